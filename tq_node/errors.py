@@ -1,0 +1,167 @@
+"""Every error that crosses a room, with what its receiver may conclude.
+
+``definite`` means: not done, and it will not be. ``retryable`` means: the same call may succeed later. ``status``, ``code``
+and ``title`` are what HTTP says (contract.md, section 3); the table of ``replication.md`` section 9 is the source.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tq_node import limits
+
+
+class TaskQueueError(Exception):
+    """Base of all. ``detail`` is one sentence for a person; it never carries a traceback or a secret."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    definite: ClassVar[bool] = True
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", *, task_id: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.task_id = task_id
+        self.retry_after_s = retry_after_s if retry_after_s is not None else (limits.RETRY_AFTER_S if self.retryable else None)
+
+
+# --- refused: the request itself is wrong ---
+class Malformed(TaskQueueError):
+    status, code, title = 400, "malformed", "Malformed request"
+
+
+class BadParameter(TaskQueueError):
+    """A query parameter that is missing or does not fit."""
+
+    status, code, title = 400, "bad_parameter", "Bad query parameter"
+
+
+class FieldError(TaskQueueError):
+    """One field of a JSON body is wrong. ``field`` is a JSON Pointer (RFC 6901)."""
+
+    status, title = 422, "Invalid field"
+
+    def __init__(self, detail: str, *, field: str, task_id: str | None = None) -> None:
+        super().__init__(detail, task_id=task_id)
+        self.field = field
+
+
+class UnknownField(FieldError):
+    code, title = "unknown_field", "Unknown field"
+
+
+class MissingField(FieldError):
+    code, title = "missing_field", "Missing field"
+
+
+class InvalidField(FieldError):
+    code, title = "invalid_field", "Invalid field"
+
+
+class BodyTooLarge(TaskQueueError):
+    status, code, title = 413, "body_too_large", "Body too large"
+
+
+class PayloadTooLarge(TaskQueueError):
+    status, code, title = 413, "payload_too_large", "Payload too large"
+
+
+class NotJson(TaskQueueError):
+    status, code, title = 415, "not_json", "Not JSON"
+
+
+class NoSuchTask(TaskQueueError):
+    status, code, title = 404, "not_found", "No such task"
+
+
+class NoSuchNode(TaskQueueError):
+    status, code, title = 404, "not_found", "No such node"
+
+
+class TaskPurged(TaskQueueError):
+    status, code, title = 410, "task_purged", "Task purged"
+
+
+class IdConflict(TaskQueueError):
+    status, code, title = 409, "id_conflict", "Same id, other content"
+
+
+class IdTooOld(TaskQueueError):
+    status, code, title = 409, "id_too_old", "Id too old"
+
+
+class AlreadyFinal(TaskQueueError):
+    status, code, title = 409, "already_final", "Task has already ended"
+
+
+class NotRetryable(TaskQueueError):
+    """``retry`` of a task that has neither failed nor been cancelled."""
+
+    status, code, title = 409, "not_retryable", "Only a failed or cancelled task can be retried"
+
+
+class LastNode(TaskQueueError):
+    """A drain or a removal that would leave the cluster without a node."""
+
+    status, code, title = 409, "last_node", "The cluster has no other node"
+
+
+class StaleAttempt(TaskQueueError):
+    """Another claim holds the task, or it has ended: what the holder of this token says no longer counts."""
+
+    status, code, title = 409, "stale_attempt", "Attempt no longer holds the task"
+
+
+# --- refused for now: nothing was done, the same call may succeed later ---
+class Busy(TaskQueueError):
+    status, code, title, retryable = 429, "busy", "Too busy", True
+
+
+class NotPrimary(TaskQueueError):
+    status, code, title, retryable = 503, "not_primary", "Not the primary", True
+
+
+class NotActive(TaskQueueError):
+    status, code, title, retryable = 503, "not_active", "Partition not active", True
+
+
+class NotReady(TaskQueueError):
+    status, code, title, retryable = 503, "not_ready", "Node not ready", True
+
+
+class Draining(TaskQueueError):
+    status, code, title, retryable = 503, "draining", "Node is stopping", True
+
+
+class NotEnoughReplicas(TaskQueueError):
+    status, code, title, retryable = 503, "not_enough_replicas", "Not enough in-sync copies", True
+
+
+class NoController(TaskQueueError):
+    status, code, title, retryable = 503, "no_controller", "No leader", True
+
+
+class NotConfirmed(TaskQueueError):
+    status, code, title, retryable = 503, "not_confirmed", "Read could not be proven fresh", True
+
+
+class DiskReserve(TaskQueueError):
+    status, code, title, retryable = 503, "disk_full", "Disk nearly full", True
+
+
+# --- unknown: it may have happened ---
+class OutcomeUnknown(TaskQueueError):
+    """Appended, but not known to be committed in time: ask for the task by its id, or send again with the same id."""
+
+    status, code, title, definite = 504, "outcome_unknown", "Outcome unknown", False
+
+
+# --- broken: the process must stop ---
+class StoreBroken(Exception):
+    """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process ends with code 74."""
+
+
+class Divergence(Exception):
+    """A row effect met a revision that it does not follow: this copy is not what the log says (section 3)."""

@@ -1,0 +1,282 @@
+"""What `api` and `work` may see of the queue: one Protocol, and the values that go in and out.
+
+The implementation is ``tq_node.runtime.queue.NodeQueue``; the composition root hands it over. Every Deferred fires in the
+reactor thread, belongs to its caller alone, and may be cancelled without harm to anybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from tq_node.errors import TaskQueueError
+from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow, Token, Transition
+
+
+class Submission(msgspec.Struct, gc=False):
+    """One submit, validated, as sent: what was not said is None, and is filled in where the task's type has a default.
+
+    ``payload`` is compact JSON. ``id`` None: the node makes one. ``delay_us`` and ``run_at_us`` exclude one another.
+    ``content_hash`` covers the fields as sent; it is needed only where ``id`` is given.
+    """
+
+    type: str
+    payload: bytes
+    id: str | None = None
+    queue: str | None = None
+    priority: int | None = None
+    delay_us: int | None = None
+    run_at_us: int | None = None
+    max_attempts: int | None = None
+    timeout_ms: int | None = None
+    backoff: Backoff | None = None
+    tags: dict[str, str] | None = None
+    content_hash: bytes = b""
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """``created`` is False where the same id with the same content was there already; ``node`` is the primary's name."""
+
+    task_id: str
+    state: State
+    node: str
+    created: bool
+
+
+class TypeDefaults(msgspec.Struct, frozen=True):
+    """What ``@task`` says for its type; None where it says nothing."""
+
+    queue: str | None = None
+    max_attempts: int | None = None
+    timeout_ms: int | None = None
+    backoff: Backoff | None = None
+
+
+class ListQuery(msgspec.Struct, frozen=True):
+    """``/tasks/list`` after validation. Each ``_not`` flag turns its set into the complement."""
+
+    states: frozenset[int] | None = None
+    states_not: bool = False
+    types: frozenset[str] | None = None
+    types_not: bool = False
+    queues: frozenset[str] | None = None
+    queues_not: bool = False
+    nodes: frozenset[str] | None = None
+    nodes_not: bool = False
+    text: str | None = None
+    role: str | None = None
+    sort: str = "id"
+    descending: bool = False
+    cursor: tuple[int, str] | None = None
+    limit: int = 1000
+    cluster: bool = False
+
+
+class ListedTask(msgspec.Struct, frozen=True, gc=False):
+    row: TaskRow
+    role: str
+    """primary or replica"""
+    node: str
+    """name of the primary"""
+
+
+class TaskPage(msgspec.Struct, frozen=True):
+    tasks: list[ListedTask]
+    next: tuple[int, str] | None
+    missing: list[str] = []
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``."""
+
+    primary: list[int]
+    replica: list[int]
+    missing: list[str] = []
+
+
+class Read(msgspec.Struct, frozen=True, gc=False):
+    """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven fresh."""
+
+    row: TaskRow
+    node: str
+    age_s: float | None = None
+
+
+class EventBatch(msgspec.Struct, frozen=True):
+    """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked for is too old."""
+
+    first_id: int
+    transitions: list[Transition]
+    reset: bool = False
+
+
+class Subscription(Protocol):
+    def close(self) -> None: ...
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """The right to run one attempt, committed. ``payload`` is JSON."""
+
+    task_id: str
+    task_type: str
+    payload: bytes
+    partition: int
+    attempt: int
+    token: Token
+    timeout_ms: int | None
+
+
+class Notes(msgspec.Struct, frozen=True, gc=False):
+    """What a running attempt has said since the last time. ``dropped`` counts lines that were over a bound."""
+
+    progress: Progress | None = None
+    lines: tuple[LogLine, ...] = ()
+    dropped: int = 0
+
+
+class Completed(msgspec.Struct, frozen=True, gc=False):
+    """``result`` is compact JSON, at most ``limits.RESULT_BYTES_MAX``."""
+
+    result: bytes
+
+
+class AttemptFailed(msgspec.Struct, frozen=True, gc=False):
+    """``retry_in_ms``: the handler asked for this delay (``Retry``). ``final``: no further attempt (``Reject``, no handler)."""
+
+    error: TaskError
+    retry_in_ms: int | None = None
+    final: bool = False
+
+
+class Released(msgspec.Struct, frozen=True, gc=False):
+    """The attempt was given back and spends nothing: the node is stopping."""
+
+
+Outcome = Completed | AttemptFailed | Released
+
+
+class Worker(Protocol):
+    """What the queue tells whoever runs tasks. Both are hints or orders without answers; neither may raise."""
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+
+    def stop_attempt(self, task_id: str, token: Token) -> None:
+        """The attempt no longer holds its task (cancelled): stop its handler."""
+
+
+class ClusterNode(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    http: str
+    peer: str
+    status: str
+    voter: bool
+    """``HOST:PORT`` for both addresses."""
+
+
+class ClusterView(msgspec.Struct, frozen=True):
+    cluster_id: str
+    cluster_name: str
+    nodes: list[ClusterNode]
+    leader: str | None
+    term: int
+    partition_count: int
+    replication_factor: int
+
+
+class PartitionView(msgspec.Struct, frozen=True):
+    """Names, not ids. ``in_sync`` has the primary first."""
+
+    partition: int
+    primary: str | None
+    replicas: list[str]
+    in_sync: list[str]
+    epoch: int
+    version: int
+    last_sequence: int | None
+    committed_sequence: int | None
+    lag: dict[str, int]
+    adding: list[str]
+    removing: list[str]
+    state: str
+
+
+class NotReadyReason(msgspec.Struct, frozen=True):
+    code: str
+    detail: str
+
+
+class TaskQueue(Protocol):
+    """Every method that returns a Deferred may fail with a TaskQueueError; what it means stands there."""
+
+    @property
+    def node_name(self) -> str: ...
+
+    # --- for api/ ---
+    def submit(self, submission: Submission) -> Deferred[Accepted]:
+        """Fires once the task is durable on every in-sync copy.
+
+        :raises IdConflict, IdTooOld, Busy, DiskReserve, NotReady, Draining, OutcomeUnknown: (through the Deferred)
+        """
+
+    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
+        """One result for each, in order; fires once all that were accepted are durable."""
+
+    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
+        """The committed state; with ``wait_s`` as soon as the task is final, else as it is then.
+
+        :raises NoSuchTask, TaskPurged, NotConfirmed: (through the Deferred)
+        """
+
+    def list(self, query: ListQuery) -> Deferred[TaskPage]: ...
+
+    def stats(self, *, cluster: bool = False) -> Deferred[Stats]: ...
+
+    def cancel(self, task_id: str) -> Deferred[TaskRow]: ...
+
+    def retry(self, task_id: str) -> Deferred[TaskRow]: ...
+
+    def pause(self, queue: str) -> Deferred[None]: ...
+
+    def resume(self, queue: str) -> Deferred[None]: ...
+
+    def paused_queues(self) -> frozenset[str]: ...
+
+    def watch(self, observer: Callable[[EventBatch], None], *, after_id: int | None = None) -> Subscription:
+        """Call ``observer`` with every batch of committed transitions of this node's primaries, from now or from behind
+        ``after_id`` (the first call then comes at once, with ``reset`` where that is too old)."""
+
+    def cluster(self) -> ClusterView: ...
+
+    def partition_views(self) -> Sequence[PartitionView]: ...
+
+    def not_ready(self) -> Sequence[NotReadyReason]:
+        """Why the node can't serve; empty when it can."""
+
+    def backup(self) -> Deferred[str]:
+        """An online snapshot of this node's store in its data directory; fires with the path."""
+
+    def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
+        """For each queue that has ever been seen by this process (0.0 where nothing waits)."""
+
+    # --- for work/ ---
+    def attach(self, worker: Worker) -> None: ...
+
+    def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
+        """Claim up to ``limit`` due tasks, the highest rank first. Fires when the claims are committed; may be empty.
+
+        Never fails for want of work; while the node is not ready or is stopping it fires empty.
+        """
+
+    def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
+        """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds the task."""
+
+    def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
+        """Keep progress and log lines with the task. :raises StaleAttempt: as for ``finish``."""
+
+    def lease_ms(self, partition: int) -> int:
+        """How long, from now, an attempt in this partition may go on running before it must be confirmed again."""

@@ -1,0 +1,128 @@
+"""Every bound, timeout and retry interval in one place, with the relations between them asserted at import.
+
+Units are the last word of each name. What an option can change is a default here and says so.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# --- what a submitter may send (contract.md, sections 2 and 6) ---
+TASK_ID_CHARS_MAX = 200
+TASK_TYPE_CHARS_MAX = 100
+QUEUE_CHARS_MAX = 100
+TAGS_MAX = 20
+TAG_CHARS_MAX = 200
+PRIORITY_MAX = 9
+PRIORITY_DEFAULT = 5
+MAX_ATTEMPTS_DEFAULT = 3
+MAX_ATTEMPTS_MAX = 100
+TIMEOUT_S_MAX = 30 * 86_400
+DELAY_S_MAX = 10 * 365 * 86_400
+BACKOFF_S_MAX = 30 * 86_400
+BATCH_TASKS_MAX = 10_000
+BODY_BYTES_MAX = 16 * MIB
+"""Default of ``--max-body``."""
+PAYLOAD_BYTES_MAX = 1 * MIB
+"""Default of ``--max-payload``."""
+RESULT_BYTES_MAX = 1 * MIB
+JSON_DEPTH_MAX = 200
+QUEUES_MAX = 1_000
+"""Different queue names with tasks on one node; one more is refused as busy."""
+OPEN_TASKS_MAX = 2_000_000
+"""Tasks on one node that have not ended; each costs about 100 bytes of memory in the ready and due heaps."""
+
+# --- what is kept with a task ---
+ERROR_TYPE_CHARS_MAX = 200
+ERROR_MESSAGE_CHARS_MAX = 2_000
+ERROR_TRACEBACK_CHARS_MAX = 8_000
+ATTEMPTS_KEPT_MAX = 100
+TRACEBACKS_KEPT_MAX = 5
+"""Older attempts keep their error's type and message, not the traceback."""
+PROGRESS_NOTE_CHARS_MAX = 500
+LOG_LINES_MAX = 100
+LOG_LINE_CHARS_MAX = 500
+LOST_ATTEMPTS_MAX = 3
+
+# --- ordering ---
+AGE_STEP_MS = 60_000
+"""A task waits at most (difference of priorities) times this behind tasks that became due after it."""
+
+# --- waiting and reading ---
+WAIT_S_MAX = 60
+LIST_LIMIT_DEFAULT = 1_000
+LIST_LIMIT_MAX = 10_000
+LIST_SCAN_ROWS_MAX = 50_000
+LIST_BYTES_MAX = 4 * MIB
+EVENTS_KEPT_MAX = 10_000
+EVENT_CLIENTS_MAX = 100
+EVENT_CLIENT_BACKLOG_MAX = 5_000
+EVENT_COMMENT_S = 15.0
+STATUS_WAITERS_MAX = 10_000
+
+# --- log, store ---
+ENTRY_BYTES_AIM = 256 * KIB
+ENTRY_BYTES_MAX = PAYLOAD_BYTES_MAX + 64 * KIB
+UNAPPLIED_BYTES_MAX = 64 * MIB
+UNAPPLIED_ROWS_MAX = 100_000
+"""Committed row effects that wait to be written to the rows; past either bound submits are refused as busy."""
+APPLY_ROWS_PER_COMMIT = 1_000
+APPLY_LAG_MS = 50
+UNCOMMITTED_BYTES_MAX = 64 * MIB
+"""Bytes of entries proposed and not yet durable; past it submits are refused as busy."""
+ROW_CACHE_BYTES_MAX = 32 * MIB
+INLINE_SPEC_BYTES_MAX = 2 * KIB
+"""A longer spec is kept apart from the row, so that a change of state does not rewrite it."""
+WAL_CHECKPOINT_BYTES = 16 * MIB
+WAL_BYTES_MAX = 256 * MIB
+MIN_FREE_DISK_BYTES = 256 * MIB
+"""Default of ``--min-free-disk``: below it new work is refused, completions are still accepted."""
+DISK_FLOOR_BYTES = 32 * MIB
+"""Below it the node stops in order rather than failing in the middle of a commit."""
+DISK_CHECK_S = 1.0
+RETENTION_S = 24 * 3600
+DEDUPE_WINDOW_S = 24 * 3600
+HORIZON_GROWTH_MAX_US_PER_US = 1
+PURGE_EVERY_S = 5.0
+PURGE_ROWS_PER_ROUND = 2_000
+
+# --- running tasks ---
+CONCURRENCY_DEFAULT = 16
+SAFETY_NET_S = 2.0
+"""Dispatch is by events; this loop finds what an event missed: due, lost, orphaned."""
+LEASE_MS = 15_000
+LEASE_MARGIN_MS = 1_000
+LEASE_RENEW_MS = 4_000
+CANCEL_GRACE_MS = 5_000
+STOP_TIMEOUT_S = 25
+NOTE_INTERVAL_MS = 1_000
+CHILD_START_MS_MAX = 30_000
+CHILD_FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * KIB
+CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX = 1 * MIB
+CHILD_TASKS_MAX = 100_000
+"""A worker process is replaced after so many tasks, so that a leak in a handler stays bounded."""
+CHILD_IDLE_S_MAX = 60.0
+CHILD_SPARES = 2
+
+# --- HTTP ---
+COMMIT_WAIT_S = 10.0
+"""How long a caller waits for a commit before it hears that the outcome is not known."""
+RETRY_AFTER_S = 1
+HTTP_CONNECTIONS_MAX = 10_000
+HTTP_IDLE_S = 75
+REQUEST_ID_CHARS_MAX = 200
+REQUESTS_IN_FLIGHT_MAX = 4_096
+LOOP_LAG_SAMPLE_S = 0.25
+
+# --- partitions ---
+PARTITIONS_DEFAULT = 64
+PARTITIONS_MAX = 1_024
+REPLICATION_FACTOR_DEFAULT = 3
+
+assert PAYLOAD_BYTES_MAX < BODY_BYTES_MAX, "a payload must fit into a body"
+assert ENTRY_BYTES_AIM < ENTRY_BYTES_MAX
+assert RESULT_BYTES_MAX < CHILD_FRAME_BYTES_MAX
+assert LEASE_RENEW_MS * 3 < LEASE_MS - LEASE_MARGIN_MS, "a lease survives two lost renewals"
+assert LIST_LIMIT_MAX <= LIST_SCAN_ROWS_MAX
+assert DISK_FLOOR_BYTES < MIN_FREE_DISK_BYTES
