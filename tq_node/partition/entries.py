@@ -19,11 +19,15 @@ class EpochStart(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Put(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """A task's row after a change. ``spec`` is there only where the row is born (``expected_rev`` 0)."""
+    """A task's row after a change. ``spec`` is there only where the row is born (``expected_rev`` 0).
+
+    ``was`` is the state before, -1 at birth: whoever applies the effect can keep its counts without reading the row.
+    """
 
     id: str
     expected_rev: int
     rev: int
+    was: int
     state: int
     run_at_us: int
     ended_us: int
@@ -36,6 +40,7 @@ class PutTombstone(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2
 
     id: str
     expected_rev: int
+    was: int
     content_hash: bytes
     at_us: int
 

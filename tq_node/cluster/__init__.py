@@ -1,0 +1,1 @@
+"""PURE. What the metadata of the cluster decides: so far, which partition a task belongs to."""

@@ -1,0 +1,111 @@
+"""What may start, in order: one heap over all partitions that a node leads.
+
+Entries are bytes, not objects: a million of them cost about 100 MB and nothing to the garbage collector, and comparing them
+is one memcmp. They are hints: an entry says that a task was pending (or scheduled) when it was pushed; whoever pops it
+looks at the row.
+
+**Order.** The rank of a task is the time it became due, plus ``AGE_STEP_MS`` for each priority below 9; the smallest rank
+starts first. So of two tasks that are due the higher priority starts first, unless the lower one has been due for longer
+by (difference of priorities) x ``AGE_STEP_MS``: that is the bound on starving. Priority 0 waits at most nine steps, nine
+minutes, behind any number of tasks of priority 9 that became due after it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+
+from tq_node import limits
+
+_AGE_STEP_US = limits.AGE_STEP_MS * 1000
+_head = struct.Struct(">QH")
+_pack = _head.pack
+_unpack_from = _head.unpack_from
+_HEAD_BYTES = _head.size
+
+
+def rank_us(run_at_us: int, priority: int) -> int:
+    """The place in line, microseconds; smaller starts first."""
+    return run_at_us + (limits.PRIORITY_MAX - priority) * _AGE_STEP_US
+
+
+class ReadySet:
+    """Pending tasks by rank. Tasks of a paused queue are set aside when they are met, and come back at ``resume``."""
+
+    def __init__(self) -> None:
+        self._heap: list[bytes] = []
+        self._parked: dict[str, list[bytes]] = {}
+        self._paused: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, task_id: str, partition: int, queue: str, priority: int, run_at_us: int) -> None:
+        key = _pack(rank_us(run_at_us, priority), partition) + f"{queue}\0{task_id}".encode()
+        heapq.heappush(self._heap, key)
+
+    def extend(self, tasks: list[tuple[str, int, str, int, int]]) -> None:
+        """Many at once (task_id, partition, queue, priority, run_at_us): for building the heap anew."""
+        for task_id, partition, queue, priority, run_at_us in tasks:
+            self._heap.append(_pack(rank_us(run_at_us, priority), partition) + f"{queue}\0{task_id}".encode())
+        heapq.heapify(self._heap)
+
+    def pop(self) -> tuple[str, int] | None:
+        """The (task_id, partition) of least rank whose queue is not paused; None where there is none."""
+        while self._heap:
+            key = heapq.heappop(self._heap)
+            queue, _, task_id = key[_HEAD_BYTES:].decode().partition("\0")
+            if queue in self._paused:
+                self._parked.setdefault(queue, []).append(key)
+                continue
+            return task_id, _unpack_from(key)[1]
+        return None
+
+    def pause(self, queue: str) -> None:
+        self._paused.add(queue)
+
+    def resume(self, queue: str) -> None:
+        self._paused.discard(queue)
+        for key in self._parked.pop(queue, ()):
+            heapq.heappush(self._heap, key)
+
+    def drop_partition(self, partition: int) -> None:
+        """Forget every task of a partition that this node no longer leads."""
+        self._heap = [key for key in self._heap if _unpack_from(key)[1] != partition]
+        heapq.heapify(self._heap)
+        for queue, keys in list(self._parked.items()):
+            self._parked[queue] = [key for key in keys if _unpack_from(key)[1] != partition]
+
+
+class DueSet:
+    """Scheduled tasks by the time at which they become due."""
+
+    def __init__(self) -> None:
+        self._heap: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, task_id: str, partition: int, run_at_us: int) -> None:
+        heapq.heappush(self._heap, _pack(run_at_us, partition) + task_id.encode())
+
+    def extend(self, tasks: list[tuple[str, int, int]]) -> None:
+        """Many at once (task_id, partition, run_at_us)."""
+        self._heap += [_pack(run_at_us, partition) + task_id.encode() for task_id, partition, run_at_us in tasks]
+        heapq.heapify(self._heap)
+
+    def next_us(self) -> int | None:
+        """When the earliest becomes due, wall clock."""
+        return _unpack_from(self._heap[0])[0] if self._heap else None
+
+    def pop_due(self, now_us: int, limit: int) -> list[tuple[str, int]]:
+        """Up to ``limit`` (task_id, partition) whose time has come, earliest first."""
+        due: list[tuple[str, int]] = []
+        while self._heap and len(due) < limit and _unpack_from(self._heap[0])[0] <= now_us:
+            key = heapq.heappop(self._heap)
+            due.append((key[_HEAD_BYTES:].decode(), _unpack_from(key)[1]))
+        return due
+
+    def drop_partition(self, partition: int) -> None:
+        self._heap = [key for key in self._heap if _unpack_from(key)[1] != partition]
+        heapq.heapify(self._heap)

@@ -1,0 +1,1 @@
+"""Drivers that join the pure cores to clock, store and (later) wire; ``queue`` is the facade's implementation."""

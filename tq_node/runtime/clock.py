@@ -1,0 +1,93 @@
+"""The one place with timers: monotonic time for intervals, a wall clock that never goes back, loops that survive a bad round.
+
+``replication.md`` R19 and F39: nothing that protects safety reads the wall clock, and Twisted's timers run on monotonic time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+_log = Logger(namespace="taskqueue.clock")
+
+
+def make_reactor_monotonic(reactor: Any) -> None:
+    """Put the reactor's timers on the monotonic clock. Must run before the first ``callLater`` (F39, twisted/twisted#2424).
+
+    :raises RuntimeError: a timer exists already; on two clocks at once it would fire at a senseless time.
+    """
+    if reactor.seconds is time.monotonic:
+        return
+    if reactor.getDelayedCalls():
+        raise RuntimeError("the reactor has timers already; its clock can't be made monotonic any more")
+    reactor.seconds = time.monotonic
+
+
+class WallClock:
+    """Calendar time in microseconds for what is stored or shown: never goes back, and never stands still.
+
+    After a step back of the system's clock it goes on from where it was at the monotonic clock's rate, so that a delay of five
+    seconds stays five seconds; after a step forward it follows at once. ``not_before_us`` is the greatest time found in the
+    store at start (replication.md, section 8, schedules).
+    """
+
+    def __init__(
+        self,
+        wall_ns: Callable[[], int] = time.time_ns,
+        mono_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._wall_ns = wall_ns
+        self._mono_ns = mono_ns
+        self._base_wall_us = wall_ns() // 1000
+        self._base_mono_us = mono_ns() // 1000
+
+    def __call__(self) -> int:
+        carried = self._base_wall_us + self._mono_ns() // 1000 - self._base_mono_us
+        wall = self._wall_ns() // 1000
+        if wall > carried:
+            # Re-anchored, so that slow drift between the two clocks is followed and a step back later starts from here.
+            self._base_wall_us, self._base_mono_us = wall, self._mono_ns() // 1000
+            return wall
+        return carried
+
+    def not_before(self, at_us: int) -> None:
+        """Never tell a time before ``at_us`` from here on."""
+        if self() < at_us:
+            self._base_wall_us, self._base_mono_us = at_us, self._mono_ns() // 1000
+
+
+class Clock:
+    """Timers over any ``IReactorTime`` (a ``task.Clock`` in tests), and the wall clock beside it."""
+
+    def __init__(self, reactor: IReactorTime, wall: WallClock | None = None) -> None:
+        self._reactor = reactor
+        self.wall_us = wall if wall is not None else WallClock()
+
+    def now_ms(self) -> int:
+        """Monotonic milliseconds; they mean nothing outside this process."""
+        return int(self._reactor.seconds() * 1000)
+
+    def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> IDelayedCall:
+        return self._reactor.callLater(seconds, call, *args)
+
+    def every(self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str) -> tuple[LoopingCall, Deferred[Any]]:
+        """Call now and then each ``seconds``; a round that raises is logged and the next one comes all the same.
+
+        Returns the loop, and the Deferred that fires once it is stopped *and* its last round is over.
+        """
+
+        async def round_() -> None:
+            with _log.failuresHandled("{what} failed", what=what, event="loop_round_failed"):
+                result = call()
+                if result is not None:
+                    await result
+
+        loop = LoopingCall(lambda: Deferred.fromCoroutine(round_()))
+        loop.clock = self._reactor
+        return loop, loop.start(seconds)

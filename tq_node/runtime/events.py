@@ -1,0 +1,65 @@
+"""The transitions of this node's primaries: a bounded memory, and whoever watches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+from twisted.logger import Logger
+
+from tq_node import limits
+from tq_node.facade import EventBatch
+from tq_node.types import TaskRow, Transition
+
+_log = Logger(namespace="taskqueue.events")
+
+Change = tuple[Transition, TaskRow]
+"""What a commit brings as news: the transition, and the row as it is after it."""
+
+
+class _Watcher:
+    def __init__(self, log: EventLog, observer: Callable[[EventBatch], None]) -> None:
+        self._log = log
+        self.observer = observer
+
+    def close(self) -> None:
+        self._log.forget(self)
+
+
+class EventLog:
+    """Ids count up from ``first_id``, which each start of the node sets above every id of earlier starts."""
+
+    def __init__(self, first_id: int) -> None:
+        self._next_id = first_id
+        self._kept: deque[Transition] = deque(maxlen=limits.EVENTS_KEPT_MAX)
+        self._watchers: list[_Watcher] = []
+
+    def publish(self, transitions: list[Transition]) -> None:
+        first = self._next_id
+        self._next_id += len(transitions)
+        self._kept.extend(transitions)
+        if not self._watchers:
+            return
+        batch = EventBatch(first, transitions)
+        for watcher in list(self._watchers):
+            # One observer's fault is not another's, nor the commit's.
+            with _log.failuresHandled("a watcher failed", event="watcher_failed"):
+                watcher.observer(batch)
+
+    def watch(self, observer: Callable[[EventBatch], None], after_id: int | None) -> _Watcher:
+        """See ``facade.TaskQueue.watch``."""
+        watcher = _Watcher(self, observer)
+        self._watchers.append(watcher)
+        if after_id is not None:
+            oldest = self._next_id - len(self._kept)
+            if after_id + 1 < oldest or after_id >= self._next_id:
+                observer(EventBatch(self._next_id, [], reset=True))
+            elif after_id + 1 < self._next_id:
+                missed = list(islice(self._kept, after_id + 1 - oldest, None))
+                observer(EventBatch(after_id + 1, missed))
+        return watcher
+
+    def forget(self, watcher: _Watcher) -> None:
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)

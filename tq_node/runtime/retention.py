@@ -1,0 +1,75 @@
+"""What ended long ago goes: rows after the retention, tombstones behind the horizon (replication.md, section 9)."""
+
+from __future__ import annotations
+
+from tq_node import limits
+from tq_node.partition.entries import DeleteTombstone, Horizon
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.ids import made_at_us
+from tq_node.runtime.rows import Slot
+from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.table import TaskTable
+from tq_node.store.api import Store
+
+_HORIZON_STEP_US = 60 * 1_000_000
+"""The horizon moves in steps of a minute, so that an idle node does not write for it all the time."""
+
+
+class Retention:
+    """One round at a time, bounded; ``PURGE_EVERY_S`` apart.
+
+    The horizon only grows, and never faster than the monotonic clock: a wall clock that runs away can make the node refuse
+    old ids too early, but never forget one too early (I17).
+    """
+
+    def __init__(
+        self, table: TaskTable, store: Store, clock: Clock, settings: QueueSettings, horizons: dict[int, int]
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._horizons = horizons
+        self._grown_ms = clock.now_ms()
+
+    async def round(self) -> None:
+        """Purge what is due, move the horizon, forget tombstones behind it."""
+        await self._purge()
+        self._grow()
+        await self._forget()
+
+    async def _purge(self) -> None:
+        now_us = self._clock.wall_us()
+        before_us = now_us - self._settings.retention_ms * 1000
+        stored = await self._store.ended_before(before_us, limits.PURGE_ROWS_PER_ROUND)
+        # Decided on the resident rows: one may have been retried since the store was asked.
+        found = await self._table.load([row.id for row in stored])
+        for slot in found.values():
+            if not isinstance(slot, Slot) or slot.row is None or slot.row.ended_us is None:
+                continue
+            if slot.row.ended_us < before_us:
+                # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
+                at_us = made_at_us(slot.row.spec.id)
+                self._table.bury(slot, now_us if at_us is None else at_us)
+
+    def _grow(self) -> None:
+        now_ms = self._clock.now_ms()
+        elapsed_us = (now_ms - self._grown_ms) * 1000
+        if elapsed_us < _HORIZON_STEP_US:
+            return
+        self._grown_ms = now_ms
+        wanted_us = self._clock.wall_us() - self._settings.dedupe_window_ms * 1000
+        for partition, log in enumerate(self._table.driver.logs):
+            at_us = min(wanted_us, self._horizons.get(partition, 0) + elapsed_us)
+            # A partition that nothing has happened in needs no horizon: it has no tombstone to forget.
+            if log.last_sequence > log.barrier and at_us > self._horizons.get(partition, 0):
+                self._horizons[partition] = at_us
+                self._table.driver.propose(partition, Horizon(at_us), 8)
+
+    async def _forget(self) -> None:
+        if not self._horizons:
+            return
+        least_us, most_us = min(self._horizons.values()), max(self._horizons.values())
+        for tombstone in await self._store.tombstones_before(most_us, limits.PURGE_ROWS_PER_ROUND):
+            if tombstone.at_us < self._horizons.get(tombstone.partition, least_us):
+                self._table.driver.propose(tombstone.partition, DeleteTombstone(tombstone.id), 32)

@@ -1,0 +1,97 @@
+"""The rows in memory: those with changes that the store does not show yet, and a bounded cache of others.
+
+A row changes only while it is resident here, and a row that is loaded stays out of the store's hands until the load is over:
+so nobody ever decides on a row that has been overtaken.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tq_node import limits
+from tq_node.types import TaskRow
+
+_ROW_OVERHEAD_BYTES = 1_000
+
+
+class Slot(msgspec.Struct, gc=False):
+    """The newest row of one task, proposed or older. ``row`` None: it is being purged (``content_hash`` is kept meanwhile).
+
+    ``sequence``: the entry of the newest change, 0 where the row is as the store has it.
+    """
+
+    partition: int
+    row: TaskRow | None
+    sequence: int = 0
+    content_hash: bytes = b""
+    claimed: int = 0
+    """The entry of the latest claim that was proposed while the row has been resident."""
+
+
+class RowTable:
+    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past ``bytes_max``."""
+
+    def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
+        self._slots: dict[str, Slot] = {}
+        self._clean: dict[str, int] = {}
+        self._clean_bytes = 0
+        self._bytes_max = bytes_max
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def clean_bytes(self) -> int:
+        return self._clean_bytes
+
+    def get(self, task_id: str) -> Slot | None:
+        slot = self._slots.get(task_id)
+        if slot is not None and slot.sequence == 0:
+            cost = self._clean.pop(task_id)
+            self._clean[task_id] = cost
+        return slot
+
+    def add_dirty(self, task_id: str, slot: Slot) -> None:
+        """A row that is born with the entry ``slot.sequence``."""
+        self._slots[task_id] = slot
+
+    def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
+        """A change is proposed: the row becomes dirty."""
+        if slot.sequence == 0:
+            cost = self._clean.pop(task_id, None)
+            if cost is not None:
+                self._clean_bytes -= cost
+            else:
+                # Dropped from the cache in the very turn that loaded it, by larger rows of the same load.
+                assert task_id not in self._slots, "two rows in memory for one task"
+                self._slots[task_id] = slot
+        slot.row = row
+        slot.sequence = sequence
+
+    def add_clean(self, task_id: str, row: TaskRow) -> Slot:
+        """A row just read from the store; the resident one wins where there is one."""
+        slot = self._slots.get(task_id)
+        if slot is None:
+            slot = self._slots[task_id] = Slot(row.partition, row)
+            self._keep(task_id, row)
+        return slot
+
+    def applied(self, task_id: str, sequence: int) -> None:
+        """The store shows every change of this task up to ``sequence``."""
+        slot = self._slots.get(task_id)
+        if slot is None or slot.sequence == 0 or slot.sequence > sequence:
+            return
+        if slot.row is None:
+            del self._slots[task_id]
+            return
+        slot.sequence = 0
+        self._keep(task_id, slot.row)
+
+    def _keep(self, task_id: str, row: TaskRow) -> None:
+        cost = _ROW_OVERHEAD_BYTES + len(row.spec.payload) + (len(row.result) if row.result is not None else 0)
+        self._clean[task_id] = cost
+        self._clean_bytes += cost
+        while self._clean_bytes > self._bytes_max:
+            oldest = next(iter(self._clean))
+            self._clean_bytes -= self._clean.pop(oldest)
+            del self._slots[oldest]

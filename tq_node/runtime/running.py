@@ -1,0 +1,265 @@
+"""The life of attempts: due, claimed, noted, finished, lost. Tells the worker, hears the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from tq_node import limits
+from tq_node.errors import StaleAttempt, TaskQueueError
+from tq_node.facade import AttemptFailed, Claim, Completed, Notes, Outcome, Released, Worker
+from tq_node.partition.tasks import Complete, Due, Event, Fail, Lose, Note, Release
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.rows import Slot
+from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.submitting import NodeStatus
+from tq_node.runtime.table import Found, TaskTable, existing
+from tq_node.runtime.waiters import Wait
+from tq_node.types import State, Token
+
+_log = Logger(namespace="taskqueue.running")
+DUE_ROUND_MAX = 1_000
+"""Scheduled tasks made pending in one turn of the reactor; the rest follow in the next."""
+FOREVER_S = 86_400.0
+
+
+class Running:
+    """Attempts of the tasks of this node's partitions."""
+
+    def __init__(
+        self,
+        table: TaskTable,
+        clock: Clock,
+        settings: QueueSettings,
+        status: NodeStatus,
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._settings = settings
+        self._status = status
+        self._worker: Worker | None = None
+        self._claims: dict[str, Claim] = {}
+        """Attempts that the worker holds, by task id."""
+        self._due_call: IDelayedCall | None = None
+
+    @property
+    def held(self) -> int:
+        return len(self._claims)
+
+    def attach(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def wake(self) -> None:
+        if self._worker is not None and self._status.is_active:
+            self._worker.wake()
+
+    # --- due ---
+    def schedule_due(self) -> None:
+        """Set the timer to the earliest due time."""
+        due_us = self._table.due.next_us()
+        if due_us is None or not self._status.is_active:
+            return
+        wait_s = min(max(0.0, (due_us - self._clock.wall_us()) / 1e6), FOREVER_S)
+        if self._due_call is not None and self._due_call.active():
+            if self._due_call.getTime() <= self._clock.now_ms() / 1000 + wait_s:
+                return
+            self._due_call.cancel()
+        self._due_call = self._clock.call_later(wait_s, self._due_now)
+
+    def _due_now(self) -> None:
+        self._due_call = None
+        self.find_due()
+
+    def find_due(self) -> None:
+        """Make every scheduled task pending whose time has come; also called by the safety net."""
+        if not self._status.is_active:
+            return
+        now_us = self._clock.wall_us()
+        due = self._table.due.pop_due(now_us, DUE_ROUND_MAX)
+        if due:
+            self._table.load([task_id for task_id, _ in due]).addCallbacks(self._make_pending, self._not_loaded)
+        else:
+            self.schedule_due()
+
+    def _make_pending(self, found: dict[str, Found]) -> None:
+        now_us = self._clock.wall_us()
+        for slot in found.values():
+            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
+            if isinstance(slot, Slot) and slot.row is not None and slot.row.state is State.SCHEDULED:
+                if slot.row.run_at_us <= now_us:
+                    self._table.change(slot, Due(now_us), now_us)
+        self.schedule_due()
+
+    # --- claim ---
+    def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
+        """See ``facade.TaskQueue.claim``."""
+        if not self._status.is_active or self._status.is_stopping or limit <= 0:
+            return succeed([])
+        claims: list[Claim] = []
+        places: dict[int, int] = {}
+        cold = self._claim_resident(limit, claims, places)
+        if not cold:
+            return self._when_claimed(claims, places)
+        done: Deferred[Sequence[Claim]] = Deferred()
+        self._claim_cold(limit, cold, claims, places, done)
+        return done
+
+    def _claim_resident(self, limit: int, claims: list[Claim], places: dict[int, int]) -> list[str]:
+        """Claim what is in memory, by rank; returns the ids that are not."""
+        ready = self._table.ready
+        find = self._table.find
+        cold: list[str] = []
+        now_us = self._clock.wall_us()
+        while len(claims) + len(cold) < limit:
+            next_one = ready.pop()
+            if next_one is None:
+                break
+            slot = find(next_one[0])
+            if slot is None:
+                cold.append(next_one[0])
+            else:
+                self._claim_one(slot, now_us, claims, places)
+        return cold
+
+    def _claim_one(self, slot: Slot, now_us: int, claims: list[Claim], places: dict[int, int]) -> None:
+        row = self._table.claim(slot, self._settings.node_name, now_us)
+        if row is None:
+            return
+        spec = row.spec
+        assert row.token is not None
+        claim = Claim(spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms)
+        claims.append(claim)
+        self._claims[spec.id] = claim
+        places[slot.partition] = slot.sequence
+
+    def _claim_cold(
+        self, limit: int, cold: list[str], claims: list[Claim], places: dict[int, int], done: Deferred[Sequence[Claim]]
+    ) -> None:
+        def loaded(found: dict[str, Found]) -> None:
+            now_us = self._clock.wall_us()
+            for slot in found.values():
+                if isinstance(slot, Slot):
+                    self._claim_one(slot, now_us, claims, places)
+            more = self._claim_resident(limit, claims, places)
+            if more:
+                self._claim_cold(limit, more, claims, places, done)
+            else:
+                self._when_claimed(claims, places).chainDeferred(done)
+
+        self._table.load(cold).addCallbacks(loaded, done.errback)
+
+    def _when_claimed(self, claims: list[Claim], places: dict[int, int]) -> Deferred[Sequence[Claim]]:
+        if not claims:
+            return succeed(claims)
+        wait = Wait(claims, self._clock.now_ms(), len(places), patient=True)
+        out: Deferred[Sequence[Claim]] = Deferred()
+
+        def committed(claims: Sequence[Claim]) -> None:
+            if out.called:
+                # Whoever asked has gone meanwhile; an attempt that nobody runs is given back.
+                for claim in claims:
+                    self.finish(claim, Released()).addErrback(lambda _: None)
+            else:
+                # One that was cancelled before its claim was committed is not even started.
+                out.callback([claim for claim in claims if self._claims.get(claim.task_id) is claim])
+
+        self._table.driver.when_committed(wait, places.items()).addCallbacks(
+            cast("Callable[[object], None]", committed), out.errback
+        )
+        return out
+
+    # --- what a worker says ---
+    def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
+        """See ``facade.TaskQueue.note``."""
+        return self._say(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
+
+    def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
+        """See ``facade.TaskQueue.finish``."""
+        now_us = self._clock.wall_us()
+        event: Event
+        if isinstance(outcome, Completed):
+            event = Complete(now_us, claim.token, outcome.result)
+        elif isinstance(outcome, AttemptFailed):
+            event = Fail(
+                now_us, claim.token, outcome.error, outcome.retry_in_ms, outcome.final, self._settings.draw()
+            )
+        else:
+            event = Release(now_us, claim.token)
+        held = self._claims.get(claim.task_id)
+        if held is not None and held.token == claim.token:
+            del self._claims[claim.task_id]
+        if notes is None:
+            return self._say(claim, (event,))
+        return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event))
+
+    def _say(self, claim: Claim, events: Sequence[Event]) -> Deferred[None]:
+        slot = self._table.find(claim.task_id)
+        if slot is None:
+            return self._table.load([claim.task_id]).addCallback(
+                lambda found: self._say_to(existing(found[claim.task_id], claim.task_id), events)
+            )
+        try:
+            return self._say_to(slot, events)
+        except TaskQueueError as why:
+            failed: Deferred[None] = Deferred()
+            failed.errback(why)
+            return failed
+
+    def _say_to(self, slot: Slot, events: Sequence[Event]) -> Deferred[None]:
+        if slot.row is None:
+            raise StaleAttempt("the task has been purged")
+        now_us = self._clock.wall_us()
+        before = slot.row
+        for event in events:
+            if isinstance(event, Note) and before.state.is_final:
+                continue  # the same news again: the ending below says whether it still counts
+            self._table.change(slot, event, now_us)
+        after = slot.row
+        wait = Wait(None, self._clock.now_ms(), 1, after.spec.id)
+        committed = self._table.committed_wait(slot, wait)
+        return succeed(None) if committed is None else cast("Deferred[None]", committed)
+
+    def stop_attempt(self, task_id: str, token: Token) -> None:
+        """Tell the worker that the attempt no longer holds its task."""
+        self._claims.pop(task_id, None)
+        if self._worker is not None:
+            self._worker.stop_attempt(task_id, token)
+
+    # --- lost ---
+    def lose(self, task_ids: list[str]) -> Deferred[None]:
+        """Book the present attempts of these tasks as lost: their node or lease has gone."""
+        return self._table.load(task_ids).addCallback(self._lose_found)
+
+    def _lose_found(self, found: dict[str, Found]) -> None:
+        now_us = self._clock.wall_us()
+        for slot in found.values():
+            if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.PROCESSING:
+                continue
+            before = slot.row
+            if before.token is None or before.spec.id in self._claims:
+                continue
+            self._table.change(slot, Lose(now_us, before.token, self._settings.draw()), now_us)
+
+    def _not_loaded(self, why: object) -> None:
+        # The store is broken and the process about to end (R18); who waits hears it from the driver.
+        _log.error("could not load rows: {why}", why=str(why), event="load_failed")
+
+    # --- the safety net ---
+    def safety_net(self) -> None:
+        """Finds what an event missed: due tasks, and ready ones that nobody was woken for (F32)."""
+        self.find_due()
+        if len(self._table.ready):
+            self.wake()
+
+    def stop(self) -> None:
+        if self._due_call is not None and self._due_call.active():
+            self._due_call.cancel()
+        self._due_call = None
+
+    def lease_ms(self, partition: int) -> int:
+        """Alone in the in-sync set an attempt is confirmed at any time (section 8)."""
+        return limits.LEASE_MS - limits.LEASE_MARGIN_MS

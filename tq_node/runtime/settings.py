@@ -1,0 +1,36 @@
+"""What the queue of one node needs to know; the composition root fills it from the node's settings and its store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from tq_node import limits
+from tq_node.facade import TypeDefaults
+
+
+def _no_defaults(task_type: str) -> TypeDefaults:
+    return TypeDefaults()
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``incarnation``: how many times this store has been started; ``seed`` and ``partition_count`` are fixed at birth."""
+
+    node_id: str
+    node_name: str
+    cluster_id: str
+    http: str
+    peer: str
+    incarnation: int
+    seed: int
+    partition_count: int = limits.PARTITIONS_DEFAULT
+    replication_factor: int = limits.REPLICATION_FACTOR_DEFAULT
+    retention_ms: int = limits.RETENTION_S * 1000
+    dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
+    disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES
+    backup_dir: str = ""
+    defaults_of: Callable[[str], TypeDefaults] = _no_defaults
+    """What ``@task`` says for a type."""
+    draw: Callable[[], float]
+    """Random numbers in [0, 1), for back-off."""

@@ -1,0 +1,192 @@
+"""Taking work in: admission, ids, dedupe, the first row of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tq_node import limits
+from tq_node.errors import (
+    Busy,
+    DiskReserve,
+    Draining,
+    IdConflict,
+    IdTooOld,
+    NotReady,
+    TaskPurged,
+    TaskQueueError,
+)
+from tq_node.facade import Accepted, Submission
+from tq_node.partition.tasks import born
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.ids import made_at_us, make_task_id
+from tq_node.runtime.rows import Slot
+from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.table import Found, TaskTable
+from tq_node.runtime.waiters import Wait
+from tq_node.store.api import Tombstone
+from tq_node.types import Backoff, State, TaskId, TaskRow, TaskSpec
+
+_DEFAULT_BACKOFF = Backoff()
+
+
+class NodeStatus(Protocol):
+    """What decides whether new work is taken at all."""
+
+    is_active: bool
+    is_stopping: bool
+    is_disk_low: bool
+
+
+class Submitting:
+    """See the module's docstring. ``horizons``: partition -> made ids older than this are refused."""
+
+    def __init__(
+        self,
+        table: TaskTable,
+        clock: Clock,
+        settings: QueueSettings,
+        status: NodeStatus,
+        horizons: dict[int, int],
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._settings = settings
+        self._status = status
+        self._horizons = horizons
+
+    def submit(self, submission: Submission) -> Deferred[Accepted]:
+        """See ``facade.TaskQueue.submit``."""
+        refusal = self._refusal()
+        if refusal is not None:
+            return fail(refusal)
+        if submission.id is not None and self._table.find(submission.id) is None:
+            return self._table.load([submission.id]).addCallback(self._submit_found, submission)
+        return self._submit_found(None, submission)
+
+    def _submit_found(self, found: dict[str, Found] | None, submission: Submission) -> Deferred[Accepted]:
+        one = None if found is None or submission.id is None else found[submission.id]
+        try:
+            accepted, slot = self._accept(submission, one)
+        except TaskQueueError as why:
+            return fail(why)
+        wait = Wait(accepted, self._clock.now_ms(), 1, accepted.task_id)
+        committed = self._table.committed_wait(slot, wait)
+        return succeed(accepted) if committed is None else cast("Deferred[Accepted]", committed)
+
+    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
+        """See ``facade.TaskQueue.submit_many``."""
+        refusal = self._refusal()
+        if refusal is not None:
+            return fail(refusal)
+        own = [s.id for s in submissions if s.id is not None and self._table.find(s.id) is None]
+        if own:
+            return self._table.load(own).addCallback(self._many_found, submissions)
+        return self._many_found({}, submissions)
+
+    def _many_found(
+        self, found: dict[str, Found], submissions: Sequence[Submission]
+    ) -> Deferred[list[Accepted | TaskQueueError]]:
+        results: list[Accepted | TaskQueueError] = []
+        # One wait for each partition: its last sequence covers the ones before it.
+        places: dict[int, int] = {}
+        for index, submission in enumerate(submissions):
+            if index % 1000 == 999 and self._is_full():
+                refusal = Busy("the node takes in more than its disk can hold on to")
+                results += [refusal] * (len(submissions) - index)
+                break
+            try:
+                one = None if submission.id is None else found.get(submission.id)
+                accepted, slot = self._accept(submission, one)
+            except TaskQueueError as why:
+                results.append(why)
+                continue
+            results.append(accepted)
+            if slot.sequence > places.get(slot.partition, 0):
+                places[slot.partition] = slot.sequence
+        logs = self._table.driver.logs
+        waiting = [(p, sequence) for p, sequence in places.items() if sequence > logs[p].committed]
+        if not waiting:
+            return succeed(results)
+        wait = Wait(results, self._clock.now_ms(), len(waiting))
+        return cast(
+            "Deferred[list[Accepted | TaskQueueError]]", self._table.driver.when_committed(wait, waiting)
+        )
+
+    # --- one task ---
+    def _accept(self, submission: Submission, found: Found) -> tuple[Accepted, Slot]:
+        """Propose the task, or find the one that is there under the same id."""
+        node = self._settings.node_name
+        now_us = self._clock.wall_us()
+        if submission.id is None:
+            task_id = make_task_id(now_us)
+            partition = self._table.partition_of(task_id)
+        else:
+            task_id = submission.id
+            slot = self._table.find(task_id)
+            if slot is not None:
+                found = slot
+            if found is not None:
+                return self._repeat(submission, task_id, found)
+            partition = self._table.partition_of(task_id)
+            made_us = made_at_us(task_id)
+            if made_us is not None and made_us < self._horizons.get(partition, 0):
+                raise IdTooOld("an id of this age can't be told from a purged one any more", task_id=task_id)
+        row = self._first_row(submission, task_id, partition, now_us)
+        self._table.create(row)
+        slot = self._table.find(task_id)
+        assert slot is not None
+        return Accepted(task_id, row.state, node, True), slot
+
+    def _first_row(self, submission: Submission, task_id: str, partition: int, now_us: int) -> TaskRow:
+        defaults = self._settings.defaults_of(submission.type)
+        queue = submission.queue or defaults.queue or "default"
+        if queue not in self._table.counts and len(self._table.counts) >= limits.QUEUES_MAX:
+            raise Busy(f"there are {limits.QUEUES_MAX} queues already", task_id=task_id)
+        run_at_us = now_us
+        if submission.delay_us is not None:
+            run_at_us = now_us + submission.delay_us
+        elif submission.run_at_us is not None:
+            run_at_us = max(now_us, submission.run_at_us)
+        spec = TaskSpec(
+            TaskId(task_id),
+            submission.type,
+            submission.payload,
+            queue,
+            limits.PRIORITY_DEFAULT if submission.priority is None else submission.priority,
+            submission.max_attempts or defaults.max_attempts or limits.MAX_ATTEMPTS_DEFAULT,
+            submission.timeout_ms or defaults.timeout_ms,
+            submission.backoff or defaults.backoff or _DEFAULT_BACKOFF,
+            submission.tags,
+            now_us,
+            submission.content_hash,
+        )
+        return born(spec, partition, run_at_us)
+
+    def _repeat(self, submission: Submission, task_id: str, found: Slot | Tombstone) -> tuple[Accepted, Slot]:
+        """The id is known: the same content is the same task, other content a conflict (section 9)."""
+        if isinstance(found, Tombstone) or found.row is None:
+            if found.content_hash != submission.content_hash:
+                raise IdConflict("a task with this id and other content has been here", task_id=task_id)
+            raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+        if found.row.spec.content_hash != submission.content_hash:
+            raise IdConflict("a task with this id and other content exists", task_id=task_id)
+        return Accepted(task_id, State(found.row.state), self._settings.node_name, False), found
+
+    # --- admission ---
+    def _refusal(self) -> TaskQueueError | None:
+        status = self._status
+        if status.is_stopping:
+            return Draining()
+        if not status.is_active:
+            return NotReady("the node is starting")
+        if status.is_disk_low:
+            return DiskReserve("less disk space is free than --min-free-disk asks for")
+        if self._is_full():
+            return Busy("the node takes in more than its disk can hold on to")
+        return None
+
+    def _is_full(self) -> bool:
+        return self._table.driver.is_overloaded or self._table.open_tasks >= limits.OPEN_TASKS_MAX

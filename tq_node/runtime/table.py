@@ -1,0 +1,275 @@
+"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change a row.
+
+Every change goes through ``create`` or ``change``: row effect into the log, row into the table, hint into the heap,
+transition into the news of the commit. The rest of ``runtime`` decides *which* change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tq_node.cluster.placement import partition_of
+from tq_node.errors import NoSuchTask, TaskPurged
+from tq_node.partition.codec import decode_row, put_born, put_changed, tombstone_of
+from tq_node.partition.entries import Put
+from tq_node.partition.ready import DueSet, ReadySet
+from tq_node.partition.replica import put_size
+from tq_node.partition.tasks import Claim, Event, transition
+from tq_node.runtime.log_driver import LogDriver
+from tq_node.runtime.rows import RowTable, Slot
+from tq_node.runtime.waiters import Wait
+from tq_node.store.api import Store, StoredRow, Tombstone
+from tq_node.types import State, TaskRow, Transition
+
+_STATES = len(State)
+PURGED = -1
+"""In place of the attempt: the row has gone."""
+Found = Slot | Tombstone | None
+"""What a load finds: the resident slot, the mark of a purged task, or nothing."""
+
+
+class TaskTable:
+    """See the module's docstring.
+
+    :param seed, partition_count: fixed when the cluster was born.
+    :param on_ready: there may be something to claim; on_due: the earliest due time may have changed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        seed: int,
+        partition_count: int,
+        on_ready: Callable[[], None],
+        on_due: Callable[[], None],
+    ) -> None:
+        self.rows = RowTable()
+        self.ready = ReadySet()
+        self.due = DueSet()
+        self.counts: dict[str, list[int]] = {}
+        """Committed rows by queue and state."""
+        self.open_tasks = 0
+        """Tasks proposed and not ended, committed or not: what admission looks at."""
+        self.driver: LogDriver
+        """Set right after construction: driver and table know each other."""
+        self._store = store
+        self._seed = seed
+        self._partition_count = partition_count
+        self._on_ready = on_ready
+        self._on_due = on_due
+        self._loads: dict[str, list[Deferred[Found]]] = {}
+        self._arriving: frozenset[str] = frozenset()
+
+    def partition_of(self, task_id: str) -> int:
+        return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
+
+    # --- changing ---
+    def create(self, row: TaskRow) -> int:
+        """Propose a new row; returns its entry's sequence."""
+        spec = row.spec
+        if spec.queue not in self.counts:
+            self.counts[spec.queue] = [0] * _STATES
+        # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
+        # slot carries its claim in the same append.
+        self._hint(row)
+        self.open_tasks += 1
+        put = put_born(row)
+        news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
+        sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
+        self.rows.add_dirty(spec.id, Slot(row.partition, row, sequence))
+        return sequence
+
+    def change(self, slot: Slot, event: Event, at_us: int) -> int:
+        """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what ``transition`` raises.
+
+        Where nothing changes, the sequence is that of the row's last change: whoever hears "ok" may rely on that.
+        """
+        before = slot.row
+        assert before is not None
+        after = transition(before, event)
+        if after is before:
+            return slot.sequence
+        return self._propose(slot, before, after, put_changed(before, after), at_us)
+
+    def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
+        """Propose a claim of a pending task; None where it is not pending any more. The token is the entry's own place."""
+        before = slot.row
+        if before is None or before.state is not State.PENDING:
+            return None
+        log = self.driver.logs[slot.partition]
+        after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
+        put = put_changed(before, after)
+        if not log.will_share_entry(put_size(put)):
+            log.close_open()
+            after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
+            put = put_changed(before, after)
+        sequence = self._propose(slot, before, after, put, at_us)
+        slot.claimed = sequence
+        assert after.token is not None and after.token.sequence == sequence, "a token is its entry's place"
+        return after
+
+    def _propose(self, slot: Slot, before: TaskRow, after: TaskRow, put: Put, at_us: int) -> int:
+        spec = after.spec
+        news = None
+        if before.state is not after.state:
+            news = (
+                Transition(
+                    spec.id, spec.type, spec.queue, before.state, after.state, after.attempt, after.partition, at_us
+                ),
+                after,
+            )
+            if after.state.is_final:
+                self.open_tasks -= 1
+            elif before.state.is_final:
+                self.open_tasks += 1
+            self._hint(after)
+        sequence = self.driver.propose(after.partition, put, put_size(put), news)
+        self.rows.touch(spec.id, slot, after, sequence)
+        return sequence
+
+    def bury(self, slot: Slot, at_us: int) -> int:
+        """Propose that the row goes and its tombstone stays."""
+        row = slot.row
+        assert row is not None
+        news = Transition(
+            row.spec.id, row.spec.type, row.spec.queue, row.state, row.state, PURGED, row.partition, at_us
+        )
+        sequence = self.driver.propose(row.partition, tombstone_of(row, at_us), 64, (news, row))
+        slot.content_hash = row.spec.content_hash
+        self.rows.touch(row.spec.id, slot, None, sequence)
+        return sequence
+
+    def _hint(self, row: TaskRow) -> None:
+        spec = row.spec
+        if row.state is State.PENDING:
+            self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us)
+            self._on_ready()
+        elif row.state is State.SCHEDULED:
+            self.due.push(spec.id, row.partition, row.run_at_us)
+            self._on_due()
+
+    def count(self, transition_: Transition) -> None:
+        """Book one committed transition: what is counted and shown is committed."""
+        row = self.counts[transition_.queue]
+        if transition_.attempt == PURGED:
+            row[transition_.to_state] -= 1
+            return
+        if transition_.from_state is not None:
+            row[transition_.from_state] -= 1
+        row[transition_.to_state] += 1
+
+    # --- finding ---
+    def find(self, task_id: str) -> Slot | None:
+        """The resident slot, without going to the store."""
+        return self.rows.get(task_id)
+
+    def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
+        """What there is of each id, resident afterwards where it is a row.
+
+        The result must be used in the same turn. Loads of one id that overlap share one look: a row changes only while it is resident,
+        so what comes back has not been overtaken.
+        """
+        done: Deferred[dict[str, Found]] = Deferred()
+        self._gather(list(dict.fromkeys(task_ids)), {}, done)
+        return done
+
+    def _gather(self, wanted: list[str], found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
+        missing = []
+        left = 0
+
+        def arrived(value: Found, task_id: str) -> None:
+            nonlocal left
+            found[task_id] = value
+            left -= 1
+            if left == 0 and not done.called:
+                self._gathered(found, done)
+
+        def failed(why: Failure) -> None:
+            if not done.called:
+                done.errback(why)
+
+        for task_id in wanted:
+            slot = self.rows.get(task_id)
+            if slot is not None:
+                found[task_id] = slot
+                continue
+            left += 1
+            waiting = self._loads.get(task_id)
+            if waiting is None:
+                waiting = self._loads[task_id] = []
+                missing.append(task_id)
+            one: Deferred[Found] = Deferred()
+            one.addCallbacks(arrived, failed, callbackArgs=(task_id,))
+            waiting.append(one)
+        if left == 0:
+            self._gathered(found, done)
+        elif missing:
+            self._store.lookup(missing).addCallbacks(
+                self._loaded, self._not_loaded, callbackArgs=(missing,), errbackArgs=(missing,)
+            )
+
+    def _gathered(self, found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
+        """All are here; what came in an earlier turn may have changed or been dropped since, and is looked at again."""
+        again = []
+        for task_id in found:
+            slot = self.rows.get(task_id)
+            if slot is not None:
+                found[task_id] = slot
+            elif task_id not in self._arriving:
+                again.append(task_id)
+        if again:
+            self._gather(again, found, done)
+        else:
+            done.callback(found)
+
+    def _loaded(self, stored: dict[str, StoredRow | Tombstone], task_ids: list[str]) -> None:
+        self._arriving = frozenset(task_ids)
+        for task_id in task_ids:
+            for waiting in self._loads.pop(task_id):
+                # Looked up anew for each waiter: the one before it may have brought the task to life.
+                waiting.callback(self._make_resident(task_id, stored.get(task_id)))
+        self._arriving = frozenset()
+
+    def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None) -> Found:
+        slot = self.rows.get(task_id)
+        if slot is not None:
+            return slot
+        if isinstance(stored, StoredRow):
+            return self.rows.add_clean(task_id, row_of(stored))
+        return stored
+
+    def _not_loaded(self, why: Failure, task_ids: list[str]) -> None:
+        for task_id in task_ids:
+            for waiting in self._loads.pop(task_id):
+                waiting.errback(why)
+
+    def committed_wait(self, slot: Slot, wait: Wait) -> Deferred[object] | None:
+        """Fire ``wait`` once the slot's newest change is committed; None where it is."""
+        if slot.sequence <= self.driver.logs[slot.partition].committed:
+            return None
+        return self.driver.when_committed(wait, [(slot.partition, slot.sequence)])
+
+
+def row_of(stored: StoredRow) -> TaskRow:
+    return decode_row(
+        stored.partition, stored.rev, stored.state, stored.run_at_us, stored.ended_us, stored.spec, stored.body
+    )
+
+
+def existing(found: Found, task_id: str) -> Slot:
+    """The slot of a task that is there.
+
+    :raises TaskPurged: it was, and its time is over.
+    :raises NoSuchTask: it never was.
+    """
+    if isinstance(found, Slot):
+        if found.row is not None:
+            return found
+        raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+    if isinstance(found, Tombstone):
+        raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+    raise NoSuchTask("no task has this id", task_id=task_id)
