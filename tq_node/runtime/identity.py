@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
-from twisted.internet.defer import Deferred
 
 from tq_node.errors import StoreBroken
-from tq_node.store.api import Batch, Store
 
-_KEY = "identity"
+_IDENTITY = "identity"
 _INCARNATION = "incarnation"
 
 
@@ -30,42 +28,44 @@ class WrongName(Exception):
     """The data directory belongs to a node of another name. The text is one line."""
 
 
-async def start_incarnation(
-    store: Store,
+def make_identity(
     *,
     node_name: str,
     partition_count: int,
     replication_factor: int,
     random_bytes: Callable[[int], bytes],
     now_us: int,
-) -> tuple[Identity, int]:
-    """Format the store if it is empty; count this start, durably, before anything is sent. Returns who this is, and the count.
+) -> Identity:
+    """A new node that founds a cluster of its own."""
+    return Identity(
+        random_bytes(16).hex(),
+        node_name,
+        random_bytes(16).hex(),
+        int.from_bytes(random_bytes(4), "big"),
+        partition_count,
+        replication_factor,
+        now_us,
+    )
 
-    :raises WrongName: the directory is another node's.
+
+def identity_in(meta: Mapping[str, bytes], node_name: str) -> Identity | None:
+    """Whose directory this is; None for one that is not formatted yet.
+
+    :raises WrongName: another node's. :raises StoreBroken: it can't be read.
     """
-    meta = store.meta()
-    writes: dict[str, bytes | None] = {}
-    raw = meta.get(_KEY)
+    raw = meta.get(_IDENTITY)
     if raw is None:
-        identity = Identity(
-            random_bytes(16).hex(),
-            node_name,
-            random_bytes(16).hex(),
-            int.from_bytes(random_bytes(4), "big"),
-            partition_count,
-            replication_factor,
-            now_us,
-        )
-        writes[_KEY] = msgspec.json.encode(identity)
-    else:
-        try:
-            identity = msgspec.json.decode(raw, type=Identity)
-        except msgspec.MsgspecError as why:
-            raise StoreBroken("the identity in the store can't be read") from why
-        if identity.node_name != node_name:
-            raise WrongName(f"--data-dir: belongs to node {identity.node_name!r}, not to {node_name!r}")
+        return None
+    try:
+        identity = msgspec.json.decode(raw, type=Identity)
+    except msgspec.MsgspecError as why:
+        raise StoreBroken("the identity in the store can't be read") from why
+    if identity.node_name != node_name:
+        raise WrongName(f"the data directory belongs to node {identity.node_name!r}, not to {node_name!r}")
+    return identity
+
+
+def next_start(meta: Mapping[str, bytes], identity: Identity) -> tuple[int, dict[str, bytes | None]]:
+    """The number of the start that begins now, and what must be durable before it sends anything."""
     incarnation = int(meta.get(_INCARNATION, b"0")) + 1
-    writes[_INCARNATION] = str(incarnation).encode()
-    done: Deferred[None] = store.commit(Batch(meta=writes))
-    await done
-    return identity, incarnation
+    return incarnation, {_IDENTITY: msgspec.json.encode(identity), _INCARNATION: str(incarnation).encode()}

@@ -46,7 +46,7 @@ from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.submitting import Submitting
 from tq_node.runtime.table import PURGED, TaskTable, existing
 from tq_node.runtime.waiters import Wait
-from tq_node.store.api import Store
+from tq_node.store.api import Batch, Store
 from tq_node.types import State, TaskRow
 
 _log = Logger(namespace="taskqueue.queue")
@@ -95,13 +95,15 @@ class NodeQueue:
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
 
     # --- life ---
-    async def start(self, *, workers_are_gone: Callable[[], bool]) -> None:
+    async def start(self, *, first: dict[str, bytes | None], workers_are_gone: Callable[[], bool]) -> None:
         """Recover, lead every partition in a new epoch, then serve.
 
+        :param first: named values that must be durable before anything else happens: identity and incarnation.
         :param workers_are_gone: whether no worker process of an earlier start of this node lives; until it says so, what it ran
             keeps its tasks for one lease.
         """
         settings = self._settings
+        await self._store.commit(Batch(meta=first))
         recovered = await recover_logs(self._store, settings.node_id, settings.partition_count)
         self._horizons.update(recovered.horizons)
         self._table.driver = driver = LogDriver(

@@ -6,6 +6,8 @@ so nobody ever decides on a row that has been overtaken.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import msgspec
 
 from tq_node import limits
@@ -33,7 +35,8 @@ class RowTable:
 
     def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
         self._slots: dict[str, Slot] = {}
-        self._clean: dict[str, int] = {}
+        self._clean: OrderedDict[str, int] = OrderedDict()
+        """Cost by id, least recently used first. A plain dict would look for its first key past all those deleted before."""
         self._clean_bytes = 0
         self._bytes_max = bytes_max
 
@@ -47,8 +50,7 @@ class RowTable:
     def get(self, task_id: str) -> Slot | None:
         slot = self._slots.get(task_id)
         if slot is not None and slot.sequence == 0:
-            cost = self._clean.pop(task_id)
-            self._clean[task_id] = cost
+            self._clean.move_to_end(task_id)
         return slot
 
     def add_dirty(self, task_id: str, slot: Slot) -> None:
@@ -92,6 +94,6 @@ class RowTable:
         self._clean[task_id] = cost
         self._clean_bytes += cost
         while self._clean_bytes > self._bytes_max:
-            oldest = next(iter(self._clean))
-            self._clean_bytes -= self._clean.pop(oldest)
+            oldest, its_cost = self._clean.popitem(last=False)
+            self._clean_bytes -= its_cost
             del self._slots[oldest]

@@ -81,6 +81,8 @@ class StoredRow(msgspec.Struct, frozen=True, gc=False):
     partition: int
     rev: int
     state: int
+    run_at_us: int
+    ended_us: int
     spec: bytes
     body: bytes
 

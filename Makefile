@@ -1,0 +1,70 @@
+# The one list of commands. `make run` and `make test` need nothing but Python 3.11+ and make.
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+HTTP ?= 8080
+PYTEST ?= tests
+VENV := .venv
+BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-settings editable_mode=compat --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint format bench clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make run [HTTP=8080]   start a node, send ten tasks through it, keep it up until Ctrl-C'
+	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
+	@echo 'make lint              ruff, mypy, import rules'
+	@echo 'make format            let ruff format and fix what it can'
+	@echo 'make bench             measure the throughput of one node'
+	@echo 'make clean             remove what the others made, but no data of nodes; make distclean: $(VENV) too'
+
+# --- the virtual environment: made again from its parts whenever what it is made from changes ---
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'taskqueue: no Python 3.11 or newer found; say which: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@echo 'Making $(VENV) …'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.run-stamp: setup.cfg pyproject.toml | $(BIN)/python
+	@echo 'Installing taskqueue into $(VENV) …'
+	@$(INSTALL) . >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.dev-stamp: setup.cfg pyproject.toml | $(BIN)/python
+	@echo 'Installing taskqueue and its tools into $(VENV) …'
+	@$(INSTALL) '.[dev]' >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
+	@touch $@ $(VENV)/.run-stamp
+
+# --- commands ---
+run: $(VENV)/.run-stamp
+	@exec $(BIN)/python -m tq_node.demo --http $(HTTP)
+
+test: lint check
+
+check: $(VENV)/.dev-stamp
+	$(BIN)/coverage run -m pytest $(PYTEST)
+	$(BIN)/coverage report
+
+lint: $(VENV)/.dev-stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.dev-stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev-stamp
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache data/demo-*
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f twisted/plugins/dropin.cache
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,280 @@
+"""``twistd -n taskqueue`` as people use it: options, directories, pid files, ports, signals, restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import EXIT_S, NodeHttp, Nodes, free_port, group_members, until
+
+pytestmark = pytest.mark.cluster
+
+
+def files_below(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty working directory; the logs of the nodes are elsewhere."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return home
+
+
+# --- refusals ---
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["--nonsense"], {}, "--nonsense"),
+        (["--http", "99999"], {}, "--http"),
+        (["--http", "0.0.0.0:8080"], {}, "--http"),
+        (["--node-id", "a b"], {}, "--node-id"),
+        (["--partitions", "2000"], {}, "--partitions"),
+        (["--voters", "2"], {}, "--voters"),
+        (["--max-payload", "2MiB"], {}, "--max-payload"),
+        (["--join", "localhost:8080"], {}, "--join"),
+        (["--handlers", "no.such.module"], {}, "--handlers"),
+        (["--config", "nowhere.toml"], {}, "--config"),
+        (["--data-dir", "/dev/null/below"], {}, "--data-dir"),
+        ([], {"HTTP_ADDR": "nonsense"}, "--http (HTTP_ADDR)"),
+        ([], {"TQ_CONCURRENCY": "0"}, "--concurrency (TQ_CONCURRENCY)"),
+        (["8080"], {}, "8080"),
+    ],
+)
+def test_a_bad_option_is_one_line_code_one_and_nothing_on_disk(
+    nodes: Nodes, home: Path, arguments: list[str], environment: dict[str, str], named: str
+) -> None:
+    ended = nodes.run(*arguments, cwd=home, environment=environment)
+    assert ended.code == 1
+    assert ended.out == ""
+    (line,) = ended.err.splitlines()
+    assert line.startswith("taskqueue: ")
+    assert named in line
+    assert list(home.iterdir()) == []
+
+
+def test_help_and_version(nodes: Nodes, home: Path) -> None:
+    helped = nodes.run("--help", cwd=home)
+    assert (helped.code, helped.err) == (0, "")
+    assert "--replication-factor" in helped.out
+    told = nodes.run("--version", cwd=home)
+    assert told.code == 0
+    assert told.out.startswith("taskqueue ")
+    assert list(home.iterdir()) == []
+
+
+# --- directories and pid files ---
+def test_two_nodes_in_one_directory(nodes: Nodes, home: Path) -> None:
+    one = nodes.start("--node-id", "node-1", cwd=home)
+    two = nodes.start("--node-id", "node-2", cwd=home)
+    for name, node in (("node-1", one), ("node-2", two)):
+        assert int((home / "data" / name / "twistd.pid").read_text()) == node.pid
+        assert node.submit() in node.get("/tasks/list").body.decode()
+    assert sorted(path.name for path in home.iterdir()) == ["data"]
+    for node in (one, two):
+        assert node.terminate() == 0
+        node.assert_log_is_clean()
+
+
+def test_a_second_process_on_one_data_directory(nodes: Nodes, home: Path) -> None:
+    first = nodes.start(cwd=home)
+    second = nodes.start(cwd=home, wait=False)
+    assert second.wait() not in (0, -signal.SIGTERM)
+    told = [line for line in second.log.splitlines() if "in use" in line]
+    assert len(told) == 1, second.log
+    assert "Traceback" not in second.log
+    assert int((home / "data/node-1/twistd.pid").read_text()) == first.pid
+    assert first.get("/ready").status == 200
+    assert first.terminate() == 0
+
+
+def test_a_stale_pid_file_does_not_block_a_start(nodes: Nodes, home: Path) -> None:
+    first = nodes.start(cwd=home)
+    task_id = first.submit()
+    first.kill9()
+    pid_file = home / "data/node-1/twistd.pid"
+    assert int(pid_file.read_text()) == first.pid
+    pid_file.write_text(str(os.getpid()))  # the number was given to somebody else meanwhile
+    second = nodes.start(cwd=home)
+    assert second.status(task_id)["id"] == task_id
+    assert int(pid_file.read_text()) == second.pid
+    assert second.terminate() == 0
+
+
+def test_a_pid_file_of_twistd_in_the_working_directory_does_not_matter(nodes: Nodes, home: Path) -> None:
+    (home / "twistd.pid").write_text(str(os.getpid()))
+    node = nodes.start(cwd=home)
+    assert node.terminate() == 0
+    assert (home / "twistd.pid").read_text() == str(os.getpid())
+
+
+def test_another_node_s_directory_is_refused(nodes: Nodes, home: Path) -> None:
+    assert nodes.start("--node-id", "node-1", "--data-dir", "d", cwd=home).terminate() == 0
+    other = nodes.start("--node-id", "node-2", "--data-dir", "d", cwd=home, wait=False)
+    assert other.wait() != 0
+    assert "Traceback" not in other.log
+    assert "node-1" in other.log
+
+
+def test_a_daemon_detaches_and_keeps_its_paths(nodes: Nodes, home: Path) -> None:
+    node = NodeHttp(free_port())
+    ended = nodes.run("--http", str(node.http_port), "--data-dir", "kept", cwd=home, daemon=True)
+    assert (ended.code, ended.err) == (0, "")
+    pid = int(until((home / "kept/twistd.pid").read_text, what="the pid file"))
+    try:
+        until(lambda: node.is_ready, what="the daemon ready")
+        assert node.status(node.submit())["type"] == "email"
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not lives(pid), deadline_s=EXIT_S, what="the end of the daemon")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert "Traceback" not in (home / "twistd.log").read_text()
+    assert sorted(path.name for path in home.iterdir()) == ["kept", "twistd.log"]
+    assert not (home / "kept/twistd.pid").exists()
+
+
+def lives(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+# --- ports ---
+def test_the_original_variables_and_the_port_2000_further(nodes: Nodes, home: Path) -> None:
+    port = free_port()
+    node = nodes.start(
+        cwd=home, http_port=port, say_http=False, environment={"HTTP_ADDR": f":{port}", "NODE_ID": "from-environment"}
+    )
+    task_id = node.submit()
+    there = node.get(f"/tasks/status?id={task_id}", port=port + 2_000)
+    assert there.status == 200
+    assert there.json["node"] == "from-environment"
+    assert (home / "data/from-environment/twistd.pid").exists()
+    assert node.terminate() == 0
+
+
+def test_without_that_variable_nothing_listens_there(nodes: Nodes, home: Path) -> None:
+    node = nodes.start(cwd=home)
+    with pytest.raises(ConnectionRefusedError):
+        node.get("/health", port=node.http_port + 2_000)
+
+
+def test_a_node_listens_on_loopback_alone(nodes: Nodes, home: Path) -> None:
+    node = nodes.start(cwd=home)
+    listening = {
+        line.split()[1]
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{node.pid}/net/{table}").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{node.http_port:04X}")
+    }
+    assert listening == {f"0100007F:{node.http_port:04X}"}
+
+
+def test_a_port_in_use_is_said_in_one_line(nodes: Nodes, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        node = nodes.start("--peer", "9", http_port=port, cwd=home, wait=False)
+        assert node.wait() not in (0, -signal.SIGTERM)
+    assert "Traceback" not in node.log
+    assert any(str(port) in line and "in use" in line for line in node.log.splitlines()), node.log
+
+
+def test_a_toml_file_starts_a_node(nodes: Nodes, home: Path) -> None:
+    port = free_port()
+    (home / "node.toml").write_text(f'node-id = "from-file"\nhttp = {port}\ndata-dir = "kept"\nretention = "1h"\n')
+    node = nodes.start("--config", "node.toml", http_port=port, say_http=False, cwd=home)
+    assert node.get(f"/tasks/status?id={node.submit()}").json["node"] == "from-file"
+    assert (home / "kept").is_dir()
+
+
+# --- signals ---
+def test_sigterm_ends_with_0_and_leaves_nothing_but_the_store(nodes: Nodes, home: Path) -> None:
+    node = nodes.start(cwd=home)
+    task_id = node.submit()
+    assert node.status(task_id, wait_s=10)["status"] == "completed"
+    assert node.terminate() == 0
+    assert group_members(node.pid) == []
+    assert set(files_below(home)) <= {f"data/node-1/{name}" for name in ("lock", "taskqueue.sqlite3", "workers.lock")}
+    node.assert_log_is_clean()
+
+
+def test_ctrl_c_ends_in_order_too(nodes: Nodes, home: Path) -> None:
+    node = nodes.start(cwd=home)
+    node.signal(signal.SIGINT)
+    assert node.wait() == 0
+    assert not (home / "data/node-1/twistd.pid").exists()
+    node.assert_log_is_clean()
+
+
+def test_two_sigterms_are_one(nodes: Nodes, home: Path) -> None:
+    node = nodes.start(cwd=home)
+    node.submit("report")
+    node.signal(signal.SIGTERM)
+    assert node.terminate() == 0
+    node.assert_log_is_clean()
+
+
+def test_a_restart_keeps_tasks(nodes: Nodes, home: Path) -> None:
+    first = nodes.start(cwd=home)
+    done = first.submit()
+    assert first.status(done, wait_s=10)["status"] == "completed"
+    later = first.submit(delay=3600)
+    assert first.terminate() == 0
+    second = nodes.start(cwd=home)
+    assert second.status(done)["result"] == "Email sent: user@example.com"
+    assert second.status(later)["status"] == "scheduled"
+    assert second.get("/tasks/stats").json["stats"]["total"] == 2
+    assert second.terminate() == 0
+    second.assert_log_is_clean()
+
+
+def test_kill_9_loses_nothing_acknowledged(nodes: Nodes, home: Path) -> None:
+    first = nodes.start(cwd=home)
+    ids = [first.submit(payload=f"user{number}@example.com") for number in range(20)]
+    first.kill9()
+    second = nodes.start(cwd=home)
+    for task_id in ids:
+        assert second.status(task_id, wait_s=60)["status"] == "completed"
+    assert second.terminate() == 0
+    second.assert_log_is_clean()
+
+
+def test_a_stopped_and_continued_node_goes_on(nodes: Nodes, home: Path) -> None:
+    node = nodes.start(cwd=home)
+    task_id = node.submit()
+    node.stop()
+    with pytest.raises(OSError):
+        node.get("/health", deadline_s=0.3)
+    node.cont()
+    assert node.status(task_id, wait_s=10)["status"] == "completed"
+    assert node.terminate() == 0
+
+
+# --- handlers ---
+def test_handlers_from_the_working_directory(nodes: Nodes, home: Path) -> None:
+    (home / "mine.py").write_text(
+        "from tq_node import task\n\n\n@task('greet')\ndef greet(payload, context):\n    return f'Hello, {payload}!'\n"
+    )
+    node = nodes.start("--handlers", "mine", cwd=home)
+    task = node.status(node.submit("greet", "world"), wait_s=10)
+    assert task["result"] == "Hello, world!"
+    assert node.terminate() == 0
+    node.assert_log_is_clean()
+
+
+# --- several starts at once ---
+def test_joining_is_refused_only_on_an_empty_directory(nodes: Nodes, home: Path) -> None:
+    first = nodes.start(cwd=home)
+    task_id = first.submit()
+    assert first.terminate() == 0
+    again = nodes.start("--join", "localhost:1", cwd=home)
+    assert again.status(task_id)["id"] == task_id
+    assert again.terminate() == 0

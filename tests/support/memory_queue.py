@@ -1,0 +1,353 @@
+"""An honest ``facade.TaskQueue`` in memory, for the side that HTTP sees: one node, nothing durable, nothing run.
+
+Faults: ``fail_next`` makes the next call of a method fail; ``hold`` keeps calls from being answered until ``release``. Tasks
+are moved by hand: ``start``, ``finish``, ``fail``, ``purge``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from tq_node import limits
+from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotRetryable, TaskPurged, TaskQueueError
+from tq_node.facade import (
+    Accepted,
+    ClusterNode,
+    ClusterView,
+    EventBatch,
+    ListedTask,
+    ListQuery,
+    NotReadyReason,
+    PartitionView,
+    Read,
+    Stats,
+    Submission,
+    Subscription,
+    TaskPage,
+)
+from tq_node.types import AttemptRecord, Backoff, State, TaskError, TaskId, TaskRow, TaskSpec, Token, Transition
+
+EVENTS_KEPT = 1_000
+_replace = msgspec.structs.replace
+
+
+class MemoryQueue:
+    def __init__(self, reactor: IReactorTime, node_name: str = "node-1", *, keep: int | None = None) -> None:
+        """:param keep: forget the oldest tasks beyond this number, for benchmarks."""
+        self._reactor = reactor
+        self._name = node_name
+        self._keep = keep
+        self._numbers = itertools.count(1)
+        self.rows: dict[str, TaskRow] = {}
+        self.purged: dict[str, bytes] = {}
+        self.paused: set[str] = set()
+        self.reasons: list[NotReadyReason] = []
+        self.calls: list[str] = []
+        self.held: list[Deferred[Any]] = []
+        self.holding = False
+        self.cancelled_calls = 0
+        self._faults: dict[str, deque[Exception]] = {}
+        self._events: deque[Transition] = deque(maxlen=EVENTS_KEPT)
+        self._next_event = 1
+        self._watchers: list[Callable[[EventBatch], None]] = []
+        self._waiters: dict[str, list[Deferred[Read]]] = {}
+
+    @property
+    def node_name(self) -> str:
+        return self._name
+
+    # --- faults ---
+    def fail_next(self, method: str, *failures: Exception) -> None:
+        self._faults.setdefault(method, deque()).extend(failures)
+
+    def hold(self) -> None:
+        self.holding = True
+
+    def release(self) -> None:
+        self.holding = False
+        held, self.held = self.held, []
+        for waiting in held:
+            waiting.callback(None)
+
+    def _answer(self, method: str, work: Callable[[], Any]) -> Deferred[Any]:
+        faults = self._faults.get(method)
+        if faults:
+            return fail(faults.popleft())
+        if self.holding:
+
+            def cancelled(waiting: Deferred[Any]) -> None:
+                self.cancelled_calls += 1
+                self.held.remove(waiting)
+
+            gate: Deferred[Any] = Deferred(cancelled)
+            self.held.append(gate)
+            return gate.addCallback(lambda _: work())
+        try:
+            return succeed(work())
+        except TaskQueueError as error:
+            return fail(error)
+
+    # --- submit ---
+    def submit(self, submission: Submission) -> Deferred[Accepted]:
+        return self._answer("submit", lambda: self._submit(submission))
+
+    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
+        def work() -> list[Accepted | TaskQueueError]:
+            results: list[Accepted | TaskQueueError] = []
+            for submission in submissions:
+                try:
+                    results.append(self._submit(submission))
+                except TaskQueueError as error:
+                    results.append(error)
+            return results
+
+        return self._answer("submit_many", work)
+
+    def _submit(self, sent: Submission) -> Accepted:
+        now_us = self._now_us()
+        task_id = sent.id
+        if task_id is None:
+            task_id = f"task-{next(self._numbers):032x}"
+        elif task_id in self.rows:
+            row = self.rows[task_id]
+            if row.spec.content_hash != sent.content_hash:
+                raise IdConflict("another task has this id", task_id=task_id)
+            return Accepted(task_id, row.state, self._name, False)
+        elif task_id in self.purged:
+            if self.purged[task_id] != sent.content_hash:
+                raise IdConflict("another task had this id", task_id=task_id)
+            return Accepted(task_id, State.COMPLETED, self._name, False)
+        run_at_us = now_us if sent.run_at_us is None else sent.run_at_us
+        if sent.delay_us is not None:
+            run_at_us = now_us + sent.delay_us
+        spec = TaskSpec(
+            TaskId(task_id),
+            sent.type,
+            sent.payload,
+            sent.queue or "default",
+            limits.PRIORITY_DEFAULT if sent.priority is None else sent.priority,
+            sent.max_attempts or limits.MAX_ATTEMPTS_DEFAULT,
+            sent.timeout_ms,
+            sent.backoff or Backoff(),
+            sent.tags,
+            now_us,
+            sent.content_hash,
+        )
+        state = State.SCHEDULED if run_at_us > now_us else State.PENDING
+        self._put(TaskRow(spec, 0, 1, state, run_at_us), None)
+        if self._keep is not None and len(self.rows) > self._keep:
+            del self.rows[next(iter(self.rows))]
+        return Accepted(task_id, state, self._name, True)
+
+    # --- moving tasks by hand ---
+    def start(self, task_id: str) -> None:
+        row = self.rows[task_id]
+        self._move(
+            row,
+            State.PROCESSING,
+            attempt=row.attempt + 1,
+            started_us=self._now_us(),
+            worker=self._name,
+            token=Token(1, row.rev),
+        )
+
+    def finish(self, task_id: str, result: bytes = b'"done"') -> None:
+        self._end(task_id, State.COMPLETED, result=result, error=None)
+
+    def fail(self, task_id: str, error: TaskError) -> None:
+        self._end(task_id, State.FAILED, result=None, error=error)
+
+    def purge(self, task_id: str) -> None:
+        self.purged[task_id] = self.rows.pop(task_id).spec.content_hash
+
+    def _end(self, task_id: str, state: State, *, result: bytes | None, error: TaskError | None) -> None:
+        row, now_us = self.rows[task_id], self._now_us()
+        record = AttemptRecord(row.attempt, self._name, row.started_us or now_us, now_us, state.label, error)
+        self._move(row, state, ended_us=now_us, result=result, error=error, attempts=(*row.attempts, record))
+
+    def _move(self, row: TaskRow, state: State, **changes: Any) -> TaskRow:
+        return self._put(_replace(row, state=state, rev=row.rev + 1, **changes), row.state)
+
+    def _put(self, row: TaskRow, before: State | None) -> TaskRow:
+        self.rows[row.id] = row
+        change = Transition(
+            row.id, row.spec.type, row.spec.queue, before, row.state, row.attempt, row.partition, self._now_us()
+        )
+        batch = EventBatch(self._next_event, [change])
+        self._next_event += 1
+        self._events.append(change)
+        for watcher in list(self._watchers):
+            watcher(batch)
+        if row.state.is_final:
+            for waiter in self._waiters.pop(row.id, []):
+                waiter.callback(Read(row, self._name))
+        return row
+
+    # --- one task ---
+    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
+        def work() -> Any:
+            row = self._row(task_id)
+            if wait_s <= 0.0 or row.state.is_final:
+                return Read(row, self._name, 0.0 if local else None)
+            return self._wait(task_id, wait_s)
+
+        return self._answer("get", work)
+
+    def _wait(self, task_id: str, wait_s: float) -> Deferred[Read]:
+        waiters = self._waiters.setdefault(task_id, [])
+
+        def cancelled(waiter: Deferred[Read]) -> None:
+            self.cancelled_calls += 1
+            waiters.remove(waiter)
+
+        waiter: Deferred[Read] = Deferred(cancelled)
+        waiters.append(waiter)
+
+        def late() -> None:
+            waiters.remove(waiter)
+            waiter.callback(Read(self._row(task_id), self._name))
+
+        timer = self._reactor.callLater(wait_s, late)
+
+        def over(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return waiter.addBoth(over)
+
+    def _row(self, task_id: str) -> TaskRow:
+        row = self.rows.get(task_id)
+        if row is None:
+            if task_id in self.purged:
+                raise TaskPurged("the task ended long ago", task_id=task_id)
+            raise NoSuchTask(f"there is no task {task_id}", task_id=task_id)
+        return row
+
+    def cancel(self, task_id: str) -> Deferred[TaskRow]:
+        def work() -> TaskRow:
+            row = self._row(task_id)
+            if row.state.is_final:
+                raise AlreadyFinal(f"the task is {row.state.label}", task_id=task_id)
+            return self._move(row, State.CANCELLED, ended_us=self._now_us())
+
+        return self._answer("cancel", work)
+
+    def retry(self, task_id: str) -> Deferred[TaskRow]:
+        def work() -> TaskRow:
+            row = self._row(task_id)
+            if row.state not in (State.FAILED, State.CANCELLED):
+                raise NotRetryable(f"the task is {row.state.label}", task_id=task_id)
+            return self._move(row, State.PENDING, attempt=0, ended_us=None, started_us=None, error=None, worker=None)
+
+        return self._answer("retry", work)
+
+    # --- many tasks ---
+    def list(self, query: ListQuery) -> Deferred[TaskPage]:
+        return self._answer("list", lambda: self._list(query))
+
+    def _list(self, query: ListQuery) -> TaskPage:
+        def wanted(value: object, among: frozenset[Any] | None, inverse: bool) -> bool:
+            return among is None or (value in among) is not inverse
+
+        def matches(row: TaskRow) -> bool:
+            text = (query.text or "").lower()
+            return (
+                wanted(row.state, query.states, query.states_not)
+                and wanted(row.spec.type, query.types, query.types_not)
+                and wanted(row.spec.queue, query.queues, query.queues_not)
+                and wanted(self._name, query.nodes, query.nodes_not)
+                and query.role != "replica"
+                and (text in row.id.lower() or text in row.spec.type.lower())
+            )
+
+        def place(row: TaskRow) -> tuple[int, str]:
+            value = {"id": 0, "created_at": row.spec.created_us, "run_at": row.run_at_us, "priority": row.spec.priority}
+            return value[query.sort], row.id
+
+        rows = sorted((row for row in self.rows.values() if matches(row)), key=place, reverse=query.descending)
+        after = query.cursor
+        if after is not None:
+            rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
+        page = rows[: query.limit]
+        more = place(page[-1]) if len(rows) > len(page) else None
+        return TaskPage([ListedTask(row, "primary", self._name) for row in page], more)
+
+    def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
+        def work() -> Stats:
+            counts = [0] * len(State)
+            for row in self.rows.values():
+                counts[row.state] += 1
+            return Stats(counts, [0] * len(State))
+
+        return self._answer("stats", work)
+
+    # --- queues, node, cluster ---
+    def pause(self, queue: str) -> Deferred[None]:
+        return self._answer("pause", lambda: self.paused.add(queue))
+
+    def resume(self, queue: str) -> Deferred[None]:
+        return self._answer("resume", lambda: self.paused.discard(queue))
+
+    def paused_queues(self) -> frozenset[str]:
+        return frozenset(self.paused)
+
+    def watch(self, observer: Callable[[EventBatch], None], *, after_id: int | None = None) -> Subscription:
+        self._watchers.append(observer)
+        if after_id is not None:
+            first_kept = self._next_event - len(self._events)
+            if after_id + 1 < first_kept or after_id >= self._next_event:
+                observer(EventBatch(self._next_event, [], reset=True))
+            elif after_id + 1 < self._next_event:
+                observer(EventBatch(after_id + 1, list(self._events)[after_id + 1 - first_kept :]))
+        return _Watch(self._watchers, observer)
+
+    @property
+    def watchers(self) -> int:
+        return len(self._watchers)
+
+    def cluster(self) -> ClusterView:
+        node = ClusterNode("0" * 32, self._name, "127.0.0.1:8080", "127.0.0.1:9080", "active", True)
+        return ClusterView("f" * 32, "taskqueue", [node], self._name, 1, 2, 3)
+
+    def partition_views(self) -> Sequence[PartitionView]:
+        return [
+            PartitionView(number, self._name, [], [self._name], 1, 1, 0, 0, {}, [], [], "active") for number in range(2)
+        ]
+
+    def not_ready(self) -> Sequence[NotReadyReason]:
+        return self.reasons
+
+    def backup(self) -> Deferred[str]:
+        return self._answer("backup", lambda: "/data/node-1/backups/1")
+
+    def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
+        def work() -> dict[str, float]:
+            ages: dict[str, float] = {}
+            now_us = self._now_us()
+            for row in self.rows.values():
+                age = (now_us - row.run_at_us) / 1e6 if row.state is State.PENDING else 0.0
+                ages[row.spec.queue] = max(ages.get(row.spec.queue, 0.0), age)
+            return ages
+
+        return self._answer("oldest_pending_age_s", work)
+
+    def _now_us(self) -> int:
+        return int(self._reactor.seconds() * 1_000_000)
+
+
+class _Watch:
+    def __init__(self, watchers: list[Callable[[EventBatch], None]], observer: Callable[[EventBatch], None]) -> None:
+        self._watchers = watchers
+        self._observer = observer
+
+    def close(self) -> None:
+        if self._observer in self._watchers:
+            self._watchers.remove(self._observer)

@@ -1,0 +1,141 @@
+"""The rules of ARCHITECTURE.md that a machine can check: who imports whom, sizes, names, relations between limits."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import PROJECT
+from tq_node import config, limits
+from tq_node.store.opening import DATABASE_NAME
+
+PURE_ROOMS = ("raft", "cluster", "partition")
+FORBIDDEN = {
+    *(
+        "twisted",
+        "klein",
+        "treq",
+        "sqlite3",
+        "time",
+        "random",
+        "os",
+        "uuid",
+        "threading",
+        "asyncio",
+        "logging",
+        "socket",
+    ),
+    *("secrets", "datetime", "pathlib", "io", "select", "subprocess", "multiprocessing", "signal", "concurrent"),
+    *("tempfile", "shutil", "http", "urllib"),
+}
+PURE_THIRD_PARTY = {"msgspec", "attrs", "attr"}
+ONLY_IN_PLACEMENT = "mmh3"
+BUILTINS_WITH_EFFECTS = {"open", "print", "input", "exec", "eval", "__import__"}
+LINES_MAX = 500
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "manager", "misc"}
+
+
+def files_of(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (PROJECT / folder).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Import):
+            yield from (alias.name for alias in part.names)
+        elif isinstance(part, ast.ImportFrom):
+            assert part.level == 0, "imports are absolute"
+            assert part.module is not None
+            yield part.module
+            yield from (f"{part.module}.{alias.name}" for alias in part.names)
+
+
+PURE_FILES = files_of(*(f"tq_node/{room}" for room in PURE_ROOMS))
+
+
+@pytest.mark.parametrize("path", PURE_FILES, ids=relative)
+def test_a_pure_room_has_no_clock_disk_network_or_dice(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    room = path.relative_to(PROJECT / "tq_node").parts[0]
+    for name in imports_of(tree):
+        top = name.partition(".")[0]
+        assert top not in FORBIDDEN, f"imports {name}"
+        if top == ONLY_IN_PLACEMENT:
+            assert relative(path) == "tq_node/cluster/placement.py"
+        elif top == "tq_node":
+            assert name == "tq_node" or name.split(".")[1] in (room, "types", "errors", "limits"), f"imports {name}"
+        else:
+            assert top in sys.stdlib_module_names or top in PURE_THIRD_PARTY, f"imports {name}"
+    called = {part.func.id for part in ast.walk(tree) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
+    assert not called & BUILTINS_WITH_EFFECTS
+
+
+def test_there_are_pure_rooms() -> None:
+    assert len(PURE_FILES) > 3
+
+
+def test_import_contracts_hold() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [lint, "--no-logo", "--no-cache"], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", files_of("tq_node", "tq_tui", "tests", "twisted"), ids=relative)
+def test_files_stay_short_and_names_say_something(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < LINES_MAX
+    assert path.stem not in VAGUE_NAMES
+
+
+def test_no_folder_has_a_vague_name() -> None:
+    folders = {part for path in files_of("tq_node", "tq_tui") for part in path.relative_to(PROJECT).parts[:-1]}
+    assert not folders & VAGUE_NAMES
+
+
+def test_only_the_composition_root_knows_everybody_and_nobody_knows_it() -> None:
+    for path in files_of("tq_node", "tq_tui"):
+        assert "tq_node.service" not in set(imports_of(ast.parse(path.read_text()))), relative(path)
+
+
+def test_the_console_knows_nothing_of_the_node() -> None:
+    for path in files_of("tq_tui"):
+        tops = {name.partition(".")[0] for name in imports_of(ast.parse(path.read_text()))}
+        assert not tops & {"tq_node", "twisted", "klein", "treq"}, relative(path)
+
+
+class TestLimits:
+    """Relations that hold the bounds together; ``limits`` asserts more of them at import."""
+
+    def test_a_payload_fits_into_an_entry_and_a_body(self) -> None:
+        assert limits.PAYLOAD_BYTES_MAX + 64 * limits.KIB <= limits.ENTRY_BYTES_MAX
+        assert limits.PAYLOAD_BYTES_MAX < limits.BODY_BYTES_MAX
+
+    def test_a_result_fits_into_a_frame(self) -> None:
+        assert limits.RESULT_BYTES_MAX < limits.CHILD_FRAME_BYTES_MAX
+
+    def test_a_lease_survives_two_lost_renewals(self) -> None:
+        assert 3 * limits.LEASE_RENEW_MS < limits.LEASE_MS - limits.LEASE_MARGIN_MS
+
+    def test_the_disk_reserve_lies_above_the_floor(self) -> None:
+        assert limits.DISK_FLOOR_BYTES < limits.MIN_FREE_DISK_BYTES
+
+    def test_what_waits_for_the_disk_holds_several_entries(self) -> None:
+        assert limits.UNCOMMITTED_BYTES_MAX >= 4 * limits.ENTRY_BYTES_MAX
+        assert limits.UNAPPLIED_BYTES_MAX >= 4 * limits.ENTRY_BYTES_MAX
+
+    def test_a_page_is_found_within_its_scan(self) -> None:
+        assert limits.LIST_LIMIT_DEFAULT <= limits.LIST_LIMIT_MAX <= limits.LIST_SCAN_ROWS_MAX
+
+
+def test_an_empty_data_directory_is_one_without_the_store_s_file() -> None:
+    assert config.STORE_FILE == DATABASE_NAME

@@ -1,0 +1,139 @@
+"""Worker services over the fake queue: with real worker processes, or on a clock in hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import Clock, deferLater
+
+from tests.support.fake_queue import FakeQueue
+from tq_node.facade import Claim, Outcome, TaskQueue
+from tq_node.work.process import Phase, WorkerProcess
+from tq_node.work.registry import Registry
+from tq_node.work.worker import WorkerService
+
+DEADLINE_S = 15.0
+SAMPLES = "tests.unit.tq_node.work.sample_handlers"
+
+
+class Rig:
+    """A started service, its queue, and waiting with a deadline."""
+
+    def __init__(self, **options: Any) -> None:
+        self.queue = FakeQueue()
+        self.registry = Registry.load([SAMPLES])
+        options.setdefault("stop_timeout_s", 0.0)
+        options.setdefault("concurrency", 4)
+        self.worker = WorkerService(cast("TaskQueue", self.queue), self.registry, **options)
+
+    def start(self) -> Rig:
+        self.worker.startService()
+        return self
+
+    async def run(self, task_type: str, payload: object = None, **claim: Any) -> tuple[Claim, Outcome]:
+        """Put one task and wait until it has ended."""
+        put = self.queue.put(task_type, payload, **claim)
+        return put, await self.outcome(put)
+
+    async def outcome(self, claim: Claim) -> Outcome:
+        await within(self.queue.when(lambda: self.queue.outcome_of(claim) is not None))
+        outcome = self.queue.outcome_of(claim)
+        assert outcome is not None
+        return outcome
+
+
+def within(deferred: Deferred[Any], seconds: float = DEADLINE_S) -> Deferred[Any]:
+    return deferred.addTimeout(seconds, cast("Any", reactor))
+
+
+async def until(reached: Any, what: str) -> None:
+    """For what no event tells about, such as another process being gone."""
+    for _ in range(int(DEADLINE_S / 0.01)):
+        if reached():
+            return
+        await deferLater(cast("Any", reactor), 0.01)
+    pytest.fail(f"still not: {what}")
+
+
+def gone(pid: int) -> bool:
+    """No such process, or one that only waits to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def busy(rig: Rig) -> list[WorkerProcess]:
+    return [process for process in rig.worker.pool._all if process.phase is Phase.BUSY]
+
+
+@pytest.fixture
+def rigs() -> Iterator[Any]:
+    """Makes rigs with real worker processes and stops them at the end; nothing may be left of them."""
+    made: list[Rig] = []
+
+    def make(**options: Any) -> Rig:
+        made.append(Rig(**options).start())
+        return made[-1]
+
+    yield make
+    for rig in made:
+        pids = [process.pid for process in rig.worker.pool._all]
+        if rig.worker.running:
+            pytest_twisted.blockon(within(ensureDeferred(_stop(rig))))
+        assert rig.worker.pool.processes == 0
+        assert [pid for pid in pids if os.path.exists(f"/proc/{pid}")] == []
+
+
+async def _stop(rig: Rig) -> None:
+    await rig.worker.stopService()
+
+
+@pytest.fixture
+def rig(rigs: Any) -> Any:
+    return rigs()
+
+
+class ClockRig(Rig):
+    """On a clock in hand, for asynchronous handlers and dispatch; no worker process can be started."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        super().__init__(clock=self.clock, processes=object(), monotonic=self.clock.seconds, **options)
+        self.worker._registry = Registry(
+            {name: handler for name, handler in self.registry._handlers.items() if handler.is_async}, ()
+        )
+
+    def turn(self) -> None:
+        """One turn of the reactor."""
+        self.clock.advance(0)
+
+    def put(self, task_type: str, payload: object = None, **claim: Any) -> Claim:
+        put = self.queue.put(task_type, payload, **claim)
+        self.turn()
+        return put
+
+
+@pytest.fixture
+def clock_rig() -> Iterator[ClockRig]:
+    from tests.unit.tq_node.work import sample_handlers
+
+    sample_handlers.waiting.clear()
+    rig = ClockRig()
+    rig.start()
+    rig.turn()
+    yield rig
+    if rig.worker.running:
+        stopped = rig.worker.stopService()
+        rig.queue.release_held()
+        rig.clock.pump([1.0] * 20)
+        assert stopped.called
+    assert rig.clock.getDelayedCalls() == []
+    sample_handlers.waiting.clear()

@@ -1,0 +1,280 @@
+"""Handlers that do everything a handler may do wrong, for the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from tq_node import Context, Reject, Retry, task
+
+
+@task("echo", timeout=30, max_attempts=5, backoff=2, queue="bulk")
+def echo(payload: Any, context: Context) -> Any:
+    return payload
+
+
+@task("about")
+def about(payload: Any, context: Context) -> dict[str, Any]:
+    return {
+        "task_id": context.task_id,
+        "attempt": context.attempt,
+        "token": list(context.token),
+        "deadline": context.deadline,
+        "cancelled": context.cancelled,
+        "pid": os.getpid(),
+        "session": os.getsid(0) == os.getpid(),
+        "stdin": sys.stdin.read(),
+        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
+        "pythonpath": os.environ.get("PYTHONPATH"),
+    }
+
+
+@task("raise")
+def raises(payload: Any, context: Context) -> None:
+    raise ValueError(f"no good: {payload}")
+
+
+@task("rude")
+def rude(payload: Any, context: Context) -> None:
+    class RudeError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not even a message")
+
+    raise RudeError
+
+
+@task("retry")
+def retry(payload: Any, context: Context) -> None:
+    raise Retry(payload)
+
+
+@task("reject")
+def reject(payload: Any, context: Context) -> None:
+    raise Reject("never")
+
+
+@task("exit")
+def exits(payload: Any, context: Context) -> None:
+    sys.exit(payload)
+
+
+@task("interrupt")
+def interrupts(payload: Any, context: Context) -> None:
+    raise KeyboardInterrupt
+
+
+@task("os_exit")
+def os_exits(payload: Any, context: Context) -> None:
+    os._exit(payload)
+
+
+@task("kill_self")
+def kills_itself(payload: Any, context: Context) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+@task("segfault")
+def segfaults(payload: Any, context: Context) -> None:
+    ctypes.string_at(0)
+
+
+@task("sleep")
+def sleeps(payload: Any, context: Context) -> str:
+    context.log("sleeping")
+    time.sleep(payload)
+    return "slept"
+
+
+@task("spin")
+def spins(payload: Any, context: Context) -> None:
+    while True:
+        pass
+
+
+@task("hold_gil")
+def holds_gil(payload: Any, context: Context) -> None:
+    ctypes.PyDLL(None).usleep(int(payload * 1_000_000))
+
+
+@task("listen")
+def listens(payload: Any, context: Context) -> str:
+    context.progress(0.5, str(os.getpid()))
+    while not context.cancelled:
+        time.sleep(0.01)
+    return "stopped in order"
+
+
+@task("print")
+def prints(payload: Any, context: Context) -> int:
+    print("one")
+    print("two", file=sys.stderr)
+    os.system("echo three")
+    print("four", end="")
+    return os.getpid()
+
+
+@task("flood")
+def floods(payload: Any, context: Context) -> None:
+    while True:
+        print("x" * 1000)
+
+
+@task("log")
+def logs(payload: Any, context: Context) -> None:
+    for number in range(payload):
+        context.log(f"line {number}")
+
+
+@task("big_result")
+def big_result(payload: int, context: Context) -> str:
+    return "x" * payload
+
+
+@task("not_json")
+def not_json(payload: Any, context: Context) -> Any:
+    return {"set": {1, 2}, "nan": float("nan"), "bytes": b"x", "object": object()}[payload]
+
+
+@task("garbage")
+def garbage(payload: Any, context: Context) -> None:
+    os.write(4, bytes.fromhex(payload))
+    time.sleep(60)
+
+
+@task("close_fds")
+def closes_fds(payload: Any, context: Context) -> str:
+    os.closerange(3, 100)
+    return "closed"
+
+
+@task("grandchild")
+def grandchild(payload: Any, context: Context) -> int:
+    """Leaves a process behind that holds the output of this one."""
+    return subprocess.Popen(["sleep", str(payload)]).pid
+
+
+@task("hang_with_grandchild")
+def hang_with_grandchild(payload: Any, context: Context) -> None:
+    context.log(str(subprocess.Popen(["sleep", "600"]).pid))
+    time.sleep(600)
+
+
+@task("fork")
+def forks(payload: Any, context: Context) -> str:
+    if os.fork() == 0:
+        return "from the copy"
+    os.wait()
+    return "from the original"
+
+
+@task("mark")
+def marks(payload: str, context: Context) -> None:
+    """Shows to another process that it is running."""
+    with open(payload, "ab", buffering=0) as file:
+        while True:
+            file.write(b".")
+            time.sleep(0.001)
+
+
+@task("late_print")
+def late_print(payload: Any, context: Context) -> None:
+    threading.Timer(0.05, print, ["late"]).start()
+
+
+# --- async ---
+waiting: list[Deferred[Any]] = []
+"""What the async handlers wait for; tests fire it."""
+
+
+@task("a_echo")
+async def a_echo(payload: Any, context: Context) -> Any:
+    return payload
+
+
+@task("a_about")
+async def a_about(payload: Any, context: Context) -> dict[str, Any]:
+    return {"task_id": context.task_id, "attempt": context.attempt, "deadline": context.deadline}
+
+
+@task("a_wait")
+async def a_wait(payload: Any, context: Context) -> Any:
+    context.log("before")
+    context.progress(0.25, "waiting")
+    deferred: Deferred[Any] = Deferred()
+    waiting.append(deferred)
+    value = await deferred
+    context.log("after")
+    return value
+
+
+@task("a_listen")
+async def a_listen(payload: Any, context: Context) -> str:
+    deferred: Deferred[str] = Deferred()
+    waiting.append(deferred)
+    try:
+        await deferred
+    finally:
+        assert context.cancelled
+    return "never"
+
+
+@task("a_stubborn")
+async def a_stubborn(payload: Any, context: Context) -> None:
+    while True:
+        deferred: Deferred[Any] = Deferred()
+        waiting.append(deferred)
+        try:
+            await deferred
+        except Exception:
+            context.log("not yet")
+
+
+@task("a_raise")
+async def a_raise(payload: Any, context: Context) -> None:
+    raise ValueError(f"no good: {payload}")
+
+
+@task("a_retry")
+async def a_retry(payload: Any, context: Context) -> None:
+    raise Retry(payload)
+
+
+@task("a_reject")
+async def a_reject(payload: Any, context: Context) -> None:
+    raise Reject("never")
+
+
+@task("a_exit")
+async def a_exit(payload: Any, context: Context) -> None:
+    sys.exit(payload)
+
+
+@task("a_asyncio")
+async def a_asyncio(payload: Any, context: Context) -> None:
+    await asyncio.sleep(0)
+
+
+@task("a_big_result")
+async def a_big_result(payload: int, context: Context) -> str:
+    return "x" * payload
+
+
+@task("a_not_json")
+async def a_not_json(payload: Any, context: Context) -> Any:
+    return {1, 2}
+
+
+@task("a_log")
+async def a_log(payload: Any, context: Context) -> None:
+    for number in range(payload):
+        context.log(f"line {number}")

@@ -1,0 +1,9 @@
+"""taskqueue: a distributed task queue.
+
+What a module with task handlers imports from here: ``task``, ``Context``, ``Retry``, ``Reject``. This package stays light
+(no Twisted, no Klein): every worker process imports it before it can take its first task.
+"""
+
+from tq_node.work.handlers import Context, Reject, Retry, task
+
+__all__ = ["Context", "Reject", "Retry", "task"]

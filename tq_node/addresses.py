@@ -1,0 +1,169 @@
+"""Where a node listens and how others reach it: parsing of ``--http``, ``--peer``, ``--join`` and ``--advertise``.
+
+Every function raises ValueError with the end of a sentence that begins with the value: "is not a port", ...
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any, cast
+
+import msgspec
+from twisted.internet.endpoints import serverFromString
+
+ENDPOINT_KINDS = ("tcp", "tcp6", "ssl", "unix", "systemd")
+LOOPBACK = "127.0.0.1"
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[^:]*)")
+_INTERFACE_PLACE = {"tcp": 1, "tcp6": 2, "ssl": 4}
+"""Where each kind takes its interface when it is given without a name."""
+_EVERYWHERE = {"tcp": "0.0.0.0", "tcp6": "::", "ssl": "0.0.0.0"}  # noqa: S104 (what Twisted does; refused elsewhere)
+_FORMS = "is none of PORT, :PORT, HOST:PORT, [IPv6]:PORT or a Twisted endpoint string"
+
+
+class Address(msgspec.Struct, frozen=True):
+    """A host and a port as others dial it. ``port`` is None only where nobody can know it (an endpoint without one)."""
+
+    host: str
+    port: int | None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+
+class Listen(msgspec.Struct, frozen=True):
+    """Where a server listens.
+
+    ``endpoint`` goes to ``serverFromString``. ``host`` and ``port`` are None where the endpoint has none (``unix:``,
+    ``systemd:``). ``host`` is never empty: an endpoint without ``interface=`` binds every address and says ``0.0.0.0``.
+    """
+
+    endpoint: str
+    host: str | None
+    port: int | None
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host is not None and _is_unspecified(self.host)
+
+    @property
+    def is_local(self) -> bool:
+        """Only this machine can connect: a loopback address or a socket in the file system."""
+        if self.host is None:
+            return self.endpoint.startswith("unix:")
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def collides_with(self, other: Listen) -> bool:
+        """Both can't be bound at once."""
+        if self.port is None or self.port != other.port:
+            return False
+        hosts = {LOOPBACK if listen.host == "localhost" else listen.host for listen in (self, other)}
+        return len(hosts) == 1 or self.is_wildcard or other.is_wildcard
+
+    def moved(self, ports: int) -> Listen:
+        """The same host, so many ports further on. :raises ValueError: no such port, or none to start from."""
+        if self.host is None or self.port is None:
+            raise ValueError("has no port to count from")
+        return listen_on(self.host, _port(str(self.port + ports)))
+
+
+def listen_on(host: str, port: int) -> Listen:
+    interface = LOOPBACK if host == "localhost" else host
+    kind = "tcp6" if ":" in interface else "tcp"
+    escaped = interface.replace(":", "\\:")
+    return Listen(f"{kind}:{port}:interface={escaped}", host, port)
+
+
+def parse_listen(text: str) -> Listen:
+    """``PORT``, ``:PORT``, ``HOST:PORT``, ``[::1]:PORT`` or a Twisted endpoint string. No host means 127.0.0.1."""
+    if text.partition(":")[0].lower() in ENDPOINT_KINDS:
+        return _parse_endpoint(text)
+    if text.isdigit():
+        return listen_on(LOOPBACK, _port(text))
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError(_bracket_hint(text) or _FORMS)
+    host = parse_host(match["v6"] if match["v6"] is not None else match["host"] or LOOPBACK)
+    return listen_on(host, _port(match["port"]))
+
+
+def parse_address(text: str) -> Address:
+    """``HOST:PORT``, ``[IPv6]:PORT``, and ``PORT`` or ``:PORT`` for this machine."""
+    if text.isdigit():
+        return Address(LOOPBACK, _port(text))
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError(_bracket_hint(text) or "is none of HOST:PORT, [IPv6]:PORT, :PORT or PORT")
+    host = parse_host(match["v6"] if match["v6"] is not None else match["host"] or LOOPBACK)
+    return Address(host, _port(match["port"]))
+
+
+def parse_host(text: str) -> str:
+    """A host name or an IP address, without brackets."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        looks_like_an_address = re.fullmatch(r"[0-9.]+", bare) is not None
+        if looks_like_an_address or len(bare) > 253 or _HOST_NAME.fullmatch(bare) is None:
+            raise ValueError(f"{bare!r} is neither a host name nor an IP address") from None
+        return bare.lower()
+
+
+def parse_advertised(text: str) -> Address:
+    """``HOST``; a port behind it is the HTTP port as others see it, where that differs from the one bound."""
+    with_port = _HOST_AND_PORT.fullmatch(text) is not None
+    address = parse_address(text) if with_port else Address(parse_host(text), None)
+    if _is_unspecified(address.host):
+        raise ValueError("is not an address that others can dial")
+    return address
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65_535):
+        raise ValueError(f"{text!r} is not a port (1 to 65535)")
+    return int(text)
+
+
+def _bracket_hint(text: str) -> str | None:
+    host, _, port = text.rpartition(":")
+    if host.count(":") >= 2:
+        return f"looks like IPv6, which needs brackets: [{host}]:{port}"
+    return None
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _parse_endpoint(text: str) -> Listen:
+    """Let Twisted judge the string, without a reactor: nothing is opened before the node starts."""
+    try:
+        serverFromString(cast("Any", None), text)
+    except Exception as why:  # the parsers raise whatever int(), open() or a missing argument raise
+        reason = " ".join(str(why).split()) or type(why).__name__
+        raise ValueError(f"is not an endpoint that can be listened on: {reason}") from None
+    kind, arguments, named = _split_endpoint(text)
+    if kind in ("unix", "systemd"):
+        return Listen(text, None, None)
+    port = _port(named.get("port", arguments[0] if arguments else ""))
+    place = _INTERFACE_PLACE[kind]
+    interface = named.get("interface") or (arguments[place] if len(arguments) > place else "")
+    return Listen(text, parse_host(interface) if interface else _EVERYWHERE[kind], port)
+
+
+def _split_endpoint(text: str) -> tuple[str, list[str], dict[str, str]]:
+    parts = [re.sub(r"\\(.)", r"\1", part) for part in re.split(r"(?<!\\):", text)]
+    arguments = [part for part in parts[1:] if "=" not in part]
+    named = dict(part.split("=", 1) for part in parts[1:] if "=" in part)
+    return parts[0].lower(), arguments, named

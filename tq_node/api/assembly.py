@@ -1,0 +1,70 @@
+"""Puts the HTTP side together: the one call that the composition root makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from twisted.internet.interfaces import IReactorTime
+
+from tq_node.api import openapi
+from tq_node.api.cluster import ClusterRoutes
+from tq_node.api.events import EventRoutes
+from tq_node.api.routes import Route, klein_app
+from tq_node.api.service import ServiceRoutes
+from tq_node.api.settings import ApiSettings
+from tq_node.api.site import ApiSite
+from tq_node.api.tasks import TaskRoutes
+from tq_node.facade import TaskQueue
+from tq_node.observe.exposition import Exposition
+from tq_node.observe.metrics import Metrics
+
+_ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/metrics"})
+
+
+class _Rooms:
+    def __init__(self, queue: TaskQueue, settings: ApiSettings, metrics: Metrics, shutdown: Callable[[], None]) -> None:
+        self.tasks = TaskRoutes(queue, settings)
+        self.events = EventRoutes(queue, settings, metrics)
+        self.cluster = ClusterRoutes(queue, shutdown)
+        self.service = ServiceRoutes(queue, Exposition(metrics), settings.version)
+        self.routes = [*self.tasks.routes(), *self.events.routes(), *self.cluster.routes(), *self.service.routes()]
+
+
+def make_site(
+    queue: TaskQueue,
+    settings: ApiSettings,
+    metrics: Metrics,
+    *,
+    shutdown: Callable[[], None],
+    reactor: IReactorTime,
+) -> ApiSite:
+    """The site that serves the whole API; may listen on several ports. End it with ``ApiSite.close``.
+
+    :param shutdown: ends this node in order; called when somebody asks for it over HTTP.
+    """
+    rooms = _Rooms(queue, settings, metrics, shutdown)
+    rooms.service.describe(openapi.document(rooms.routes, settings.version))
+    site = ApiSite(
+        klein_app(rooms.routes),
+        settings,
+        metrics,
+        reactor,
+        route_names={route.path.encode("ascii"): route.path for route in rooms.routes if "<" not in route.path},
+        always_served=_ALWAYS_SERVED,
+        direct={
+            (route.method.encode("ascii"), route.path.encode("ascii")): route.handler
+            for route in rooms.routes
+            if route.hot and settings.hot_routes_direct
+        },
+    )
+    site.on_close(rooms.events.close)
+    metrics.sources.http_connections = lambda: len(site.channels)
+    metrics.sources.paused_queues = queue.paused_queues
+    return site
+
+
+def documented_routes() -> list[Route]:
+    """The table alone, for the document: nothing in it is called."""
+    nothing = cast("TaskQueue", None)
+    return _Rooms(nothing, ApiSettings(), Metrics(), lambda: None).routes

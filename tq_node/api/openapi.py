@@ -1,0 +1,169 @@
+"""OpenAPI 3.1, generated from the route table and from the structs that validate and render.
+
+``python -m tq_node.api.openapi > docs/reference/openapi.json`` writes the copy that the documentation keeps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from tq_node.api.failures import Problem
+from tq_node.api.routes import Answer, Route
+from tq_node.errors import BadParameter, Busy, Malformed, TaskQueueError
+
+_REF = "#/components/schemas/{name}"
+_NDJSON_TEXT = "one task on each line, each a SubmitRequest"
+_COMMON_ERRORS: tuple[type[TaskQueueError], ...] = (Malformed, Busy)
+_EXCLUSIVE = {
+    # null counts as not sent, hence the types.
+    "not": {
+        "required": ["delay", "run_at"],
+        "properties": {"delay": {"type": "number"}, "run_at": {"type": ["string", "number"]}},
+    }
+}
+
+
+def document(routes: Sequence[Route], version: str) -> bytes:
+    """The whole document as compact JSON."""
+    types = _types(routes)
+    references, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schema_of = dict(zip((repr(type_) for type_ in types), references, strict=True))
+    components["SubmitRequest"].update(_EXCLUSIVE)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        path = re.sub(r"<(\w+)>", r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, schema_of)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "taskqueue",
+                "version": version,
+                "description": "A distributed task queue. Every node answers every call. HEAD works wherever GET does.",
+            },
+            "paths": paths,
+            "components": {"schemas": components},
+        }
+    )
+
+
+def _types(routes: Sequence[Route]) -> list[Any]:
+    found: dict[str, Any] = {repr(Problem): Problem}
+    for route in routes:
+        for type_ in (*route.bodies.values(), *(answer.body for answer in route.answers.values())):
+            if type_ is not None:
+                found.setdefault(repr(type_), type_)
+    return list(found.values())
+
+
+def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()} {route.path}").strip("_"),
+        "summary": route.summary,
+        "parameters": _parameters(route),
+        "responses": _responses(route, schema_of),
+    }
+    if route.bodies:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {
+                content_type: {"schema": schema_of[repr(type_)] if type_ is not None else _text(_NDJSON_TEXT)}
+                for content_type, type_ in route.bodies.items()
+            },
+        }
+    return operation
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"<(\w+)>", route.path)
+    ]
+    (_,), components = msgspec.json.schema_components([route.query])
+    struct = components[route.query.__name__]
+    required = struct.get("required", [])
+    for name, schema in struct["properties"].items():
+        description = schema.pop("description", None)
+        parameter: dict[str, Any] = {
+            "name": name,
+            "in": "query",
+            "required": name in required,
+            "schema": _not_null(schema),
+        }
+        if description is not None:
+            parameter["description"] = description
+        parameters.append(parameter)
+    for name, text in route.headers.items():
+        parameters.append(
+            {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        )
+    return parameters
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without null: an optional parameter is one that isn't there."""
+    options = [option for option in schema.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1:
+        return dict(options[0])
+    if schema.get("default", ...) is None:
+        return {name: value for name, value in schema.items() if name != "default"}
+    return schema
+
+
+def _responses(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
+    responses = {str(code): _response(answer, schema_of) for code, answer in route.answers.items()}
+    kinds = [*_COMMON_ERRORS, *((BadParameter,) if not route.open_query else ()), *route.errors]
+    by_status: dict[int, list[type[TaskQueueError]]] = {}
+    for kind in kinds:
+        by_status.setdefault(kind.status, []).append(kind)
+    if any(kind.code == "outcome_unknown" for kind in kinds):
+        by_status.setdefault(503, [])
+    for status, of_status in sorted(by_status.items()):
+        codes = ", ".join(sorted({kind.code for kind in of_status}))
+        problem = {
+            "description": f"{HTTPStatus(status).phrase}: {codes}",
+            "headers": _common_headers(("Retry-After",) if any(kind.retryable for kind in of_status) else ()),
+            "content": {"application/problem+json": {"schema": schema_of[repr(Problem)]}},
+        }
+        responses.setdefault(str(status), problem)
+    responses["default"] = {
+        "description": "any other problem",
+        "headers": _common_headers(()),
+        "content": {"application/problem+json": {"schema": schema_of[repr(Problem)]}},
+    }
+    return responses
+
+
+def _response(answer: Answer, schema_of: dict[str, Any]) -> dict[str, Any]:
+    schema = schema_of[repr(answer.body)] if answer.body is not None else {"type": "string"}
+    return {
+        "description": answer.text,
+        "headers": _common_headers(answer.headers),
+        "content": {answer.content_type: {"schema": schema}},
+    }
+
+
+def _common_headers(more: Sequence[str]) -> dict[str, Any]:
+    return {name: {"schema": {"type": "string"}} for name in ("X-Request-Id", *more)}
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"type": "string", "description": description}
+
+
+def main() -> None:
+    """Print the document, readable: sorted and indented."""
+    from tq_node.api.assembly import documented_routes
+
+    print(  # noqa: T201  # this is a command
+        msgspec.json.format(document(documented_routes(), "0"), indent=2).decode("utf-8")
+    )
+
+
+if __name__ == "__main__":
+    main()

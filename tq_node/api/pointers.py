@@ -1,0 +1,106 @@
+"""Which field is wrong, as a JSON Pointer: the second look at a value that its struct has refused.
+
+``msgspec`` says so in an English sentence only. Here the value is taken apart along its type instead, one field at a time,
+until the part that doesn't fit is found. Off the fast path: only refused input comes here.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Annotated, Union, get_args, get_origin
+
+import msgspec
+
+from tq_node.errors import FieldError, InvalidField, Malformed, MissingField, TaskQueueError, UnknownField
+
+_NAME_CHARS_MAX = 100
+_decode = msgspec.json.Decoder().decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def refusal(body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "") -> TaskQueueError:
+    """Why ``body`` is not a ``kind``. ``why`` is what the decoder of ``kind`` raised; ``at`` points to the body itself."""
+    if isinstance(why, RecursionError):
+        return Malformed("the body is nested too deeply to be read")
+    if not isinstance(why, msgspec.ValidationError):
+        return Malformed(f"not valid JSON: {str(why)[:200]}")
+    try:
+        raw_fields = _decode_fields(body)
+    except msgspec.ValidationError:
+        detail = "a JSON object is expected"
+        return InvalidField(detail, field=at) if at else Malformed(detail)
+    except (ValueError, RecursionError) as worse:
+        return Malformed(f"not valid JSON: {str(worse)[:200]}")
+    return _first_bad_field(raw_fields, kind, at) or InvalidField(_sentence(why), field=at)
+
+
+def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str) -> TaskQueueError | None:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in sent:
+        if name not in fields:
+            return UnknownField(f"{_clip(name)}: there is no such field", field=f"{at}/{_escape(name)}")
+    for name, field in fields.items():
+        if name not in sent:
+            if field.required:
+                return MissingField(f"{name}: is required", field=f"{at}/{name}")
+            continue
+        try:
+            msgspec.json.decode(sent[name], type=field.type)
+        except msgspec.ValidationError as why:
+            return _inside(sent[name], field.type, why, f"{at}/{name}", name)
+        except (ValueError, RecursionError) as why:
+            return Malformed(f"{name}: not valid JSON: {str(why)[:200]}")
+    return None
+
+
+def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str) -> FieldError:
+    """The innermost part of one field that doesn't fit, or the field itself."""
+    whole = InvalidField(f"{name}: {_sentence(why)}", field=at)
+    try:
+        value = _decode(raw)
+    except (ValueError, RecursionError):
+        return whole
+    if not isinstance(value, dict):
+        return whole
+    for option in _options(type_):
+        if isinstance(option, type) and issubclass(option, msgspec.Struct):
+            found = _first_bad_field(
+                {key: msgspec.Raw(msgspec.json.encode(part)) for key, part in value.items()}, option, at
+            )
+            return found if isinstance(found, FieldError) else whole
+        if get_origin(option) is dict:
+            return _inside_mapping(value, option, at, name) or whole
+    return whole
+
+
+def _inside_mapping(value: dict[str, object], type_: object, at: str, name: str) -> FieldError | None:
+    key_type, value_type = get_args(type_)
+    for key, part in value.items():
+        for piece, piece_type in ((key, key_type), (part, value_type)):
+            try:
+                msgspec.convert(piece, piece_type)
+            except msgspec.ValidationError as why:
+                return InvalidField(f"{name}: {_sentence(why)}", field=f"{at}/{_escape(key)}")
+    return None
+
+
+def _options(type_: object) -> list[object]:
+    """The types that an optional, annotated or union type allows."""
+    if get_origin(type_) is Annotated:
+        return _options(get_args(type_)[0])
+    if get_origin(type_) in (Union, types.UnionType):
+        return [option for part in get_args(type_) for option in _options(part)]
+    return [type_]
+
+
+def _sentence(why: Exception) -> str:
+    """msgspec's sentence without its own way of naming the place."""
+    return str(why).split(" - at ", 1)[0][:200].replace("Expected", "expected", 1)
+
+
+def _clip(name: str) -> str:
+    return name if len(name) <= _NAME_CHARS_MAX else name[:_NAME_CHARS_MAX] + "…"
+
+
+def _escape(name: str) -> str:
+    return _clip(name).replace("~", "~0").replace("/", "~1")

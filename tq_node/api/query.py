@@ -1,0 +1,204 @@
+"""Query parameters: structs that check them, and that ``openapi`` publishes.
+
+A parameter that doesn't exist, is given twice or doesn't fit is refused by name. An empty value of an optional parameter
+counts as not given, so that a script may leave its variable empty.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tq_node import limits
+from tq_node.api.request import ApiRequest
+from tq_node.api.schemas import TASK_ID_PATTERN
+from tq_node.errors import BadParameter
+from tq_node.facade import ListQuery
+from tq_node.types import STATE_LABELS, STATE_OF_LABEL, State
+
+P = TypeVar("P", bound=msgspec.Struct)
+
+_state = "|".join(STATE_LABELS)
+_STATES_TEXT = "comma list of states; a leading ! takes all others"
+Words = Annotated[str, Meta(description="comma list; a leading ! takes all others", examples=["a,b", "!a"])]
+TaskIdParam = Annotated[str, Meta(pattern=TASK_ID_PATTERN)]
+QueueParam = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX)]
+NodeParam = Annotated[str, Meta(min_length=1, max_length=63, description="a node's name")]
+Scope = Annotated[Literal["node", "cluster"], Meta(description="cluster: each task once, from all nodes")]
+
+
+class NoParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """For calls that take none."""
+
+
+class TaskParameters(msgspec.Struct, forbid_unknown_fields=True):
+    id: TaskIdParam
+
+
+class StatusParameters(msgspec.Struct, forbid_unknown_fields=True):
+    id: TaskIdParam
+    wait: Annotated[float, Meta(ge=0, le=limits.WAIT_S_MAX, description="seconds to wait for the task to be final")] = (
+        0.0
+    )
+    consistency: Annotated[
+        Literal["strong", "local"],
+        Meta(
+            description="local: this node's copy without proof; the answer's `age` says how old it may be, in seconds"
+        ),
+    ] = "strong"
+
+
+class ListParameters(msgspec.Struct, forbid_unknown_fields=True):
+    status: (
+        Annotated[
+            str,
+            Meta(
+                pattern=f"^!?({_state})(,({_state}))*$",
+                description="comma list of states; a leading ! takes all others",
+            ),
+        ]
+        | None
+    ) = None
+    type: Words | None = None
+    queue: Words | None = None
+    node: Words | None = None
+    q: Annotated[str, Meta(description="text in id or type, in either case")] | None = None
+    sort: Literal["id", "-id", "created_at", "-created_at", "run_at", "-run_at", "priority", "-priority"] = "id"
+    role: Literal["primary", "replica"] | None = None
+    limit: Annotated[int, Meta(ge=1, le=limits.LIST_LIMIT_MAX)] = limits.LIST_LIMIT_DEFAULT
+    cursor: Annotated[str, Meta(description="`next` of the page before, with the same parameters")] | None = None
+    scope: Scope = "node"
+
+
+class ScopeParameters(msgspec.Struct, forbid_unknown_fields=True):
+    scope: Scope = "node"
+
+
+class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
+    queue: QueueParam
+
+
+class NodeParameters(msgspec.Struct, forbid_unknown_fields=True):
+    node: NodeParam
+
+
+class RecoverParameters(msgspec.Struct, forbid_unknown_fields=True):
+    partition: Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
+    node: NodeParam
+
+
+class _Cursor(msgspec.Struct, array_like=True):
+    sort: str
+    value: Annotated[int, Meta(ge=-(1 << 63), lt=1 << 63)]
+    id: str
+
+
+def read_query(request: ApiRequest, kind: type[P]) -> P:
+    """The request's parameters as a ``kind``. :raises BadParameter: naming the parameter."""
+    given: dict[str, str] = {}
+    for raw_name, raw_values in (request.args or {}).items():
+        try:
+            name = raw_name.decode("utf-8")
+            values = [raw.decode("utf-8") for raw in raw_values]
+        except UnicodeDecodeError:
+            raise BadParameter(f"{raw_name[:100].decode('latin-1')}: not UTF-8") from None
+        if len(values) > 1:
+            raise BadParameter(f"{name[:100]}: given more than once")
+        given[name] = values[0]
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as why:
+        return _second_look(given, kind, why)
+
+
+def _second_look(given: dict[str, str], kind: type[P], why: Exception) -> P:
+    """Off the usual path: leave out what is empty, then say which parameter is wrong."""
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in given:
+        if name not in fields:
+            known = ", ".join(fields) or "none are taken here"
+            raise BadParameter(f"{name[:100]}: there is no such parameter ({known})")
+    filled = {name: text for name, text in given.items() if text or fields[name].required}
+    for name, field in fields.items():
+        if name not in filled:
+            if field.required:
+                raise BadParameter(f"{name}: is required")
+            continue
+        try:
+            # str takes part in some unions: what looks like a number stays what it was.
+            msgspec.convert(filled[name], field.type, strict=False)
+        except msgspec.ValidationError as wrong:
+            raise BadParameter(f"{name}: {str(wrong)[:200].replace('Expected', 'expected', 1)}") from None
+    if len(filled) < len(given):
+        return msgspec.convert(filled, kind, strict=False)
+    raise BadParameter(str(why)[:200])
+
+
+def to_list_query(sent: ListParameters) -> ListQuery:
+    """:raises BadParameter: a state that there isn't, or a cursor that is none or belongs to another order."""
+    states = None
+    names, states_not = _words(sent.status)
+    if names is not None:
+        if not names <= STATE_OF_LABEL.keys():
+            raise BadParameter(f"status: a comma list of {', '.join(STATE_LABELS)} is expected")
+        states = frozenset(int(STATE_OF_LABEL[name]) for name in names)
+    types, types_not = _words(sent.type)
+    queues, queues_not = _words(sent.queue)
+    nodes, nodes_not = _words(sent.node)
+    return ListQuery(
+        states=states,
+        states_not=states_not,
+        types=types,
+        types_not=types_not,
+        queues=queues,
+        queues_not=queues_not,
+        nodes=nodes,
+        nodes_not=nodes_not,
+        text=sent.q or None,
+        role=sent.role,
+        sort=sent.sort.removeprefix("-"),
+        descending=sent.sort.startswith("-"),
+        cursor=_read_cursor(sent.cursor, sent.sort) if sent.cursor else None,
+        limit=sent.limit,
+        cluster=sent.scope == "cluster",
+    )
+
+
+def only_dead(query: ListQuery) -> ListQuery | None:
+    """The same among the dead letters; None where its states leave none of them."""
+    if query.states is not None and (State.FAILED in query.states) is query.states_not:
+        return None
+    return msgspec.structs.replace(query, states=frozenset({int(State.FAILED)}), states_not=False)
+
+
+def write_cursor(place: tuple[int, str] | None, query: ListQuery) -> str | None:
+    """Opaque and URL-safe: base64 of the order and the place in it."""
+    if place is None:
+        return None
+    sort = "-" + query.sort if query.descending else query.sort
+    packed = msgspec.json.encode(_Cursor(sort, place[0], place[1]))
+    return urlsafe_b64encode(packed).rstrip(b"=").decode("ascii")
+
+
+def _read_cursor(text: str, sort: str) -> tuple[int, str]:
+    try:
+        packed = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        cursor = msgspec.json.decode(packed, type=_Cursor)
+    except (ValueError, binascii.Error):
+        raise BadParameter("cursor: not one that a list has given out") from None
+    if cursor.sort != sort:
+        raise BadParameter(f"cursor: belongs to a list with sort={cursor.sort[:20]}")
+    return cursor.value, cursor.id
+
+
+def _words(text: str | None) -> tuple[frozenset[str] | None, bool]:
+    """A comma list, and whether it stands for all others."""
+    if not text:
+        return None, False
+    inverse = text.startswith("!")
+    words = frozenset(word for word in text.removeprefix("!").split(",") if word)
+    return (words, inverse) if words else (None, False)

@@ -1,0 +1,295 @@
+"""One request and its connection: ``twisted.web`` with what this API needs of every answer.
+
+- Every answer carries ``X-Request-Id`` and ``Cache-Control: no-store``, also one that never reached a route.
+- A body is refused as soon as it is known to be too long, and is never held beyond the bound.
+- An answer leaves in one write, put together from ready-made pieces; ``responseHeaders`` are for streams only.
+- Answering a client that has gone does nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import time
+from http import HTTPStatus
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from klein.interfaces import IKleinRequest
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web import http, server
+from zope.interface import implementer
+
+from tq_node import limits
+from tq_node.errors import BodyTooLarge, Busy, Malformed, TaskQueueError
+
+if TYPE_CHECKING:
+    from werkzeug.routing import MapAdapter
+
+    from tq_node.api.routes import Handler
+    from tq_node.api.site import ApiSite
+
+JSON = b"application/json"
+SERVER = b"taskqueue"
+
+_made_id_prefix = os.urandom(6).hex().encode("ascii")
+_made_id_count = itertools.count(1)
+_unwanted_in_id = re.compile(rb"[^A-Za-z0-9._~:/+=@,;#-]").sub
+_phrases = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+_heads: dict[tuple[int, bytes], bytes] = {}
+_NO_BODY = frozenset({204, 304})
+
+
+def request_id_of(header: bytes | None) -> bytes:
+    """The caller's id without what could hurt a log or a header, bounded; or one made here."""
+    if header is not None:
+        wanted = _unwanted_in_id(b"", header)[: limits.REQUEST_ID_CHARS_MAX]
+        if wanted:
+            return wanted
+    return b"%b-%x" % (_made_id_prefix, next(_made_id_count))
+
+
+def head_of(code: int, content_type: bytes) -> bytes:
+    """Status line and the headers that are the same for all answers of this kind."""
+    head = _heads.get((code, content_type))
+    if head is None:
+        head = _heads[code, content_type] = (
+            b"HTTP/1.1 %d %b\r\nServer: %b\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nContent-Type: %b\r\n"
+        ) % (code, _phrases.get(code, b"Unknown"), SERVER, content_type)
+    return head
+
+
+@implementer(IKleinRequest)
+class ApiRequest(server.Request):
+    """See the module's docstring. ``gone``: the client has hung up; ``route``: a name for metrics."""
+
+    site: ApiSite
+    channel: ApiChannel
+    content: BytesIO
+    # Klein looks these up through an adapter of its own for each request; providing its interface saves that.
+    mapper: MapAdapter
+    branch_segments = ("",)
+
+    request_id = b""
+    route = "other"
+    gone = False
+    started_s = 0.0
+    _held_bytes = 0
+    _refused = False
+    _in_flight = False
+    _linger: IDelayedCall | None = None
+    _call: Deferred[None] | None = None
+
+    def __conform__(self, interface: object) -> object:
+        return self if interface is IKleinRequest else super().getComponent(interface)
+
+    def url_for(self, *args: Any, **kw: Any) -> str:
+        """Part of ``IKleinRequest``."""
+        return self.mapper.build(*args, **kw)
+
+    # --- the body, as it comes in ---
+    def gotLength(self, length: int | None) -> None:
+        site = self.channel.site
+        self.content = BytesIO()
+        if length is not None and length > site.settings.body_bytes_max:
+            self._refuse(BodyTooLarge(f"a body of {length} bytes; at most {site.settings.body_bytes_max} are allowed"))
+
+    def handleContentChunk(self, data: bytes) -> None:
+        site = self.channel.site
+        size = len(data)
+        if self._refused:
+            self._held_bytes += size
+            # What is thrown away is bounded, too: a sender who doesn't listen is cut off.
+            if self._held_bytes > 4 * site.settings.body_bytes_max:
+                self.channel.loseConnection()
+            return
+        self._held_bytes += size
+        site.bodies_held_bytes += size
+        if self._held_bytes > site.settings.body_bytes_max:
+            self._refuse(BodyTooLarge(f"a body over {site.settings.body_bytes_max} bytes"))
+        elif site.bodies_held_bytes > site.settings.bodies_held_bytes_max:
+            self._refuse(Busy("too many bodies at once"))
+        else:
+            self.content.write(data)
+
+    def _refuse(self, error: TaskQueueError) -> None:
+        """Answer before the body is complete, and close. What still comes is thrown away for a moment: closing at once
+        would reset the connection, and the sender would never see the answer."""
+        self._let_go_of_body()
+        self._refused = True
+        self.content = BytesIO()
+        channel = self.channel
+        channel.persistent = False
+        channel.refuse(error, self.request_id or request_id_of(self.getHeader(b"x-request-id")))
+        self._linger = channel.site.reactor.callLater(channel.site.settings.linger_s, channel.loseConnection)
+
+    def body(self) -> bytes:
+        """The whole body. Can be taken once."""
+        body: bytes = self.content.getvalue()
+        self.content.close()
+        return body
+
+    # --- from request to answer ---
+    def process(self) -> None:
+        channel = self.channel
+        if self._refused:
+            channel.loseConnection()
+            return
+        site = self.site = channel.site
+        self.started_s = time.perf_counter()
+        self.request_id = request_id_of(self.getHeader(b"x-request-id"))
+        self.defaultContentType = None
+        path = self.path
+        if path in site.route_names:
+            self.route = site.route_names[path]
+        elif b"%" in path or not path.startswith(b"/") or not path.isascii():
+            # Klein would answer in plain text where it can't decode the path. No route of ours needs an escape.
+            site.answer_error(self, Malformed("the path is not one that this server could have"))
+            return
+        if site.in_flight >= site.settings.requests_in_flight_max and path not in site.always_served:
+            site.answer_error(self, Busy("too many requests at once"))
+            return
+        self._in_flight = True
+        site.in_flight += 1
+        if site.direct and (handler := site.direct.get((self.method, path))) is not None:
+            self._run(handler)
+            return
+        self.prepath = []
+        self.postpath = path[1:].split(b"/")
+        try:
+            # Klein answers through the Deferreds that it makes; what it returns is NOT_DONE_YET.
+            site.resource.render(self)
+        except Exception:
+            self.processingFailed(Failure())
+
+    def _run(self, handler: Handler) -> None:
+        """Call a handler as Klein would: what it raises is answered, and it is cancelled when the client hangs up."""
+        try:
+            call = handler(self)
+        except Exception:
+            self.processingFailed(Failure())
+        else:
+            if isinstance(call, Deferred) and not self.finished:
+                self._call = call.addErrback(self.processingFailed)
+
+    def processingFailed(self, reason: Failure) -> None:
+        self.site.answer_failure(self, reason)
+
+    def getRequestHostname(self) -> bytes:
+        # Routes don't depend on the host, and Klein stumbles over a Host header that is no host name.
+        return b"localhost"
+
+    def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
+        """Write the whole answer and finish. ``extra``: header lines of trusted content, each with its line end."""
+        if self.gone or self.finished:
+            return
+        self.code = code
+        channel = self.channel
+        if self.site.closing:
+            channel.persistent = False
+        if not channel.persistent:
+            extra += b"Connection: close\r\n"
+        self.startedWriting = 1
+        head = b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%b\r\n" % (
+            head_of(code, content_type),
+            self.site.date(),
+            self.request_id,
+            len(body),
+            extra,
+        )
+        if self.method == b"HEAD":
+            channel.write(head)
+        elif len(body) < 65_536:
+            channel.write(head + body)
+        else:
+            channel.writeSequence([head, body])
+        self.finish()
+
+    def start_stream(self, content_type: bytes) -> None:
+        """Send the headers of an answer without a known end; ``write`` and ``finish`` do the rest."""
+        self.leave_flight()
+        for name, value in (
+            (b"Server", SERVER),
+            (b"Date", self.site.date()),
+            (b"Content-Type", content_type),
+            (b"Cache-Control", b"no-store"),
+            (b"X-Accel-Buffering", b"no"),
+            (b"X-Request-Id", self.request_id),
+        ):
+            self.responseHeaders.setRawHeaders(name, [value])
+        self.write(b"")
+
+    def finish(self) -> None:
+        """End the answer. Does nothing where it has ended, or the client has gone."""
+        if self.gone or self.finished:
+            return
+        site = self.site
+        site.metrics.http(self.route, self.code, time.perf_counter() - self.started_s)
+        self._let_go()
+        super().finish()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.gone = True
+        call = self._call
+        self._let_go()
+        super().connectionLost(reason)
+        if call is not None:
+            call.cancel()
+
+    def leave_flight(self) -> None:
+        """No longer count as in flight: for what waits on purpose, and is bounded by a count of its own."""
+        if self._in_flight:
+            self._in_flight = False
+            self.site.in_flight -= 1
+
+    def _let_go(self) -> None:
+        self.leave_flight()
+        self._let_go_of_body()
+        self._call = None
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
+
+    def _let_go_of_body(self) -> None:
+        if not self._refused:
+            self.channel.site.bodies_held_bytes -= self._held_bytes
+            self._held_bytes = 0
+
+
+class ApiChannel(http.HTTPChannel):
+    """One connection. Bounds the headers; says what is wrong, in our form, with what is not HTTP."""
+
+    site: ApiSite
+    maxHeaders = 100
+    _abort: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        self.site.channels.add(self)
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._abort is not None and self._abort.active():
+            self._abort.cancel()
+        super().connectionLost(reason)
+        self.site.channel_gone(self)
+
+    def refuse(self, error: TaskQueueError, request_id: bytes) -> None:
+        """Write a whole answer, outside of any request that could, with ``Connection: close``. Doesn't close."""
+        assert self.transport is not None
+        self.transport.write(self.site.closing_answer(error, request_id))
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
+
+    def timeoutConnection(self) -> None:
+        # The inherited one logs a line for each; that a client left an idle connection is no news.
+        self.loseConnection()
+        self._abort = self.callLater(self.abortTimeout, self.forceAbortClient)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.
+        self.refuse(Malformed("this is not a valid HTTP/1.1 request"), request_id_of(None))
+        self.loseConnection()

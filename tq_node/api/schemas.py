@@ -1,0 +1,249 @@
+"""Bodies of requests: what a submitter may send, checked field by field, turned into ``facade.Submission``.
+
+These structs are the one source: they validate, and ``openapi`` publishes them. The usual request costs one typed decode;
+only one that is refused is looked at a second time, to name the field (``pointers``). ``null`` counts as not sent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tq_node import limits
+from tq_node.api.payloads import Payloads
+from tq_node.api.pointers import refusal
+from tq_node.errors import BodyTooLarge, InvalidField, Malformed, MissingField, TaskQueueError, UnknownField
+from tq_node.facade import Submission
+from tq_node.types import Backoff
+
+TASK_ID_PATTERN = f"^[A-Za-z0-9._:-]{{1,{limits.TASK_ID_CHARS_MAX}}}$"
+RUN_AT_S_MAX = 253_402_300_799
+"""The last second of the year 9999: beyond it RFC 3339 has no words."""
+
+TaskIdText = Annotated[
+    str, Meta(pattern=TASK_ID_PATTERN, description="own id; the same id with the same content is the same task")
+]
+TypeText = Annotated[
+    str, Meta(min_length=1, max_length=limits.TASK_TYPE_CHARS_MAX, description="which handler runs the task")
+]
+QueueText = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX)]
+BackoffSeconds = Annotated[float, Meta(ge=0, le=limits.BACKOFF_S_MAX)]
+TagName = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
+TagValue = Annotated[str, Meta(max_length=limits.TAG_CHARS_MAX)]
+
+
+class BackoffRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """How long a failed attempt waits for the next; times in seconds."""
+
+    kind: Literal["exponential", "linear", "constant"] = "exponential"
+    base: BackoffSeconds = 1.0
+    cap: BackoffSeconds = 3_600.0
+    jitter: bool = True
+
+
+class SubmitRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One task to be run."""
+
+    type: TypeText
+    # Not validated here: Raw takes any JSON value as it stands, and Payloads looks into it. The default of a Raw field
+    # can't be a Raw, which has no JSON Schema; None is what it means.
+    payload: Annotated[msgspec.Raw, Meta(description="any JSON value")] = None  # type: ignore[assignment]
+    id: TaskIdText | None = None
+    priority: Annotated[int, Meta(ge=0, le=limits.PRIORITY_MAX, description="9 first; 5 where not given")] | None = None
+    delay: (
+        Annotated[float, Meta(ge=0, le=limits.DELAY_S_MAX, description="seconds from now; not with run_at")] | None
+    ) = None
+    run_at: (
+        Annotated[datetime, Meta(tz=True, description="RFC 3339, or Unix seconds; not with delay")]
+        | Annotated[float, Meta(le=RUN_AT_S_MAX)]
+        | None
+    ) = None
+    max_attempts: Annotated[int, Meta(ge=1, le=limits.MAX_ATTEMPTS_MAX)] | None = None
+    timeout: Annotated[float, Meta(gt=0, le=limits.TIMEOUT_S_MAX, description="seconds for one attempt")] | None = None
+    backoff: BackoffSeconds | BackoffRequest | None = None
+    queue: QueueText | None = None
+    tags: Annotated[dict[TagName, TagValue], Meta(max_length=limits.TAGS_MAX)] | None = None
+
+
+class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Up to 10,000 tasks; each is accepted or refused by itself."""
+
+    tasks: Annotated[list[SubmitRequest], Meta(max_length=limits.BATCH_TASKS_MAX)]
+
+
+class _LooseBatch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The same with the items unread, for when one of them is bad."""
+
+    tasks: list[msgspec.Raw]
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_RUN_AT_US_MAX = RUN_AT_S_MAX * 1_000_000 + 999_999
+_is_task_id = re.compile(TASK_ID_PATTERN.strip("^$")).fullmatch
+_encode_in_order = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Bodies:
+    """Turns bodies into submissions. Holds the decoders, which are built once, and the bound of one payload.
+
+    Every method may raise a ``TaskQueueError`` that names what is wrong; none lets a decoder's own error out.
+    """
+
+    def __init__(self, payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX) -> None:
+        self._decode_one = msgspec.json.Decoder(SubmitRequest).decode
+        self._decode_batch = msgspec.json.Decoder(BatchRequest).decode
+        self._decode_loose = msgspec.json.Decoder(_LooseBatch).decode
+        self._payload = Payloads(payload_bytes_max).parse
+
+    def submission(self, body: bytes, key: str | None = None) -> Submission:
+        """The body of ``/tasks/submit``. ``key``: what the Idempotency-Key header says; counts where no id is given."""
+        try:
+            task = self._decode_one(body)
+        except (ValueError, RecursionError) as why:
+            raise refusal(body, SubmitRequest, why) from None
+        return self._convert(task, "", key)
+
+    def batch(self, body: bytes) -> list[Submission | TaskQueueError]:
+        """The body ``{"tasks":[…]}``: for each item a submission, or why it is refused."""
+        try:
+            tasks = self._decode_batch(body).tasks
+        except (ValueError, RecursionError) as why:
+            return self._loose_batch(body, why)
+        return self._convert_all(tasks)
+
+    def lines(self, body: bytes) -> list[Submission | TaskQueueError]:
+        """The same from newline-delimited JSON; empty lines don't count."""
+        lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+        if len(lines) > limits.BATCH_TASKS_MAX:
+            raise _too_many(len(lines))
+        return [self._item(line, f"/tasks/{place}") for place, line in enumerate(lines)]
+
+    def _loose_batch(self, body: bytes, why: Exception) -> list[Submission | TaskQueueError]:
+        try:
+            items = self._decode_loose(body).tasks
+        except (ValueError, RecursionError) as worse:
+            raise refusal(body, _LooseBatch, worse) from None
+        if len(items) > limits.BATCH_TASKS_MAX:
+            raise _too_many(len(items)) from why
+        return [self._item(bytes(item), f"/tasks/{place}") for place, item in enumerate(items)]
+
+    def _item(self, body: bytes, at: str) -> Submission | TaskQueueError:
+        try:
+            try:
+                task = self._decode_one(body)
+            except (ValueError, RecursionError) as why:
+                return refusal(body, SubmitRequest, why, at)
+            return self._convert(task, at, None)
+        except TaskQueueError as refused:
+            return refused
+
+    def _convert_all(self, tasks: list[SubmitRequest]) -> list[Submission | TaskQueueError]:
+        convert = self._convert
+        results: list[Submission | TaskQueueError] = []
+        for place, task in enumerate(tasks):
+            try:
+                results.append(convert(task, "", None))
+            except TaskQueueError as refused:
+                if isinstance(refused, UnknownField | MissingField | InvalidField):
+                    refused.field = f"/tasks/{place}{refused.field}"
+                results.append(refused)
+        return results
+
+    def _convert(self, task: SubmitRequest, at: str, key: str | None) -> Submission:
+        raw = task.payload
+        value, payload = self._payload(raw, at) if raw is not None else (None, b"null")
+        task_id = task.id
+        if task_id is None:
+            task_id = key
+        elif not _is_task_id(task_id):
+            # The pattern's $ lets one newline at the end pass.
+            raise InvalidField("id: characters other than A-Z a-z 0-9 . _ : -", field=at + "/id")
+        delay, run_at, timeout, backoff = task.delay, task.run_at, task.timeout, task.backoff
+        delay_us = run_at_us = timeout_ms = None
+        if delay is not None:
+            if run_at is not None:
+                raise InvalidField("delay and run_at exclude one another", field=at + "/run_at")
+            delay_us = round(delay * 1_000_000)
+        elif run_at is not None:
+            run_at_us = _instant_us(run_at, at)
+        if timeout is not None:
+            timeout_ms = max(1, round(timeout * 1_000))
+        return Submission(
+            task.type,
+            payload,
+            task_id,
+            task.queue,
+            task.priority,
+            delay_us,
+            run_at_us,
+            task.max_attempts,
+            timeout_ms,
+            None if backoff is None else _backoff(backoff),
+            task.tags,
+            b"" if task_id is None else content_hash(task, value),
+        )
+
+
+def idempotency_key(header: bytes) -> str:
+    """The id in an Idempotency-Key header: plain, or quoted as the draft standard has it.
+
+    :raises InvalidField: it is not an id.
+    """
+    text = header.decode("latin-1").strip()
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    if not _is_task_id(text):
+        raise InvalidField(
+            f"Idempotency-Key: 1 to {limits.TASK_ID_CHARS_MAX} characters of A-Z a-z 0-9 . _ : - are allowed",
+            field="/id",
+        )
+    return text
+
+
+def content_hash(task: SubmitRequest, payload: object) -> bytes:
+    """16 bytes over the fields as sent but ``id``: what tells a repeated submit from another with the same id.
+
+    The canonical form is JSON with sorted keys of the fields that are not null. Part of the data format: it is stored.
+    """
+    sent: dict[str, object] = {} if payload is None else {"payload": payload}
+    for name in _HASHED:
+        value = getattr(task, name)
+        if value is not None:
+            sent[name] = value
+    return blake2b(_encode_in_order(sent), digest_size=16).digest()
+
+
+_HASHED = tuple(name for name in SubmitRequest.__struct_fields__ if name not in ("id", "payload"))
+
+
+def _instant_us(run_at: datetime | float, at: str) -> int:
+    """Microseconds since 1970, at least 0: what was due earlier is due at once all the same."""
+    if isinstance(run_at, datetime):
+        us = (run_at - _EPOCH) // _MICROSECOND
+        if us > _RUN_AT_US_MAX:
+            raise InvalidField("run_at: beyond the year 9999", field=at + "/run_at")
+        return max(0, us)
+    return max(0, math.floor(run_at * 1_000_000))
+
+
+def _backoff(sent: BackoffRequest | float) -> Backoff:
+    if isinstance(sent, BackoffRequest):
+        return Backoff(sent.kind, round(sent.base * 1_000), round(sent.cap * 1_000), sent.jitter)
+    # A plain number is meant to the letter: no jitter, and no cap that would cut it.
+    base_ms = round(sent * 1_000)
+    return Backoff("constant", base_ms, max(base_ms, Backoff().cap_ms), False)
+
+
+def _too_many(count: int) -> BodyTooLarge:
+    return BodyTooLarge(f"{count} tasks in one batch; at most {limits.BATCH_TASKS_MAX} are allowed")
+
+
+def not_an_object(what: str) -> Malformed:
+    return Malformed(f"the body must be a JSON object, not {what}")

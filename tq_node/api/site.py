@@ -1,0 +1,136 @@
+"""The tuned ``Site``: form parsing and access log off, bounds on connections, requests and bodies, an orderly end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+from klein import Klein
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.web.http import datetimeToString
+from twisted.web.server import Site
+
+from tq_node.api.failures import PROBLEM, answer_error, answer_failure, problem_of
+from tq_node.api.request import ApiChannel, ApiRequest, head_of
+from tq_node.api.routes import Handler
+from tq_node.api.settings import ApiSettings
+from tq_node.errors import TaskQueueError
+from tq_node.observe.metrics import Metrics
+
+
+class ApiSite(Site):
+    """May listen on several ports at once. ``route_names``: path -> its name in the metrics.
+
+    :param always_served: paths that are answered however many requests are in flight.
+    :param direct: (method, path) -> handler that is called without Klein in between.
+    """
+
+    # Plain HTTP/1.1, without the proxy that could switch to HTTP/2.
+    protocol = ApiChannel  # type: ignore[assignment]  # declared as that proxy
+    displayTracebacks = False
+
+    def __init__(
+        self,
+        app: Klein,
+        settings: ApiSettings,
+        metrics: Metrics,
+        reactor: IReactorTime,
+        route_names: Mapping[bytes, str],
+        always_served: frozenset[bytes],
+        direct: Mapping[tuple[bytes, bytes], Handler],
+    ) -> None:
+        super().__init__(
+            app.resource(),
+            requestFactory=ApiRequest,
+            parsePOSTFormSubmission=False,
+            timeout=settings.idle_s,
+            reactor=reactor,
+        )
+        self.settings = settings
+        self.metrics = metrics
+        self.route_names = route_names
+        self.always_served = always_served
+        self.direct = direct
+        self.channels: set[ApiChannel] = set()
+        self.in_flight = 0
+        self.waiting = 0
+        self.bodies_held_bytes = 0
+        self.closing = False
+        self._on_close: list[Callable[[], None]] = []
+        self._all_gone: Deferred[None] | None = None
+        self.answer_error = answer_error
+        self.answer_failure = answer_failure
+        self._date = b""
+        self._date_s = -1
+
+    def log(self, request: object) -> None:
+        """No access log: it costs more than the request. Rates and latencies are in the metrics."""
+
+    def buildProtocol(  # type: ignore[override]  # as for protocol
+        self, addr: IAddress | None
+    ) -> ApiChannel | None:
+        if self.closing or len(self.channels) >= self.settings.connections_max:
+            return None
+        channel: ApiChannel = super().buildProtocol(addr)
+        return channel
+
+    def date(self) -> bytes:
+        """The Date header of now, made once a second."""
+        now_s = int(time.time())
+        if now_s != self._date_s:
+            self._date_s = now_s
+            self._date = datetimeToString(now_s)
+        return self._date
+
+    def closing_answer(self, error: TaskQueueError, request_id: bytes) -> bytes:
+        """A whole answer as bytes, for a connection that can't be used for another request."""
+        body = msgspec.json.encode(problem_of(error, request_id.decode("ascii")))
+        return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+            head_of(error.status, PROBLEM),
+            self.date(),
+            request_id,
+            len(body),
+            body,
+        )
+
+    # --- the end ---
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call when the site begins to close: for what would otherwise never end by itself."""
+        self._on_close.append(callback)
+
+    def close(self, within_s: float) -> Deferred[None]:
+        """Let requests in flight finish, then close every connection; fires when none is left.
+
+        Idle connections close at once, others after their answer, all that is left after ``within_s``. Stop listening first.
+        """
+        if self.closing:
+            return succeed(None)
+        self.closing = True
+        for callback in self._on_close:
+            callback()
+        for channel in list(self.channels):
+            if not channel.requests:
+                channel.loseConnection()
+        if not self.channels:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._all_gone = done
+        deadline = self.reactor.callLater(within_s, self._abort_all)
+
+        def over(result: None) -> None:
+            if deadline.active():
+                deadline.cancel()
+
+        return done.addCallback(over)
+
+    def channel_gone(self, channel: ApiChannel) -> None:
+        self.channels.discard(channel)
+        if self._all_gone is not None and not self.channels:
+            done, self._all_gone = self._all_gone, None
+            done.callback(None)
+
+    def _abort_all(self) -> None:
+        for channel in list(self.channels):
+            channel.forceAbortClient()

@@ -1,0 +1,382 @@
+"""``/tasks/…``: parse, ask the queue, render.
+
+The handlers that carry the load are plain functions that hand back the queue's own Deferred; a coroutine would cost each of
+them several microseconds more.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tq_node import errors
+from tq_node.api.answers import (
+    BatchAnswer,
+    ListAnswer,
+    QueueDone,
+    StatsAnswer,
+    Submitted,
+    TaskDone,
+    TaskOut,
+    state_counts,
+    task_out,
+)
+from tq_node.api.failures import SubmitNotConfirmed, item_error
+from tq_node.api.query import (
+    ListParameters,
+    QueueParameters,
+    ScopeParameters,
+    StatusParameters,
+    TaskParameters,
+    only_dead,
+    read_query,
+    to_list_query,
+    write_cursor,
+)
+from tq_node.api.request import ApiRequest
+from tq_node.api.routes import Answer, Route
+from tq_node.api.schemas import BatchRequest, Bodies, SubmitRequest, idempotency_key
+from tq_node.api.settings import ApiSettings
+from tq_node.api.turns import next_turn
+from tq_node.errors import NotJson, OutcomeUnknown, TaskQueueError
+from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
+from tq_node.types import STATE_LABELS, TaskRow
+
+NDJSON = "application/x-ndjson"
+RENDER_ROWS_PER_TURN = 500
+_JSON_TYPE = b"application/json"
+_encode = msgspec.json.Encoder().encode
+
+_WRITE_ERRORS = (
+    errors.Busy,
+    errors.NotPrimary,
+    errors.NotActive,
+    errors.NotReady,
+    errors.Draining,
+    errors.NotEnoughReplicas,
+    errors.NoController,
+    errors.DiskReserve,
+    OutcomeUnknown,
+)
+_READ_ERRORS = (
+    errors.NotPrimary,
+    errors.NotActive,
+    errors.NotReady,
+    errors.NotConfirmed,
+    errors.Draining,
+    errors.NoController,
+)
+_BODY_ERRORS = (
+    errors.BodyTooLarge,
+    errors.PayloadTooLarge,
+    NotJson,
+    errors.UnknownField,
+    errors.MissingField,
+    errors.InvalidField,
+)
+
+
+class TaskRoutes:
+    """What clients call. Holds the queue and the decoders."""
+
+    def __init__(self, queue: TaskQueue, settings: ApiSettings) -> None:
+        self._queue = queue
+        self._bodies = Bodies(settings.payload_bytes_max)
+        self._waiting_max = settings.waiting_requests_max
+
+    # --- submit ---
+    def submit(self, request: ApiRequest) -> Deferred[None]:
+        content_type = request.requestHeaders.getRawHeaders(b"content-type")
+        if content_type is not None and content_type[0] != _JSON_TYPE:
+            _media_type(content_type[0], ndjson=False)
+        _refuse_encoded(request)
+        header = request.getHeader(b"idempotency-key")
+        submission = self._bodies.submission(request.body(), None if header is None else idempotency_key(header))
+        return self._queue.submit(submission).addCallbacks(
+            _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
+        )
+
+    def batch(self, request: ApiRequest) -> Deferred[None]:
+        ndjson = _media_type(request.getHeader(b"content-type") or _JSON_TYPE, ndjson=True)
+        _refuse_encoded(request)
+        if request.getHeader(b"idempotency-key") is not None:
+            # One key can't stand for many tasks, and ignoring it would double them all when the batch is sent again.
+            raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")
+        body = request.body()
+        items = self._bodies.lines(body) if ndjson else self._bodies.batch(body)
+        good = [item for item in items if isinstance(item, Submission)]
+        return self._queue.submit_many(good).addCallback(_answer_batch, request, items)
+
+    # --- one task ---
+    def status(self, request: ApiRequest) -> Deferred[None]:
+        sent = read_query(request, StatusParameters)
+        if sent.wait > 0.0:
+            return self._wait(request, sent)
+        return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(_answer_task, request)
+
+    def _wait(self, request: ApiRequest, sent: StatusParameters) -> Deferred[None]:
+        site = request.site
+        if site.waiting >= self._waiting_max:
+            raise errors.Busy("too many requests wait for tasks")
+        # It holds next to nothing while it waits, so it doesn't take the place of requests that want an answer now.
+        site.waiting += 1
+        request.leave_flight()
+        request.route = "/tasks/status?wait"
+
+        def over(result: Read | Failure) -> Read | Failure:
+            site.waiting -= 1
+            return result
+
+        waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local")
+        return waiting.addBoth(over).addCallback(_answer_task, request)
+
+    def cancel(self, request: ApiRequest) -> Deferred[None]:
+        return self._queue.cancel(read_query(request, TaskParameters).id).addCallback(_answer_change, request)
+
+    def retry(self, request: ApiRequest) -> Deferred[None]:
+        return self._queue.retry(read_query(request, TaskParameters).id).addCallback(_answer_change, request)
+
+    # --- many tasks ---
+    async def list_tasks(self, request: ApiRequest) -> None:
+        query = to_list_query(read_query(request, ListParameters))
+        await self._answer_list(request, query, await self._queue.list(query))
+
+    async def dead(self, request: ApiRequest) -> None:
+        asked = to_list_query(read_query(request, ListParameters))
+        query = only_dead(asked)
+        page = TaskPage([], None) if query is None else await self._queue.list(query)
+        await self._answer_list(request, asked, page)
+
+    async def _answer_list(self, request: ApiRequest, query: ListQuery, page: TaskPage) -> None:
+        pieces: list[bytes] = []
+        for start in range(0, len(page.tasks), RENDER_ROWS_PER_TURN):
+            if start:
+                # Ten thousand rows take a tenth of a second to render; others shall not wait for all of it.
+                await next_turn(request.site.reactor)
+            outs: list[TaskOut] = []
+            for listed in page.tasks[start : start + RENDER_ROWS_PER_TURN]:
+                out = task_out(listed.row, listed.node)
+                out.role = listed.role
+                outs.append(out)
+            pieces.append(_encode(outs)[1:-1])
+        rest = _encode(
+            ListAnswer(
+                tasks=[],
+                count=len(page.tasks),
+                node=self._queue.node_name,
+                next=write_cursor(page.next, query),
+                missing=page.missing if query.cluster else msgspec.UNSET,
+            )
+        )
+        request.answer(200, b'{"tasks":[' + b",".join(pieces) + rest[len(b'{"tasks":[') :])
+
+    def stats(self, request: ApiRequest) -> Deferred[None]:
+        cluster = read_query(request, ScopeParameters).scope == "cluster"
+        return self._queue.stats(cluster=cluster).addCallback(self._answer_stats, request, cluster)
+
+    def _answer_stats(self, stats: Stats, request: ApiRequest, cluster: bool) -> None:
+        every_copy = [mine + copied for mine, copied in zip(stats.primary, stats.replica, strict=True)]
+        answer = StatsAnswer(
+            node=self._queue.node_name,
+            # Across the cluster each task counts once: where its primary is.
+            stats=state_counts(stats.primary if cluster else every_copy),
+            primary=state_counts(stats.primary),
+            replica=state_counts(stats.replica),
+            missing=stats.missing if cluster else msgspec.UNSET,
+        )
+        request.answer(200, _encode(answer))
+
+    # --- queues ---
+    def pause(self, request: ApiRequest) -> Deferred[None]:
+        queue = read_query(request, QueueParameters).queue
+        return self._queue.pause(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "paused"))
+
+    def resume(self, request: ApiRequest) -> Deferred[None]:
+        queue = read_query(request, QueueParameters).queue
+        return self._queue.resume(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "active"))
+
+    # --- the table ---
+    def routes(self) -> list[Route]:
+        id_errors = (errors.NoSuchTask, errors.TaskPurged, *_READ_ERRORS)
+        accepted = Answer("accepted and durable", Submitted, headers=("Location",))
+        again = Answer(
+            "the same id with the same content was here already", Submitted, headers=("Idempotency-Replayed",)
+        )
+        return [
+            Route(
+                "POST",
+                "/tasks/submit",
+                self.submit,
+                "Submit a task",
+                {201: accepted, 200: again},
+                bodies={"application/json": SubmitRequest},
+                errors=(*_BODY_ERRORS, errors.IdConflict, errors.IdTooOld, *_WRITE_ERRORS),
+                headers={"Idempotency-Key": "the same as `id`, where the body has none; plain or in double quotes"},
+                hot=True,
+            ),
+            Route(
+                "POST",
+                "/tasks/batch",
+                self.batch,
+                "Submit many tasks",
+                {200: Answer("one result for each task, in order", BatchAnswer)},
+                bodies={"application/json": BatchRequest, NDJSON: None},
+                errors=(*_BODY_ERRORS, *_WRITE_ERRORS),
+            ),
+            Route(
+                "GET",
+                "/tasks/status",
+                self.status,
+                "One task as it is",
+                {200: Answer("the task", TaskOut)},
+                query=StatusParameters,
+                errors=id_errors,
+                hot=True,
+            ),
+            Route(
+                "GET",
+                "/tasks/list",
+                self.list_tasks,
+                "The tasks with a copy on this node",
+                {200: Answer("a page", ListAnswer)},
+                query=ListParameters,
+                errors=_READ_ERRORS,
+            ),
+            Route(
+                "GET",
+                "/tasks/dead",
+                self.dead,
+                "The dead letters: tasks that failed for good",
+                {200: Answer("a page", ListAnswer)},
+                query=ListParameters,
+                errors=_READ_ERRORS,
+            ),
+            Route(
+                "GET",
+                "/tasks/stats",
+                self.stats,
+                "Tasks by state",
+                {200: Answer("counts", StatsAnswer)},
+                query=ScopeParameters,
+                errors=_READ_ERRORS,
+            ),
+            Route(
+                "POST",
+                "/tasks/cancel",
+                self.cancel,
+                "Cancel a task; a running handler is stopped",
+                {200: Answer("committed", TaskDone)},
+                query=TaskParameters,
+                errors=(errors.AlreadyFinal, *id_errors, *_WRITE_ERRORS),
+            ),
+            Route(
+                "POST",
+                "/tasks/retry",
+                self.retry,
+                "Run a failed or cancelled task again, attempts counted from zero",
+                {200: Answer("committed", TaskDone)},
+                query=TaskParameters,
+                errors=(errors.NotRetryable, *id_errors, *_WRITE_ERRORS),
+            ),
+            Route(
+                "POST",
+                "/tasks/pause",
+                self.pause,
+                "Start no more tasks of a queue, on any node",
+                {200: Answer("committed", QueueDone)},
+                query=QueueParameters,
+                errors=_WRITE_ERRORS,
+            ),
+            Route(
+                "POST",
+                "/tasks/resume",
+                self.resume,
+                "Start tasks of a queue again",
+                {200: Answer("committed", QueueDone)},
+                query=QueueParameters,
+                errors=_WRITE_ERRORS,
+            ),
+        ]
+
+
+def _answer_submit(accepted: Accepted, request: ApiRequest) -> None:
+    # Ids and names hold no character that JSON or a URL would escape; the state is one of six words.
+    body = b'{"success":true,"task_id":"%b","status":"%b","node":"%b"}' % (
+        accepted.task_id.encode("ascii"),
+        STATE_LABELS[accepted.state].encode("ascii"),
+        accepted.node.encode("ascii"),
+    )
+    if accepted.created:
+        request.answer(201, body, extra=b"Location: /tasks/status?id=%b\r\n" % accepted.task_id.encode("ascii"))
+    else:
+        request.answer(200, body, extra=b"Idempotency-Replayed: true\r\n")
+
+
+def _explain_submit(failure: Failure, submission: Submission) -> Failure:
+    """Under the caller's own id an unknown outcome is no danger: the same can be sent again."""
+    why = failure.value
+    if submission.id is not None and isinstance(why, OutcomeUnknown):
+        raise SubmitNotConfirmed(why.detail, task_id=submission.id)
+    return failure
+
+
+def _answer_batch(
+    results: list[Accepted | TaskQueueError], request: ApiRequest, items: list[Submission | TaskQueueError]
+) -> None:
+    pieces: list[bytes] = []
+    accepted_count = 0
+    next_result = iter(results)
+    for item in items:
+        outcome = next(next_result) if isinstance(item, Submission) else item
+        if isinstance(outcome, Accepted):
+            accepted_count += 1
+            pieces.append(f'{{"task_id":"{outcome.task_id}","status":"{STATE_LABELS[outcome.state]}"}}'.encode("ascii"))
+            continue
+        if isinstance(outcome, OutcomeUnknown) and isinstance(item, Submission) and item.id is not None:
+            outcome = SubmitNotConfirmed(outcome.detail, task_id=item.id)
+        pieces.append(b'{"error":%b}' % _encode(item_error(outcome)))
+    request.answer(
+        200,
+        b'{"success":true,"accepted":%d,"rejected":%d,"results":[%b]}'
+        % (accepted_count, len(items) - accepted_count, b",".join(pieces)),
+    )
+
+
+def _answer_task(read: Read, request: ApiRequest) -> None:
+    out = task_out(read.row, read.node)
+    if read.age_s is not None:
+        out.age = read.age_s
+    request.answer(200, _encode(out))
+
+
+def _answer_change(row: TaskRow, request: ApiRequest) -> None:
+    request.answer(200, _encode(TaskDone(True, row.id, STATE_LABELS[row.state])))
+
+
+def _answer_queue(_: None, request: ApiRequest, done: QueueDone) -> None:
+    request.answer(200, _encode(done))
+
+
+def _media_type(header: bytes, *, ndjson: bool) -> bool:
+    """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not in UTF-8."""
+    media_type, _, parameters = header.partition(b";")
+    media_type = media_type.strip().lower()
+    is_lines = ndjson and media_type == NDJSON.encode("ascii")
+    is_json = media_type == _JSON_TYPE or (media_type.startswith(b"application/") and media_type.endswith(b"+json"))
+    if not is_lines and not is_json:
+        hint = "; with curl, add -H 'Content-Type: application/json'" if media_type.endswith(b"form-urlencoded") else ""
+        raise NotJson(f"Content-Type {media_type[:100].decode('latin-1')}: JSON is expected{hint}")
+    for parameter in parameters.split(b";"):
+        name, _, value = parameter.partition(b"=")
+        if name.strip().lower() == b"charset" and value.strip(b' \t"').lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+            raise NotJson("JSON is expected in UTF-8")
+    return is_lines
+
+
+def _refuse_encoded(request: ApiRequest) -> None:
+    encoding = request.getHeader(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        raise NotJson(
+            f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"
+        )

@@ -1,0 +1,373 @@
+"""Settings of a node: command line > environment > TOML file > default, validated once and never read again.
+
+``load`` only looks: it creates nothing on disk. Everything that is wrong is a ``BadOption`` whose text is one line that
+names the option and where its value came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from tq_node import limits
+from tq_node.addresses import Address, Listen, parse_address, parse_advertised, parse_listen
+from tq_node.option_values import (
+    duration,
+    parse_flag,
+    parse_module,
+    parse_node_name,
+    parse_voters,
+    path_from,
+    readable_file,
+    size,
+    unusable,
+    whole,
+)
+from tq_node.types import NodeName
+
+T = TypeVar("T")
+
+PEER_PORT_OFFSET = 1_000
+COMPATIBLE_PORT_OFFSET = 2_000
+"""The original example served its task API on the port of ``HTTP_ADDR`` + 2000."""
+STORE_FILE = "taskqueue.sqlite3"
+"""Name of the store in the data directory; a directory without it is empty."""
+COPIES_MAX = 7
+CONCURRENCY_MAX = 4_096
+YEAR_S = 365 * 86_400
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node was told, complete and consistent. Times are milliseconds, sizes bytes, paths absolute."""
+
+    node_name: NodeName
+    http: Listen
+    http_compatible: Listen | None
+    """The second address of the same site, where the first came from ``HTTP_ADDR``."""
+    peer: Listen
+    advertise: str
+    """Host that others use to reach this node."""
+    join: tuple[Address, ...]
+    data_dir: Path
+    """May not exist yet."""
+    working_dir: Path
+    """Where the command was given; handler modules are also looked for here. A daemon changes directory later."""
+    handlers: tuple[str, ...]
+    """Dotted module names; empty means the simulated handlers."""
+    concurrency: int
+    replication_factor: int
+    partitions: int
+    voters: int
+    secret_file: Path | None
+    tokens_file: Path | None
+    """Always None for now: this version checks no tokens, so it refuses to be given any."""
+    peer_cert: Path | None
+    peer_key: Path | None
+    peer_ca: Path | None
+    insecure: bool
+    readmit: bool
+    """Always False for now: a node that runs alone can't be readmitted."""
+    retention_ms: int
+    dedupe_window_ms: int
+    stop_timeout_ms: int
+    body_bytes_max: int
+    payload_bytes_max: int
+    disk_free_bytes_min: int
+    http_public: Address
+    """The HTTP address as others dial it."""
+    peer_public: Address
+
+    @property
+    def pid_file(self) -> Path:
+        return self.data_dir / "twistd.pid"
+
+
+class Option(NamedTuple):
+    """One row of the table that help, environment, file and reference page are made from."""
+
+    name: str
+    metavar: str
+    """Empty for a flag."""
+    help: str
+    default: str | None = None
+    also: tuple[str, ...] = ()
+    """Environment variables besides ``TQ_…``."""
+    many: bool = False
+    """May be given several times, or with commas."""
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        return (f"TQ_{self.name.upper().replace('-', '_')}", *self.also)
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("node-id", "NAME", "Name of the node.", "node-1", ("NODE_ID",)),
+    Option(
+        "http",
+        "ADDRESS",
+        "PORT, :PORT, HOST:PORT or a Twisted endpoint string; no host means 127.0.0.1.",
+        "8080",
+        ("HTTP_ADDR",),
+    ),
+    Option("peer", "ADDRESS", "Where other nodes connect; in the same forms. [default: HTTP port + 1000]"),
+    Option("join", "ADDRESS", "HTTP address of any member; may be given several times.", None, ("JOIN_ADDR",), True),
+    Option("advertise", "HOST", "Host name that other nodes and clients use. [default: the host bound]"),
+    Option("data-dir", "DIR", "Everything that the node keeps. [default: ./data/<node-id>]"),
+    Option("handlers", "MODULE", "Dotted module(s) with task handlers. [default: the simulated ones]", None, (), True),
+    Option("concurrency", "N", "How many tasks run at once.", str(limits.CONCURRENCY_DEFAULT)),
+    Option("replication-factor", "N", "Copies of each task; fixed at birth.", str(limits.REPLICATION_FACTOR_DEFAULT)),
+    Option("partitions", "N", "Number of partitions; fixed at birth.", str(limits.PARTITIONS_DEFAULT)),
+    Option("voters", "N", "Nodes that elect the leader: 1, 3 or 5.", "3"),
+    Option("config", "FILE", "TOML file with the same names; command line > environment > file > default."),
+    Option("secret-file", "FILE", "Shared secret of the peers."),
+    Option("tokens-file", "FILE", "Access tokens of the HTTP side."),
+    Option("peer-cert", "FILE", "Certificate of this node towards its peers."),
+    Option("peer-key", "FILE", "Private key of that certificate."),
+    Option("peer-ca", "FILE", "Authority that signed the certificates of the peers."),
+    Option("retention", "TIME", "How long a task that has ended is kept: 24h, 90m, 30s.", "24h"),
+    Option("dedupe-window", "TIME", "How long after that its id is remembered.", "24h"),
+    Option("stop-timeout", "TIME", "How long a running handler may go on after SIGTERM.", str(limits.STOP_TIMEOUT_S)),
+    Option("max-body", "SIZE", "Largest HTTP body.", "16MiB"),
+    Option("max-payload", "SIZE", "Largest payload of one task.", "1MiB"),
+    Option("min-free-disk", "SIZE", "Below it new work is refused.", "256MiB"),
+    Option("insecure", "", "Allow addresses that are not loopback without credentials."),
+    Option("readmit", "", "Set a failed store aside and join as a new node."),
+)
+BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
+
+
+class BadOption(Exception):
+    """``str()`` is one line for a person, ready to print."""
+
+    def __init__(self, name: str, source: str, reason: str) -> None:
+        at = f" ({source})" if source else ""
+        super().__init__(" ".join(f"--{name}{at}: {reason}".split()))
+
+
+class Given(NamedTuple):
+    """The values of one option, all from one source. ``source`` is empty for the command line and for a default."""
+
+    values: tuple[str, ...]
+    source: str
+    explicit: bool
+
+
+class Sources:
+    """The three places that values come from, in order of precedence."""
+
+    def __init__(self, command_line: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> None:
+        self._command_line = command_line
+        self._environment = environment
+        self._file: Mapping[str, tuple[str, ...]] = {}
+        self._path = ""
+        config = self.given("config")
+        if config.values:
+            self._path = config.values[-1]
+            self._file = read_file(Path(self._path), config.source)
+
+    def given(self, name: str) -> Given:
+        option = BY_NAME[name]
+        if said := tuple(self._command_line.get(name, ())):
+            return Given(said, "", True)
+        for variable in option.environment:
+            if value := self._environment.get(variable, ""):
+                return Given((value,), variable, True)
+        if name in self._file:
+            return Given(self._file[name], self._path, True)
+        return Given(() if option.default is None else (option.default,), "", False)
+
+    def one(self, name: str, parse: Callable[[str], T]) -> T:
+        """For an option with a default."""
+        given = self.given(name)
+        return _parsed(name, given, given.values[-1], parse)
+
+    def maybe(self, name: str, parse: Callable[[str], T]) -> T | None:
+        given = self.given(name)
+        return _parsed(name, given, given.values[-1], parse) if given.values else None
+
+    def many(self, name: str, parse: Callable[[str], T]) -> tuple[T, ...]:
+        given = self.given(name)
+        parts = [part.strip() for value in given.values for part in value.split(",")]
+        return tuple(dict.fromkeys(_parsed(name, given, part, parse) for part in parts))
+
+    def flag(self, name: str) -> bool:
+        return bool(self.maybe(name, parse_flag))
+
+    def refuse(self, name: str, reason: str) -> BadOption:
+        return BadOption(name, self.given(name).source, reason)
+
+
+def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, str], working_dir: Path) -> Settings:
+    """Read, validate and complete everything.
+
+    :param command_line: the values given for each option, in order; a flag that was given is ``["true"]``.
+    :raises BadOption: the first thing that is wrong.
+    """
+    sources = Sources(command_line, environment)
+    node_name = NodeName(sources.one("node-id", parse_node_name))
+    http = sources.one("http", parse_listen)
+    insecure = sources.flag("insecure")
+    _refuse_unprotected(sources, "http", http, insecure)
+    peer = _peer(sources, http)
+    _refuse_unprotected(sources, "peer", peer, insecure)
+    advertised = _advertised(sources, http, peer)
+    http_compatible = None
+    if sources.given("http").source == "HTTP_ADDR" and http.port is not None:
+        http_compatible = _moved(sources, "http", http, COMPATIBLE_PORT_OFFSET)
+    _refuse_collisions(sources, http, peer, http_compatible)
+    body_bytes_max, payload_bytes_max = _sizes(sources)
+    peer_files = {
+        name: sources.maybe(name, readable_file(working_dir)) for name in ("peer-cert", "peer-key", "peer-ca")
+    }
+    if any(peer_files.values()):
+        for name, path in peer_files.items():
+            if path is None:
+                raise sources.refuse(name, "is missing: --peer-cert, --peer-key and --peer-ca go together")
+    if sources.given("tokens-file").values:
+        raise sources.refuse("tokens-file", "this version does not check tokens yet, and would only look protected")
+    if sources.flag("readmit"):
+        raise sources.refuse(
+            "readmit", "this version runs alone, and a node that joins nobody would only lose its tasks"
+        )
+    data_dir = sources.maybe("data-dir", path_from(working_dir)) or working_dir / "data" / node_name
+    if why := unusable(data_dir):
+        raise sources.refuse("data-dir", f"{str(data_dir)!r} {why}")
+    join = sources.many("join", parse_address)
+    if join and not (data_dir / STORE_FILE).exists():
+        raise sources.refuse(
+            "join", "this version can't join a cluster yet, and an empty node with --join never founds one"
+        )
+    return Settings(
+        node_name=node_name,
+        http=http,
+        http_compatible=http_compatible,
+        peer=peer,
+        advertise=advertised.host,
+        join=join,
+        data_dir=data_dir,
+        working_dir=working_dir,
+        handlers=sources.many("handlers", parse_module),
+        concurrency=sources.one("concurrency", whole(1, CONCURRENCY_MAX)),
+        replication_factor=sources.one("replication-factor", whole(1, COPIES_MAX)),
+        partitions=sources.one("partitions", whole(1, limits.PARTITIONS_MAX)),
+        voters=sources.one("voters", parse_voters),
+        secret_file=sources.maybe("secret-file", readable_file(working_dir)),
+        tokens_file=None,
+        peer_cert=peer_files["peer-cert"],
+        peer_key=peer_files["peer-key"],
+        peer_ca=peer_files["peer-ca"],
+        insecure=insecure,
+        readmit=False,
+        retention_ms=sources.one("retention", duration(1, 10 * YEAR_S)),
+        dedupe_window_ms=sources.one("dedupe-window", duration(1, 10 * YEAR_S)),
+        stop_timeout_ms=sources.one("stop-timeout", duration(0, 86_400)),
+        body_bytes_max=body_bytes_max,
+        payload_bytes_max=payload_bytes_max,
+        disk_free_bytes_min=sources.one("min-free-disk", size(limits.DISK_FLOOR_BYTES, 2**60)),
+        http_public=Address(advertised.host, advertised.port or http.port),
+        peer_public=Address(advertised.host, peer.port),
+    )
+
+
+def read_file(path: Path, source: str) -> dict[str, tuple[str, ...]]:
+    """The values of a TOML file, as text. :raises BadOption: it can't be read, or holds what no option is called."""
+    try:
+        document = tomllib.loads(path.expanduser().read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:
+        reason = why.strerror if isinstance(why, OSError) else f"is not TOML: {why}"
+        raise BadOption("config", source, f"{str(path)!r}: {reason}") from None
+    values: dict[str, tuple[str, ...]] = {}
+    for key, value in document.items():
+        if key not in BY_NAME or key == "config":
+            near = difflib.get_close_matches(key.replace("_", "-"), BY_NAME, 1)
+            hint = f"; did you mean {near[0]!r}?" if near and near[0] != key else ""
+            raise BadOption("config", source, f"{str(path)!r}: unknown key {key!r}{hint}")
+        items = value if isinstance(value, list) and BY_NAME[key].many else [value]
+        texts = [_toml_text(item) for item in items]
+        if None in texts:
+            wanted = "a flag: true or false" if not BY_NAME[key].metavar else "a string or a number"
+            raise BadOption(key, str(path), f"wants {wanted}, not {type(value).__name__}")
+        if texts:
+            values[key] = tuple(text for text in texts if text is not None)
+    return values
+
+
+def _toml_text(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+# --- what needs more than one option ---
+def _parsed(name: str, given: Given, text: str, parse: Callable[[str], T]) -> T:
+    if not text:
+        raise BadOption(name, given.source, "is empty")
+    shown = repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
+    try:
+        return parse(text)
+    except ValueError as why:
+        raise BadOption(name, given.source, f"{shown} {why}") from None
+
+
+def _moved(sources: Sources, name: str, http: Listen, ports: int) -> Listen:
+    try:
+        return http.moved(ports)
+    except ValueError as why:
+        raise sources.refuse(name, f"the HTTP port + {ports}: {why}") from None
+
+
+def _refuse_unprotected(sources: Sources, name: str, listen: Listen, insecure: bool) -> None:
+    if not (listen.is_local or insecure):
+        raise sources.refuse(
+            name,
+            f"{listen.host or listen.endpoint} is not loopback, and this version has no access tokens yet: "
+            "say --insecure to serve whoever can reach it",
+        )
+
+
+def _peer(sources: Sources, http: Listen) -> Listen:
+    peer = sources.maybe("peer", parse_listen)
+    if peer is not None:
+        return peer
+    if http.port is None or http.is_wildcard:
+        kind = "a wildcard address" if http.port else "an endpoint without a port"
+        raise sources.refuse("peer", f"is missing: --http is {kind}, which needs --peer and --advertise")
+    return _moved(sources, "peer", http, PEER_PORT_OFFSET)
+
+
+def _advertised(sources: Sources, http: Listen, peer: Listen) -> Address:
+    given = sources.maybe("advertise", parse_advertised)
+    if given is not None:
+        return given
+    for name, listen in (("http", http), ("peer", peer)):
+        if listen.host is None or listen.is_wildcard:
+            raise sources.refuse(
+                "advertise", f"is missing: --{name} {listen.endpoint} says no host that others could use"
+            )
+    assert http.host is not None
+    return Address(http.host, None)
+
+
+def _refuse_collisions(sources: Sources, http: Listen, peer: Listen, compatible: Listen | None) -> None:
+    bound = [("http", http), ("peer", peer), ("http", compatible)]
+    for place, (name, later) in enumerate(bound):
+        for other, earlier in bound[:place]:
+            if later is not None and earlier is not None and later.collides_with(earlier):
+                raise sources.refuse(name, f"port {later.port} is already that of --{other}")
+
+
+def _sizes(sources: Sources) -> tuple[int, int]:
+    """(largest body, largest payload). A payload that nobody asked for shrinks with the body."""
+    held = limits.ENTRY_BYTES_MAX - 64 * limits.KIB
+    body = sources.one("max-body", size(limits.KIB, 256 * limits.MIB))
+    payload = sources.one("max-payload", size(1, 2**60))
+    if payload > held:
+        raise sources.refuse("max-payload", f"{payload} bytes are more than an entry of the log holds ({held})")
+    if payload > body and sources.given("max-payload").explicit:
+        raise sources.refuse("max-payload", f"{payload} bytes do not fit into a body of {body} (--max-body)")
+    return body, min(payload, body)

@@ -1,0 +1,121 @@
+"""How the text of one option becomes a value: times, sizes, whole numbers, names, paths.
+
+Every parser raises ValueError with the end of a sentence that begins with the value: "is not 1, 3 or 5".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+
+def parse_node_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text, re.ASCII):
+        raise ValueError("is not a node name: 1 to 63 of A-Z a-z 0-9 . _ - beginning with a letter or digit")
+    return text
+
+
+def parse_module(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError("is not a dotted module name")
+    return text
+
+
+def parse_flag(text: str) -> bool:
+    if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError("is neither true nor false")
+    return text.lower() in ("1", "true", "yes", "on")
+
+
+def parse_voters(text: str) -> int:
+    if text not in ("1", "3", "5"):
+        raise ValueError("is not 1, 3 or 5")
+    return int(text)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+            raise ValueError(f"is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d|w))+|\d+(?:\.\d+)?", re.ASCII)
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "": 1_000}
+
+
+def duration(low_s: float, high_s: float) -> Callable[[str], int]:
+    """``24h``, ``1h30m``, ``500ms``; a bare number is seconds. Gives milliseconds."""
+
+    def parse(text: str) -> int:
+        if not _DURATION.fullmatch(text):
+            raise ValueError("is not a time such as 24h, 90m, 30s, 500ms or a number of seconds")
+        parts = re.findall(r"([\d.]+)(ms|[smhdw]?)", text)
+        ms = round(sum(float(number) * _UNIT_MS[unit] for number, unit in parts))
+        if not low_s * 1_000 <= ms <= high_s * 1_000:
+            raise ValueError(f"is not between {low_s:g} and {high_s:g} seconds")
+        return ms
+
+    return parse
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.ASCII)
+_UNIT_BYTES = {"": 1, "b": 1} | {
+    f"{letter}{rest}": base ** (power + 1)
+    for power, letter in enumerate("kmgt")
+    for rest, base in (("ib", 1024), ("b", 1000))
+}
+
+
+def size(low: int, high: int) -> Callable[[str], int]:
+    """``16MiB``, ``500kB``; a bare number is bytes."""
+
+    def parse(text: str) -> int:
+        match = _SIZE.fullmatch(text.lower())
+        if match is None or match[2] not in _UNIT_BYTES:
+            raise ValueError("is not a size such as 16MiB, 500kB or a number of bytes")
+        count = int(float(match[1]) * _UNIT_BYTES[match[2]])
+        if not low <= count <= high:
+            raise ValueError(f"is not between {low:,} and {high:,} bytes".replace(",", " "))
+        return count
+
+    return parse
+
+
+def path_from(working_dir: Path) -> Callable[[str], Path]:
+    """An absolute path; ``~`` is the home directory."""
+
+    def parse(text: str) -> Path:
+        if "\0" in text:
+            raise ValueError("is not a path")
+        return Path(os.path.abspath(working_dir / Path(text).expanduser()))
+
+    return parse
+
+
+def readable_file(working_dir: Path) -> Callable[[str], Path]:
+    def parse(text: str) -> Path:
+        path = path_from(working_dir)(text)
+        if not (path.is_file() and os.access(path, os.R_OK)):
+            raise ValueError("is not a file that can be read")
+        return path
+
+    return parse
+
+
+def unusable(data_dir: Path) -> str:
+    """Why the directory can't be used or made; empty if it can. Looks only."""
+    for path in (data_dir, *data_dir.parents):
+        try:
+            if not path.exists():
+                continue
+            if not path.is_dir():
+                return f"can't be used: {str(path)!r} is not a directory"
+            return "" if os.access(path, os.W_OK | os.X_OK) else f"can't be written: no permission for {str(path)!r}"
+        except OSError as why:
+            return f"can't be used: {why.strerror}"
+    return ""

@@ -1,0 +1,124 @@
+"""The command line of ``twistd taskqueue``: parsing, one-line refusals, and no pid file in the working directory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from twisted import copyright as twisted_copyright
+from twisted.python import usage
+
+from tq_node.config import OPTIONS, BadOption, Option, Settings, load
+
+_PID_FILE_OF_TWISTD = "twistd.pid"
+
+
+def refuse(line: str) -> NoReturn:
+    """Say on one line why the node does not start, and end with exit code 1."""
+    print("taskqueue:", " ".join(line.split()), file=sys.stderr)
+    raise SystemExit(1)
+
+
+def version() -> str:
+    try:
+        return metadata.version("taskqueue")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+class Options(usage.Options):
+    """After ``parseOptions``, ``settings`` holds everything. Whatever is wrong ends the process through ``refuse``."""
+
+    settings: Settings
+
+    def __init__(self) -> None:
+        self._command_line: dict[str, list[str]] = {}
+        super().__init__()
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as why:
+            refuse(str(why))
+
+    def parseArgs(self, *arguments: str) -> None:
+        if arguments:
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}; options begin with --")
+
+    def postOptions(self) -> None:
+        try:
+            self.settings = load(self._command_line, os.environ, Path.cwd())
+        except BadOption as why:
+            refuse(str(why))
+        self._drop_shared_pid_file()
+
+    def _drop_shared_pid_file(self) -> None:
+        """Two nodes in one directory would clash on ``twistd.pid``, and a stale one would block a start.
+
+        The node writes its own into its data directory, under that directory's lock. Another name, given on purpose,
+        stays.
+        """
+        parent = getattr(self, "parent", None)
+        if parent is not None and parent["pidfile"] == _PID_FILE_OF_TWISTD:
+            parent["pidfile"] = ""
+
+    def getSynopsis(self) -> str:
+        return "Usage: twistd [twistd options] taskqueue [options]"
+
+    def getUsage(self, width: int | None = None) -> str:
+        return help_text(width or int(os.environ.get("COLUMNS", "0") or 0) or 100)
+
+    def opt_version(self) -> NoReturn:
+        """Print the version and exit."""
+        print(f"taskqueue {version()} (Python {platform.python_version()}, Twisted {twisted_copyright.version})")
+        raise SystemExit(0)
+
+    def opt_help(self) -> NoReturn:
+        """Print this help and exit."""
+        print(self)
+        raise SystemExit(0)
+
+
+def _recorder(option: Option) -> Callable[..., None]:
+    def record_value(self: Options, value: str) -> None:
+        self._command_line.setdefault(option.name, []).append(value)
+
+    def record_flag(self: Options) -> None:
+        self._command_line[option.name] = ["true"]
+
+    record = record_value if option.metavar else record_flag
+    record.__doc__ = option.help
+    return record
+
+
+for _option in OPTIONS:
+    setattr(Options, f"opt_{_option.name.replace('-', '_')}", _recorder(_option))
+
+
+def help_text(width: int = 100) -> str:
+    """The options in the order of the table, one aligned column of names and one of words."""
+    rows = [(f"--{option.name}{option.metavar and ' ' + option.metavar}", _described(option)) for option in OPTIONS]
+    rows += [("--help", "Show this help and exit."), ("--version", "Show the version and exit.")]
+    column = max(len(names) for names, _ in rows) + 4
+    lines = ["", "Options:"]
+    for names, words in rows:
+        wrapped = textwrap.wrap(words, max(width - column, 30))
+        lines.append(f"  {names:<{column - 2}}{wrapped[0]}")
+        lines += [" " * column + line for line in wrapped[1:]]
+    lines += [
+        "",
+        "Times: 24h, 1h30m, 30s, 500ms; a bare number is seconds. Sizes: 16MiB, 500kB; a bare number is bytes.",
+        "Each option is also an environment variable (--data-dir: TQ_DATA_DIR) and a key of the TOML file (data-dir).",
+        "NODE_ID, HTTP_ADDR and JOIN_ADDR are understood too; HTTP_ADDR also opens its port + 2000.",
+    ]
+    return "\n".join(line if line.startswith("  ") else textwrap.fill(line, width) for line in lines)
+
+
+def _described(option: Option) -> str:
+    return option.help if option.default is None else f"{option.help} [default: {option.default}]"

@@ -1,0 +1,88 @@
+"""Where in the ``log`` table each partition's records are: 12 bytes of memory a record instead of an index on disk.
+
+The writer thread changes it after each commit, the reader threads ask it; a lock keeps them apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterable
+
+
+class _Records:
+    """``positions[dropped:]`` are the kept ones; the first of them has sequence ``first``."""
+
+    __slots__ = ("dropped", "first", "positions", "sizes")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.dropped = 0
+        self.positions = array("q")
+        self.sizes = array("I")
+
+    def __len__(self) -> int:
+        return len(self.positions) - self.dropped
+
+    def drop(self, count: int) -> None:
+        self.dropped += count
+        self.first += count
+        if self.dropped > 1024 and self.dropped * 2 > len(self.positions):
+            del self.positions[: self.dropped]
+            del self.sizes[: self.dropped]
+            self.dropped = 0
+
+
+class LogIndex:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: dict[int, _Records] = {}
+        self.kept = 0
+        """Records that count, all partitions together."""
+
+    def extend(self, added: Iterable[tuple[int, int, int, int]]) -> None:
+        """Add records as (partition, sequence, position, payload bytes), in the order of their positions."""
+        with self._lock:
+            count = 0
+            for partition, sequence, position, size in added:
+                records = self._records.get(partition)
+                if records is None:
+                    records = self._records[partition] = _Records(sequence)
+                elif len(records) == 0:
+                    records.first = sequence
+                records.positions.append(position)
+                records.sizes.append(size)
+                count += 1
+            self.kept += count
+
+    def trim(self, partition: int, upto: int) -> None:
+        """Forget the partition's records up to and with sequence ``upto``."""
+        with self._lock:
+            records = self._records.get(partition)
+            if records is None:
+                return
+            count = min(max(upto - records.first + 1, 0), len(records))
+            records.drop(count)
+            self.kept -= count
+
+    def first_position(self, otherwise: int) -> int:
+        """The least position that counts: the table may be emptied below it."""
+        with self._lock:
+            return min(
+                (records.positions[records.dropped] for records in self._records.values() if len(records)),
+                default=otherwise,
+            )
+
+    def find(self, partition: int, first: int, bytes_max: int) -> list[int]:
+        """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at least one if there is one."""
+        with self._lock:
+            records = self._records.get(partition)
+            if records is None or first < records.first:
+                return []
+            start = end = records.dropped + first - records.first
+            total = 0
+            stop = len(records.positions)
+            while end < stop and (end == start or total + records.sizes[end] <= bytes_max):
+                total += records.sizes[end]
+                end += 1
+            return records.positions[start:end].tolist()

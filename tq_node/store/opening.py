@@ -1,0 +1,163 @@
+"""From a directory to open connections and what the writer must know: everything here happens before the first call."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from tq_node.errors import StoreBroken
+from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc
+from tq_node.store.lock import sync_directory
+from tq_node.store.log_index import LogIndex
+from tq_node.store.log_state import LogState
+from tq_node.store.upgrades import load_steps, upgrade
+
+DATABASE_NAME = "taskqueue.sqlite3"
+WRITER_CACHE_KIB = 32 * 1024
+READER_CACHE_KIB = 4 * 1024
+BUSY_S = 5.0
+"""SQLite waits so long for a lock of another connection. Ours meet only for moments, at checkpoints."""
+SQLITE_VERSION_LEAST = (3, 38, 0)
+"""For UPDATE ... FROM (3.33) and JSON functions that are always there (3.38)."""
+_SCAN_ROWS = 50_000
+
+_decode_scan = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
+
+
+def make_directory(directory: Path) -> None:
+    """Create the data directory, readable by its owner only, if it is not there, and make its name durable."""
+    if not directory.is_dir():
+        directory.mkdir(mode=0o700, parents=True)
+        sync_directory(directory.parent)
+
+
+def connect(database: Path, *, cache_kib: int, read_only: bool = False) -> sqlite3.Connection:
+    """A connection that one thread at a time may use, without Python's own transactions."""
+    mode = "ro" if read_only else "rwc"
+    connection = sqlite3.connect(
+        f"{database.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA cell_size_check = ON")
+    return connection
+
+
+def connect_writer(database: Path) -> sqlite3.Connection:
+    """The one connection that writes, its durability settings read back, the schema up to date.
+
+    :raises StoreBroken: no database of ours, damaged, or a setting does not hold. :raises SchemaTooNew: by a later release.
+    """
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_LEAST:
+        raise StoreBroken(f"SQLite {sqlite3.sqlite_version} is too old: 3.38 or later is needed")
+    connection = connect(database, cache_kib=WRITER_CACHE_KIB)
+    try:
+        _require(connection, "journal_mode", "WAL", "wal")
+        _require(connection, "synchronous", "FULL", 2)
+        _require(connection, "wal_autocheckpoint", "0", 0)
+        _require(connection, "secure_delete", "OFF", 0)
+        upgrade(connection, load_steps())
+        sync_directory(database.parent)
+    except sqlite3.Error as why:
+        connection.close()
+        raise StoreBroken(f"store {database}: {why}") from why
+    except Exception:
+        connection.close()
+        raise
+    return connection
+
+
+def _require(connection: sqlite3.Connection, pragma: str, value: str, expected: object) -> None:
+    connection.execute(f"PRAGMA {pragma} = {value}").fetchall()
+    (actual,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+    if actual != expected:
+        raise StoreBroken(f"SQLite does not keep to {pragma} = {value}: it says {actual!r}")
+
+
+def load_meta(connection: sqlite3.Connection) -> dict[str, bytes]:
+    named = {}
+    for key, value, crc in connection.execute("SELECT key, value, crc FROM meta"):
+        if crc != meta_crc(key, value):
+            raise StoreBroken(f"the stored value {key!r} is damaged")
+        named[key] = value
+    return named
+
+
+def load_states(connection: sqlite3.Connection) -> dict[int, LogState]:
+    """Every partition's state but ``last``, which ``load_log`` fills in."""
+    states: dict[int, LogState] = {}
+    for *values, crc in connection.execute(
+        "SELECT partition, promised, applied, horizon_us, trimmed, crc FROM partitions"
+    ):
+        if crc != partition_crc(*values):
+            raise StoreBroken(f"the stored state of partition {values[0]} is damaged")
+        partition, *rest = values
+        states[partition] = LogState(*rest)
+    rows = connection.execute("SELECT partition, epoch, first_sequence, crc FROM epochs ORDER BY partition, epoch")
+    for partition, epoch, first_sequence, crc in rows:
+        if crc != epoch_crc(partition, epoch, first_sequence):
+            raise StoreBroken(f"the stored epochs of partition {partition} are damaged")
+        states.setdefault(partition, LogState()).epochs.append((epoch, first_sequence))
+    return states
+
+
+def load_log(connection: sqlite3.Connection, states: dict[int, LogState], index: LogIndex) -> tuple[int, int, int]:
+    """Find every record that counts, without reading payloads; return (next position, records in the table, their bytes).
+
+    :raises StoreBroken: a record is missing between others.
+    """
+    last_position = rows = total = 0
+    while True:
+        (text,) = connection.execute(
+            "SELECT json_group_array(json_array(pos, partition, sequence, length(payload))) FROM "
+            "(SELECT pos, partition, sequence, payload FROM log WHERE pos > ? ORDER BY pos LIMIT ?)",
+            (last_position, _SCAN_ROWS),
+        ).fetchone()
+        found = _decode_scan(text)
+        if not found:
+            return last_position + 1, rows, total
+        kept = []
+        for position, partition, sequence, size in found:
+            total += size
+            state = states.setdefault(partition, LogState())
+            if sequence <= state.trimmed:
+                continue
+            if sequence != state.last + 1:
+                raise StoreBroken(f"partition {partition}: log record {state.last + 1} is missing")
+            state.last = sequence
+            kept.append((partition, sequence, position, size))
+        index.extend(kept)
+        rows += len(found)
+        last_position = found[-1][0]
+
+
+def next_task_number(connection: sqlite3.Connection) -> int:
+    (highest,) = connection.execute("SELECT max(num) FROM tasks").fetchone()
+    return (highest or 0) + 1
+
+
+def prune_epochs(connection: sqlite3.Connection, states: dict[int, LogState]) -> None:
+    """Drop epochs that ended before the log's start; each restart adds some, so each start is the time for it."""
+    for partition, state in states.items():
+        kept = state.as_partition_log(partition).epochs
+        if len(kept) < len(state.epochs):
+            connection.execute("DELETE FROM epochs WHERE partition = ? AND epoch < ?", (partition, kept[0][0]))
+            state.epochs = kept
+
+
+def size_on_disk(database: Path) -> int:
+    total = 0
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            total += os.stat(f"{database}{suffix}").st_size
+        except FileNotFoundError:
+            continue
+    return total

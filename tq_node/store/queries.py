@@ -1,0 +1,208 @@
+"""What the readers ask, each as a function of a read-only connection, each verified by checksum.
+
+Every query returns one row with one JSON text, because each row more would cost a step, and each step a switch of threads
+(see statements.py). Blobs travel through it as hex.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: S608 -- the pieces put together are constants of this file
+import sqlite3
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+import msgspec
+
+from tq_node import limits
+from tq_node.errors import StoreBroken
+from tq_node.partition.entries import Entry, is_intact
+from tq_node.store.api import OpenRow, StoredRow, Tombstone
+from tq_node.store.checksums import row_crc, spec_crc, tombstone_crc
+
+_Row = tuple[str, int, int, int, int, int, int, str, str, int, int, int, str, str]
+_Grave = tuple[str, int, str, int, int]
+
+_to_json = msgspec.json.Encoder().encode
+_decode_rows = msgspec.json.Decoder(list[_Row]).decode
+_decode_graves = msgspec.json.Decoder(list[_Grave]).decode
+_decode_records = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
+_decode_counts = msgspec.json.Decoder(list[tuple[int, str, int, int]]).decode
+_decode_open = msgspec.json.Decoder(list[tuple[str, int, int, str, int, int]]).decode
+_decode_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_oldest = msgspec.json.Decoder(list[tuple[str, int]]).decode
+
+_ROW = (
+    "json_group_array(json_array(t.id, t.partition, t.rev, t.state, t.run_at_us, t.ended_us, t.crc, t.type, t.queue, "
+    "t.priority, t.created_us, t.spec_crc, hex(coalesce(t.spec, s.spec)), hex(t.body)))"
+)
+_SPEC = "LEFT JOIN specs AS s ON s.num = t.num AND t.spec IS NULL"
+_GRAVE = "json_group_array(json_array(id, partition, hex(content_hash), at_us, crc))"
+
+_LOOKUP = (
+    f"SELECT (SELECT {_ROW} FROM json_each(?1) AS j CROSS JOIN tasks AS t ON t.id = j.value {_SPEC}), "
+    f"(SELECT {_GRAVE} FROM tombstones WHERE id IN (SELECT value FROM json_each(?1)))"
+)
+_ROWS = f"SELECT {_ROW} FROM json_each(?) AS j CROSS JOIN tasks AS t ON t.num = j.value {_SPEC}"
+_RECORDS = (
+    "SELECT json_group_array(json_array(partition, sequence, epoch, crc, hex(payload))) FROM "
+    "(SELECT * FROM log WHERE pos IN (SELECT value FROM json_each(?)) ORDER BY pos)"
+)
+_COUNTS = (
+    "SELECT json_group_array(json_array(partition, queue, state, n)) FROM (SELECT partition, queue, state, count(*) AS n "
+    "FROM (SELECT partition, queue, state FROM tasks INDEXED BY tasks_state WHERE (state, id) > (?, ?) "
+    "ORDER BY state, id LIMIT ?) GROUP BY 1, 2, 3)"
+)
+_COUNTS_LAST = (
+    "SELECT state, id FROM tasks INDEXED BY tasks_state WHERE (state, id) > (?, ?) ORDER BY state, id LIMIT 1 OFFSET ?"
+)
+_OPEN = (
+    "SELECT json_group_array(json_array(id, partition, state, queue, priority, run_at_us)) FROM "
+    "(SELECT id, partition, state, queue, priority, run_at_us FROM tasks INDEXED BY tasks_state "
+    "WHERE state < 3 AND (state, id) > (?, ?) ORDER BY state, id LIMIT ?)"
+)
+_ENDED = (
+    "SELECT json_group_array(json_array(num, size)) FROM (SELECT num, length(body) + coalesce(length(spec), "
+    "(SELECT length(spec) FROM specs WHERE specs.num = tasks.num)) AS size FROM tasks INDEXED BY tasks_ended "
+    "WHERE ended_us > 0 AND ended_us < ? ORDER BY ended_us LIMIT ?)"
+)
+_GRAVES = f"SELECT {_GRAVE} FROM (SELECT * FROM tombstones INDEXED BY tombstones_at WHERE at_us < ? ORDER BY at_us, id LIMIT ?)"
+# Steps from queue to queue instead of walking all pending rows.
+_OLDEST = (
+    "WITH RECURSIVE q (queue) AS (SELECT min(queue) FROM tasks WHERE state = 1 UNION ALL "
+    "SELECT (SELECT min(queue) FROM tasks WHERE state = 1 AND queue > q.queue) FROM q WHERE q.queue IS NOT NULL) "
+    "SELECT json_group_array(json_array(queue, (SELECT min(run_at_us) FROM tasks WHERE state = 1 AND tasks.queue = q.queue))) "
+    "FROM q WHERE queue IS NOT NULL"
+)
+
+LOOKUP_IDS_MAX = 1_000
+COUNT_ROWS_PER_QUERY = 50_000
+
+
+def _one(connection: sqlite3.Connection, sql: str, parameters: Seq[object]) -> tuple[str, ...]:
+    row: tuple[str, ...] = connection.execute(sql, parameters).fetchone()
+    return row
+
+
+def _verified(row: _Row) -> StoredRow:
+    (
+        task_id,
+        partition,
+        rev,
+        state,
+        run_at_us,
+        ended_us,
+        crc,
+        task_type,
+        queue,
+        priority,
+        created_us,
+        fixed,
+        spec,
+        body,
+    ) = row
+    spec_bytes = bytes.fromhex(spec)
+    body_bytes = bytes.fromhex(body)
+    if crc != row_crc(task_id, partition, rev, state, run_at_us, ended_us, body_bytes) or fixed != spec_crc(
+        task_id, task_type, queue, priority, created_us, spec_bytes
+    ):
+        raise StoreBroken(f"the stored row of task {task_id} is damaged")
+    return StoredRow(task_id, partition, rev, state, run_at_us, ended_us, spec_bytes, body_bytes)
+
+
+def _verified_grave(grave: _Grave) -> Tombstone:
+    task_id, partition, content_hash, at_us, crc = grave
+    tombstone = Tombstone(task_id, partition, bytes.fromhex(content_hash), at_us)
+    if crc != tombstone_crc(task_id, partition, tombstone.content_hash, at_us):
+        raise StoreBroken(f"the stored tombstone of task {task_id} is damaged")
+    return tombstone
+
+
+def lookup(connection: sqlite3.Connection, ids: Seq[str]) -> dict[str, StoredRow | Tombstone]:
+    found: dict[str, StoredRow | Tombstone] = {}
+    for start in range(0, len(ids), LOOKUP_IDS_MAX):
+        wanted = _to_json(ids[start : start + LOOKUP_IDS_MAX]).decode()
+        rows, graves = _one(connection, _LOOKUP, (wanted,))
+        for grave in _decode_graves(graves):
+            found[grave[0]] = _verified_grave(grave)
+        for row in _decode_rows(rows):
+            found[row[0]] = _verified(row)
+    return found
+
+
+def rows_by_number(connection: sqlite3.Connection, numbers: Iterable[int]) -> list[StoredRow]:
+    """In the order of ``numbers``, all of which must be there."""
+    wanted = list(numbers)
+    if not wanted:
+        return []
+    (text,) = _one(connection, _ROWS, (_to_json(wanted).decode(),))
+    rows = [_verified(row) for row in _decode_rows(text)]
+    if len(rows) != len(wanted):
+        raise StoreBroken(f"{len(wanted) - len(rows)} rows are in an index and not in the table")
+    return rows
+
+
+def read_records(connection: sqlite3.Connection, partition: int, first: int, positions: list[int]) -> list[Entry]:
+    """The records at ``positions``, which follow one another from sequence ``first`` on.
+
+    Records that were trimmed since the positions were found are left out; they can only be the first ones.
+    """
+    (text,) = _one(connection, _RECORDS, (_to_json(positions).decode(),))
+    records = _decode_records(text)
+    sequence = first + len(positions) - len(records)
+    entries = []
+    for stored_partition, stored_sequence, epoch, crc, payload in records:
+        entry = Entry(stored_partition, stored_sequence, epoch, crc, bytes.fromhex(payload))
+        if (stored_partition, stored_sequence) != (partition, sequence) or not is_intact(entry):
+            raise StoreBroken(f"log record {sequence} of partition {partition} is damaged")
+        entries.append(entry)
+        sequence += 1
+    return entries
+
+
+def counts(connection: sqlite3.Connection) -> list[tuple[int, str, int, int]]:
+    """In pieces, so that the sorting for each piece stays small; in one transaction, so that nothing counts twice."""
+    totals: dict[tuple[int, str, int], int] = {}
+    after: tuple[int, str] | None = (-1, "")
+    connection.execute("BEGIN")
+    try:
+        while after is not None:
+            (text,) = _one(connection, _COUNTS, (*after, COUNT_ROWS_PER_QUERY))
+            for partition, queue, state, rows in _decode_counts(text):
+                key = (partition, queue, state)
+                totals[key] = totals.get(key, 0) + rows
+            after = connection.execute(_COUNTS_LAST, (*after, COUNT_ROWS_PER_QUERY - 1)).fetchone()
+    finally:
+        connection.execute("COMMIT")
+    return [(*key, rows) for key, rows in sorted(totals.items())]
+
+
+def open_rows(connection: sqlite3.Connection, after: tuple[int, str] | None, limit: int) -> list[OpenRow]:
+    (text,) = _one(connection, _OPEN, (*(after or (-1, "")), limit))
+    return [OpenRow(*row) for row in _decode_open(text)]
+
+
+def ended_before(connection: sqlite3.Connection, us: int, limit: int) -> list[StoredRow]:
+    """Fewer than ``limit``, at least one, where they are long: as many as hold ``limits.LIST_BYTES_MAX``."""
+    connection.execute("BEGIN")
+    try:
+        (text,) = _one(connection, _ENDED, (us, limit))
+        numbers: list[int] = []
+        total = 0
+        for number, size in _decode_sizes(text):
+            total += size
+            if numbers and total > limits.LIST_BYTES_MAX:
+                break
+            numbers.append(number)
+        return rows_by_number(connection, numbers)
+    finally:
+        connection.execute("COMMIT")
+
+
+def tombstones_before(connection: sqlite3.Connection, us: int, limit: int) -> list[Tombstone]:
+    (text,) = _one(connection, _GRAVES, (us, limit))
+    return [_verified_grave(grave) for grave in _decode_graves(text)]
+
+
+def oldest_pending(connection: sqlite3.Connection) -> dict[str, int]:
+    (text,) = _one(connection, _OLDEST, ())
+    return dict(_decode_oldest(text))

@@ -1,0 +1,307 @@
+"""The Store on SQLite: log and rows in one file, one writer thread, group commit (docs/reference/on-disk-format.md).
+
+Threads: ``store-writer`` writes, ``store-lookups`` answers what somebody waits for, ``store-scans`` answers what takes longer,
+``store-helper`` copies the WAL into the database and makes backups. Each has its own connection; results reach the reactor
+by one ``callFromThread`` for all that are ready.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads
+
+from tq_node.errors import Divergence, StoreBroken
+from tq_node.partition.entries import Entry
+from tq_node.store import opening, paging, queries
+from tq_node.store.api import Batch, OpenRow, PartitionLog, RowPage, RowQuery, StoredRow, Tombstone
+from tq_node.store.backups import BackupStopped, back_up
+from tq_node.store.checkpoints import WalKeeper, WalSize
+from tq_node.store.group import GroupWriter
+from tq_node.store.lock import DirectoryLock
+from tq_node.store.log_index import LogIndex
+from tq_node.store.reader import Reader
+from tq_node.store.writer import Writer
+
+T = TypeVar("T")
+OnBroken = Callable[[Exception], None]
+OnCommit = Callable[[int, int, int, float], None]
+
+
+def open_store(
+    directory: str | os.PathLike[str],
+    *,
+    reactor: IReactorFromThreads,
+    on_broken: OnBroken,
+    on_commit: OnCommit | None = None,
+) -> SqliteStore:
+    """Open the store in ``directory``, making both where they are not there. Blocks: some seconds for a large log.
+
+    :param on_broken: called once, in the reactor thread, with the first failure (R18) before any Deferred hears of it; it
+        is to end the process.
+    :param on_commit: called in the reactor thread after each commit with (batches, log records, rows, seconds).
+
+    :raises DirectoryLocked: another process has it open. :raises SchemaTooNew: a later release wrote it.
+    :raises StoreBroken: it is damaged or not ours. :raises OSError: the directory can't be made or read.
+    """
+    return SqliteStore(Path(directory), reactor, on_broken, on_commit)
+
+
+class SqliteStore:
+    """See ``open_store`` and ``api.Store``."""
+
+    def __init__(
+        self, directory: Path, reactor: IReactorFromThreads, on_broken: OnBroken, on_commit: OnCommit | None
+    ) -> None:
+        self._directory = directory
+        self._database = directory / opening.DATABASE_NAME
+        self._reactor = reactor
+        self._on_broken = on_broken
+        self._on_commit = on_commit
+        self._broken: Exception | None = None
+        self._closing: list[Deferred[None]] | None = None
+        self._closed = False
+        self._stop_backup = threading.Event()
+        self._outbox: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        self._outbox_told = False
+        opening.make_directory(directory)
+        self._lock = DirectoryLock(directory)
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self) -> None:
+        self._connection = connection = opening.connect_writer(self._database)
+        try:
+            self._states = opening.load_states(connection)
+            self._meta = opening.load_meta(connection)
+            self._index = LogIndex()
+            next_position, log_rows, log_bytes = opening.load_log(connection, self._states, self._index)
+            opening.prune_epochs(connection, self._states)
+            next_num = opening.next_task_number(connection)
+            self._wal_size = WalSize(self._database)
+            reading = functools.partial(
+                opening.connect, self._database, cache_kib=opening.READER_CACHE_KIB, read_only=True
+            )
+            self._lookups = Reader("store-lookups", reading(), self._answer_later, self._fail_later)
+            self._scans = Reader("store-scans", reading(), self._answer_later, self._fail_later)
+            helper = opening.connect(self._database, cache_kib=opening.READER_CACHE_KIB)
+            self._helper = Reader("store-helper", helper, self._answer_later, self._fail_later)
+        except (sqlite3.Error, ValueError) as why:
+            connection.close()
+            raise StoreBroken(f"store {self._database}: {why}") from why
+        except BaseException:
+            connection.close()
+            raise
+        group = GroupWriter(
+            connection,
+            self._states,
+            self._index,
+            next_position=next_position,
+            log_rows=log_rows,
+            log_bytes=log_bytes,
+            next_num=next_num,
+        )
+        wal = WalKeeper(self._wal_size, self._ask_checkpoint, self._stop_backup.set)
+        self._copy_wal = wal.copy_most
+        self._writer = Writer(connection, group, wal, self)
+        self._writer.start()
+
+    # --- the contract ---
+    def commit(self, batch: Batch) -> Deferred[None]:
+        return self._ask(self._writer.put, batch)
+
+    def meta(self) -> dict[str, bytes]:
+        return dict(self._meta)
+
+    def partitions(self) -> Deferred[list[PartitionLog]]:
+        return self._ask(self._writer.put, self._partition_logs)
+
+    def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
+        def read(connection: sqlite3.Connection) -> list[Entry]:
+            positions = self._index.find(partition, first, bytes_max)
+            return queries.read_records(connection, partition, first, positions) if positions else []
+
+        return self._ask(self._lookups.put, read)
+
+    def lookup(self, ids: Seq[str]) -> Deferred[dict[str, StoredRow | Tombstone]]:
+        return self._ask(self._lookups.put, ids)
+
+    def page(self, query: RowQuery) -> Deferred[RowPage]:
+        return self._scan(paging.page, query)
+
+    def counts(self) -> Deferred[list[tuple[int, str, int, int]]]:
+        return self._scan(queries.counts)
+
+    def open_rows(self, after: tuple[int, str] | None, limit: int) -> Deferred[list[OpenRow]]:
+        return self._scan(queries.open_rows, after, limit)
+
+    def ended_before(self, us: int, limit: int) -> Deferred[list[StoredRow]]:
+        return self._scan(queries.ended_before, us, limit)
+
+    def tombstones_before(self, us: int, limit: int) -> Deferred[list[Tombstone]]:
+        return self._scan(queries.tombstones_before, us, limit)
+
+    def oldest_pending(self) -> Deferred[dict[str, int]]:
+        return self._scan(queries.oldest_pending)
+
+    def backup(self, path: str) -> Deferred[None]:
+        """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made; the store is well."""
+
+        def run(connection: sqlite3.Connection) -> Exception | None:
+            try:
+                back_up(connection, Path(path), self._stop_backup)
+            except (BackupStopped, OSError, sqlite3.Error) as why:
+                return why
+            return None
+
+        def raise_what_came(why: Exception | None) -> None:
+            if why is not None:
+                raise why
+
+        self._stop_backup.clear()
+        return self._ask(self._helper.put, run).addCallback(raise_what_came)
+
+    def disk_free_bytes(self) -> int:
+        disk = os.statvfs(self._directory)
+        return disk.f_bavail * disk.f_frsize
+
+    def bytes_on_disk(self) -> int:
+        return opening.size_on_disk(self._database)
+
+    def close(self) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        if self._closed:
+            done.callback(None)
+        elif self._closing is not None:
+            self._closing.append(done)
+        else:
+            self._closing = [done]
+            self._stop_backup.set()
+            self._writer.stop()
+        return done
+
+    # --- asking a thread ---
+    def _ask(self, put: Callable[[tuple[Any, Any]], None], question: Any) -> Deferred[Any]:
+        if self._broken is not None:
+            return fail(StoreBroken(f"the store is broken: {self._broken}"))
+        if self._closing is not None:
+            return fail(StoreBroken("the store is closed"))
+        answer: Deferred[Any] = Deferred()
+        put((question, answer))
+        return answer
+
+    def _scan(self, function: Callable[..., T], *arguments: object) -> Deferred[T]:
+        return self._ask(self._scans.put, lambda connection: function(connection, *arguments))
+
+    def _partition_logs(self) -> list[PartitionLog]:
+        return [self._states[partition].as_partition_log(partition) for partition in sorted(self._states)]
+
+    def _ask_checkpoint(self) -> None:
+        self._helper.put((self._copy_wal, None))
+
+    # --- from the threads ---
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have it called in the reactor thread, in the order posted. Wakes the reactor only if it is not on its way already."""
+        self._outbox.append((function, arguments))
+        if not self._outbox_told:
+            self._outbox_told = True
+            self._reactor.callFromThread(self._deliver)
+
+    def committed(
+        self, batches: Seq[Batch], tickets: Seq[Deferred[None]], entries: int, rows: int, seconds: float
+    ) -> None:
+        self._post(self._fire_committed, batches, tickets, entries, rows, seconds)
+
+    def answered(self, ticket: Deferred[object], value: object) -> None:
+        self._post(self._fire, [(ticket, value)])
+
+    def failed(self, why: Exception, tickets: Seq[Deferred[Any]]) -> None:
+        self._post(self._break, why, list(tickets))
+
+    def refused(self, tickets: Seq[Deferred[Any]]) -> None:
+        self._post(self._break, StoreBroken("an earlier write failed"), list(tickets))
+
+    def writer_ended(self) -> None:
+        for reader in (self._lookups, self._scans, self._helper):
+            reader.stop()
+        try:
+            self._connection.close()
+        finally:
+            self._wal_size.close()
+            self._lock.release()
+            self._post(self._fire_closed)
+
+    def _answer_later(self, answers: list[tuple[Deferred[object] | None, object]]) -> None:
+        self._post(self._fire, answers)
+
+    def _fail_later(self, why: Exception, tickets: list[Deferred[Any] | None]) -> None:
+        self._writer.put((functools.partial(_raise, why), None))
+        self._post(self._break, why, tickets)
+
+    # --- in the reactor thread ---
+    def _deliver(self) -> None:
+        self._outbox_told = False  # before looking: whoever posts after the last look tells again
+        try:
+            while self._outbox:
+                function, arguments = self._outbox.popleft()
+                function(*arguments)
+        finally:
+            if self._outbox:  # a callback of the owner raised: the reactor logs it, the rest still gets its turn
+                self._outbox_told = True
+                self._reactor.callFromThread(self._deliver)
+
+    def _fire_committed(
+        self, batches: Seq[Batch], tickets: Seq[Deferred[None]], entries: int, rows: int, seconds: float
+    ) -> None:
+        if self._on_commit is not None:
+            self._on_commit(len(batches), entries, rows, seconds)
+        for batch, ticket in zip(batches, tickets, strict=True):
+            for key, value in batch.meta.items():
+                if value is None:
+                    self._meta.pop(key, None)
+                else:
+                    self._meta[key] = value
+            ticket.callback(None)
+
+    def _fire(self, answers: list[tuple[Deferred[object] | None, object]]) -> None:
+        for ticket, value in answers:
+            if ticket is None:
+                continue
+            if self._broken is not None:
+                ticket.errback(StoreBroken(f"the store is broken: {self._broken}"))
+            else:
+                ticket.callback(value)
+
+    def _break(self, why: Exception, tickets: Seq[Deferred[Any] | None]) -> None:
+        """The first failure is told once; everybody who waits hears of it, then and later."""
+        try:
+            if self._broken is None:
+                self._broken = why
+                self._on_broken(why)
+        finally:
+            known = isinstance(why, StoreBroken | Divergence)
+            for ticket in tickets:
+                if ticket is not None:
+                    ticket.errback(why if known else StoreBroken(f"the store is broken: {why}"))
+
+    def _fire_closed(self) -> None:
+        self._closed = True
+        waiting, self._closing = self._closing or [], []
+        for done in waiting:
+            done.callback(None)
+
+
+def _raise(why: Exception) -> None:
+    raise why

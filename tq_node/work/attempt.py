@@ -1,0 +1,139 @@
+"""One claim that is being run: what both ways of running have in common."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from tq_node import limits
+from tq_node.facade import AttemptFailed, Claim, Notes, Outcome, Released
+from tq_node.work.handlers import Handler
+from tq_node.work.notebook import Notebook
+from tq_node.work.results import make_error
+
+CANCEL_GRACE_S = limits.CANCEL_GRACE_MS / 1000
+NOTE_INTERVAL_S = limits.NOTE_INTERVAL_MS / 1000
+
+
+def failed(error_type: str, message: str, *, final: bool = False) -> AttemptFailed:
+    return AttemptFailed(make_error(error_type, message), final=final)
+
+
+CANCELLED = failed("cancelled", "the attempt was stopped: it no longer holds its task")
+LEASE_EXPIRED = failed("lease_expired", "the right to run could not be confirmed in time")
+
+
+class Host(Protocol):
+    """What an attempt needs of the service that runs it."""
+
+    @property
+    def clock(self) -> IReactorTime: ...
+
+    def note(self, attempt: Attempt, notes: Notes) -> None:
+        """Pass on what was said; the attempt's ``note_in_flight`` is True until that is through."""
+
+    def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
+        """The handler runs no more. Called exactly once."""
+
+
+class Attempt(ABC):
+    """Ends exactly once, by ``_end``. ``_forced`` is the outcome that somebody other than the handler has decided on."""
+
+    __slots__ = (
+        "_forced", "_host", "_note_timer", "_timer",
+        "claim", "handler", "lease_until", "note_in_flight", "notebook", "over",
+    )  # fmt: skip
+
+    def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
+        self.claim = claim
+        self.handler = handler
+        self.lease_until = lease_until
+        """CLOCK_MONOTONIC."""
+        self.notebook = Notebook(self._noted)
+        self.note_in_flight = False
+        self.over = False
+        self._host = host
+        self._forced: Outcome | None = None
+        self._timer: IDelayedCall | None = None
+        """The timeout of the attempt, later the end of its grace."""
+        self._note_timer: IDelayedCall | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """May end before it returns."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask the handler to end; it is ended after ``limits.CANCEL_GRACE_MS``."""
+
+    @abstractmethod
+    def abort(self, outcome: Outcome) -> None:
+        """End the handler without grace; ``outcome`` counts, whatever it still says."""
+
+    def release(self) -> None:
+        """The node is stopping."""
+        self.abort(Released())
+
+    def renew(self, lease_until: float) -> None:
+        """The lease runs until then now."""
+        self.lease_until = lease_until
+
+    def lease_over(self) -> None:
+        """It was not renewed in time."""
+        self._expire(LEASE_EXPIRED)
+
+    def _begin_timeout(self) -> float | None:
+        """Start the attempt's own clock. Returns the deadline for the handler, POSIX time."""
+        timeout_ms = self.claim.timeout_ms
+        if timeout_ms is None:
+            return None
+        self._timer = self._host.clock.callLater(timeout_ms / 1000, self._timed_out)
+        return time.time() + timeout_ms / 1000
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        timeout_s = (self.claim.timeout_ms or 0) / 1000
+        self._expire(failed("timeout", f"the attempt ran longer than its timeout of {timeout_s:g} s"))
+
+    @abstractmethod
+    def _expire(self, outcome: Outcome) -> None:
+        """The attempt's time is over."""
+
+    def _set_timer(self, timer: IDelayedCall | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def _noted(self) -> None:
+        # The first word waits for an interval too: a task that is over by then costs no commit of its own.
+        if self._note_timer is None and not self.over:
+            self._note_timer = self._host.clock.callLater(NOTE_INTERVAL_S, self._flush)
+
+    def _flush(self) -> None:
+        self._note_timer = None
+        if self.note_in_flight:
+            self._noted()
+            return
+        notes = self._take_notes()
+        if notes is not None:
+            self.note_in_flight = True
+            self._host.note(self, notes)
+
+    def _take_notes(self) -> Notes | None:
+        noted = self.notebook.take()
+        return None if noted is None else Notes(noted.progress, noted.lines, noted.dropped)
+
+    def _end(self, outcome: Outcome) -> None:
+        if self.over:
+            return
+        self.over = True
+        self.notebook.detach()
+        if self._timer is not None:
+            self._set_timer(None)
+        if self._note_timer is not None:
+            self._note_timer.cancel()
+            self._note_timer = None
+        self._host.ended(self, outcome if self._forced is None else self._forced, self._take_notes())

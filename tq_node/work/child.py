@@ -1,0 +1,255 @@
+"""What runs in a worker process: ``python -P -m tq_node.work.child PARENT_PID``. One task at a time, until told to end.
+
+The main thread reads tasks from one pipe and runs them; a control thread reads renewals and cancels from another, so that
+both work while a handler runs. A lease is the process's interval timer with SIGALRM at its default action: when nobody
+renews it, the kernel kills the process, also in C code and also when it wakes up late from a SIGSTOP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import NoReturn
+
+from tq_node import limits
+from tq_node.types import Token
+from tq_node.work import frames
+from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD
+from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError
+from tq_node.work.loading import load_handlers
+from tq_node.work.notebook import Notebook
+from tq_node.work.results import BadResult, decode_payload, describe, encode_result
+
+_PR_SET_PDEATHSIG = 1
+_OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD)
+_READ_BYTES = 65_536
+_SAY_INTERVAL_S = limits.NOTE_INTERVAL_MS / 1000 / 4
+"""The node bounds how often it tells the queue; this only keeps a chatty handler from filling the pipe."""
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Be killed when the node dies. Ends at once where it has died already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Had it died before the call, no signal would ever come.
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def set_up_process() -> None:
+    """Own session, so that a kill reaches what the handler started; none of our descriptors for those, or for others."""
+    os.setsid()
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > LOCK_FD:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    for fd in _OWN_FDS:
+        os.set_inheritable(fd, False)
+    os.register_at_fork(after_in_child=_forget_node)
+    # One pipe for both keeps their order.
+    os.dup2(1, 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # The node decides when a worker process ends, also where a supervisor sends SIGTERM to the whole control group. A
+    # function rather than SIG_IGN, which programs started by a handler would inherit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    # When memory runs out, a handler has to go rather than the node.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
+
+
+def _forget_node() -> None:
+    """In a process that a handler forked: it must neither answer for us nor keep the lock of the workers."""
+    for fd in _OWN_FDS:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    with contextlib.suppress(ValueError):  # it was not the main thread that forked
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Child:
+    """The two loops of a worker process and what they share, which is guarded by ``_lock``."""
+
+    def __init__(self) -> None:
+        self._tasks: frames.FrameReader[frames.ToWorker] = frames.FrameReader(frames.ToWorker, frames.RUN_BYTES_MAX)
+        self._pending: list[frames.ToWorker] = []
+        self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._serial: int | None = None
+        self._cancelled_serial: int | None = None
+        self._context: Context | None = None
+        self._notebook: Notebook | None = None
+        self._say_at: float | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        self._handlers: dict[str, Handler] = {}
+        self._pid = os.getpid()
+
+    def main(self) -> int:
+        """Load, say hello, serve. Returns the exit code."""
+        start = self._next()
+        if not isinstance(start, frames.Start):
+            return 1
+        sys.path[:] = start.path
+        os.environ.pop("PYTHONPATH", None)
+        if start.pythonpath is not None:
+            os.environ["PYTHONPATH"] = start.pythonpath
+        try:
+            self._handlers = load_handlers(start.modules)
+        except HandlerError as why:
+            self._report(frames.Broken(str(why)))
+            return 1
+        threading.Thread(target=self._control, name="taskqueue-control", daemon=True).start()
+        self._report(frames.Hello(os.getpid()))
+        while (frame := self._next()) is not None:
+            if not isinstance(frame, frames.Run):
+                return 1
+            if not self._run(frame):
+                return 1
+        return 0
+
+    def _next(self) -> frames.ToWorker | None:
+        """Blocks. None: the node wants no more of this process."""
+        while not self._pending:
+            data = os.read(RUN_FD, _READ_BYTES)
+            if not data:
+                return None
+            self._pending = self._tasks.feed(data)
+        return self._pending.pop(0)
+
+    def _run(self, run: frames.Run) -> bool:
+        """Run one task and report. False: the process should end, for the handler asked for it."""
+        notebook = Notebook(self._said_something)
+        context = Context(run.task_id, run.attempt, Token(run.epoch, run.sequence), run.deadline, notebook)
+        # A handler of an earlier task may have put its own action there.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        with self._lock:
+            self._serial, self._context, self._notebook = run.serial, context, notebook
+            self._say_at = None
+            context._cancelled = run.serial == self._cancelled_serial  # noqa: SLF001 (no handler may set it)
+            _arm(run.lease_until)
+        report: frames.Done | frames.Failed
+        go_on = True
+        try:
+            try:
+                handler = self._handlers.get(run.task_type) or self._handlers.get(WILDCARD)
+                if handler is None:
+                    raise BadResult("no_handler", f"the worker process has no handler for {run.task_type!r}")
+                result = handler.function(decode_payload(run.payload), context)
+                report = frames.Done(run.serial, encode_result(result))
+            finally:
+                notebook.detach()
+                with self._lock:
+                    self._serial = self._context = self._notebook = self._say_at = None
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        except BaseException as error:  # whatever a handler raises costs its attempt only
+            go_on = isinstance(error, Exception)
+            report = frames.Failed(run.serial, *describe(error), leaving=not go_on)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        self._report_notes(run.serial, notebook)
+        self._report(report)
+        return go_on
+
+    def _report(self, frame: frames.FromWorker) -> None:
+        with self._write_lock:
+            self._write(frame)
+
+    def _report_notes(self, serial: int, notebook: Notebook) -> None:
+        # Taken and written in one go: what the control thread took must not come after the report.
+        with self._write_lock:
+            if (noted := notebook.take()) is not None:
+                self._write(frames.Said(serial, noted.progress, noted.lines, noted.dropped))
+
+    def _write(self, frame: frames.FromWorker) -> None:
+        if os.getpid() != self._pid:
+            # A copy that the handler forked and that came back from it: the original reports.
+            os._exit(0)
+        data = memoryview(frames.encode(frame))
+        while data:
+            data = data[os.write(REPORT_FD, data) :]
+
+    def _said_something(self) -> None:
+        if self._say_at is None:
+            self._say_at = time.monotonic() + _SAY_INTERVAL_S
+            os.write(self._wake_write, b"w")
+
+    def _control(self) -> NoReturn:
+        """The control thread."""
+        reader: frames.FrameReader[frames.ToWorkerControl] = frames.FrameReader(frames.ToWorkerControl)
+        poller = select.poll()
+        poller.register(CONTROL_FD, select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
+        try:
+            while True:
+                say_at = self._say_at
+                timeout_ms = None if say_at is None else max(0.0, say_at - time.monotonic()) * 1000 + 1
+                ready = {fd for fd, _ in poller.poll(timeout_ms)}
+                if self._wake_read in ready:
+                    os.read(self._wake_read, 512)
+                if CONTROL_FD in ready:
+                    data = os.read(CONTROL_FD, _READ_BYTES)
+                    if not data:
+                        break
+                    for frame in reader.feed(data):
+                        if self._obey(frame) and isinstance(frame, frames.Lease):
+                            self._report(frames.Renewed(frame.serial, frame.until))
+                if say_at is not None and time.monotonic() >= say_at:
+                    self._say()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            # Without the node, or without this thread, nobody could stop the handler.
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("not reached")
+
+    def _obey(self, frame: frames.ToWorkerControl) -> bool:
+        """False: it is for a task that is over."""
+        with self._lock:
+            if isinstance(frame, frames.Cancel):
+                # It may have overtaken its task, which comes over the other pipe.
+                self._cancelled_serial = frame.serial
+            if frame.serial != self._serial or self._context is None:
+                return False
+            if isinstance(frame, frames.Lease):
+                _arm(frame.until)
+            else:
+                self._context._cancelled = True
+            return True
+
+    def _say(self) -> None:
+        with self._lock:
+            serial, notebook, self._say_at = self._serial, self._notebook, None
+        if serial is not None and notebook is not None:
+            self._report_notes(serial, notebook)
+
+
+def _arm(until: float) -> None:
+    # Zero would disarm it, so one that is past becomes the shortest there is.
+    signal.setitimer(signal.ITIMER_REAL, max(until - time.monotonic(), 0.000001))
+
+
+def main() -> NoReturn:
+    die_with_parent(int(sys.argv[1]))
+    set_up_process()
+    code = Child().main()
+    # The exit of the interpreter waits for threads that a handler left behind; nobody waits for those here.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""WorkerService: claims what is due as far as there are free slots, runs it, and says how it ended.
+
+Dispatch is by events: a hint of the queue, or a slot that is free again, leads to one claim in the next turn of the
+reactor. A slot is free when the handler has ended, not when that is committed, so that a completion and the next claim
+share a commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.errors import StaleAttempt, TaskQueueError
+from tq_node.facade import AttemptFailed, Claim, Completed, Notes, Outcome, Released, TaskQueue
+from tq_node.types import Token
+from tq_node.work.attempt import Attempt, failed
+from tq_node.work.executor import AsyncAttempt
+from tq_node.work.lease import WorkersLock, renew_leases
+from tq_node.work.pool import ProcessAttempt, ProcessPool
+from tq_node.work.registry import Registry
+
+_log = Logger()
+_FINISH_RETRY_S = 0.1
+_FINISH_RETRY_S_MAX = 2.0
+_STOP_COMMIT_S = 5.0
+"""How long a stop waits for claims and completions under way, once no handler runs."""
+
+
+class WorkCounts(msgspec.Struct):
+    """For metrics. ``stale``: ends of attempts that no longer held their task; normal after a cancel or a failover."""
+
+    claimed: int = 0
+    completed: int = 0
+    failed: int = 0
+    released: int = 0
+    stale: int = 0
+    finish_retries: int = 0
+    finish_lost: int = 0
+
+
+class WorkerService(Service):
+    """Implements ``facade.Worker``. Never holds and asks for more claims than ``concurrency`` together."""
+
+    name = "worker"
+
+    def __init__(
+        self,
+        queue: TaskQueue,
+        registry: Registry,
+        *,
+        concurrency: int = limits.CONCURRENCY_DEFAULT,
+        stop_timeout_s: float = limits.STOP_TIMEOUT_S,
+        lock: WorkersLock | None = None,
+        clock: IReactorTime | None = None,
+        processes: IReactorProcess | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        :param lock: inherited by each worker process; its owner closes it.
+        :param clock: for timers; the reactor by default, as for ``processes``.
+        :param monotonic: CLOCK_MONOTONIC, which the worker processes share.
+        """
+        self.clock = _reactor() if clock is None else clock
+        self.counts = WorkCounts()
+        self._queue = queue
+        self._registry = registry
+        self._concurrency = concurrency
+        self._stop_timeout_s = stop_timeout_s
+        self._monotonic = monotonic
+        self.pool = ProcessPool(
+            registry.modules,
+            size=concurrency,
+            processes=_reactor() if processes is None else processes,
+            clock=self.clock,
+            lock_fd=None if lock is None else lock.fd,
+            monotonic=monotonic,
+        )
+        self._attempts: dict[tuple[str, Token], Attempt] = {}
+        self._asked = 0
+        """The sum of the limits of the claims under way."""
+        self._finishing = 0
+        self._finishing_max = max(64, 4 * concurrency)
+        self._finish_retries: dict[tuple[str, Token], IDelayedCall] = {}
+        self._wakes = 0
+        self._dispatch_call: IDelayedCall | None = None
+        self._stopping = False
+        self._loops: list[LoopingCall] = []
+        self._changed: Deferred[None] | None = None
+
+    @property
+    def running_count(self) -> int:
+        return len(self._attempts)
+
+    # --- Service ---
+    def startService(self) -> None:
+        super().startService()
+        self._stopping = False
+        self._queue.attach(self)
+        if self._registry.needs_processes:
+            self.pool.start()
+        for work, interval_s in ((self._safety_net, limits.SAFETY_NET_S), (self._renew, limits.LEASE_RENEW_MS / 1000)):
+            loop = LoopingCall(_guarded, work)
+            loop.clock = self.clock
+            loop.start(interval_s, now=False).addErrback(_unexpected)
+            self._loops.append(loop)
+        self._schedule()
+
+    def stopService(self) -> Deferred[None]:
+        """Claim nothing more, give the handlers ``stop_timeout_s``, then kill them and release their attempts.
+
+        Fires when nothing is left: no process, no pipe, no timer.
+        """
+        super().stopService()
+        self._stopping = True
+        if self._dispatch_call is not None:
+            self._dispatch_call.cancel()
+            self._dispatch_call = None
+        return Deferred.fromCoroutine(self._drain())
+
+    # --- facade.Worker ---
+    def wake(self) -> None:
+        self._wakes += 1
+        if self._dispatch_call is None:
+            self._schedule()
+
+    def stop_attempt(self, task_id: str, token: Token) -> None:
+        attempt = self._attempts.get((task_id, token))
+        if attempt is not None:
+            try:
+                attempt.stop()
+            except Exception:
+                _log.failure("attempt of {task_id} could not be stopped", task_id=task_id, event="stop_attempt_failed")
+
+    # --- claiming ---
+    def _free(self) -> int:
+        return self._concurrency - len(self._attempts) - self._asked
+
+    def _schedule(self) -> None:
+        if self._dispatch_call is None and not self._stopping and self.running and self._free() > 0:
+            self._dispatch_call = self.clock.callLater(0, self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_call = None
+        free = self._free()
+        if free <= 0 or self._stopping or self._finishing >= self._finishing_max:
+            return
+        self._asked += free
+        try:
+            claims = self._queue.claim(free)
+        except Exception:
+            self._claim_failed(Failure(), free)
+            return
+        claims.addCallbacks(self._claimed, self._claim_failed, (free, self._wakes), {}, (free,))
+        claims.addErrback(_unexpected)
+
+    def _claimed(self, claims: Sequence[Claim], limit: int, wakes: int) -> None:
+        self._asked -= limit
+        self.counts.claimed += len(claims)
+        for claim in claims:
+            self._run(claim)
+        # A hint that came while the answer was on its way found no slot to ask for.
+        if len(claims) < limit and wakes != self._wakes:
+            self._schedule()
+        if self._changed is not None:
+            self._notify()
+
+    def _claim_failed(self, why: Failure, limit: int) -> None:
+        self._asked -= limit
+        if not why.check(TaskQueueError, CancelledError):
+            _log.failure("claim failed; the safety net tries again", failure=why, event="claim_failed")
+        if self._changed is not None:
+            self._notify()
+
+    def _run(self, claim: Claim) -> None:
+        if self._stopping:
+            self._finish(claim, Released(), None)
+            return
+        handler = self._registry.resolve(claim.task_type)
+        if handler is None:
+            self._finish(claim, failed("no_handler", f"no handler takes type {claim.task_type!r}", final=True), None)
+            return
+        now = self._monotonic()
+        granted_ms = self._queue.lease_ms(claim.partition)
+        if granted_ms <= 0:
+            self._finish(claim, Released(), None)
+            return
+        lease_until = now + granted_ms / 1000
+        attempt: Attempt
+        if handler.is_async:
+            attempt = AsyncAttempt(self, claim, handler, lease_until)
+        else:
+            attempt = ProcessAttempt(self, claim, handler, lease_until, self.pool)
+        self._attempts[claim.task_id, claim.token] = attempt
+        try:
+            attempt.start()
+        except Exception:
+            _log.failure(
+                "attempt of {task_id} could not be started", task_id=claim.task_id, event="attempt_start_failed"
+            )
+            if not attempt.over:
+                attempt.abort(failed("worker_start_failed", "the attempt could not be started"))
+
+    # --- attempt.Host ---
+    def note(self, attempt: Attempt, notes: Notes) -> None:
+        try:
+            noted = self._queue.note(attempt.claim, notes)
+        except Exception:
+            self._noted(Failure(), attempt)
+            return
+        noted.addBoth(self._noted, attempt)
+        noted.addErrback(_unexpected)
+
+    def _noted(self, result: object, attempt: Attempt) -> None:
+        attempt.note_in_flight = False
+        if not isinstance(result, Failure):
+            return
+        if result.check(StaleAttempt):
+            # Its task is held by another claim or has ended: what its handler does no longer counts.
+            if not attempt.over:
+                attempt.stop()
+        elif not result.check(TaskQueueError, CancelledError):
+            _log.failure(
+                "notes of {task_id} failed", failure=result, task_id=attempt.claim.task_id, event="note_failed"
+            )
+
+    def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
+        claim = attempt.claim
+        self._attempts.pop((claim.task_id, claim.token), None)
+        self._finish(claim, outcome, notes)
+        if self._dispatch_call is None:
+            self._schedule()
+        if self._changed is not None:
+            self._notify()
+
+    # --- finishing ---
+    def _finish(self, claim: Claim, outcome: Outcome, notes: Notes | None) -> None:
+        kind = type(outcome)
+        if kind is Completed:
+            self.counts.completed += 1
+        elif kind is AttemptFailed:
+            self.counts.failed += 1
+        else:
+            self.counts.released += 1
+        self._finishing += 1
+        self._send_finish(claim, outcome, notes, _FINISH_RETRY_S)
+
+    def _send_finish(self, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
+        try:
+            finished = self._queue.finish(claim, outcome, notes)
+        except Exception:
+            self._finish_failed(Failure(), claim, outcome, notes, retry_s)
+            return
+        finished.addCallbacks(self._finished, self._finish_failed, (), {}, (claim, outcome, notes, retry_s))
+        finished.addErrback(_unexpected)
+
+    def _finished(self, _: object = None) -> None:
+        self._finishing -= 1
+        if self._finishing == self._finishing_max - 1:
+            self._schedule()
+        if self._changed is not None:
+            self._notify()
+
+    def _finish_failed(self, why: Failure, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
+        error = why.value
+        if isinstance(error, TaskQueueError) and (error.retryable or not error.definite):
+            # Said again until it is known to be kept or stale: the queue answers the same news twice with ok.
+            self.counts.finish_retries += 1
+            next_s = min(retry_s * 2, _FINISH_RETRY_S_MAX)
+            call = self.clock.callLater(retry_s, self._retry_finish, claim, outcome, notes, next_s)
+            self._finish_retries[claim.task_id, claim.token] = call
+            return
+        if isinstance(error, StaleAttempt):
+            self.counts.stale += 1
+        else:
+            self.counts.finish_lost += 1
+            _log.failure(
+                "the end of an attempt of {task_id} was refused",
+                failure=why,
+                task_id=claim.task_id,
+                event="finish_lost",
+            )
+        self._finished()
+
+    def _retry_finish(self, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
+        del self._finish_retries[(claim.task_id, claim.token)]
+        self._send_finish(claim, outcome, notes, retry_s)
+
+    # --- loops ---
+    def _safety_net(self) -> None:
+        self.pool.sweep()
+        self._schedule()
+
+    def _renew(self) -> None:
+        renew_leases(list(self._attempts.values()), self._queue.lease_ms, self._monotonic)
+
+    # --- stopping ---
+    async def _drain(self) -> None:
+        for attempt in list(self._attempts.values()):
+            if isinstance(attempt, ProcessAttempt) and attempt.waits:
+                attempt.release()
+        await self._until(lambda: not self._attempts, self._stop_timeout_s)
+        for attempt in list(self._attempts.values()):
+            attempt.release()
+        await self._until(lambda: not self._attempts, None)
+        for loop in self._loops:
+            loop.stop()
+        self._loops.clear()
+        await self.pool.stop()
+        if not await self._until(lambda: not self._asked and not self._finishing, _STOP_COMMIT_S):
+            _log.warn(
+                "stopped with {finishing} ends of attempts and {asked} claims not yet confirmed",
+                finishing=self._finishing, asked=self._asked, event="worker_stopped_early",
+            )  # fmt: skip
+        for call in self._finish_retries.values():
+            call.cancel()
+        self._finish_retries.clear()
+
+    async def _until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait for it, at most so long; whether it was reached."""
+        end_s = None if timeout_s is None else self.clock.seconds() + timeout_s
+        while not reached():
+            changed: Deferred[None] = Deferred()
+            self._changed = changed
+            timer = None
+            if end_s is not None:
+                left_s = end_s - self.clock.seconds()
+                if left_s <= 0:
+                    self._changed = None
+                    return False
+                timer = self.clock.callLater(left_s, self._notify)
+            await changed
+            if timer is not None and timer.active():
+                timer.cancel()
+        return True
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.callback(None)
+
+
+def _guarded(work: Callable[[], None]) -> None:
+    # An exception would end a LoopingCall for good.
+    with _log.failuresHandled("a round of {work} failed", work=work.__name__, event="worker_round_failed"):
+        work()
+
+
+def _unexpected(why: Failure) -> None:
+    _log.failure("a bug in the worker service", failure=why, event="worker_bug")
+
+
+def _reactor() -> Any:
+    from twisted.internet import reactor
+
+    return reactor

@@ -1,0 +1,5 @@
+"""Makes ``taskqueue`` a command of ``twistd``."""
+
+from twisted.application.service import ServiceMaker
+
+taskqueue = ServiceMaker("taskqueue", "tq_node.service", "A distributed, fault-tolerant task queue.", "taskqueue")
