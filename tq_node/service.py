@@ -131,6 +131,7 @@ class NodeService(Service):
             disk_free_bytes_min=settings.disk_free_bytes_min,
             backup_dir=str(settings.data_dir),
             defaults_of=registry.defaults,
+            random_bytes=os.urandom,
             draw=random.random,
         )
         self._queue = NodeQueue(self._store, clock, queue_settings, metrics, on_disk_floor=self._disk_floor)

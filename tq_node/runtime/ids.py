@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 
 
-def make_task_id(wall_us: int) -> str:
-    """A fresh id: 48 bits of milliseconds, 12 bits of the fraction below them, 62 random bits."""
+def make_task_id(wall_us: int, random_bytes: bytes) -> str:
+    """A fresh id: 48 bits of milliseconds, 12 bits of the fraction below them, 62 bits of the eight random bytes."""
     millis, micros = divmod(wall_us, 1000)
-    random = int.from_bytes(os.urandom(8), "big")
+    random = int.from_bytes(random_bytes, "big")
     fraction = (micros << 12) // 1000
     text = f"{millis:012x}7{fraction:03x}{0x8000000000000000 | (random & 0x3FFFFFFFFFFFFFFF):016x}"
     return f"task-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -39,6 +39,7 @@ class RowTable:
         """Cost by id, least recently used first. A plain dict would look for its first key past all those deleted before."""
         self._clean_bytes = 0
         self._bytes_max = bytes_max
+        self._pins: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -49,9 +50,27 @@ class RowTable:
 
     def get(self, task_id: str) -> Slot | None:
         slot = self._slots.get(task_id)
-        if slot is not None and slot.sequence == 0:
+        if slot is not None and task_id in self._clean:
             self._clean.move_to_end(task_id)
         return slot
+
+    def pin(self, task_id: str) -> None:
+        """Keep a resident row until ``unpin``: somebody waits for others to be read beside it."""
+        self._pins[task_id] = self._pins.get(task_id, 0) + 1
+        cost = self._clean.pop(task_id, None)
+        if cost is not None:
+            self._clean_bytes -= cost
+
+    def unpin(self, task_id: str) -> None:
+        """Once for each ``pin``."""
+        pins = self._pins[task_id] - 1
+        if pins:
+            self._pins[task_id] = pins
+            return
+        del self._pins[task_id]
+        slot = self._slots.get(task_id)
+        if slot is not None and slot.sequence == 0 and slot.row is not None:
+            self._keep(task_id, slot.row)
 
     def add_dirty(self, task_id: str, slot: Slot) -> None:
         """A row that is born with the entry ``slot.sequence``."""
@@ -59,23 +78,19 @@ class RowTable:
 
     def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
         """A change is proposed: the row becomes dirty."""
-        if slot.sequence == 0:
-            cost = self._clean.pop(task_id, None)
-            if cost is not None:
-                self._clean_bytes -= cost
-            else:
-                # Dropped from the cache in the very turn that loaded it, by larger rows of the same load.
-                assert task_id not in self._slots, "two rows in memory for one task"
-                self._slots[task_id] = slot
+        assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
+        cost = self._clean.pop(task_id, None)
+        if cost is not None:
+            self._clean_bytes -= cost
         slot.row = row
         slot.sequence = sequence
 
-    def add_clean(self, task_id: str, row: TaskRow) -> Slot:
-        """A row just read from the store; the resident one wins where there is one."""
+    def add_pinned(self, task_id: str, row: TaskRow) -> Slot:
+        """A row just read from the store, pinned once; the resident one wins where there is one."""
         slot = self._slots.get(task_id)
         if slot is None:
             slot = self._slots[task_id] = Slot(row.partition, row)
-            self._keep(task_id, row)
+        self.pin(task_id)
         return slot
 
     def applied(self, task_id: str, sequence: int) -> None:
@@ -87,7 +102,8 @@ class RowTable:
             del self._slots[task_id]
             return
         slot.sequence = 0
-        self._keep(task_id, slot.row)
+        if task_id not in self._pins:
+            self._keep(task_id, slot.row)
 
     def _keep(self, task_id: str, row: TaskRow) -> None:
         cost = _ROW_OVERHEAD_BYTES + len(row.spec.payload) + (len(row.result) if row.result is not None else 0)

@@ -32,5 +32,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     backup_dir: str = ""
     defaults_of: Callable[[str], TypeDefaults] = _no_defaults
     """What ``@task`` says for a type."""
+    random_bytes: Callable[[int], bytes]
+    """For the ids that the node makes."""
     draw: Callable[[], float]
     """Random numbers in [0, 1), for back-off."""

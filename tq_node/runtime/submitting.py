@@ -81,8 +81,9 @@ class Submitting:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        own = [s.id for s in submissions if s.id is not None and self._table.find(s.id) is None]
-        if own:
+        own = [s.id for s in submissions if s.id is not None]
+        if any(self._table.find(task_id) is None for task_id in own):
+            # All of them, the resident ones too: those may be dropped from memory while the others are read.
             return self._table.load(own).addCallback(self._many_found, submissions)
         return self._many_found({}, submissions)
 
@@ -121,7 +122,7 @@ class Submitting:
         node = self._settings.node_name
         now_us = self._clock.wall_us()
         if submission.id is None:
-            task_id = make_task_id(now_us)
+            task_id = make_task_id(now_us, self._settings.random_bytes(8))
             partition = self._table.partition_of(task_id)
         else:
             task_id = submission.id

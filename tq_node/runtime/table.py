@@ -168,10 +168,10 @@ class TaskTable:
         return self.rows.get(task_id)
 
     def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
-        """What there is of each id, resident afterwards where it is a row.
+        """What there is of each id, resident where it is a row.
 
-        The result must be used in the same turn. Loads of one id that overlap share one look: a row changes only while it is resident,
-        so what comes back has not been overtaken.
+        The result must be used in the same turn. Loads of one id that overlap share one look, and rows stay in memory until all that
+        were asked for are there: a row changes only while it is resident, so what comes back has not been overtaken.
         """
         done: Deferred[dict[str, Found]] = Deferred()
         self._gather(list(dict.fromkeys(task_ids)), {}, done)
@@ -179,13 +179,13 @@ class TaskTable:
 
     def _gather(self, wanted: list[str], found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
         missing = []
-        left = 0
+        left = 1
 
         def arrived(value: Found, task_id: str) -> None:
             nonlocal left
             found[task_id] = value
             left -= 1
-            if left == 0 and not done.called:
+            if left == 0:
                 self._gathered(found, done)
 
         def failed(why: Failure) -> None:
@@ -195,6 +195,7 @@ class TaskTable:
         for task_id in wanted:
             slot = self.rows.get(task_id)
             if slot is not None:
+                self.rows.pin(task_id)
                 found[task_id] = slot
                 continue
             left += 1
@@ -205,6 +206,7 @@ class TaskTable:
             one: Deferred[Found] = Deferred()
             one.addCallbacks(arrived, failed, callbackArgs=(task_id,))
             waiting.append(one)
+        left -= 1
         if left == 0:
             self._gathered(found, done)
         elif missing:
@@ -213,18 +215,18 @@ class TaskTable:
             )
 
     def _gathered(self, found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
-        """All are here; what came in an earlier turn may have changed or been dropped since, and is looked at again."""
-        again = []
-        for task_id in found:
-            slot = self.rows.get(task_id)
-            if slot is not None:
-                found[task_id] = slot
-            elif task_id not in self._arriving:
-                again.append(task_id)
+        """All are here. An id that had no row in an earlier turn may have one now, and is looked at again."""
+        again = [i for i, value in found.items() if not isinstance(value, Slot) and i not in self._arriving]
         if again:
+            for task_id in again:
+                del found[task_id]
             self._gather(again, found, done)
-        else:
+            return
+        if not done.called:
             done.callback(found)
+        for task_id, value in found.items():
+            if isinstance(value, Slot):
+                self.rows.unpin(task_id)
 
     def _loaded(self, stored: dict[str, StoredRow | Tombstone], task_ids: list[str]) -> None:
         self._arriving = frozenset(task_ids)
@@ -237,9 +239,10 @@ class TaskTable:
     def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None) -> Found:
         slot = self.rows.get(task_id)
         if slot is not None:
+            self.rows.pin(task_id)
             return slot
         if isinstance(stored, StoredRow):
-            return self.rows.add_clean(task_id, row_of(stored))
+            return self.rows.add_pinned(task_id, row_of(stored))
         return stored
 
     def _not_loaded(self, why: Failure, task_ids: list[str]) -> None:

@@ -1,0 +1,387 @@
+"""The queue of one node in virtual time: the very classes that ``service.py`` wires, over the memory model of the store.
+
+Clients submit, repeat, cancel, retry and read; workers claim, note, complete, fail, vanish and come back as zombies; the disk
+syncs when it likes, reads arrive late, and the node crashes, losing what was not durable. After every step and at the end a
+checker compares what was told with what is there. One seed, one world; ``replay_hint`` says how to see it again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock as VirtualClock
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.errors import AlreadyFinal, IdConflict, NotRetryable, OutcomeUnknown, StaleAttempt, TaskPurged, TaskQueueError
+from tq_node.facade import (
+    Accepted,
+    AttemptFailed,
+    Claim,
+    Completed,
+    EventBatch,
+    ListQuery,
+    Notes,
+    Outcome,
+    Released,
+    Submission,
+    TaskPage,
+)
+from tq_node.observe.metrics import Metrics
+from tq_node.runtime.clock import Clock, WallClock
+from tq_node.runtime.queue import NodeQueue
+from tq_node.runtime.settings import QueueSettings
+from tq_node.store.api import StoredRow, Tombstone
+from tq_node.store.memory import MemoryStore
+from tq_node.types import State, TaskError, TaskRow, Token
+
+START_US = 1_700_000_000_000_000
+
+
+class Violation(AssertionError):
+    """A promise was broken; the text names it."""
+
+
+class LateReads(MemoryStore):
+    """Look-ups see the disk when they are asked and arrive when the world says so: the latest that the contract allows."""
+
+    late: list[tuple[Deferred[Any], Any]]
+
+    def lookup(self, ids: Any) -> Deferred[dict[str, StoredRow | Tombstone]]:
+        if not hasattr(self, "late"):
+            self.late = []
+        out: Deferred[dict[str, StoredRow | Tombstone]] = Deferred()
+        super().lookup(ids).addCallback(lambda found: self.late.append((out, found)))
+        return out
+
+    def deliver(self) -> None:
+        late, self.late = getattr(self, "late", []), []
+        for out, found in late:
+            out.callback(found)
+
+
+class FakeWorker:
+    """Counts wake-ups; the world claims and finishes by hand."""
+
+    def __init__(self) -> None:
+        self.stopped: list[tuple[str, Token]] = []
+
+    def wake(self) -> None: ...
+
+    def stop_attempt(self, task_id: str, token: Token) -> None:
+        self.stopped.append((task_id, token))
+
+
+class NodeWorld:
+    """See the module's docstring. ``partitions`` few, so that tasks meet in one log."""
+
+    def __init__(self, seed: int, *, partitions: int = 4, cache_bytes: int = 6_000) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.partitions = partitions
+        self.cache_bytes = cache_bytes
+        self.clock = VirtualClock()
+        self.store = LateReads()
+        self.incarnation = 0
+        self.acknowledged: set[str] = set()
+        self.contents: dict[str, bytes] = {}
+        self.rev_seen: dict[str, int] = {}
+        self.completed: set[str] = set()
+        self.purged: set[str] = set()
+        self.claims: list[Claim] = []
+        self.zombies: list[Claim] = []
+        self.started: dict[str, set[Token]] = {}
+        self.states: dict[str, State] = {}
+        self.crashes = self.answers = 0
+        self.faults: list[str] = []
+        self.boot()
+
+    def replay_hint(self) -> str:
+        return f"again: tests.support.node_world.run({self.seed})"
+
+    # --- life and death ---
+    def boot(self) -> None:
+        self.incarnation += 1
+        settings = QueueSettings(
+            node_id="a" * 32, node_name="node-1", cluster_id="c" * 32, http="", peer="", incarnation=self.incarnation,
+            seed=7, partition_count=self.partitions, retention_ms=600_000, dedupe_window_ms=600_000,
+            random_bytes=self.random.randbytes, draw=self.random.random,
+        )  # fmt: skip
+        clock = self.clock
+        mono_ns: Callable[[], int] = lambda: int(clock.seconds() * 1e9)
+        wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
+        self.queue = NodeQueue(
+            self.store, Clock(self.clock, wall), settings, Metrics(), on_disk_floor=lambda: None
+        )
+        self.queue._table.rows._bytes_max = self.cache_bytes
+        self.worker = FakeWorker()
+        self.queue.attach(self.worker)
+        incarnation = self.incarnation
+        self.queue.watch(lambda batch: self.see_events(batch) if incarnation == self.incarnation else None)
+        started = Deferred.fromCoroutine(self.queue.start(first={"incarnation": b"1"}, workers_are_gone=lambda: True))
+        started.addErrback(self.fault)
+        self.until(lambda: self.queue.is_active, "the node starts")
+
+    def crash(self) -> None:
+        self.crashes += 1
+        pending = len(self.store._pending)
+        found = self.store.crash(self.random.randint(0, pending))
+        self.store.late = []
+        self.store = LateReads()
+        self.store._disk = found._disk
+        # The dead node's timers stay with its clock.
+        now = self.clock.seconds()
+        self.clock = VirtualClock()
+        self.clock.rightNow = now
+        self.zombies += self.claims
+        self.claims = []
+        self.states.clear()
+        self.boot()
+
+    def turn(self, seconds: float = 0.0) -> None:
+        self.clock.advance(seconds)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        for _ in range(400):
+            if condition():
+                return
+            self.store.deliver()
+            self.store.sync()
+            self.turn(0.01)
+        raise Violation(f"{what}: not within 4 virtual seconds; {self.replay_hint()}")
+
+    def fault(self, why: Failure) -> None:
+        self.faults.append(why.getTraceback())
+
+    def heard(self, answer: Deferred[Any]) -> Any:
+        """The result of a Deferred that has fired."""
+        results: list[Any] = []
+        answer.addCallback(results.append)
+        return results[0]
+
+    # --- what is told ---
+    def see_events(self, batch: EventBatch) -> None:
+        for event in batch.transitions:
+            known = self.states.get(event.task_id)
+            if known is not None and event.from_state is not known:
+                raise Violation(f"events of {event.task_id} do not follow: {known} then {event}")
+            self.states[event.task_id] = event.to_state
+
+    def hear_accepted(self, accepted: Accepted) -> None:
+        self.answers += 1
+        self.acknowledged.add(accepted.task_id)
+
+    def hearing(self) -> Callable[[TaskRow], None]:
+        """A judge of rows that are read from now on: none may be older than what anybody has heard by now (I13)."""
+        floor = dict(self.rev_seen)
+
+        def hear(row: TaskRow) -> None:
+            self.answers += 1
+            if row.rev < floor.get(row.id, 0):
+                raise Violation(f"{row.id} went back from rev {floor[row.id]} to {row.rev} (I13)")
+            self.rev_seen[row.id] = max(row.rev, self.rev_seen.get(row.id, 0))
+
+        return hear
+
+    def expect(self, answer: Deferred[Any], hear: Callable[[Any], None], *allowed: type[Exception]) -> None:
+        def refused(why: Failure) -> None:
+            if why.check(TaskPurged):
+                self.purged.add(str(why.value.task_id))
+            elif not why.check(*allowed, OutcomeUnknown, StaleAttempt):
+                self.fault(why)
+
+        incarnation = self.incarnation
+        answer.addCallbacks(lambda value: hear(value) if incarnation == self.incarnation else None, refused)
+        answer.addErrback(self.fault)
+
+    # --- steps ---
+    def step(self) -> None:
+        steps = (
+            (10, self.submit), (4, self.submit_many), (6, self.submit_own), (14, self.claim), (22, self.finish),
+            (3, self.note), (3, self.zombie), (5, self.cancel), (4, self.retry), (8, self.read), (2, self.page),
+            (12, self.store.sync), (8, self.store.deliver), (10, self.wait), (1, self.crash), (1, self.pause),
+        )  # fmt: skip
+        weights, calls = zip(*steps, strict=True)
+        self.random.choices(calls, weights)[0]()
+        if self.random.random() < 0.8:
+            self.turn()
+        if self.faults:
+            raise Violation(f"unexpected: {self.faults[0]}; {self.replay_hint()}")
+
+    def submission(self, task_id: str | None = None, content: bytes = b"") -> Submission:
+        r = self.random
+        return Submission(
+            type="email", payload=b'"%d"' % r.randrange(1000), id=task_id, priority=r.randrange(10),
+            delay_us=r.choice([None, None, 0, 3_000_000, 90_000_000]), max_attempts=r.randint(1, 3),
+            queue=r.choice([None, "mail", "slow"]), content_hash=content,
+        )  # fmt: skip
+
+    def submit(self) -> None:
+        self.expect(self.queue.submit(self.submission()), self.hear_accepted)
+
+    def submit_many(self) -> None:
+        batch = [self.submission(*self.own() if self.random.random() < 0.3 else ()) for _ in range(5)]
+
+        def hear(results: list[Accepted | TaskQueueError]) -> None:
+            for result in results:
+                if isinstance(result, Accepted):
+                    self.hear_accepted(result)
+                elif not isinstance(result, IdConflict | TaskPurged):
+                    raise result
+
+        self.expect(self.queue.submit_many(batch), hear)
+
+    def own(self) -> tuple[str, bytes]:
+        return f"own-{self.random.randrange(12)}", self.random.choice([b"a", b"a", b"a", b"b"])
+
+    def submit_own(self) -> None:
+        task_id, content = self.own()
+
+        def hear(accepted: Accepted) -> None:
+            known = self.contents.setdefault(task_id, content)
+            if known != content:
+                raise Violation(f"{task_id} was accepted with two contents")
+            self.hear_accepted(accepted)
+
+        self.expect(self.queue.submit(self.submission(task_id, content)), hear, IdConflict)
+
+    def claim(self) -> None:
+        def hear(claims: list[Claim]) -> None:
+            for claim in claims:
+                if claim.token in self.started.setdefault(claim.task_id, set()):
+                    raise Violation(f"{claim.task_id} was started twice with one token")
+                self.started[claim.task_id].add(claim.token)
+            self.claims += claims
+
+        self.expect(self.queue.claim(self.random.randint(1, 8)), hear)
+
+    def finish(self, outcome: Outcome | None = None) -> None:
+        if not self.claims:
+            return
+        claim = self.claims.pop(self.random.randrange(len(self.claims)))
+        outcome = outcome or self.random.choice(
+            [
+                Completed(b'"done"'), Completed(b'"done"'), AttemptFailed(TaskError("E", "no"), self.random.choice([None, 0])),
+                AttemptFailed(TaskError("E", "no"), final=True), Released(),
+            ]
+        )  # fmt: skip
+        notes = self.random.choice([None, None, Notes()])
+        self.expect(self.queue.finish(claim, outcome, notes), lambda _: self.hear_end(claim, outcome))
+        if self.random.random() < 0.1:
+            self.expect(self.queue.finish(claim, outcome), lambda _: None)  # says it again
+
+    def hear_end(self, claim: Claim, outcome: Outcome) -> None:
+        self.answers += 1
+        if isinstance(outcome, Completed):
+            self.completed.add(claim.task_id)
+
+    def note(self) -> None:
+        if self.claims:
+            self.expect(self.queue.note(self.random.choice(self.claims), Notes(dropped=1)), lambda _: None)
+
+    def zombie(self) -> None:
+        if self.zombies:
+            claim = self.random.choice(self.zombies)
+
+            def accepted(_: None) -> None:
+                # Until the attempt is booked as lost its end is still welcome (section 8); after a new start it is not.
+                if max(self.started[claim.task_id]) > claim.token:
+                    raise Violation(f"a zombie's completion of {claim.task_id} was taken (F30)")
+
+            self.expect(self.queue.finish(claim, Completed(b'"zombie"')), accepted)
+
+    def known(self) -> str | None:
+        return self.random.choice(sorted(self.acknowledged)) if self.acknowledged else None
+
+    def cancel(self) -> None:
+        task_id = self.known()
+        if task_id:
+            self.expect(self.queue.cancel(task_id), self.hearing(), AlreadyFinal)
+
+    def retry(self) -> None:
+        task_id = self.known()
+        if task_id:
+            self.expect(self.queue.retry(task_id), self.hearing(), NotRetryable)
+
+    def read(self) -> None:
+        task_id = self.known()
+        if task_id:
+            wait_s = self.random.choice([0.0, 0.0, 5.0])
+            self.expect(self.queue.get(task_id, wait_s=wait_s), lambda read, hear=self.hearing(): hear(read.row))
+
+    def page(self) -> None:
+        self.expect(self.queue.list(ListQuery(limit=1000)), lambda page, hear=self.hearing(): [hear(t.row) for t in page.tasks])
+
+    def pause(self) -> None:
+        queue = self.random.choice(["mail", "slow"])
+        self.expect(self.random.choice([self.queue.pause, self.queue.resume])(queue), lambda _: None)
+
+    def wait(self) -> None:
+        self.turn(self.random.choice([0.01, 0.06, 1.0, 30.0, 400.0]))
+
+    # --- the end ---
+    def settle(self) -> None:
+        """Let all that is under way arrive, without time passing for more to begin."""
+        for _ in range(20):
+            self.store.deliver()
+            self.store.sync()
+            self.turn(limits.APPLY_LAG_MS / 1000)
+
+    def heal(self) -> None:
+        """No more faults: every accepted task ends (P6), nothing acknowledged is missing (P1), the books are right."""
+        for queue in ("mail", "slow"):
+            self.expect(self.queue.resume(queue), lambda _: None)
+
+        def all_ended() -> bool:
+            self.claim()
+            self.turn()
+            while self.claims:
+                self.finish(Completed(b'"done"'))
+            self.turn(30.0)
+            stats = self.queue._reading.stats().primary
+            return sum(stats[: State.COMPLETED]) == 0
+
+        self.until(all_ended, "every accepted task ends")
+        self.settle()
+        present: dict[str, TaskRow] = {}
+        stats: list[int] = []
+
+        def hear(page: TaskPage) -> None:
+            present.update({t.row.id: t.row for t in page.tasks})
+            stats.extend(self.queue._reading.stats().primary)
+
+        self.expect(self.queue.list(ListQuery(limit=10_000)), hear)
+        for task_id in sorted(self.acknowledged):
+            self.expect(self.queue.get(task_id), lambda read, hear=self.hearing(): hear(read.row))
+        self.settle()
+        missing = self.acknowledged - set(present) - self.purged
+        if missing:
+            raise Violation(f"acknowledged and not there: {sorted(missing)} (P1)")
+        for task_id in sorted(self.completed & set(present)):
+            if present[task_id].state is not State.COMPLETED or present[task_id].result is None:
+                raise Violation(f"{task_id} was completed, acknowledged, and is {present[task_id].state.label} (P2)")
+        counted = [0] * len(State)
+        for row in present.values():
+            counted[row.state] += 1
+        if counted != stats:
+            raise Violation(f"stats say {stats}, the rows {counted}")
+        if self.queue._table.open_tasks or self.queue._running.held:
+            raise Violation("tasks or attempts are left in the books")
+        if self.faults:
+            raise Violation(f"unexpected: {self.faults[0]}")
+
+
+def run(seed: int, steps: int = 250) -> NodeWorld:
+    """:raises Violation: with how to see it again."""
+    world = NodeWorld(seed)
+    assert limits.COMMIT_WAIT_S > 0
+    try:
+        for _ in range(steps):
+            world.step()
+        world.heal()
+    except Violation as why:
+        raise Violation(f"{why} [{world.replay_hint()}]") from why
+    return world
