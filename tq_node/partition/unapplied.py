@@ -88,10 +88,11 @@ class Unapplied:
                     self.rows += 1
                     self.bytes += len(effect.body) + (len(effect.spec) if effect.spec is not None else 0)
                     continue
+                if fold.tombstone is not None:
+                    # Its horizon would have to pass within the lag of the rows: minutes within milliseconds.
+                    raise Divergence(f"task {effect.id}: buried and born again before the rows show it")
                 if fold.rev != effect.expected_rev:
                     raise Divergence(f"task {effect.id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}")
-                if effect.spec is not None:
-                    fold.spec = effect.spec
                 self.bytes += len(effect.body) - (len(fold.put.body) if fold.put is not None else 0)
                 fold.rev = effect.rev
                 fold.put = effect

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tq_node import limits
+from tq_node.partition.ready import DueSet, ReadySet, rank_us
+
+STEP_US = limits.AGE_STEP_MS * 1000
+task = st.tuples(st.integers(0, 10**15), st.integers(0, 9), st.sampled_from(["default", "mail", "größe"]))
+
+
+def drained(ready: ReadySet) -> list[str]:
+    order = []
+    while (one := ready.pop()) is not None:
+        order.append(one[0])
+    return order
+
+
+def test_of_two_due_tasks_the_higher_priority_starts_first() -> None:
+    ready = ReadySet()
+    ready.push("low", 0, "default", 1, 1_000)
+    ready.push("high", 1, "default", 9, 1_000 + STEP_US)
+    assert drained(ready) == ["high", "low"]
+
+
+def test_a_starving_low_one_ages_past_the_bound() -> None:
+    ready = ReadySet()
+    ready.push("high", 0, "default", 9, 10 * STEP_US)
+    ready.push("low", 0, "default", 0, STEP_US - 1)
+    assert drained(ready) == ["low", "high"], "it has been due for more than nine steps longer"
+
+
+@given(st.lists(task, max_size=40))
+def test_order_is_that_of_the_rank(tasks: list[tuple[int, int, str]]) -> None:
+    pushed, extended = ReadySet(), ReadySet()
+    for number, (run_at_us, priority, queue) in enumerate(tasks):
+        pushed.push(f"t{number}", number % 7, queue, priority, run_at_us)
+    extended.extend([(f"t{n}", n % 7, queue, priority, at) for n, (at, priority, queue) in enumerate(tasks)])
+    order = drained(pushed)
+    ranks = [rank_us(tasks[int(t[1:])][0], tasks[int(t[1:])][1]) for t in order]
+    assert ranks == sorted(ranks)
+    assert drained(extended) == order
+    assert len(order) == len(tasks)
+
+
+def test_pop_tells_the_partition() -> None:
+    ready = ReadySet()
+    ready.push("t", 63, "q", 5, 1)
+    assert ready.pop() == ("t", 63)
+    assert ready.pop() is None
+
+
+def test_tasks_of_a_paused_queue_wait_and_come_back_in_order() -> None:
+    ready = ReadySet()
+    ready.pause("mail")
+    for name, queue in (("m1", "mail"), ("d1", "default"), ("m2", "mail")):
+        ready.push(name, 0, queue, 5, 1)
+    assert drained(ready) == ["d1"]
+    ready.resume("mail")
+    assert drained(ready) == ["m1", "m2"]
+    ready.resume("never paused")
+
+
+def test_a_partition_that_is_led_no_more_is_forgotten() -> None:
+    ready, due = ReadySet(), DueSet()
+    ready.pause("mail")
+    for partition in (1, 2):
+        ready.push(f"m{partition}", partition, "mail", 5, 0)
+        ready.push(f"d{partition}", partition, "default", 5, 1)
+        due.push(f"s{partition}", partition, 1)
+    assert ready.pop() == ("d1", 1), "m1 and m2 are set aside on the way"
+    ready.drop_partition(2)
+    due.drop_partition(2)
+    ready.resume("mail")
+    assert drained(ready) == ["m1"]
+    assert due.pop_due(9, 9) == [("s1", 1)]
+
+
+@given(st.lists(st.integers(0, 100), max_size=30), st.integers(0, 100), st.integers(1, 40))
+def test_due_tasks_come_in_order_and_not_early(times: list[int], now: int, limit: int) -> None:
+    due, many = DueSet(), DueSet()
+    for number, at in enumerate(times):
+        due.push(f"t{number}", 3, at)
+    many.extend([(f"t{number}", 3, at) for number, at in enumerate(times)])
+    assert due.next_us() == (min(times) if times else None)
+    popped = due.pop_due(now, limit)
+    assert len(popped) == min(limit, sum(at <= now for at in times))
+    at = [times[int(task_id[1:])] for task_id, _ in popped]
+    assert at == sorted(at)
+    assert all(when <= now for when in at)
+    assert many.pop_due(now, limit) == popped
+    assert len(due) == len(times) - len(popped)

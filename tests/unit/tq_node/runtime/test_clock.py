@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from twisted.internet.task import Clock as VirtualClock
+
+from tests.conftest import LoggedErrors
+from tq_node.runtime.clock import Clock, WallClock, make_reactor_monotonic
+from tq_node.runtime.ids import made_at_us, make_task_id
+
+
+class Times:
+    """A wall clock that somebody sets, and a monotonic one that nobody can."""
+
+    def __init__(self) -> None:
+        self.wall_ns = 1_700_000_000 * 10**9
+        self.mono_ns = 5 * 10**9
+
+    def passes(self, seconds: float) -> None:
+        self.wall_ns += int(seconds * 1e9)
+        self.mono_ns += int(seconds * 1e9)
+
+    def clock(self) -> WallClock:
+        return WallClock(lambda: self.wall_ns, lambda: self.mono_ns)
+
+
+def test_wall_time_goes_on_after_a_step_back() -> None:
+    times = Times()
+    clock = times.clock()
+    before = clock()
+    times.wall_ns -= 3_600 * 10**9
+    times.passes(5)
+    assert clock() == before + 5_000_000, "five seconds are five seconds"
+
+
+def test_wall_time_follows_a_step_forward_and_does_not_go_back_with_it() -> None:
+    times = Times()
+    clock = times.clock()
+    before = clock()
+    times.wall_ns += 3_600 * 10**9
+    assert clock() == before + 3_600_000_000
+    times.wall_ns -= 3_600 * 10**9
+    times.passes(1)
+    assert clock() == before + 3_601_000_000
+
+
+def test_wall_time_is_never_before_what_the_store_has_seen() -> None:
+    times = Times()
+    clock = times.clock()
+    ahead = clock() + 60_000_000
+    clock.not_before(ahead)
+    times.passes(1)
+    assert clock() == ahead + 1_000_000
+    clock.not_before(ahead)
+    assert clock() == ahead + 1_000_000
+
+
+def test_f39_timers_run_on_the_monotonic_clock() -> None:
+    class Reactor:
+        def __init__(self, calls: list[object]) -> None:
+            self.seconds = object()
+            self.getDelayedCalls = lambda: calls
+
+    fresh = Reactor([])
+    make_reactor_monotonic(fresh)
+    make_reactor_monotonic(fresh)
+    with pytest.raises(RuntimeError, match="timers already"):
+        make_reactor_monotonic(Reactor([object()]))
+
+
+def test_a_loop_survives_a_bad_round(logged_errors: LoggedErrors) -> None:
+    virtual = VirtualClock()
+    clock = Clock(virtual)
+    rounds: list[int] = []
+
+    def work() -> None:
+        rounds.append(clock.now_ms())
+        if len(rounds) == 2:
+            raise ValueError("a bad round")
+
+    loop, over = clock.every(1.0, work, "the work")
+    for _ in range(3):
+        virtual.advance(1.0)
+    loop.stop()
+    assert rounds == [0, 1_000, 2_000, 3_000]
+    assert over.called
+    assert len(logged_errors.flush(ValueError)) == 1
+
+
+def test_made_ids_sort_by_time_and_tell_it() -> None:
+    early, late = make_task_id(1_700_000_000_123_456, b"\xff" * 8), make_task_id(1_700_000_000_123_457, b"\0" * 8)
+    assert early < late
+    assert made_at_us(early) == 1_700_000_000_123_000
+    assert made_at_us("order-1") is None
+    assert made_at_us(early + "\n") is None

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.support.lifecycle import spec
+from tq_node.partition import tasks
+from tq_node.runtime.rows import RowTable, Slot
+
+
+def add_clean(rows: RowTable, task_id: str) -> Slot:
+    slot = rows.add_pinned(task_id, tasks.born(spec(task_id), 0, 0))
+    rows.unpin(task_id)
+    return slot
+
+
+def test_least_recently_used_goes_first() -> None:
+    rows = RowTable(bytes_max=2_500)
+    for name in "ab":
+        add_clean(rows, name)
+    assert rows.get("a") is not None
+    add_clean(rows, "c")
+    assert rows.get("b") is None
+    assert rows.get("a") is not None
+    assert rows.clean_bytes <= 2_500
+
+
+def test_a_dirty_row_stays_until_the_store_shows_its_last_change() -> None:
+    rows = RowTable(bytes_max=0)
+    row = tasks.born(spec("t"), 0, 0)
+    rows.add_dirty("t", Slot(0, row, 5))
+    rows.applied("t", 4)
+    assert rows.get("t") is not None
+    rows.applied("t", 5)
+    assert rows.get("t") is None
+    rows.applied("t", 6)
+
+
+def test_a_pinned_row_stays() -> None:
+    rows = RowTable(bytes_max=0)
+    slot = rows.add_pinned("t", tasks.born(spec("t"), 0, 0))
+    rows.pin("t")
+    rows.touch("t", slot, slot.row, 7)
+    rows.applied("t", 7)
+    rows.unpin("t")
+    assert rows.get("t") is slot
+    rows.unpin("t")
+    assert rows.get("t") is None
+
+
+def test_a_buried_row_goes_when_its_grave_is_written() -> None:
+    rows = RowTable()
+    slot = add_clean(rows, "t")
+    rows.touch("t", slot, None, 3)
+    rows.applied("t", 3)
+    assert rows.get("t") is None
+    assert len(rows) == 0
+
+
+def test_a_row_changes_only_while_it_is_resident() -> None:
+    rows = RowTable(bytes_max=0)
+    slot = add_clean(rows, "t")
+    with pytest.raises(AssertionError, match="resident"):
+        rows.touch("t", slot, slot.row, 1)
