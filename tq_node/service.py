@@ -44,8 +44,9 @@ _log = Logger(namespace="taskqueue.node")
 EXIT_SOFTWARE = 70
 EXIT_STORE_BROKEN = 74
 SITE_CLOSE_S = 5.0
-SWITCH_INTERVAL_S = 0.0005
-"""The store's writer thread gets the interpreter back within this time while the reactor is busy (Python's default: 5 ms)."""
+SWITCH_INTERVAL_S = 0.00002
+"""Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call and takes it again at once, so that a
+writer thread with a longer interval (Python's default is 5 ms) never gets to demand it, and a commit took seconds."""
 
 
 def makeService(options: Options) -> NodeService:

@@ -113,8 +113,9 @@ class PartitionLog(msgspec.Struct, frozen=True):
 class RowQuery(msgspec.Struct, frozen=True):
     """A page of rows. ``None`` means no condition; the ``_not`` fields turn their set into its complement.
 
-    ``sort``: id, created_at, run_at or priority; ties are broken by id, in the same direction. ``after`` is the (sort value, id) of the last row that the
-    previous page looked at; for sort by id the first is unused. A page looks at ``scan_rows_max`` rows at most.
+    ``sort``: id, created_at, run_at or priority; ties are broken by id, in the same direction. ``after`` is the (sort
+    value, id) of the last row that the previous page looked at; for sort by id the first is unused. A page looks at
+    ``scan_rows_max`` rows at most.
     """
 
     states: frozenset[int] | None = None

@@ -18,9 +18,9 @@ from pathlib import Path
 from tq_node import limits
 
 _PAGE_BYTES = 4_096
-_REST_PAGES_MAX = 1_024
-"""What the writer may be left with: 4 MiB."""
-_ROUNDS_MAX = 4
+_REST_PAGES_MAX = 256
+"""What the writer may be left with: 1 MiB, one sync of which takes about as long as a commit."""
+_ROUNDS_MAX = 6
 _AGAIN_BYTES = 4 * limits.MIB
 _max_frame = struct.Struct("=I").unpack_from
 

@@ -163,7 +163,7 @@ class MemoryStore:
 
         This object is dead afterwards: what waits on it never hears anything.
         """
-        after = MemoryStore(auto=self.auto, on_broken=self._on_broken, free_bytes=self.free_bytes)
+        after = type(self)(auto=self.auto, on_broken=self._on_broken, free_bytes=self.free_bytes)
         after._disk, self._disk = self._disk, _Disk()
         for batch, _ in self._pending[:keep]:
             after._disk.apply(batch)
@@ -321,12 +321,14 @@ def _flipped(content: bytes) -> bytes:
 
 
 def _page(tasks: list[_Task], query: RowQuery) -> RowPage:
-    """The contract read out loud: sort everything, look at so many."""
+    """The contract read out loud: sort everything, look at so many. By id, rows of other states are not looked at."""
     sort_key = _SORT_KEYS[query.sort]
 
     def place(task: _Task) -> tuple[int, str]:
         return sort_key(task), task.id
 
+    if query.sort == "id" and query.states is not None:
+        tasks = [task for task in tasks if (task.state in query.states) is not query.states_not]
     tasks.sort(key=place, reverse=query.descending)
     if query.after is not None:
         after = (0, query.after[1]) if query.sort == "id" else query.after

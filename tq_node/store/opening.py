@@ -13,7 +13,7 @@ from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc
 from tq_node.store.lock import sync_directory
 from tq_node.store.log_index import LogIndex
 from tq_node.store.log_state import LogState
-from tq_node.store.upgrades import load_steps, upgrade
+from tq_node.store.upgrades import check_identity, load_steps, upgrade
 
 DATABASE_NAME = "taskqueue.sqlite3"
 WRITER_CACHE_KIB = 32 * 1024
@@ -29,9 +29,11 @@ _decode_scan = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 
 def make_directory(directory: Path) -> None:
     """Create the data directory, readable by its owner only, if it is not there, and make its name durable."""
-    if not directory.is_dir():
-        directory.mkdir(mode=0o700, parents=True)
-        sync_directory(directory.parent)
+    absolute = directory.absolute()
+    missing = [path for path in (absolute, *absolute.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(path.parent)
 
 
 def connect(database: Path, *, cache_kib: int, read_only: bool = False) -> sqlite3.Connection:
@@ -58,19 +60,22 @@ def connect_writer(database: Path) -> sqlite3.Connection:
     """
     if sqlite3.sqlite_version_info < SQLITE_VERSION_LEAST:
         raise StoreBroken(f"SQLite {sqlite3.sqlite_version} is too old: 3.38 or later is needed")
-    connection = connect(database, cache_kib=WRITER_CACHE_KIB)
+    steps = load_steps()
+    connection = None
     try:
+        connection = connect(database, cache_kib=WRITER_CACHE_KIB)
+        check_identity(connection, steps)  # before anything is changed in it
         _require(connection, "journal_mode", "WAL", "wal")
         _require(connection, "synchronous", "FULL", 2)
         _require(connection, "wal_autocheckpoint", "0", 0)
         _require(connection, "secure_delete", "OFF", 0)
-        upgrade(connection, load_steps())
+        upgrade(connection, steps)
         sync_directory(database.parent)
-    except sqlite3.Error as why:
-        connection.close()
-        raise StoreBroken(f"store {database}: {why}") from why
-    except Exception:
-        connection.close()
+    except BaseException as why:
+        if connection is not None:
+            connection.close()
+        if isinstance(why, sqlite3.Error):
+            raise StoreBroken(f"store {database}: {why}") from why
         raise
     return connection
 

@@ -8,7 +8,7 @@ import sqlite3
 import msgspec
 
 from tq_node.store.api import RowPage, RowQuery
-from tq_node.store.queries import rows_by_number
+from tq_node.store.queries import rows_by_number, storable
 from tq_node.types import State
 
 _to_json = msgspec.json.Encoder().encode
@@ -74,7 +74,7 @@ def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
     beyond = "<" if query.descending else ">"
     parameters: dict[str, object] = {}
     if query.after is not None:
-        parameters = {"after_key": query.after[0], "after_id": query.after[1]}
+        parameters = {"after_key": query.after[0], "after_id": storable(query.after[1])}
     if query.sort != "id":
         index, column = _INDEXES[query.sort]
         where = f"WHERE ({column}, id) {beyond} (:after_key, :after_id)" if query.after is not None else ""
@@ -107,10 +107,10 @@ def _condition(query: RowQuery) -> tuple[str, dict[str, object]]:
         ("partition", query.partitions, False),
     ):
         if wanted is not None:
-            values[column] = _to_json(sorted(wanted)).decode()
+            values[column] = _to_json([storable(item) if isinstance(item, str) else item for item in wanted]).decode()
             terms.append(f"w.{column} {'NOT IN' if negated else 'IN'} (SELECT value FROM json_each(:{column}))")
     if query.text is not None:
         # Both lower() of SQLite and this one change ASCII letters only.
-        values["text"] = query.text.encode().lower().decode()
+        values["text"] = query.text.encode("utf-8", "replace").lower().decode()
         terms.append("(instr(lower(w.id), :text) OR instr(lower(w.type), :text))")
     return " AND ".join(terms), values

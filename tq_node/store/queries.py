@@ -67,11 +67,12 @@ _ENDED = (
 )
 _GRAVES = f"SELECT {_GRAVE} FROM (SELECT * FROM tombstones INDEXED BY tombstones_at WHERE at_us < ? ORDER BY at_us, id LIMIT ?)"
 # Steps from queue to queue instead of walking all pending rows.
+_NEXT_QUEUE = "SELECT queue FROM tasks INDEXED BY tasks_pending WHERE state = 1 {} ORDER BY queue LIMIT 1"
 _OLDEST = (
-    "WITH RECURSIVE q (queue) AS (SELECT min(queue) FROM tasks WHERE state = 1 UNION ALL "
-    "SELECT (SELECT min(queue) FROM tasks WHERE state = 1 AND queue > q.queue) FROM q WHERE q.queue IS NOT NULL) "
-    "SELECT json_group_array(json_array(queue, (SELECT min(run_at_us) FROM tasks WHERE state = 1 AND tasks.queue = q.queue))) "
-    "FROM q WHERE queue IS NOT NULL"
+    f"WITH RECURSIVE q (queue) AS (SELECT * FROM ({_NEXT_QUEUE.format('')}) UNION ALL "
+    f"SELECT ({_NEXT_QUEUE.format('AND queue > q.queue')}) FROM q WHERE q.queue IS NOT NULL) "
+    "SELECT json_group_array(json_array(queue, (SELECT run_at_us FROM tasks INDEXED BY tasks_pending "
+    "WHERE state = 1 AND tasks.queue = q.queue ORDER BY run_at_us LIMIT 1))) FROM q WHERE queue IS NOT NULL"
 )
 
 LOOKUP_IDS_MAX = 1_000
@@ -81,6 +82,11 @@ COUNT_ROWS_PER_QUERY = 50_000
 def _one(connection: sqlite3.Connection, sql: str, parameters: Seq[object]) -> tuple[str, ...]:
     row: tuple[str, ...] = connection.execute(sql, parameters).fetchone()
     return row
+
+
+def storable(text: str) -> str:
+    """The text without what UTF-8 can't say (lone surrogates)."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _verified(row: _Row) -> StoredRow:
@@ -120,7 +126,11 @@ def _verified_grave(grave: _Grave) -> Tombstone:
 def lookup(connection: sqlite3.Connection, ids: Seq[str]) -> dict[str, StoredRow | Tombstone]:
     found: dict[str, StoredRow | Tombstone] = {}
     for start in range(0, len(ids), LOOKUP_IDS_MAX):
-        wanted = _to_json(ids[start : start + LOOKUP_IDS_MAX]).decode()
+        part = ids[start : start + LOOKUP_IDS_MAX]
+        try:
+            wanted = _to_json(part).decode()
+        except UnicodeEncodeError:  # an id that is no text can't be stored, but somebody may ask for it
+            wanted = _to_json([task_id for task_id in part if storable(task_id) == task_id]).decode()
         rows, graves = _one(connection, _LOOKUP, (wanted,))
         for grave in _decode_graves(graves):
             found[grave[0]] = _verified_grave(grave)

@@ -90,20 +90,17 @@ class SqliteStore:
             next_position, log_rows, log_bytes = opening.load_log(connection, self._states, self._index)
             opening.prune_epochs(connection, self._states)
             next_num = opening.next_task_number(connection)
-            self._wal_size = WalSize(self._database)
-            reading = functools.partial(
-                opening.connect, self._database, cache_kib=opening.READER_CACHE_KIB, read_only=True
+            lookups, scans, helper = (
+                opening.connect(self._database, cache_kib=opening.READER_CACHE_KIB, read_only=read_only)
+                for read_only in (True, True, False)
             )
-            self._lookups = Reader("store-lookups", reading(), self._answer_later, self._fail_later)
-            self._scans = Reader("store-scans", reading(), self._answer_later, self._fail_later)
-            helper = opening.connect(self._database, cache_kib=opening.READER_CACHE_KIB)
-            self._helper = Reader("store-helper", helper, self._answer_later, self._fail_later)
-        except (sqlite3.Error, ValueError) as why:
-            connection.close()
-            raise StoreBroken(f"store {self._database}: {why}") from why
-        except BaseException:
+            self._wal_size = WalSize(self._database)
+        except (OSError, StoreBroken):
             connection.close()
             raise
+        except Exception as why:  # a damaged database raises many things
+            connection.close()
+            raise StoreBroken(f"store {self._database}: {why}") from why
         group = GroupWriter(
             connection,
             self._states,
@@ -115,8 +112,10 @@ class SqliteStore:
         )
         wal = WalKeeper(self._wal_size, self._ask_checkpoint, self._stop_backup.set)
         self._copy_wal = wal.copy_most
+        self._lookups = Reader("store-lookups", lookups, self._answer_later, self._fail_later)
+        self._scans = Reader("store-scans", scans, self._answer_later, self._fail_later)
+        self._helper = Reader("store-helper", helper, self._answer_later, self._fail_later)
         self._writer = Writer(connection, group, wal, self)
-        self._writer.start()
 
     # --- the contract ---
     def commit(self, batch: Batch) -> Deferred[None]:
@@ -131,7 +130,12 @@ class SqliteStore:
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
         def read(connection: sqlite3.Connection) -> list[Entry]:
             positions = self._index.find(partition, first, bytes_max)
-            return queries.read_records(connection, partition, first, positions) if positions else []
+            if not positions:
+                return []
+            entries = queries.read_records(connection, partition, first, positions)
+            if len(entries) < len(positions) and self._index.find(partition, first, 0):
+                raise StoreBroken(f"partition {partition}: a log record from {first} on is missing")
+            return entries
 
         return self._ask(self._lookups.put, read)
 
@@ -170,7 +174,8 @@ class SqliteStore:
             if why is not None:
                 raise why
 
-        self._stop_backup.clear()
+        if self._closing is None:
+            self._stop_backup.clear()
         return self._ask(self._helper.put, run).addCallback(raise_what_came)
 
     def disk_free_bytes(self) -> int:

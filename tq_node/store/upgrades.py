@@ -35,22 +35,30 @@ def load_steps() -> list[Step]:
     return steps
 
 
-def upgrade(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
-    """Bring the database to the last step, each step in a transaction of its own; return how many were applied.
+def check_identity(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
+    """The database's version, 0 where it is new; changes nothing.
 
-    A crash in between leaves a whole older version, from which the next start goes on.
-
-    :raises SchemaTooNew: the database is at a version that ``steps`` does not reach; nothing was changed.
-    :raises StoreBroken: the database belongs to another program.
+    :raises SchemaTooNew: ``steps`` does not reach its version. :raises StoreBroken: it belongs to another program.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application != APPLICATION_ID and (tables or version or application):
         raise StoreBroken("the database file was not made by taskqueue")
-    newest: int = steps[-1].version
+    newest = steps[-1].version
     if version > newest:
         raise SchemaTooNew(f"the store has schema version {version}, this release knows versions up to {newest}")
+    return version
+
+
+def upgrade(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
+    """Bring the database to the last step, each step in a transaction of its own; return how many were applied.
+
+    A crash in between leaves a whole older version, from which the next start goes on.
+
+    :raises SchemaTooNew, StoreBroken: as ``check_identity``.
+    """
+    version = check_identity(connection, steps)
     for step in steps[version:]:
         try:
             connection.executescript(
@@ -61,4 +69,4 @@ def upgrade(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    return newest - version
+    return len(steps) - version

@@ -46,8 +46,6 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self.put = self._queue.put
         """Hand in (batch, ticket), or (function, ticket) to be called between commits, behind all batches before it."""
-
-    def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
