@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from typing import NoReturn
 
-from tq_node import limits
 from tq_node.types import Token
 from tq_node.work import frames
 from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD
@@ -30,7 +30,7 @@ from tq_node.work.results import BadResult, decode_payload, describe, encode_res
 _PR_SET_PDEATHSIG = 1
 _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD)
 _READ_BYTES = 65_536
-_SAY_INTERVAL_S = limits.NOTE_INTERVAL_MS / 1000 / 4
+_SAY_INTERVAL_S = 0.05
 """The node bounds how often it tells the queue; this only keeps a chatty handler from filling the pipe."""
 
 
@@ -46,10 +46,10 @@ def die_with_parent(parent_pid: int) -> None:
 def set_up_process() -> None:
     """Own session, so that a kill reaches what the handler started; none of our descriptors for those, or for others."""
     os.setsid()
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > LOCK_FD:
+    for fd in _open_fds():
+        if fd > LOCK_FD:
             with contextlib.suppress(OSError):
-                os.close(int(name))
+                os.close(fd)
     for fd in _OWN_FDS:
         os.set_inheritable(fd, False)
     os.register_at_fork(after_in_child=_forget_node)
@@ -66,6 +66,13 @@ def set_up_process() -> None:
     # When memory runs out, a handler has to go rather than the node.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")
+
+
+def _open_fds() -> Iterable[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return range(4096)
 
 
 def _forget_node() -> None:
@@ -91,6 +98,8 @@ class Child:
         self._context: Context | None = None
         self._notebook: Notebook | None = None
         self._say_at: float | None = None
+        """When the control thread is to pass on what was said."""
+        self._said_at = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._handlers: dict[str, Handler] = {}
         self._pid = os.getpid()
@@ -136,31 +145,35 @@ class Child:
         with self._lock:
             self._serial, self._context, self._notebook = run.serial, context, notebook
             self._say_at = None
-            context._cancelled = run.serial == self._cancelled_serial  # noqa: SLF001 (no handler may set it)
+            context._cancelled = run.serial == self._cancelled_serial
             _arm(run.lease_until)
         report: frames.Done | frames.Failed
         go_on = True
         try:
-            try:
-                handler = self._handlers.get(run.task_type) or self._handlers.get(WILDCARD)
-                if handler is None:
-                    raise BadResult("no_handler", f"the worker process has no handler for {run.task_type!r}")
-                result = handler.function(decode_payload(run.payload), context)
-                report = frames.Done(run.serial, encode_result(result))
-            finally:
-                notebook.detach()
-                with self._lock:
-                    self._serial = self._context = self._notebook = self._say_at = None
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+            handler = self._handler_of(run.task_type)
+            result = handler.function(decode_payload(run.payload), context)
+            report = frames.Done(run.serial, encode_result(result))
         except BaseException as error:  # whatever a handler raises costs its attempt only
             go_on = isinstance(error, Exception)
             report = frames.Failed(run.serial, *describe(error), leaving=not go_on)
+        finally:
+            # Up to here code of the handler may run, its objects' methods among it.
+            notebook.detach()
+            with self._lock:
+                self._serial = self._context = self._notebook = self._say_at = None
+                signal.setitimer(signal.ITIMER_REAL, 0)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
         self._report_notes(run.serial, notebook)
         self._report(report)
         return go_on
+
+    def _handler_of(self, task_type: str) -> Handler:
+        handler = self._handlers.get(task_type) or self._handlers.get(WILDCARD)
+        if handler is None:
+            raise BadResult("no_handler", f"the worker process has no handler for {task_type!r}")
+        return handler
 
     def _report(self, frame: frames.FromWorker) -> None:
         with self._write_lock:
@@ -181,8 +194,15 @@ class Child:
             data = data[os.write(REPORT_FD, data) :]
 
     def _said_something(self) -> None:
-        if self._say_at is None:
-            self._say_at = time.monotonic() + _SAY_INTERVAL_S
+        """Runs in the handler. The first word goes at once, for the handler may crash after it; more of them wait."""
+        if self._say_at is not None:
+            return
+        now = time.monotonic()
+        if now >= self._said_at + _SAY_INTERVAL_S:
+            self._said_at = now
+            self._say()
+        else:
+            self._say_at = self._said_at + _SAY_INTERVAL_S
             os.write(self._wake_write, b"w")
 
     def _control(self) -> NoReturn:
@@ -206,6 +226,7 @@ class Child:
                         if self._obey(frame) and isinstance(frame, frames.Lease):
                             self._report(frames.Renewed(frame.serial, frame.until))
                 if say_at is not None and time.monotonic() >= say_at:
+                    self._said_at = time.monotonic()
                     self._say()
         except Exception:
             traceback.print_exc()

@@ -50,8 +50,8 @@ class ProcessAttempt(Attempt):
     def start(self) -> None:
         self._pool.submit(self)
 
-    def assign(self, process: WorkerProcess) -> bool:
-        """Run it there; the attempt's time counts from here. False: the process turned out to be dead."""
+    def assign(self, process: WorkerProcess) -> None:
+        """Run it there; the attempt's time counts from here."""
         claim = self.claim
         self._process = process
         run = frames.Run(
@@ -65,11 +65,7 @@ class ProcessAttempt(Attempt):
             self._begin_timeout(),
             self.lease_until,
         )
-        if process.run(self, run):
-            return True
-        self._process = None
-        self._set_timer(None)
-        return False
+        process.run(self, run)
 
     def not_started(self, why: str) -> None:
         """No worker process could be had."""
@@ -120,6 +116,11 @@ class ProcessAttempt(Attempt):
     def reported(self, outcome: Outcome) -> None:
         self._process = None
         self._end(outcome)
+
+    def not_begun(self) -> None:
+        self._process = None
+        self._set_timer(None)
+        self._pool.submit(self)
 
     def died(self, outcome: Outcome) -> None:
         self._process = None
@@ -180,6 +181,10 @@ class ProcessPool:
         self._running = True
         self._balance()
 
+    def close(self) -> None:
+        """Start no further process, and let those go that end their task."""
+        self._running = False
+
     def stop(self) -> Deferred[None]:
         """Kill all; fires when nothing is left of them. The attempts must have ended before."""
         self._running = False
@@ -194,9 +199,11 @@ class ProcessPool:
         return self._stopped
 
     def submit(self, attempt: ProcessAttempt) -> None:
-        while self._idle:
-            if attempt.assign(self._idle.pop()):
-                break
+        if not self._running:
+            attempt.release()
+            return
+        if self._idle:
+            attempt.assign(self._idle.pop())
         else:
             self._waiting.append(attempt)
         self._balance()
@@ -225,14 +232,15 @@ class ProcessPool:
         timer = self._timers.pop(process, None)
         if timer is not None:
             timer.cancel()
+        elif process.tasks:
+            # It has been of use, which says more than that it could start.
             self._failures = 0
         if not self._running:
             process.kill()
         elif process.tasks >= limits.CHILD_TASKS_MAX:
             self._retire(process)
         elif self._waiting:
-            if self._waiting[0].assign(process):
-                self._waiting.popleft()
+            self._waiting.popleft().assign(process)
         else:
             process.phase = Phase.IDLE
             process.changed_s = self._clock.seconds()
@@ -288,22 +296,24 @@ class ProcessPool:
         # Only for the process to find this package; it puts the variable back before it loads a handler.
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
         process = WorkerProcess(self, self._start)
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            child_fds: dict[int, str | int] = {
-                0: null, 1: "r", 2: "r", frames.RUN_FD: "w", frames.REPORT_FD: "r", frames.CONTROL_FD: "w",
-                frames.LOCK_FD: null if self._lock_fd is None else self._lock_fd,
-            }  # fmt: skip
-            arguments = [sys.executable, "-P", "-m", "tq_node.work.child", str(os.getpid())]
-            self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
-        except OSError as why:
-            self._start_failed(f"a worker process can't be started: {why}")
-            return False
-        finally:
-            os.close(null)
-        self.started_total += 1
+        # Known before it is started: it may be dead before spawnProcess returns.
         self._all.add(process)
         self._timers[process] = self._clock.callLater(limits.CHILD_START_MS_MAX / 1000, self._start_timed_out, process)
+        arguments = [sys.executable, "-P", "-m", "tq_node.work.child", str(os.getpid())]
+        try:
+            with open(os.devnull, "rb") as null:
+                child_fds: dict[int, str | int] = {
+                    0: null.fileno(), 1: "r", 2: "r",
+                    frames.RUN_FD: "w", frames.REPORT_FD: "r", frames.CONTROL_FD: "w",
+                    frames.LOCK_FD: null.fileno() if self._lock_fd is None else self._lock_fd,
+                }  # fmt: skip
+                self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
+        except OSError as why:
+            self._all.discard(process)
+            self._timers.pop(process).cancel()
+            self._start_failed(f"a worker process can't be started: {why}")
+            return False
+        self.started_total += 1
         return True
 
     def _start_timed_out(self, process: WorkerProcess) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import fcntl
 import os
 import signal
+import termios
 from typing import Protocol, cast
 
 from twisted.internet.error import ProcessTerminated
-from twisted.internet.process import Process
+from twisted.internet.process import Process, ProcessWriter
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -46,6 +48,9 @@ class Running(Protocol):
     def printed(self, lines: list[str]) -> None: ...
 
     def reported(self, outcome: Outcome) -> None: ...
+
+    def not_begun(self) -> None:
+        """The process died before it had read its task: the handler has not run."""
 
     def died(self, outcome: Outcome) -> None:
         """The process is gone; ``outcome`` says how, unless it was decided before."""
@@ -87,24 +92,24 @@ class WorkerProcess(ProcessProtocol):
         self._output = Output()
         self._started = False
         self._killed_for: Outcome | None = None
+        self._sent = False
+        self._garbled = False
         self._broken = ""
         self._bytes_seen = 0
         self._last_lines: list[str] = []
 
     # --- orders ---
-    def run(self, running: Running, run: frames.Run) -> bool:
-        """Run a task; the process is idle. ``run.serial`` is the one that ``next_serial`` gave.
-
-        False: it was dead already, though that was not known yet; nothing of the task has run.
-        """
-        if not self._send(RUN_FD, frames.encode(run, frames.RUN_BYTES_MAX)):
-            self.kill()
-            return False
+    def run(self, running: Running, run: frames.Run) -> None:
+        """Run a task; the process is idle. ``run.serial`` is the one that ``next_serial`` gave."""
         self.phase = Phase.BUSY
         self._running = running
+        # What was printed between tasks belongs to none.
+        self._output.finish()
         self.lease_until = run.lease_until
         self.tasks += 1
-        return True
+        self._sent = self._send(RUN_FD, frames.encode(run, frames.RUN_BYTES_MAX))
+        if not self._sent:
+            self.kill()
 
     def next_serial(self) -> int:
         self._serial += 1
@@ -140,6 +145,10 @@ class WorkerProcess(ProcessProtocol):
     def connectionMade(self) -> None:
         self._process = cast("Process", self.transport)
         self.pid = cast("int", self._process.pid)
+        # Twisted would close this pipe when it sees that nobody reads there, and with it what `_unread` asks for.
+        writer = cast("ProcessWriter", self._process.pipes[RUN_FD])
+        writer.enableReadHack = False
+        writer.stopReading()
         self._send(RUN_FD, frames.encode(self._start))
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
@@ -147,12 +156,13 @@ class WorkerProcess(ProcessProtocol):
         if childFD != REPORT_FD:
             self._printed(data)
             return
-        if self._doomed():
+        if self._garbled:
             return
         try:
             for frame in self._reader.feed(data):
                 self._received(frame)
         except frames.BadFrame as why:
+            self._garbled = True
             self._fault("bad_frame", str(why))
 
     def childConnectionLost(self, childFD: int) -> None:
@@ -165,6 +175,7 @@ class WorkerProcess(ProcessProtocol):
         for fd in (REPORT_FD, _STDOUT, _STDERR):
             self._drain(fd)
         self.phase = Phase.DEAD
+        begun = self._sent and not self._unread()
         for fd in list(self._process.pipes):
             self._process.closeChildFD(fd)
         self._kill_group()
@@ -172,7 +183,10 @@ class WorkerProcess(ProcessProtocol):
         running, self._running = self._running, None
         if running is not None:
             running.printed(self._output.finish())
-            running.died(self._killed_for or _outcome(why, reason))
+            if begun or self._doomed():
+                running.died(self._killed_for or _outcome(why, reason))
+            else:
+                running.not_begun()
         detail = self._broken or "; ".join([why, *self._last_lines[-3:]])
         self._owner.process_dead(self, detail, started=self._started, idle=running is None)
 
@@ -186,9 +200,9 @@ class WorkerProcess(ProcessProtocol):
 
     def _received(self, frame: frames.FromWorker) -> None:
         running = self._running
-        if self._doomed():
-            return
         if isinstance(frame, frames.Done | frames.Failed):
+            if self._doomed():
+                return
             if running is None or frame.serial != self._serial:
                 raise frames.BadFrame(f"a report for task {frame.serial} of the process, which runs none or another")
             # What the handler printed before it returned belongs to it.
@@ -256,6 +270,14 @@ class WorkerProcess(ProcessProtocol):
             before = self._bytes_seen
             if reader.doRead() is not None or self._bytes_seen == before:
                 return
+
+    def _unread(self) -> bool:
+        """Whether something that was sent lies in the pipe for tasks; that is the last one, or the end of it."""
+        writer = self._process.pipes.get(RUN_FD)
+        if writer is None:
+            return False
+        answer: bytes = fcntl.ioctl(writer.fileno(), termios.FIONREAD, bytes(4))
+        return any(answer)
 
     def _send(self, fd: int, data: bytes) -> bool:
         """False: nobody reads there any more."""

@@ -305,6 +305,7 @@ class WorkerService(Service):
 
     # --- stopping ---
     async def _drain(self) -> None:
+        self.pool.close()
         for attempt in list(self._attempts.values()):
             if isinstance(attempt, ProcessAttempt) and attempt.waits:
                 attempt.release()

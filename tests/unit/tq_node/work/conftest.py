@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import pytest
 import pytest_twisted
@@ -14,11 +14,15 @@ from twisted.internet.task import Clock, deferLater
 
 from tests.support.fake_queue import FakeQueue
 from tq_node.facade import Claim, Outcome, TaskQueue
+from tq_node.work.pool import ProcessAttempt
 from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.registry import Registry
 from tq_node.work.worker import WorkerService
 
 DEADLINE_S = 15.0
+Test = TypeVar("Test", bound=Callable[..., Any])
+asynchronous = cast("Callable[[Test], Test]", pytest_twisted.ensureDeferred)
+"""For tests that are coroutines and run in the reactor."""
 SAMPLES = "tests.unit.tq_node.work.sample_handlers"
 
 
@@ -40,6 +44,24 @@ class Rig:
         """Put one task and wait until it has ended."""
         put = self.queue.put(task_type, payload, **claim)
         return put, await self.outcome(put)
+
+    async def running(self, claim: Claim) -> WorkerProcess:
+        """Wait until a worker process has the task."""
+        found: list[WorkerProcess] = []
+
+        def there() -> bool:
+            attempt = self.worker._attempts.get((claim.task_id, claim.token))
+            if isinstance(attempt, ProcessAttempt) and attempt._process is not None:
+                found.append(attempt._process)
+            return bool(found)
+
+        await until(there, f"{claim.task_id} runs")
+        return found[0]
+
+    async def settled(self) -> None:
+        """Wait until as many processes as there should be are idle, and none is starting or dying."""
+        pool = self.worker.pool
+        await until(lambda: pool.idle == pool.processes >= pool._spares, "all processes are idle")
 
     async def outcome(self, claim: Claim) -> Outcome:
         await within(self.queue.when(lambda: self.queue.outcome_of(claim) is not None))

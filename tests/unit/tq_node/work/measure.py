@@ -41,9 +41,9 @@ async def rate(task_type: str, count: int, concurrency: int) -> None:
     await over
     took_s, cpu_s = time.perf_counter() - start_s, own_cpu_s() - cpu
     await worker.stopService()
-    print(
-        f"{task_type:8} {concurrency:3} slots: {count / took_s:9.0f} tasks/s, {cpu_s / count * 1e6:5.1f} µs of the node's CPU a task"
-    )
+    assert worker.counts.completed == count + concurrency * 20
+    each_us = cpu_s / count * 1e6
+    print(f"{task_type:8} {concurrency:3} slots: {count / took_s:9.0f} tasks/s, {each_us:5.1f} µs of CPU here a task")
 
 
 async def warm(queue: FakeQueue, task_type: str, concurrency: int) -> None:

@@ -186,9 +186,17 @@ def marks(payload: str, context: Context) -> None:
             time.sleep(0.001)
 
 
-@task("late_print")
-def late_print(payload: Any, context: Context) -> None:
-    threading.Timer(0.05, print, ["late"]).start()
+@task("noise_after")
+def noise_after(payload: Any, context: Context) -> int:
+    """Leaves a thread behind that prints without end."""
+
+    def noise() -> None:
+        time.sleep(0.05)
+        while True:
+            print("x" * 1000)
+
+    threading.Thread(target=noise, daemon=True).start()
+    return os.getpid()
 
 
 # --- async ---

@@ -8,13 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
-import pytest_twisted
 
-from tests.unit.tq_node.work.conftest import Rig, busy, gone, until, within
+from tests.unit.tq_node.work.conftest import Rig, asynchronous, gone, until, within
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed
-
-asynchronous = pytest_twisted.ensureDeferred
 
 
 async def failure_of(rig: Rig, task_type: str, payload: object = None, **claim: Any) -> AttemptFailed:
@@ -103,10 +100,13 @@ async def test_a_process_that_ends_is_a_failed_attempt(rig: Rig, task_type: str,
 async def test_a_handler_that_hangs_is_killed_at_its_timeout(rig: Rig, task_type: str, payload: object) -> None:
     await rig.run("echo")
     start_s = time.monotonic()
-    outcome = await failure_of(rig, task_type, payload, timeout_ms=150)
+    claim, outcome = await rig.run(task_type, payload, timeout_ms=150)
+    assert isinstance(outcome, AttemptFailed)
     assert outcome.error.type == "timeout"
     assert "0.15 s" in outcome.error.message
     assert time.monotonic() - start_s < 0.8
+    assert rig.queue.lines_of(claim) == (["sleeping"] if task_type == "sleep" else [])
+    assert (await rig.run("echo", 1))[1] == Completed(b"1")
 
 
 @asynchronous
@@ -124,7 +124,9 @@ async def test_a_result_that_is_not_json(rig: Rig, value: str) -> None:
 
 
 @asynchronous
-@pytest.mark.parametrize("garbage", ["ffffffff", "00000003ffffff", "00000001ff", "00000003920d01", "00000005940e0990c0"])
+@pytest.mark.parametrize(
+    "garbage", ["ffffffff", "00000003ffffff", "00000001ff", "00000003920d01", "00000005940e0990c0"]
+)
 async def test_a_frame_that_is_none_costs_the_attempt(rig: Rig, garbage: str) -> None:
     assert (await failure_of(rig, "garbage", garbage)).error.type == "bad_frame"
 
@@ -176,7 +178,7 @@ async def test_progress_and_lines_come_while_it_runs(rigs: Any, monkeypatch: pyt
 @asynchronous
 async def test_cancel_of_a_handler_that_listens(rig: Rig) -> None:
     claim = rig.queue.put("listen")
-    await until(lambda: busy(rig), "it runs")
+    await rig.running(claim)
     rig.worker.stop_attempt(claim.task_id, claim.token)
     assert await rig.outcome(claim) == Completed(b'"stopped in order"')
 
@@ -187,7 +189,7 @@ async def test_cancel_of_a_handler_that_does_not_listen(rigs: Any, monkeypatch: 
     rig = rigs()
     await rig.run("echo")
     claim = rig.queue.put("sleep", 60)
-    await until(lambda: busy(rig), "it runs")
+    await rig.running(claim)
     start_s = time.monotonic()
     rig.worker.stop_attempt(claim.task_id, claim.token)
     rig.worker.stop_attempt(claim.task_id, claim.token)

@@ -1,0 +1,186 @@
+"""Declaring handlers, loading modules of them, and asking who handles what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tq_node
+from tests.unit.tq_node.work import sample_handlers
+from tests.unit.tq_node.work.conftest import SAMPLES
+from tq_node import Context, limits, task
+from tq_node.facade import TypeDefaults
+from tq_node.types import Backoff, Token
+from tq_node.work import handlers
+from tq_node.work.handlers import HandlerError
+from tq_node.work.registry import SIMULATED, Registry
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory; what is imported and declared from there is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    monkeypatch.setattr(handlers, "declared", [*handlers.declared])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"from tq_node import task\n{text}\n")
+
+
+def refusal(*modules: str) -> str:
+    with pytest.raises(HandlerError) as refused:
+        Registry.load(modules)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_the_options_of_a_type() -> None:
+    registry = Registry.load([SAMPLES])
+    assert registry.defaults("echo") == TypeDefaults("bulk", 5, 30_000, Backoff("constant", 2000, 2000, jitter=False))
+    assert registry.defaults("raise") == TypeDefaults()
+    handler = registry.resolve("echo")
+    assert handler is not None
+    assert not handler.is_async
+    assert handler.function is sample_handlers.echo
+    assert registry.resolve("unheard of") is None
+    assert registry.defaults("unheard of") == TypeDefaults()
+    assert registry.needs_processes
+
+
+def test_without_modules_the_simulated_handlers_are_loaded() -> None:
+    registry = Registry.load()
+    assert registry.modules == (SIMULATED,)
+    assert registry.types == ("*", "email", "image", "report")
+    anything = registry.resolve("unheard of")
+    assert anything is not None
+    assert anything.type == "*"
+    assert not registry.needs_processes
+
+
+def test_the_defaults_of_the_wildcard_hold_for_what_it_takes(folder: Path) -> None:
+    write(
+        folder / "wild.py",
+        "@task('*', max_attempts=7)\ndef any(payload, context): ...\n@task('own')\ndef own(p, c): ...",
+    )
+    registry = Registry.load(["wild"])
+    assert registry.defaults("x").max_attempts == 7
+    assert registry.defaults("own").max_attempts is None
+
+
+def test_modules_are_found_in_the_working_directory_last(folder: Path) -> None:
+    write(folder / "mine.py", "@task('mine')\ndef mine(payload, context): ...")
+    write(folder / "json.py", "raise RuntimeError('hides the library')")
+    assert Registry.load(["mine"]).types == ("mine",)
+    assert sys.path[-1] == str(folder)
+
+
+def test_handlers_of_submodules_and_imported_ones_count_once(folder: Path) -> None:
+    write(folder / "pack" / "__init__.py", "from pack import one\nfrom elsewhere import other, other as alias")
+    write(folder / "pack" / "one.py", "@task('one')\n@task('uno')\ndef one(payload, context): ...")
+    write(
+        folder / "elsewhere.py",
+        "@task('other')\ndef other(payload, context): ...\n@task('not asked for')\ndef third(p, c): ...",
+    )
+    assert Registry.load(["pack"]).types == ("one", "other", "uno")
+    assert Registry.load(["pack", "pack.one"]).types == ("one", "other", "uno")
+
+
+def test_a_module_that_cannot_be_had(folder: Path) -> None:
+    assert refusal("no_such") == "module no_such can't be imported: ModuleNotFoundError: No module named 'no_such'"
+    (folder / "broken.py").write_text("import json\n\n1 / 0")
+    assert refusal("broken").endswith(f"ZeroDivisionError: division by zero ({folder}/broken.py:3)")
+    (folder / "unreadable.py").write_text("def (:")
+    assert "SyntaxError" in refusal("unreadable")
+    (folder / "leaving.py").write_text("raise SystemExit(3)")
+    assert "SystemExit: 3" in refusal("leaving")
+    write(folder / "empty.py", "")
+    assert refusal("empty") == "module empty declares no handler with @task"
+    assert "can't be imported" in refusal("")
+
+
+def test_a_type_with_two_handlers(folder: Path) -> None:
+    write(folder / "first.py", "@task('x')\ndef one(payload, context): ...")
+    write(folder / "second.py", "@task('x')\ndef two(payload, context): ...")
+    assert refusal("first", "second") == (f"type 'x' has two handlers: {folder}/first.py:2 and {folder}/second.py:2")
+
+
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        ("@task('x')\ndef f(payload): ...", "called with (payload, context)"),
+        ("@task('x')\ndef f(payload, context, more): ...", "called with (payload, context)"),
+        ("@task('x')\ndef f(payload, *, context): ...", "called with (payload, context)"),
+        ("@task('x')\ndef f(payload, context): yield", "does not yield"),
+        ("@task('x')\nasync def f(payload, context): yield", "does not yield"),
+        ("@task('')\ndef f(payload, context): ...", "1 to 100 characters"),
+        ("@task('x' * 101)\ndef f(payload, context): ...", "1 to 100 characters"),
+        ("@task(7)\ndef f(payload, context): ...", "1 to 100 characters"),
+        ("@task\ndef f(payload, context): ...", "declares no handler"),
+        ("@task('x', timeout=0)\ndef f(payload, context): ...", "timeout"),
+        ("@task('x', timeout='1')\ndef f(payload, context): ...", "timeout"),
+        ("@task('x', timeout=float('nan'))\ndef f(payload, context): ...", "timeout"),
+        ("@task('x', max_attempts=0)\ndef f(payload, context): ...", "max_attempts"),
+        ("@task('x', max_attempts=True)\ndef f(payload, context): ...", "max_attempts"),
+        ("@task('x', queue='')\ndef f(payload, context): ...", "queue"),
+        ("@task('x', backoff=-1)\ndef f(payload, context): ...", "backoff"),
+        ("@task('x', backoff={'kind': 'odd'})\ndef f(payload, context): ...", "'odd'"),
+        ("@task('x', backoff={'kid': 1})\ndef f(payload, context): ...", "backoff has no 'kid'"),
+        ("@task('x', backoff={'jitter': 1})\ndef f(payload, context): ...", "jitter"),
+        ("@task('x', backoff={'cap': 'x'})\ndef f(payload, context): ...", "backoff cap"),
+    ],
+)
+def test_a_declaration_that_does_not_fit(folder: Path, declaration: str, said: str) -> None:
+    write(folder / "wrong.py", declaration)
+    refused = refusal("wrong")
+    assert said in refused
+    assert "wrong" in refused
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (0, Backoff("constant", 0, 0, jitter=False)),
+        (1.5, Backoff("constant", 1500, 1500, jitter=False)),
+        ({}, Backoff()),
+        ({"kind": "linear", "base": 2, "cap": 10, "jitter": False}, Backoff("linear", 2000, 10_000, jitter=False)),
+        ({"base": 7200}, Backoff("exponential", 7_200_000, 7_200_000)),
+    ],
+)
+def test_backoff(given: Any, kept: Backoff, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "declared", [])
+
+    @task("x", backoff=given)
+    def handler(payload: Any, context: Context) -> None: ...
+
+    assert handlers.declared[0].backoff == kept
+
+
+def test_a_context_of_ones_own_for_testing_a_handler() -> None:
+    context = Context()
+    context.progress(2, "done")
+    context.log("a\nb")
+    sample_handlers.logs(1, context)
+    noted = context._notebook.take()
+    assert noted is not None
+    assert noted.progress is not None
+    assert noted.progress.fraction == 1.0
+    assert [line.line for line in noted.lines] == ["a", "b", "line 0"]
+    assert (context.attempt, context.token, context.deadline, context.cancelled) == (1, Token(0, 0), None, False)
+    assert limits.LOG_LINES_MAX > 3
+
+
+@pytest.mark.parametrize("module", ["tq_node", "tq_node.work.child"])
+def test_what_a_worker_process_imports_is_light(module: str) -> None:
+    script = f"import sys, {module}\nprint([m for m in ('twisted', 'klein', 'asyncio', 'tq_node.facade') if m in sys.modules])"
+    root = Path(tq_node.__file__).parent.parent
+    said = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
