@@ -155,7 +155,11 @@ class Released(msgspec.Struct, frozen=True, gc=False):
     """The attempt was given back and spends nothing: the node is stopping."""
 
 
-Outcome = Completed | AttemptFailed | Released
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third ends the task."""
+
+
+Outcome = Completed | AttemptFailed | Released | Lost
 
 
 class Worker(Protocol):

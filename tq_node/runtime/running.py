@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Completed, Notes, Outcome, Released, Worker
+from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker
 from tq_node.partition.tasks import Complete, Due, Event, Fail, Lose, Note, Release
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.rows import Slot
@@ -187,6 +187,8 @@ class Running:
             event = Fail(
                 now_us, claim.token, outcome.error, outcome.retry_in_ms, outcome.final, self._settings.draw()
             )
+        elif isinstance(outcome, Lost):
+            event = Lose(now_us, claim.token, self._settings.draw())
         else:
             event = Release(now_us, claim.token)
         held = self._claims.get(claim.task_id)

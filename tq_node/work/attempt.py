@@ -9,7 +9,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from tq_node import limits
-from tq_node.facade import AttemptFailed, Claim, Notes, Outcome, Released
+from tq_node.facade import AttemptFailed, Claim, Lost, Notes, Outcome, Released
 from tq_node.work.handlers import Handler
 from tq_node.work.notebook import Notebook
 from tq_node.work.results import make_error
@@ -23,7 +23,8 @@ def failed(error_type: str, message: str, *, final: bool = False) -> AttemptFail
 
 
 CANCELLED = failed("cancelled", "the attempt was stopped: it no longer holds its task")
-LEASE_EXPIRED = failed("lease_expired", "the right to run could not be confirmed in time")
+LEASE_EXPIRED = Lost()
+"""The right to run could not be confirmed in time."""
 
 
 class Host(Protocol):

@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed, Outcome
-from tq_node.types import TaskError
 from tq_node.work import frames
 from tq_node.work.attempt import LEASE_EXPIRED, failed
 from tq_node.work.frames import CONTROL_FD, REPORT_FD, RUN_FD
@@ -315,5 +314,5 @@ def _ending(pid: int, reason: Failure) -> str:
 
 def _outcome(why: str, reason: Failure) -> Outcome:
     if getattr(reason.value, "signal", None) == signal.SIGALRM:
-        return AttemptFailed(TaskError("lease_expired", f"{why}: {LEASE_EXPIRED.error.message}"))
+        return LEASE_EXPIRED
     return failed("worker_died", why)

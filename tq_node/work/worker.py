@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Completed, Notes, Outcome, Released, TaskQueue
+from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, TaskQueue
 from tq_node.types import Token
 from tq_node.work.attempt import Attempt, failed
 from tq_node.work.executor import AsyncAttempt
@@ -43,6 +43,7 @@ class WorkCounts(msgspec.Struct):
     completed: int = 0
     failed: int = 0
     released: int = 0
+    lost: int = 0
     stale: int = 0
     finish_retries: int = 0
     finish_lost: int = 0
@@ -249,6 +250,8 @@ class WorkerService(Service):
             self.counts.completed += 1
         elif kind is AttemptFailed:
             self.counts.failed += 1
+        elif kind is Lost:
+            self.counts.lost += 1
         else:
             self.counts.released += 1
         self._finishing += 1
