@@ -45,6 +45,8 @@ class Running:
         self._claims: dict[str, Claim] = {}
         """Attempts that the worker holds, by task id."""
         self._due_call: IDelayedCall | None = None
+        self._due_at_us = 0
+        """What the timer is set to."""
 
     @property
     def held(self) -> int:
@@ -63,11 +65,12 @@ class Running:
         due_us = self._table.due.next_us()
         if due_us is None or not self._status.is_active:
             return
-        wait_s = min(max(0.0, (due_us - self._clock.wall_us()) / 1e6), FOREVER_S)
-        if self._due_call is not None and self._due_call.active():
-            if self._due_call.getTime() <= self._clock.now_ms() / 1000 + wait_s:
+        if self._due_call is not None:
+            if self._due_at_us <= due_us:
                 return
             self._due_call.cancel()
+        self._due_at_us = due_us
+        wait_s = min(max(0.0, (due_us - self._clock.wall_us()) / 1e6), FOREVER_S)
         self._due_call = self._clock.call_later(wait_s, self._due_now)
 
     def _due_now(self) -> None:
@@ -258,9 +261,9 @@ class Running:
             self.wake()
 
     def stop(self) -> None:
-        if self._due_call is not None and self._due_call.active():
+        if self._due_call is not None:
             self._due_call.cancel()
-        self._due_call = None
+            self._due_call = None
 
     def lease_ms(self, partition: int) -> int:
         """Alone in the in-sync set an attempt is confirmed at any time (section 8)."""
