@@ -1,7 +1,7 @@
 """An honest ``facade.TaskQueue`` in memory, for the side that HTTP sees: one node, nothing durable, nothing run.
 
 Faults: ``fail_next`` makes the next call of a method fail; ``hold`` keeps calls from being answered until ``release``. Tasks
-are moved by hand: ``start``, ``finish``, ``fail``, ``purge``.
+are moved by hand: ``start_task``, ``finish_task``, ``fail_task``, ``purge_task``.
 """
 
 from __future__ import annotations
@@ -12,27 +12,43 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 
 from tq_node import limits
 from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotRetryable, TaskPurged, TaskQueueError
 from tq_node.facade import (
     Accepted,
+    Claim,
     ClusterNode,
     ClusterView,
     EventBatch,
     ListedTask,
     ListQuery,
+    Notes,
     NotReadyReason,
+    Outcome,
     PartitionView,
     Read,
     Stats,
     Submission,
     Subscription,
     TaskPage,
+    Worker,
 )
-from tq_node.types import AttemptRecord, Backoff, State, TaskError, TaskId, TaskRow, TaskSpec, Token, Transition
+from tq_node.types import (
+    AttemptRecord,
+    Backoff,
+    LogLine,
+    Progress,
+    State,
+    TaskError,
+    TaskId,
+    TaskRow,
+    TaskSpec,
+    Token,
+    Transition,
+)
 
 EVENTS_KEPT = 1_000
 _replace = msgspec.structs.replace
@@ -89,10 +105,7 @@ class MemoryQueue:
             gate: Deferred[Any] = Deferred(cancelled)
             self.held.append(gate)
             return gate.addCallback(lambda _: work())
-        try:
-            return succeed(work())
-        except TaskQueueError as error:
-            return fail(error)
+        return maybeDeferred(work)
 
     # --- submit ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
@@ -147,7 +160,7 @@ class MemoryQueue:
         return Accepted(task_id, state, self._name, True)
 
     # --- moving tasks by hand ---
-    def start(self, task_id: str) -> None:
+    def start_task(self, task_id: str) -> None:
         row = self.rows[task_id]
         self._move(
             row,
@@ -158,13 +171,19 @@ class MemoryQueue:
             token=Token(1, row.rev),
         )
 
-    def finish(self, task_id: str, result: bytes = b'"done"') -> None:
+    def finish_task(self, task_id: str, result: bytes = b'"done"') -> None:
         self._end(task_id, State.COMPLETED, result=result, error=None)
 
-    def fail(self, task_id: str, error: TaskError) -> None:
+    def fail_task(self, task_id: str, error: TaskError) -> None:
         self._end(task_id, State.FAILED, result=None, error=error)
 
-    def purge(self, task_id: str) -> None:
+    def note_task(self, task_id: str, progress: Progress, lines: tuple[LogLine, ...], dropped: int) -> None:
+        row = self.rows[task_id]
+        self.rows[task_id] = _replace(
+            row, progress=progress, log=row.log + lines, log_dropped=row.log_dropped + dropped
+        )
+
+    def purge_task(self, task_id: str) -> None:
         self.purged[task_id] = self.rows.pop(task_id).spec.content_hash
 
     def _end(self, task_id: str, state: State, *, result: bytes | None, error: TaskError | None) -> None:
@@ -338,6 +357,22 @@ class MemoryQueue:
             return ages
 
         return self._answer("oldest_pending_age_s", work)
+
+    # --- for work/: nothing runs here ---
+    def attach(self, worker: Worker) -> None:
+        raise NotImplementedError
+
+    def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
+        raise NotImplementedError
+
+    def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
+        raise NotImplementedError
+
+    def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
+        raise NotImplementedError
+
+    def lease_ms(self, partition: int) -> int:
+        raise NotImplementedError
 
     def _now_us(self) -> int:
         return int(self._reactor.seconds() * 1_000_000)

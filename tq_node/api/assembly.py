@@ -7,7 +7,6 @@ from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 
-from tq_node.api import openapi
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
 from tq_node.api.routes import Route, klein_app
@@ -43,6 +42,9 @@ def make_site(
 
     :param shutdown: ends this node in order; called when somebody asks for it over HTTP.
     """
+    # Here, and not above: `python -m tq_node.api.openapi` would find itself imported already, and Python warns of that.
+    from tq_node.api import openapi
+
     rooms = _Rooms(queue, settings, metrics, shutdown)
     rooms.service.describe(openapi.document(rooms.routes, settings.version))
     site = ApiSite(

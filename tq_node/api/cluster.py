@@ -8,10 +8,11 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
+from tq_node.api.failures import NoSuchPartition
 from tq_node.api.query import NodeParameters, NoParameters, RecoverParameters, read_query
 from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
-from tq_node.errors import BadParameter, LastNode, NoSuchNode
+from tq_node.errors import LastNode, NoSuchNode
 from tq_node.facade import ClusterView, PartitionView, TaskQueue
 
 _encode = msgspec.json.Encoder().encode
@@ -117,7 +118,7 @@ class ClusterRoutes:
         sent = read_query(request, RecoverParameters)
         self._known_node(sent.node)
         if sent.partition >= self._queue.cluster().partition_count:
-            raise BadParameter(f"partition: there is no partition {sent.partition}")
+            raise NoSuchPartition(f"there is no partition {sent.partition}")
         raise LastNode("there is no other copy that the partition could be recovered from")
 
     def _known_node(self, name: str) -> None:
@@ -190,7 +191,7 @@ class ClusterRoutes:
                 "Make a stale copy the primary of a partition; may lose tasks",
                 begun,
                 query=RecoverParameters,
-                errors=(NoSuchNode, LastNode, errors.NoController),
+                errors=(NoSuchNode, NoSuchPartition, LastNode, errors.NoController),
             ),
         ]
 

@@ -23,6 +23,10 @@ from tq_node.observe.metrics import Metrics
 
 EVENT_STREAM = "text/event-stream"
 RECONNECT_MS = 2_000
+_LAST_EVENT_ID_SCHEMA = {
+    "type": "string",
+    "description": "go on behind this event; `event: reset` comes where it is too old",
+}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -89,7 +93,7 @@ class EventRoutes:
                 {200: Answer("a stream without end", content_type=EVENT_STREAM)},
                 query=ScopeParameters,
                 errors=(errors.Draining,),
-                headers={"Last-Event-ID": "go on behind this event; `event: reset` comes where it is too old"},
+                headers={"Last-Event-ID": _LAST_EVENT_ID_SCHEMA},
             )
         ]
 

@@ -15,7 +15,7 @@ from tq_node.api.request import ApiRequest
 from tq_node.errors import TaskQueueError
 from tq_node.observe.log import EventLog
 
-_log = EventLog("tq_node.api")
+_log = EventLog("taskqueue.api")
 
 PROBLEM = b"application/problem+json"
 DETAIL_CHARS_MAX = 1_000
@@ -49,6 +49,10 @@ class NoSuchRoute(TaskQueueError):
     status, code, title = 404, "not_found", "No such page"
 
 
+class NoSuchPartition(TaskQueueError):
+    status, code, title = 404, "not_found", "No such partition"
+
+
 class WrongMethod(TaskQueueError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
@@ -73,6 +77,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     NoSuchRoute,
     errors.NoSuchTask,
     errors.NoSuchNode,
+    NoSuchPartition,
     WrongMethod,
     errors.IdConflict,
     errors.IdTooOld,
@@ -135,7 +140,7 @@ def answer_error(request: ApiRequest, error: TaskQueueError) -> None:
         error.status,
         _encode(problem_of(error, request.request_id.decode("ascii"))),
         content_type=PROBLEM,
-        extra=_headers(error),
+        extra=headers_of(error),
     )
 
 
@@ -175,7 +180,8 @@ def _log_unexpected(request: ApiRequest, failure: Failure) -> None:
     )
 
 
-def _headers(error: TaskQueueError) -> bytes:
+def headers_of(error: TaskQueueError) -> bytes:
+    """Header lines that belong to the error, each with its line end."""
     if isinstance(error, WrongMethod):
         return b"Allow: %b\r\n" % ", ".join(error.allowed).encode("latin-1")
     if error.retry_after_s is not None:

@@ -81,8 +81,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"<(\w+)>", route.path)
+        {"name": name, "in": "path", "required": True, "schema": schema} for name, schema in route.path_values.items()
     ]
     (_,), components = msgspec.json.schema_components([route.query])
     struct = components[route.query.__name__]
@@ -98,10 +97,8 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         if description is not None:
             parameter["description"] = description
         parameters.append(parameter)
-    for name, text in route.headers.items():
-        parameters.append(
-            {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
-        )
+    for name, schema in route.headers.items():
+        parameters.append({"name": name, "in": "header", "required": False, "schema": schema})
     return parameters
 
 

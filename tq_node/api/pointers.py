@@ -25,6 +25,8 @@ def refusal(body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "
     if not isinstance(why, msgspec.ValidationError):
         return Malformed(f"not valid JSON: {str(why)[:200]}")
     try:
+        # What is skipped unread is not checked for UTF-8, and a body that is no JSON comes before a field that is wrong.
+        body.decode("utf-8")
         raw_fields = _decode_fields(body)
     except msgspec.ValidationError:
         detail = "a JSON object is expected"

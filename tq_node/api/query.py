@@ -1,7 +1,8 @@
 """Query parameters: structs that check them, and that ``openapi`` publishes.
 
-A parameter that doesn't exist, is given twice or doesn't fit is refused by name. An empty value of an optional parameter
-counts as not given, so that a script may leave its variable empty.
+A parameter that doesn't exist, is given twice or doesn't fit is refused by name. An empty filter or cursor counts as not
+given, so that a script may leave its variable empty. What is not given is UNSET rather than None, for which ``convert`` would
+take the text ``null``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from tq_node import limits
 from tq_node.api.request import ApiRequest
@@ -23,7 +24,10 @@ from tq_node.types import STATE_LABELS, STATE_OF_LABEL, State
 P = TypeVar("P", bound=msgspec.Struct)
 
 _state = "|".join(STATE_LABELS)
-_STATES_TEXT = "comma list of states; a leading ! takes all others"
+States = Annotated[
+    str,
+    Meta(pattern=f"^(!?({_state})(,({_state}))*)?$", description="comma list of states; a leading ! takes all others"),
+]
 Words = Annotated[str, Meta(description="comma list; a leading ! takes all others", examples=["a,b", "!a"])]
 TaskIdParam = Annotated[str, Meta(pattern=TASK_ID_PATTERN)]
 QueueParam = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX)]
@@ -38,9 +42,12 @@ class NoParameters(msgspec.Struct, forbid_unknown_fields=True):
 class TaskParameters(msgspec.Struct, forbid_unknown_fields=True):
     id: TaskIdParam
 
+    def __post_init__(self) -> None:
+        if self.id.endswith("\n"):
+            raise ValueError("id: a newline at the end")  # which the pattern's $ lets pass
 
-class StatusParameters(msgspec.Struct, forbid_unknown_fields=True):
-    id: TaskIdParam
+
+class StatusParameters(TaskParameters, forbid_unknown_fields=True):
     wait: Annotated[float, Meta(ge=0, le=limits.WAIT_S_MAX, description="seconds to wait for the task to be final")] = (
         0.0
     )
@@ -53,24 +60,15 @@ class StatusParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ListParameters(msgspec.Struct, forbid_unknown_fields=True):
-    status: (
-        Annotated[
-            str,
-            Meta(
-                pattern=f"^!?({_state})(,({_state}))*$",
-                description="comma list of states; a leading ! takes all others",
-            ),
-        ]
-        | None
-    ) = None
-    type: Words | None = None
-    queue: Words | None = None
-    node: Words | None = None
-    q: Annotated[str, Meta(description="text in id or type, in either case")] | None = None
+    status: States | UnsetType = UNSET
+    type: Words | UnsetType = UNSET
+    queue: Words | UnsetType = UNSET
+    node: Words | UnsetType = UNSET
+    q: Annotated[str, Meta(description="text in id or type, in either case")] | UnsetType = UNSET
     sort: Literal["id", "-id", "created_at", "-created_at", "run_at", "-run_at", "priority", "-priority"] = "id"
-    role: Literal["primary", "replica"] | None = None
+    role: Literal["primary", "replica"] | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=limits.LIST_LIMIT_MAX)] = limits.LIST_LIMIT_DEFAULT
-    cursor: Annotated[str, Meta(description="`next` of the page before, with the same parameters")] | None = None
+    cursor: Annotated[str, Meta(description="`next` of the page before, with the same parameters")] | UnsetType = UNSET
     scope: Scope = "node"
 
 
@@ -93,7 +91,7 @@ class RecoverParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Cursor(msgspec.Struct, array_like=True):
     sort: str
-    value: Annotated[int, Meta(ge=-(1 << 63), lt=1 << 63)]
+    value: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
     id: str
 
 
@@ -112,30 +110,26 @@ def read_query(request: ApiRequest, kind: type[P]) -> P:
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as why:
-        return _second_look(given, kind, why)
+        raise _refusal(given, kind, why) from None
 
 
-def _second_look(given: dict[str, str], kind: type[P], why: Exception) -> P:
-    """Off the usual path: leave out what is empty, then say which parameter is wrong."""
+def _refusal(given: dict[str, str], kind: type[P], why: Exception) -> BadParameter:
+    """Off the usual path: which parameter is wrong."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name in given:
         if name not in fields:
             known = ", ".join(fields) or "none are taken here"
-            raise BadParameter(f"{name[:100]}: there is no such parameter ({known})")
-    filled = {name: text for name, text in given.items() if text or fields[name].required}
+            return BadParameter(f"{name[:100]}: there is no such parameter ({known})")
     for name, field in fields.items():
-        if name not in filled:
+        if name not in given:
             if field.required:
-                raise BadParameter(f"{name}: is required")
+                return BadParameter(f"{name}: is required")
             continue
         try:
-            # str takes part in some unions: what looks like a number stays what it was.
-            msgspec.convert(filled[name], field.type, strict=False)
+            msgspec.convert(given[name], field.type, strict=False)
         except msgspec.ValidationError as wrong:
-            raise BadParameter(f"{name}: {str(wrong)[:200].replace('Expected', 'expected', 1)}") from None
-    if len(filled) < len(given):
-        return msgspec.convert(filled, kind, strict=False)
-    raise BadParameter(str(why)[:200])
+            return BadParameter(f"{name}: {str(wrong)[:200].replace('Expected', 'expected', 1)}")
+    return BadParameter(str(why)[:200])
 
 
 def to_list_query(sent: ListParameters) -> ListQuery:
@@ -159,7 +153,7 @@ def to_list_query(sent: ListParameters) -> ListQuery:
         nodes=nodes,
         nodes_not=nodes_not,
         text=sent.q or None,
-        role=sent.role,
+        role=sent.role or None,
         sort=sent.sort.removeprefix("-"),
         descending=sent.sort.startswith("-"),
         cursor=_read_cursor(sent.cursor, sent.sort) if sent.cursor else None,
@@ -195,7 +189,7 @@ def _read_cursor(text: str, sort: str) -> tuple[int, str]:
     return cursor.value, cursor.id
 
 
-def _words(text: str | None) -> tuple[frozenset[str] | None, bool]:
+def _words(text: str | UnsetType) -> tuple[frozenset[str] | None, bool]:
     """A comma list, and whether it stands for all others."""
     if not text:
         return None, False

@@ -80,6 +80,7 @@ class ApiRequest(server.Request):
     started_s = 0.0
     _held_bytes = 0
     _refused = False
+    _is_stream = False
     _in_flight = False
     _linger: IDelayedCall | None = None
     _call: Deferred[None] | None = None
@@ -146,8 +147,8 @@ class ApiRequest(server.Request):
         path = self.path
         if path in site.route_names:
             self.route = site.route_names[path]
-        elif b"%" in path or not path.startswith(b"/") or not path.isascii():
-            # Klein would answer in plain text where it can't decode the path. No route of ours needs an escape.
+        elif b"%" in path or not path.startswith(b"/") or path.startswith(b"//") or not path.isascii():
+            # Klein would answer in plain text where it can't decode the path, and takes // for /. No route needs an escape.
             site.answer_error(self, Malformed("the path is not one that this server could have"))
             return
         if site.in_flight >= site.settings.requests_in_flight_max and path not in site.always_served:
@@ -212,6 +213,8 @@ class ApiRequest(server.Request):
     def start_stream(self, content_type: bytes) -> None:
         """Send the headers of an answer without a known end; ``write`` and ``finish`` do the rest."""
         self.leave_flight()
+        self._is_stream = True
+        self._count()
         for name, value in (
             (b"Server", SERVER),
             (b"Date", self.site.date()),
@@ -227,8 +230,8 @@ class ApiRequest(server.Request):
         """End the answer. Does nothing where it has ended, or the client has gone."""
         if self.gone or self.finished:
             return
-        site = self.site
-        site.metrics.http(self.route, self.code, time.perf_counter() - self.started_s)
+        if not self._is_stream:
+            self._count()
         self._let_go()
         super().finish()
 
@@ -245,6 +248,9 @@ class ApiRequest(server.Request):
         if self._in_flight:
             self._in_flight = False
             self.site.in_flight -= 1
+
+    def _count(self) -> None:
+        self.site.metrics.http(self.route, self.code, time.perf_counter() - self.started_s)
 
     def _let_go(self) -> None:
         self.leave_flight()
@@ -286,8 +292,8 @@ class ApiChannel(http.HTTPChannel):
 
     def timeoutConnection(self) -> None:
         # The inherited one logs a line for each; that a client left an idle connection is no news.
-        self.loseConnection()
         self._abort = self.callLater(self.abortTimeout, self.forceAbortClient)
+        self.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.

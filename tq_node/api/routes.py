@@ -43,8 +43,10 @@ class Route(msgspec.Struct, frozen=True):
     query: type[msgspec.Struct] = NoParameters
     bodies: dict[str, Any] = {}
     errors: tuple[type[TaskQueueError], ...] = ()
-    headers: dict[str, str] = {}
-    """Request headers that mean something here, each with what."""
+    headers: dict[str, dict[str, Any]] = {}
+    """Request headers that mean something here, each with its JSON Schema."""
+    path_values: dict[str, dict[str, Any]] = {}
+    """The same for what the path holds."""
     open_query: bool = False
     hot: bool = False
     """Worth a way in of its own, see ``ApiSettings.hot_routes_direct``."""

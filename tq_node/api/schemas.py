@@ -23,6 +23,12 @@ from tq_node.facade import Submission
 from tq_node.types import Backoff
 
 TASK_ID_PATTERN = f"^[A-Za-z0-9._:-]{{1,{limits.TASK_ID_CHARS_MAX}}}$"
+_id_chars = f"[A-Za-z0-9._:-]{{1,{limits.TASK_ID_CHARS_MAX}}}"
+IDEMPOTENCY_KEY_SCHEMA = {
+    "type": "string",
+    "pattern": f'^({_id_chars}|"{_id_chars}")$',
+    "description": "the same as `id`, where the body has none; plain or in double quotes",
+}
 RUN_AT_S_MAX = 253_402_300_799
 """The last second of the year 9999: beyond it RFC 3339 has no words."""
 
@@ -34,6 +40,8 @@ TypeText = Annotated[
 ]
 QueueText = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX)]
 BackoffSeconds = Annotated[float, Meta(ge=0, le=limits.BACKOFF_S_MAX)]
+Whole = Annotated[float, Meta(multiple_of=1, extra_json_schema={"type": "integer"})]
+"""An integer as JSON Schema has it: 3.0 is one, too."""
 TagName = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
 TagValue = Annotated[str, Meta(max_length=limits.TAG_CHARS_MAX)]
 
@@ -55,7 +63,9 @@ class SubmitRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     # can't be a Raw, which has no JSON Schema; None is what it means.
     payload: Annotated[msgspec.Raw, Meta(description="any JSON value")] = None  # type: ignore[assignment]
     id: TaskIdText | None = None
-    priority: Annotated[int, Meta(ge=0, le=limits.PRIORITY_MAX, description="9 first; 5 where not given")] | None = None
+    priority: Annotated[Whole, Meta(ge=0, le=limits.PRIORITY_MAX, description="9 first; 5 where not given")] | None = (
+        None
+    )
     delay: (
         Annotated[float, Meta(ge=0, le=limits.DELAY_S_MAX, description="seconds from now; not with run_at")] | None
     ) = None
@@ -64,7 +74,7 @@ class SubmitRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
         | Annotated[float, Meta(le=RUN_AT_S_MAX)]
         | None
     ) = None
-    max_attempts: Annotated[int, Meta(ge=1, le=limits.MAX_ATTEMPTS_MAX)] | None = None
+    max_attempts: Annotated[Whole, Meta(ge=1, le=limits.MAX_ATTEMPTS_MAX)] | None = None
     timeout: Annotated[float, Meta(gt=0, le=limits.TIMEOUT_S_MAX, description="seconds for one attempt")] | None = None
     backoff: BackoffSeconds | BackoffRequest | None = None
     queue: QueueText | None = None
@@ -180,10 +190,10 @@ class Bodies:
             payload,
             task_id,
             task.queue,
-            task.priority,
+            None if task.priority is None else int(task.priority),
             delay_us,
             run_at_us,
-            task.max_attempts,
+            None if task.max_attempts is None else int(task.max_attempts),
             timeout_ms,
             None if backoff is None else _backoff(backoff),
             task.tags,
@@ -230,7 +240,8 @@ def _instant_us(run_at: datetime | float, at: str) -> int:
         if us > _RUN_AT_US_MAX:
             raise InvalidField("run_at: beyond the year 9999", field=at + "/run_at")
         return max(0, us)
-    return max(0, math.floor(run_at * 1_000_000))
+    # The comparison first: a double may be so far below zero that its microseconds are beyond all doubles.
+    return math.floor(run_at * 1_000_000) if run_at > 0 else 0
 
 
 def _backoff(sent: BackoffRequest | float) -> Backoff:

@@ -119,5 +119,6 @@ class ServiceRoutes:
                 {200: Answer("HTML", content_type="text/html")},
                 errors=(NoSuchRoute,),
                 open_query=True,
+                path_values={"code": {"type": "string", "enum": sorted({kind.code for kind in PROBLEM_KINDS})}},
             ),
         ]

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.http import datetimeToString
 from twisted.web.server import Site
 
-from tq_node.api.failures import PROBLEM, answer_error, answer_failure, problem_of
+from tq_node.api.failures import PROBLEM, answer_error, answer_failure, headers_of, problem_of
 from tq_node.api.request import ApiChannel, ApiRequest, head_of
 from tq_node.api.routes import Handler
 from tq_node.api.settings import ApiSettings
@@ -30,6 +30,7 @@ class ApiSite(Site):
     # Plain HTTP/1.1, without the proxy that could switch to HTTP/2.
     protocol = ApiChannel  # type: ignore[assignment]  # declared as that proxy
     displayTracebacks = False
+    noisy = False
 
     def __init__(
         self,
@@ -87,11 +88,12 @@ class ApiSite(Site):
     def closing_answer(self, error: TaskQueueError, request_id: bytes) -> bytes:
         """A whole answer as bytes, for a connection that can't be used for another request."""
         body = msgspec.json.encode(problem_of(error, request_id.decode("ascii")))
-        return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+        return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%bConnection: close\r\n\r\n%b" % (
             head_of(error.status, PROBLEM),
             self.date(),
             request_id,
             len(body),
+            headers_of(error),
             body,
         )
 

@@ -36,7 +36,7 @@ from tq_node.api.query import (
 )
 from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
-from tq_node.api.schemas import BatchRequest, Bodies, SubmitRequest, idempotency_key
+from tq_node.api.schemas import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, SubmitRequest, idempotency_key
 from tq_node.api.settings import ApiSettings
 from tq_node.api.turns import next_turn
 from tq_node.errors import NotJson, OutcomeUnknown, TaskQueueError
@@ -212,7 +212,7 @@ class TaskRoutes:
                 {201: accepted, 200: again},
                 bodies={"application/json": SubmitRequest},
                 errors=(*_BODY_ERRORS, errors.IdConflict, errors.IdTooOld, *_WRITE_ERRORS),
-                headers={"Idempotency-Key": "the same as `id`, where the body has none; plain or in double quotes"},
+                headers={"Idempotency-Key": IDEMPOTENCY_KEY_SCHEMA},
                 hot=True,
             ),
             Route(

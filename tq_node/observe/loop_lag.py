@@ -13,7 +13,7 @@ from tq_node import limits
 from tq_node.observe.log import EventLog
 from tq_node.observe.metrics import Metrics
 
-_log = EventLog("tq_node.observe.loop_lag")
+_log = EventLog("taskqueue.reactor")
 
 WARN_DELAY_S = 1.0
 

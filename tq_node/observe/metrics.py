@@ -91,7 +91,6 @@ class Metrics:
         self.commit_effects = Histogram(COUNT_BUCKETS)
         self.commit_bytes = Histogram(BYTES_BUCKETS)
         self.reactor_delay_s = Histogram(DELAY_BUCKETS_S)
-        self.reactor_delay_last_s = 0.0
         self.event_clients_dropped = 0
         self._types: set[str] = set()
 
@@ -150,7 +149,6 @@ class Metrics:
 
     # --- process ---
     def reactor_delay(self, seconds: float) -> None:
-        self.reactor_delay_last_s = seconds
         self.reactor_delay_s.observe(seconds)
 
     def http(self, route: str, code: int, seconds: float) -> None:

@@ -1,0 +1,56 @@
+"""Schemathesis over /openapi.json: no 5xx, no answer that the document doesn't describe, nothing bad accepted.
+
+Against a real node: ``TQ_BASE_URL=http://localhost:8080 pytest tests/unit/tq_node/api/test_schemathesis.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import PROJECT
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def base_url() -> Iterator[str]:
+    given = os.environ.get("TQ_BASE_URL")
+    if given:
+        yield given.rstrip("/")
+        return
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.unit.tq_node.api.serve_memory"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.mark.slow
+def test_the_program_does_what_its_description_says(base_url: str, tmp_path: Path) -> None:
+    run = run_schemathesis(base_url, tmp_path, examples=int(os.environ.get("TQ_SCHEMATHESIS_EXAMPLES", "15")))
+    assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-2_000:]
+
+
+def run_schemathesis(base_url: str, cwd: Path, *, examples: int) -> subprocess.CompletedProcess[str]:
+    st = Path(sys.executable).with_name("st")
+    command = [
+        *(str(st), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{base_url}/openapi.json"),
+        *("--phases", "examples,coverage,fuzzing", "--max-examples", str(examples), "--request-timeout", "10"),
+        *("--warnings", "off", "--no-color", "--seed", "1", "--workers", "1"),
+    ]
+    environment = {
+        **os.environ,
+        "SCHEMATHESIS_HOOKS": "tests.unit.tq_node.api.schemathesis_hooks",
+        "PYTHONPATH": str(PROJECT),
+    }
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
