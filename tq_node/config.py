@@ -278,9 +278,10 @@ def read_file(path: Path, source: str) -> dict[str, tuple[str, ...]]:
     """The values of a TOML file, as text. :raises BadOption: it can't be read, or holds what no option is called."""
     try:
         document = tomllib.loads(path.expanduser().read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as why:
-        reason = why.strerror if isinstance(why, OSError) else f"is not TOML: {why}"
-        raise BadOption("config", source, f"{str(path)!r}: {reason}") from None
+    except OSError as why:
+        raise BadOption("config", source, f"{str(path)!r}: {why.strerror}") from None
+    except (ValueError, RuntimeError) as why:  # no TOML, no UTF-8; "\\0" in the name, "~" of nobody
+        raise BadOption("config", source, f"{str(path)!r} is not a TOML file: {why}") from None
     values: dict[str, tuple[str, ...]] = {}
     for key, value in document.items():
         if key not in BY_NAME or key == "config":

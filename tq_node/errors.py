@@ -24,7 +24,9 @@ class TaskQueueError(Exception):
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.task_id = task_id
-        self.retry_after_s = retry_after_s if retry_after_s is not None else (limits.RETRY_AFTER_S if self.retryable else None)
+        self.retry_after_s = (
+            retry_after_s if retry_after_s is not None else (limits.RETRY_AFTER_S if self.retryable else None)
+        )
 
 
 # --- refused: the request itself is wrong ---

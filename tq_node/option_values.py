@@ -92,7 +92,10 @@ def path_from(working_dir: Path) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
         if "\0" in text:
             raise ValueError("is not a path")
-        return Path(os.path.abspath(working_dir / Path(text).expanduser()))
+        try:
+            return Path(os.path.abspath(working_dir / Path(text).expanduser()))
+        except RuntimeError:
+            raise ValueError("names nobody's home directory") from None
 
     return parse
 

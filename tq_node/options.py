@@ -6,17 +6,21 @@ import os
 import platform
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from twisted import copyright as twisted_copyright
+from twisted.logger import Logger
 from twisted.python import usage
 
 from tq_node.config import OPTIONS, BadOption, Option, Settings, load
 
+_log = Logger(namespace="taskqueue.node")
 _PID_FILE_OF_TWISTD = "twistd.pid"
+_STATUS_BYTES_MAX = 100
+"""twistd reads no more from the pipe on which a daemon says whether it has started."""
 
 
 def refuse(line: str) -> NoReturn:
@@ -64,9 +68,25 @@ class Options(usage.Options):
         The node writes its own into its data directory, under that directory's lock. Another name, given on purpose,
         stays.
         """
-        parent = getattr(self, "parent", None)
-        if parent is not None and parent["pidfile"] == _PID_FILE_OF_TWISTD:
-            parent["pidfile"] = ""
+        if self.parent is not None and self.parent["pidfile"] == _PID_FILE_OF_TWISTD:
+            self.parent["pidfile"] = ""
+
+    def refuse_start(self, line: str) -> NoReturn:
+        """As ``refuse``, once logging and forking are over: twistd has redirected ``sys.stderr`` to the log by then.
+
+        A daemon tells the process that waits for it in the foreground, which would otherwise wait for ever.
+        """
+        text = " ".join(line.split())
+        twistd: Mapping[str, Any] = self.parent or {}
+        status_pipe = twistd.get("statusPipe")
+        if status_pipe is not None:
+            os.write(status_pipe, f"1 {text}".encode()[:_STATUS_BYTES_MAX])
+            os.close(status_pipe)
+        if status_pipe is not None or twistd.get("logfile"):
+            _log.error("the node does not start: {why}", why=text, event="start_refused")
+        if status_pipe is None and sys.__stderr__ is not None:
+            print("taskqueue:", text, file=sys.__stderr__, flush=True)
+        raise SystemExit(1)
 
     def getSynopsis(self) -> str:
         return "Usage: twistd [twistd options] taskqueue [options]"

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -45,13 +45,20 @@ EXIT_SOFTWARE = 70
 EXIT_STORE_BROKEN = 74
 SITE_CLOSE_S = 5.0
 SWITCH_INTERVAL_S = 0.00002
-"""Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call and takes it again at once, so that a
-writer thread with a longer interval (Python's default is 5 ms) never gets to demand it, and a commit took seconds."""
+"""Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call and takes it again at
+once, so a writer thread with a longer interval (Python's default: 5 ms) never gets to demand it, and a commit took seconds."""
 
 
 def makeService(options: Options) -> NodeService:
     """The node as a service. Opens nothing: a daemon forks between this and the start, and threads don't survive that."""
-    return NodeService(options.settings)
+    working_dir = str(options.settings.working_dir)
+    if working_dir not in sys.path:
+        sys.path.insert(0, working_dir)
+    try:
+        registry = Registry.load(options.settings.handlers)
+    except HandlerError as why:
+        refuse(f"--handlers: {why}")
+    return NodeService(options.settings, registry, options.refuse_start)
 
 
 class NodeService(Service):
@@ -59,7 +66,9 @@ class NodeService(Service):
 
     name = "taskqueue"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, registry: Registry, refuse_start: Callable[[str], NoReturn]) -> None:
+        self._registry = registry
+        self._refuse_start = refuse_start
         self._settings = settings
         self._reactor: Any = None
         self._store: SqliteStore
@@ -88,7 +97,7 @@ class NodeService(Service):
         ) as why:  # fmt: skip
             for undo in reversed(self._undo):
                 undo()
-            refuse(str(why))
+            self._refuse_start(str(why))
         reactor.callWhenRunning(_end_in_order_on_signals, reactor)
         self._starting = Deferred.fromCoroutine(self._start(first))
         self._starting.addErrback(self._failed_to_start)
@@ -96,9 +105,7 @@ class NodeService(Service):
     def _assemble(self) -> dict[str, bytes | None]:
         """Everything that can be refused: handlers, directory, identity, ports."""
         settings = self._settings
-        if str(settings.working_dir) not in sys.path:
-            sys.path.insert(0, str(settings.working_dir))
-        registry = Registry.load(settings.handlers)
+        registry = self._registry
         metrics = Metrics(version=version(), node=settings.node_name)
         self._store = open_store(
             settings.data_dir,
@@ -109,13 +116,18 @@ class NodeService(Service):
         self._undo.append(self._store.close)
         clock = Clock(self._reactor)
         meta = self._store.meta()
-        identity = identity_in(meta, settings.node_name) or make_identity(
-            node_name=settings.node_name,
-            partition_count=settings.partitions,
-            replication_factor=settings.replication_factor,
-            random_bytes=os.urandom,
-            now_us=clock.wall_us(),
-        )
+        identity = identity_in(meta, settings.node_name)
+        if identity is None:
+            if settings.join:
+                # The store was made by a start that ended before it had an identity; such a node must not found a cluster either.
+                self._refuse_start("--join: this version can't join a cluster yet, and this directory belongs to none")
+            identity = make_identity(
+                node_name=settings.node_name,
+                partition_count=settings.partitions,
+                replication_factor=settings.replication_factor,
+                random_bytes=os.urandom,
+                now_us=clock.wall_us(),
+            )
         incarnation, first = next_start(meta, identity)
         queue_settings = QueueSettings(
             node_id=identity.node_id,
@@ -147,6 +159,7 @@ class NodeService(Service):
         )
         metrics.sources.disk_free_bytes = self._store.disk_free_bytes
         metrics.sources.store_bytes = self._store.bytes_on_disk
+        metrics.sources.uncommitted_bytes = self._queue.uncommitted_bytes
         metrics.sources.workers = lambda: {
             "busy": self._worker.running_count,
             "idle": settings.concurrency - self._worker.running_count,

@@ -84,11 +84,12 @@ def test_two_nodes_in_one_directory(nodes: Nodes, home: Path) -> None:
 
 def test_a_second_process_on_one_data_directory(nodes: Nodes, home: Path) -> None:
     first = nodes.start(cwd=home)
-    second = nodes.start(cwd=home, wait=False)
-    assert second.wait() not in (0, -signal.SIGTERM)
-    told = [line for line in second.log.splitlines() if "in use" in line]
-    assert len(told) == 1, second.log
-    assert "Traceback" not in second.log
+    second = nodes.run("--http", str(free_port()), cwd=home)
+    assert second.code == 1
+    (line,) = second.err.splitlines()
+    assert line.startswith("taskqueue: ")
+    assert "in use" in line
+    assert "Traceback" not in second.out
     assert int((home / "data/node-1/twistd.pid").read_text()) == first.pid
     assert first.get("/ready").status == 200
     assert first.terminate() == 0
@@ -116,10 +117,11 @@ def test_a_pid_file_of_twistd_in_the_working_directory_does_not_matter(nodes: No
 
 def test_another_node_s_directory_is_refused(nodes: Nodes, home: Path) -> None:
     assert nodes.start("--node-id", "node-1", "--data-dir", "d", cwd=home).terminate() == 0
-    other = nodes.start("--node-id", "node-2", "--data-dir", "d", cwd=home, wait=False)
-    assert other.wait() != 0
-    assert "Traceback" not in other.log
-    assert "node-1" in other.log
+    other = nodes.run("--node-id", "node-2", "--data-dir", "d", cwd=home)
+    assert other.code == 1
+    (line,) = other.err.splitlines()
+    assert "node-1" in line
+    assert "Traceback" not in other.out
 
 
 def test_a_daemon_detaches_and_keeps_its_paths(nodes: Nodes, home: Path) -> None:
@@ -138,6 +140,15 @@ def test_a_daemon_detaches_and_keeps_its_paths(nodes: Nodes, home: Path) -> None
     assert "Traceback" not in (home / "twistd.log").read_text()
     assert sorted(path.name for path in home.iterdir()) == ["kept", "twistd.log"]
     assert not (home / "kept/twistd.pid").exists()
+
+
+def test_a_daemon_that_can_t_start_says_so_and_does_not_wait_for_ever(nodes: Nodes, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = nodes.run("--http", str(port), "--peer", "9", cwd=home, daemon=True, deadline_s=15)
+    assert ended.code == 1
+    assert f":{port}" in ended.err
+    assert "Traceback" not in (home / "twistd.log").read_text()
 
 
 def lives(pid: int) -> bool:
@@ -181,10 +192,13 @@ def test_a_node_listens_on_loopback_alone(nodes: Nodes, home: Path) -> None:
 def test_a_port_in_use_is_said_in_one_line(nodes: Nodes, home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        node = nodes.start("--peer", "9", http_port=port, cwd=home, wait=False)
-        assert node.wait() not in (0, -signal.SIGTERM)
-    assert "Traceback" not in node.log
-    assert any(str(port) in line and "in use" in line for line in node.log.splitlines()), node.log
+        ended = nodes.run("--http", str(port), "--peer", "9", cwd=home)
+    assert ended.code == 1
+    (line,) = ended.err.splitlines()
+    assert line.startswith("taskqueue: ")
+    assert f":{port}" in line
+    assert "in use" in line
+    assert "Traceback" not in ended.out
 
 
 def test_a_toml_file_starts_a_node(nodes: Nodes, home: Path) -> None:

@@ -56,7 +56,7 @@ class Load(threading.Thread):
         response = connection.getresponse()
         answer = json.loads(response.read())
         if response.status in (200, 201):
-            results = answer["results"] if "results" in answer else [answer]
+            results = answer.get("results", [answer])
             for result in results:
                 if "task_id" in result:
                     self.acknowledged[result["task_id"]] = kind

@@ -46,7 +46,9 @@ class Lifecycle(RuleBasedStateMachine):
         if task_id is not None:
             self.world.tell(task_id, self.world.claim(task_id))
 
-    @rule(which=st.integers(0, 50), draw=st.floats(0, 0.999), final=st.booleans(), delay=st.none() | st.integers(0, 9_999))
+    @rule(
+        which=st.integers(0, 50), draw=st.floats(0, 0.999), final=st.booleans(), delay=st.none() | st.integers(0, 9_999)
+    )
     def fail(self, which: int, draw: float, final: bool, delay: int | None) -> None:
         self._tell(which, tasks.Fail(self.world.now_us, self._token(which), TaskError("E", "m"), delay, final, draw))
 
@@ -101,7 +103,9 @@ TestLifecycle.settings = settings(max_examples=60, stateful_step_count=40, deadl
 
 
 # --- the mutation table: each rule switched off, once ---
-def _table(state: State, event: type[Any], handler: Callable[[TaskRow, Any], TaskRow]) -> Callable[[pytest.MonkeyPatch], None]:
+def _table(
+    state: State, event: type[Any], handler: Callable[[TaskRow, Any], TaskRow]
+) -> Callable[[pytest.MonkeyPatch], None]:
     return lambda patch: patch.setitem(tasks.TABLE, (state, event), handler)
 
 
@@ -137,7 +141,9 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a cancelled task can complete": _table(State.CANCELLED, tasks.Complete, _unfenced(tasks._complete)),
     "a running task can be claimed again": _table(State.PROCESSING, tasks.Claim, tasks._claim),
     "a scheduled task can be claimed": _table(State.SCHEDULED, tasks.Claim, tasks._claim),
-    "due looks at no clock": _table(State.SCHEDULED, tasks.Due, lambda r, e: replace(r, rev=r.rev + 1, state=State.PENDING)),
+    "due looks at no clock": _table(
+        State.SCHEDULED, tasks.Due, lambda r, e: replace(r, rev=r.rev + 1, state=State.PENDING)
+    ),
     "a retry keeps its counts": _table(
         State.FAILED, tasks.Retry, lambda r, e: replace(tasks._retry(r, e), failures=r.failures)
     ),
@@ -155,9 +161,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         State.PROCESSING, tasks.Fail, lambda r, e: replace(tasks._fail(r, e), state=State.SCHEDULED, ended_us=None)
     ),
     "attempts are not recorded": _attribute(tasks, "_recorded", lambda row, at_us, outcome, error: row.attempts),
-    "rev stands still": _table(
-        State.PENDING, tasks.Claim, lambda r, e: replace(tasks._claim(r, e), rev=r.rev)
-    ),
+    "rev stands still": _table(State.PENDING, tasks.Claim, lambda r, e: replace(tasks._claim(r, e), rev=r.rev)),
     "an attempt keeps its number": _table(
         State.PENDING, tasks.Claim, lambda r, e: replace(tasks._claim(r, e), attempt=max(1, r.attempt))
     ),
@@ -179,7 +183,9 @@ def test_a_rule_switched_off_is_caught(name: str, monkeypatch: pytest.MonkeyPatc
     MUTATIONS[name](monkeypatch)
     if name in LIMITS_SEEN_BY_JUDGE:
         # The judge knows the number itself: a bound that both read would move for both.
-        monkeypatch.setattr("tests.support.lifecycle.limits", type("Limits", (), {"LOST_ATTEMPTS_MAX": 3, "ATTEMPTS_KEPT_MAX": 100}))
+        monkeypatch.setattr(
+            "tests.support.lifecycle.limits", type("Limits", (), {"LOST_ATTEMPTS_MAX": 3, "ATTEMPTS_KEPT_MAX": 100})
+        )
     for seed in range(MUTATION_SEEDS):
         try:
             walk(seed)

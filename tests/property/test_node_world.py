@@ -12,6 +12,7 @@ from twisted.logger import LogLevel
 from tests.conftest import LoggedErrors
 from tests.support.node_world import NodeWorld, Violation, run
 from tq_node.errors import Divergence
+from tq_node.facade import Accepted, Read
 from tq_node.runtime import queue, reading, recovery, rows, running, submitting, table
 from tq_node.runtime.log_driver import LogDriver
 from tq_node.types import State
@@ -41,7 +42,7 @@ def test_the_same_seed_is_the_same_world() -> None:
 
 
 # --- the mutation table ---
-Patch = Callable[[pytest.MonkeyPatch], None]
+Patch = Callable[[pytest.MonkeyPatch], object]
 
 
 def _set(owner: Any, name: str, value: Any) -> Patch:
@@ -57,12 +58,14 @@ def _claims_start_before_commit(self: running.Running, claims: list[Any], places
 
 
 def _repeat_looks_at_no_content(self: submitting.Submitting, submission: Any, task_id: str, found: Any) -> Any:
-    return submitting.Accepted(task_id, State.PENDING, "node-1", False), found
+    return Accepted(task_id, State.PENDING, "node-1", False), found
 
 
 def _load_forgets_the_resident(self: submitting.Submitting, submissions: Any) -> Any:
     own = [s.id for s in submissions if s.id is not None and self._table.find(s.id) is None]
-    return self._table.load(own).addCallback(self._many_found, submissions) if own else self._many_found({}, submissions)
+    return (
+        self._table.load(own).addCallback(self._many_found, submissions) if own else self._many_found({}, submissions)
+    )
 
 
 def _no_tail(store: Any, state: Any) -> Any:
@@ -78,7 +81,9 @@ def _due_heap_is_lost(self: running.Running) -> None:
 
 MUTATIONS: dict[str, Patch] = {
     "answers go out before the commit (R11)": _answer_before_commit,
-    "workers start before the claim's commit (R11)": _set(running.Running, "_when_claimed", _claims_start_before_commit),
+    "workers start before the claim's commit (R11)": _set(
+        running.Running, "_when_claimed", _claims_start_before_commit
+    ),
     "durable is taken for granted (R8, R16)": lambda patch: (
         patch.setattr(LogDriver, "when_committed", lambda self, wait, places: succeed(wait.value)),
         patch.setattr(table.TaskTable, "committed_wait", lambda self, slot, wait: None),
@@ -94,7 +99,9 @@ MUTATIONS: dict[str, Patch] = {
     ),
     "inherited attempts are never lost": _set(queue.NodeQueue, "_lose_inherited", lambda self, *a: None),
     "reads show what is not committed": _set(
-        reading.Reading, "_read", lambda self, slot, task_id, wait_s, age_s: succeed(reading.Read(slot.row, "node-1", age_s))
+        reading.Reading,
+        "_read",
+        lambda self, slot, task_id, wait_s, age_s: succeed(Read(slot.row, "node-1", age_s)),
     ),
 }
 
@@ -122,7 +129,10 @@ def test_a_rule_switched_off_is_caught(
                 record_property("seeds_to_catch", seed + 1)
                 print(f"{name}: caught after {seed + 1} seeds: {str(why)[:120]!r}")
                 return
-            if any(event.get("log_level") is LogLevel.critical and "purge" not in str(event) for event in logged_errors.events):
+            if any(
+                event.get("log_level") is LogLevel.critical and "purge" not in str(event)
+                for event in logged_errors.events
+            ):
                 print(f"{name}: caught after {seed + 1} seeds by what was logged")
                 return
     finally:

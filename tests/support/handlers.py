@@ -7,7 +7,8 @@ import signal
 import time
 from typing import Any
 
-from twisted.internet import reactor, task as twisted_task
+from twisted.internet import reactor
+from twisted.internet import task as twisted_task
 
 from tq_node import Context, task
 

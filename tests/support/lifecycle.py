@@ -59,7 +59,9 @@ class Judge:
             self._need(before.state is State.PENDING, "only a pending task starts")
             self._need(before.run_at_us <= event.at_us, "nothing starts before its time")
             token = after.token
-            self._need(token is not None and token > self._greatest_token.get(after.id, Token(0, 0)), "tokens only grow")
+            self._need(
+                token is not None and token > self._greatest_token.get(after.id, Token(0, 0)), "tokens only grow"
+            )
             assert token is not None
             self._greatest_token[after.id] = token
         token = getattr(event, "token", None)
@@ -228,7 +230,11 @@ class World:
             raise Violation("a task that has not ended can be cancelled") from why
         if type(event) is tasks.Claim and row.state is State.PENDING:
             raise Violation("a pending task can be claimed") from why
-        if row.state is State.PROCESSING and getattr(event, "token", None) == row.token and type(event) is not tasks.Claim:
+        if (
+            row.state is State.PROCESSING
+            and getattr(event, "token", None) == row.token
+            and type(event) is not tasks.Claim
+        ):
             raise Violation("the holder of the token is heard") from why
 
     def bury(self) -> None:

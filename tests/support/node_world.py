@@ -16,7 +16,15 @@ from twisted.internet.task import Clock as VirtualClock
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import AlreadyFinal, IdConflict, NotRetryable, OutcomeUnknown, StaleAttempt, TaskPurged, TaskQueueError
+from tq_node.errors import (
+    AlreadyFinal,
+    IdConflict,
+    NotRetryable,
+    OutcomeUnknown,
+    StaleAttempt,
+    TaskPurged,
+    TaskQueueError,
+)
 from tq_node.facade import (
     Accepted,
     AttemptFailed,
@@ -24,8 +32,10 @@ from tq_node.facade import (
     Completed,
     EventBatch,
     ListQuery,
+    Lost,
     Notes,
     Outcome,
+    Read,
     Released,
     Submission,
     TaskPage,
@@ -111,11 +121,12 @@ class NodeWorld:
             random_bytes=self.random.randbytes, draw=self.random.random,
         )  # fmt: skip
         clock = self.clock
-        mono_ns: Callable[[], int] = lambda: int(clock.seconds() * 1e9)
+
+        def mono_ns() -> int:
+            return int(clock.seconds() * 1e9)
+
         wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
-        self.queue = NodeQueue(
-            self.store, Clock(self.clock, wall), settings, Metrics(), on_disk_floor=lambda: None
-        )
+        self.queue = NodeQueue(self.store, Clock(self.clock, wall), settings, Metrics(), on_disk_floor=lambda: None)
         self.queue._table.rows._bytes_max = self.cache_bytes
         self.worker = FakeWorker()
         self.queue.attach(self.worker)
@@ -186,9 +197,14 @@ class NodeWorld:
 
         return hear
 
+    def hearing_read(self) -> Callable[[Read], None]:
+        hear = self.hearing()
+        return lambda read: hear(read.row)
+
     def expect(self, answer: Deferred[Any], hear: Callable[[Any], None], *allowed: type[Exception]) -> None:
         def refused(why: Failure) -> None:
             if why.check(TaskPurged):
+                assert isinstance(why.value, TaskPurged)
                 self.purged.add(str(why.value.task_id))
             elif not why.check(*allowed, OutcomeUnknown, StaleAttempt):
                 self.fault(why)
@@ -258,16 +274,20 @@ class NodeWorld:
 
         self.expect(self.queue.claim(self.random.randint(1, 8)), hear)
 
-    def finish(self, outcome: Outcome | None = None) -> None:
+    def finish(self, forced: Outcome | None = None) -> None:
         if not self.claims:
             return
         claim = self.claims.pop(self.random.randrange(len(self.claims)))
-        outcome = outcome or self.random.choice(
-            [
-                Completed(b'"done"'), Completed(b'"done"'), AttemptFailed(TaskError("E", "no"), self.random.choice([None, 0])),
-                AttemptFailed(TaskError("E", "no"), final=True), Released(),
-            ]
-        )  # fmt: skip
+        outcomes: list[Outcome] = [
+            Completed(b'"done"'),
+            Completed(b'"done"'),
+            AttemptFailed(TaskError("E", "no"), self.random.choice([None, 0])),
+            AttemptFailed(TaskError("E", "no"), final=True),
+            Released(),
+            Lost(),
+        ]
+        drawn = self.random.choice(outcomes)
+        outcome = drawn if forced is None else forced
         notes = self.random.choice([None, None, Notes()])
         self.expect(self.queue.finish(claim, outcome, notes), lambda _: self.hear_end(claim, outcome))
         if self.random.random() < 0.1:
@@ -310,10 +330,16 @@ class NodeWorld:
         task_id = self.known()
         if task_id:
             wait_s = self.random.choice([0.0, 0.0, 5.0])
-            self.expect(self.queue.get(task_id, wait_s=wait_s), lambda read, hear=self.hearing(): hear(read.row))
+            self.expect(self.queue.get(task_id, wait_s=wait_s), self.hearing_read())
 
     def page(self) -> None:
-        self.expect(self.queue.list(ListQuery(limit=1000)), lambda page, hear=self.hearing(): [hear(t.row) for t in page.tasks])
+        hear = self.hearing()
+
+        def hear_page(page: TaskPage) -> None:
+            for listed in page.tasks:
+                hear(listed.row)
+
+        self.expect(self.queue.list(ListQuery(limit=1000)), hear_page)
 
     def pause(self) -> None:
         queue = self.random.choice(["mail", "slow"])
@@ -355,7 +381,7 @@ class NodeWorld:
 
         self.expect(self.queue.list(ListQuery(limit=10_000)), hear)
         for task_id in sorted(self.acknowledged):
-            self.expect(self.queue.get(task_id), lambda read, hear=self.hearing(): hear(read.row))
+            self.expect(self.queue.get(task_id), self.hearing_read())
         self.settle()
         missing = self.acknowledged - set(present) - self.purged
         if missing:

@@ -116,8 +116,7 @@ class Exposition(Collector):
         for name, text, histogram in (
             ("taskqueue_wal_sync_seconds", "Write and sync of one group commit.", metrics.sync_s),
             ("taskqueue_commit_entries", "Log entries in one group commit.", metrics.commit_entries),
-            ("taskqueue_commit_effects", "Row effects in one group commit.", metrics.commit_effects),
-            ("taskqueue_commit_bytes", "Bytes of entries in one group commit.", metrics.commit_bytes),
+            ("taskqueue_commit_rows", "Rows written behind the log in one group commit.", metrics.commit_rows),
             ("taskqueue_reactor_delay_seconds", "How late the reactor ran a timer.", metrics.reactor_delay_s),
         ):
             family = HistogramMetricFamily(name, text)

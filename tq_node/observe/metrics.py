@@ -24,7 +24,6 @@ TASK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 DELAY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 COUNT_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 4_096.0, 16_384.0)
-BYTES_BUCKETS = (256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0)
 
 _STATES = len(State)
 _PROCESSING = State.PROCESSING
@@ -88,8 +87,7 @@ class Metrics:
         self.http_s: dict[tuple[str, int], Histogram] = {}
         self.sync_s = Histogram(SYNC_BUCKETS_S)
         self.commit_entries = Histogram(COUNT_BUCKETS)
-        self.commit_effects = Histogram(COUNT_BUCKETS)
-        self.commit_bytes = Histogram(BYTES_BUCKETS)
+        self.commit_rows = Histogram(COUNT_BUCKETS)
         self.reactor_delay_s = Histogram(DELAY_BUCKETS_S)
         self.event_clients_dropped = 0
         self._types: set[str] = set()
@@ -140,11 +138,10 @@ class Metrics:
         self.leases_lost[reason] = self.leases_lost.get(reason, 0) + 1
 
     # --- store ---
-    def committed(self, entries: int, effects: int, bytes_written: int, sync_s: float) -> None:
-        """One group commit became durable: what was in it, and how long the write and the sync took."""
+    def committed(self, batches: int, entries: int, rows: int, sync_s: float) -> None:
+        """One group commit became durable: log entries and rows in it, and how long the write and the sync took."""
         self.commit_entries.observe(entries)
-        self.commit_effects.observe(effects)
-        self.commit_bytes.observe(bytes_written)
+        self.commit_rows.observe(rows)
         self.sync_s.observe(sync_s)
 
     # --- process ---

@@ -54,7 +54,9 @@ def encode_body(row: TaskRow) -> bytes:
     )
 
 
-def decode_row(partition: int, rev: int, state: int, run_at_us: int, ended_us: int, spec: bytes, body: bytes) -> TaskRow:
+def decode_row(
+    partition: int, rev: int, state: int, run_at_us: int, ended_us: int, spec: bytes, body: bytes
+) -> TaskRow:
     """:raises msgspec.DecodeError: the bytes are not what ``encode_spec`` and ``encode_body`` made."""
     rest = _decode_body(body)
     return TaskRow(

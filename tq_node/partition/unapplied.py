@@ -92,7 +92,9 @@ class Unapplied:
                     # Its horizon would have to pass within the lag of the rows: minutes within milliseconds.
                     raise Divergence(f"task {effect.id}: buried and born again before the rows show it")
                 if fold.rev != effect.expected_rev:
-                    raise Divergence(f"task {effect.id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}")
+                    raise Divergence(
+                        f"task {effect.id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}"
+                    )
                 self.bytes += len(effect.body) - (len(fold.put.body) if fold.put is not None else 0)
                 fold.rev = effect.rev
                 fold.put = effect

@@ -76,7 +76,9 @@ class Clock:
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> IDelayedCall:
         return self._reactor.callLater(seconds, call, *args)
 
-    def every(self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str) -> tuple[LoopingCall, Deferred[Any]]:
+    def every(
+        self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str
+    ) -> tuple[LoopingCall, Deferred[Any]]:
         """Call now and then each ``seconds``; a round that raises is logged and the next one comes all the same.
 
         Returns the loop, and the Deferred that fires once it is stopped *and* its last round is over.

@@ -132,10 +132,14 @@ class LogDriver:
     def is_overloaded(self) -> bool:
         """Whether more waits for the disk than may wait: new work is to be refused (F46, I15)."""
         return (
-            self._proposed_bytes + self._flying_bytes > limits.UNCOMMITTED_BYTES_MAX
+            self.uncommitted_bytes > limits.UNCOMMITTED_BYTES_MAX
             or self._unapplied.rows > limits.UNAPPLIED_ROWS_MAX
             or self._unapplied.bytes > limits.UNAPPLIED_BYTES_MAX
         )
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        return self._proposed_bytes + self._flying_bytes
 
     # --- the loop ---
     def _schedule_flush(self) -> None:
@@ -170,9 +174,7 @@ class LogDriver:
         self._flying_bytes, self._proposed_bytes = self._proposed_bytes, 0
         self._in_flight = True
         self._flying_applied = set(taken.applied)
-        self._store.commit(batch).addCallbacks(
-            self._durable, self._failed, callbackArgs=(places, taken, meta_waits)
-        )
+        self._store.commit(batch).addCallbacks(self._durable, self._failed, callbackArgs=(places, taken, meta_waits))
 
     def _take_slice(self, has_entries: bool) -> Slice:
         backlog = self._unapplied.rows
@@ -272,9 +274,7 @@ def _fill(batch: Batch, taken: Slice) -> None:
     for partition, fold, spec in taken.rows:
         put = fold.put
         assert put is not None
-        row = RowWrite(
-            put.id, partition, fold.stored_rev, put.rev, put.state, put.run_at_us, put.ended_us, put.body
-        )
+        row = RowWrite(put.id, partition, fold.stored_rev, put.rev, put.state, put.run_at_us, put.ended_us, put.body)
         if spec is not None:
             row.spec = fold.spec
             row.type, row.queue, row.priority, row.created_us = spec.type, spec.queue, spec.priority, spec.created_us

@@ -1,4 +1,4 @@
-"""The queue of one node: the implementation of ``facade.TaskQueue``. It joins the parts of ``runtime`` and holds no rule itself."""
+"""The queue of one node: ``facade.TaskQueue`` made of the parts of ``runtime``. It joins them and holds no rule itself."""
 
 from __future__ import annotations
 
@@ -309,6 +309,10 @@ class NodeQueue:
             )
             for log in self._table.driver.logs
         ]  # fmt: skip
+
+    def uncommitted_bytes(self) -> int:
+        """Proposed and not yet durable; for metrics."""
+        return self._table.driver.uncommitted_bytes if self.is_active else 0
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         reasons = []

@@ -148,5 +148,3 @@ class Reading:
             for state, count in enumerate(row):
                 primary[state] += count
         return Stats(primary, [0] * len(State))
-
-

@@ -92,9 +92,10 @@ class Running:
         now_us = self._clock.wall_us()
         for slot in found.values():
             # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
-            if isinstance(slot, Slot) and slot.row is not None and slot.row.state is State.SCHEDULED:
-                if slot.row.run_at_us <= now_us:
-                    self._table.change(slot, Due(now_us), now_us)
+            if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.SCHEDULED:
+                continue
+            if slot.row.run_at_us <= now_us:
+                self._table.change(slot, Due(now_us), now_us)
         self.schedule_due()
 
     # --- claim ---
@@ -187,9 +188,7 @@ class Running:
         if isinstance(outcome, Completed):
             event = Complete(now_us, claim.token, outcome.result)
         elif isinstance(outcome, AttemptFailed):
-            event = Fail(
-                now_us, claim.token, outcome.error, outcome.retry_in_ms, outcome.final, self._settings.draw()
-            )
+            event = Fail(now_us, claim.token, outcome.error, outcome.retry_in_ms, outcome.final, self._settings.draw())
         elif isinstance(outcome, Lost):
             event = Lose(now_us, claim.token, self._settings.draw())
         else:

@@ -112,9 +112,7 @@ class Submitting:
         if not waiting:
             return succeed(results)
         wait = Wait(results, self._clock.now_ms(), len(waiting))
-        return cast(
-            "Deferred[list[Accepted | TaskQueueError]]", self._table.driver.when_committed(wait, waiting)
-        )
+        return cast("Deferred[list[Accepted | TaskQueueError]]", self._table.driver.when_committed(wait, waiting))
 
     # --- one task ---
     def _accept(self, submission: Submission, found: Found) -> tuple[Accepted, Slot]:

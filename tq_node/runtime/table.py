@@ -109,7 +109,7 @@ class TaskTable:
             put = put_changed(before, after)
         sequence = self._propose(slot, before, after, put, at_us)
         slot.claimed = sequence
-        assert after.token is not None and after.token.sequence == sequence, "a token is its entry's place"
+        assert after.token == (log.epoch, sequence), "a token is its entry's place"
         return after
 
     def _propose(self, slot: Slot, before: TaskRow, after: TaskRow, put: Put, at_us: int) -> int:
@@ -170,8 +170,8 @@ class TaskTable:
     def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
         """What there is of each id, resident where it is a row.
 
-        The result must be used in the same turn. Loads of one id that overlap share one look, and rows stay in memory until all that
-        were asked for are there: a row changes only while it is resident, so what comes back has not been overtaken.
+        The result must be used in the same turn. Loads of one id that overlap share one look, and rows stay in memory until
+        all that were asked for are there: a row changes only while it is resident, so what comes back has not been overtaken.
         """
         done: Deferred[dict[str, Found]] = Deferred()
         self._gather(list(dict.fromkeys(task_ids)), {}, done)

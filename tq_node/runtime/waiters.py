@@ -53,7 +53,7 @@ class CommitWaiters:
         self._waiting: deque[tuple[int, Wait]] = deque()
 
     def add(self, sequence: int, wait: Wait) -> None:
-        """Callers are told in the order of the calls: one whose entry is older than that of the caller before it hears with that one."""
+        """Callers are told in the order of the calls; one that waits for an older entry hears with the caller before it."""
         self._waiting.append((sequence, wait))
 
     def committed(self, upto: int) -> list[Wait]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tq_node import limits
@@ -148,7 +148,7 @@ class TestRefusals:
             ("[http]\nport = 80", "wants a string or a number, not dict"),
             ("concurrency = [1]", "wants a string or a number, not list"),
             ("insecure = []", "wants a flag: true or false, not list"),
-            ("concurrency = ", "is not TOML"),
+            ("concurrency = ", "is not a TOML file"),
         ],
     )
     def test_a_file_that_does_not_fit(self, tmp_path: Path, text: str, reason: str) -> None:
@@ -162,7 +162,10 @@ class TestRefusals:
         assert "No such file" in refusal(config=str(tmp_path / "none.toml"))
         assert "--config (TQ_CONFIG)" in refusal(environment={"TQ_CONFIG": str(tmp_path / "none.toml")})
         (tmp_path / "binary").write_bytes(b"\xff\xfe")
-        assert "is not TOML" in refusal(config=str(tmp_path / "binary"))
+        assert "is not a TOML file" in refusal(config=str(tmp_path / "binary"))
+        assert "is not a TOML file" in refusal(config="a\0b")
+        assert "is not a TOML file" in refusal(config="~nobody-of-this-name/x")
+        assert "home directory" in refusal(data_dir="~nobody-of-this-name/x")
 
     @pytest.mark.parametrize(
         "options",
@@ -220,6 +223,8 @@ class TestRefusals:
         assert refusal(**options).startswith(f"--{name.replace('_', '-')}")
 
     @given(st.text(max_size=200))
+    @example("\0")
+    @example("~x")
     def test_any_text_gives_a_setting_or_one_line(self, text: str) -> None:
         for option in OPTIONS:
             line = ""

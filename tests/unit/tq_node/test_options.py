@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,29 @@ def test_refuse_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         refuse("--handlers: no module\nnamed 'x'")
     assert capsys.readouterr().err == "taskqueue: --handlers: no module named 'x'\n"
+
+
+def test_a_late_refusal_goes_to_the_real_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", real)
+    with pytest.raises(SystemExit) as caught:
+        parsed().refuse_start("port\nin use")
+    assert caught.value.code == 1
+    assert real.getvalue() == "taskqueue: port in use\n"
+
+
+def test_a_late_refusal_of_a_daemon_wakes_whoever_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", real)
+    readable, writable = os.pipe()
+    parent = Parent()
+    parent.parseOptions(["taskqueue"])
+    parent["statusPipe"] = writable
+    with pytest.raises(SystemExit):
+        parent.subOptions.refuse_start("why " * 50)
+    assert os.read(readable, 1000) == ("1 " + "why " * 50).encode()[:100]
+    os.close(readable)
+    assert real.getvalue() == ""
 
 
 def test_the_shared_pid_file_is_dropped() -> None:

@@ -126,7 +126,7 @@ def test_a_payload_of_just_a_mebibyte_is_taken(world: World) -> None:
     "headers",
     [
         {"Content_Type": "text/plain"},
-        {"Content_Type": "application/x-www-form-urlencoded"},
+        {"Content_Type": "application/x-www-form-urlencoded", "Origin": "http://evil.example"},
         {"Content_Type": "multipart/form-data; boundary=x"},
         {"Content_Type": "application/x-ndjson"},
         {"Content_Type": "application/json; charset=latin-1"},
@@ -134,7 +134,7 @@ def test_a_payload_of_just_a_mebibyte_is_taken(world: World) -> None:
         {"Content_Type": ""},
         {"Content_Encoding": "gzip"},
     ],
-    ids=lambda headers: str(*headers.values()),
+    ids=lambda headers: " ".join(headers.values()),
 )
 def test_415_not_json(world: World, headers: dict[str, str]) -> None:
     reply = world.post("/tasks/submit", {"type": "a"}, **headers)
@@ -142,8 +142,15 @@ def test_415_not_json(world: World, headers: dict[str, str]) -> None:
 
 
 def test_415_tells_curl_users_what_to_add(world: World) -> None:
-    reply = world.post("/tasks/submit", b"{}", Content_Type="application/x-www-form-urlencoded")
+    reply = world.post("/tasks/submit", b"type=email", Content_Type="application/x-www-form-urlencoded")
+    assert (reply.status, reply.code) == (415, "not_json")
     assert "-H 'Content-Type: application/json'" in reply.json["detail"]
+
+
+def test_json_that_curl_calls_a_form_is_taken(world: World) -> None:
+    form = "application/x-www-form-urlencoded"
+    assert world.post("/tasks/submit", b' {"type":"a"}', Content_Type=form).status == 201
+    assert world.post("/tasks/batch", b'{"tasks":[{"type":"a"}]}', Content_Type=form).status == 200
 
 
 @pytest.mark.parametrize(

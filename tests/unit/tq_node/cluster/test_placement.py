@@ -6,6 +6,7 @@ import pytest
 
 from tq_node.cluster.placement import partition_of
 
+
 @pytest.mark.parametrize(
     ("task_id", "seed", "count", "partition"),
     [

@@ -86,8 +86,8 @@ def test_due_tasks_come_in_order_and_not_early(times: list[int], now: int, limit
     assert due.next_us() == (min(times) if times else None)
     popped = due.pop_due(now, limit)
     assert len(popped) == min(limit, sum(at <= now for at in times))
-    at = [times[int(task_id[1:])] for task_id, _ in popped]
-    assert at == sorted(at)
-    assert all(when <= now for when in at)
+    came = [times[int(task_id[1:])] for task_id, _ in popped]
+    assert came == sorted(came)
+    assert all(when <= now for when in came)
     assert many.pop_due(now, limit) == popped
     assert len(due) == len(times) - len(popped)

@@ -39,7 +39,7 @@ def test_r7_active_when_the_barrier_is_committed() -> None:
 
 
 def test_f20_an_epoch_is_never_resumed() -> None:
-    log = PrimaryLog(0, "a", promised=4)
+    log: PrimaryLog[str] = PrimaryLog(0, "a", promised=4)
     with pytest.raises(Divergence, match="epoch 4"):
         log.begin_epoch(4)
 
@@ -92,7 +92,7 @@ def test_two_claims_of_a_task_never_share_a_token() -> None:
 
 
 def test_the_tail_commits_with_the_barrier_not_before() -> None:
-    log = PrimaryLog(0, "a", promised=2, last_sequence=5, applied=3)
+    log: PrimaryLog[str] = PrimaryLog(0, "a", promised=2, last_sequence=5, applied=3)
     log.recover([(4, [Horizon(1)]), (5, [Horizon(2)])])
     assert log.committed == 3
     log.begin_epoch(3)
@@ -103,7 +103,7 @@ def test_the_tail_commits_with_the_barrier_not_before() -> None:
 
 @pytest.mark.parametrize("tail", [[(5, [])], [(4, [])], [(4, []), (6, [])]])
 def test_a_log_with_a_gap_is_refused(tail: list[tuple[int, list[object]]]) -> None:
-    log = PrimaryLog(0, "a", promised=2, last_sequence=6, applied=3)
+    log: PrimaryLog[str] = PrimaryLog(0, "a", promised=2, last_sequence=6, applied=3)
     with pytest.raises(Divergence):
         log.recover(tail)  # type: ignore[arg-type]  # lists are invariant
 

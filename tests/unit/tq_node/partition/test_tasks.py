@@ -29,7 +29,14 @@ def running(**changes: Any) -> TaskRow:
 
 
 def fail(row: TaskRow, **how: Any) -> TaskRow:
-    event = {"at_us": 9 * SECOND_US, "token": row.token, "error": ERROR, "retry_in_ms": None, "final": False, "draw": 0.0}
+    event = {
+        "at_us": 9 * SECOND_US,
+        "token": row.token,
+        "error": ERROR,
+        "retry_in_ms": None,
+        "final": False,
+        "draw": 0.0,
+    }
     return tasks.transition(row, tasks.Fail(**{**event, **how}))
 
 

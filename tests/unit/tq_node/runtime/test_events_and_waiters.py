@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
 
 from tests.conftest import LoggedErrors
 from tq_node import limits
@@ -22,7 +23,10 @@ def test_a_watcher_gets_what_it_missed_then_what_comes() -> None:
     log.publish([change(n) for n in range(5)])
     watcher = log.watch(seen.append, after_id=102)
     log.publish([change(5)])
-    assert [(batch.first_id, len(batch.transitions), batch.reset) for batch in seen] == [(103, 2, False), (105, 1, False)]
+    assert [(batch.first_id, len(batch.transitions), batch.reset) for batch in seen] == [
+        (103, 2, False),
+        (105, 1, False),
+    ]
     watcher.close()
     watcher.close()
     log.publish([change(6)])
@@ -68,8 +72,12 @@ def test_waiters_fire_in_order_each_its_own() -> None:
     for wait in waiters.committed(2):
         wait.step()
     assert heard == ["a"]
-    failures: list[type[BaseException]] = []
-    waits[2].deferred.addErrback(lambda why: failures.append(why.type))
+    failures: list[object] = []
+
+    def failed(why: Failure) -> None:
+        failures.append(type(why.value))
+
+    waits[2].deferred.addErrback(failed)
     for wait in waiters.abandon():
         wait.give_up()
     assert heard == ["a"]
