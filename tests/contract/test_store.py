@@ -18,6 +18,8 @@ from tests.support.stores import MemoryKind, SqliteKind, StoreKind, birth, chang
 from tq_node.errors import Divergence, StoreBroken
 from tq_node.store.api import (
     Batch,
+    ConsensusRecord,
+    ConsensusWrite,
     OpenRow,
     PartitionLog,
     RowDelete,
@@ -185,6 +187,30 @@ async def test_what_does_not_follow_ends_the_store(store: Store, kind: StoreKind
 
 
 # --- rows ---
+def raft(*places: tuple[int, int]) -> list[ConsensusRecord]:
+    return [ConsensusRecord(index, term, 0, b"%d.%d" % (index, term)) for index, term in places]
+
+
+@deferred
+async def test_the_raft_log_is_replaced_from_its_first_record_on_and_cut_from_below(
+    store: Store, kind: StoreKind
+) -> None:
+    await store.commit(Batch(consensus=[ConsensusWrite(raft((1, 1), (2, 1), (3, 1)))]))
+    await store.commit(
+        Batch(
+            consensus=[ConsensusWrite(raft((4, 1))), ConsensusWrite(raft((3, 2), (4, 2)), cut_below=2)],
+            meta={"raft.hard_state": b"2"},
+        )
+    )
+    assert await store.consensus_log() == raft((2, 1), (3, 2), (4, 2))
+    store = await kind.reopen()
+    assert await store.consensus_log() == raft((2, 1), (3, 2), (4, 2))
+    await store.commit(Batch(consensus=[ConsensusWrite(raft((9, 4)), replace_all=True)]))
+    assert await store.consensus_log() == raft((9, 4))
+    await store.commit(Batch(consensus=[ConsensusWrite(replace_all=True)]))
+    assert await store.consensus_log() == []
+
+
 @deferred
 async def test_a_row_is_born_changed_and_deleted(store: Store, kind: StoreKind) -> None:
     await store.commit(Batch(rows=[birth("t", partition=3, body=b"1")]))

@@ -52,6 +52,27 @@ class Tombstone(msgspec.Struct, frozen=True, gc=False):
     at_us: int
 
 
+class ConsensusRecord(msgspec.Struct, frozen=True, gc=False):
+    """One entry of the Raft log; what it means is known to ``raft`` alone."""
+
+    log_index: int
+    term: int
+    kind: int
+    data: bytes
+
+
+class ConsensusWrite(msgspec.Struct, frozen=True):
+    """A change of the Raft log. Order inside: ``replace_all``, ``records``, ``cut_below``.
+
+    ``replace_all``: everything goes first (a snapshot has come). ``records`` replace everything from the first one's index on.
+    ``cut_below``: entries of lower index go (a snapshot was taken here).
+    """
+
+    records: list[ConsensusRecord] = []
+    replace_all: bool = False
+    cut_below: int = 0
+
+
 class Batch(msgspec.Struct):
     """What one commit makes durable, all or nothing. Order inside: promises, records, rows, tombstones, trims.
 
@@ -70,6 +91,7 @@ class Batch(msgspec.Struct):
     horizons: dict[int, int] = {}
     applied: dict[int, int] = {}
     trim: dict[int, int] = {}
+    consensus: list[ConsensusWrite] = []
     meta: dict[str, bytes | None] = {}
     """Small named values of the node itself; None deletes."""
 
@@ -153,6 +175,9 @@ class Store(Protocol):
 
     def partitions(self) -> Deferred[list[PartitionLog]]:
         """Every partition that has ever been written to, by number."""
+
+    def consensus_log(self) -> Deferred[list[ConsensusRecord]]:
+        """The whole Raft log, by index, checksums verified. It is short: snapshots cut it."""
 
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
         """Entries from ``first`` on, at least one where there is one, about ``bytes_max`` in all; checksums verified."""

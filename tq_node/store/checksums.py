@@ -36,5 +36,9 @@ def epoch_crc(partition: int, epoch: int, first_sequence: int) -> int:
     return crc32(_epoch(partition, epoch, first_sequence))
 
 
+def consensus_crc(log_index: int, term: int, kind: int, data: bytes) -> int:
+    return crc32(data, crc32(_epoch(log_index, term, kind)))
+
+
 def meta_crc(key: str, value: bytes) -> int:
     return crc32(value, crc32(key.encode()))

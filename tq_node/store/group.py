@@ -12,8 +12,8 @@ import msgspec
 from tq_node import limits
 from tq_node.errors import Divergence
 from tq_node.store import statements
-from tq_node.store.api import Batch
-from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc, row_crc, spec_crc, tombstone_crc
+from tq_node.store.api import Batch, ConsensusWrite
+from tq_node.store.checksums import consensus_crc, epoch_crc, meta_crc, partition_crc, row_crc, spec_crc, tombstone_crc
 from tq_node.store.log_index import LogIndex
 from tq_node.store.log_state import LogState, fold
 from tq_node.types import State
@@ -68,7 +68,7 @@ class GroupWriter:
             changed |= fold(self._states, batch)
         records, added = self._records(batches)
         row_batches = [b for b in batches if b.rows or b.deletes or b.tombstones or b.forgets]
-        others = any(b.epochs or b.meta for b in batches)
+        others = any(b.epochs or b.meta or b.consensus for b in batches)
         clean = self._live_from - self._lowest >= TRIM_ROWS_LEAST or self._sweep_due()
         alone = not (changed or row_batches or others or clean)
         if alone and len(added) <= statements.ROWS_MAX:
@@ -120,11 +120,29 @@ class GroupWriter:
             for partition, epoch, first_sequence in batch.epochs:
                 crc = epoch_crc(partition, epoch, first_sequence)
                 execute("INSERT INTO epochs VALUES (?, ?, ?, ?)", (partition, epoch, first_sequence, crc))
+            for write in batch.consensus:
+                self._write_consensus(write)
             for key, value in batch.meta.items():
                 if value is None:
                     execute("DELETE FROM meta WHERE key = ?", (key,))
                 else:
                     execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, meta_crc(key, value)))
+
+    def _write_consensus(self, write: ConsensusWrite) -> None:
+        execute = self._connection.execute
+        if write.replace_all:
+            execute("DELETE FROM consensus_log")
+        if write.records:
+            execute("DELETE FROM consensus_log WHERE log_index >= ?", (write.records[0].log_index,))
+            parameters: list[Any] = []
+            for r in write.records:
+                crc = consensus_crc(r.log_index, r.term, r.kind, r.data)
+                parameters += (r.log_index, r.term, r.kind, r.data, crc)
+            statements.run_in_chunks(
+                self._connection, statements.insert_consensus, statements.CONSENSUS_COLUMNS, parameters
+            )
+        if write.cut_below:
+            execute("DELETE FROM consensus_log WHERE log_index < ?", (write.cut_below,))
 
     def _write_partitions(self, changed: Iterable[int]) -> None:
         parameters: list[Any] = []

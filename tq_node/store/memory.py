@@ -16,7 +16,17 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from tq_node.errors import Divergence, StoreBroken
 from tq_node.partition.entries import Entry, is_intact
-from tq_node.store.api import Batch, OpenRow, PartitionLog, RowPage, RowQuery, RowWrite, StoredRow, Tombstone
+from tq_node.store.api import (
+    Batch,
+    ConsensusRecord,
+    OpenRow,
+    PartitionLog,
+    RowPage,
+    RowQuery,
+    RowWrite,
+    StoredRow,
+    Tombstone,
+)
 from tq_node.store.checksums import row_crc, spec_crc
 from tq_node.store.log_state import LogState, fold
 
@@ -64,6 +74,7 @@ class _Disk:
 
     def __init__(self) -> None:
         self.meta: dict[str, bytes] = {}
+        self.consensus: dict[int, ConsensusRecord] = {}
         self.states: dict[int, LogState] = {}
         self.records: dict[int, dict[int, Entry]] = {}
         self.emptied_to: dict[int, int] = {}
@@ -91,6 +102,11 @@ class _Disk:
             for sequence in range(self.emptied_to.get(partition, 0) + 1, trimmed + 1):
                 records.pop(sequence, None)
             self.emptied_to[partition] = trimmed
+        for write in batch.consensus:
+            first = 0 if write.replace_all else write.records[0].log_index if write.records else None
+            kept = self.consensus.items() if first is None else ((i, r) for i, r in self.consensus.items() if i < first)
+            self.consensus = dict(kept) | {record.log_index: record for record in write.records}
+            self.consensus = {i: r for i, r in self.consensus.items() if i >= write.cut_below}
         for key, value in batch.meta.items():
             if value is None:
                 self.meta.pop(key, None)
@@ -201,6 +217,9 @@ class MemoryStore:
     def partitions(self) -> Deferred[list[PartitionLog]]:
         states = self._disk.states
         return self._answer(lambda: [states[partition].as_partition_log(partition) for partition in sorted(states)])
+
+    def consensus_log(self) -> Deferred[list[ConsensusRecord]]:
+        return self._answer(lambda: [self._disk.consensus[index] for index in sorted(self._disk.consensus)])
 
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
         def read() -> list[Entry]:

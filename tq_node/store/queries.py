@@ -16,8 +16,8 @@ import msgspec
 from tq_node import limits
 from tq_node.errors import StoreBroken
 from tq_node.partition.entries import Entry, is_intact
-from tq_node.store.api import OpenRow, StoredRow, Tombstone
-from tq_node.store.checksums import row_crc, spec_crc, tombstone_crc
+from tq_node.store.api import ConsensusRecord, OpenRow, StoredRow, Tombstone
+from tq_node.store.checksums import consensus_crc, row_crc, spec_crc, tombstone_crc
 
 _Row = tuple[str, int, int, int, int, int, int, str, str, int, int, int, str, str]
 _Grave = tuple[str, int, str, int, int]
@@ -121,6 +121,17 @@ def _verified_grave(grave: _Grave) -> Tombstone:
     if crc != tombstone_crc(task_id, partition, tombstone.content_hash, at_us):
         raise StoreBroken(f"the stored tombstone of task {task_id} is damaged")
     return tombstone
+
+
+def consensus_log(connection: sqlite3.Connection) -> list[ConsensusRecord]:
+    records = []
+    for log_index, term, kind, data, crc in connection.execute(
+        "SELECT log_index, term, kind, data, crc FROM consensus_log ORDER BY log_index"
+    ):
+        if crc != consensus_crc(log_index, term, kind, data):
+            raise StoreBroken(f"the Raft log's entry {log_index} is damaged")
+        records.append(ConsensusRecord(log_index, term, kind, data))
+    return records
 
 
 def lookup(connection: sqlite3.Connection, ids: Seq[str]) -> dict[str, StoredRow | Tombstone]:

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from tq_node.errors import Divergence, StoreBroken
 from tq_node.partition.entries import Entry
 from tq_node.store import opening, paging, queries
-from tq_node.store.api import Batch, OpenRow, PartitionLog, RowPage, RowQuery, StoredRow, Tombstone
+from tq_node.store.api import Batch, ConsensusRecord, OpenRow, PartitionLog, RowPage, RowQuery, StoredRow, Tombstone
 from tq_node.store.backups import BackupStopped, back_up
 from tq_node.store.checkpoints import WalKeeper, WalSize
 from tq_node.store.group import GroupWriter
@@ -126,6 +126,9 @@ class SqliteStore:
 
     def partitions(self) -> Deferred[list[PartitionLog]]:
         return self._ask(self._writer.put, self._partition_logs)
+
+    def consensus_log(self) -> Deferred[list[ConsensusRecord]]:
+        return self._ask(self._lookups.put, queries.consensus_log)
 
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
         def read(connection: sqlite3.Connection) -> list[Entry]:

@@ -21,6 +21,7 @@ BIRTH_COLUMNS = 15
 CHANGE_COLUMNS = 8
 PARTITION_COLUMNS = 6
 TOMBSTONE_COLUMNS = 5
+CONSENSUS_COLUMNS = 5
 
 assert ROWS_MAX * BIRTH_COLUMNS < 32_000, "SQLite's default bound on variables is 32,766"
 
@@ -34,6 +35,14 @@ def insert_log(rows: int) -> str:
     return (
         "INSERT INTO log (pos, partition, sequence, epoch, crc, payload) "
         f"SELECT * FROM (VALUES {_values(rows, LOG_COLUMNS)}) WHERE column1 IS NOT NULL"
+    )
+
+
+@functools.cache
+def insert_consensus(rows: int) -> str:
+    return (
+        "INSERT INTO consensus_log (log_index, term, kind, data, crc) "
+        f"SELECT * FROM (VALUES {_values(rows, CONSENSUS_COLUMNS)}) WHERE column1 IS NOT NULL"
     )
 
 
