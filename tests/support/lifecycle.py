@@ -102,7 +102,7 @@ class Rows:
         self.tombstones: set[str] = set()
 
     def apply(self, taken: Slice) -> None:
-        for _, fold, _ in taken.rows:
+        for _, fold in taken.rows:
             put = fold.put
             assert put is not None
             stored = self.rows.get(put.id)

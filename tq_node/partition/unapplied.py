@@ -11,9 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from tq_node.errors import Divergence
-from tq_node.partition.codec import decode_spec
 from tq_node.partition.entries import DeleteTombstone, Effect, Horizon, Put, PutTombstone
-from tq_node.types import TaskSpec
 
 
 class Fold(msgspec.Struct, gc=False):
@@ -27,9 +25,9 @@ class Fold(msgspec.Struct, gc=False):
 
 
 class Slice(msgspec.Struct):
-    """What one transaction shall write; rows as (partition, fold, decoded spec where the row is born)."""
+    """What one transaction shall write; rows as (partition, fold)."""
 
-    rows: list[tuple[int, Fold, TaskSpec | None]] = []
+    rows: list[tuple[int, Fold]] = []
     deletes: list[tuple[str, int]] = []
     tombstones: list[tuple[int, PutTombstone]] = []
     forgets: list[str] = []
@@ -144,7 +142,7 @@ class Unapplied:
                     taken.tombstones.append((partition, fold.tombstone))
                 continue
             self.bytes -= len(put.body) + (len(fold.spec) if fold.spec is not None else 0)
-            taken.rows.append((partition, fold, decode_spec(fold.spec) if fold.spec is not None else None))
+            taken.rows.append((partition, fold))
         taken.forgets += pending.forgets
         if pending.horizon_us:
             taken.horizons[partition] = pending.horizon_us

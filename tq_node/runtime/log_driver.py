@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
+from tq_node.partition.codec import decode_spec
 from tq_node.partition.entries import Effect
 from tq_node.partition.replica import Committed, PrimaryLog
 from tq_node.partition.unapplied import Slice, Unapplied
@@ -22,6 +23,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.events import Change
 from tq_node.runtime.waiters import CommitWaiters, Wait
 from tq_node.store.api import Batch, RowDelete, RowWrite, Store, Tombstone
+from tq_node.types import TaskSpec
 
 _log = Logger(namespace="taskqueue.log")
 _APPLY_SHARE = 8
@@ -35,6 +37,7 @@ class LogDriver:
 
     :param on_committed: called with the news of each commit, in order, before any caller hears its answer.
     :param on_applied: called with (task id, sequence) once the task's row shows the entry.
+    :param spec_of: what was submitted, of a task in memory; it spares decoding it.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class LogDriver:
         *,
         on_committed: Callable[[list[Change]], None],
         on_applied: Callable[[str, int], None],
+        spec_of: Callable[[str], TaskSpec | None],
     ) -> None:
         self.logs = logs
         self._store = store
@@ -53,6 +57,7 @@ class LogDriver:
         self._me = me
         self._on_committed = on_committed
         self._on_applied = on_applied
+        self._spec_of = spec_of
         self._waiters = [CommitWaiters() for _ in logs]
         self._unapplied = Unapplied()
         self._dirty: set[int] = set()
@@ -170,7 +175,7 @@ class LogDriver:
             self._tell_idle()
             return
         self._dirty.clear()
-        _fill(batch, taken)
+        _fill(batch, taken, self._spec_of)
         self._flying_bytes, self._proposed_bytes = self._proposed_bytes, 0
         self._in_flight = True
         self._flying_applied = set(taken.applied)
@@ -217,7 +222,7 @@ class LogDriver:
             changes += entry.news
 
     def _tell_applied(self, taken: Slice) -> None:
-        for partition, fold, _ in taken.rows:
+        for partition, fold in taken.rows:
             assert fold.put is not None
             self._on_applied(fold.put.id, taken.applied[partition])
         for partition, tombstone in taken.tombstones:
@@ -269,13 +274,14 @@ class LogDriver:
         self._flush_call = self._apply_call = None
 
 
-def _fill(batch: Batch, taken: Slice) -> None:
+def _fill(batch: Batch, taken: Slice, spec_of: Callable[[str], TaskSpec | None]) -> None:
     """The slice in the store's words; the log is dropped behind it, since no other copy needs it yet."""
-    for partition, fold, spec in taken.rows:
+    for partition, fold in taken.rows:
         put = fold.put
         assert put is not None
         row = RowWrite(put.id, partition, fold.stored_rev, put.rev, put.state, put.run_at_us, put.ended_us, put.body)
-        if spec is not None:
+        if fold.spec is not None:
+            spec = spec_of(put.id) or decode_spec(fold.spec)
             row.spec = fold.spec
             row.type, row.queue, row.priority, row.created_us = spec.type, spec.queue, spec.priority, spec.created_us
         batch.rows.append(row)

@@ -113,6 +113,7 @@ class NodeQueue:
             settings.node_id,
             on_committed=self._committed,
             on_applied=self._table.rows.applied,
+            spec_of=self._table.spec_of,
         )
         await driver.begin_epochs({log.partition: log.promised + 1 for log in recovered.logs})
         await driver.settle()

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import msgspec
 
 from tq_node import limits
-from tq_node.types import TaskRow
+from tq_node.types import State, TaskRow
 
 _ROW_OVERHEAD_BYTES = 1_000
 
@@ -99,6 +99,10 @@ class RowTable:
         if slot is None or slot.sequence == 0 or slot.sequence > sequence:
             return
         if slot.row is None:
+            del self._slots[task_id]
+            return
+        if slot.row.state is State.SCHEDULED and task_id not in self._pins:
+            # Its time may be far; the cache is for what is claimed or asked for soon.
             del self._slots[task_id]
             return
         slot.sequence = 0

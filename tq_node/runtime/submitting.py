@@ -21,7 +21,7 @@ from tq_node.errors import (
 from tq_node.facade import Accepted, Submission
 from tq_node.partition.tasks import born
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.ids import made_at_us, make_task_id
+from tq_node.runtime.ids import IdMaker, made_at_us
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.table import Found, TaskTable
@@ -56,6 +56,7 @@ class Submitting:
         self._settings = settings
         self._status = status
         self._horizons = horizons
+        self._ids = IdMaker(settings.random_bytes)
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """See ``facade.TaskQueue.submit``."""
@@ -69,7 +70,7 @@ class Submitting:
     def _submit_found(self, found: dict[str, Found] | None, submission: Submission) -> Deferred[Accepted]:
         one = None if found is None or submission.id is None else found[submission.id]
         try:
-            accepted, slot = self._accept(submission, one)
+            accepted, slot = self._accept(submission, one, self._clock.wall_us())
         except TaskQueueError as why:
             return fail(why)
         wait = Wait(accepted, self._clock.now_ms(), 1, accepted.task_id)
@@ -93,6 +94,7 @@ class Submitting:
         results: list[Accepted | TaskQueueError] = []
         # One wait for each partition: its last sequence covers the ones before it.
         places: dict[int, int] = {}
+        now_us = self._clock.wall_us()
         for index, submission in enumerate(submissions):
             if index % 1000 == 999 and self._is_full():
                 refusal = Busy("the node takes in more than its disk can hold on to")
@@ -100,7 +102,7 @@ class Submitting:
                 break
             try:
                 one = None if submission.id is None else found.get(submission.id)
-                accepted, slot = self._accept(submission, one)
+                accepted, slot = self._accept(submission, one, now_us)
             except TaskQueueError as why:
                 results.append(why)
                 continue
@@ -115,12 +117,11 @@ class Submitting:
         return cast("Deferred[list[Accepted | TaskQueueError]]", self._table.driver.when_committed(wait, waiting))
 
     # --- one task ---
-    def _accept(self, submission: Submission, found: Found) -> tuple[Accepted, Slot]:
+    def _accept(self, submission: Submission, found: Found, now_us: int) -> tuple[Accepted, Slot]:
         """Propose the task, or find the one that is there under the same id."""
         node = self._settings.node_name
-        now_us = self._clock.wall_us()
         if submission.id is None:
-            task_id = make_task_id(now_us, self._settings.random_bytes(8))
+            task_id = self._ids.make(now_us)
             partition = self._table.partition_of(task_id)
         else:
             task_id = submission.id
@@ -134,10 +135,7 @@ class Submitting:
             if made_us is not None and made_us < self._horizons.get(partition, 0):
                 raise IdTooOld("an id of this age can't be told from a purged one any more", task_id=task_id)
         row = self._first_row(submission, task_id, partition, now_us)
-        self._table.create(row)
-        slot = self._table.find(task_id)
-        assert slot is not None
-        return Accepted(task_id, row.state, node, True), slot
+        return Accepted(task_id, row.state, node, True), self._table.create(row)
 
     def _first_row(self, submission: Submission, task_id: str, partition: int, now_us: int) -> TaskRow:
         defaults = self._settings.defaults_of(submission.type)

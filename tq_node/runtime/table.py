@@ -22,7 +22,7 @@ from tq_node.runtime.log_driver import LogDriver
 from tq_node.runtime.rows import RowTable, Slot
 from tq_node.runtime.waiters import Wait
 from tq_node.store.api import Store, StoredRow, Tombstone
-from tq_node.types import State, TaskRow, Transition
+from tq_node.types import State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
 PURGED = -1
@@ -68,8 +68,8 @@ class TaskTable:
         return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
 
     # --- changing ---
-    def create(self, row: TaskRow) -> int:
-        """Propose a new row; returns its entry's sequence."""
+    def create(self, row: TaskRow) -> Slot:
+        """Propose a new row; its slot knows the entry's sequence."""
         spec = row.spec
         if spec.queue not in self.counts:
             self.counts[spec.queue] = [0] * _STATES
@@ -80,8 +80,9 @@ class TaskTable:
         put = put_born(row)
         news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
         sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
-        self.rows.add_dirty(spec.id, Slot(row.partition, row, sequence))
-        return sequence
+        slot = Slot(row.partition, row, sequence)
+        self.rows.add_dirty(spec.id, slot)
+        return slot
 
     def change(self, slot: Slot, event: Event, at_us: int) -> int:
         """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what ``transition`` raises.
@@ -161,6 +162,11 @@ class TaskTable:
         if transition_.from_state is not None:
             row[transition_.from_state] -= 1
         row[transition_.to_state] += 1
+
+    def spec_of(self, task_id: str) -> TaskSpec | None:
+        """What was submitted, if the row is in memory."""
+        slot = self.rows.get(task_id)
+        return slot.row.spec if slot is not None and slot.row is not None else None
 
     # --- finding ---
     def find(self, task_id: str) -> Slot | None:

@@ -44,7 +44,9 @@ def check_entry(table: ClusterMap, p: int, entry: PartitionEntry) -> None:
     need(len(isr) >= entry.min_isr >= 1, "I3: |isr| >= min_isr", p)
     need(entry.primary is None or entry.primary in isr, "I3: primary in isr or none", p)
     need(entry.primary is None or is_up(table, entry.primary), "R1: the primary is up", p)
-    need(entry.primary is not None or not any(is_up(table, n) for n in isr), "a partition waits although it need not", p)
+    need(
+        entry.primary is not None or not any(is_up(table, n) for n in isr), "a partition waits although it need not", p
+    )
     need(set(entry.adding) <= copies and set(entry.removing) <= copies, "a move is about copies", p)
     need(not set(entry.adding) & set(entry.removing), "nobody comes and goes", p)
     if entry.heir is not None:
@@ -89,7 +91,13 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
 
 
 def check_partition_step(
-    before: ClusterMap, after: ClusterMap, index: int, command: c.AnyCommand, p: int, old: PartitionEntry, new: PartitionEntry
+    before: ClusterMap,
+    after: ClusterMap,
+    index: int,
+    command: c.AnyCommand,
+    p: int,
+    old: PartitionEntry,
+    new: PartitionEntry,
 ) -> None:
     need(old != new and new.partition_version == old.partition_version + 1, "partition_version + 1 at each change", p)
     need(new.epoch in (old.epoch, old.epoch + 1), "epochs grow by one", p)
@@ -130,7 +138,9 @@ def check_isr(after: ClusterMap, command: c.AnyCommand, p: int, old: PartitionEn
         return
     if isinstance(command, c.AlterIsr):
         step = next(s for s in command.steps if s.partition == p)
-        need((step.epoch, step.partition_version) == (old.epoch, old.partition_version), "R4: epoch and version match", p)
+        need(
+            (step.epoch, step.partition_version) == (old.epoch, old.partition_version), "R4: epoch and version match", p
+        )
         need(old.primary == command.sender, "R4: the sender is the primary", p)
         need(after.nodes[command.sender].session == command.session, "R4: in its present session (F25)", p)
         need(old.primary in new.isr and new.primary == old.primary, "R4: the primary stays in", p)
@@ -171,7 +181,7 @@ def check_copies(
         need(set(old.adding) <= set(old.isr), "with its newcomers in sync", p)
     elif isinstance(command, c.AbortMove):
         need(not came and went <= set(old.adding) and not went & set(old.isr), "an abort drops newcomers", p)
-    elif isinstance(command, c.AlterIsr):
+    elif isinstance(command, c.AlterIsr | c.NodeDown):
         need(not came and all(after.nodes[n].status == NodeStatus.REMOVED for n in went), "only ghosts go", p)
     else:
         need(isinstance(command, c.HandOver | c.RemoveNode | c.UnsafeRecover), "nobody else changes copies", p, command)

@@ -8,10 +8,10 @@ import msgspec
 
 from tests.unit.tq_node.cluster.laws import check_step, check_table
 from tq_node.cluster import commands as c
-from tq_node.cluster.map import EMPTY, Applied, ClusterMap, PartitionEntry, apply
+from tq_node.cluster.map import EMPTY, Applied, PartitionEntry, apply
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
-from tq_node.types import Epoch, NodeId, NodeName, PartitionId
+from tq_node.types import NodeId, NodeName, PartitionId
 
 CLUSTER_ID = "c" * 32
 replace = msgspec.structs.replace
@@ -43,7 +43,9 @@ def registration(number: int, incarnation: int = 1, **fields: Any) -> c.Registra
 class Table:
     """:param nodes: registered at once, as 1, 2, …; the first has founded and holds all partitions alone."""
 
-    def __init__(self, nodes: int = 1, *, partitions: int = 4, factor: int = 3, voters: int = 3, checked: bool = True) -> None:
+    def __init__(
+        self, nodes: int = 1, *, partitions: int = 4, factor: int = 3, voters: int = 3, checked: bool = True
+    ) -> None:
         self.map = EMPTY
         self.index = 0
         self.checked = checked
@@ -124,9 +126,7 @@ class Table:
         self, adding: tuple[int, ...] = (), removing: tuple[int, ...] = (), partition: int = 0, **fields: Any
     ) -> c.MoveStep:
         entry = self.entry(partition)
-        step = c.MoveStep(
-            PartitionId(partition), entry.epoch, entry.partition_version, ids(*adding), ids(*removing)
-        )
+        step = c.MoveStep(PartitionId(partition), entry.epoch, entry.partition_version, ids(*adding), ids(*removing))
         return replace(step, **fields)
 
     def begin(self, adding: tuple[int, ...] = (), removing: tuple[int, ...] = (), **fields: Any) -> c.BeginMove:
@@ -137,7 +137,9 @@ class Table:
         target = None if to is None else nid(to)
         return replace(c.PrimaryStep(PartitionId(partition), entry.epoch, entry.partition_version, target), **fields)
 
-    def hand_over(self, to: int | None, sender: int | None = None, session: int | None = None, **fields: Any) -> c.HandOver:
+    def hand_over(
+        self, to: int | None, sender: int | None = None, session: int | None = None, **fields: Any
+    ) -> c.HandOver:
         by = sender or self.primary(fields.get("partition", 0)) or 1
         step = self.primary_step(to, **fields)
         return c.HandOver(nid(by), self.session(by) if session is None else session, (step,))
@@ -145,11 +147,3 @@ class Table:
     def step_down(self, sender: int, *partitions: int, session: int | None = None) -> c.StepDown:
         led = tuple(c.Led(PartitionId(p), self.entry(p).epoch) for p in partitions)
         return c.StepDown(nid(sender), self.session(sender) if session is None else session, led)
-
-
-def stale(epoch: Epoch) -> Epoch:
-    return Epoch(epoch - 1)
-
-
-def the_map(table: Table) -> ClusterMap:
-    return table.map

@@ -5,7 +5,7 @@ import pytest
 from tests.support.lifecycle import spec
 from tq_node.errors import Divergence
 from tq_node.partition import tasks
-from tq_node.partition.codec import put_born, put_changed, tombstone_of
+from tq_node.partition.codec import encode_spec, put_born, put_changed, tombstone_of
 from tq_node.partition.entries import DeleteTombstone, EpochStart, Horizon, Put
 from tq_node.partition.unapplied import Unapplied
 from tq_node.types import TaskRow, Token
@@ -25,9 +25,9 @@ def test_birth_and_changes_fold_into_one_row() -> None:
     waiting.add(0, 2, [put_changed(row, claimed(row))])
     assert len(waiting) == 1
     taken = waiting.take(1)
-    [(partition, fold, its_spec)] = taken.rows
+    [(partition, fold)] = taken.rows
     assert (partition, fold.stored_rev, fold.rev) == (0, 0, 2)
-    assert its_spec == row.spec
+    assert fold.spec == encode_spec(row.spec)
     assert taken.applied == {0: 2}
     assert (waiting.rows, waiting.bytes, waiting.has_any) == (0, 0, False)
 
@@ -35,8 +35,8 @@ def test_birth_and_changes_fold_into_one_row() -> None:
 def test_a_change_of_a_stored_row_expects_its_revision() -> None:
     row, waiting = born(), Unapplied()
     waiting.add(0, 5, [put_changed(row, claimed(row))])
-    [(_, fold, its_spec)] = waiting.take(1).rows
-    assert (fold.stored_rev, fold.rev, its_spec) == (1, 2, None)
+    [(_, fold)] = waiting.take(1).rows
+    assert (fold.stored_rev, fold.rev, fold.spec) == (1, 2, None)
 
 
 def test_born_and_buried_in_between_leaves_only_the_tombstone() -> None:

@@ -1,0 +1,73 @@
+"""Entries as bytes: pinned numbers, damage, newer kinds (F44)."""
+
+from __future__ import annotations
+
+import typing
+
+import msgspec
+import pytest
+
+from tests.unit.tq_node.cluster.tables import CLUSTER_ID, registration
+from tq_node.cluster import commands as c
+from tq_node.cluster.map import RULES
+from tq_node.cluster.records import ClusterSettings
+from tq_node.types import Epoch, NodeId, PartitionId
+
+A, B = NodeId("a" * 32), NodeId("b" * 32)
+P, E = PartitionId(3), Epoch(7)
+EVERY: list[tuple[int, c.AnyCommand]] = [
+    (1, c.FoundCluster(CLUSTER_ID, "x", ClusterSettings(64, 3, 9, 3), registration(1))),
+    (2, c.RegisterNode(CLUSTER_ID, registration(2))),
+    (3, c.NodeDown(A, 5, "silence")),
+    (4, c.DrainNode(A, then_remove=True)),
+    (5, c.UndrainNode(A)),
+    (6, c.RemoveNode(A, 5, (P,))),
+    (10, c.AlterIsr(A, 5, (c.IsrStep(P, E, 9, (A, B)),))),
+    (11, c.StepDown(A, 5, (c.Led(P, E),))),
+    (12, c.PlanPrimary((c.PrimaryStep(P, E, 9, B),))),
+    (13, c.ElectPrimary((c.PrimaryStep(P, E, 9),))),
+    (14, c.RaiseMinIsr((c.Seen(P, E, 9),))),
+    (15, c.UnsafeRecover(P, E, 9, A)),
+    (20, c.BeginMove((c.MoveStep(P, E, 9, (B,), (A,)),))),
+    (21, c.FinishMove((c.Seen(P, E, 9),))),
+    (22, c.AbortMove((c.Seen(P, E, 9),))),
+    (23, c.HandOver(A, 5, (c.PrimaryStep(P, E, 9, B),))),
+    (30, c.PauseQueue("q")),
+    (31, c.ResumeQueue("q")),
+    (32, c.Rebalance()),
+    (33, c.RebalanceDone(8)),
+    (34, c.RaiseFeatureLevel(2)),
+    (35, c.NoteThreeVoters()),
+]
+
+
+@pytest.mark.parametrize(("number", "command"), EVERY, ids=lambda value: type(value).__name__)
+def test_every_kind_has_its_number_and_comes_back(number: int, command: c.AnyCommand) -> None:
+    data = c.encode(command)
+    assert (data[0], msgspec.msgpack.decode(data[1:])[0]) == (1, number)
+    assert c.decode(data) == command
+    assert c.feature_level_of(command) == 1
+
+
+def test_every_kind_is_in_the_list_and_has_a_rule() -> None:
+    kinds = set(typing.get_args(c.AnyCommand))
+    assert {type(command) for _, command in EVERY} == kinds
+    assert set(RULES) == kinds - {c.FoundCluster}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\x02\x91\x01", b"\x01", b"\x01\x91\x63", b"\x01\x92\x1e\x01", b"\x01\xff"]
+)
+def test_f44_what_cannot_be_read_stops_the_node(data: bytes) -> None:
+    with pytest.raises(c.UnreadableCommand):
+        c.decode(data)
+
+
+def test_f44_fields_that_a_later_release_adds_are_skipped() -> None:
+    data = b"\x01" + msgspec.msgpack.encode([5, A, "new"])
+    assert c.decode(data) == c.UndrainNode(A)
+
+
+def test_a_full_batch_stays_far_below_a_raft_message() -> None:
+    steps = tuple(c.MoveStep(PartitionId(1_000), Epoch(10**9), 10**9, (A, B), (A, B)) for _ in range(256))
+    assert len(c.encode(c.BeginMove(steps))) < 64 * 1024

@@ -1,0 +1,142 @@
+"""What people see (contract.md, section 4), and what an operator's call becomes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.unit.tq_node.cluster.tables import Table, ids, nid
+from tq_node import facade
+from tq_node.cluster import commands as c
+from tq_node.cluster import requests
+from tq_node.cluster.liveness import Health, Liveness
+from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.views import (
+    ClusterShown,
+    Group,
+    NodeShown,
+    PartitionShown,
+    Progress,
+    show_cluster,
+    show_partitions,
+)
+from tq_node.types import NodeId
+
+GROUP = Group(nid(1), nid(1), 4, ids(1, 2, 3), ids(4))
+
+
+def statuses(table: Table, liveness: Liveness, now_ms: int, group: Group = GROUP) -> dict[str, str]:
+    return {node.name: node.status for node in show_cluster(table.map, liveness, group, now_ms).nodes}
+
+
+def test_field_for_field_what_the_facade_wants() -> None:
+    def fields(kind: type[msgspec.Struct]) -> list[str]:
+        return list(kind.__struct_fields__)
+
+    assert fields(NodeShown) == fields(facade.ClusterNode)
+    assert fields(ClusterShown) == fields(facade.ClusterView)
+    assert fields(PartitionShown)[: len(facade.PartitionView.__struct_fields__)] == fields(facade.PartitionView)
+
+
+def test_statuses() -> None:
+    table = Table(7)
+    liveness = Liveness(0)
+    liveness.follow(table.map, 0)
+    for number in (2, 4, 5, 6, 7):
+        liveness.heard(nid(number), 900, 0, Health())
+    table.down(4)
+    table.do(c.DrainNode(nid(2)))
+    table.do(c.RemoveNode(nid(7), table.session(7)))
+    assert statuses(table, liveness, 1_500) == {
+        "node-1": "active",  # never suspect to itself
+        "node-2": "draining",
+        "node-3": "suspect",
+        "node-4": "down",
+        "node-5": "joining",
+        "node-6": "joining",
+    }
+
+
+def test_the_cluster() -> None:
+    table = Table(2, partitions=8)
+    shown = show_cluster(table.map, Liveness(0), Group(nid(2), nid(1), 4, ids(1), ids(2)), 0)
+    assert (shown.cluster_name, shown.leader, shown.term) == ("test", "node-1", 4)
+    assert (shown.partition_count, shown.replication_factor) == (8, 3)
+    assert [(node.id, node.http, node.voter) for node in shown.nodes] == [
+        (nid(1), "127.0.0.1:8080", True),
+        (nid(2), "127.0.0.1:8081", False),
+    ]
+    assert show_cluster(table.map, Liveness(0), Group(nid(2), None, 4, ids(1)), 0).leader is None
+    stranger = NodeId("f" * 32)
+    assert show_cluster(table.map, Liveness(0), Group(nid(2), stranger, 4, ids(1)), 0).leader == stranger
+
+
+def test_partitions() -> None:
+    table = Table(4)
+    table.forge(0, 2, 1, 3, isr=(1, 3), adding=(nid(2),), removing=(nid(3),))
+    table.forge(1, 4)
+    table.down(4)
+    known = {0: Progress(True, 9, 8, {nid(3): 1}), 2: Progress(False)}
+    first, second, third, fourth = show_partitions(table.map, known, {1: "waiting_for_primary"})
+    assert (first.primary, first.replicas, first.in_sync) == ("node-1", ["node-2", "node-3"], ["node-1", "node-3"])
+    assert (first.last_sequence, first.committed_sequence, first.lag) == (9, 8, {"node-3": 1})
+    assert (first.adding, first.removing, first.state, first.version) == (["node-2"], ["node-3"], "active", 2)
+    assert (second.primary, second.state, second.waiting) == (None, "offline", "waiting_for_primary")
+    assert (third.state, third.last_sequence) == ("starting", None)
+    assert (fourth.state, fourth.waiting) == ("active", None)
+
+
+def test_in_sync_has_the_primary_first() -> None:
+    table = Table(3)
+    table.forge(0, 1, 2, 3, primary=nid(3))
+    assert show_partitions(table.map)[0].in_sync == ["node-3", "node-1", "node-2"]
+
+
+class TestRequests:
+    @pytest.fixture
+    def liveness(self) -> Liveness:
+        return Liveness(0)
+
+    def test_drain(self, liveness: Liveness) -> None:
+        table = Table(3)
+        assert requests.drain(table.map, liveness, nid(1), can_replicate=True) == c.DrainNode(nid(1))
+        assert requests.drain(table.map, liveness, nid(9), can_replicate=True) == Refusal.NO_SUCH_NODE
+
+    def test_drain_of_the_last(self, liveness: Liveness) -> None:
+        assert requests.drain(Table(1).map, liveness, nid(1), can_replicate=True) == Refusal.LAST_NODE
+
+    def test_drain_without_replication_is_refused_while_a_partition_with_tasks_is_left(
+        self, liveness: Liveness
+    ) -> None:
+        table = Table(2)
+        refused = Refusal.WAITING_FOR_REPLICATION
+        assert requests.drain(table.map, liveness, nid(1), can_replicate=False) == refused, "nothing is known"
+        liveness.heard(nid(1), 0, 0, Health({3: 10}))
+        assert requests.drain(table.map, liveness, nid(1), can_replicate=False) == refused
+        liveness.heard(nid(1), 0, 0, Health())
+        assert requests.drain(table.map, liveness, nid(1), can_replicate=False) == c.DrainNode(nid(1))
+        assert requests.drain(table.map, liveness, nid(2), can_replicate=False) == c.DrainNode(nid(2))
+
+    def test_remove_of_the_living_is_a_drain_that_ends_with_it(self, liveness: Liveness) -> None:
+        table = Table(3)
+        assert requests.remove(table.map, liveness, nid(2), can_replicate=True) == c.DrainNode(nid(2), then_remove=True)
+        assert requests.remove(table.map, liveness, nid(9), can_replicate=True) == Refusal.NO_SUCH_NODE
+
+    def test_remove_of_the_dead_is_at_once_and_knows_what_was_empty(self, liveness: Liveness) -> None:
+        table = Table(3)
+        table.forge(0, 2)
+        table.forge(3, 2)
+        liveness.heard(nid(2), 0, 0, Health({3: 10}))
+        table.down(2)
+        command = requests.remove(table.map, liveness, nid(2), can_replicate=False)
+        assert command == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))
+        assert table.refusals(command) == [Refusal.LAST_COPY]
+        table.do(command)
+        assert requests.remove(table.map, liveness, nid(2), can_replicate=False) == c.RemoveNode(
+            nid(2), 2, (table.seen(0).partition,)
+        )
+
+    def test_unsafe_recover(self) -> None:
+        table = Table(2)
+        assert requests.unsafe_recover(table.map, 9, nid(2)) == Refusal.NO_SUCH_PARTITION
+        assert requests.unsafe_recover(table.map, 1, nid(2)) == c.UnsafeRecover(table.seen(1).partition, 1, 1, nid(2))  # type: ignore[arg-type]
