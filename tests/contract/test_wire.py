@@ -74,15 +74,26 @@ async def test_peers_know_one_another_after_the_handshake(pair: tuple[WireNode, 
             connection = me.pool.connection(other.node_id, lane)
             assert connection is not None
             assert connection.peer is not None
-            assert (connection.peer.node_id, connection.peer.name, connection.peer.lane) == (other.node_id, other.name, lane)
+            assert (connection.peer.node_id, connection.peer.name, connection.peer.lane) == (
+                other.node_id,
+                other.name,
+                lane,
+            )
         assert {(peer.node_id, peer.lane) for peer in me.listener.peers} == {(other.node_id, lane) for lane in Lane}
     assert [event[:3] for event in a.handler.seen("up")] == [("up", "b", lane) for lane in Lane]
 
 
 @deferred
-async def test_calls_to_the_controller_are_answered_with_opaque_bodies(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
+async def test_calls_to_the_controller_are_answered_with_opaque_bodies(
+    wire: Wire, pair: tuple[WireNode, WireNode]
+) -> None:
     a, b = pair
-    for command, name in ((Register, "register"), (NodeHeartbeat, "heartbeat"), (Evidence, "evidence"), (Propose, "propose")):
+    for command, name in (
+        (Register, "register"),
+        (NodeHeartbeat, "heartbeat"),
+        (Evidence, "evidence"),
+        (Propose, "propose"),
+    ):
         body = name.encode() * 100
         assert await wire.wait(a.pool.ask(b.node_id, command, body)) == body
         assert b.handler.asked[-1] == (name, b.listener.peers[0], body)
@@ -116,7 +127,9 @@ async def test_forwarded_calls_have_a_result_each(wire: Wire, pair: tuple[WireNo
     calls = [ForwardedCall("submit", bytes([number])) for number in range(200)]
     assert await wire.wait(a.pool.forward(b.node_id, calls)) == [ForwardedResult("", call.body) for call in calls]
     refusal = NotPrimary("ask node-2")
-    b.handler.answers["forward"] = lambda asked: [ForwardedResult(refusal.code, failures.encode_error(refusal)) for _ in asked]
+    b.handler.answers["forward"] = lambda asked: [
+        ForwardedResult(refusal.code, failures.encode_error(refusal)) for _ in asked
+    ]
     result = (await wire.wait(a.pool.forward(b.node_id, calls[:1])))[0]
     error = failures.decode_error(result.error, result.body)
     assert (type(error), error.detail) == (NotPrimary, "ask node-2")
@@ -150,7 +163,9 @@ async def test_a_long_answer_comes_in_parts(wire: Wire, pair: tuple[WireNode, Wi
 async def test_what_is_too_long_is_refused_before_it_is_sent(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
     """F36: not at the peer, and not by closing the connection."""
     a, b = pair
-    assert isinstance(await failure_of(wire, a.pool.ask(b.node_id, Propose, bytes(bounds.ASK_BYTES_MAX + 1))), BoxTooLarge)
+    assert isinstance(
+        await failure_of(wire, a.pool.ask(b.node_id, Propose, bytes(bounds.ASK_BYTES_MAX + 1))), BoxTooLarge
+    )
     too_long = [ForwardedCall("x", bytes(bounds.BLOB_BYTES_MAX))]
     assert isinstance(await failure_of(wire, a.pool.forward(b.node_id, too_long)), BoxTooLarge)
     with pytest.raises(BoxTooLarge):
@@ -172,7 +187,9 @@ async def test_what_is_too_long_is_refused_before_it_is_sent(wire: Wire, pair: t
     ids=lambda error: error.code,
 )
 @deferred
-async def test_declared_errors_arrive_as_themselves(wire: Wire, pair: tuple[WireNode, WireNode], error: TaskQueueError) -> None:
+async def test_declared_errors_arrive_as_themselves(
+    wire: Wire, pair: tuple[WireNode, WireNode], error: TaskQueueError
+) -> None:
     a, b = pair
 
     async def refuse(_: object) -> bytes:
@@ -187,7 +204,11 @@ async def test_declared_errors_arrive_as_themselves(wire: Wire, pair: tuple[Wire
         assert type(arrived) is type(error)
         assert isinstance(arrived, TaskQueueError)
         assert arrived.detail == error.detail
-        assert (arrived.task_id, arrived.retry_after_s, arrived.definite) == (error.task_id, error.retry_after_s, error.definite)
+        assert (arrived.task_id, arrived.retry_after_s, arrived.definite) == (
+            error.task_id,
+            error.retry_after_s,
+            error.definite,
+        )
         assert getattr(arrived, "field", None) == getattr(error, "field", None)
     assert a.pool.is_connected(b.node_id)
 
@@ -230,7 +251,9 @@ async def test_a_command_of_the_other_lane_is_unknown(wire: Wire, pair: tuple[Wi
 
 
 @deferred
-async def test_a_lost_connection_leaves_calls_unknown_and_comes_back(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
+async def test_a_lost_connection_leaves_calls_unknown_and_comes_back(
+    wire: Wire, pair: tuple[WireNode, WireNode]
+) -> None:
     a, b = pair
     waiting: Deferred[bytes] = Deferred()
     b.handler.answers["register"] = lambda _: waiting
@@ -248,7 +271,9 @@ async def test_a_lost_connection_leaves_calls_unknown_and_comes_back(wire: Wire,
 
 
 @deferred
-async def test_without_a_connection_nothing_is_sent_and_that_is_said(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
+async def test_without_a_connection_nothing_is_sent_and_that_is_said(
+    wire: Wire, pair: tuple[WireNode, WireNode]
+) -> None:
     a, b = pair
     await wire.wait(b.pool.stopService())
     await wire.wait(b.listener.stop())

@@ -14,7 +14,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import ConnectionRefusedError as PortRefused
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.task import Clock, deferLater
+from twisted.protocols.amp import parseString
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump
 from zope.interface import implementer
@@ -371,6 +374,53 @@ class WireNode:
         await self.wire.wait(self.listener.stop())
 
 
+class RawPeer(TwistedProtocol):
+    """Speaks bytes to a listener, well or badly, and remembers what comes back."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self._is_over = False
+        self.tags = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._is_over = True
+
+    def over(self) -> bool:
+        return self._is_over
+
+    def write(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data)
+
+    def say(self, command: bytes, **arguments: bytes) -> bytes:
+        """Ask, and give the tag back."""
+        self.tags += 1
+        tag = b"%x" % self.tags
+        self.write(raw_box({b"_command": command, b"_ask": tag} | {k.encode(): v for k, v in arguments.items()}))
+        return tag
+
+    def boxes(self) -> list[dict[bytes, bytes]]:
+        """What came since the last time, whole boxes only."""
+        boxes: list[dict[bytes, bytes]] = parseString(self.received)
+        self.received = b""
+        return boxes
+
+
+def raw_box(box: dict[bytes, bytes]) -> bytes:
+    parts = [len(part).to_bytes(2, "big") + part for pair in box.items() for part in pair]
+    return b"".join(parts) + b"\0\0"
+
+
+def raw_peer(wire: MemoryWire, name: str) -> RawPeer:
+    made: list[RawPeer] = []
+    wire.network.connect(name, Factory.forProtocol(RawPeer)).addCallback(made.append)
+    wire.network.settle()
+    return made[0]
+
+
 def clean(wire: Wire, nodes: list[WireNode]) -> Iterator[str]:
     """What is left over after all nodes have stopped."""
     for node in nodes:
@@ -383,3 +433,65 @@ def clean(wire: Wire, nodes: list[WireNode]) -> Iterator[str]:
                 yield f"{node.name} holds {budget.held_bytes} bytes of {lane}"
     if isinstance(wire, MemoryWire):
         yield from (str(call) for call in wire.reactor.getDelayedCalls())
+
+
+# --- a node's wire in a process of its own ---
+class Served:
+    """A listener over TCP in another process: its memory can be measured, and it can be stopped in its tracks.
+
+    It answers every call with the caller's own words, until it is closed.
+    """
+
+    def __init__(self, name: str = "b") -> None:
+        command = [sys.executable, "-c", f"from tests.support.wires import serve; serve({name!r})"]
+        self.process = subprocess.Popen(
+            command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("listening "), line + self.process.stdout.read()
+        self.port = int(line.split()[1])
+        self.member = Member(NodeId(f"{name:0>32}"), NodeName(name), f"127.0.0.1:{self.port}")
+
+    def memory_bytes(self, field: str = "VmRSS") -> int:
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(field)
+
+    def close(self) -> str:
+        """What it logged."""
+        said, _ = self.process.communicate(timeout=20)
+        assert self.process.returncode == 0, said
+        return said
+
+
+def serve(name: str) -> None:
+    """The other process's side of ``Served``: until its standard input ends."""
+    from twisted.internet import reactor as installed
+    from twisted.internet.stdio import StandardIO
+    from twisted.logger import LogLevel, eventAsText, globalLogPublisher
+
+    reactor: Any = installed
+    node = WireNode(TcpWire(), name)
+
+    def log(event: Any) -> None:
+        if event["log_level"] >= LogLevel.warn:
+            print(eventAsText(event, includeTimestamp=False), flush=True)
+
+    globalLogPublisher.addObserver(cast("Any", log))
+
+    def stopped(_: object) -> None:
+        print("refusals", sorted(node.listener.refusals.items()), flush=True)
+        reactor.stop()
+
+    class UntilTheEnd(TwistedProtocol):
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            Deferred.fromCoroutine(node.stop()).addBoth(stopped)
+
+    def listening(_: object) -> None:
+        print("listening", node.address.rpartition(":")[2], flush=True)
+        StandardIO(UntilTheEnd())
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(node.listen()).addCallback(listening))
+    reactor.run()

@@ -1,0 +1,135 @@
+"""Several control planes in one process, over real sockets and real SQLite files."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.task import deferLater
+
+from tests.support.harness import free_port
+from tq_node.cluster.commands import FoundCluster, RegisterNode, Registration
+from tq_node.cluster.commands import encode as encode_command
+from tq_node.cluster.map import EMPTY, apply, encode
+from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.refusals import Refusal
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.control_plane import ControlPlane, Outside
+from tq_node.runtime.membership import WELCOMES, Outcome
+from tq_node.runtime.raft_driver import founding_values
+from tq_node.store.api import Batch
+from tq_node.store.sqlite import SqliteStore, open_store
+from tq_node.types import NodeId, NodeName
+from tq_node.wire import commands as wire
+from tq_node.wire.dialling import Dialling
+from tq_node.wire.endpoints import client_endpoint
+from tq_node.wire.handshake import LocalIdentity, Sessions
+from tq_node.wire.pool import PeerPool
+
+SECRET = b"a secret of at least thirty-two bytes, for tests"
+CLUSTER = "c" * 32
+the_reactor: Any = reactor
+
+
+class Watched(Outside):
+    def __init__(self) -> None:
+        self.refusals: list[Refusal] = []
+        self.failures: list[BaseException] = []
+
+    def refused(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
+
+    def broken(self, why: BaseException) -> None:
+        self.failures.append(why)
+
+
+class PlaneNode:
+    """One node: its directory survives ``stop`` and ``kill``."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory / name
+        self.name = name
+        self.node_id = NodeId(f"{name:0>32}")
+        self.port = free_port()
+        self.incarnation = 0
+        self.plane: ControlPlane
+        self.store: SqliteStore
+        self.outside = Watched()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def registration(self) -> Registration:
+        nonce = f"{self.name}-{self.incarnation}"
+        return Registration(self.node_id, NodeName(self.name), "", self.address, self.incarnation, nonce, 1, 1)
+
+    async def start(self, *, founds: bool = False, partitions: int = 16, name: str | None = None) -> None:
+        self.incarnation += 1
+        self.outside = Watched()
+        self.store = open_store(self.directory, reactor=the_reactor, on_broken=self.outside.failures.append)
+        if founds:
+            settings = ClusterSettings(partitions, 3, 7, 3)
+            born = apply(EMPTY, 1, FoundCluster(CLUSTER, "taskqueue", settings, self.registration())).map
+            await self.store.commit(Batch(meta=founding_values(self.node_id, encode(born))))
+        local = LocalIdentity(
+            node_id=self.node_id,
+            name=NodeName(name or self.name),
+            incarnation=self.incarnation,
+            cluster=CLUSTER,
+            secret=SECRET,
+        )
+        sessions = Sessions()
+        dialling = Dialling(
+            the_reactor, local, sessions, lambda address, seconds: client_endpoint(the_reactor, address, seconds)
+        )
+        self.plane = ControlPlane(
+            the_reactor,
+            Clock(the_reactor),
+            self.store,
+            local,
+            self.registration(),
+            TCP4ServerEndpoint(the_reactor, self.port, interface="127.0.0.1"),
+            dialling,
+            sessions,
+            lambda plane: PeerPool(dialling, plane, random.Random(self.port)),
+            self.outside,
+            seed=int.from_bytes(os.urandom(8), "big"),
+        )
+        await self.plane.start()
+
+    async def join(self, member: PlaneNode) -> Outcome:
+        """What a joiner does: registers with any member; everything else comes to it."""
+        connection = await self.plane.pool.dial(member.address)
+        try:
+            body = encode_command(RegisterNode(CLUSTER, self.registration()))
+            answer = await connection.call(wire.Register, 5.0, body=body)
+            welcome = WELCOMES.decode(answer["body"])
+            if not welcome.outcome.refused:
+                self.plane.membership.welcomed(welcome)
+            return welcome.outcome
+        finally:
+            connection.close()
+
+    async def stop(self) -> None:
+        await self.plane.stop()
+        await self.store.close()
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> float:
+    """How long it took. :raises AssertionError: too long."""
+    start = the_reactor.seconds()
+    while not condition():
+        assert the_reactor.seconds() - start < seconds, f"not within {seconds} s"
+        await pause(0.005)
+    return float(the_reactor.seconds() - start)
+
+
+def pause(seconds: float) -> Deferred[None]:
+    return deferLater(the_reactor, seconds)

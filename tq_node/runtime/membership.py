@@ -1,0 +1,386 @@
+"""One node's part in its cluster: registers, sends heartbeats, reports deaths, and acts as the controller while it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node.cluster import commands
+from tq_node.cluster.commands import AnyCommand, RegisterNode, Registration
+from tq_node.cluster.controller import Decision, decide
+from tq_node.cluster.liveness import Evidence, Health, Liveness
+from tq_node.cluster.map import ClusterMap
+from tq_node.cluster.refusals import Refusal, Refused
+from tq_node.cluster.voters import RaftView, Wish, WishKind
+from tq_node.errors import NoController, TaskQueueError
+from tq_node.raft.messages import Change, ChangeKind, SoftState
+from tq_node.raft.settings import NotLeader
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.cluster_machine import ClusterMachine
+from tq_node.runtime.evidence import EvidenceCollector
+from tq_node.runtime.raft_driver import RaftDriver
+from tq_node.types import NodeId, NodeName
+from tq_node.wire import commands as wire
+from tq_node.wire.codec import Codec
+from tq_node.wire.handshake import LocalIdentity, PeerIdentity
+from tq_node.wire.pool import Member, PeerPool
+
+_log = Logger(namespace="taskqueue.membership")
+
+HEARTBEAT_S = 0.25
+CONTROLLER_S = 0.1
+REGISTER_AGAIN_S = 0.2
+PROPOSE_S = 5.0
+CAN_REPLICATE = False
+"""This version has no data plane between nodes: only partitions without tasks move."""
+
+
+class Beat(msgspec.Struct, frozen=True, array_like=True):
+    """A heartbeat, in the sender's session."""
+
+    session: int
+    table_index: int
+    health: Health
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a proposal: where it stands in the log, and what of it was refused when it was applied."""
+
+    log_index: int
+    refused: tuple[Refused, ...] = ()
+
+
+Addresses = tuple[tuple[str, str, str], ...]
+"""(node id, name, peer address) of each member."""
+
+
+class Welcomed(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a registration: what became of it, and whom to dial until the table itself has come."""
+
+    outcome: Outcome
+    members: Addresses
+
+
+WELCOMES: Codec[Welcomed] = Codec(Welcomed)
+BEATS: Codec[Beat] = Codec(Beat)
+OUTCOMES: Codec[Outcome] = Codec(Outcome)
+EVIDENCES: Codec[Evidence] = Codec(Evidence)
+_CHANGES = {
+    WishKind.ADD_LEARNER: ChangeKind.ADD_LEARNER,
+    WishKind.PROMOTE: ChangeKind.PROMOTE,
+    WishKind.DEMOTE: ChangeKind.DEMOTE,
+    WishKind.REMOVE: ChangeKind.REMOVE,
+}
+
+
+class Denied(TaskQueueError):
+    """The table refused it; ``refusal`` is the stable word for why."""
+
+    status, code, title = 409, "refused", "Refused by the cluster"
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal).replace("_", " "))
+        self.refusal = refusal
+
+
+class Membership:
+    """:param registration: what this node says of itself; its nonce is of this start.
+
+    :param health: asked before each heartbeat. :param on_refused: the cluster will not have this node; called once.
+    """
+
+    def __init__(
+        self,
+        local: LocalIdentity,
+        registration: Registration,
+        machine: ClusterMachine,
+        raft: RaftDriver,
+        pool: PeerPool,
+        clock: Clock,
+        *,
+        health: Callable[[], Health],
+        on_refused: Callable[[Refusal], None],
+    ) -> None:
+        self.local = local
+        self.me = local.node_id
+        self.registration = registration
+        self.liveness = Liveness(clock.now_ms())
+        self.waiting: dict[int, str] = {}
+        """Why partitions that should move don't; known at the leader."""
+        self._machine = machine
+        self._raft = raft
+        self._pool = pool
+        self._clock = clock
+        self._health = health
+        self._on_refused = on_refused
+        self._evidence = EvidenceCollector(self.me, pool, clock, self.session_of, self._report)
+        self._pending: dict[int, AnyCommand] = {}
+        self._pending_serial = 0
+        self._beats_out: set[NodeId] = set()
+        self._change_pending = False
+        self._leader: NodeId | None = None
+        self._control_due = False
+        self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
+        self._seeds: Addresses = ()
+        self._over = False
+        self._pauses: set[IDelayedCall] = set()
+
+    # --- life ---
+    def start(self) -> None:
+        self._loops.append(self._clock.every(HEARTBEAT_S, self._beat, "a heartbeat"))
+        self._loops.append(self._clock.every(CONTROLLER_S, self._control, "the controller"))
+
+    async def stop(self) -> None:
+        self._over = True
+        await self._evidence.stop()
+        for pause in list(self._pauses):
+            pause.reset(0)
+        for loop, over in self._loops:
+            if loop.running:
+                loop.stop()
+            await over
+
+    @property
+    def map(self) -> ClusterMap:
+        return self._machine.map
+
+    def session_of(self, node: NodeId) -> int:
+        entry = self.map.nodes.get(node)
+        return 0 if entry is None else entry.session
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the table has this very run."""
+        entry = self.map.nodes.get(self.me)
+        return entry is not None and entry.nonce == self.registration.nonce and entry.is_up
+
+    async def register(self) -> None:
+        """Make this run known; keeps trying while there is no leader. What refuses it for good goes to ``on_refused``."""
+        while not self._over and not self.is_registered:
+            try:
+                await self.propose(RegisterNode(self.map.cluster_id, self.registration))
+            except Denied as why:
+                if why.refusal is not Refusal.FEATURE_LEVEL:
+                    self._on_refused(why.refusal)
+                    return
+            except TaskQueueError:
+                pass
+            if not self.is_registered:
+                await self.pause(REGISTER_AGAIN_S)
+
+    def pause(self, seconds: float) -> Deferred[None]:
+        """Over early when the node stops."""
+        done: Deferred[None] = Deferred()
+
+        def over() -> None:
+            self._pauses.discard(call)
+            done.callback(None)
+
+        call = self._clock.call_later(seconds, over)
+        self._pauses.add(call)
+        return done
+
+    # --- proposing ---
+    async def propose(self, command: AnyCommand) -> Outcome:
+        """Have a command in the log, here or through the leader; returns once it is applied where it was proposed.
+
+        :raises Denied: the table refused the whole of it. :raises NoController: nothing was done. :raises OutcomeUnknown:
+        """
+        outcome = await self._propose(commands.encode(command))
+        whole = [refused.code for refused in outcome.refused if refused.partition is None]
+        if whole:
+            raise Denied(whole[0])
+        return outcome
+
+    async def _propose(self, data: bytes) -> Outcome:
+        if self._raft.core.is_leader:
+            log_index = await self._raft.propose(data)
+            return Outcome(log_index, self._machine.outcome(log_index))
+        leader = self._raft.core.leader
+        if leader is None:
+            raise NoController("there is no leader")
+        return OUTCOMES.decode(await self._pool.ask(leader, wire.Propose, data, PROPOSE_S))
+
+    async def proposed_by(self, peer: PeerIdentity, data: bytes) -> bytes:
+        """A member's proposal. :raises NoController: this node does not lead: one hop only."""
+        command = commands.decode(data)
+        speaker = getattr(command, "sender", None) or getattr(getattr(command, "node", None), "node_id", peer.node_id)
+        if speaker != peer.node_id:
+            raise NoController(f"node {peer.name} can't speak for another")
+        if not self._raft.core.is_leader:
+            raise NotLeader(self._raft.core.leader)
+        return OUTCOMES.encode(await self._propose(data))
+
+    async def registered_by(self, peer: PeerIdentity, data: bytes) -> bytes:
+        """A node that joins knows no leader: its registration is sent on."""
+        command = commands.decode(data)
+        if not isinstance(command, RegisterNode) or command.node.node_id != peer.node_id:
+            raise NoController("not the registration of the node that sends it")
+        outcome = await self._propose(data)
+        return WELCOMES.encode(Welcomed(outcome, self.addresses()))
+
+    def welcomed(self, welcome: Welcomed) -> None:
+        """A joiner dials the members before it has the table: answers to the leader go over its own lanes."""
+        self.seed(welcome.members)
+
+    def seed(self, addresses: Addresses) -> None:
+        """Dial these too, until this run is registered: what the log says is not known to be committed before that."""
+        self._seeds = addresses
+        self._dial()
+
+    def _dial(self) -> None:
+        members = {i: Member(NodeId(i), NodeName(name), peer) for i, name, peer in self.addresses()}
+        if not self.is_registered:
+            members |= {i: Member(NodeId(i), NodeName(name), peer) for i, name, peer in self._seeds}
+        self._pool.set_members(members.values())
+
+    def addresses(self) -> Addresses:
+        """Of all members, as the table has them."""
+        return tuple((str(node.node_id), str(node.name), node.peer) for node in self.map.members())
+
+    # --- heartbeats ---
+    def _beat(self) -> None:
+        if not self.is_registered:
+            return
+        beat = Beat(self.session_of(self.me), self._raft.applied_index, self._health())
+        self.liveness.heard(self.me, self._clock.now_ms(), beat.table_index, beat.health)
+        body = BEATS.encode(beat)
+        for node in self.map.members():
+            if (
+                node.node_id != self.me
+                and node.node_id not in self._beats_out
+                and self._pool.is_connected(node.node_id)
+            ):
+                self._beats_out.add(node.node_id)
+                self._pool.ask(node.node_id, wire.Heartbeat, body, 1.0).addBoth(self._beat_over, node.node_id)
+        self._repeat_evidence()
+
+    def _beat_over(self, _: object, node: NodeId) -> None:
+        self._beats_out.discard(node)
+
+    def heartbeat_of(self, peer: PeerIdentity, body: bytes) -> bytes:
+        beat = BEATS.decode(body)
+        if beat.session == self.session_of(peer.node_id):
+            self.liveness.heard(peer.node_id, self._clock.now_ms(), beat.table_index, beat.health)
+        return b""
+
+    # --- deaths ---
+    def lane_up(self, peer: PeerIdentity) -> None:
+        if self._evidence.lane_up(peer):
+            self.liveness.retracted(self.me, peer.node_id)
+
+    def lane_lost(self, peer: PeerIdentity, *, broke: bool) -> None:
+        self._evidence.lane_lost(peer, broke=broke)
+
+    def _report(self, evidence: Evidence) -> None:
+        _log.info("node {node} is gone: its port refuses", node=evidence.about, event="death_seen")
+        self.liveness.reported(evidence)
+        self._raft.leader_died(evidence.about)
+        self._repeat_evidence()
+        self.control_soon()
+
+    def _repeat_evidence(self) -> None:
+        leader = self._raft.core.leader
+        for evidence in self._evidence.found:
+            entry = self.map.nodes.get(evidence.about)
+            if entry is None or not entry.is_up or entry.session != evidence.about_session:
+                self._evidence.forget(evidence.about)
+            elif leader == self.me:
+                self.liveness.reported(evidence)
+            elif leader is not None:
+                self._pool.ask(leader, wire.Evidence, EVIDENCES.encode(evidence), 1.0).addErrback(lambda _: None)
+
+    def evidence_of(self, peer: PeerIdentity, body: bytes) -> bytes:
+        evidence = EVIDENCES.decode(body)
+        if evidence.reporter == peer.node_id:
+            self.liveness.reported(evidence)
+            self.control_soon()
+        return b""
+
+    # --- what Raft and the table say ---
+    def soft_state_changed(self, state: SoftState) -> None:
+        if state.leader != self._leader:
+            self._leader = state.leader
+            if state.leader == self.me:
+                self.liveness.lead(self._clock.now_ms())
+                _log.info("this node leads in term {term}", term=state.term, event="leader_changed")
+            self._repeat_evidence()
+            self.control_soon()
+
+    def map_changed(self) -> None:
+        """Dial who is a member, tell who this node is by now, decide anew."""
+        self.liveness.follow(self.map, self._clock.now_ms())
+        self._dial()
+        session = self.session_of(self.me) if self.is_registered else 0
+        if session > self.local.session:
+            self.local.session = session
+            self._pool.announce()
+        self.control_soon()
+
+    # --- the controller ---
+    def control_soon(self) -> None:
+        if not self._control_due and not self._over:
+            self._control_due = True
+            self._clock.call_later(0, self._control_now)
+
+    def _control_now(self) -> None:
+        self._control_due = False
+        self._control()
+
+    def _control(self) -> None:
+        core = self._raft.core
+        if self._over or not core.is_leader or not core.state.own_term_committed():
+            return
+        now_ms = self._clock.now_ms()
+        self.liveness.tick(now_ms)
+        decision = decide(
+            self.map,
+            self.liveness,
+            self._view(),
+            now_ms,
+            pending=tuple(self._pending.values()),
+            can_replicate=CAN_REPLICATE,
+        )
+        self._carry_out(decision)
+
+    def _view(self) -> RaftView:
+        core = self._raft.core
+        configuration = core.configuration
+        caught_up = tuple(node for node, status in sorted(self._raft.followers().items()) if status.is_caught_up)
+        return RaftView(self.me, configuration.voters, configuration.learners, caught_up, self._change_pending)
+
+    def _carry_out(self, decision: Decision) -> None:
+        self.waiting = decision.waiting
+        for command in decision.commands:
+            self._pending_serial += 1
+            serial = self._pending_serial
+            self._pending[serial] = command
+            self._raft.propose(commands.encode(command)).addBoth(self._settled, serial)
+        if decision.wish is not None:
+            self._grant(decision.wish)
+
+    def _settled(self, result: object, serial: int) -> None:
+        self._pending.pop(serial, None)
+        if isinstance(result, Failure) and not result.check(TaskQueueError):
+            _log.failure("a decision could not be proposed", failure=result, event="decision_failed")
+
+    def _grant(self, wish: Wish) -> None:
+        if wish.kind is WishKind.TRANSFER:
+            try:
+                self._raft.transfer_leadership(wish.node)
+            except TaskQueueError:
+                return
+            return
+        self._change_pending = True
+
+        def over(result: object) -> None:
+            self._change_pending = False
+            self.control_soon()
+
+        self._raft.propose_change(Change(_CHANGES[wish.kind], wish.node)).addBoth(over)
