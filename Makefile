@@ -10,7 +10,7 @@ LOG := $(VENV)/install.log
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-settings editable_mode=compat --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format bench clean distclean
+.PHONY: help run test check lint format bench simulate clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint              ruff, mypy, import rules'
 	@echo 'make format            let ruff format and fix what it can'
 	@echo 'make bench             measure the throughput of one node'
+	@echo 'make simulate          SEEDS=10000 seeded worlds of the consensus core; says n of N'
 	@echo 'make clean             remove what the others made, but no data of nodes; make distclean: $(VENV) too'
 
 # --- the virtual environment: made again from its parts whenever what it is made from changes ---
@@ -59,6 +60,11 @@ format: $(VENV)/.dev-stamp
 
 bench: $(VENV)/.dev-stamp
 	$(BIN)/python -m bench
+
+SEEDS ?= 10000
+SECONDS_MAX ?= 3600
+simulate: $(VENV)/.dev-stamp
+	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --jobs 2 --seconds-max $(SECONDS_MAX)
 
 clean:
 	rm -rf build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \

@@ -187,6 +187,15 @@ async def test_what_does_not_follow_ends_the_store(store: Store, kind: StoreKind
 
 
 # --- rows ---
+@deferred
+async def test_the_newest_time_is_that_of_a_birth_or_an_end(store: Store) -> None:
+    assert await store.newest_us() == 0
+    await store.commit(Batch(rows=[birth("a", created_us=50), birth("b", created_us=70)], applied={0: 1}))
+    assert await store.newest_us() == 70
+    await store.commit(Batch(rows=[change("a", 2, State.COMPLETED, ended_us=90)], applied={0: 1}))
+    assert await store.newest_us() == 90
+
+
 def raft(*places: tuple[int, int]) -> list[ConsensusRecord]:
     return [ConsensusRecord(index, term, 0, b"%d.%d" % (index, term)) for index, term in places]
 

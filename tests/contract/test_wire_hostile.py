@@ -239,12 +239,8 @@ def attack(port: int, until_s: float) -> tuple[int, int, int]:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    made = Served()
-    try:
+    with Served() as made:
         yield made
-    finally:
-        made.process.kill()
-        made.process.wait()
 
 
 @pytest.mark.slow

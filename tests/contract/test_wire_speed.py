@@ -1,4 +1,4 @@
-"""What the wire costs, printed (`pytest -s`). The bounds are a tenth of what one core was measured to do, so that only a real fault trips them."""
+"""What the wire costs, printed (``pytest -s``). The bounds are about a tenth of what was measured: a real fault trips them."""
 
 from __future__ import annotations
 
@@ -86,12 +86,8 @@ async def test_between_two_nodes_of_one_process() -> None:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    made = Served()
-    try:
+    with Served() as made:
         yield made
-    finally:
-        made.process.kill()
-        made.process.wait()
 
 
 @deferred

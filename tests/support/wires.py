@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, Protocol, Self, TypeVar, cast
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
@@ -459,9 +459,16 @@ class Served:
                 return int(line.split()[1]) * 1024
         raise AssertionError(field)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
     def close(self) -> str:
         """What it logged."""
-        said, _ = self.process.communicate(timeout=20)
+        said, _ = self.process.communicate(timeout=20)  # which ends its standard input
         assert self.process.returncode == 0, said
         return said
 

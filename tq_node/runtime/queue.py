@@ -117,6 +117,8 @@ class NodeQueue:
         )
         await driver.begin_epochs({log.partition: log.promised + 1 for log in recovered.logs})
         await driver.settle()
+        # Time goes on from where the store left it, whatever the system's clock says now (section 8, schedules).
+        self._clock.wall_us.not_before(await self._store.newest_us())
         inherited = await recover_rows(self._store, self._table)
         for queue, counts in self._table.counts.items():
             for state, count in enumerate(counts):

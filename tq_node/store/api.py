@@ -201,6 +201,9 @@ class Store(Protocol):
     def oldest_pending(self) -> Deferred[dict[str, int]]:
         """For each queue with a pending row, the least ``run_at_us`` among them."""
 
+    def newest_us(self) -> Deferred[int]:
+        """The greatest time in the rows, of a birth or an end; 0 where there is none."""
+
     def backup(self, path: str) -> Deferred[None]:
         """An online copy of the whole store at one moment, durable, that opens as a store of its own."""
 

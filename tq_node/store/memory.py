@@ -287,6 +287,10 @@ class MemoryStore:
                 oldest[task.queue] = min(task.run_at_us, oldest.get(task.queue, task.run_at_us))
         return self._answer(lambda: dict(sorted(oldest.items())))
 
+    def newest_us(self) -> Deferred[int]:
+        times = [max(task.created_us, task.ended_us) for task in self._disk.tasks.values()]
+        return self._answer(lambda: max(times, default=0))
+
     def backup(self, path: str) -> Deferred[None]:
         return self._answer(lambda: None)
 

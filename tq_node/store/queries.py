@@ -227,3 +227,12 @@ def tombstones_before(connection: sqlite3.Connection, us: int, limit: int) -> li
 def oldest_pending(connection: sqlite3.Connection) -> dict[str, int]:
     (text,) = _one(connection, _OLDEST, ())
     return dict(_decode_oldest(text))
+
+
+def newest_us(connection: sqlite3.Connection) -> int:
+    """Two looks at the end of an index."""
+    (newest,) = connection.execute(
+        "SELECT max((SELECT coalesce(max(created_us), 0) FROM tasks), "
+        "(SELECT coalesce(max(ended_us), 0) FROM tasks WHERE ended_us > 0))"
+    ).fetchone()
+    return int(newest)

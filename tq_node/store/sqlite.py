@@ -163,6 +163,9 @@ class SqliteStore:
     def oldest_pending(self) -> Deferred[dict[str, int]]:
         return self._scan(queries.oldest_pending)
 
+    def newest_us(self) -> Deferred[int]:
+        return self._scan(queries.newest_us)
+
     def backup(self, path: str) -> Deferred[None]:
         """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made; the store is well."""
 
