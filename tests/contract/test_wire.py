@@ -12,7 +12,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 
 from tests.conftest import LoggedErrors
-from tests.support.wires import MemoryWire, TcpWire, TlsWire, Wire, WireNode, clean, make_cluster_ca
+from tests.support.wire_kinds import MemoryWire, TcpWire, TlsWire, Wire, make_cluster_ca
+from tests.support.wires import WireNode, clean
 from tq_node.errors import Busy, IdConflict, InvalidField, NoController, NotPrimary, OutcomeUnknown, TaskQueueError
 from tq_node.limits import MIB
 from tq_node.raft.messages import Append, Entry, EntryKind, Heartbeat, SnapshotChunk

@@ -16,18 +16,8 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from tests.support.wires import (
-    CLUSTER,
-    SECRET,
-    MemoryWire,
-    RawPeer,
-    Served,
-    TcpWire,
-    WireNode,
-    clean,
-    raw_box,
-    raw_peer,
-)
+from tests.support.wire_kinds import MemoryWire, TcpWire
+from tests.support.wires import CLUSTER, SECRET, RawPeer, Served, WireNode, clean, raw_box, raw_peer
 from tq_node.limits import MIB
 from tq_node.raft.messages import Heartbeat
 from tq_node.wire import bounds, handshake

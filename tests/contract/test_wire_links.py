@@ -14,7 +14,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from tests.support.proxy import Direction, LinkProxy, Links
-from tests.support.wires import TcpWire, WireNode, clean
+from tests.support.wire_kinds import TcpWire
+from tests.support.wires import WireNode, clean
 from tq_node.errors import OutcomeUnknown
 from tq_node.raft.messages import Heartbeat
 from tq_node.wire import bounds

@@ -10,7 +10,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 
-from tests.support.wires import Served, TcpWire, WireNode
+from tests.support.wire_kinds import TcpWire
+from tests.support.wires import Served, WireNode
 from tq_node.raft.messages import AnyMessage, Append, AppendReply, Entry, EntryKind
 from tq_node.wire.codec import ForwardedCall
 from tq_node.wire.commands import Lane, Ping, Register

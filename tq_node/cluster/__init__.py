@@ -1,1 +1,1 @@
-"""PURE. What the metadata of the cluster decides: so far, which partition a task belongs to."""
+"""PURE. What the metadata log drives: who is a member, who holds which partition, and what the leader should propose next."""

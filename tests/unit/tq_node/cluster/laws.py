@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from tq_node.cluster import commands as c
@@ -32,6 +33,12 @@ def check_table(table: ClusterMap) -> None:
     need(list(table.nodes) == sorted(table.nodes), "nodes are in order")
     need(all(node_id == node.node_id for node_id, node in table.nodes.items()), "a node is under its id")
     need(any(node.status != NodeStatus.REMOVED for node in members), "the last node is gone")
+    level = table.feature_level
+    need(
+        all(n.feature_level_min <= level <= n.feature_level_max for n in members),
+        "F44: a member cannot apply it",
+        level,
+    )
     for p, entry in enumerate(table.partitions):
         check_entry(table, p, entry)
 
@@ -61,6 +68,7 @@ def check_entry(table: ClusterMap, p: int, entry: PartitionEntry) -> None:
 def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: Applied) -> None:
     """Laws of one entry. The table before it is lawful."""
     after = applied.map
+    check_batch(before, command, applied)
     if not applied.changes and after == before:
         need(after is before, "what changes nothing shares everything")
         return
@@ -121,6 +129,25 @@ def check_partition_step(
         need(before.nodes[command.sender].session == command.session, "in its present session", p)
 
 
+def check_batch(before: ClusterMap, command: c.AnyCommand, applied: Applied) -> None:
+    """Each step that was not refused came to pass, as it was said."""
+    refused = {r.partition for r in applied.refused}
+    if isinstance(command, c.AlterIsr) and None not in refused:
+        said = Counter(step.partition for step in command.steps)
+        for step in command.steps:
+            if step.partition not in refused and said[step.partition] == 1:
+                now = applied.map.partitions[step.partition]
+                need(set(now.isr) == set(step.isr), "R4: what is accepted is what was asked for", step)
+    if isinstance(command, c.BeginMove):
+        held = sum(1 for n in before.nodes.values() if n.status != NodeStatus.REMOVED and not n.is_draining)
+        for move in command.steps:
+            if move.partition not in refused:
+                old, now = before.partitions[move.partition], applied.map.partitions[move.partition]
+                left = set(now.copies) - set(now.removing)
+                least = min(before.settings.replication_factor, held, len(old.copies))
+                need(len(left) >= max(1, least, old.min_isr), "a move leaves enough copies: never RF - 1", move)
+
+
 def check_min_isr(after: ClusterMap, command: c.AnyCommand, p: int, old: PartitionEntry, new: PartitionEntry) -> None:
     members = sum(1 for node in after.nodes.values() if node.status != NodeStatus.REMOVED)
     wanted = 1 if members < 3 else after.settings.replication_factor // 2 + 1
@@ -137,9 +164,8 @@ def check_isr(after: ClusterMap, command: c.AnyCommand, p: int, old: PartitionEn
     if not added and not removed:
         return
     if isinstance(command, c.AlterIsr):
-        step = next(s for s in command.steps if s.partition == p)
         need(
-            (step.epoch, step.partition_version) == (old.epoch, old.partition_version), "R4: epoch and version match", p
+            stamp_of(old) in {stamp_of(s) for s in command.steps if s.partition == p}, "R4: epoch and version match", p
         )
         need(old.primary == command.sender, "R4: the sender is the primary", p)
         need(after.nodes[command.sender].session == command.session, "R4: in its present session (F25)", p)
@@ -152,11 +178,12 @@ def check_isr(after: ClusterMap, command: c.AnyCommand, p: int, old: PartitionEn
     elif isinstance(command, c.NodeDown):
         need(not added and not any(is_up(after, n) for n in removed), "R3: only the dead are removed", p)
     elif isinstance(command, c.HandOver):
-        step_h = next(s for s in command.steps if s.partition == p)
         need(old.isr == (command.sender,) and old.primary == command.sender, "a hand-over is the only copy's", p)
         need(after.nodes[command.sender].session == command.session, "a hand-over: present session", p)
-        need((step_h.epoch, step_h.partition_version) == (old.epoch, old.partition_version), "a hand-over: CAS", p)
-        need(new.isr == new.copies == (step_h.to,) and step_h.to in old.adding, "a hand-over: to whom it was meant", p)
+        meant = {s.to for s in command.steps if s.partition == p and stamp_of(s) == stamp_of(old)}
+        need(bool(meant), "a hand-over: compare-and-set", p)
+        need(new.isr == new.copies == (new.primary,), "a hand-over: to one alone", p)
+        need(new.primary in meant and new.primary in old.adding, "a hand-over: to whom it was meant", p)
         need(new.epoch == old.epoch + 1, "a hand-over is a new epoch", p)
     elif isinstance(command, c.RemoveNode):
         if len(new.unsafe_recovered) == len(old.unsafe_recovered):
@@ -190,9 +217,12 @@ def check_copies(
         seen = command.steps
     elif isinstance(command, c.FinishMove | c.AbortMove):
         seen = command.seen
-    for step in seen:
-        if step.partition == p:
-            need((step.epoch, step.partition_version) == (old.epoch, old.partition_version), "F27: compare-and-set", p)
+    stamps = [stamp_of(step) for step in seen if step.partition == p]
+    need(not stamps or stamp_of(old) in stamps, "F27: compare-and-set", p)
+
+
+def stamp_of(seen: c.IsrStep | c.MoveStep | c.Seen | c.PrimaryStep | PartitionEntry) -> tuple[int, int]:
+    return seen.epoch, seen.partition_version
 
 
 def check_deaths(before: ClusterMap, after: ClusterMap, command: c.AnyCommand) -> None:
@@ -224,6 +254,10 @@ def check_removal(before: ClusterMap, command: c.AnyCommand, applied: Applied) -
         return
     was = before.nodes[command.node_id]
     need(was.session == command.session, "a removal of an earlier session")
+    rest = [n for n in before.nodes.values() if n.node_id != command.node_id and is_up(before, n.node_id)]
+    need(any(not node.is_draining for node in rest), "a removal leaves somebody to hold things")
+    if sum(1 for node in applied.map.nodes.values() if node.status != NodeStatus.REMOVED) < 3:
+        need(all(entry.min_isr == 1 for entry in applied.map.partitions), "two members: one copy is enough")
     for p, entry in enumerate(before.partitions):
         if is_up(before, command.node_id):
             need(command.node_id not in entry.copies, "a living node is emptied before it is removed", p)

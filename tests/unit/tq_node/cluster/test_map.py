@@ -117,7 +117,7 @@ class TestTheCluster:
         assert not table.refusals(c.RaiseFeatureLevel(2))
 
     def test_f44_a_kind_above_the_feature_level_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(c.FEATURE_LEVEL_OF, c.Rebalance, 2)
+        monkeypatch.setattr(c, "FEATURE_LEVEL_OF", {c.Rebalance: 2})
         assert Table().refusals(c.Rebalance()) == [Refusal.FEATURE_LEVEL]
 
 

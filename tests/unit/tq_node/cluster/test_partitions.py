@@ -106,6 +106,16 @@ class TestR4:
         ]
         assert table.isr(1) == {1}
 
+    def test_twice_in_one_entry_is_once(self, table: Table) -> None:
+        """Found by random entries: both steps had seen the same version."""
+        table.forge(0, 1, 2, 3, 4, isr=(1, 2, 3), min_isr=1)
+        steps = (table.isr_step(1, 2), table.isr_step(1))
+        applied = table.do(c.AlterIsr(nid(1), 1, steps))
+        assert [r.code for r in applied.refused] == [Refusal.STALE_VERSION]
+        assert table.isr() == {1, 2}
+        led = c.Led(PartitionId(0), table.entry().epoch)
+        assert table.refusals(c.StepDown(nid(1), 1, (led, led))) == [Refusal.STALE_EPOCH]
+
     @pytest.mark.parametrize("partition", [-1, 4, 10**9])
     def test_a_partition_that_is_not(self, table: Table, partition: int) -> None:
         step = c.IsrStep(PartitionId(partition), Epoch(1), 1, ids(1))

@@ -54,7 +54,8 @@ Copies = list[tuple[NodeId, ...]]
 
 
 def place(current: Copies, live: list[NodeId], wanted: int = 3, **options: Any) -> Copies:
-    return plan_copies(current, **({"keepers": set(live), "targets": set(live), "wanted": wanted, "seed": 5} | options))
+    full: dict[str, Any] = {"keepers": set(live), "targets": set(live), "wanted": wanted, "seed": 5} | options
+    return plan_copies(current, **full)
 
 
 def moves(before: Copies, after: Copies) -> int:

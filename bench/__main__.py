@@ -1,0 +1,143 @@
+"""``python -m bench``: choose the parts, measure, report, leave nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from bench import report
+from bench.context import FULL, QUICK, Context
+from bench.counts import count
+from bench.drains import drain
+from bench.million import million
+from bench.peers import PEERS
+from bench.peers.base import Peer, Unavailable
+from bench.pickups import pick_up
+from bench.processes import Failed, Stopped, fdatasync_us, scratch
+from bench.samples import Book
+from bench.submits import batch, submit
+
+PARTS: dict[str, Callable[[Context], None]] = {
+    "submit": submit, "batch": batch, "drain": drain, "pick-up": pick_up, "counts": count, "million": million,
+}  # fmt: skip
+BEGUN = time.monotonic()
+ONCE = {"counts", "million"}
+"""Done in one round: counts don't vary much, and the million repeats its calls within."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0, 1 when something did not add up, 130 after Ctrl-C. Whatever was measured by then is reported."""
+    said = _parser().parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    sizes = QUICK if said.quick else FULL
+    if said.repeat is not None:
+        sizes = replace(sizes, rounds=said.repeat)
+    code = 0
+    book = Book()
+    systems = {"taskqueue": "twistd -n taskqueue, HTTP over TCP, everything synced before it is answered"}
+    try:
+        with scratch() as directory:
+            peers = _peers(said.peers, book, systems)
+            context = Context(directory, book, sizes, peers, _progress)
+            for name in said.only or PARTS:
+                try:
+                    _measure(name, context, directory)
+                except Failed as why:
+                    book.note(f"{name} FAILED: {why}")
+                    code = 1
+    except Stopped:
+        _progress("stopped")
+        code = 130
+    except OSError as why:
+        print(f"bench: {why}", file=sys.stderr)
+        code = 1
+    about = report.facts(sizes.rounds, systems)
+    print(report.heading(about))
+    print("\n".join(f"  {name}: {what}" for name, what in systems.items()) + "\n")
+    print(report.table(book))
+    print("\n" + "\n".join([*book.notes, f"took {time.monotonic() - BEGUN:.0f} s"]))
+    if said.json is not None:
+        report.write_json(said.json, about, book)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under a minute, for trying: one short round")
+    parser.add_argument(
+        "--only", type=_names(tuple(PARTS)), metavar="PART,…", help=f"only these parts: {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--peers", type=_names((*(peer.name for peer in PEERS), "none")), metavar="NAME,…",
+        help=f"only these beside ours: {', '.join(peer.name for peer in PEERS)}, or none",
+    )  # fmt: skip
+    parser.add_argument("--repeat", type=_rounds, metavar="N", help="rounds [default: 3, or 1 with --quick]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    return parser
+
+
+def _names(known: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100")
+    return int(text)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(again, signal.SIG_IGN)  # stopping has begun, and has a deadline of its own
+    raise Stopped
+
+
+def _peers(wanted: list[str] | None, book: Book, systems: dict[str, str]) -> list[Peer]:
+    """Those that can be had."""
+    peers = []
+    for kind in PEERS:
+        if wanted is not None and kind.name not in wanted:
+            continue
+        peer = kind()
+        _progress(f"preparing {peer.name}")
+        try:
+            peer.prepare()
+        except Unavailable as why:
+            book.note(f"{peer.name} is left out: {why}")
+            continue
+        systems[peer.name] = f"{peer.version}; {peer.about}"
+        peers.append(peer)
+    return peers
+
+
+def _measure(name: str, context: Context, directory: Path) -> None:
+    """:raises Failed: what this part left does not add up; the others can still be measured."""
+    rounds = 1 if name in ONCE else context.sizes.rounds
+    for number in range(rounds):
+        probe = fdatasync_us(directory)
+        context.book.probes_us.setdefault(name, []).append(probe)
+        _progress(f"{name}, round {number + 1} of {rounds}; fdatasync {probe:.0f} µs")
+        PARTS[name](context)
+
+
+def _progress(line: str) -> None:
+    print(f"{time.monotonic() - BEGUN:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

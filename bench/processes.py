@@ -1,0 +1,199 @@
+"""Scratch directories and child processes, so that nothing of either is left behind, also after Ctrl-C or a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+STOP_S = 40.0
+CALL_S = 240.0
+_LOG_LINES_SHOWN = 20
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+class Failed(Exception):
+    """A measurement could not be made, or what it left does not add up. The message is for a person."""
+
+
+def build_directory() -> Path:
+    """Where everything of the bench lies: on the same disk as the checkout, out of version control, gone with ``make clean``."""
+    return ROOT / "build" / "bench"
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A new directory, gone at the end; those that killed runs have left go too."""
+    parent = build_directory()
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob("run-*"):
+        if not _alive(int(left.name.removeprefix("run-"))):
+            shutil.rmtree(left, ignore_errors=True)
+    directory = parent / f"run-{os.getpid()}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours, without what would configure a node, and with this checkout to import from."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TQ_")}
+    for name in ("NODE_ID", "HTTP_ADDR", "JOIN_ADDR"):
+        kept.pop(name, None)
+    return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def spawn(
+    command: Sequence[str], *, directory: Path, log: Path, output: int | None = None, given: int | None = None
+) -> subprocess.Popen[bytes]:
+    """A child in a session of its own (a Ctrl-C at the terminal reaches only us) that the kernel kills when we die."""
+    with log.open("ab") as sink:
+        target: int | IO[bytes] = sink if output is None else output
+        return subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment(),
+            stdin=subprocess.DEVNULL if given is None else given,
+            stdout=target,
+            stderr=sink,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 -- no thread is ever started here
+        )
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *, directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that is stopped at the end of the block."""
+    process = spawn(command, directory=directory, log=log)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes], *, signal_to: int | None = None, wait_s: float = STOP_S) -> int:
+    """SIGTERM, and SIGKILL for its whole group where that does not end it; the exit code.
+
+    :param signal_to: the only one to get SIGTERM; otherwise the whole group, since a tracer does not pass it on.
+    """
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            if signal_to is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            else:
+                os.kill(signal_to, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+    kill(process)
+    return process.wait()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for its whole group, now."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def call(command: Sequence[str], spec: object, *, directory: Path, log: Path, wait_s: float = CALL_S) -> Any:
+    """Run a helper that reads ``spec`` as JSON and answers in JSON; what it answered.
+
+    :raises Failed: it ended with an error, or took too long.
+    """
+    process = spawn(command, directory=directory, log=log, output=subprocess.PIPE, given=subprocess.PIPE)
+    try:
+        answer, _ = process.communicate(json.dumps(spec).encode(), wait_s)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{_name(command)} took more than {wait_s:g} s") from None
+    finally:
+        kill(process)
+    if process.returncode != 0:
+        raise Failed(f"{_name(command)} ended with code {process.returncode}; it said:\n{tail(log)}")
+    try:
+        return json.loads(answer)
+    except ValueError:
+        raise Failed(f"{_name(command)} did not answer in JSON: {answer[:200]!r}") from None
+
+
+def _name(command: Sequence[str]) -> str:
+    return command[command.index("-m") + 1] if "-m" in command else Path(command[0]).name
+
+
+def module(name: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", name]
+
+
+def tail(log: Path) -> str:
+    return "\n".join(log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES_SHOWN:])
+
+
+def free_port() -> int:
+    """A port that nobody has now, with the one 1,000 above free too: that is where peers connect."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind((HOST, 0))
+            port = int(first.getsockname()[1])
+            if port + 1000 > 65_535:
+                continue
+            with contextlib.suppress(OSError):
+                second.bind((HOST, port + 1000))
+                return port
+
+
+def fdatasync_us(directory: Path, times: int = 100) -> float:
+    """Median time of an fdatasync after 4 KiB were appended, in microseconds: the yardstick of everything here."""
+    path = directory / "probe"
+    taken = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(times):
+            file.write(bytes(4096))
+            begun = time.perf_counter_ns()
+            os.fdatasync(file.fileno())
+            taken.append(time.perf_counter_ns() - begun)
+    path.unlink()
+    return sorted(taken)[len(taken) // 2] / 1000
+
+
+def bytes_below(directory: Path) -> int:
+    """What the files below a directory take on disk, in bytes."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                total += path.stat().st_blocks * 512
+    return total

@@ -1,0 +1,115 @@
+"""The report: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.processes import ROOT
+from bench.samples import Book, Kind, Row
+
+_HEADS = ("", "system", "median", "range", "unit", "p50 / p99 ms", "CPU µs/task", "ours is")
+
+
+def facts(rounds: int, systems: dict[str, str]) -> dict[str, Any]:
+    """Which program was measured, when, on what."""
+    return {
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "rounds": rounds,
+        "systems": systems,
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        said = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.stdout.rstrip()
+
+
+def heading(about: dict[str, Any]) -> str:
+    changed = f" with {about['changed_files']} changed files" if about["changed_files"] else ""
+    plural = "" if about["rounds"] == 1 else "s"
+    return (
+        f"taskqueue bench, commit {about['commit'] or 'unknown'}{changed}, {about['date']}, {about['cores']} cores "
+        f"({about['machine']}), Python {about['python']}, {about['rounds']} round{plural}"
+    )
+
+
+def table(book: Book) -> str:
+    """Medians with ranges; the last column says how ours compares with that system."""
+    lines: list[tuple[str, ...]] = []
+    for part in book.parts():
+        lines.append((f"== {part} (fdatasync before: {_probes(book.probes_us.get(part, []))})",))
+        for kind in book.kinds(part):
+            label = kind.what
+            for row in book.rows(kind):
+                lines.append(_line(book, row, label))
+                label = ""
+    widths = [max(len(line[column]) for line in [_HEADS, *lines] if len(line) > 1) for column in range(len(_HEADS))]
+    rest = (line[0] if len(line) == 1 else _join(line, widths) for line in lines)
+    return "\n".join([_join(_HEADS, widths), *rest])
+
+
+def _probes(taken_us: list[float]) -> str:
+    return ", ".join(f"{taken:.0f}" for taken in taken_us) + " µs"
+
+
+def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
+    low, high = min(row.values), max(row.values)
+    ratio = book.ratio(row)
+    verdict = "" if ratio is None else f"{ratio:.1f} x better" if ratio >= 1 else f"{1 / ratio:.1f} x worse"
+    if (meets := row.meets_goal) is not None:
+        assert row.kind.goal is not None
+        verdict = f"{'at' if meets else 'short of'} its goal {_limit(row.kind)}"
+    return (
+        label,
+        row.system,
+        number(row.median),
+        f"{number(low)} to {number(high)}" if len(row.values) > 1 else "",
+        row.kind.unit,
+        f"{_middle(row, 'p50_ms')} / {_middle(row, 'p99_ms')}" if _middle(row, "p50_ms") else "",
+        _middle(row, "node_cpu_us_per_task"),
+        verdict,
+    )
+
+
+def _limit(kind: Kind) -> str:
+    assert kind.goal is not None
+    return f"{'≥' if kind.more_is_better else '≤'} {number(kind.goal)}"
+
+
+def _middle(row: Row, name: str) -> str:
+    values = sorted(details[name] for details in row.details if name in details)
+    return number(values[len(values) // 2]) if values else ""
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _join(line: tuple[str, ...], widths: list[int]) -> str:
+    right = {2, 3, 5, 6}
+    cells = [
+        cell.rjust(width) if column in right else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def write_json(path: Path, about: dict[str, Any], book: Book) -> None:
+    path.write_text(json.dumps({**about, **book.as_json()}, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,94 @@
+"""What was measured: samples, and their medians and ranges."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+OURS = "taskqueue"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is measured: one row of the report for each system.
+
+    :param goal: of ours; met where the median is at least (``more_is_better``) or at most that.
+    """
+
+    part: str
+    what: str
+    unit: str
+    more_is_better: bool = True
+    goal: float | None = None
+
+
+@dataclass
+class Row:
+    """All samples of one system."""
+
+    kind: Kind
+    system: str
+    values: list[float] = field(default_factory=list)
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def meets_goal(self) -> bool | None:
+        goal = self.kind.goal
+        if goal is None or self.system != OURS:
+            return None
+        return self.median >= goal if self.kind.more_is_better else self.median <= goal
+
+
+class Book:
+    """Collects samples, in the order in which their rows first came up."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[Kind, str], Row] = {}
+        self.probes_us: dict[str, list[float]] = {}
+        """part -> the disk's fdatasync before each of its rounds"""
+        self.notes: list[str] = []
+
+    def add(self, kind: Kind, system: str, value: float, **details: Any) -> None:
+        row = self._rows.setdefault((kind, system), Row(kind, system))
+        row.values.append(value)
+        if details:
+            row.details.append(details)
+
+    def note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
+
+    def kinds(self, part: str) -> list[Kind]:
+        return list(dict.fromkeys(kind for kind, _ in self._rows if kind.part == part))
+
+    def rows(self, kind: Kind) -> list[Row]:
+        """Ours first."""
+        rows = [row for (of, _), row in self._rows.items() if of == kind]
+        return sorted(rows, key=lambda row: row.system != OURS)
+
+    def parts(self) -> list[str]:
+        return list(dict.fromkeys(kind.part for kind, _ in self._rows))
+
+    def ratio(self, row: Row) -> float | None:
+        """How many times better ours is than this row's system."""
+        ours = self._rows.get((row.kind, OURS))
+        if ours is None or row.system == OURS or not row.median or not ours.median:
+            return None
+        return ours.median / row.median if row.kind.more_is_better else row.median / ours.median
+
+    def as_json(self) -> dict[str, Any]:
+        rows = []
+        for row in self._rows.values():
+            entry = {**asdict(row.kind), "system": row.system, "values": row.values, "median": row.median,
+                     "low": min(row.values), "high": max(row.values), "details": row.details}  # fmt: skip
+            if (ratio := self.ratio(row)) is not None:
+                entry["ours_is_better_by"] = ratio
+            if (meets := row.meets_goal) is not None:
+                entry["meets_goal"] = meets
+            rows.append(entry)
+        return {"fdatasync_us": self.probes_us, "rows": rows, "notes": self.notes}

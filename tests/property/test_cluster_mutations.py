@@ -1,0 +1,273 @@
+"""Every rule of the controller switched off once, in the code that runs: each must be caught, or be listed with the reason."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.tq_node.cluster.deaths import DeathWorld
+from tests.unit.tq_node.cluster.laws import LawBroken
+from tests.unit.tq_node.cluster.random_table import RandomTable
+from tests.unit.tq_node.cluster.settling import settle
+from tests.unit.tq_node.cluster.shares import shares_are_kept
+from tests.unit.tq_node.cluster.tables import Table
+from tests.unit.tq_node.cluster.voting import voters_are_sound
+from tq_node.cluster import (
+    choosing,
+    draft,
+    liveness,
+    map,  # noqa: A004
+    move_rules,
+    moves,
+    node_rules,
+    partition_rules,
+    placement,
+    voters,
+)
+from tq_node.cluster import commands as c
+from tq_node.cluster.liveness import Liveness
+from tq_node.cluster.moves import Outlook
+
+SEEDS = 400
+BASES = (0, 10_000, 20_000)
+Patch = Callable[[pytest.MonkeyPatch], None]
+World = Callable[[int], None]
+
+
+def entries(seed: int) -> None:
+    world = RandomTable(random.Random(seed))
+    world.run(60)
+    world.replay()
+
+
+def deaths(seed: int) -> None:
+    DeathWorld(random.Random(seed)).run(60)
+
+
+def rest(seed: int) -> None:
+    settle(random.Random(seed), 40)
+
+
+def made_up(_: int) -> None:
+    """A move that leaves one copy where two are asked for: raised in between, ``min_isr`` would never let it end."""
+    table = Table(3, factor=2)
+    table.do(table.begin((2,), (1,)))
+    table.do(table.alter(1, 2))
+    table.do(c.RaiseMinIsr((table.seen(),)))
+    table.do(c.PlanPrimary((table.primary_step(2),)))
+    table.do(table.step_down(1, 0))
+    assert not table.do(table.alter(2)).refused
+
+
+def returns(_: object) -> Any:
+    return lambda *args, **kwargs: _
+
+
+def off(owner: Any, name: str, value: Any) -> Patch:
+    """Replace a rule by an answer; wherever its name was imported, too."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(owner, name, returns(value) if not callable(value) else value)
+        if not isinstance(owner, type):
+            for module in (choosing, map, move_rules, moves, node_rules, partition_rules, liveness, voters):
+                if module is not owner and hasattr(module, name):
+                    monkeypatch.setattr(module, name, getattr(owner, name))
+
+    return patch
+
+
+def _without_leader(self: Liveness, node: Any, nodes: Any, voters_now: Any, me: Any) -> bool:
+    said = self._evidence.get(node, {})
+    return liveness.is_majority([r for r, e in said.items() if liveness.is_of_present_sessions(e, nodes)], voters_now)
+
+
+def _stirred(self: placement._Layout, node: Any) -> list[int]:
+    for partition in sorted(self.held[node])[:2]:
+        self.relocate(partition, node, self.find_place)
+    return sorted(self.held[node])
+
+
+MUTATIONS: dict[str, tuple[World, Patch]] = {
+    # --- R1 to R3 ---
+    "R1: any copy may lead": (
+        entries,
+        off(choosing, "candidates", lambda e, nodes: [n for n in e.copies if nodes[n].is_up]),
+    ),
+    "R1: the dead may lead": (entries, off(choosing, "candidates", lambda e, nodes: list(e.isr))),
+    "R2: a choice is no new epoch": (entries, off(choosing, "next_epoch", lambda epoch: epoch)),
+    "R2: a new run stays primary": (
+        entries,
+        off(node_rules, "is_choice_due", lambda e, n: e.primary is None and n in e.isr),
+    ),
+    "R1: a member that returns ends no waiting": (
+        entries,
+        off(node_rules, "is_choice_due", lambda e, n: e.primary == n),
+    ),
+    "R3: the dead leave without end": (entries, off(choosing, "may_shrink", lambda members, least: members > 1)),
+    "R3: the dead never leave": (entries, off(choosing, "may_shrink", False)),
+    "R3: AlterIsr below min_isr": (entries, off(partition_rules, "is_enough", True)),
+    # --- R4 ---
+    "R4: any epoch": (entries, off(partition_rules, "is_epoch_present", True)),
+    "R4: any version": (entries, off(partition_rules, "is_version_present", True)),
+    "R4: twice in one entry": (entries, off(draft.Draft, "is_touched", False)),
+    "R4: any sender": (entries, off(partition_rules, "is_primary", True)),
+    "R4: any session (F25)": (entries, off(node_rules, "is_session_present", lambda d, n, s: n in d.nodes)),
+    "R4: the primary may leave": (entries, off(partition_rules, "keeps_primary", True)),
+    "R4: any number of steps": (entries, off(partition_rules, "is_one_step", lambda e, isr: True)),
+    "R4: the added need not be up": (
+        entries,
+        off(partition_rules, "is_copy_up", lambda d, e, added: all(n in e.copies for n in added)),
+    ),
+    "R4: the added need not be a copy": (
+        entries,
+        off(partition_rules, "is_copy_up", lambda d, e, added: all(n in d.nodes and d.nodes[n].is_up for n in added)),
+    ),
+    "R4: the living may leave before the dead (F25)": (entries, off(partition_rules, "dead_go_first", True)),
+    # --- registration ---
+    "F15: any cluster": (entries, off(node_rules, "is_wrong_cluster", False)),
+    "the removed come back": (entries, off(node_rules, "is_removed", False)),
+    "F13: any name": (entries, off(node_rules, "is_name_taken", False)),
+    "F14: a cloned store": (entries, off(node_rules, "is_store_cloned", False)),
+    # --- leaving ---
+    "a removal leaves nobody": (entries, off(node_rules, "is_last_node", False)),
+    "a removal gives up the last copy": (entries, off(node_rules, "is_last_copy", False)),
+    "a living node is removed with its copies": (entries, off(node_rules, "holds_copies", False)),
+    "the removed stay copies": (entries, off(choosing, "without_removed", lambda entry, nodes: entry)),
+    "min_isr is lowered to 1 by any removal": (entries, off(node_rules, "lowered_min_isr", lambda d, e: 1)),
+    "min_isr is not lowered for two members": (entries, off(node_rules, "lowered_min_isr", lambda d, e: e.min_isr)),
+    "min_isr above the set": (entries, off(partition_rules, "allows_min_isr", True)),
+    "min_isr while some move away": (
+        made_up,
+        off(partition_rules, "allows_min_isr", lambda e, wanted: len(e.isr) >= wanted),
+    ),
+    # --- moves ---
+    "a move to anybody": (
+        entries,
+        off(move_rules, "are_targets", lambda d, e, s: all(n in d.nodes and n not in e.copies for n in s.adding)),
+    ),
+    "a move makes copies everywhere": (entries, off(move_rules, "is_within_one_more", True)),
+    "a move leaves too few": (entries, off(move_rules, "leaves_enough", True)),
+    "a move ends before the newcomer counts": (entries, off(move_rules, "are_in_sync", True)),
+    "a move ends while the leaver counts": (entries, off(move_rules, "are_out_of_sync", True)),
+    "an empty hand-over of what is in sync elsewhere": (entries, off(partition_rules, "is_sole_in_sync", True)),
+    "changes do not raise the version": (
+        entries,
+        off(draft, "raised_version", lambda before: before.partition_version),
+    ),
+    # --- R5, R5a ---
+    "R5: nobody is ever silent": (deaths, off(Liveness, "is_silent", False)),
+    "R5: half of T_session": (deaths, off(Liveness, "is_silent", lambda self, n, t: self.silence_ms(n, t) >= 1_000)),
+    "R5, F7: no grace by a new leader": (deaths, off(Liveness, "lead", None)),
+    "R5: a registration is no word": (deaths, off(Liveness, "_follow_nodes", None)),
+    "R5a: one refusal": (deaths, off(liveness, "is_conclusive", lambda e, apart: e.is_broken)),
+    "R5a: without a broken connection": (
+        deaths,
+        off(
+            liveness,
+            "is_conclusive",
+            lambda e, apart: len(e.refused_at_ms) > 1 and e.refused_at_ms[-1] - e.refused_at_ms[0] >= apart,
+        ),
+    ),
+    "R5a: any session": (deaths, off(liveness, "is_of_present_sessions", True)),
+    "R5a: one voter is enough": (deaths, off(liveness, "is_majority", lambda said, voters: True)),
+    "R5a: half is a majority": (
+        deaths,
+        off(liveness, "is_majority", lambda said, voters: 2 * len(set(said) & set(voters)) >= len(voters)),
+    ),
+    "R5a: learners count": (deaths, off(liveness, "is_majority", lambda said, voters: 2 * len(said) > len(voters))),
+    "R5a: without the leader": (
+        deaths,
+        off(Liveness, "is_proven_dead", _without_leader),
+    ),
+    "R5a: who is heard stays dead": (
+        deaths,
+        off(Liveness, "heard", lambda self, n, t, i, h: self._heard_ms.__setitem__(n, t)),
+    ),
+    "R5a: reports are not taken back": (deaths, off(Liveness, "retracted", None)),
+    # --- bounds, fewest moves, throttle ---
+    "no bound on copies": (shares_are_kept, off(placement, "share_max", lambda total, nodes: total)),
+    "one more than the share": (
+        shares_are_kept,
+        off(placement, "share_max", lambda total, nodes: -(-total // nodes) + 1),
+    ),
+    "draining nodes keep what they have": (rest, off(Outlook, "may_keep", lambda self, node: node.is_member)),
+    "the dead keep their copies": (
+        shares_are_kept,
+        off(Outlook, "may_keep", lambda self, node: node.is_member and not node.is_draining),
+    ),
+    "the dead lose their copies at once": (
+        shares_are_kept,
+        off(Outlook, "may_keep", lambda self, node: node.is_target),
+    ),
+    "what cannot move is moved": (rest, off(Outlook, "is_pinned", lambda self, p, e: e.is_moving)),
+    "dead copies are given up before others exist": (rest, off(Outlook, "copies_left_min", 1)),
+    "everything is moved about": (
+        shares_are_kept,
+        off(placement._Layout, "liked_least", _stirred),
+    ),
+    "big moves all at once": (shares_are_kept, off(moves._Turns, "take", True)),
+    "sizes do not matter": (shares_are_kept, off(moves._Turns, "is_big", False)),
+    "hopeless moves go on": (rest, off(Outlook, "is_hopeless", False)),
+    "no heirs": (rest, off(Outlook, "heir", None)),
+    "no overdue heirs": (shares_are_kept, off(Outlook, "overdue_heirs", lambda self: [])),
+    "min_isr is never raised": (shares_are_kept, off(Outlook, "raises", lambda self: [])),
+    "waiting has no reason": (rest, off(Outlook, "note_stuck", None)),
+    # --- voters ---
+    "voters: two are kept": (voters_are_sound, off(voters, "count_wanted", min)),
+    "voters: five though three are wanted": (
+        voters_are_sound,
+        off(voters, "count_wanted", lambda able, wanted: able if able % 2 else able - 1),
+    ),
+    "voters: not caught up": (
+        voters_are_sound,
+        off(voters._Group, "is_ready", lambda self, n: self.node(n).is_target and self.is_trusted(n)),
+    ),
+    "voters: a replacement without health": (voters_are_sound, off(voters._Group, "is_trusted", True)),
+    "voters: a restart costs the vote": (
+        voters_are_sound,
+        off(voters._Group, "is_dead_long", lambda self, n: not self.node(n).is_up),
+    ),
+    "voters: the dead are never replaced": (
+        voters_are_sound,
+        off(voters._Group, "is_replaceable", lambda self, n: self.node(n).is_draining),
+    ),
+    "voters: who leaves keeps the vote": (voters_are_sound, off(voters._Group, "must_go", False)),
+    "voters: an even number is kept": (voters_are_sound, off(voters, "_settle_even", None)),
+    "voters: a leader does not hand over": (voters_are_sound, off(voters, "_transfer", None)),
+    # --- the table itself ---
+    "F44: the feature level rises too early": (entries, off(map, "is_supported_by_all", True)),
+    "F44: too old a node joins": (entries, off(node_rules, "is_feature_level_missing", False)),
+}
+
+
+NOT_CAUGHT: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_rule_that_is_switched_off_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, patch = MUTATIONS[name]
+    patch(monkeypatch)
+    counts = []
+    for base in BASES:
+        for number in range(SEEDS):
+            try:
+                world(base + number)
+            except (LawBroken, AssertionError, KeyError, ValueError) as why:
+                counts.append((number + 1, f"{type(why).__name__}: {why}"[:90]))
+                break
+        else:
+            break
+    if name in NOT_CAUGHT:
+        assert len(counts) < len(BASES), "it is caught after all"
+        return
+    assert len(counts) == len(BASES), f"not caught in {SEEDS} seeds"
+    print(f"{name:50} {'/'.join(str(count) for count, _ in counts):>12}  {counts[0][1]}")
+
+
+def test_a_settling_without_mutations_is_quiet() -> None:
+    for seed in range(5):
+        for world in (entries, deaths, rest, shares_are_kept, voters_are_sound, made_up):
+            world(seed)

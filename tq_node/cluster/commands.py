@@ -1,0 +1,269 @@
+"""What may stand in an entry of the metadata log. Encoded: a version byte, then msgpack with a number for the kind.
+
+Nothing in a command is believed because it was proposed: ``map.apply`` checks it against the table as it is *then*. Hence
+compare-and-set on ``(epoch, partition_version)``, and ``session`` wherever a node speaks for itself. ``sender`` must be the node
+that the connection was authenticated as: the wire checks that, nodes do not lie.
+
+Numbers of kinds and positions of fields are part of the on-disk format. Unknown trailing fields are skipped; they stay in the
+log, whose bytes are never made again. An unknown kind cannot be skipped: the node stops (F44).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from tq_node.cluster.records import ClusterSettings
+from tq_node.types import Epoch, NodeId, NodeName, PartitionId
+
+FORMAT = 1
+
+
+class UnreadableCommand(Exception):
+    """Not an entry that this code can apply: damage, or a newer kind. The node stops: skipping it would be divergence (F44)."""
+
+
+class Value(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Part of a command."""
+
+
+class Command(msgspec.Struct, frozen=True, array_like=True):
+    """One entry."""
+
+
+class Registration(Value, frozen=True):
+    """What a node says of itself. ``nonce``: random, new at each start; ``incarnation``: raised and synced at each start."""
+
+    node_id: NodeId
+    name: NodeName
+    http: str
+    peer: str
+    incarnation: int
+    nonce: str
+    feature_level_min: int
+    feature_level_max: int
+
+
+class Seen(Value, frozen=True):
+    """A partition as its proposer saw it, for compare-and-set."""
+
+    partition: PartitionId
+    epoch: Epoch
+    partition_version: int
+
+
+class IsrStep(Value, frozen=True):
+    partition: PartitionId
+    epoch: Epoch
+    partition_version: int
+    isr: tuple[NodeId, ...]
+
+
+class MoveStep(Value, frozen=True):
+    """``adding`` alone: more copies. ``removing`` alone: fewer. Both: a move."""
+
+    partition: PartitionId
+    epoch: Epoch
+    partition_version: int
+    adding: tuple[NodeId, ...] = ()
+    removing: tuple[NodeId, ...] = ()
+
+
+class PrimaryStep(Value, frozen=True):
+    partition: PartitionId
+    epoch: Epoch
+    partition_version: int
+    to: NodeId | None = None
+
+
+class Led(Value, frozen=True):
+    """A partition that the sender leads in this epoch. The version is left out: whatever else changed, it wants to step down."""
+
+    partition: PartitionId
+    epoch: Epoch
+
+
+# --- nodes ---
+class FoundCluster(Command, frozen=True, tag=1):
+    """The first entry. ``node`` is registered by it and holds all partitions."""
+
+    cluster_id: str
+    name: str
+    settings: ClusterSettings
+    node: Registration
+
+
+class RegisterNode(Command, frozen=True, tag=2):
+    cluster_id: str
+    node: Registration
+
+
+class NodeDown(Command, frozen=True, tag=3):
+    """R5 or R5a. ``reason``: silence or evidence."""
+
+    node_id: NodeId
+    session: int
+    reason: str = ""
+
+
+class DrainNode(Command, frozen=True, tag=4):
+    """Move everything off it. ``then_remove``: and remove it when it is empty."""
+
+    node_id: NodeId
+    then_remove: bool = False
+
+
+class UndrainNode(Command, frozen=True, tag=5):
+    node_id: NodeId
+
+
+class RemoveNode(Command, frozen=True, tag=6):
+    """Of a node that holds no copies, or of one that is down for good: an operator's word that its store will not come back.
+
+    ``empty``: partitions that hold no task by the node's last report; they may start again elsewhere if it held their last copy.
+    """
+
+    node_id: NodeId
+    session: int
+    empty: tuple[PartitionId, ...] = ()
+
+
+# --- partitions ---
+class AlterIsr(Command, frozen=True, tag=10):
+    """R4. From the primary, for several partitions; each is judged by itself."""
+
+    sender: NodeId
+    session: int
+    steps: tuple[IsrStep, ...]
+
+
+class StepDown(Command, frozen=True, tag=11):
+    """ "I am slow or draining: choose another." """
+
+    sender: NodeId
+    session: int
+    led: tuple[Led, ...]
+
+
+class PlanPrimary(Command, frozen=True, tag=12):
+    """Record who should be the next primary, so that the present one drains and steps down by itself. Itself: it stays."""
+
+    steps: tuple[PrimaryStep, ...]
+
+
+class ElectPrimary(Command, frozen=True, tag=13):
+    """Choose at once; without ``to`` as after a death."""
+
+    steps: tuple[PrimaryStep, ...]
+
+
+class RaiseMinIsr(Command, frozen=True, tag=14):
+    """To what section 6 asks for, where ``isr`` allows."""
+
+    seen: tuple[Seen, ...]
+
+
+class UnsafeRecover(Command, frozen=True, tag=15):
+    """Outside R1, by an operator: this node's copy is the partition from now on. Recorded for ever."""
+
+    partition: PartitionId
+    epoch: Epoch
+    partition_version: int
+    node_id: NodeId
+
+
+# --- moves ---
+class BeginMove(Command, frozen=True, tag=20):
+    steps: tuple[MoveStep, ...]
+
+
+class FinishMove(Command, frozen=True, tag=21):
+    seen: tuple[Seen, ...]
+
+
+class AbortMove(Command, frozen=True, tag=22):
+    seen: tuple[Seen, ...]
+
+
+class HandOver(Command, frozen=True, tag=23):
+    """From the primary, for partitions that have no task: ``to`` starts empty and is the only copy. Until replication exists."""
+
+    sender: NodeId
+    session: int
+    steps: tuple[PrimaryStep, ...]
+
+
+# --- the cluster ---
+class PauseQueue(Command, frozen=True, tag=30):
+    queue: str
+
+
+class ResumeQueue(Command, frozen=True, tag=31):
+    queue: str
+
+
+class Rebalance(Command, frozen=True, tag=32):
+    """An operator asks for an even spread."""
+
+
+class RebalanceDone(Command, frozen=True, tag=33):
+    requested_index: int
+
+
+class RaiseFeatureLevel(Command, frozen=True, tag=34):
+    feature_level: int
+
+
+class NoteThreeVoters(Command, frozen=True, tag=35):
+    """The group has had three voters: from now on a replacement is promoted only after some time of health (section 6)."""
+
+
+AnyCommand = (
+    FoundCluster
+    | RegisterNode
+    | NodeDown
+    | DrainNode
+    | UndrainNode
+    | RemoveNode
+    | AlterIsr
+    | StepDown
+    | PlanPrimary
+    | ElectPrimary
+    | RaiseMinIsr
+    | UnsafeRecover
+    | BeginMove
+    | FinishMove
+    | AbortMove
+    | HandOver
+    | PauseQueue
+    | ResumeQueue
+    | Rebalance
+    | RebalanceDone
+    | RaiseFeatureLevel
+    | NoteThreeVoters
+)
+
+FEATURE_LEVEL_OF: dict[type[Command], int] = {}
+"""Kinds that need more than the first feature level; nobody may propose them before the table has it."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes | memoryview], AnyCommand] = msgspec.msgpack.Decoder(AnyCommand).decode
+
+
+def feature_level_of(command: AnyCommand) -> int:
+    return FEATURE_LEVEL_OF.get(type(command), 1)
+
+
+def encode(command: AnyCommand) -> bytes:
+    return bytes((FORMAT,)) + _encode(command)
+
+
+def decode(data: bytes) -> AnyCommand:
+    """:raises UnreadableCommand: see there."""
+    if data[:1] != bytes((FORMAT,)):
+        raise UnreadableCommand(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
+    try:
+        return _decode(memoryview(data)[1:])
+    except msgspec.DecodeError as why:
+        raise UnreadableCommand(str(why)) from why

@@ -1,0 +1,183 @@
+"""``decide``: what the leader should propose now. Pure; the table's own rules (``map.apply``) have the last word.
+
+The driver calls it at each tick and after each change of the table while it leads, once it has applied an entry of its own term.
+It proposes the commands, hands the wish to Raft, and passes as ``pending`` whatever it proposed and has not seen applied or lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from tq_node.cluster import commands
+from tq_node.cluster.commands import (
+    AbortMove,
+    AnyCommand,
+    BeginMove,
+    ElectPrimary,
+    FinishMove,
+    NodeDown,
+    NoteThreeVoters,
+    PlanPrimary,
+    RaiseFeatureLevel,
+    RaiseMinIsr,
+    RebalanceDone,
+    RemoveNode,
+)
+from tq_node.cluster.liveness import Liveness
+from tq_node.cluster.moves import Outlook
+from tq_node.cluster.records import ClusterMap, NodeEntry
+from tq_node.cluster.voters import RaftView, Wish, wish
+from tq_node.types import NodeId
+
+VOTERS_TO_NOTE = 3
+CHANGES_THE_PLAN = (
+    NodeDown,
+    RemoveNode,
+    commands.DrainNode,
+    commands.UndrainNode,
+    commands.UnsafeRecover,
+    BeginMove,
+    AbortMove,
+    PlanPrimary,
+    ElectPrimary,
+)
+"""While one of these is in flight nothing new is planned: the plan would be made for a table that is about to be another."""
+
+_Step = TypeVar("_Step")
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """``waiting``: partitions that should move and do not, with the reason as a stable word."""
+
+    commands: tuple[AnyCommand, ...] = ()
+    wish: Wish | None = None
+    waiting: dict[int, str] = {}
+
+
+def decide(
+    cluster_map: ClusterMap,
+    liveness: Liveness,
+    view: RaftView,
+    now_ms: int,
+    *,
+    pending: Collection[AnyCommand] = (),
+    can_replicate: bool = True,
+) -> Decision:
+    """:param pending: proposed and not yet applied, the data plane's proposals too; none of it is proposed again.
+
+    :param can_replicate: False in a version without a data plane: only partitions without tasks move, by ``HandOver``.
+    """
+    if view.me not in cluster_map.nodes:
+        return Decision()
+    next_wish = wish(cluster_map, liveness, view, now_ms)
+    deaths = _deaths(cluster_map, liveness, view, now_ms, pending)
+    if deaths:
+        # Whatever else is due is looked at again once they are buried.
+        return Decision(deaths, next_wish)
+    outlook = Outlook(cluster_map, liveness, view.me, now_ms, can_replicate=can_replicate)
+    due = [*_on_partitions(outlook, pending), *_on_the_cluster(outlook, view, pending)]
+    return Decision(tuple(due), next_wish, outlook.waiting)
+
+
+# --- deaths ---
+def cause_of_death(
+    node: NodeEntry, cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int
+) -> str | None:
+    """R5a, then R5."""
+    if liveness.is_proven_dead(node.node_id, cluster_map.nodes, view.voters, view.me):
+        return "evidence"
+    return "silence" if liveness.is_silent(node.node_id, now_ms) else None
+
+
+def _deaths(
+    cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int, pending: Collection[AnyCommand]
+) -> tuple[AnyCommand, ...]:
+    announced = {(c.node_id, c.session) for c in pending if isinstance(c, NodeDown)}
+    found: list[AnyCommand] = []
+    for node in cluster_map.nodes.values():
+        if node.is_up and node.node_id != view.me and (node.node_id, node.session) not in announced:
+            cause = cause_of_death(node, cluster_map, liveness, view, now_ms)
+            if cause is not None:
+                found.append(NodeDown(node.node_id, node.session, cause))
+    return tuple(found)
+
+
+# --- partitions ---
+def _on_partitions(outlook: Outlook, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
+    """Of each partition at most one thing at a time: every step is compare-and-set, a second one would be refused."""
+    busy = partitions_in(pending)
+
+    def free(steps: Iterable[_Step]) -> list[_Step]:
+        mine: list[Any] = [step for step in steps if step.partition not in busy]  # type: ignore[attr-defined]
+        busy.update(step.partition for step in mine)
+        return mine
+
+    batch = outlook.pace.batch_max
+    finishes, aborts = free(outlook.finishes()), free(outlook.aborts())
+    elects, raises = free(outlook.overdue_heirs()), free(outlook.raises())
+    yield from _batches(FinishMove, finishes, batch)
+    yield from _batches(AbortMove, aborts, batch)
+    yield from _batches(ElectPrimary, elects, batch)
+    yield from _batches(RaiseMinIsr, raises, batch)
+    if aborts or elects or any(isinstance(command, CHANGES_THE_PLAN) for command in pending):
+        return
+    wanted = outlook.wanted_copies()
+    begins, heirs = outlook.begins(wanted), outlook.heirs(wanted)
+    if outlook.map.rebalance and not (begins or heirs or finishes or _is_anything_under_way(outlook)):
+        done = RebalanceDone(outlook.map.rebalance)
+        if done not in pending:
+            yield done
+    yield from _batches(BeginMove, free(begins), batch)
+    yield from _batches(PlanPrimary, free(heirs), batch)
+
+
+def _is_anything_under_way(outlook: Outlook) -> bool:
+    return any(entry.is_moving or entry.heir is not None for entry in outlook.map.partitions)
+
+
+def partitions_in(pending: Collection[AnyCommand]) -> set[int]:
+    """Every partition that something in flight is about."""
+    return {
+        step.partition
+        for command in pending
+        for field in ("steps", "seen", "led")
+        for step in getattr(command, field, ())
+    }
+
+
+def _batches(kind: Callable[[Any], AnyCommand], steps: Sequence[_Step], size: int) -> Iterator[AnyCommand]:
+    for start in range(0, len(steps), size):
+        yield kind(tuple(steps[start : start + size]))
+
+
+# --- the cluster ---
+def _on_the_cluster(outlook: Outlook, view: RaftView, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
+    for command in (*_removals(outlook, view), *_levels(outlook.map), *_notes(outlook.map, view)):
+        if command not in pending:
+            yield command
+
+
+def _removals(outlook: Outlook, view: RaftView) -> Iterator[AnyCommand]:
+    """Section 6, leave: drained, moved, leadership and vote given up, and then removed."""
+    leaving = [node for node in outlook.map.nodes.values() if node.is_member and node.is_leaving]
+    if leaving:
+        holders: set[NodeId] = {node for entry in outlook.map.partitions for node in entry.copies}
+        others = {node.node_id for node in outlook.map.nodes.values() if node.is_target}
+        for node in leaving:
+            if node.node_id not in holders and node.node_id not in view.voters and others:
+                yield RemoveNode(node.node_id, node.session)
+
+
+def _levels(cluster_map: ClusterMap) -> Iterator[AnyCommand]:
+    """F44: as soon as every member supports it."""
+    supported = min(node.feature_level_max for node in cluster_map.members())
+    if supported > cluster_map.feature_level:
+        yield RaiseFeatureLevel(supported)
+
+
+def _notes(cluster_map: ClusterMap, view: RaftView) -> Iterator[AnyCommand]:
+    if len(view.voters) >= VOTERS_TO_NOTE and not cluster_map.has_had_three_voters:
+        yield NoteThreeVoters()

@@ -1,0 +1,192 @@
+"""Who is alive, as far as one node can tell: silence (R5), evidence of death (R5a), health.
+
+Kept on every member, so that a new leader knows the sizes and everybody can show who is suspect; only the leader acts on it.
+Safety never rests on it (R2, R12, R13). Nothing here reads a clock: each call says when it is, in monotonic ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from tq_node.cluster.pace import DEFAULT_PACE, Pace
+from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.types import NodeId
+
+
+class Health(msgspec.Struct, frozen=True, array_like=True):
+    """What a node says of itself with each heartbeat.
+
+    ``task_bytes``: of each partition of which it has a copy with tasks (finished ones and tombstones too), their size; one that
+    is not named has none. ``may_lead``: False while it stops, its disk is slow or low, or its wall clock is off by 5 s.
+    """
+
+    task_bytes: dict[int, int] = {}
+    may_lead: bool = True
+
+
+class Evidence(msgspec.Struct, frozen=True, array_like=True):
+    """A voter's report that a node is dead (R5a). ``refused_at_ms``: when its port refused, by the reporter's monotonic clock."""
+
+    reporter: NodeId
+    reporter_session: int
+    about: NodeId
+    about_session: int
+    is_broken: bool
+    """The connection, which had been authenticated in ``about_session``, broke."""
+    refused_at_ms: tuple[int, ...]
+
+
+def is_conclusive(evidence: Evidence, apart_ms: int) -> bool:
+    """R5a: the connection broke *and* the port refused twice, some time apart. A time-out is never evidence."""
+    refused = evidence.refused_at_ms
+    return evidence.is_broken and len(refused) >= 2 and max(refused) - min(refused) >= apart_ms
+
+
+def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]) -> bool:
+    """News of, or from, an earlier run says nothing about this one."""
+    reporter, about = nodes.get(evidence.reporter), nodes.get(evidence.about)
+    return (
+        reporter is not None
+        and about is not None
+        and reporter.session == evidence.reporter_session
+        and about.session == evidence.about_session
+    )
+
+
+def is_majority(reporters: Collection[NodeId], voters: Collection[NodeId]) -> bool:
+    """Of all voters, the dead ones too: what a minority sees may be its own broken network."""
+    return 2 * len([node for node in reporters if node in voters]) > len(voters)
+
+
+class Liveness:
+    """:param now_ms: when this node started to listen."""
+
+    def __init__(self, now_ms: int, pace: Pace = DEFAULT_PACE) -> None:
+        self.pace = pace
+        self._granted_ms = now_ms
+        self._ticked_ms = now_ms
+        self._heard_ms: dict[NodeId, int] = {}
+        self._steady_since_ms: dict[NodeId, int] = {}
+        self._table_index: dict[NodeId, int] = {}
+        self._health: dict[NodeId, Health] = {}
+        self._evidence: dict[NodeId, dict[NodeId, Evidence]] = {}
+        self._down_since_ms: dict[NodeId, int] = {}
+        self._heir_since_ms: dict[int, tuple[int, int]] = {}
+        self._nodes: dict[NodeId, NodeEntry] = {}
+        self._partitions: tuple[PartitionEntry, ...] = ()
+
+    # --- events ---
+    def lead(self, now_ms: int) -> None:
+        """This node has become the leader: everybody gets a full ``T_session`` (R5, F7). Evidence is repeated to it (R5a)."""
+        self._granted_ms = now_ms
+        self._evidence.clear()
+        self._steady_since_ms = dict.fromkeys(self._steady_since_ms, now_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Before each decision. After a pause of this process its sockets are full of unread words: who slept cannot say who was
+        silent, so everybody gets time anew (F40)."""
+        if now_ms - self._ticked_ms >= self.pace.suspect_ms:
+            self._granted_ms = now_ms
+        self._ticked_ms = now_ms
+
+    def follow(self, cluster_map: ClusterMap, now_ms: int) -> None:
+        """The table has changed. A new session is as good as a word heard, and what its former run said no longer counts."""
+        if cluster_map.nodes is not self._nodes:
+            self._follow_nodes(cluster_map.nodes, now_ms)
+        if cluster_map.partitions is not self._partitions:
+            self._heir_since_ms = {
+                partition: self._heir_since(partition, entry, now_ms)
+                for partition, entry in enumerate(cluster_map.partitions)
+                if entry.heir is not None
+            }
+        self._nodes, self._partitions = cluster_map.nodes, cluster_map.partitions
+
+    def _follow_nodes(self, nodes: dict[NodeId, NodeEntry], now_ms: int) -> None:
+        for node_id, node in nodes.items():
+            known = self._nodes.get(node_id)
+            if known is None or known.session != node.session:
+                self._heard_ms[node_id] = self._steady_since_ms[node_id] = now_ms
+                self._health.pop(node_id, None)
+                self._table_index.pop(node_id, None)
+                self._evidence.pop(node_id, None)
+            if node.is_up:
+                self._down_since_ms.pop(node_id, None)
+            else:
+                self._down_since_ms.setdefault(node_id, now_ms)
+
+    def _heir_since(self, partition: int, entry: PartitionEntry, now_ms: int) -> tuple[int, int]:
+        epoch, since_ms = self._heir_since_ms.get(partition, (entry.epoch, now_ms))
+        return (epoch, since_ms) if epoch == entry.epoch else (entry.epoch, now_ms)
+
+    def heard(self, node: NodeId, now_ms: int, table_index: int, health: Health) -> None:
+        """A heartbeat, in the node's present session (the wire drops others). Who is heard lives: evidence against it is void."""
+        if now_ms - self._heard_ms.get(node, now_ms) >= self.pace.suspect_ms or node not in self._steady_since_ms:
+            self._steady_since_ms[node] = now_ms
+        self._heard_ms[node] = now_ms
+        self._table_index[node] = table_index
+        self._health[node] = health
+        self._evidence.pop(node, None)
+
+    def reported(self, evidence: Evidence) -> None:
+        """R5a. May be repeated; does nothing unless it is conclusive."""
+        if is_conclusive(evidence, self.pace.refusals_apart_ms):
+            self._evidence.setdefault(evidence.about, {})[evidence.reporter] = evidence
+
+    def retracted(self, reporter: NodeId, about: NodeId) -> None:
+        """The reporter is connected to it again."""
+        self._evidence.get(about, {}).pop(reporter, None)
+
+    # --- looking ---
+    def silence_ms(self, node: NodeId, now_ms: int) -> int:
+        """How long nothing was heard, though this node was listening as leader."""
+        return now_ms - max(self._heard_ms.get(node, self._granted_ms), self._granted_ms)
+
+    def is_silent(self, node: NodeId, now_ms: int) -> bool:
+        """R5."""
+        return self.silence_ms(node, now_ms) >= self.pace.session_ms
+
+    def is_suspect(self, node: NodeId, now_ms: int) -> bool:
+        return self.silence_ms(node, now_ms) >= self.pace.suspect_ms
+
+    def is_proven_dead(
+        self, node: NodeId, nodes: Mapping[NodeId, NodeEntry], voters: Collection[NodeId], me: NodeId
+    ) -> bool:
+        """R5a: a majority of voters, the leader among them, in present sessions."""
+        evidence = self._evidence.get(node, {})
+        reporters = [r for r, said in evidence.items() if is_of_present_sessions(said, nodes)]
+        return me in reporters and is_majority(reporters, voters)
+
+    def steady_ms(self, node: NodeId, now_ms: int) -> int:
+        """How long it has been heard without a gap; 0 while it is suspect."""
+        if self.is_suspect(node, now_ms):
+            return 0
+        return now_ms - self._steady_since_ms.get(node, now_ms)
+
+    def down_ms(self, node: NodeId, now_ms: int) -> int:
+        """How long the table has had it down; 0 while it is up."""
+        return now_ms - self._down_since_ms.get(node, now_ms)
+
+    def heir_ms(self, partition: int, now_ms: int) -> int:
+        """How long the primary of this epoch has known of an heir."""
+        _, since_ms = self._heir_since_ms.get(partition, (0, now_ms))
+        return now_ms - since_ms
+
+    def has_reached(self, node: NodeId, log_index: int) -> bool:
+        """Has it applied the table up to here?"""
+        return self._table_index.get(node, 0) >= log_index
+
+    def may_lead(self, node: NodeId) -> bool:
+        health = self._health.get(node)
+        return health is None or health.may_lead
+
+    def task_bytes(self, entry: PartitionEntry, partition: int) -> int | None:
+        """What its primary last said; None: it has said nothing yet, or there is no primary."""
+        health = self._health.get(entry.primary) if entry.primary is not None else None
+        return None if health is None else health.task_bytes.get(partition, 0)
+
+    def was_empty(self, node: NodeId, partition: int) -> bool:
+        """By its last report in its present session, did it hold no task of the partition?"""
+        health = self._health.get(node)
+        return health is not None and health.task_bytes.get(partition, 0) == 0

@@ -1,0 +1,225 @@
+"""``apply``: one committed entry of the metadata log changes the table, the same way on every node. The table as bytes.
+
+Pure, total and deterministic: whatever is in an entry, the answer is a new table or a refusal, and everything is judged against
+the table as it is *when the entry is applied*. Where replication.md says "the controller", its rules R1 to R4 are here; what
+should be proposed is ``controller.decide``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tq_node import limits
+from tq_node.cluster.commands import (
+    AnyCommand,
+    FoundCluster,
+    NoteThreeVoters,
+    PauseQueue,
+    RaiseFeatureLevel,
+    Rebalance,
+    RebalanceDone,
+    ResumeQueue,
+    feature_level_of,
+)
+from tq_node.cluster.draft import (
+    Applied,
+    Change,
+    Draft,
+    NodeChanged,
+    PartitionChanged,
+    QueueChanged,
+)
+from tq_node.cluster.move_rules import MOVE_RULES
+from tq_node.cluster.node_rules import NODE_RULES, entry_of
+from tq_node.cluster.partition_rules import PARTITION_RULES
+from tq_node.cluster.records import (
+    EMPTY,
+    FEATURE_LEVEL_MAX,
+    FEATURE_LEVEL_MIN,
+    ClusterMap,
+    NodeEntry,
+    PartitionEntry,
+)
+from tq_node.cluster.refusals import Refusal
+from tq_node.types import Epoch
+
+FORMAT = 1
+VOTERS_ALLOWED = (1, 3, 5)
+REPLICATION_FACTOR_MAX = 7
+SEED_MAX = 2**32 - 1
+
+
+class UnreadableMap(Exception):
+    """Not a table that this code can read: damage, or of a newer feature level. The node must stop (F44)."""
+
+
+def apply(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
+    """The table after the entry at Raft index ``index``. Untouched parts are shared with the table before.
+
+    :raises AssertionError: ``index`` was applied before; the driver is broken.
+    """
+    assert index > cluster_map.map_version, "an entry is applied twice"
+    draft = Draft(cluster_map, index)
+    if isinstance(command, FoundCluster):
+        return _found(draft, command)
+    if not cluster_map.is_founded:
+        draft.refuse(Refusal.NOT_FOUNDED)
+    elif feature_level_of(command) > cluster_map.feature_level:
+        draft.refuse(Refusal.FEATURE_LEVEL)
+    else:
+        RULES[type(command)](draft, command)
+    return draft.finish()
+
+
+# --- birth ---
+def _are_settings_sound(command: FoundCluster) -> bool:
+    settings = command.settings
+    return (
+        1 <= settings.partition_count <= limits.PARTITIONS_MAX
+        and 1 <= settings.replication_factor <= REPLICATION_FACTOR_MAX
+        and 0 <= settings.seed <= SEED_MAX
+        and settings.voters_wanted in VOTERS_ALLOWED
+    )
+
+
+def _found(draft: Draft, command: FoundCluster) -> Applied:
+    if draft.before.is_founded:
+        draft.refuse(Refusal.ALREADY_FOUNDED)
+        return draft.finish()
+    if not _are_settings_sound(command):
+        draft.refuse(Refusal.BAD_SETTINGS)
+        return draft.finish()
+    node = entry_of(command.node, draft.index)
+    me = (node.node_id,)
+    entry = PartitionEntry(copies=me, isr=me, primary=node.node_id, epoch=Epoch(1), partition_version=1, min_isr=1)
+    born = ClusterMap(
+        cluster_id=command.cluster_id,
+        name=command.name,
+        feature_level=command.node.feature_level_max,
+        settings=command.settings,
+        nodes={node.node_id: node},
+        partitions=(entry,) * command.settings.partition_count,
+        paused_queues=(),
+        map_version=draft.index,
+    )
+    changes: list[Change] = [NodeChanged(node.node_id, None, node)]
+    changes += [PartitionChanged(partition, None, entry) for partition in range(len(born.partitions))]
+    return Applied(born, tuple(changes))
+
+
+# --- the cluster itself ---
+def _pause(draft: Draft, command: PauseQueue) -> None:
+    paused = draft.before.paused_queues
+    if command.queue in paused:
+        return
+    if len(paused) >= limits.QUEUES_MAX or not 1 <= len(command.queue) <= limits.QUEUE_CHARS_MAX:
+        draft.refuse(Refusal.TOO_MANY)
+        return
+    draft.set(paused_queues=tuple(sorted((*paused, command.queue))))
+    draft.note_queue(command.queue, is_paused=True)
+
+
+def _resume(draft: Draft, command: ResumeQueue) -> None:
+    paused = draft.before.paused_queues
+    if command.queue in paused:
+        draft.set(paused_queues=tuple(queue for queue in paused if queue != command.queue))
+        draft.note_queue(command.queue, is_paused=False)
+
+
+def _rebalance(draft: Draft, _: Rebalance) -> None:
+    draft.set(rebalance=draft.index)
+
+
+def _rebalance_done(draft: Draft, command: RebalanceDone) -> None:
+    if draft.before.rebalance == 0 or command.requested_index != draft.before.rebalance:
+        draft.refuse(Refusal.NOT_NEEDED)
+    else:
+        draft.set(rebalance=0)
+
+
+def is_supported_by_all(draft: Draft, feature_level: int) -> bool:
+    """F44: raised only when every member can apply what it allows."""
+    return all(
+        node.feature_level_min <= feature_level <= node.feature_level_max
+        for node in draft.nodes.values()
+        if node.is_member
+    )
+
+
+def _raise_feature_level(draft: Draft, command: RaiseFeatureLevel) -> None:
+    if command.feature_level <= draft.before.feature_level:
+        draft.refuse(Refusal.NOT_NEEDED)  # never lowered
+    elif not is_supported_by_all(draft, command.feature_level):
+        draft.refuse(Refusal.FEATURE_LEVEL)
+    else:
+        draft.set(feature_level=command.feature_level)
+
+
+def _note_three_voters(draft: Draft, _: NoteThreeVoters) -> None:
+    if not draft.before.has_had_three_voters:
+        draft.set(has_had_three_voters=True)
+
+
+RULES: dict[type, Callable[[Draft, Any], None]] = {
+    **NODE_RULES,
+    **PARTITION_RULES,
+    **MOVE_RULES,
+    PauseQueue: _pause,
+    ResumeQueue: _resume,
+    Rebalance: _rebalance,
+    RebalanceDone: _rebalance_done,
+    RaiseFeatureLevel: _raise_feature_level,
+    NoteThreeVoters: _note_three_voters,
+}
+
+# --- as bytes ---
+_encode = msgspec.msgpack.Encoder(order="sorted").encode
+_decode = msgspec.msgpack.Decoder(ClusterMap).decode
+
+
+def encode(cluster_map: ClusterMap) -> bytes:
+    """The whole table, for Raft's snapshots: equal tables, equal bytes."""
+    return bytes((FORMAT,)) + _encode(cluster_map)
+
+
+def decode(data: bytes) -> ClusterMap:
+    """:raises UnreadableMap: see there. Fields that this code does not know are refused: they come with a feature level."""
+    if data[:1] != bytes((FORMAT,)):
+        raise UnreadableMap(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
+    try:
+        cluster_map = _decode(memoryview(data)[1:])
+    except msgspec.DecodeError as why:
+        raise UnreadableMap(str(why)) from why
+    if not FEATURE_LEVEL_MIN <= cluster_map.feature_level <= FEATURE_LEVEL_MAX and cluster_map.is_founded:
+        raise UnreadableMap(
+            f"feature level {cluster_map.feature_level}, not {FEATURE_LEVEL_MIN} to {FEATURE_LEVEL_MAX}"
+        )
+    return cluster_map
+
+
+def digest(cluster_map: ClusterMap) -> str:
+    """Equal on all nodes at one index; who differs has diverged and stops (R20)."""
+    return hashlib.blake2b(encode(cluster_map), digest_size=16).hexdigest()
+
+
+__all__ = [
+    "EMPTY",
+    "RULES",
+    "Applied",
+    "Change",
+    "ClusterMap",
+    "NodeChanged",
+    "NodeEntry",
+    "PartitionChanged",
+    "PartitionEntry",
+    "QueueChanged",
+    "UnreadableMap",
+    "apply",
+    "decode",
+    "digest",
+    "encode",
+]

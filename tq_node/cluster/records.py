@@ -1,0 +1,158 @@
+"""The values of the cluster's table: nodes, partitions, settings. Frozen; ``tq_node.cluster.map`` alone makes new ones.
+
+Everything is array-like msgpack and part of the on-disk format (docs/decisions/0001): new fields go to the end, with a default,
+and are written only once ``feature_level`` says that every member can read them (F44).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from tq_node.types import Epoch, NodeId, NodeName
+
+FEATURE_LEVEL_MIN = 1
+FEATURE_LEVEL_MAX = 1
+"""What this code can apply. A table of a higher level is refused: the node stops."""
+MEMBERS_FOR_TWO_COPIES = 3
+"""With fewer members one durable copy must be enough, else losing the second of two would stop all writes (section 6)."""
+
+
+class NodeStatus(enum.IntEnum):
+    """As the table knows it. Draining is kept beside it: a node that crashes while it is drained goes on being drained."""
+
+    UP = 0
+    DOWN = 1
+    REMOVED = 2
+
+
+class NodeEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """A member, or one that was removed: its id is never used again."""
+
+    node_id: NodeId
+    name: NodeName
+    http: str
+    peer: str
+    session: int
+    """Raft index of its present registration."""
+    incarnation: int
+    nonce: str
+    status: NodeStatus
+    is_draining: bool
+    is_leaving: bool
+    """To be removed once it is empty."""
+    feature_level_min: int
+    feature_level_max: int
+    joined_index: int
+
+    @property
+    def is_up(self) -> bool:
+        return self.status == NodeStatus.UP
+
+    @property
+    def is_member(self) -> bool:
+        return self.status != NodeStatus.REMOVED
+
+    @property
+    def is_target(self) -> bool:
+        """May a copy be placed on it?"""
+        return self.status == NodeStatus.UP and not self.is_draining
+
+
+class Recovery(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """A choice outside R1, kept for ever. ``reason``: ``unsafe`` (an operator's order) or ``removed_empty``.
+
+    A copy whose promise is below ``epoch`` holds another history: it starts again from nothing instead of halting (R15, I5).
+    """
+
+    log_index: int
+    epoch: Epoch
+    node_id: NodeId
+    reason: str
+
+
+class PartitionEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """``copies``: all, in the order in which they came; ``isr`` within it and in its order; ``primary`` in ``isr`` or None.
+
+    ``adding`` and ``removing`` are the recorded intent of a move (section 6): ``adding`` are copies that are not in the set yet.
+    ``heir`` is who should be the next primary: the present one drains, then proposes ``StepDown``.
+    """
+
+    copies: tuple[NodeId, ...]
+    isr: tuple[NodeId, ...]
+    primary: NodeId | None
+    epoch: Epoch
+    partition_version: int
+    min_isr: int
+    adding: tuple[NodeId, ...] = ()
+    removing: tuple[NodeId, ...] = ()
+    heir: NodeId | None = None
+    unsafe_recovered: tuple[Recovery, ...] = ()
+
+    @property
+    def is_moving(self) -> bool:
+        return bool(self.adding or self.removing)
+
+    @property
+    def intended(self) -> tuple[NodeId, ...]:
+        """The copies once the move that is under way has ended."""
+        if not self.removing:
+            return self.copies
+        return tuple(node for node in self.copies if node not in self.removing)
+
+    def ordered(self, members: Iterable[NodeId]) -> tuple[NodeId, ...]:
+        """``members`` in the order of ``copies``, so that equal sets are equal values."""
+        wanted = frozenset(members)
+        return tuple(node for node in self.copies if node in wanted)
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """Fixed when the cluster is born. ``seed`` is that of ``placement.partition_of``."""
+
+    partition_count: int
+    replication_factor: int
+    seed: int
+    voters_wanted: int
+
+
+class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The whole table after ``map_version``, the Raft index of the last entry that changed it. ``nodes`` is in order of id."""
+
+    cluster_id: str
+    name: str
+    feature_level: int
+    settings: ClusterSettings
+    nodes: dict[NodeId, NodeEntry]
+    partitions: tuple[PartitionEntry, ...]
+    paused_queues: tuple[str, ...]
+    map_version: int
+    rebalance: int = 0
+    """Raft index of an operator's request to spread evenly that is not yet fulfilled; 0: none."""
+    has_had_three_voters: bool = False
+
+    @property
+    def is_founded(self) -> bool:
+        return bool(self.partitions)
+
+    def members(self) -> list[NodeEntry]:
+        return [node for node in self.nodes.values() if node.is_member]
+
+    def node_named(self, name: str) -> NodeEntry | None:
+        return next((node for node in self.nodes.values() if node.is_member and node.name == name), None)
+
+
+EMPTY = ClusterMap("", "", 0, ClusterSettings(0, 0, 0, 0), {}, (), (), 0)
+"""Before anything is applied."""
+
+
+def min_isr_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -> int:
+    """Section 6: 1 while there are fewer than three members, then a majority of the copies."""
+    members = sum(1 for node in nodes.values() if node.is_member)
+    return 1 if members < MEMBERS_FOR_TWO_COPIES else replication_factor // 2 + 1
+
+
+def copies_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -> int:
+    """How many copies a partition should keep. One that is down still counts: its data may only be resting."""
+    return min(replication_factor, sum(1 for node in nodes.values() if node.is_member and not node.is_draining))

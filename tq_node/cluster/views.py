@@ -1,0 +1,163 @@
+"""The table for people: names instead of ids, the statuses of contract.md section 4. Field for field what ``facade`` wants.
+
+``facade`` is above this room (it knows Twisted), so the runtime copies: ``PartitionView(**msgspec.structs.asdict(shown))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from tq_node.cluster.liveness import Liveness
+from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.types import NodeId
+
+
+class NodeShown(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    http: str
+    peer: str
+    status: str
+    """joining, active, suspect, down, draining"""
+    voter: bool
+
+
+class ClusterShown(msgspec.Struct, frozen=True):
+    cluster_id: str
+    cluster_name: str
+    nodes: list[NodeShown]
+    leader: str | None
+    term: int
+    partition_count: int
+    replication_factor: int
+
+
+class PartitionShown(msgspec.Struct, frozen=True):
+    partition: int
+    primary: str | None
+    replicas: list[str]
+    in_sync: list[str]
+    epoch: int
+    version: int
+    last_sequence: int | None
+    committed_sequence: int | None
+    lag: dict[str, int]
+    adding: list[str]
+    removing: list[str]
+    state: str
+    """active, starting, offline"""
+    waiting: str | None
+    """Why it does not move although it should; known at the leader."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the data plane of this node knows of a partition. ``lag``: entries that each replica is behind."""
+
+    is_active: bool
+    last_sequence: int | None = None
+    committed_sequence: int | None = None
+    lag: Mapping[NodeId, int] = {}
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Who is asked, and Raft as seen from there."""
+
+    me: NodeId
+    leader: NodeId | None
+    term: int
+    voters: Collection[NodeId]
+    learners: Collection[NodeId] = ()
+
+
+NOTHING_KNOWN: Mapping[int, Progress] = {}
+NOBODY_WAITS: Mapping[int, str] = {}
+
+
+def status_of(node: NodeEntry, liveness: Liveness, group: Group, now_ms: int) -> str:
+    """``down`` is R5 and R5a, as the table has it; ``suspect`` is this node's own impression."""
+    if not node.is_up:
+        return "down"
+    if node.node_id != group.me and liveness.is_suspect(node.node_id, now_ms):
+        return "suspect"
+    if node.is_draining:
+        return "draining"
+    return "active" if node.node_id in group.voters or node.node_id in group.learners else "joining"
+
+
+def show_cluster(cluster_map: ClusterMap, liveness: Liveness, group: Group, now_ms: int) -> ClusterShown:
+    """Members in order of name; removed ones are gone."""
+    names = _Names(cluster_map)
+    members = sorted(cluster_map.members(), key=lambda node: (node.name, node.node_id))
+    return ClusterShown(
+        cluster_id=cluster_map.cluster_id,
+        cluster_name=cluster_map.name,
+        nodes=[
+            NodeShown(
+                id=node.node_id,
+                name=node.name,
+                http=node.http,
+                peer=node.peer,
+                status=status_of(node, liveness, group, now_ms),
+                voter=node.node_id in group.voters,
+            )
+            for node in members
+        ],
+        leader=None if group.leader is None else names.one(group.leader),
+        term=group.term,
+        partition_count=cluster_map.settings.partition_count,
+        replication_factor=cluster_map.settings.replication_factor,
+    )
+
+
+def show_partitions(
+    cluster_map: ClusterMap,
+    progress: Mapping[int, Progress] = NOTHING_KNOWN,
+    waiting: Mapping[int, str] = NOBODY_WAITS,
+) -> list[PartitionShown]:
+    """:param progress: of the partitions that this node leads; of the others nothing is known here but the table."""
+    names = _Names(cluster_map)
+    return [
+        _show_partition(partition, entry, names, progress.get(partition), waiting.get(partition))
+        for partition, entry in enumerate(cluster_map.partitions)
+    ]
+
+
+def _show_partition(
+    partition: int, entry: PartitionEntry, names: _Names, known: Progress | None, waiting: str | None
+) -> PartitionShown:
+    primary = entry.primary
+    return PartitionShown(
+        partition=partition,
+        primary=None if primary is None else names.one(primary),
+        replicas=names.many(node for node in entry.copies if node != primary),
+        in_sync=names.many(sorted(entry.isr, key=lambda node: node != primary)),
+        epoch=entry.epoch,
+        version=entry.partition_version,
+        last_sequence=None if known is None else known.last_sequence,
+        committed_sequence=None if known is None else known.committed_sequence,
+        lag={} if known is None else {names.one(node): behind for node, behind in known.lag.items()},
+        adding=names.many(entry.adding),
+        removing=names.many(entry.removing),
+        state=_state(entry, known),
+        waiting=waiting,
+    )
+
+
+def _state(entry: PartitionEntry, known: Progress | None) -> str:
+    if entry.primary is None:
+        return "offline"
+    return "active" if known is None or known.is_active else "starting"
+
+
+class _Names:
+    def __init__(self, cluster_map: ClusterMap) -> None:
+        self._nodes = cluster_map.nodes
+
+    def one(self, node_id: NodeId) -> str:
+        node = self._nodes.get(node_id)
+        return node_id if node is None else node.name
+
+    def many(self, node_ids: Iterable[NodeId]) -> list[str]:
+        return [self.one(node_id) for node_id in node_ids]

@@ -1,0 +1,1 @@
+"""The only room that knows bytes between peers: hardened AMP, handshake, lanes to the other nodes."""

@@ -1,0 +1,131 @@
+"""Bounds of the wire and the relations between them (replication.md section 12, F33-F38). Units stand last in each name."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tq_node.limits import ENTRY_BYTES_MAX, KIB, LIST_BYTES_MAX, MIB
+
+# --- before a peer has proven who it is ---
+STRANGER_BYTES_MAX = 4 * KIB
+"""All bytes received on a connection before authentication, not only those of one box."""
+STRANGER_KEYS_MAX = 8
+STRANGER_S_MAX = 5.0
+"""From the connection's first moment, a TLS handshake included, to the proof."""
+STRANGERS_MAX = 256
+"""Unauthenticated connections of a listener. One more closes the oldest: an honest peer needs milliseconds."""
+
+# --- boxes ---
+KEY_BYTES_MAX = 255
+"""AMP's own bound."""
+VALUE_BYTES_MAX = 60_000
+"""Longer values are cut over numbered keys; AMP's own bound is 65,535."""
+BOX_BYTES_MAX = 2 * MIB
+BOX_KEYS_MAX = 64
+BLOB_BYTES_MAX = BOX_BYTES_MAX - 64 * KIB
+"""The longest value of an argument; the rest of the box is for the other keys."""
+ANSWER_BYTES_MAX = 8 * MIB
+"""A longer answer than a box comes as several boxes; this bounds their sum."""
+ANSWER_PART_BYTES = 1 * MIB
+TAG_BYTES_MAX = 16
+DETAIL_CHARS_MAX = 500
+"""What an error says to a person."""
+
+# --- values ---
+ID_CHARS_MAX = 64
+"""Ids of nodes and clusters, names of nodes."""
+ADDRESS_CHARS_MAX = 300
+HELLO_BYTES_MAX = 1_000
+NONCE_BYTES = 32
+PROOF_BYTES = 32
+SECRET_BYTES_MIN = 16
+RAFT_BATCH_BYTES_MAX = 1 * MIB
+"""Aim of one box of consensus messages; a single message may be as long as a blob."""
+ASK_BYTES_MAX = 256 * KIB
+"""Body of a call to the controller, and of its answer: such calls share the connection of consensus."""
+FORWARD_CALLS_MAX = 10_000
+FORWARD_BYTES_AIM = 256 * KIB
+
+# --- one connection ---
+CALLS_OUTSTANDING_MAX = 1_024
+COMMANDS_UNDER_WAY_MAX = 1_024
+"""Commands of the peer that a handler works on; one more is refused as busy."""
+CONSENSUS_SEND_BYTES_MAX = 8 * MIB
+BULK_SEND_BYTES_MAX = 32 * MIB
+"""What may wait in a transport that the peer does not read; past it calls are refused as busy and messages dropped."""
+ANSWERS_READ_ON_BYTES_MAX = 1 * MIB
+"""With more unsent answers than this a listener reads no further commands of the peer."""
+ANSWERS_BYTES_MAX = 64 * MIB
+"""With more unsent answers than this a listener gives the connection up."""
+TURN_BYTES = 256 * KIB
+"""With more than this written, the outbox looks again in the next turn of the reactor."""
+LINGER_S = 1.0
+"""How long a closed connection may take to flush what it wrote."""
+
+# --- one listener ---
+HELD_BYTES_MAX = 64 * MIB
+"""Boxes of all peers on one lane that handlers work on; one more is refused as busy."""
+ACCEPTED_MAX = 4_096
+"""Authenticated connections: two lanes of 2,048 nodes."""
+KNOWN_SESSIONS_MAX = 4_096
+
+# --- time ---
+PING_S = 0.5
+PING_ANSWER_S_MAX = 3.0
+BULK_PING_S = 2.0
+BULK_PING_ANSWER_S_MAX = 10.0
+IDLE_S_MAX = 15.0
+"""A listener closes an authenticated connection that was silent for so long."""
+CALL_S_DEFAULT = 10.0
+CALL_S_MAX = 120.0
+ANSWER_GRACE_S = 2.0
+"""How much longer than the deadline it told the peer a caller waits before it takes the connection for dead."""
+PAUSE_S = 0.5
+"""A deadline found passed by more than this was not watched: the process slept, and answers may be waiting to be read (F40)."""
+CONNECT_S_MAX = 1.0
+REDIAL_FIRST_S = 0.05
+REDIAL_S_MAX = 0.5
+"""A lost member is dialled again at least so often (birth guard, replication.md section 2)."""
+BIRTH_GUARD_S = 2.0
+"""A newborn cluster is not ready before so long without a greeting."""
+PROBE_APART_S = 0.055
+"""Between the two dials that R5a wants refused 50 ms apart, counted in whole ms."""
+PROBE_S_MAX = 0.5
+REFUSALS_LOGGED_EVERY_S = 10.0
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+
+
+class Caps(msgspec.Struct, frozen=True):
+    """What one connection may hold at a stage of its life."""
+
+    box_bytes_max: int
+    box_keys_max: int
+    stream_bytes_max: int | None
+    """All bytes together; None: no bound but the box's."""
+
+
+STRANGER = Caps(STRANGER_BYTES_MAX, STRANGER_KEYS_MAX, STRANGER_BYTES_MAX)
+PEER = Caps(BOX_BYTES_MAX, BOX_KEYS_MAX, None)
+
+assert VALUE_BYTES_MAX <= 65_535, "a value fits into AMP's length prefix"
+assert BLOB_BYTES_MAX // VALUE_BYTES_MAX + 10 < BOX_KEYS_MAX, (
+    "the pieces of a blob fit into a box's keys, beside the other keys"
+)
+assert BLOB_BYTES_MAX + 64 * 300 < BOX_BYTES_MAX, "the longest blob fits into a box with its keys"
+assert ENTRY_BYTES_MAX + 64 * KIB <= BLOB_BYTES_MAX, (
+    "the longest log entry fits into a box, or writes would fail at send (F36)"
+)
+assert max(RAFT_BATCH_BYTES_MAX, ASK_BYTES_MAX) <= BLOB_BYTES_MAX
+assert LIST_BYTES_MAX * 2 <= ANSWER_BYTES_MAX, "a page of tasks fits into an answer, its JSON and all"
+assert ANSWER_PART_BYTES + VALUE_BYTES_MAX < BOX_BYTES_MAX
+assert min(ANSWERS_BYTES_MAX, BULK_SEND_BYTES_MAX) > ANSWER_BYTES_MAX
+assert min(CONSENSUS_SEND_BYTES_MAX, BULK_SEND_BYTES_MAX, HELD_BYTES_MAX) > BOX_BYTES_MAX, (
+    "any box can be sent and taken at all"
+)
+assert CONNECT_S_MAX + REDIAL_S_MAX < BIRTH_GUARD_S, "a newborn is greeted before it takes itself for ready (F15a)"
+assert PING_S + PING_ANSWER_S_MAX < IDLE_S_MAX
+assert BULK_PING_S + BULK_PING_ANSWER_S_MAX < IDLE_S_MAX, "a connection that is pinged is never idle"
+assert CALL_S_DEFAULT <= CALL_S_MAX
+assert STRANGER_BYTES_MAX > 2 * HELLO_BYTES_MAX + ADDRESS_CHARS_MAX + 500, "the three boxes of a handshake fit"

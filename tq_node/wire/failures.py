@@ -1,0 +1,203 @@
+"""Errors of the wire, and how every error that crosses it is written down: a stable code, a sentence, a few fields.
+
+Three kinds, as everywhere: refused (definite: not done), unknown (``definite`` is False), and a bug of the peer, which counts as
+unknown, for it may have struck after the effect.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import msgspec
+
+from tq_node import errors
+from tq_node.errors import FieldError, TaskQueueError
+from tq_node.wire import bounds
+
+
+class PeerUnreachable(TaskQueueError):
+    """There is no connection to the peer: nothing was sent."""
+
+    status, code, title, retryable = 503, "peer_unreachable", "Peer not connected", True
+
+
+class Internal(TaskQueueError):
+    """The peer's responder failed in a way that it does not declare. It may have done what it was asked."""
+
+    status, code, title, definite = 500, "internal", "The peer failed", False
+
+
+class WireRefusal(TaskQueueError):
+    """What peers refuse one another. ``closes``: the connection ends with it."""
+
+    status, code, title = 502, "wire_refused", "Refused by a peer"
+    closes: ClassVar[bool] = False
+
+
+class MalformedBox(WireRefusal):
+    """A box, an argument or a body that does not have the form it should have."""
+
+    code, title = "malformed_box", "Malformed box"
+
+
+class UnknownCommand(WireRefusal):
+    code, title = "unknown_command", "Unknown command"
+
+
+class AnswerTooLarge(WireRefusal):
+    """What was asked for was done, but the answer is longer than the wire carries."""
+
+    code, title, definite = "answer_too_large", "Answer too large", False
+
+
+class HandshakeRefused(WireRefusal):
+    """The connection is closed with it; nothing was asked yet."""
+
+    code, title, closes = "handshake_refused", "Handshake refused", True
+
+
+class WrongCluster(HandshakeRefused):
+    code, title = "wrong_cluster", "Another cluster"
+
+
+class WrongSecret(HandshakeRefused):
+    code, title = "wrong_secret", "Wrong cluster secret"
+
+
+class WrongNode(HandshakeRefused):
+    """Somebody else listens at this address, or the box was meant for somebody else."""
+
+    code, title = "wrong_node", "Another node"
+
+
+class WrongCertificate(HandshakeRefused):
+    """The certificate does not carry the name that the node gives itself."""
+
+    code, title = "wrong_certificate", "Wrong certificate"
+
+
+class StaleSession(HandshakeRefused):
+    """A newer run or registration of this node is known: a late connection, or a copied data directory (F14, F42)."""
+
+    code, title = "stale_session", "A newer session of this node is known"
+
+
+class Removed(HandshakeRefused):
+    code, title = "removed", "Node was removed from the cluster"
+
+
+class NotAMember(HandshakeRefused):
+    """The listener belongs to no cluster yet."""
+
+    code, title, retryable = "not_a_member", "Not yet in a cluster", True
+
+
+class NoCommonProtocol(HandshakeRefused):
+    code, title = "no_common_protocol", "No protocol version in common"
+
+
+class OutOfOrder(HandshakeRefused):
+    code, title = "out_of_order", "Not what comes next in the handshake"
+
+
+# --- reasons for which a connection ends; they are seen here and in logs, never sent ---
+class BoxTooLarge(WireRefusal):
+    """More bytes or keys than the bound of this stage (F33)."""
+
+    code, title, closes = "box_too_large", "Box too large", True
+
+
+class TooSlow(WireRefusal):
+    """Not authenticated, or silent, past the deadline; or an answer did not come in time (F35)."""
+
+    code, title, closes = "too_slow", "Too slow", True
+
+
+class Crowded(WireRefusal):
+    """Made way for another connection."""
+
+    code, title, closes = "crowded", "Too many connections", True
+
+
+class Superseded(WireRefusal):
+    """A newer connection or session of the same node has taken this one's place (F42)."""
+
+    code, title, closes = "superseded", "A newer connection took its place", True
+
+
+class Unread(WireRefusal):
+    """The peer does not read what it asked for."""
+
+    code, title, closes = "unread", "The peer does not read", True
+
+
+class Stopped(WireRefusal):
+    code, title, closes = "stopped", "Closed from this side", True
+
+
+def _codes() -> dict[type[TaskQueueError], str]:
+    """Of every error that may be sent. What is not in here is a bug to its receiver."""
+    found = [*vars(errors).values(), *globals().values()]
+    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, TaskQueueError)]
+    codes = {kind: kind.code for kind in kinds if kind not in (TaskQueueError, FieldError)}
+    codes[errors.NoSuchNode] = "no_such_node"  # HTTP says ``not_found`` of two things
+    return codes
+
+
+CODE_OF = _codes()
+KIND_OF = {code: kind for kind, code in CODE_OF.items()}
+assert len(CODE_OF) == len(KIND_OF), "two errors share a code"
+
+
+class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
+    """What an error says besides its code. New fields go to the end with a default."""
+
+    detail: str
+    task_id: str | None = None
+    retry_after_s: float | None = None
+    field: str | None = None
+    definite: bool = True
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ErrorBody).decode
+
+
+def declared_code(error: BaseException) -> str | None:
+    """The code under which the error is sent: its own, or that of the nearest class that is declared. None: a bug."""
+    return next((CODE_OF[kind] for kind in type(error).__mro__ if kind in CODE_OF), None)
+
+
+def encode_error(error: TaskQueueError) -> bytes:
+    field = getattr(error, "field", None)
+    return _encode(
+        ErrorBody(
+            error.detail[: bounds.DETAIL_CHARS_MAX],
+            error.task_id,
+            error.retry_after_s,
+            field if isinstance(field, str) else None,
+            error.definite,
+        )
+    )
+
+
+def decode_error(code: str, body: bytes) -> TaskQueueError:
+    """The error as it was raised over there.
+
+    A code that this version does not know becomes ``WireRefusal`` if the peer says that it is definite, else ``Internal``.
+
+    :raises MalformedBox: the body is none.
+    """
+    try:
+        said = _decode(body)
+    except (msgspec.DecodeError, RecursionError) as why:
+        raise MalformedBox(f"an error's body: {why}") from None
+    retry_after_s = said.retry_after_s
+    if retry_after_s is not None and not (math.isfinite(retry_after_s) and retry_after_s >= 0):
+        retry_after_s = None
+    detail = said.detail[: bounds.DETAIL_CHARS_MAX]
+    kind = KIND_OF.get(code, WireRefusal if said.definite else Internal)
+    if issubclass(kind, FieldError):
+        return kind(detail, field=said.field or "", task_id=said.task_id)
+    return kind(detail, task_id=said.task_id, retry_after_s=retry_after_s)

@@ -1,0 +1,116 @@
+"""The listening side of a node: accepts peers, hands what they say to the handler, and ends with nothing open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+
+from tq_node.wire.doorman import Doorman
+from tq_node.wire.failures import Stopped
+from tq_node.wire.handler import PeerHandler
+from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
+from tq_node.wire.peer import AcceptedPeer
+
+if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not have
+    from tq_node.wire.tls import PeerTLS
+
+
+class AcceptingFactory(Factory):
+    """:param gone: called each time that a connection has ended."""
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        local: LocalIdentity,
+        handler: PeerHandler,
+        doorman: Doorman,
+        tls: PeerTLS | None,
+        gone: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._local = local
+        self._handler = handler
+        self._doorman = doorman
+        self._names = None if tls is None else tls.names_of
+        self._gone = gone
+        self.connections: set[AcceptedPeer] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> AcceptedPeer:
+        peer = AcceptedPeer(self._reactor, self._local, self._handler, self._doorman, self._names, self._lost)
+        self.connections.add(peer)
+        return peer
+
+    def _lost(self, peer: AcceptedPeer) -> None:
+        self.connections.discard(peer)
+        self._gone()
+
+
+class PeerListener:
+    """Listens from ``listen`` to ``stop``.
+
+    :param endpoint: where, without TLS; ``tls`` puts it on top.
+    :param sessions: shared with the node's ``PeerPool``.
+    :param entropy: random bytes, so many.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        endpoint: IStreamServerEndpoint,
+        local: LocalIdentity,
+        handler: PeerHandler,
+        sessions: Sessions,
+        *,
+        tls: PeerTLS | None = None,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._endpoint = endpoint
+        self._doorman = Doorman(reactor, sessions, entropy)
+        self._factory = AcceptingFactory(reactor, local, handler, self._doorman, tls, self._gone)
+        self._outer: IProtocolFactory = self._factory if tls is None else tls.server_factory(self._factory, reactor)
+        self._port: IListeningPort | None = None
+        self._emptied: Deferred[None] | None = None
+
+    def listen(self) -> Deferred[IListeningPort]:
+        """The port; for TCP and Unix sockets it is there at once. Fails with ``CannotListenError``."""
+
+        def listening(port: IListeningPort) -> IListeningPort:
+            self._port = port
+            return port
+
+        return self._endpoint.listen(self._outer).addCallback(listening)
+
+    async def stop(self) -> None:
+        """No new connections, and the old ones closed; peers get what was written to them."""
+        port, self._port = self._port, None
+        if port is not None:
+            stopped: Any = port.stopListening()
+            if isinstance(stopped, Deferred):
+                await stopped
+        for connection in list(self._factory.connections):
+            connection.give_up(Stopped("the node stops"), flush=True)
+        if self._factory.connections:
+            self._emptied = Deferred()
+            await self._emptied
+
+    @property
+    def peers(self) -> list[PeerIdentity]:
+        """Who is connected to this node, once for each lane."""
+        return self._doorman.peers
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Connections that ended before they were authenticated, by the code of the reason."""
+        return dict(self._doorman.refusals)
+
+    def _gone(self) -> None:
+        if self._emptied is not None and not self._factory.connections:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)

@@ -1,0 +1,241 @@
+"""The two ends of a connection between peers: whoever was dialled, and whoever dialled.
+
+Responders hand over what came and give back what the handler says; nothing is decided here but who may speak at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from tq_node.wire import bounds, handshake
+from tq_node.wire.amp import BoundedAMP, Responder
+from tq_node.wire.codec import CALLS, RESULTS, ForwardedResult, decode_messages
+from tq_node.wire.commands import (
+    Data,
+    Evidence,
+    Forward,
+    Greet,
+    Heartbeat,
+    Hello,
+    Lane,
+    PeerCommand,
+    Ping,
+    Propose,
+    Prove,
+    Raft,
+    Register,
+)
+from tq_node.wire.doorman import Doorman
+from tq_node.wire.failures import (
+    AnswerTooLarge,
+    BoxTooLarge,
+    MalformedBox,
+    NotAMember,
+    TooSlow,
+    WrongCertificate,
+    WrongNode,
+)
+from tq_node.wire.handler import Answer, Greeting, PeerHandler, then
+from tq_node.wire.handshake import INTRODUCTIONS, Introduction, LocalIdentity, PeerIdentity
+
+Names = Callable[[Any], frozenset[str]]
+"""From a transport to the names in its peer's certificate."""
+
+
+class PeerConnection(BoundedAMP):
+    """What both ends have in common. ``peer`` is None until the other end is authenticated."""
+
+    def __init__(
+        self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool, local: LocalIdentity, names: Names | None
+    ) -> None:
+        super().__init__(reactor, send_bytes_max, is_dialler)
+        self.local = local
+        self.peer: PeerIdentity | None = None
+        self.address = ""
+        self._names = names
+        self._timer: IDelayedCall | None = None
+
+    def opened(self) -> None:
+        with contextlib.suppress(AttributeError):  # a Unix socket has neither
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+        there = self.transport.getPeer()
+        host = getattr(there, "host", None)
+        self.address = f"{host}:{there.port}" if host else type(there).__name__
+        self._wait(bounds.STRANGER_S_MAX, self._too_slow)
+
+    def lost(self) -> None:
+        self._rest()
+
+    def _too_slow(self) -> None:
+        self.give_up(TooSlow(f"not authenticated within {bounds.STRANGER_S_MAX:g} s"))
+
+    def _wait(self, seconds: float, action: Callable[[], None]) -> None:
+        self._rest()
+        self._timer = self._reactor.callLater(seconds, action)
+
+    def _rest(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def _key(self) -> bytes:
+        """:raises NotAMember: there is neither a secret nor a certificate to tell friends by."""
+        if self.local.secret is None and self._names is None:
+            raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
+        return self.local.secret or b""
+
+    def _check_name(self, name: str) -> None:
+        """:raises WrongCertificate: TLS is on, and the node is not who its certificate says it is."""
+        if self._names is not None and name not in (names := self._names(self.transport)):
+            raise WrongCertificate(f"the certificate is for {', '.join(sorted(names)) or 'nobody'}, not for {name}")
+
+    def _check_not_me(self, theirs: Introduction) -> None:
+        if theirs.node_id == self.local.node_id:
+            raise WrongNode(f"node {self.local.name} reached itself")
+
+
+class AcceptedPeer(PeerConnection):
+    """The listener's end. Serves one command after the other until the dialler is authenticated, then those of its lane.
+
+    :param on_gone: called once when the transport is gone.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        local: LocalIdentity,
+        handler: PeerHandler,
+        doorman: Doorman,
+        names: Names | None,
+        on_gone: Callable[[AcceptedPeer], None],
+    ) -> None:
+        super().__init__(reactor, bounds.BULK_SEND_BYTES_MAX, False, local, names)
+        self._on_gone = on_gone
+        self._handler = handler
+        self._doorman = doorman
+        self._candidate: PeerIdentity | None = None
+        self._hellos = (b"", b"")
+        self.serve(Responder(Greet, self._greet))
+
+    def opened(self) -> None:
+        super().opened()
+        self._doorman.arrived(self)
+
+    def lost(self) -> None:
+        super().lost()
+        self._doorman.gone(self)
+        self._on_gone(self)
+
+    def bug(self, what: str, failure: Failure) -> None:
+        self._handler.broken(what, failure)
+
+    # --- handshake ---
+    def _greet(self, cluster: str, name: str, address: str, dialler: str) -> dict[str, Any]:
+        welcome = self._handler.greeted(Greeting(cluster, name, address, dialler, self.address))
+        self.serve(Responder(Hello, self._hello))
+        return {
+            "cluster": welcome.cluster or "",
+            "name": welcome.name,
+            "newborn": welcome.newborn,
+            "has_tasks": welcome.has_tasks,
+        }
+
+    def _hello(self, hello: bytes) -> dict[str, Any]:
+        theirs = INTRODUCTIONS.decode(hello)
+        if self.local.cluster is None:
+            raise NotAMember(f"node {self.local.name} has not joined a cluster yet")
+        self._key()
+        handshake.check_cluster(self.local.cluster, theirs.cluster)
+        if theirs.target not in ("", self.local.node_id):
+            raise WrongNode(f"this is node {self.local.name} with id {self.local.node_id}, not {theirs.target}")
+        self._check_not_me(theirs)
+        self._candidate = handshake.identity(theirs, self.address)
+        nonce = self._doorman.entropy(bounds.NONCE_BYTES)
+        mine = INTRODUCTIONS.encode(self.local.introduction(theirs.cluster, theirs.node_id, theirs.lane, nonce))
+        self._hellos = (hello, mine)
+        self.serve(Responder(Prove, self._prove))
+        return {"hello": mine}
+
+    def _prove(self, proof: bytes) -> dict[str, Any]:
+        key, peer = self._key(), self._candidate
+        assert peer is not None
+        handshake.check_proof(key, handshake.DIALLER, *self._hellos, proof)
+        self._check_name(peer.name)
+        self._handler.admit(peer)
+        self._doorman.admit(self, peer)
+        self.peer = peer
+        self.trust(self._doorman.budgets[peer.lane])
+        self.serve(*(row for row in self._served_when_open() if peer.lane in _lanes(row)))
+        self._wait(bounds.IDLE_S_MAX, self._look_for_life)
+        return {"proof": handshake.proof(key, handshake.LISTENER, *self._hellos)}
+
+    # --- open ---
+    def _served_when_open(self) -> tuple[Responder, ...]:
+        handler = self._handler
+        return (
+            Responder(Ping, self._ping, is_counted=False),
+            Responder(Raft, self._raft, is_counted=False),
+            Responder(Register, self._asks(handler.register)),
+            Responder(Heartbeat, self._asks(handler.heartbeat)),
+            Responder(Evidence, self._asks(handler.evidence)),
+            Responder(Propose, self._asks(handler.propose)),
+            Responder(Forward, self._forward),
+            Responder(Data, self._data, is_counted=False),
+        )
+
+    def _look_for_life(self) -> None:
+        silent_s = self._reactor.seconds() - self.heard_at_s
+        if silent_s >= bounds.IDLE_S_MAX:
+            self.give_up(TooSlow(f"nothing heard for {silent_s:.0f} s"))
+        else:
+            self._wait(bounds.IDLE_S_MAX - silent_s, self._look_for_life)
+
+    def _who(self) -> PeerIdentity:
+        assert self.peer is not None
+        return self.peer
+
+    def _ping(self, session: int) -> dict[str, Any]:
+        peer = self._who()
+        if session > peer.session:  # a lower one was overtaken on another connection, and means nothing
+            self.peer = msgspec.structs.replace(peer, session=session)
+            self._doorman.sessions.observe(self.peer)
+        return {"session": self.local.session}
+
+    def _raft(self, messages: bytes) -> None:
+        peer = self._who()
+        self._handler.raft(peer, decode_messages(messages, peer.node_id, self.local.node_id))
+
+    def _data(self, body: bytes) -> None:
+        self._handler.data(self._who(), body)
+
+    def _asks(self, method: Callable[[PeerIdentity, bytes], Answer[bytes]]) -> Callable[..., Any]:
+        def respond(body: bytes, within_ms: int) -> Any:
+            return then(method(self._who(), body), lambda answer: {"body": answer})
+
+        return respond
+
+    def _forward(self, calls: bytes, within_ms: int) -> Any:
+        asked = CALLS.decode(calls)
+        if len(asked) > bounds.FORWARD_CALLS_MAX:
+            raise MalformedBox(f"{len(asked)} calls in one box")
+
+        def packed(results: list[ForwardedResult]) -> dict[str, Any]:
+            assert len(results) == len(asked), "one result for each call"
+            try:
+                return {"results": RESULTS.encode(results)}
+            except BoxTooLarge as why:
+                raise AnswerTooLarge(why.detail) from None
+
+        return then(self._handler.forward(self._who(), asked, within_ms), packed)
+
+
+def _lanes(responder: Responder) -> frozenset[Lane]:
+    assert issubclass(responder.command, PeerCommand)
+    return responder.command.lanes
