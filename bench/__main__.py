@@ -20,7 +20,7 @@ from bench.million import million
 from bench.peers import PEERS
 from bench.peers.base import Peer, Unavailable
 from bench.pickups import pick_up
-from bench.processes import Failed, Stopped, fdatasync_us, scratch
+from bench.processes import Failed, Stopped, scratch
 from bench.samples import Book
 from bench.submits import batch, submit
 
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             context = Context(directory, book, sizes, peers, _progress)
             for name in said.only or PARTS:
                 try:
-                    _measure(name, context, directory)
+                    _measure(name, context)
                 except Failed as why:
                     book.note(f"{name} FAILED: {why}")
                     code = 1
@@ -125,13 +125,14 @@ def _peers(wanted: list[str] | None, book: Book, systems: dict[str, str]) -> lis
     return peers
 
 
-def _measure(name: str, context: Context, directory: Path) -> None:
+def _measure(name: str, context: Context) -> None:
     """:raises Failed: what this part left does not add up; the others can still be measured."""
     rounds = 1 if name in ONCE else context.sizes.rounds
     for number in range(rounds):
-        probe = fdatasync_us(directory)
-        context.book.probes_us.setdefault(name, []).append(probe)
-        _progress(f"{name}, round {number + 1} of {rounds}; fdatasync {probe:.0f} µs")
+        if time.monotonic() - BEGUN > (context.sizes.more_rounds_s if number else context.sizes.last_start_s):
+            context.book.note(f"{name}: {number} of {rounds} rounds, there was no time for more")
+            return
+        _progress(f"{name}, round {number + 1} of {rounds}")
         PARTS[name](context)
 
 

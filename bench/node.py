@@ -150,8 +150,8 @@ class Node:
         """``time.perf_counter`` at which ``/tasks/stats`` first showed them all completed, each with its status recorded."""
         end = time.perf_counter() + DRAIN_S
         while (counts := self.stats())["completed"] < wanted:
-            if time.perf_counter() > end:
-                raise Failed(f"after {DRAIN_S:g} s {wanted} tasks are not completed: {counts}")
+            if time.perf_counter() > end or counts["total"] < wanted:
+                raise Failed(f"{wanted} tasks were submitted, after at most {DRAIN_S:g} s the node has {counts}")
             time.sleep(POLL_S)
         at = time.perf_counter()
         if counts["completed"] != wanted or counts["total"] != wanted:

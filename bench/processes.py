@@ -175,7 +175,7 @@ def free_port() -> int:
                 return port
 
 
-def fdatasync_us(directory: Path, times: int = 100) -> float:
+def fdatasync_us(directory: Path, times: int) -> float:
     """Median time of an fdatasync after 4 KiB were appended, in microseconds: the yardstick of everything here."""
     path = directory / "probe"
     taken = []

@@ -13,7 +13,7 @@ from typing import Any
 from bench.processes import ROOT
 from bench.samples import Book, Kind, Row
 
-_HEADS = ("", "system", "median", "range", "unit", "p50 / p99 ms", "CPU µs/task", "ours is")
+_HEADS = ("", "system", "median", "range", "unit", "p50 / p99 ms", "CPU µs/task", "sync µs", "ours is")
 
 
 def facts(rounds: int, systems: dict[str, str]) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def heading(about: dict[str, Any]) -> str:
 
 
 def table(book: Book) -> str:
-    """Medians with ranges; the last column says how ours compares with that system."""
+    """Medians with ranges; ``sync µs`` is the disk just before; the last column says how ours compares."""
     lines: list[tuple[str, ...]] = []
     for part in book.parts():
-        lines.append((f"== {part} (fdatasync before: {_probes(book.probes_us.get(part, []))})",))
+        lines.append((f"== {part}",))
         for kind in book.kinds(part):
             label = kind.what
             for row in book.rows(kind):
@@ -62,14 +62,12 @@ def table(book: Book) -> str:
     return "\n".join([_join(_HEADS, widths), *rest])
 
 
-def _probes(taken_us: list[float]) -> str:
-    return ", ".join(f"{taken:.0f}" for taken in taken_us) + " µs"
-
-
 def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
     low, high = min(row.values), max(row.values)
     ratio = book.ratio(row)
     verdict = "" if ratio is None else f"{ratio:.1f} x better" if ratio >= 1 else f"{1 / ratio:.1f} x worse"
+    if verdict and row.kind.part != "counts" and book.saw_another_disk(row):
+        verdict += ", on another disk"
     if (meets := row.meets_goal) is not None:
         assert row.kind.goal is not None
         verdict = f"{'at' if meets else 'short of'} its goal {_limit(row.kind)}"
@@ -81,6 +79,7 @@ def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
         row.kind.unit,
         f"{_middle(row, 'p50_ms')} / {_middle(row, 'p99_ms')}" if _middle(row, "p50_ms") else "",
         _middle(row, "node_cpu_us_per_task"),
+        _middle(row, "fdatasync_us"),
         verdict,
     )
 
@@ -103,7 +102,7 @@ def number(value: float) -> str:
 
 
 def _join(line: tuple[str, ...], widths: list[int]) -> str:
-    right = {2, 3, 5, 6}
+    right = {2, 3, 5, 6, 7}
     cells = [
         cell.rjust(width) if column in right else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(line, widths, strict=True))

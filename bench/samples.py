@@ -49,15 +49,14 @@ class Book:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[Kind, str], Row] = {}
-        self.probes_us: dict[str, list[float]] = {}
-        """part -> the disk's fdatasync before each of its rounds"""
+        self.probe_us = 0.0
+        """The disk's fdatasync, measured just before what is added next."""
         self.notes: list[str] = []
 
     def add(self, kind: Kind, system: str, value: float, **details: Any) -> None:
         row = self._rows.setdefault((kind, system), Row(kind, system))
         row.values.append(value)
-        if details:
-            row.details.append(details)
+        row.details.append({**details, "fdatasync_us": round(self.probe_us)})
 
     def note(self, line: str) -> None:
         if line not in self.notes:
@@ -81,6 +80,14 @@ class Book:
             return None
         return ours.median / row.median if row.kind.more_is_better else row.median / ours.median
 
+    def saw_another_disk(self, row: Row) -> bool:
+        """Was the disk more than twice as fast or slow when this row's system was measured as when ours was?"""
+        ours = self._rows.get((row.kind, OURS))
+        if ours is None:
+            return False
+        here, there = (statistics.median(one["fdatasync_us"] for one in of.details) for of in (row, ours))
+        return max(here, there) > 2 * min(here, there)
+
     def as_json(self) -> dict[str, Any]:
         rows = []
         for row in self._rows.values():
@@ -91,4 +98,4 @@ class Book:
             if (meets := row.meets_goal) is not None:
                 entry["meets_goal"] = meets
             rows.append(entry)
-        return {"fdatasync_us": self.probes_us, "rows": rows, "notes": self.notes}
+        return {"rows": rows, "notes": self.notes}

@@ -88,7 +88,11 @@ def send_batches(
 def fill(node: Node, count: int, task: dict[str, object] | None = None, size: int = 1_000) -> float:
     """Submit so many tasks in batches; the seconds it took."""
     begun = time.perf_counter()
-    send_batches(node, size, requests=count // size, task=task)
+    full, rest = divmod(count, size)
+    if full:
+        send_batches(node, size, requests=full, task=task)
+    if rest:
+        send_batches(node, rest, requests=1, connections=1, task=task)
     return time.perf_counter() - begun
 
 

@@ -20,7 +20,7 @@ class Submission(msgspec.Struct, gc=False):
     """One submit, validated, as sent: what was not said is None, and is filled in where the task's type has a default.
 
     ``payload`` is compact JSON. ``id`` None: the node makes one. ``delay_us`` and ``run_at_us`` exclude one another.
-    ``content_hash`` covers the fields as sent; it is needed only where ``id`` is given.
+    ``content_hash`` covers the fields as sent, without the id.
     """
 
     type: str

@@ -77,6 +77,7 @@ class NodeService(Service):
         self._lag: LoopLagService
         self._site: ApiSite
         self._lock: WorkersLock
+        self._workers_gone: Callable[[], bool]
         self._ports: list[IListeningPort] = []
         self._undo: list[Callable[[], object]] = []
         self._starting: Deferred[None] | None = None
@@ -139,6 +140,7 @@ class NodeService(Service):
             seed=identity.seed,
             partition_count=identity.partition_count,
             replication_factor=identity.replication_factor,
+            born_us=identity.born_us,
             retention_ms=settings.retention_ms,
             dedupe_window_ms=settings.dedupe_window_ms,
             disk_free_bytes_min=settings.disk_free_bytes_min,
@@ -147,9 +149,14 @@ class NodeService(Service):
             random_bytes=os.urandom,
             draw=random.random,
         )
-        self._queue = NodeQueue(self._store, clock, queue_settings, metrics, on_disk_floor=self._disk_floor)
+        self._queue = NodeQueue(
+            self._store, clock, queue_settings, metrics, on_disk_floor=self._disk_floor, on_broken=self._promise_broken
+        )
         self._lock = WorkersLock(settings.data_dir / "workers.lock")
         self._undo.append(self._lock.close)
+        # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
+        workers_gone = self._lock.prove_alone()
+        self._workers_gone = lambda: workers_gone or self._prove_alone()
         self._worker = WorkerService(
             self._queue,
             registry,
@@ -185,7 +192,7 @@ class NodeService(Service):
 
     async def _start(self, first: dict[str, bytes | None]) -> None:
         self._lag.startService()
-        await self._queue.start(first=first, workers_are_gone=self._lock.prove_alone)
+        await self._queue.start(first=first, workers_are_gone=self._workers_gone)
         if not self._queue.is_stopping:
             self._worker.startService()
             _log.info(
@@ -196,6 +203,13 @@ class NodeService(Service):
     def _failed_to_start(self, why: Failure) -> None:
         _log.failure("the node could not start", failure=why, event="start_failed")
         self._end_at_once(EXIT_STORE_BROKEN)
+
+    def _prove_alone(self) -> bool:
+        try:
+            return self._lock.prove_alone()
+        except OSError as why:
+            _log.error("can't ask for the workers' lock: {why}", why=str(why), event="workers_lock_failed")
+            return False  # then the lease has to pass
 
     # --- end ---
     def stopService(self) -> Deferred[None]:
@@ -239,6 +253,11 @@ class NodeService(Service):
         """The first failed write ends the process: no retry, no further message (R18)."""
         _log.critical("the store is broken, the node ends: {why}", why=str(why), event="store_broken")
         self._end_at_once(EXIT_STORE_BROKEN)
+
+    def _promise_broken(self, why: BaseException) -> None:
+        """An assertion stays on in production, and one that fails stops the process (R20)."""
+        _log.critical("a promise is broken, the node ends: {why!r}", why=why, event="promise_broken")
+        self._end_at_once(EXIT_SOFTWARE)
 
     def _end_at_once(self, code: int) -> None:
         sys.stdout.flush()

@@ -64,7 +64,7 @@ class Backoff(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class TaskSpec(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What the submitter said, with the defaults filled in. Never changes after the submit.
 
-    ``payload`` is compact JSON. ``content_hash`` is over the fields as sent; empty for an id that the node made itself.
+    ``payload`` is compact JSON. ``content_hash`` is over the fields as sent.
     """
 
     id: TaskId

@@ -17,7 +17,7 @@ from tq_node.limits import MIB
 rngs = st.randoms(use_true_random=False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rngs, st.integers(0, 60))
 def test_from_any_table_it_comes_to_rest(rng: random.Random, steps: int) -> None:
     settle(rng, steps)
@@ -29,7 +29,7 @@ def test_from_many_tables_it_comes_to_rest(base: int) -> None:
     print(f"rounds with something to do: {max(rounds)} at most, {sum(rounds) / len(rounds):.1f} in the mean")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rngs)
 def test_only_the_dead_are_buried(rng: random.Random) -> None:
     """R5 and R5a against a second reading of them."""

@@ -31,6 +31,7 @@ from tq_node.cluster import commands as c
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.moves import Outlook
 
+pytestmark = pytest.mark.slow
 SEEDS = 400
 BASES = (0, 10_000, 20_000)
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -162,6 +163,7 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     "R5: half of T_session": (deaths, off(Liveness, "is_silent", lambda self, n, t: self.silence_ms(n, t) >= 1_000)),
     "R5, F7: no grace by a new leader": (deaths, off(Liveness, "lead", None)),
     "R5: a registration is no word": (deaths, off(Liveness, "_follow_nodes", None)),
+    "F40: who slept buries everybody": (deaths, off(Liveness, "tick", None)),
     "R5a: one refusal": (deaths, off(liveness, "is_conclusive", lambda e, apart: e.is_broken)),
     "R5a: without a broken connection": (
         deaths,
@@ -215,6 +217,9 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     "no overdue heirs": (shares_are_kept, off(Outlook, "overdue_heirs", lambda self: [])),
     "min_isr is never raised": (shares_are_kept, off(Outlook, "raises", lambda self: [])),
     "waiting has no reason": (rest, off(Outlook, "note_stuck", None)),
+    "a choice ignores how much a node leads": (shares_are_kept, off(draft.Draft, "primaries_on", 0)),
+    "what makes up for a lost copy does not go first": (shares_are_kept, off(Outlook, "is_urgent", False)),
+    "who has not read the table is given copies": (shares_are_kept, off(Outlook, "is_at_hand", True)),
     # --- voters ---
     "voters: two are kept": (voters_are_sound, off(voters, "count_wanted", min)),
     "voters: five though three are wanted": (
@@ -243,7 +248,12 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
 }
 
 
-NOT_CAUGHT: dict[str, str] = {}
+NOT_CAUGHT = {
+    "a choice ignores how much a node leads": "the next look evens primaries out; test_nodes: all its partitions get primaries",
+    "what makes up for a lost copy does not go first": "a matter of order; test_controller: one that makes up ... goes first",
+    "who has not read the table is given copies": "everybody hears at once here; test_controller: a node that has not read ...",
+}
+"""By random worlds; with the reason and the test that holds the rule instead."""
 
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
@@ -252,7 +262,7 @@ def test_a_rule_that_is_switched_off_is_caught(name: str, monkeypatch: pytest.Mo
     patch(monkeypatch)
     counts = []
     for base in BASES:
-        for number in range(SEEDS):
+        for number in range(SEEDS if name not in NOT_CAUGHT else SEEDS // 20):
             try:
                 world(base + number)
             except (LawBroken, AssertionError, KeyError, ValueError) as why:
@@ -262,6 +272,7 @@ def test_a_rule_that_is_switched_off_is_caught(name: str, monkeypatch: pytest.Mo
             break
     if name in NOT_CAUGHT:
         assert len(counts) < len(BASES), "it is caught after all"
+        print(f"{name:50} {'not':>12}  {NOT_CAUGHT[name]}")
         return
     assert len(counts) == len(BASES), f"not caught in {SEEDS} seeds"
     print(f"{name:50} {'/'.join(str(count) for count, _ in counts):>12}  {counts[0][1]}")

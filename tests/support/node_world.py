@@ -19,6 +19,8 @@ from tq_node import limits
 from tq_node.errors import (
     AlreadyFinal,
     IdConflict,
+    NoSuchTask,
+    NotConfirmed,
     NotRetryable,
     OutcomeUnknown,
     StaleAttempt,
@@ -72,6 +74,12 @@ class LateReads(MemoryStore):
         for out, found in late:
             out.callback(found)
 
+    def deliver_one(self) -> None:
+        """The oldest alone, so that look-ups come apart."""
+        if getattr(self, "late", []):
+            out, found = self.late.pop(0)
+            out.callback(found)
+
 
 class FakeWorker:
     """Counts wake-ups; the world claims and finishes by hand."""
@@ -107,6 +115,7 @@ class NodeWorld:
         self.states: dict[str, State] = {}
         self.crashes = self.answers = 0
         self.faults: list[str] = []
+        self.open_answers = 0
         self.boot()
 
     def replay_hint(self) -> str:
@@ -126,7 +135,9 @@ class NodeWorld:
             return int(clock.seconds() * 1e9)
 
         wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
-        self.queue = NodeQueue(self.store, Clock(self.clock, wall), settings, Metrics(), on_disk_floor=lambda: None)
+        self.queue = NodeQueue(
+            self.store, Clock(self.clock, wall), settings, Metrics(), on_disk_floor=lambda: None, on_broken=self.broke
+        )
         self.queue._table.rows._bytes_max = self.cache_bytes
         self.worker = FakeWorker()
         self.queue.attach(self.worker)
@@ -150,6 +161,7 @@ class NodeWorld:
         self.zombies += self.claims
         self.claims = []
         self.states.clear()
+        self.open_answers = 0
         self.boot()
 
     def turn(self, seconds: float = 0.0) -> None:
@@ -163,6 +175,9 @@ class NodeWorld:
             self.store.sync()
             self.turn(0.01)
         raise Violation(f"{what}: not within 4 virtual seconds; {self.replay_hint()}")
+
+    def broke(self, why: BaseException) -> None:
+        self.faults.append(f"a promise is broken: {why!r}")
 
     def fault(self, why: Failure) -> None:
         self.faults.append(why.getTraceback())
@@ -206,10 +221,18 @@ class NodeWorld:
             if why.check(TaskPurged):
                 assert isinstance(why.value, TaskPurged)
                 self.purged.add(str(why.value.task_id))
-            elif not why.check(*allowed, OutcomeUnknown, StaleAttempt):
+            elif not why.check(*allowed, OutcomeUnknown, NotConfirmed, StaleAttempt):
                 self.fault(why)
 
         incarnation = self.incarnation
+        self.open_answers += 1
+
+        def answered(result: Any) -> Any:
+            if incarnation == self.incarnation:
+                self.open_answers -= 1
+            return result
+
+        answer.addBoth(answered)
         answer.addCallbacks(lambda value: hear(value) if incarnation == self.incarnation else None, refused)
         answer.addErrback(self.fault)
 
@@ -218,7 +241,8 @@ class NodeWorld:
         steps = (
             (10, self.submit), (4, self.submit_many), (6, self.submit_own), (14, self.claim), (22, self.finish),
             (3, self.note), (3, self.zombie), (5, self.cancel), (4, self.retry), (8, self.read), (2, self.page),
-            (12, self.store.sync), (8, self.store.deliver), (10, self.wait), (1, self.crash), (1, self.pause),
+            (12, self.store.sync), (6, self.store.deliver),
+            (6, self.store.deliver_one), (10, self.wait), (1, self.crash), (1, self.pause),
         )  # fmt: skip
         weights, calls = zip(*steps, strict=True)
         self.random.choices(calls, weights)[0]()
@@ -269,6 +293,8 @@ class NodeWorld:
             for claim in claims:
                 if claim.token in self.started.setdefault(claim.task_id, set()):
                     raise Violation(f"{claim.task_id} was started twice with one token")
+                if any(other.task_id == claim.task_id for other in self.claims):
+                    raise Violation(f"two handlers of {claim.task_id} run at once (I12)")
                 self.started[claim.task_id].add(claim.token)
             self.claims += claims
 
@@ -314,23 +340,25 @@ class NodeWorld:
             self.expect(self.queue.finish(claim, Completed(b'"zombie"')), accepted)
 
     def known(self) -> str | None:
+        if self.random.random() < 0.1:
+            return f"own-{self.random.randrange(12)}"  # which may never have been
         return self.random.choice(sorted(self.acknowledged)) if self.acknowledged else None
 
     def cancel(self) -> None:
         task_id = self.known()
         if task_id:
-            self.expect(self.queue.cancel(task_id), self.hearing(), AlreadyFinal)
+            self.expect(self.queue.cancel(task_id), self.hearing(), AlreadyFinal, NoSuchTask)
 
     def retry(self) -> None:
         task_id = self.known()
         if task_id:
-            self.expect(self.queue.retry(task_id), self.hearing(), NotRetryable)
+            self.expect(self.queue.retry(task_id), self.hearing(), NotRetryable, NoSuchTask)
 
     def read(self) -> None:
         task_id = self.known()
         if task_id:
             wait_s = self.random.choice([0.0, 0.0, 5.0])
-            self.expect(self.queue.get(task_id, wait_s=wait_s), self.hearing_read())
+            self.expect(self.queue.get(task_id, wait_s=wait_s), self.hearing_read(), NoSuchTask)
 
     def page(self) -> None:
         hear = self.hearing()
@@ -394,6 +422,8 @@ class NodeWorld:
             counted[row.state] += 1
         if counted != stats:
             raise Violation(f"stats say {stats}, the rows {counted}")
+        if self.open_answers:
+            raise Violation(f"{self.open_answers} callers never heard")
         if self.queue._table.open_tasks or self.queue._running.held:
             raise Violation("tasks or attempts are left in the books")
         if self.faults:

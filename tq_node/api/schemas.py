@@ -197,7 +197,8 @@ class Bodies:
             timeout_ms,
             None if backoff is None else _backoff(backoff),
             task.tags,
-            b"" if task_id is None else content_hash(task, value),
+            # Also where the node makes the id: whoever hears "outcome unknown" with it may send the same again (P4).
+            content_hash(task, value),
         )
 
 

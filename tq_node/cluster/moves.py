@@ -168,13 +168,18 @@ class Outlook:
         spare = len(entry.copies) + len(adding) - max(self.copies_left_min(entry), entry.min_isr)
         spare_isr = len(entry.isr) + len(adding) - entry.min_isr
         removing: list[NodeId] = []
-        for node in sorted((n for n in entry.copies if n not in wanted), key=lambda n: self.map.nodes[n].is_up):
+        for node in sorted((n for n in entry.copies if n not in wanted), key=self.leaves_first):
             if len(removing) < spare and (node not in entry.isr or spare_isr > 0):
                 removing.append(node)
                 spare_isr -= node in entry.isr
         if not adding and not removing:
             return None
         return MoveStep(PartitionId(partition), entry.epoch, entry.partition_version, adding, tuple(removing))
+
+    def leaves_first(self, node: NodeId) -> tuple[bool, bool]:
+        """A node that is to be emptied before a dead one, which may be resting; that before one that lives."""
+        entry = self.map.nodes[node]
+        return not entry.is_draining, entry.is_up
 
     def finishes(self) -> list[Seen]:
         return [

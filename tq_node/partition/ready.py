@@ -30,51 +30,89 @@ def rank_us(run_at_us: int, priority: int) -> int:
 
 
 class ReadySet:
-    """Pending tasks by rank. Tasks of a paused queue are set aside when they are met, and come back at ``resume``."""
+    """Pending tasks by rank: a heap for each queue, and one of their heads, so that a paused queue costs nothing."""
 
     def __init__(self) -> None:
-        self._heap: list[bytes] = []
-        self._parked: dict[str, list[bytes]] = {}
+        self._queues: dict[str, list[bytes]] = {}
+        self._heads: list[tuple[bytes, str]] = []
+        """Some are stale: only one that is its queue's first entry counts."""
         self._paused: set[str] = set()
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return self._count
 
     def push(self, task_id: str, partition: int, queue: str, priority: int, run_at_us: int) -> None:
-        key = _pack(rank_us(run_at_us, priority), partition) + f"{queue}\0{task_id}".encode()
-        heapq.heappush(self._heap, key)
+        key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
+        heap = self._queues.get(queue)
+        if heap is None:
+            heap = self._queues[queue] = []
+        heapq.heappush(heap, key)
+        self._count += 1
+        if heap[0] is key and queue not in self._paused:
+            heapq.heappush(self._heads, (key, queue))
 
     def extend(self, tasks: list[tuple[str, int, str, int, int]]) -> None:
-        """Many at once (task_id, partition, queue, priority, run_at_us): for building the heap anew."""
+        """Many (task_id, partition, queue, priority, run_at_us); nothing may be popped before ``arrange``."""
         for task_id, partition, queue, priority, run_at_us in tasks:
-            self._heap.append(_pack(rank_us(run_at_us, priority), partition) + f"{queue}\0{task_id}".encode())
-        heapq.heapify(self._heap)
+            key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
+            self._queues.setdefault(queue, []).append(key)
+        self._count += len(tasks)
+
+    def arrange(self) -> None:
+        """Put in order what ``extend`` has brought."""
+        for heap in self._queues.values():
+            heapq.heapify(heap)
+        self._show_heads()
+
+    def _show_heads(self) -> None:
+        self._heads = [(heap[0], queue) for queue, heap in self._queues.items() if heap and queue not in self._paused]
+        heapq.heapify(self._heads)
 
     def pop(self) -> tuple[str, int] | None:
         """The (task_id, partition) of least rank whose queue is not paused; None where there is none."""
-        while self._heap:
-            key = heapq.heappop(self._heap)
-            queue, _, task_id = key[_HEAD_BYTES:].decode().partition("\0")
-            if queue in self._paused:
-                self._parked.setdefault(queue, []).append(key)
+        while self._heads:
+            key, queue = heapq.heappop(self._heads)
+            heap = self._queues.get(queue)
+            if not heap or heap[0] != key or queue in self._paused:
                 continue
-            return task_id, _unpack_from(key)[1]
+            heapq.heappop(heap)
+            self._count -= 1
+            if heap:
+                heapq.heappush(self._heads, (heap[0], queue))
+            else:
+                del self._queues[queue]
+            return key[_HEAD_BYTES:].decode(), _unpack_from(key)[1]
         return None
+
+    def is_paused(self, queue: str) -> bool:
+        return queue in self._paused
+
+    @property
+    def has_any(self) -> bool:
+        """Whether ``pop`` may find one."""
+        return bool(self._heads)
 
     def pause(self, queue: str) -> None:
         self._paused.add(queue)
 
     def resume(self, queue: str) -> None:
         self._paused.discard(queue)
-        for key in self._parked.pop(queue, ()):
-            heapq.heappush(self._heap, key)
+        heap = self._queues.get(queue)
+        if heap:
+            heapq.heappush(self._heads, (heap[0], queue))
 
     def drop_partition(self, partition: int) -> None:
         """Forget every task of a partition that this node no longer leads."""
-        self._heap = [key for key in self._heap if _unpack_from(key)[1] != partition]
-        heapq.heapify(self._heap)
-        for queue, keys in list(self._parked.items()):
-            self._parked[queue] = [key for key in keys if _unpack_from(key)[1] != partition]
+        for queue, heap in list(self._queues.items()):
+            kept = [key for key in heap if _unpack_from(key)[1] != partition]
+            if kept:
+                heapq.heapify(kept)
+                self._queues[queue] = kept
+            else:
+                del self._queues[queue]
+        self._count = sum(map(len, self._queues.values()))
+        self._show_heads()
 
 
 class DueSet:
@@ -90,8 +128,11 @@ class DueSet:
         heapq.heappush(self._heap, _pack(run_at_us, partition) + task_id.encode())
 
     def extend(self, tasks: list[tuple[str, int, int]]) -> None:
-        """Many at once (task_id, partition, run_at_us)."""
+        """Many (task_id, partition, run_at_us); nothing may be asked before ``arrange``."""
         self._heap += [_pack(run_at_us, partition) + task_id.encode() for task_id, partition, run_at_us in tasks]
+
+    def arrange(self) -> None:
+        """Put in order what ``extend`` has brought."""
         heapq.heapify(self._heap)
 
     def next_us(self) -> int | None:

@@ -8,13 +8,15 @@ written to the rows behind the log, a slice with each commit (``partition.unappl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
+from tq_node.errors import StoreBroken
 from tq_node.partition.codec import decode_spec
 from tq_node.partition.entries import Effect
 from tq_node.partition.replica import Committed, PrimaryLog
@@ -28,6 +30,8 @@ from tq_node.types import TaskSpec
 _log = Logger(namespace="taskqueue.log")
 _APPLY_SHARE = 8
 """A commit carries at least this fraction of the backlog of rows, so that the backlog can't outrun it."""
+_APPLY_BYTES = limits.UNAPPLIED_BYTES_MAX // 8
+"""Rows are written with the next commit once they come to this many bytes, however few they are."""
 _HURRY = 4
 """How many times the usual slice a commit carries while somebody waits for the rows."""
 
@@ -37,6 +41,7 @@ class LogDriver:
 
     :param on_committed: called with the news of each commit, in order, before any caller hears its answer.
     :param on_applied: called with (task id, sequence) once the task's row shows the entry.
+    :param on_broken: a promise is broken (a divergence, a failed assertion, a bug in here): the process must end (R20).
     :param spec_of: what was submitted, of a task in memory; it spares decoding it.
     """
 
@@ -49,6 +54,7 @@ class LogDriver:
         *,
         on_committed: Callable[[list[Change]], None],
         on_applied: Callable[[str, int], None],
+        on_broken: Callable[[BaseException], None],
         spec_of: Callable[[str], TaskSpec | None],
     ) -> None:
         self.logs = logs
@@ -57,6 +63,7 @@ class LogDriver:
         self._me = me
         self._on_committed = on_committed
         self._on_applied = on_applied
+        self._on_broken = on_broken
         self._spec_of = spec_of
         self._waiters = [CommitWaiters() for _ in logs]
         self._unapplied = Unapplied()
@@ -67,10 +74,12 @@ class LogDriver:
         self._promises: dict[int, int] = {}
         self._in_flight = False
         self._flying_applied: set[int] = set()
+        self._flying_meta: list[Wait] = []
         self._flush_call: IDelayedCall | None = None
         self._apply_call: IDelayedCall | None = None
         self._idle_waits: list[Deferred[None]] = []
         self._broken = False
+        self._stopped = False
         self._proposed_bytes = 0
         self._flying_bytes = 0
 
@@ -108,6 +117,8 @@ class LogDriver:
 
     def write_meta(self, values: dict[str, bytes | None]) -> Deferred[None]:
         """Make small named values of the node durable."""
+        if self._broken:
+            return fail(StoreBroken("the store is broken"))
         wait = Wait(None, self._clock.now_ms())
         self._meta.update(values)
         self._meta_waits.append(wait)
@@ -116,6 +127,8 @@ class LogDriver:
 
     def settle(self) -> Deferred[None]:
         """Fire once the rows in the store show everything that is committed now."""
+        if self._broken:
+            return fail(StoreBroken("the store is broken"))
         behind = set(self._unapplied.partitions()) | self._flying_applied
         if not behind:
             return succeed(None)
@@ -148,12 +161,18 @@ class LogDriver:
 
     # --- the loop ---
     def _schedule_flush(self) -> None:
-        if self._flush_call is None and not self._in_flight and not self._broken:
+        if self._flush_call is None and not self._in_flight and not self._broken and not self._stopped:
             self._flush_call = self._clock.call_later(0, self._flush_now)
 
     def _flush_now(self) -> None:
         self._flush_call = None
-        self._flush()
+        self._flush_or_break()
+
+    def _flush_or_break(self) -> None:
+        try:
+            self._flush()
+        except Exception:
+            self._broke(Failure())
 
     def _flush(self) -> None:
         if self._in_flight or self._broken:
@@ -170,6 +189,7 @@ class LogDriver:
             self._promises = {}
         batch.meta, self._meta = self._meta, {}
         meta_waits, self._meta_waits = self._meta_waits, []
+        self._flying_meta = list(meta_waits)
         taken = self._take_slice(bool(places) or bool(meta_waits))
         if not (places or batch.meta or taken.applied):
             self._tell_idle()
@@ -179,12 +199,15 @@ class LogDriver:
         self._flying_bytes, self._proposed_bytes = self._proposed_bytes, 0
         self._in_flight = True
         self._flying_applied = set(taken.applied)
-        self._store.commit(batch).addCallbacks(self._durable, self._failed, callbackArgs=(places, taken, meta_waits))
+        self._store.commit(batch).addCallbacks(
+            self._durable, self._failed, callbackArgs=(places, taken, meta_waits)
+        ).addErrback(self._broke)
 
     def _take_slice(self, has_entries: bool) -> Slice:
         backlog = self._unapplied.rows
         in_a_hurry = bool(self._settles or self._idle_waits)
-        if has_entries and not in_a_hurry and backlog < limits.APPLY_ROWS_PER_COMMIT:
+        is_small = backlog < limits.APPLY_ROWS_PER_COMMIT and self._unapplied.bytes < _APPLY_BYTES
+        if has_entries and not in_a_hurry and is_small:
             # Small commits stay small; the lag timer writes what gathers.
             return Slice()
         aim = limits.APPLY_ROWS_PER_COMMIT * (_HURRY if in_a_hurry else 1)
@@ -201,11 +224,11 @@ class LogDriver:
                 self._commit(partition, committed, changes)
                 ready += self._waiters[partition].committed(self.logs[partition].committed)
         self._flying_applied = set()
+        self._flying_meta = []
         self._tell_applied(taken)
         waits += self._settled(taken)
         if changes:
-            with _log.failuresHandled("an observer of commits failed", event="commit_observer_failed"):
-                self._on_committed(changes)
+            self._on_committed(changes)
         # The disk is free: the next batch leaves before anybody hears, and what the hearers propose goes into the one after.
         if self._dirty or self._meta_waits or self._settles or self._idle_waits:
             self._flush()
@@ -240,7 +263,7 @@ class LogDriver:
 
     def _apply_lag(self) -> None:
         self._apply_call = None
-        self._flush()
+        self._flush_or_break()
 
     def _tell_idle(self) -> None:
         waits, self._idle_waits = self._idle_waits, []
@@ -248,6 +271,12 @@ class LogDriver:
             done.callback(None)
 
     # --- trouble ---
+    def _broke(self, why: Failure) -> None:
+        """Effects may be lost on the way to the rows: going on would make that durable."""
+        if not self._broken:
+            self._failed(why)
+            self._on_broken(cast("BaseException", why.value))
+
     def _failed(self, why: Failure) -> None:
         """The store is broken: no further message (R18). The composition root ends the process."""
         self._broken = True
@@ -256,8 +285,9 @@ class LogDriver:
         for waiters in self._waiters:
             for wait in waiters.abandon():
                 wait.give_up()
-        for wait in self._meta_waits + [wait for _, wait in self._settles]:
+        for wait in self._flying_meta + self._meta_waits + [wait for _, wait in self._settles]:
             wait.give_up()
+        self._flying_meta, self._meta_waits, self._settles = [], [], []
         self._tell_idle()
 
     def give_up_overdue(self) -> None:
@@ -268,6 +298,8 @@ class LogDriver:
                 wait.give_up()
 
     def stop(self) -> None:
+        """Nothing leaves any more; ``idle`` comes before."""
+        self._stopped = True
         for call in (self._flush_call, self._apply_call):
             if call is not None and call.active():
                 call.cancel()

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import Draining, NotReady, TaskQueueError
+from tq_node.errors import AlreadyFinal, Busy, Draining, NotReady, NotRetryable, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -51,14 +51,15 @@ from tq_node.types import State, TaskRow
 
 _log = Logger(namespace="taskqueue.queue")
 _PAUSED = "paused_queues"
-_EVENT_IDS_PER_START = 1_000_000_000
-"""Event ids of one start of the node lie below those of the next."""
+_EVENT_ID_BITS = 40
+"""Event ids of one start of the node lie below those of the next: a trillion each."""
 
 
 class NodeQueue:
     """See the module's docstring.
 
     :param on_disk_floor: called once when so little disk is left that the node must stop in order.
+    :param on_broken: a promise is broken; the process must end at once (R20).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class NodeQueue:
         metrics: Metrics,
         *,
         on_disk_floor: Callable[[], None],
+        on_broken: Callable[[BaseException], None],
     ) -> None:
         self.is_active = False
         self.is_stopping = False
@@ -78,15 +80,17 @@ class NodeQueue:
         self._settings = settings
         self._metrics = metrics
         self._on_disk_floor = on_disk_floor
+        self._on_broken = on_broken
         self._horizons: dict[int, int] = {}
         self._paused: set[str] = set()
-        self._events = EventLog(settings.incarnation * _EVENT_IDS_PER_START)
+        self._events = EventLog(settings.incarnation << _EVENT_ID_BITS)
         self._table = TaskTable(
             store,
             seed=settings.seed,
             partition_count=settings.partition_count,
             on_ready=self._wake,
             on_due=self._schedule_due,
+            paused=self.paused_queues,
         )
         self._submitting = Submitting(self._table, clock, settings, self, self._horizons)
         self._running = Running(self._table, clock, settings, self)
@@ -113,6 +117,7 @@ class NodeQueue:
             settings.node_id,
             on_committed=self._committed,
             on_applied=self._table.rows.applied,
+            on_broken=self._on_broken,
             spec_of=self._table.spec_of,
         )
         await driver.begin_epochs({log.partition: log.promised + 1 for log in recovered.logs})
@@ -239,7 +244,17 @@ class NodeQueue:
             return fail(Draining())
 
         def found(slot: Slot) -> Deferred[TaskRow]:
-            row = operation(slot)
+            if self.is_stopping:
+                raise Draining
+            try:
+                row = operation(slot)
+            except (AlreadyFinal, NotRetryable) as why:
+                # What it says must be committed before it is said: the end that it tells of could still be lost.
+                refusal = why
+                told = self._table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
+                if told is None:
+                    raise
+                return told.addCallback(lambda _: fail(refusal))
             committed = self._table.committed_wait(slot, Wait(row, self._clock.now_ms(), 1, task_id))
             return succeed(row) if committed is None else cast("Deferred[TaskRow]", committed)
 
@@ -262,19 +277,23 @@ class NodeQueue:
         return slot.row
 
     def pause(self, queue: str) -> Deferred[None]:
+        if not self.is_active:
+            return fail(NotReady("the node is starting"))
+        if queue not in self._paused and len(self._paused) >= limits.QUEUES_MAX:
+            return fail(Busy(f"{limits.QUEUES_MAX} queues are paused already"))
         self._paused.add(queue)
         self._table.ready.pause(queue)
         return self._keep_paused()
 
     def resume(self, queue: str) -> Deferred[None]:
+        if not self.is_active:
+            return fail(NotReady("the node is starting"))
         self._paused.discard(queue)
         self._table.ready.resume(queue)
         self._wake()
         return self._keep_paused()
 
     def _keep_paused(self) -> Deferred[None]:
-        if not self.is_active:
-            return fail(NotReady("the node is starting"))
         return self._table.driver.write_meta({_PAUSED: msgspec.json.encode(sorted(self._paused))})
 
     def paused_queues(self) -> frozenset[str]:

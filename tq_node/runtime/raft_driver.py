@@ -199,6 +199,10 @@ class RaftDriver:
         except Exception as why:  # refused: NotLeader, Busy, PayloadTooLarge, ChangeRefused
             return fail(why)
         proposal = _Proposal(self.core.term, Deferred(), self._clock.now_ms())
+        cut = self._proposals.get(log_index)
+        if cut is not None and not cut.deferred.called:
+            # This node led before, lost its place and its tail, and leads again: the older entry will never be committed.
+            cut.deferred.errback(NoController("the entry was cut by another leader"))
         self._proposals[log_index] = proposal
         self._enter(lambda: None)
         return proposal.deferred

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 
 from tq_node import limits
-from tq_node.errors import Busy, NotReady, TaskPurged
+from tq_node.errors import Busy, NotConfirmed, NotReady, TaskPurged
 from tq_node.facade import ListedTask, ListQuery, Read, Stats, TaskPage
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.rows import Slot
@@ -62,11 +62,11 @@ class Reading:
         row = slot.row
         if row is None:
             raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
-        if wait_s > 0 and not row.state.is_final:
+        if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
             return self._watch(task_id, wait_s, age_s)
         read = Read(row, self._settings.node_name, age_s)
         # A change that is proposed but not committed is waited for: what is read is never uncommitted (P5).
-        committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id))
+        committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
         return succeed(read) if committed is None else cast("Deferred[Read]", committed)
 
     def _watch(self, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
@@ -76,7 +76,7 @@ class Reading:
 
         def over() -> None:
             self._forget(task_id, watch)
-            self.get(task_id, 0.0, age_s is not None).chainDeferred(deferred)
+            maybeDeferred(self.get, task_id, 0.0, age_s is not None).chainDeferred(deferred)
 
         watch = _Watch(deferred, self._clock.call_later(wait_s, over))
         self._watches.setdefault(task_id, []).append(watch)
@@ -104,7 +104,7 @@ class Reading:
                 self._watch_count -= 1
                 watch.call.cancel()
                 if not watch.deferred.called:
-                    self.get(transition.task_id, 0.0, False).chainDeferred(watch.deferred)
+                    maybeDeferred(self.get, transition.task_id, 0.0, False).chainDeferred(watch.deferred)
 
     def stop(self) -> None:
         """Nobody is left waiting: each hears the task as it is now, or why not."""
@@ -112,7 +112,7 @@ class Reading:
             for watch in list(watching):
                 self._forget(task_id, watch)
                 if not watch.deferred.called:
-                    self.get(task_id, 0.0, False).chainDeferred(watch.deferred)
+                    maybeDeferred(self.get, task_id, 0.0, False).chainDeferred(watch.deferred)
 
     # --- many tasks ---
     async def list(self, query: ListQuery) -> TaskPage:

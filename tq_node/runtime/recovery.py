@@ -8,12 +8,12 @@ from tq_node.errors import StoreBroken
 from tq_node.partition.entries import Effect, decode_effects
 from tq_node.partition.replica import PrimaryLog
 from tq_node.runtime.events import Change
+from tq_node.runtime.hints import load_hints
 from tq_node.runtime.table import TaskTable
 from tq_node.store.api import PartitionLog, Store
 from tq_node.types import State
 
 _READ_BYTES = 4 * 1024 * 1024
-_OPEN_ROWS_CHUNK = 20_000
 
 
 class Recovered(msgspec.Struct):
@@ -70,15 +70,4 @@ async def recover_rows(store: Store, table: TaskTable) -> list[str]:
         counts[state] += rows
         if not State(state).is_final:
             table.open_tasks += rows
-    running: list[str] = []
-    after: tuple[int, str] | None = None
-    while True:
-        chunk = await store.open_rows(after, _OPEN_ROWS_CHUNK)
-        table.ready.extend(
-            [(r.id, r.partition, r.queue, r.priority, r.run_at_us) for r in chunk if r.state == State.PENDING]
-        )
-        table.due.extend([(r.id, r.partition, r.run_at_us) for r in chunk if r.state == State.SCHEDULED])
-        running += [r.id for r in chunk if r.state == State.PROCESSING]
-        if len(chunk) < _OPEN_ROWS_CHUNK:
-            return running
-        after = (chunk[-1].state, chunk[-1].id)
+    return await load_hints(store, table.ready, table.due)

@@ -15,6 +15,10 @@ _HORIZON_STEP_US = 60 * 1_000_000
 """The horizon moves in steps of a minute, so that an idle node does not write for it all the time."""
 
 
+ROUNDS_MAX = 50
+"""Purges in a row while they find something, with a turn of the reactor between them; the next round goes on."""
+
+
 class Retention:
     """One round at a time, bounded; ``PURGE_EVERY_S`` apart.
 
@@ -31,19 +35,25 @@ class Retention:
         self._settings = settings
         self._horizons = horizons
         self._grown_ms = clock.now_ms()
+        self._first_us = settings.born_us - settings.dedupe_window_ms * 1000
 
     async def round(self) -> None:
         """Purge what is due, move the horizon, forget tombstones behind it."""
-        await self._purge()
+        for _ in range(ROUNDS_MAX):
+            if not await self._purge():
+                break
+            # Rows that are buried show up again until the store shows it.
+            await self._table.driver.settle()
         self._grow()
         await self._forget()
 
-    async def _purge(self) -> None:
+    async def _purge(self) -> int:
         now_us = self._clock.wall_us()
         before_us = now_us - self._settings.retention_ms * 1000
         stored = await self._store.ended_before(before_us, limits.PURGE_ROWS_PER_ROUND)
         # Decided on the resident rows: one may have been retried since the store was asked.
         found = await self._table.load([row.id for row in stored])
+        buried = 0
         for slot in found.values():
             if not isinstance(slot, Slot) or slot.row is None or slot.row.ended_us is None:
                 continue
@@ -51,6 +61,8 @@ class Retention:
                 # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
                 at_us = made_at_us(slot.row.spec.id)
                 self._table.bury(slot, now_us if at_us is None else at_us)
+                buried += 1
+        return buried
 
     def _grow(self) -> None:
         now_ms = self._clock.now_ms()
@@ -60,16 +72,16 @@ class Retention:
         self._grown_ms = now_ms
         wanted_us = self._clock.wall_us() - self._settings.dedupe_window_ms * 1000
         for partition, log in enumerate(self._table.driver.logs):
-            at_us = min(wanted_us, self._horizons.get(partition, 0) + elapsed_us)
+            at_us = min(wanted_us, self._horizons.get(partition, self._first_us) + elapsed_us)
             # A partition that nothing has happened in needs no horizon: it has no tombstone to forget.
-            if log.last_sequence > log.barrier and at_us > self._horizons.get(partition, 0):
+            if log.last_sequence > log.barrier and at_us > self._horizons.get(partition, self._first_us):
                 self._horizons[partition] = at_us
                 self._table.driver.propose(partition, Horizon(at_us), 8)
 
     async def _forget(self) -> None:
         if not self._horizons:
             return
-        least_us, most_us = min(self._horizons.values()), max(self._horizons.values())
-        for tombstone in await self._store.tombstones_before(most_us, limits.PURGE_ROWS_PER_ROUND):
-            if tombstone.at_us < self._horizons.get(tombstone.partition, least_us):
+        # Only behind a horizon that is in the partition's own log: else an id would be forgotten and not refused either (I17).
+        for tombstone in await self._store.tombstones_before(max(self._horizons.values()), limits.PURGE_ROWS_PER_ROUND):
+            if tombstone.at_us < self._horizons.get(tombstone.partition, 0):
                 self._table.driver.propose(tombstone.partition, DeleteTombstone(tombstone.id), 32)

@@ -26,6 +26,8 @@ class Slot(msgspec.Struct, gc=False):
     row: TaskRow | None
     sequence: int = 0
     content_hash: bytes = b""
+    body_bytes: int = 0
+    """Encoded size of what changes: attempts, tracebacks, log, result."""
     claimed: int = 0
     """The entry of the latest claim that was proposed while the row has been resident."""
 
@@ -69,27 +71,34 @@ class RowTable:
             return
         del self._pins[task_id]
         slot = self._slots.get(task_id)
-        if slot is not None and slot.sequence == 0 and slot.row is not None:
-            self._keep(task_id, slot.row)
+        if slot is not None and slot.sequence == 0:
+            if slot.row is None:
+                del self._slots[task_id]
+            else:
+                self._keep(task_id, slot)
 
     def add_dirty(self, task_id: str, slot: Slot) -> None:
         """A row that is born with the entry ``slot.sequence``."""
         self._slots[task_id] = slot
 
+    def must_be_resident(self, task_id: str, slot: Slot) -> None:
+        """:raises AssertionError: somebody is about to decide on a row that may have been overtaken."""
+        assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
+
     def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
         """A change is proposed: the row becomes dirty."""
-        assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
+        self.must_be_resident(task_id, slot)
         cost = self._clean.pop(task_id, None)
         if cost is not None:
             self._clean_bytes -= cost
         slot.row = row
         slot.sequence = sequence
 
-    def add_pinned(self, task_id: str, row: TaskRow) -> Slot:
+    def add_pinned(self, task_id: str, row: TaskRow, body_bytes: int) -> Slot:
         """A row just read from the store, pinned once; the resident one wins where there is one."""
         slot = self._slots.get(task_id)
         if slot is None:
-            slot = self._slots[task_id] = Slot(row.partition, row)
+            slot = self._slots[task_id] = Slot(row.partition, row, body_bytes=body_bytes)
         self.pin(task_id)
         return slot
 
@@ -99,7 +108,10 @@ class RowTable:
         if slot is None or slot.sequence == 0 or slot.sequence > sequence:
             return
         if slot.row is None:
-            del self._slots[task_id]
+            if task_id in self._pins:
+                slot.sequence = 0  # goes with the last pin
+            else:
+                del self._slots[task_id]
             return
         if slot.row.state is State.SCHEDULED and task_id not in self._pins:
             # Its time may be far; the cache is for what is claimed or asked for soon.
@@ -107,10 +119,12 @@ class RowTable:
             return
         slot.sequence = 0
         if task_id not in self._pins:
-            self._keep(task_id, slot.row)
+            self._keep(task_id, slot)
 
-    def _keep(self, task_id: str, row: TaskRow) -> None:
-        cost = _ROW_OVERHEAD_BYTES + len(row.spec.payload) + (len(row.result) if row.result is not None else 0)
+    def _keep(self, task_id: str, slot: Slot) -> None:
+        assert slot.row is not None
+        # Decoded, many small parts take about twice their encoded size, besides what every row takes.
+        cost = _ROW_OVERHEAD_BYTES + len(slot.row.spec.payload) + 2 * slot.body_bytes
         self._clean[task_id] = cost
         self._clean_bytes += cost
         while self._clean_bytes > self._bytes_max:

@@ -44,6 +44,11 @@ class Running:
         self._worker: Worker | None = None
         self._claims: dict[str, Claim] = {}
         """Attempts that the worker holds, by task id."""
+        self._ending: dict[str, Token] = {}
+        """Attempts that no longer hold their task and whose handler may still run: no other starts beside it (I12)."""
+        self._set_aside: set[str] = set()
+        """Tasks that wait for that."""
+        self._stopped = False
         self._due_call: IDelayedCall | None = None
         self._due_at_us = 0
         """What the timer is set to."""
@@ -63,7 +68,7 @@ class Running:
     def schedule_due(self) -> None:
         """Set the timer to the earliest due time."""
         due_us = self._table.due.next_us()
-        if due_us is None or not self._status.is_active:
+        if due_us is None or not self._status.is_active or self._stopped:
             return
         if self._due_call is not None:
             if self._due_at_us <= due_us:
@@ -89,6 +94,8 @@ class Running:
             self.schedule_due()
 
     def _make_pending(self, found: dict[str, Found]) -> None:
+        if not self._status.is_active or self._stopped:
+            return
         now_us = self._clock.wall_us()
         for slot in found.values():
             # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
@@ -109,7 +116,7 @@ class Running:
         if not cold:
             return self._when_claimed(claims, places)
         done: Deferred[Sequence[Claim]] = Deferred()
-        self._claim_cold(limit, cold, claims, places, done)
+        self._claim_cold(cold, claims, places, done)
         return done
 
     def _claim_resident(self, limit: int, claims: list[Claim], places: dict[int, int]) -> list[str]:
@@ -130,6 +137,15 @@ class Running:
         return cold
 
     def _claim_one(self, slot: Slot, now_us: int, claims: list[Claim], places: dict[int, int]) -> None:
+        pending = slot.row
+        if pending is None or pending.state is not State.PENDING:
+            return
+        if pending.spec.id in self._ending:
+            self._set_aside.add(pending.spec.id)
+            return
+        if self._table.ready.is_paused(pending.spec.queue):
+            self._table.hint(pending)  # paused while its row was being read
+            return
         row = self._table.claim(slot, self._settings.node_name, now_us)
         if row is None:
             return
@@ -141,38 +157,47 @@ class Running:
         places[slot.partition] = slot.sequence
 
     def _claim_cold(
-        self, limit: int, cold: list[str], claims: list[Claim], places: dict[int, int], done: Deferred[Sequence[Claim]]
+        self, cold: list[str], claims: list[Claim], places: dict[int, int], done: Deferred[Sequence[Claim]]
     ) -> None:
         def loaded(found: dict[str, Found]) -> None:
             now_us = self._clock.wall_us()
             for slot in found.values():
                 if isinstance(slot, Slot):
                     self._claim_one(slot, now_us, claims, places)
-            more = self._claim_resident(limit, claims, places)
-            if more:
-                self._claim_cold(limit, more, claims, places, done)
-            else:
-                self._when_claimed(claims, places).chainDeferred(done)
+            # What there is goes out now; the worker asks again for the rest.
+            if self._table.ready.has_any:
+                self.wake()
+            self._when_claimed(claims, places, done)
 
         self._table.load(cold).addCallbacks(loaded, done.errback)
 
-    def _when_claimed(self, claims: list[Claim], places: dict[int, int]) -> Deferred[Sequence[Claim]]:
+    def _when_claimed(
+        self, claims: list[Claim], places: dict[int, int], out: Deferred[Sequence[Claim]] | None = None
+    ) -> Deferred[Sequence[Claim]]:
+        if out is None:
+            out = Deferred()
         if not claims:
-            return succeed(claims)
+            if not out.called:
+                out.callback(claims)
+            return out
         wait = Wait(claims, self._clock.now_ms(), len(places), patient=True)
-        out: Deferred[Sequence[Claim]] = Deferred()
+        deferred = out
 
         def committed(claims: Sequence[Claim]) -> None:
-            if out.called:
+            if deferred.called:
                 # Whoever asked has gone meanwhile; an attempt that nobody runs is given back.
                 for claim in claims:
                     self.finish(claim, Released()).addErrback(lambda _: None)
             else:
                 # One that was cancelled before its claim was committed is not even started.
-                out.callback([claim for claim in claims if self._claims.get(claim.task_id) is claim])
+                wanted = [claim for claim in claims if self._claims.get(claim.task_id) is claim]
+                for claim in claims if len(wanted) < len(claims) else ():
+                    if self._claims.get(claim.task_id) is not claim:
+                        self._ended(claim)
+                deferred.callback(wanted)
 
         self._table.driver.when_committed(wait, places.items()).addCallbacks(
-            cast("Callable[[object], None]", committed), out.errback
+            cast("Callable[[object], None]", committed), deferred.errback
         )
         return out
 
@@ -193,12 +218,27 @@ class Running:
             event = Lose(now_us, claim.token, self._settings.draw())
         else:
             event = Release(now_us, claim.token)
+        self._ended(claim)
         held = self._claims.get(claim.task_id)
         if held is not None and held.token == claim.token:
             del self._claims[claim.task_id]
         if notes is None:
             return self._say(claim, (event,))
         return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event))
+
+    def _ended(self, claim: Claim) -> None:
+        """The handler of an attempt that was stopped runs no more: its task may be started anew."""
+        if self._ending.get(claim.task_id) != claim.token:
+            return
+        del self._ending[claim.task_id]
+        if claim.task_id in self._set_aside:
+            self._set_aside.discard(claim.task_id)
+            self._table.load([claim.task_id]).addCallbacks(self._hint_again, self._not_loaded)
+
+    def _hint_again(self, found: dict[str, Found]) -> None:
+        for slot in found.values():
+            if isinstance(slot, Slot) and slot.row is not None:
+                self._table.hint(slot.row)
 
     def _say(self, claim: Claim, events: Sequence[Event]) -> Deferred[None]:
         slot = self._table.find(claim.task_id)
@@ -229,8 +269,10 @@ class Running:
 
     def stop_attempt(self, task_id: str, token: Token) -> None:
         """Tell the worker that the attempt no longer holds its task."""
-        self._claims.pop(task_id, None)
+        held = self._claims.pop(task_id, None)
         if self._worker is not None:
+            if held is not None and held.token == token:
+                self._ending[task_id] = token
             self._worker.stop_attempt(task_id, token)
 
     # --- lost ---
@@ -256,10 +298,13 @@ class Running:
     def safety_net(self) -> None:
         """Finds what an event missed: due tasks, and ready ones that nobody was woken for (F32)."""
         self.find_due()
-        if len(self._table.ready):
+        if self._table.ready.has_any:
             self.wake()
+        if self._table.has_stale_hints:
+            Deferred.fromCoroutine(self._table.rebuild_hints()).addErrback(self._not_loaded)
 
     def stop(self) -> None:
+        self._stopped = True
         if self._due_call is not None:
             self._due_call.cancel()
             self._due_call = None

@@ -26,6 +26,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     partition_count: int = limits.PARTITIONS_DEFAULT
     replication_factor: int = limits.REPLICATION_FACTOR_DEFAULT
+    born_us: int = 0
+    """When the cluster was born: nothing in it is older, so the horizon begins there (section 9)."""
     retention_ms: int = limits.RETENTION_S * 1000
     dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
     disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES

@@ -141,6 +141,8 @@ class Submitting:
         defaults = self._settings.defaults_of(submission.type)
         queue = submission.queue or defaults.queue or "default"
         if queue not in self._table.counts and len(self._table.counts) >= limits.QUEUES_MAX:
+            self._table.forget_empty_queues()
+        if queue not in self._table.counts and len(self._table.counts) >= limits.QUEUES_MAX:
             raise Busy(f"there are {limits.QUEUES_MAX} queues already", task_id=task_id)
         run_at_us = now_us
         if submission.delay_us is not None:

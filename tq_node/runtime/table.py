@@ -18,6 +18,7 @@ from tq_node.partition.entries import Put
 from tq_node.partition.ready import DueSet, ReadySet
 from tq_node.partition.replica import put_size
 from tq_node.partition.tasks import Claim, Event, transition
+from tq_node.runtime.hints import load_hints
 from tq_node.runtime.log_driver import LogDriver
 from tq_node.runtime.rows import RowTable, Slot
 from tq_node.runtime.waiters import Wait
@@ -25,6 +26,7 @@ from tq_node.store.api import Store, StoredRow, Tombstone
 from tq_node.types import State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
+_STALE_HINTS_MAX = 10_000
 PURGED = -1
 """In place of the attempt: the row has gone."""
 Found = Slot | Tombstone | None
@@ -46,6 +48,7 @@ class TaskTable:
         partition_count: int,
         on_ready: Callable[[], None],
         on_due: Callable[[], None],
+        paused: Callable[[], Iterable[str]],
     ) -> None:
         self.rows = RowTable()
         self.ready = ReadySet()
@@ -61,8 +64,10 @@ class TaskTable:
         self._partition_count = partition_count
         self._on_ready = on_ready
         self._on_due = on_due
+        self.paused = paused
+        self._hints_since: list[TaskRow] | None = None
+        """Hints given while the heaps are built anew."""
         self._loads: dict[str, list[Deferred[Found]]] = {}
-        self._arriving: frozenset[str] = frozenset()
 
     def partition_of(self, task_id: str) -> int:
         return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
@@ -75,12 +80,12 @@ class TaskTable:
             self.counts[spec.queue] = [0] * _STATES
         # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
         # slot carries its claim in the same append.
-        self._hint(row)
+        self.hint(row)
         self.open_tasks += 1
         put = put_born(row)
         news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
         sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
-        slot = Slot(row.partition, row, sequence)
+        slot = Slot(row.partition, row, sequence, body_bytes=len(put.body))
         self.rows.add_dirty(spec.id, slot)
         return slot
 
@@ -127,9 +132,11 @@ class TaskTable:
                 self.open_tasks -= 1
             elif before.state.is_final:
                 self.open_tasks += 1
-            self._hint(after)
+            self.hint(after)
+        self.rows.must_be_resident(spec.id, slot)
         sequence = self.driver.propose(after.partition, put, put_size(put), news)
         self.rows.touch(spec.id, slot, after, sequence)
+        slot.body_bytes = len(put.body)
         return sequence
 
     def bury(self, slot: Slot, at_us: int) -> int:
@@ -144,7 +151,34 @@ class TaskTable:
         self.rows.touch(row.spec.id, slot, None, sequence)
         return sequence
 
-    def _hint(self, row: TaskRow) -> None:
+    @property
+    def has_stale_hints(self) -> bool:
+        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks themselves?"""
+        return len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
+
+    async def rebuild_hints(self) -> None:
+        """Build the heaps anew from the rows; what is hinted meanwhile goes into both."""
+        if self._hints_since is not None:
+            return
+        self._hints_since = []
+        try:
+            await self.driver.settle()
+            ready, due = ReadySet(), DueSet()
+            await load_hints(self._store, ready, due)
+            for queue in self.paused():
+                ready.pause(queue)
+            since = self._hints_since
+        finally:
+            self._hints_since = None
+        self.ready, self.due = ready, due
+        for row in since:
+            self.hint(row)
+        self._on_ready()
+
+    def hint(self, row: TaskRow) -> None:
+        """Put a task that waits where whoever dispatches, or waits for its time, will find it."""
+        if self._hints_since is not None:
+            self._hints_since.append(row)
         spec = row.spec
         if row.state is State.PENDING:
             self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us)
@@ -155,7 +189,9 @@ class TaskTable:
 
     def count(self, transition_: Transition) -> None:
         """Book one committed transition: what is counted and shown is committed."""
-        row = self.counts[transition_.queue]
+        row = self.counts.get(transition_.queue)
+        if row is None:
+            row = self.counts[transition_.queue] = [0] * _STATES
         if transition_.attempt == PURGED:
             row[transition_.to_state] -= 1
             return
@@ -167,6 +203,11 @@ class TaskTable:
         """What was submitted, if the row is in memory."""
         slot = self.rows.get(task_id)
         return slot.row.spec if slot is not None and slot.row is not None else None
+
+    def forget_empty_queues(self) -> None:
+        """Names of queues without tasks make room for others."""
+        for queue in [queue for queue, counts in self.counts.items() if not any(counts)]:
+            del self.counts[queue]
 
     # --- finding ---
     def find(self, task_id: str) -> Slot | None:
@@ -190,6 +231,8 @@ class TaskTable:
         def arrived(value: Found, task_id: str) -> None:
             nonlocal left
             found[task_id] = value
+            if not isinstance(value, Slot):
+                self.rows.pin(task_id)  # an absence too: should the task be born meanwhile, its row stays here
             left -= 1
             if left == 0:
                 self._gathered(found, done)
@@ -221,26 +264,22 @@ class TaskTable:
             )
 
     def _gathered(self, found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
-        """All are here. An id that had no row in an earlier turn may have one now, and is looked at again."""
-        again = [i for i, value in found.items() if not isinstance(value, Slot) and i not in self._arriving]
-        if again:
-            for task_id in again:
-                del found[task_id]
-            self._gather(again, found, done)
-            return
+        """All are here. Where an absence came in an earlier turn the task may have been born since: then its row is resident."""
+        for task_id, value in found.items():
+            if not isinstance(value, Slot):
+                slot = self.rows.get(task_id)
+                if slot is not None:
+                    found[task_id] = slot
         if not done.called:
             done.callback(found)
-        for task_id, value in found.items():
-            if isinstance(value, Slot):
-                self.rows.unpin(task_id)
+        for task_id in found:
+            self.rows.unpin(task_id)
 
     def _loaded(self, stored: dict[str, StoredRow | Tombstone], task_ids: list[str]) -> None:
-        self._arriving = frozenset(task_ids)
         for task_id in task_ids:
             for waiting in self._loads.pop(task_id):
                 # Looked up anew for each waiter: the one before it may have brought the task to life.
                 waiting.callback(self._make_resident(task_id, stored.get(task_id)))
-        self._arriving = frozenset()
 
     def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None) -> Found:
         slot = self.rows.get(task_id)
@@ -248,7 +287,7 @@ class TaskTable:
             self.rows.pin(task_id)
             return slot
         if isinstance(stored, StoredRow):
-            return self.rows.add_pinned(task_id, row_of(stored))
+            return self.rows.add_pinned(task_id, row_of(stored), len(stored.body))
         return stored
 
     def _not_loaded(self, why: Failure, task_ids: list[str]) -> None:

@@ -6,11 +6,8 @@ from collections import deque
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 
-from tq_node.errors import OutcomeUnknown
-
-_log = Logger(namespace="taskqueue.waiters")
+from tq_node.errors import OutcomeUnknown, TaskQueueError
 
 
 class Wait:
@@ -20,10 +17,17 @@ class Wait:
     one never hears that the outcome is not known in time: what it waits for is of no use to anybody else.
     """
 
-    __slots__ = ("deferred", "left", "patient", "since_ms", "task_id", "value")
+    __slots__ = ("deferred", "late", "left", "patient", "since_ms", "task_id", "value")
 
     def __init__(
-        self, value: Any, since_ms: int, left: int = 1, task_id: str | None = None, *, patient: bool = False
+        self,
+        value: Any,
+        since_ms: int,
+        left: int = 1,
+        task_id: str | None = None,
+        *,
+        patient: bool = False,
+        late: type[TaskQueueError] = OutcomeUnknown,
     ) -> None:
         self.deferred: Deferred[Any] = Deferred()
         self.value = value
@@ -31,17 +35,17 @@ class Wait:
         self.since_ms = since_ms
         self.task_id = task_id
         self.patient = patient
+        self.late = late
 
     def step(self) -> None:
         self.left -= 1
         if self.left == 0 and not self.deferred.called:
-            # An error in a caller's chain is that caller's: it must not stop the ones behind it from hearing theirs.
-            with _log.failuresHandled("a caller failed on its answer", event="waiter_failed"):
-                self.deferred.callback(self.value)
+            # An error in a caller's chain stays in that chain: the ones behind hear theirs.
+            self.deferred.callback(self.value)
 
     def give_up(self) -> None:
         if not self.deferred.called:
-            self.deferred.errback(OutcomeUnknown("not known to be committed in time", task_id=self.task_id))
+            self.deferred.errback(self.late("not known to be committed in time", task_id=self.task_id))
 
 
 class CommitWaiters:

@@ -16,7 +16,7 @@ from msgspec import inspect
 from tq_node.raft.messages import AnyMessage, Message
 from tq_node.types import NodeId
 from tq_node.wire import bounds
-from tq_node.wire.failures import BoxTooLarge, MalformedBox
+from tq_node.wire.failures import UNREADABLE, BoxTooLarge, MalformedBox
 
 T = TypeVar("T")
 VERSION = 1
@@ -50,7 +50,7 @@ class Codec(Generic[T]):
         body = _body(data, self.bytes_max)
         try:
             value: T = self._decode(body)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as why:
+        except UNREADABLE as why:
             raise MalformedBox(f"{why}"[: bounds.DETAIL_CHARS_MAX]) from None
         if self._has_floats and not all(map(math.isfinite, _floats(value))):
             raise MalformedBox("a number that is not finite")

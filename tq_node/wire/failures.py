@@ -160,6 +160,8 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
     definite: bool = True
 
 
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+"""What msgspec raises for bytes that are not a value of its type. ``ValueError``: text that is not UTF-8, in some places."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ErrorBody).decode
 
@@ -191,7 +193,7 @@ def decode_error(code: str, body: bytes) -> TaskQueueError:
     """
     try:
         said = _decode(body)
-    except (msgspec.DecodeError, RecursionError) as why:
+    except UNREADABLE as why:
         raise MalformedBox(f"an error's body: {why}") from None
     retry_after_s = said.retry_after_s
     if retry_after_s is not None and not (math.isfinite(retry_after_s) and retry_after_s >= 0):

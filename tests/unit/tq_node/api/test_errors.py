@@ -289,7 +289,9 @@ def test_every_kind_of_error_is_in_the_table() -> None:
     def kinds(parent: type[TaskQueueError]) -> set[type[TaskQueueError]]:
         return {kind for child in parent.__subclasses__() for kind in (child, *kinds(child))}
 
-    unlisted = kinds(TaskQueueError) - set(PROBLEM_KINDS)
+    # Those of rooms that HTTP does not reach stay there; another test of this run may have imported them.
+    reachable = {k for k in kinds(TaskQueueError) if k.__module__.startswith(("tq_node.errors", "tq_node.api"))}
+    unlisted = reachable - set(PROBLEM_KINDS)
     assert {kind.__name__ for kind in unlisted} <= {"FieldError", "SubmitNotConfirmed"}
 
 

@@ -24,7 +24,7 @@ class DeathWorld:
         ]
         self.liveness = Liveness(0)
         self.now_ms = 0
-        self.leader_since_ms = 0
+        self.leader_since_ms = self.ticked_ms = 0
         self.heard_ms: dict[NodeId, int] = {}
         self.reports: list[Evidence] = []
         self.buried = 0
@@ -32,9 +32,7 @@ class DeathWorld:
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            self.rng.choice(
-                [self.hear, self.hear, self.report, self.report, self.report, self.pass_time, self.change]
-            )()
+            self.rng.choice([self.hear, *[self.report] * 3, *[self.pass_time] * 3, self.change])()
             self.look()
 
     def follow(self) -> None:
@@ -49,7 +47,7 @@ class DeathWorld:
 
     # --- what happens ---
     def pass_time(self) -> None:
-        self.now_ms += self.rng.choice([100, 100, 500, 900, 1_100, 2_000])
+        self.now_ms += self.rng.choice([100, 500, 700, 900, 900, 1_100, 2_000])
 
     def hear(self) -> None:
         node = self.anybody()
@@ -103,6 +101,10 @@ class DeathWorld:
 
     def look(self) -> None:
         self.follow()
+        self.liveness.tick(self.now_ms)
+        if self.now_ms - self.ticked_ms >= 1_000:
+            self.leader_since_ms = self.now_ms  # F40: this process slept
+        self.ticked_ms = self.now_ms
         view = RaftView(nid(1), tuple(self.voters))
         decision = decide(self.table.map, self.liveness, view, self.now_ms)
         found = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 
 import pytest
@@ -272,6 +271,57 @@ class TestMoves:
         assert leaving not in table.copies()
 
 
+class TestWaiting:
+    """What has begun to move and cannot get on says why, too."""
+
+    def waiting(self, table: Table, *, can_replicate: bool = True) -> str | None:
+        leader = Leader(table)
+        leader.can_replicate = can_replicate
+        return leader.decide().waiting.get(0)
+
+    def test_for_a_primary(self) -> None:
+        table = Table(4, partitions=1)
+        table.forge(0, 1, 2, 3, isr=(2,))
+        table.do(table.begin((4,), (3,)))
+        table.down(2)
+        assert self.waiting(table) == "waiting_for_primary"
+
+    def test_for_replication(self) -> None:
+        table = Table(4, partitions=1)
+        table.forge(0, 1, 2, 3)
+        table.do(table.begin((4,), (3,)))
+        assert self.waiting(table, can_replicate=False) == "waiting_for_replication"
+
+    def test_for_another_copy_so_that_min_isr_is_kept(self) -> None:
+        table = Table(4, partitions=1)
+        table.forge(0, 1, 2, 3, min_isr=2)
+        table.do(c.DrainNode(nid(3)))
+        table.do(table.begin((4,), (3,)))
+        table.do(table.alter(1, 2, 3, 4))
+        assert self.waiting(table) is None
+        table.forge(0, 1, 2, 3, 4, isr=(3, 4), adding=(nid(4),), removing=(nid(3),), min_isr=2, primary=nid(4))
+        assert self.waiting(table) == "waiting_for_min_isr"
+
+    def test_for_nodes(self) -> None:
+        """Five copies; one node is drained, one is dead for longer than a minute: who is to be emptied goes, who rests stays."""
+        table = Table(5, partitions=1, factor=5)
+        table.forge(0, 1, 2, 3, 4, 5, min_isr=3)
+        table.do(c.DrainNode(nid(5)))
+        leader = Leader(table)
+        table.down(4)
+        leader.decide()
+        leader.now_ms = 61_000
+        leader.liveness.lead(61_000)
+        leader.hear({})
+        (begin,) = (command for command in leader.commands() if isinstance(command, c.BeginMove))
+        assert begin.steps[0].removing == ids(5)
+        table.do(begin)
+        table.do(table.alter(1, 2, 3))
+        table.do(c.FinishMove((table.seen(),)))
+        leader.hear({})
+        assert leader.decide().waiting == {0: "waiting_for_nodes"}, "no node is left to stand in for the dead one"
+
+
 def test_the_order_of_copies_is_no_reason_to_move() -> None:
     table = Table(3)
     table.forge(0, 1, 2, 3)
@@ -373,42 +423,3 @@ class TestTheCluster:
         nodes = {n: replace(node, is_draining=True) for n, node in table.map.nodes.items()}
         table.map = replace(table.map, partitions=partitions, nodes=nodes)
         assert not any(isinstance(x, c.RemoveNode) for x in Leader(table).commands())
-
-
-def test_a_hundred_nodes_and_a_thousand_partitions_settle() -> None:
-    """Join, loss and drain of 10; printed against three nodes and 64 partitions."""
-    rows: list[str] = []
-    for nodes, partitions, few in ((3, 64, 1), (100, 1_024, 10)):
-        table = Table(nodes - few, partitions=partitions, checked=False)
-        settling = Settling(table, checked=False)
-        start = time.perf_counter()
-        settling.run()
-        rows.append(f"{nodes - few} nodes, birth: {settling.rounds} looks, {time.perf_counter() - start:.2f} s")
-        for what in ("join", "loss", "drain"):
-            if what == "join":
-                for number in range(nodes - few + 1, nodes + 1):
-                    table.register(number)
-            elif what == "loss":
-                table.down(*range(2, 2 + few))
-            elif nodes > 3:
-                for number in range(20, 20 + few):
-                    table.do(c.DrainNode(nid(number)))
-            index, start = table.index, time.perf_counter()
-            rounds = settling.run()
-            rows.append(
-                f"{nodes} nodes, {what} of {few}: {rounds} rounds, {table.index - index} entries, "
-                f"{time.perf_counter() - start:.2f} s"
-            )
-            settling.check_rest()
-            if what != "loss":
-                settling.check_bounds() if what == "join" or nodes > 3 else None
-        best = min(timed(settling) for _ in range(20))
-        rows.append(f"{nodes} nodes, {partitions} partitions: decide() with nothing to do {best * 1e3:.3f} ms")
-        assert best < 0.05
-    print("\n".join(rows))
-
-
-def timed(settling: Settling) -> float:
-    start = time.perf_counter()
-    decide(settling.table.map, settling.liveness, settling.view, settling.now_ms)
-    return time.perf_counter() - start

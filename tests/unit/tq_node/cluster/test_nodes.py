@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, nid, registration, replace
+from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, nid, registration
 from tq_node.cluster import commands as c
 from tq_node.cluster.records import NodeStatus
 from tq_node.cluster.refusals import Refusal
@@ -276,8 +276,3 @@ class TestLeaving:
         table.do(c.RemoveNode(nid(4), table.session(4)))
         assert table.entry() is before
         assert table.map.nodes[nid(4)].status == NodeStatus.REMOVED
-
-
-def test_replace_is_what_the_tests_use_to_make_up_states() -> None:
-    table = Table()
-    assert replace(table.map, name="x").name == "x"

@@ -37,6 +37,7 @@ def test_order_is_that_of_the_rank(tasks: list[tuple[int, int, str]]) -> None:
     for number, (run_at_us, priority, queue) in enumerate(tasks):
         pushed.push(f"t{number}", number % 7, queue, priority, run_at_us)
     extended.extend([(f"t{n}", n % 7, queue, priority, at) for n, (at, priority, queue) in enumerate(tasks)])
+    extended.arrange()
     order = drained(pushed)
     ranks = [rank_us(tasks[int(t[1:])][0], tasks[int(t[1:])][1]) for t in order]
     assert ranks == sorted(ranks)
@@ -60,6 +61,19 @@ def test_tasks_of_a_paused_queue_wait_and_come_back_in_order() -> None:
     ready.resume("mail")
     assert drained(ready) == ["m1", "m2"]
     ready.resume("never paused")
+    assert not ready.has_any
+
+
+def test_a_paused_queue_is_not_walked() -> None:
+    ready = ReadySet()
+    ready.extend([(f"m{n}", 0, "mail", 5, n) for n in range(100_000)])
+    ready.push("d", 0, "default", 5, 10**9)
+    ready.arrange()
+    ready.pause("mail")
+    assert ready.is_paused("mail")
+    assert ready.pop() == ("d", 0)
+    assert ready.pop() is None
+    assert len(ready) == 100_000
 
 
 def test_a_partition_that_is_led_no_more_is_forgotten() -> None:
@@ -69,7 +83,7 @@ def test_a_partition_that_is_led_no_more_is_forgotten() -> None:
         ready.push(f"m{partition}", partition, "mail", 5, 0)
         ready.push(f"d{partition}", partition, "default", 5, 1)
         due.push(f"s{partition}", partition, 1)
-    assert ready.pop() == ("d1", 1), "m1 and m2 are set aside on the way"
+    assert ready.pop() == ("d1", 1), "m1 and m2 wait"
     ready.drop_partition(2)
     due.drop_partition(2)
     ready.resume("mail")
@@ -83,6 +97,7 @@ def test_due_tasks_come_in_order_and_not_early(times: list[int], now: int, limit
     for number, at in enumerate(times):
         due.push(f"t{number}", 3, at)
     many.extend([(f"t{number}", 3, at) for number, at in enumerate(times)])
+    many.arrange()
     assert due.next_us() == (min(times) if times else None)
     popped = due.pop_due(now, limit)
     assert len(popped) == min(limit, sum(at <= now for at in times))

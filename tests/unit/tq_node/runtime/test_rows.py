@@ -8,7 +8,7 @@ from tq_node.runtime.rows import RowTable, Slot
 
 
 def add_clean(rows: RowTable, task_id: str) -> Slot:
-    slot = rows.add_pinned(task_id, tasks.born(spec(task_id), 0, 0))
+    slot = rows.add_pinned(task_id, tasks.born(spec(task_id), 0, 0), 0)
     rows.unpin(task_id)
     return slot
 
@@ -37,7 +37,7 @@ def test_a_dirty_row_stays_until_the_store_shows_its_last_change() -> None:
 
 def test_a_pinned_row_stays() -> None:
     rows = RowTable(bytes_max=0)
-    slot = rows.add_pinned("t", tasks.born(spec("t"), 0, 0))
+    slot = rows.add_pinned("t", tasks.born(spec("t"), 0, 0), 0)
     rows.pin("t")
     rows.touch("t", slot, slot.row, 7)
     rows.applied("t", 7)
@@ -61,3 +61,10 @@ def test_a_row_changes_only_while_it_is_resident() -> None:
     slot = add_clean(rows, "t")
     with pytest.raises(AssertionError, match="resident"):
         rows.touch("t", slot, slot.row, 1)
+
+
+def test_a_long_story_counts_against_the_bound() -> None:
+    rows = RowTable(bytes_max=20_000)
+    rows.add_pinned("t", tasks.born(spec("t"), 0, 0), 10_000)
+    rows.unpin("t")
+    assert rows.get("t") is None

@@ -22,8 +22,10 @@ from tests.unit.tq_node.wire.talk import (
     shake,
 )
 from tq_node.errors import TaskQueueError
-from tq_node.wire import handshake
-from tq_node.wire.commands import Greet, Hello, Prove, Register
+from tq_node.wire import bounds, handshake
+from tq_node.wire.amp import BoundedAMP, Responder
+from tq_node.wire.commands import Greet, Hello, Lane, Prove, Register
+from tq_node.wire.dialled import Target
 from tq_node.wire.failures import (
     HandshakeRefused,
     NoCommonProtocol,
@@ -260,6 +262,31 @@ def _replace_prove(node: WireNode, forge: Callable[..., dict[str, Any]]) -> None
 
     factory: Any = node.listener._factory
     factory.buildProtocol = build_forger
+
+
+@pytest.mark.parametrize("changes", [{"node_id": "f" * 32}, {"target": "f" * 32}, {"lane": Lane.BULK}], ids=str)
+@deferred
+async def test_a_member_that_answers_for_another_is_found_out(
+    house: House, wire: MemoryWire, changes: dict[str, Any]
+) -> None:
+    """It knows the secret, and does not mind whom it is taken for: the dialler does."""
+    a = await house.node("a")
+    theirs = WireNode(wire, "b").local.introduction(CLUSTER, a.node_id, Lane.CONSENSUS, bytes(32))
+    said = INTRODUCTIONS.encode(msgspec.structs.replace(theirs, **changes))
+
+    def build() -> BoundedAMP:
+        made = BoundedAMP(wire.reactor, bounds.CONSENSUS_SEND_BYTES_MAX, is_dialler=False)
+        made.serve(
+            Responder(Greet, lambda **_: {"cluster": CLUSTER, "name": "b", "newborn": False, "has_tasks": False}),
+            Responder(Hello, lambda hello: {"hello": said}),
+            Responder(Prove, lambda proof: {"proof": proof}),
+        )
+        return made
+
+    wire.network.listening["b"] = Factory.forProtocol(build)
+    dialling = a.dialling.open(Target("b", f"{'b':0>32}", "b"), Lane.CONSENSUS)
+    with pytest.raises(WrongNode):
+        await wire.wait(dialling)
 
 
 @deferred

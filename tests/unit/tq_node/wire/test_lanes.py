@@ -100,7 +100,7 @@ async def test_a_peer_that_closes_at_once_is_not_dialled_in_a_tight_loop(house: 
 
     def close(peer: Any) -> None:
         lanes.append(peer.lane)
-        wire.reactor.callLater(0, _close_accepted, b)
+        wire.reactor.callLater(0, _close_accepted, b, peer.lane)
 
     b.handler.answers["admit"] = close
     a.dial(b)
@@ -108,9 +108,9 @@ async def test_a_peer_that_closes_at_once_is_not_dialled_in_a_tight_loop(house: 
     assert 20 < lanes.count(Lane.BULK) < 60
 
 
-def _close_accepted(node: WireNode) -> None:
+def _close_accepted(node: WireNode, *lanes: Lane) -> None:
     for connection in list(node.listener._factory.connections):
-        if connection.transport is not None:
+        if connection.peer is not None and connection.peer.lane in (lanes or Lane):
             connection.transport.loseConnection()
 
 

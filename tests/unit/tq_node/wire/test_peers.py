@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.defer import Deferred
 
+from tests.conftest import LoggedErrors
 from tests.support.wire_kinds import MemoryWire
 from tests.support.wires import WireNode, raw_box, raw_peer
 from tests.unit.tq_node.wire.conftest import House
@@ -174,6 +175,36 @@ async def test_a_box_after_the_one_that_ends_a_connection_is_not_heard(house: Ho
     wire.network.settle()
     assert peer.over()
     assert not node.handler.messages
+
+
+@deferred
+async def test_what_comes_after_a_message_that_ended_the_connection_is_not_heard(
+    house: House, wire: MemoryWire
+) -> None:
+    """Two messages in one packet; while the first is handled, a newer run of the sender has come."""
+    node, peer = await friend(house)
+    (accepted,) = node.listener._factory.connections
+    node.handler.answers["raft"] = lambda _: accepted.give_up(Superseded())
+    ((batch, _),) = encode_messages([Heartbeat(STRANGER_ID, node.node_id, 1, 1, 1)])  # type: ignore[arg-type]
+    peer.write(raw_box({b"_command": b"Raft", b"messages": batch}) * 2)
+    wire.network.settle()
+    assert peer.over()
+    assert len(node.handler.messages) == 1
+
+
+@deferred
+async def test_a_bug_of_the_wire_itself_is_no_evidence_against_the_peer(
+    house: House, wire: MemoryWire, logged_errors: LoggedErrors
+) -> None:
+    """R5a: the connection ends, but by this side's doing."""
+    a, b = await house.node("a"), await house.node("b")
+    await a.meet(b)
+    connection = a.pool.connection(b.node_id, Lane.CONSENSUS)
+    assert connection is not None
+    connection._calls.answered = None  # type: ignore[method-assign, assignment]
+    await wire.until(lambda: a.handler.seen("lost"), "the next ping's answer")
+    assert not a.handler.seen("lost")[0][4]
+    assert len(logged_errors.flush(TypeError)) == 1
 
 
 @deferred
