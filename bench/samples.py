@@ -86,7 +86,7 @@ class Book:
         if ours is None:
             return False
         here, there = (statistics.median(one["fdatasync_us"] for one in of.details) for of in (row, ours))
-        return max(here, there) > 2 * min(here, there)
+        return bool(max(here, there) > 2 * min(here, there))
 
     def as_json(self) -> dict[str, Any]:
         rows = []

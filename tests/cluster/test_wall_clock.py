@@ -53,8 +53,8 @@ def test_a_step_of_an_hour_changes_no_delay(nodes: Nodes, tmp_path: Path, step: 
     overdue = time.monotonic() - start
     after, second = delayed(node)
     for seconds in (before, after):
-        assert 0.9 < seconds < 5, "a delay of one second"
-    assert overdue < 10, "a task that waits is not forgotten for an hour"
+        assert 0.9 < seconds < 60, "a delay of one second, not of an hour"
+    assert overdue < 60, "a task that waits is not forgotten for an hour"
     assert first["completed_at"] < second["created_at"], "what is shown never goes back"
     assert node.terminate() == 0
     node.assert_log_is_clean()
