@@ -44,9 +44,11 @@ run: $(VENV)/.run-stamp
 
 test: lint check
 
+# Mutation tables and the like run without the tracer, which costs them three times their time.
 check: $(VENV)/.dev-stamp
-	$(BIN)/coverage run -m pytest $(PYTEST)
+	$(BIN)/coverage run -m pytest $(PYTEST) -m 'not slow'
 	$(BIN)/coverage report
+	$(BIN)/python -m pytest $(PYTEST) -m slow
 
 lint: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

@@ -19,6 +19,9 @@ RARE = {
 SEEDS_MAX = 40
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.name not in RARE], ids=lambda mutation: mutation.name)
 def test_a_rule_switched_off_is_noticed(mutation: Mutation) -> None:
     assert seeds_to_catch(mutation, 0, SEEDS_MAX) is not None
