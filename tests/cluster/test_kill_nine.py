@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
@@ -148,6 +149,14 @@ def test_each_acknowledged_submit_is_synced(nodes: Nodes, tmp_path: Path) -> Non
         tracer.terminate()
         tracer.wait(10)
     assert after - before >= 50, f"{after - before} syncs for 50 acknowledged submits, one after the other"
+
+
+def test_the_workers_lock_is_held_from_the_start(nodes: Nodes, tmp_path: Path) -> None:
+    """Whoever starts after a kill -9 must be able to tell that a worker process of the last start still lives."""
+    node = start(nodes, tmp_path / "ledger")
+    with (nodes.directory / "data/n/workers.lock").open("r+b") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert node.terminate() == 0
 
 
 def test_a_poison_task_becomes_a_dead_letter(nodes: Nodes, tmp_path: Path) -> None:

@@ -188,6 +188,25 @@ def test_two_absences_that_never_arrive_together_are_answered() -> None:
     assert len(answers) == 1
 
 
+def test_tombstones_go_once_the_horizon_has_passed_them() -> None:
+    """F46: what was purged is remembered for the dedupe window, and then forgotten; its made id is refused from then on."""
+    world = NodeWorld(0, dedupe_ms=600_000)
+    sent = world.queue.submit(world.submission("own", b"x"))
+    world.settle()
+    assert world.heard(sent).created
+    world.queue.cancel("own")
+    world.settle()
+    for _ in range(40):
+        world.turn(60.0)
+        world.settle()
+    assert "own" not in world.store._disk.tasks
+    assert world.store._disk.tombstones == {}
+    world.states.pop("own")
+    again = world.queue.submit(world.submission("own", b"y"))
+    world.settle()
+    assert world.heard(again).created, "after retention and dedupe window the id is free"
+
+
 def test_what_is_not_caught_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     for name, why in NOT_CAUGHT_HERE.items():
         print(f"{name}: not caught here: {why}")

@@ -96,11 +96,12 @@ class FakeWorker:
 class NodeWorld:
     """See the module's docstring. ``partitions`` few, so that tasks meet in one log."""
 
-    def __init__(self, seed: int, *, partitions: int = 4, cache_bytes: int = 6_000) -> None:
+    def __init__(self, seed: int, *, partitions: int = 4, cache_bytes: int = 6_000, dedupe_ms: int = 10**10) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.partitions = partitions
         self.cache_bytes = cache_bytes
+        self.dedupe_ms = dedupe_ms
         self.clock = VirtualClock()
         self.store = LateReads()
         self.incarnation = 0
@@ -126,7 +127,7 @@ class NodeWorld:
         self.incarnation += 1
         settings = QueueSettings(
             node_id="a" * 32, node_name="node-1", cluster_id="c" * 32, http="", peer="", incarnation=self.incarnation,
-            seed=7, partition_count=self.partitions, retention_ms=600_000, dedupe_window_ms=600_000,
+            seed=7, partition_count=self.partitions, born_us=START_US, retention_ms=600_000, dedupe_window_ms=self.dedupe_ms,
             random_bytes=self.random.randbytes, draw=self.random.random,
         )  # fmt: skip
         clock = self.clock
