@@ -74,6 +74,12 @@ class NotJson(TaskQueueError):
     status, code, title = 415, "not_json", "Not JSON"
 
 
+class CrossOrigin(TaskQueueError):
+    """A page of another site asks its reader's browser to change something here."""
+
+    status, code, title = 403, "cross_origin", "Request from another site"
+
+
 class NoSuchTask(TaskQueueError):
     status, code, title = 404, "not_found", "No such task"
 

@@ -111,6 +111,8 @@ COMMIT_WAIT_S = 10.0
 """How long a caller waits for a commit before it hears that the outcome is not known."""
 RETRY_AFTER_S = 1
 HTTP_CONNECTIONS_MAX = 10_000
+HTTP_BACKLOG = 1_024
+"""Connections that wait to be accepted; with Twisted's 50 a burst of clients waits for a second."""
 HTTP_IDLE_S = 75
 REQUEST_ID_CHARS_MAX = 200
 REQUESTS_IN_FLIGHT_MAX = 4_096

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tq_node import limits
 from tq_node.api.assembly import make_site
 from tq_node.api.settings import ApiSettings
 from tq_node.api.site import ApiSite
@@ -43,6 +44,7 @@ from tq_node.work.worker import WorkerService
 _log = Logger(namespace="taskqueue.node")
 
 EXIT_SOFTWARE = 70
+EXIT_DISK_FULL = 75
 EXIT_STORE_BROKEN = 74
 SITE_CLOSE_S = 5.0
 GC_THRESHOLD = 100_000
@@ -81,6 +83,7 @@ class NodeService(Service):
         self._site: ApiSite
         self._lock: WorkersLock
         self._workers_gone: Callable[[], bool]
+        self._exit_code = 0
         self._ports: list[IListeningPort] = []
         self._undo: list[Callable[[], object]] = []
         self._starting: Deferred[None] | None = None
@@ -101,7 +104,7 @@ class NodeService(Service):
         ) as why:  # fmt: skip
             for undo in reversed(self._undo):
                 undo()
-            self._refuse_start(str(why))
+            self._refuse_start(_named(why))
         reactor.callWhenRunning(_end_in_order_on_signals, reactor)
         self._starting = Deferred.fromCoroutine(self._start(first))
         self._starting.addErrback(self._failed_to_start)
@@ -188,7 +191,9 @@ class NodeService(Service):
         )
         for listen in (settings.http, settings.http_compatible):
             if listen is not None:
-                self._ports.append(_listen_now(serverFromString(self._reactor, listen.endpoint).listen(self._site)))
+                self._ports.append(
+                    _listen_now(serverFromString(self._reactor, _with_backlog(listen.endpoint)).listen(self._site))
+                )
                 self._undo.append(self._ports[-1].stopListening)
         settings.pid_file.write_text(f"{os.getpid()}\n")
         return first
@@ -238,6 +243,8 @@ class NodeService(Service):
         self._lock.close()
         self._settings.pid_file.unlink(missing_ok=True)
         _log.info("node {node} has stopped", node=self._settings.node_name, event="node_stopped")
+        if self._exit_code:
+            self._end_at_once(self._exit_code)
 
     def _failed_to_stop(self, why: Failure) -> None:
         _log.failure("the node could not stop in order", failure=why, event="stop_failed")
@@ -250,6 +257,7 @@ class NodeService(Service):
     def _disk_floor(self) -> None:
         if not self._queue.is_stopping:
             _log.critical("the disk is full; the node stops in order", event="disk_floor")
+            self._exit_code = EXIT_DISK_FULL
             self._queue.refuse_work()
             self._reactor.callLater(0, _stop_once, self._reactor)
 
@@ -267,6 +275,18 @@ class NodeService(Service):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _named(why: Exception) -> str:
+    """One line that names the option whose value did not do."""
+    if isinstance(why, CannotListenError):
+        return f"--http: {why}"
+    return f"--data-dir: {why}" if isinstance(why, OSError) else str(why)
+
+
+def _with_backlog(endpoint: str) -> str:
+    is_tcp = endpoint.startswith(("tcp:", "tcp6:"))
+    return f"{endpoint}:backlog={limits.HTTP_BACKLOG}" if is_tcp and "backlog=" not in endpoint else endpoint
 
 
 def _listen_now(listening: Deferred[IListeningPort]) -> IListeningPort:

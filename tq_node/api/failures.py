@@ -74,6 +74,7 @@ class Unexpected(TaskQueueError):
 PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.Malformed,
     errors.BadParameter,
+    errors.CrossOrigin,
     NoSuchRoute,
     errors.NoSuchTask,
     errors.NoSuchNode,

@@ -25,7 +25,7 @@ from twisted.web import http, server
 from zope.interface import implementer
 
 from tq_node import limits
-from tq_node.errors import BodyTooLarge, Busy, Malformed, TaskQueueError
+from tq_node.errors import BodyTooLarge, Busy, CrossOrigin, Malformed, TaskQueueError
 
 if TYPE_CHECKING:
     from werkzeug.routing import MapAdapter
@@ -154,6 +154,9 @@ class ApiRequest(server.Request):
         if site.in_flight >= site.settings.requests_in_flight_max and path not in site.always_served:
             site.answer_error(self, Busy("too many requests at once"))
             return
+        if self.method == b"POST" and not self._is_from_here():
+            site.answer_error(self, CrossOrigin("a POST with the Origin of another site is refused"))
+            return
         self._in_flight = True
         site.in_flight += 1
         if site.direct and (handler := site.direct.get((self.method, path))) is not None:
@@ -166,6 +169,16 @@ class ApiRequest(server.Request):
             site.resource.render(self)
         except Exception:
             self.processingFailed(Failure())
+
+    def _is_from_here(self) -> bool:
+        """Whether no browser says that a page of another site sent this. A page may send a form, or a body without a type, to any
+        address it likes, so also to a node on its reader's machine; every browser then says ``Origin``. Scripts never do.
+        """
+        origin = self.getHeader(b"origin")
+        if origin is None:
+            return True
+        host = self.getHeader(b"host")
+        return host is not None and origin.lower().partition(b"://")[2] == host.lower()
 
     def _run(self, handler: Handler) -> None:
         """Call a handler as Klein would: what it raises is answered, and it is cancelled when the client hangs up."""

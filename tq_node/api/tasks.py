@@ -363,14 +363,13 @@ def _media_type(request: ApiRequest, header: bytes, body: bytes, *, ndjson: bool
     """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not in UTF-8.
 
     ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so: what claims to be a form
-    and looks like JSON is read as JSON. Not from a page in a browser, though: it may send forms to any address, also to a node
-    on its user's machine; every browser says ``Origin`` when it does that.
+    and looks like JSON is read as JSON. (What a page of another site sends has been refused before: ``ApiRequest``.)
     """
     media_type, _, parameters = header.partition(b";")
     media_type = media_type.strip().lower()
     is_lines = ndjson and media_type == NDJSON.encode("ascii")
     is_json = media_type == _JSON_TYPE or (media_type.startswith(b"application/") and media_type.endswith(b"+json"))
-    if media_type == b"application/x-www-form-urlencoded" and request.getHeader(b"origin") is None:
+    if media_type == b"application/x-www-form-urlencoded":
         is_json = body[:64].lstrip()[:1] in (b"{", b"[")
     if not is_lines and not is_json:
         hint = "; with curl, add -H 'Content-Type: application/json'" if media_type.endswith(b"form-urlencoded") else ""
