@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from tests.support.stores import ROWS_PER_NUMBERED, birth, change, numbered
+from tests.support.stores import (
+    PARTITIONS_NUMBERED,
+    RESHAPING_CYCLE,
+    ROWS_PER_NUMBERED,
+    birth,
+    change,
+    numbered,
+    reshaping,
+)
 from tq_node.errors import Divergence, StoreBroken
-from tq_node.store.api import Batch, RowQuery
+from tq_node.store.api import Batch, RowQuery, SnapshotLost
 from tq_node.store.memory import MemoryStore
 
 
@@ -53,6 +61,43 @@ def test_a_crash_keeps_what_is_durable_and_a_prefix_of_the_rest(keep: int | None
     assert store.sync() == 0
     assert committed(after, left + 1, left + 1) == []
     assert after.sync() == 1
+
+
+@pytest.mark.parametrize("durable", range(2 * RESHAPING_CYCLE + 1))
+def test_a_crash_between_any_two_steps_of_a_snapshot_a_cut_or_a_drop(durable: int) -> None:
+    """F6: a prefix is there, wholly; what was staged in it and not installed is not."""
+    count = 2 * RESHAPING_CYCLE
+    for keep in range(count - durable + 1):
+        store, model = MemoryStore(), MemoryStore(auto=True)
+        for n in range(1, count + 1):
+            store.commit(reshaping(n))
+        for n in range(1, durable + keep + 1):
+            model.commit(reshaping(n))
+        assert store.sync(durable) == durable
+        after, expected = store.crash(keep), model.crash()
+        assert result_of(after.partitions()) == result_of(expected.partitions())
+        assert after.sizes() == expected.sizes()
+        for partition in range(PARTITIONS_NUMBERED):
+            assert result_of(after.digest(partition)) == result_of(expected.digest(partition))
+            for first in (1, 41, 45):
+                found = result_of(after.read_log(partition, first, bytes_max=1 << 20))
+                assert found == result_of(expected.read_log(partition, first, bytes_max=1 << 20))
+        second_chunk = after.commit(Batch(stage=reshaping(3).stage[1:2]))
+        after.sync()
+        assert isinstance(result_of(second_chunk).value, Divergence), "it follows nothing"
+
+
+def test_a_simulation_loses_snapshots() -> None:
+    store = MemoryStore(auto=True)
+    store.commit(Batch(rows=[birth("t", partition=1)], applied={1: 1}))
+    snapshot = result_of(store.open_snapshot(1))
+    store.lose_snapshots()
+    assert isinstance(result_of(snapshot.read()).value, SnapshotLost)
+    snapshot.close()
+    another = result_of(store.open_snapshot(1))
+    after = store.crash()
+    assert isinstance(result_of(another.read()).value, StoreBroken)
+    assert result_of(after.digest(1))[0] == 1
 
 
 def test_a_failed_sync_is_the_last(logged_errors: Any) -> None:

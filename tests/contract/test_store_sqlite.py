@@ -21,13 +21,26 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
-from tests.support.stores import ROWS_PER_NUMBERED, SqliteKind, birth, change, flip_bit, numbered, record
+from tests.support.stores import (
+    PARTITIONS_NUMBERED,
+    ROWS_PER_NUMBERED,
+    SqliteKind,
+    birth,
+    change,
+    first_of_reshaping,
+    flip_bit,
+    immediate,
+    numbered,
+    record,
+    reshaping,
+)
 from tq_node import limits
 from tq_node.errors import Divergence, StoreBroken
-from tq_node.store import group, upgrades
+from tq_node.store import sweeping, upgrades
 from tq_node.store.api import Batch, RowDelete, RowQuery, StoredRow, Tombstone
 from tq_node.store.backups import BackupStopped
 from tq_node.store.lock import DirectoryLocked
+from tq_node.store.memory import MemoryStore
 from tq_node.store.opening import DATABASE_NAME
 from tq_node.store.upgrades import SchemaTooNew, Step, load_steps, upgrade
 
@@ -69,9 +82,15 @@ class Child:
     """A process that commits numbered batches. It is started ahead of need: importing takes longer than the rest."""
 
     def __init__(
-        self, directory: Path, count: int = 1_000_000, in_flight: int = 8, wrapper: tuple[str, ...] = ()
+        self,
+        directory: Path,
+        count: int = 1_000_000,
+        in_flight: int = 8,
+        wrapper: tuple[str, ...] = (),
+        series: str = "numbered",
     ) -> None:
-        command = [*wrapper, sys.executable, "-m", "tests.support.stores", str(directory), str(count), str(in_flight)]
+        program = [sys.executable, "-m", "tests.support.stores"]
+        command = [*wrapper, *program, str(directory), str(count), str(in_flight), series]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def begin(self) -> None:
@@ -128,6 +147,37 @@ async def test_kill_9_at_any_moment_loses_nothing_acknowledged(kind: SqliteKind)
         assert {row.id: row.rev for row in rows} == {
             f"b{n:06}-{i}": 1 if n == seen else 2 for n in range(1, seen + 1) for i in range(ROWS_PER_NUMBERED)
         }
+        await kind.close()
+    check(kind.database)
+    assert kind.broken == []
+
+
+@deferred
+async def test_kill_9_amid_cuts_installs_and_drops_leaves_what_the_model_says(kind: SqliteKind) -> None:
+    """F6: each is there wholly or not at all, what was staged is gone, no record that was cut is back."""
+    draw = random.Random(4)
+    model = MemoryStore(auto=True)
+    following = Child(kind.directory, series="reshaping")
+    seen = 0
+    for last_round in [False] * 11 + [True]:
+        child = following
+        child.begin()
+        if not last_round:
+            following = Child(kind.directory, series="reshaping")
+        child.kill_after(draw.randint(1, 40))
+        store = kind.open()
+        begun, seen = seen, int(store.meta()["n"])
+        for n in range(first_of_reshaping(begun), seen + 1):
+            model.commit(reshaping(n))
+        model = model.crash()
+        assert await store.partitions() == immediate(model.partitions())
+        assert await store.counts() == immediate(model.counts())
+        assert store.sizes() == model.sizes()
+        for partition in range(PARTITIONS_NUMBERED):
+            assert await store.digest(partition) == immediate(model.digest(partition))
+            for first in (1, 41, 45):
+                expected = immediate(model.read_log(partition, first, bytes_max=1 << 20))
+                assert await store.read_log(partition, first, bytes_max=1 << 20) == expected
         await kind.close()
     check(kind.database)
     assert kind.broken == []
@@ -476,7 +526,7 @@ def rows_in(kind: SqliteKind, table: str) -> int:
 async def test_one_partition_that_keeps_its_records_does_not_keep_all_others(
     kind: SqliteKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "DEAD_ROWS_MAX", 300)
+    monkeypatch.setattr(sweeping, "DEAD_ROWS_MAX", 300)
     store = kind.open()
     await store.commit(Batch(entries=[record(9, 1)]))
     for n in range(40):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 
 from tq_node.partition.entries import Entry, EpochStart, checksum, make_entry
-from tq_node.store.api import Batch, RowWrite, Store
+from tq_node.store.api import Batch, Install, RowWrite, StagedChunk, Store, Tombstone
 from tq_node.store.group import GroupWriter
 from tq_node.store.log_index import LogIndex
 from tq_node.store.memory import MemoryStore
@@ -34,6 +36,9 @@ class StoreKind(Protocol):
     async def damage(self, content: bytes) -> Store:
         """As ``reopen``, with one bit flipped where ``content`` is stored."""
 
+    async def crash(self) -> Store:
+        """What is found after a crash at this moment, the store left as it is and no longer looked at."""
+
     async def close(self) -> None: ...
 
 
@@ -51,6 +56,11 @@ class MemoryKind:
     async def reopen(self) -> MemoryStore:
         assert self.store is not None
         await self.store.close()
+        self.store = self.store.crash()
+        return self.store
+
+    async def crash(self) -> MemoryStore:
+        assert self.store is not None
         self.store = self.store.crash()
         return self.store
 
@@ -100,6 +110,15 @@ class SqliteKind:
         await self.close()
         return self.open()
 
+    async def crash(self) -> SqliteStore:
+        """The files as the kernel has them, which is what a kill -9 leaves."""
+        before, self.directory = self.directory, self.directory.with_name(self.directory.name + "-after")
+        self.directory.mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{before / DATABASE_NAME}{suffix}", f"{self.database}{suffix}")
+        await self.close()
+        return self.open()
+
     async def damage(self, content: bytes) -> SqliteStore:
         await self.close()
         flip_bit(self.database, content)
@@ -112,11 +131,12 @@ class SqliteKind:
 
 def group_writer(connection: sqlite3.Connection) -> GroupWriter:
     """What the writer thread of a store on this connection would use; for tests without threads."""
-    states, index = load_states(connection), LogIndex()
-    next_position, log_rows, log_bytes = load_log(connection, states, index)
+    (states, slots), index = load_states(connection), LogIndex()
+    next_position, log_rows, log_bytes = load_log(connection, states, slots, index)
     return GroupWriter(
         connection,
         states,
+        slots,
         index,
         next_position=next_position,
         log_rows=log_rows,
@@ -154,6 +174,36 @@ def change(task_id: str, rev: int, state: int = State.PROCESSING, **fields: Any)
     return RowWrite(id=task_id, expected_rev=rev - 1, rev=rev, state=state, **{**known, **fields})
 
 
+def immediate(answer: Deferred[Any]) -> Any:
+    """What a Deferred of the store's model has fired with."""
+    results: list[Any] = []
+    answer.addCallback(results.append)
+    return results[0]
+
+
+class Sent(NamedTuple):
+    """A snapshot as its sender gives it away."""
+
+    chunks: list[bytes]
+    digest: bytes
+
+    def stage(self, partition: int) -> list[StagedChunk]:
+        return [StagedChunk(partition, number, chunk) for number, chunk in enumerate(self.chunks)]
+
+
+def snapshot_of(
+    partition: int, rows: list[RowWrite], tombstones: list[Tombstone] | None = None, *, bytes_max: int = 1_000
+) -> Sent:
+    """What another node, which has these and nothing else of the partition, would send."""
+    store = MemoryStore(auto=True)
+    store.commit(Batch(rows=rows, tombstones=tombstones or []))
+    snapshot = immediate(store.open_snapshot(partition))
+    chunks = []
+    while (chunk := immediate(snapshot.read(bytes_max))) is not None:
+        chunks.append(chunk)
+    return Sent(chunks, snapshot.digest())
+
+
 ROWS_PER_NUMBERED = 5
 PARTITIONS_NUMBERED = 3
 
@@ -178,8 +228,58 @@ def numbered(n: int) -> Batch:
     )
 
 
-def _commit_until_killed(directory: str, count: int, in_flight: int) -> None:
-    """Say "ready", wait for a line, then commit numbered batches from where the store is and say each that is durable."""
+RESHAPING_CYCLE = 8
+
+
+def reshaping(n: int) -> Batch:
+    """Batch ``n`` (from 1) of a series that drops, stages, installs, cuts and appends. A cycle can follow anything."""
+    cycle, step = divmod(n - 1, RESHAPING_CYCLE)
+    partition = cycle % PARTITIONS_NUMBERED
+    rows = [birth(f"c{cycle:05}-{i:02}", partition=partition, body=b"y" * (100 + i)) for i in range(20)]
+    sent = snapshot_of(partition, rows, [Tombstone(f"g{cycle:05}", partition, b"h", cycle)], bytes_max=1_500)
+    half = len(sent.chunks) // 2
+    staged = sent.stage(partition)
+    epoch = cycle + 1
+    batch = [
+        Batch(drops=[partition]),
+        Batch(
+            promises={partition: epoch},
+            epochs=[(partition, epoch, 1)],
+            entries=[record(partition, s, epoch) for s in range(1, 6)],
+            rows=[birth(f"d{cycle:05}", partition=partition)],
+            applied={partition: 1},
+        ),
+        Batch(stage=staged[:half]),
+        Batch(stage=staged[half:]),
+        Batch(
+            installs=[Install(partition, 40, [(epoch, 30)], cycle, len(staged), sent.digest)],
+            entries=[record(partition, s, epoch) for s in range(41, 51)],
+        ),
+        Batch(
+            cuts={partition: 44},
+            epochs=[(partition, epoch + 1, 45)],
+            entries=[record(partition, s, epoch + 1) for s in (45, 46)],
+        ),
+        Batch(cuts={partition: 45}, entries=[record(partition, 46, epoch + 1, b"another")], stage=staged[:1]),
+        Batch(rows=[change(f"c{cycle:05}-03", 2, partition=partition)], applied={partition: 46}, trim={partition: 44}),
+    ][step]
+    batch.meta = {"n": str(n).encode()}
+    return batch
+
+
+def first_of_reshaping(last: int) -> int:
+    """Where the series goes on after a crash behind batch ``last``: what was staged is gone, so a cycle begins."""
+    return -(-last // RESHAPING_CYCLE) * RESHAPING_CYCLE + 1
+
+
+SERIES: dict[str, tuple[Callable[[int], Batch], Callable[[int], int]]] = {
+    "numbered": (numbered, lambda last: last + 1),
+    "reshaping": (reshaping, first_of_reshaping),
+}
+
+
+def _commit_until_killed(directory: str, count: int, in_flight: int, series: str) -> None:
+    """Say "ready", wait for a line, then commit the series' batches from where the store is and say each that is durable."""
     from twisted.internet import reactor
 
     from tq_node import limits
@@ -188,7 +288,8 @@ def _commit_until_killed(directory: str, count: int, in_flight: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     store = open_store(directory, reactor=reactor, on_broken=lambda why: sys.exit(74))  # type: ignore[arg-type]
-    n = first = int(store.meta().get("n", b"0")) + 1
+    make, first_after = SERIES[series]
+    n = first = first_after(int(store.meta().get("n", b"0")))
     waiting: deque[Deferred[None]] = deque()
 
     def said(_: object, number: int) -> None:
@@ -200,7 +301,7 @@ def _commit_until_killed(directory: str, count: int, in_flight: int) -> None:
     def send() -> None:
         nonlocal n
         if n < first + count:
-            waiting.append(store.commit(numbered(n)).addCallback(said, n))
+            waiting.append(store.commit(make(n)).addCallback(said, n))
             n += 1
 
     for _ in range(in_flight):
@@ -209,4 +310,4 @@ def _commit_until_killed(directory: str, count: int, in_flight: int) -> None:
 
 
 if __name__ == "__main__":
-    _commit_until_killed(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    _commit_until_killed(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -11,7 +11,9 @@ from zlib import crc32
 
 _row = struct.Struct(">QQQqq").pack
 _birth = struct.Struct(">Qq").pack
-_partition = struct.Struct(">QQQqQ").pack
+_partition_2 = struct.Struct(">QQQqQ").pack
+_partition = struct.Struct(">QQQqQQQQQQ").pack
+_slot = struct.Struct(">Q").pack
 _epoch = struct.Struct(">QQQ").pack
 _tombstone = struct.Struct(">Qq").pack
 
@@ -28,8 +30,35 @@ def tombstone_crc(task_id: str, partition: int, content_hash: bytes, at_us: int)
     return crc32(content_hash, crc32(_tombstone(partition, at_us), crc32(task_id.encode())))
 
 
-def partition_crc(partition: int, promised: int, applied: int, horizon_us: int, trimmed: int) -> int:
-    return crc32(_partition(partition, promised, applied, horizon_us, trimmed))
+def partition_crc(
+    partition: int,
+    promised: int,
+    applied: int,
+    horizon_us: int,
+    trimmed: int,
+    generation: int,
+    log_from: int,
+    task_rows: int,
+    tombstone_rows: int,
+    content_bytes: int,
+) -> int:
+    return crc32(
+        _partition(
+            partition, promised, applied, horizon_us, trimmed,
+            generation, log_from, task_rows, tombstone_rows, content_bytes,
+        )
+    )  # fmt: skip
+
+
+def partition_crc_3(crc: int, *columns: int) -> int:
+    """For the step to schema 3: the sum over all columns, once the one over the first five holds. :raises ValueError: damage."""
+    if crc != crc32(_partition_2(*columns[:5])):
+        raise ValueError(f"the stored state of partition {columns[0]} is damaged")
+    return partition_crc(*columns)
+
+
+def slot_crc(slot: int) -> int:
+    return crc32(_slot(slot))
 
 
 def epoch_crc(partition: int, epoch: int, first_sequence: int) -> int:

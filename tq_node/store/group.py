@@ -16,16 +16,14 @@ from tq_node.store.api import Batch, ConsensusWrite
 from tq_node.store.checksums import consensus_crc, epoch_crc, meta_crc, partition_crc, row_crc, spec_crc, tombstone_crc
 from tq_node.store.log_index import LogIndex
 from tq_node.store.log_state import LogState, fold
+from tq_node.store.reshaping import Added, Reshaper, reshapes
+from tq_node.store.slots import PARTITION_MASK, Held, Slots
+from tq_node.store.sweeping import RecordSweeper, RowSweeper
 from tq_node.types import State
 
 _to_json = msgspec.json.Encoder().encode
-
-TRIM_ROWS_PER_COMMIT = 4_096
-TRIM_ROWS_LEAST = 256
-TRIM_BYTES_PER_COMMIT = 16 * limits.MIB
-"""Dead records leave the table in slices, so that no commit waits for a long one."""
-DEAD_ROWS_MAX = 65_536
-"""Dead records behind one that is still needed; past it, and past the number of live ones, they are looked for and removed."""
+_decode_growth = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_weights = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 
 
 class GroupWriter:
@@ -39,6 +37,7 @@ class GroupWriter:
         self,
         connection: sqlite3.Connection,
         states: dict[int, LogState],
+        slots: Slots,
         index: LogIndex,
         *,
         next_position: int,
@@ -48,52 +47,99 @@ class GroupWriter:
     ) -> None:
         self._connection = connection
         self._states = states
+        self._slots = slots
         self._index = index
         self._next_position = next_position
-        self._next_num = next_num
-        self._log_rows = log_rows
-        self._log_bytes = log_bytes
-        self._lowest = 0
-        self._live_from = index.first_position(otherwise=next_position)
-        self._swept_to = 0
+        self._reshaper = Reshaper(connection, slots, index, next_num)
+        self._records_sweeper = RecordSweeper(
+            connection, index, next_position=next_position, rows=log_rows, total=log_bytes
+        )
+        self._rows_sweeper = RowSweeper(connection, slots)
+        connection.executescript(statements.WATCH_BODIES)
+
+    @property
+    def has_dead_rows(self) -> bool:
+        """Whether ``sweep`` has something to do."""
+        return self._rows_sweeper.is_due
+
+    def sweep(self) -> None:
+        """Delete a slice of the rows that no longer count, in a commit of its own: for a writer that has nothing else to do."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._rows_sweeper.sweep()
+        self._connection.execute("COMMIT")
 
     def write(self, batches: Seq[Batch]) -> tuple[int, int]:
         """Make the batches durable in one commit; return the numbers of (records, rows) written.
 
         :raises Divergence: a batch does not follow from what is stored. :raises sqlite3.Error: the disk.
         """
-        execute = self._connection.execute
+        if any(map(reshapes, batches)):
+            # Readers that meet removed records wait for the index to know (``queries.read_log``).
+            with self._index.settled:
+                return self._write_in_order(batches)
         changed: set[int] = set()
         for batch in batches:
             changed |= fold(self._states, batch)
         records, added = self._records(batches)
         row_batches = [b for b in batches if b.rows or b.deletes or b.tombstones or b.forgets]
         others = any(b.epochs or b.meta or b.consensus for b in batches)
-        clean = self._live_from - self._lowest >= TRIM_ROWS_LEAST or self._sweep_due()
+        clean = self._records_sweeper.is_due or self._rows_sweeper.is_due
         alone = not (changed or row_batches or others or clean)
         if alone and len(added) <= statements.ROWS_MAX:
             # One statement is its own transaction: the commit happens within its only step (see statements.py).
-            if added:
-                statements.run_in_chunks(self._connection, statements.insert_log, statements.LOG_COLUMNS, records)
+            self._insert(records)
             rows = 0
         else:
-            execute("BEGIN IMMEDIATE")
-            if added:
-                statements.run_in_chunks(self._connection, statements.insert_log, statements.LOG_COLUMNS, records)
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._insert(records)
             if others:
                 self._write_others(batches)
-            rows = sum(self._write_rows(run) for run in _independent_runs(row_batches))
-            if changed:
-                self._write_partitions(changed)
-            if clean:
-                self._remove_dead_records()
-            execute("COMMIT")
+            rows = sum(self._write_rows(run, changed) for run in _independent_runs(row_batches))
+            self._end_transaction(changed)
         self._committed(added, changed)
         return len(added), rows
 
-    def _records(self, batches: Iterable[Batch]) -> tuple[list[Any], list[tuple[int, int, int, int]]]:
+    def _write_in_order(self, batches: Seq[Batch]) -> tuple[int, int]:
+        """As ``write``, one batch after another: what one of them removes may be what the one before it brought."""
+        changed: set[int] = set()
+        added: Added = []
+        written = rows = 0
+        self._connection.execute("BEGIN IMMEDIATE")
+        for batch in batches:
+            changed |= fold(self._states, batch)
+            added, deleted = self._reshaper.reshape(batch, added, self._next_position)
+            self._records_sweeper.removed(deleted)
+            records, more = self._records([batch])
+            self._insert(records)
+            added += more
+            written += len(more)
+            self._next_position += len(more)
+            self._records_sweeper.added(more)
+            self._write_others([batch])
+            rows += self._write_rows([batch], changed)
+        self._end_transaction(changed)
+        self._reshaper.committed()
+        self._index.extend(added)
+        self._trim(changed)
+        return written, rows
+
+    def _end_transaction(self, changed: set[int]) -> None:
+        if changed:
+            self._write_partitions(changed)
+        if self._records_sweeper.is_due:
+            self._trim_index(changed)  # before the table: readers take the index's word for what is there
+            self._records_sweeper.sweep(self._next_position)
+        if self._rows_sweeper.is_due:
+            self._rows_sweeper.sweep()
+        self._connection.execute("COMMIT")
+
+    def _insert(self, records: list[Any]) -> None:
+        if records:
+            statements.run_in_chunks(self._connection, statements.insert_log, statements.LOG_COLUMNS, records)
+
+    def _records(self, batches: Iterable[Batch]) -> tuple[list[Any], Added]:
         parameters: list[Any] = []
-        added: list[tuple[int, int, int, int]] = []
+        added: Added = []
         position = self._next_position
         for batch in batches:
             for entry in batch.entries:
@@ -103,16 +149,21 @@ class GroupWriter:
                 position += 1
         return parameters, added
 
-    def _committed(self, added: list[tuple[int, int, int, int]], changed: set[int]) -> None:
+    def _committed(self, added: Added, changed: set[int]) -> None:
         if added:
             self._index.extend(added)
             self._next_position += len(added)
-            self._log_rows += len(added)
-            self._log_bytes += sum(size for _, _, _, size in added)
+            self._records_sweeper.added(added)
         if changed:
-            for partition in changed:
-                self._index.trim(partition, self._states[partition].trimmed)
-            self._live_from = self._index.first_position(otherwise=self._next_position)
+            self._trim(changed)
+
+    def _trim(self, changed: set[int]) -> None:
+        self._trim_index(changed)
+        self._records_sweeper.look(self._next_position)
+
+    def _trim_index(self, changed: set[int]) -> None:
+        for partition in changed:
+            self._index.trim(partition, self._states[partition].trimmed)
 
     def _write_others(self, batches: Iterable[Batch]) -> None:
         execute = self._connection.execute
@@ -147,40 +198,62 @@ class GroupWriter:
     def _write_partitions(self, changed: Iterable[int]) -> None:
         parameters: list[Any] = []
         for partition in sorted(changed):
-            state = self._states[partition]
-            values = (partition, state.promised, state.applied, state.horizon_us, state.trimmed)
+            state = self._states.setdefault(partition, LogState())
+            held = self._slots.of(partition)
+            values = (
+                partition, state.promised, state.applied, state.horizon_us, state.trimmed,
+                held.generation, held.log_from, held.rows, held.tombstones, held.content_bytes,
+            )  # fmt: skip
             parameters += values
             parameters.append(partition_crc(*values))
         statements.run_in_chunks(self._connection, statements.put_partitions, statements.PARTITION_COLUMNS, parameters)
 
-    def _write_rows(self, batches: Seq[Batch]) -> int:
-        """Batches whose ids are all different, so that one statement of each kind does for all."""
+    def _write_rows(self, batches: Seq[Batch], changed: set[int]) -> int:
+        """Batches whose ids are all different, so that one statement of each kind does for all.
+
+        ``changed`` grows by the partitions that now hold more or less.
+        """
         births: list[Any] = []
         changes: list[Any] = []
         reschedules: list[Any] = []
         long_specs: list[tuple[int, bytes]] = []
-        num = self._next_num
+        live, known, num = self._slots.live, self._slots.held, self._reshaper.next_num
         for batch in batches:
+            changed.update([row.partition for row in batch.rows])
             for row in batch.rows:
-                body = row.body
-                crc = row_crc(row.id, row.partition, row.rev, row.state, row.run_at_us, row.ended_us, body)
+                body, partition = row.body, row.partition
+                slot = live.get(partition, partition)
+                crc = row_crc(row.id, partition, row.rev, row.state, row.run_at_us, row.ended_us, body)
                 if row.expected_rev:
                     change = changes if row.state >= State.PROCESSING else reschedules
-                    change += (row.id, row.expected_rev, row.rev, row.state, row.run_at_us, row.ended_us, crc, body)
+                    change += (
+                        row.id,
+                        row.expected_rev,
+                        row.rev,
+                        row.state,
+                        row.run_at_us,
+                        row.ended_us,
+                        crc,
+                        body,
+                        slot,
+                    )
                     continue
                 spec = row.spec
                 if spec is None:
                     raise Divergence(f"task {row.id}: a new row without its spec")
+                held = known.get(partition) or self._slots.of(partition)
+                held.rows += 1
+                held.content_bytes += len(spec) + len(body)
                 fixed = spec_crc(row.id, row.type, row.queue, row.priority, row.created_us, spec)
                 if len(spec) > limits.INLINE_SPEC_BYTES_MAX:
                     long_specs.append((num, spec))
                     spec = None
                 births += (
-                    num, row.id, row.partition, row.rev, row.state, row.run_at_us, row.ended_us, crc,
+                    num, row.id, slot, row.rev, row.state, row.run_at_us, row.ended_us, crc,
                     row.type, row.queue, row.priority, row.created_us, fixed, spec, body,
                 )  # fmt: skip
                 num += 1
-        self._next_num = num
+        self._reshaper.next_num = num
         run, connection = statements.run_in_chunks, self._connection
         count = 0
         if births:
@@ -194,59 +267,69 @@ class GroupWriter:
             count += self._change(statements.change_tasks, changes)
         if reschedules:
             count += self._change(statements.reschedule_tasks, reschedules)
+        if changes or reschedules:
+            self._note_growth()
         for batch in batches:
             if batch.deletes:
-                count += self._delete(batch)
+                count += self._delete(batch, changed)
         tombstones: list[Any] = []
         for batch in batches:
             for t in batch.tombstones:
                 crc = tombstone_crc(t.id, t.partition, t.content_hash, t.at_us)
-                tombstones += (t.id, t.partition, t.content_hash, t.at_us, crc)
+                tombstones += (t.id, live.get(t.partition, t.partition), t.content_hash, t.at_us, crc)
+                self._slots.of(t.partition).tombstones += 1
+                changed.add(t.partition)
         if tombstones:
             count += run(connection, statements.put_tombstones, statements.TOMBSTONE_COLUMNS, tombstones)
         for batch in batches:
             if batch.forgets:
-                count += connection.execute(statements.DELETE_TOMBSTONES, (_to_json(batch.forgets).decode(),)).rowcount
+                count += self._forget(batch, changed)
         return count
 
     def _change(self, statement: Any, parameters: list[Any]) -> int:
         columns = statements.CHANGE_COLUMNS
         wanted = len(parameters) // columns
-        changed = statements.run_in_chunks(self._connection, statement, columns, parameters)
-        if changed < wanted and statement is statements.change_tasks:
+        done = statements.run_in_chunks(self._connection, statement, columns, parameters)
+        if done < wanted and statement is statements.change_tasks:
             # What was left has another run_at_us or another revision; what was changed no longer has the expected one.
-            changed += statements.run_in_chunks(self._connection, statements.reschedule_tasks, columns, parameters)
-        if changed != wanted:
-            raise Divergence(f"{wanted - changed} of {wanted} changed rows do not have the revision expected")
-        return changed
+            done += statements.run_in_chunks(self._connection, statements.reschedule_tasks, columns, parameters)
+        if done != wanted:
+            raise Divergence(f"{wanted - done} of {wanted} changed rows do not have the revision expected")
+        return done
 
-    def _delete(self, batch: Batch) -> int:
+    def _note_growth(self) -> None:
+        (text,) = self._connection.execute(statements.READ_GROWTH).fetchone()
+        growth = _decode_growth(text)
+        if growth:
+            self._connection.execute(statements.CLEAR_GROWTH)
+        for slot, grown in growth:
+            partition = slot & PARTITION_MASK
+            self._slots.of(partition).content_bytes += grown
+
+    def _delete(self, batch: Batch, changed: set[int]) -> int:
         wanted = _to_json([(delete.id, delete.expected_rev) for delete in batch.deletes]).decode()
+        for held, rows, total in self._weigh(statements.WEIGH_TASKS, wanted, changed):
+            held.rows -= rows
+            held.content_bytes -= total
         self._connection.execute(statements.DELETE_SPECS, (wanted,))
         deleted = self._connection.execute(statements.DELETE_TASKS, (wanted,)).rowcount
         if deleted != len(batch.deletes):
             raise Divergence(f"{len(batch.deletes) - deleted} deleted rows do not have the revision expected")
         return deleted
 
-    def _sweep_due(self) -> bool:
-        """Are so many dead records shut in behind live ones that looking for them pays?"""
-        return self._log_rows - self._index.kept > max(DEAD_ROWS_MAX, self._index.kept)
+    def _forget(self, batch: Batch, changed: set[int]) -> int:
+        wanted = _to_json(batch.forgets).decode()
+        for held, tombstones, _ in self._weigh(statements.WEIGH_TOMBSTONES, wanted, changed):
+            held.tombstones -= tombstones
+        return self._connection.execute(statements.DELETE_TOMBSTONES, (wanted,)).rowcount
 
-    def _remove_dead_records(self) -> None:
-        """Delete a slice of the records that no longer count: below the first that does, else wherever they are."""
-        average = max(self._log_bytes // max(self._log_rows, 1), 1)
-        slice_rows = min(max(TRIM_BYTES_PER_COMMIT // average, TRIM_ROWS_LEAST), TRIM_ROWS_PER_COMMIT)
-        if self._live_from > self._lowest:
-            self._lowest = min(self._lowest + slice_rows, self._live_from)
-            deleted = self._connection.execute("DELETE FROM log WHERE pos < ?", (self._lowest,)).rowcount
-        else:
-            if not self._live_from <= self._swept_to < self._next_position:
-                self._swept_to = self._live_from
-            bounds = (self._swept_to, self._swept_to + slice_rows)
-            deleted = self._connection.execute(statements.SWEEP_LOG, bounds).rowcount
-            self._swept_to += slice_rows
-        self._log_rows -= deleted
-        self._log_bytes -= deleted * average
+    def _weigh(self, statement: str, wanted: str, changed: set[int]) -> Iterator[tuple[Held, int, int]]:
+        """What is about to be deleted, by partition: where it is counted, how many, how many bytes."""
+        (text,) = self._connection.execute(statement, (wanted,)).fetchone()
+        for slot, count, total in _decode_weights(text):
+            partition = slot & PARTITION_MASK
+            changed.add(partition)
+            yield self._slots.of(partition), count, total
 
 
 def _independent_runs(batches: Seq[Batch]) -> Iterator[list[Batch]]:

@@ -25,6 +25,7 @@ class _Records:
         return len(self.positions) - self.dropped
 
     def drop(self, count: int) -> None:
+        """The first ``count`` go."""
         self.dropped += count
         self.first += count
         if self.dropped > 1024 and self.dropped * 2 > len(self.positions):
@@ -36,6 +37,8 @@ class _Records:
 class LogIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.settled = threading.Lock()
+        """Held by the writer from the transaction that removes records otherwise than at the front to the change here."""
         self._records: dict[int, _Records] = {}
         self.kept = 0
         """Records that count, all partitions together."""
@@ -64,6 +67,31 @@ class LogIndex:
             count = min(max(upto - records.first + 1, 0), len(records))
             records.drop(count)
             self.kept -= count
+
+    def end(self, partition: int, kept: int) -> list[int]:
+        """Positions of the partition's records above sequence ``kept``."""
+        with self._lock:
+            records = self._records.get(partition)
+            if records is None:
+                return []
+            return records.positions[records.dropped + max(kept - records.first + 1, 0) :].tolist()
+
+    def cut(self, partition: int, kept: int) -> None:
+        """Forget the partition's records above sequence ``kept``."""
+        with self._lock:
+            records = self._records.get(partition)
+            if records is None:
+                return
+            left = min(max(kept - records.first + 1, 0), len(records))
+            self.kept -= len(records) - left
+            del records.positions[records.dropped + left :]
+            del records.sizes[records.dropped + left :]
+
+    def forget(self, partition: int) -> None:
+        with self._lock:
+            records = self._records.pop(partition, None)
+            if records is not None:
+                self.kept -= len(records)
 
     def first_position(self, otherwise: int) -> int:
         """The least position that counts: the table may be emptied below it."""

@@ -6,7 +6,7 @@ Both implementations fold every batch through this, so that they refuse the same
 from __future__ import annotations
 
 from tq_node.errors import Divergence
-from tq_node.store.api import Batch, PartitionLog
+from tq_node.store.api import Batch, Install, PartitionLog
 
 
 class LogState:
@@ -23,56 +23,90 @@ class LogState:
         self.epochs: list[tuple[int, int]] = []
 
     def as_partition_log(self, partition: int) -> PartitionLog:
-        """``epochs`` begins with the one that covers the start of the log; older ones no longer matter."""
-        log_start = self.trimmed + 1
+        """``epochs`` begins with the one that covers the record before the log's start; older ones no longer matter."""
         first = 0
-        while first + 1 < len(self.epochs) and self.epochs[first + 1][1] <= log_start:
+        while first + 1 < len(self.epochs) and self.epochs[first + 1][1] <= self.trimmed:
             first += 1
         return PartitionLog(
-            partition, self.promised, self.epochs[first:], log_start, self.last, self.applied, self.horizon_us
+            partition, self.promised, self.epochs[first:], self.trimmed + 1, self.last, self.applied, self.horizon_us
         )
+
+    def forget(self) -> None:
+        """A drop: all but ``promised`` goes (R13)."""
+        self.applied = self.horizon_us = self.trimmed = self.last = 0
+        self.epochs = []
+
+    def install(self, install: Install) -> None:
+        """:raises Divergence: it would lead back (F6, I7), or its epochs are in no order."""
+        if install.applied < self.applied:
+            raise Divergence(f"partition {install.partition}: a snapshot of {install.applied} after {self.applied}")
+        epochs: list[tuple[int, int]] = []
+        for epoch, first_sequence in install.epochs:
+            _require_later(install.partition, epochs, epoch, first_sequence)
+            epochs.append((epoch, first_sequence))
+        if epochs and epochs[-1][1] > install.applied:
+            raise Divergence(f"partition {install.partition}: a snapshot's epochs go past {install.applied}")
+        self.applied = self.trimmed = self.last = install.applied
+        self.horizon_us = max(self.horizon_us, install.horizon_us)
+        self.epochs = epochs
+
+    def cut(self, partition: int, kept: int) -> None:
+        """:raises Divergence: what is applied would be cut (I5)."""
+        if kept < self.applied:
+            raise Divergence(f"partition {partition}: a cut to {kept}, but {self.applied} is applied")
+        self.last = min(self.last, kept)
+        while self.epochs and self.epochs[-1][1] > kept:
+            self.epochs.pop()
+
+    def apply_upto(self, partition: int, applied: int) -> None:
+        """:raises Divergence: a lower number, or one past records that are there."""
+        if applied < self.applied:
+            raise Divergence(f"partition {partition}: applied {applied} after {self.applied}")
+        if applied > self.last:
+            if self.last > self.trimmed:
+                raise Divergence(f"partition {partition}: applied {applied}, but the log ends at {self.last}")
+            self.last = self.trimmed = applied
+        self.applied = applied
 
 
 def fold(states: dict[int, LogState], batch: Batch) -> set[int]:
-    """Change ``states`` as the batch says; return the partitions of which more than ``last`` or ``epochs`` changed.
+    """Change ``states`` as the batch says, in the order of ``Batch``; return those of which more than log and epochs changed.
 
-    What only grows is never lowered. ``applied`` past the end of an empty log moves the log there: that is how a
-    snapshot's place is set.
+    What only grows is never lowered. ``applied`` past the end of an empty log moves the log there.
 
-    :raises Divergence: a gap in the records, a lower ``applied``, or one past records that are there. ``states`` is then
-        half changed: the store must end.
+    :raises Divergence: the batch does not follow. ``states`` is then half changed: the store must end.
     """
-    for entry in batch.entries:
-        state = states.get(entry.partition)
-        if state is None:
-            state = states[entry.partition] = LogState()
-        if entry.sequence != state.last + 1:
-            raise Divergence(f"partition {entry.partition}: record {entry.sequence} after {state.last}")
-        state.last = entry.sequence
     changed: set[int] = set()
     if batch.promises:
         for partition, promised in batch.promises.items():
             state = states.setdefault(partition, LogState())
             state.promised = max(state.promised, promised)
             changed.add(partition)
+    if batch.drops or batch.installs or batch.cuts:
+        for partition in batch.drops:
+            states.setdefault(partition, LogState()).forget()
+        for install in batch.installs:
+            states.setdefault(install.partition, LogState()).install(install)
+        for partition, kept in batch.cuts.items():
+            states.setdefault(partition, LogState()).cut(partition, kept)
+        changed.update(batch.drops, [install.partition for install in batch.installs])
     for partition, epoch, first_sequence in batch.epochs:
         state = states.setdefault(partition, LogState())
-        if state.epochs and (epoch, first_sequence) <= state.epochs[-1]:
-            raise Divergence(f"partition {partition}: epoch {epoch} after {state.epochs[-1][0]}")
+        _require_later(partition, state.epochs, epoch, first_sequence)
         state.epochs.append((epoch, first_sequence))
+    for entry in batch.entries:
+        known = states.get(entry.partition)
+        if known is None:
+            known = states[entry.partition] = LogState()
+        if entry.sequence != known.last + 1:
+            raise Divergence(f"partition {entry.partition}: record {entry.sequence} after {known.last}")
+        known.last = entry.sequence
     for partition, horizon_us in batch.horizons.items():
         state = states.setdefault(partition, LogState())
         state.horizon_us = max(state.horizon_us, horizon_us)
         changed.add(partition)
     for partition, applied in batch.applied.items():
-        state = states.setdefault(partition, LogState())
-        if applied < state.applied:
-            raise Divergence(f"partition {partition}: applied {applied} after {state.applied}")
-        if applied > state.last:
-            if state.last > state.trimmed:
-                raise Divergence(f"partition {partition}: applied {applied}, but the log ends at {state.last}")
-            state.last = state.trimmed = applied
-        state.applied = applied
+        states.setdefault(partition, LogState()).apply_upto(partition, applied)
         changed.add(partition)
     for partition, upto in batch.trim.items():
         state = states.setdefault(partition, LogState())
@@ -81,3 +115,8 @@ def fold(states: dict[int, LogState], batch: Batch) -> set[int]:
             state.trimmed = trimmed
             changed.add(partition)
     return changed
+
+
+def _require_later(partition: int, epochs: list[tuple[int, int]], epoch: int, first_sequence: int) -> None:
+    if epochs and (epoch <= epochs[-1][0] or first_sequence <= epochs[-1][1]):
+        raise Divergence(f"partition {partition}: epoch {epoch} from {first_sequence} on after {epochs[-1]}")

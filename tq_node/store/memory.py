@@ -6,8 +6,7 @@ from what is durable.
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -15,119 +14,54 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tq_node.errors import Divergence, StoreBroken
-from tq_node.partition.entries import Entry, is_intact
+from tq_node.partition.entries import Entry
 from tq_node.store.api import (
+    SNAPSHOT_CHUNK_BYTES,
+    SNAPSHOTS_MAX,
+    SNAPSHOTS_WAITING_MAX,
     Batch,
     ConsensusRecord,
     OpenRow,
     PartitionLog,
+    PartitionSize,
+    PartitionSnapshot,
     RowPage,
     RowQuery,
-    RowWrite,
+    SnapshotLost,
     StoredRow,
     Tombstone,
 )
-from tq_node.store.checksums import row_crc, spec_crc
-from tq_node.store.log_state import LogState, fold
-
-_ascii_lower = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
-_SORT_KEYS: dict[str, Callable[[_Task], int]] = {
-    "id": lambda task: 0,
-    "created_at": lambda task: task.created_us,
-    "run_at": lambda task: task.run_at_us,
-    "priority": lambda task: task.priority,
-}
+from tq_node.store.memory_disk import Disk
+from tq_node.store.memory_reads import PartitionCopy, digest, is_wanted, page, read_log
+from tq_node.store.turns import Turns
 
 
-class _Task(msgspec.Struct, gc=False):
-    id: str
-    partition: int
-    rev: int
-    state: int
-    run_at_us: int
-    ended_us: int
-    type: str
-    queue: str
-    priority: int
-    created_us: int
-    spec: bytes
-    body: bytes
-    crc: int = 0
-    spec_crc: int = 0
+class MemorySnapshot:
+    """See ``api.PartitionSnapshot``."""
 
-    def sum_of_change(self) -> int:
-        return row_crc(self.id, self.partition, self.rev, self.state, self.run_at_us, self.ended_us, self.body)
+    def __init__(self, store: MemoryStore, copy: PartitionCopy, partition: int) -> None:
+        self.partition = partition
+        self.applied = copy.applied
+        self.epochs = copy.epochs
+        self.horizon_us = copy.horizon_us
+        self._store = store
+        self._copy = copy
+        self._lost: SnapshotLost | None = None
 
-    def sum_of_birth(self) -> int:
-        return spec_crc(self.id, self.type, self.queue, self.priority, self.created_us, self.spec)
+    def read(self, bytes_max: int = SNAPSHOT_CHUNK_BYTES) -> Deferred[bytes | None]:
+        if self._lost is not None:
+            return fail(self._lost)
+        return self._store.answer(lambda: self._copy.read(bytes_max))
 
-    def stored(self) -> StoredRow:
-        if self.crc != self.sum_of_change() or self.spec_crc != self.sum_of_birth():
-            raise StoreBroken(f"the stored row of task {self.id} is damaged")
-        return StoredRow(
-            self.id, self.partition, self.rev, self.state, self.run_at_us, self.ended_us, self.spec, self.body
-        )
+    def digest(self) -> bytes:
+        return self._copy.digest.value()
 
+    def lose(self) -> None:
+        self._lost = SnapshotLost("too much was written while the snapshot was open")
 
-class _Disk:
-    """What is durable."""
-
-    def __init__(self) -> None:
-        self.meta: dict[str, bytes] = {}
-        self.consensus: dict[int, ConsensusRecord] = {}
-        self.states: dict[int, LogState] = {}
-        self.records: dict[int, dict[int, Entry]] = {}
-        self.emptied_to: dict[int, int] = {}
-        self.tasks: dict[str, _Task] = {}
-        self.tombstones: dict[str, Tombstone] = {}
-
-    def apply(self, batch: Batch) -> None:
-        """:raises Divergence: the batch does not follow; some of it may be applied, so the store must end."""
-        changed = fold(self.states, batch)
-        for entry in batch.entries:
-            self.records.setdefault(entry.partition, {})[entry.sequence] = entry
-        for row in batch.rows:
-            self._put(row)
-        for delete in batch.deletes:
-            task = self.tasks.pop(delete.id, None)
-            if task is None or task.rev != delete.expected_rev:
-                raise Divergence(f"task {delete.id}: to be deleted at revision {delete.expected_rev}")
-        for tombstone in batch.tombstones:
-            self.tombstones[tombstone.id] = tombstone
-        for task_id in batch.forgets:
-            self.tombstones.pop(task_id, None)
-        for partition in changed:
-            records = self.records.get(partition, {})
-            trimmed = self.states[partition].trimmed
-            for sequence in range(self.emptied_to.get(partition, 0) + 1, trimmed + 1):
-                records.pop(sequence, None)
-            self.emptied_to[partition] = trimmed
-        for write in batch.consensus:
-            first = 0 if write.replace_all else write.records[0].log_index if write.records else None
-            kept = self.consensus.items() if first is None else ((i, r) for i, r in self.consensus.items() if i < first)
-            self.consensus = dict(kept) | {record.log_index: record for record in write.records}
-            self.consensus = {i: r for i, r in self.consensus.items() if i >= write.cut_below}
-        for key, value in batch.meta.items():
-            if value is None:
-                self.meta.pop(key, None)
-            else:
-                self.meta[key] = value
-
-    def _put(self, row: RowWrite) -> None:
-        task = self.tasks.get(row.id)
-        if (task.rev if task else 0) != row.expected_rev:
-            raise Divergence(f"task {row.id}: revision {row.rev} does not follow {task.rev if task else 0}")
-        if task is None:
-            if row.spec is None:
-                raise Divergence(f"task {row.id}: a new row without its spec")
-            task = self.tasks[row.id] = _Task(
-                row.id, row.partition, row.rev, row.state, row.run_at_us, row.ended_us,
-                row.type, row.queue, row.priority, row.created_us, row.spec, row.body,
-            )  # fmt: skip
-            task.spec_crc = task.sum_of_birth()
-        task.rev, task.state, task.body = row.rev, row.state, row.body
-        task.run_at_us, task.ended_us = row.run_at_us, row.ended_us
-        task.crc = row_crc(row.id, row.partition, row.rev, row.state, row.run_at_us, row.ended_us, row.body)
+    def close(self) -> None:
+        self._lost = SnapshotLost("the snapshot is closed")
+        self._store.let_go(self)
 
 
 class MemoryStore:
@@ -148,10 +82,12 @@ class MemoryStore:
         self.auto = auto
         self.free_bytes = free_bytes
         self._on_broken = on_broken
-        self._disk = _Disk()
+        self._disk = Disk()
         self._pending: list[tuple[Batch, Deferred[None]]] = []
         self._failure: Exception | None = None
         self._over: str | None = None
+        self._turns = Turns(SNAPSHOTS_MAX, SNAPSHOTS_WAITING_MAX)
+        self._snapshots: list[MemorySnapshot] = []
 
     # --- what a simulation does ---
     @property
@@ -177,12 +113,15 @@ class MemoryStore:
     def crash(self, keep: int | None = 0) -> MemoryStore:
         """The store as found after a crash: what is durable and the first ``keep`` pending batches (None: all of them).
 
+        What was staged and not installed is gone either way.
+
         This object is dead afterwards: what waits on it never hears anything.
         """
         after = type(self)(auto=self.auto, on_broken=self._on_broken, free_bytes=self.free_bytes)
-        after._disk, self._disk = self._disk, _Disk()
+        after._disk, self._disk = self._disk, Disk()
         for batch, _ in self._pending[:keep]:
             after._disk.apply(batch)
+        after._disk.staged.clear()
         self._pending = []
         self._over = "the store has crashed"
         return after
@@ -190,6 +129,11 @@ class MemoryStore:
     def fail_next_sync(self, why: Exception) -> None:
         """The next ``sync`` fails and loses what it was to write (R18)."""
         self._failure = why
+
+    def lose_snapshots(self) -> None:
+        """All open ones are given up, as if too much had been written meanwhile."""
+        for snapshot in self._snapshots:
+            snapshot.lose()
 
     def damage_row(self, task_id: str) -> None:
         """Flip a bit in a durable row's body."""
@@ -216,28 +160,41 @@ class MemoryStore:
 
     def partitions(self) -> Deferred[list[PartitionLog]]:
         states = self._disk.states
-        return self._answer(lambda: [states[partition].as_partition_log(partition) for partition in sorted(states)])
+        return self.answer(lambda: [states[partition].as_partition_log(partition) for partition in sorted(states)])
 
     def consensus_log(self) -> Deferred[list[ConsensusRecord]]:
-        return self._answer(lambda: [self._disk.consensus[index] for index in sorted(self._disk.consensus)])
+        return self.answer(lambda: [self._disk.consensus[index] for index in sorted(self._disk.consensus)])
 
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
-        def read() -> list[Entry]:
-            records = self._disk.records.get(partition, {})
-            found: list[Entry] = []
-            total = 0
-            sequence = first
-            while (entry := records.get(sequence)) is not None:
-                total += len(entry.payload)
-                if found and total > bytes_max:
-                    break
-                if not is_intact(entry):
-                    raise StoreBroken(f"log record {sequence} of partition {partition} is damaged")
-                found.append(entry)
-                sequence += 1
-            return found
+        return self.answer(lambda: read_log(self._disk.records.get(partition, {}), partition, first, bytes_max))
 
-        return self._answer(read)
+    def open_snapshot(self, partition: int) -> Deferred[PartitionSnapshot]:
+        if self._over is not None:
+            return fail(StoreBroken(self._over))
+        return self._turns.take().addCallback(self._begin_snapshot, partition)
+
+    def _begin_snapshot(self, _: None, partition: int) -> Deferred[PartitionSnapshot]:
+        def begin() -> MemorySnapshot:
+            snapshot = MemorySnapshot(self, PartitionCopy(self._disk, partition), partition)
+            self._snapshots.append(snapshot)
+            return snapshot
+
+        return self.answer(begin)
+
+    def let_go(self, snapshot: MemorySnapshot) -> None:
+        """A snapshot is closed."""
+        if snapshot in self._snapshots:
+            self._snapshots.remove(snapshot)
+            self._turns.give_back()
+
+    def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
+        return self.answer(lambda: digest(self._disk, partition))
+
+    def sizes(self) -> dict[int, PartitionSize]:
+        return {partition: held.size() for partition, held in self._disk.held.items() if not held.is_empty}
+
+    def partition_bytes(self) -> dict[int, int]:
+        return {partition: size.bytes for partition, size in self.sizes().items()}
 
     def lookup(self, ids: Seq[str]) -> Deferred[dict[str, StoredRow | Tombstone]]:
         def look() -> dict[str, StoredRow | Tombstone]:
@@ -249,50 +206,62 @@ class MemoryStore:
                     found[task_id] = self._disk.tombstones[task_id]
             return found
 
-        return self._answer(look)
+        return self.answer(look)
 
     def page(self, query: RowQuery) -> Deferred[RowPage]:
-        return self._answer(lambda: _page(list(self._disk.tasks.values()), query))
+        return self.answer(lambda: page(list(self._disk.tasks.values()), query))
 
-    def counts(self) -> Deferred[list[tuple[int, str, int, int]]]:
+    def counts(self, partitions: Collection[int] | None = None) -> Deferred[list[tuple[int, str, int, int]]]:
         totals: dict[tuple[int, str, int], int] = {}
         for task in self._disk.tasks.values():
-            key = (task.partition, task.queue, task.state)
-            totals[key] = totals.get(key, 0) + 1
-        return self._answer(lambda: [(*key, rows) for key, rows in sorted(totals.items())])
+            if is_wanted(task.partition, partitions):
+                key = (task.partition, task.queue, task.state)
+                totals[key] = totals.get(key, 0) + 1
+        return self.answer(lambda: [(*key, rows) for key, rows in sorted(totals.items())])
 
-    def open_rows(self, after: tuple[int, str] | None, limit: int) -> Deferred[list[OpenRow]]:
+    def open_rows(
+        self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[OpenRow]]:
         behind = after or (-1, "")
-        tasks = sorted(
-            (task for task in self._disk.tasks.values() if task.state < 3 and (task.state, task.id) > behind),
-            key=lambda task: (task.state, task.id),
-        )
-        return self._answer(
+        tasks = [
+            task
+            for task in self._disk.tasks.values()
+            if task.state < 3 and (task.state, task.id) > behind and is_wanted(task.partition, partitions)
+        ]
+        tasks.sort(key=lambda task: (task.state, task.id))
+        return self.answer(
             lambda: [OpenRow(t.id, t.partition, t.state, t.queue, t.priority, t.run_at_us) for t in tasks[:limit]]
         )
 
-    def ended_before(self, us: int, limit: int) -> Deferred[list[StoredRow]]:
-        tasks = [task for task in self._disk.tasks.values() if 0 < task.ended_us < us]
+    def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
+        tasks = [
+            task
+            for task in self._disk.tasks.values()
+            if 0 < task.ended_us < us and is_wanted(task.partition, partitions)
+        ]
         tasks.sort(key=lambda task: task.ended_us)
-        return self._answer(lambda: [task.stored() for task in tasks[:limit]])
+        return self.answer(lambda: [task.stored() for task in tasks[:limit]])
 
-    def tombstones_before(self, us: int, limit: int) -> Deferred[list[Tombstone]]:
-        found = sorted((t for t in self._disk.tombstones.values() if t.at_us < us), key=lambda t: (t.at_us, t.id))
-        return self._answer(lambda: found[:limit])
+    def tombstones_before(
+        self, us: int, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[Tombstone]]:
+        found = [t for t in self._disk.tombstones.values() if t.at_us < us and is_wanted(t.partition, partitions)]
+        found.sort(key=lambda t: (t.at_us, t.id))
+        return self.answer(lambda: found[:limit])
 
-    def oldest_pending(self) -> Deferred[dict[str, int]]:
+    def oldest_pending(self, partitions: Collection[int] | None = None) -> Deferred[dict[str, int]]:
         oldest: dict[str, int] = {}
         for task in self._disk.tasks.values():
-            if task.state == 1:
+            if task.state == 1 and is_wanted(task.partition, partitions):
                 oldest[task.queue] = min(task.run_at_us, oldest.get(task.queue, task.run_at_us))
-        return self._answer(lambda: dict(sorted(oldest.items())))
+        return self.answer(lambda: dict(sorted(oldest.items())))
 
     def newest_us(self) -> Deferred[int]:
         times = [max(task.created_us, task.ended_us) for task in self._disk.tasks.values()]
-        return self._answer(lambda: max(times, default=0))
+        return self.answer(lambda: max(times, default=0))
 
     def backup(self, path: str) -> Deferred[None]:
-        return self._answer(lambda: None)
+        return self.answer(lambda: None)
 
     def disk_free_bytes(self) -> int:
         return self.free_bytes
@@ -306,6 +275,7 @@ class MemoryStore:
         self.sync()
         if self._over is None:
             self._over = "the store is closed"
+        self._turns.end(StoreBroken(self._over))
         return succeed(None)
 
     # --- failing ---
@@ -315,7 +285,8 @@ class MemoryStore:
         for batch in batches:
             self._disk.apply(batch)
 
-    def _answer(self, read: Callable[[], Any]) -> Deferred[Any]:
+    def answer(self, read: Callable[[], Any]) -> Deferred[Any]:
+        """What ``read`` returns, at once; damage that it meets breaks the store."""
         if self._over is not None:
             return fail(StoreBroken(self._over))
         try:
@@ -328,6 +299,7 @@ class MemoryStore:
     def _break(self, why: Exception, tickets: list[Deferred[Any]]) -> None:
         self._over = f"the store is broken: {why}"
         waiting, self._pending = self._pending, []
+        self._turns.end(StoreBroken(self._over))
         try:
             if self._on_broken is not None:
                 self._on_broken(why)
@@ -341,41 +313,3 @@ class MemoryStore:
 
 def _flipped(content: bytes) -> bytes:
     return bytes([content[0] ^ 1]) + content[1:] if content else b"\1"
-
-
-def _page(tasks: list[_Task], query: RowQuery) -> RowPage:
-    """The contract read out loud: sort everything, look at so many. By id, rows of other states are not looked at."""
-    sort_key = _SORT_KEYS[query.sort]
-
-    def place(task: _Task) -> tuple[int, str]:
-        return sort_key(task), task.id
-
-    if query.sort == "id" and query.states is not None:
-        tasks = [task for task in tasks if (task.state in query.states) is not query.states_not]
-    tasks.sort(key=place, reverse=query.descending)
-    if query.after is not None:
-        after = (0, query.after[1]) if query.sort == "id" else query.after
-        if query.descending:
-            tasks = [task for task in tasks if place(task) < after]
-        else:
-            tasks = tasks[bisect.bisect_right(tasks, after, key=place) :]
-    text = query.text.translate(_ascii_lower) if query.text is not None else None
-    rows: list[StoredRow] = []
-    total = 0
-    for looked, task in enumerate(tasks, 1):
-        if _matches(task, query, text):
-            rows.append(task.stored())
-            total += len(task.spec) + len(task.body)
-        if len(rows) == query.limit or total > query.bytes_max or looked == query.scan_rows_max:
-            return RowPage(rows, place(task) if looked < len(tasks) else None)
-    return RowPage(rows, None)
-
-
-def _matches(task: _Task, query: RowQuery, text: str | None) -> bool:
-    return (
-        (query.states is None or (task.state in query.states) is not query.states_not)
-        and (query.types is None or (task.type in query.types) is not query.types_not)
-        and (query.queues is None or (task.queue in query.queues) is not query.queues_not)
-        and (query.partitions is None or task.partition in query.partitions)
-        and (text is None or text in task.id.translate(_ascii_lower) or text in task.type.translate(_ascii_lower))
-    )

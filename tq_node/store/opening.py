@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from tq_node.errors import StoreBroken
-from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc
+from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc, slot_crc
 from tq_node.store.lock import sync_directory
 from tq_node.store.log_index import LogIndex
 from tq_node.store.log_state import LogState
+from tq_node.store.slots import Held, Slots
 from tq_node.store.upgrades import check_identity, load_steps, upgrade
 
 DATABASE_NAME = "taskqueue.sqlite3"
@@ -108,30 +109,48 @@ def load_meta(connection: sqlite3.Connection) -> dict[str, bytes]:
     return named
 
 
-def load_states(connection: sqlite3.Connection) -> dict[int, LogState]:
-    """Every partition's state but ``last``, which ``load_log`` fills in."""
+def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Slots]:
+    """Every partition's state but ``last``, which ``load_log`` fills in; and where its rows are.
+
+    What was staged when the last run ended is among the dead: a crash gives a snapshot up (replication.md, section 6).
+    """
     states: dict[int, LogState] = {}
+    held: dict[int, Held] = {}
     for *values, crc in connection.execute(
-        "SELECT partition, promised, applied, horizon_us, trimmed, crc FROM partitions"
+        "SELECT partition, promised, applied, horizon_us, trimmed, "
+        "generation, log_from, task_rows, tombstone_rows, content_bytes, crc FROM partitions"
     ):
         if crc != partition_crc(*values):
             raise StoreBroken(f"the stored state of partition {values[0]} is damaged")
-        partition, *rest = values
-        states[partition] = LogState(*rest)
+        partition = values[0]
+        states[partition] = LogState(*values[1:5])
+        held[partition] = Held(*values[5:])
     rows = connection.execute("SELECT partition, epoch, first_sequence, crc FROM epochs ORDER BY partition, epoch")
     for partition, epoch, first_sequence, crc in rows:
         if crc != epoch_crc(partition, epoch, first_sequence):
             raise StoreBroken(f"the stored epochs of partition {partition} are damaged")
         states.setdefault(partition, LogState()).epochs.append((epoch, first_sequence))
-    return states
+    hidden: set[int] = set()
+    for slot, crc in connection.execute("SELECT slot, crc FROM hidden"):
+        if crc != slot_crc(slot):
+            raise StoreBroken(f"the stored note about slot {slot} is damaged")
+        hidden.add(slot)
+    slots = Slots()
+    slots.load(held, hidden)
+    return states, slots
 
 
-def load_log(connection: sqlite3.Connection, states: dict[int, LogState], index: LogIndex) -> tuple[int, int, int]:
+def load_log(
+    connection: sqlite3.Connection, states: dict[int, LogState], slots: Slots, index: LogIndex
+) -> tuple[int, int, int]:
     """Find every record that counts, without reading payloads; return (next position, records in the table, their bytes).
 
     :raises StoreBroken: a record is missing between others.
     """
     last_position = rows = total = 0
+    # Positions from which a log begins anew are never given out again, though the table may have been emptied up to there.
+    log_from = {partition: held.log_from for partition, held in slots.held.items()}
+    next_position = max(log_from.values(), default=0)
     while True:
         (text,) = connection.execute(
             "SELECT json_group_array(json_array(pos, partition, sequence, length(payload))) FROM "
@@ -140,12 +159,12 @@ def load_log(connection: sqlite3.Connection, states: dict[int, LogState], index:
         ).fetchone()
         found = _decode_scan(text)
         if not found:
-            return last_position + 1, rows, total
+            return max(last_position + 1, next_position), rows, total
         kept = []
         for position, partition, sequence, size in found:
             total += size
             state = states.setdefault(partition, LogState())
-            if sequence <= state.trimmed:
+            if sequence <= state.trimmed or position < log_from.get(partition, 0):
                 continue
             if sequence != state.last + 1:
                 raise StoreBroken(f"partition {partition}: log record {state.last + 1} is missing")

@@ -8,7 +8,8 @@ import sqlite3
 import msgspec
 
 from tq_node.store.api import RowPage, RowQuery
-from tq_node.store.queries import rows_by_number, storable
+from tq_node.store.queries import VISIBLE_HERE, listed, rows_by_number, storable
+from tq_node.store.slots import PARTITION_MASK
 from tq_node.types import State
 
 _to_json = msgspec.json.Encoder().encode
@@ -77,10 +78,12 @@ def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
         parameters = {"after_key": query.after[0], "after_id": storable(query.after[1])}
     if query.sort != "id":
         index, column = _INDEXES[query.sort]
-        where = f"WHERE ({column}, id) {beyond} (:after_key, :after_id)" if query.after is not None else ""
+        where = f"WHERE {VISIBLE_HERE}"
+        if query.after is not None:
+            where += f" AND ({column}, id) {beyond} (:after_key, :after_id)"
         order = f"ORDER BY {column} {direction}, id {direction}"
         return f"SELECT {_COLUMNS}, {column} AS k FROM tasks INDEXED BY {index} {where} {order}", parameters
-    behind = f"id {beyond} :after_id" if query.after is not None else "1"
+    behind = f"{VISIBLE_HERE} AND id {beyond} :after_id" if query.after is not None else VISIBLE_HERE
     if query.states is None:
         return (
             f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_id WHERE {behind} ORDER BY id {direction}",
@@ -104,11 +107,13 @@ def _condition(query: RowQuery) -> tuple[str, dict[str, object]]:
         ("state", query.states, query.states_not),
         ("type", query.types, query.types_not),
         ("queue", query.queues, query.queues_not),
-        ("partition", query.partitions, False),
     ):
         if wanted is not None:
             values[column] = _to_json([storable(item) if isinstance(item, str) else item for item in wanted]).decode()
             terms.append(f"w.{column} {'NOT IN' if negated else 'IN'} (SELECT value FROM json_each(:{column}))")
+    if query.partitions is not None:
+        values["partitions"] = listed(query.partitions)
+        terms.append(f"w.partition & {PARTITION_MASK} IN (SELECT value FROM json_each(:partitions))")
     if query.text is not None:
         # Both lower() of SQLite and this one change ASCII letters only.
         values["text"] = query.text.encode("utf-8", "replace").lower().decode()

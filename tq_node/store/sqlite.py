@@ -1,8 +1,8 @@
 """The Store on SQLite: log and rows in one file, one writer thread, group commit (docs/reference/on-disk-format.md).
 
 Threads: ``store-writer`` writes, ``store-lookups`` answers what somebody waits for, ``store-scans`` answers what takes longer,
-``store-helper`` copies the WAL into the database and makes backups. Each has its own connection; results reach the reactor
-by one ``callFromThread`` for all that are ready.
+``store-snapshots`` reads whole partitions, ``store-helper`` copies the WAL into the database and makes backups. Each has its own
+connection; results reach the reactor by one ``callFromThread`` for all that are ready.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
@@ -23,13 +23,25 @@ from twisted.internet.interfaces import IReactorFromThreads
 from tq_node.errors import Divergence, StoreBroken
 from tq_node.partition.entries import Entry
 from tq_node.store import opening, paging, queries
-from tq_node.store.api import Batch, ConsensusRecord, OpenRow, PartitionLog, RowPage, RowQuery, StoredRow, Tombstone
+from tq_node.store.api import (
+    Batch,
+    ConsensusRecord,
+    OpenRow,
+    PartitionLog,
+    PartitionSize,
+    PartitionSnapshot,
+    RowPage,
+    RowQuery,
+    StoredRow,
+    Tombstone,
+)
 from tq_node.store.backups import BackupStopped, back_up
 from tq_node.store.checkpoints import WalKeeper, WalSize
 from tq_node.store.group import GroupWriter
 from tq_node.store.lock import DirectoryLock
 from tq_node.store.log_index import LogIndex
 from tq_node.store.reader import Reader
+from tq_node.store.snapshot_desk import SnapshotDesk
 from tq_node.store.writer import Writer
 
 T = TypeVar("T")
@@ -84,15 +96,15 @@ class SqliteStore:
     def _open(self) -> None:
         self._connection = connection = opening.connect_writer(self._database)
         try:
-            self._states = opening.load_states(connection)
+            self._states, self._slots = opening.load_states(connection)
             self._meta = opening.load_meta(connection)
             self._index = LogIndex()
-            next_position, log_rows, log_bytes = opening.load_log(connection, self._states, self._index)
+            next_position, log_rows, log_bytes = opening.load_log(connection, self._states, self._slots, self._index)
             opening.prune_epochs(connection, self._states)
             next_num = opening.next_task_number(connection)
-            lookups, scans, helper = (
+            lookups, scans, snapshots, helper = (
                 opening.connect(self._database, cache_kib=opening.READER_CACHE_KIB, read_only=read_only)
-                for read_only in (True, True, False)
+                for read_only in (True, True, True, False)
             )
             self._wal_size = WalSize(self._database)
         except (OSError, StoreBroken):
@@ -104,17 +116,24 @@ class SqliteStore:
         group = GroupWriter(
             connection,
             self._states,
+            self._slots,
             self._index,
             next_position=next_position,
             log_rows=log_rows,
             log_bytes=log_bytes,
             next_num=next_num,
         )
-        wal = WalKeeper(self._wal_size, self._ask_checkpoint, self._stop_backup.set)
+        wal = WalKeeper(self._wal_size, self._ask_checkpoint, self._let_readers_go)
         self._copy_wal = wal.copy_most
         self._lookups = Reader("store-lookups", lookups, self._answer_later, self._fail_later)
         self._scans = Reader("store-scans", scans, self._answer_later, self._fail_later)
         self._helper = Reader("store-helper", helper, self._answer_later, self._fail_later)
+        reader = Reader("store-snapshots", snapshots, self._answer_later, self._fail_later)
+        self._snapshots = SnapshotDesk(
+            reader,
+            functools.partial(opening.connect, self._database, cache_kib=opening.READER_CACHE_KIB, read_only=True),
+            functools.partial(self._ask, reader.put),
+        )
         self._writer = Writer(connection, group, wal, self)
 
     # --- the contract ---
@@ -131,16 +150,22 @@ class SqliteStore:
         return self._ask(self._lookups.put, queries.consensus_log)
 
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
-        def read(connection: sqlite3.Connection) -> list[Entry]:
-            positions = self._index.find(partition, first, bytes_max)
-            if not positions:
-                return []
-            entries = queries.read_records(connection, partition, first, positions)
-            if len(entries) < len(positions) and self._index.find(partition, first, 0):
-                raise StoreBroken(f"partition {partition}: a log record from {first} on is missing")
-            return entries
+        return self._ask(
+            self._lookups.put, lambda connection: queries.read_log(connection, self._index, partition, first, bytes_max)
+        )
 
-        return self._ask(self._lookups.put, read)
+    def open_snapshot(self, partition: int) -> Deferred[PartitionSnapshot]:
+        return self._over() or cast("Deferred[PartitionSnapshot]", self._snapshots.open(partition))
+
+    def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
+        """:raises SnapshotLost: (through the Deferred) as a snapshot may be."""
+        return self._snapshots.digest(partition)
+
+    def sizes(self) -> dict[int, PartitionSize]:
+        return self._slots.sizes()
+
+    def partition_bytes(self) -> dict[int, int]:
+        return {partition: size.bytes for partition, size in self.sizes().items()}
 
     def lookup(self, ids: Seq[str]) -> Deferred[dict[str, StoredRow | Tombstone]]:
         return self._ask(self._lookups.put, ids)
@@ -148,20 +173,24 @@ class SqliteStore:
     def page(self, query: RowQuery) -> Deferred[RowPage]:
         return self._scan(paging.page, query)
 
-    def counts(self) -> Deferred[list[tuple[int, str, int, int]]]:
-        return self._scan(queries.counts)
+    def counts(self, partitions: Collection[int] | None = None) -> Deferred[list[tuple[int, str, int, int]]]:
+        return self._scan(queries.counts, partitions)
 
-    def open_rows(self, after: tuple[int, str] | None, limit: int) -> Deferred[list[OpenRow]]:
-        return self._scan(queries.open_rows, after, limit)
+    def open_rows(
+        self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[OpenRow]]:
+        return self._scan(queries.open_rows, after, limit, partitions)
 
-    def ended_before(self, us: int, limit: int) -> Deferred[list[StoredRow]]:
-        return self._scan(queries.ended_before, us, limit)
+    def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
+        return self._scan(queries.ended_before, us, limit, partitions)
 
-    def tombstones_before(self, us: int, limit: int) -> Deferred[list[Tombstone]]:
-        return self._scan(queries.tombstones_before, us, limit)
+    def tombstones_before(
+        self, us: int, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[Tombstone]]:
+        return self._scan(queries.tombstones_before, us, limit, partitions)
 
-    def oldest_pending(self) -> Deferred[dict[str, int]]:
-        return self._scan(queries.oldest_pending)
+    def oldest_pending(self, partitions: Collection[int] | None = None) -> Deferred[dict[str, int]]:
+        return self._scan(queries.oldest_pending, partitions)
 
     def newest_us(self) -> Deferred[int]:
         return self._scan(queries.newest_us)
@@ -200,18 +229,26 @@ class SqliteStore:
         else:
             self._closing = [done]
             self._stop_backup.set()
+            self._snapshots.end(StoreBroken("the store is closed"))
             self._writer.stop()
         return done
 
     # --- asking a thread ---
     def _ask(self, put: Callable[[tuple[Any, Any]], None], question: Any) -> Deferred[Any]:
+        over = self._over()
+        if over is not None:
+            return over
+        answer: Deferred[Any] = Deferred()
+        put((question, answer))
+        return answer
+
+    def _over(self) -> Deferred[Any] | None:
+        """What every question is answered with once the store is at its end."""
         if self._broken is not None:
             return fail(StoreBroken(f"the store is broken: {self._broken}"))
         if self._closing is not None:
             return fail(StoreBroken("the store is closed"))
-        answer: Deferred[Any] = Deferred()
-        put((question, answer))
-        return answer
+        return None
 
     def _scan(self, function: Callable[..., T], *arguments: object) -> Deferred[T]:
         return self._ask(self._scans.put, lambda connection: function(connection, *arguments))
@@ -221,6 +258,10 @@ class SqliteStore:
 
     def _ask_checkpoint(self) -> None:
         self._helper.put((self._copy_wal, None))
+
+    def _let_readers_go(self) -> None:
+        self._stop_backup.set()
+        self._snapshots.lose_all()
 
     # --- from the threads ---
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
@@ -245,7 +286,7 @@ class SqliteStore:
         self._post(self._break, StoreBroken("an earlier write failed"), list(tickets))
 
     def writer_ended(self) -> None:
-        for reader in (self._lookups, self._scans, self._helper):
+        for reader in (self._lookups, self._scans, self._snapshots, self._helper):
             reader.stop()
         try:
             self._connection.close()
@@ -300,6 +341,7 @@ class SqliteStore:
         try:
             if self._broken is None:
                 self._broken = why
+                self._snapshots.end(StoreBroken(f"the store is broken: {why}"))
                 self._on_broken(why)
         finally:
             known = isinstance(why, StoreBroken | Divergence)

@@ -18,8 +18,8 @@ _SIZES = (1, 4, 16, 32, 64, 128, 256, 512, ROWS_MAX)
 
 LOG_COLUMNS = 6
 BIRTH_COLUMNS = 15
-CHANGE_COLUMNS = 8
-PARTITION_COLUMNS = 6
+CHANGE_COLUMNS = 9
+PARTITION_COLUMNS = 11
 TOMBSTONE_COLUMNS = 5
 CONSENSUS_COLUMNS = 5
 
@@ -60,7 +60,7 @@ def change_tasks(rows: int) -> str:
     return (
         "UPDATE tasks SET rev = v.column3, state = v.column4, ended_us = v.column6, crc = v.column7, body = v.column8 "
         f"FROM (VALUES {_values(rows, CHANGE_COLUMNS)}) AS v "
-        "WHERE tasks.id = v.column1 AND tasks.rev = v.column2 AND tasks.run_at_us = v.column5"
+        "WHERE tasks.id = v.column1 AND tasks.partition = v.column9 AND tasks.rev = v.column2 AND tasks.run_at_us = v.column5"
     )
 
 
@@ -69,14 +69,15 @@ def reschedule_tasks(rows: int) -> str:
     return (
         "UPDATE tasks SET rev = v.column3, state = v.column4, run_at_us = v.column5, ended_us = v.column6, "
         f"crc = v.column7, body = v.column8 FROM (VALUES {_values(rows, CHANGE_COLUMNS)}) AS v "
-        "WHERE tasks.id = v.column1 AND tasks.rev = v.column2"
+        "WHERE tasks.id = v.column1 AND tasks.partition = v.column9 AND tasks.rev = v.column2"
     )
 
 
 @functools.cache
 def put_partitions(rows: int) -> str:
     return (
-        "INSERT OR REPLACE INTO partitions (partition, promised, applied, horizon_us, trimmed, crc) "
+        "INSERT OR REPLACE INTO partitions (partition, promised, applied, horizon_us, trimmed, "
+        "generation, log_from, task_rows, tombstone_rows, content_bytes, crc) "
         f"SELECT * FROM (VALUES {_values(rows, PARTITION_COLUMNS)}) WHERE column1 IS NOT NULL"
     )
 
@@ -89,20 +90,45 @@ def put_tombstones(rows: int) -> str:
     )
 
 
-# The one parameter of these is a JSON array: [[id, rev], ...] for the first two, [id, ...] for the third.
-DELETE_SPECS = (
-    "DELETE FROM specs WHERE num IN (SELECT t.num FROM json_each(?) AS j CROSS JOIN tasks AS t "
-    "ON t.id = json_extract(j.value, '$[0]') WHERE t.spec IS NULL)"
+VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
+"""Of a column with slots. The table is empty but while something is staged or being deleted: that costs a look at one page."""
+
+# The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for the others.
+_DOOMED = (
+    "json_each(?) AS j CROSS JOIN tasks AS t ON t.id = json_extract(j.value, '$[0]') "
+    f"AND t.rev = json_extract(j.value, '$[1]') AND {VISIBLE.format('t.partition')}"
 )
-DELETE_TASKS = (
-    "DELETE FROM tasks WHERE num IN (SELECT t.num FROM json_each(?) AS j CROSS JOIN tasks AS t "
-    "ON t.id = json_extract(j.value, '$[0]') AND t.rev = json_extract(j.value, '$[1]'))"
+WEIGH_TASKS = (
+    "SELECT json_group_array(json_array(slot, n, size)) FROM (SELECT t.partition AS slot, count(*) AS n, "
+    "sum(length(t.body) + coalesce(length(t.spec), (SELECT length(spec) FROM specs WHERE specs.num = t.num))) AS size "
+    f"FROM {_DOOMED} GROUP BY 1)"
 )
+DELETE_SPECS = f"DELETE FROM specs WHERE num IN (SELECT t.num FROM {_DOOMED} WHERE t.spec IS NULL)"
+DELETE_TASKS = f"DELETE FROM tasks WHERE num IN (SELECT t.num FROM {_DOOMED})"
+_FORGOTTEN = f"FROM tombstones WHERE id IN (SELECT value FROM json_each(?)) AND {VISIBLE.format('partition')}"
+WEIGH_TOMBSTONES = (
+    "SELECT json_group_array(json_array(slot, n, 0)) FROM "
+    f"(SELECT partition AS slot, count(*) AS n {_FORGOTTEN} GROUP BY 1)"
+)
+DELETE_TOMBSTONES = f"DELETE {_FORGOTTEN}"
+
+# How much longer or shorter the bodies of a slot have become: an UPDATE can't say what was there before, a trigger can.
+WATCH_BODIES = """
+CREATE TEMP TABLE IF NOT EXISTS growth (slot INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);
+CREATE TEMP TRIGGER IF NOT EXISTS body_growth AFTER UPDATE OF body ON main.tasks WHEN length(OLD.body) <> length(NEW.body) BEGIN
+    INSERT INTO growth VALUES (NEW.partition, length(NEW.body) - length(OLD.body))
+    ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+"""
+READ_GROWTH = "SELECT json_group_array(json_array(slot, bytes)) FROM growth"
+CLEAR_GROWTH = "DELETE FROM growth"
+
+# What opening and cutting need of the log.
 SWEEP_LOG = (
-    "DELETE FROM log WHERE pos >= ? AND pos < ? "
-    "AND sequence <= (SELECT trimmed FROM partitions AS p WHERE p.partition = log.partition)"
+    "DELETE FROM log WHERE pos >= ? AND pos < ? AND EXISTS (SELECT 1 FROM partitions AS p "
+    "WHERE p.partition = log.partition AND (log.sequence <= p.trimmed OR log.pos < p.log_from))"
 )
-DELETE_TOMBSTONES = "DELETE FROM tombstones WHERE id IN (SELECT value FROM json_each(?))"
+DELETE_RECORDS = "DELETE FROM log WHERE pos IN (SELECT value FROM json_each(?))"
 
 
 def run_in_chunks(

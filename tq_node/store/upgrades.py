@@ -8,6 +8,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from tq_node.errors import StoreBroken
+from tq_node.store.checksums import partition_crc_3
 
 APPLICATION_ID = 0x74717331
 """``tqs1``: what tells our file from any other SQLite database."""
@@ -59,6 +60,7 @@ def upgrade(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
     :raises SchemaTooNew, StoreBroken: as ``check_identity``.
     """
     version = check_identity(connection, steps)
+    connection.create_function("partition_crc_3", -1, partition_crc_3)
     for step in steps[version:]:
         try:
             connection.executescript(

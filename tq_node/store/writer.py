@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from tq_node.store.api import Batch
 from tq_node.store.checkpoints import WalKeeper
 from tq_node.store.group import GroupWriter
+
+_IDLE_S = 0.01
+"""Nothing has come for so long: the time is there for a slice of sweeping."""
 
 Ticket = Any
 """Whatever the caller wants back with the outcome; the thread never looks into it."""
@@ -56,7 +59,7 @@ class Writer:
         queue = self._queue
         over = False
         while not over:
-            work = [queue.get()]
+            work = [self._next()]
             work.extend(queue.get_nowait() for _ in range(queue.qsize()))
             batches: list[Batch] = []
             tickets: list[Ticket] = []
@@ -72,6 +75,22 @@ class Writer:
                     self._call(item[0], item[1])
             self._commit(batches, tickets)
         self._outcomes.writer_ended()
+
+    def _next(self) -> tuple[Batch | Callable[[], object], Ticket] | None:
+        """Wait for work; meanwhile delete what no longer counts, if there is such."""
+        while self._group.has_dead_rows and not self._broken:
+            try:
+                return self._queue.get(timeout=_IDLE_S)
+            except Empty:
+                self._sweep()
+        return self._queue.get()
+
+    def _sweep(self) -> None:
+        try:
+            self._group.sweep()
+            self._wal.after_commit(self._connection)
+        except Exception as why:
+            self._fail(why, [])
 
     def _commit(self, batches: list[Batch], tickets: list[Ticket]) -> None:
         if not batches:
