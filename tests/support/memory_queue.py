@@ -1,7 +1,9 @@
-"""An honest ``facade.TaskQueue`` in memory, for the side that HTTP sees: one node, nothing durable, nothing run.
+"""An honest ``facade.TaskQueue`` in memory, for the side that HTTP sees: nothing durable, nothing run.
 
-Faults: ``fail_next`` makes the next call of a method fail; ``hold`` keeps calls from being answered until ``release``. Tasks
-are moved by hand: ``start_task``, ``finish_task``, ``fail_task``, ``purge_task``.
+It is one node, and holds all tasks; others can be put beside it (``nodes``), of which ``members`` knows status and partitions.
+Faults: ``fail_next`` makes the next call of a method fail (``item``: the next item of a batch); ``hold`` keeps calls from being
+answered until ``release``. Tasks are moved by hand: ``start_task``, ``finish_task``, ``fail_task``, ``purge_task``;
+``tell_elsewhere`` is what another node tells.
 """
 
 from __future__ import annotations
@@ -9,20 +11,23 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 
+from tests.support.memory_cluster import MemoryCluster
+from tests.support.memory_events import MemoryEvents
 from tq_node import limits
 from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotRetryable, TaskPurged, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
-    ClusterNode,
     ClusterView,
     EventBatch,
+    Invitation,
     ListedTask,
     ListQuery,
     Notes,
@@ -50,29 +55,38 @@ from tq_node.types import (
     Transition,
 )
 
-EVENTS_KEPT = 1_000
+T = TypeVar("T")
 _replace = msgspec.structs.replace
 
 
 class MemoryQueue:
-    def __init__(self, reactor: IReactorTime, node_name: str = "node-1", *, keep: int | None = None) -> None:
-        """:param keep: forget the oldest tasks beyond this number, for benchmarks."""
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        node_name: str = "node-1",
+        *,
+        nodes: Sequence[str] | None = None,
+        keep: int | None = None,
+    ) -> None:
+        """:param nodes: the cluster, this one among it; alone by default.
+        :param keep: forget the oldest tasks beyond this number, for benchmarks.
+        """
         self._reactor = reactor
         self._name = node_name
         self._keep = keep
+        self.members = MemoryCluster(node_name, nodes or [node_name])
         self._numbers = itertools.count(1)
         self.rows: dict[str, TaskRow] = {}
         self.purged: dict[str, bytes] = {}
         self.paused: set[str] = set()
         self.reasons: list[NotReadyReason] = []
-        self.calls: list[str] = []
+        self.calls: deque[str] = deque(maxlen=1_000)
         self.held: list[Deferred[Any]] = []
         self.holding = False
         self.cancelled_calls = 0
         self._faults: dict[str, deque[Exception]] = {}
-        self._events: deque[Transition] = deque(maxlen=EVENTS_KEPT)
-        self._next_event = 1
-        self._watchers: list[Callable[[EventBatch], None]] = []
+        self._own_events = MemoryEvents()
+        self._all_events = MemoryEvents()
         self._waiters: dict[str, list[Deferred[Read]]] = {}
 
     @property
@@ -92,10 +106,22 @@ class MemoryQueue:
         for waiting in held:
             waiting.callback(None)
 
-    def _answer(self, method: str, work: Callable[[], Any]) -> Deferred[Any]:
+    def _fault(self, method: str) -> Exception | None:
+        """Called by every method but ``node_name`` and ``paused_queues``, which ask nobody."""
+        self.calls.append(method)
         faults = self._faults.get(method)
-        if faults:
-            return fail(faults.popleft())
+        return faults.popleft() if faults else None
+
+    def _answer_now(self, method: str, work: Callable[[], T]) -> T:
+        fault = self._fault(method)
+        if fault is not None:
+            raise fault
+        return work()
+
+    def _answer(self, method: str, work: Callable[[], Any]) -> Deferred[Any]:
+        fault = self._fault(method)
+        if fault is not None:
+            return fail(fault)
         if self.holding:
 
             def cancelled(waiting: Deferred[Any]) -> None:
@@ -116,7 +142,7 @@ class MemoryQueue:
             results: list[Accepted | TaskQueueError] = []
             for submission in submissions:
                 try:
-                    results.append(self._submit(submission))
+                    results.append(self._answer_now("item", partial(self._submit, submission)))
                 except TaskQueueError as error:
                     results.append(error)
             return results
@@ -199,11 +225,8 @@ class MemoryQueue:
         change = Transition(
             row.id, row.spec.type, row.spec.queue, before, row.state, row.attempt, row.partition, self._now_us()
         )
-        batch = EventBatch(self._next_event, [change])
-        self._next_event += 1
-        self._events.append(change)
-        for watcher in list(self._watchers):
-            watcher(batch)
+        self._own_events.tell(change)
+        self._all_events.tell(change)
         if row.state.is_final:
             for waiter in self._waiters.pop(row.id, []):
                 waiter.callback(Read(row, self._name))
@@ -297,14 +320,15 @@ class MemoryQueue:
             rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
         page = rows[: query.limit]
         more = place(page[-1]) if len(rows) > len(page) else None
-        return TaskPage([ListedTask(row, "primary", self._name) for row in page], more)
+        missing = self.members.missing() if query.cluster else []
+        return TaskPage([ListedTask(row, "primary", self._name) for row in page], more, missing)
 
     def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
         def work() -> Stats:
             counts = [0] * len(State)
             for row in self.rows.values():
                 counts[row.state] += 1
-            return Stats(counts, [0] * len(State))
+            return Stats(counts, [0] * len(State), self.members.missing() if cluster else [])
 
         return self._answer("stats", work)
 
@@ -318,31 +342,46 @@ class MemoryQueue:
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self.paused)
 
-    def watch(self, observer: Callable[[EventBatch], None], *, after_id: int | None = None) -> Subscription:
-        self._watchers.append(observer)
-        if after_id is not None:
-            first_kept = self._next_event - len(self._events)
-            if after_id + 1 < first_kept or after_id >= self._next_event:
-                observer(EventBatch(self._next_event, [], reset=True))
-            elif after_id + 1 < self._next_event:
-                observer(EventBatch(after_id + 1, list(self._events)[after_id + 1 - first_kept :]))
-        return _Watch(self._watchers, observer)
+    def watch(
+        self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
+    ) -> Subscription:
+        events = self._all_events if cluster else self._own_events
+        return self._answer_now("watch", lambda: events.watch(observer, after_id))
+
+    def tell_elsewhere(self, change: Transition) -> None:
+        """A transition of another node's primary."""
+        self._all_events.tell(change)
 
     @property
     def watchers(self) -> int:
-        return len(self._watchers)
+        return len(self._own_events.observers) + len(self._all_events.observers)
 
     def cluster(self) -> ClusterView:
-        node = ClusterNode("0" * 32, self._name, "127.0.0.1:8080", "127.0.0.1:9080", "active", True)
-        return ClusterView("f" * 32, "taskqueue", [node], self._name, 1, 2, 3)
+        return self._answer_now("cluster", self.members.view)
 
     def partition_views(self) -> Sequence[PartitionView]:
-        return [
-            PartitionView(number, self._name, [], [self._name], 1, 1, 0, 0, {}, [], [], "active") for number in range(2)
-        ]
+        return self._answer_now("partition_views", lambda: list(self.members.partitions))
+
+    def invite(self) -> Invitation:
+        return self._answer_now("invite", self.members.invite)
+
+    def drain(self, node: str) -> Deferred[None]:
+        return self._answer("drain", lambda: self.members.drain(node))
+
+    def remove(self, node: str) -> Deferred[None]:
+        return self._answer("remove", lambda: self.members.remove(node))
+
+    def rebalance(self) -> Deferred[None]:
+        return self._answer("rebalance", self.members.rebalance)
+
+    def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
+        return self._answer("unsafe_recover", lambda: self.members.unsafe_recover(partition, node))
+
+    def shutdown(self, node: str) -> Deferred[None]:
+        return self._answer("shutdown", lambda: self.members.shutdown(node))
 
     def not_ready(self) -> Sequence[NotReadyReason]:
-        return self.reasons
+        return self._answer_now("not_ready", lambda: self.reasons)
 
     def backup(self) -> Deferred[str]:
         return self._answer("backup", lambda: "/data/node-1/backups/1")
@@ -376,13 +415,3 @@ class MemoryQueue:
 
     def _now_us(self) -> int:
         return int(self._reactor.seconds() * 1_000_000)
-
-
-class _Watch:
-    def __init__(self, watchers: list[Callable[[EventBatch], None]], observer: Callable[[EventBatch], None]) -> None:
-        self._watchers = watchers
-        self._observer = observer
-
-    def close(self) -> None:
-        if self._observer in self._watchers:
-            self._watchers.remove(self._observer)

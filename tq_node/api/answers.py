@@ -146,7 +146,10 @@ class QueueDone(msgspec.Struct):
 
 
 class EventData(msgspec.Struct, rename={"from_": "from"}):
-    """One transition, the ``data`` of an event. ``from`` is null at a task's birth."""
+    """One transition, the ``data`` of an event. ``from`` is null at a task's birth.
+
+    ``node`` is the primary's name; null where another node's partition has none by the time it is told.
+    """
 
     task_id: str
     type: str
@@ -154,7 +157,7 @@ class EventData(msgspec.Struct, rename={"from_": "from"}):
     from_: str | None
     to: str
     attempt: int
-    node: str
+    node: str | None
     partition: int
     at: str
 
@@ -236,7 +239,7 @@ def state_counts(counts: list[int]) -> StateCounts:
     return StateCounts(total=sum(counts), **by_label)
 
 
-def event_data(change: Transition, node: str) -> EventData:
+def event_data(change: Transition, node: str | None) -> EventData:
     return EventData(
         change.task_id,
         change.task_type,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
-from tq_node.api.failures import NoSuchPartition
+from tq_node.api.failures import PeerUnreachable
+from tq_node.api.loopback import refuse_strangers
 from tq_node.api.query import NodeParameters, NoParameters, RecoverParameters, read_query
 from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
-from tq_node.errors import LastNode, NoSuchNode
 from tq_node.facade import ClusterView, PartitionView, TaskQueue
 
 _encode = msgspec.json.Encoder().encode
@@ -54,11 +55,48 @@ class ClusterAnswer(msgspec.Struct):
     cluster: ClusterOut
 
 
+class PartitionOut(msgspec.Struct):
+    """Names, not ids; null where unknown. ``replicas`` are the copies but the primary, ``in_sync`` has the primary first.
+
+    ``lag``: how many sequences each replica is behind, where known. ``waiting`` stands only where there is something to say:
+    why the partition stays where it should not.
+    """
+
+    partition: int
+    primary: str | None
+    replicas: list[str]
+    in_sync: list[str]
+    epoch: int
+    version: int
+    last_sequence: int | None
+    committed_sequence: int | None
+    lag: dict[str, int]
+    adding: list[str]
+    removing: list[str]
+    state: str
+    waiting: str | UnsetType = UNSET
+
+
 class PartitionsAnswer(msgspec.Struct):
-    partitions: list[PartitionView]
+    partitions: list[PartitionOut]
+
+
+class JoinAnswer(msgspec.Struct):
+    """``secret`` in hexadecimal; ``peer`` (``HOST:PORT``) is where to register."""
+
+    success: bool
+    cluster_id: str
+    secret: str
+    peer: str
+
+    def __repr__(self) -> str:
+        """Without the secret: this could end up in a log."""
+        return f"JoinAnswer({self.cluster_id!r}, peer={self.peer!r})"
 
 
 class NodeDone(msgspec.Struct):
+    """``node`` is the one that was named, or the one that was asked."""
+
     success: bool
     node: str
 
@@ -71,6 +109,10 @@ class SnapshotDone(msgspec.Struct):
     path: str
 
 
+_ORDER_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnreachable, errors.OutcomeUnknown)
+"""Of what goes through the leader. None of it says that the work is done: it has been decided, and begins."""
+
+
 class ClusterRoutes:
     """``shutdown`` is called, once the answer is on its way, to end this node in order as SIGTERM does."""
 
@@ -78,33 +120,50 @@ class ClusterRoutes:
         self._queue = queue
         self._shutdown = shutdown
 
+    # --- looking ---
     def cluster(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
         request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster()))))
 
     def partitions(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
-        request.answer(200, _encode(PartitionsAnswer(list(self._queue.partition_views()))))
+        views = [_partition_out(view) for view in self._queue.partition_views()]
+        request.answer(200, _encode(PartitionsAnswer(views)))
 
-    def drain(self, request: ApiRequest) -> None:
-        self._known_node(read_query(request, NodeParameters).node)
-        raise LastNode("a drain needs another node to move the tasks to")
-
-    def remove(self, request: ApiRequest) -> None:
-        self._known_node(read_query(request, NodeParameters).node)
-        raise LastNode("the only node of a cluster can't be removed from it")
-
-    def rebalance(self, request: ApiRequest) -> None:
-        # One node has all partitions, and they could not lie better.
+    # --- joining ---
+    def join(self, request: ApiRequest) -> None:
+        # First of all: what a stranger sent besides is not even looked at.
+        refuse_strangers(request)
         read_query(request, NoParameters)
-        self._done(request, self._queue.node_name)
+        invitation = self._queue.invite()
+        answer = JoinAnswer(True, invitation.cluster_id, invitation.secret, invitation.peer)
+        request.answer(200, _encode(answer))
 
-    def shutdown(self, request: ApiRequest) -> None:
+    # --- orders ---
+    def drain(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
-        self._known_node(node)
-        self._done(request, node)
+        return self._queue.drain(node).addCallback(_answer_begun, request, node)
+
+    def remove(self, request: ApiRequest) -> Deferred[None]:
+        node = read_query(request, NodeParameters).node
+        return self._queue.remove(node).addCallback(_answer_begun, request, node)
+
+    def rebalance(self, request: ApiRequest) -> Deferred[None]:
+        read_query(request, NoParameters)
+        return self._queue.rebalance().addCallback(_answer_begun, request, self._queue.node_name)
+
+    def unsafe_recover(self, request: ApiRequest) -> Deferred[None]:
+        sent = read_query(request, RecoverParameters)
+        return self._queue.unsafe_recover(sent.partition, sent.node).addCallback(_answer_begun, request, sent.node)
+
+    def shutdown(self, request: ApiRequest) -> Deferred[None] | None:
+        node = read_query(request, NodeParameters).node
+        if node != self._queue.node_name:
+            return self._queue.shutdown(node).addCallback(_answer_begun, request, node)
+        _answer_begun(None, request, node)
         # In a later turn: the answer shall be in the socket before the site begins to close.
         request.site.reactor.callLater(0.0, self._shutdown)
+        return None
 
     def snapshot(self, request: ApiRequest) -> Deferred[None]:
         read_query(request, NoParameters)
@@ -114,22 +173,10 @@ class ClusterRoutes:
 
         return self._queue.backup().addCallback(answer)
 
-    def unsafe_recover(self, request: ApiRequest) -> None:
-        sent = read_query(request, RecoverParameters)
-        self._known_node(sent.node)
-        if sent.partition >= self._queue.cluster().partition_count:
-            raise NoSuchPartition(f"there is no partition {sent.partition}")
-        raise LastNode("there is no other copy that the partition could be recovered from")
-
-    def _known_node(self, name: str) -> None:
-        if all(node.name != name for node in self._queue.cluster().nodes):
-            raise NoSuchNode(f"there is no node {name}")
-
-    def _done(self, request: ApiRequest, node: str) -> None:
-        request.answer(202, _encode(NodeDone(True, node)))
-
+    # --- the table ---
     def routes(self) -> list[Route]:
         begun = {202: Answer("begun", NodeDone)}
+        node_errors = (errors.NoSuchNode, errors.LastNode, errors.ClusterRefused, *_ORDER_ERRORS)
         return [
             Route(
                 "GET", "/cluster", self.cluster, "The nodes and the leader", {200: Answer("the cluster", ClusterAnswer)}
@@ -143,12 +190,20 @@ class ClusterRoutes:
             ),
             Route(
                 "POST",
+                "/cluster/join",
+                self.join,
+                "Hand the cluster's secret to a node on the same machine; on loopback only",
+                {200: Answer("what a node needs to know to join", JoinAnswer)},
+                errors=(errors.Denied, errors.NotReady, errors.Draining),
+            ),
+            Route(
+                "POST",
                 "/cluster/drain",
                 self.drain,
                 "Move everything off a node",
                 begun,
                 query=NodeParameters,
-                errors=(NoSuchNode, LastNode, errors.NoController),
+                errors=node_errors,
             ),
             Route(
                 "POST",
@@ -157,7 +212,7 @@ class ClusterRoutes:
                 "Take a node out of the cluster",
                 begun,
                 query=NodeParameters,
-                errors=(NoSuchNode, LastNode, errors.NoController),
+                errors=node_errors,
             ),
             Route(
                 "POST",
@@ -165,7 +220,7 @@ class ClusterRoutes:
                 self.rebalance,
                 "Spread the partitions evenly",
                 begun,
-                errors=(errors.NoController,),
+                errors=(errors.ClusterRefused, *_ORDER_ERRORS),
             ),
             Route(
                 "POST",
@@ -174,7 +229,7 @@ class ClusterRoutes:
                 "End a node in order, as SIGTERM does",
                 begun,
                 query=NodeParameters,
-                errors=(NoSuchNode,),
+                errors=(errors.NoSuchNode, errors.ClusterRefused, *_ORDER_ERRORS),
             ),
             Route(
                 "POST",
@@ -188,15 +243,38 @@ class ClusterRoutes:
                 "POST",
                 "/cluster/unsafe-recover",
                 self.unsafe_recover,
-                "Make a stale copy the primary of a partition; may lose tasks",
+                "Make a node's copy the partition, whatever it lacks; may lose tasks",
                 begun,
                 query=RecoverParameters,
-                errors=(NoSuchNode, NoSuchPartition, LastNode, errors.NoController),
+                errors=(errors.NoSuchPartition, *node_errors),
             ),
         ]
 
 
+def _answer_begun(_: None, request: ApiRequest, node: str) -> None:
+    request.answer(202, _encode(NodeDone(True, node)))
+
+
+def _partition_out(view: PartitionView) -> PartitionOut:
+    return PartitionOut(
+        view.partition,
+        view.primary,
+        view.replicas,
+        view.in_sync,
+        view.epoch,
+        view.version,
+        view.last_sequence,
+        view.committed_sequence,
+        view.lag,
+        view.adding,
+        view.removing,
+        view.state,
+        UNSET if view.waiting is None else view.waiting,
+    )
+
+
 def _cluster_out(view: ClusterView) -> ClusterOut:
+    # Scripts count nodes by the text `"id":"node-`: no other key `id` may hold a node's name.
     return ClusterOut(
         id=view.cluster_id,
         name=view.cluster_name,

@@ -39,35 +39,26 @@ class EventRoutes:
         self._metrics = metrics
         self._streams: set[_Stream] = set()
         self._closed = False
-        self._last_batch: EventBatch | None = None
-        self._last_events: list[bytes] = []
+        self._renderers = (_Renderer(queue, cluster=False), _Renderer(queue, cluster=True))
 
     def events(self, request: ApiRequest) -> Deferred[None] | None:
-        read_query(request, ScopeParameters)
+        cluster = read_query(request, ScopeParameters).scope == "cluster"
         if self._closed:
             raise errors.Draining("the node is stopping")
         if len(self._streams) >= self._settings.event_clients_max:
             raise errors.Busy("too many event streams")
         after_id, too_old = _last_event_id(request.getHeader(b"last-event-id"))
-        request.start_stream(EVENT_STREAM.encode("ascii"))
         if request.method == b"HEAD":
+            request.start_stream(EVENT_STREAM.encode("ascii"))
             request.finish()
             return None
-        stream = _Stream(self, request, self._settings)
+        stream = _Stream(self, self._renderers[cluster], request, self._settings)
+        # First of all: if this is refused there is no stream yet, and the refusal can be the answer.
+        stream.subscribe(self._queue, after_id)
+        request.start_stream(EVENT_STREAM.encode("ascii"))
         self._streams.add(stream)
-        stream.begin(self._queue, after_id, too_old)
+        stream.begin(too_old)
         return stream.over
-
-    def render(self, batch: EventBatch) -> list[bytes]:
-        """One piece of bytes for each event; made once for a batch, however many clients watch."""
-        if batch is not self._last_batch:
-            node = self._queue.node_name
-            self._last_events = [
-                b"id: %d\nevent: task\ndata: %b\n\n" % (number, _encode(event_data(change, node)))
-                for number, change in enumerate(batch.transitions, batch.first_id)
-            ]
-            self._last_batch = batch
-        return self._last_events
 
     def dropped(self) -> None:
         self._metrics.event_clients_dropped += 1
@@ -75,7 +66,8 @@ class EventRoutes:
     def ended(self, stream: _Stream) -> None:
         self._streams.discard(stream)
         if not self._streams:
-            self._last_batch, self._last_events = None, []
+            for renderer in self._renderers:
+                renderer.forget()
 
     def close(self) -> None:
         """End every stream in order, so that clients see an end and not a broken connection."""
@@ -89,24 +81,56 @@ class EventRoutes:
                 "GET",
                 "/tasks/events",
                 self.events,
-                "Server-sent events of every transition of this node's primaries",
+                "Server-sent events of every transition of this node's primaries, or of all nodes'",
                 {200: Answer("a stream without end", content_type=EVENT_STREAM)},
                 query=ScopeParameters,
-                errors=(errors.Draining,),
+                errors=(errors.Draining, errors.NotReady),
                 headers={"Last-Event-ID": _LAST_EVENT_ID_SCHEMA},
             )
         ]
+
+
+class _Renderer:
+    """One piece of bytes for each event of a scope; made once for a batch, however many clients watch."""
+
+    def __init__(self, queue: TaskQueue, *, cluster: bool) -> None:
+        self._queue = queue
+        self.cluster = cluster
+        self._last_batch: EventBatch | None = None
+        self._last_events: list[bytes] = []
+
+    def render(self, batch: EventBatch) -> list[bytes]:
+        if batch is not self._last_batch:
+            primary_of = self._primaries() if self.cluster and batch.transitions else None
+            me = self._queue.node_name
+            self._last_events = [
+                b"id: %d\nevent: task\ndata: %b\n\n"
+                % (number, _encode(event_data(change, me if primary_of is None else primary_of.get(change.partition))))
+                for number, change in enumerate(batch.transitions, batch.first_id)
+            ]
+            self._last_batch = batch
+        return self._last_events
+
+    def _primaries(self) -> dict[int, str | None]:
+        """As they are now: an event does not say which node it came from."""
+        return {view.partition: view.primary for view in self._queue.partition_views()}
+
+    def forget(self) -> None:
+        self._last_batch, self._last_events = None, []
 
 
 @implementer(IPushProducer)
 class _Stream:
     """One client. ``over`` fires when it has ended; Klein cancels it when the client hangs up."""
 
-    def __init__(self, routes: EventRoutes, request: ApiRequest, settings: ApiSettings) -> None:
+    def __init__(self, routes: EventRoutes, renderer: _Renderer, request: ApiRequest, settings: ApiSettings) -> None:
         self._routes = routes
+        self._renderer = renderer
         self._request = request
         self._backlog_max = settings.event_backlog_max
         self._backlog: list[bytes] = []
+        self._first: list[bytes] = []
+        self._has_begun = False
         self._paused = False
         self._ended = False
         self._subscription: Subscription | None = None
@@ -115,27 +139,31 @@ class _Stream:
         self._comment_s = settings.event_comment_s
         self.over: Deferred[None] = Deferred(self._hung_up)
 
-    def begin(self, queue: TaskQueue, after_id: int | None, too_old: bool) -> None:
-        request = self._request
-        request.registerProducer(self, True)
-        request.write(b"retry: %d\n\n" % RECONNECT_MS)
-        if too_old:
-            request.write(_RESET)
-        self._comments.start(self._comment_s, now=False)
-        subscription = queue.watch(self._observe, after_id=after_id)
-        if self._ended:
-            # The first batch comes during watch() and may have been too much already.
-            subscription.close()
+    def subscribe(self, queue: TaskQueue, after_id: int | None) -> None:
+        """The first batch comes during this call, and is kept for ``begin``."""
+        if self._renderer.cluster:
+            self._subscription = queue.watch(self._observe, after_id=after_id, cluster=True)
         else:
-            self._subscription = subscription
+            self._subscription = queue.watch(self._observe, after_id=after_id)
+
+    def begin(self, too_old: bool) -> None:
+        request = self._request
+        self._comments.start(self._comment_s, now=False)
+        request.registerProducer(self, True)
+        first = [b"retry: %d\n\n" % RECONNECT_MS, *([_RESET] if too_old else []), *self._first]
+        self._first.clear()
+        self._has_begun = True
+        request.write(b"".join(first))
 
     def _observe(self, batch: EventBatch) -> None:
         if self._ended:
             return
-        pieces = self._routes.render(batch)
+        pieces = self._renderer.render(batch)
         if batch.reset:
             pieces = [_RESET, *pieces]
-        if not self._paused:
+        if not self._has_begun:
+            self._first += pieces
+        elif not self._paused:
             self._request.write(b"".join(pieces))
         elif len(self._backlog) + len(pieces) <= self._backlog_max:
             self._backlog += pieces

@@ -19,6 +19,7 @@ _log = EventLog("taskqueue.api")
 
 PROBLEM = b"application/problem+json"
 DETAIL_CHARS_MAX = 1_000
+_READS = (b"GET", b"HEAD")
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
@@ -49,10 +50,6 @@ class NoSuchRoute(TaskQueueError):
     status, code, title = 404, "not_found", "No such page"
 
 
-class NoSuchPartition(TaskQueueError):
-    status, code, title = 404, "not_found", "No such partition"
-
-
 class WrongMethod(TaskQueueError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
@@ -67,6 +64,13 @@ class SubmitNotConfirmed(errors.NotConfirmed):
     title = "Submit not confirmed in time"
 
 
+class PeerUnreachable(TaskQueueError):
+    """Another node that this had to go to was not there, or refused this node; nothing was done. Also stands for what nodes
+    refuse one another and callers have no word for."""
+
+    status, code, title, retryable = 503, "peer_unreachable", "Another node could not be asked", True
+
+
 class Unexpected(TaskQueueError):
     """Stands for an error that nobody meant to let out. What it was is in the log, under the request's id."""
 
@@ -75,16 +79,18 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.Malformed,
     errors.BadParameter,
     errors.CrossOrigin,
+    errors.Denied,
     NoSuchRoute,
     errors.NoSuchTask,
     errors.NoSuchNode,
-    NoSuchPartition,
+    errors.NoSuchPartition,
     WrongMethod,
     errors.IdConflict,
     errors.IdTooOld,
     errors.AlreadyFinal,
     errors.NotRetryable,
     errors.LastNode,
+    errors.ClusterRefused,
     errors.StaleAttempt,
     errors.TaskPurged,
     errors.BodyTooLarge,
@@ -103,11 +109,30 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.NoController,
     errors.NotConfirmed,
     errors.DiskReserve,
+    PeerUnreachable,
     errors.OutcomeUnknown,
 )
 """Every kind that a caller may meet; ``/problems/<code>`` explains each."""
+_CODES = frozenset(kind.code for kind in PROBLEM_KINDS)
 
 _encode = msgspec.json.Encoder().encode
+
+
+def told(error: TaskQueueError, *, changes: bool) -> TaskQueueError:
+    """The error as callers may know it. Errors of rooms below, and of other nodes, may have kinds that are not in the table.
+
+    :param changes: whether the call was to change something. If so, what is not definite is an unknown outcome, whatever it was
+        that hid it. What only reads has no outcome: it was not proven, and may be asked again.
+    """
+    if not error.definite:
+        if changes:
+            known = isinstance(error, errors.OutcomeUnknown)
+            return error if known else errors.OutcomeUnknown(error.detail, task_id=error.task_id)
+        if error.code != Unexpected.code:
+            return errors.NotConfirmed(error.detail, task_id=error.task_id)
+    if error.code not in _CODES and error.status >= 500:
+        return PeerUnreachable(error.detail, task_id=error.task_id, retry_after_s=error.retry_after_s)
+    return error
 
 
 def problem_of(error: TaskQueueError, request_id: str | None) -> Problem:
@@ -125,6 +150,7 @@ def problem_of(error: TaskQueueError, request_id: str | None) -> Problem:
 
 def item_error(error: TaskQueueError) -> ItemError:
     """The same for one item of a batch."""
+    error = told(error, changes=True)
     return ItemError(
         code=error.code,
         status=error.status,
@@ -137,6 +163,7 @@ def item_error(error: TaskQueueError) -> ItemError:
 
 def answer_error(request: ApiRequest, error: TaskQueueError) -> None:
     """Answer the request with the error. Does nothing where the client has gone."""
+    error = told(error, changes=request.method not in _READS)
     request.answer(
         error.status,
         _encode(problem_of(error, request.request_id.decode("ascii"))),

@@ -6,6 +6,8 @@ them several microseconds more.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -22,7 +24,8 @@ from tq_node.api.answers import (
     state_counts,
     task_out,
 )
-from tq_node.api.failures import SubmitNotConfirmed, item_error
+from tq_node.api.failures import PeerUnreachable, SubmitNotConfirmed, item_error
+from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
 from tq_node.api.query import (
     ListParameters,
     QueueParameters,
@@ -43,9 +46,7 @@ from tq_node.errors import NotJson, OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
 from tq_node.types import STATE_LABELS, TaskRow
 
-NDJSON = "application/x-ndjson"
 RENDER_ROWS_PER_TURN = 500
-_JSON_TYPE = b"application/json"
 _encode = msgspec.json.Encoder().encode
 
 _WRITE_ERRORS = (
@@ -57,6 +58,7 @@ _WRITE_ERRORS = (
     errors.NotEnoughReplicas,
     errors.NoController,
     errors.DiskReserve,
+    PeerUnreachable,
     OutcomeUnknown,
 )
 _READ_ERRORS = (
@@ -66,6 +68,7 @@ _READ_ERRORS = (
     errors.NotConfirmed,
     errors.Draining,
     errors.NoController,
+    PeerUnreachable,
 )
 _BODY_ERRORS = (
     errors.BodyTooLarge,
@@ -89,9 +92,9 @@ class TaskRoutes:
     def submit(self, request: ApiRequest) -> Deferred[None]:
         body = request.body()
         content_type = request.requestHeaders.getRawHeaders(b"content-type")
-        if content_type is not None and content_type[0] != _JSON_TYPE:
-            _media_type(request, content_type[0], body, ndjson=False)
-        _refuse_encoded(request)
+        if content_type is not None and content_type[0] != JSON_TYPE:
+            takes_lines(request, content_type[0], body, ndjson=False)
+        refuse_encoded(request)
         header = request.getHeader(b"idempotency-key")
         submission = self._bodies.submission(body, None if header is None else idempotency_key(header))
         return self._queue.submit(submission).addCallbacks(
@@ -100,14 +103,16 @@ class TaskRoutes:
 
     def batch(self, request: ApiRequest) -> Deferred[None]:
         body = request.body()
-        ndjson = _media_type(request, request.getHeader(b"content-type") or _JSON_TYPE, body, ndjson=True)
-        _refuse_encoded(request)
+        ndjson = takes_lines(request, request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
+        refuse_encoded(request)
         if request.getHeader(b"idempotency-key") is not None:
             # One key can't stand for many tasks, and ignoring it would double them all when the batch is sent again.
             raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")
         items = self._bodies.lines(body) if ndjson else self._bodies.batch(body)
         good = [item for item in items if isinstance(item, Submission)]
-        return self._queue.submit_many(good).addCallback(_answer_batch, request, items)
+        return self._queue.submit_many(good).addCallbacks(
+            _answer_batch, _explain_batch, callbackArgs=(request, items), errbackArgs=(good,)
+        )
 
     # --- one task ---
     def status(self, request: ApiRequest) -> Deferred[None]:
@@ -133,10 +138,16 @@ class TaskRoutes:
         return waiting.addBoth(over).addCallback(_answer_task, request)
 
     def cancel(self, request: ApiRequest) -> Deferred[None]:
-        return self._queue.cancel(read_query(request, TaskParameters).id).addCallback(_answer_change, request)
+        task_id = read_query(request, TaskParameters).id
+        return self._queue.cancel(task_id).addCallbacks(
+            _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
+        )
 
     def retry(self, request: ApiRequest) -> Deferred[None]:
-        return self._queue.retry(read_query(request, TaskParameters).id).addCallback(_answer_change, request)
+        task_id = read_query(request, TaskParameters).id
+        return self._queue.retry(task_id).addCallbacks(
+            _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
+        )
 
     # --- many tasks ---
     async def list_tasks(self, request: ApiRequest) -> None:
@@ -317,8 +328,33 @@ def _answer_submit(accepted: Accepted, request: ApiRequest) -> None:
 def _explain_submit(failure: Failure, submission: Submission) -> Failure:
     """Under the caller's own id an unknown outcome is no danger: the same can be sent again."""
     why = failure.value
-    if submission.id is not None and isinstance(why, OutcomeUnknown):
+    if _hides_outcome(why) and _has_own_id(submission):
         raise SubmitNotConfirmed(why.detail, task_id=submission.id)
+    return failure
+
+
+def _explain_batch(failure: Failure, good: list[Submission]) -> Failure:
+    """The same for a whole batch, where each task that could be in has an id of its own."""
+    why = failure.value
+    if _hides_outcome(why) and all(map(_has_own_id, good)):
+        raise SubmitNotConfirmed(why.detail)
+    return failure
+
+
+def _hides_outcome(why: object) -> TypeGuard[TaskQueueError]:
+    """Also what another node failed with while it was at it, not ``OutcomeUnknown`` alone."""
+    return isinstance(why, TaskQueueError) and not why.definite
+
+
+def _has_own_id(submission: Submission) -> bool:
+    return submission.id is not None and not submission.made
+
+
+def _name_task(failure: Failure, task_id: str) -> Failure:
+    """An unknown outcome tells which task to ask for, wherever it was lost on the way."""
+    why = failure.value
+    if _hides_outcome(why) and why.task_id is None:
+        raise OutcomeUnknown(why.detail, task_id=task_id)
     return failure
 
 
@@ -334,7 +370,7 @@ def _answer_batch(
             accepted_count += 1
             pieces.append(f'{{"task_id":"{outcome.task_id}","status":"{STATE_LABELS[outcome.state]}"}}'.encode("ascii"))
             continue
-        if isinstance(outcome, OutcomeUnknown) and isinstance(item, Submission) and item.id is not None:
+        if _hides_outcome(outcome) and isinstance(item, Submission) and _has_own_id(item):
             outcome = SubmitNotConfirmed(outcome.detail, task_id=item.id)
         pieces.append(b'{"error":%b}' % _encode(item_error(outcome)))
     request.answer(
@@ -357,33 +393,3 @@ def _answer_change(row: TaskRow, request: ApiRequest) -> None:
 
 def _answer_queue(_: None, request: ApiRequest, done: QueueDone) -> None:
     request.answer(200, _encode(done))
-
-
-def _media_type(request: ApiRequest, header: bytes, body: bytes, *, ndjson: bool) -> bool:
-    """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not in UTF-8.
-
-    ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so: what claims to be a form
-    and looks like JSON is read as JSON. (What a page of another site sends has been refused before: ``ApiRequest``.)
-    """
-    media_type, _, parameters = header.partition(b";")
-    media_type = media_type.strip().lower()
-    is_lines = ndjson and media_type == NDJSON.encode("ascii")
-    is_json = media_type == _JSON_TYPE or (media_type.startswith(b"application/") and media_type.endswith(b"+json"))
-    if media_type == b"application/x-www-form-urlencoded":
-        is_json = body[:64].lstrip()[:1] in (b"{", b"[")
-    if not is_lines and not is_json:
-        hint = "; with curl, add -H 'Content-Type: application/json'" if media_type.endswith(b"form-urlencoded") else ""
-        raise NotJson(f"Content-Type {media_type[:100].decode('latin-1')}: JSON is expected{hint}")
-    for parameter in parameters.split(b";"):
-        name, _, value = parameter.partition(b"=")
-        if name.strip().lower() == b"charset" and value.strip(b' \t"').lower() not in (b"utf-8", b"utf8", b"us-ascii"):
-            raise NotJson("JSON is expected in UTF-8")
-    return is_lines
-
-
-def _refuse_encoded(request: ApiRequest) -> None:
-    encoding = request.getHeader(b"content-encoding")
-    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
-        raise NotJson(
-            f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"
-        )

@@ -13,3 +13,11 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     world = World(hot_routes_direct=request.param)
     yield world
     world.close()
+
+
+@pytest.fixture
+def three() -> Iterator[World]:
+    """Three nodes, of which ``node-1`` is asked."""
+    world = World(nodes=("node-1", "node-2", "node-3"))
+    yield world
+    world.close()

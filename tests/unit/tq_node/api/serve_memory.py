@@ -23,7 +23,7 @@ def main() -> None:
     options.add_argument("--direct", action="store_true")
     chosen = options.parse_args()
     site = make_site(
-        MemoryQueue(reactor, keep=chosen.keep),
+        MemoryQueue(reactor, nodes=("node-1", "node-2", "node-3"), keep=chosen.keep),
         ApiSettings(hot_routes_direct=chosen.direct),
         Metrics(node="node-1"),
         shutdown=lambda: None,

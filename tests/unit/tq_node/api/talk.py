@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -67,10 +69,10 @@ class Connection:
     """One client."""
 
     def __init__(self, world: World) -> None:
-        channel = world.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 50_000))
+        channel = world.site.buildProtocol(world.peer)
         assert channel is not None, "the site takes no more connections"
         self.channel = channel
-        self.transport = Transport()
+        self.transport = Transport(peerAddress=world.peer)
         self.transport.protocol = channel
         channel.makeConnection(self.transport)
 
@@ -84,7 +86,7 @@ class Connection:
         return self.transport.aborted
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> None:
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+        lines = [f"{method} {path} HTTP/1.1", *(["Host: localhost"] if "Host" not in headers else [])]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         if body is not None and "Content_Length" not in headers:
             lines.append(f"Content-Length: {len(body)}")
@@ -110,10 +112,14 @@ class Connection:
 
 
 class World:
-    def __init__(self, **settings: Any) -> None:
+    """``peer`` is where the next connections come from."""
+
+    def __init__(self, *, nodes: Sequence[str] | None = None, **settings: Any) -> None:
+        """:param nodes: the cluster's names, ``node-1`` among them: it is the one that is asked."""
         self.clock = Clock()
         self.clock.advance(NOW_S)
-        self.queue = MemoryQueue(self.clock)
+        self.queue = MemoryQueue(self.clock, nodes=nodes)
+        self.peer: IAddress = IPv4Address("TCP", "127.0.0.1", 50_000)
         self.metrics = Metrics(node="node-1", version="1.2.3")
         self.shutdowns: list[float] = []
         self.site = make_site(

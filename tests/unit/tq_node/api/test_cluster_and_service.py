@@ -1,4 +1,4 @@
-"""Contract, section 4, for one node; health, readiness, metrics, pages."""
+"""Contract, section 4: what the cluster looks like; health, readiness, metrics, pages. The orders: ``test_cluster_orders``."""
 
 from __future__ import annotations
 
@@ -39,14 +39,50 @@ class TestCluster:
             *("lag", "adding", "removing", "state"),
         }
 
-    def test_shutdown_comes_after_the_answer(self, world: World) -> None:
-        client = world.connect()
-        client.request("POST", "/cluster/shutdown?node=node-1")
-        assert client.replies()[0].status == 202
-        assert client.replies()[0].body == b'{"success":true,"node":"node-1"}'
-        assert world.shutdowns == []
-        world.clock.advance(0)
-        assert len(world.shutdowns) == 1
+    def test_partitions_say_null_where_nobody_knows(self, three: World) -> None:
+        three.queue.members.set_partition(
+            0, primary=None, in_sync=[], state="offline", last_sequence=None, committed_sequence=None, lag={}
+        )
+        first, _ = three.get("/cluster/partitions").json["partitions"]
+        assert (first["primary"], first["last_sequence"], first["committed_sequence"]) == (None, None, None)
+        assert (first["lag"], first["state"], first["replicas"]) == ({}, "offline", ["node-2", "node-3"])
+
+    def test_a_partition_says_why_it_waits_only_where_it_does(self, three: World) -> None:
+        three.queue.members.set_partition(1, waiting="no target")
+        first, second = three.get("/cluster/partitions").json["partitions"]
+        assert "waiting" not in first
+        assert second["waiting"] == "no target"
+
+    def test_each_node_has_one_id_and_nothing_else_has(self, three: World) -> None:
+        reply = three.get("/cluster")
+        for name in ("node-1", "node-2", "node-3"):
+            assert reply.body.count(b'"id":"%b"' % name.encode()) == 1
+        assert reply.body.count(b'"id":"node-') == 3
+        assert reply.body.count(b'"id":') == 4  # and the cluster's own, which is no node's
+        assert reply.json["cluster"]["id"] == "f" * 32
+
+    @pytest.mark.parametrize("status", ["active", "suspect", "down", "joining", "draining"])
+    def test_every_node_has_status_and_vote(self, three: World, status: str) -> None:
+        three.queue.members.set_status("node-2", status)
+        nodes = {node["name"]: node for node in three.get("/cluster").json["cluster"]["nodes"]}
+        assert {name: node["status"] for name, node in nodes.items()} == {
+            "node-1": "active",
+            "node-2": status,
+            "node-3": "active",
+        }
+        assert all(node["voter"] is True for node in nodes.values())
+        assert nodes["node-3"]["services"] == {"http": "127.0.0.1:8082", "peer": "127.0.0.1:9082"}
+
+    def test_a_fourth_node_is_no_voter(self) -> None:
+        world = World(nodes=[f"node-{number}" for number in range(1, 5)])
+        assert [node["voter"] for node in world.get("/cluster").json["cluster"]["nodes"]] == [True, True, True, False]
+        world.close()
+
+    def test_without_a_leader_the_term_stays(self, three: World) -> None:
+        three.queue.members.set_status("node-1", "down")
+        cluster = three.get("/cluster").json["cluster"]
+        assert cluster["leader"] is None
+        assert cluster["term"] == 1
 
     def test_snapshot(self, world: World) -> None:
         assert world.post("/cluster/snapshot").json == {
@@ -56,33 +92,6 @@ class TestCluster:
         }
         world.queue.fail_next("backup", DiskReserve())
         assert world.post("/cluster/snapshot").code == "disk_full"
-
-    def test_there_is_nothing_to_rebalance(self, world: World) -> None:
-        assert world.post("/cluster/rebalance").status == 202
-
-    @pytest.mark.parametrize("call", ["drain?", "remove?", "unsafe-recover?partition=0&"])
-    def test_the_last_node_stays(self, world: World, call: str) -> None:
-        reply = world.post(f"/cluster/{call}node=node-1")
-        assert (reply.status, reply.code) == (409, "last_node")
-
-    @pytest.mark.parametrize("call", ["drain?", "remove?", "shutdown?", "unsafe-recover?partition=0&"])
-    def test_an_unknown_node(self, world: World, call: str) -> None:
-        reply = world.post(f"/cluster/{call}node=node-9")
-        assert (reply.status, reply.code) == (404, "not_found")
-        assert world.post(f"/cluster/{call}").code == "bad_parameter"
-
-    @pytest.mark.parametrize(
-        ("partition", "code"),
-        [
-            ("2", "not_found"),
-            ("-1", "bad_parameter"),
-            ("x", "bad_parameter"),
-            ("", "bad_parameter"),
-            ("9" * 20, "bad_parameter"),
-        ],
-    )
-    def test_an_unknown_partition(self, world: World, partition: str, code: str) -> None:
-        assert world.post(f"/cluster/unsafe-recover?node=node-1&partition={partition}").code == code
 
 
 class TestHealth:
@@ -98,6 +107,30 @@ class TestHealth:
         reply = world.get(path)
         assert (reply.status, reply.headers["retry-after"]) == (503, "1")
         assert reply.body == b'{"ready":false,"reasons":[{"code":"recovering","detail":"the log is being read"}]}'
+
+    def test_every_reason_is_told(self, world: World) -> None:
+        codes = ["joining", "no_controller", "not_active", "draining", "disk_full"]
+        world.queue.reasons += [NotReadyReason(code, f"because of {code}") for code in codes]
+        for path in ("/ready", "/readyz"):
+            reply = world.get(path)
+            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            assert reply.json == {
+                "ready": False,
+                "reasons": [{"code": code, "detail": f"because of {code}"} for code in codes],
+            }
+
+    def test_a_node_without_a_leader_lives(self, three: World) -> None:
+        three.queue.members.set_status("node-1", "down")
+        three.queue.reasons.append(NotReadyReason("no_controller", "no leader is known"))
+        assert three.get("/ready").status == 503
+        assert three.get("/health").status == 200
+
+    @pytest.mark.parametrize("path", ["/health", "/livez"])
+    def test_health_asks_nobody(self, world: World, path: str) -> None:
+        world.queue.hold()
+        assert world.get(path).status == 200
+        assert not world.queue.calls
+        world.queue.release()
 
 
 class TestMetrics:

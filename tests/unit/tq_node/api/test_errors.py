@@ -10,6 +10,7 @@ from tests.unit.tq_node.api.talk import World
 from tq_node import errors
 from tq_node.api.failures import PROBLEM_KINDS
 from tq_node.errors import TaskQueueError
+from tq_node.wire import failures as wire
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,18 @@ FROM_THE_QUEUE = [
     (errors.AlreadyFinal, 409, "already_final"),
     (errors.TaskPurged, 410, "task_purged"),
     (errors.NoSuchTask, 404, "not_found"),
+    (errors.Denied, 403, "denied"),
+    (errors.ClusterRefused, 409, "refused"),
+    (wire.PeerUnreachable, 503, "peer_unreachable"),
+    # What nodes refuse one another: nothing was done, and callers need no words for it.
+    (wire.WireRefusal, 503, "peer_unreachable"),
+    (wire.UnknownCommand, 503, "peer_unreachable"),
+    (wire.NotAMember, 503, "peer_unreachable"),
+    (wire.WrongSecret, 503, "peer_unreachable"),
+    # What another node may have done.
+    (wire.Internal, 504, "outcome_unknown"),
+    (wire.AnswerTooLarge, 504, "outcome_unknown"),
+    (errors.OutcomeUnknown, 504, "outcome_unknown"),
 ]
 
 
@@ -272,6 +285,40 @@ def test_what_the_queue_says(world: World, kind: type[TaskQueueError], status: i
     assert (reply.status, reply.code) == (status, code)
     assert (reply.json["detail"], reply.json["task_id"]) == ("a reason", "t1")
     assert ("retry-after" in reply.headers) is (status in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        # A read has no outcome: it may be asked again.
+        (errors.OutcomeUnknown, 503, "not_confirmed"),
+        (wire.AnswerTooLarge, 503, "not_confirmed"),
+        (wire.PeerUnreachable, 503, "peer_unreachable"),
+        (wire.UnknownCommand, 503, "peer_unreachable"),
+        (wire.Internal, 500, "internal"),
+    ],
+    ids=str,
+)
+def test_what_a_read_meets_at_another_node(world: World, kind: type[TaskQueueError], status: int, code: str) -> None:
+    for method, path in (("get", "/tasks/status?id=x"), ("stats", "/tasks/stats?scope=cluster")):
+        world.queue.fail_next(method, kind("a reason"))
+        reply = world.get(path)
+        assert (reply.status, reply.code, reply.json["detail"]) == (status, code, "a reason")
+        assert ("retry-after" in reply.headers) is (status == 503)
+
+
+def test_whatever_is_503_may_be_sent_again() -> None:
+    for kind in PROBLEM_KINDS:
+        assert kind.retryable is (kind.status in (429, 503)), kind
+
+
+def test_a_kind_nobody_knows_of_that_blames_the_caller_stays_what_it_is(world: World) -> None:
+    class Odd(TaskQueueError):
+        status, code, title = 418, "teapot", "A teapot"
+
+    world.queue.fail_next("submit", Odd())
+    reply = world.post("/tasks/submit", {"type": "a"})
+    assert (reply.status, reply.code, "retry-after" in reply.headers) == (418, "teapot", False)
 
 
 def test_retry_after_is_what_the_queue_says_in_whole_seconds(world: World) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.conftest import LoggedErrors
 from tests.unit.tq_node.api.talk import Connection, World
+from tq_node.errors import NotReady
+from tq_node.types import State, TaskId, Transition
 
 
 def opened(world: World, path: str = "/tasks/events", **headers: str) -> Connection:
@@ -161,6 +164,49 @@ def test_head_has_no_stream(world: World) -> None:
 
 def test_the_scope_may_be_named(world: World) -> None:
     assert blocks(opened(world, "/tasks/events?scope=cluster")) == [b"retry: 2000"]
+    assert blocks(opened(world, "/tasks/events?scope=node")) == [b"retry: 2000"]
+
+
+@pytest.mark.parametrize("query", ["", "?scope=cluster"])
+def test_a_stream_that_the_queue_refuses_never_begins(world: World, query: str, logged_errors: LoggedErrors) -> None:
+    world.queue.fail_next("watch", NotReady("not yet in a cluster"), ZeroDivisionError("a bug"))
+    reply = world.get(f"/tasks/events{query}")
+    assert (reply.status, reply.code) == (503, "not_ready")
+    assert world.get(f"/tasks/events{query}").code == "internal"
+    assert len(logged_errors.flush(ZeroDivisionError)) == 1
+    assert world.queue.watchers == 0
+    assert blocks(opened(world)) == [b"retry: 2000"]
+
+
+def elsewhere(partition: int) -> Transition:
+    return Transition(TaskId("far"), "email", "default", None, State.PENDING, 0, partition, 1_700_000_000_000_000)
+
+
+def test_the_cluster_s_events_name_each_task_s_primary(three: World) -> None:
+    of_node, of_all = opened(three), opened(three, "/tasks/events?scope=cluster")
+    near = three.submit()
+    three.queue.tell_elsewhere(elsewhere(1))
+    assert [data(block)["task_id"] for block in blocks(of_node)[1:]] == [near]
+    _, first, second = blocks(of_all)
+    assert (data(first)["task_id"], data(first)["node"]) == (near, "node-1")
+    assert (data(second)["task_id"], data(second)["node"]) == ("far", "node-2")
+
+
+def test_a_partition_may_have_no_primary_by_then(three: World) -> None:
+    client = opened(three, "/tasks/events?scope=cluster")
+    three.queue.members.set_partition(1, primary=None)
+    three.queue.tell_elsewhere(elsewhere(1))
+    assert data(blocks(client)[1])["node"] is None
+
+
+def test_each_scope_is_resumed_by_its_own_numbers(three: World) -> None:
+    three.queue.tell_elsewhere(elsewhere(1))
+    near = three.submit()
+    (_, event) = blocks(opened(three, Last_Event_ID="0"))
+    assert (event.splitlines()[0], data(event)["task_id"]) == (b"id: 1", near)
+    (_, event) = blocks(opened(three, "/tasks/events?scope=cluster", Last_Event_ID="1"))
+    assert (event.splitlines()[0], data(event)["task_id"]) == (b"id: 2", near)
+    assert b"event: reset" in stream_of(opened(three, "/tasks/events", Last_Event_ID="2"))
 
 
 def test_http_1_0_gets_the_bare_stream(world: World) -> None:

@@ -99,6 +99,13 @@ class TestList:
 
     def test_scope_cluster_names_the_missing(self, world: World) -> None:
         assert world.get("/tasks/list?scope=cluster").json["missing"] == []
+        assert "missing" not in world.get("/tasks/list").json
+
+    @pytest.mark.parametrize("path", ["/tasks/list", "/tasks/dead", "/tasks/stats"])
+    def test_who_is_down_is_missing(self, three: World, path: str) -> None:
+        three.queue.members.set_status("node-3", "down")
+        assert three.get(f"{path}?scope=cluster").json["missing"] == ["node-3"]
+        assert "missing" not in three.get(f"{path}?scope=node").json
 
     def test_many_rows_are_rendered_in_several_turns(self, world: World) -> None:
         world.post("/tasks/batch", {"tasks": [{"type": "a", "id": f"t{number:04}"} for number in range(1_201)]})

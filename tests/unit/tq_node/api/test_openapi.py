@@ -65,6 +65,7 @@ def test_the_contract_s_routes_are_there(world: World) -> None:
             "POST /cluster/shutdown",
             "POST /cluster/snapshot",
             "POST /cluster/unsafe-recover",
+            "POST /cluster/join",
         ),
         *("GET /health", "GET /livez", "GET /ready", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /"),
     }
@@ -84,6 +85,17 @@ def test_every_operation_tells_its_problems(world: World) -> None:
             problem = operation["responses"]["default"]["content"]["application/problem+json"]["schema"]
             assert problem == {"$ref": "#/components/schemas/Problem"}, path
             assert operation["operationId"]
+
+
+def test_orders_tell_what_they_are_refused_with(world: World) -> None:
+    paths = document(world)["paths"]
+    for path in ("drain", "remove", "rebalance", "shutdown", "unsafe-recover"):
+        responses = paths[f"/cluster/{path}"]["post"]["responses"]
+        assert {"202", "400", "403", "409", "429", "503", "504"} <= responses.keys()
+        for code in ("no_controller", "peer_unreachable"):
+            assert code in responses["503"]["description"]
+        assert "Retry-After" in responses["503"]["headers"]
+    assert "denied" in paths["/cluster/join"]["post"]["responses"]["403"]["description"]
 
 
 def test_operation_ids_are_unique(world: World) -> None:

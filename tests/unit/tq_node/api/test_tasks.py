@@ -7,8 +7,9 @@ import re
 import pytest
 
 from tests.unit.tq_node.api.talk import NOW_S, World
-from tq_node.errors import NotConfirmed, OutcomeUnknown
+from tq_node.errors import NotConfirmed, OutcomeUnknown, TaskQueueError
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow
+from tq_node.wire.failures import AnswerTooLarge, Internal, UnknownCommand
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 DONE = TaskError("ValueError", "no such address", "Traceback …")
@@ -128,6 +129,18 @@ class TestSubmit:
         assert (reply.status, reply.code, reply.json["task_id"]) == (503, "not_confirmed", "x")
         assert reply.headers["retry-after"] == "1"
 
+    def test_an_idempotency_key_makes_it_as_safe(self, world: World) -> None:
+        world.queue.fail_next("submit", OutcomeUnknown("not in time"))
+        reply = world.post("/tasks/submit", {"type": "a"}, Idempotency_Key="k")
+        assert (reply.status, reply.code, reply.json["task_id"]) == (503, "not_confirmed", "k")
+
+    @pytest.mark.parametrize("lost", [Internal("a bug"), AnswerTooLarge("too long")], ids=repr)
+    def test_what_hid_the_outcome_at_another_node_does_not_matter(self, world: World, lost: TaskQueueError) -> None:
+        world.queue.fail_next("submit", lost, lost)
+        assert world.post("/tasks/submit", {"type": "a"}).code == "outcome_unknown"
+        reply = world.post("/tasks/submit", {"type": "a", "id": "x"})
+        assert (reply.status, reply.code, reply.json["task_id"]) == (503, "not_confirmed", "x")
+
 
 class TestBatch:
     def test_one_result_for_each_in_order(self, world: World) -> None:
@@ -210,6 +223,20 @@ class TestBatch:
     def test_an_unknown_outcome_is_told_for_each_item(self, world: World) -> None:
         world.queue.fail_next("submit_many", OutcomeUnknown("not in time"))
         assert world.post("/tasks/batch", {"tasks": [{"type": "a"}]}).status == 504
+
+    @pytest.mark.parametrize(("tasks", "status"), [(("1", "2"), 503), (("1", None), 504)])
+    def test_a_batch_of_own_ids_is_safe_to_send_again(
+        self, world: World, tasks: tuple[str | None, ...], status: int
+    ) -> None:
+        world.queue.fail_next("submit_many", OutcomeUnknown("not in time"))
+        assert world.post("/tasks/batch", {"tasks": [{"type": "a", "id": id_} for id_ in tasks]}).status == status
+
+    def test_items_fail_each_in_their_own_way(self, world: World) -> None:
+        world.queue.fail_next("item", Internal("a bug"), Internal("a bug", task_id="made"), UnknownCommand("new"))
+        results = world.post("/tasks/batch", {"tasks": [{"type": "a", "id": "1"}, {"type": "a"}, {"type": "a"}]}).json
+        found = [(item["error"]["status"], item["error"]["code"]) for item in results["results"]]
+        assert found == [(503, "not_confirmed"), (504, "outcome_unknown"), (503, "peer_unreachable")]
+        assert [item["error"].get("task_id") for item in results["results"]] == ["1", "made", None]
 
 
 class TestStatus:
@@ -354,8 +381,14 @@ class TestChanges:
         assert world.post(f"/tasks/{call}").status == 400
 
     def test_an_unknown_outcome_of_a_change_is_504(self, world: World) -> None:
-        world.queue.fail_next("cancel", OutcomeUnknown("not in time", task_id="x"))
-        assert world.post("/tasks/cancel?id=x").status == 504
+        for call in ("cancel", "retry"):
+            world.queue.fail_next(call, OutcomeUnknown("not in time", task_id="x"), OutcomeUnknown("not in time"))
+            for _ in range(2):
+                reply = world.post(f"/tasks/{call}?id=x")
+                assert (reply.status, reply.code, reply.json["task_id"]) == (504, "outcome_unknown", "x")
+        for call in ("pause", "resume"):
+            world.queue.fail_next(call, OutcomeUnknown("not in time"))
+            assert world.post(f"/tasks/{call}?queue=mail").code == "outcome_unknown"
 
     def test_pause_and_resume(self, world: World) -> None:
         assert world.post("/tasks/pause?queue=mail").json == {"success": True, "queue": "mail", "status": "paused"}

@@ -1,0 +1,165 @@
+"""``POST /cluster/join``: the secret goes to programs on this machine, and to nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import implementer
+
+from tests.support.memory_cluster import CLUSTER_ID, SECRET
+from tests.unit.tq_node.api.talk import Reply, World
+from tq_node import errors
+from tq_node.api.cluster import JoinAnswer
+
+JOIN = "/cluster/join"
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        lines.append(f"{formatEvent(event)} {event}")
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+def is_denied(world: World, reply: Reply) -> bool:
+    assert SECRET.encode() not in reply.body
+    assert "invite" not in world.queue.calls
+    return (reply.status, reply.code) == (403, "denied")
+
+
+def test_a_program_on_this_machine_is_told(three: World, logged: list[str]) -> None:
+    reply = three.post(JOIN)
+    assert reply.status == 200
+    assert reply.body == (
+        b'{"success":true,"cluster_id":"%b","secret":"%b","peer":"127.0.0.1:9080"}'
+        % (CLUSTER_ID.encode(), SECRET.encode())
+    )
+    assert reply.headers["cache-control"] == "no-store"
+    assert not any(SECRET in line for line in logged)
+
+
+def test_an_answer_that_is_shown_hides_the_secret() -> None:
+    assert SECRET not in repr(JoinAnswer(True, CLUSTER_ID, SECRET, "127.0.0.1:9080"))
+
+
+def test_a_body_is_not_looked_at(world: World) -> None:
+    assert world.post(JOIN, b"{").status == 200
+    assert world.post(JOIN, {"node": "node-2"}).status == 200
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        IPv4Address("TCP", "127.0.0.1", 1),
+        IPv4Address("TCP", "127.8.9.10", 1),
+        IPv6Address("TCP", "::1", 1),
+        IPv6Address("TCP", "::ffff:127.0.0.1", 1),
+        UNIXAddress(b"/run/taskqueue"),
+        UNIXAddress(None),
+    ],
+    ids=repr,
+)
+def test_where_this_machine_asks_from(world: World, peer: IAddress) -> None:
+    world.peer = peer
+    assert world.post(JOIN).status == 200
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        IPv4Address("TCP", "192.168.1.5", 1),
+        IPv4Address("TCP", "0.0.0.0", 1),
+        IPv4Address("TCP", "128.0.0.1", 1),
+        IPv6Address("TCP", "fe80::1", 1),
+        IPv6Address("TCP", "fe80::1%lo", 1),
+        IPv6Address("TCP", "::", 1),
+        IPv6Address("TCP", "::ffff:10.0.0.1", 1),
+        IPv4Address("TCP", "localhost", 1),
+        HostnameAddress(b"localhost", 1),
+    ],
+    ids=repr,
+)
+def test_where_strangers_ask_from(world: World, peer: IAddress) -> None:
+    world.peer = peer
+    assert is_denied(world, world.post(JOIN))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:8080",
+        "LocalHost:8080",
+        "127.0.0.1",
+        "127.0.0.1:8080",
+        "127.1.2.3:80",
+        "[::1]",
+        "[::1]:8080",
+    ],
+)
+def test_names_that_mean_this_machine(world: World, host: str) -> None:
+    assert world.post(JOIN, Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example:127"),
+        *("127.evil.example", "localhost@evil.example", "xlocalhost", "localhost:x", "localhost:", "", "10.0.0.1:8080"),
+        *("0.0.0.0:8080", "[::]:8080", "::1", "127.1", "2130706433", "localhost, evil.example"),
+    ],
+)
+def test_a_page_whose_name_leads_here_is_refused(world: World, host: str) -> None:
+    # A browser sends the page's own name, and calls this the same origin.
+    for headers in ({}, {"Origin": f"http://{host}"}):
+        assert is_denied(world, world.post(JOIN, Host=host, **headers))
+
+
+def test_a_page_of_another_site_is_refused(world: World) -> None:
+    reply = world.post(JOIN, Origin="http://evil.example")
+    assert (reply.status, reply.code) == (403, "cross_origin")
+    assert "invite" not in world.queue.calls
+
+
+@pytest.mark.parametrize("lines", [b"", b"Host: localhost\r\nHost: evil.example\r\n"], ids=["no host", "two hosts"])
+def test_one_host_is_named(world: World, lines: bytes) -> None:
+    client = world.connect()
+    client.send(b"POST /cluster/join HTTP/1.0\r\n%bContent-Length: 0\r\n\r\n" % lines)
+    assert SECRET.encode() not in client.received
+    assert b" 400 " in client.received or b" 403 " in client.received
+
+
+@pytest.mark.parametrize("header", ["X_Forwarded_For", "Forwarded", "X_Real_IP", "Via"])
+def test_what_a_proxy_passes_on_is_refused(world: World, header: str) -> None:
+    assert is_denied(world, world.post(JOIN, **{header: "127.0.0.1"}))
+
+
+def test_strangers_learn_nothing_of_parameters(world: World) -> None:
+    assert world.post(f"{JOIN}?node=node-2").code == "bad_parameter"
+    world.peer = IPv4Address("TCP", "10.0.0.1", 1)
+    assert is_denied(world, world.post(f"{JOIN}?node=node-2"))
+
+
+def test_only_by_post(world: World) -> None:
+    for method in ("GET", "HEAD", "PUT"):
+        assert world.call(method, JOIN).status == 405
+    assert not world.queue.calls
+
+
+def test_what_the_node_says_to_it(world: World) -> None:
+    world.queue.fail_next("invite", errors.Denied("the secret of this cluster is in a file"))
+    reply = world.post(JOIN)
+    assert (reply.status, reply.code, "retry-after" in reply.headers) == (403, "denied", False)
+    world.queue.members.invitation = None
+    reply = world.post(JOIN)
+    assert (reply.status, reply.code, reply.headers["retry-after"]) == (503, "not_ready", "1")

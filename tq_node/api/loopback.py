@@ -1,0 +1,50 @@
+"""Who may be handed the cluster's secret: a program on this machine, and no page in its browser."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address
+
+from twisted.internet.address import IPv4Address as TcpAddress
+from twisted.internet.address import IPv6Address as Tcp6Address
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+from tq_node.api.request import ApiRequest
+from tq_node.errors import Denied
+
+_PASSED_ON = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+_loopback_host = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
+
+
+def refuse_strangers(request: ApiRequest) -> None:
+    """Let through only what was sent from this machine, to this machine by a name that can't mean another.
+
+    The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS rebinding) asks from the reader's
+    browser, and its ``Origin`` is its ``Host``; but that is the page's name. And what a proxy on this machine passes on comes
+    from who knows where: most of them say that they did.
+
+    :raises Denied: it was not.
+    """
+    if not _is_loopback(request.getClientAddress()):
+        raise Denied("the cluster's secret is handed over on loopback only; give both nodes the same --secret-file")
+    if any(request.requestHeaders.hasHeader(name) for name in _PASSED_ON):
+        raise Denied("the cluster's secret is not handed over through a proxy")
+    hosts = request.requestHeaders.getRawHeaders(b"host") or []
+    if len(hosts) != 1 or _loopback_host(hosts[0]) is None:
+        raise Denied("the cluster's secret is handed over to who asks localhost, 127.0.0.1 or [::1] by that name only")
+
+
+def _is_loopback(address: IAddress) -> bool:
+    if isinstance(address, UNIXAddress):
+        return True
+    if not isinstance(address, TcpAddress | Tcp6Address):
+        return False
+    try:
+        ip = ip_address(address.host)
+    except ValueError:
+        return False
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        # A socket that takes both families shows its IPv4 peers like this.
+        ip = ip.ipv4_mapped
+    return ip.is_loopback

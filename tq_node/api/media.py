@@ -1,0 +1,39 @@
+"""What the body of a request says it is: JSON, or JSON line by line."""
+
+from __future__ import annotations
+
+from tq_node.api.request import ApiRequest
+from tq_node.errors import NotJson
+
+NDJSON = "application/x-ndjson"
+JSON_TYPE = b"application/json"
+
+
+def takes_lines(request: ApiRequest, header: bytes, body: bytes, *, ndjson: bool) -> bool:
+    """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not in UTF-8.
+
+    ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so: what claims to be a form
+    and looks like JSON is read as JSON. (What a page of another site sends has been refused before: ``ApiRequest``.)
+    """
+    media_type, _, parameters = header.partition(b";")
+    media_type = media_type.strip().lower()
+    is_lines = ndjson and media_type == NDJSON.encode("ascii")
+    is_json = media_type == JSON_TYPE or (media_type.startswith(b"application/") and media_type.endswith(b"+json"))
+    if media_type == b"application/x-www-form-urlencoded":
+        is_json = body[:64].lstrip()[:1] in (b"{", b"[")
+    if not is_lines and not is_json:
+        hint = "; with curl, add -H 'Content-Type: application/json'" if media_type.endswith(b"form-urlencoded") else ""
+        raise NotJson(f"Content-Type {media_type[:100].decode('latin-1')}: JSON is expected{hint}")
+    for parameter in parameters.split(b";"):
+        name, _, value = parameter.partition(b"=")
+        if name.strip().lower() == b"charset" and value.strip(b' \t"').lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+            raise NotJson("JSON is expected in UTF-8")
+    return is_lines
+
+
+def refuse_encoded(request: ApiRequest) -> None:
+    encoding = request.getHeader(b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
+        raise NotJson(
+            f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"
+        )
