@@ -102,3 +102,8 @@ def put_changed(before: TaskRow, after: TaskRow) -> Put:
 
 def tombstone_of(row: TaskRow, at_us: int) -> PutTombstone:
     return PutTombstone(row.spec.id, row.rev, row.state, row.spec.content_hash, at_us)
+
+
+def put_size(put: Put) -> int:
+    """Bytes of a row effect's payloads."""
+    return len(put.body) + (len(put.spec) if put.spec is not None else 0)

@@ -102,6 +102,21 @@ class ReadySet:
         if heap:
             heapq.heappush(self._heads, (heap[0], queue))
 
+    def absorb(self, other: ReadySet) -> None:
+        """Take over everything that ``other`` has."""
+        for queue, heap in other._queues.items():
+            mine = self._queues.get(queue)
+            if mine is None:
+                self._queues[queue] = heap
+            elif len(heap) * 8 < len(mine):
+                for key in heap:
+                    heapq.heappush(mine, key)
+            else:
+                mine += heap
+                heapq.heapify(mine)
+        self._count += other._count
+        self._show_heads()
+
     def drop_partition(self, partition: int) -> None:
         """Forget every task of a partition that this node no longer leads."""
         for queue, heap in list(self._queues.items()):
@@ -133,6 +148,11 @@ class DueSet:
 
     def arrange(self) -> None:
         """Put in order what ``extend`` has brought."""
+        heapq.heapify(self._heap)
+
+    def absorb(self, other: DueSet) -> None:
+        """Take over everything that ``other`` has."""
+        self._heap += other._heap
         heapq.heapify(self._heap)
 
     def next_us(self) -> int | None:

@@ -67,7 +67,7 @@ class PrimaryLog(Generic[News]):
         self._open: list[Effect] = []
         self._open_news: list[News] = []
         self._open_bytes = 0
-        self._sealed: list[tuple[int, list[Effect]]] = []
+        self._sealed: list[tuple[int, int, list[Effect]]] = []
         self._uncommitted: deque[Committed[News]] = deque()
 
     # --- becoming primary ---
@@ -92,10 +92,21 @@ class PrimaryLog(Generic[News]):
         self.barrier = self._add(EpochStart(epoch), 16)
         self._close()
 
+    def step_down(self) -> None:
+        """Primary no more (R12). What was proposed stays in the log; what is not committed waits for a later epoch's barrier."""
+        if self._open:
+            self._close()
+        self.epoch = self.barrier = 0
+
     @property
     def is_active(self) -> bool:
         """Whether the barrier is committed: before that no reads, no claims, no answers (R7)."""
         return self.epoch > 0 and self.committed >= self.barrier
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is proposed that is not committed."""
+        return not self._open and not self._uncommitted
 
     # --- proposing ---
     @property
@@ -140,7 +151,7 @@ class PrimaryLog(Generic[News]):
             self._close()
 
     def _close(self) -> None:
-        self._sealed.append((self.last_sequence, self._open))
+        self._sealed.append((self.last_sequence, self.epoch, self._open))
         self._uncommitted.append(Committed(self.last_sequence, self._open, self._open_news))
         self._open, self._open_news, self._open_bytes = [], [], 0
 
@@ -149,13 +160,15 @@ class PrimaryLog(Generic[News]):
         if self._open:
             self._close()
         sealed, self._sealed = self._sealed, []
-        return [make_entry(self.partition, sequence, self.epoch, effects) for sequence, effects in sealed]
+        return [make_entry(self.partition, sequence, epoch, effects) for sequence, epoch, effects in sealed]
 
     # --- commit ---
     def durable(self, node: str, sequence: int) -> list[Committed[News]]:
         """``node`` has everything up to ``sequence`` on disk, in this epoch. Returns what has thereby become committed."""
         if sequence > self._durable.get(node, 0):
             self._durable[node] = sequence
+        if self.epoch == 0:
+            return []  # only a primary knows what is committed
         reached = committed_sequence(self._durable, self.effective_set, self.barrier)
         if reached <= self.committed:
             return []

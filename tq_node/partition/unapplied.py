@@ -12,6 +12,7 @@ import msgspec
 
 from tq_node.errors import Divergence
 from tq_node.partition.entries import DeleteTombstone, Effect, Horizon, Put, PutTombstone
+from tq_node.types import State
 
 
 class Fold(msgspec.Struct, gc=False):
@@ -54,6 +55,16 @@ class Unapplied:
         self._partitions: dict[int, _Pending] = {}
         self.rows = 0
         self.bytes = 0
+        self.horizons: dict[int, int] = {}
+        """Of each partition, in force from its commit on."""
+        self.states: dict[int, list[int]] = {}
+        """Committed rows of each partition by state."""
+
+    def states_of(self, partition: int) -> list[int]:
+        states = self.states.get(partition)
+        if states is None:
+            states = self.states[partition] = [0] * len(State)
+        return states
 
     def __len__(self) -> int:
         return self.rows
@@ -75,11 +86,15 @@ class Unapplied:
         if pending is None:
             pending = self._partitions[partition] = _Pending()
         pending.sequence = sequence
+        states = self.states_of(partition)
         folds = pending.folds
         for effect in effects:
             kind = type(effect)
             if kind is Put:
                 assert isinstance(effect, Put)
+                states[effect.state] += 1
+                if effect.was >= 0:
+                    states[effect.was] -= 1
                 fold = folds.get(effect.id)
                 if fold is None:
                     folds[effect.id] = Fold(effect.expected_rev, effect.rev, effect, effect.spec)
@@ -98,6 +113,7 @@ class Unapplied:
                 fold.put = effect
             elif kind is PutTombstone:
                 assert isinstance(effect, PutTombstone)
+                states[effect.was] -= 1
                 self._bury(folds, effect)
             elif kind is DeleteTombstone:
                 assert isinstance(effect, DeleteTombstone)
@@ -105,7 +121,20 @@ class Unapplied:
             elif kind is Horizon:
                 assert isinstance(effect, Horizon)
                 pending.horizon_us = max(pending.horizon_us, effect.at_us)
+                self.horizons[partition] = max(self.horizons.get(partition, 0), effect.at_us)
             # EpochStart changes no row; the store learned of the epoch when the entry was appended.
+
+    def forget(self, partition: int) -> None:
+        """Other rows take the place of the partition's; how many, the caller finds out."""
+        self.states.pop(partition, None)
+        self.horizons.pop(partition, None)
+        pending = self._partitions.pop(partition, None)
+        if pending is None:
+            return
+        self.rows -= len(pending.folds)
+        for fold in pending.folds.values():
+            if fold.put is not None:
+                self.bytes -= len(fold.put.body) + (len(fold.spec) if fold.spec is not None else 0)
 
     def _bury(self, folds: dict[str, Fold], effect: PutTombstone) -> None:
         fold = folds.get(effect.id)

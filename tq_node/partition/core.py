@@ -1,0 +1,458 @@
+"""``PartitionCore``: one node's copy of one partition, in both roles. Events go in, an ``Outbox`` and ``Ready``s come out.
+
+No clock, disk, socket or dice: every call says what time it is, in monotonic ms. Everything is synchronous and belongs to
+one thread. A failed assertion or a ``Divergence`` means that a promise is broken: the process must stop (R20). Rules and
+invariants in brackets are those of replication.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic
+
+from tq_node.partition.confirming import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
+from tq_node.partition.copy import CopyLog, News, Stored
+from tq_node.partition.entries import Effect, Entry
+from tq_node.partition.following import Following
+from tq_node.partition.leading import Leading
+from tq_node.partition.messages import (
+    Ack,
+    Addressed,
+    AnyMessage,
+    Append,
+    Reject,
+    RejectCode,
+    SnapAck,
+    Sync,
+    SyncOk,
+)
+from tq_node.partition.outputs import AskEpoch, Event, Outbox, Ready, Step, SteppedDown, Wish
+from tq_node.partition.pace import DEFAULT_PACE, Budget, Pace
+from tq_node.partition.record import Record
+from tq_node.partition.streams import Stream
+from tq_node.types import NodeId, Token
+
+_ANSWERS = (SyncOk, Ack, Reject, SnapAck)
+
+
+class PartitionCore(Generic[News]):
+    """:param stored: what the store has of the partition; nothing, for a copy that is new.
+
+    :param budget: one for all cores of the node.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        me: NodeId,
+        stored: Stored,
+        *,
+        pace: Pace = DEFAULT_PACE,
+        budget: Budget | None = None,
+    ) -> None:
+        self.partition = partition
+        self.me = me
+        self._pace = pace
+        self._budget = budget if budget is not None else Budget()
+        self.log: CopyLog[News] = CopyLog(partition, stored, pace, self._budget)
+        self.record: Record | None = None
+        self._messages: list[Addressed] = []
+        self._after: list[Addressed] = []
+        self._steps: list[Step] = []
+        self._wishes: list[Wish] = []
+        self._events: list[Event] = []
+        self._following: Following[News] = Following(self.log, self._messages, self._after)
+        self._leading: Leading[News] | None = None
+        self._connected: set[NodeId] = set()
+        self._number = 0
+        self._ticked_ms: int | None = None
+        self._asked_ms: int | None = None
+
+    # --- looking ---
+    @property
+    def epoch(self) -> int:
+        """That it leads; 0: it does not."""
+        return self._leading.epoch if self._leading is not None else 0
+
+    @property
+    def is_leading(self) -> bool:
+        """It believes to be the primary; not yet ``is_active``."""
+        return self._leading is not None
+
+    @property
+    def is_active(self) -> bool:
+        """R7: its barrier is committed. Before that no reads, no claims, no answers."""
+        return self._leading is not None and self._leading.is_active
+
+    @property
+    def is_handing_over(self) -> bool:
+        """The table names an heir: propose nothing new, it steps down as soon as all is committed."""
+        record = self.record
+        return self._leading is not None and record is not None and record.heir not in (None, self.me)
+
+    @property
+    def primary(self) -> NodeId | None:
+        """By the table."""
+        return self.record.primary if self.record is not None else None
+
+    @property
+    def committed(self) -> int:
+        return self.log.committed
+
+    @property
+    def last_sequence(self) -> int:
+        return self.log.last_sequence
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        return self.log.uncommitted_bytes
+
+    @property
+    def effective_set(self) -> frozenset[NodeId]:
+        """Empty unless it leads."""
+        return self._leading.effective if self._leading is not None else frozenset()
+
+    @property
+    def streams(self) -> dict[NodeId, Stream]:
+        """Of the other copies, while it leads."""
+        return self._leading.sending.streams if self._leading is not None else {}
+
+    def lag(self) -> dict[NodeId, int]:
+        """Entries that each other copy is behind, while it leads; for people."""
+        return {node: self.log.last_sequence - stream.acked for node, stream in self.streams.items()}
+
+    # --- the table ---
+    def follow(self, record: Record, now_ms: int) -> None:
+        """The table's record, each version in order; again, when only ``up`` has changed. Late is harmless.
+
+        :raises Divergence: the table has this node as primary, though its copy belongs to another history.
+        """
+        known = self.record
+        if known is not None:
+            newer = (record.epoch, record.partition_version) >= (known.epoch, known.partition_version)
+            assert newer, "the table never goes back"
+        self.record = record
+        leading = self._leading
+        if leading is not None:
+            if record.epoch == leading.epoch and record.primary == self.me:
+                leading.follow(record, now_ms)
+                leading.open_streams(self._connected, now_ms)
+                return
+            if record.epoch >= leading.epoch:
+                self._step_down()
+        if record.primary == self.me:
+            if self.may_begin(record.epoch):
+                self._begin_epoch(record, now_ms)
+            else:
+                self._ask_epoch(record, now_ms)
+
+    def may_begin(self, epoch: int) -> bool:
+        """R6: it never goes on in an epoch that it may have led before a restart: it would use places again that replicas have
+        already filled (F20)."""
+        return epoch > self.log.promised
+
+    def _begin_epoch(self, record: Record, now_ms: int) -> None:
+        log = self.log
+        assert self._leading is None
+        if self._following.is_receiving:
+            self._following.abort_snapshot()
+        self._following.promise(record.epoch)
+        self._leading = Leading(
+            self.me,
+            log,
+            record,
+            self._pace,
+            self._budget,
+            messages=self._messages,
+            wishes=self._wishes,
+            steps=self._steps,
+            events=self._events,
+            now_ms=now_ms,
+        )
+        self._leading.open_streams(self._connected, now_ms)  # not before the promise is durable (R6)
+
+    def _step_down(self) -> None:
+        """R12: at once. What it proposed and has not committed stays in the log until a ``Sync`` cuts it or a barrier
+        commits it."""
+        leading = self._leading
+        assert leading is not None
+        leading.sending.close_all()
+        self._leading = None
+        self._messages[:] = [(node, message) for node, message in self._messages if type(message) in _ANSWERS]
+        self._steps.clear()
+        self.log.abandon_news()
+        self._events.append(SteppedDown(leading.epoch, leading.is_active))
+
+    def _ask_epoch(self, record: Record, now_ms: int) -> None:
+        self._asked_ms = now_ms
+        self._steps.append(AskEpoch(self.partition, record.epoch, record.partition_version))
+
+    # --- peers ---
+    def connected(self, node: NodeId, now_ms: int) -> None:
+        """A new connection: whatever was on its way over an older one never arrives (the wire sees to that)."""
+        self._connected.add(node)
+        leading = self._leading
+        if leading is not None and node in leading.sending.streams:
+            leading.sending.close(leading.sending.streams[node])
+            leading.open_streams(self._connected, now_ms)
+
+    def disconnected(self, node: NodeId) -> None:
+        self._connected.discard(node)
+        leading = self._leading
+        if leading is not None and node in leading.sending.streams:
+            leading.sending.close(leading.sending.streams[node])
+
+    def receive(self, source: NodeId, message: AnyMessage, now_ms: int) -> None:
+        """A message of the present session with ``source``; in any order, late or twice.
+
+        :raises Divergence: this copy is not what the log says. :raises AssertionError: the sender broke the protocol.
+        """
+        assert message.partition == self.partition, "a message for another partition"
+        if type(message) is Ack:
+            assert isinstance(message, Ack)
+            leading = self._leading
+            if leading is not None and self.counts(message):
+                stream = leading.sending.streams.get(source)
+                if stream is not None:
+                    leading.on_ack(stream, message, now_ms)
+        elif isinstance(message, _ANSWERS):
+            self._on_answer(source, message, now_ms)
+        else:
+            self._on_order(source, message)
+
+    def counts(self, answer: AnyMessage) -> bool:
+        """R8: only what is said in this epoch counts for it (F23)."""
+        return answer.epoch == self.epoch
+
+    def _on_answer(self, source: NodeId, message: Any, now_ms: int) -> None:
+        leading = self._leading
+        if leading is None:
+            return
+        if isinstance(message, Reject) and message.code is RejectCode.STALE_EPOCH:
+            self.refused(source, message.promised)
+            return
+        stream = leading.sending.streams.get(source)
+        if stream is None or not self.counts(message):
+            return
+        if isinstance(message, SyncOk):
+            leading.on_sync_ok(stream, message, now_ms)
+        elif isinstance(message, SnapAck):
+            leading.sending.snap_acked(stream, message, now_ms)
+        else:
+            leading.sending.not_synced(stream, now_ms)
+
+    def _on_order(self, source: NodeId, message: AnyMessage) -> None:
+        """From a primary."""
+        following = self._following
+        if following.is_stale(message):
+            following.refuse_stale(source, message)
+            return
+        leading = self._leading
+        if isinstance(message, Sync):
+            if leading is not None:
+                assert message.epoch != leading.epoch, f"two primaries of epoch {leading.epoch}"
+                self._step_down()
+            following.on_sync(source, message)
+        elif isinstance(message, Append):
+            following.on_append(source, message)
+        else:
+            following.on_snapshot(source, message)
+
+    def refused(self, node: NodeId, promised: int) -> None:
+        """``node`` has promised this, by a ``Reject`` or a ``Pong`` (R12)."""
+        if self._leading is not None and promised > self._leading.epoch:
+            self._step_down()
+
+    def refuses(self, epoch: int) -> int | None:
+        """What to answer a ``Ping`` about this partition: the promise, if it is above the epoch asked about."""
+        return self.log.promised if self.log.promised > epoch else None
+
+    # --- reads and leases (sections 7 and 8) ---
+    def confirmed(self, node: NodeId, epoch: int, number: int, sent_ms: int) -> None:
+        """``node`` has answered, without refusing this partition, the round ``number`` that was sent at ``sent_ms``."""
+        leading = self._leading
+        if leading is not None and leading.epoch == epoch:
+            stream = leading.sending.streams.get(node)
+            if stream is not None:
+                leading.confirm(stream, number, sent_ms)
+
+    def may_read(self, needed: int) -> bool:
+        """May a strong read be answered whose first round after it came has this number? From a state that shows
+        ``committed``."""
+        return self._leading is not None and is_read_confirmed(self._leading.confirmed_number(), needed)
+
+    def confirmed_at_ms(self, now_ms: int) -> int:
+        """When the latest round was sent that every other member of the effective set has answered; alone: now."""
+        leading = self._leading
+        if leading is None or not leading.is_active:
+            return NEVER_MS
+        return leading.confirmations.sent_ms(leading.others, now_ms)
+
+    def runs_until_ms(self, now_ms: int) -> int:
+        """Until when an attempt that this node claimed may run, as things are."""
+        return runs_until_ms(self.confirmed_at_ms(now_ms), self._pace.lease_ms, self._pace.lease_margin_ms)
+
+    @property
+    def requeue_at_ms(self) -> int | None:
+        """When attempts inherited from earlier primaries may be queued again, those that were not renewed; None: not yet
+        known."""
+        leading = self._leading
+        if leading is None or leading.promise_durable_ms is None:
+            return None
+        return requeue_at_ms(leading.promise_durable_ms, self._pace.lease_ms)
+
+    # --- proposing ---
+    def propose(self, effect: Effect, size: int, news: News | None = None) -> int:
+        """Add ``effect`` to the open entry and return its sequence. Only while ``is_leading``; before ``is_active`` it
+        waits behind the barrier. ``size``: bytes of its payloads."""
+        leading = self._leading
+        assert leading is not None, "only a primary proposes"
+        return leading.open.add(effect, size, news)
+
+    @property
+    def open_sequence(self) -> int:
+        """The sequence that the next proposed effect will have."""
+        return self.log.last_sequence + 1
+
+    def claim_token(self, claimed_before: int) -> Token:
+        """The token of a claim that is proposed next: the place of the entry that carries it.
+
+        :param claimed_before: the entry of the task's latest claim, 0 for none. Two claims of one task never share an entry,
+            else they would share a token: claim, cancel, retry, claim within one turn did so.
+        """
+        leading = self._leading
+        assert leading is not None, "only a primary claims"
+        return leading.open.claim_token(claimed_before)
+
+    def will_share_entry(self, size: int) -> bool:
+        """Whether an effect of ``size`` proposed now goes into the entry of ``open_sequence``."""
+        return self._leading is None or self._leading.open.has_room(size)
+
+    def close_open(self) -> None:
+        """Start a new entry with the next effect."""
+        if self._leading is not None:
+            self._leading.open.close()
+
+    # --- time ---
+    def tick(self, now_ms: int) -> None:
+        """Some 50 ms have passed; after a pause once, not once for each missed."""
+        slept = self._ticked_ms is not None and now_ms - self._ticked_ms > self._pace.pause_ms
+        self._ticked_ms = now_ms
+        leading = self._leading
+        if leading is not None:
+            if slept:
+                leading.slept(now_ms)
+            leading.tick(now_ms)
+            return
+        record = self.record
+        if record is None or record.primary != self.me or self._asked_ms is None:
+            return
+        if now_ms - self._asked_ms >= self._pace.proposal_ms and not self.may_begin(record.epoch):
+            self._ask_epoch(record, now_ms)
+
+    # --- the disk ---
+    @property
+    def has_ready(self) -> bool:
+        """Is there anything for the disk, or anything that waits for it?"""
+        leading = self._leading
+        return bool(
+            self._after
+            or self.log.must_persist()
+            or self._following.owes_answer
+            or (leading is not None and not leading.open.is_empty)
+        )
+
+    def ready(self, now_ms: int) -> Ready:
+        """Seal what was proposed, and hand out everything for the disk. The next may be taken before this one is durable."""
+        if self._leading is not None:
+            self._leading.seal(now_ms)
+        self._following.seal()
+        self._number += 1
+        ready = Ready(self._number, self.log.take(self._number), self._messages.copy(), self._after.copy())
+        self._messages.clear()
+        self._after.clear()
+        return ready
+
+    def persisted(self, number: int, now_ms: int) -> None:
+        """All that Readys up to this number gave to persist is durable."""
+        log = self.log
+        log.persisted(number)
+        leading = self._leading
+        if leading is not None:
+            leading.advance()
+            if leading.promise_durable_ms is None and log.durable_promised >= leading.epoch:
+                leading.promise_durable(self._connected, now_ms)
+        else:
+            self._following.apply_told()
+
+    @property
+    def has_outbox(self) -> bool:
+        return bool(self._messages or self.log.newly or self._events or self._steps or self._wishes)
+
+    def outbox(self) -> Outbox[News]:
+        """What need not wait for the disk. Look after every event."""
+        box = Outbox(
+            self._messages.copy(),
+            self.log.take_newly(),
+            self._events.copy(),
+            self._steps.copy(),
+            self._wishes.copy(),
+        )
+        for taken in (self._messages, self._events, self._steps, self._wishes):
+            taken.clear()
+        return box
+
+    # --- the store's answers ---
+    def applied(self, sequence: int) -> None:
+        """The rows show everything up to here, durably."""
+        assert sequence <= self.log.committed, "only what is committed is applied (R17)"
+        self.log.applied = max(self.log.applied, sequence)
+
+    def trim_to(self, sequence: int) -> int:
+        """For a transaction that brings the rows to ``sequence``: up to and with which entry it may drop the log; 0: nothing.
+
+        What is said here is given up at once. Never past ``sequence``; kept for replicas that lag, within bounds (section 6).
+        """
+        log = self.log
+        sequence = min(sequence, log.durable_sequence)
+        wanted = min(sequence, log.keeps_from(self._pace.keep_bytes))
+        if wanted < log.log_start:
+            return 0
+        if self._leading is not None:
+            wanted = self._leading.trim_floor(wanted)
+            if wanted < log.log_start:
+                return 0
+        log.trimmed(wanted)
+        return wanted
+
+    def log_read(self, node: NodeId, entries: Sequence[Entry], now_ms: int) -> None:
+        """The answer to ``ReadLog``; empty if the store has nothing from there on any more."""
+        stream = self.streams.get(node)
+        if stream is not None and self._leading is not None:
+            self._leading.sending.log_read(stream, entries, now_ms)
+
+    def snapshot_opened(
+        self,
+        node: NodeId,
+        snapshot_id: int,
+        applied: int,
+        epochs: Sequence[tuple[int, int]],
+        horizon_us: int,
+        now_ms: int,
+    ) -> None:
+        """The answer to ``OpenSnapshot``: the read transaction sees the rows at ``applied``."""
+        stream = self.streams.get(node)
+        if stream is not None and self._leading is not None:
+            self._leading.sending.snapshot_opened(stream, snapshot_id, applied, epochs, horizon_us, now_ms)
+
+    def snapshot_chunk(self, node: NodeId, snapshot_id: int, data: bytes | None, digest: bytes = b"") -> None:
+        """The answer to ``ReadChunk``; None: there are no more, and ``digest`` is of them all."""
+        stream = self.streams.get(node)
+        if stream is not None and self._leading is not None:
+            self._leading.sending.snapshot_chunk(stream, snapshot_id, data, digest)
+
+    def snapshot_failed(self, node: NodeId, snapshot_id: int, now_ms: int) -> None:
+        """It can't be opened or read on. Another is asked for."""
+        stream = self.streams.get(node)
+        if stream is not None and self._leading is not None:
+            self._leading.sending.snapshot_failed(stream, snapshot_id, now_ms)

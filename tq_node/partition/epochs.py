@@ -1,0 +1,88 @@
+"""Which epoch each position of a log is of, and up to where two logs are one (R15).
+
+A table is a list of (epoch, first_sequence), ascending: a pure function of the log and the snapshot before it. An epoch
+begins with its barrier, written once by its one primary, so two logs that have the same epoch at a position are equal up
+to it (I6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tq_node.errors import Divergence
+
+Runs = tuple[tuple[int, int], ...]
+
+
+class EpochTable:
+    """Covers the log from ``log_start`` - 1 on: the epoch of the last entry that was trimmed must be known too. If it were
+    not, a member of the set whose log ends there would find nothing in common with a primary that has trimmed up to there."""
+
+    __slots__ = ("_runs",)
+
+    def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
+        self._runs: list[tuple[int, int]] = []
+        for epoch, first in runs:
+            self.append(epoch, first)
+
+    @property
+    def last_epoch(self) -> int:
+        """0 for an empty log."""
+        return self._runs[-1][0] if self._runs else 0
+
+    @property
+    def runs(self) -> Runs:
+        return tuple(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def at(self, sequence: int) -> int:
+        """The epoch of the entry at ``sequence``; 0: before what is known."""
+        for epoch, first in reversed(self._runs):
+            if first <= sequence:
+                return epoch
+        return 0
+
+    def append(self, epoch: int, first: int) -> None:
+        if self._runs:
+            last_epoch, last_first = self._runs[-1]
+            assert epoch > last_epoch, "epochs ascend along a log"
+            assert first > last_first, "an epoch has at least its barrier"
+        assert epoch > 0
+        self._runs.append((epoch, first))
+
+    def cut_after(self, sequence: int) -> None:
+        """The log ends at ``sequence`` now."""
+        while self._runs and self._runs[-1][1] > sequence:
+            self._runs.pop()
+
+    def trim(self, covering: int) -> None:
+        """Forget what is not needed to know the epoch of ``covering`` and of all behind it."""
+        dropped = 0
+        while dropped + 1 < len(self._runs) and self._runs[dropped + 1][1] <= covering:
+            dropped += 1
+        del self._runs[:dropped]
+
+
+def common_prefix(mine: EpochTable, my_last: int, theirs: EpochTable) -> int | None:
+    """The last sequence up to which my epoch at each position is the primary's; None: no epoch that both tables know.
+
+    The primary's newest epoch is open-ended: what I have of it came from it, be its ``Sync`` older than that or not.
+
+    :raises Divergence: an epoch begins at two places.
+
+    Source: R15; Kafka's KIP-101 and KIP-279. Never by a commit mark (F19).
+    """
+    begins_at = dict(theirs.runs)
+    ends = [first - 1 for _, first in theirs.runs[1:]]
+    ends_at = dict(zip(begins_at, ends, strict=False))
+    last = my_last
+    for epoch, first in reversed(mine.runs):
+        their_first = begins_at.get(epoch)
+        if their_first is not None:
+            if their_first != first:
+                raise Divergence(f"epoch {epoch} begins at {first} here and at {their_first} at the primary (I6)")
+            return min(last, ends_at.get(epoch, last))
+        last = first - 1
+    return None

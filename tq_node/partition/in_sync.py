@@ -1,0 +1,137 @@
+"""The in-sync set as its primary sees it: what counts (R8, R9), who may come in (R10), who must go (section 6). Plain
+functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from tq_node.partition.record import Record
+from tq_node.types import NodeId
+
+Members = frozenset[NodeId]
+
+
+# --- what counts ---
+def effective_set(learned: Collection[NodeId], proposed: Collection[NodeId]) -> Members:
+    """The set last learned, united with every set proposed and unresolved (R9). Counting less is bug F17.
+
+    A smaller set counts for nothing before it is learned; a larger one counts from before its proposal leaves.
+    """
+    return frozenset(learned) | frozenset(proposed)
+
+
+def may_commit(sequence: int, barrier: int) -> bool:
+    """R8: nothing commits before the barrier does; with it, all before it."""
+    return sequence >= barrier
+
+
+def floor_to_join(barrier: int, committed: int) -> int:
+    """R10: at least the barrier. What the primary knows to be committed may lag what the one before it committed (F18)."""
+    return max(barrier, committed)
+
+
+# --- who should be in it ---
+class Standing(NamedTuple):
+    """One copy besides the primary.
+
+    ``lags``: silent, or with something unacknowledged, for longer than ``replica_lag_max``. ``is_fit``: streaming, and
+    stable for as long as a removal for lag asks for.
+    """
+
+    node: NodeId
+    acked: int
+    is_up: bool
+    lags: bool
+    is_fit: bool
+
+
+class Smaller(NamedTuple):
+    """Propose the set without ``node``."""
+
+    node: NodeId
+    for_lag: bool
+
+
+class Larger(NamedTuple):
+    node: NodeId
+
+
+class GiveUp(NamedTuple):
+    """Everybody lags: the fault is probably here. Ask for another primary."""
+
+
+Move = Smaller | Larger | GiveUp
+
+
+def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], floor: int) -> Move | None:
+    """What to propose now; None: all is well, or nothing is allowed. At most one proposal at a time is the caller's to see
+    to."""
+    others = [standings[node] for node in record.isr if node != me]
+    may_go = may_shrink(record)
+    if may_go:
+        dead = [other for other in others if not other.is_up]
+        if dead:
+            return Smaller(
+                dead[0].node, for_lag=False
+            )  # first, as R4 wants it: no live one goes while a dead one stays
+    living = [other for other in others if other.is_up]
+    lagging = [other for other in living if other.lags]
+    if is_fault_here(lagging, living):
+        return GiveUp()
+    if lagging and may_go:
+        return Smaller(lagging[0].node, for_lag=True)
+    joining = first_to_join(record, standings, floor)
+    if joining is not None:
+        return Larger(joining)
+    leaving = first_to_leave(record, me)
+    if leaving is not None and may_go:
+        return Smaller(leaving, for_lag=False)
+    return None
+
+
+def may_shrink(record: Record) -> bool:
+    """R3: never below ``min_isr``, else the last store's loss is the loss of what was acknowledged (F16)."""
+    return len(record.isr) > record.min_isr
+
+
+def is_fault_here(lagging: Collection[Standing], living: Collection[Standing]) -> bool:
+    """All of several. Of one other alone it cannot be told whose fault it is; then the set shrinks, where it may."""
+    return len(living) > 1 and len(lagging) == len(living)
+
+
+def may_join(standing: Standing, floor: int) -> bool:
+    """R10, with the patience of section 6."""
+    return standing.is_up and standing.is_fit and not standing.lags and standing.acked >= floor
+
+
+def first_to_join(record: Record, standings: Mapping[NodeId, Standing], floor: int) -> NodeId | None:
+    for node in record.copies:
+        if node not in record.isr and node not in record.removing:
+            standing = standings.get(node)
+            if standing is not None and may_join(standing, floor):
+                return node
+    return None
+
+
+def first_to_leave(record: Record, me: NodeId) -> NodeId | None:
+    """Who moves away waits for all newcomers; a primary that moves away has an heir."""
+    if not all(node in record.isr for node in record.adding):
+        return None
+    return next((node for node in record.isr if node in record.removing and node != me), None)
+
+
+class Removals(msgspec.Struct):
+    """Of one copy, for lag: how many lately, and when the last one was."""
+
+    count: int = 0
+    last_ms: int = 0
+
+
+def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
+    """How long one that was removed for lag must keep up before it is proposed again: doubled at each removal."""
+    if removals.count == 0:
+        return 0
+    return int(min(most_ms, first_ms << min(removals.count - 1, 16)))

@@ -1,0 +1,139 @@
+"""What the copies of a partition say to each other (replication.md, section 4), and the node's ``Ping`` for all of them.
+
+Frozen, array-like msgpack with a number for the kind: part of the protocol between nodes, new fields go to the end with a
+default (F44). Nothing in a message is believed but what its epoch allows: R13 to R16 are in ``following``, R8 in ``leading``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+import msgspec
+
+from tq_node.partition.entries import Effect, Entry, checksum, encode_effects
+from tq_node.types import NodeId
+
+
+class LogEntry(Entry, frozen=True, gc=False, array_like=True):
+    """An entry as it travels, and as it is stored: made once."""
+
+
+def log_entry(entry: Entry) -> LogEntry:
+    """One that was read from the store."""
+    if type(entry) is LogEntry:
+        return entry
+    return LogEntry(entry.partition, entry.sequence, entry.epoch, entry.crc, entry.payload)
+
+
+def encoded(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> LogEntry:
+    payload = encode_effects(effects)
+    return LogEntry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
+
+
+class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """``epoch`` is the sender's; in an answer, that of what is answered."""
+
+    partition: int
+    epoch: int
+
+
+class Sync(Message, frozen=True, tag=1):
+    """First of an epoch and of a connection. ``epochs``: the primary's table; its last one is open-ended (R15).
+
+    ``reset_epoch``: a copy whose promise is below it holds another history and starts from nothing (unsafe recovery); 0: none.
+    """
+
+    epochs: tuple[tuple[int, int], ...]
+    log_start: int
+    last_sequence: int
+    reset_epoch: int = 0
+
+
+class SyncOk(Message, frozen=True, tag=2):
+    """Promised, cut and synced: the log up to here is the primary's, and durable."""
+
+    durable_sequence: int
+
+
+class Append(Message, frozen=True, tag=3):
+    """``entries`` follow ``prev_sequence``. Empty: only ``committed_sequence`` is news."""
+
+    prev_sequence: int
+    entries: tuple[LogEntry, ...]
+    committed_sequence: int
+
+
+class Ack(Message, frozen=True, tag=4):
+    """Everything up to here is durable, in this epoch."""
+
+    durable_sequence: int
+
+
+class RejectCode(enum.IntEnum):
+    STALE_EPOCH = 0
+    """``promised`` is above the message's epoch (R13)."""
+    NOT_SYNCED = 1
+    """A ``Sync`` is needed before anything else (R14)."""
+
+
+class Reject(Message, frozen=True, tag=5):
+    code: RejectCode
+    promised: int
+
+
+class SnapBegin(Message, frozen=True, tag=6):
+    """The rows at ``applied`` will follow. ``epochs``: those of the log up to there."""
+
+    snapshot_id: int
+    applied: int
+    epochs: tuple[tuple[int, int], ...]
+    horizon_us: int
+
+
+class SnapChunk(Message, frozen=True, tag=7):
+    """``number`` counts from 0; ``crc`` is that of ``data``, which only the store can read."""
+
+    snapshot_id: int
+    number: int
+    crc: int
+    data: bytes
+
+
+class SnapEnd(Message, frozen=True, tag=8):
+    snapshot_id: int
+    chunks: int
+    digest: bytes
+
+
+class SnapAck(Message, frozen=True, tag=9):
+    """So many chunks are staged. That the snapshot is installed is told by a ``SyncOk``."""
+
+    snapshot_id: int
+    chunks: int
+
+
+AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | SnapEnd | SnapAck
+
+
+class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
+    """Node to node, once for all partitions that the sender leads: (partition, epoch). ``number`` only grows."""
+
+    number: int
+    led: tuple[tuple[int, int], ...]
+
+
+class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
+    """``refused``: (partition, promised) of those where the promise is above the epoch asked for."""
+
+    number: int
+    refused: tuple[tuple[int, int], ...]
+
+
+encode: Callable[[AnyMessage], bytes] = msgspec.msgpack.Encoder().encode
+decode: Callable[[bytes | memoryview], AnyMessage] = msgspec.msgpack.Decoder(AnyMessage).decode
+"""For one message; the wire packs many into a box: ``msgspec.msgpack.Decoder(list[AnyMessage])``. :raises
+msgspec.DecodeError:"""
+
+Addressed = tuple[NodeId, AnyMessage]
+"""To whom, and what."""

@@ -1,0 +1,112 @@
+"""Snapshots on their way out: rows and tombstones at one applied sequence, as opaque chunks (replication.md, section 6,
+catch-up)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Generic
+
+from tq_node.partition.copy import CopyLog, News
+from tq_node.partition.messages import Addressed, SnapAck, SnapBegin, SnapChunk, SnapEnd
+from tq_node.partition.outputs import CloseSnapshot, OpenSnapshot, ReadChunk, Wish
+from tq_node.partition.pace import Pace
+from tq_node.partition.streams import Outgoing, Stream
+
+
+class Snapshots(Generic[News]):
+    """Of one epoch. One for each replica that needs one; the store limits how many are open."""
+
+    def __init__(
+        self, log: CopyLog[News], epoch: int, pace: Pace, messages: list[Addressed], wishes: list[Wish]
+    ) -> None:
+        self._log = log
+        self._epoch = epoch
+        self._pace = pace
+        self._messages = messages
+        self._wishes = wishes
+        self._last_id = 0
+
+    def open(self, stream: Stream, now_ms: int) -> None:
+        """The log behind the present ``applied`` is held from now on: the read transaction begins later, so not below it."""
+        self._last_id += 1
+        stream.outgoing = Outgoing(self._last_id, self._log.applied, now_ms)
+        self._wishes.append(OpenSnapshot(stream.node, self._last_id))
+
+    def abort(self, stream: Stream) -> None:
+        outgoing = stream.outgoing
+        if outgoing is not None:
+            stream.outgoing = None
+            self._wishes.append(CloseSnapshot(stream.node, outgoing.snapshot_id))
+
+    def is_present(self, stream: Stream, snapshot_id: int) -> bool:
+        return stream.outgoing is not None and stream.outgoing.snapshot_id == snapshot_id
+
+    def opened(
+        self,
+        stream: Stream,
+        snapshot_id: int,
+        applied: int,
+        epochs: Sequence[tuple[int, int]],
+        horizon_us: int,
+        now_ms: int,
+    ) -> None:
+        outgoing = stream.outgoing
+        if outgoing is None or outgoing.snapshot_id != snapshot_id:
+            return  # closed already; the driver was told so
+        assert applied >= outgoing.hold_from, "a snapshot from before it was asked for"
+        outgoing.applied = outgoing.hold_from = applied
+        outgoing.moved_ms = now_ms
+        begin = SnapBegin(self._log.partition, self._epoch, snapshot_id, applied, tuple(epochs), horizon_us)
+        self._messages.append((stream.node, begin))
+        self._read_on(stream, outgoing)
+
+    def _read_on(self, stream: Stream, outgoing: Outgoing) -> None:
+        """One read at a time, and no more on the way than the window holds."""
+        if not outgoing.is_reading and not outgoing.ended and self.has_room(outgoing):
+            outgoing.is_reading = True
+            self._wishes.append(ReadChunk(stream.node, outgoing.snapshot_id))
+
+    def has_room(self, outgoing: Outgoing) -> bool:
+        return outgoing.sent - outgoing.staged < self._pace.snapshot_window
+
+    def chunk(self, stream: Stream, snapshot_id: int, data: bytes | None, digest: bytes) -> None:
+        outgoing = stream.outgoing
+        if outgoing is None or outgoing.snapshot_id != snapshot_id:
+            return
+        assert outgoing.is_reading, "one read at a time"
+        outgoing.is_reading = False
+        partition, epoch = self._log.partition, self._epoch
+        if data is None:
+            outgoing.ended = True
+            self._messages.append((stream.node, SnapEnd(partition, epoch, snapshot_id, outgoing.sent, digest)))
+            return
+        message = SnapChunk(partition, epoch, snapshot_id, outgoing.sent, zlib.crc32(data), data)
+        outgoing.sent += 1
+        self._messages.append((stream.node, message))
+        self._read_on(stream, outgoing)
+
+    def acked(self, stream: Stream, ack: SnapAck, now_ms: int) -> None:
+        outgoing = stream.outgoing
+        if outgoing is None or outgoing.snapshot_id != ack.snapshot_id or ack.chunks <= outgoing.staged:
+            return
+        assert ack.chunks <= outgoing.sent, "a replica has staged what was not sent"
+        outgoing.staged = ack.chunks
+        outgoing.moved_ms = now_ms
+        self._read_on(stream, outgoing)
+
+    def is_over(self, stream: Stream) -> bool:
+        """It has said that it has everything up to the snapshot."""
+        outgoing = stream.outgoing
+        return outgoing is not None and 0 < outgoing.applied <= stream.acked
+
+    def is_stalled(self, stream: Stream, now_ms: int) -> bool:
+        """Nothing moves, or so much was written meanwhile that the log behind it was given up: begin again (``hold_max``)."""
+        outgoing = stream.outgoing
+        if outgoing is None:
+            return True
+        if outgoing.applied == 0:
+            return False  # it waits for its turn at the store
+        if outgoing.applied + 1 < self._log.log_start:
+            return True
+        return not outgoing.is_reading and now_ms - outgoing.moved_ms >= self._pace.snapshot_stall_ms

@@ -1,0 +1,31 @@
+"""The table's record of one partition, as far as its copies need it. The driver makes it from ``cluster``'s entry."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tq_node.types import NodeId
+
+
+class Record(msgspec.Struct, frozen=True):
+    """``up``: which of the copies the table has as up; it may change while ``partition_version`` does not.
+
+    ``reset_epoch``: that of the latest choice outside R1, 0 if there was none. A copy whose promise is below it holds another
+    history.
+    """
+
+    epoch: int
+    partition_version: int
+    primary: NodeId | None
+    copies: tuple[NodeId, ...]
+    isr: tuple[NodeId, ...]
+    min_isr: int
+    up: frozenset[NodeId]
+    adding: tuple[NodeId, ...] = ()
+    removing: tuple[NodeId, ...] = ()
+    heir: NodeId | None = None
+    reset_epoch: int = 0
+
+    def ordered(self, members: frozenset[NodeId]) -> tuple[NodeId, ...]:
+        """In the order of ``copies``: equal sets are equal values."""
+        return tuple(node for node in self.copies if node in members)
