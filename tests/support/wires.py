@@ -73,6 +73,10 @@ class RecordingHandler:
         self.bodies.append((peer, body))
         self._answer("data", peer, body)
 
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        self.bodies.append((peer, body))
+        self._answer("confirm", peer, body)
+
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Any:
         return self._answer("forward", peer, calls, lambda asked: [ForwardedResult("", call.body) for call in asked])
 

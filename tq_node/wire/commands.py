@@ -99,6 +99,14 @@ class Raft(PeerCommand):
     arguments: ClassVar[Arguments] = [(b"messages", Blob())]
 
 
+class Confirm(PeerCommand):
+    """Who stands behind whom as primary: a ping of the partitions' layer, or its answer. Small, and never behind bulk (F36)."""
+
+    lanes = _CONSENSUS
+    requiresAnswer = False
+    arguments: ClassVar[Arguments] = [(b"body", Blob(bounds.ASK_BYTES_MAX))]
+
+
 class ToController(PeerCommand):
     """A call to the Raft leader; both bodies belong to ``runtime``. Others refuse it as ``no_controller``."""
 

@@ -50,6 +50,8 @@ class DialledPeer(PeerConnection):
         self.lane = lane
         self.cluster = ""
         """Whose member the other end is; known, and proven, once hands are shaken."""
+        self.is_newborn = False
+        """The other end said that it founds its cluster and is not ready yet: a joiner waits. Not proven."""
         self.round_trip_s: float | None = None
         """Of the last ping."""
         # For whoever owns the connection once it is open: it is over; there is room again after something was refused.
@@ -80,7 +82,7 @@ class DialledPeer(PeerConnection):
         welcome = await self._say(
             Greet, cluster=local.cluster or "", name=target.name, address=target.address, dialler=local.name
         )
-        cluster = welcome["cluster"]
+        cluster, self.is_newborn = welcome["cluster"], welcome["newborn"]
         if not cluster:
             raise NotAMember(f"node {welcome['name']} has not joined a cluster yet")
         handshake.check_cluster(local.cluster or cluster, cluster)

@@ -59,6 +59,9 @@ class PeerHandler(Protocol):
     def data(self, peer: PeerIdentity, body: bytes) -> None:
         """In the order sent. Whoever sends bounds what is on its way: there is no answer."""
 
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        """A ping of the partitions' layer, or its answer. In the order sent; there is no other answer."""
+
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
         """One result for each call, in order. After ``within_ms`` the caller is told ``OutcomeUnknown``, whatever comes."""
 

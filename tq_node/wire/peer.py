@@ -17,6 +17,7 @@ from tq_node.wire import bounds, handshake
 from tq_node.wire.amp import BoundedAMP, Responder
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedResult, decode_messages
 from tq_node.wire.commands import (
+    Confirm,
     Data,
     Evidence,
     Forward,
@@ -188,6 +189,7 @@ class AcceptedPeer(PeerConnection):
             Responder(Propose, self._asks(handler.propose)),
             Responder(Forward, self._forward),
             Responder(Data, self._data, is_counted=False),
+            Responder(Confirm, self._confirm, is_counted=False),
         )
 
     def _look_for_life(self) -> None:
@@ -214,6 +216,9 @@ class AcceptedPeer(PeerConnection):
 
     def _data(self, body: bytes) -> None:
         self._handler.data(self._who(), body)
+
+    def _confirm(self, body: bytes) -> None:
+        self._handler.confirm(self._who(), body)
 
     def _asks(self, method: Callable[[PeerIdentity, bytes], Answer[bytes]]) -> Callable[..., Any]:
         def respond(body: bytes, within_ms: int) -> Any:

@@ -16,7 +16,7 @@ from tq_node.types import NodeId, NodeName
 from tq_node.wire import bounds
 from tq_node.wire.calls import Values
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedCall, ForwardedResult, encode_messages
-from tq_node.wire.commands import Data, Forward, Lane, PeerCommand, Raft, ToController
+from tq_node.wire.commands import Confirm, Data, Forward, Lane, PeerCommand, Raft, ToController
 from tq_node.wire.dialled import DialledPeer, Target
 from tq_node.wire.dialling import Dialling, unreachable
 from tq_node.wire.failures import BoxTooLarge, MalformedBox, Superseded
@@ -126,6 +126,14 @@ class PeerPool(Service):
         """
         connection = self.connection(node_id, Lane.BULK)
         if connection is not None and connection.tell(Data, body=body):
+            return True
+        self.dropped += 1
+        return False
+
+    def send_confirm(self, node_id: NodeId, body: bytes) -> bool:
+        """A ping of the partitions' layer, or its answer. False: dropped; whoever waits for it asks again."""
+        connection = self.connection(node_id, Lane.CONSENSUS)
+        if connection is not None and connection.tell(Confirm, body=body):
             return True
         self.dropped += 1
         return False
