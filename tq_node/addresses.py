@@ -6,7 +6,9 @@ Every function raises ValueError with the end of a sentence that begins with the
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -103,6 +105,16 @@ def parse_address(text: str) -> Address:
         raise ValueError(_bracket_hint(text) or "is none of HOST:PORT, [IPv6]:PORT, :PORT or PORT")
     host = parse_host(match["v6"] if match["v6"] is not None else match["host"] or LOOPBACK)
     return Address(host, _port(match["port"]))
+
+
+def unix_address(listen: Listen, working_dir: Path) -> str | None:
+    """``unix:PATH`` for a client's endpoint string, absolute: other nodes run elsewhere. None for what is no Unix socket."""
+    kind, arguments, named = _split_endpoint(listen.endpoint)
+    if kind != "unix":
+        return None
+    path = os.path.abspath(working_dir / named.get("address", arguments[0] if arguments else ""))
+    escaped = path.replace("\\", "\\\\").replace(":", "\\:")
+    return f"unix:{escaped}"
 
 
 def parse_host(text: str) -> str:

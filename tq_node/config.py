@@ -15,7 +15,15 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from tq_node import limits
-from tq_node.addresses import Address, Listen, parse_address, parse_advertised, parse_listen
+from tq_node.addresses import (
+    LOOPBACK,
+    Address,
+    Listen,
+    parse_address,
+    parse_advertised,
+    parse_listen,
+    unix_address,
+)
 from tq_node.option_values import (
     duration,
     parse_flag,
@@ -37,6 +45,9 @@ COMPATIBLE_PORT_OFFSET = 2_000
 """The original example served its task API on the port of ``HTTP_ADDR`` + 2000."""
 STORE_FILE = "taskqueue.sqlite3"
 """Name of the store in the data directory; a directory without it is empty."""
+BIRTH_GUARD_VARIABLE = "TQ_TEST_BIRTH_GUARD_S"
+"""For tests that found clusters by the dozen; not an option, for in earnest there is nothing to choose (F15a)."""
+BIRTH_GUARD_S_MAX = 60
 COPIES_MAX = 7
 CONCURRENCY_MAX = 4_096
 YEAR_S = 365 * 86_400
@@ -53,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     advertise: str
     """Host that others use to reach this node."""
     join: tuple[Address, ...]
+    """Members to ask. With them an empty node never founds a cluster. This node itself may be among them."""
     data_dir: Path
     """May not exist yet."""
     working_dir: Path
@@ -71,20 +83,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     peer_ca: Path | None
     insecure: bool
     readmit: bool
-    """Always False for now: a node that runs alone can't be readmitted."""
+    """Set a failed store aside first; never without ``join``."""
     retention_ms: int
     dedupe_window_ms: int
     stop_timeout_ms: int
     body_bytes_max: int
     payload_bytes_max: int
     disk_free_bytes_min: int
+    birth_guard_s: float | None
+    """None: as long as the protocol says. Set by tests only."""
     http_public: Address
     """The HTTP address as others dial it."""
-    peer_public: Address
+    peer_public: str
+    """Where its peers dial it: ``HOST:PORT``, or ``unix:PATH``."""
 
     @property
     def pid_file(self) -> Path:
         return self.data_dir / "twistd.pid"
+
+    @property
+    def http_own(self) -> tuple[str, ...]:
+        """Spellings of this node's own HTTP address, ``HOST:PORT``: it does not ask itself for a cluster to join."""
+        bound = [
+            listen for listen in (self.http, self.http_compatible) if listen is not None and listen.port is not None
+        ]
+        own = [str(Address(LOOPBACK if listen.is_wildcard else listen.host or "", listen.port)) for listen in bound]
+        return tuple(dict.fromkeys((str(self.http_public), *own)))
 
 
 class Option(NamedTuple):
@@ -136,7 +160,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-payload", "SIZE", "Largest payload of one task.", "1MiB"),
     Option("min-free-disk", "SIZE", "Below it new work is refused.", "256MiB"),
     Option("insecure", "", "Allow addresses that are not loopback without credentials."),
-    Option("readmit", "", "Set a failed store aside and join as a new node."),
+    Option("readmit", "", "Set a failed store aside and join as a new node; needs --join."),
 )
 BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
 
@@ -146,7 +170,8 @@ class BadOption(Exception):
 
     def __init__(self, name: str, source: str, reason: str) -> None:
         at = f" ({source})" if source else ""
-        super().__init__(" ".join(f"--{name}{at}: {reason}".split()))
+        called = f"--{name}" if name in BY_NAME else name
+        super().__init__(" ".join(f"{called}{at}: {reason}".split()))
 
 
 class Given(NamedTuple):
@@ -211,36 +236,30 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     sources = Sources(command_line, environment)
     node_name = NodeName(sources.one("node-id", parse_node_name))
     http = sources.one("http", parse_listen)
+    secret_file, peer_files = _peer_credentials(sources, working_dir)
     insecure = sources.flag("insecure")
-    _refuse_unprotected(sources, "http", http, insecure)
+    are_peers_protected = secret_file is not None or any(peer_files.values())
+    if not (http.is_local or insecure):
+        raise sources.refuse("http", _http_unprotected(http, are_peers_protected))
     peer = _peer(sources, http)
-    _refuse_unprotected(sources, "peer", peer, insecure)
+    if not (peer.is_local or insecure or are_peers_protected):
+        raise sources.refuse("peer", _peers_unprotected(peer))
     advertised = _advertised(sources, http, peer)
     http_compatible = None
     if sources.given("http").source == "HTTP_ADDR" and http.port is not None:
         http_compatible = _moved(sources, "http", http, COMPATIBLE_PORT_OFFSET)
     _refuse_collisions(sources, http, peer, http_compatible)
     body_bytes_max, payload_bytes_max = _sizes(sources)
-    peer_files = {
-        name: sources.maybe(name, readable_file(working_dir)) for name in ("peer-cert", "peer-key", "peer-ca")
-    }
-    if any(peer_files.values()):
-        for name, path in peer_files.items():
-            if path is None:
-                raise sources.refuse(name, "is missing: --peer-cert, --peer-key and --peer-ca go together")
     if sources.given("tokens-file").values:
         raise sources.refuse("tokens-file", "this version does not check tokens yet, and would only look protected")
-    if sources.flag("readmit"):
-        raise sources.refuse(
-            "readmit", "this version runs alone, and a node that joins nobody would only lose its tasks"
-        )
     data_dir = sources.maybe("data-dir", path_from(working_dir)) or working_dir / "data" / node_name
     if why := unusable(data_dir):
         raise sources.refuse("data-dir", f"{str(data_dir)!r} {why}")
     join = sources.many("join", parse_address)
-    if join and not (data_dir / STORE_FILE).exists():
+    readmit = sources.flag("readmit")
+    if readmit and not join:
         raise sources.refuse(
-            "join", "this version can't join a cluster yet, and an empty node with --join never founds one"
+            "readmit", "needs --join: a node that sets its store aside gets its tasks back from the others only"
         )
     return Settings(
         node_name=node_name,
@@ -256,13 +275,13 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         replication_factor=sources.one("replication-factor", whole(1, COPIES_MAX)),
         partitions=sources.one("partitions", whole(1, limits.PARTITIONS_MAX)),
         voters=sources.one("voters", parse_voters),
-        secret_file=sources.maybe("secret-file", readable_file(working_dir)),
+        secret_file=secret_file,
         tokens_file=None,
         peer_cert=peer_files["peer-cert"],
         peer_key=peer_files["peer-key"],
         peer_ca=peer_files["peer-ca"],
         insecure=insecure,
-        readmit=False,
+        readmit=readmit,
         retention_ms=sources.one("retention", duration(1, 10 * YEAR_S)),
         dedupe_window_ms=sources.one("dedupe-window", duration(1, 10 * YEAR_S)),
         stop_timeout_ms=sources.one("stop-timeout", duration(0, 86_400)),
@@ -270,7 +289,8 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         payload_bytes_max=payload_bytes_max,
         disk_free_bytes_min=sources.one("min-free-disk", size(limits.DISK_FLOOR_BYTES, 2**60)),
         http_public=Address(advertised.host, advertised.port or http.port),
-        peer_public=Address(advertised.host, peer.port),
+        birth_guard_s=_birth_guard_s(environment),
+        peer_public=unix_address(peer, working_dir) or str(Address(advertised.host, peer.port)),
     )
 
 
@@ -322,18 +342,50 @@ def _moved(sources: Sources, name: str, http: Listen, ports: int) -> Listen:
         raise sources.refuse(name, f"the HTTP port + {ports}: {why}") from None
 
 
-def _refuse_unprotected(sources: Sources, name: str, listen: Listen, insecure: bool) -> None:
-    if not (listen.is_local or insecure):
-        raise sources.refuse(
-            name,
-            f"{listen.host or listen.endpoint} is not loopback, and this version has no access tokens yet: "
-            "say --insecure to serve whoever can reach it",
-        )
+def _peer_credentials(sources: Sources, working_dir: Path) -> tuple[Path | None, dict[str, Path | None]]:
+    """What peers know one another by: the secret's file, and the three of TLS. What is in them is looked at later."""
+    names = ("peer-cert", "peer-key", "peer-ca")
+    peer_files = {name: sources.maybe(name, readable_file(working_dir)) for name in names}
+    if any(peer_files.values()):
+        for name, path in peer_files.items():
+            if path is None:
+                raise sources.refuse(name, "is missing: --peer-cert, --peer-key and --peer-ca go together")
+    return sources.maybe("secret-file", readable_file(working_dir)), peer_files
+
+
+_NO_PEER_CREDENTIALS = "the peers have neither --secret-file nor --peer-cert, --peer-key and --peer-ca"
+
+
+def _http_unprotected(http: Listen, are_peers_protected: bool) -> str:
+    """Contract, section 6: both sides must be protected. This version has no tokens, so --insecure is all that there is."""
+    also = "" if are_peers_protected else f", and {_NO_PEER_CREDENTIALS}"
+    return (
+        f"{http.host or http.endpoint} is not loopback, and this version has no access tokens for the HTTP side yet{also}: "
+        "say --insecure to serve whoever can reach it"
+    )
+
+
+def _peers_unprotected(peer: Listen) -> str:
+    return (
+        f"{peer.host or peer.endpoint} is not loopback, and {_NO_PEER_CREDENTIALS}: give one or the other, "
+        "or say --insecure"
+    )
+
+
+def _birth_guard_s(environment: Mapping[str, str]) -> float | None:
+    text = environment.get(BIRTH_GUARD_VARIABLE, "")
+    given = Given((text,), "", True)
+    parse = duration(0, BIRTH_GUARD_S_MAX)
+    return _parsed(BIRTH_GUARD_VARIABLE, given, text, parse) / 1000 if text else None
 
 
 def _peer(sources: Sources, http: Listen) -> Listen:
     peer = sources.maybe("peer", parse_listen)
     if peer is not None:
+        if peer.endpoint.startswith("ssl:"):
+            raise sources.refuse("peer", "'ssl:' is not for peers: give --peer-cert, --peer-key and --peer-ca")
+        if peer.endpoint.startswith("systemd:"):
+            raise sources.refuse("peer", "'systemd:' says no port that other nodes could dial")
         return peer
     if http.port is None or http.is_wildcard:
         kind = "a wildcard address" if http.port else "an endpoint without a port"
@@ -346,7 +398,8 @@ def _advertised(sources: Sources, http: Listen, peer: Listen) -> Address:
     if given is not None:
         return given
     for name, listen in (("http", http), ("peer", peer)):
-        if listen.host is None or listen.is_wildcard:
+        has_path = name == "peer" and listen.endpoint.startswith("unix:")  # no host is needed to dial that
+        if (listen.host is None and not has_path) or listen.is_wildcard:
             raise sources.refuse(
                 "advertise", f"is missing: --{name} {listen.endpoint} says no host that others could use"
             )

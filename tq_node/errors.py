@@ -88,6 +88,10 @@ class NoSuchNode(TaskQueueError):
     status, code, title = 404, "not_found", "No such node"
 
 
+class NoSuchPartition(TaskQueueError):
+    status, code, title = 404, "not_found", "No such partition"
+
+
 class TaskPurged(TaskQueueError):
     status, code, title = 410, "task_purged", "Task purged"
 
@@ -114,6 +118,16 @@ class LastNode(TaskQueueError):
     """A drain or a removal that would leave the cluster without a node."""
 
     status, code, title = 409, "last_node", "The cluster has no other node"
+
+
+class ClusterRefused(TaskQueueError):
+    """The cluster's table does not allow it as things are; ``detail`` says why."""
+
+    status, code, title = 409, "refused", "Refused by the cluster"
+
+
+class Denied(TaskQueueError):
+    status, code, title = 403, "denied", "Not allowed"
 
 
 class StaleAttempt(TaskQueueError):

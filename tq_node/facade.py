@@ -16,11 +16,11 @@ from tq_node.errors import TaskQueueError
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow, Token, Transition
 
 
-class Submission(msgspec.Struct, gc=False):
+class Submission(msgspec.Struct, gc=False, array_like=True):
     """One submit, validated, as sent: what was not said is None, and is filled in where the task's type has a default.
 
     ``payload`` is compact JSON. ``id`` None: the node makes one. ``delay_us`` and ``run_at_us`` exclude one another.
-    ``content_hash`` covers the fields as sent, without the id.
+    ``content_hash`` covers the fields as sent, without the id. ``made``: the node that took it in has just made the id.
     """
 
     type: str
@@ -35,9 +35,10 @@ class Submission(msgspec.Struct, gc=False):
     backoff: Backoff | None = None
     tags: dict[str, str] | None = None
     content_hash: bytes = b""
+    made: bool = False
 
 
-class Accepted(msgspec.Struct, frozen=True, gc=False):
+class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """``created`` is False where the same id with the same content was there already; ``node`` is the primary's name."""
 
     task_id: str
@@ -55,7 +56,7 @@ class TypeDefaults(msgspec.Struct, frozen=True):
     backoff: Backoff | None = None
 
 
-class ListQuery(msgspec.Struct, frozen=True):
+class ListQuery(msgspec.Struct, frozen=True, array_like=True):
     """``/tasks/list`` after validation. Each ``_not`` flag turns its set into the complement."""
 
     states: frozenset[int] | None = None
@@ -75,7 +76,7 @@ class ListQuery(msgspec.Struct, frozen=True):
     cluster: bool = False
 
 
-class ListedTask(msgspec.Struct, frozen=True, gc=False):
+class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
     row: TaskRow
     role: str
     """primary or replica"""
@@ -83,13 +84,13 @@ class ListedTask(msgspec.Struct, frozen=True, gc=False):
     """name of the primary"""
 
 
-class TaskPage(msgspec.Struct, frozen=True):
+class TaskPage(msgspec.Struct, frozen=True, array_like=True):
     tasks: list[ListedTask]
     next: tuple[int, str] | None
     missing: list[str] = []
 
 
-class Stats(msgspec.Struct, frozen=True):
+class Stats(msgspec.Struct, frozen=True, array_like=True):
     """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``."""
 
     primary: list[int]
@@ -97,7 +98,7 @@ class Stats(msgspec.Struct, frozen=True):
     missing: list[str] = []
 
 
-class Read(msgspec.Struct, frozen=True, gc=False):
+class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven fresh."""
 
     row: TaskRow
@@ -105,19 +106,21 @@ class Read(msgspec.Struct, frozen=True, gc=False):
     age_s: float | None = None
 
 
-class EventBatch(msgspec.Struct, frozen=True):
+class EventBatch(msgspec.Struct, frozen=True, array_like=True):
     """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked for is too old."""
 
     first_id: int
     transitions: list[Transition]
     reset: bool = False
+    node: str | None = None
+    """Whose events these are, where several nodes' are told together."""
 
 
 class Subscription(Protocol):
     def close(self) -> None: ...
 
 
-class Claim(msgspec.Struct, frozen=True, gc=False):
+class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The right to run one attempt, committed. ``payload`` is JSON."""
 
     task_id: str
@@ -129,7 +132,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     timeout_ms: int | None
 
 
-class Notes(msgspec.Struct, frozen=True, gc=False):
+class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a running attempt has said since the last time. ``dropped`` counts lines that were over a bound."""
 
     progress: Progress | None = None
@@ -137,13 +140,13 @@ class Notes(msgspec.Struct, frozen=True, gc=False):
     dropped: int = 0
 
 
-class Completed(msgspec.Struct, frozen=True, gc=False):
+class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
     """``result`` is compact JSON, at most ``limits.RESULT_BYTES_MAX``."""
 
     result: bytes
 
 
-class AttemptFailed(msgspec.Struct, frozen=True, gc=False):
+class AttemptFailed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """``retry_in_ms``: the handler asked for this delay (``Retry``). ``final``: no further attempt (``Reject``, no handler)."""
 
     error: TaskError
@@ -151,11 +154,11 @@ class AttemptFailed(msgspec.Struct, frozen=True, gc=False):
     final: bool = False
 
 
-class Released(msgspec.Struct, frozen=True, gc=False):
+class Released(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """The attempt was given back and spends nothing: the node is stopping."""
 
 
-class Lost(msgspec.Struct, frozen=True, gc=False):
+class Lost(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third ends the task."""
 
 
@@ -207,6 +210,16 @@ class PartitionView(msgspec.Struct, frozen=True):
     adding: list[str]
     removing: list[str]
     state: str
+    waiting: str | None = None
+    """Why it stays where it should not; known at the leader."""
+
+
+class Invitation(msgspec.Struct, frozen=True):
+    """What a node needs to know to join: ``peer`` is where to register, ``secret`` in hexadecimal."""
+
+    cluster_id: str
+    secret: str
+    peer: str
 
 
 class NotReadyReason(msgspec.Struct, frozen=True):
@@ -250,13 +263,41 @@ class TaskQueue(Protocol):
 
     def paused_queues(self) -> frozenset[str]: ...
 
-    def watch(self, observer: Callable[[EventBatch], None], *, after_id: int | None = None) -> Subscription:
+    def watch(
+        self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
+    ) -> Subscription:
         """Call ``observer`` with every batch of committed transitions of this node's primaries, from now or from behind
-        ``after_id`` (the first call then comes at once, with ``reset`` where that is too old)."""
+        ``after_id`` (the first call then comes at once, with ``reset`` where that is too old).
+
+        :param cluster: of all nodes' primaries; numbered apart, so ``after_id`` is of such a stream of this node.
+        """
 
     def cluster(self) -> ClusterView: ...
 
     def partition_views(self) -> Sequence[PartitionView]: ...
+
+    def invite(self) -> Invitation:
+        """Hand the cluster's made-up secret to a node that joins. Whoever calls proves that the asker is on loopback.
+
+        :raises Denied: operators keep this cluster's secret in a file. :raises NotReady: not, or not yet, in a cluster.
+        """
+
+    def drain(self, node: str) -> Deferred[None]:
+        """Move everything off a node; fires once that is decided, not once it is done.
+
+        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: (through the Deferred, as for the next four)
+        """
+
+    def remove(self, node: str) -> Deferred[None]:
+        """Take a node out: a living one is drained first, a dead one's store is given up."""
+
+    def rebalance(self) -> Deferred[None]: ...
+
+    def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
+        """Make a node's copy the partition, whatever it lacks; recorded for ever. Also :raises NoSuchPartition:"""
+
+    def shutdown(self, node: str) -> Deferred[None]:
+        """End a node in order, as SIGTERM does; fires once it has been told. Also :raises PeerUnreachable:"""
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         """Why the node can't serve; empty when it can."""

@@ -23,9 +23,15 @@ _STATUS_BYTES_MAX = 100
 """twistd reads no more from the pipe on which a daemon says whether it has started."""
 
 
+def say(line: str) -> None:
+    """One line for the person who started the node, past twistd, which sends ``sys.stderr`` to the log once it logs."""
+    if sys.__stderr__ is not None:
+        print("taskqueue:", " ".join(line.split()), file=sys.__stderr__, flush=True)
+
+
 def refuse(line: str) -> NoReturn:
     """Say on one line why the node does not start, and end with exit code 1."""
-    print("taskqueue:", " ".join(line.split()), file=sys.stderr)
+    say(line)
     raise SystemExit(1)
 
 

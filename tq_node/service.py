@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
-import resource
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NoReturn, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError, ReactorNotRunning
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tq_node import limits
 from tq_node.api.assembly import make_site
 from tq_node.api.settings import ApiSettings
 from tq_node.api.site import ApiSite
+from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.refusals import Refusal
 from tq_node.config import Settings
 from tq_node.errors import StoreBroken
+from tq_node.member import Member
 from tq_node.observe.loop_lag import LoopLagService
 from tq_node.observe.metrics import Metrics
-from tq_node.options import Options, refuse, version
+from tq_node.options import Options, refuse, say, version
+from tq_node.process import (
+    EXIT_DISK_FULL,
+    EXIT_REFUSED,
+    EXIT_SOFTWARE,
+    EXIT_STORE_BROKEN,
+    calm_the_collector,
+    end_at_once,
+    end_in_order_on_signals,
+    listen_now,
+    set_up,
+    stop_once,
+    with_backlog,
+)
 from tq_node.runtime.clock import Clock, make_reactor_monotonic
-from tq_node.runtime.identity import WrongName, identity_in, make_identity, next_start
+from tq_node.runtime.cluster_queue import ClusterQueue
+from tq_node.runtime.credentials import BadCredentials
+from tq_node.runtime.identity import NeverJoined, NoSecret, WrongName
+from tq_node.runtime.invitations import JoinRefused
+from tq_node.runtime.joining import refusal_line
+from tq_node.runtime.node_side import ClusterQueueSettings
 from tq_node.runtime.queue import NodeQueue
 from tq_node.runtime.settings import QueueSettings
 from tq_node.store.lock import DirectoryLocked
+from tq_node.store.readmit import FAILED_MARK, mark_failed, set_store_aside, why_failed
 from tq_node.store.sqlite import SqliteStore, open_store
 from tq_node.store.upgrades import SchemaTooNew
 from tq_node.work.handlers import HandlerError
@@ -43,15 +60,12 @@ from tq_node.work.worker import WorkerService
 
 _log = Logger(namespace="taskqueue.node")
 
-EXIT_SOFTWARE = 70
-EXIT_DISK_FULL = 75
-EXIT_STORE_BROKEN = 74
 SITE_CLOSE_S = 5.0
-GC_THRESHOLD = 100_000
-"""Objects that may form cycles, made and not gone, before the youngest are looked at; 10 % less CPU in a drain."""
-SWITCH_INTERVAL_S = 0.00002
-"""Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call and takes it again at
-once, so a writer thread with a longer interval (Python's default: 5 ms) never gets to demand it, and a commit took seconds."""
+READY_LOOK_S = 0.05
+
+
+class StoreFailed(Exception):
+    """One line: what became of the store, and what the operator can do."""
 
 
 def makeService(options: Options) -> NodeService:
@@ -76,17 +90,21 @@ class NodeService(Service):
         self._refuse_start = refuse_start
         self._settings = settings
         self._reactor: Any = None
+        self._clock: Clock
+        self._metrics: Metrics
         self._store: SqliteStore
-        self._queue: NodeQueue
+        self._member: Member
+        self._queue: ClusterQueue
         self._worker: WorkerService
         self._lag: LoopLagService
         self._site: ApiSite
         self._lock: WorkersLock
-        self._workers_gone: Callable[[], bool]
+        self._workers_gone = False
         self._exit_code = 0
         self._ports: list[IListeningPort] = []
         self._undo: list[Callable[[], object]] = []
         self._starting: Deferred[None] | None = None
+        self._is_stopping = False
 
     # --- start ---
     def startService(self) -> None:
@@ -95,25 +113,26 @@ class NodeService(Service):
         super().startService()
         self._reactor = reactor
         make_reactor_monotonic(reactor)
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        _raise_file_limit()
+        set_up()
         try:
-            first = self._assemble()
+            self._assemble()
         except (
-            HandlerError, DirectoryLocked, SchemaTooNew, StoreBroken, WrongName, CannotListenError, OSError,
+            HandlerError, DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed, WrongName, NoSecret, NeverJoined,
+            BadCredentials, CannotListenError, OSError,
         ) as why:  # fmt: skip
             for undo in reversed(self._undo):
                 undo()
             self._refuse_start(_named(why))
-        reactor.callWhenRunning(_end_in_order_on_signals, reactor)
-        self._starting = Deferred.fromCoroutine(self._start(first))
+        reactor.callWhenRunning(end_in_order_on_signals, reactor)
+        self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._failed_to_start)
 
-    def _assemble(self) -> dict[str, bytes | None]:
-        """Everything that can be refused: handlers, directory, identity, ports."""
+    def _assemble(self) -> None:
+        """Everything that can be refused: credentials, directory, identity, ports."""
         settings = self._settings
-        registry = self._registry
-        metrics = Metrics(version=version(), node=settings.node_name)
+        self._metrics = metrics = Metrics(version=version(), node=settings.node_name)
+        member = self._member = Member(settings, self._reactor, random_bytes=os.urandom)
+        self._look_for_failure()
         self._store = open_store(
             settings.data_dir,
             reactor=self._reactor,
@@ -121,55 +140,59 @@ class NodeService(Service):
             on_commit=metrics.committed,
         )
         self._undo.append(self._store.close)
-        clock = Clock(self._reactor)
-        meta = self._store.meta()
-        identity = identity_in(meta, settings.node_name)
-        if identity is None:
-            if settings.join:
-                # The store was made by a start that ended before it had an identity; such a node must not found a cluster either.
-                self._refuse_start("--join: this version can't join a cluster yet, and this directory belongs to none")
-            identity = make_identity(
-                node_name=settings.node_name,
-                partition_count=settings.partitions,
-                replication_factor=settings.replication_factor,
-                random_bytes=os.urandom,
-                now_us=clock.wall_us(),
-            )
-        incarnation, first = next_start(meta, identity)
-        queue_settings = QueueSettings(
-            node_id=identity.node_id,
-            node_name=settings.node_name,
-            cluster_id=identity.cluster_id,
-            http=str(settings.http_public),
-            peer=str(settings.peer_public),
-            incarnation=incarnation,
-            seed=identity.seed,
-            partition_count=identity.partition_count,
-            replication_factor=identity.replication_factor,
-            born_us=identity.born_us,
-            retention_ms=settings.retention_ms,
-            dedupe_window_ms=settings.dedupe_window_ms,
-            disk_free_bytes_min=settings.disk_free_bytes_min,
-            backup_dir=str(settings.data_dir),
-            defaults_of=registry.defaults,
-            random_bytes=os.urandom,
-            draw=random.random,
-        )
-        self._queue = NodeQueue(
-            self._store, clock, queue_settings, metrics, on_disk_floor=self._disk_floor, on_broken=self._promise_broken
-        )
+        self._clock = Clock(self._reactor)
+        member.identify(self._store, self._clock)
         self._lock = WorkersLock(settings.data_dir / "workers.lock")
         self._undo.append(self._lock.close)
         # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
-        workers_gone = self._lock.prove_alone()
-        self._workers_gone = lambda: workers_gone or self._prove_alone()
+        self._workers_gone = self._lock.prove_alone()
+        self._queue = ClusterQueue(
+            self._clock,
+            ClusterQueueSettings(
+                node_id=member.node_id,
+                node_name=settings.node_name,
+                make_local=self._local_queue,
+                workers_are_gone=lambda: self._workers_gone or self._prove_alone(),
+                random_bytes=os.urandom,
+                secret_to_hand_over=member.secret_to_hand_over,
+            ),
+            guard=member.guarded,
+            on_greeted=member.greeted,
+            on_shutdown=self._shutdown_asked,
+            on_refused=self._refused_by_cluster,
+            on_broken=self._promise_broken,
+        )
+        member.assemble(self._queue, on_older_cluster=self._end_with_line)
         self._worker = WorkerService(
             self._queue,
-            registry,
+            self._registry,
             concurrency=settings.concurrency,
             stop_timeout_s=settings.stop_timeout_ms / 1000,
             lock=self._lock,
         )
+        self._assemble_site(metrics)
+        member.listen()
+        self._undo.append(member.stop_listening)
+        settings.pid_file.write_text(f"{os.getpid()}\n")
+
+    def _look_for_failure(self) -> None:
+        """A store that has failed is not opened again (R18).
+
+        :raises StoreFailed: and ``--readmit`` is not there to set it aside. :raises DirectoryLocked:
+        """
+        directory = self._settings.data_dir
+        if self._settings.readmit:
+            aside = set_store_aside(directory)
+            if aside is not None:
+                _log.warn("the failed store was set aside as {path}", path=str(aside), event="store_set_aside")
+        elif (why := why_failed(directory)) is not None:
+            raise StoreFailed(
+                f"the store in {directory} has failed ({why}) and may lack what was acknowledged: start with --readmit and "
+                f"--join to come back as a new node; one that is alone goes on with what is left once {FAILED_MARK} is deleted"
+            )
+
+    def _assemble_site(self, metrics: Metrics) -> None:
+        settings = self._settings
         metrics.sources.disk_free_bytes = self._store.disk_free_bytes
         metrics.sources.store_bytes = self._store.bytes_on_disk
         metrics.sources.uncommitted_bytes = self._queue.uncommitted_bytes
@@ -191,27 +214,63 @@ class NodeService(Service):
         )
         for listen in (settings.http, settings.http_compatible):
             if listen is not None:
-                self._ports.append(
-                    _listen_now(serverFromString(self._reactor, _with_backlog(listen.endpoint)).listen(self._site))
-                )
+                endpoint = serverFromString(self._reactor, with_backlog(listen.endpoint))
+                self._ports.append(listen_now(endpoint.listen(self._site)))
                 self._undo.append(self._ports[-1].stopListening)
-        settings.pid_file.write_text(f"{os.getpid()}\n")
-        return first
 
-    async def _start(self, first: dict[str, bytes | None]) -> None:
+    def _local_queue(self, cluster: ClusterSettings) -> NodeQueue:
+        settings = self._settings
+        return NodeQueue(
+            self._store,
+            self._clock,
+            QueueSettings(
+                node_id=self._member.node_id,
+                node_name=settings.node_name,
+                incarnation=self._member.incarnation,
+                seed=cluster.seed,
+                partition_count=cluster.partition_count,
+                born_us=cluster.born_us,
+                retention_ms=settings.retention_ms,
+                dedupe_window_ms=settings.dedupe_window_ms,
+                disk_free_bytes_min=settings.disk_free_bytes_min,
+                backup_dir=str(settings.data_dir),
+                defaults_of=self._registry.defaults,
+                random_bytes=os.urandom,
+                draw=random.random,
+            ),
+            self._metrics,
+            peers=self._queue,
+            on_disk_floor=self._disk_floor,
+            on_broken=self._promise_broken,
+        )
+
+    async def _start(self) -> None:
         self._lag.startService()
-        await self._queue.start(first=first, workers_are_gone=self._workers_gone)
-        if not self._queue.is_stopping:
-            _calm_the_collector()
-            self._worker.startService()
-            _log.info(
-                "node {node} is ready: http://{http}", node=self._settings.node_name,
-                http=str(self._settings.http_public), event="node_ready",
-            )  # fmt: skip
+        await self._member.start()
+        self._queue.start()
+        self._worker.startService()
+        try:
+            await self._member.join()
+        except JoinRefused as why:
+            self._end_with_line(str(why))
+            return
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        if self._is_stopping:
+            return
+        if self._queue.not_ready():
+            self._clock.call_later(READY_LOOK_S, self._say_ready)
+            return
+        calm_the_collector()
+        _log.info(
+            "node {node} is ready: http://{http}", node=self._settings.node_name,
+            http=str(self._settings.http_public), event="node_ready",
+        )  # fmt: skip
 
     def _failed_to_start(self, why: Failure) -> None:
         _log.failure("the node could not start", failure=why, event="start_failed")
-        self._end_at_once(EXIT_STORE_BROKEN)
+        end_at_once(EXIT_STORE_BROKEN if why.check(StoreBroken) else EXIT_SOFTWARE)
 
     def _prove_alone(self) -> bool:
         try:
@@ -222,9 +281,11 @@ class NodeService(Service):
 
     # --- end ---
     def stopService(self) -> Deferred[None]:
-        """Take no more work, give handlers their time, flush, and leave nothing behind but the store."""
+        """Take no more work, give handlers their time, hand over, flush, and leave nothing behind but the store."""
         super().stopService()
+        self._is_stopping = True
         self._queue.refuse_work()
+        self._member.stop_joining()
         stopping = Deferred.fromCoroutine(self._stop())
         # twistd would drop it without a word, and end with 0.
         return stopping.addErrback(self._failed_to_stop)
@@ -234,47 +295,58 @@ class NodeService(Service):
             await self._starting
         if self._worker.running:
             await self._worker.stopService()
+        await self._member.hand_over()
         for port in self._ports:
             await cast("Deferred[object]", port.stopListening() or _done())
         await self._queue.stop()
         await self._site.close(SITE_CLOSE_S)
+        await self._member.stop()
         await self._lag.stopService()
         await self._store.close()
         self._lock.close()
         self._settings.pid_file.unlink(missing_ok=True)
         _log.info("node {node} has stopped", node=self._settings.node_name, event="node_stopped")
         if self._exit_code:
-            self._end_at_once(self._exit_code)
+            end_at_once(self._exit_code)
 
     def _failed_to_stop(self, why: Failure) -> None:
         _log.failure("the node could not stop in order", failure=why, event="stop_failed")
-        self._end_at_once(EXIT_SOFTWARE)
+        end_at_once(EXIT_SOFTWARE)
 
     def _shutdown_asked(self) -> None:
         # A moment, so that the answer reaches whoever asked.
-        self._reactor.callLater(0.1, _stop_once, self._reactor)
+        self._reactor.callLater(0.1, stop_once, self._reactor)
+
+    def _refused_by_cluster(self, refusal: Refusal) -> None:
+        self._end_with_line(refusal_line(refusal, self._settings.node_name))
+
+    def _end_with_line(self, line: str) -> None:
+        """The node can't be what it was started as: say so in one line, stop in order, exit with 1."""
+        if self._is_stopping:
+            return
+        _log.critical("{line}", line=line, event="node_refused")
+        say(line)
+        self._exit_code = EXIT_REFUSED
+        self._queue.refuse_work()
+        self._reactor.callLater(0, stop_once, self._reactor)
 
     def _disk_floor(self) -> None:
-        if not self._queue.is_stopping:
+        if not self._is_stopping:
             _log.critical("the disk is full; the node stops in order", event="disk_floor")
             self._exit_code = EXIT_DISK_FULL
             self._queue.refuse_work()
-            self._reactor.callLater(0, _stop_once, self._reactor)
+            self._reactor.callLater(0, stop_once, self._reactor)
 
     def _store_broken(self, why: Exception) -> None:
         """The first failed write ends the process: no retry, no further message (R18)."""
+        mark_failed(self._settings.data_dir, str(why))
         _log.critical("the store is broken, the node ends: {why}", why=str(why), event="store_broken")
-        self._end_at_once(EXIT_STORE_BROKEN)
+        end_at_once(EXIT_STORE_BROKEN)
 
     def _promise_broken(self, why: BaseException) -> None:
         """An assertion stays on in production, and one that fails stops the process (R20)."""
         _log.critical("a promise is broken, the node ends: {why!r}", why=why, event="promise_broken")
-        self._end_at_once(EXIT_SOFTWARE)
-
-    def _end_at_once(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end_at_once(EXIT_SOFTWARE)
 
 
 def _named(why: Exception) -> str:
@@ -284,54 +356,7 @@ def _named(why: Exception) -> str:
     return f"--data-dir: {why}" if isinstance(why, OSError) else str(why)
 
 
-def _with_backlog(endpoint: str) -> str:
-    is_tcp = endpoint.startswith(("tcp:", "tcp6:"))
-    return f"{endpoint}:backlog={limits.HTTP_BACKLOG}" if is_tcp and "backlog=" not in endpoint else endpoint
-
-
-def _listen_now(listening: Deferred[IListeningPort]) -> IListeningPort:
-    """The port of an endpoint that answers at once, as TCP and UNIX ones do.
-
-    :raises CannotListenError: the address is in use or not ours.
-    """
-    result: list[IListeningPort | Failure] = []
-    listening.addBoth(result.append)
-    if isinstance(result[0], Failure):
-        result[0].raiseException()
-    return result[0]
-
-
 def _done() -> Deferred[None]:
     done: Deferred[None] = Deferred()
     done.callback(None)
     return done
-
-
-def _end_in_order_on_signals(reactor: Any) -> None:
-    """SIGTERM and SIGINT stop the node and it exits with 0; twistd's own handlers would end it by the signal once more."""
-
-    def stop(number: int, frame: object) -> None:
-        reactor.callFromThread(_stop_once, reactor)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-
-
-def _stop_once(reactor: Any) -> None:
-    if reactor.running:
-        with suppress(ReactorNotRunning):
-            reactor.stop()
-
-
-def _calm_the_collector() -> None:
-    """What is here now stays; what comes by the thousand forms no cycles (``gc=False``), so looking for them seldom is enough."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 50, 1_000)
-
-
-def _raise_file_limit() -> None:
-    """As many open files as we are allowed: each HTTP client is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -109,7 +109,7 @@ class LogLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
     line: str
 
 
-class TaskRow(msgspec.Struct, frozen=True, gc=False):
+class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A task as it is: the fixed part and what changes.
 
     ``rev`` rises by one with each change. ``failures`` and ``losses`` are counted within the run (``retry`` starts a new

@@ -38,7 +38,11 @@ def home(tmp_path: Path) -> Path:
         (["--partitions", "2000"], {}, "--partitions"),
         (["--voters", "2"], {}, "--voters"),
         (["--max-payload", "2MiB"], {}, "--max-payload"),
-        (["--join", "localhost:8080"], {}, "--join"),
+        (["--join", "localhost"], {}, "--join"),
+        ([], {"JOIN_ADDR": "nonsense"}, "--join (JOIN_ADDR)"),
+        (["--readmit"], {}, "--readmit"),
+        (["--peer", "10.0.0.1:9080"], {}, "--secret-file"),
+        (["--secret-file", "/dev/null"], {}, "--secret-file"),
         (["--handlers", "no.such.module"], {}, "--handlers"),
         (["--config", "nowhere.toml"], {}, "--config"),
         (["--data-dir", "/dev/null/below"], {}, "--data-dir"),
@@ -285,7 +289,7 @@ def test_handlers_from_the_working_directory(nodes: Nodes, home: Path) -> None:
 
 
 # --- several starts at once ---
-def test_joining_is_refused_only_on_an_empty_directory(nodes: Nodes, home: Path) -> None:
+def test_a_node_goes_back_to_its_own_cluster_whatever_join_says(nodes: Nodes, home: Path) -> None:
     first = nodes.start(cwd=home)
     task_id = first.submit()
     assert first.terminate() == 0

@@ -13,8 +13,8 @@ from tests.conftest import LoggedErrors
 from tests.support.node_world import NodeWorld, Violation, run
 from tq_node.errors import Divergence
 from tq_node.facade import Accepted, Read
-from tq_node.runtime import queue, reading, recovery, rows, running, submitting, table, waiters
-from tq_node.runtime.log_driver import LogDriver
+from tq_node.runtime import leading, reading, recovery, replication, rows, running, submitting, table, waiters
+from tq_node.runtime.copies import Copies
 from tq_node.types import State
 
 SEEDS = 60
@@ -85,6 +85,23 @@ def _stop_and_forget(self: running.Running, task_id: str, token: Any) -> None:
         self._worker.stop_attempt(task_id, token)
 
 
+_recover_rows = recovery.recover_rows
+_follow = replication.Replication.follow
+
+
+def _active_before_the_barrier(self: replication.Replication, records: Any, names: Any) -> None:
+    _follow(self, records, names)
+    for core in self.copies.cores:
+        if core.is_leading and not core.is_active:
+            self._on_led(core.partition, core.epoch)
+
+
+async def _no_heaps(store: Any, partitions: Any) -> Any:
+    found = await _recover_rows(store, partitions)
+    found.ready, found.due = type(found.ready)(), type(found.due)()
+    return found
+
+
 _all_committed = waiters.CommitWaiters.committed
 
 
@@ -100,7 +117,7 @@ MUTATIONS: dict[str, Patch] = {
         running.Running, "_when_claimed", _claims_start_before_commit
     ),
     "durable is taken for granted (R8, R16)": lambda patch: (
-        patch.setattr(LogDriver, "when_committed", lambda self, wait, places: succeed(wait.value)),
+        patch.setattr(Copies, "when_committed", lambda self, wait, places: succeed(wait.value)),
         patch.setattr(table.TaskTable, "committed_wait", lambda self, slot, wait: None),
     ),
     "the tail of the log is not read at start": _set(recovery, "_tail", _no_tail),
@@ -112,7 +129,14 @@ MUTATIONS: dict[str, Patch] = {
         patch.setattr(running.Running, "schedule_due", _due_heap_is_lost),
         patch.setattr(running.Running, "find_due", _due_heap_is_lost),
     ),
-    "inherited attempts are never lost": _set(queue.NodeQueue, "_lose_inherited", lambda self, *a: None),
+    "inherited attempts are never lost": _set(leading.Leading, "_lose_inherited", lambda self, *a: None),
+    "a partition is led before its barrier is committed (R7)": _set(
+        replication.Replication, "follow", _active_before_the_barrier
+    ),
+    "claims outlive the primary that stepped down": _set(
+        running.Running, "_let_go_of_unstarted", lambda self, claims: None
+    ),
+    "heaps are not built anew with the lead": _set(leading, "recover_rows", _no_heaps),
     "reads show what is not committed": _set(
         reading.Reading,
         "_read",
@@ -121,6 +145,8 @@ MUTATIONS: dict[str, Patch] = {
 }
 
 NOT_CAUGHT_HERE = {
+    "who waits is not told when the primary steps down (R12)": "with one copy the entry commits all the same, with the next "
+    "epoch's barrier; the world of several nodes is to catch it",
     "two claims of a task may share an entry": "the cancelled one is not handed out; tests/property/test_lifecycle.py catches it",
     "the epoch is resumed after a restart (R6, F20)": "harmless without a second copy; the world of several nodes is to catch it",
 }

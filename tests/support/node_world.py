@@ -8,7 +8,7 @@ checker compares what was told with what is there. One seed, one world; ``replay
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -20,7 +20,9 @@ from tq_node.errors import (
     AlreadyFinal,
     IdConflict,
     NoSuchTask,
+    NotActive,
     NotConfirmed,
+    NotPrimary,
     NotRetryable,
     OutcomeUnknown,
     StaleAttempt,
@@ -43,13 +45,16 @@ from tq_node.facade import (
     TaskPage,
 )
 from tq_node.observe.metrics import Metrics
+from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, WallClock
 from tq_node.runtime.queue import NodeQueue
+from tq_node.runtime.replication import Alone
 from tq_node.runtime.settings import QueueSettings
 from tq_node.store.api import StoredRow, Tombstone
 from tq_node.store.memory import MemoryStore
-from tq_node.types import State, TaskError, TaskRow, Token
+from tq_node.types import NodeId, State, TaskError, TaskRow, Token
 
+ME = NodeId("a" * 32)
 START_US = 1_700_000_000_000_000
 
 
@@ -117,6 +122,7 @@ class NodeWorld:
         self.crashes = self.answers = 0
         self.faults: list[str] = []
         self.open_answers = 0
+        self.records: dict[int, Record] = {}
         self.boot()
 
     def replay_hint(self) -> str:
@@ -126,7 +132,7 @@ class NodeWorld:
     def boot(self) -> None:
         self.incarnation += 1
         settings = QueueSettings(
-            node_id="a" * 32, node_name="node-1", cluster_id="c" * 32, http="", peer="", incarnation=self.incarnation,
+            node_id=ME, node_name="node-1", incarnation=self.incarnation,
             seed=7, partition_count=self.partitions, born_us=START_US, retention_ms=600_000, dedupe_window_ms=self.dedupe_ms,
             random_bytes=self.random.randbytes, draw=self.random.random,
         )  # fmt: skip
@@ -137,16 +143,44 @@ class NodeWorld:
 
         wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
         self.queue = NodeQueue(
-            self.store, Clock(self.clock, wall), settings, Metrics(), on_disk_floor=lambda: None, on_broken=self.broke
+            self.store,
+            Clock(self.clock, wall),
+            settings,
+            Metrics(),
+            peers=Alone(),
+            on_disk_floor=lambda: None,
+            on_broken=self.broke,
         )
         self.queue._table.rows._bytes_max = self.cache_bytes
         self.worker = FakeWorker()
         self.queue.attach(self.worker)
         incarnation = self.incarnation
         self.queue.watch(lambda batch: self.see_events(batch) if incarnation == self.incarnation else None)
-        started = Deferred.fromCoroutine(self.queue.start(first={"incarnation": b"1"}, workers_are_gone=lambda: True))
+        started = Deferred.fromCoroutine(self.queue.start(workers_are_gone=lambda: True))
         started.addErrback(self.fault)
         self.until(lambda: self.queue.is_active, "the node starts")
+        self.elect(range(self.partitions))
+        self.until(lambda: not self.queue.leading.waiting(), "the node leads")
+
+    def choose(self, partitions: Iterable[int], primary: NodeId | None) -> None:
+        """The table chooses anew."""
+        for partition in partitions:
+            known = self.records.get(partition)
+            epoch = 1 if known is None else known.epoch + 1
+            self.records[partition] = Record(epoch, epoch, primary, (ME,), (ME,), 1, frozenset([ME]))
+        self.queue.follow(self.records, {ME: "node-1"})
+
+    def elect(self, partitions: Iterable[int]) -> None:
+        self.choose(partitions, ME)
+
+    def depose(self) -> None:
+        """The table takes a partition away, and gives it back at once or later, in another epoch."""
+        self.choose([self.random.randrange(self.partitions)], None)
+        if self.random.random() < 0.5:
+            self.restore()
+
+    def restore(self) -> None:
+        self.elect([p for p in range(self.partitions) if self.records[p].primary is None])
 
     def crash(self) -> None:
         self.crashes += 1
@@ -191,6 +225,8 @@ class NodeWorld:
 
     # --- what is told ---
     def see_events(self, batch: EventBatch) -> None:
+        if batch.reset:
+            self.states.clear()
         for event in batch.transitions:
             known = self.states.get(event.task_id)
             if known is not None and event.from_state is not known:
@@ -222,7 +258,7 @@ class NodeWorld:
             if why.check(TaskPurged):
                 assert isinstance(why.value, TaskPurged)
                 self.purged.add(str(why.value.task_id))
-            elif not why.check(*allowed, OutcomeUnknown, NotConfirmed, StaleAttempt):
+            elif not why.check(*allowed, OutcomeUnknown, NotConfirmed, StaleAttempt, NotPrimary, NotActive):
                 self.fault(why)
 
         incarnation = self.incarnation
@@ -244,6 +280,7 @@ class NodeWorld:
             (3, self.note), (3, self.zombie), (5, self.cancel), (4, self.retry), (8, self.read), (2, self.page),
             (12, self.store.sync), (6, self.store.deliver),
             (6, self.store.deliver_one), (10, self.wait), (1, self.crash), (1, self.pause),
+            (1, self.depose), (3, self.restore),
         )  # fmt: skip
         weights, calls = zip(*steps, strict=True)
         self.random.choices(calls, weights)[0]()
@@ -270,7 +307,7 @@ class NodeWorld:
             for result in results:
                 if isinstance(result, Accepted):
                     self.hear_accepted(result)
-                elif not isinstance(result, IdConflict | TaskPurged):
+                elif not isinstance(result, IdConflict | TaskPurged | NotPrimary | NotActive):
                     raise result
 
         self.expect(self.queue.submit_many(batch), hear)
@@ -316,7 +353,15 @@ class NodeWorld:
         drawn = self.random.choice(outcomes)
         outcome = drawn if forced is None else forced
         notes = self.random.choice([None, None, Notes()])
-        self.expect(self.queue.finish(claim, outcome, notes), lambda _: self.hear_end(claim, outcome))
+        incarnation = self.incarnation
+
+        def not_here(why: Failure) -> Failure:
+            if why.check(NotPrimary, NotActive) and incarnation == self.incarnation:
+                self.claims.append(claim)  # the worker holds on to it, and says so again
+            return why
+
+        finished = self.queue.finish(claim, outcome, notes).addErrback(not_here)
+        self.expect(finished, lambda _: self.hear_end(claim, outcome))
         if self.random.random() < 0.1:
             self.expect(self.queue.finish(claim, outcome), lambda _: None)  # says it again
 
@@ -371,8 +416,7 @@ class NodeWorld:
         self.expect(self.queue.list(ListQuery(limit=1000)), hear_page)
 
     def pause(self) -> None:
-        queue = self.random.choice(["mail", "slow"])
-        self.expect(self.random.choice([self.queue.pause, self.queue.resume])(queue), lambda _: None)
+        self.queue.set_paused(self.random.choice([[], ["mail"], ["mail", "slow"], ["slow"]]))
 
     def wait(self) -> None:
         self.turn(self.random.choice([0.01, 0.06, 1.0, 30.0, 400.0]))
@@ -387,8 +431,9 @@ class NodeWorld:
 
     def heal(self) -> None:
         """No more faults: every accepted task ends (P6), nothing acknowledged is missing (P1), the books are right."""
-        for queue in ("mail", "slow"):
-            self.expect(self.queue.resume(queue), lambda _: None)
+        self.queue.set_paused([])
+        self.restore()
+        self.until(lambda: not self.queue.leading.waiting(), "the node leads again")
 
         def all_ended() -> bool:
             self.claim()

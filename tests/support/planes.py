@@ -102,6 +102,7 @@ class PlaneNode:
             self.outside,
             seed=int.from_bytes(os.urandom(8), "big"),
         )
+        await self.plane.listen()
         await self.plane.start()
 
     async def join(self, member: PlaneNode) -> Outcome:

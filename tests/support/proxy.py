@@ -21,7 +21,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ CHUNK_BYTES = 65_536
 HELD_BYTES_MAX = 4 * 1024 * 1024
 """A direction that holds more stops reading, as a slow network would."""
 LOOPBACK = "127.0.0.1"
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Mode(enum.Enum):
@@ -342,3 +344,32 @@ class Links:
         self, kind: type[BaseException] | None, why: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+# --- processes that dial a proxy without knowing of it ---
+_SITE = '''"""Dial another port of loopback instead of some: how tests put a proxy on one directed link between two processes."""
+import os, socket
+_PORTS = dict(pair.split("=") for pair in os.environ.get("TESTS_REDIRECT", "").split(",") if pair)
+if _PORTS:
+    _connect_ex = socket.socket.connect_ex
+    def connect_ex(self, address):
+        if isinstance(address, tuple) and str(address[1]) in _PORTS:
+            address = (address[0], int(_PORTS[str(address[1])]), *address[2:])
+        return _connect_ex(self, address)
+    socket.socket.connect_ex = connect_ex
+'''
+
+
+def redirection(directory: Path) -> Callable[[Mapping[int, int]], dict[str, str]]:
+    """From (port that is meant: port that is dialled) to the environment of a Python process for which that holds.
+
+    By a ``sitecustomize`` in ``directory``: Twisted dials with ``connect_ex``. The process itself need not offer anything for it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "sitecustomize.py").write_text(_SITE)
+
+    def environment(ports: Mapping[int, int]) -> dict[str, str]:
+        redirects = ",".join(f"{meant}={dialled}" for meant, dialled in ports.items())
+        return {"PYTHONPATH": f"{directory}:{PROJECT}", "TESTS_REDIRECT": redirects}
+
+    return environment

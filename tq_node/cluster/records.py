@@ -115,6 +115,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, gc=False, array_like=True, fo
     replication_factor: int
     seed: int
     voters_wanted: int
+    born_us: int = 0
+    """Wall clock. Nothing in the cluster is older."""
 
 
 class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -6,11 +6,11 @@ The data plane hears of the table through ``on_changed`` and answers forwarded c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -18,6 +18,7 @@ from tq_node.cluster.commands import Registration
 from tq_node.cluster.liveness import Health
 from tq_node.cluster.map import Change, ClusterMap
 from tq_node.cluster.refusals import Refusal
+from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import AnyMessage, Message, SoftState
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.cluster_machine import ClusterMachine
@@ -28,11 +29,14 @@ from tq_node.types import NodeId
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
 from tq_node.wire.dialling import Dialling
-from tq_node.wire.failures import Removed
+from tq_node.wire.failures import NotAMember, Removed
 from tq_node.wire.handler import Answer, Greeting, Welcome
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
 from tq_node.wire.listener import PeerListener
 from tq_node.wire.pool import PeerPool
+
+if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not have
+    from tq_node.wire.tls import PeerTLS
 
 _log = Logger(namespace="taskqueue.control")
 
@@ -50,11 +54,26 @@ class Outside:
     def has_tasks(self) -> bool:
         return False
 
+    def greeted(self, greeting: Greeting) -> None:
+        """Somebody, anybody, greets this node (birth guard)."""
+
     def is_newborn(self) -> bool:
         return False
 
     def table_changed(self, changes: Sequence[Change]) -> None:
         """The table is another; ``changes`` is empty after a snapshot, when all of it may be."""
+
+    def data(self, peer: PeerIdentity, body: bytes) -> None:
+        """Messages of the partitions' copies."""
+
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        """A ping of the partitions' layer, or its answer."""
+
+    def peer_connected(self, node: NodeId) -> None:
+        """Bulk goes both ways with it, over a connection that is new in at least one of them."""
+
+    def peer_lost(self, node: NodeId) -> None:
+        """Nothing can be sent to it."""
 
     def refused(self, refusal: Refusal) -> None:
         """The cluster will not have this node."""
@@ -86,6 +105,7 @@ class ControlPlane:
         outside: Outside,
         *,
         seed: int,
+        tls: PeerTLS | None = None,
     ) -> None:
         self.local = local
         self.machine = ClusterMachine(self._table_changed)
@@ -110,29 +130,53 @@ class ControlPlane:
             health=outside.health,
             on_refused=outside.refused,
         )
-        self.listener = PeerListener(reactor, endpoint, local, self, sessions)
+        self.listener = PeerListener(reactor, endpoint, local, self, sessions, tls=tls)
+        self._is_started = False
         self._outside = outside
-        self._registering: Deferred[None] | None = None
+        self._clock = clock
         self._store = store
         self._known_members = b""
+
+    def heir(self) -> NodeId | None:
+        """Who should lead after this node, which leads now; None where it does not, or nobody can."""
+        core = self.core
+        if core is None or not core.is_leader:
+            return None
+        voters = set(core.configuration.voters)
+        caught_up = [
+            node
+            for node, status in sorted(self.consensus.followers().items())
+            if node in voters and status.is_caught_up and self.pool.is_connected(node)
+        ]
+        return caught_up[0] if caught_up else None
+
+    @property
+    def core(self) -> RaftCore | None:
+        """Consensus as it is; None before it has been read from the store."""
+        return getattr(self.consensus, "core", None)
 
     @property
     def map(self) -> ClusterMap:
         return self.machine.map
 
     # --- life ---
+    def listen(self) -> Deferred[IListeningPort]:
+        """Accept connections; whoever wants more than a greeting before ``start`` is told to come again.
+
+        For TCP and Unix sockets the port is there at once. Fails with ``CannotListenError``.
+        """
+        return self.listener.listen()
+
     async def start(self) -> None:
-        """Listen, take up the log, dial the members, register this run."""
+        """Take up the log, dial the members, register this run. What this start is must be durable by now."""
         self._known_members = self._store.meta().get(MEMBERS, b"")
         if self._known_members:
             # The table's end is in entries that only a leader knows to be committed, and answering it takes a lane to it.
             self.membership.seed(_decode_addresses(self._known_members))
-        await self.listener.listen()
         self.pool.startService()
         await self.consensus.start()
+        self._is_started = True
         self.membership.start()
-        self._registering = Deferred.fromCoroutine(self.membership.register())
-        self._registering.addErrback(self._could_not_register)
 
     async def stop(self) -> None:
         """Nothing is left open. Leadership is not handed over here: whoever stops a leader in order transfers it first."""
@@ -140,9 +184,6 @@ class ControlPlane:
         await self.consensus.stop()
         await self.pool.stopService()
         await self.listener.stop()
-
-    def _could_not_register(self, why: Failure) -> None:
-        _log.failure("registration failed", failure=why, event="register_failed")
 
     # --- between the parts ---
     def _send(self, messages: Sequence[Message]) -> None:
@@ -171,20 +212,33 @@ class ControlPlane:
 
     # --- PeerHandler ---
     def greeted(self, greeting: Greeting) -> Welcome:
+        self._outside.greeted(greeting)
         return Welcome(
             self.local.cluster, self.local.name, newborn=self._outside.is_newborn(), has_tasks=self._outside.has_tasks()
         )
 
     def admit(self, peer: PeerIdentity) -> None:
+        if not self._is_started:
+            raise NotAMember(f"node {self.local.name} is starting")
         entry = self.map.nodes.get(peer.node_id)
         if entry is not None and not entry.is_member:
             raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
+        if peer.lane is Lane.BULK:
+            # In the next turn it is open. What the peer said over an older one may be lost, so streams begin anew.
+            self._clock.call_later(0, self._bulk_open, peer.node_id)
+
+    def _bulk_open(self, node: NodeId) -> None:
+        if self.pool.is_connected(node, Lane.BULK):
+            self._outside.peer_connected(node)
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
         self.consensus.receive(messages)
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
-        """Nobody sends these yet."""
+        self._outside.data(peer, body)
+
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        self._outside.confirm(peer, body)
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
         return self._outside.forward(peer, calls, within_ms)
@@ -207,12 +261,18 @@ class ControlPlane:
     # --- LaneWatcher ---
     def lane_up(self, peer: PeerIdentity, at_ms: int) -> None:
         self.membership.lane_up(peer)
+        if peer.lane is Lane.BULK:
+            self._outside.peer_connected(peer.node_id)
 
     def lane_lost(self, peer: PeerIdentity, at_ms: int, broke: bool, why: str) -> None:
         self.membership.lane_lost(peer, broke=broke)
+        if peer.lane is Lane.BULK:
+            self._outside.peer_lost(peer.node_id)
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
         """The pool dials again by itself; what a refused port means is the evidence collector's to find out."""
+        if isinstance(why, Removed):
+            self.membership.refused(Refusal.REMOVED)
 
     def lane_writable(self, node_id: NodeId, lane: Lane) -> None:
         """Consensus sends again by itself."""

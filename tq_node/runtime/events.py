@@ -35,6 +35,11 @@ class EventLog:
         self._kept: deque[Transition] = deque(maxlen=limits.EVENTS_KEPT_MAX)
         self._watchers: list[_Watcher] = []
 
+    @property
+    def next_id(self) -> int:
+        """Of the next event."""
+        return self._next_id
+
     def publish(self, transitions: list[Transition]) -> None:
         first = self._next_id
         self._next_id += len(transitions)
@@ -46,6 +51,14 @@ class EventLog:
             # One observer's fault is not another's, nor the commit's.
             with _log.failuresHandled("a watcher failed", event="watcher_failed"):
                 watcher.observer(batch)
+
+    def skip(self) -> None:
+        """Transitions have been, of which nothing is known here: whoever watches, or comes back later, hears ``reset``."""
+        self._kept.clear()
+        self._next_id += 1
+        for watcher in list(self._watchers):
+            with _log.failuresHandled("a watcher failed", event="watcher_failed"):
+                watcher.observer(EventBatch(self._next_id, [], reset=True))
 
     def watch(self, observer: Callable[[EventBatch], None], after_id: int | None) -> _Watcher:
         """See ``facade.TaskQueue.watch``."""

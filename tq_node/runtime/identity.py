@@ -1,22 +1,85 @@
-"""Who this node is, what its cluster fixed at birth, and how often it has been started: kept in the store's named values."""
+"""Who this node is, what cluster its directory belongs to, and how often it has been started: the store's named values.
+
+A directory becomes a node in two steps (replication.md, section 2). It is *formatted* once: node id and name. It *belongs* to a
+cluster once the node has founded or joined one; what belongs never goes elsewhere, whatever ``--join`` says. A record in
+which both stand together is that of a node of release 0.1, which founded its cluster and lived alone in it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 
 from tq_node.errors import StoreBroken
+from tq_node.types import NodeId, NodeName
 
+T = TypeVar("T")
+
+SECRET_BYTES = 32
+"""Length of a secret that a founder makes."""
+_NODE_ID_BYTES = 16
+_CLUSTER_ID_BYTES = 16
+_SEED_BYTES = 4
 _IDENTITY = "identity"
+_BELONGING = "belonging"
 _INCARNATION = "incarnation"
 
+RandomBytes = Callable[[int], bytes]
+Values = dict[str, bytes | None]
+"""What is to be made durable, for ``Batch.meta``."""
 
-class Identity(msgspec.Struct, frozen=True):
-    """Written once, when the directory is formatted. ``node_id``: 128 random bits; the name is only a label (section 2)."""
 
-    node_id: str
-    node_name: str
+class WrongName(Exception):
+    """The data directory belongs to a node of another name. The text is one line."""
+
+
+class NeverJoined(Exception):
+    """The directory was about to belong to a cluster and its node never became a member. The text is one line."""
+
+
+class NoSecret(Exception):
+    """The cluster of this directory keeps its secret elsewhere, and this start was not given it. The text is one line."""
+
+
+class Formatted(msgspec.Struct, frozen=True):
+    """Written once, before the directory belongs to anybody. ``node_id``: 128 random bits; the name is only a label."""
+
+    node_id: NodeId
+    node_name: NodeName
+
+
+class Birth(msgspec.Struct, frozen=True):
+    """What the founder fixed; ``seed`` is that of ``placement.partition_of``. All others learn it from the table."""
+
+    seed: int
+    partition_count: int
+    replication_factor: int
+
+
+class Belonging(msgspec.Struct, frozen=True):
+    """Which cluster a directory belongs to.
+
+    ``secret``: None where operators keep it in a file, or certificates stand for it. ``born_us``: when this node founded its
+    cluster or joined one. ``birth`` is None in a node that joined. ``is_newborn``: founded here, and the birth guard has not
+    passed yet; kept, so that a supervisor's restart does not get a wiped node past the guard (F15a).
+    """
+
+    cluster_id: str
+    secret: bytes | None
+    born_us: int
+    birth: Birth | None = None
+    is_newborn: bool = False
+
+    def __repr__(self) -> str:
+        """Without the secret: this ends up in logs and tracebacks."""
+        return f"Belonging({self.cluster_id!r}, born_us={self.born_us}, birth={self.birth}, newborn={self.is_newborn})"
+
+
+class _Alone(msgspec.Struct, frozen=True):
+    """What release 0.1 had in the identity's record besides id and name: its node lived alone in the cluster that it founded."""
+
     cluster_id: str
     seed: int
     partition_count: int
@@ -24,31 +87,13 @@ class Identity(msgspec.Struct, frozen=True):
     born_us: int
 
 
-class WrongName(Exception):
-    """The data directory belongs to a node of another name. The text is one line."""
+# --- formatted ---
+def new_node(node_name: NodeName, random_bytes: RandomBytes) -> Formatted:
+    """A node that there has never been. ``next_start`` gives what makes it durable."""
+    return Formatted(NodeId(random_bytes(_NODE_ID_BYTES).hex()), node_name)
 
 
-def make_identity(
-    *,
-    node_name: str,
-    partition_count: int,
-    replication_factor: int,
-    random_bytes: Callable[[int], bytes],
-    now_us: int,
-) -> Identity:
-    """A new node that founds a cluster of its own."""
-    return Identity(
-        random_bytes(16).hex(),
-        node_name,
-        random_bytes(16).hex(),
-        int.from_bytes(random_bytes(4), "big"),
-        partition_count,
-        replication_factor,
-        now_us,
-    )
-
-
-def identity_in(meta: Mapping[str, bytes], node_name: str) -> Identity | None:
+def formatted_in(meta: Mapping[str, bytes], node_name: NodeName) -> Formatted | None:
     """Whose directory this is; None for one that is not formatted yet.
 
     :raises WrongName: another node's. :raises StoreBroken: it can't be read.
@@ -56,16 +101,119 @@ def identity_in(meta: Mapping[str, bytes], node_name: str) -> Identity | None:
     raw = meta.get(_IDENTITY)
     if raw is None:
         return None
+    formatted = _decoded(raw, Formatted)
+    if formatted.node_name != node_name:
+        raise WrongName(f"the data directory belongs to node {formatted.node_name!r}, not to {node_name!r}")
+    return formatted
+
+
+def next_start(meta: Mapping[str, bytes], formatted: Formatted) -> tuple[int, Values]:
+    """The number of the start that begins now, and what must be durable before the node sends anything (F14).
+
+    An identity that is there is not written again: that of release 0.1 still tells which cluster its node founded.
+
+    :raises StoreBroken: the number of the last start can't be read.
+    """
     try:
-        identity = msgspec.json.decode(raw, type=Identity)
-    except msgspec.MsgspecError as why:
+        incarnation = int(meta.get(_INCARNATION, b"0")) + 1
+    except ValueError as why:
+        raise StoreBroken("the number of starts in the store can't be read") from why
+    values: Values = {_INCARNATION: str(incarnation).encode()}
+    if _IDENTITY not in meta:
+        values[_IDENTITY] = msgspec.json.encode(formatted)
+    return incarnation, values
+
+
+# --- belonging ---
+def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
+    """The cluster of this directory; None where the node has neither founded nor joined one. :raises StoreBroken: unreadable."""
+    raw = meta.get(_BELONGING)
+    if raw is not None:
+        return _decoded(raw, Belonging)
+    try:
+        alone = msgspec.json.decode(meta.get(_IDENTITY, b""), type=_Alone)
+    except msgspec.MsgspecError:
+        return None
+    return Belonging(
+        alone.cluster_id, None, alone.born_us, Birth(alone.seed, alone.partition_count, alone.replication_factor)
+    )
+
+
+def founding_identity(
+    *,
+    partition_count: int,
+    replication_factor: int,
+    keeps_secret: bool,
+    random_bytes: RandomBytes,
+    now_us: int,
+) -> Belonging:
+    """A cluster that there has never been.
+
+    :param keeps_secret: make one and keep it in the store; False where ``--secret-file`` or certificates do its work.
+    """
+    return Belonging(
+        cluster_id=random_bytes(_CLUSTER_ID_BYTES).hex(),
+        secret=random_bytes(SECRET_BYTES) if keeps_secret else None,
+        born_us=now_us,
+        birth=Birth(int.from_bytes(random_bytes(_SEED_BYTES), "big"), partition_count, replication_factor),
+        is_newborn=True,
+    )
+
+
+def joined(cluster_id: str, secret: bytes | None, now_us: int) -> Values:
+    """What must be durable before the node registers with that cluster.
+
+    :param secret: what the cluster handed over; None where this node was given one in a file, which is never stored.
+    """
+    return belonging_values(Belonging(cluster_id, secret, now_us))
+
+
+def belonging_values(belonging: Belonging) -> Values:
+    return {_BELONGING: msgspec.json.encode(belonging)}
+
+
+def past_birth_guard(belonging: Belonging) -> Belonging:
+    """To be made durable before the node says that it is ready: no later start waits again."""
+    return msgspec.structs.replace(belonging, is_newborn=False)
+
+
+def newborn_again(belonging: Belonging) -> Belonging:
+    """To be made durable before a founder ends because an older cluster looks for it: the next start waits again (F15a)."""
+    return msgspec.structs.replace(belonging, is_newborn=True)
+
+
+def with_secret(
+    meta: Mapping[str, bytes],
+    belonging: Belonging,
+    *,
+    from_file: bytes | None,
+    has_certificates: bool,
+    random_bytes: RandomBytes,
+) -> tuple[bytes | None, Belonging]:
+    """The secret that this start uses, and what the store is to say from now on (the same as it does, mostly).
+
+    A secret in a file goes before one in the store, so that operators can take it over. A node of release 0.1 had none, for it
+    lived alone: it gets one now.
+
+    :raises NoSecret: it was in a file or certificates stood for it, and this start was given neither.
+    """
+    if from_file is not None:
+        return from_file, belonging
+    if belonging.secret is not None:
+        return belonging.secret, belonging
+    if has_certificates:
+        return None, belonging
+    if _BELONGING in meta:
+        raise NoSecret(
+            f"--secret-file: is missing, and so are certificates: cluster {belonging.cluster_id}, which this directory "
+            "belongs to, does not keep its secret here"
+        )
+    made = msgspec.structs.replace(belonging, secret=random_bytes(SECRET_BYTES))
+    return made.secret, made
+
+
+def _decoded(raw: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as why:
         raise StoreBroken("the identity in the store can't be read") from why
-    if identity.node_name != node_name:
-        raise WrongName(f"the data directory belongs to node {identity.node_name!r}, not to {node_name!r}")
-    return identity
-
-
-def next_start(meta: Mapping[str, bytes], identity: Identity) -> tuple[int, dict[str, bytes | None]]:
-    """The number of the start that begins now, and what must be durable before it sends anything."""
-    incarnation = int(meta.get(_INCARNATION, b"0")) + 1
-    return incarnation, {_IDENTITY: msgspec.json.encode(identity), _INCARNATION: str(incarnation).encode()}

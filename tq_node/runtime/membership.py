@@ -18,7 +18,7 @@ from tq_node.cluster.liveness import Evidence, Health, Liveness
 from tq_node.cluster.map import ClusterMap
 from tq_node.cluster.refusals import Refusal, Refused
 from tq_node.cluster.voters import RaftView, Wish, WishKind
-from tq_node.errors import NoController, TaskQueueError
+from tq_node.errors import ClusterRefused, NoController, TaskQueueError
 from tq_node.raft.messages import Change, ChangeKind, SoftState
 from tq_node.raft.settings import NotLeader
 from tq_node.runtime.clock import Clock
@@ -37,8 +37,7 @@ HEARTBEAT_S = 0.25
 CONTROLLER_S = 0.1
 REGISTER_AGAIN_S = 0.2
 PROPOSE_S = 5.0
-CAN_REPLICATE = False
-"""This version has no data plane between nodes: only partitions without tasks move."""
+CAN_REPLICATE = True
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
@@ -79,10 +78,8 @@ _CHANGES = {
 }
 
 
-class Denied(TaskQueueError):
-    """The table refused it; ``refusal`` is the stable word for why."""
-
-    status, code, title = 409, "refused", "Refused by the cluster"
+class TableRefused(ClusterRefused):
+    """``refusal`` is the stable word for why."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal).replace("_", " "))
@@ -129,10 +126,13 @@ class Membership:
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
         self._seeds: Addresses = ()
         self._over = False
+        self._is_refused = False
+        self._registering: Deferred[None] | None = None
         self._pauses: set[IDelayedCall] = set()
 
     # --- life ---
     def start(self) -> None:
+        self._register_again()
         self._loops.append(self._clock.every(HEARTBEAT_S, self._beat, "a heartbeat"))
         self._loops.append(self._clock.every(CONTROLLER_S, self._control, "the controller"))
 
@@ -141,6 +141,8 @@ class Membership:
         await self._evidence.stop()
         for pause in list(self._pauses):
             pause.reset(0)
+        if self._registering is not None:
+            await self._registering
         for loop, over in self._loops:
             if loop.running:
                 loop.stop()
@@ -160,19 +162,36 @@ class Membership:
         entry = self.map.nodes.get(self.me)
         return entry is not None and entry.nonce == self.registration.nonce and entry.is_up
 
-    async def register(self) -> None:
+    def _register_again(self) -> None:
+        if self._registering is None and not self._over:
+            self._registering = Deferred.fromCoroutine(self._register())
+            self._registering.addErrback(self._could_not_register).addBoth(self._register_over)
+
+    def _register_over(self, _: object) -> None:
+        self._registering = None
+
+    def _could_not_register(self, why: Failure) -> None:
+        _log.failure("registration failed", failure=why, event="register_failed")
+
+    async def _register(self) -> None:
         """Make this run known; keeps trying while there is no leader. What refuses it for good goes to ``on_refused``."""
-        while not self._over and not self.is_registered:
-            try:
-                await self.propose(RegisterNode(self.map.cluster_id, self.registration))
-            except Denied as why:
-                if why.refusal is not Refusal.FEATURE_LEVEL:
-                    self._on_refused(why.refusal)
+        while not (self._over or self._is_refused or self.is_registered):
+            if self.map.is_founded:  # a joiner's first registration is its own affair
+                try:
+                    await self.propose(RegisterNode(self.map.cluster_id, self.registration))
+                except TableRefused as why:
+                    self.refused(why.refusal)
                     return
-            except TaskQueueError:
-                pass
+                except TaskQueueError:
+                    pass
             if not self.is_registered:
                 await self.pause(REGISTER_AGAIN_S)
+
+    def refused(self, refusal: Refusal) -> None:
+        """The cluster will not have this node; told once."""
+        if not self._is_refused:
+            self._is_refused = True
+            self._on_refused(refusal)
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Over early when the node stops."""
@@ -190,12 +209,12 @@ class Membership:
     async def propose(self, command: AnyCommand) -> Outcome:
         """Have a command in the log, here or through the leader; returns once it is applied where it was proposed.
 
-        :raises Denied: the table refused the whole of it. :raises NoController: nothing was done. :raises OutcomeUnknown:
+        :raises TableRefused: the table refused the whole of it. :raises NoController: nothing was done. :raises OutcomeUnknown:
         """
         outcome = await self._propose(commands.encode(command))
         whole = [refused.code for refused in outcome.refused if refused.partition is None]
         if whole:
-            raise Denied(whole[0])
+            raise TableRefused(whole[0])
         return outcome
 
     async def _propose(self, data: bytes) -> Outcome:
@@ -315,6 +334,7 @@ class Membership:
 
     def map_changed(self) -> None:
         """Dial who is a member, tell who this node is by now, decide anew."""
+        self._look_at_myself()
         self.liveness.follow(self.map, self._clock.now_ms())
         self._dial()
         session = self.session_of(self.me) if self.is_registered else 0
@@ -322,6 +342,19 @@ class Membership:
             self.local.session = session
             self._pool.announce()
         self.control_soon()
+
+    def _look_at_myself(self) -> None:
+        """Is this run still what the table has of this node?"""
+        entry = self.map.nodes.get(self.me)
+        if entry is None:
+            return
+        if not entry.is_member:
+            self.refused(Refusal.REMOVED)
+        elif entry.incarnation > self.registration.incarnation:
+            self.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
+        elif entry.nonce == self.registration.nonce and not entry.is_up:
+            # It was taken for dead and lives: a new session, and new epochs for whatever it is to lead (R2).
+            self._register_again()
 
     # --- the controller ---
     def control_soon(self) -> None:

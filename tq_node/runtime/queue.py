@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import AlreadyFinal, Busy, Draining, NotReady, NotRetryable, TaskQueueError
+from tq_node.cluster.views import Progress
+from tq_node.errors import AlreadyFinal, Draining, NotReady, NotRetryable, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
-    ClusterNode,
-    ClusterView,
     EventBatch,
     ListQuery,
     Notes,
     NotReadyReason,
     Outcome,
-    PartitionView,
     Read,
     Stats,
     Submission,
@@ -33,12 +29,17 @@ from tq_node.facade import (
     Worker,
 )
 from tq_node.observe.metrics import Metrics
+from tq_node.partition.record import Record
 from tq_node.partition.tasks import Cancel, Retry
+from tq_node.partition.unapplied import Unapplied
 from tq_node.runtime.clock import Clock
+from tq_node.runtime.confirming import ROUND_S
 from tq_node.runtime.events import Change, EventLog
-from tq_node.runtime.log_driver import LogDriver
+from tq_node.runtime.forwarding import EventsAfter
+from tq_node.runtime.leading import Leading
 from tq_node.runtime.reading import Reading
-from tq_node.runtime.recovery import recover_logs, recover_rows
+from tq_node.runtime.recovery import recover_copies
+from tq_node.runtime.replication import TICK_S, Peers, Replication
 from tq_node.runtime.retention import Retention
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.running import Running
@@ -46,11 +47,11 @@ from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.submitting import Submitting
 from tq_node.runtime.table import PURGED, TaskTable, existing
 from tq_node.runtime.waiters import Wait
-from tq_node.store.api import Batch, Store
-from tq_node.types import State, TaskRow
+from tq_node.runtime.watching import events_after
+from tq_node.store.api import Store
+from tq_node.types import NodeId, State, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.queue")
-_PAUSED = "paused_queues"
 _EVENT_ID_BITS = 40
 """Event ids of one start of the node lie below those of the next: a trillion each."""
 
@@ -69,6 +70,7 @@ class NodeQueue:
         settings: QueueSettings,
         metrics: Metrics,
         *,
+        peers: Peers,
         on_disk_floor: Callable[[], None],
         on_broken: Callable[[BaseException], None],
     ) -> None:
@@ -79,6 +81,7 @@ class NodeQueue:
         self._clock = clock
         self._settings = settings
         self._metrics = metrics
+        self._peers = peers
         self._on_disk_floor = on_disk_floor
         self._on_broken = on_broken
         self._horizons: dict[int, int] = {}
@@ -96,50 +99,75 @@ class NodeQueue:
         self._running = Running(self._table, clock, settings, self)
         self._reading = Reading(self._table, store, clock, settings, self)
         self._retention = Retention(self._table, store, clock, settings, self._horizons)
+        self.leading: Leading
+        """From ``start`` on, and so is the next."""
+        self.replication: Replication
+        self._unapplied: Unapplied
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
 
     # --- life ---
-    async def start(self, *, first: dict[str, bytes | None], workers_are_gone: Callable[[], bool]) -> None:
-        """Recover, lead every partition in a new epoch, then serve.
+    async def start(self, *, workers_are_gone: Callable[[], bool]) -> None:
+        """Recover what is on disk; which partitions to lead, ``lead`` says.
 
-        :param first: named values that must be durable before anything else happens: identity and incarnation.
-        :param workers_are_gone: whether no worker process of an earlier start of this node lives; until it says so, what it ran
-            keeps its tasks for one lease.
+        :param workers_are_gone: see ``Leading``.
         """
         settings = self._settings
-        await self._store.commit(Batch(meta=first))
-        recovered = await recover_logs(self._store, settings.node_id, settings.partition_count)
-        self._horizons.update(recovered.horizons)
-        self._table.driver = driver = LogDriver(
+        recovered = await recover_copies(self._store, settings.node_id, settings.partition_count)
+        self._unapplied = recovered.unapplied
+        self.replication = Replication(
             self._store,
             self._clock,
-            recovered.logs,
             settings.node_id,
+            recovered.cores,
+            recovered.unapplied,
+            recovered.budget,
+            self._peers,
             on_committed=self._committed,
             on_applied=self._table.rows.applied,
+            on_led=self._led,
             on_broken=self._on_broken,
             spec_of=self._table.spec_of,
         )
-        await driver.begin_epochs({log.partition: log.promised + 1 for log in recovered.logs})
-        await driver.settle()
+        self._table.driver = driver = self.replication.copies
+        self._table.refusals = self.replication.refusals
+        self._reading.replication = self.replication
         # Time goes on from where the store left it, whatever the system's clock says now (section 8, schedules).
         self._clock.wall_us.not_before(await self._store.newest_us())
-        inherited = await recover_rows(self._store, self._table)
-        for queue, counts in self._table.counts.items():
-            for state, count in enumerate(counts):
-                self._metrics.adjust_tasks(queue, State(state), count)
-        for queue in msgspec.json.decode(self._store.meta().get(_PAUSED, b"[]"), type=list[str]):
-            self._paused.add(queue)
-            self._table.ready.pause(queue)
         self._check_disk()
+        self.leading = Leading(
+            self._table,
+            driver,
+            self._store,
+            self._clock,
+            self._running,
+            self._metrics,
+            node_name=settings.node_name,
+            workers_are_gone=workers_are_gone,
+            on_serving=self._serving,
+            on_served=self._events.skip,  # what was inherited was news at another node, or at none
+            on_left=self._reading.left,
+            on_broken=self._on_broken,
+        )
         self.is_active = True
-        self._lose_inherited(inherited, workers_are_gone, self._clock.now_ms() + limits.LEASE_MS)
         self._every(limits.SAFETY_NET_S, self._running.safety_net, "the safety net")
+        self._every(TICK_S, self.replication.tick, "a tick of the copies")
+        self._every(ROUND_S, self.replication.round, "a ping round")
         self._every(1.0, driver.give_up_overdue, "looking for overdue callers")
         self._every(limits.DISK_CHECK_S, self._check_disk, "the disk check")
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
-        self._running.find_due()
-        self._running.wake()
+
+    def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
+        """:param records: of every partition, as the table has them now. :param names: of all nodes."""
+        self.replication.follow(records, names)
+
+    def _led(self, partition: int, epoch: int) -> None:
+        self.leading.led(partition, epoch)
+
+    def _serving(self, partition: int) -> None:
+        """What is refused as too old depends on what is committed, and may have been another primary's to say."""
+        self._horizons.pop(partition, None)
+        if partition in self._unapplied.horizons:
+            self._horizons[partition] = self._unapplied.horizons[partition]
 
     def _every(self, seconds: float, call: Callable[[], object], what: str) -> None:
         self._loops.append(self._clock.every(seconds, cast("Callable[[], None]", call), what))
@@ -159,23 +187,10 @@ class NodeQueue:
             await over
         self._loops.clear()
         if self.is_active:
+            self.leading.stop()
             await self._table.driver.idle()
             self.is_active = False
-            self._table.driver.stop()
-
-    def _lose_inherited(self, task_ids: list[str], workers_are_gone: Callable[[], bool], lease_over_ms: int) -> None:
-        """Attempts of an earlier start of this node are lost once nothing can be running them any more (section 8)."""
-        if not task_ids or self.is_stopping:
-            return
-        if workers_are_gone() or self._clock.now_ms() >= lease_over_ms:
-            _log.info("{count} attempts of the last start are lost", count=len(task_ids), event="attempts_lost")
-            for first in range(0, len(task_ids), 1_000):
-                self._running.lose(task_ids[first : first + 1_000]).addErrback(self._log_failure)
-            return
-        self._clock.call_later(0.1, self._lose_inherited, task_ids, workers_are_gone, lease_over_ms)
-
-    def _log_failure(self, why: Failure) -> None:
-        _log.error("could not book lost attempts: {why}", why=why.getErrorMessage(), event="lose_failed")
+            self.replication.stop()
 
     def _check_disk(self) -> None:
         free = self._store.disk_free_bytes()
@@ -213,6 +228,10 @@ class NodeQueue:
     @property
     def node_name(self) -> str:
         return self._settings.node_name
+
+    @property
+    def node_id(self) -> NodeId:
+        return self._settings.node_id
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         return self._submitting.submit(submission)
@@ -276,25 +295,15 @@ class NodeQueue:
         assert slot.row is not None
         return slot.row
 
-    def pause(self, queue: str) -> Deferred[None]:
-        if not self.is_active:
-            return fail(NotReady("the node is starting"))
-        if queue not in self._paused and len(self._paused) >= limits.QUEUES_MAX:
-            return fail(Busy(f"{limits.QUEUES_MAX} queues are paused already"))
-        self._paused.add(queue)
-        self._table.ready.pause(queue)
-        return self._keep_paused()
-
-    def resume(self, queue: str) -> Deferred[None]:
-        if not self.is_active:
-            return fail(NotReady("the node is starting"))
-        self._paused.discard(queue)
-        self._table.ready.resume(queue)
-        self._wake()
-        return self._keep_paused()
-
-    def _keep_paused(self) -> Deferred[None]:
-        return self._table.driver.write_meta({_PAUSED: msgspec.json.encode(sorted(self._paused))})
+    def set_paused(self, queues: Collection[str]) -> None:
+        """These queues, and no others, are paused: nothing of them starts."""
+        for queue in self._paused.difference(queues):
+            self._paused.discard(queue)
+            self._table.ready.resume(queue)
+            self._wake()
+        for queue in set(queues).difference(self._paused):
+            self._paused.add(queue)
+            self._table.ready.pause(queue)
 
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self._paused)
@@ -302,35 +311,25 @@ class NodeQueue:
     def watch(self, observer: Callable[[EventBatch], None], *, after_id: int | None = None) -> Subscription:
         return self._events.watch(observer, after_id)
 
-    def cluster(self) -> ClusterView:
-        s = self._settings
-        status = "draining" if self.is_stopping else "active" if self.is_active else "joining"
-        me = ClusterNode(s.node_id, s.node_name, s.http, s.peer, status, voter=True)
-        return ClusterView(
-            s.cluster_id,
-            "taskqueue",
-            [me],
-            s.node_name if self.is_active else None,
-            # Alone in its cluster a node elects itself once at each start.
-            s.incarnation,
-            s.partition_count,
-            s.replication_factor,
-        )
-
-    def partition_views(self) -> Sequence[PartitionView]:
-        name = self._settings.node_name
+    def progress(self) -> dict[int, Progress]:
+        """How far the partitions are that this node leads, or is about to."""
         if not self.is_active:
-            return [
-                PartitionView(p, None, [], [], 0, 0, None, None, {}, [], [], "starting")
-                for p in range(self._settings.partition_count)
-            ]
-        return [
-            PartitionView(
-                log.partition, name, [], [name], log.epoch, log.epoch, log.last_sequence, log.committed, {}, [], [],
-                "active" if log.is_active else "starting",
+            return {}
+        return {
+            core.partition: Progress(
+                core.partition in self._table.leading, core.last_sequence, core.committed, core.lag()
             )
-            for log in self._table.driver.logs
-        ]  # fmt: skip
+            for core in self._table.driver.cores
+            if core.is_leading
+        }
+
+    def task_bytes(self) -> dict[int, int]:
+        """Bytes of each partition that has tasks here, ended ones and the marks of purged ones too."""
+        return self._store.partition_bytes()
+
+    def events_after(self, question: EventsAfter) -> Deferred[EventBatch]:
+        """For a node that watches the whole cluster."""
+        return events_after(self._events, self._clock, question)
 
     def uncommitted_bytes(self) -> int:
         """Proposed and not yet durable; for metrics."""
@@ -340,6 +339,9 @@ class NodeQueue:
         reasons = []
         if not self.is_active:
             reasons.append(NotReadyReason("not_ready", "the node is reading its store"))
+        elif waiting := self.leading.waiting():
+            detail = f"{len(waiting)} partitions that this node leads are not active yet"
+            reasons.append(NotReadyReason("not_active", detail))
         if self.is_stopping:
             reasons.append(NotReadyReason("draining", "the node is stopping"))
         if self.is_disk_low:
@@ -376,6 +378,27 @@ class NodeQueue:
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         return self._running.note(claim, notes)
+
+    def leads(self, partition: int) -> bool:
+        """Whether it is led here and served."""
+        return partition in self._table.leading
+
+    def held_claims(self) -> Sequence[Claim]:
+        """The attempts that this node's worker runs, also those whose partition is led elsewhere by now."""
+        return self._running.held_claims()
+
+    def stop_attempt(self, claim: Claim) -> None:
+        """It holds its task no more: its handler is to be stopped."""
+        self._running.stop_attempt(claim.task_id, claim.token)
+
+    def renew(self, partition: int, attempts: Sequence[tuple[str, Token]]) -> Deferred[Sequence[bool]]:
+        """Whether these attempts, which run at another node, still hold their tasks; see ``Running.renew``."""
+
+        def renewed() -> Deferred[Sequence[bool]]:
+            confirmed = self.replication.confirming.when_confirmed(partition)
+            return cast("Deferred[Sequence[bool]]", self._running.renew(partition, attempts, confirmed))
+
+        return maybeDeferred(renewed)
 
     def lease_ms(self, partition: int) -> int:
         return self._running.lease_ms(partition)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import Busy, NotConfirmed, NotReady, TaskPurged
+from tq_node.errors import Busy, NoSuchTask, NotConfirmed, NotPrimary, NotReady, TaskPurged
 from tq_node.facade import ListedTask, ListQuery, Read, Stats, TaskPage
 from tq_node.runtime.clock import Clock
+from tq_node.runtime.replication import Replication
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.submitting import NodeStatus
 from tq_node.runtime.table import Found, TaskTable, existing, row_of
 from tq_node.runtime.waiters import Wait
-from tq_node.store.api import RowPage, RowQuery, Store
+from tq_node.store.api import RowPage, RowQuery, Store, StoredRow, Tombstone
 from tq_node.types import State, Transition
 
 
@@ -41,22 +44,60 @@ class Reading:
         self._clock = clock
         self._settings = settings
         self._status = status
+        self.replication: Replication
+        """Set at the start: it comes from what is on disk."""
         self._watches: dict[str, list[_Watch]] = {}
         self._watch_count = 0
 
     # --- one task ---
     def get(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
-        """See ``facade.TaskQueue.get``. The only copy is the primary's, so a local read is a strong one."""
+        """See ``facade.TaskQueue.get``."""
         if not self._status.is_active:
             raise NotReady("the node is starting")
-        age_s = 0.0 if local else None
+        partition = self._table.partition_of(task_id)
+        if local and partition not in self._table.leading:
+            return self._get_copy(partition, task_id)
+        self._table.must_lead(partition, task_id)
+        confirming = None if local else self.replication.confirming.when_confirmed(partition)
+        if confirming is None:
+            return self._get(partition, task_id, wait_s, 0.0 if local else None)
+        return confirming.addCallbacks(
+            lambda _: self._get(partition, task_id, wait_s, None), lambda why: self._not_confirmed(why, task_id)
+        )
+
+    def _not_confirmed(self, why: Failure, task_id: str) -> Failure:
+        if isinstance(why.value, NotConfirmed):
+            return Failure(NotConfirmed(why.value.detail, task_id=task_id))
+        return why
+
+    def _get(self, partition: int, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
         slot = self._table.find(task_id)
         if slot is None:
+            self._table.must_lead(partition, task_id)
             return self._table.load([task_id]).addCallback(self._found, task_id, wait_s, age_s)
         return self._read(slot, task_id, wait_s, age_s)
 
     def _found(self, found: dict[str, Found], task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
         return self._read(existing(found[task_id], task_id), task_id, wait_s, age_s)
+
+    def _get_copy(self, partition: int, task_id: str) -> Deferred[Read]:
+        """What is applied here of a partition that another node leads: perhaps old, never uncommitted (P5).
+
+        :raises NotPrimary: there is no copy here.
+        """
+        if not self.replication.is_held(partition):
+            raise NotPrimary("this node has no copy of the task's partition", task_id=task_id)
+        node, age_s = self.replication.primary_name(partition), self.replication.age_s(partition)
+
+        def found(stored: dict[str, StoredRow | Tombstone]) -> Read:
+            one = stored.get(task_id)
+            if one is None:
+                raise NoSuchTask("this copy knows no task with this id", task_id=task_id)
+            if isinstance(one, Tombstone):
+                raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+            return Read(row_of(one), node, age_s)
+
+        return self._table.driver.settle().addCallback(lambda _: self._store.lookup([task_id])).addCallback(found)
 
     def _read(self, slot: Slot, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
         row = slot.row
@@ -104,25 +145,34 @@ class Reading:
                 self._watch_count -= 1
                 watch.call.cancel()
                 if not watch.deferred.called:
-                    maybeDeferred(self.get, transition.task_id, 0.0, False).chainDeferred(watch.deferred)
+                    # Every other copy has just acknowledged the end: that is what a ping round would ask for (section 7).
+                    partition = transition.partition
+                    maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
+
+    def left(self, partition: int) -> None:
+        """The partition is not led here any more: who waits for its tasks hears so, and may wait at its new primary."""
+        self._end([task_id for task_id in self._watches if self._table.partition_of(task_id) == partition])
 
     def stop(self) -> None:
         """Nobody is left waiting: each hears the task as it is now, or why not."""
-        for task_id, watching in list(self._watches.items()):
-            for watch in list(watching):
+        self._end(list(self._watches))
+
+    def _end(self, task_ids: Sequence[str]) -> None:
+        for task_id in task_ids:
+            for watch in list(self._watches[task_id]):
                 self._forget(task_id, watch)
                 if not watch.deferred.called:
                     maybeDeferred(self.get, task_id, 0.0, False).chainDeferred(watch.deferred)
 
     # --- many tasks ---
     async def list(self, query: ListQuery) -> TaskPage:
-        """See ``facade.TaskQueue.list``. Every copy here is a primary's, so another role or node has none."""
+        """See ``facade.TaskQueue.list``."""
         if not self._status.is_active:
             raise NotReady("the node is starting")
-        name = self._settings.node_name
-        if query.role == "replica" or (query.nodes is not None and (name in query.nodes) is query.nodes_not):
-            return TaskPage([], None)
         await self._table.driver.settle()
+        partitions = self._wanted(query)
+        if not partitions:
+            return TaskPage([], None)
         page: RowPage = await self._store.page(
             RowQuery(
                 states=query.states,
@@ -131,6 +181,7 @@ class Reading:
                 types_not=query.types_not,
                 queues=query.queues,
                 queues_not=query.queues_not,
+                partitions=None if len(partitions) == self._settings.partition_count else partitions,
                 text=query.text,
                 sort=query.sort,
                 descending=query.descending,
@@ -140,11 +191,31 @@ class Reading:
                 bytes_max=limits.LIST_BYTES_MAX,
             )
         )
-        return TaskPage([ListedTask(row_of(stored), "primary", name) for stored in page.rows], page.next)
+        listed = []
+        for stored in page.rows:
+            role = "primary" if stored.partition in self._table.leading else "replica"
+            listed.append(ListedTask(row_of(stored), role, self.replication.primary_name(stored.partition)))
+        return TaskPage(listed, page.next)
+
+    def _wanted(self, query: ListQuery) -> frozenset[int]:
+        """The partitions whose copy here the query is about."""
+        leading, primary_name = self._table.leading, self.replication.primary_name
+        found = []
+        for partition in self.replication.held():
+            if query.role is not None and (query.role == "primary") is not (partition in leading):
+                continue
+            if query.nodes is not None and (primary_name(partition) in query.nodes) is query.nodes_not:
+                continue
+            found.append(partition)
+        return frozenset(found)
 
     def stats(self) -> Stats:
-        primary = [0] * len(State)
-        for row in self._table.counts.values():
-            for state, count in enumerate(row):
-                primary[state] += count
-        return Stats(primary, [0] * len(State))
+        """Every copy on this node counts, with the role that it has now."""
+        primary, replica = [0] * len(State), [0] * len(State)
+        leading, is_held = self._table.leading, self.replication.is_held
+        for partition, states in self._table.driver.states().items():
+            if is_held(partition):
+                counts = primary if partition in leading else replica
+                for state, rows in enumerate(states):
+                    counts[state] += rows
+        return Stats(primary, replica)

@@ -1,54 +1,65 @@
-"""From what is on disk to a node that leads its partitions again."""
+"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves them."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import msgspec
 
 from tq_node.errors import StoreBroken
-from tq_node.partition.entries import Effect, decode_effects
-from tq_node.partition.replica import PrimaryLog
+from tq_node.partition.copy import Stored, Tail
+from tq_node.partition.core import PartitionCore
+from tq_node.partition.entries import decode_effects
+from tq_node.partition.pace import Budget
+from tq_node.partition.ready import DueSet, ReadySet
+from tq_node.partition.unapplied import Unapplied
 from tq_node.runtime.events import Change
 from tq_node.runtime.hints import load_hints
-from tq_node.runtime.table import TaskTable
+from tq_node.runtime.table import Counts
 from tq_node.store.api import PartitionLog, Store
-from tq_node.types import State
+from tq_node.types import NodeId, State
 
 _READ_BYTES = 4 * 1024 * 1024
 
 
 class Recovered(msgspec.Struct):
-    """The logs by partition, with their unapplied tails in, and the horizons."""
+    """The copies by partition, with their unapplied tails in."""
 
-    logs: list[PrimaryLog[Change]]
-    horizons: dict[int, int]
+    cores: list[PartitionCore[Change]]
+    unapplied: Unapplied
+    budget: Budget
 
 
-async def recover_logs(store: Store, me: str, partition_count: int) -> Recovered:
-    """Read every partition's state and the tail of its log behind ``applied``.
+async def recover_copies(store: Store, me: NodeId, partition_count: int) -> Recovered:
+    """Read every partition's state, the tail of its log behind ``applied``, and how many rows it has.
 
     :raises StoreBroken: an entry can't be decoded, though its checksum holds.
     """
     known: dict[int, PartitionLog] = {state.partition: state for state in await store.partitions()}
-    logs: list[PrimaryLog[Change]] = []
-    horizons: dict[int, int] = {}
+    budget, unapplied = Budget(), Unapplied()
+    cores: list[PartitionCore[Change]] = []
     for partition in range(partition_count):
         state = known.get(partition)
-        if state is None:
-            logs.append(PrimaryLog(partition, me))
-            continue
-        log: PrimaryLog[Change] = PrimaryLog(
-            partition, me, promised=state.promised, last_sequence=state.last_sequence, applied=state.applied
-        )
-        if state.last_sequence > state.applied:
-            log.recover(await _tail(store, state))
-        if state.horizon_us:
-            horizons[partition] = state.horizon_us
-        logs.append(log)
-    return Recovered(logs, horizons)
+        stored = Stored()
+        if state is not None:
+            stored = Stored(
+                state.promised,
+                tuple(state.epochs),
+                state.log_start,
+                state.last_sequence,
+                state.applied,
+                tuple(await _tail(store, state)),
+            )
+            if state.horizon_us:
+                unapplied.horizons[partition] = state.horizon_us
+        cores.append(PartitionCore(partition, me, stored, budget=budget))
+    for partition, _, state_number, rows in await store.counts():
+        unapplied.states_of(partition)[state_number] += rows
+    return Recovered(cores, unapplied, budget)
 
 
-async def _tail(store: Store, state: PartitionLog) -> list[tuple[int, list[Effect]]]:
-    tail: list[tuple[int, list[Effect]]] = []
+async def _tail(store: Store, state: PartitionLog) -> list[Tail]:
+    tail: list[Tail] = []
     sequence = state.applied + 1
     while sequence <= state.last_sequence:
         entries = await store.read_log(state.partition, sequence, bytes_max=_READ_BYTES)
@@ -56,18 +67,28 @@ async def _tail(store: Store, state: PartitionLog) -> list[tuple[int, list[Effec
             raise StoreBroken(f"partition {state.partition}: entry {sequence} is missing from the log")
         for entry in entries:
             try:
-                tail.append((entry.sequence, decode_effects(entry.payload)))
+                tail.append(Tail(entry.sequence, entry.epoch, decode_effects(entry.payload), len(entry.payload)))
             except msgspec.MsgspecError as why:
                 raise StoreBroken(f"partition {state.partition}: entry {entry.sequence} can't be decoded") from why
         sequence = entries[-1].sequence + 1
     return tail
 
 
-async def recover_rows(store: Store, table: TaskTable) -> list[str]:
-    """Count the rows and build the heaps anew. Returns the ids of tasks that were running when the node went down."""
-    for _, queue, state, rows in await store.counts():
-        counts = table.counts.setdefault(queue, [0] * len(State))
-        counts[state] += rows
-        if not State(state).is_final:
-            table.open_tasks += rows
-    return await load_hints(store, table.ready, table.due)
+class RecoveredRows(msgspec.Struct):
+    """What the rows of some partitions say: how many there are, what waits, and which tasks were running."""
+
+    counts: dict[int, Counts]
+    ready: ReadySet
+    due: DueSet
+    running: list[str]
+
+
+async def recover_rows(store: Store, partitions: Collection[int]) -> RecoveredRows:
+    """Count the rows of partitions that are about to be served, and find what waits or runs in them."""
+    found: dict[int, Counts] = {partition: {} for partition in partitions}
+    if found:
+        for partition, queue, state, rows in await store.counts(partitions):
+            found[partition].setdefault(queue, [0] * len(State))[state] += rows
+    ready, due = ReadySet(), DueSet()
+    running = await load_hints(store, ready, due, found) if found else []
+    return RecoveredRows(found, ready, due, running)

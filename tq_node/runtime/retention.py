@@ -50,7 +50,7 @@ class Retention:
     async def _purge(self) -> int:
         now_us = self._clock.wall_us()
         before_us = now_us - self._settings.retention_ms * 1000
-        stored = await self._store.ended_before(before_us, limits.PURGE_ROWS_PER_ROUND)
+        stored = await self._store.ended_before(before_us, limits.PURGE_ROWS_PER_ROUND, list(self._table.leading))
         # Decided on the resident rows: one may have been retried since the store was asked.
         found = await self._table.load([row.id for row in stored])
         buried = 0
@@ -70,11 +70,12 @@ class Retention:
         if elapsed_us < _HORIZON_STEP_US:
             return
         self._grown_ms = now_ms
+        sizes = self._store.sizes()
         wanted_us = self._clock.wall_us() - self._settings.dedupe_window_ms * 1000
-        for partition, log in enumerate(self._table.driver.logs):
+        for partition in self._table.leading:
             at_us = min(wanted_us, self._horizons.get(partition, self._first_us) + elapsed_us)
             # A partition that nothing has happened in needs no horizon: it has no tombstone to forget.
-            if log.last_sequence > log.barrier and at_us > self._horizons.get(partition, self._first_us):
+            if partition in sizes and at_us > self._horizons.get(partition, self._first_us):
                 self._horizons[partition] = at_us
                 self._table.driver.propose(partition, Horizon(at_us), 8)
 
@@ -82,6 +83,9 @@ class Retention:
         if not self._horizons:
             return
         # Only behind a horizon that is in the partition's own log: else an id would be forgotten and not refused either (I17).
-        for tombstone in await self._store.tombstones_before(max(self._horizons.values()), limits.PURGE_ROWS_PER_ROUND):
-            if tombstone.at_us < self._horizons.get(tombstone.partition, 0):
+        led = list(self._table.leading)
+        before_us = max((self._horizons.get(partition, 0) for partition in led), default=0)
+        for tombstone in await self._store.tombstones_before(before_us, limits.PURGE_ROWS_PER_ROUND, led):
+            horizon_us = self._horizons.get(tombstone.partition, 0)
+            if tombstone.partition in self._table.leading and tombstone.at_us < horizon_us:
                 self._table.driver.propose(tombstone.partition, DeleteTombstone(tombstone.id), 32)

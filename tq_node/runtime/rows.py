@@ -77,6 +77,14 @@ class RowTable:
             else:
                 self._keep(task_id, slot)
 
+    def drop_partition(self, partition: int) -> None:
+        """Forget every row of a partition that this node no longer leads, pinned or not."""
+        for task_id in [task_id for task_id, slot in self._slots.items() if slot.partition == partition]:
+            del self._slots[task_id]
+            cost = self._clean.pop(task_id, None)
+            if cost is not None:
+                self._clean_bytes -= cost
+
     def add_dirty(self, task_id: str, slot: Slot) -> None:
         """A row that is born with the entry ``slot.sequence``."""
         self._slots[task_id] = slot

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import StaleAttempt, TaskQueueError
+from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
 from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker
 from tq_node.partition.tasks import Complete, Due, Event, Fail, Lose, Note, Release
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.submitting import NodeStatus
-from tq_node.runtime.table import Found, TaskTable, existing
+from tq_node.runtime.table import Elsewhere, Found, TaskTable, existing
 from tq_node.runtime.waiters import Wait
-from tq_node.types import State, Token
+from tq_node.types import State, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.running")
 DUE_ROUND_MAX = 1_000
@@ -48,6 +49,10 @@ class Running:
         """Attempts that no longer hold their task and whose handler may still run: no other starts beside it (I12)."""
         self._set_aside: set[str] = set()
         """Tasks that wait for that."""
+        self._set_back: list[TaskRow] = []
+        """Met while their partition took no claims; hinted again with the next round of the safety net."""
+        self._renewed: dict[str, tuple[Token, int]] = {}
+        """Attempts that run at other nodes and were renewed here: until when, monotonic ms."""
         self._stopped = False
         self._due_call: IDelayedCall | None = None
         self._due_at_us = 0
@@ -146,6 +151,9 @@ class Running:
         if self._table.ready.is_paused(pending.spec.queue):
             self._table.hint(pending)  # paused while its row was being read
             return
+        if slot.partition in self._table.refusals:
+            self._set_back.append(pending)  # no claims while it is handed over, or can't commit
+            return
         row = self._table.claim(slot, self._settings.node_name, now_us)
         if row is None:
             return
@@ -167,6 +175,15 @@ class Running:
             # What there is goes out now; the worker asks again for the rest.
             if self._table.ready.has_any:
                 self.wake()
+            # While the rows were read a partition may have been lost, and led again: its log goes on without those claims.
+            leading = self._table.leading
+            cut = [claim for claim in claims if leading.get(claim.partition) != claim.token.epoch]
+            if cut:
+                self._let_go_of_unstarted(cut)
+                claims[:] = [claim for claim in claims if leading.get(claim.partition) == claim.token.epoch]
+                kept = {claim.partition for claim in claims}
+                for partition in set(places).difference(kept):
+                    del places[partition]
             self._when_claimed(claims, places, done)
 
         self._table.load(cold).addCallbacks(loaded, done.errback)
@@ -196,10 +213,23 @@ class Running:
                         self._ended(claim)
                 deferred.callback(wanted)
 
+        def stepped_down(why: Failure) -> None:
+            self._let_go_of_unstarted(claims)
+            if not deferred.called:
+                deferred.callback([])
+
         self._table.driver.when_committed(wait, places.items()).addCallbacks(
-            cast("Callable[[object], None]", committed), deferred.errback
+            cast("Callable[[object], None]", committed), stepped_down
         )
         return out
+
+    def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
+        """Of a partition among theirs this node is primary no more (R12). None of the attempts has begun."""
+        for claim in claims:
+            if self._claims.get(claim.task_id) is claim:
+                del self._claims[claim.task_id]
+                self.finish(claim, Released()).addErrback(lambda _: None)
+            self._ended(claim)
 
     # --- what a worker says ---
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
@@ -207,7 +237,7 @@ class Running:
         return self._say(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``."""
+        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is still held by the worker."""
         now_us = self._clock.wall_us()
         event: Event
         if isinstance(outcome, Completed):
@@ -218,13 +248,15 @@ class Running:
             event = Lose(now_us, claim.token, self._settings.draw())
         else:
             event = Release(now_us, claim.token)
+        if notes is None:
+            return self._say(claim, (event,), is_end=True)
+        return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
+
+    def _let_go(self, claim: Claim) -> None:
         self._ended(claim)
         held = self._claims.get(claim.task_id)
         if held is not None and held.token == claim.token:
             del self._claims[claim.task_id]
-        if notes is None:
-            return self._say(claim, (event,))
-        return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event))
 
     def _ended(self, claim: Claim) -> None:
         """The handler of an attempt that was stopped runs no more: its task may be started anew."""
@@ -240,18 +272,24 @@ class Running:
             if isinstance(slot, Slot) and slot.row is not None:
                 self._table.hint(slot.row)
 
-    def _say(self, claim: Claim, events: Sequence[Event]) -> Deferred[None]:
+    def _say(self, claim: Claim, events: Sequence[Event], *, is_end: bool = False) -> Deferred[None]:
         slot = self._table.find(claim.task_id)
         if slot is None:
-            return self._table.load([claim.task_id]).addCallback(
-                lambda found: self._say_to(existing(found[claim.task_id], claim.task_id), events)
-            )
+            return self._table.load([claim.task_id]).addCallback(self._say_found, claim, events, is_end)
+        if is_end:
+            self._let_go(claim)
         try:
             return self._say_to(slot, events)
         except TaskQueueError as why:
-            failed: Deferred[None] = Deferred()
-            failed.errback(why)
-            return failed
+            return fail(why)
+
+    def _say_found(
+        self, found: dict[str, Found], claim: Claim, events: Sequence[Event], is_end: bool
+    ) -> Deferred[None]:
+        one = found[claim.task_id]
+        if is_end and not isinstance(one, Elsewhere):
+            self._let_go(claim)
+        return self._say_to(existing(one, claim.task_id), events)
 
     def _say_to(self, slot: Slot, events: Sequence[Event]) -> Deferred[None]:
         if slot.row is None:
@@ -275,20 +313,70 @@ class Running:
                 self._ending[task_id] = token
             self._worker.stop_attempt(task_id, token)
 
-    # --- lost ---
-    def lose(self, task_ids: list[str]) -> Deferred[None]:
-        """Book the present attempts of these tasks as lost: their node or lease has gone."""
-        return self._table.load(task_ids).addCallback(self._lose_found)
+    # --- attempts that run elsewhere (section 8) ---
+    def held_claims(self) -> list[Claim]:
+        """What this node's worker runs."""
+        return list(self._claims.values())
 
-    def _lose_found(self, found: dict[str, Found]) -> None:
+    def renew(
+        self, partition: int, attempts: Sequence[tuple[str, Token]], confirmed: Deferred[None] | None
+    ) -> Deferred[list[bool]]:
+        """Whether each still holds its task: then it is not queued again for one lease from now.
+
+        :param confirmed: a round begun after the request came, which must be over before anything is granted.
+        """
+        self._table.must_lead(partition)
+
+        def look(_: None = None) -> Deferred[list[bool]]:
+            found = self._table.load([task_id for task_id, _ in attempts])
+            return cast("Deferred[list[bool]]", found.addCallback(self._renew_found, attempts))
+
+        return look() if confirmed is None else cast("Deferred[list[bool]]", confirmed.addCallback(look))
+
+    def _renew_found(self, found: dict[str, Found], attempts: Sequence[tuple[str, Token]]) -> list[bool]:
+        until_ms = self._clock.now_ms() + limits.LEASE_MS
+        holds = []
+        for task_id, token in attempts:
+            one = found[task_id]
+            row = one.row if isinstance(one, Slot) else None
+            if isinstance(one, Elsewhere):
+                raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
+            holds_it = row is not None and row.state is State.PROCESSING and row.token == token
+            if holds_it:
+                self._renewed[task_id] = (token, until_ms)
+            holds.append(holds_it)
+        return holds
+
+    # --- lost ---
+    def lose(self, task_ids: list[str], node: str | None) -> Deferred[list[str]]:
+        """Book the present attempts of these tasks as lost, but those that this node's worker holds, or another's has renewed.
+
+        Fires with the latter: they are to be looked at again.
+
+        :param node: only those that ran there.
+        """
+        return self._table.load(task_ids).addCallback(self._lose_found, node)
+
+    def _lose_found(self, found: dict[str, Found], node: str | None) -> list[str]:
+        kept: list[str] = []
+        count = 0
         now_us = self._clock.wall_us()
         for slot in found.values():
             if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.PROCESSING:
                 continue
             before = slot.row
-            if before.token is None or before.spec.id in self._claims:
+            if before.token is None or before.spec.id in self._claims or node not in (None, before.worker):
+                continue
+            token, until_ms = self._renewed.pop(before.spec.id, (None, 0))
+            if token == before.token and self._clock.now_ms() < until_ms:
+                self._renewed[before.spec.id] = (before.token, until_ms)
+                kept.append(before.spec.id)
                 continue
             self._table.change(slot, Lose(now_us, before.token, self._settings.draw()), now_us)
+            count += 1
+        if count:
+            _log.info("{count} attempts of an earlier primary are lost", count=count, event="attempts_lost")
+        return kept
 
     def _not_loaded(self, why: object) -> None:
         # The store is broken and the process about to end (R18); who waits hears it from the driver.
@@ -298,6 +386,10 @@ class Running:
     def safety_net(self) -> None:
         """Finds what an event missed: due tasks, and ready ones that nobody was woken for (F32)."""
         self.find_due()
+        set_back, self._set_back = self._set_back, []
+        for row in set_back:
+            if row.partition in self._table.leading:
+                self._table.hint(row)
         if self._table.ready.has_any:
             self.wake()
         if self._table.has_stale_hints:
@@ -310,5 +402,6 @@ class Running:
             self._due_call = None
 
     def lease_ms(self, partition: int) -> int:
-        """Alone in the in-sync set an attempt is confirmed at any time (section 8)."""
-        return limits.LEASE_MS - limits.LEASE_MARGIN_MS
+        """Of an attempt that this node claimed (section 8): how long it may run from now, as things are; 0: not any more."""
+        now_ms = self._clock.now_ms()
+        return max(0, self._table.driver.cores[partition].runs_until_ms(now_ms) - now_ms)

@@ -8,6 +8,7 @@ import msgspec
 
 from tq_node import limits
 from tq_node.facade import TypeDefaults
+from tq_node.types import NodeId
 
 
 def _no_defaults(task_type: str) -> TypeDefaults:
@@ -17,15 +18,11 @@ def _no_defaults(task_type: str) -> TypeDefaults:
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``incarnation``: how many times this store has been started; ``seed`` and ``partition_count`` are fixed at birth."""
 
-    node_id: str
+    node_id: NodeId
     node_name: str
-    cluster_id: str
-    http: str
-    peer: str
     incarnation: int
     seed: int
     partition_count: int = limits.PARTITIONS_DEFAULT
-    replication_factor: int = limits.REPLICATION_FACTOR_DEFAULT
     born_us: int = 0
     """When the cluster was born: nothing in it is older, so the horizon begins there (section 9)."""
     retention_ms: int = limits.RETENTION_S * 1000

@@ -14,6 +14,7 @@ from tq_node.errors import (
     Draining,
     IdConflict,
     IdTooOld,
+    NotPrimary,
     NotReady,
     TaskPurged,
     TaskQueueError,
@@ -24,7 +25,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.ids import IdMaker, made_at_us
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.table import Found, TaskTable
+from tq_node.runtime.table import Elsewhere, Found, TaskTable
 from tq_node.runtime.waiters import Wait
 from tq_node.store.api import Tombstone
 from tq_node.types import Backoff, State, TaskId, TaskRow, TaskSpec
@@ -63,7 +64,7 @@ class Submitting:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        if submission.id is not None and self._table.find(submission.id) is None:
+        if submission.id is not None and not submission.made and self._table.find(submission.id) is None:
             return self._table.load([submission.id]).addCallback(self._submit_found, submission)
         return self._submit_found(None, submission)
 
@@ -82,7 +83,7 @@ class Submitting:
         refusal = self._refusal()
         if refusal is not None:
             return fail(refusal)
-        own = [s.id for s in submissions if s.id is not None]
+        own = [s.id for s in submissions if s.id is not None and not s.made]
         if any(self._table.find(task_id) is None for task_id in own):
             # All of them, the resident ones too: those may be dropped from memory while the others are read.
             return self._table.load(own).addCallback(self._many_found, submissions)
@@ -109,8 +110,8 @@ class Submitting:
             results.append(accepted)
             if slot.sequence > places.get(slot.partition, 0):
                 places[slot.partition] = slot.sequence
-        logs = self._table.driver.logs
-        waiting = [(p, sequence) for p, sequence in places.items() if sequence > logs[p].committed]
+        cores = self._table.driver.cores
+        waiting = [(p, sequence) for p, sequence in places.items() if sequence > cores[p].committed]
         if not waiting:
             return succeed(results)
         wait = Wait(results, self._clock.now_ms(), len(waiting))
@@ -120,20 +121,21 @@ class Submitting:
     def _accept(self, submission: Submission, found: Found, now_us: int) -> tuple[Accepted, Slot]:
         """Propose the task, or find the one that is there under the same id."""
         node = self._settings.node_name
-        if submission.id is None:
-            task_id = self._ids.make(now_us)
-            partition = self._table.partition_of(task_id)
-        else:
-            task_id = submission.id
+        task_id = self._ids.make(now_us) if submission.id is None else submission.id
+        partition = self._table.partition_of(task_id)
+        self._table.must_lead(partition, task_id)
+        if submission.id is not None and not submission.made:
+            if isinstance(found, Elsewhere):
+                raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
             slot = self._table.find(task_id)
             if slot is not None:
                 found = slot
             if found is not None:
                 return self._repeat(submission, task_id, found)
-            partition = self._table.partition_of(task_id)
             made_us = made_at_us(task_id)
             if made_us is not None and made_us < self._horizons.get(partition, 0):
                 raise IdTooOld("an id of this age can't be told from a purged one any more", task_id=task_id)
+        self._table.must_accept(partition, task_id)
         row = self._first_row(submission, task_id, partition, now_us)
         return Accepted(task_id, row.state, node, True), self._table.create(row)
 

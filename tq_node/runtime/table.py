@@ -6,20 +6,19 @@ transition into the news of the commit. The rest of ``runtime`` decides *which* 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node.cluster.placement import partition_of
-from tq_node.errors import NoSuchTask, TaskPurged
-from tq_node.partition.codec import decode_row, put_born, put_changed, tombstone_of
+from tq_node.errors import NoSuchTask, NotActive, NotPrimary, TaskPurged, TaskQueueError
+from tq_node.partition.codec import decode_row, put_born, put_changed, put_size, tombstone_of
 from tq_node.partition.entries import Put
 from tq_node.partition.ready import DueSet, ReadySet
-from tq_node.partition.replica import put_size
 from tq_node.partition.tasks import Claim, Event, transition
+from tq_node.runtime.copies import Copies
 from tq_node.runtime.hints import load_hints
-from tq_node.runtime.log_driver import LogDriver
 from tq_node.runtime.rows import RowTable, Slot
 from tq_node.runtime.waiters import Wait
 from tq_node.store.api import Store, StoredRow, Tombstone
@@ -29,8 +28,17 @@ _STATES = len(State)
 _STALE_HINTS_MAX = 10_000
 PURGED = -1
 """In place of the attempt: the row has gone."""
-Found = Slot | Tombstone | None
-"""What a load finds: the resident slot, the mark of a purged task, or nothing."""
+
+
+class Elsewhere:
+    """In place of a row: its partition is not, or no longer, led here."""
+
+
+ELSEWHERE = Elsewhere()
+Found = Slot | Tombstone | Elsewhere | None
+"""What a load finds: the resident slot, the mark of a purged task, ``ELSEWHERE``, or nothing."""
+Counts = dict[str, list[int]]
+"""Rows by queue and state."""
 
 
 class TaskTable:
@@ -53,12 +61,19 @@ class TaskTable:
         self.rows = RowTable()
         self.ready = ReadySet()
         self.due = DueSet()
-        self.counts: dict[str, list[int]] = {}
-        """Committed rows by queue and state."""
+        self.leading: dict[int, int] = {}
+        """The partitions that are led and active here, each with its epoch. Only their rows are ever resident."""
+        self.counts: Counts = {}
+        """Committed rows of all of them by queue and state."""
+        self.partition_counts: dict[int, Counts] = {}
         self.open_tasks = 0
         """Tasks proposed and not ended, committed or not: what admission looks at."""
-        self.driver: LogDriver
+        self._open_in: dict[int, int] = {}
+        """The same by partition."""
+        self.driver: Copies
         """Set right after construction: driver and table know each other."""
+        self.refusals: Mapping[int, TaskQueueError] = {}
+        """Partitions led here that take no new work for now, and why."""
         self._store = store
         self._seed = seed
         self._partition_count = partition_count
@@ -67,10 +82,55 @@ class TaskTable:
         self.paused = paused
         self._hints_since: list[TaskRow] | None = None
         """Hints given while the heaps are built anew."""
-        self._loads: dict[str, list[Deferred[Found]]] = {}
+        self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
+        """By id and the epoch in which the look began: what was read in an earlier one may have been overtaken elsewhere."""
 
     def partition_of(self, task_id: str) -> int:
         return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
+
+    # --- leading ---
+    def lead(self, partition: int, epoch: int, counts: Counts) -> None:
+        """The partition is active here: its barrier is committed and the rows in the store show all that is."""
+        self.leading[partition] = epoch
+        self.partition_counts[partition] = counts
+        open_tasks = 0
+        for queue, states in counts.items():
+            total = self.counts.setdefault(queue, [0] * _STATES)
+            for state, rows in enumerate(states):
+                total[state] += rows
+                if not State(state).is_final:
+                    open_tasks += rows
+        self._open_in[partition] = open_tasks
+        self.open_tasks += open_tasks
+
+    def leave(self, partition: int) -> Counts:
+        """Forget everything about a partition that is not led here any more (R12); returns what was counted."""
+        del self.leading[partition]
+        self.rows.drop_partition(partition)
+        self.ready.drop_partition(partition)
+        self.due.drop_partition(partition)
+        self.open_tasks -= self._open_in.pop(partition)
+        counts = self.partition_counts.pop(partition)
+        for queue, states in counts.items():
+            total = self.counts.get(queue)
+            for state, rows in enumerate(states):
+                if rows and total is not None:
+                    total[state] -= rows
+        return counts
+
+    def must_lead(self, partition: int, task_id: str | None = None) -> None:
+        """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch has not begun yet (R7)."""
+        if partition not in self.leading:
+            if self.driver.cores[partition].is_leading:
+                raise NotActive("the partition is about to become active here", task_id=task_id)
+            raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
+
+    def must_accept(self, partition: int, task_id: str) -> None:
+        """As ``must_lead``, and :raises Draining, NotEnoughReplicas: new work could not be committed, or should go elsewhere."""
+        self.must_lead(partition, task_id)
+        refusal = self.refusals.get(partition)
+        if refusal is not None:
+            raise type(refusal)(refusal.detail, task_id=task_id)
 
     # --- changing ---
     def create(self, row: TaskRow) -> Slot:
@@ -81,7 +141,7 @@ class TaskTable:
         # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
         # slot carries its claim in the same append.
         self.hint(row)
-        self.open_tasks += 1
+        self._open(row.partition, 1)
         put = put_born(row)
         news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
         sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
@@ -106,7 +166,7 @@ class TaskTable:
         before = slot.row
         if before is None or before.state is not State.PENDING:
             return None
-        log = self.driver.logs[slot.partition]
+        log = self.driver.cores[slot.partition]
         after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
         put = put_changed(before, after)
         if not log.will_share_entry(put_size(put)):
@@ -129,15 +189,19 @@ class TaskTable:
                 after,
             )
             if after.state.is_final:
-                self.open_tasks -= 1
+                self._open(after.partition, -1)
             elif before.state.is_final:
-                self.open_tasks += 1
+                self._open(after.partition, 1)
             self.hint(after)
         self.rows.must_be_resident(spec.id, slot)
         sequence = self.driver.propose(after.partition, put, put_size(put), news)
         self.rows.touch(spec.id, slot, after, sequence)
         slot.body_bytes = len(put.body)
         return sequence
+
+    def _open(self, partition: int, more: int) -> None:
+        self.open_tasks += more
+        self._open_in[partition] += more
 
     def bury(self, slot: Slot, at_us: int) -> int:
         """Propose that the row goes and its tombstone stays."""
@@ -162,9 +226,13 @@ class TaskTable:
             return
         self._hints_since = []
         try:
-            await self.driver.settle()
-            ready, due = ReadySet(), DueSet()
-            await load_hints(self._store, ready, due)
+            while True:
+                led = dict(self.leading)
+                await self.driver.settle()
+                ready, due = ReadySet(), DueSet()
+                await load_hints(self._store, ready, due, led)
+                if led == self.leading:  # else one that was taken up meanwhile may be missing
+                    break
             for queue in self.paused():
                 ready.pause(queue)
             since = self._hints_since
@@ -172,7 +240,8 @@ class TaskTable:
             self._hints_since = None
         self.ready, self.due = ready, due
         for row in since:
-            self.hint(row)
+            if row.partition in self.leading:
+                self.hint(row)
         self._on_ready()
 
     def hint(self, row: TaskRow) -> None:
@@ -189,15 +258,19 @@ class TaskTable:
 
     def count(self, transition_: Transition) -> None:
         """Book one committed transition: what is counted and shown is committed."""
-        row = self.counts.get(transition_.queue)
-        if row is None:
-            row = self.counts[transition_.queue] = [0] * _STATES
-        if transition_.attempt == PURGED:
-            row[transition_.to_state] -= 1
-            return
-        if transition_.from_state is not None:
-            row[transition_.from_state] -= 1
-        row[transition_.to_state] += 1
+        mine = self.partition_counts.get(transition_.partition)
+        if mine is None:
+            return  # committed with the barrier of a later epoch: counted from the rows once that is active
+        for counts in (self.counts, mine):
+            row = counts.get(transition_.queue)
+            if row is None:
+                row = counts[transition_.queue] = [0] * _STATES
+            if transition_.attempt == PURGED:
+                row[transition_.to_state] -= 1
+                continue
+            if transition_.from_state is not None:
+                row[transition_.from_state] -= 1
+            row[transition_.to_state] += 1
 
     def spec_of(self, task_id: str) -> TaskSpec | None:
         """What was submitted, if the row is in memory."""
@@ -208,6 +281,8 @@ class TaskTable:
         """Names of queues without tasks make room for others."""
         for queue in [queue for queue, counts in self.counts.items() if not any(counts)]:
             del self.counts[queue]
+            for counts in self.partition_counts.values():
+                counts.pop(queue, None)
 
     # --- finding ---
     def find(self, task_id: str) -> Slot | None:
@@ -227,6 +302,7 @@ class TaskTable:
     def _gather(self, wanted: list[str], found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
         missing = []
         left = 1
+        epochs = {task_id: self.leading.get(self.partition_of(task_id)) for task_id in wanted}
 
         def arrived(value: Found, task_id: str) -> None:
             nonlocal left
@@ -235,7 +311,7 @@ class TaskTable:
                 self.rows.pin(task_id)  # an absence too: should the task be born meanwhile, its row stays here
             left -= 1
             if left == 0:
-                self._gathered(found, done)
+                self._gathered(found, epochs, done)
 
         def failed(why: Failure) -> None:
             if not done.called:
@@ -248,25 +324,31 @@ class TaskTable:
                 found[task_id] = slot
                 continue
             left += 1
-            waiting = self._loads.get(task_id)
+            key = task_id, epochs[task_id]
+            waiting = self._loads.get(key)
             if waiting is None:
-                waiting = self._loads[task_id] = []
-                missing.append(task_id)
+                waiting = self._loads[key] = []
+                missing.append(key)
             one: Deferred[Found] = Deferred()
             one.addCallbacks(arrived, failed, callbackArgs=(task_id,))
             waiting.append(one)
         left -= 1
         if left == 0:
-            self._gathered(found, done)
+            self._gathered(found, epochs, done)
         elif missing:
-            self._store.lookup(missing).addCallbacks(
+            self._store.lookup([task_id for task_id, _ in missing]).addCallbacks(
                 self._loaded, self._not_loaded, callbackArgs=(missing,), errbackArgs=(missing,)
             )
 
-    def _gathered(self, found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
+    def _gathered(
+        self, found: dict[str, Found], epochs: dict[str, int | None], done: Deferred[dict[str, Found]]
+    ) -> None:
         """All are here. Where an absence came in an earlier turn the task may have been born since: then its row is resident."""
-        for task_id, value in found.items():
-            if not isinstance(value, Slot):
+        for task_id in found:
+            epoch = epochs[task_id]
+            if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
+                found[task_id] = ELSEWHERE
+            else:
                 slot = self.rows.get(task_id)
                 if slot is not None:
                     found[task_id] = slot
@@ -275,13 +357,15 @@ class TaskTable:
         for task_id in found:
             self.rows.unpin(task_id)
 
-    def _loaded(self, stored: dict[str, StoredRow | Tombstone], task_ids: list[str]) -> None:
-        for task_id in task_ids:
-            for waiting in self._loads.pop(task_id):
+    def _loaded(self, stored: dict[str, StoredRow | Tombstone], looks: list[tuple[str, int | None]]) -> None:
+        for task_id, epoch in looks:
+            for waiting in self._loads.pop((task_id, epoch)):
                 # Looked up anew for each waiter: the one before it may have brought the task to life.
-                waiting.callback(self._make_resident(task_id, stored.get(task_id)))
+                waiting.callback(self._make_resident(task_id, stored.get(task_id), epoch))
 
-    def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None) -> Found:
+    def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None, epoch: int | None) -> Found:
+        if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
+            return ELSEWHERE
         slot = self.rows.get(task_id)
         if slot is not None:
             self.rows.pin(task_id)
@@ -290,14 +374,14 @@ class TaskTable:
             return self.rows.add_pinned(task_id, row_of(stored), len(stored.body))
         return stored
 
-    def _not_loaded(self, why: Failure, task_ids: list[str]) -> None:
-        for task_id in task_ids:
-            for waiting in self._loads.pop(task_id):
+    def _not_loaded(self, why: Failure, looks: list[tuple[str, int | None]]) -> None:
+        for look in looks:
+            for waiting in self._loads.pop(look):
                 waiting.errback(why)
 
     def committed_wait(self, slot: Slot, wait: Wait) -> Deferred[object] | None:
         """Fire ``wait`` once the slot's newest change is committed; None where it is."""
-        if slot.sequence <= self.driver.logs[slot.partition].committed:
+        if slot.sequence <= self.driver.cores[slot.partition].committed:
             return None
         return self.driver.when_committed(wait, [(slot.partition, slot.sequence)])
 
@@ -313,7 +397,10 @@ def existing(found: Found, task_id: str) -> Slot:
 
     :raises TaskPurged: it was, and its time is over.
     :raises NoSuchTask: it never was.
+    :raises NotPrimary: this node does not know.
     """
+    if isinstance(found, Elsewhere):
+        raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
     if isinstance(found, Slot):
         if found.row is not None:
             return found

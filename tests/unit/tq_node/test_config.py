@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tq_node import limits
-from tq_node.addresses import Address
-from tq_node.config import OPTIONS, STORE_FILE, BadOption, Settings, load
+from tq_node import config, limits
+from tq_node.addresses import Address, Listen
+from tq_node.config import BIRTH_GUARD_VARIABLE, OPTIONS, STORE_FILE, BadOption, Settings, load
 
 HERE = Path("/somewhere/else")
 
@@ -60,7 +60,8 @@ class TestDefaults:
         assert settings.disk_free_bytes_min == 256 * 2**20
         assert not settings.insecure
         assert str(settings.http_public) == "127.0.0.1:8080"
-        assert str(settings.peer_public) == "127.0.0.1:9080"
+        assert settings.peer_public == "127.0.0.1:9080"
+        assert settings.birth_guard_s is None
 
     def test_defaults_agree_with_the_limits(self) -> None:
         settings = loaded()
@@ -250,10 +251,14 @@ class TestRefusals:
         assert "is not a directory" in refusal(data_dir=str(tmp_path / "file"))
         assert "is not a directory" in refusal(data_dir=str(tmp_path / "file" / "below"))
 
-    def test_what_this_version_does_not_do_yet(self, tmp_path: Path) -> None:
-        assert "can't join a cluster yet" in refusal(join="localhost:8080", here=tmp_path)
+    def test_what_this_version_does_not_do_yet(self) -> None:
         assert "does not check tokens yet" in refusal(tokens_file="/some/file")
-        assert "runs alone" in refusal("readmit")
+
+    def test_a_store_is_set_aside_only_where_others_have_its_tasks(self) -> None:
+        assert refusal("readmit").startswith("--readmit: needs --join")
+        assert refusal(environment={"TQ_READMIT": "true"}).startswith("--readmit (TQ_READMIT): ")
+        assert loaded("readmit", join="localhost:8081").readmit
+        assert not loaded(join="localhost:8081").readmit
 
     def test_certificate_files_go_together(self, tmp_path: Path) -> None:
         file = tmp_path / "file.pem"
@@ -263,17 +268,41 @@ class TestRefusals:
 
 
 class TestJoin:
-    def test_a_node_with_a_store_goes_back_to_it_whatever_join_says(self, tmp_path: Path) -> None:
-        data = tmp_path / "data" / "node-1"
-        data.mkdir(parents=True)
-        (data / STORE_FILE).touch()
+    @pytest.mark.parametrize("is_empty", [True, False])
+    def test_the_same_list_does_for_an_empty_directory_and_for_one_with_a_store(
+        self, tmp_path: Path, is_empty: bool
+    ) -> None:
+        if not is_empty:
+            data = tmp_path / "data" / "node-1"
+            data.mkdir(parents=True)
+            (data / STORE_FILE).touch()
         settings = loaded(join=["localhost:8081,8082", "[::1]:80", "8082"], here=tmp_path)
         assert settings.join == (Address("localhost", 8081), Address("127.0.0.1", 8082), Address("::1", 80))
 
-    def test_an_empty_directory_is_no_store(self, tmp_path: Path) -> None:
-        assert "--join (JOIN_ADDR)" in refusal(
-            environment={"JOIN_ADDR": "localhost:8080"}, data_dir=str(tmp_path), here=tmp_path
+    @pytest.mark.parametrize(
+        ("said", "addresses"),
+        [
+            ("localhost:8080", ["localhost:8080"]),
+            (":8080", ["127.0.0.1:8080"]),
+            ("8080", ["127.0.0.1:8080"]),
+            (":8080, :8081,node-3.example.org:80", ["127.0.0.1:8080", "127.0.0.1:8081", "node-3.example.org:80"]),
+        ],
+    )
+    def test_the_original_variable_may_be_a_list(self, said: str, addresses: list[str]) -> None:
+        settings = loaded(environment={"HTTP_ADDR": ":8090", "JOIN_ADDR": said})
+        assert list(map(str, settings.join)) == addresses
+        assert settings.http.port == 8090
+
+    def test_the_node_itself_may_be_among_them(self) -> None:
+        settings = loaded(join=["localhost:8080", "localhost:8081"], http="8080")
+        assert settings.http_own == ("127.0.0.1:8080",)
+        assert len(settings.join) == 2
+
+    def test_it_knows_itself_by_several_names(self) -> None:
+        settings = loaded(
+            "insecure", environment={"HTTP_ADDR": "0.0.0.0:8080"}, peer="9000", advertise="me.example.org"
         )
+        assert settings.http_own == ("me.example.org:8080", "127.0.0.1:8080", "127.0.0.1:10080")
 
 
 class TestAddresses:
@@ -325,7 +354,44 @@ class TestAddresses:
         assert refusal(peer=address).startswith("--peer: ")
         settings = loaded("insecure", http=address, peer="9000", advertise="host.example.org")
         assert str(settings.http_public) == "host.example.org:8080"
-        assert str(settings.peer_public) == "host.example.org:9000"
+        assert settings.peer_public == "host.example.org:9000"
+
+    def test_what_is_missing_is_said(self, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.touch()
+        neither = "the peers have neither --secret-file nor --peer-cert, --peer-key and --peer-ca"
+        assert "no access tokens" in refusal(http="10.0.0.1:8080")
+        assert neither in refusal(http="10.0.0.1:8080")
+        assert neither not in refusal(http="10.0.0.1:8080", secret_file=str(file))
+        assert neither in refusal(peer="10.0.0.1:9080")
+        assert "tokens" not in refusal(peer="10.0.0.1:9080")
+
+    def test_peers_with_a_secret_or_certificates_may_be_anywhere(self, tmp_path: Path) -> None:
+        file = str(tmp_path / "file")
+        Path(file).touch()
+        assert loaded(peer="10.0.0.1:9080", secret_file=file).peer.host == "10.0.0.1"
+        assert loaded(peer="10.0.0.1:9080", peer_cert=file, peer_key=file, peer_ca=file).peer.host == "10.0.0.1"
+        assert refusal(http="10.0.0.1:8080", secret_file=file).startswith("--http: 10.0.0.1 is not loopback")
+
+    def test_peers_may_meet_at_a_socket_in_the_file_system(self) -> None:
+        settings = loaded(peer="unix:run/peers\\:1")
+        assert settings.peer.endpoint == "unix:run/peers\\:1"
+        assert settings.peer_public == f"unix:{HERE}/run/peers\\:1"
+        assert loaded(peer="unix:address=/run/a:mode=600").peer_public == "unix:/run/a"
+
+    @pytest.mark.parametrize(
+        ("endpoint", "why"), [("systemd:domain=INET:index=0", "says no port"), ("ssl:9443", "--peer-cert, --peer-key")]
+    )
+    def test_endpoints_that_peers_could_not_dial(
+        self, endpoint: str, why: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To parse one of them, Twisted wants a service manager; the other, a certificate."""
+        parse = config.parse_listen  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            config, "parse_listen", lambda text: Listen(text, "127.0.0.1", None) if text == endpoint else parse(text)
+        )
+        assert refusal(peer=endpoint).startswith("--peer: ")
+        assert why in refusal(peer=endpoint)
 
     def test_a_wildcard_needs_peer_and_advertise(self) -> None:
         assert refusal("insecure", http="0.0.0.0:8080").startswith("--peer: is missing")
@@ -380,3 +446,16 @@ class TestValues:
     @given(st.text(string.ascii_letters + string.digits, min_size=1, max_size=63))
     def test_node_names(self, name: str) -> None:
         assert loaded(node_id=name).node_name == name
+
+
+class TestBirthGuard:
+    def test_tests_may_shorten_it_and_nobody_else_hears_of_it(self) -> None:
+        assert loaded().birth_guard_s is None
+        assert loaded(environment={BIRTH_GUARD_VARIABLE: "0"}).birth_guard_s == 0
+        assert loaded(environment={BIRTH_GUARD_VARIABLE: "0.25"}).birth_guard_s == 0.25
+        assert all(BIRTH_GUARD_VARIABLE not in option.environment for option in OPTIONS)
+
+    @pytest.mark.parametrize("text", ["x", "-1", "1h"])
+    def test_what_is_no_time_is_one_line_too(self, text: str) -> None:
+        with pytest.raises(BadOption, match=f"^{BIRTH_GUARD_VARIABLE}: "):
+            loaded(environment={BIRTH_GUARD_VARIABLE: text})

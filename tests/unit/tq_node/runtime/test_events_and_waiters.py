@@ -6,10 +6,9 @@ from twisted.python.failure import Failure
 
 from tests.conftest import LoggedErrors
 from tq_node import limits
-from tq_node.errors import OutcomeUnknown, StoreBroken
+from tq_node.errors import OutcomeUnknown
 from tq_node.facade import EventBatch
 from tq_node.runtime.events import EventLog
-from tq_node.runtime.identity import WrongName, identity_in, make_identity, next_start
 from tq_node.runtime.waiters import CommitWaiters, Wait
 from tq_node.types import State, TaskId, Transition
 
@@ -98,19 +97,3 @@ def test_a_callers_own_error_is_its_own(logged_errors: LoggedErrors) -> None:
     assert not wait.deferred.called
     wait.step()
     assert wait.deferred.called
-
-
-def test_a_directory_belongs_to_one_name() -> None:
-    made = make_identity(
-        node_name="node-1", partition_count=64, replication_factor=3, random_bytes=lambda n: b"\1" * n, now_us=7
-    )
-    assert identity_in({}, "node-1") is None
-    start, writes = next_start({}, made)
-    assert start == 1
-    meta = {key: value for key, value in writes.items() if value is not None}
-    assert identity_in(meta, "node-1") == made
-    assert next_start(meta, made)[0] == 2
-    with pytest.raises(WrongName, match="'node-1', not to 'node-2'"):
-        identity_in(meta, "node-2")
-    with pytest.raises(StoreBroken):
-        identity_in({"identity": b"{"}, "node-1")

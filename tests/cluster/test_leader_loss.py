@@ -1,0 +1,206 @@
+"""The leader dies, or a node sleeps: who leads, who is taken for dead, and how soon. Figures are printed.
+
+Asserted are the figures themselves where the test is alone on the machine (marked slow), and ten times as much in the push run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+import pytest
+
+from tests.cluster.clusters import Cluster, Watch, watching
+from tests.support.harness import until
+from tq_node.cluster.pace import DEFAULT_PACE
+
+pytestmark = pytest.mark.cluster
+
+LEADER_S_MEDIAN = 0.3
+LEADER_S_MAX = 0.8
+PRIMARIES_S_MAX = 0.5
+SESSION_S = DEFAULT_PACE.session_ms / 1000
+SHARED = 10
+"""How much slower it may be where other tests share two cores."""
+
+
+class Times(NamedTuple):
+    leader: float
+    """From the kill until a survivor shows another leader."""
+    down: float
+    """Until all survivors show the dead node as down."""
+    primaries: float
+    """Until all survivors show that it is no partition's primary."""
+
+
+def loss(cluster: Cluster, name: str) -> Times:
+    """kill -9 of the node and what the others show after it, looked at every 5 ms."""
+    survivors = cluster.others(name)
+    with watching(cluster, *survivors, partitions=True) as watches:
+        until(lambda: all(watch.samples for watch in watches), what="the watches look")
+        killed_s = time.monotonic()
+        cluster[name].kill9()
+        cluster.wait_gone(name)
+
+        def seen() -> list[Times] | None:
+            times = [told(watch, name, killed_s) for watch in watches]
+            return None if None in times else [time for time in times if time is not None]
+
+        times = until(seen, what=f"{name} is leader and primary of nothing")
+    assert times is not None
+    return Times(min(one.leader for one in times), max(one.down for one in times), max(one.primaries for one in times))
+
+
+def told(watch: Watch, dead: str, since_s: float) -> Times | None:
+    leader = watch.first(lambda sample: sample.view.leader not in (None, dead), since_s)
+    down = watch.first(lambda sample: sample.view.statuses[dead] == "down", since_s)
+    primaries = watch.first(lambda sample: dead not in (sample.primaries or ()), since_s)
+    return None if leader is None or down is None or primaries is None else Times(leader, down, primaries)
+
+
+def shown(name: str, seconds: list[float]) -> str:
+    return f"{name} {statistics.median(seconds):.3f} s in the median, {max(seconds):.3f} s at worst"
+
+
+def rounds(cluster: Cluster, count: int) -> list[Times]:
+    times = []
+    for _ in range(count):
+        leader = cluster.leader()
+        times.append(loss(cluster, leader))
+        term = cluster.wait(lambda view: True, what="one leader").term
+        cluster.start(leader)
+        view = cluster.wait_whole()
+        cluster.wait_ready()
+        assert view.leader != leader, "the old one comes back as a follower"
+        assert view.term == term, "and disturbs nobody"
+    kinds = ("another leader", "shown as down", "primary of nothing")
+    print(
+        f"\n{count} times kill -9 of the leader:", *map(shown, kinds, map(list, zip(*times, strict=True))), sep="\n  "
+    )
+    cluster.assert_logs_are_clean()
+    return times
+
+
+def test_five_leaders_die(cluster: Cluster) -> None:
+    times = rounds(cluster, 5)
+    assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN * SHARED
+    assert max(one.leader for one in times) < LEADER_S_MAX * SHARED
+    assert max(one.primaries for one in times) < PRIMARIES_S_MAX * SHARED
+
+
+@pytest.mark.slow
+def test_twenty_leaders_die(cluster: Cluster) -> None:
+    times = rounds(cluster, 20)
+    assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN
+    assert max(one.leader for one in times) < LEADER_S_MAX
+    assert max(one.primaries for one in times) < PRIMARIES_S_MAX
+
+
+# --- silence is not death, death is ---
+def pause_and_kill(cluster: Cluster, name: str) -> float:
+    """SIGSTOP for a second less than ``T_session`` changes no primary; kill -9 takes all of that node's away, and how soon."""
+    other = cluster.others(name)[0]
+    before = cluster.partitions(other)
+    mine = {one["partition"] for one in before if one["primary"] == name}
+    assert 20 <= len(mine) <= 22
+    with watching(cluster, *cluster.others(name), partitions=True, every_s=0.02) as watches:
+        cluster[name].stop()
+        time.sleep(SESSION_S - 1.0)
+        cluster[name].cont()
+        time.sleep(1.0)
+    for watch in watches:
+        assert {sample.view.statuses[name] for sample in watch.samples} <= {"active", "suspect"}
+        assert {sample.primaries for sample in watch.samples} == {tuple(one["primary"] for one in before)}
+    cluster.wait_whole()
+    assert [(one["primary"], one["epoch"]) for one in cluster.partitions(other)] == [
+        (one["primary"], one["epoch"]) for one in before
+    ]
+    times = loss(cluster, name)
+    after = cluster.partitions(other)
+    assert {one["partition"] for one in after if one["primary"] is None} == mine, "one copy: nobody else can lead them"
+    assert {one["state"] for one in after if one["partition"] in mine} == {"offline"}
+    assert [one["primary"] for one in after if one["partition"] not in mine] == [
+        one["primary"] for one in before if one["partition"] not in mine
+    ]
+    cluster.start(name)
+    cluster.wait_whole()
+    until(lambda: all(one["primary"] for one in cluster.partitions(other)), what=f"{name} leads its partitions again")
+    again = cluster.partitions(other)
+    assert {one["partition"] for one in again if one["primary"] == name} == mine
+    assert all(again[p]["epoch"] > before[p]["epoch"] for p in mine), "in new epochs (R2)"
+    return times.primaries
+
+
+@pytest.mark.parametrize("who", ["follower", "leader"])
+def test_a_pause_changes_no_primary_and_a_death_changes_all(cluster: Cluster, who: str) -> None:
+    until(lambda: max(cluster.primaries().values()) <= 22, what="partitions shared out")
+    leader = cluster.leader()
+    seconds = pause_and_kill(cluster, leader if who == "leader" else cluster.others(leader)[0])
+    print(f"\nkill -9 of the {who}: primary of nothing after {seconds:.3f} s")
+    assert seconds < PRIMARIES_S_MAX * SHARED
+    cluster.assert_logs_are_clean()
+
+
+# --- a sleeper wakes ---
+@pytest.mark.parametrize("sleep_s", [4.0, pytest.param(40.0, marks=pytest.mark.slow)])
+def test_a_follower_that_wakes_disturbs_nobody(cluster: Cluster, sleep_s: float) -> None:
+    before = cluster.wait_whole()
+    until(lambda: max(cluster.primaries().values()) <= 22, what="partitions shared out")
+    held = cluster.partitions()
+    sleeper = next(name for name in cluster.running if name != before.leader)
+    mine = {one["partition"] for one in held if one["primary"] == sleeper}
+    others = cluster.others(sleeper)
+    with watching(cluster, *others, every_s=0.02) as watches:
+        stopped_s = time.monotonic()
+        cluster[sleeper].stop()
+        cluster.wait_gone(sleeper)
+        down_s = time.monotonic() - stopped_s
+        time.sleep(max(0.0, stopped_s + sleep_s - time.monotonic()))
+        cluster[sleeper].cont()
+        woken_s = time.monotonic()
+        cluster.wait_whole()
+        until(lambda: cluster.primaries()[sleeper] == len(mine), what="it leads its partitions again")
+        print(f"\ndown {down_s:.1f} s after SIGSTOP, back {time.monotonic() - woken_s:.2f} s after SIGCONT")
+        time.sleep(1.0)
+    for watch in watches:
+        assert {(sample.view.leader, sample.view.term) for sample in watch.samples} == {(before.leader, before.term)}
+    assert SESSION_S * 0.9 < down_s < SESSION_S + PRIMARIES_S_MAX * SHARED
+    now = cluster.partitions()
+    assert [one["primary"] for one in now] == [one["primary"] for one in held]
+    assert all((now[p]["epoch"] > held[p]["epoch"]) == (p in mine) for p in range(len(now)))
+    done = cluster[sleeper].status(cluster[others[0]].submit("email"), wait_s=10)
+    assert done["status"] == "completed"
+    cluster.assert_logs_are_clean(r"nothing heard for \d+ s")
+
+
+def test_a_leader_that_wakes_finds_another(cluster: Cluster) -> None:
+    """F40: it does not act on what it believed when it fell asleep."""
+    before = cluster.wait_whole()
+    sleeper = before.leader
+    assert sleeper is not None
+    with watching(cluster, every_s=0.02):
+        cluster[sleeper].stop()
+        view = cluster.wait_gone(sleeper)
+        assert view.leader != sleeper
+        time.sleep(0.5)
+        cluster[sleeper].cont()
+        after = cluster.wait_whole()
+        assert (after.leader, after.term) == (view.leader, view.term), "the sleeper follows"
+        until(lambda: all(one["primary"] for one in cluster.partitions()), what="every partition has its primary")
+    cluster.assert_logs_are_clean()
+
+
+def test_all_at_once(cluster: Cluster) -> None:
+    """F26: kill -9 of all three, back in some other order: the same cluster, nothing lost."""
+    ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(30)]
+    view = cluster.wait_whole()
+    for name in list(cluster.running):
+        cluster[name].kill9()
+    cluster.start("node-2", "node-3", "node-1")
+    again = cluster.wait_whole()
+    cluster.wait_ready()
+    assert again.cluster_id == view.cluster_id
+    assert again.term > view.term
+    assert all(cluster["node-3"].status(task_id)["status"] == "scheduled" for task_id in ids)
+    cluster.assert_logs_are_clean()

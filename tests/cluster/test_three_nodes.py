@@ -1,0 +1,272 @@
+"""The three commands of the contract, in any order: three nodes that are one queue."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.clusters import Cluster, View
+from tests.support.harness import NodeProcess, Nodes, free_port, group_members, until
+
+pytestmark = pytest.mark.cluster
+
+NAMES = ("node-1", "node-2", "node-3")
+WHOLE_S = 8.0
+"""The birth guard's 2 s are in it."""
+ORDERS = list(itertools.permutations(NAMES))
+SLOW_ORDERS = [
+    pytest.param(order, marks=pytest.mark.slow) for order in ORDERS if order != ("node-3", "node-2", "node-1")
+]
+PAUSES_S = 0.3
+COUNT = 1_500
+MakeCluster = Callable[..., Cluster]
+
+
+def assert_whole(cluster: Cluster, view: View) -> None:
+    """On each node: three active nodes, three voters, one leader, the same term, and the partitions shared out."""
+    assert view.statuses == dict.fromkeys(NAMES, "active")
+    assert view.voters == frozenset(NAMES)
+    assert view.leader in NAMES
+    for name in NAMES:
+        assert cluster.view(name) == view
+        text = cluster[name].get("/cluster").body.decode()
+        assert text.count('"id":"node-') == 3, "scripts count nodes by this"
+
+
+def wait_even(cluster: Cluster) -> None:
+    """Every partition has a primary, each node at most its share of 64."""
+    until(
+        lambda: all(
+            None not in (held := cluster.primaries(name)) and max(held.values()) <= 22 and len(held) == 3
+            for name in NAMES
+        ),
+        what="64 primaries on three nodes",
+    )
+    cluster.wait_ready()
+
+
+# --- coming up ---
+@pytest.mark.parametrize("order", [NAMES[::-1], *SLOW_ORDERS], ids="".join)
+def test_three_commands_in_any_order(make_cluster: MakeCluster, order: tuple[str, ...]) -> None:
+    cluster = make_cluster(guard_s="")
+    for name in order:
+        cluster.start(name)
+        time.sleep(PAUSES_S)
+    began_s = time.monotonic()
+    view = cluster.wait_whole()
+    seconds = time.monotonic() - began_s
+    print(f"\n{', '.join(order)}: whole {seconds:.1f} s after the last one was started")
+    assert_whole(cluster, view)
+    assert seconds < WHOLE_S
+    wait_even(cluster)
+    cluster.stop()
+    cluster.assert_logs_are_clean()
+
+
+def test_three_commands_at_once(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(guard_s="")
+    began_s = time.monotonic()
+    cluster.start()
+    view = cluster.wait_whole()
+    seconds = time.monotonic() - began_s
+    cluster.wait_ready()
+    ready = time.monotonic() - began_s
+    wait_even(cluster)
+    even = time.monotonic() - began_s
+    print(f"\nall at once: whole after {seconds:.1f} s, ready after {ready:.1f} s, evenly shared after {even:.1f} s")
+    assert_whole(cluster, view)
+    assert seconds < WHOLE_S
+    assert sorted(path.name for path in cluster.home.iterdir()) == ["data"]
+    cluster.stop()
+    cluster.assert_logs_are_clean()
+
+
+def test_the_variables_of_the_original_example(nodes: Nodes, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    ports = [free_port() for _ in NAMES]
+    began_s = time.monotonic()
+    started: list[NodeProcess] = []
+    for name, port in zip(NAMES, ports, strict=True):
+        environment = {"NODE_ID": name, "HTTP_ADDR": f":{port}"}
+        if started:
+            environment["JOIN_ADDR"] = f"localhost:{ports[0]}"
+        started.append(nodes.start(cwd=home, http_port=port, say_http=False, environment=environment, wait=False))
+
+    def members(node: NodeProcess, port: int) -> dict[str, Any]:
+        cluster = node.get("/cluster", port=port).json["cluster"]
+        assert isinstance(cluster, dict)
+        return cluster
+
+    for node in started:
+        node.wait_ready()
+    until(
+        lambda: all(
+            Counter((one["status"], one["voter"]) for one in members(node, node.http_port)["nodes"])
+            == {("active", True): 3}
+            for node in started
+        ),
+        what="three voters",
+    )
+    seconds = time.monotonic() - began_s
+    print(f"\nby the environment: whole and ready after {seconds:.1f} s")
+    assert seconds < WHOLE_S
+    task_id = started[0].submit()
+    shown = [members(node, node.http_port + more) for node in started for more in (0, 2_000)]
+    assert len({(one["leader"], one["term"], one["id"]) for one in shown}) == 1
+    for node in started:
+        assert node.get(f"/tasks/status?id={task_id}", port=node.http_port + 2_000).json["id"] == task_id
+    for node in started:
+        assert node.terminate() == 0
+        node.assert_log_is_clean()
+
+
+# --- one queue ---
+def test_every_call_through_every_node(cluster: Cluster) -> None:
+    wait_even(cluster)
+    one, two, three = (cluster[name] for name in NAMES)
+    primaries = set()
+    for node in (one, two, three):
+        for _ in range(10):
+            answer = node.post("/tasks/submit", {"type": "noop", "delay": 3600})
+            assert answer.status == 201
+            task_id = answer.json["task_id"]
+            assert answer.headers["location"].endswith(task_id)
+            primaries.add(answer.json["node"])
+            for asked in (one, two, three):
+                found = asked.status(task_id)
+                assert (found["status"], found["node"]) == ("scheduled", answer.json["node"])
+    assert primaries == set(NAMES)
+
+    # Tasks that run, waited for elsewhere.
+    pairs = list(itertools.permutations((one, two, three), 2))
+    waited = [(via.submit("email", "a@b.c"), asked) for via, asked in pairs]
+    for task_id, asked in waited:
+        done = asked.status(task_id, wait_s=10)
+        assert (done["status"], done["result"]) == ("completed", "Email sent: a@b.c")
+        assert done["worker"] == done["node"]
+    assert one.get("/tasks/status?id=never-was").status == 404
+
+    # Cancel and retry through another node than the one that took it in; one that runs, too.
+    runs = [(via.submit("report"), asked) for via, asked in pairs]
+    waits = [(via.submit("email", delay=3600), asked) for via, asked in pairs]
+    until(lambda: all(one.status(task_id)["status"] == "processing" for task_id, _ in runs), what="they run")
+    for (task_id, asked), (via, _) in zip(runs + waits, pairs + pairs, strict=True):
+        cancelled = asked.post(f"/tasks/cancel?id={task_id}")
+        assert (cancelled.status, cancelled.json["status"]) == (200, "cancelled")
+        again = via.post(f"/tasks/cancel?id={task_id}")
+        assert (again.status, again.json["code"]) == (409, "already_final")
+    for task_id, asked in waits:
+        assert asked.post(f"/tasks/retry?id={task_id}").status == 200
+    assert {two.status(task_id, wait_s=10)["status"] for task_id, _ in waits} == {"completed"}
+    cluster.stop()
+    cluster.assert_logs_are_clean()
+
+
+def test_batches_repeats_and_sums(cluster: Cluster) -> None:
+    wait_even(cluster)
+    one, two, three = (cluster[name] for name in NAMES)
+    ids = [f"own-{number}" for number in range(COUNT)]
+    batch = {"tasks": [{"type": "noop", "id": task_id, "delay": 3600} for task_id in ids]}
+    batch["tasks"].insert(150, {"type": ""})
+    first = one.post("/tasks/batch", batch).json
+    assert (first["accepted"], first["rejected"]) == (COUNT, 1)
+    results = first["results"]
+    assert [result.get("task_id") for result in results] == [*ids[:150], None, *ids[150:]]
+    assert "error" in results[150]
+    listed = [task for node in (one, two, three) for task in node.get("/tasks/list?limit=10000").json["tasks"]]
+    assert sorted(task["id"] for task in listed) == sorted(ids), "each node lists what it has"
+    assert len({task["partition"] for task in listed}) == 64, "so many reach every partition"
+    for task in listed[::50]:
+        assert two.status(task["id"])["partition"] == three.status(task["id"])["partition"] == task["partition"]
+
+    # The same batch and single ones again, elsewhere: the same tasks. Other content is a conflict, wherever it is asked.
+    assert two.post("/tasks/batch", batch).json["accepted"] == COUNT
+    for task_id in ids[:12]:
+        same = three.post("/tasks/submit", {"type": "noop", "id": task_id, "delay": 3600})
+        assert (same.status, same.json["task_id"], same.headers["idempotency-replayed"]) == (200, task_id, "true")
+        other = two.post("/tasks/submit", {"type": "other", "id": task_id})
+        assert (other.status, other.json["code"]) == (409, "id_conflict")
+
+    sums = [node.get("/tasks/stats?scope=cluster").json["stats"] for node in (one, two, three)]
+    assert sums[0] == sums[1] == sums[2]
+    assert (sums[0]["total"], sums[0]["scheduled"]) == (COUNT, COUNT)
+    alone = [node.get("/tasks/stats").json for node in (one, two, three)]
+    assert sum(found["stats"]["total"] for found in alone) == COUNT, "one copy of each, in this version"
+    assert [found["stats"]["total"] for found in alone] == [found["primary"]["total"] for found in alone]
+    cluster.stop()
+    cluster.assert_logs_are_clean()
+
+
+def test_a_queue_is_paused_everywhere(cluster: Cluster) -> None:
+    wait_even(cluster)
+    one, two, three = (cluster[name] for name in NAMES)
+    paused = two.post("/tasks/pause?queue=default")
+    assert (paused.status, paused.json["status"]) == (200, "paused")
+    ids = [node.submit("quick") for node in (one, two, three) for _ in range(10)]
+    assert len({one.status(task_id)["node"] for task_id in ids}) == 3
+    other = [one.submit("email", queue="other") for _ in range(3)]
+    assert all(three.status(task_id, wait_s=10)["status"] == "completed" for task_id in other)
+    assert {one.status(task_id)["status"] for task_id in ids} == {"pending"}, "on no node did one of them start"
+    assert three.post("/tasks/resume?queue=default").json["status"] == "active"
+    assert {two.status(task_id, wait_s=20)["status"] for task_id in ids} == {"completed"}
+    cluster.stop()
+    cluster.assert_logs_are_clean()
+
+
+# --- ends and new starts ---
+def test_a_node_ends_in_order_and_all_of_them_come_back(cluster: Cluster) -> None:
+    wait_even(cluster)
+    ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(60)]
+    before = cluster.wait_whole()
+    at = {task_id: cluster["node-1"].status(task_id)["node"] for task_id in ids}
+    for name in NAMES:
+        pid = cluster[name].pid
+        assert cluster[name].terminate() == 0, cluster[name].log_tail()
+        assert group_members(pid) == []
+        kept = {path.name for path in cluster.data(name).iterdir()}
+        assert kept <= {"lock", "taskqueue.sqlite3", "workers.lock"}, "nothing but the store"
+    assert sorted(path.name for path in cluster.home.iterdir()) == ["data"]
+    cluster.assert_logs_are_clean()
+
+    began_s = time.monotonic()
+    cluster.start("node-3", "node-1", "node-2")
+    after = cluster.wait_whole()
+    cluster.wait_ready()
+    print(f"\nall three again: whole and ready after {time.monotonic() - began_s:.1f} s")
+    assert (after.cluster_id, after.statuses, after.voters) == (before.cluster_id, before.statuses, before.voters)
+    assert after.term > before.term
+    assert {task_id: cluster["node-2"].status(task_id)["node"] for task_id in ids} == at
+    cluster.stop()
+    cluster.assert_logs_are_clean()
+
+
+def test_one_node_restarts_while_the_others_serve(cluster: Cluster) -> None:
+    """Its tasks are away with it for as long (one copy, in this version), and nobody else's are."""
+    wait_even(cluster)
+    ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(60)]
+    leader = cluster.leader()
+    for name in (leader, *cluster.others(leader)):
+        cluster.stop(name)
+        asked = cluster.others(name)[0]
+        rest = set(cluster.others(name))
+        cluster.wait(lambda view, rest=rest: view.leader in rest, names=rest, what="a leader among the others")  # type: ignore[misc]
+        cluster.wait_gone(name)
+        for task_id in ids:
+            answer = cluster[asked].get(f"/tasks/status?id={task_id}")
+            if answer.status == 503:
+                assert answer.json["code"] == "not_primary"
+            else:
+                assert answer.json["node"] != name
+        cluster.start(name)
+        cluster.wait_whole()
+        cluster.wait_ready()
+        assert all(cluster[asked].status(task_id)["id"] == task_id for task_id in ids)
+    cluster.stop()
+    cluster.assert_logs_are_clean()

@@ -1,0 +1,91 @@
+"""What all nodes answer together: pages of tasks, sums. Each task once, by its primary; who did not answer is named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from tq_node.errors import TaskQueueError
+from tq_node.facade import ListedTask, ListQuery, Stats, TaskPage
+from tq_node.runtime import forwarding as calls
+from tq_node.runtime.forwarding import Forwarding
+from tq_node.types import NodeId
+
+GATHER_S = 5.0
+"""A node that has not answered by then is missing."""
+Others = Sequence[tuple[NodeId, str]]
+"""Id and name of each other member."""
+Key = tuple[int | str, str]
+
+
+async def all_stats(mine: Deferred[Stats], others: Others, forwarding: Forwarding) -> Stats:
+    """The sum over primaries."""
+    asked = [(name, forwarding.call(node, calls.STATS, calls.NOTHING)) for node, name in others]
+    primary, missing = list((await mine).primary), []
+    for name, answer in asked:
+        try:
+            stats: Stats = await answer
+        except TaskQueueError:
+            missing.append(name)
+            continue
+        primary = [a + b for a, b in zip(primary, stats.primary, strict=True)]
+    return Stats(primary, [0] * len(primary), missing)
+
+
+async def all_pages(query: ListQuery, mine: Deferred[TaskPage], others: Others, forwarding: Forwarding) -> TaskPage:
+    """One page over all nodes. ``query`` asks each for its primaries; ``mine`` is this node's answer to it."""
+    asked = [
+        (name, forwarding.call_alone(node, calls.LIST, msgspec.structs.replace(query, cluster=False), GATHER_S))
+        for node, name in others
+    ]
+    pages, missing = [await mine], []
+    for name, answer in asked:
+        try:
+            pages.append(await answer)
+        except TaskQueueError:
+            missing.append(name)
+    return merged(query, pages, missing)
+
+
+def merged(query: ListQuery, pages: Sequence[TaskPage], missing: Sequence[str]) -> TaskPage:
+    """In the order of the query, as far as every node has looked: one that stopped early may have more in between.
+
+    A partition that changes hands while the nodes are asked may be shown by two of them, or by none; twice is seen here.
+    """
+    rows: dict[str, ListedTask] = {}
+    for page in pages:
+        for listed in page.tasks:
+            known = rows.get(listed.row.id)
+            if known is None or known.row.rev < listed.row.rev:
+                rows[listed.row.id] = listed
+    ordered = sorted(rows.values(), key=lambda listed: key_of(listed, query.sort), reverse=query.descending)
+    stops: list[Key] = [
+        page.next if query.sort != "id" else ("", page.next[1]) for page in pages if page.next is not None
+    ]
+    end: Key | None = None
+    if stops:
+        end = max(stops) if query.descending else min(stops)
+        ordered = [listed for listed in ordered if not _is_behind(key_of(listed, query.sort), end, query.descending)]
+    shown = ordered[: query.limit]
+    if len(ordered) > query.limit:
+        end = key_of(shown[-1], query.sort)
+    cursor = None if end is None else (end[0] if isinstance(end[0], int) else 0, end[1])
+    return TaskPage(shown, cursor, list(missing))
+
+
+def key_of(listed: ListedTask, sort: str) -> Key:
+    """What a page is ordered by."""
+    row = listed.row
+    if sort == "created_at":
+        return row.spec.created_us, row.id
+    if sort == "run_at":
+        return row.run_at_us, row.id
+    if sort == "priority":
+        return row.spec.priority, row.id
+    return "", row.id
+
+
+def _is_behind(key: Key, end: Key, descending: bool) -> bool:
+    return key < end if descending else key > end

@@ -1,0 +1,250 @@
+"""The node behind its queue: takes up the queue's part of the table, and answers what the control plane and peers ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.cluster.liveness import Health
+from tq_node.cluster.map import Change
+from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.refusals import Refusal
+from tq_node.errors import NotReady, TaskQueueError
+from tq_node.facade import (
+    NotReadyReason,
+    Worker,
+)
+from tq_node.partition.outputs import ProposeStepDown, Step
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.control_plane import ControlPlane, Outside
+from tq_node.runtime.forwarding import Forwarding
+from tq_node.runtime.ids import IdMaker
+from tq_node.runtime.observing import Observer
+from tq_node.runtime.operating import Operating
+from tq_node.runtime.queue import NodeQueue
+from tq_node.runtime.records import commands_of, records_of
+from tq_node.runtime.renewing import Renewing
+from tq_node.runtime.serving import Serving, handlers_of
+from tq_node.types import NodeId
+from tq_node.wire.codec import ForwardedCall, ForwardedResult
+from tq_node.wire.failures import MalformedBox
+from tq_node.wire.handler import Answer, Greeting
+from tq_node.wire.handshake import PeerIdentity
+
+_log = Logger(namespace="taskqueue.cluster")
+HAND_OVER_MS = 2_000
+"""How long a node that stops waits for others to take over what it leads."""
+HAND_OVER_LOOK_S = 0.05
+
+
+class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """:param make_local: the queue of this node, once it is known how the cluster was born."""
+
+    node_id: NodeId
+    node_name: str
+    make_local: Callable[[ClusterSettings], NodeQueue]
+    workers_are_gone: Callable[[], bool]
+    random_bytes: Callable[[int], bytes]
+    secret_to_hand_over: Callable[[], bytes | None] = lambda: None
+    """None where operators keep the cluster's secret in a file."""
+
+
+class NodeSide(Operating, Outside):
+    """See the module's docstring. ``start`` comes after ``plane`` is set.
+
+    :param guard: why a newborn cluster is not ready yet (the birth guard); None once it is.
+    :param on_refused: the cluster will not have this node. :param on_broken: a promise is broken (R20).
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        settings: ClusterQueueSettings,
+        *,
+        guard: Callable[[], NotReadyReason | None],
+        on_greeted: Callable[[Greeting], None],
+        on_shutdown: Callable[[], None],
+        on_refused: Callable[[Refusal], None],
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        super().__init__(clock, settings.node_id, settings.node_name, on_shutdown, settings.secret_to_hand_over)
+        self._settings = settings
+        self._guard = guard
+        self._on_greeted = on_greeted
+        self._on_refused = on_refused
+        self._on_broken = on_broken
+        self._ids = IdMaker(settings.random_bytes)
+        self._connected: set[NodeId] = set()
+        self._renewing: Renewing | None = None
+        self._renewals: tuple[LoopingCall, Deferred[object]] | None = None
+        self._local_started: Deferred[None] | None = None
+        self._worker: Worker | None = None
+        self._observers: list[Observer] = []
+        self._serving = Serving(handlers_of(self._must_serve, on_shutdown))
+
+    # --- life ---
+    def joins(self, plane: ControlPlane) -> None:
+        """The control plane that decides where calls go; before ``start``."""
+        self.plane = plane
+        self._forwarding = Forwarding(plane.pool, self._clock, self.name_of)
+
+    def start(self) -> None:
+        """The plane has begun; what it knows by now counts."""
+        self.table_changed(())
+
+    def refuse_work(self) -> None:
+        """No submit is accepted and no task is claimed from now on; what runs may still finish."""
+        self.is_stopping = True
+        if self._local is not None:
+            self._local.refuse_work()
+
+    async def stop(self) -> None:
+        """Flush what was accepted; store and plane stay open."""
+        self.refuse_work()
+        if self._local_started is not None:
+            await self._local_started
+        if self._renewals is not None:
+            loop, over = self._renewals
+            loop.stop()
+            await over
+        if self._local is not None:
+            await self._local.stop()
+
+    # --- the table ---
+    def table_changed(self, changes: Sequence[Change]) -> None:
+        if not self.map.is_founded or self.is_stopping:
+            return
+        if self._local is None:
+            self._local = self._settings.make_local(self.map.settings)
+            self._local_started = Deferred.fromCoroutine(self._start_local(self._local))
+            self._local_started.addErrback(self._local_failed)
+        elif self._local.is_active:
+            self._follow(self._local)
+
+    async def _start_local(self, local: NodeQueue) -> None:
+        await local.start(workers_are_gone=self._settings.workers_are_gone)
+        self._renewing = Renewing(
+            local, self._forwarding, self._clock, lambda partition: self.map.partitions[partition].primary
+        )
+        self._renewals = self._clock.every(limits.LEASE_RENEW_MS / 1000, self._renewing.round, "renewing leases")
+        if self._worker is not None:
+            local.attach(self._worker)
+        for observer in list(self._observers):
+            observer.begin(local)
+        for node in sorted(self._connected):
+            local.replication.connected(node)
+        if self.is_stopping:
+            local.refuse_work()
+        self._follow(local)
+
+    def _local_failed(self, why: Failure) -> None:
+        _log.failure("the queue of this node could not start", failure=why, event="queue_failed")
+        self._on_broken(cast("BaseException", why.value))
+
+    def _follow(self, local: NodeQueue) -> None:
+        registered = self.plane.membership.is_registered
+        names = {node.node_id: node.name for node in self.map.nodes.values()}
+        local.follow(records_of(self.map, self.node_id, may_lead=registered), names)
+        local.set_paused(self.map.paused_queues)
+
+    def name_of(self, node: NodeId) -> str:
+        entry = self.map.nodes.get(node)
+        return node if entry is None else entry.name
+
+    def _guarded(self) -> NotReadyReason | None:
+        return self._guard()
+
+    def _must_serve(self) -> NodeQueue:
+        """:raises NotReady: this node is not, or not yet, a member with a queue of its own."""
+        guarded = self._guard()
+        if guarded is not None:
+            raise NotReady(guarded.detail)
+        if self._local is None or not self._local.is_active:
+            is_joining = self._local is None and not self.map.is_founded
+            raise NotReady("the node has not joined its cluster yet" if is_joining else "the node is starting")
+        return self._local
+
+    # --- Outside: what the control plane asks ---
+    def health(self) -> Health:
+        local = self._local
+        if local is None or not local.is_active:
+            return Health()
+        return Health(local.task_bytes(), may_lead=not (self.is_stopping or local.is_disk_low))
+
+    def has_tasks(self) -> bool:
+        return self._local is not None and self._local.is_active and bool(self._local.task_bytes())
+
+    def greeted(self, greeting: Greeting) -> None:
+        self._on_greeted(greeting)
+
+    def is_newborn(self) -> bool:
+        return self._guard() is not None
+
+    def refused(self, refusal: Refusal) -> None:
+        self._on_refused(refusal)
+
+    def broken(self, why: BaseException) -> None:
+        self._on_broken(why)
+
+    def peer_connected(self, node: NodeId) -> None:
+        self._connected.add(node)
+        if self._local is not None and self._local.is_active:
+            self._local.replication.connected(node)
+
+    def peer_lost(self, node: NodeId) -> None:
+        self._connected.discard(node)
+        if self._local is not None and self._local.is_active:
+            self._local.replication.disconnected(node)
+
+    def data(self, peer: PeerIdentity, body: bytes) -> None:
+        """Before there is a queue here nobody has copies to talk about: what is said then is said again."""
+        if self._local is not None and self._local.is_active:
+            try:
+                self._local.replication.received(peer.node_id, body)
+            except msgspec.DecodeError as why:
+                raise MalformedBox(f"messages of partitions: {why}") from None
+
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        if self._local is not None and self._local.is_active:
+            self._local.replication.asked(peer.node_id, body)
+
+    # --- Peers: what the copies ask ---
+    def send_data(self, node: NodeId, body: bytes) -> bool:
+        return self.plane.pool.send_data(node, body)
+
+    def send_confirm(self, node: NodeId, body: bytes) -> bool:
+        return self.plane.pool.send_confirm(node, body)
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        membership = self.plane.membership
+        for command in commands_of(steps, self.node_id, membership.session_of(self.node_id)):
+            Deferred.fromCoroutine(membership.propose(command)).addErrback(_asked_again)
+
+    async def hand_over(self) -> None:
+        """Another node of its set becomes primary of each partition that this one leads, if there is one (SIGTERM, section 6)."""
+        if self._local is None or not self._local.is_active:
+            return
+        deadline_ms = self._clock.now_ms() + HAND_OVER_MS
+        while led := self._local.replication.led_with_others():
+            if self._clock.now_ms() >= deadline_ms:
+                return
+            self.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
+            await self.plane.membership.pause(HAND_OVER_LOOK_S)
+
+    def forward(
+        self, peer: PeerIdentity, forwarded: list[ForwardedCall], within_ms: int
+    ) -> Answer[list[ForwardedResult]]:
+        return self._serving.serve(forwarded)
+
+
+def _asked_again(why: Failure) -> None:
+    """The cores ask again as long as they want it; only a bug is worth a word."""
+    if not why.check(TaskQueueError):
+        _log.failure("could not ask the controller", failure=why, event="ask_failed")

@@ -1,0 +1,210 @@
+"""What operators ask of a cluster, and what it shows of itself: the part of the facade that is not about tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+
+from tq_node.cluster import requests
+from tq_node.cluster.commands import AnyCommand, PauseQueue, Rebalance, ResumeQueue
+from tq_node.cluster.liveness import Liveness
+from tq_node.cluster.records import ClusterMap
+from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.views import Group, show_cluster, show_partitions
+from tq_node.errors import (
+    Busy,
+    ClusterRefused,
+    Denied,
+    LastNode,
+    NoSuchNode,
+    NoSuchPartition,
+    NotReady,
+    TaskQueueError,
+)
+from tq_node.facade import (
+    ClusterNode,
+    ClusterView,
+    Invitation,
+    NotReadyReason,
+    PartitionView,
+)
+from tq_node.runtime import forwarding as calls
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.control_plane import ControlPlane
+from tq_node.runtime.forwarding import Forwarding
+from tq_node.runtime.membership import CAN_REPLICATE, TableRefused
+from tq_node.runtime.queue import NodeQueue
+from tq_node.types import NodeId
+
+CLUSTER_NAME = "taskqueue"
+_SENTENCES = {
+    Refusal.WAITING_FOR_REPLICATION: "the node holds tasks, and this version can't copy them to another one yet",
+    Refusal.LAST_NODE: "the cluster has no other node that could take over",
+    Refusal.LAST_COPY: "the node has the only copy of some partitions: see unsafe-recover",
+    Refusal.NOT_NEEDED: "nothing needs to be done: the partition has a primary and all its copies are there",
+    Refusal.NOT_UP: "that node is down",
+}
+
+
+class Operating:
+    """Half of ``ClusterQueue``."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        node_id: NodeId,
+        node_name: str,
+        on_shutdown: Callable[[], None],
+        secret_to_hand_over: Callable[[], bytes | None],
+    ) -> None:
+        self.node_id = node_id
+        self.node_name = node_name
+        self.plane: ControlPlane
+        """From ``joins`` on."""
+        self.is_stopping = False
+        self._clock = clock
+        self._on_shutdown = on_shutdown
+        self._forwarding: Forwarding
+        self._local: NodeQueue | None = None
+        self._secret_to_hand_over = secret_to_hand_over
+
+    @property
+    def map(self) -> ClusterMap:
+        return self.plane.map
+
+    def _guarded(self) -> NotReadyReason | None:
+        raise NotImplementedError
+
+    # --- what there is to see ---
+    def cluster(self) -> ClusterView:
+        core = self.plane.core
+        if not self.map.is_founded or core is None:
+            registration = self.plane.membership.registration
+            me = ClusterNode(self.node_id, self.node_name, registration.http, registration.peer, "joining", voter=False)
+            return ClusterView("", CLUSTER_NAME, [me], None, 0, 0, 0)
+        configuration = core.configuration
+        group = Group(self.node_id, core.leader, core.term, configuration.voters, configuration.learners)
+        shown = show_cluster(self.map, self.plane.membership.liveness, group, self._clock.now_ms())
+        nodes = [ClusterNode(**msgspec.structs.asdict(node)) for node in shown.nodes]
+        return ClusterView(
+            shown.cluster_id,
+            shown.cluster_name,
+            nodes,
+            shown.leader,
+            shown.term,
+            shown.partition_count,
+            shown.replication_factor,
+        )
+
+    def partition_views(self) -> Sequence[PartitionView]:
+        progress = {} if self._local is None else self._local.progress()
+        shown = show_partitions(self.map, progress, self.plane.membership.waiting)
+        return [PartitionView(**msgspec.structs.asdict(partition)) for partition in shown]
+
+    def not_ready(self) -> Sequence[NotReadyReason]:
+        reasons = []
+        guarded = self._guarded()
+        core = self.plane.core
+        if guarded is not None:
+            reasons.append(guarded)
+        if self.is_stopping:
+            reasons.append(NotReadyReason("draining", "the node is stopping"))
+        if not self.map.is_founded:
+            reasons.append(NotReadyReason("joining", "the node has not joined its cluster yet"))
+        elif not self.plane.membership.is_registered:
+            reasons.append(NotReadyReason("joining", "the cluster does not know this run of the node yet"))
+        if self.map.is_founded and (core is None or core.leader is None):
+            reasons.append(NotReadyReason("no_controller", "the cluster has no leader for now"))
+        if self._local is not None:
+            reasons += self._local.not_ready()
+        elif self.map.is_founded:
+            reasons.append(NotReadyReason("not_ready", "the node is reading its store"))
+        return reasons
+
+    # --- joining ---
+    def invite(self) -> Invitation:
+        """See ``facade.TaskQueue.invite``."""
+        reasons = [reason for reason in self.not_ready() if reason.code != "not_active"]
+        if reasons:
+            raise NotReady(reasons[0].detail)
+        secret = self._secret_to_hand_over()
+        if secret is None:
+            raise Denied("the secret of this cluster is kept in a file: give --secret-file to the node that joins")
+        return Invitation(self.map.cluster_id, secret.hex(), self.plane.membership.registration.peer)
+
+    # --- orders ---
+    def drain(self, node: str) -> Deferred[None]:
+        return self._order(
+            node, lambda node_id: requests.drain(self.map, self._liveness, node_id, can_replicate=CAN_REPLICATE)
+        )
+
+    def remove(self, node: str) -> Deferred[None]:
+        return self._order(
+            node, lambda node_id: requests.remove(self.map, self._liveness, node_id, can_replicate=CAN_REPLICATE)
+        )
+
+    def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
+        if not 0 <= partition < len(self.map.partitions):
+            return fail(NoSuchPartition(f"there is no partition {partition}"))
+        return self._order(node, lambda node_id: requests.unsafe_recover(self.map, partition, node_id))
+
+    def rebalance(self) -> Deferred[None]:
+        return self._propose(Rebalance())
+
+    def pause(self, queue: str) -> Deferred[None]:
+        return self._propose(PauseQueue(queue))
+
+    def resume(self, queue: str) -> Deferred[None]:
+        return self._propose(ResumeQueue(queue))
+
+    def shutdown(self, node: str) -> Deferred[None]:
+        known = self.map.node_named(node)
+        if node == self.node_name:
+            self._on_shutdown()
+            return succeed(None)
+        if known is None:
+            return fail(NoSuchNode(f"there is no node {node}"))
+        told = self._forwarding.call(known.node_id, calls.SHUTDOWN, calls.NOTHING)
+        return told.addCallback(lambda _: None)
+
+    @property
+    def _liveness(self) -> Liveness:
+        return self.plane.membership.liveness
+
+    def _order(self, node: str, command_for: Callable[[NodeId], AnyCommand | Refusal]) -> Deferred[None]:
+        known = self.map.node_named(node)
+        if known is None:
+            return fail(NoSuchNode(f"there is no node {node}"))
+        command = command_for(known.node_id)
+        if isinstance(command, Refusal):
+            return fail(as_error(command))
+        return self._propose(command)
+
+    def _propose(self, command: AnyCommand) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._proposed(command))
+
+    async def _proposed(self, command: AnyCommand) -> None:
+        if not self.plane.membership.is_registered:
+            raise NotReady("the node is not, or not yet, a member of a cluster")
+        try:
+            outcome = await self.plane.membership.propose(command)
+        except TableRefused as why:
+            raise as_error(why.refusal) from None
+        if outcome.refused:
+            raise as_error(outcome.refused[0].code)
+
+
+def as_error(refusal: Refusal) -> TaskQueueError:
+    """The table's word as the error of whoever asked."""
+    sentence = _SENTENCES.get(refusal, str(refusal).replace("_", " "))
+    if refusal is Refusal.NO_SUCH_NODE:
+        return NoSuchNode()
+    if refusal is Refusal.NO_SUCH_PARTITION:
+        return NoSuchPartition()
+    if refusal is Refusal.LAST_NODE:
+        return LastNode(sentence)
+    if refusal is Refusal.TOO_MANY:
+        return Busy("too many queues are paused already")
+    return ClusterRefused(sentence)

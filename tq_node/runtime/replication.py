@@ -1,0 +1,223 @@
+"""The copies of this node and everything that keeps them together: streams to peers, ping rounds, the table's records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+
+from tq_node.errors import Draining, NotEnoughReplicas, TaskQueueError
+from tq_node.partition.outputs import Step
+from tq_node.partition.pace import Budget
+from tq_node.partition.record import Record
+from tq_node.partition.unapplied import Unapplied
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.confirming import Confirming
+from tq_node.runtime.copies import Copies, Core
+from tq_node.runtime.events import Change
+from tq_node.runtime.outgoing import Outgoing, messages_in
+from tq_node.store.api import Store
+from tq_node.types import NodeId, TaskSpec
+
+TICK_S = 0.05
+
+
+class Peers(Protocol):
+    """What replication asks of the wire and of the controller."""
+
+    def send_data(self, node: NodeId, body: bytes) -> bool:
+        """Messages of partitions, over the bulk lane. False: it did not leave."""
+
+    def send_confirm(self, node: NodeId, body: bytes) -> bool:
+        """A ping or its answer, over the lane of consensus."""
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        """Propose these; nobody waits for what becomes of it, the cores ask again."""
+
+
+class Alone:
+    """``Peers`` of a node that has none."""
+
+    def send_data(self, node: NodeId, body: bytes) -> bool:
+        return False
+
+    def send_confirm(self, node: NodeId, body: bytes) -> bool:
+        return False
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        """There is no controller but the table's."""
+
+
+class Replication:
+    """:param cores: one for each partition, in order; those without a record do nothing.
+
+    :param on_led: a partition became active here, or (epoch 0) this node has stepped down from it. The other hooks are those
+        of ``Copies``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        me: NodeId,
+        cores: list[Core],
+        unapplied: Unapplied,
+        budget: Budget,
+        peers: Peers,
+        *,
+        on_committed: Callable[[list[Change]], None],
+        on_applied: Callable[[str, int], None],
+        on_led: Callable[[int, int], None],
+        on_broken: Callable[[BaseException], None],
+        spec_of: Callable[[str], TaskSpec | None],
+    ) -> None:
+        self._clock = clock
+        self._me = me
+        self._on_led = on_led
+        self._records: dict[int, Record] = {}
+        self._names: dict[NodeId, str] = {}
+        self._begun_ms = clock.now_ms()
+        self._heard_ms: dict[NodeId, int] = {}
+        self._connected: set[NodeId] = set()
+        self._lost: set[NodeId] = set()
+        self._lost_call: IDelayedCall | None = None
+        self.refusals: dict[int, TaskQueueError] = {}
+        """Partitions led here that take no new work for now, and why."""
+        self.copies = Copies(
+            store,
+            clock,
+            cores,
+            unapplied,
+            budget,
+            Outgoing(peers.send_data, self._not_sent),
+            on_committed=on_committed,
+            on_applied=on_applied,
+            on_led=self._led,
+            on_steps=peers.ask_controller,
+            on_broken=on_broken,
+            spec_of=spec_of,
+        )
+        self.confirming = Confirming(self.copies, clock, peers.send_confirm, self._leading, self._others)
+
+    # --- the table ---
+    def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
+        """:param records: of every partition, as the table has them now; those that are not new cost nothing."""
+        self._names = dict(names)
+        known = self._records
+        fresh = [(partition, record) for partition, record in records.items() if known.get(partition) != record]
+        self._records = dict(records)
+        if fresh:
+            self.copies.follow(fresh)
+            for partition, _ in fresh:
+                self._judge(partition)
+
+    def is_held(self, partition: int) -> bool:
+        """Does the table name this node for it? What else lies here is a leftover of a move."""
+        record = self._records.get(partition)
+        return record is not None and self._me in record.copies
+
+    def primary(self, partition: int) -> NodeId | None:
+        record = self._records.get(partition)
+        return None if record is None else record.primary
+
+    def primary_name(self, partition: int) -> str:
+        """Empty where there is none."""
+        primary = self.primary(partition)
+        return "" if primary is None else self._names.get(primary, primary)
+
+    def held(self) -> list[int]:
+        """The partitions that the table names this node for."""
+        return [partition for partition, record in self._records.items() if self._me in record.copies]
+
+    def age_s(self, partition: int) -> float:
+        """How long ago the partition's primary was last heard: what is read here may be so old."""
+        primary = self.primary(partition)
+        heard_ms = self._heard_ms.get(primary, self._begun_ms) if primary is not None else self._begun_ms
+        return (self._clock.now_ms() - heard_ms) / 1000
+
+    def _led(self, partition: int, epoch: int) -> None:
+        self._judge(partition)
+        if not epoch:
+            self.confirming.left(partition)
+        self._on_led(partition, epoch)
+
+    def _judge(self, partition: int) -> None:
+        """May new work be taken into it? Known before anything is appended (section 9)."""
+        core, record = self.copies.cores[partition], self._records.get(partition)
+        refusal: TaskQueueError | None = None
+        if core.is_leading and record is not None:
+            if core.is_handing_over:
+                refusal = Draining("the partition is handed over to another node")
+            elif len(record.isr) <= record.min_isr and not record.up.issuperset(core.effective_set):
+                refusal = NotEnoughReplicas("too few of the partition's in-sync copies are up")
+        if refusal is None:
+            self.refusals.pop(partition, None)
+        else:
+            self.refusals[partition] = refusal
+
+    # --- peers ---
+    def connected(self, node: NodeId) -> None:
+        """There is a new connection with it, whoever dialled: streams begin anew."""
+        self._connected.add(node)
+        self.copies.connected(node)
+
+    def disconnected(self, node: NodeId) -> None:
+        self._connected.discard(node)
+        self.copies.disconnected(node)
+
+    def received(self, source: NodeId, body: bytes) -> None:
+        """:raises msgspec.DecodeError: not what peers say."""
+        self._heard_ms[source] = self._clock.now_ms()
+        self.copies.receive(source, messages_in(body))
+
+    def asked(self, source: NodeId, body: bytes) -> None:
+        """A ping or its answer. :raises MalformedBox: it is neither."""
+        self._heard_ms[source] = self._clock.now_ms()
+        self.confirming.heard(source, body)
+
+    def _not_sent(self, node: NodeId) -> None:
+        # In a later turn: the cores are in the middle of something.
+        self._lost.add(node)
+        if self._lost_call is None:
+            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._lost_call = None
+        lost, self._lost = self._lost, set()
+        for node in sorted(lost):
+            self.copies.disconnected(node)
+            if node in self._connected:
+                self.copies.connected(node)
+
+    def led_with_others(self) -> list[tuple[int, int]]:
+        """(partition, epoch) of those led here of which another copy, in sync and up, could be primary."""
+        found = []
+        for core in self.copies.cores:
+            record = core.record
+            if core.is_leading and record is not None and record.up.intersection(record.isr) - {self._me}:
+                found.append((core.partition, core.epoch))
+        return found
+
+    def _leading(self) -> list[tuple[int, int]]:
+        return [(core.partition, core.epoch) for core in self.copies.cores if core.is_leading]
+
+    def _others(self) -> list[NodeId]:
+        return sorted({node for core in self.copies.cores if core.is_leading for node in core.streams})
+
+    # --- time ---
+    def tick(self) -> None:
+        """Each ``TICK_S``."""
+        self.copies.tick()
+
+    def round(self) -> None:
+        """Each ``confirming.ROUND_S``."""
+        self.confirming.give_up_overdue()
+        self.confirming.begin()
+
+    def stop(self) -> None:
+        self.confirming.stop()
+        self.copies.stop()
+        if self._lost_call is not None:
+            self._lost_call.cancel()
+            self._lost_call = None
