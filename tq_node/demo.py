@@ -1,6 +1,6 @@
-"""``make run``: start a node with the simulated handlers, send ten e-mails through it, then leave it up to play with.
+"""``make run``: three nodes on this machine, fifteen tasks, forty-five copies, one node killed and back. Then up to play with.
 
-Needs nothing but the standard library and an installed taskqueue. Ctrl-C or SIGTERM stops the node and ends with code 0.
+Needs nothing but the standard library and an installed taskqueue. Ctrl-C or SIGTERM stops the nodes and ends with code 0.
 """
 
 from __future__ import annotations
@@ -18,17 +18,48 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
+T = TypeVar("T")
+Task = tuple[str, str]
+"""Type and payload."""
+
 HOST = "127.0.0.1"
-TASKS = 10
-START_S = 30.0
+NODES = 3
+PEER_OFFSET = 1_000
+TASKS: Sequence[Task] = (
+    ("email", "user1@example.com"),
+    ("image", "photo1.jpg"),
+    ("report", "sales"),
+    ("email", "user2@example.com"),
+    ("backup", "database"),
+    ("image", "photo2.jpg"),
+    ("email", "user3@example.com"),
+    ("report", "inventory"),
+    ("cleanup", "old files"),
+    ("email", "user4@example.com"),
+    ("image", "photo3.jpg"),
+    ("email", "user5@example.com"),
+    ("backup", "settings"),
+    ("report", "visitors"),
+    ("email", "user6@example.com"),
+)
+WHOLE_S = 60.0
+"""From the first start until three nodes have copies of every partition; and for one that comes back."""
+COPIES_S = 10.0
 TASKS_S = 30.0
+TAKE_OVER_S = 20.0
 STOP_S = 30.0
+BACK_AFTER_S = 3.0
+"""While the nodes stay up, one that is killed is started again after this."""
+LOOK_S = 0.02
+WATCH_S = 0.2
 LOG_LINES_SHOWN = 30
 
 
@@ -41,19 +72,22 @@ class Failed(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 after Ctrl-C or SIGTERM, 1 with one line on stderr for everything else."""
+    """The exit code: 0 after Ctrl-C or SIGTERM, 1 with what went wrong on stderr for everything else."""
     parser = argparse.ArgumentParser(prog="python -m tq_node.demo", description=__doc__)
-    parser.add_argument("--http", type=int, default=8080, metavar="PORT", help="HTTP port of the node [default: 8080]")
-    parser.add_argument("--once", action="store_true", help="stop when the ten tasks are done")
+    parser.add_argument(
+        "--http", type=int, default=8080, metavar="PORT",
+        help="HTTP port of the first node; the others have the next two, peers talk on these + 1000 [default: 8080]",
+    )  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="stop at the end of the demonstration")
     said = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
-        with own_foreground(), scratch_directory() as directory, node(said.http, directory) as process:
-            ten_emails(said.http)
+        with own_foreground(), scratch_directory() as directory, running(said.http, directory) as nodes:
+            demonstrate(nodes)
             if not said.once:
-                say(what_to_try(said.http, directory))
-                raise Failed(f"the node ended by itself with code {process.wait()}")
+                say(what_to_try(nodes))
+                stay_up(nodes)
     except Stopped:
         say("\nStopped.")
     except (Failed, OSError, http.client.HTTPException) as why:
@@ -68,6 +102,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped
 
 
+# --- surroundings ---
 @contextlib.contextmanager
 def own_foreground() -> Iterator[None]:
     """On a terminal, let Ctrl-C reach this process alone: ``make`` would end with an error of its own otherwise."""
@@ -110,32 +145,107 @@ def scratch_directory() -> Iterator[Path]:
             parent.rmdir()  # only if nothing else is in it
 
 
-@contextlib.contextmanager
-def node(port: int, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A node on loopback, ready for tasks; stopped in order at the end."""
-    refuse_taken(port)
-    log = directory / "node.log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQ_")}
-    for name in ("NODE_ID", "HTTP_ADDR", "JOIN_ADDR"):
-        environment.pop(name, None)
-    twistd = Path(sys.executable).with_name("twistd")
-    command = [str(twistd), "-n", "taskqueue", "--http", str(port), "--data-dir", str(directory / "node-1")]
-    say(f"Starting a node at http://{HOST}:{port} …")
-    with log.open("wb") as sink:
+# --- nodes ---
+class Node:
+    """One ``twistd`` on loopback, with the command that a person would type in ``directory``."""
+
+    def __init__(self, number: int, port: int, first_port: int, directory: Path) -> None:
+        self.name = f"node-{number}"
+        self.port = port
+        self.url = f"http://{HOST}:{port}"
+        self.log = directory / f"{self.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._directory = directory
+        joins = [] if port == first_port else ["--join", f"localhost:{first_port}"]
+        self.arguments = ["-n", "taskqueue", "--node-id", self.name, "--http", str(port), *joins]
+
+    def start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TQ_")}
+        for name in ("NODE_ID", "HTTP_ADDR", "JOIN_ADDR"):
+            environment.pop(name, None)
+        twistd = Path(sys.executable).with_name("twistd")
+        with self.log.open("ab") as sink:
+            try:
+                self.process = subprocess.Popen(
+                    [str(twistd), *self.arguments], cwd=self._directory, env=environment, stdin=subprocess.DEVNULL,
+                    stdout=sink, stderr=sink, start_new_session=True,
+                )  # fmt: skip
+            except OSError as why:
+                raise Failed(f"can't start {twistd}: {why.strerror}") from None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process is not None else 0
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, negative where a signal ended it."""
+        return self.process.poll() if self.process is not None else None
+
+    def kill(self) -> None:
+        """As ``kill -9 PID``."""
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+
+    def stop(self) -> None:
+        """In order, and if that takes too long by force, its worker processes too."""
+        if self.process is None:
+            return
+        self.process.terminate()
         try:
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
-            )
-        except OSError as why:
-            raise Failed(f"can't start {twistd}: {why.strerror}") from None
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-LOG_LINES_SHOWN:])
+
+    def ask(self, method: str, path: str, body: object = None, *, deadline_s: float = 10.0) -> tuple[int, Any]:
+        """(status, JSON). :raises OSError: nobody answers."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=deadline_s)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body).encode())
+            response = connection.getresponse()
+            return response.status, json.loads(response.read() or b"null")
+        except json.JSONDecodeError:
+            raise OSError("the answer is not JSON") from None
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        """The JSON of a 200; None for any other answer, or none."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, answer = self.ask("GET", path)
+            return answer if status == 200 else None
+        return None
+
+
+@contextlib.contextmanager
+def running(first_port: int, directory: Path) -> Iterator[list[Node]]:
+    """Three nodes with copies of everything; stopped in order at the end."""
+    nodes = [Node(number + 1, first_port + number, first_port, directory) for number in range(NODES)]
+    for node in nodes:
+        refuse_taken(node.port, first_port)
+    for node in nodes:
+        refuse_taken(node.port + PEER_OFFSET, first_port)
+    say(f"Starting three nodes in {os.path.relpath(directory)}:")
     try:
-        wait_ready(port, process, log)
-        yield process
+        for node in nodes:
+            say(f"  twistd {' '.join(node.arguments)}")
+            node.start()
+        begun = time.monotonic()
+        eventually(lambda: is_whole(nodes), nodes, WHOLE_S, "three nodes with copies of every partition")
+        say(f"  one cluster, every partition on all three, after {time.monotonic() - begun:.1f} s")
+        yield nodes
     finally:
-        stop(process)
+        for node in reversed(nodes):
+            node.stop()
 
 
-def refuse_taken(port: int) -> None:
+def refuse_taken(port: int, first_port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -143,93 +253,192 @@ def refuse_taken(port: int) -> None:
         except (OSError, OverflowError) as why:
             taken = isinstance(why, OSError) and why.errno == errno.EADDRINUSE
             reason = "is in use" if taken else f"can't be used ({why})"
-            raise Failed(f"port {port} {reason}; choose another with: make run HTTP=8090") from None
+            other = 8090 if first_port != 8090 else 8070
+            raise Failed(f"port {port} {reason}; choose others with: make run HTTP={other}") from None
 
 
-def wait_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if ask(port, "GET", "/ready")[0] == 200:
-                return
-        time.sleep(0.05)
-    tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-LOG_LINES_SHOWN:])
-    ended = process.poll()
-    what = f"ended with code {ended}" if ended is not None else f"was not ready within {START_S:g} s"
-    raise Failed(f"the node {what}; it said:\n{tail}")
+def is_whole(nodes: Sequence[Node]) -> bool:
+    """Does each of them show all as active and ready, every partition in sync on all, and led by each its share?"""
+    for node in nodes:
+        shown, held = node.get("/cluster"), node.get("/cluster/partitions")
+        if node.get("/ready") is None or shown is None or held is None:
+            return False
+        statuses = [one["status"] for one in shown["cluster"]["nodes"] if one["voter"]]
+        if statuses != ["active"] * len(nodes):
+            return False
+        partitions = held["partitions"]
+        if any(len(one["in_sync"]) < len(nodes) for one in partitions):
+            return False
+        led = Counter(one["primary"] for one in partitions)
+        if led[None] or max(led.values()) > -(-len(partitions) // len(nodes)):
+            return False
+    return True
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def eventually(look: Callable[[], T], nodes: Sequence[Node], within_s: float, what: str) -> T:
+    """The first look that is true. :raises Failed: not in time, or one of the nodes has ended."""
+    end = time.monotonic() + within_s
+    while True:
+        if found := look():
+            return found
+        for node in nodes:
+            if node.exit_code is not None:
+                raise Failed(f"{node.name} ended with code {node.exit_code}; it said:\n{node.log_tail()}")
+        if time.monotonic() > end:
+            logs = "\n".join(f"--- {node.name}\n{node.log_tail()}" for node in nodes)
+            raise Failed(f"not within {within_s:g} s: {what}; the nodes said:\n{logs}")
+        time.sleep(LOOK_S)
 
 
-def ten_emails(port: int) -> None:
-    """Submit, look at the numbers, wait, look again, show one result."""
-    say(f"\nSubmitting {TASKS} tasks of type email:")
+# --- the demonstration ---
+def demonstrate(nodes: list[Node]) -> None:
+    ids = submit_all(nodes)
+    show_copies(nodes, len(ids))
+    wait_for_all(nodes, ids)
+
+    victim = leader(nodes)
+    others = [node for node in nodes if node is not victim]
+    say(f"\nkill -9 {victim.pid}   # {victim.name}, the leader, without a warning")
+    victim.kill()
+    begun = time.monotonic()
+    helper = others[0]
+    say("\nA new task, to a survivor:")
+    task = {"id": "sent-while-one-is-down", "type": "email", "payload": "on-call@example.com"}
+    answer = eventually(partial(accepted, helper, task), others, TAKE_OVER_S, "a new task accepted")
+    say(f"  {task['id']}  accepted by {helper.name} {time.monotonic() - begun:.2f} s after the kill")
+    assert isinstance(answer["task_id"], str)
+    say(f"The {len(ids)} from before, at {helper.name}:")
+    for task_id in ids:
+        eventually(partial(is_completed, helper, task_id), others, TAKE_OVER_S, f"{task_id} readable")
+    say(f"  all {len(ids)} there and completed, {time.monotonic() - begun:.2f} s after the kill")
+    ids.append(answer["task_id"])
+    show_copies(others, len(ids))
+
+    say(f"\n{victim.name} comes back, with the same command:")
+    say(f"  twistd {' '.join(victim.arguments)}")
+    victim.start()
+    begun = time.monotonic()
+    eventually(lambda: is_whole(nodes), nodes, WHOLE_S, f"{victim.name} back, with all copies in sync")
+    say(f"  in sync again after {time.monotonic() - begun:.1f} s")
+    show_copies(nodes, len(ids))
+
+
+def submit_all(nodes: list[Node]) -> list[str]:
+    """Each node in turn is given a task; whichever is its primary answers. The ids."""
+    say(f"\nSubmitting {len(TASKS)} tasks, each node in turn:")
     ids = []
-    for number in range(TASKS):
-        body = {"type": "email", "payload": f"user{number}@example.com"}
-        status, answer = ask(port, "POST", "/tasks/submit", body)
-        if status != 201:
-            raise Failed(f"submit answered {status}: {answer}")
+    for number, (type_, payload) in enumerate(TASKS):
+        node = nodes[number % len(nodes)]
+        task = {"type": type_, "payload": payload}
+        answer = eventually(partial(accepted, node, task), nodes, TAKE_OVER_S, f"task {number + 1} accepted")
         ids.append(answer["task_id"])
-        say(f"  {answer['task_id']}  {answer['status']:<10}  {body['payload']}")
-    show_stats(port)
+        say(f"  {answer['task_id']}  {type_:<8} {payload:<18} to {node.name}, primary {answer['node']}")
+    return ids
+
+
+def show_copies(nodes: Sequence[Node], tasks: int) -> None:
+    """What each node counts: every task, in the same states. A replica hears a moment later what is committed."""
+    wanted = tasks * len(nodes)
+
+    def counted() -> list[dict[str, Any]] | None:
+        answers = [node.get("/tasks/stats") for node in nodes]
+        if not all(answers) or sum(one["stats"]["total"] for one in answers) != wanted:
+            return None
+        return answers if all(one["stats"] == answers[0]["stats"] for one in answers) else None
+
+    say("\nCopies:")
+    for answer in eventually(counted, nodes, COPIES_S, f"{wanted} copies of {tasks} tasks") or ():
+        counts = {name: count for name, count in answer["stats"].items() if count}
+        states = "  ".join(f"{name} {count}" for name, count in counts.items() if name != "total")
+        roles = f"{answer['primary']['total']} as primary, {answer['replica']['total']} as replica"
+        say(f"  {answer['node']}: {counts['total']} ({roles})  {states}")
+    say(f"  {tasks} tasks on {len(nodes)} nodes: {wanted} copies")
+
+
+def wait_for_all(nodes: Sequence[Node], ids: Sequence[str]) -> None:
     say("\nWaiting for them:")
     begun = time.monotonic()
-    for task_id in ids:
+    for number, task_id in enumerate(ids):
         left = max(1, round(begun + TASKS_S - time.monotonic()))
-        status, task = ask(port, "GET", f"/tasks/status?id={quote(task_id)}&wait={left}", deadline_s=left + 10)
-        if status != 200 or task["status"] != "completed":
+        node = nodes[number % len(nodes)]
+        code, task = node.ask("GET", f"/tasks/status?id={quote(task_id)}&wait={left}", deadline_s=left + 10)
+        if code != 200 or task["status"] != "completed":
             raise Failed(f"task {task_id} is not completed: {task}")
-        say(f"  {task_id}  {task['status']:<10}  {task['result']}")
+        say(f"  {task_id}  {task['result']:<34} by {task['worker']}")
     say(f"  all {len(ids)} completed after {time.monotonic() - begun:.1f} s")
-    show_stats(port)
 
 
-def show_stats(port: int) -> None:
-    _, answer = ask(port, "GET", "/tasks/stats")
-    counts = answer["stats"]
-    say("\nStats: " + "  ".join(f"{name} {count}" for name, count in counts.items() if count or name == "total"))
+def leader(nodes: Sequence[Node]) -> Node:
+    shown = nodes[0].get("/cluster")
+    name = shown["cluster"]["leader"] if shown is not None else None
+    return next((node for node in nodes if node.name == name), nodes[0])
 
 
-def ask(port: int, method: str, path: str, body: object = None, *, deadline_s: float = 10.0) -> tuple[int, Any]:
-    """(status, JSON). :raises OSError: nobody answers."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=deadline_s)
-    try:
-        connection.request(method, path, None if body is None else json.dumps(body).encode())
-        response = connection.getresponse()
-        return response.status, json.loads(response.read() or b"null")
-    except json.JSONDecodeError:
-        raise OSError("the answer is not JSON") from None
-    finally:
-        connection.close()
+def accepted(node: Node, task: dict[str, str]) -> Any:
+    """None: not now. Then nothing was done, and it may be sent again; with an id of its own, whatever happened."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        code, answer = node.ask("POST", "/tasks/submit", task)
+        if code in (200, 201):
+            return answer
+        if code not in (429, 503):
+            raise Failed(f"submit answered {code}: {answer}")
+    return None
+
+
+def is_completed(node: Node, task_id: str) -> bool:
+    """Is it completed? A read that its primary has confirmed; False: nobody answers for it yet."""
+    code, task = node.ask("GET", f"/tasks/status?id={quote(task_id)}")
+    if code not in (200, 503):
+        raise Failed(f"{task_id} was completed, and now {node.name} answers {code}: {task}")
+    return bool(code == 200 and task["status"] == "completed")
+
+
+# --- up ---
+def what_to_try(nodes: Sequence[Node]) -> str:
+    first, last = nodes[0], nodes[-1]
+    pages = "\n".join(f"  {node.name}  {node.url}  pid {node.pid:<8} {os.path.relpath(node.log)}" for node in nodes)
+    return f"""
+The nodes stay up. Their pages, processes and logs:
+
+{pages}
+
+In another terminal, at any of them:
+
+  curl -d '{{"type":"report","payload":"Q3","priority":9}}' {last.url}/tasks/submit
+  curl '{first.url}/tasks/status?id=ID&wait=10'
+  curl '{first.url}/tasks/list?scope=cluster&limit=5'
+  curl {first.url}/tasks/stats
+  curl {first.url}/cluster
+  curl -N '{first.url}/tasks/events?scope=cluster'
+  curl {first.url}/metrics
+  kill -9 {last.pid}
+
+One that is killed is started again after {BACK_AFTER_S:g} s. Ctrl-C stops them all."""
+
+
+def stay_up(nodes: Sequence[Node]) -> NoReturn:
+    """Until a signal. Who is killed comes back; who ends by itself has a reason that a person should see."""
+    back_at: dict[str, float] = {}
+    while True:
+        now = time.monotonic()
+        for node in nodes:
+            code = node.exit_code
+            if code is None:
+                continue
+            if code >= 0:
+                raise Failed(f"{node.name} ended by itself with code {code}; it said:\n{node.log_tail()}")
+            if node.name not in back_at:
+                back_at[node.name] = now + BACK_AFTER_S
+                say(f"{node.name} was ended by signal {-code}; it is started again in {BACK_AFTER_S:g} s")
+            elif now >= back_at[node.name]:
+                del back_at[node.name]
+                node.start()
+                say(f"{node.name} is started again: pid {node.pid}")
+        time.sleep(WATCH_S)
 
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def what_to_try(port: int, directory: Path) -> str:
-    base = f"http://{HOST}:{port}"
-    return f"""
-The node stays up. In another terminal, try:
-
-  curl -d '{{"type":"report","payload":"Q3","priority":9}}' {base}/tasks/submit
-  curl '{base}/tasks/list?limit=5'
-  curl '{base}/tasks/status?id=ID&wait=10'
-  curl {base}/tasks/stats
-  curl -N {base}/tasks/events
-  curl {base}/metrics
-
-Its log: {os.path.relpath(directory / "node.log")}
-Ctrl-C stops it."""
 
 
 if __name__ == "__main__":

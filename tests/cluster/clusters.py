@@ -49,6 +49,7 @@ class Cluster:
         own_options: Callable[[str], Sequence[str]] = lambda name: (),
         guard_s: str = SHORT_GUARD_S,
         links: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.nodes = nodes
         self.home = home or nodes.directory / "home"
@@ -60,6 +61,7 @@ class Cluster:
         self._options = options
         self._own_options = own_options
         self._environment = {"TQ_TEST_BIRTH_GUARD_S": guard_s} if guard_s else {}
+        self._environment |= environment or {}
         for name in names:
             self.port(name)
         self.founder = next(iter(self.ports))

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tests.support.lifecycle import SECOND_US, Violation, World, walk
 from tq_node import limits
 from tq_node.errors import Divergence, StaleAttempt
-from tq_node.partition import replica, tasks, unapplied
+from tq_node.partition import proposing, tasks, unapplied
 from tq_node.types import State, TaskError, TaskRow, Token
 
 SEEDS = 300
@@ -170,9 +170,8 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "the fold forgets what was submitted": _attribute(unapplied.Unapplied, "add", _fold_forgets_spec),
     "two claims of a task may share an entry": _attribute(
-        replica.PrimaryLog, "claim_token", lambda self, before: Token(self.epoch, self.open_sequence)
+        proposing.OpenEntry, "claim_token", lambda self, before: Token(self.epoch, self._log.last_sequence + 1)
     ),
-    "commit looks at no barrier": _attribute(replica, "committed_sequence", lambda durable, nodes, barrier: 10**6),
 }
 
 LIMITS_SEEN_BY_JUDGE = {"losses are not bounded"}

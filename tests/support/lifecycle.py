@@ -12,11 +12,13 @@ from typing import Any
 from tq_node import limits
 from tq_node.errors import AlreadyFinal, Divergence, NotRetryable, StaleAttempt
 from tq_node.partition import tasks
-from tq_node.partition.codec import decode_row, put_born, put_changed, tombstone_of
+from tq_node.partition.codec import decode_row, put_born, put_changed, put_size, tombstone_of
+from tq_node.partition.copy import Stored
+from tq_node.partition.core import PartitionCore
 from tq_node.partition.entries import Effect, Put, PutTombstone, decode_effects
-from tq_node.partition.replica import PrimaryLog, put_size
+from tq_node.partition.record import Record
 from tq_node.partition.unapplied import Slice, Unapplied
-from tq_node.types import Backoff, State, TaskError, TaskId, TaskRow, TaskSpec, Token
+from tq_node.types import Backoff, NodeId, State, TaskError, TaskId, TaskRow, TaskSpec, Token
 
 REFUSALS = (StaleAttempt, AlreadyFinal, NotRetryable)
 SECOND_US = 1_000_000
@@ -139,8 +141,9 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.judge = Judge()
-        self.log: PrimaryLog[None] = PrimaryLog(0, "me")
-        self.log.begin_epoch(1)
+        me = NodeId("me")
+        self.log: PartitionCore[None] = PartitionCore(0, me, Stored())
+        self.log.follow(Record(1, 1, me, (me,), (me,), 1, frozenset([me])), 0)
         self.unapplied = Unapplied()
         self.slices = Rows()
         self.replayed = Rows()
@@ -245,10 +248,12 @@ class World:
             self.buried.add(task_id)
 
     def persist(self) -> None:
-        entries = self.log.seal()
-        self.entries += [entry.payload for entry in entries]
-        for committed in self.log.durable("me", self.log.last_sequence):
-            self.unapplied.add(0, committed.sequence, committed.effects)
+        while self.log.has_ready:
+            ready = self.log.ready(0)
+            self.entries += [entry.payload for entry in ready.draft.entries]
+            self.log.persisted(ready.number, 0)
+            for committed in self.log.outbox().committed:
+                self.unapplied.add(0, committed.sequence, committed.effects)
 
     def apply(self) -> None:
         self.slices.apply(self.unapplied.take(1))

@@ -187,6 +187,18 @@ class PartitionCore(Generic[News]):
         self._asked_ms = now_ms
         self._steps.append(AskEpoch(self.partition, record.epoch, record.partition_version))
 
+    def drop(self) -> None:
+        """Forget everything but the promise (R13). The copy is a leftover: by its own table this node is no replica (F28).
+
+        :raises AssertionError: it is.
+        """
+        assert self.record is not None
+        assert self.me not in self.record.copies, "only a leftover is dropped"
+        assert self._leading is None
+        if self._following.is_receiving:
+            self._following.abort_snapshot()
+        self.log.drop()
+
     # --- peers ---
     def connected(self, node: NodeId, now_ms: int) -> None:
         """A new connection: whatever was on its way over an older one never arrives (the wire sees to that)."""

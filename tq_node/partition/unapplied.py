@@ -59,6 +59,18 @@ class Unapplied:
         """Of each partition, in force from its commit on."""
         self.states: dict[int, list[int]] = {}
         """Committed rows of each partition by state."""
+        self._held: set[int] = set()
+
+    def hold(self, partition: int) -> None:
+        """Take none of it until ``release``: its rows are being counted."""
+        self._held.add(partition)
+
+    def release(self, partition: int, states: list[int]) -> None:
+        """:param states: rows by state, as they were when it was held; what was added since is counted already."""
+        self._held.discard(partition)
+        mine = self.states_of(partition)
+        for state, rows in enumerate(states):
+            mine[state] += rows
 
     def states_of(self, partition: int) -> list[int]:
         states = self.states.get(partition)
@@ -155,6 +167,8 @@ class Unapplied:
         for partition in list(self._partitions):
             if count and count >= rows_aim:
                 break
+            if partition in self._held:
+                continue
             pending = self._partitions.pop(partition)
             count += len(pending.folds) + len(pending.forgets)
             self.rows -= len(pending.folds)

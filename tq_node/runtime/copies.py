@@ -33,7 +33,7 @@ from tq_node.runtime.granting import Granting
 from tq_node.runtime.outgoing import Outgoing
 from tq_node.runtime.waiters import CommitWaiters, Wait
 from tq_node.store.api import Batch, Store
-from tq_node.types import NodeId, TaskSpec
+from tq_node.types import NodeId, State, TaskSpec
 
 _log = Logger(namespace="taskqueue.log")
 Core = PartitionCore[Change]
@@ -111,6 +111,15 @@ class Copies:
             return touched
 
         self._enter(follow_all)
+
+    def drop(self, partition: int) -> None:
+        """What is here of it is a leftover of a move."""
+
+        def drop() -> Iterable[int]:
+            self.cores[partition].drop()
+            return (partition,)
+
+        self._enter(drop)
 
     def connected(self, node: NodeId) -> None:
         """There is a new connection with the peer; whatever was on its way over an older one never arrives."""
@@ -333,6 +342,9 @@ class Copies:
                 add_draft(batch, partition, ready.draft)
                 if ready.draft.drop or ready.draft.install is not None:
                     settled += self._applying.forget(partition)
+                if ready.draft.install is not None:
+                    self._applying.unapplied.horizons[partition] = ready.draft.install.horizon_us
+                    self._applying.unapplied.hold(partition)
         self._dirty.clear()
         self._outgoing.send()
         must_persist = any(ready.must_persist for _, ready in readies)
@@ -384,7 +396,21 @@ class Copies:
         for partition, ready in readies:
             self.cores[partition].persisted(ready.number, now_ms)
             self._outgoing.gather(ready.messages_after)
+            if ready.draft.install is not None:
+                self._count_installed(partition)
         return self._pump([partition for partition, _ in readies])
+
+    def _count_installed(self, partition: int) -> None:
+        """How many rows a snapshot has brought. Nothing of the partition is applied meanwhile."""
+
+        def counted(found: list[tuple[int, str, int, int]]) -> None:
+            states = [0] * len(State)
+            for _, _, state, rows in found:
+                states[state] += rows
+            self._applying.unapplied.release(partition, states)
+            self._schedule_flush()
+
+        self._store.counts([partition]).addCallback(counted).addErrback(self._broke)
 
     def _apply_lag(self) -> None:
         self._apply_call = None

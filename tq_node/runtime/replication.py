@@ -21,6 +21,9 @@ from tq_node.store.api import Store
 from tq_node.types import NodeId, TaskSpec
 
 TICK_S = 0.05
+LEFTOVER_KEPT_MS = 600_000
+"""A copy stays for so long after this node's own table has it elsewhere (section 6, move): a late node must not delete what
+it was just given again (F28)."""
 
 
 class Peers(Protocol):
@@ -81,6 +84,8 @@ class Replication:
         self._heard_ms: dict[NodeId, int] = {}
         self._connected: set[NodeId] = set()
         self._lost: set[NodeId] = set()
+        self._left_ms: dict[int, int] = {}
+        """Leftovers, and since when they are."""
         self._lost_call: IDelayedCall | None = None
         self.refusals: dict[int, TaskQueueError] = {}
         """Partitions led here that take no new work for now, and why."""
@@ -214,6 +219,16 @@ class Replication:
         """Each ``confirming.ROUND_S``."""
         self.confirming.give_up_overdue()
         self.confirming.begin()
+        self._drop_leftovers()
+
+    def _drop_leftovers(self) -> None:
+        now_ms = self._clock.now_ms()
+        for partition, record in self._records.items():
+            if self._me in record.copies or not self.copies.cores[partition].last_sequence:
+                self._left_ms.pop(partition, None)
+            elif now_ms - self._left_ms.setdefault(partition, now_ms) >= LEFTOVER_KEPT_MS:
+                del self._left_ms[partition]
+                self.copies.drop(partition)
 
     def stop(self) -> None:
         self.confirming.stop()

@@ -12,7 +12,16 @@ from twisted.internet.interfaces import IReactorTime
 from tq_node.errors import Busy, TaskQueueError
 from tq_node.wire import bounds, handshake
 from tq_node.wire.commands import Greet, Hello, Lane, PeerCommand, Ping, Prove
-from tq_node.wire.failures import NotAMember, WireRefusal, WrongNode
+from tq_node.wire.failures import (
+    HandshakeRefused,
+    NotAMember,
+    StaleSession,
+    Superseded,
+    Unproven,
+    WireRefusal,
+    WrongNode,
+    WrongSecret,
+)
 from tq_node.wire.handshake import INTRODUCTIONS, LocalIdentity, PeerIdentity, Sessions
 from tq_node.wire.peer import Names, PeerConnection
 
@@ -98,16 +107,48 @@ class DialledPeer(PeerConnection):
             raise WrongNode(f"node {theirs.name} with id {theirs.node_id} answers for {target.name or target.address}")
         peer = handshake.identity(theirs, self.address)
         self._check_name(peer.name)
-        proof = handshake.proof(key, handshake.DIALLER, mine, answered)
-        given: bytes = (await self._say(Prove, proof=proof))["proof"]
-        handshake.check_proof(key, handshake.LISTENER, mine, answered, given)
-        self._sessions.observe(peer)
+        await self._prove(key, mine, answered)
+        try:
+            self._sessions.observe(peer)
+        except StaleSession as why:  # the listener's; raised from here, that word would be about this node
+            raise Superseded(why.detail) from None
         self.cluster, self.peer = cluster, peer
         self.trust(self._budget)
         self._wait(self._ping_s, self._ping_by_time)
         return peer
 
-    def _say(self, command: type[PeerCommand], **arguments: Any) -> Deferred[dict[str, Any]]:
+    async def _say(self, command: type[PeerCommand], **arguments: Any) -> dict[str, Any]:
+        try:
+            return await self._call_stranger(command, **arguments)
+        except HandshakeRefused as why:  # nobody has proven anything yet
+            raise self._unproven(why) if why.is_final else why from None
+
+    async def _prove(self, key: bytes, mine: bytes, answered: bytes) -> None:
+        """This side, then the other, which either lets this one in or refuses it."""
+        said_session = self.local.session
+        proof = handshake.proof(key, handshake.DIALLER, mine, answered)
+        try:
+            given: bytes = (await self._call_stranger(Prove, proof=proof))["proof"]
+        except HandshakeRefused as why:
+            if why.is_final:
+                self._check_refusal(why, key, mine, answered)
+            if isinstance(why, StaleSession) and self.local.session != said_session:
+                # It was registered meanwhile, and another connection has said so: this one was late, and is no copy's.
+                raise Superseded(why.detail) from None
+            raise
+        handshake.check_proof(key, handshake.LISTENER, mine, answered, given)
+
+    def _check_refusal(self, why: HandshakeRefused, key: bytes, mine: bytes, answered: bytes) -> None:
+        """:raises Unproven:"""
+        try:
+            handshake.check_proof(key, handshake.refusing(why.code), mine, answered, why.proof)
+        except WrongSecret:
+            raise self._unproven(why) from None
+
+    def _unproven(self, why: HandshakeRefused) -> Unproven:
+        return Unproven(f"{self.address} says {why.code} and does not prove that it is a member: {why.detail}")
+
+    def _call_stranger(self, command: type[PeerCommand], **arguments: Any) -> Deferred[dict[str, Any]]:
         return self.call(command, bounds.STRANGER_S_MAX, 0.0, **arguments)
 
     # --- open ---
@@ -119,8 +160,8 @@ class DialledPeer(PeerConnection):
         if self.is_open():
             self._wait(self._ping_s, self._ping_by_time)
 
-    async def ping(self) -> None:
-        """Tell and learn sessions; measure. Never fails: a connection that does not answer is closed instead."""
+    async def ping(self) -> bool:
+        """Tell and learn sessions; measure. True: answered. Never fails: a connection that does not answer is closed instead."""
         sent_s = self._reactor.seconds()
         try:
             answer = await self.call(Ping, self._ping_answer_s, 0.0, session=self.local.session)
@@ -128,9 +169,11 @@ class DialledPeer(PeerConnection):
             if self.peer is not None and answer["session"] > self.peer.session:
                 self.peer = msgspec.structs.replace(self.peer, session=answer["session"])
                 self._sessions.observe(self.peer)
+            return True
         except Busy:
             pass  # so much waits to be sent that a ping would come late anyhow; the next one tries again
         except WireRefusal as why:
             self.give_up(why)
         except TaskQueueError:
             pass  # the connection is over, or the peer said so: either way it has been dealt with
+        return False

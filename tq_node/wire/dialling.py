@@ -77,7 +77,7 @@ class Dialling:
             if refused:
                 await deferLater(self.reactor, bounds.PROBE_APART_S)
             try:
-                probe = await self._endpoint_of(address, bounds.PROBE_S_MAX).connect(Factory.forProtocol(_Probe))
+                probe = await self._endpoint_of(address, bounds.PROBE_S_MAX).connect(_ProbingFactory())
             except PortRefused:
                 refused.append(self.now_ms())
             except Exception:  # no route, a time-out, a name that does not resolve: none of it is evidence
@@ -123,6 +123,13 @@ class _DiallingFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> DialledPeer:
         return self._dialling.build(self._target, self._lane)
+
+
+class _ProbingFactory(Factory):
+    noisy = False
+
+    def buildProtocol(self, addr: IAddress | None) -> _Probe:
+        return _Probe()
 
 
 class _Probe(Protocol):

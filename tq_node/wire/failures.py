@@ -33,6 +33,8 @@ class WireRefusal(TaskQueueError):
 
     status, code, title = 502, "wire_refused", "Refused by a peer"
     closes: ClassVar[bool] = False
+    is_ordinary: ClassVar[bool] = False
+    """It comes to pass where nothing is wrong, and is no warning in a log."""
 
 
 class MalformedBox(WireRefusal):
@@ -55,6 +57,10 @@ class HandshakeRefused(WireRefusal):
     """The connection is closed with it; nothing was asked yet."""
 
     code, title, closes = "handshake_refused", "Handshake refused", True
+    is_final: ClassVar[bool] = False
+    """A node that is told so ends for good. So it believes it only of a listener that proves itself (``proof``)."""
+    proof = b""
+    """The listener's, over the code and both introductions; there only where the dialler has proven itself before."""
 
 
 class WrongCluster(HandshakeRefused):
@@ -80,11 +86,29 @@ class WrongCertificate(HandshakeRefused):
 class StaleSession(HandshakeRefused):
     """A newer run or registration of this node is known: a late connection, or a copied data directory (F14, F42)."""
 
-    code, title = "stale_session", "A newer session of this node is known"
+    code, title, is_final = "stale_session", "A newer session of this node is known", True
 
 
 class Removed(HandshakeRefused):
-    code, title = "removed", "Node was removed from the cluster"
+    code, title, is_final = "removed", "Node was removed from the cluster", True
+
+
+class Unproven(HandshakeRefused):
+    """What would end this node for good was said by somebody who has not proven to be a member: an impostor may say it."""
+
+    code, title = "unproven", "A refusal without proof"
+
+
+class Starting(HandshakeRefused):
+    """The listener does not know yet who its members are: part of every restart."""
+
+    code, title, retryable, is_ordinary = "starting", "The node is starting", True, True
+
+
+class EarlierRun(HandshakeRefused):
+    """An earlier run of this node has not gone yet. If it turns out to live, the next answer is ``StaleSession`` (F14)."""
+
+    code, title, retryable, is_ordinary = "earlier_run", "An earlier run of this node is still connected", True, True
 
 
 class NotAMember(HandshakeRefused):
@@ -159,6 +183,7 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
     retry_after_s: float | None = None
     field: str | None = None
     definite: bool = True
+    proof: bytes = b""
 
 
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
@@ -181,6 +206,7 @@ def encode_error(error: TaskQueueError) -> bytes:
             error.retry_after_s,
             field if isinstance(field, str) else None,
             error.definite,
+            error.proof if isinstance(error, HandshakeRefused) else b"",
         )
     )
 
@@ -203,4 +229,7 @@ def decode_error(code: str, body: bytes) -> TaskQueueError:
     kind = KIND_OF.get(code, WireRefusal if said.definite else Internal)
     if issubclass(kind, FieldError):
         return kind(detail, field=said.field or "", task_id=said.task_id)
-    return kind(detail, task_id=said.task_id, retry_after_s=retry_after_s)
+    error = kind(detail, task_id=said.task_id, retry_after_s=retry_after_s)
+    if isinstance(error, HandshakeRefused):
+        error.proof = said.proof
+    return error

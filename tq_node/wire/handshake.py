@@ -3,7 +3,8 @@
 The proof is an HMAC-SHA256, keyed with the cluster's secret, over both introductions byte for byte as they were sent: cluster,
 both ids, both names, both nonces, lane, versions, features. So nothing in them can be changed on the way, a proof fits one
 connection only, and one side's proof is never the other's. The dialler proves first: a listener tells a stranger nothing that is
-made with the secret.
+made with the secret. A listener that refuses a proven dialler proves that instead: what ends a node for good is believed of nobody
+who just listens at a member's address.
 
 It says who is there at the beginning of a connection; bytes that come later are protected by TLS, or by nothing.
 """
@@ -11,8 +12,8 @@ It says who is there at the beginning of a connection; bytes that come later are
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -152,20 +153,35 @@ def proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes) -> bytes:
     return hmac.digest(secret, text, "sha256")
 
 
+def refusing(code: str) -> bytes:
+    """The role of a listener that refuses."""
+    return b"listener refuses: " + code.encode()
+
+
 def check_proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes, given: bytes) -> None:
     """:raises WrongSecret: made with another secret, for another connection, or by the other side. Takes the same time always."""
     if not hmac.compare_digest(proof(secret, role, dialler, listener), given):
         raise WrongSecret("the cluster secret of the two nodes differs")
 
 
+class Dialled(Protocol):
+    """An open connection that was dialled from here."""
+
+    peer: PeerIdentity | None
+    heard_at_s: float
+
+    async def ping(self) -> bool: ...
+
+
 class Sessions:
     """The newest (incarnation, session) known of each node, from either direction (F14, F42).
 
-    ``on_newer`` is called for each that is newer than what was known.
+    ``on_newer`` is called for each that is newer than what was known. ``dialled``: this node's open connections to another.
     """
 
     def __init__(self) -> None:
         self.on_newer: Callable[[PeerIdentity], None] = lambda _: None
+        self.dialled: Callable[[NodeId], Sequence[Dialled]] = lambda _: ()
         self._newest: dict[NodeId, tuple[int, int]] = {}
 
     def observe(self, peer: PeerIdentity) -> None:

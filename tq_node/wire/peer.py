@@ -36,6 +36,7 @@ from tq_node.wire.doorman import Doorman
 from tq_node.wire.failures import (
     AnswerTooLarge,
     BoxTooLarge,
+    HandshakeRefused,
     MalformedBox,
     NotAMember,
     TooSlow,
@@ -169,8 +170,12 @@ class AcceptedPeer(PeerConnection):
         assert peer is not None
         handshake.check_proof(key, handshake.DIALLER, *self._hellos, proof)
         self._check_name(peer.name)
-        self._handler.admit(peer)
-        self._doorman.admit(self, peer)
+        try:
+            self._handler.admit(peer)
+            self._doorman.admit(self, peer)
+        except HandshakeRefused as why:  # by now the dialler may know that a member says it
+            why.proof = handshake.proof(key, handshake.refusing(why.code), *self._hellos)
+            raise
         self.peer = peer
         self.trust(self._doorman.budgets[peer.lane])
         self.serve(*(row for row in self._served_when_open() if peer.lane in _lanes(row)))

@@ -48,6 +48,7 @@ class PeerPool(Service):
         self._members: dict[NodeId, Member] = {}
         self._lanes: dict[tuple[NodeId, Lane], PeerLane] = {}
         dialling.sessions.on_newer = self._newer_run
+        dialling.sessions.dialled = self._connections
         self.dropped = 0
         """Consensus messages and data batches that could not be sent."""
 
@@ -100,6 +101,9 @@ class PeerPool(Service):
                 connection.give_up(Superseded(f"node {peer.name} runs anew"))
 
     # --- looking ---
+    def _connections(self, node_id: NodeId) -> list[DialledPeer]:
+        return [open_ for lane in Lane if (open_ := self.connection(node_id, lane)) is not None]
+
     def connection(self, node_id: NodeId, lane: Lane) -> DialledPeer | None:
         """The open connection, if there is one: ``peer`` says who is there, ``round_trip_s`` how far away."""
         known = self._lanes.get((node_id, lane))
