@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import string
 import typing
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.tq_node.cluster.random_table import RandomTable
 from tq_node.cluster import commands as c
-from tq_node.cluster.map import EMPTY, apply
+from tq_node.cluster.map import EMPTY, UnreadableMap, apply
 
 rngs = st.randoms(use_true_random=False)
 
@@ -79,7 +80,8 @@ def test_whatever_is_in_an_entry_it_is_refused_or_applied(kind: int, fields: lis
     except c.UnreadableCommand:
         return
     world.table.do(command)
-    apply(EMPTY, 1, command)
+    with contextlib.suppress(UnreadableMap):  # founded by a release that this code has never heard of
+        apply(EMPTY, 1, command)
 
 
 @settings(max_examples=100, deadline=None)

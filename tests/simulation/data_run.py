@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.replay is not None:
         return replay(options.replay)
     began_s = time.monotonic()
-    count = failed = events = answers = stuck = 0
+    count = failed = events = answers = 0
     virtual_us = 0
     for seed in range(options.first, options.first + options.seeds):
         if time.monotonic() - began_s > options.seconds_max:
@@ -57,11 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         virtual_us += world.time.now_us
         events += world.time.events
         answers += world.checkers.answers
-        stuck += world.stuck_moves
     took_s = time.monotonic() - began_s
     print(
         f"{count} of {options.seeds} seeds from {options.first}: {failed} failed; {virtual_us / 3.6e9:.1f} virtual hours, "
-        f"{events} events, {answers} answers, {stuck} partitions left in a move that the table can't end, "
+        f"{events} events, {answers} answers, "
         f"{took_s:.0f} s, {took_s / max(1, count):.2f} s each"
     )
     return 1 if failed else 0

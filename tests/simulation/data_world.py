@@ -56,7 +56,6 @@ class DataWorld:
         self._last_session = 0
         self._last_task = 0
         self._faults_on = self._work_on = True
-        self.stuck_moves = 0
         self.table = Table(
             self.nodes,
             self.names,
@@ -348,9 +347,11 @@ class DataWorld:
         self.time.after(500 * MS_US, self._undrain_all)
 
     def can_lose_a_link(self) -> bool:
-        """Without the control plane's losing its majority, for good."""
+        """For good: it may be as bad as the loss of either end. So the control plane keeps its majority without one, and every
+        set has another member whose store is there."""
         members = [self.nodes[entry.node_id] for entry in self.table.map.members()]
-        return len(members) > 2 and not any(node.is_wiped for node in members)
+        kept = [[n for n in entry.isr if not self.nodes[n].is_wiped] for entry in self.table.map.partitions]
+        return len(members) > 2 and not any(node.is_wiped for node in members) and min(map(len, kept)) > 1
 
     def settle(self) -> None:
         """I16: within a bounded time all are active, sets whole, tasks ended."""
@@ -378,11 +379,6 @@ class DataWorld:
 
     def _check_settled(self, partition: int) -> None:
         entry = self.table.map.partitions[partition]
-        if entry.is_moving and len(entry.isr) <= entry.min_isr:
-            # The table is stuck, which is not the data plane's fault: a copy was lost while another was moving away,
-            # ``min_isr`` keeps the move from ending, and while it is under way no other copy is made.
-            self.stuck_moves += 1
-            return
         node = self.primary_of(partition)
         core = node.cores[partition]
         need(core.committed == core.last_sequence, "after healing all is committed (I16):", partition, node.me)

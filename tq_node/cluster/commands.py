@@ -186,12 +186,7 @@ class AbortMove(Command, frozen=True, tag=22):
     seen: tuple[Seen, ...]
 
 
-class HandOver(Command, frozen=True, tag=23):
-    """From the primary, for partitions that have no task: ``to`` starts empty and is the only copy. Until replication exists."""
-
-    sender: NodeId
-    session: int
-    steps: tuple[PrimaryStep, ...]
+# 23 was ``HandOver``, from before there was replication. The number is not used again: who meets it in an old log stops (F44).
 
 
 # --- the cluster ---
@@ -235,7 +230,6 @@ AnyCommand = (
     | BeginMove
     | FinishMove
     | AbortMove
-    | HandOver
     | PauseQueue
     | ResumeQueue
     | Rebalance

@@ -28,7 +28,7 @@ from tq_node.cluster.commands import (
 )
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.moves import Outlook
-from tq_node.cluster.records import ClusterMap, NodeEntry
+from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterMap, NodeEntry
 from tq_node.cluster.voters import RaftView, Wish, wish
 from tq_node.types import NodeId
 
@@ -64,12 +64,8 @@ def decide(
     now_ms: int,
     *,
     pending: Collection[AnyCommand] = (),
-    can_replicate: bool = True,
 ) -> Decision:
-    """:param pending: proposed and not yet applied, the data plane's proposals too; none of it is proposed again.
-
-    :param can_replicate: False in a version without a data plane: only partitions without tasks move, by ``HandOver``.
-    """
+    """:param pending: proposed and not yet applied, the data plane's proposals too; none of it is proposed again."""
     if view.me not in cluster_map.nodes:
         return Decision()
     next_wish = wish(cluster_map, liveness, view, now_ms)
@@ -77,7 +73,7 @@ def decide(
     if deaths:
         # Whatever else is due is looked at again once they are buried.
         return Decision(deaths, next_wish)
-    outlook = Outlook(cluster_map, liveness, view.me, now_ms, can_replicate=can_replicate)
+    outlook = Outlook(cluster_map, liveness, view.me, now_ms)
     due = [*_on_partitions(outlook, pending), *_on_the_cluster(outlook, view, pending)]
     return Decision(tuple(due), next_wish, outlook.waiting)
 
@@ -172,8 +168,8 @@ def _removals(outlook: Outlook, view: RaftView) -> Iterator[AnyCommand]:
 
 
 def _levels(cluster_map: ClusterMap) -> Iterator[AnyCommand]:
-    """F44: as soon as every member supports it."""
-    supported = min(node.feature_level_max for node in cluster_map.members())
+    """F44: as soon as every member supports it. This code too: what its node registered with may have been a later release."""
+    supported = min(FEATURE_LEVEL_MAX, *(node.feature_level_max for node in cluster_map.members()))
     if supported > cluster_map.feature_level:
         yield RaiseFeatureLevel(supported)
 

@@ -1,8 +1,8 @@
 """``apply``: one committed entry of the metadata log changes the table, the same way on every node. The table as bytes.
 
-Pure, total and deterministic: whatever is in an entry, the answer is a new table or a refusal, and everything is judged against
-the table as it is *when the entry is applied*. Where replication.md says "the controller", its rules R1 to R4 are here; what
-should be proposed is ``controller.decide``.
+Pure, total and deterministic: whatever is in an entry, the answer is a new table or a refusal (or that this code is too old to go
+on), and everything is judged against the table as it is *when the entry is applied*. Where replication.md says "the controller",
+its rules R1 to R4 are here; what should be proposed is ``controller.decide``.
 """
 
 from __future__ import annotations
@@ -54,15 +54,34 @@ SEED_MAX = 2**32 - 1
 
 
 class UnreadableMap(Exception):
-    """Not a table that this code can read: damage, or of a newer feature level. The node must stop (F44)."""
+    """Not a table that this code can read or go on with: damage, or of a newer feature level. The node must stop (F44)."""
+
+
+def can_apply(feature_level: int) -> bool:
+    """Does this code know all that a table of this level may hold?"""
+    return FEATURE_LEVEL_MIN <= feature_level <= FEATURE_LEVEL_MAX
+
+
+def _refuse_level(feature_level: int) -> None:
+    if not can_apply(feature_level):
+        raise UnreadableMap(f"feature level {feature_level}, not {FEATURE_LEVEL_MIN} to {FEATURE_LEVEL_MAX}")
 
 
 def apply(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
     """The table after the entry at Raft index ``index``. Untouched parts are shared with the table before.
 
     :raises AssertionError: ``index`` was applied before; the driver is broken.
+    :raises UnreadableMap: the entry raises the table to a level that this code can't apply. The other members have raised it:
+        refusing would be divergence. Who gets here runs an older release than it registered with, or has not registered.
     """
     assert index > cluster_map.map_version, "an entry is applied twice"
+    applied = _applied(cluster_map, index, command)
+    if applied.map.feature_level != cluster_map.feature_level:
+        _refuse_level(applied.map.feature_level)
+    return applied
+
+
+def _applied(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
     draft = Draft(cluster_map, index)
     if isinstance(command, FoundCluster):
         return _found(draft, command)
@@ -194,10 +213,8 @@ def decode(data: bytes) -> ClusterMap:
         cluster_map = _decode(memoryview(data)[1:])
     except msgspec.DecodeError as why:
         raise UnreadableMap(str(why)) from why
-    if not FEATURE_LEVEL_MIN <= cluster_map.feature_level <= FEATURE_LEVEL_MAX and cluster_map.is_founded:
-        raise UnreadableMap(
-            f"feature level {cluster_map.feature_level}, not {FEATURE_LEVEL_MIN} to {FEATURE_LEVEL_MAX}"
-        )
+    if cluster_map.is_founded:
+        _refuse_level(cluster_map.feature_level)
     return cluster_map
 
 

@@ -12,7 +12,7 @@ from tq_node.cluster.choosing import candidates
 from tq_node.cluster.commands import MoveStep, PrimaryStep, Seen
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.move_rules import are_in_sync, are_out_of_sync
-from tq_node.cluster.partition_rules import allows_min_isr, is_sole_in_sync
+from tq_node.cluster.partition_rules import allows_min_isr
 from tq_node.cluster.placement import plan_copies, plan_primaries, share_max
 from tq_node.cluster.records import (
     ClusterMap,
@@ -24,7 +24,6 @@ from tq_node.cluster.records import (
 )
 from tq_node.types import Epoch, NodeId, PartitionId
 
-WAITING_FOR_REPLICATION = "waiting_for_replication"
 WAITING_FOR_PRIMARY = "waiting_for_primary"
 WAITING_FOR_MIN_ISR = "waiting_for_min_isr"
 WAITING_FOR_NODES = "waiting_for_nodes"
@@ -34,14 +33,11 @@ WAITING_FOR_TURN = "waiting_for_turn"
 class Outlook:
     """The table, seen by the leader ``me`` at one moment."""
 
-    def __init__(
-        self, cluster_map: ClusterMap, liveness: Liveness, me: NodeId, now_ms: int, *, can_replicate: bool
-    ) -> None:
+    def __init__(self, cluster_map: ClusterMap, liveness: Liveness, me: NodeId, now_ms: int) -> None:
         self.map = cluster_map
         self.liveness = liveness
         self.me = me
         self.now_ms = now_ms
-        self.can_replicate = can_replicate
         self.pace = liveness.pace
         self.waiting: dict[int, str] = {}
         """Why a partition that should move does not."""
@@ -74,17 +70,13 @@ class Outlook:
     def task_bytes(self, partition: int) -> int | None:
         return self.liveness.task_bytes(self.map.partitions[partition], partition)
 
-    def is_pinned(self, partition: int, entry: PartitionEntry) -> bool:
+    def is_pinned(self, entry: PartitionEntry) -> bool:
         """It moves already, or cannot."""
-        return entry.is_moving or self.hindrance(partition, entry) is not None
+        return entry.is_moving or self.hindrance(entry) is not None
 
-    def hindrance(self, partition: int, entry: PartitionEntry) -> str | None:
-        """Why no copy of it could be made now."""
-        if entry.primary is None:
-            return WAITING_FOR_PRIMARY
-        if not self.can_replicate and (len(entry.copies) > 1 or self.task_bytes(partition) != 0):
-            return WAITING_FOR_REPLICATION
-        return None
+    def hindrance(self, entry: PartitionEntry) -> str | None:
+        """Why no copy of it can be made now."""
+        return WAITING_FOR_PRIMARY if entry.primary is None else None
 
     # --- copies ---
     def wanted_copies(self) -> list[tuple[NodeId, ...]]:
@@ -93,9 +85,9 @@ class Outlook:
             [entry.intended for entry in partitions],
             keepers=self.keepers,
             targets=self.targets,
-            wanted=self.map.settings.replication_factor if self.can_replicate else 1,
+            wanted=self.map.settings.replication_factor,
             seed=self.map.settings.seed,
-            pinned={p for p, entry in enumerate(partitions) if self.is_pinned(p, entry)},
+            pinned={p for p, entry in enumerate(partitions) if self.is_pinned(entry)},
             is_even=self.map.rebalance > 0,
         )
 
@@ -137,22 +129,17 @@ class Outlook:
         for partition, entry in enumerate(self.map.partitions):
             reason = None
             if entry.is_moving:
-                reason = self.obstacle(entry)
+                reason = self.hindrance(entry)
             elif not self.keepers.issuperset(entry.copies):
-                reason = self.hindrance(partition, entry) or WAITING_FOR_NODES
+                reason = self.hindrance(entry) or WAITING_FOR_NODES
             elif crowded and not crowded.isdisjoint(entry.copies):
-                reason = self.hindrance(partition, entry)
+                reason = self.hindrance(entry)
             if reason is not None:
                 self.waiting[partition] = reason
 
-    def obstacle(self, entry: PartitionEntry) -> str | None:
-        """Why a move that has begun cannot get on."""
-        if entry.primary is None:
-            return WAITING_FOR_PRIMARY
-        if not self.can_replicate and not (entry.adding and is_sole_in_sync(entry)):
-            return WAITING_FOR_REPLICATION
-        is_held = are_in_sync(entry) and not are_out_of_sync(entry) and len(entry.isr) <= entry.min_isr
-        return WAITING_FOR_MIN_ISR if is_held else None
+    def is_held(self, entry: PartitionEntry) -> bool:
+        """``min_isr`` lets nobody go, and no newcomer is to come who could change that: it has lost too many since it began."""
+        return are_in_sync(entry) and not are_out_of_sync(entry) and len(entry.isr) <= entry.min_isr
 
     def copies_left_min(self, entry: PartitionEntry) -> int:
         wanted = copies_wanted(self.map.nodes, self.map.settings.replication_factor)
@@ -189,15 +176,19 @@ class Outlook:
         ]
 
     def aborts(self) -> list[Seen]:
-        """Moves that will not get on: the newcomer died or leaves, or tasks came that cannot be copied yet."""
+        """Moves that will not get on: what is still missing is planned anew, from what is there by now."""
         return [
-            self.seen(p) for p, entry in enumerate(self.map.partitions) if entry.adding and self.is_hopeless(p, entry)
+            self.seen(p) for p, entry in enumerate(self.map.partitions) if entry.is_moving and self.is_hopeless(entry)
         ]
 
-    def is_hopeless(self, partition: int, entry: PartitionEntry) -> bool:
-        if any(not self.map.nodes[node].is_target for node in entry.adding):
-            return True
-        return not self.can_replicate and bool(self.task_bytes(partition))
+    def is_hopeless(self, entry: PartitionEntry) -> bool:
+        """A newcomer died or leaves, or the move is held.
+
+        While a move is under way no other copy is made, so one that is held for a copy that is lost for good would never end.
+        Nothing is lost by ending it: its newcomers are in the set, and stay copies. Nor can it begin again as it was and flap:
+        ``step_towards`` takes nobody out of a set that has no more than ``min_isr``, unless newcomers make up for it.
+        """
+        return any(not self.map.nodes[node].is_target for node in entry.adding) or self.is_held(entry)
 
     # --- primaries ---
     def heirs(self, wanted: list[tuple[NodeId, ...]]) -> list[PrimaryStep]:

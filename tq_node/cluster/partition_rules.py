@@ -9,7 +9,6 @@ from tq_node.cluster.choosing import appoint, candidates, elect, with_isr, witho
 from tq_node.cluster.commands import (
     AlterIsr,
     ElectPrimary,
-    HandOver,
     IsrStep,
     MoveStep,
     PlanPrimary,
@@ -208,43 +207,6 @@ def unsafe_recover(draft: Draft, command: UnsafeRecover) -> None:
         sole_copy(draft, command.partition, draft.partition(command.partition), node.node_id, reason="unsafe")
 
 
-# --- until replication exists ---
-def hand_over(draft: Draft, command: HandOver) -> None:
-    """The primary's word that the partition has no task, and that it accepts none until it hears the outcome."""
-    if not is_session_present(draft, command.sender, command.session):
-        draft.refuse(Refusal.STALE_SESSION)
-        return
-    for step in command.steps:
-        refusal = hand_over_refusal(draft, command.sender, step)
-        if refusal is not None:
-            draft.refuse(refusal, step.partition)
-            continue
-        entry = draft.partition(step.partition)
-        assert step.to is not None
-        alone = replace(entry, copies=(step.to,), isr=(step.to,), adding=(), removing=())
-        appoint(draft, step.partition, alone, step.to)
-
-
-def is_sole_in_sync(entry: PartitionEntry) -> bool:
-    return entry.isr == (entry.primary,) and entry.min_isr == 1
-
-
-def hand_over_refusal(draft: Draft, sender: NodeId, step: PrimaryStep) -> Refusal | None:
-    stale = staleness(draft, step)
-    if stale is not None:
-        return stale
-    entry = draft.partition(step.partition)
-    if not is_primary(entry, sender):
-        return Refusal.NOT_PRIMARY
-    if not is_sole_in_sync(entry):
-        return Refusal.STILL_IN_SYNC
-    if step.to is None or step.to not in entry.adding:
-        return Refusal.NO_MOVE
-    if not draft.nodes[step.to].is_target:
-        return Refusal.BAD_TARGET
-    return None
-
-
 PARTITION_RULES: dict[type, Callable[[Draft, Any], None]] = {
     AlterIsr: alter_isr,
     StepDown: step_down,
@@ -252,5 +214,4 @@ PARTITION_RULES: dict[type, Callable[[Draft, Any], None]] = {
     ElectPrimary: elect_primary,
     RaiseMinIsr: raise_min_isr,
     UnsafeRecover: unsafe_recover,
-    HandOver: hand_over,
 }

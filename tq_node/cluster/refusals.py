@@ -26,7 +26,6 @@ class Refusal(enum.StrEnum):
     LAST_NODE = "last_node"
     LAST_COPY = "last_copy"
     HOLDS_COPIES = "holds_copies"
-    WAITING_FOR_REPLICATION = "waiting_for_replication"
     # partitions
     NO_SUCH_PARTITION = "no_such_partition"
     STALE_EPOCH = "stale_epoch"

@@ -9,29 +9,23 @@ from tq_node.cluster.refusals import Refusal
 from tq_node.types import NodeId, PartitionId
 
 
-def drain(
-    cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId, *, can_replicate: bool, then_remove: bool = False
-) -> AnyCommand | Refusal:
-    """Move everything off a node. Without replication refused while it holds a partition that has, or may have, tasks."""
+def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False) -> AnyCommand | Refusal:
+    """Move everything off a node."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE
     if not _has_others(cluster_map, node):
         return Refusal.LAST_NODE
-    if not can_replicate and not all(liveness.was_empty(node_id, p) for p in _held(cluster_map, node_id)):
-        return Refusal.WAITING_FOR_REPLICATION
     return DrainNode(node_id, then_remove)
 
 
-def remove(
-    cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId, *, can_replicate: bool
-) -> AnyCommand | Refusal:
+def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:
     """Of a living node: drain it, and ``decide`` removes it when it is empty. Of a dead one: at once; its store is given up."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE
     if node.is_up:
-        return drain(cluster_map, liveness, node_id, can_replicate=can_replicate, then_remove=True)
+        return drain(cluster_map, node_id, then_remove=True)
     empty = tuple(PartitionId(p) for p in _held(cluster_map, node_id) if liveness.was_empty(node_id, p))
     return RemoveNode(node_id, node.session, empty)
 

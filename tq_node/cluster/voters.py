@@ -53,9 +53,17 @@ class _Group:
         """Those that the table knows, the first to join first."""
         return sorted((n for n in nodes if n in self.map.nodes), key=lambda n: (self.node(n).joined_index, n))
 
+    def is_able(self, node: NodeId) -> bool:
+        """Could this learner vote, if need be?"""
+        return (
+            self.node(node).is_target
+            and node in self.view.caught_up
+            and not self.liveness.is_suspect(node, self.now_ms)
+        )
+
     def is_ready(self, node: NodeId) -> bool:
-        """May this learner be promoted?"""
-        return self.node(node).is_target and node in self.view.caught_up and self.is_trusted(node)
+        """May this learner be promoted where there is time?"""
+        return self.is_able(node) and self.is_trusted(node)
 
     def is_trusted(self, node: NodeId) -> bool:
         """At once until the group first had three voters; a later replacement has shown some time of health."""
@@ -69,6 +77,22 @@ class _Group:
 
     def is_replaceable(self, node: NodeId) -> bool:
         return self.node(node).is_draining or self.is_dead_long(node)
+
+    def stand_ins(self) -> list[NodeId]:
+        """Learners that may be promoted at once because the group would shrink without them: three that vote, one of them new to
+        it, are better than a single one. Those that are trusted first."""
+        able = [node for node in self.by_age(self.view.learners) if self.is_able(node)]
+        return sorted(able, key=lambda node: not self.is_trusted(node))
+
+    def is_one_coming(self) -> bool:
+        """A learner that may yet catch up. A new leader does not know of any at first who is; and 30 s are enough."""
+        return self.map.has_had_three_voters and any(
+            self.node(node).is_target
+            and node not in self.view.caught_up
+            and not self.liveness.is_suspect(node, self.now_ms)
+            and self.liveness.steady_ms(node, self.now_ms) < self.liveness.pace.health_ms
+            for node in self.by_age(self.view.learners)
+        )
 
     def must_go(self, node: NodeId) -> bool:
         """It leaves the cluster, and nothing is left on it but its vote."""
@@ -102,28 +126,43 @@ def _members(group: _Group) -> Wish | None:
 
 def _votes(group: _Group) -> Wish | None:
     voters = tuple(group.by_age(group.view.voters))
-    ready = [node for node in group.by_age(group.view.learners) if group.is_ready(node)]
     if len(voters) % 2 == 0:
-        return _settle_even(group, voters, ready)
+        return _settle_even(group, voters)
+    ready = [node for node in group.by_age(group.view.learners) if group.is_ready(node)]
     bad = [node for node in group.by_age(voters) if group.is_replaceable(node)]
     if bad and ready:
         dead = [node for node in bad if not group.node(node).is_up]
         # A dead voter goes first: one more voter would only raise the majority that the living have to make up.
         return _demote(group, dead[0]) if dead and len(voters) > 1 else Wish(WishKind.PROMOTE, ready[0])
-    if count_wanted(len(voters) + len(ready), group.wanted) > len(voters):
+    # From a single vote to three one of the two new ones will do that is not trusted yet: it is what replaces a lost disk.
+    untrusted = int(len(voters) == 1 and len(group.stand_ins()) > len(ready))
+    if ready and count_wanted(len(voters) + len(ready) + untrusted, group.wanted) > len(voters):
         return Wish(WishKind.PROMOTE, ready[0])
     leaving = [node for node in bad if group.must_go(node)]
-    if leaving and len(voters) > 1:
-        return _demote(group, leaving[0])
-    if group.node(group.view.me).is_draining:
-        return _transfer(group, voters)
-    return None
+    return _leave(group, voters, leaving) if leaving else _hand_over(group, voters)
 
 
-def _settle_even(group: _Group, voters: tuple[NodeId, ...], ready: list[NodeId]) -> Wish | None:
+def _leave(group: _Group, voters: tuple[NodeId, ...], leaving: list[NodeId]) -> Wish | None:
+    """Nothing is left on them but their votes. While one of them lives, its vote is worth more than none in its place."""
+    if any(group.node(node).is_up for node in leaving):
+        if stand_ins := group.stand_ins():
+            return Wish(WishKind.PROMOTE, stand_ins[0])
+        if group.is_one_coming():
+            return _hand_over(group, voters)
+    return _demote(group, leaving[0]) if len(voters) > 1 else _hand_over(group, voters)
+
+
+def _hand_over(group: _Group, voters: tuple[NodeId, ...]) -> Wish | None:
+    return _transfer(group, voters) if group.node(group.view.me).is_draining else None
+
+
+def _settle_even(group: _Group, voters: tuple[NodeId, ...]) -> Wish | None:
     """Passed through, never kept: up if that can be done now, else down."""
-    if ready and len(voters) < group.wanted:
-        return Wish(WishKind.PROMOTE, ready[0])
+    if len(voters) < group.wanted:
+        if stand_ins := group.stand_ins():
+            return Wish(WishKind.PROMOTE, stand_ins[0])
+        if group.is_one_coming():
+            return None
 
     def rank(node: NodeId) -> tuple[bool, bool, bool, int, NodeId]:
         entry = group.node(node)

@@ -10,7 +10,7 @@ from tq_node.cluster.map import Applied, ClusterMap, NodeChanged, PartitionChang
 from tq_node.cluster.records import NodeStatus
 from tq_node.types import NodeId
 
-OUTSIDE_R1 = (c.UnsafeRecover, c.HandOver, c.RemoveNode)
+OUTSIDE_R1 = (c.UnsafeRecover, c.RemoveNode)
 
 
 class LawBroken(AssertionError):
@@ -177,14 +177,6 @@ def check_isr(after: ClusterMap, command: c.AnyCommand, p: int, old: PartitionEn
         need(len(new.isr) >= old.min_isr, "R3: min_isr", p)
     elif isinstance(command, c.NodeDown):
         need(not added and not any(is_up(after, n) for n in removed), "R3: only the dead are removed", p)
-    elif isinstance(command, c.HandOver):
-        need(old.isr == (command.sender,) and old.primary == command.sender, "a hand-over is the only copy's", p)
-        need(after.nodes[command.sender].session == command.session, "a hand-over: present session", p)
-        meant = {s.to for s in command.steps if s.partition == p and stamp_of(s) == stamp_of(old)}
-        need(bool(meant), "a hand-over: compare-and-set", p)
-        need(new.isr == new.copies == (new.primary,), "a hand-over: to one alone", p)
-        need(new.primary in meant and new.primary in old.adding, "a hand-over: to whom it was meant", p)
-        need(new.epoch == old.epoch + 1, "a hand-over is a new epoch", p)
     elif isinstance(command, c.RemoveNode):
         if len(new.unsafe_recovered) == len(old.unsafe_recovered):
             need(not added and not any(is_up(after, n) for n in removed), "a removal takes out the dead", p)
@@ -211,7 +203,7 @@ def check_copies(
     elif isinstance(command, c.AlterIsr | c.NodeDown):
         need(not came and all(after.nodes[n].status == NodeStatus.REMOVED for n in went), "only ghosts go", p)
     else:
-        need(isinstance(command, c.HandOver | c.RemoveNode | c.UnsafeRecover), "nobody else changes copies", p, command)
+        need(isinstance(command, c.RemoveNode | c.UnsafeRecover), "nobody else changes copies", p, command)
     seen: Iterable[c.MoveStep | c.Seen] = ()
     if isinstance(command, c.BeginMove):
         seen = command.steps

@@ -33,7 +33,6 @@ class Settling:
         table: Table,
         *,
         voters: tuple[NodeId, ...] | None = None,
-        can_replicate: bool = True,
         task_bytes: dict[int, int] | None = None,
         pace: Pace = DEFAULT_PACE,
         rng: random.Random | None = None,
@@ -42,10 +41,11 @@ class Settling:
         self.checked = checked
         self.table = table
         self.now_ms = 0
-        self.can_replicate = can_replicate
         self.task_bytes = task_bytes or {}
         self.slow: set[NodeId] = set()
         self.unfit: set[NodeId] = set()
+        self.is_batching = False
+        """All that one node proposes in a round goes in one entry of each kind, as in the data plane's driver."""
         self.is_stubborn = False
         """Primaries do not step down for their heirs."""
         self.rng = rng
@@ -88,10 +88,23 @@ class Settling:
             refused = table.do(command).refused
             need(not refused, "the leader proposes what is refused", command, refused)
             need(table.map.map_version == table.index, "the leader proposes what changes nothing", command)
+            if isinstance(command, c.BeginMove):
+                for step in command.steps:
+                    entry = table.entry(step.partition)
+                    need(
+                        entry.primary is not None,
+                        "a move begins of what nobody leads: there is nobody to copy from",
+                        entry,
+                    )
+                    need(
+                        not is_held(entry), "a move begins that cannot end: it would be aborted and begin again", entry
+                    )
         if decision.wish is not None:
             self.grant(decision.wish)
         self.note_peaks()
         acts = [act for p, entry in enumerate(table.map.partitions) if (act := self.act(p, entry)) is not None]
+        if self.is_batching:
+            acts = batched(acts)
         if self.rng is not None:
             self.rng.shuffle(acts)
             acts = acts[: self.rng.randint(0, len(acts))] if self.rng.random() < 0.5 else acts
@@ -110,12 +123,9 @@ class Settling:
 
     def decide(self) -> Decision:
         if not self.checked:
-            return decide(self.table.map, self.liveness, self.view, self.now_ms, can_replicate=self.can_replicate)
+            return decide(self.table.map, self.liveness, self.view, self.now_ms)
         before = msgspec.msgpack.encode(self.table.map)
-        first, second = (
-            decide(self.table.map, self.liveness, self.view, self.now_ms, can_replicate=self.can_replicate)
-            for _ in range(2)
-        )
+        first, second = (decide(self.table.map, self.liveness, self.view, self.now_ms) for _ in range(2))
         need(first == second and msgspec.msgpack.encode(self.table.map) == before, "decide() has no side effects")
         again = decide(
             self.table.map,
@@ -123,7 +133,6 @@ class Settling:
             self.view,
             self.now_ms,
             pending=first.commands,
-            can_replicate=self.can_replicate,
         )
         need(not again.commands, "decide() repeats what is in flight", again.commands)
         return first
@@ -134,11 +143,6 @@ class Settling:
             return None
         nodes = self.table.map.nodes
         session = nodes[entry.primary].session
-        if not self.can_replicate:
-            if entry.adding and self.task_bytes.get(p, 0) == 0 and entry.isr == (entry.primary,) and entry.min_isr == 1:
-                step = c.PrimaryStep(PartitionId(p), entry.epoch, entry.partition_version, entry.adding[0])
-                return c.HandOver(entry.primary, session, (step,))
-            return None
         if entry.heir is not None and not self.is_stubborn:
             return c.StepDown(entry.primary, session, (c.Led(PartitionId(p), entry.epoch),))
         missing = [n for n in entry.copies if n not in entry.isr and nodes[n].is_up and n not in entry.removing]
@@ -197,18 +201,16 @@ class Settling:
                 need(node.node_id in self.voters | self.learners, "everybody registered is in the group")
         need(not any(not nodes[n].is_member for n in self.voters | self.learners), "nobody removed is in the group")
         for p, entry in enumerate(table.map.partitions):
-            led = entry.primary is not None
-            tasks = not self.can_replicate and bool(self.task_bytes.get(p))
             leaving = [n for n in entry.copies if nodes[n].is_draining]
             need(not leaving or p in self.waiting, "a draining node is emptied, or it says why not", p, entry)
-            need(not (leaving and led and tasks) or p in self.waiting, "what stays says why", p)
+            need(not is_held(entry), "no move is left that cannot end", p, entry)
 
     def check_bounds(self) -> None:
         """With everybody up, and nothing that hinders: shares, rounded up, of copies and of primaries."""
         table = self.table
         settings = table.map.settings
         holders = [node.node_id for node in table.map.nodes.values() if node.is_target]
-        wanted = min(settings.replication_factor, len(holders)) if self.can_replicate else 1
+        wanted = min(settings.replication_factor, len(holders))
         partitions = table.map.partitions
         for p, entry in enumerate(partitions):
             need(not entry.is_moving and entry.heir is None, "nothing is left half done", p, entry)
@@ -222,6 +224,26 @@ class Settling:
         need(max(primaries.values()) <= -(-total // len(able)), "no node leads more than its share", primaries)
 
 
+def batched(acts: list[c.AnyCommand]) -> list[c.AnyCommand]:
+    isr: dict[tuple[NodeId, int], list[c.IsrStep]] = {}
+    led: dict[tuple[NodeId, int], list[c.Led]] = {}
+    for act in acts:
+        if isinstance(act, c.AlterIsr):
+            isr.setdefault((act.sender, act.session), []).extend(act.steps)
+        elif isinstance(act, c.StepDown):
+            led.setdefault((act.sender, act.session), []).extend(act.led)
+    return [
+        *(c.AlterIsr(*sender, tuple(steps)) for sender, steps in isr.items()),
+        *(c.StepDown(*sender, tuple(parts)) for sender, parts in led.items()),
+    ]
+
+
+def is_held(entry: PartitionEntry) -> bool:
+    """All who are to come are in the set, one who is to go is too, and ``min_isr`` lets nobody go."""
+    is_left = set(entry.adding) <= set(entry.isr) and bool(set(entry.removing) & set(entry.isr))
+    return is_left and len(entry.isr) <= entry.min_isr
+
+
 def settle(rng: random.Random, steps: int) -> int:
     """Random entries, then peace: first with the dead dead, then with all returned. Returns the rounds that did something."""
     world = RandomTable(rng)
@@ -233,8 +255,7 @@ def settle(rng: random.Random, steps: int) -> int:
     sizes = {p: rng.choice([1, 5 * MIB]) for p in range(count) if rng.random() < 0.3}
     up = [node.node_id for node in table.map.nodes.values() if node.is_up]
     voters = tuple(rng.sample(up, min(len(up), rng.choice([1, table.map.settings.voters_wanted]))))
-    can_replicate = rng.random() < 0.7
-    settling = Settling(table, voters=voters, can_replicate=can_replicate, task_bytes=sizes, rng=rng)
+    settling = Settling(table, voters=voters, task_bytes=sizes, rng=rng)
     rounds = settling.run()
     settling.check_rest()
     for node in table.map.members():
@@ -250,7 +271,7 @@ def settle(rng: random.Random, steps: int) -> int:
     rounds += settling.run()
     settling.check_rest()
     need(max(settling.peak_big.values(), default=0) <= 2, "at most two big moves per node", settling.peak_big)
-    if can_replicate and not settling.waiting:
+    if not settling.waiting:
         settling.check_bounds()
     return rounds
 

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.tq_node.cluster.settling import Settling
 from tests.unit.tq_node.cluster.tables import Table, ids, nid, replace
 from tq_node.cluster import commands as c
+from tq_node.cluster import controller
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Evidence, Health, Liveness
 from tq_node.cluster.moves import Outlook
@@ -24,7 +25,6 @@ class Leader:
         self.liveness = Liveness(0)
         self.now_ms = 0
         self.voters = voters
-        self.can_replicate = True
         self.hear({})
 
     def hear(self, sizes: dict[int, int], *but: int, may_lead: tuple[int, ...] = (1, 2, 3, 4, 5, 6)) -> None:
@@ -39,9 +39,7 @@ class Leader:
         self.liveness.follow(self.table.map, self.now_ms)
         learners = [int(n, 16) for n in self.table.map.nodes if int(n, 16) not in self.voters]
         view = RaftView(nid(1), ids(*self.voters), ids(*learners))
-        return decide(
-            self.table.map, self.liveness, view, self.now_ms, pending=pending, can_replicate=self.can_replicate
-        )
+        return decide(self.table.map, self.liveness, view, self.now_ms, pending=pending)
 
     def commands(self, pending: Collection[c.AnyCommand] = ()) -> tuple[c.AnyCommand, ...]:
         return self.decide(pending).commands
@@ -84,11 +82,11 @@ class TestDeaths:
 
 
 class TestBirth:
-    """A newborn cluster, without and with replication."""
+    """A newborn cluster."""
 
-    def test_empty_partitions_spread_as_nodes_join(self) -> None:
-        table = Table(1, partitions=64)
-        settling = Settling(table, can_replicate=False)
+    def test_single_copies_spread_as_nodes_join(self) -> None:
+        table = Table(1, partitions=64, factor=1)
+        settling = Settling(table)
         for number, share in ((2, 32), (3, 22), (4, 16), (5, 13)):
             table.register(number)
             settling.run()
@@ -96,45 +94,7 @@ class TestBirth:
             assert max(sum(table.primary(p) == n for p in range(64)) for n in range(1, number + 1)) == share
         assert settling.waiting == {}
 
-    def test_a_partition_with_tasks_stays_and_says_so(self) -> None:
-        table = Table(2, partitions=8)
-        settling = Settling(table, can_replicate=False, task_bytes=dict.fromkeys(range(6), 1))
-        settling.run()
-        settling.check_rest()
-        assert [table.primary(p) for p in range(8)] == [1] * 6 + [2] * 2
-        assert settling.waiting == dict.fromkeys(range(6), "waiting_for_replication")
-        settling.task_bytes = dict.fromkeys(range(4), 1)
-        settling.run()
-        assert settling.waiting == {}
-
-    def test_nothing_is_known_of_a_partition_before_its_primary_has_spoken(self) -> None:
-        leader = Leader(Table(2))
-        leader.can_replicate = False
-        leader.liveness = Liveness(0)
-        assert leader.commands() == ()
-        assert set(leader.decide().waiting.values()) == {"waiting_for_replication"}
-
-    def test_tasks_that_come_while_a_hand_over_is_planned_end_it(self) -> None:
-        leader = Leader(Table(2, partitions=2))
-        leader.can_replicate = False
-        (begin,) = leader.commands()
-        leader.table.do(begin)
-        assert leader.commands() == ()
-        moving = next(p for p in (0, 1) if leader.table.entry(p).is_moving)
-        leader.hear({moving: 1})
-        (abort,) = leader.commands()
-        assert isinstance(abort, c.AbortMove)
-        leader.table.do(abort)
-        assert (leader.table.copies(moving), leader.table.primary(moving)) == ({1}, 1)
-
-    def test_without_replication_copies_that_exist_are_left_alone(self) -> None:
-        table = Table(3)
-        table.forge_all(1, 2, 3)
-        leader = Leader(table)
-        leader.can_replicate = False
-        assert not any(isinstance(command, c.BeginMove) for command in leader.commands())
-
-    def test_with_replication_all_copies_appear_and_min_isr_is_raised(self) -> None:
+    def test_all_copies_appear_and_min_isr_is_raised(self) -> None:
         table = Table(3, partitions=16)
         settling = Settling(table)
         assert settling.run() <= 6
@@ -271,12 +231,92 @@ class TestMoves:
         assert leaving not in table.copies()
 
 
+class TestHeldMoves:
+    """So many copies were lost while others were moving away that ``min_isr`` lets nobody go."""
+
+    def lost_for_good(self) -> Table:
+        """Node 4 is to go; only it and node 1 are left of the set; node 1 is dead, and removed."""
+        table = Table(4, partitions=1)
+        table.forge(0, 1, 4, min_isr=2, primary=nid(4), removing=ids(4))
+        table.down(1)
+        table.do(c.RemoveNode(nid(1), table.session(1)))
+        return table
+
+    def resting(self) -> Table:
+        """Node 4 has come and 3 is to go; 1 and 2 are down."""
+        table = Table(4, partitions=1)
+        table.forge(0, 1, 2, 3, 4, adding=ids(4), removing=ids(3), min_isr=2)
+        table.down(1, 2)
+        return table
+
+    def test_of_a_store_that_is_lost_for_good(self) -> None:
+        table = self.lost_for_good()
+        assert (table.isr(), table.entry().min_isr) == ({1, 4}, 2), "nothing can be committed"
+        leader = Leader(table, (4,))
+        assert leader.commands()[0] == c.AbortMove((table.seen(),))
+        settling = Settling(table, voters=ids(2))
+        settling.run()
+        settling.check_rest()
+        settling.check_bounds()
+        assert table.copies() == {2, 3, 4}
+
+    def test_nothing_else_is_planned_before_it_has_ended_and_then_it_does_not_begin_again_as_it_was(self) -> None:
+        table = self.resting()
+        leader = Leader(table, (3,))
+        leader.liveness = Liveness(leader.now_ms)
+        leader.hear({})
+        view = RaftView(nid(3), ids(3), ids(1, 2, 4))
+        abort = c.AbortMove((table.seen(),))
+        first = decide(table.map, leader.liveness, view, 0)
+        assert abort in first.commands
+        assert first.waiting == {}
+        assert not any(isinstance(command, c.BeginMove) for command in first.commands)
+        assert not any(
+            isinstance(x, c.AbortMove | c.BeginMove)
+            for x in decide(table.map, leader.liveness, view, 0, pending=first.commands).commands
+        )
+        table.do(abort)
+        assert (table.copies(), table.isr()) == ({1, 2, 3, 4}, {3, 4}), "what counts stays"
+        leader.hear({})
+        second = decide(table.map, leader.liveness, view, 0)
+        assert not any(isinstance(command, c.BeginMove) for command in second.commands)
+
+    def test_it_goes_on_when_a_node_comes_back(self) -> None:
+        table = self.resting()
+        table.do(c.DrainNode(nid(3)))
+        settling = Settling(table, voters=ids(4))
+        assert settling.run(quiet_ms=30_000) <= 3
+        assert settling.waiting == {0: "waiting_for_min_isr"}
+        table.register(1, 2)
+        settling.run(quiet_ms=30_000)
+        assert (table.copies(), table.isr()) == ({1, 2, 4}, {1, 4})
+        table.register(2, 2)
+        settling.run()
+        settling.check_rest()
+        settling.check_bounds()
+
+    def test_or_elsewhere_when_none_does(self) -> None:
+        table = self.resting()
+        for number in (5, 6):
+            table.register(number)
+        table.do(c.DrainNode(nid(3)))
+        settling = Settling(table, voters=ids(4))
+        settling.run()
+        settling.check_rest()
+        settling.check_bounds()
+        assert table.copies() == {4, 5, 6}
+
+    def test_one_that_waits_for_its_newcomer_goes_on(self) -> None:
+        table = Table(4, partitions=1)
+        table.forge(0, 1, 2, 4, isr=(1, 2), adding=ids(4), removing=ids(2), min_isr=2)
+        assert not any(isinstance(command, c.AbortMove) for command in Leader(table).commands())
+
+
 class TestWaiting:
     """What has begun to move and cannot get on says why, too."""
 
-    def waiting(self, table: Table, *, can_replicate: bool = True) -> str | None:
+    def waiting(self, table: Table) -> str | None:
         leader = Leader(table)
-        leader.can_replicate = can_replicate
         return leader.decide().waiting.get(0)
 
     def test_for_a_primary(self) -> None:
@@ -286,12 +326,6 @@ class TestWaiting:
         table.down(2)
         assert self.waiting(table) == "waiting_for_primary"
 
-    def test_for_replication(self) -> None:
-        table = Table(4, partitions=1)
-        table.forge(0, 1, 2, 3)
-        table.do(table.begin((4,), (3,)))
-        assert self.waiting(table, can_replicate=False) == "waiting_for_replication"
-
     def test_for_another_copy_so_that_min_isr_is_kept(self) -> None:
         table = Table(4, partitions=1)
         table.forge(0, 1, 2, 3, min_isr=2)
@@ -300,6 +334,7 @@ class TestWaiting:
         table.do(table.alter(1, 2, 3, 4))
         assert self.waiting(table) is None
         table.forge(0, 1, 2, 3, 4, isr=(3, 4), adding=(nid(4),), removing=(nid(3),), min_isr=2, primary=nid(4))
+        table.do(c.AbortMove((table.seen(),)))
         assert self.waiting(table) == "waiting_for_min_isr"
 
     def test_for_nodes(self) -> None:
@@ -325,7 +360,7 @@ class TestWaiting:
 def test_the_order_of_copies_is_no_reason_to_move() -> None:
     table = Table(3)
     table.forge(0, 1, 2, 3)
-    outlook = Outlook(table.map, Liveness(0), nid(1), 0, can_replicate=True)
+    outlook = Outlook(table.map, Liveness(0), nid(1), 0)
     assert not outlook.is_astray(table.entry(), set(ids(3, 2, 1)))
     assert outlook.is_astray(table.entry(1), set(ids(3, 2, 1)))
 
@@ -403,10 +438,14 @@ class TestTheCluster:
         table.do(c.Rebalance())
         assert not any(isinstance(command, c.RebalanceDone) for command in Leader(table).commands())
 
-    def test_f44_the_feature_level_rises_when_all_support_it(self) -> None:
+    def test_f44_the_feature_level_rises_when_all_support_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         table = Table()
         table.register(1, 2, feature_level_max=2)
+        assert Leader(table).commands() == (), "this code cannot, whatever its node has registered with"
+        monkeypatch.setattr(controller, "FEATURE_LEVEL_MAX", 2)
         assert Leader(table).commands() == (c.RaiseFeatureLevel(2),)
+        table.register(2)
+        assert not any(isinstance(command, c.RaiseFeatureLevel) for command in Leader(table).commands())
 
     def test_a_node_that_leaves_is_removed_when_it_is_empty_and_has_no_vote(self) -> None:
         table = Table(3)

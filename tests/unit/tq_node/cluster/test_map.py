@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.support.harness import PROJECT
-from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, nid, registration, replace
+from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, later_release, nid, registration, replace
 from tq_node import limits
 from tq_node.cluster import commands as c
 from tq_node.cluster import map as table_of
@@ -115,6 +115,26 @@ class TestTheCluster:
         table.forge_all(2)
         table.do(c.RemoveNode(nid(1), 1))
         assert not table.refusals(c.RaiseFeatureLevel(2))
+
+    def test_f44_a_level_that_this_code_cannot_apply_stops_it(self) -> None:
+        """Its members have raised it: to refuse, or to go on with what cannot be read back, would be divergence."""
+        table = Table()
+        table.register(1, 2, feature_level_max=2)
+        table.register(2, feature_level_max=2)
+        raised = c.RaiseFeatureLevel(2)
+        with pytest.raises(UnreadableMap, match="feature level 2"):
+            table_of.apply(table.map, table.index + 1, raised)
+        refused = table_of.apply(table.map, table.index + 1, c.RaiseFeatureLevel(3))
+        assert [r.code for r in refused.refused] == [Refusal.FEATURE_LEVEL], "what all refuse, it refuses too"
+        assert not table.refusals(raised), "a later release goes on"
+        with later_release():
+            assert table_of.decode(table_of.encode(table.map)) == table.map
+
+    def test_f44_nor_is_a_cluster_of_a_later_release_taken_for_one_s_own(self) -> None:
+        settings = ClusterSettings(4, 3, 7, 3)
+        found = c.FoundCluster(CLUSTER_ID, "later", settings, registration(1, feature_level_max=2))
+        with pytest.raises(UnreadableMap, match="feature level 2"):
+            table_of.apply(EMPTY, 1, found)
 
     def test_f44_a_kind_above_the_feature_level_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(c, "FEATURE_LEVEL_OF", {c.Rebalance: 2})

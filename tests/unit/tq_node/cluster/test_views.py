@@ -97,30 +97,18 @@ class TestRequests:
     def liveness(self) -> Liveness:
         return Liveness(0)
 
-    def test_drain(self, liveness: Liveness) -> None:
+    def test_drain(self) -> None:
         table = Table(3)
-        assert requests.drain(table.map, liveness, nid(1), can_replicate=True) == c.DrainNode(nid(1))
-        assert requests.drain(table.map, liveness, nid(9), can_replicate=True) == Refusal.NO_SUCH_NODE
+        assert requests.drain(table.map, nid(1)) == c.DrainNode(nid(1))
+        assert requests.drain(table.map, nid(9)) == Refusal.NO_SUCH_NODE
 
-    def test_drain_of_the_last(self, liveness: Liveness) -> None:
-        assert requests.drain(Table(1).map, liveness, nid(1), can_replicate=True) == Refusal.LAST_NODE
-
-    def test_drain_without_replication_is_refused_while_a_partition_with_tasks_is_left(
-        self, liveness: Liveness
-    ) -> None:
-        table = Table(2)
-        refused = Refusal.WAITING_FOR_REPLICATION
-        assert requests.drain(table.map, liveness, nid(1), can_replicate=False) == refused, "nothing is known"
-        liveness.heard(nid(1), 0, 0, Health({3: 10}))
-        assert requests.drain(table.map, liveness, nid(1), can_replicate=False) == refused
-        liveness.heard(nid(1), 0, 0, Health())
-        assert requests.drain(table.map, liveness, nid(1), can_replicate=False) == c.DrainNode(nid(1))
-        assert requests.drain(table.map, liveness, nid(2), can_replicate=False) == c.DrainNode(nid(2))
+    def test_drain_of_the_last(self) -> None:
+        assert requests.drain(Table(1).map, nid(1)) == Refusal.LAST_NODE
 
     def test_remove_of_the_living_is_a_drain_that_ends_with_it(self, liveness: Liveness) -> None:
         table = Table(3)
-        assert requests.remove(table.map, liveness, nid(2), can_replicate=True) == c.DrainNode(nid(2), then_remove=True)
-        assert requests.remove(table.map, liveness, nid(9), can_replicate=True) == Refusal.NO_SUCH_NODE
+        assert requests.remove(table.map, liveness, nid(2)) == c.DrainNode(nid(2), then_remove=True)
+        assert requests.remove(table.map, liveness, nid(9)) == Refusal.NO_SUCH_NODE
 
     def test_remove_of_the_dead_is_at_once_and_knows_what_was_empty(self, liveness: Liveness) -> None:
         table = Table(3)
@@ -128,13 +116,11 @@ class TestRequests:
         table.forge(3, 2)
         liveness.heard(nid(2), 0, 0, Health({3: 10}))
         table.down(2)
-        command = requests.remove(table.map, liveness, nid(2), can_replicate=False)
+        command = requests.remove(table.map, liveness, nid(2))
         assert command == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))
         assert table.refusals(command) == [Refusal.LAST_COPY]
         table.do(command)
-        assert requests.remove(table.map, liveness, nid(2), can_replicate=False) == c.RemoveNode(
-            nid(2), 2, (table.seen(0).partition,)
-        )
+        assert requests.remove(table.map, liveness, nid(2)) == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))
 
     def test_unsafe_recover(self) -> None:
         table = Table(2)

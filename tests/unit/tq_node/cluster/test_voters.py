@@ -115,6 +115,19 @@ class TestReplacing:
         group.go(92_000)
         assert group.wish() == ("demote", 3)
 
+    def test_a_single_voter_does_not_wait_30_s_for_the_third(self) -> None:
+        """The disk of one of three was lost: it is removed, and its replacement comes."""
+        group = Group(2, (1,), had_three=True)
+        group.go(31_000)
+        group.table.register(3)
+        group.go(32_000)
+        assert group.wish() == ("promote", 2), "the one that is known"
+        group.voters = (1, 2)
+        assert group.wish() == ("promote", 3)
+        group.voters = (1,)
+        group.liveness.lead(group.now_ms)
+        assert group.wish() is None, "not two that are not"
+
     def test_a_living_voter_that_is_drained_goes_after_its_replacement_has_come(self) -> None:
         group = Group(4, (1, 2, 3))
         group.table.do(c.DrainNode(nid(3)))
@@ -157,6 +170,77 @@ class TestLeaving:
         assert group.wish() == ("demote", 3)
         group.voters = (1, 2)
         assert group.wish() == ("demote", 2), "of two members one votes"
+
+    def leaving(self, nodes: int) -> Group:
+        """Node 3 votes, is alive and leaves with nothing left on it. All others have just been heard of."""
+        group = Group(nodes, (1, 2, 3), had_three=True)
+        group.table.forge_all(1)
+        group.table.do(c.DrainNode(nid(3), then_remove=True))
+        group.liveness.lead(group.now_ms)
+        return group
+
+    def test_three_never_become_one_while_somebody_could_vote(self) -> None:
+        group = self.leaving(5)
+        assert group.wish() == ("promote", 4), "though it has not shown 30 s of health"
+        group.voters = (1, 2, 3, 4)
+        assert group.wish() == ("demote", 3)
+        group.voters = (1, 2, 4)
+        assert group.wish() is None
+
+    def test_a_trusted_one_is_preferred(self) -> None:
+        group = self.leaving(4)
+        group.go(group.now_ms + 31_000)
+        group.table.down(2)
+        group.table.register(2, 2)
+        group.table.register(5)
+        group.go(group.now_ms)
+        group.voters = (1, 3)
+        assert group.wish() == ("promote", 4)
+
+    def test_one_that_may_yet_catch_up_is_waited_for_while_the_leaver_lives(self) -> None:
+        group = self.leaving(4)
+        group.behind = (4,)
+        assert group.wish() is None
+        group.behind = ()
+        assert group.wish() == ("promote", 4)
+        group.behind = (4,)
+        group.go(group.now_ms + 31_000)
+        assert group.wish() == ("demote", 3), "but not for ever"
+
+    def test_nor_are_two_left_at_one_while_somebody_may_yet_catch_up(self) -> None:
+        group = self.leaving(4)
+        group.voters = (1, 2)
+        group.behind = (4,)
+        assert group.wish() is None
+        group.behind = ()
+        assert group.wish() == ("promote", 4)
+
+    def test_a_leaver_that_is_down_is_not_waited_for(self) -> None:
+        group = self.leaving(4)
+        group.table.down(3)
+        group.behind = (4,)
+        group.go(group.now_ms + 31_000)
+        assert group.wish() == ("demote", 3)
+        group.voters = (1, 2)
+        group.behind = ()
+        assert group.wish() == ("promote", 4)
+
+    def test_one_that_is_silent_stands_in_for_nobody(self) -> None:
+        group = self.leaving(4)
+        group.now_ms += group.liveness.pace.suspect_ms
+        group.liveness.heard(nid(3), group.now_ms, 0, Health())
+        assert group.wish() == ("demote", 3)
+
+    def test_a_leader_that_leaves_keeps_three_voters(self) -> None:
+        group = Group(5, (1, 2, 3), had_three=True)
+        group.table.forge_all(2)
+        group.table.do(c.DrainNode(nid(1), then_remove=True))
+        assert group.wish() == ("promote", 4)
+        group.voters = (1, 2, 3, 4)
+        assert group.wish() == ("transfer", 2)
+        group.me = 2
+        group.liveness.lead(group.now_ms)
+        assert group.wish() == ("demote", 1)
 
     def test_a_leader_that_leaves_hands_over_first(self) -> None:
         group = Group(2, (1,))

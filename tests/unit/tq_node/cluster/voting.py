@@ -80,12 +80,34 @@ class Voting(Settling):
         if wish.kind is WishKind.PROMOTE:
             need(node.is_target, "who is promoted is up and stays")
             steady_ms = self.now_ms - self.up_since_ms[wish.node]
-            need(not self.had_three or steady_ms >= HEALTH_MS, "a replacement has shown 30 s of health", steady_ms)
+            need(
+                not self.had_three or steady_ms >= HEALTH_MS or self.would_shrink(),
+                "a replacement has shown 30 s of health, unless fewer would vote without it",
+                steady_ms,
+            )
         if wish.kind is WishKind.DEMOTE and not node.is_up and len(self.voters) % 2:
             down_ms = self.now_ms - self.down_since_ms[wish.node]
             need(down_ms >= HEALTH_MS, "a voter that is down is given the time of a restart", down_ms)
+        if (
+            wish.kind is WishKind.DEMOTE
+            and len(self.voters) <= self.table.map.settings.voters_wanted
+            and (node.is_up or len(self.voters) % 2 == 0)
+        ):
+            need(not self.able(), "nobody gives up a vote while somebody could take it", self.voters, self.able())
         super().grant(wish)
         self.had_three = self.had_three or len(self.voters) >= 3
+
+    def able(self) -> set[NodeId]:
+        nodes = self.table.map.nodes
+        return {n for n in self.learners if nodes[n].is_target and n not in self.slow}
+
+    def would_shrink(self) -> bool:
+        """Two or four are not kept; and who lives and leaves, with nothing left on it but its vote, is let go."""
+        nodes = self.table.map.nodes
+        held = {node for entry in self.table.map.partitions for node in entry.copies}
+        return len(self.voters) % 2 == 0 or any(
+            nodes[n].is_leaving and nodes[n].is_up and n not in held for n in self.voters
+        )
 
     def check(self) -> None:
         nodes = self.table.map.nodes
@@ -95,7 +117,7 @@ class Voting(Settling):
             "1, 3 or 5, and no more than wanted",
             self.voters,
         )
-        ready = {n for n in self.learners if nodes[n].is_target and n not in self.slow}
+        ready = self.able()
         bad = [n for n in self.voters if not nodes[n].is_up or nodes[n].is_draining]
         if bad:
             need(not ready, "a voter that died or leaves is replaced", bad, ready)
