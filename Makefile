@@ -14,12 +14,12 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-set
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make run [HTTP=8080]   start a node, send ten tasks through it, keep it up until Ctrl-C'
+	@echo 'make run [HTTP=8080]   three nodes, fifteen tasks, one node killed and back; up until Ctrl-C'
 	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
 	@echo 'make lint              ruff, mypy, import rules'
 	@echo 'make format            let ruff format and fix what it can'
 	@echo 'make bench             measure the throughput of one node'
-	@echo 'make simulate          SEEDS=10000 seeded worlds of the consensus core; says n of N'
+	@echo 'make simulate          SEEDS=10000 seeded worlds of consensus, then of replication; says n of N'
 	@echo 'make clean             remove what the others made, but no data of nodes; make distclean: $(VENV) too'
 
 # --- the virtual environment: made again from its parts whenever what it is made from changes ---
@@ -67,6 +67,10 @@ SEEDS ?= 10000
 SECONDS_MAX ?= 3600
 simulate: $(VENV)/.dev-stamp
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --jobs 2 --seconds-max $(SECONDS_MAX)
+	@half=$$(( $(SEEDS) / 2 )); data='$(BIN)/python -m tests.simulation.data_run --seconds-max $(SECONDS_MAX)'; \
+	$$data --seeds $$half & first=$$!; \
+	$$data --first $$half --seeds $$(( $(SEEDS) - half )); code=$$?; \
+	wait $$first || code=1; exit $$code
 
 clean:
 	rm -rf build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
