@@ -23,7 +23,8 @@ from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.config import Settings
 from tq_node.errors import StoreBroken
-from tq_node.member import Member
+from tq_node.member import Member, PeerPortTaken
+from tq_node.notify import Notifier
 from tq_node.observe.loop_lag import LoopLagService
 from tq_node.observe.metrics import Metrics
 from tq_node.options import Options, refuse, say, version
@@ -43,7 +44,7 @@ from tq_node.process import (
 from tq_node.runtime.clock import Clock, make_reactor_monotonic
 from tq_node.runtime.cluster_queue import ClusterQueue
 from tq_node.runtime.credentials import BadCredentials
-from tq_node.runtime.identity import NeverJoined, NoSecret, WrongName
+from tq_node.runtime.identity import IsCopy, NeverJoined, NoSecret, WrongName
 from tq_node.runtime.invitations import JoinRefused
 from tq_node.runtime.joining import refusal_line
 from tq_node.runtime.node_side import ClusterQueueSettings
@@ -97,6 +98,7 @@ class NodeService(Service):
         self._queue: ClusterQueue
         self._worker: WorkerService
         self._lag: LoopLagService
+        self._notifier: Notifier
         self._site: ApiSite
         self._lock: WorkersLock
         self._workers_gone = False
@@ -117,12 +119,15 @@ class NodeService(Service):
         try:
             self._assemble()
         except (
-            HandlerError, DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed, WrongName, NoSecret, NeverJoined,
-            BadCredentials, CannotListenError, OSError,
+            HandlerError, DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed, WrongName, IsCopy, NoSecret, NeverJoined,
+            BadCredentials, PeerPortTaken, CannotListenError, OSError,
         ) as why:  # fmt: skip
             for undo in reversed(self._undo):
                 undo()
             self._refuse_start(_named(why))
+        stop_s = self._settings.stop_timeout_ms / 1000
+        self._notifier = Notifier.from_environment(os.environ, self._clock, self._queue, stop_s)
+        self._notifier.start()
         reactor.callWhenRunning(end_in_order_on_signals, reactor)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._failed_to_start)
@@ -154,6 +159,7 @@ class NodeService(Service):
                 make_local=self._local_queue,
                 workers_are_gone=lambda: self._workers_gone or self._prove_alone(),
                 random_bytes=os.urandom,
+                draw=random.random,
                 secret_to_hand_over=member.secret_to_hand_over,
             ),
             guard=member.guarded,
@@ -284,6 +290,7 @@ class NodeService(Service):
         """Take no more work, give handlers their time, hand over, flush, and leave nothing behind but the store."""
         super().stopService()
         self._is_stopping = True
+        self._notifier.stopping()
         self._queue.refuse_work()
         self._member.stop_joining()
         stopping = Deferred.fromCoroutine(self._stop())
@@ -303,6 +310,7 @@ class NodeService(Service):
         await self._member.stop()
         await self._lag.stopService()
         await self._store.close()
+        self._notifier.stop()
         self._lock.close()
         self._settings.pid_file.unlink(missing_ok=True)
         _log.info("node {node} has stopped", node=self._settings.node_name, event="node_stopped")
@@ -318,7 +326,14 @@ class NodeService(Service):
         self._reactor.callLater(0.1, stop_once, self._reactor)
 
     def _refused_by_cluster(self, refusal: Refusal) -> None:
-        self._end_with_line(refusal_line(refusal, self._settings.node_name))
+        line = refusal_line(refusal, self._settings.node_name)
+        if refusal is Refusal.STORE_CLONED and not self._is_stopping:
+            self._queue.refuse_work()
+            self._member.remember_copy().addBoth(
+                lambda _: self._end_with_line(line)
+            )  # a store that fails says so itself (R18)
+        else:
+            self._end_with_line(line)
 
     def _end_with_line(self, line: str) -> None:
         """The node can't be what it was started as: say so in one line, stop in order, exit with 1."""

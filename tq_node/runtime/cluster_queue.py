@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from tq_node.cluster.placement import partition_of
-from tq_node.errors import NotPrimary, TaskQueueError
+from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -58,9 +59,12 @@ class ClusterQueue(NodeSide):
 
     # --- facade: submitting ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
+        self._name(submission)
+        return self._patience.until_served(lambda: self._submit(submission))
+
+    def _submit(self, submission: Submission) -> Deferred[Accepted]:
         try:
             local = self._must_serve()
-            self._name(submission)
             assert submission.id is not None
             primary = self._primary(submission.id)
         except TaskQueueError as why:
@@ -95,6 +99,9 @@ class ClusterQueue(NodeSide):
 
     # --- facade: one task ---
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
+        return self._patience.until_served(lambda: self._get(task_id, wait_s, local))
+
+    def _get(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
         try:
             here = self._must_serve()
             if local and here.replication.is_held(self._partition_of(task_id)):
@@ -119,6 +126,11 @@ class ClusterQueue(NodeSide):
         return self._change(task_id, calls.RETRY, lambda local: local.retry(task_id))
 
     def _change(
+        self, task_id: str, kind: calls.Kind, here: Callable[[NodeQueue], Deferred[TaskRow]]
+    ) -> Deferred[TaskRow]:
+        return self._patience.until_served(lambda: self._change_once(task_id, kind, here))
+
+    def _change_once(
         self, task_id: str, kind: calls.Kind, here: Callable[[NodeQueue], Deferred[TaskRow]]
     ) -> Deferred[TaskRow]:
         try:
@@ -199,13 +211,19 @@ class ClusterQueue(NodeSide):
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
         """Also at another node that has become the partition's primary meanwhile (section 8)."""
         try:
-            primary = self._primary(claim.task_id)
+            here, primary = self._must_serve(), self._primary(claim.task_id)
         except TaskQueueError as why:
             return fail(why)
         if primary == self.node_id:
-            return self._must_serve().finish(claim, outcome, notes)
+            return here.finish(claim, outcome, notes)
         told = self._forwarding.call(primary, calls.FINISH, calls.Finish(claim, outcome, notes), claim.task_id)
-        return told.addCallback(lambda _: None)
+
+        def over(result: Any) -> Any:
+            if not isinstance(result, Failure) or result.check(StaleAttempt):
+                here.let_go(claim)
+            return result if isinstance(result, Failure) else None
+
+        return told.addBoth(over)
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         try:

@@ -109,10 +109,11 @@ class Confirming:
             return None
         read = _Read(partition, self._clock.now_ms())
         self._reads.setdefault(needed, []).append(read)
-        self._begin_soon()
+        self.begin_soon()
         return read.deferred
 
-    def _begin_soon(self) -> None:
+    def begin_soon(self) -> None:
+        """In the next turn, or once the round that is on its way has had its time."""
         if self._begin_due:
             return
         self._begin_due = True

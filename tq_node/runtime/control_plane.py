@@ -22,14 +22,15 @@ from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import AnyMessage, Message, SoftState
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.cluster_machine import ClusterMachine
-from tq_node.runtime.membership import Addresses, Membership
+from tq_node.runtime.membership import Membership
 from tq_node.runtime.raft_driver import RaftDriver
+from tq_node.runtime.registering import Addresses
 from tq_node.store.api import Batch, Store
 from tq_node.types import NodeId
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
 from tq_node.wire.dialling import Dialling
-from tq_node.wire.failures import NotAMember, Removed
+from tq_node.wire.failures import Removed, StaleSession, Starting
 from tq_node.wire.handler import Answer, Greeting, Welcome
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
 from tq_node.wire.listener import PeerListener
@@ -131,6 +132,7 @@ class ControlPlane:
             on_refused=outside.refused,
         )
         self.listener = PeerListener(reactor, endpoint, local, self, sessions, tls=tls)
+        self.has_certificates = tls is not None
         self._is_started = False
         self._outside = outside
         self._clock = clock
@@ -219,10 +221,12 @@ class ControlPlane:
 
     def admit(self, peer: PeerIdentity) -> None:
         if not self._is_started:
-            raise NotAMember(f"node {self.local.name} is starting")
+            raise Starting(f"node {self.local.name} is starting")
         entry = self.map.nodes.get(peer.node_id)
         if entry is not None and not entry.is_member:
             raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
+
+    def let_in(self, peer: PeerIdentity) -> None:
         if peer.lane is Lane.BULK:
             # In the next turn it is open. What the peer said over an older one may be lost, so streams begin anew.
             self._clock.call_later(0, self._bulk_open, peer.node_id)
@@ -244,7 +248,7 @@ class ControlPlane:
         return self._outside.forward(peer, calls, within_ms)
 
     def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
-        return self.membership.registered_by(peer, body)
+        return self.membership.registering.registered_by(peer, body)
 
     def heartbeat(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
         return self.membership.heartbeat_of(peer, body)
@@ -272,7 +276,9 @@ class ControlPlane:
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
         """The pool dials again by itself; what a refused port means is the evidence collector's to find out."""
         if isinstance(why, Removed):
-            self.membership.refused(Refusal.REMOVED)
+            self.membership.registering.refused(Refusal.REMOVED)
+        elif isinstance(why, StaleSession):
+            self.membership.registering.called_stale_by(node_id)
 
     def lane_writable(self, node_id: NodeId, lane: Lane) -> None:
         """Consensus sends again by itself."""

@@ -293,12 +293,13 @@ class Copies:
             if core.has_ready:
                 self._dirty.add(partition)
         self._outgoing.send()
-        for partition, event in events:
-            if isinstance(event, SteppedDown):
-                # Before anybody hears of anything: nothing may be proposed there any more (R12).
-                self._on_led(partition, 0)
-                for wait in self._waiters[partition].abandon():
-                    wait.give_up()
+        left = [partition for partition, event in events if isinstance(event, SteppedDown)]
+        for partition in left:
+            # All of them before anybody hears of anything: nothing may be proposed there any more (R12).
+            self._on_led(partition, 0)
+        for partition in left:
+            for wait in self._waiters[partition].abandon():
+                wait.give_up()
         if changes:
             self._on_committed(changes)
         for partition, event in events:
@@ -450,9 +451,12 @@ class Copies:
                 wait.give_up()
 
     def stop(self) -> None:
-        """Nothing leaves any more; ``idle`` comes before."""
+        """Nothing leaves any more; ``idle`` comes before. Who still waits for other nodes' disks hears that nobody knows."""
         self._stopped = True
         for call in (self._flush_call, self._apply_call):
             if call is not None and call.active():
                 call.cancel()
         self._flush_call = self._apply_call = None
+        for waiters in self._waiters:
+            for wait in waiters.abandon():
+                wait.give_up()

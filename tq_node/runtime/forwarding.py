@@ -71,6 +71,13 @@ class Renew(msgspec.Struct, frozen=True, gc=False, array_like=True):
     attempts: list[tuple[str, Token]]
 
 
+class Stop(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """An attempt that runs at the node that is told; it holds its task no more."""
+
+    task_id: str
+    token: Token
+
+
 class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """``after_id`` -1: from now on."""
 
@@ -105,11 +112,12 @@ RETRY = Kind("retry", str, TaskRow)
 FINISH = Kind("finish", Finish, Nothing)
 NOTE = Kind("note", Note, Nothing)
 RENEW = Kind("renew", Renew, list[bool])
+STOP = Kind("stop", Stop, Nothing, is_routed=False)
 LIST = Kind("list", ListQuery, TaskPage, is_read=True, is_routed=False)
 EVENTS = Kind("events", EventsAfter, EventBatch, is_read=True, is_routed=False)
 STATS = Kind("stats", Nothing, Stats, is_read=True, is_routed=False)
 SHUTDOWN = Kind("shutdown", Nothing, Nothing, is_routed=False)
-_ALL = (SUBMIT, SUBMIT_MANY, GET, CANCEL, RETRY, FINISH, NOTE, RENEW, LIST, EVENTS, STATS, SHUTDOWN)
+_ALL = (SUBMIT, SUBMIT_MANY, GET, CANCEL, RETRY, FINISH, NOTE, RENEW, STOP, LIST, EVENTS, STATS, SHUTDOWN)
 KINDS = {kind.name: kind for kind in _ALL}
 NOTHING = Nothing()
 

@@ -15,8 +15,8 @@ from tq_node.runtime.raft_driver import HARD_STATE, SNAPSHOT, founding_values
 from tq_node.store.api import Store
 from tq_node.types import Epoch
 
-_PAUSED = "paused_queues"
-"""Where release 0.1, whose nodes lived alone, kept the queues that are paused."""
+PAUSED = "paused_queues"
+"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where ``tq_node.restore`` puts them."""
 
 
 def is_founded(meta: Mapping[str, bytes]) -> bool:
@@ -40,6 +40,6 @@ async def first_table(
     for known in await store.partitions():
         entry = partitions[known.partition]
         partitions[known.partition] = msgspec.structs.replace(entry, epoch=Epoch(max(entry.epoch, known.promised + 1)))
-    paused = msgspec.json.decode(store.meta().get(_PAUSED, b"[]"), type=list[str])
+    paused = msgspec.json.decode(store.meta().get(PAUSED, b"[]"), type=list[str])
     table = msgspec.structs.replace(born.map, partitions=tuple(partitions), paused_queues=tuple(sorted(paused)))
-    return {**founding_values(registration.node_id, encode(table)), _PAUSED: None}
+    return {**founding_values(registration.node_id, encode(table)), PAUSED: None}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from tq_node.errors import TaskQueueError
 from tq_node.facade import ListedTask, ListQuery, Stats, TaskPage
@@ -13,6 +15,7 @@ from tq_node.runtime import forwarding as calls
 from tq_node.runtime.forwarding import Forwarding
 from tq_node.types import NodeId
 
+T = TypeVar("T")
 GATHER_S = 5.0
 """A node that has not answered by then is missing."""
 Others = Sequence[tuple[NodeId, str]]
@@ -22,12 +25,11 @@ Key = tuple[int | str, str]
 
 async def all_stats(mine: Deferred[Stats], others: Others, forwarding: Forwarding) -> Stats:
     """The sum over primaries."""
-    asked = [(name, forwarding.call(node, calls.STATS, calls.NOTHING)) for node, name in others]
+    asked = [(name, _heard(forwarding.call(node, calls.STATS, calls.NOTHING))) for node, name in others]
     primary, missing = list((await mine).primary), []
     for name, answer in asked:
-        try:
-            stats: Stats = await answer
-        except TaskQueueError:
+        stats: Stats | None = await answer
+        if stats is None:
             missing.append(name)
             continue
         primary = [a + b for a, b in zip(primary, stats.primary, strict=True)]
@@ -37,16 +39,26 @@ async def all_stats(mine: Deferred[Stats], others: Others, forwarding: Forwardin
 async def all_pages(query: ListQuery, mine: Deferred[TaskPage], others: Others, forwarding: Forwarding) -> TaskPage:
     """One page over all nodes. ``query`` asks each for its primaries; ``mine`` is this node's answer to it."""
     asked = [
-        (name, forwarding.call_alone(node, calls.LIST, msgspec.structs.replace(query, cluster=False), GATHER_S))
+        (name, _heard(forwarding.call_alone(node, calls.LIST, msgspec.structs.replace(query, cluster=False), GATHER_S)))
         for node, name in others
     ]
     pages, missing = [await mine], []
     for name, answer in asked:
-        try:
-            pages.append(await answer)
-        except TaskQueueError:
+        page: TaskPage | None = await answer
+        if page is None:
             missing.append(name)
+        else:
+            pages.append(page)
     return merged(query, pages, missing)
+
+
+def _heard(answer: Deferred[T]) -> Deferred[T | None]:
+    """None where the node did not answer. At once: if this node can't answer itself, nobody comes to hear of the others."""
+
+    def missing(why: Failure) -> None:
+        why.trap(TaskQueueError)
+
+    return cast("Deferred[T | None]", answer.addErrback(missing))
 
 
 def merged(query: ListQuery, pages: Sequence[TaskPage], missing: Sequence[str]) -> TaskPage:

@@ -25,6 +25,7 @@ _SEED_BYTES = 4
 _IDENTITY = "identity"
 _BELONGING = "belonging"
 _INCARNATION = "incarnation"
+_COPY = "copy"
 
 RandomBytes = Callable[[int], bytes]
 Values = dict[str, bytes | None]
@@ -37,6 +38,10 @@ class WrongName(Exception):
 
 class NeverJoined(Exception):
     """The directory was about to belong to a cluster and its node never became a member. The text is one line."""
+
+
+class IsCopy(Exception):
+    """The cluster has found this directory to be a copy, or an older state, of a member's. The text is one line."""
 
 
 class NoSecret(Exception):
@@ -122,6 +127,17 @@ def next_start(meta: Mapping[str, bytes], formatted: Formatted) -> tuple[int, Va
     if _IDENTITY not in meta:
         values[_IDENTITY] = msgspec.json.encode(formatted)
     return incarnation, values
+
+
+def is_copy(meta: Mapping[str, bytes]) -> bool:
+    """Whether ``copy_values`` were ever made durable here."""
+    return _COPY in meta
+
+
+def copy_values() -> Values:
+    """For a directory that the cluster has found to be a copy (F14). It remains one: each start of it would raise the incarnation
+    further, in the end above the original's, and shut that out."""
+    return {_COPY: b"1"}
 
 
 # --- belonging ---

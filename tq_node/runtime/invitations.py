@@ -15,7 +15,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.error import ConnectionRefusedError as PortRefused
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
 from twisted.web.http import PotentialDataLoss
 
 from tq_node.wire import bounds
@@ -38,7 +38,14 @@ class NotInvited(Exception):
 
 
 class JoinRefused(Exception):
-    """For good, as things are: the process must end. ``str()`` is one line for the operator."""
+    """For good, as things are: the process must end. ``str()`` is one line for the operator.
+
+    ``is_copy``: the data directory is a copy, or an older state, of another, and will always be.
+    """
+
+    def __init__(self, line: str, *, is_copy: bool = False) -> None:
+        super().__init__(line)
+        self.is_copy = is_copy
 
 
 class Denied(JoinRefused):
@@ -89,6 +96,16 @@ class _Problem(msgspec.Struct):
     detail: str = ""
 
 
+class _QuietFactory(_HTTP11ClientFactory):
+    noisy = False
+
+
+class _QuietPool(HTTPConnectionPool):
+    """A joiner may ask for hours: not two lines in the log each time. Twisted has no other handle for it."""
+
+    _factory = _QuietFactory
+
+
 class Inviter:
     """:param reactor: as HTTP clients want it. :param needs_secret: ask for the cluster's; False where this node has one."""
 
@@ -97,7 +114,7 @@ class Inviter:
 
         self._reactor = reactor
         self._needs_secret = needs_secret
-        pool = HTTPConnectionPool(reactor, persistent=False)
+        pool = _QuietPool(reactor, persistent=False)
         self._client = HTTPClient(Agent(reactor, connectTimeout=REQUEST_S_MAX, pool=pool))
 
     async def ask(self, address: str) -> Invited:

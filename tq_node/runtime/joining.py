@@ -20,10 +20,10 @@ from tq_node.cluster.refusals import Refusal
 from tq_node.errors import TaskQueueError
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.invitations import Denied, Invited, JoinRefused, NotInvited
-from tq_node.runtime.membership import WELCOMES, Welcomed
+from tq_node.runtime.registering import WELCOMES, Welcomed
 from tq_node.wire import commands as wire
 from tq_node.wire.dialled import DialledPeer
-from tq_node.wire.failures import Removed, WrongSecret
+from tq_node.wire.failures import Removed, StaleSession, WrongSecret
 from tq_node.wire.handshake import LocalIdentity
 
 _log = Logger(namespace="taskqueue.joining")
@@ -173,8 +173,13 @@ class Joiner:
     async def _register(self, invited: Invited) -> Welcomed:
         """With the first member that takes it. :raises NotInvited: none did. :raises JoinRefused:"""
         reason = "names no member that could be dialled"
-        peers = [peer for peer in invited.peers if peer != self._registration.peer]
-        for peer in peers[:PEERS_ASKED_MAX]:
+        peers = [peer for peer in invited.peers if peer != self._registration.peer][:PEERS_ASKED_MAX]
+        asked = set[str]()
+        while peers:
+            peer = peers.pop(0)
+            if peer in asked:
+                continue
+            asked.add(peer)
             connection = await self._dialled(peer)
             if isinstance(connection, str):
                 reason = connection
@@ -192,6 +197,11 @@ class Joiner:
                 continue
             finally:
                 connection.close()
+            if welcome.outcome is None:
+                reason = f"the member at {peer}: does not lead, and names no leader that could be dialled"
+                if welcome.leader_address is not None and len(asked) <= PEERS_ASKED_MAX:
+                    peers.insert(0, welcome.leader_address)
+                continue
             for refused in welcome.outcome.refused:
                 if refused.partition is None:
                     raise self._refused(refused.code)
@@ -207,7 +217,9 @@ class Joiner:
                 f"the cluster secret differs: the member at {peer} and this node were given different ones (--secret-file)"
             ) from None
         except Removed:
-            raise JoinRefused(refusal_line(Refusal.REMOVED, self._registration.name)) from None
+            raise self._refused_for_good(Refusal.REMOVED) from None
+        except StaleSession:
+            raise self._refused_for_good(Refusal.STORE_CLONED) from None
         except Exception as why:  # Twisted's, OpenSSL's, a refusal, no address: all say that there is nobody
             if self._is_stopped:
                 raise
@@ -227,8 +239,11 @@ class Joiner:
                 self._is_taken_said, self._said_ms = True, None  # the operator is waited for: say it at once
             return NotInvited(self._taken())
         if refusal in FINAL:
-            return JoinRefused(refusal_line(refusal, self._registration.name))
+            return self._refused_for_good(refusal)
         return NotInvited(f"refuses for now: {str(refusal).replace('_', ' ')}")
+
+    def _refused_for_good(self, refusal: Refusal) -> JoinRefused:
+        return JoinRefused(refusal_line(refusal, self._registration.name), is_copy=refusal is Refusal.STORE_CLONED)
 
     def _taken(self) -> str:
         name = self._registration.name

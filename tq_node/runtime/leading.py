@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -65,6 +66,8 @@ class Leading:
         self._fresh: dict[int, int] = {}
         """Active by their log, with the epoch; their rows are not read yet."""
         self._is_gathering = False
+        self._looks: set[IDelayedCall] = set()
+        """Timers of those who look for lost attempts."""
         self._over = False
 
     def led(self, partition: int, epoch: int) -> None:
@@ -89,6 +92,9 @@ class Leading:
     def stop(self) -> None:
         """Nothing is taken up any more."""
         self._over = True
+        for look in self._looks:
+            look.cancel()
+        self._looks.clear()
 
     # --- taking up ---
     def _take_up(self) -> None:
@@ -137,7 +143,16 @@ class Leading:
         if own_are_gone:
             self._lose(left, self._node_name)
         if left:
-            self._clock.call_later(LOOK_FOR_WORKERS_S, self._lose_inherited, left)
+            self._look_later(LOOK_FOR_WORKERS_S, left)
+
+    def _look_later(self, seconds: float, task_ids: list[str]) -> None:
+        def look() -> None:
+            self._looks.discard(call)
+            self._lose_inherited(task_ids)
+
+        if not self._over:
+            call = self._clock.call_later(seconds, look)
+            self._looks.add(call)
 
     def _lose(self, task_ids: list[str], node: str | None) -> None:
         for first in range(0, len(task_ids), LOSE_CHUNK):
@@ -147,7 +162,7 @@ class Leading:
     def _look_again(self, kept: list[str]) -> None:
         """Renewed at their new primary, they run on at another node, until they end or are renewed no more."""
         if kept:
-            self._clock.call_later(LOOK_AGAIN_S, self._lose_inherited, kept)
+            self._look_later(LOOK_AGAIN_S, kept)
 
     def _not_lost(self, why: Failure) -> None:
         _log.error("could not book lost attempts: {why}", why=why.getErrorMessage(), event="lose_failed")

@@ -12,19 +12,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.cluster import commands
-from tq_node.cluster.commands import AnyCommand, RegisterNode, Registration
+from tq_node.cluster.commands import AnyCommand, Registration
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Evidence, Health, Liveness
 from tq_node.cluster.map import ClusterMap
-from tq_node.cluster.refusals import Refusal, Refused
+from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.voters import RaftView, Wish, WishKind
-from tq_node.errors import ClusterRefused, NoController, TaskQueueError
+from tq_node.errors import NoController, TaskQueueError
 from tq_node.raft.messages import Change, ChangeKind, SoftState
 from tq_node.raft.settings import NotLeader
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.cluster_machine import ClusterMachine
 from tq_node.runtime.evidence import EvidenceCollector
 from tq_node.runtime.raft_driver import RaftDriver
+from tq_node.runtime.registering import OUTCOMES, PROPOSE_S, Addresses, Outcome, Registering, Welcomed, check_whole
 from tq_node.types import NodeId, NodeName
 from tq_node.wire import commands as wire
 from tq_node.wire.codec import Codec
@@ -35,9 +36,6 @@ _log = Logger(namespace="taskqueue.membership")
 
 HEARTBEAT_S = 0.25
 CONTROLLER_S = 0.1
-REGISTER_AGAIN_S = 0.2
-PROPOSE_S = 5.0
-CAN_REPLICATE = True
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
@@ -48,27 +46,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
     health: Health
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a proposal: where it stands in the log, and what of it was refused when it was applied."""
-
-    log_index: int
-    refused: tuple[Refused, ...] = ()
-
-
-Addresses = tuple[tuple[str, str, str], ...]
-"""(node id, name, peer address) of each member."""
-
-
-class Welcomed(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a registration: what became of it, and whom to dial until the table itself has come."""
-
-    outcome: Outcome
-    members: Addresses
-
-
-WELCOMES: Codec[Welcomed] = Codec(Welcomed)
 BEATS: Codec[Beat] = Codec(Beat)
-OUTCOMES: Codec[Outcome] = Codec(Outcome)
 EVIDENCES: Codec[Evidence] = Codec(Evidence)
 _CHANGES = {
     WishKind.ADD_LEARNER: ChangeKind.ADD_LEARNER,
@@ -76,14 +54,6 @@ _CHANGES = {
     WishKind.DEMOTE: ChangeKind.DEMOTE,
     WishKind.REMOVE: ChangeKind.REMOVE,
 }
-
-
-class TableRefused(ClusterRefused):
-    """``refusal`` is the stable word for why."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(str(refusal).replace("_", " "))
-        self.refusal = refusal
 
 
 class Membership:
@@ -115,7 +85,6 @@ class Membership:
         self._pool = pool
         self._clock = clock
         self._health = health
-        self._on_refused = on_refused
         self._evidence = EvidenceCollector(self.me, pool, clock, self.session_of, self._report)
         self._pending: dict[int, AnyCommand] = {}
         self._pending_serial = 0
@@ -126,13 +95,12 @@ class Membership:
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
         self._seeds: Addresses = ()
         self._over = False
-        self._is_refused = False
-        self._registering: Deferred[None] | None = None
+        self.registering = Registering(self, raft, pool, on_refused)
         self._pauses: set[IDelayedCall] = set()
 
     # --- life ---
     def start(self) -> None:
-        self._register_again()
+        self.registering.start()
         self._loops.append(self._clock.every(HEARTBEAT_S, self._beat, "a heartbeat"))
         self._loops.append(self._clock.every(CONTROLLER_S, self._control, "the controller"))
 
@@ -141,8 +109,7 @@ class Membership:
         await self._evidence.stop()
         for pause in list(self._pauses):
             pause.reset(0)
-        if self._registering is not None:
-            await self._registering
+        await self.registering.stop()
         for loop, over in self._loops:
             if loop.running:
                 loop.stop()
@@ -162,37 +129,6 @@ class Membership:
         entry = self.map.nodes.get(self.me)
         return entry is not None and entry.nonce == self.registration.nonce and entry.is_up
 
-    def _register_again(self) -> None:
-        if self._registering is None and not self._over:
-            self._registering = Deferred.fromCoroutine(self._register())
-            self._registering.addErrback(self._could_not_register).addBoth(self._register_over)
-
-    def _register_over(self, _: object) -> None:
-        self._registering = None
-
-    def _could_not_register(self, why: Failure) -> None:
-        _log.failure("registration failed", failure=why, event="register_failed")
-
-    async def _register(self) -> None:
-        """Make this run known; keeps trying while there is no leader. What refuses it for good goes to ``on_refused``."""
-        while not (self._over or self._is_refused or self.is_registered):
-            if self.map.is_founded:  # a joiner's first registration is its own affair
-                try:
-                    await self.propose(RegisterNode(self.map.cluster_id, self.registration))
-                except TableRefused as why:
-                    self.refused(why.refusal)
-                    return
-                except TaskQueueError:
-                    pass
-            if not self.is_registered:
-                await self.pause(REGISTER_AGAIN_S)
-
-    def refused(self, refusal: Refusal) -> None:
-        """The cluster will not have this node; told once."""
-        if not self._is_refused:
-            self._is_refused = True
-            self._on_refused(refusal)
-
     def pause(self, seconds: float) -> Deferred[None]:
         """Over early when the node stops."""
         done: Deferred[None] = Deferred()
@@ -211,13 +147,12 @@ class Membership:
 
         :raises TableRefused: the table refused the whole of it. :raises NoController: nothing was done. :raises OutcomeUnknown:
         """
-        outcome = await self._propose(commands.encode(command))
-        whole = [refused.code for refused in outcome.refused if refused.partition is None]
-        if whole:
-            raise TableRefused(whole[0])
+        outcome = await self.have_proposed(commands.encode(command))
+        check_whole(outcome)
         return outcome
 
-    async def _propose(self, data: bytes) -> Outcome:
+    async def have_proposed(self, data: bytes) -> Outcome:
+        """An encoded command; see ``propose``. What the table refused is in the outcome."""
         if self._raft.core.is_leader:
             log_index = await self._raft.propose(data)
             return Outcome(log_index, self._machine.outcome(log_index))
@@ -234,16 +169,9 @@ class Membership:
             raise NoController(f"node {peer.name} can't speak for another")
         if not self._raft.core.is_leader:
             raise NotLeader(self._raft.core.leader)
-        return OUTCOMES.encode(await self._propose(data))
+        return OUTCOMES.encode(await self.have_proposed(data))
 
-    async def registered_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """A node that joins knows no leader: its registration is sent on."""
-        command = commands.decode(data)
-        if not isinstance(command, RegisterNode) or command.node.node_id != peer.node_id:
-            raise NoController("not the registration of the node that sends it")
-        outcome = await self._propose(data)
-        return WELCOMES.encode(Welcomed(outcome, self.addresses()))
-
+    # --- whom to dial ---
     def welcomed(self, welcome: Welcomed) -> None:
         """A joiner dials the members before it has the table: answers to the leader go over its own lanes."""
         self.seed(welcome.members)
@@ -258,6 +186,10 @@ class Membership:
         if not self.is_registered:
             members |= {i: Member(NodeId(i), NodeName(name), peer) for i, name, peer in self._seeds}
         self._pool.set_members(members.values())
+
+    def known(self) -> list[NodeId]:
+        """Whom this node dials."""
+        return sorted({NodeId(node) for node, _, _ in (*self.addresses(), *self._seeds)} - {self.me})
 
     def addresses(self) -> Addresses:
         """Of all members, as the table has them."""
@@ -291,6 +223,7 @@ class Membership:
 
     # --- deaths ---
     def lane_up(self, peer: PeerIdentity) -> None:
+        self.registering.let_in_by(peer.node_id)
         if self._evidence.lane_up(peer):
             self.liveness.retracted(self.me, peer.node_id)
 
@@ -298,7 +231,9 @@ class Membership:
         self._evidence.lane_lost(peer, broke=broke)
 
     def _report(self, evidence: Evidence) -> None:
-        _log.info("node {node} is gone: its port refuses", node=evidence.about, event="death_seen")
+        known = self.map.nodes.get(evidence.about)
+        name = evidence.about if known is None else known.name
+        _log.info("node {node} is gone: its port refuses", node=name, event="death_seen")
         self.liveness.reported(evidence)
         self._raft.leader_died(evidence.about)
         self._repeat_evidence()
@@ -349,12 +284,12 @@ class Membership:
         if entry is None:
             return
         if not entry.is_member:
-            self.refused(Refusal.REMOVED)
+            self.registering.refused(Refusal.REMOVED)
         elif entry.incarnation > self.registration.incarnation:
-            self.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
+            self.registering.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
         elif entry.nonce == self.registration.nonce and not entry.is_up:
             # It was taken for dead and lives: a new session, and new epochs for whatever it is to lead (R2).
-            self._register_again()
+            self.registering.start()
 
     # --- the controller ---
     def control_soon(self) -> None:
@@ -378,7 +313,6 @@ class Membership:
             self._view(),
             now_ms,
             pending=tuple(self._pending.values()),
-            can_replicate=CAN_REPLICATE,
         )
         self._carry_out(decision)
 

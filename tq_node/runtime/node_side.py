@@ -22,17 +22,19 @@ from tq_node.facade import (
     Worker,
 )
 from tq_node.partition.outputs import ProposeStepDown, Step
+from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control_plane import ControlPlane, Outside
 from tq_node.runtime.forwarding import Forwarding
 from tq_node.runtime.ids import IdMaker
 from tq_node.runtime.observing import Observer
 from tq_node.runtime.operating import Operating
+from tq_node.runtime.patience import Patience
 from tq_node.runtime.queue import NodeQueue
 from tq_node.runtime.records import commands_of, records_of
 from tq_node.runtime.renewing import Renewing
 from tq_node.runtime.serving import Serving, handlers_of
-from tq_node.types import NodeId
+from tq_node.types import NodeId, Token
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.failures import MalformedBox
 from tq_node.wire.handler import Answer, Greeting
@@ -52,6 +54,8 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     make_local: Callable[[ClusterSettings], NodeQueue]
     workers_are_gone: Callable[[], bool]
     random_bytes: Callable[[int], bytes]
+    draw: Callable[[], float] = lambda: 0.5
+    """Random numbers in [0, 1), for pauses."""
     secret_to_hand_over: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
 
@@ -81,6 +85,7 @@ class NodeSide(Operating, Outside):
         self._on_refused = on_refused
         self._on_broken = on_broken
         self._ids = IdMaker(settings.random_bytes)
+        self._patience = Patience(clock, settings.draw, lambda: self.is_stopping)
         self._connected: set[NodeId] = set()
         self._renewing: Renewing | None = None
         self._renewals: tuple[LoopingCall, Deferred[object]] | None = None
@@ -226,6 +231,13 @@ class NodeSide(Operating, Outside):
         membership = self.plane.membership
         for command in commands_of(steps, self.node_id, membership.session_of(self.node_id)):
             Deferred.fromCoroutine(membership.propose(command)).addErrback(_asked_again)
+
+    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
+        node = self.map.node_named(node_name)
+        if node is not None:
+            told = self._forwarding.call(node.node_id, calls.STOP, calls.Stop(task_id, token))
+            # If it does not hear, its lease is not renewed either.
+            told.addErrback(lambda _: None)
 
     async def hand_over(self) -> None:
         """Another node of its set becomes primary of each partition that this one leads, if there is one (SIGTERM, section 6)."""

@@ -34,13 +34,12 @@ from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control_plane import ControlPlane
 from tq_node.runtime.forwarding import Forwarding
-from tq_node.runtime.membership import CAN_REPLICATE, TableRefused
 from tq_node.runtime.queue import NodeQueue
+from tq_node.runtime.registering import TableRefused
 from tq_node.types import NodeId
 
 CLUSTER_NAME = "taskqueue"
 _SENTENCES = {
-    Refusal.WAITING_FOR_REPLICATION: "the node holds tasks, and this version can't copy them to another one yet",
     Refusal.LAST_NODE: "the cluster has no other node that could take over",
     Refusal.LAST_COPY: "the node has the only copy of some partitions: see unsafe-recover",
     Refusal.NOT_NEEDED: "nothing needs to be done: the partition has a primary and all its copies are there",
@@ -130,20 +129,20 @@ class Operating:
         if reasons:
             raise NotReady(reasons[0].detail)
         secret = self._secret_to_hand_over()
+        if secret is None and self.plane.has_certificates:
+            raise Denied(
+                "this cluster uses certificates: give --peer-cert, --peer-key and --peer-ca to the node that joins"
+            )
         if secret is None:
             raise Denied("the secret of this cluster is kept in a file: give --secret-file to the node that joins")
         return Invitation(self.map.cluster_id, secret.hex(), self.plane.membership.registration.peer)
 
     # --- orders ---
     def drain(self, node: str) -> Deferred[None]:
-        return self._order(
-            node, lambda node_id: requests.drain(self.map, self._liveness, node_id, can_replicate=CAN_REPLICATE)
-        )
+        return self._order(node, lambda node_id: requests.drain(self.map, node_id))
 
     def remove(self, node: str) -> Deferred[None]:
-        return self._order(
-            node, lambda node_id: requests.remove(self.map, self._liveness, node_id, can_replicate=CAN_REPLICATE)
-        )
+        return self._order(node, lambda node_id: requests.remove(self.map, self._liveness, node_id))
 
     def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
         if not 0 <= partition < len(self.map.partitions):

@@ -265,6 +265,7 @@ class NodeQueue:
         def found(slot: Slot) -> Deferred[TaskRow]:
             if self.is_stopping:
                 raise Draining
+            self._table.must_accept(slot.partition, task_id)
             try:
                 row = operation(slot)
             except (AlreadyFinal, NotRetryable) as why:
@@ -285,7 +286,11 @@ class NodeQueue:
         now_us = self._clock.wall_us()
         self._table.change(slot, Cancel(now_us), now_us)
         if before.state is State.PROCESSING and before.token is not None:
-            self._running.stop_attempt(before.spec.id, before.token)
+            if before.worker in (None, self._settings.node_name):
+                self._running.stop_attempt(before.spec.id, before.token)
+            else:
+                self._running.end_elsewhere(before.spec.id, before.token)
+                self._peers.stop_elsewhere(before.worker, before.spec.id, before.token)
         assert slot.row is not None
         return slot.row
 
@@ -387,14 +392,19 @@ class NodeQueue:
         """The attempts that this node's worker runs, also those whose partition is led elsewhere by now."""
         return self._running.held_claims()
 
-    def stop_attempt(self, claim: Claim) -> None:
-        """It holds its task no more: its handler is to be stopped."""
-        self._running.stop_attempt(claim.task_id, claim.token)
+    def stop_attempt(self, task_id: str, token: Token) -> None:
+        """An attempt that runs here holds its task no more: its handler is to be stopped."""
+        self._running.stop_attempt(task_id, token)
+
+    def let_go(self, claim: Claim) -> None:
+        """Its end has been told at the node that leads its partition."""
+        self._running.let_go(claim)
 
     def renew(self, partition: int, attempts: Sequence[tuple[str, Token]]) -> Deferred[Sequence[bool]]:
         """Whether these attempts, which run at another node, still hold their tasks; see ``Running.renew``."""
 
         def renewed() -> Deferred[Sequence[bool]]:
+            self._table.must_lead(partition)  # before a round is asked for that nobody would hear of
             confirmed = self.replication.confirming.when_confirmed(partition)
             return cast("Deferred[Sequence[bool]]", self._running.renew(partition, attempts, confirmed))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from tq_node.cluster.commands import AlterIsr, AnyCommand, ElectPrimary, IsrStep, Led, PrimaryStep, StepDown
 from tq_node.cluster.records import ClusterMap
 from tq_node.partition.outputs import AskEpoch, ProposeIsr, ProposeStepDown, Step
 from tq_node.partition.record import Record
 from tq_node.types import Epoch, NodeId, PartitionId
+
+T = TypeVar("T")
+STEPS_PER_ENTRY_MAX = 256
+"""An entry of the metadata log stays small, however many partitions a node has."""
 
 
 def records_of(table: ClusterMap, me: NodeId, *, may_lead: bool) -> dict[int, Record]:
@@ -44,11 +49,13 @@ def commands_of(steps: Sequence[Step], me: NodeId, session: int) -> list[AnyComm
         else:
             assert isinstance(step, AskEpoch)
             choices.append(PrimaryStep(partition, epoch, step.partition_version))
-    commands: list[AnyCommand] = []
-    if isr_steps:
-        commands.append(AlterIsr(me, session, tuple(isr_steps)))
-    if led:
-        commands.append(StepDown(me, session, tuple(led)))
-    if choices:
-        commands.append(ElectPrimary(tuple(choices)))
-    return commands
+    return [
+        *(AlterIsr(me, session, tuple(part)) for part in _parts(isr_steps)),
+        *(StepDown(me, session, tuple(part)) for part in _parts(led)),
+        *(ElectPrimary(tuple(part)) for part in _parts(choices)),
+    ]
+
+
+def _parts(steps: list[T]) -> Iterator[list[T]]:
+    for first in range(0, len(steps), STEPS_PER_ENTRY_MAX):
+        yield steps[first : first + STEPS_PER_ENTRY_MAX]

@@ -72,7 +72,7 @@ class Renewing:
                 self._until_ms[partition] = sent_ms + limits.LEASE_MS - limits.LEASE_MARGIN_MS
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:
-                    self._local.stop_attempt(claim)
+                    self._local.stop_attempt(claim.task_id, claim.token)
 
         answer.addCallbacks(granted, _not_renewed).addErrback(_bug)
 

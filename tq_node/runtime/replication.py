@@ -7,7 +7,7 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 
-from tq_node.errors import Draining, NotEnoughReplicas, TaskQueueError
+from tq_node.errors import NotActive, NotEnoughReplicas, TaskQueueError
 from tq_node.partition.outputs import Step
 from tq_node.partition.pace import Budget
 from tq_node.partition.record import Record
@@ -18,7 +18,7 @@ from tq_node.runtime.copies import Copies, Core
 from tq_node.runtime.events import Change
 from tq_node.runtime.outgoing import Outgoing, messages_in
 from tq_node.store.api import Store
-from tq_node.types import NodeId, TaskSpec
+from tq_node.types import NodeId, TaskSpec, Token
 
 TICK_S = 0.05
 LEFTOVER_KEPT_MS = 600_000
@@ -38,6 +38,9 @@ class Peers(Protocol):
     def ask_controller(self, steps: Sequence[Step]) -> None:
         """Propose these; nobody waits for what becomes of it, the cores ask again."""
 
+    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
+        """Tell a node that an attempt that it runs holds its task no more; nobody waits for what becomes of it."""
+
 
 class Alone:
     """``Peers`` of a node that has none."""
@@ -50,6 +53,9 @@ class Alone:
 
     def ask_controller(self, steps: Sequence[Step]) -> None:
         """There is no controller but the table's."""
+
+    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
+        """There is no other."""
 
 
 class Replication:
@@ -143,7 +149,9 @@ class Replication:
 
     def _led(self, partition: int, epoch: int) -> None:
         self._judge(partition)
-        if not epoch:
+        if epoch:
+            self.confirming.begin_soon()  # nothing may run before the others have confirmed it (section 8)
+        else:
             self.confirming.left(partition)
         self._on_led(partition, epoch)
 
@@ -153,23 +161,33 @@ class Replication:
         refusal: TaskQueueError | None = None
         if core.is_leading and record is not None:
             if core.is_handing_over:
-                refusal = Draining("the partition is handed over to another node")
-            elif len(record.isr) <= record.min_isr and not record.up.issuperset(core.effective_set):
-                refusal = NotEnoughReplicas("too few of the partition's in-sync copies are up")
+                refusal = NotActive("the partition is handed over to another node")
+            elif self._within_reach(core.effective_set, record) < record.min_isr:
+                refusal = NotEnoughReplicas("too few of the partition's in-sync copies can be reached")
         if refusal is None:
             self.refusals.pop(partition, None)
         else:
             self.refusals[partition] = refusal
+
+    def _within_reach(self, members: frozenset[NodeId], record: Record) -> int:
+        """How many members of the set could acknowledge now. Those that can't are soon removed, while ``min_isr`` remain."""
+        return sum(1 for node in members if node == self._me or (node in self._connected and node in record.up))
 
     # --- peers ---
     def connected(self, node: NodeId) -> None:
         """There is a new connection with it, whoever dialled: streams begin anew."""
         self._connected.add(node)
         self.copies.connected(node)
+        self._judge_all()
 
     def disconnected(self, node: NodeId) -> None:
         self._connected.discard(node)
         self.copies.disconnected(node)
+        self._judge_all()
+
+    def _judge_all(self) -> None:
+        for partition in self._records:
+            self._judge(partition)
 
     def received(self, source: NodeId, body: bytes) -> None:
         """:raises msgspec.DecodeError: not what peers say."""

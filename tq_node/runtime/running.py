@@ -26,6 +26,9 @@ _log = Logger(namespace="taskqueue.running")
 DUE_ROUND_MAX = 1_000
 """Scheduled tasks made pending in one turn of the reactor; the rest follow in the next."""
 FOREVER_S = 86_400.0
+LEASE_AGAIN_S = 0.05
+SET_BACK_MAX = 64
+"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
 
 
 class Running:
@@ -47,6 +50,8 @@ class Running:
         """Attempts that the worker holds, by task id."""
         self._ending: dict[str, Token] = {}
         """Attempts that no longer hold their task and whose handler may still run: no other starts beside it (I12)."""
+        self._ending_elsewhere: dict[str, tuple[Token, int]] = {}
+        """Those of them that run at other nodes: when their lease is over at the latest, monotonic ms."""
         self._set_aside: set[str] = set()
         """Tasks that wait for that."""
         self._set_back: list[TaskRow] = []
@@ -54,6 +59,7 @@ class Running:
         self._renewed: dict[str, tuple[Token, int]] = {}
         """Attempts that run at other nodes and were renewed here: until when, monotonic ms."""
         self._stopped = False
+        self._again_call: IDelayedCall | None = None
         self._due_call: IDelayedCall | None = None
         self._due_at_us = 0
         """What the timer is set to."""
@@ -130,7 +136,11 @@ class Running:
         find = self._table.find
         cold: list[str] = []
         now_us = self._clock.wall_us()
+        known = len(self._set_back)
         while len(claims) + len(cold) < limit:
+            if len(self._set_back) - known >= SET_BACK_MAX:
+                self._look_again_soon()
+                break
             next_one = ready.pop()
             if next_one is None:
                 break
@@ -153,6 +163,11 @@ class Running:
             return
         if slot.partition in self._table.refusals:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
+            return
+        if self.lease_ms(slot.partition) <= 0:
+            # Nobody has confirmed this primary yet: the attempt could only be given back.
+            self._set_back.append(pending)
+            self._look_again_soon()
             return
         row = self._table.claim(slot, self._settings.node_name, now_us)
         if row is None:
@@ -260,12 +275,17 @@ class Running:
 
     def _ended(self, claim: Claim) -> None:
         """The handler of an attempt that was stopped runs no more: its task may be started anew."""
-        if self._ending.get(claim.task_id) != claim.token:
+        self._end_of(claim.task_id, claim.token)
+
+    def _end_of(self, task_id: str, token: Token) -> None:
+        if self._ending_elsewhere.get(task_id, (None, 0))[0] == token:
+            del self._ending_elsewhere[task_id]
+        if self._ending.get(task_id) != token:
             return
-        del self._ending[claim.task_id]
-        if claim.task_id in self._set_aside:
-            self._set_aside.discard(claim.task_id)
-            self._table.load([claim.task_id]).addCallbacks(self._hint_again, self._not_loaded)
+        del self._ending[task_id]
+        if task_id in self._set_aside:
+            self._set_aside.discard(task_id)
+            self._table.load([task_id]).addCallbacks(self._hint_again, self._not_loaded)
 
     def _hint_again(self, found: dict[str, Found]) -> None:
         for slot in found.values():
@@ -305,11 +325,22 @@ class Running:
         committed = self._table.committed_wait(slot, wait)
         return succeed(None) if committed is None else cast("Deferred[None]", committed)
 
+    def end_elsewhere(self, task_id: str, token: Token) -> None:
+        """An attempt at another node no longer holds its task: nothing starts beside it until it has ended, or its lease has."""
+        self._ending[task_id] = token
+        self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
+        self._renewed.pop(task_id, None)
+
+    def let_go(self, claim: Claim) -> None:
+        """Its end is told at another node, which leads its partition."""
+        self._let_go(claim)
+
     def stop_attempt(self, task_id: str, token: Token) -> None:
         """Tell the worker that the attempt no longer holds its task."""
-        held = self._claims.pop(task_id, None)
+        held = self._claims.get(task_id)
         if self._worker is not None:
             if held is not None and held.token == token:
+                del self._claims[task_id]
                 self._ending[task_id] = token
             self._worker.stop_attempt(task_id, token)
 
@@ -386,20 +417,41 @@ class Running:
     def safety_net(self) -> None:
         """Finds what an event missed: due tasks, and ready ones that nobody was woken for (F32)."""
         self.find_due()
-        set_back, self._set_back = self._set_back, []
-        for row in set_back:
-            if row.partition in self._table.leading:
-                self._table.hint(row)
+        now_ms = self._clock.now_ms()
+        for task_id, (token, until_ms) in list(self._ending_elsewhere.items()):
+            if now_ms >= until_ms:
+                self._end_of(task_id, token)
+        self._renewed = {task_id: renewed for task_id, renewed in self._renewed.items() if now_ms < renewed[1]}
+        self._hint_set_back()
         if self._table.ready.has_any:
             self.wake()
         if self._table.has_stale_hints:
             Deferred.fromCoroutine(self._table.rebuild_hints()).addErrback(self._not_loaded)
+
+    def _look_again_soon(self) -> None:
+        if self._again_call is None and not self._stopped:
+            self._again_call = self._clock.call_later(LEASE_AGAIN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._again_call = None
+        self._hint_set_back()
+        if self._table.ready.has_any:
+            self.wake()
+
+    def _hint_set_back(self) -> None:
+        set_back, self._set_back = self._set_back, []
+        for row in set_back:
+            if row.partition in self._table.leading:
+                self._table.hint(row)
 
     def stop(self) -> None:
         self._stopped = True
         if self._due_call is not None:
             self._due_call.cancel()
             self._due_call = None
+        if self._again_call is not None:
+            self._again_call.cancel()
+            self._again_call = None
 
     def lease_ms(self, partition: int) -> int:
         """Of an attempt that this node claimed (section 8): how long it may run from now, as things are; 0: not any more."""

@@ -35,6 +35,10 @@ def handlers_of(local: Callable[[], NodeQueue], on_shutdown: Callable[[], None])
     def note(note: calls.Note) -> Deferred[Nothing]:
         return local().note(note.claim, note.notes).addCallback(lambda _: NOTHING)
 
+    def stop(stop: calls.Stop) -> Nothing:
+        local().stop_attempt(stop.task_id, stop.token)
+        return NOTHING
+
     def shutdown(_: Nothing) -> Nothing:
         on_shutdown()
         return NOTHING
@@ -48,6 +52,7 @@ def handlers_of(local: Callable[[], NodeQueue], on_shutdown: Callable[[], None])
         calls.FINISH.name: finish,
         calls.NOTE.name: note,
         calls.RENEW.name: lambda renew: local().renew(renew.partition, renew.attempts),
+        calls.STOP.name: stop,
         calls.LIST.name: lambda query: local().list(query),
         calls.EVENTS.name: lambda question: local().events_after(question),
         calls.STATS.name: lambda _: local().stats(),
