@@ -8,11 +8,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 
 ENDPOINT_KINDS = ("tcp", "tcp6", "ssl", "unix", "systemd")
 LOOPBACK = "127.0.0.1"
@@ -38,8 +39,9 @@ class Address(msgspec.Struct, frozen=True):
 class Listen(msgspec.Struct, frozen=True):
     """Where a server listens.
 
-    ``endpoint`` goes to ``serverFromString``. ``host`` and ``port`` are None where the endpoint has none (``unix:``,
-    ``systemd:``). ``host`` is never empty: an endpoint without ``interface=`` binds every address and says ``0.0.0.0``.
+    ``endpoint`` goes to ``serverFromString``. ``host`` and ``port`` are None where the endpoint has none (``unix:``); of a socket
+    that is inherited (``systemd:``) they are what it is bound to. ``host`` is never empty: an endpoint without
+    ``interface=`` binds every address and says ``0.0.0.0``.
     """
 
     endpoint: str
@@ -161,17 +163,25 @@ def _is_unspecified(host: str) -> bool:
 def _parse_endpoint(text: str) -> Listen:
     """Let Twisted judge the string, without a reactor: nothing is opened before the node starts."""
     try:
-        serverFromString(cast("Any", None), text)
+        endpoint: Any = serverFromString(cast("Any", None), text)
+        bound = _bound_to(endpoint.fileno) if isinstance(endpoint, AdoptedStreamServerEndpoint) else None
     except Exception as why:  # the parsers raise whatever int(), open() or a missing argument raise
         reason = " ".join(str(why).split()) or type(why).__name__
         raise ValueError(f"is not an endpoint that can be listened on: {reason}") from None
     kind, arguments, named = _split_endpoint(text)
     if kind in ("unix", "systemd"):
-        return Listen(text, None, None)
+        return Listen(text, *(bound or (None, None)))
     port = _port(named.get("port", arguments[0] if arguments else ""))
     place = _INTERFACE_PLACE[kind]
     interface = named.get("interface") or (arguments[place] if len(arguments) > place else "")
     return Listen(text, parse_host(interface) if interface else _EVERYWHERE[kind], port)
+
+
+def _bound_to(descriptor: int) -> tuple[str, int] | None:
+    """What a service manager has bound the socket to that we inherit; None for one in the file system. :raises OSError: none."""
+    with socket.socket(fileno=os.dup(descriptor)) as inherited:
+        name = inherited.getsockname()
+    return (name[0], name[1]) if isinstance(name, tuple) else None
 
 
 def _split_endpoint(text: str) -> tuple[str, list[str], dict[str, str]]:

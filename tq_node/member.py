@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN
+from tq_node.cluster.refusals import Refusal
 from tq_node.config import Settings
 from tq_node.errors import TaskQueueError
 from tq_node.facade import NotReadyReason
@@ -21,17 +22,20 @@ from tq_node.runtime.birth_guard import BirthGuard, Founder
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.cluster_queue import ClusterQueue
 from tq_node.runtime.control_plane import ControlPlane
-from tq_node.runtime.credentials import BadCredentials, peer_tls, read_secret
+from tq_node.runtime.credentials import peer_tls, read_secret
 from tq_node.runtime.founding import first_table, is_founded
 from tq_node.runtime.identity import (
     Belonging,
     Formatted,
+    IsCopy,
     NeverJoined,
     Values,
     belonging_in,
     belonging_values,
+    copy_values,
     formatted_in,
     founding_identity,
+    is_copy,
     joined,
     new_node,
     newborn_again,
@@ -39,8 +43,8 @@ from tq_node.runtime.identity import (
     past_birth_guard,
     with_secret,
 )
-from tq_node.runtime.invitations import Invited, Inviter
-from tq_node.runtime.joining import Joiner
+from tq_node.runtime.invitations import Invited, Inviter, JoinRefused
+from tq_node.runtime.joining import Joiner, refusal_line
 from tq_node.store.api import Batch, Store
 from tq_node.types import NodeId
 from tq_node.wire.dialling import Dialling
@@ -55,6 +59,10 @@ _SEED_BYTES = 8
 HAND_OVER_S = 1.0
 """How long a leader that stops waits for another to take its place; if none does, the others elect one."""
 _NEWBORN = NotReadyReason("not_ready", "the cluster is newborn: the node waits whether an older one looks for it")
+
+
+class PeerPortTaken(Exception):
+    """One line that names the option."""
 
 
 class Member:
@@ -90,12 +98,14 @@ class Member:
     def identify(self, store: Store, clock: Clock) -> None:
         """Read whose directory this is, and decide what an empty one becomes.
 
-        :raises WrongName, NoSecret, NeverJoined, StoreBroken:
+        :raises WrongName, NoSecret, NeverJoined, IsCopy, StoreBroken:
         """
         settings, draw = self._settings, self._random_bytes
         self._store, self._clock = store, clock
         meta = store.meta()
         formatted = formatted_in(meta, settings.node_name)
+        if is_copy(meta):
+            raise IsCopy(refusal_line(Refusal.STORE_CLONED, settings.node_name))
         self._formatted = new_node(settings.node_name, draw) if formatted is None else formatted
         self.incarnation, self._first = next_start(meta, self._formatted)
         belonging = belonging_in(meta)
@@ -195,11 +205,11 @@ class Member:
             )
 
     def listen(self) -> None:
-        """:raises BadCredentials: the peers' address is in use or not ours."""
+        """:raises PeerPortTaken: the peers' address is in use or not ours."""
         try:
             listen_now(self.plane.listen())
         except CannotListenError as why:
-            raise BadCredentials(f"--peer: {why}") from None
+            raise PeerPortTaken(f"--peer: {why}") from None
 
     def stop_listening(self) -> object:
         return Deferred.fromCoroutine(self.plane.listener.stop())
@@ -256,12 +266,21 @@ class Member:
             secret=self._secret,
             belongs_to=None if self._belonging is None else self._belonging.cluster_id,
         )
-        welcome = await self._joiner.join()
+        try:
+            welcome = await self._joiner.join()
+        except JoinRefused as why:
+            if why.is_copy:
+                await self.remember_copy()
+            raise
         if welcome is not None:
             self.plane.membership.welcomed(welcome)
 
     async def _joins(self, invited: Invited) -> None:
         await self._store.commit(Batch(meta=joined(invited.cluster_id, invited.secret, self._clock.wall_us())))
+
+    def remember_copy(self) -> Deferred[None]:
+        """This directory is a copy: durable before the node ends, so that no later start passes for the original's next one."""
+        return self._store.commit(Batch(meta=copy_values()))
 
     def stop_joining(self) -> None:
         if self._joiner is not None:

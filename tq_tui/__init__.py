@@ -1,1 +1,17 @@
-"""The terminal console. Its place is kept; nothing is here yet, and no ``tq-tui`` command is installed until it works."""
+"""The terminal console, ``tq-tui``: a client of the HTTP API like any other.
+
+Rooms: ``client`` talks to nodes, ``state`` folds what was seen into a view (pure), ``draw`` and ``format`` turn a view into
+text (pure), ``widgets`` and ``screens`` show it, ``acting`` does what people ask for.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+
+def version() -> str:
+    """Of the installed package; a source tree that was never installed has none."""
+    try:
+        return metadata.version("taskqueue")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -22,8 +22,8 @@ SHORT_GUARD_S = "0.2"
 """For tests that are not about the birth guard: it takes 2 s in earnest."""
 PEER_OFFSET = 1_000
 WHOLE_S = 30.0
-HARMLESS = r"the reactor was blocked for|refused a connection from .*: node \S+ is starting"
-"""The one says more about the machine that the tests share than about the node, the other is part of every restart."""
+HARMLESS = r"the reactor was blocked for"
+"""It says more about the machine that the tests share than about the node."""
 
 
 class View(NamedTuple):
@@ -208,6 +208,11 @@ class Cluster:
             process.assert_log_is_clean(f"{HARMLESS}|{allow}" if allow else HARMLESS)
 
 
+def copies_of(partition: Mapping[str, Any]) -> frozenset[str]:
+    """Who has it, or is about to."""
+    return frozenset(name for name in (partition["primary"], *partition["replicas"]) if name is not None)
+
+
 def as_view(answer: Mapping[str, Any]) -> View | None:
     cluster = answer["cluster"]
     if not cluster["id"]:
@@ -226,6 +231,7 @@ class Sample(NamedTuple):
     at_s: float
     view: View
     primaries: tuple[str | None, ...] | None
+    copies: tuple[frozenset[str], ...] | None = None
 
 
 class Watch(threading.Thread):
@@ -252,10 +258,12 @@ class Watch(threading.Thread):
         view = as_view(_asked(connection, "/cluster"))
         if view is None:
             return
-        primaries = None
+        primaries = copies = None
         if self._partitions:
-            primaries = tuple(one["primary"] for one in _asked(connection, "/cluster/partitions")["partitions"])
-        self.samples.append(Sample(time.monotonic(), view, primaries))
+            shown = _asked(connection, "/cluster/partitions")["partitions"]
+            primaries = tuple(one["primary"] for one in shown)
+            copies = tuple(copies_of(one) for one in shown)
+        self.samples.append(Sample(time.monotonic(), view, primaries, copies))
 
     def first(self, condition: Callable[[Sample], bool], since_s: float) -> float | None:
         """Seconds from ``since_s`` to the first sample after it that fulfils the condition."""

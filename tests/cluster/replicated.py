@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.cluster.clusters import WHOLE_S, Cluster
 from tests.support.at_rest import CopyAtRest, copies_at_rest
 from tests.support.harness import TimedOut, until
 from tq_node.cluster.placement import partition_of
+from tq_node.store.opening import DATABASE_NAME
 
 HANDLERS = ("--handlers", "tests.support.cluster_handlers")
 NAMES = ("node-1", "node-2", "node-3")
@@ -17,7 +23,7 @@ HARM = (
     r"closed the connection of|refused a connection from|the peer has ended|attempts of an earlier primary|"
     r"a task of the node's own could not"
 )
-ENDED_S = 60.0
+ENDED_S = 40.0
 MakeCluster = Callable[..., Cluster]
 
 
@@ -27,16 +33,34 @@ def started(make_cluster: MakeCluster, **options: Any) -> Cluster:
     cluster.start()
     cluster.wait_whole()
     cluster.wait_ready()
-    wait_copies(cluster)
+    wait_settled(cluster)
     return cluster
 
 
+def wait_settled(cluster: Cluster, deadline_s: float = WHOLE_S) -> float:
+    """All copies are in sync, and each node leads its share: nothing is about to be handed over. Returns seconds."""
+    began_s = time.monotonic()
+    share = -(-64 // len(cluster.running))
+
+    def even() -> bool:
+        wait_copies(cluster, deadline_s=deadline_s)
+        shares = Counter(shown["primary"] for shown in partitions_by_primary(cluster).values())
+        return sum(shares.values()) == 64 and max(shares.values()) <= share
+
+    until(even, deadline_s=deadline_s, what=f"at most {share} primaries on each of {cluster.running}")
+    cluster.wait_ready()
+    return time.monotonic() - began_s
+
+
 def partitions_by_primary(cluster: Cluster, names: Iterable[str] = ()) -> dict[int, dict[str, Any]]:
-    """Each partition as its own primary shows it; those whose primary does not answer are left out."""
+    """Each partition as its own primary shows it; left out are those whose primary does not answer, or does not lead yet."""
     found: dict[int, dict[str, Any]] = {}
     for name in names or cluster.running:
-        for shown in cluster.partitions(name):
-            if shown["primary"] == name:
+        partitions: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError):
+            partitions = cluster.partitions(name)
+        for shown in partitions:
+            if shown["primary"] == name and shown["last_sequence"] is not None:
                 found[shown["partition"]] = shown
     return found
 
@@ -58,9 +82,7 @@ def wait_copies(cluster: Cluster, count: int = 0, deadline_s: float = WHOLE_S, p
     try:
         until(whole, deadline_s=deadline_s, what=f"{wanted} copies in sync of each partition")
     except TimedOut as why:
-        lacking = [
-            shown for shown in last.values() if shown["state"] != "active" or len(shown["in_sync"]) != wanted
-        ]
+        lacking = [shown for shown in last.values() if shown["state"] != "active" or len(shown["in_sync"]) != wanted]
         raise TimedOut(f"{why}: {len(last)} with a primary, lacking {len(lacking)}, as {lacking[:3]}") from None
     return time.monotonic() - began_s
 
@@ -71,7 +93,8 @@ def wait_ended(cluster: Cluster, name: str = "", deadline_s: float = ENDED_S) ->
 
     def ended() -> bool:
         answer = cluster[name or cluster.running[0]].get("/tasks/stats?scope=cluster").json
-        return not answer["missing"] and not any(answer["stats"][state] for state in open_states)
+        is_whole = set(answer["missing"]).isdisjoint(cluster.running)
+        return is_whole and not any(answer["stats"][state] for state in open_states)
 
     try:
         until(ended, deadline_s=deadline_s, what="every accepted task ends (P6)")
@@ -88,9 +111,7 @@ def wait_quiet(cluster: Cluster) -> None:
 
     def quiet() -> bool:
         shown = partitions_by_primary(cluster).values()
-        return all(
-            one["last_sequence"] == one["committed_sequence"] and not any(one["lag"].values()) for one in shown
-        )
+        return all(one["last_sequence"] == one["committed_sequence"] and not any(one["lag"].values()) for one in shown)
 
     until(quiet, what="all entries are committed and copied")
     time.sleep(1.0)  # replicas hear of the last commits, and rows are written behind the log
@@ -139,21 +160,24 @@ def compare_at_rest(
     return stores
 
 
-def seed_of(cluster: Cluster, count: int = 64) -> int:
-    """The cluster's seed of placement, which is not shown: found by asking where some tasks went."""
-    raise NotImplementedError
+def seed_of(cluster: Cluster) -> int:
+    """Of placement. No API shows it; the founder's store has it."""
+    path = cluster.data(cluster.founder) / DATABASE_NAME
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        ((value,),) = connection.execute("SELECT value FROM meta WHERE key = 'belonging'").fetchall()
+    seed = json.loads(value)["birth"]["seed"]
+    assert isinstance(seed, int)
+    return seed
 
 
-def ids_in(cluster: Cluster, wanted: Iterable[int], *, prefix: str, submit_via: str = "") -> dict[int, list[str]]:
-    """Ids that fall into the wanted partitions; the cluster's seed comes out of a store that any node has."""
-    seed = seed_of(cluster)
-    partitions = set(wanted)
-    found: dict[int, list[str]] = {partition: [] for partition in partitions}
-    serial = 0
-    while any(len(ids) < 4 for ids in found.values()):
+def ids_in(seed: int, partition: int, prefix: str, partition_count: int = 64) -> Iterator[str]:
+    """Without end: ids of tasks that belong to the partition."""
+    for serial in itertools.count():
         task_id = f"{prefix}-{serial}"
-        serial += 1
-        partition = partition_of(task_id, seed=seed, partition_count=64)
-        if partition in partitions:
-            found[partition].append(task_id)
-    return found
+        if partition_of(task_id, seed=seed, partition_count=partition_count) == partition:
+            yield task_id
+
+
+def led_by(cluster: Cluster, name: str, asked: str = "") -> list[int]:
+    """The partitions of which the node is primary, as the table has it."""
+    return [shown["partition"] for shown in cluster.partitions(asked or name) if shown["primary"] == name]

@@ -85,6 +85,7 @@ def test_three_nodes_and_strangers(make_cluster: MakeCluster, folder: Path, tmp_
             line for line in process.log.splitlines() if "not a member yet" in line or line.startswith("taskqueue: ")
         ]
         print(f"\n  {name}: {reason[0][-230:]}")
+        assert name != "node-7" or "--peer-cert, --peer-key and --peer-ca" in reason[0], "it is told what it lacks"
         process.close()
     assert cluster.wait_whole() == view, "nobody noticed"
     cluster.assert_logs_are_clean("refused a connection")

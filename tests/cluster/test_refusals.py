@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.clusters import PEER_OFFSET, Cluster
+from tests.cluster.replicated import wait_settled
 from tests.support.harness import Ended, NodeProcess, Nodes, free_port, until
 
 pytestmark = pytest.mark.cluster
@@ -166,10 +167,17 @@ def test_a_cloned_data_directory(cluster: Cluster, task_id: str, tmp_path: Path)
 
 def test_a_copy_of_a_node_that_runs(cluster: Cluster, task_id: str, tmp_path: Path) -> None:
     """The copy's first start is a later one than the original's, and yet it is the original that lives and answers."""
-    command = clone(cluster, "node-2", tmp_path / "copy")
-    for _ in range(2):
-        assert "copy" in the_line(run(cluster, *command))
-        assert_unharmed(cluster, task_id)
+    wait_settled(cluster)
+    before = cluster.wait_whole()
+    epochs = [(one["primary"], one["epoch"], one["in_sync"]) for one in cluster.partitions()]
+    leader = before.leader or ""
+    for name in (leader, cluster.others(leader)[0]):
+        command = clone(cluster, name, tmp_path / f"copy-of-{name}")
+        for _ in range(2):
+            assert "copy" in the_line(run(cluster, *command))
+            assert_unharmed(cluster, task_id)
+    assert cluster.wait_whole() == before, "neither leader nor term has changed"
+    assert [(one["primary"], one["epoch"], one["in_sync"]) for one in cluster.partitions()] == epochs
 
 
 def test_a_data_directory_set_back(cluster: Cluster, task_id: str, tmp_path: Path) -> None:
@@ -196,6 +204,17 @@ def test_a_second_process_on_one_directory(cluster: Cluster, task_id: str) -> No
         line = the_line(run(cluster, *cluster.command(name), "--http", str(cluster.ports[name])))
         assert "in use" in line
     assert_unharmed(cluster, task_id)
+
+
+def test_a_port_in_use_is_named_by_its_option(cluster: Cluster) -> None:
+    taken = cluster.ports["node-1"]
+    for option, arguments in {
+        "--http": ["--http", str(taken), "--peer", f"127.0.0.1:{free_port()}"],
+        "--peer": ["--http", str(free_port()), "--peer", f"127.0.0.1:{taken + PEER_OFFSET}"],
+    }.items():
+        line = the_line(run(cluster, "--node-id", "node-9", *arguments))
+        assert line.startswith(f"taskqueue: {option}: "), line
+        assert "in use" in line
 
 
 def test_a_wiped_first_node_with_its_usual_command(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.clusters import Cluster, View
+from tests.cluster.replicated import wait_copies, wait_settled
 from tests.support.harness import NodeProcess, Nodes, free_port, group_members, until
 
 pytestmark = pytest.mark.cluster
@@ -40,14 +41,8 @@ def assert_whole(cluster: Cluster, view: View) -> None:
 
 
 def wait_even(cluster: Cluster) -> None:
-    """Every partition has a primary, each node at most its share of 64."""
-    until(
-        lambda: all(
-            None not in (held := cluster.primaries(name)) and max(held.values()) <= 22 and len(held) == 3
-            for name in NAMES
-        ),
-        what="64 primaries on three nodes",
-    )
+    """Every partition has three copies, in sync, and each node leads at most its share of 64."""
+    wait_settled(cluster)
     cluster.wait_ready()
 
 
@@ -180,10 +175,17 @@ def test_batches_repeats_and_sums(cluster: Cluster) -> None:
     results = first["results"]
     assert [result.get("task_id") for result in results] == [*ids[:150], None, *ids[150:]]
     assert "error" in results[150]
-    listed = [task for node in (one, two, three) for task in node.get("/tasks/list?limit=10000").json["tasks"]]
-    assert sorted(task["id"] for task in listed) == sorted(ids), "each node lists what it has"
-    assert len({task["partition"] for task in listed}) == 64, "so many reach every partition"
-    for task in listed[::50]:
+    until(
+        lambda: [node.get("/tasks/stats").json["stats"]["total"] for node in (one, two, three)] == [COUNT] * 3,
+        what="copies",
+    )
+    lists = [node.get("/tasks/list?limit=10000").json["tasks"] for node in (one, two, three)]
+    for listed in lists:
+        assert sorted(task["id"] for task in listed) == sorted(ids), "each node lists what it has a copy of"
+        assert len({task["partition"] for task in listed}) == 64, "so many reach every partition"
+    roles = Counter((task["id"], task["role"]) for listed in lists for task in listed)
+    assert roles == {(task_id, role): copies for task_id in ids for role, copies in (("primary", 1), ("replica", 2))}
+    for task in lists[0][::50]:
         assert two.status(task["id"])["partition"] == three.status(task["id"])["partition"] == task["partition"]
 
     # The same batch and single ones again, elsewhere: the same tasks. Other content is a conflict, wherever it is asked.
@@ -198,8 +200,9 @@ def test_batches_repeats_and_sums(cluster: Cluster) -> None:
     assert sums[0] == sums[1] == sums[2]
     assert (sums[0]["total"], sums[0]["scheduled"]) == (COUNT, COUNT)
     alone = [node.get("/tasks/stats").json for node in (one, two, three)]
-    assert sum(found["stats"]["total"] for found in alone) == COUNT, "one copy of each, in this version"
-    assert [found["stats"]["total"] for found in alone] == [found["primary"]["total"] for found in alone]
+    assert [found["stats"]["total"] for found in alone] == [COUNT] * 3, "a copy of each on each"
+    assert sum(found["primary"]["total"] for found in alone) == COUNT
+    assert sum(found["replica"]["total"] for found in alone) == 2 * COUNT
     cluster.stop()
     cluster.assert_logs_are_clean()
 
@@ -225,7 +228,8 @@ def test_a_node_ends_in_order_and_all_of_them_come_back(cluster: Cluster) -> Non
     wait_even(cluster)
     ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(60)]
     before = cluster.wait_whole()
-    at = {task_id: cluster["node-1"].status(task_id)["node"] for task_id in ids}
+    partitions = {task_id: cluster["node-1"].status(task_id)["partition"] for task_id in ids}
+    epochs = {one["partition"]: one["epoch"] for one in cluster.partitions("node-1")}
     for name in NAMES:
         pid = cluster[name].pid
         assert cluster[name].terminate() == 0, cluster[name].log_tail()
@@ -242,13 +246,17 @@ def test_a_node_ends_in_order_and_all_of_them_come_back(cluster: Cluster) -> Non
     print(f"\nall three again: whole and ready after {time.monotonic() - began_s:.1f} s")
     assert (after.cluster_id, after.statuses, after.voters) == (before.cluster_id, before.statuses, before.voters)
     assert after.term > before.term
-    assert {task_id: cluster["node-2"].status(task_id)["node"] for task_id in ids} == at
+    wait_even(cluster)
+    found = {task_id: cluster["node-2"].status(task_id) for task_id in ids}
+    assert {task_id: task["partition"] for task_id, task in found.items()} == partitions
+    assert {task["status"] for task in found.values()} == {"scheduled"}
+    assert all(one["epoch"] > epochs[one["partition"]] for one in cluster.partitions("node-1")), "in new epochs (R2)"
     cluster.stop()
     cluster.assert_logs_are_clean()
 
 
 def test_one_node_restarts_while_the_others_serve(cluster: Cluster) -> None:
-    """Its tasks are away with it for as long (one copy, in this version), and nobody else's are."""
+    """Others lead its partitions meanwhile, all tasks are there, and it leads its share again once it is back."""
     wait_even(cluster)
     ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(60)]
     leader = cluster.leader()
@@ -258,15 +266,14 @@ def test_one_node_restarts_while_the_others_serve(cluster: Cluster) -> None:
         rest = set(cluster.others(name))
         cluster.wait(lambda view, rest=rest: view.leader in rest, names=rest, what="a leader among the others")  # type: ignore[misc]
         cluster.wait_gone(name)
-        for task_id in ids:
-            answer = cluster[asked].get(f"/tasks/status?id={task_id}")
-            if answer.status == 503:
-                assert answer.json["code"] == "not_primary"
-            else:
-                assert answer.json["node"] != name
+        wait_copies(cluster)
+        shown = [cluster[asked].status(task_id) for task_id in ids]
+        assert {task["status"] for task in shown} == {"scheduled"}
+        assert {task["node"] for task in shown} == rest
+        assert cluster[asked].status(cluster[asked].submit("noop"), wait_s=10)["status"] == "completed", "and they work"
         cluster.start(name)
         cluster.wait_whole()
-        cluster.wait_ready()
+        wait_even(cluster)
         assert all(cluster[asked].status(task_id)["id"] == task_id for task_id in ids)
     cluster.stop()
     cluster.assert_logs_are_clean()

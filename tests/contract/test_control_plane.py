@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-from tests.support.planes import PlaneNode, pause, until
-from tq_node.cluster.commands import PauseQueue
+from tests.support.harness import free_port
+from tests.support.planes import CLUSTER, PlaneNode, pause, until
+from tq_node.cluster.commands import PauseQueue, RegisterNode
+from tq_node.cluster.commands import encode as encode_command
 from tq_node.cluster.map import digest
 from tq_node.cluster.refusals import Refusal
+from tq_node.runtime.registering import WELCOMES
 from tq_node.types import NodeId
+from tq_node.wire.commands import Register
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -142,3 +147,61 @@ async def test_a_name_that_is_taken_is_refused(three: Three, tmp_path: Path) -> 
         assert len(three.nodes[0].plane.map.members()) == 3
     finally:
         await other.stop()
+
+
+# --- other addresses ---
+@deferred
+async def test_whoever_comes_back_at_another_address_is_found(three: Three) -> None:
+    """The leader looks for it where it was; any member that it finds says who leads."""
+    await three.form()
+    leader = three.leader()
+    assert leader is not None
+    for node in (next(node for node in three.up if node is not leader), leader):
+        await three.stop(node)
+        await until(lambda: three.leader() is not None, 5.0)
+        node.port = free_port()
+        await three.start(node)
+        took = await until(three.is_whole)
+        print(f"whole {took:.2f} s after its start at another port")
+        assert {other.plane.map.nodes[node.node_id].peer for other in three.up} == {node.address}
+
+
+@deferred
+async def test_a_member_that_does_not_lead_says_who_does(three: Three) -> None:
+    await three.form()
+    leader = three.leader()
+    assert leader is not None
+    follower = next(node for node in three.up if node is not leader)
+    asking = next(node for node in three.up if node not in (leader, follower))
+    body = encode_command(RegisterNode(CLUSTER, asking.registration()))
+    welcome = WELCOMES.decode(await asking.plane.pool.ask(follower.node_id, Register, body))
+    assert welcome.outcome is None
+    assert welcome.leader == leader.node_id
+    assert welcome.leader_address == leader.address
+    assert {node for node, _, _ in welcome.members} == {node.node_id for node in three.nodes}
+
+
+# --- copies of a directory (F14) ---
+@deferred
+async def test_a_copy_of_a_node_that_runs_harms_nobody(three: Three, tmp_path: Path) -> None:
+    await three.form()
+    for original in list(three.up):
+        await three.stop(original)
+        copy = PlaneNode(tmp_path / "copies", original.name)
+        shutil.copytree(original.directory, copy.directory)
+        await three.start(original)
+        await until(three.is_whole)
+        core = three.up[0].plane.consensus.core
+        before = core.term, core.leader
+        session = three.up[0].plane.map.nodes[original.node_id].session
+        copy.incarnation = original.incarnation + 3
+        await copy.start()
+        took = await until(lambda: copy.outside.refusals, 5.0)  # noqa: B023
+        print(f"the copy of {original.name} was refused after {took * 1000:.0f} ms")
+        await pause(0.7)
+        assert copy.outside.refusals == [Refusal.STORE_CLONED]
+        assert three.is_whole()
+        assert (core.term, core.leader) == before
+        assert three.up[0].plane.map.nodes[original.node_id].session == session
+        assert not any(node.outside.refusals for node in three.up)
+        await copy.stop()

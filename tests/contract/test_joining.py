@@ -22,7 +22,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.identity import Belonging, belonging_in, joined
 from tq_node.runtime.invitations import Invited, Inviter, JoinRefused
 from tq_node.runtime.joining import Joiner
-from tq_node.runtime.membership import Welcomed
+from tq_node.runtime.registering import Welcomed
 from tq_node.store.api import Batch
 from tq_node.types import PartitionId
 from tq_node.wire import bounds

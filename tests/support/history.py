@@ -72,7 +72,7 @@ class Call:
     def __str__(self) -> str:
         seen = "" if self.status is None else f" {self.status}" + ("" if self.version is None else f" v{self.version}")
         return (
-            f"{self.began_s:.4f}–{self.ended_s:.4f} {self.client} at {self.node}: {self.kind} {self.outcome} "
+            f"{self.began_s:.4f} to {self.ended_s:.4f} {self.client} at {self.node}: {self.kind} {self.outcome} "
             f"{self.http or ''} {self.code}{seen}"
         )
 
@@ -238,7 +238,7 @@ def _linearize(calls: list[Call]) -> str:
         for done in layer:
             if done & must == must:
                 return ""
-            if bin(done & must).count("1") > bin(best & must).count("1"):
+            if (done & must).bit_count() > (best & must).bit_count():
                 best = done
             left = [number for number in range(len(calls)) if not done >> number & 1]
             first_end = min(_end(calls[number]) for number in left)
@@ -263,7 +263,7 @@ def _end(call: Call) -> float:
     return NEVER if call.outcome == "unknown" else call.ended_s
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _by_itself(status: str, version: int, cap: int) -> frozenset[tuple[str, int]]:
     """Itself, and what it may become by itself. All versions past what anybody has seen are one: ``cap``."""
     found = {(status, version)}

@@ -21,8 +21,8 @@ from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control_plane import ControlPlane, Outside
-from tq_node.runtime.membership import WELCOMES, Outcome
 from tq_node.runtime.raft_driver import founding_values
+from tq_node.runtime.registering import WELCOMES, Outcome
 from tq_node.store.api import Batch
 from tq_node.store.sqlite import SqliteStore, open_store
 from tq_node.types import NodeId, NodeName
@@ -112,6 +112,7 @@ class PlaneNode:
             body = encode_command(RegisterNode(CLUSTER, self.registration()))
             answer = await connection.call(wire.Register, 5.0, body=body)
             welcome = WELCOMES.decode(answer["body"])
+            assert welcome.outcome is not None, "the member that was asked leads"
             if not welcome.outcome.refused:
                 self.plane.membership.welcomed(welcome)
             return welcome.outcome

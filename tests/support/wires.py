@@ -65,6 +65,9 @@ class RecordingHandler:
     def admit(self, peer: PeerIdentity) -> None:
         self._answer("admit", peer, peer)
 
+    def let_in(self, peer: PeerIdentity) -> None:
+        self.events.append(("in", peer.name, peer.lane))
+
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
         self.messages += [(peer, message) for message in messages]
         self._answer("raft", peer, messages)

@@ -9,10 +9,11 @@ from typing import cast
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.cluster.views import Progress
-from tq_node.errors import AlreadyFinal, Draining, NotReady, NotRetryable, TaskQueueError
+from tq_node.errors import AlreadyFinal, DiskReserve, Draining, NotReady, NotRetryable, StoreBroken, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -354,9 +355,20 @@ class NodeQueue:
         return reasons
 
     def backup(self) -> Deferred[str]:
+        if self._store.disk_free_bytes() < self._store.bytes_on_disk() + self._settings.disk_free_bytes_min:
+            return fail(
+                DiskReserve("a snapshot of this store would leave less disk space than --min-free-disk asks for")
+            )
         name = f"snapshot-{self._clock.wall_us()}.sqlite3"
         path = os.path.join(self._settings.backup_dir, name)
-        return self._store.backup(path).addCallback(lambda _: path)
+
+        def failed(why: Failure) -> Failure:
+            if why.check(TaskQueueError, StoreBroken):
+                return why
+            _log.error("the snapshot {path} failed: {why}", path=path, why=why.getErrorMessage(), event="backup_failed")
+            return Failure(DiskReserve(f"the snapshot could not be written: {why.getErrorMessage()}"))
+
+        return self._store.backup(path).addCallbacks(lambda _: path, failed)
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         if not self.is_active:

@@ -207,9 +207,8 @@ class BoundedAMP(amp.AMP):
         if not isinstance(result, Deferred):
             self._answer(tag, command, result)
             return
-        asked = Asked(command, tag, size)
+        asked = Asked(command, tag, size, self._budget)
         self._asked.add(asked)
-        self._budget.held_bytes += size
         if (within_ms := arguments.get(WITHIN)) is not None and self.is_open():
             self._asked_deadlines.add(asked, within_ms / 1000)
         result.addCallbacks(self._finished, self._failed, callbackArgs=(asked,), errbackArgs=(asked,))
@@ -224,7 +223,7 @@ class BoundedAMP(amp.AMP):
 
     def _released(self, asked: Asked) -> None:
         self._asked.discard(asked)
-        self._budget.held_bytes -= asked.size
+        asked.released()
         self._asked_deadlines.discard(asked)
 
     def _asked_expired(self, asked: Asked) -> None:

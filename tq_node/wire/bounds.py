@@ -75,7 +75,7 @@ PING_ANSWER_S_MAX = 3.0
 BULK_PING_S = 2.0
 BULK_PING_ANSWER_S_MAX = 10.0
 EARLIER_RUN_S = 1.5
-"""A later run of a node waits so long for the words of an earlier one that is still connected; who lives pings more often (F14)."""
+"""A later run of a node is let in once an earlier one that is still connected was silent for so long; who lives pings (F14)."""
 IDLE_S_MAX = 15.0
 """A listener closes an authenticated connection that was silent for so long."""
 CALL_S_DEFAULT = 10.0
@@ -128,7 +128,9 @@ assert min(CONSENSUS_SEND_BYTES_MAX, BULK_SEND_BYTES_MAX, HELD_BYTES_MAX) > BOX_
 )
 assert CONNECT_S_MAX + REDIAL_S_MAX < BIRTH_GUARD_S, "a newborn is greeted before it takes itself for ready (F15a)"
 assert PING_S + PING_ANSWER_S_MAX < IDLE_S_MAX
-assert 2 * PING_S < EARLIER_RUN_S, "a run that lives is heard before a later one is let in"
+assert 2 * PING_S < EARLIER_RUN_S < STRANGER_S_MAX, (
+    "a run that lives is heard before a later one is let in, or gives up"
+)
 assert BULK_PING_S + BULK_PING_ANSWER_S_MAX < IDLE_S_MAX, "a connection that is pinged is never idle"
 assert CALL_S_DEFAULT <= CALL_S_MAX
 assert STRANGER_BYTES_MAX > 2 * HELLO_BYTES_MAX + ADDRESS_CHARS_MAX + 500, "the three boxes of a handshake fit"

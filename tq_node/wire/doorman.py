@@ -13,6 +13,7 @@ from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.amp import Log
 from tq_node.wire.commands import Lane
+from tq_node.wire.earlier import EarlierRuns
 from tq_node.wire.failures import Crowded, Stopped, Superseded, WireRefusal
 from tq_node.wire.handshake import PeerIdentity, Sessions
 from tq_node.wire.under_way import Budget
@@ -24,6 +25,7 @@ class Guest(Protocol):
     peer: PeerIdentity | None
     ended: TaskQueueError | None
     address: str
+    heard_at_s: float
 
     def give_up(self, reason: TaskQueueError, flush: bool = False) -> None: ...
 
@@ -40,6 +42,7 @@ class Doorman:
         self._reactor = reactor
         self._strangers: dict[Guest, None] = {}
         self._peers: dict[tuple[NodeId, Lane], Guest] = {}
+        self._earlier_runs = EarlierRuns(reactor)
         self._logged: dict[str, tuple[float, int]] = {}
 
     @property
@@ -58,15 +61,20 @@ class Doorman:
             oldest.give_up(Crowded(f"more than {bounds.STRANGERS_MAX} connections of strangers"))
             self.gone(oldest)
 
-    def admit(self, guest: Guest, peer: PeerIdentity) -> None:
+    async def admit(self, guest: Guest, peer: PeerIdentity) -> None:
         """The stranger has become a peer. Connections that it has left behind are closed, and what they said last is not heard.
 
-        :raises StaleSession: a newer run or registration of that node is known (F14, F42).
+        :raises StaleSession: a newer run or registration of that node is known (F42), or an earlier run of it lives (F14).
+        :raises EarlierRun: for now: an earlier run is still connected.
         :raises Crowded: too many peers.
         """
         place = peer.node_id, peer.lane
         if place not in self._peers and len(self._peers) >= bounds.ACCEPTED_MAX:
             raise Crowded(f"more than {bounds.ACCEPTED_MAX} connections of peers")
+        accepted = [other for lane in Lane if (other := self._peers.get((peer.node_id, lane))) is not None]
+        await self._earlier_runs.wait(peer, accepted, self.sessions.dialled(peer.node_id))
+        if guest.ended is not None:  # it did not wait
+            raise guest.ended
         self.sessions.observe(peer)
         for lane in Lane:
             older = self._peers.get((peer.node_id, lane))
@@ -75,6 +83,10 @@ class Doorman:
                 older.give_up(Superseded(f"node {peer.name} is connected anew"))
         self._strangers.pop(guest, None)
         self._peers[place] = guest
+
+    def stop(self) -> None:
+        """Nobody waits to be let in any more."""
+        self._earlier_runs.stop()
 
     def gone(self, guest: Guest) -> None:
         if guest in self._strangers:
@@ -93,13 +105,14 @@ class Doorman:
 
     def _log(self, what: str, guest: Guest, why: TaskQueueError) -> None:
         """At most one line for each reason in a while: whoever is refused once is so a hundred times."""
+        log = Log.info if isinstance(why, WireRefusal) and why.is_ordinary else Log.warn
         now_s = self._reactor.seconds()
         last_s, unsaid = self._logged.get(why.code, (-bounds.REFUSALS_LOGGED_EVERY_S, 0))
         if now_s - last_s < bounds.REFUSALS_LOGGED_EVERY_S:
             self._logged[why.code] = last_s, unsaid + 1
             return
         self._logged[why.code] = now_s, 0
-        Log.warn(
+        log(
             "{what} {source}: {why}{more}",
             what=what,
             source=guest.address,

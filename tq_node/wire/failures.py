@@ -230,6 +230,6 @@ def decode_error(code: str, body: bytes) -> TaskQueueError:
     if issubclass(kind, FieldError):
         return kind(detail, field=said.field or "", task_id=said.task_id)
     error = kind(detail, task_id=said.task_id, retry_after_s=retry_after_s)
-    if isinstance(error, HandshakeRefused):
+    if said.proof and isinstance(error, HandshakeRefused):
         error.proof = said.proof
     return error

@@ -53,6 +53,9 @@ class PeerHandler(Protocol):
     def admit(self, peer: PeerIdentity) -> None:
         """The peer knows the secret. :raises Removed: or another refusal; the connection closes with it."""
 
+    def let_in(self, peer: PeerIdentity) -> None:
+        """It was not refused, and speaks from the next turn on. Must be cheap."""
+
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
         """In the order sent. Sender and receiver in them are checked: they are ``peer`` and this node."""
 

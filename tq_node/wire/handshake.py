@@ -3,8 +3,8 @@
 The proof is an HMAC-SHA256, keyed with the cluster's secret, over both introductions byte for byte as they were sent: cluster,
 both ids, both names, both nonces, lane, versions, features. So nothing in them can be changed on the way, a proof fits one
 connection only, and one side's proof is never the other's. The dialler proves first: a listener tells a stranger nothing that is
-made with the secret. A listener that refuses a proven dialler proves that instead: what ends a node for good is believed of nobody
-who just listens at a member's address.
+made with the secret. A listener that refuses a proven dialler proves its refusal: what ends a node for good is not believed of
+whoever just listens at a member's address.
 
 It says who is there at the beginning of a connection; bytes that come later are protected by TLS, or by nothing.
 """
@@ -18,6 +18,7 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import Meta
 
+from tq_node.errors import TaskQueueError
 from tq_node.types import NodeId, NodeName
 from tq_node.wire import bounds
 from tq_node.wire.codec import Codec
@@ -168,6 +169,7 @@ class Dialled(Protocol):
     """An open connection that was dialled from here."""
 
     peer: PeerIdentity | None
+    ended: TaskQueueError | None
     heard_at_s: float
 
     async def ping(self) -> bool: ...

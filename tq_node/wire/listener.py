@@ -94,6 +94,7 @@ class PeerListener:
             stopped: Any = port.stopListening()
             if isinstance(stopped, Deferred):
                 await stopped
+        self._doorman.stop()
         for connection in list(self._factory.connections):
             connection.give_up(Stopped("the node stops"), flush=True)
         if self._factory.connections:

@@ -165,14 +165,18 @@ class AcceptedPeer(PeerConnection):
         self.serve(Responder(Prove, self._prove))
         return {"hello": mine}
 
-    def _prove(self, proof: bytes) -> dict[str, Any]:
+    def _prove(self, proof: bytes) -> Any:
         key, peer = self._key(), self._candidate
         assert peer is not None
         handshake.check_proof(key, handshake.DIALLER, *self._hellos, proof)
         self._check_name(peer.name)
+        self.serve()  # nothing until this is answered
+        return self._let_in(key, peer)
+
+    async def _let_in(self, key: bytes, peer: PeerIdentity) -> dict[str, Any]:
         try:
             self._handler.admit(peer)
-            self._doorman.admit(self, peer)
+            await self._doorman.admit(self, peer)
         except HandshakeRefused as why:  # by now the dialler may know that a member says it
             why.proof = handshake.proof(key, handshake.refusing(why.code), *self._hellos)
             raise
@@ -180,6 +184,7 @@ class AcceptedPeer(PeerConnection):
         self.trust(self._doorman.budgets[peer.lane])
         self.serve(*(row for row in self._served_when_open() if peer.lane in _lanes(row)))
         self._wait(bounds.IDLE_S_MAX, self._look_for_life)
+        self._handler.let_in(peer)
         return {"proof": handshake.proof(key, handshake.LISTENER, *self._hellos)}
 
     # --- open ---

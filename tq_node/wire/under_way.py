@@ -19,9 +19,14 @@ class Budget:
 class Asked:
     """A command of the peer that a handler works on. ``tag`` is None once it is answered, or if no answer is wanted."""
 
-    __slots__ = ("command", "size", "tag")
+    __slots__ = ("budget", "command", "size", "tag")
 
-    def __init__(self, command: type[amp.Command], tag: bytes | None, size: int) -> None:
+    def __init__(self, command: type[amp.Command], tag: bytes | None, size: int, budget: Budget) -> None:
         self.command = command
         self.tag = tag
         self.size = size
+        self.budget = budget
+        budget.held_bytes += size
+
+    def released(self) -> None:
+        self.budget.held_bytes -= self.size

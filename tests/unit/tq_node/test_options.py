@@ -62,21 +62,21 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_one_line_exit_code_one_nothing_on_disk(
-    arguments: list[str], line: str, empty_directory: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], line: str, empty_directory: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         parsed(*arguments)
     assert caught.value.code == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert err == f"taskqueue: {line}\n"
     assert list(empty_directory.iterdir()) == []
 
 
-def test_refuse_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuse_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         refuse("--handlers: no module\nnamed 'x'")
-    assert capsys.readouterr().err == "taskqueue: --handlers: no module named 'x'\n"
+    assert capfd.readouterr().err == "taskqueue: --handlers: no module named 'x'\n"
 
 
 def test_a_late_refusal_goes_to_the_real_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,19 +114,19 @@ def test_a_pid_file_asked_for_by_name_stays() -> None:
     assert parent["pidfile"] == "/run/mine.pid"
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parsed("--version")
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("taskqueue ")
+    assert capfd.readouterr().out.startswith("taskqueue ")
 
 
-def test_help_tells_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_tells_every_option(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
         parsed("--help")
     assert caught.value.code == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert out.startswith("Usage: twistd [twistd options] taskqueue [options]\n")
     for option in OPTIONS:
         assert f"  --{option.name} " in out

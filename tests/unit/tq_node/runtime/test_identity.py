@@ -17,8 +17,10 @@ from tq_node.runtime.identity import (
     WrongName,
     belonging_in,
     belonging_values,
+    copy_values,
     formatted_in,
     founding_identity,
+    is_copy,
     joined,
     new_node,
     newborn_again,
@@ -156,6 +158,18 @@ def test_neither_secret_nor_certificate_is_refused_in_one_line() -> None:
 
 def test_the_secret_does_not_show() -> None:
     assert "ssss" not in repr(Belonging("c", SECRET, 9))
+
+
+# --- copies ---
+def test_a_copy_remains_one() -> None:
+    assert not is_copy({})
+    assert not is_copy(OLD)
+    meta = written(OLD, copy_values())
+    assert is_copy(meta)
+    node = formatted_in(meta, NAME)
+    assert node is not None
+    _, values = next_start(meta, node)
+    assert is_copy(written(meta, values))
 
 
 # --- release 0.1 ---

@@ -25,10 +25,10 @@ from tq_node.runtime import invitations, joining
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.invitations import ANSWER_BYTES_MAX, Denied, Invited, Inviter, JoinRefused, NotInvited
 from tq_node.runtime.joining import Joiner, refusal_line
-from tq_node.runtime.membership import WELCOMES, Outcome, Welcomed
+from tq_node.runtime.registering import WELCOMES, Outcome, Welcomed
 from tq_node.types import NodeId, NodeName
 from tq_node.wire.dialled import DialledPeer
-from tq_node.wire.failures import NotAMember, Removed, WrongCluster, WrongSecret
+from tq_node.wire.failures import NotAMember, Removed, StaleSession, Unproven, WrongCluster, WrongSecret
 from tq_node.wire.handshake import LocalIdentity
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
@@ -492,6 +492,48 @@ def test_a_removed_id_is_final_in_the_handshake_too(started: Callable[..., Joini
     one = started(Asked(a=INVITED))
     one.peers["p1"] = [Removed("x")]
     assert "was removed" in one.run().refusal
+
+
+def test_a_copy_is_found_out_in_the_handshake_too(started: Callable[..., Joining]) -> None:
+    one = started(Asked(a=INVITED))
+    one.peers["p1"] = [StaleSession("x")]
+    one.run()
+    assert one.results[0].value.is_copy
+    assert "--readmit" in one.refusal
+    one = started(Asked(a=INVITED))
+    one.peers["p1"] = [Connection(refused(Refusal.STORE_CLONED))]
+    one.run()
+    assert one.results[0].value.is_copy
+    one = started(Asked(a=INVITED))
+    one.peers["p1"] = [Removed("x")]
+    one.run()
+    assert not one.results[0].value.is_copy, "of nobody else"
+
+
+def test_a_refusal_without_proof_ends_nobody(started: Callable[..., Joining]) -> None:
+    one = started(Asked(a=INVITED))
+    one.peers["p1"] = [Unproven("127.0.0.1:1 says removed")]
+    assert one.run().results == [WELCOME], "another member takes it"
+
+
+def test_whoever_leads_is_asked_next(started: Callable[..., Joining]) -> None:
+    members = (("1", "node-1", "p1"), ("2", "node-2", "p2"), ("3", "node-3", "p3"))
+    one = started(Asked(a=INVITED))
+    one.peers["p1"] = [Connection(Welcomed(None, members, "3"))]
+    one.peers["p3"] = [Connection(WELCOME)]
+    assert one.run().results == [WELCOME]
+    assert [address for address, _, _ in one.dialled] == ["p1", "p3"]
+
+
+def test_two_that_send_it_to_one_another_are_not_asked_for_ever(started: Callable[..., Joining]) -> None:
+    members = (("1", "node-1", "p1"), ("2", "node-2", "p2"))
+    one = started(Asked(a=INVITED))
+    one.peers["p1"] = [Connection(Welcomed(None, members, "2"))]
+    one.peers["p2"] = [Connection(Welcomed(None, members, "1"))]
+    one.run()
+    assert [address for address, _, _ in one.dialled] == ["p1", "p2"]
+    assert one.waits == ["a: the member at p2: does not lead, and names no leader that could be dialled"]
+    one.joiner.stop()
 
 
 def test_who_denies_the_secret_ends_it_unless_another_hands_it_over(started: Callable[..., Joining]) -> None:

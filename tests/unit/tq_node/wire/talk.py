@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from tests.support.wire_kinds import MemoryWire
 from tests.support.wires import CLUSTER, SECRET, RawPeer, WireNode, raw_peer
 from tests.unit.tq_node.wire.conftest import House
-from tq_node.wire import handshake
+from tq_node.wire import bounds, handshake
 from tq_node.wire.commands import Lane
 from tq_node.wire.handshake import DIALLER, INTRODUCTIONS
 
@@ -46,17 +46,22 @@ def greet(wire: MemoryWire, peer: RawPeer) -> dict[bytes, bytes]:
 
 def shake(wire: MemoryWire, peer: RawPeer, secret: bytes = SECRET, **changes: Any) -> dict[bytes, bytes]:
     """The whole handshake; the last answer."""
+    (answer,) = ask_in(wire, peer, secret, **changes)
+    return answer
+
+
+def ask_in(wire: MemoryWire, peer: RawPeer, secret: bytes = SECRET, **changes: Any) -> list[dict[bytes, bytes]]:
+    """As ``shake``; nothing if it is to wait."""
     greet(wire, peer)
     mine = introduction(wire, **changes)
     peer.say(b"Hello", hello=mine)
     wire.network.settle()
     (answer,) = peer.boxes()
     if b"_error" in answer:
-        return answer
+        return [answer]
     peer.say(b"Prove", proof=handshake.proof(secret, DIALLER, mine, answer[b"hello"]))
     wire.network.settle()
-    (answer,) = peer.boxes()
-    return answer
+    return peer.boxes()
 
 
 async def friend(house: House, **changes: Any) -> tuple[WireNode, RawPeer]:
@@ -65,6 +70,16 @@ async def friend(house: House, **changes: Any) -> tuple[WireNode, RawPeer]:
     peer = raw_peer(house.wire, "b")
     assert b"proof" in shake(house.wire, peer, **changes)
     return node, peer
+
+
+async def later_run(house: House, incarnation: int = 2) -> RawPeer:
+    """The next run of ``friend``, of which the node does not know that it has ended: it is just silent."""
+    peer = raw_peer(house.wire, "b")
+    assert ask_in(house.wire, peer, incarnation=incarnation) == []
+    await house.wire.sleep(bounds.EARLIER_RUN_S + 0.01)
+    (answer,) = peer.boxes()
+    assert b"proof" in answer
+    return peer
 
 
 def hold_answers(node: WireNode) -> None:

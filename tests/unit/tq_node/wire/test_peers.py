@@ -15,6 +15,7 @@ from tests.unit.tq_node.wire.talk import (
     failure_of,
     friend,
     hold_answers,
+    later_run,
     shake,
 )
 from tq_node.errors import OutcomeUnknown
@@ -24,7 +25,6 @@ from tq_node.wire.codec import encode_messages
 from tq_node.wire.commands import Lane, Propose, Register
 from tq_node.wire.failures import (
     MalformedBox,
-    StaleSession,
     Superseded,
     TooSlow,
     UnknownCommand,
@@ -148,7 +148,7 @@ async def test_a_newer_run_closes_both_lanes_of_the_older(house: House, wire: Me
     node, consensus = await friend(house, incarnation=1)
     _, bulk = await friend(house, incarnation=1, lane=Lane.BULK)
     assert not consensus.over(), "another lane of the same run"
-    _, new = await friend(house, incarnation=2)
+    new = await later_run(house)
     assert consensus.over()
     assert bulk.over()
     assert [(peer.lane, peer.incarnation) for peer in node.listener.peers] == [(Lane.CONSENSUS, 2)]
@@ -161,7 +161,7 @@ async def test_what_a_superseded_connection_said_last_is_not_heard(house: House,
     node, _ = await friend(house, incarnation=1)
     ((batch, _),) = encode_messages([Heartbeat(STRANGER_ID, node.node_id, 1, 1, 1)])  # type: ignore[arg-type]
     (accepted,) = node.listener._factory.connections
-    await friend(house, incarnation=2)
+    await later_run(house)
     accepted.dataReceived(raw_box({b"_command": b"Raft", b"messages": batch}))
     assert not node.handler.messages
     assert isinstance(accepted.ended, Superseded)
@@ -228,6 +228,7 @@ async def test_answers_of_a_run_that_is_over_do_not_count(house: House, wire: Me
     """The old process hangs and holds its connections; the new one, elsewhere, has introduced itself."""
     a, b = await house.node("a"), await house.node("b")
     await a.meet(b)
+    hold_answers(b)
     waiting: Deferred[bytes] = Deferred()
     b.handler.answers["register"] = lambda _: waiting
     call = a.pool.ask(b.node_id, Register, b"x")
@@ -240,7 +241,7 @@ async def test_answers_of_a_run_that_is_over_do_not_count(house: House, wire: Me
     assert not a.handler.seen("lost")[0][4], "no evidence: this side closed it"
     waiting.callback(b"late")
     await wire.sleep(1.0)
-    assert {type(why) for why in a.handler.failures} == {StaleSession}, "the old one is not let in again"
+    assert {type(why) for why in a.handler.failures} == {Superseded}, "the old one is not let in again"
 
 
 @deferred

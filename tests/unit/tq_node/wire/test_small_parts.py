@@ -66,7 +66,7 @@ def test_every_error_of_the_shared_table_is_declared() -> None:
 
 @pytest.mark.parametrize("definite", [True, False])
 def test_a_code_of_the_next_release_is_not_taken_for_more_than_it_says(definite: bool) -> None:
-    body = msgspec.msgpack.encode(["new", None, None, None, definite, "a field of the next release"])
+    body = msgspec.msgpack.encode(["new", None, None, None, definite, b"", "a field of the next release"])
     arrived = failures.decode_error("no_such_code_yet", body)
     assert arrived.definite is definite
     assert type(arrived) is (WireRefusal if definite else Internal)

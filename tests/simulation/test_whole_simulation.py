@@ -1,0 +1,109 @@
+"""Whole nodes in a broken world: twenty seeds a push, thousands by ``python -m tests.simulation.whole_run``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import tq_node.member
+import tq_node.runtime.cluster_queue
+import tq_node.runtime.control_plane
+import tq_node.service
+from tests.simulation import whole_node, whole_run, whole_world
+from tests.simulation.checkers import Violation, need
+from tests.simulation.whole_faults import Faults
+from tests.simulation.whole_world import WholeWorld, replay_hint, simulate
+from tests.support.harness import PROJECT
+from tests.support.world import SECOND_US
+
+SEEDS = 20
+CALM = Faults(nodes=3)
+STOPS = Faults(actions=("restart", "restart", "step_down", "crash"))
+
+
+@pytest.mark.parametrize("base", range(0, SEEDS, 5))
+def test_what_a_cluster_promises_holds_in_a_broken_world(base: int) -> None:
+    for seed in range(base, base + 5):
+        simulate(seed)
+
+
+def test_nodes_that_stop_in_order_leave_nobody_waiting() -> None:
+    simulate(4, faults=STOPS)
+
+
+def test_nothing_is_refused_or_unknown_where_nothing_goes_wrong() -> None:
+    counts = simulate(1, faults=CALM).clients.counts
+    outcomes = {count.rpartition(" ")[2] for count in counts}
+    assert outcomes <= {"ok", "NoSuchTask", "IdConflict", "AlreadyFinal", "NotRetryable", "StaleAttempt"}
+    assert counts["submit ok"] > 20
+
+
+def test_the_classes_are_those_that_the_composition_root_wires() -> None:
+    """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
+    assert whole_node.Member is tq_node.service.Member
+    for name in ("Clock", "ClusterQueue", "ClusterQueueSettings", "NodeQueue", "QueueSettings", "Metrics"):
+        assert getattr(whole_node, name) is getattr(tq_node.service, name)
+    world = WholeWorld(0, faults=CALM)
+    with whole_node.composition(world, world.small):
+        world.be_born()
+    node = world.nodes[1]
+    plane, local = node.member.plane, node.local
+    assert local is not None
+    for part, name in (
+        (node.member, "Member"), (plane, "ControlPlane"), (plane.pool, "PeerPool"), (plane.pool._dialling, "Dialling"),
+    ):  # fmt: skip
+        assert type(part) is getattr(tq_node.member, name, getattr(tq_node.service, name, None))
+    for part, name in (
+        (plane.machine, "ClusterMachine"), (plane.consensus, "RaftDriver"), (plane.consensus.core, "RaftCore"),
+        (plane.membership, "Membership"), (plane.listener, "PeerListener"),
+    ):  # fmt: skip
+        assert type(part) is getattr(tq_node.runtime.control_plane, name)
+    assert type(node.queue) is tq_node.service.ClusterQueue
+    assert type(local) is tq_node.runtime.cluster_queue.NodeQueue
+    replaced = {
+        kind for kind in vars(whole_node).values() if isinstance(kind, type) and kind.__module__.startswith("tests.")
+    }
+    assert {kind.__name__ for kind in replaced} == {
+        "WholeNode", "VirtualInviter", "NodeReactor", "DiskStore", "Disk", "SimWorker", "ClientEndpoint", "ServerEndpoint",
+    }  # fmt: skip
+
+
+def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
+    code = "from tests.simulation.whole_world import simulate; print([simulate(seed).summary() for seed in (2, 3)])"
+    summaries = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=PROJECT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(summaries) == 1
+    assert "trace" in summaries.pop()
+
+
+def test_a_failing_seed_says_how_to_replay_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def settle(world: WholeWorld) -> None:
+        need(False, "a promise", "made to be broken")
+
+    monkeypatch.setattr(whole_world.whole_faults, "SAFETY_US", SECOND_US)
+    monkeypatch.setattr(WholeWorld, "settle", settle)
+    with pytest.raises(Violation) as broken:
+        simulate(7)
+    assert replay_hint(7) in broken.value.__notes__[0]
+    assert whole_run.main(["--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint(7) in capsys.readouterr().out
+    assert whole_run.main(["--replay", "7"]) == 1
+    shown = capsys.readouterr()
+    assert "a promise made to be broken" in shown.err
+    assert " boot n0 1" in shown.out
+    assert whole_run.main(["--seeds", "2", "--seconds-max", "-1"]) == 0

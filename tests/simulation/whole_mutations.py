@@ -1,0 +1,258 @@
+"""The mutation table of whole nodes: what the drivers owe the cores and the callers, switched off in the real code, one at a time.
+
+``python -m tests.simulation.whole_mutations [--seeds 20] [--only PART]`` prints, for two base seeds, how many seeds it took to
+catch each; ``-`` means that none of them did, and what is not caught is listed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tests.simulation import whole_world
+from tests.simulation.mutations import Mutation, always, seeds_to_catch
+from tests.simulation.whole_faults import FAILOVER, LEASES, RESTARTS, Faults
+from tests.support.world import SECOND_US
+from tq_node import member
+from tq_node.errors import OutcomeUnknown
+from tq_node.facade import Claim
+from tq_node.partition.core import PartitionCore
+from tq_node.partition.ready import ReadySet
+from tq_node.raft.core import RaftCore
+from tq_node.raft.messages import Ready as RaftReady
+from tq_node.runtime import batching, copies, node_side
+from tq_node.runtime.applying import Applying
+from tq_node.runtime.cluster_machine import ClusterMachine
+from tq_node.runtime.confirming import Confirming
+from tq_node.runtime.copies import Copies
+from tq_node.runtime.forwarding import Forwarding
+from tq_node.runtime.leading import Leading
+from tq_node.runtime.outgoing import Outgoing
+from tq_node.runtime.raft_driver import RaftDriver
+from tq_node.runtime.reading import Reading
+from tq_node.runtime.records import records_of
+from tq_node.runtime.replication import Replication
+from tq_node.runtime.rows import RowTable
+from tq_node.runtime.running import Running
+from tq_node.runtime.table import TaskTable
+from tq_node.runtime.waiters import CommitWaiters, Wait
+from tq_node.store.api import Batch
+
+BASES = (0, 5_000)
+SEEDS_DEFAULT = 20
+SAFETY_US = 16 * SECOND_US
+
+
+def pressed(faults: Faults | None = None) -> Callable[[int], None]:
+    """None: what the seed says."""
+
+    def run(seed: int) -> None:
+        whole_world.simulate(seed, faults=faults, safety_us=SAFETY_US)
+
+    return run
+
+
+SNAPSHOTS = Faults(
+    actions=("crash", "crash", "isolate", "burst", "crash_primary"),
+    every_us=1_200_000,
+    restart_us=(500_000, 3_000_000),
+    work_every_us=30_000,
+)
+WRITES = Faults(
+    actions=("crash_primary", "crash_primary", "crash_all", "slow_disk", "slow_disk", "power_off"), every_us=900_000
+)
+CANCELS = Faults(actions=("step_down", "step_down", "burst"), every_us=700_000, run_us=(500_000, 3_000_000))
+swarm, failover, leases, restarts = pressed(), pressed(FAILOVER), pressed(LEASES), pressed(RESTARTS)
+
+
+# --- duties, neglected ---
+_partition_ready = PartitionCore.ready
+_raft_ready = RaftCore.ready
+
+
+def _all_at_once(self: PartitionCore[Any], now_ms: int) -> Any:
+    ready = _partition_ready(self, now_ms)
+    ready.messages, ready.messages_after = [*ready.messages, *ready.messages_after], []
+    return ready
+
+
+def _raft_all_at_once(self: RaftCore) -> RaftReady:
+    ready = _raft_ready(self)
+    messages = ready.messages + ready.messages_after_persist
+    return msgspec.structs.replace(ready, messages=messages, messages_after_persist=())
+
+
+_add_draft = batching.add_draft
+
+
+def _forgets_promises(batch: Batch, partition: int, draft: Any) -> None:
+    _add_draft(batch, partition, draft)
+    batch.promises.pop(partition, None)
+
+
+def _at_once(self: Copies, wait: Wait, places: Any) -> Deferred[object]:
+    for _ in range(wait.left):
+        wait.step()
+    return wait.deferred
+
+
+def _claims_at_once(
+    self: Running, claims: list[Claim], places: dict[int, int], out: Deferred[Any] | None = None
+) -> Deferred[Any]:
+    done: Deferred[Any] = Deferred() if out is None else out
+    if not done.called:
+        done.callback(claims)
+    return done
+
+
+def _tells_nobody(self: CommitWaiters) -> list[Wait]:
+    self._waiting.clear()
+    return []
+
+
+_send = Forwarding._send
+
+
+def _sends_again(self: Forwarding, node: Any, box: Any, within_s: float) -> None:
+    def failed(why: Failure) -> None:
+        if why.check(OutcomeUnknown):
+            self._clock.call_later(0.05, _send, self, node, box, within_s)
+        else:
+            self._failed(why, [one for _, one in box], node)
+
+    calls = [call for call, _ in box]
+    self._pool.forward(node, calls, 1.0).addCallback(self._answered, [one for _, one in box]).addErrback(failed)
+
+
+_renew = Running.renew
+
+
+def _grants_at_once(self: Running, partition: int, attempts: Any, confirmed: Deferred[None] | None) -> Any:
+    if confirmed is not None:
+        confirmed.addErrback(lambda _: None)
+    return _renew(self, partition, attempts, None)
+
+
+_make_resident = TaskTable._make_resident
+
+
+def _believes_old_looks(self: TaskTable, task_id: str, stored: Any, epoch: int | None) -> Any:
+    return _make_resident(self, task_id, stored, self.leading.get(self.partition_of(task_id)))
+
+
+def _always_may_lead(table: Any, me: Any, *, may_lead: bool) -> Any:
+    return records_of(table, me, may_lead=True)
+
+
+def _keeps_lease(self: PartitionCore[Any], now_ms: int) -> int:
+    return now_ms + self._pace.lease_ms
+
+
+def _reads_uncommitted(self: Reading, slot: Any, task_id: str, wait_s: float, age_s: float | None) -> Any:
+    from tq_node.facade import Read
+    from twisted.internet.defer import succeed
+
+    return succeed(Read(slot.row, self._settings.node_name, age_s))
+
+
+_apply = RaftDriver._apply
+
+
+def _skips_restores(self: ClusterMachine, log_index: int, data: bytes) -> None:
+    """The table that a snapshot brings is not taken."""
+    if not self.map.is_founded:
+        _restore(self, log_index, data)
+
+
+_restore = ClusterMachine.restore
+
+
+def _persists_first_only(self: Copies, wait: Wait, places: Any) -> Deferred[object]:
+    first = list(places)[:1]
+    wait.left = len(first)
+    return _when_committed(self, wait, first)
+
+
+_when_committed = Copies.when_committed
+
+MUTATIONS = (
+    # --- the disk before the word ---
+    Mutation("messages of partitions leave before the disk", "R6, R16", ((PartitionCore, "ready", _all_at_once),), pressed(WRITES)),
+    Mutation("messages of Raft leave before the disk", "11 persist", ((RaftCore, "ready", _raft_all_at_once),), pressed(WRITES)),
+    Mutation("promises are not written", "R13, F22", ((copies, "add_draft", _forgets_promises),), restarts),
+    Mutation("incarnations are not counted", "2", ((member, "next_start", lambda meta, formatted: (1, {})),), restarts),
+    # --- answers ---
+    Mutation("answers come before the commit", "R11", ((Copies, "when_committed", _at_once),), pressed(WRITES)),
+    Mutation("rows are read before the commit", "P5", ((Reading, "_read", _reads_uncommitted),), failover),
+    Mutation("a batch waits for its first partition only", "R11", ((Copies, "when_committed", _persists_first_only),), pressed(WRITES)),
+    Mutation("a strong read asks nobody", "7", ((Confirming, "when_confirmed", always(None)),), leases),
+    Mutation("who waits is not told at a step-down", "R12", ((CommitWaiters, "abandon", _tells_nobody),), failover),
+    Mutation("who waits for an end is not told at a step-down", "R12", ((Reading, "left", always(None)),), failover),
+    Mutation("forwarded calls are sent again", "9, F29", ((Forwarding, "_send", _sends_again),), leases),
+    # --- what a primary has in memory ---
+    Mutation("rows stay in memory after a step-down", "R12", ((RowTable, "drop_partition", always(None)),), failover),
+    Mutation("looks of an older epoch are believed", "R12", ((TaskTable, "_make_resident", _believes_old_looks),), failover),
+    Mutation("effects not in the rows survive a snapshot", "6 catch-up", ((Applying, "forget", lambda self, p: []),), pressed(SNAPSHOTS)),
+    Mutation("what waits is not found at take-up", "F32", ((ReadySet, "absorb", always(None)),), failover),
+    Mutation("an earlier run's partitions are led", "R2, R6", ((node_side, "records_of", _always_may_lead),), restarts),
+    Mutation("a table in a snapshot is not taken", "11 snapshots", ((ClusterMachine, "restore", _skips_restores),), pressed(SNAPSHOTS)),
+    # --- running ---
+    Mutation("claims go out before their commit", "R11", ((Running, "_when_claimed", _claims_at_once),), leases),
+    Mutation("leases need no confirmation", "8", ((PartitionCore, "runs_until_ms", _keeps_lease),), leases),
+    Mutation("renewals are granted without a round", "8", ((Running, "renew", _grants_at_once),), leases),
+    Mutation("inherited attempts are lost at once", "8", ((PartitionCore, "requeue_at_ms", property(always(0))),), leases),
+    Mutation("inherited attempts are never lost", "8, P6", ((Leading, "_lose_inherited", always(None)),), failover),
+    Mutation("attempts that end elsewhere are not waited for", "I12", ((Running, "end_elsewhere", always(None)),), pressed(CANCELS)),
+    # --- peers ---
+    Mutation("streams go on over a new connection", "R14, F42", ((Copies, "connected", always(None)),), swarm),
+    Mutation("what could not be sent is forgotten", "R14", ((Replication, "_not_sent", always(None)),), swarm),
+    Mutation("no ping rounds by themselves", "F45", ((Replication, "round", always(None)),), leases),
+    Mutation("messages to peers go out of order", "R14", ((Outgoing, "send", lambda self: _reversed(self)),), failover),
+)  # fmt: skip
+
+
+_outgoing_send = Outgoing.send
+
+
+def _reversed(self: Outgoing) -> None:
+    for box in self._gathered.values():
+        box.reverse()
+    _outgoing_send(self)
+
+
+EXPLAINED: dict[str, str] = {}
+"""Not caught here, and why."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.whole_mutations", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS_DEFAULT, help="at most so many from each base")
+    parser.add_argument("--only", default="", help="a part of the name")
+    parser.add_argument("--base", type=int, action="append", help="instead of both")
+    options = parser.parse_args(arguments)
+    bases = tuple(options.base or BASES)
+    began_s = time.monotonic()
+    uncaught = []
+    print(f"{'duty neglected':<52} {'of':<14} seeds to catch, from {bases}")
+    for mutation in MUTATIONS:
+        if options.only not in mutation.name:
+            continue
+        counts = [seeds_to_catch(mutation, base, options.seeds) for base in bases]
+        print(f"{mutation.name:<52} {mutation.rule:<14} {' '.join(f'{c or chr(45):>4}' for c in counts)}", flush=True)
+        if None in counts:
+            uncaught.append((mutation, counts))
+    for mutation, counts in uncaught:
+        how_often = "never" if not any(counts) else "not from every base"
+        why = EXPLAINED.get(mutation.name, "")
+        print(f"caught {how_often} within {options.seeds} seeds: {mutation.name}{why and ': '}{why}")
+    print(f"{time.monotonic() - began_s:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What only the client over HTTP has to get right: deadlines, nonsense, streams that begin anew, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tq_tui.client import http
+from tq_tui.client.api import Refused, Unreachable
+from tq_tui.client.exposition import read_metrics
+from tq_tui.client.http import HttpCluster
+
+Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """A server that answers each request's head with what the handler writes, and then closes. Gives its address."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(await reader.readuntil(b"\r\n\r\n"), writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+def answered(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> bytes:
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+        status, kind, len(body), body,
+    )  # fmt: skip
+
+
+async def test_a_node_that_hangs_costs_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(head: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(5)
+
+    monkeypatch.setattr(http, "WATCH_S", 0.1)
+    async with serving(hang) as address:
+        client = HttpCluster()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Unreachable, match="no answer in time") as unreachable:
+            await client.at(address).stats()
+        assert unreachable.value.sent, "it may have arrived"
+        assert asyncio.get_running_loop().time() - began < 2
+        await client.close()
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"node":7}', b"\xff\xfe", b"null"])
+async def test_nonsense_is_a_refusal_and_no_traceback(body: bytes) -> None:
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answered(body))
+        await writer.drain()
+
+    async with serving(answer) as address:
+        client = HttpCluster()
+        with pytest.raises(Refused, match="not what a node says"):
+            await client.at(address).stats()
+        await client.close()
+
+
+async def test_problem_documents_and_pages_of_proxies() -> None:
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        if b"/tasks/stats" in head:
+            writer.write(answered(b'{"code":"busy","title":"Busy","detail":"later"}', b"429 Too Many Requests"))
+        else:
+            writer.write(answered(b"<html>", b"502 Bad Gateway", b"text/html"))
+        await writer.drain()
+
+    async with serving(answer) as address:
+        client = HttpCluster()
+        with pytest.raises(Refused, match="later") as refused:
+            await client.at(address).stats()
+        assert (refused.value.code, refused.value.try_elsewhere) == ("busy", True)
+        with pytest.raises(Refused, match="HTTP 502"):
+            await client.at(address).cluster()
+        await client.close()
+
+
+async def test_a_stream_goes_on_behind_its_last_event_and_says_where_it_could_not() -> None:
+    heads: list[bytes] = []
+    data = b'{"task_id":"t%d","type":"x","queue":"q","from":null,"to":"pending","attempt":0,"node":null,"partition":1,"at":"2026-01-01T00:00:00Z"}'
+
+    async def stream(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\nretry: 2000\n\n: hello\n\n"
+        )
+        if len(heads) == 2:
+            writer.write(b"event: reset\ndata: {}\n\n")
+        # An event in two pieces, and one that is none.
+        writer.write(b"id: %d\nevent: task\nda" % len(heads))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(b"ta: " + data % len(heads) + b"\n\nid: 9\nevent: task\ndata: {broken\n\n")
+        await writer.drain()
+
+    async with serving(stream) as address:
+        client = HttpCluster()
+        first = [heap async for heap in client.at(address).events()]
+        assert [event.task_id for heap in first for event in heap] == ["t1"]
+        second = [heap async for heap in client.at(address).events()]
+        assert [len(heap) for heap in second] == [0, 1]
+        assert b"Last-Event-ID" not in heads[0]
+        assert b"Last-Event-ID: 9" in heads[1]
+        await client.close()
+
+
+async def test_a_token_goes_along_and_is_not_written_down() -> None:
+    heads: list[bytes] = []
+    curls: list[str] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(answered(b'{"success":true}'))
+        await writer.drain()
+
+    async with serving(answer) as address:
+        client = HttpCluster(token="s3cret")
+        client.on_call = lambda call: curls.append(call.curl)
+        await client.at(address).pause("slow queue")
+        await client.close()
+    assert b"Authorization: Bearer s3cret" in heads[0]
+    assert "s3cret" not in curls[0]
+    assert "$TQ_TOKEN" in curls[0]
+    assert "queue=slow+queue" in curls[0]
+
+
+def test_metrics_are_read_and_the_rest_is_skipped() -> None:
+    text = "\n".join(
+        [
+            "# HELP taskqueue_workers …",
+            'taskqueue_workers{state="busy"} 3.0',
+            'taskqueue_workers{state="idle"} 13.0',
+            'taskqueue_tasks_submitted_total{queue="default",type="a"} 5.0',
+            'taskqueue_tasks_submitted_total{queue="bulk",type="b"} 2.0',
+            'taskqueue_tasks_finished_total{outcome="completed",queue="default",type="a"} 4.0',
+            'taskqueue_tasks_finished_total{outcome="failed",queue="default",type="a"} 1.0',
+            'taskqueue_queue_oldest_ready_age_seconds{queue="de\\"f}ault"} 2.5',
+            'taskqueue_queue_paused{queue="bulk"} 1.0',
+            'taskqueue_queue_paused{queue="default"} 0.0',
+            'taskqueue_build_info{node="n",version="0.1.0"} 1.0',
+            'taskqueue_task_run_seconds_bucket{le="1",queue="default",type="a"} 7.0',
+            "process_start_time_seconds 1.7e+09",
+            "process_resident_memory_bytes 6.9e+07",
+            "process_cpu_seconds_total 0.9",
+            "taskqueue_workers nonsense of some kind",
+        ]
+    )
+    metrics = read_metrics(text)
+    assert (metrics.busy, metrics.slots, metrics.submitted, metrics.completed, metrics.failed) == (3, 16, 7, 4, 1)
+    assert metrics.oldest_age_s == {'de"f}ault': 2.5}
+    assert (metrics.paused, metrics.version, metrics.memory_bytes) == (("bulk",), "0.1.0", 69_000_000)
+    assert read_metrics("").slots == 0

@@ -1,0 +1,49 @@
+"""Every screen in every state at three sizes, as text that is kept in ``screens/``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.tui.build import populated, running, settled, text_of, work_on
+from tq_tui import keys
+from tq_tui.client.api import Refused
+from tq_tui.client.fake import FakeCluster
+
+SIZES = ((80, 24), (120, 40), (60, 16))
+STATES = ("healthy", "node-down", "no-quorum", "empty", "error", "million")
+
+
+def scripted(state: str) -> FakeCluster:
+    fake = FakeCluster() if state == "empty" else populated()
+    if state == "million":
+        fake.million = 1_000_000
+    return fake
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("state", STATES)
+async def test_every_screen(state: str, size: tuple[int, int], same_screen: Callable[[str, str], None]) -> None:
+    fake = scripted(state)
+    async with running(fake, size=size) as (app, pilot):
+        await work_on(app, fake)
+        if state in ("node-down", "no-quorum"):
+            fake.stop("node-2")
+            await work_on(app, fake, rounds=3)
+        if state == "no-quorum":
+            fake.stop("node-1")
+            await work_on(app, fake, rounds=3)
+        if state == "error":
+            fake.refusals = [Refused(503, "not_ready", "the node is starting")] * 10_000
+        app.remember("task-0000003" if fake.million else "task-0003")
+        for _, kind, _ in keys.SCREENS:
+            app.go(kind)
+            await pilot.pause()
+            await settled(app, pilot)
+            shown = text_of(app)
+            lines = shown.split("\n")
+            assert len(lines) == size[1]
+            assert "? help" in lines[-1]
+            assert "q quit" in lines[-1]
+            same_screen(f"{kind}-{state}-{size[0]}x{size[1]}", shown)

@@ -1,0 +1,151 @@
+"""Which copy a restored partition is made of, and what a new directory says; in a cluster: ``tests/cluster/test_backup.py``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from tests.support.stores import SqliteKind, birth, record
+from tq_node import restore
+from tq_node.restore import EPOCHS_ABOVE, Refused
+from tq_node.runtime.founding import PAUSED
+from tq_node.runtime.identity import (
+    Belonging,
+    Birth,
+    belonging_in,
+    belonging_values,
+    formatted_in,
+    joined,
+    new_node,
+    next_start,
+)
+from tq_node.store.api import Batch, Store, Tombstone
+from tq_node.store.opening import DATABASE_NAME
+from tq_node.types import NodeName
+
+Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
+deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
+
+OLD = Belonging("old-cluster", b"s" * 32, 12_345, Birth(99, 4, 3))
+
+
+def meta(name: str, belonging: Belonging = OLD) -> dict[str, bytes | None]:
+    node = new_node(NodeName(name), os.urandom)
+    return next_start({}, node)[1] | belonging_values(belonging) | {PAUSED: b'["halted"]'}
+
+
+async def snapshot(folder: Path, name: str, *batches: Batch) -> Path:
+    kind = SqliteKind(folder / f"store-of-{name}")
+    store = kind.open()
+    for batch in (*batches,):
+        await store.commit(batch)
+    path = folder / f"{name}.sqlite3"
+    await store.backup(str(path))
+    await kind.close()
+    return path
+
+
+async def restored(folder: Path, *snapshots: Path, **options: Any) -> tuple[SqliteKind, Store]:
+    from twisted.internet import reactor
+
+    options = {"keeps_secret": True, "incomplete": False} | options
+    await restore.restore(reactor, snapshots, folder / "new", NodeName("first"), **options)
+    kind = SqliteKind(folder / "new")
+    return kind, kind.open()
+
+
+STALE = Batch(
+    promises={0: 7, 1: 1},
+    epochs=[(0, 1, 1), (1, 1, 1)],
+    entries=[*(record(0, n, 1) for n in range(1, 6)), *(record(1, n, 1) for n in range(1, 4))],
+    rows=[birth("old", partition=0), birth("elsewhere", partition=1)],
+    applied={0: 5, 1: 3},
+)
+"""Of partition 0 more entries, and more applied, than the other; but those behind the third were cut away there by epoch 2."""
+NEWER = Batch(
+    promises={0: 2},
+    epochs=[(0, 1, 1), (0, 2, 4)],
+    entries=[*(record(0, n, 1) for n in range(1, 4)), record(0, 4, 2, b"not applied yet")],
+    rows=[birth("new", partition=0, body=b"of epoch 2")],
+    tombstones=[Tombstone("gone", 0, b"hash", 77)],
+    horizons={0: 55},
+    applied={0: 3},
+)
+
+
+@deferred
+async def test_a_later_epoch_beats_a_longer_log(tmp_path: Path) -> None:
+    stale = await snapshot(tmp_path, "a", STALE, Batch(meta=meta("a")))
+    newer = await snapshot(tmp_path, "b", NEWER, Batch(meta=meta("b")))
+    kind, store = await restored(tmp_path, stale, newer)
+    zero, one = await store.partitions()
+    assert (zero.applied, zero.last_sequence, zero.horizon_us) == (3, 4, 55)
+    assert zero.epochs == [(1, 1), (2, 4)]
+    assert zero.promised == 7 + EPOCHS_ABOVE, "above all that any of them has promised"
+    assert (one.applied, one.last_sequence, one.promised) == (3, 3, 1 + EPOCHS_ABOVE)
+    found = await store.lookup(["old", "new", "gone", "elsewhere"])
+    assert set(found) == {"new", "gone", "elsewhere"}
+    assert found["gone"] == Tombstone("gone", 0, b"hash", 77)
+    (tail,) = await store.read_log(0, 4, bytes_max=1_000)
+    assert tail == record(0, 4, 2, b"not applied yet"), "the node itself will apply it"
+    await kind.close()
+
+
+@deferred
+async def test_it_is_the_directory_of_a_new_cluster(tmp_path: Path) -> None:
+    made = await snapshot(tmp_path, "a", STALE, Batch(meta=meta("a")))
+    kind, store = await restored(tmp_path, made)
+    found = belonging_in(store.meta())
+    assert found is not None
+    assert found.cluster_id != OLD.cluster_id
+    assert found.secret not in (None, OLD.secret)
+    assert (found.birth, found.born_us, found.is_newborn) == (OLD.birth, OLD.born_us, False)
+    node = formatted_in(store.meta(), NodeName("first"))
+    assert node is not None
+    assert msgspec.json.decode(store.meta()[PAUSED]) == ["halted"]
+    await kind.close()
+    assert not (tmp_path / "new" / "restoring").exists()
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+@deferred
+async def test_certificates_need_no_secret(tmp_path: Path) -> None:
+    made = await snapshot(tmp_path, "a", Batch(meta=meta("a")))
+    kind, store = await restored(tmp_path, made, keeps_secret=False)
+    found = belonging_in(store.meta())
+    assert found is not None
+    assert found.secret is None
+    assert await store.partitions() == []
+    await kind.close()
+
+
+@deferred
+async def test_refusals_leave_an_empty_directory(tmp_path: Path) -> None:
+    ours = await snapshot(tmp_path, "a", Batch(meta=meta("a")))
+    other_birth = msgspec.structs.replace(OLD, birth=Birth(1, 4, 3))
+    other_id = msgspec.structs.replace(OLD, cluster_id="other")
+    cases = {
+        "is of cluster": await snapshot(tmp_path, "b", Batch(meta=meta("b", other_birth))),
+        "is of cluster other": await snapshot(tmp_path, "c", Batch(meta=meta("c", other_id))),
+        "belongs to no cluster": await snapshot(tmp_path, "d"),
+        "never became a member": await snapshot(tmp_path, "e", Batch(meta=meta("e") | joined("old-cluster", None, 1))),
+        "is not a file": tmp_path,
+    }
+    for why, snapshot_path in cases.items():
+        with pytest.raises(Refused, match=why):
+            await restored(tmp_path, ours, snapshot_path)
+        assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "new" / "restoring").mkdir()
+    with pytest.raises(Refused, match="broken off"):
+        await restored(tmp_path, ours)
+    (tmp_path / "new" / "restoring").rmdir()
+    (tmp_path / "new" / DATABASE_NAME).touch()
+    with pytest.raises(Refused, match="holds a store already"):
+        await restored(tmp_path, ours)

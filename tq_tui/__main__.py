@@ -1,0 +1,71 @@
+"""``tq-tui``: the command line. What is slow to import comes in only where it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from tq_tui import version
+from tq_tui.addresses import BadAddress, parse_addresses
+
+EPILOGUE = """\
+ADDRESS is HOST:PORT; several as localhost:8080,8081,8082 or apart. Other nodes are learnt from them.
+
+  tq-tui                            localhost:8080
+  tq-tui localhost:8080,8081,8082   three nodes of this machine
+  tq-tui --once || echo trouble     exit status 0 healthy, 1 degraded, 2 no quorum or unreachable
+
+Keys: 1-6 screens, ? help, n submit, K kill, / filter, : palette, q quit.
+Environment: TQ_URL for ADDRESS, TQ_TOKEN for Authorization: Bearer, NO_COLOR.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    options = argparse.ArgumentParser(
+        prog="tq-tui",
+        description="The console of a taskqueue cluster.",
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("addresses", nargs="*", metavar="ADDRESS", help="of any nodes (default: localhost:8080)")
+    options.add_argument("--once", action="store_true", help="print the overview as text, and exit")
+    options.add_argument("--json", action="store_true", help="as --once, as JSON")
+    options.add_argument(
+        "--timeout", type=float, default=3.0, metavar="SECONDS", help="of --once and --json (default: 3)"
+    )
+    options.add_argument("--readonly", action="store_true", help="hide everything that changes something")
+    options.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
+    options.add_argument("--version", action="version", version=f"tq-tui {version()}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the result is the exit status."""
+    chosen = parser().parse_args(arguments)
+    words = chosen.addresses or os.environ.get("TQ_URL", "").split()
+    try:
+        addresses = parse_addresses(words)
+    except BadAddress as why:
+        print(f"tq-tui: {why}", file=sys.stderr)  # noqa: T201
+        return 64
+    from tq_tui.client.http import HttpCluster
+
+    client = HttpCluster(token=os.environ.get("TQ_TOKEN") or None)
+    if chosen.once or chosen.json:
+        from tq_tui.once import print_once
+
+        return asyncio.run(print_once(client, addresses, as_json=chosen.json, timeout_s=chosen.timeout))
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        print("tq-tui: this is no terminal to draw on; --once prints the overview as text", file=sys.stderr)  # noqa: T201
+        return 64
+    from tq_tui.app import Console
+
+    return Console(client, addresses, readonly=chosen.readonly).run(mouse=not chosen.no_mouse) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""The console: watches every node, folds what they say into one view, and hands it to the screen in front."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, cast
+
+from textual import on, work
+from textual.app import App
+from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
+from textual.worker import Worker
+
+from tq_tui import format as f
+from tq_tui import keys, story
+from tq_tui.acting import Acting
+from tq_tui.client.api import Call, ClusterClient
+from tq_tui.client.models import Event, Task
+from tq_tui.filters import TaskQuery
+from tq_tui.messages import Heard, Observed
+from tq_tui.orders import Orders
+from tq_tui.palette import Actions
+from tq_tui.screens.base import ConsoleScreen
+from tq_tui.screens.events import EventLog, EventsScreen
+from tq_tui.screens.help import CallsScreen, HelpScreen
+from tq_tui.screens.nodes import NodesScreen
+from tq_tui.screens.overview import OverviewScreen
+from tq_tui.screens.task_detail import TaskScreen
+from tq_tui.screens.tasks import DeadScreen, TaskListScreen, TasksScreen
+from tq_tui.state import Added, ClusterView, Dropped, Observation, Ticked, leavers, newcomers, reduce
+from tq_tui.themes import THEMES
+from tq_tui.watch import Watch
+
+CALLS_MAX = 500
+TICK_S = 1.0
+HEAR_S = 0.1
+"""Events are handed on in heaps, so often at most."""
+HEARD_MAX = 20_000
+
+
+class Console(App[int]):
+    """:param addresses: ``HOST:PORT`` each; further nodes are learnt from them. :param live: off where a test tells all."""
+
+    TITLE = "tq-tui"
+    CSS_PATH = "styles/console.tcss"
+    COMMANDS: ClassVar[set[Any]] = {Actions}
+    MODES: ClassVar[dict[str, Any]] = {
+        keys.OVERVIEW: OverviewScreen,
+        keys.TASKS: TasksScreen,
+        keys.TASK: TaskScreen,
+        keys.NODES: NodesScreen,
+        keys.DEAD: DeadScreen,
+        keys.EVENTS: EventsScreen,
+    }
+    DEFAULT_MODE = keys.OVERVIEW
+    ENABLE_COMMAND_PALETTE = True
+    # One binding for a key: what it does depends on the screen.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(key, f"press('{key}')", show=False)
+        for key in dict.fromkeys(key for act in keys.ACTS for key in act.keys if key != "ctrl+p")
+    ]
+
+    def __init__(
+        self,
+        client: ClusterClient,
+        addresses: Sequence[str],
+        *,
+        readonly: bool = False,
+        clock: Callable[[], float] = time.time,
+        live: bool = True,
+    ) -> None:
+        super().__init__()
+        self.client, self.addresses, self.readonly, self.clock = client, tuple(addresses), readonly, clock
+        self.live = live
+        self.known = ClusterView()
+        """What is known now; ``view`` is what is shown, which stays as it is while frozen."""
+        self.view = ClusterView()
+        self.frozen = False
+        self.held_changes = 0
+        self.events = EventLog()
+        self.calls: deque[Call] = deque(maxlen=CALLS_MAX)
+        self.orders = Orders(client, lambda: self.known)
+        self.acting = Acting(self, self.orders)
+        self.first_paint_s: float | None = None
+        self._watches: dict[str, tuple[Watch, Worker[None]]] = {}
+        self._pending: list[Event] = []
+        self._missed = False
+        self._came_from: list[str] = []
+        self._last_task: str | None = None
+        client.on_call = self.calls.append
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = THEMES[0].name
+
+    # --- watching ---
+    def on_mount(self) -> None:
+        now_s = self.clock()
+        for address in self.addresses:
+            self.observe(Added(address, now_s))
+        if self.live:
+            self.set_interval(TICK_S, lambda: self.observe(Ticked(self.clock())))
+            self.set_interval(HEAR_S, self._hand_on)
+            # The first screen is drawn before anybody is asked anything.
+            self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        self.first_paint_s = self.first_paint_s or time.monotonic()
+        for node in self.known.nodes:
+            self._watch(node.address)
+
+    def _watch(self, address: str) -> None:
+        if address in self._watches or not self.live:
+            return
+        watch = Watch(
+            self.client.at(address),
+            address,
+            tell=lambda seen: self.post_message(Observed(seen)),
+            hear=lambda _, events: self.post_message(Heard(events)),
+            clock=self.clock,
+        )
+        worker = self.run_worker(watch.run(), group="watch", name=f"watch {address}")
+        self._watches[address] = (watch, worker)
+
+    @on(Observed)
+    def _observed(self, message: Observed) -> None:
+        self.observe(message.observation)
+
+    def observe(self, seen: Observation) -> None:
+        """Fold one observation in, watch whom it brings, and show what came of it."""
+        self.known = reduce(self.known, seen)
+        for address in newcomers(self.known):
+            self.known = reduce(self.known, Added(address, seen.at_s, given=False))
+            self._watch(address)
+        for address in leavers(self.known):
+            self.known = reduce(self.known, Dropped(address, seen.at_s))
+            _, worker = self._watches.pop(address, (None, None))
+            if worker is not None:
+                worker.cancel()
+        self._show()
+
+    def _show(self) -> None:
+        if self.frozen:
+            self.held_changes += 1
+        else:
+            self.view = self.known
+        screen = self._in_front
+        if screen is not None and screen is self.screen:
+            screen.show_all(self.view)
+
+    @on(Heard)
+    def _heard(self, message: Heard) -> None:
+        self._pending += message.events
+        self._missed |= not message.events
+        del self._pending[:-HEARD_MAX]
+
+    def _hand_on(self) -> None:
+        """To the log always, to the screen unless it is frozen."""
+        events, self._pending = self._pending, []
+        missed, self._missed = self._missed, False
+        if missed:
+            self.events.hear([])
+        if events:
+            self.events.hear(events)
+        screen = self._in_front
+        if screen is None or not (events or missed):
+            return
+        if self.frozen:
+            self.held_changes += len(events)
+            screen.show_all(self.view)
+            return
+        if missed:
+            screen.hear([])
+        if events:
+            screen.hear(events)
+
+    def nudge(self) -> None:
+        """All nodes are looked at now."""
+        for watch, _ in self._watches.values():
+            watch.nudge()
+
+    # --- what screens and dialogs ask ---
+    @property
+    def _in_front(self) -> ConsoleScreen | None:
+        """The screen of the present mode, below any dialog."""
+        if not self._screen_stack:
+            return None
+        first = self._screen_stack[0]
+        return first if isinstance(first, ConsoleScreen) else None
+
+    @property
+    def kind(self) -> str:
+        return self._in_front.kind if self._in_front is not None else keys.OVERVIEW
+
+    @property
+    def badge(self) -> str:
+        parts = ["read-only"] if self.readonly else []
+        if self.frozen:
+            parts.append(f"❄ frozen, {f.count(self.held_changes)} held")
+        return " ".join(parts) and f" {' · '.join(parts)} "
+
+    def chosen_tasks(self) -> list[Task]:
+        return self._in_front.chosen_tasks() if self._in_front is not None else []
+
+    def chosen_node(self) -> str | None:
+        return self._in_front.chosen_node() if self._in_front is not None else None
+
+    def listed(self) -> tuple[TaskQuery, str]:
+        """What the list in front asks for, and what was typed for it."""
+        screen = cast("TaskListScreen", self._in_front)
+        return screen.query_now, screen.typed
+
+    def tasks_done(self, task_ids: Sequence[str]) -> None:
+        if self._in_front is not None:
+            self._in_front.tasks_done(task_ids)
+        self.nudge()
+
+    def progress(self, done: int, of: int) -> None:
+        if of > 100 and done % 100 == 0 and done < of:
+            self.notify(f"{done} of {of} …", timeout=1.0)
+
+    def remember(self, task_id: str) -> None:
+        """The one that ``3`` shows, where nothing else was opened since."""
+        self._last_task = task_id
+
+    def open_task(self, task_id: str) -> None:
+        self._last_task = task_id
+        self.go(keys.TASK)
+
+    def copy(self, text: str, what: str) -> None:
+        """By OSC 52, which reaches the clipboard of the terminal that shows this, over ssh too."""
+        self.copy_to_clipboard(text)
+        self.notify(f"Copied {what}.", timeout=2.0)
+
+    # --- acts ---
+    def action_press(self, key: str) -> None:
+        for act in keys.available(self.kind, readonly=self.readonly):
+            if key in act.keys:
+                self.action_act(act.id)
+                return
+
+    def action_act(self, name: str) -> None:
+        """Do what the table of keys calls so: the screen's way if it has one, else the console's."""
+        act = keys.BY_ID[name]
+        if act not in keys.available(self.kind, readonly=self.readonly):
+            return
+        if act.changes:
+            self._change(name)
+            return
+        if name.startswith("screen-"):
+            self.go(name.removeprefix("screen-"))
+            return
+        method = "act_" + name.replace("-", "_")
+        own = getattr(self._in_front, method, None)
+        if name == "back":
+            self._back(own)
+        else:
+            (own or getattr(self, method))()
+
+    @work(exclusive=False, group="acts")
+    async def _change(self, name: str) -> None:
+        await getattr(self.acting, name.replace("-", "_"))()
+
+    def go(self, kind: str) -> None:
+        """To another screen."""
+        if kind != self.kind:
+            self._came_from = [*self._came_from[-19:], self.kind]
+        self.switch_mode(kind)
+        if kind == keys.TASK and self._last_task is not None:
+            self.call_after_refresh(self._open_last)
+
+    def _open_last(self) -> None:
+        screen = self._in_front
+        if isinstance(screen, TaskScreen) and self._last_task is not None:
+            try:
+                screen.open(self._last_task)
+            except NoMatches:
+                self.call_after_refresh(self._open_last)
+
+    def _back(self, own: Callable[[], bool] | None) -> None:
+        """Out of what is open, then to where one came from. Never out of the program."""
+        if own is not None and own():
+            return
+        if self._came_from:
+            before = self._came_from.pop()
+            self.switch_mode(before)
+
+    def act_help(self) -> None:
+        self.push_screen(HelpScreen(self.kind, readonly=self.readonly))
+
+    def act_quit(self) -> None:
+        self.exit(0)
+
+    def act_palette(self) -> None:
+        self.action_command_palette()
+
+    def act_calls(self) -> None:
+        self.push_screen(CallsScreen(list(self.calls)))
+
+    def act_freeze(self) -> None:
+        self.frozen = not self.frozen
+        self.held_changes = 0
+        self._show()
+        if not self.frozen and self._in_front is not None:
+            self._in_front.hear([])
+
+    def act_refresh(self) -> None:
+        self.nudge()
+        if self._in_front is not None:
+            self._in_front.hear([])
+
+    def act_theme(self) -> None:
+        names = [theme.name for theme in THEMES]
+        place = names.index(self.theme) if self.theme in names else -1
+        self.theme = names[(place + 1) % len(names)]
+        self.notify(f"Theme: {self.theme}", timeout=2.0)
+
+    def act_next(self, step: int = 1) -> None:
+        order = [name for _, name, _ in keys.SCREENS]
+        self.go(order[(order.index(self.kind) + step) % len(order)])
+
+    def act_previous(self) -> None:
+        self.act_next(-1)
+
+    def act_why(self) -> None:
+        for task in self.chosen_tasks()[:1]:
+            self.notify(story.why(task, self.view), title=task.id, timeout=10.0, markup=False)
+
+    def act_copy(self) -> None:
+        chosen = [task.id for task in self.chosen_tasks()]
+        if node := self.chosen_node():
+            chosen = [node]
+        if chosen:
+            self.copy("\n".join(chosen), chosen[0] if len(chosen) == 1 else f"{len(chosen)} ids")
+
+    @work(group="copy")
+    async def act_copy_json(self) -> None:
+        for task in self.chosen_tasks()[:1]:
+            self.copy(f.task_json(task), "the task as JSON")
+
+    def act_copy_curl(self) -> None:
+        addresses = self.orders.addresses()
+        for task in self.chosen_tasks()[:1]:
+            if addresses:
+                self.copy(story.status_curl(addresses[0], task.id), "a curl line")

@@ -1,0 +1,288 @@
+"""PURE. Views as text: cards, charts, the map of partitions. Lines of pieces ``(text, style)``; a style is Textual's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.cells import cell_len
+from textual.content import Content
+
+from tq_tui import format as f
+from tq_tui.client.models import STATES
+from tq_tui.health import node_trouble
+from tq_tui.state import ClusterView, NodeView, Phase, Sample
+
+Piece = tuple[str, str]
+Line = list[Piece]
+CARD_WIDTH = 25
+CARD_WIDTH_MAX = 66
+CARD_GAP = 1
+SHORT = {
+    "scheduled": "sched", "pending": "pend", "processing": "run", "completed": "done", "failed": "fail",
+    "cancelled": "canc",
+}  # fmt: skip
+
+
+def content(lines: Iterable[Line]) -> Content:
+    return Content("\n").join([Content.assemble(*line) for line in lines])
+
+
+def length(line: Line) -> int:
+    return sum(cell_len(text) for text, _ in line)
+
+
+def filled(line: Line, width: int) -> Line:
+    """Exactly ``width`` cells."""
+    room = width
+    cut: Line = []
+    for text, style in line:
+        if cell_len(text) >= room:
+            cut.append((f.fit(text, room) if cell_len(text) > room else text, style))
+            return cut
+        cut.append((text, style))
+        room -= cell_len(text)
+    return [*cut, (" " * room, "")]
+
+
+# --- nodes ---
+def node_word(view: ClusterView, node: NodeView) -> str:
+    """What the console shows as a node's status: what it sees itself comes first."""
+    if node.phase is Phase.DOWN:
+        return "down"
+    if node.phase is Phase.CONNECTING:
+        return "connecting"
+    return view.status_of(node) or "up"
+
+
+def node_role(view: ClusterView, node: NodeView) -> str:
+    if node.name and node.name == view.leader:
+        return "leader"
+    member = view.members.get(node.name)
+    return "" if member is None else "voter" if member.voter else "member"
+
+
+def uptime(view: ClusterView, node: NodeView) -> str:
+    if node.metrics is None or not node.metrics.started_at_s or not node.is_up:
+        return "-"
+    return f.duration(view.now_s - node.metrics.started_at_s)
+
+
+def cards(view: ClusterView, width: int, height: int) -> list[Line]:
+    """A card for each node where there is room for all of them, else a line each."""
+    number = len(view.nodes)
+    if not number:
+        return [[("no nodes yet", "$foreground-muted")]]
+    columns = max(1, min(number, (width + CARD_GAP) // (CARD_WIDTH + CARD_GAP)))
+    rows = -(-number // columns)
+    card_width = min(CARD_WIDTH_MAX, (width + CARD_GAP) // columns - CARD_GAP)
+    drawn = [card(view, node, card_width) for node in view.nodes]
+    if width < CARD_WIDTH or rows * len(drawn[0]) > height:
+        return node_lines(view, width)
+    lines: list[Line] = []
+    for row in range(rows):
+        beside = drawn[row * columns : (row + 1) * columns]
+        for pieces in zip(*beside, strict=True):
+            line: Line = []
+            for place, piece in enumerate(pieces):
+                line += [(" " * CARD_GAP, "")] if place else []
+                line += piece
+            lines.append(line)
+    return lines
+
+
+def card(view: ClusterView, node: NodeView, width: int) -> list[Line]:
+    """Ten lines, framed. All of one that is down is grey, with what it said last."""
+    word = node_word(view, node)
+    alive = node.is_up
+    edge = f.NODE_STYLES.get(word, "") if word != "active" else "$panel-lighten-2"
+    grey = "" if alive else "$foreground-disabled"
+    inner = width - 4
+    role = node_role(view, node) if alive else ""
+    title = f" {node.label} "
+    badge = f" {f.NODE_GLYPHS.get(word, '?')} {word} "
+    room = width - 4 - cell_len(badge)
+    title = f.fit(title, room).rstrip() + " " if cell_len(title) > room else title
+    rule = "─" * (width - 4 - cell_len(title) - cell_len(badge))
+    top: Line = [
+        ("╭─", edge), (title, "bold" if alive else grey), (rule, edge), (badge, f.NODE_STYLES.get(word, "")), ("─╮", edge),
+    ]  # fmt: skip
+    body = _card_body(view, node, inner, role, grey)
+    frame = [[("│ ", edge), *filled(line, inner), (" │", edge)] for line in body]
+    return [top, *frame, [("╰" + "─" * (width - 2) + "╯", edge)]]
+
+
+def _card_body(view: ClusterView, node: NodeView, inner: int, role: str, grey: str) -> list[Line]:
+    led, held = view.held(node.name)
+    behind, out_of_sync = view.lag(node.name)
+    counts = node.primary
+    metrics = node.metrics
+    dim = grey or "$foreground-muted"
+    if node.is_up:
+        head: Line = [
+            (("★ " if role == "leader" else "") + (role or "no member"), "bold $accent" if role == "leader" else "")
+        ]
+        trouble = node_trouble(view, node)
+        head += [(f"  {trouble}", "$warning")] if trouble else [(f"  up {uptime(view, node)}", dim)]
+    elif node.phase is Phase.DOWN:
+        head = [(f"down for {f.duration(view.now_s - node.since_s)}", "bold $error")]
+    else:
+        head = [(f"asking {node.address}", dim)]
+    lag: Line = [("in sync", grey)] if not out_of_sync and not behind else [(f"{out_of_sync} out of sync", "$warning")]
+    if out_of_sync == 0 and behind:
+        lag = [(f"{f.count(behind)} entries behind", grey or "$warning")]
+    if not held:
+        lag = [("no copies", dim)]
+    busy, slots = (metrics.busy, metrics.slots) if metrics is not None else (0, 0)
+    room = max(4, inner - 16)
+    return [
+        head,
+        [("leads ", dim), (str(led), grey or "bold"), ("  holds ", dim), (str(held), grey or "bold")],
+        [("lag   ", dim), *lag],
+        [("slots ", dim), (f.meter(busy, slots, room), grey or "$primary"), (f" {busy}/{slots}", grey)],
+        _states_line(counts, ("pending", "processing", "scheduled"), inner, grey),
+        _states_line(counts, ("completed", "failed", "cancelled"), inner, grey),
+        _last_line(node, dim),
+    ]
+
+
+def _last_line(node: NodeView, dim: str) -> Line:
+    """What it does, or why it is not there."""
+    if node.phase is Phase.DOWN:
+        return [(node.error, "$error")]
+    return [(f"{f.rate(node.rates.submitted)} in, {f.rate(node.rates.completed)} done", dim)]
+
+
+def _states_line(counts: object, states: Sequence[str], width: int, grey: str) -> Line:
+    line: Line = []
+    each = width // len(states)
+    for state in states:
+        number = f.count(getattr(counts, state))
+        style = grey or (f.STYLES[state] if number != "0" else "$foreground-muted")
+        line.append((f.fit(f"{f.GLYPHS[state]} {number}", each), style))
+    return line
+
+
+def node_lines(view: ClusterView, width: int) -> list[Line]:
+    """A line for each node, for small terminals and many nodes."""
+    label = min(20, max((cell_len(node.label) for node in view.nodes), default=6) + 1)
+    lines = []
+    for node in view.nodes:
+        word = node_word(view, node)
+        grey = "" if node.is_up else "$foreground-disabled"
+        style = f.NODE_STYLES.get(word, "")
+        star = "★" if node.name and node.name == view.leader else " "
+        line: Line = [(f"{f.NODE_GLYPHS.get(word, '?')}{star}", style), (f.fit(node.label, label), grey or "bold")]
+        line.append((f.fit(word, 9), style))
+        if node.is_up:
+            led, held = view.held(node.name)
+            busy, slots = (node.metrics.busy, node.metrics.slots) if node.metrics is not None else (0, 0)
+            counts = node.primary
+            line.append((f"{led}/{held} parts {busy}/{slots} slots ", ""))
+            line += [
+                (
+                    f"{f.GLYPHS[state]}{f.count(counts.of(state))} ",
+                    f.STYLES[state] if counts.of(state) else "$foreground-muted",
+                )
+                for state in ("pending", "processing", "failed")
+            ]
+            trouble = node_trouble(view, node)
+            line.append(
+                (
+                    f"{trouble} " if trouble else f"up {uptime(view, node)}",
+                    "$warning" if trouble else "$foreground-muted",
+                )
+            )
+        else:
+            line.append((node_trouble(view, node), grey or "$foreground-muted"))
+        lines.append(filled(line, width))
+    return lines
+
+
+# --- sums and charts ---
+def totals(view: ClusterView, width: int) -> list[Line]:
+    """Tasks by state over the whole cluster, and who waits longest."""
+    long, words = width >= 100, width >= 72
+    line: Line = []
+    at_least = "" if view.counts_are_whole or not view.partitions or not view.living else "≥"
+    for state in STATES:
+        number = view.counts.of(state)
+        word = f"{state} " if long else f"{SHORT[state]} " if words else ""
+        shown = "-" if not view.living else f.exact(number) if long else f.count(number)
+        style = f.STYLES[state] if number else "$foreground-muted"
+        line += [
+            (f"{f.GLYPHS[state]} {word}", style if number else "$foreground-muted"),
+            (f"{at_least}{shown}", f"bold {style}"),
+            ("  ", ""),
+        ]
+    second: Line = [("oldest pending ", "$foreground-muted")]
+    if view.oldest is None:
+        second.append(("nobody waits", ""))
+    else:
+        queue, age_s = view.oldest
+        second.append((f.duration(age_s), "bold $error" if age_s > 60 else "bold $warning" if age_s > 5 else "bold"))
+        second.append((f" in {queue}", ""))
+    busy, slots = view.slots
+    second += [("   slots ", "$foreground-muted"), (f"{busy}/{slots}", "")]
+    if view.paused:
+        second += [("   ⏸ paused: ", "$warning"), (", ".join(view.paused), "bold $warning")]
+    return [filled(line, width), filled(second, width)]
+
+
+CHARTS: tuple[tuple[str, str, str, Callable[[Sample], float], Callable[[float], str]], ...] = (
+    ("in", "submitted", "$primary", lambda one: one.rates.submitted, f.rate),
+    ("done", "completed", "$success", lambda one: one.rates.completed, f.rate),
+    ("failed", "failed", "$error", lambda one: one.rates.failed, f.rate),
+    ("depth", "pending", "$warning", lambda one: float(one.pending), f.count),
+    ("running", "processing", "$secondary", lambda one: float(one.processing), f.count),
+)
+"""Word, long word, style, what of a sample, how to say it."""
+
+
+def charts(view: ClusterView, width: int, height: int) -> list[Line]:
+    """Rates and depth over the last minutes: lines of blocks, taller where there is room."""
+    if height < 1:
+        return []
+    chosen = CHARTS if height >= 5 else (CHARTS[0], CHARTS[1], CHARTS[3], CHARTS[2])[:height]
+    beside = 2 if width >= 120 and height >= 3 else 1
+    if beside == 2:
+        return _charts_beside(view, width, height)
+    tall = max(1, min(5, height // len(chosen)))
+    label = 18 if width >= 50 else 14
+    lines: list[Line] = []
+    for word, _, style, pick, say in chosen:
+        values = [pick(sample) for sample in view.history]
+        drawn = f.bar_chart(values, width - label, tall) if tall > 1 else [f.sparkline(values, width - label)]
+        peak = f"max {say(max(values, default=0.0))}"
+        now = say(values[-1]) if values else "-"
+        for row, text in enumerate(drawn):
+            head = f.fit(f"{word:<8}{now}", label) if row == tall - 1 else f.fit(peak if row == 0 else "", label)
+            lines.append([(head, style if row == tall - 1 else "$foreground-muted"), (text, style)])
+    return lines
+
+
+def _charts_beside(view: ClusterView, width: int, height: int) -> list[Line]:
+    half = (width - 3) // 2
+    pairs = ((CHARTS[0], CHARTS[1]), (CHARTS[3], CHARTS[2])) if height >= 8 else ((CHARTS[0], CHARTS[1]),)
+    tall = max(2, min(14, height // len(pairs) - 2))
+    lines: list[Line] = []
+    for pair in pairs:
+        columns = [_boxed_chart(view, chart, half, tall) for chart in pair]
+        lines += [[*left, (" ", ""), *right] for left, right in zip(*columns, strict=True)]
+    return lines[:height]
+
+
+def _boxed_chart(
+    view: ClusterView,
+    chart: tuple[str, str, str, Callable[[Sample], float], Callable[[float], str]],
+    width: int,
+    tall: int,
+) -> list[Line]:
+    word, long, style, pick, say = chart
+    values = [pick(sample) for sample in view.history]
+    now = say(values[-1]) if values else "-"
+    edge = "$panel-lighten-2"
+    title, right = f" {word} {now} ", f" {long}, max {say(max(values, default=0.0))} "
+    rule = "─" * max(0, width - 4 - cell_len(title) - cell_len(right))
+    top: Line = [("╭─", edge), (title, f"bold {style}"), (rule, edge), (right, "$foreground-muted"), ("─╮", edge)]
+    body: list[Line] = [[("│", edge), (text, style), ("│", edge)] for text in f.bar_chart(values, width - 2, tall)]
+    return [top, *body, [("╰" + "─" * (width - 2) + "╯", edge)]]

@@ -1,0 +1,89 @@
+"""Small dialogs: a question with default No, and a line to be typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.screen import ModalScreen
+from textual.suggester import SuggestFromList
+from textual.widgets import Button, Input, Static
+
+
+class ConfirmScreen(ModalScreen[bool]):
+    """Says exactly what will happen, and does nothing unless told to. ``typed``: what has to be typed for a Yes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,n,q", "answer(False)", show=False),
+        Binding("y", "answer(True)", show=False),
+        Binding("left,right,h,l", "other", show=False),
+    ]
+
+    def __init__(self, title: str, says: Sequence[str], *, yes: str, typed: str = "") -> None:
+        super().__init__()
+        self._title, self._says, self._yes, self._wanted = title, says, yes, typed
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="dialog", can_focus=False):
+            yield Static(self._title, id="dialog-title", markup=False)
+            yield Static("\n".join(self._says), id="dialog-text", markup=False)
+            if self._wanted:
+                yield Static(f"Type {self._wanted} to go on:", markup=False)
+                yield Input(id="typed", compact=True)
+            with Horizontal(id="dialog-buttons"):
+                yield Button("No, leave it", id="no", compact=True)
+                yield Button(self._yes, id="yes", variant="error", compact=True, disabled=bool(self._wanted))
+            yield Static("n or Esc: no" + ("" if self._wanted else "   y: yes"), id="dialog-keys", markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one("#typed" if self._wanted else "#no").focus()
+
+    def action_answer(self, answer: bool) -> None:
+        if answer and self._wanted:
+            return
+        self.dismiss(answer)
+
+    def action_other(self) -> None:
+        self.focus_next(Button)
+
+    @on(Input.Changed, "#typed")
+    def _typing(self, event: Input.Changed) -> None:
+        self.query_one("#yes", Button).disabled = event.value.strip() != self._wanted
+
+    @on(Input.Submitted, "#typed")
+    def _typed(self, event: Input.Submitted) -> None:
+        if event.value.strip() == self._wanted:
+            self.dismiss(True)
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+
+class PromptScreen(ModalScreen[str | None]):
+    """One line, such as a queue's name, with what is known already."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", show=False)]
+
+    def __init__(self, title: str, says: str, value: str = "", known: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._title, self._says, self._value, self._known = title, says, value, known
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="dialog", can_focus=False):
+            yield Static(self._title, id="dialog-title", markup=False)
+            yield Static(self._says, id="dialog-text", markup=False)
+            yield Input(self._value, id="typed", compact=True, suggester=SuggestFromList(self._known))
+            yield Static("Enter: go on   Esc: leave it", id="dialog-keys", markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one("#typed").focus()
+
+    @on(Input.Submitted)
+    def _typed(self, event: Input.Submitted) -> None:
+        if event.value.strip():
+            self.dismiss(event.value.strip())

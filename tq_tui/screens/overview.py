@@ -1,0 +1,39 @@
+"""The first screen: how the cluster is, a card for each node, sums and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from textual.containers import VerticalScroll
+from textual.widget import Widget
+
+from tq_tui import draw, keys
+from tq_tui.draw import Line
+from tq_tui.screens.base import ConsoleScreen
+from tq_tui.state import ClusterView
+from tq_tui.widgets.drawn import Drawn
+
+CHART_LINES = 4
+
+
+class OverviewScreen(ConsoleScreen):
+    kind: ClassVar[str] = keys.OVERVIEW
+
+    def body(self) -> Iterable[Widget]:
+        with VerticalScroll(id="overview"):
+            yield Drawn(widget_id="overview-text", fixed=True)
+
+    def show(self, view: ClusterView) -> None:
+        room = self.query_one("#overview", VerticalScroll).size.height or self.app.size.height - 4
+        self.query_one("#overview-text", Drawn).show(lambda width, height: overview(view, width, room))
+
+
+def overview(view: ClusterView, width: int, height: int) -> list[Line]:
+    """Cards where they leave room for sums and charts; what remains of the height goes to the charts."""
+    head = draw.cards(view, width, max(len(view.nodes), height - CHART_LINES - 3))
+    lines = [*head, [("", "")], *draw.totals(view, width)]
+    left = height - len(lines) - 1
+    if left < 1:
+        return lines if left >= -1 else [*head, *draw.totals(view, width)]
+    return [*lines, [("", "")], *draw.charts(view, width, left)]

@@ -1,0 +1,136 @@
+"""Watching one node: look again and again, listen to its events, come back with back-off. Tells observations, changes nothing.
+
+Nothing here knows Textual: the console runs a ``watch`` for each node as a worker, ``--once`` takes a single ``look``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from tq_tui.client.api import ClientError, NodeClient, Refused, Unreachable
+from tq_tui.client.models import ClusterInfo, Event
+from tq_tui.state import Failed, Observation, Polled
+
+T = TypeVar("T")
+LOOK_EVERY_S = 1.0
+BACKOFF_S = (0.25, 0.5, 1.0, 1.0, 2.0)
+"""Then the last one for ever: a node that comes back is to be seen at once."""
+PATIENCE_S = 1.5
+"""For one look. A node that hangs is greyed after this and the pause before it."""
+METRICS_SHARE = 0.05
+"""Metrics of a node with very many queues are large: at most so much of the time goes into them."""
+
+
+async def look(
+    client: NodeClient, address: str, clock: Callable[[], float] = time.time, *, metrics: bool = True
+) -> Polled:
+    """Ask a node all that the overview shows. A node that is not in its cluster yet answers some of it.
+
+    :raises ClientError: it does not answer.
+    """
+    began_s = time.monotonic()
+    stats = await client.stats()
+    latency_s = time.monotonic() - began_s
+    cluster, readiness, partitions, numbers = await asyncio.gather(
+        _or(client.cluster(), ClusterInfo()),
+        _or(client.readiness(), None),
+        _or(client.partitions(), None),
+        _or(client.metrics(), None) if metrics else _nothing(),
+    )
+    return Polled(address, clock(), stats, cluster, readiness, numbers, partitions, latency_s)
+
+
+async def _or(asked: Awaitable[T], instead: T) -> T:
+    """A refusal is part of the picture; silence is not."""
+    try:
+        return await asked
+    except Refused:
+        return instead
+
+
+async def _nothing() -> None:
+    return None
+
+
+class Watch:
+    """:param tell: gets observations. :param hear: gets events; an empty heap says that some were missed."""
+
+    def __init__(
+        self,
+        client: NodeClient,
+        address: str,
+        tell: Callable[[Observation], object],
+        hear: Callable[[str, Sequence[Event]], object],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client, self._address = client, address
+        self._tell, self._hear, self._clock = tell, hear, clock
+        self._nudge = asyncio.Event()
+        self._is_up = False
+        self._metrics_due_s = 0.0
+
+    def nudge(self) -> None:
+        """Look now and not later: something was done, or somebody is impatient."""
+        self._nudge.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        listening = asyncio.create_task(self._listen())
+        try:
+            await self._look_for_ever()
+        finally:
+            listening.cancel()
+
+    async def _look_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                seen = await asyncio.wait_for(self._look(), PATIENCE_S)
+            except (ClientError, TimeoutError) as why:
+                pause_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+                failures += 1
+                self._is_up = False
+                now_s = self._clock()
+                self._tell(Failed(self._address, now_s, str(why) or "no answer in time", now_s + pause_s))
+            else:
+                pause_s, failures = LOOK_EVERY_S, 0
+                self._is_up = True
+                self._tell(seen)
+            await self._rest(pause_s)
+
+    async def _look(self) -> Polled:
+        metrics = time.monotonic() >= self._metrics_due_s
+        began_s = time.monotonic()
+        seen = await look(self._client, self._address, self._clock, metrics=metrics)
+        if metrics:
+            self._metrics_due_s = time.monotonic() + (time.monotonic() - began_s) / METRICS_SHARE - LOOK_EVERY_S
+        return seen
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._nudge.wait(), seconds)
+        except TimeoutError:
+            return
+        self._nudge.clear()
+        # Many nudges are one look, and nobody is asked in a tight loop.
+        await asyncio.sleep(0.05)
+
+    async def _listen(self) -> None:
+        """The stream while it lasts. Its end is the first sign that a node went: look at once.
+
+        Polling goes on beside it all the time, and is what remains where streams are refused or cut by a proxy.
+        """
+        while True:
+            try:
+                async for heap in self._client.events():
+                    self._hear(self._address, heap)
+            except Unreachable:
+                pass
+            except Refused:
+                await asyncio.sleep(BACKOFF_S[-1])
+            if self._is_up:
+                self.nudge()
+            await asyncio.sleep(BACKOFF_S[1] if self._is_up else BACKOFF_S[2])

@@ -1,0 +1,180 @@
+"""PURE. The part of a very long list that is held: whole pages of the server's, found again by the cursors they began with.
+
+A page's rows change, a page's beginning does not: it is a place in the order, not a number. So memory stays flat however far one
+goes, the way back is known, and a page that is read again is the same stretch of the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce
+
+import msgspec
+
+from tq_tui.client.models import FINAL_STATES, Event, Task, TaskPage
+
+PAGES_MAX = 8
+FIRST_PAGE_ROWS_MAX = 1_000
+"""New tasks are put before the others on the first page, until it is so long."""
+
+
+@dataclass(slots=True)
+class _Page:
+    start: str | None
+    tasks: list[Task]
+    next: str | None
+
+
+class TaskWindow:
+    """Rows in the server's order, each id once."""
+
+    def __init__(self) -> None:
+        self._pages: list[_Page] = []
+        self._before: list[str | None] = []
+        """Beginnings of the pages that were dropped at the front, the nearest last."""
+        self._rows: list[Task] | None = None
+        self.new_above = 0
+        """Tasks that are known to be there before the first row, and are not shown."""
+
+    @property
+    def rows(self) -> list[Task]:
+        if self._rows is None:
+            each = {task.id: task for page in reversed(self._pages) for task in reversed(page.tasks)}
+            self._rows = list(reversed(each.values()))
+        return self._rows
+
+    @property
+    def offset_pages(self) -> int:
+        return len(self._before)
+
+    @property
+    def next(self) -> str | None:
+        return self._pages[-1].next if self._pages else None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._pages
+
+    @property
+    def at_start(self) -> bool:
+        return not self._before
+
+    def previous(self) -> tuple[str | None] | None:
+        """In a tuple, the beginning of the page before the window; None where it begins at the beginning."""
+        return (self._before[-1],) if self._before else None
+
+    def begin(self, page: TaskPage) -> None:
+        """Forget all, and hold the first page."""
+        self._pages = [_Page(None, list(page.tasks), page.next)]
+        self._before = []
+        self.new_above = 0
+        self._rows = None
+
+    def add_after(self, page: TaskPage, start: str | None) -> None:
+        """The page that begins at the ``next`` it was asked with; one that is no longer wanted is ignored."""
+        if not self._pages or self.next != start:
+            return
+        if page.tasks or page.next is None:
+            self._pages.append(_Page(start, list(page.tasks), page.next))
+        else:
+            # An empty page that goes on: the server looked at many rows and found none.
+            self._pages[-1].next = page.next
+        if len(self._pages) > PAGES_MAX:
+            self._before.append(self._pages.pop(0).start)
+        self._rows = None
+
+    def add_before(self, page: TaskPage, start: str | None) -> None:
+        if not self._before or self._before[-1] != start:
+            return
+        self._before.pop()
+        self._pages.insert(0, _Page(start, list(page.tasks), self._pages[0].start))
+        if len(self._pages) > PAGES_MAX:
+            self._pages.pop()
+        self._rows = None
+
+    def start_of(self, task_id: str) -> str | None:
+        """Beginning of the page that holds a task."""
+        for page in self._pages:
+            if any(task.id == task_id for task in page.tasks):
+                return page.start
+        return self._pages[0].start if self._pages else None
+
+    def refresh(self, start: str | None, fresh: TaskPage) -> None:
+        """A page that is held, read again."""
+        place = next((place for place, page in enumerate(self._pages) if page.start == start), None)
+        if place is None:
+            return
+        page = self._pages[place]
+        if start is None and self.at_start:
+            self._refresh_first(page, fresh)
+        else:
+            known = {task.id for task in page.tasks}
+            # It may have been cut shorter than it was; what is behind the cut is on it still.
+            last = fresh.tasks[-1].id if fresh.tasks else None
+            tail = _after(page.tasks, last) if fresh.next is not None and last in known else []
+            page.tasks = [*fresh.tasks, *tail]
+        self._rows = None
+
+    def _refresh_first(self, page: _Page, fresh: TaskPage) -> None:
+        known = {task.id for task in page.tasks}
+        if not fresh.tasks or fresh.next is None:
+            page.tasks, page.next = list(fresh.tasks), fresh.next
+            self._pages = [page]
+            return
+        newer = sum(task.id not in known for task in fresh.tasks)
+        if fresh.tasks[-1].id not in known or len(page.tasks) + newer > FIRST_PAGE_ROWS_MAX:
+            # More new ones than a page holds: joining would leave a gap, and replacing would take the cursor's task away.
+            self._update(fresh.tasks)
+            self.new_above = newer
+            return
+        if len(page.tasks) <= len(fresh.tasks) - newer and len(self._pages) == 1:
+            page.next = fresh.next if not _after(page.tasks, fresh.tasks[-1].id) else page.next
+        page.tasks = [*fresh.tasks, *_after(page.tasks, fresh.tasks[-1].id)]
+        self.new_above = 0
+
+    def _update(self, tasks: Iterable[Task]) -> None:
+        fresh = {task.id: task for task in tasks}
+        for page in self._pages:
+            page.tasks = [fresh.get(task.id, task) for task in page.tasks]
+
+    def put(self, task: Task) -> None:
+        """What is known better of one task."""
+        self._update([task])
+        self._rows = None
+
+    def hear(self, events: Sequence[Event]) -> bool:
+        """Apply transitions to the rows that are held. True: something is to be drawn again."""
+        latest: dict[str, list[Event]] = {}
+        for event in events:
+            latest.setdefault(event.task_id, []).append(event)
+        changed = False
+        for page in self._pages:
+            for place, task in enumerate(page.tasks):
+                if heard := latest.get(task.id):
+                    page.tasks[place] = reduce(after, heard, task)
+                    changed = True
+        if changed:
+            self._rows = None
+        return changed
+
+
+def after(task: Task, event: Event) -> Task:
+    """A row after a transition, as far as the event tells it."""
+    at = datetime.fromisoformat(event.at)
+    changes: dict[str, object] = {"status": event.to, "attempt": event.attempt}
+    if event.node is not None:
+        changes["node"] = event.node
+    if event.to == "processing":
+        changes |= {"started_at": at, "completed_at": None, "worker": event.node or task.worker, "progress": None}
+    elif event.to in FINAL_STATES:
+        changes["completed_at"] = at
+    else:
+        changes |= {"started_at": None, "completed_at": None}
+    return msgspec.structs.replace(task, **changes)
+
+
+def _after(tasks: list[Task], task_id: str | None) -> list[Task]:
+    place = next((place for place, task in enumerate(tasks) if task.id == task_id), len(tasks))
+    return tasks[place + 1 :]
