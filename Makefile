@@ -3,19 +3,19 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 HTTP ?= 8080
-PYTEST ?= tests
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-settings editable_mode=compat --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format bench simulate clean distclean
+.PHONY: help run test check chaos lint format bench simulate clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run [HTTP=8080]   three nodes, fifteen tasks, one node killed and back; up until Ctrl-C'
 	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
+	@echo 'make chaos             the long tests with real processes: kills, cuts, pauses'
 	@echo 'make lint              ruff, mypy, import rules'
 	@echo 'make format            let ruff format and fix what it can'
 	@echo 'make bench             measure the throughput of one node'
@@ -44,11 +44,20 @@ run: $(VENV)/.run-stamp
 
 test: lint check
 
-# Mutation tables and the like run without the tracer, which costs them three times their time.
+# Mutation tables and the like run without the tracer, which costs them three times their time. Real processes mostly wait: their
+# tests go beside the others. The console's are a run of their own, for its event loop and ours don't share one.
 check: $(VENV)/.dev-stamp
-	$(BIN)/coverage run -m pytest $(PYTEST) -m 'not slow'
-	$(BIN)/coverage report
-	$(BIN)/python -m pytest $(PYTEST) -m slow
+	@$(BIN)/python -m pytest tests/cluster -m 'not slow' >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
+	code=0; \
+	$(BIN)/coverage run -m pytest tests --ignore tests/cluster --ignore tests/tui -m 'not slow' || code=1; \
+	$(BIN)/coverage report || code=1; \
+	$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/tui -m slow || code=1; \
+	echo 'Waiting for the tests with real processes …'; wait $$cluster || code=1; cat $(VENV)/cluster-tests.log; \
+	exit $$code
+
+# The long runs: every kill twenty times, every link, every order of starting. About half an hour.
+chaos: $(VENV)/.dev-stamp
+	$(BIN)/python -m pytest tests/cluster -m slow
 
 lint: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .
