@@ -16,28 +16,27 @@ if TYPE_CHECKING:
 class Actions(Provider):
     """From the table of keys, and the themes."""
 
-    def _commands(self) -> list[tuple[str, str, partial[None]]]:
+    def _commands(self) -> list[tuple[str, partial[None]]]:
+        """What belongs to the screen comes before what works everywhere."""
         console = cast("Console", self.app)
+        acts = keys.available(console.kind, readonly=console.readonly)
+        acts = sorted(acts, key=lambda act: act.where == keys.EVERYWHERE)
         found = [
-            (f"{act.title}  [{' '.join(map(keys.shown, act.keys))}]", act.group, partial(console.action_act, act.id))
-            for act in keys.available(console.kind, readonly=console.readonly)
+            (f"{' '.join(map(keys.shown, act.keys)):<10} {act.title}", partial(console.action_act, act.id))
+            for act in acts
         ]
         return found + [
-            (f"Theme: {name}", "Console", partial(setattr, console, "theme", name))
+            (f"{'':<10} Theme: {name}", partial(setattr, console, "theme", name))
             for name in sorted(console.available_themes)
         ]
 
     async def discover(self) -> Hits:
-        for title, group, command in self._commands():
-            yield DiscoveryHit(_escaped(title), command, title, help=group)
+        for title, command in self._commands():
+            yield DiscoveryHit(title.replace("[", "\\["), command, title)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
-        for title, group, command in self._commands():
+        for title, command in self._commands():
             score = matcher.match(title)
             if score > 0:
-                yield Hit(score, matcher.highlight(title), command, title, help=group)
-
-
-def _escaped(title: str) -> str:
-    return title.replace("[", "\\[")
+                yield Hit(score, matcher.highlight(title), command, title)

@@ -119,19 +119,20 @@ class TaskWindow:
 
     def _refresh_first(self, page: _Page, fresh: TaskPage) -> None:
         known = {task.id for task in page.tasks}
-        if not fresh.tasks or fresh.next is None:
+        if not known or not fresh.tasks or fresh.next is None:
             page.tasks, page.next = list(fresh.tasks), fresh.next
             self._pages = [page]
             return
-        newer = sum(task.id not in known for task in fresh.tasks)
-        if fresh.tasks[-1].id not in known or len(page.tasks) + newer > FIRST_PAGE_ROWS_MAX:
+        newer = next((place for place, task in enumerate(fresh.tasks) if task.id in known), len(fresh.tasks))
+        if newer == len(fresh.tasks) or len(page.tasks) + newer > FIRST_PAGE_ROWS_MAX:
             # More new ones than a page holds: joining would leave a gap, and replacing would take the cursor's task away.
             self._update(fresh.tasks)
             self.new_above = newer
             return
-        if len(page.tasks) <= len(fresh.tasks) - newer and len(self._pages) == 1:
-            page.next = fresh.next if not _after(page.tasks, fresh.tasks[-1].id) else page.next
-        page.tasks = [*fresh.tasks, *_after(page.tasks, fresh.tasks[-1].id)]
+        last = fresh.tasks[-1].id
+        if last not in known and len(self._pages) == 1:
+            page.next = fresh.next  # it reaches further than what was held
+        page.tasks = [*fresh.tasks, *(_after(page.tasks, last) if last in known else ())]
         self.new_above = 0
 
     def _update(self, tasks: Iterable[Task]) -> None:

@@ -181,7 +181,7 @@ def told(what: str, found: list[list[Gap]]) -> tuple[float, float, float]:
 def test_the_gap_of_acknowledged_writes(make_cluster: MakeCluster, of_leader: bool) -> None:
     cluster = started(make_cluster)
     what = "kill -9 of the Raft leader's node" if of_leader else "kill -9 of a primary's node"
-    p50, p99, _ = told(what, rounds(cluster, 4, of_leader=of_leader))
+    p50, p99, _ = told(what, rounds(cluster, 2 if of_leader else 4, of_leader=of_leader))
     assert p50 < P50_S * MARGIN
     assert p99 < P99_S * MARGIN
     cluster.stop()

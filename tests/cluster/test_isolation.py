@@ -183,6 +183,10 @@ def ledger_of(path: Path, task_id: str) -> list[tuple[str, str, str, int]]:
     return [(line[1], line[2], line[3], int(line[4])) for line in lines if line[0] == task_id]
 
 
+def shown_attempts(task: dict[str, Any]) -> str:
+    return "\n".join(str(attempt) for attempt in task["attempts"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["asleep", "cut off"])
 def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) -> None:
@@ -255,10 +259,6 @@ def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) ->
         cluster[others[0]].post(f"/tasks/cancel?id={task_id}")
     wait_ended(cluster)
     print(
-        f"\n{len(inside)} attempts of a node that was were {how} were run again {again_s:.1f} s later; none counted twice"
+        f"\n{len(inside)} attempts of a node that was {how} were run again {again_s:.1f} s later; none counted twice"
     )
     cluster.stop()
-
-
-def shown_attempts(task: dict[str, Any]) -> str:
-    return "\n".join(str(attempt) for attempt in task["attempts"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.cluster
 DEADS = 3
 
 
+@pytest.mark.slow
 def test_a_poison_task_becomes_a_dead_letter(make_cluster: MakeCluster, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     cluster = started(make_cluster, environment={"TQ_TEST_LEDGER": str(ledger)})
@@ -22,8 +24,8 @@ def test_a_poison_task_becomes_a_dead_letter(make_cluster: MakeCluster, tmp_path
     began_s = time.monotonic()
     task_id = "poison"
     poison = {"type": "kill-node", "payload": str(cluster.home / "data"), "id": task_id}
-    # It may kill the node that is about to say that it is in.
-    assert cluster["node-1"].post("/tasks/submit", poison).status in (201, 503)
+    with contextlib.suppress(OSError):  # it may kill the node that is about to say that it is in
+        assert cluster["node-1"].post("/tasks/submit", poison).status in (201, 503)
     died: list[str] = []
     while len(died) < DEADS:
         fallen = until(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import tq_node.member
-import tq_node.runtime.cluster_queue
-import tq_node.runtime.control_plane
 import tq_node.service
-from tests.simulation import whole_node, whole_run, whole_world
+from tests.simulation import run, whole_faults, whole_node, whole_run
 from tests.simulation.checkers import Violation, need
 from tests.simulation.whole_faults import Faults
 from tests.simulation.whole_world import WholeWorld, replay_hint, simulate
 from tests.support.harness import PROJECT
 from tests.support.world import SECOND_US
+from tq_node.runtime import control_plane
 
 SEEDS = 20
 CALM = Faults(nodes=3)
@@ -43,26 +43,28 @@ def test_nothing_is_refused_or_unknown_where_nothing_goes_wrong() -> None:
 
 def test_the_classes_are_those_that_the_composition_root_wires() -> None:
     """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
-    assert whole_node.Member is tq_node.service.Member
-    for name in ("Clock", "ClusterQueue", "ClusterQueueSettings", "NodeQueue", "QueueSettings", "Metrics"):
+    for name in ("Member", "Clock", "ClusterQueue", "ClusterQueueSettings", "NodeQueue", "QueueSettings", "Metrics"):
         assert getattr(whole_node, name) is getattr(tq_node.service, name)
     world = WholeWorld(0, faults=CALM)
     with whole_node.composition(world, world.small):
         world.be_born()
     node = world.nodes[1]
     plane, local = node.member.plane, node.local
-    assert local is not None
-    for part, name in (
-        (node.member, "Member"), (plane, "ControlPlane"), (plane.pool, "PeerPool"), (plane.pool._dialling, "Dialling"),
-    ):  # fmt: skip
-        assert type(part) is getattr(tq_node.member, name, getattr(tq_node.service, name, None))
-    for part, name in (
-        (plane.machine, "ClusterMachine"), (plane.consensus, "RaftDriver"), (plane.consensus.core, "RaftCore"),
-        (plane.membership, "Membership"), (plane.listener, "PeerListener"),
-    ):  # fmt: skip
-        assert type(part) is getattr(tq_node.runtime.control_plane, name)
-    assert type(node.queue) is tq_node.service.ClusterQueue
-    assert type(local) is tq_node.runtime.cluster_queue.NodeQueue
+    parts: list[tuple[object, ModuleType, str]] = [
+        (node.queue, tq_node.service, "ClusterQueue"),
+        (node.member, tq_node.service, "Member"),
+        (local, tq_node.service, "NodeQueue"),
+        (plane, tq_node.member, "ControlPlane"),
+        (plane.pool, tq_node.member, "PeerPool"),
+        (plane.pool._dialling, tq_node.member, "Dialling"),
+        (plane.machine, control_plane, "ClusterMachine"),
+        (plane.consensus, control_plane, "RaftDriver"),
+        (plane.core, control_plane, "RaftCore"),
+        (plane.membership, control_plane, "Membership"),
+        (plane.listener, control_plane, "PeerListener"),
+    ]
+    for part, module, name in parts:
+        assert type(part) is getattr(module, name)
     replaced = {
         kind for kind in vars(whole_node).values() if isinstance(kind, type) and kind.__module__.startswith("tests.")
     }
@@ -95,7 +97,7 @@ def test_a_failing_seed_says_how_to_replay_it(
     def settle(world: WholeWorld) -> None:
         need(False, "a promise", "made to be broken")
 
-    monkeypatch.setattr(whole_world.whole_faults, "SAFETY_US", SECOND_US)
+    monkeypatch.setattr(whole_faults, "SAFETY_US", SECOND_US)
     monkeypatch.setattr(WholeWorld, "settle", settle)
     with pytest.raises(Violation) as broken:
         simulate(7)
@@ -107,3 +109,5 @@ def test_a_failing_seed_says_how_to_replay_it(
     assert "a promise made to be broken" in shown.err
     assert " boot n0 1" in shown.out
     assert whole_run.main(["--seeds", "2", "--seconds-max", "-1"]) == 0
+    assert run.main(["--world", "whole", "--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint(7) in capsys.readouterr().out

@@ -246,13 +246,18 @@ class Clients:
             if isinstance(error, NoSuchTask):
                 self._world.checkers.heard_absence(task_id, floor)
 
+        def hear(row: TaskRow) -> None:
+            self._hearing(floor)(row)
+            if self._random.random() < 0.3 and node.is_up and not node.is_stopping:
+                self._retry(node, task_id)  # while the attempt that was stopped may still be ending
+
         floor = known.rev
-        self.call(
-            "cancel", node, node.queue.cancel(task_id), self._hearing(floor), AlreadyFinal, NoSuchTask, refused=refused
-        )
+        self.call("cancel", node, node.queue.cancel(task_id), hear, AlreadyFinal, NoSuchTask, refused=refused)
 
     def retry(self, node: WholeNode) -> None:
-        task_id = self._some_task()
+        self._retry(node, self._some_task())
+
+    def _retry(self, node: WholeNode, task_id: str) -> None:
         known = self._world.checkers.known(task_id)
         floor = known.rev
 

@@ -39,6 +39,7 @@ class Faults(msgspec.Struct, frozen=True):
     every_us: int = 1_500_000
     work_every_us: int = 70_000
     restart_us: tuple[int, int] = (50_000, 3_000_000)
+    cut_us: tuple[int, int] = (300_000, 6_000_000)
     reset_odds: float = 0.0
     run_us: tuple[int, int] = (5_000, 400_000)
     """How long an attempt takes; one in twenty takes ten times as long."""

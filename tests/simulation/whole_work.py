@@ -60,7 +60,7 @@ class SimWorker:
         self._again: list[IDelayedCall] = []
         self._call: IDelayedCall | None = None
         self._loops: list[LoopingCall] = []
-        self._is_stopping = False
+        self._is_stopping = self._is_over = False
 
     def start(self) -> None:
         self._queue.attach(self)
@@ -182,6 +182,8 @@ class SimWorker:
         def refused(why: Failure) -> None:
             error = why.value
             if isinstance(error, TaskQueueError) and (error.retryable or not error.definite):
+                if self._is_over:
+                    return
                 later_s = min(again_s * 2, FINISH_AGAIN_S_MAX)
                 again = self._reactor.callLater(again_s, self._say_finish, claim, outcome, notes, later_s)
                 self._again = [call for call in self._again if call.active()] + [again]
@@ -210,6 +212,7 @@ class SimWorker:
             passed: Deferred[None] = Deferred()
             self._reactor.callLater(0.1, passed.callback, None)
             await passed
+        self._is_over = True
         for loop in self._loops:
             loop.stop()
         for call in self._again:

@@ -270,7 +270,7 @@ class WholeWorld:
     def _cut(self, links: list[tuple[str, str]]) -> None:
         for link in links:
             self.net.cut[link] = True
-        self.time.after(int(self._chaos.uniform(0.3, 6.0) * SECOND_US), self.net.whole_again, *links)
+        self.time.after(int(self._chaos.uniform(*self.faults.cut_us)), self.net.whole_again, *links)
 
     def _cut_one_way(self) -> None:
         one, other = self._chaos.sample(self.nodes, 2)

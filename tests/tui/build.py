@@ -62,6 +62,7 @@ async def running(
     """The console on a screen of that size; ``seen``: every node was looked at once."""
     app = console(fake, **options)
     async with app.run_test(size=size) as pilot:
+        await pilot.pause()
         if seen:
             await see(app, fake)
         await pilot.pause()

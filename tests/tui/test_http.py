@@ -89,7 +89,7 @@ async def test_problem_documents_and_pages_of_proxies() -> None:
 
 async def test_a_stream_goes_on_behind_its_last_event_and_says_where_it_could_not() -> None:
     heads: list[bytes] = []
-    data = b'{"task_id":"t%d","type":"x","queue":"q","from":null,"to":"pending","attempt":0,"node":null,"partition":1,"at":"2026-01-01T00:00:00Z"}'
+    data = b'{"task_id":"t%d","type":"x","queue":"q","from":null,"to":"pending","at":"2026-01-01T00:00:00Z","more":1}'
 
     async def stream(head: bytes, writer: asyncio.StreamWriter) -> None:
         heads.append(head)
@@ -137,26 +137,25 @@ async def test_a_token_goes_along_and_is_not_written_down() -> None:
 
 
 def test_metrics_are_read_and_the_rest_is_skipped() -> None:
-    text = "\n".join(
-        [
-            "# HELP taskqueue_workers …",
-            'taskqueue_workers{state="busy"} 3.0',
-            'taskqueue_workers{state="idle"} 13.0',
-            'taskqueue_tasks_submitted_total{queue="default",type="a"} 5.0',
-            'taskqueue_tasks_submitted_total{queue="bulk",type="b"} 2.0',
-            'taskqueue_tasks_finished_total{outcome="completed",queue="default",type="a"} 4.0',
-            'taskqueue_tasks_finished_total{outcome="failed",queue="default",type="a"} 1.0',
-            'taskqueue_queue_oldest_ready_age_seconds{queue="de\\"f}ault"} 2.5',
-            'taskqueue_queue_paused{queue="bulk"} 1.0',
-            'taskqueue_queue_paused{queue="default"} 0.0',
-            'taskqueue_build_info{node="n",version="0.1.0"} 1.0',
-            'taskqueue_task_run_seconds_bucket{le="1",queue="default",type="a"} 7.0',
-            "process_start_time_seconds 1.7e+09",
-            "process_resident_memory_bytes 6.9e+07",
-            "process_cpu_seconds_total 0.9",
-            "taskqueue_workers nonsense of some kind",
-        ]
-    )
+    lines = [
+        "# HELP taskqueue_workers …",
+        'taskqueue_workers{state="busy"} 3.0',
+        'taskqueue_workers{state="idle"} 13.0',
+        'taskqueue_tasks_submitted_total{queue="default",type="a"} 5.0',
+        'taskqueue_tasks_submitted_total{queue="bulk",type="b"} 2.0',
+        'taskqueue_tasks_finished_total{outcome="completed",queue="default",type="a"} 4.0',
+        'taskqueue_tasks_finished_total{outcome="failed",queue="default",type="a"} 1.0',
+        'taskqueue_queue_oldest_ready_age_seconds{queue="de\\"f}ault"} 2.5',
+        'taskqueue_queue_paused{queue="bulk"} 1.0',
+        'taskqueue_queue_paused{queue="default"} 0.0',
+        'taskqueue_build_info{node="n",version="0.1.0"} 1.0',
+        'taskqueue_task_run_seconds_bucket{le="1",queue="default",type="a"} 7.0',
+        "process_start_time_seconds 1.7e+09",
+        "process_resident_memory_bytes 6.9e+07",
+        "process_cpu_seconds_total 0.9",
+        "taskqueue_workers nonsense of some kind",
+    ]
+    text = "\n".join(lines)
     metrics = read_metrics(text)
     assert (metrics.busy, metrics.slots, metrics.submitted, metrics.completed, metrics.failed) == (3, 16, 7, 4, 1)
     assert metrics.oldest_age_s == {'de"f}ault': 2.5}

@@ -218,7 +218,7 @@ def test_many_nodes_become_lines() -> None:
 
 
 def test_the_map_shows_what_a_node_is_to_a_partition() -> None:
-    entry = Partition(0, "a", ("b", "c"), ("a", "b"), adding=("d",), removing=("e",))
+    entry = Partition(0, "a", ("b", "c"), ("a", "b"), epoch=9, adding=("d",), removing=("e",))
     assert [partition_map.mark(entry, name) for name in "abcdef"] == ["█", "▒", "!", "+", "-", "·"]
     assert partition_map.moves(fold(polled("node-1", 12.0, partitions=[entry]), view=whole())) != []
     view = fold(*(polled(name, 12.0, partitions=partitions("node-2", epoch=9)) for name in NAMES), view=whole())

@@ -63,13 +63,15 @@ def partitions(
 
 def polled(name: str, at_s: float, **changes: object) -> Polled:
     counts = Counts(total=3, pending=1, completed=2)
-    seen = Polled(
-        address(name), at_s, Stats(name, counts, counts), cluster(), Readiness(True), Metrics(idle=16, started_at_s=1.0), partitions(),
-    )  # fmt: skip
+    metrics = Metrics(idle=16, started_at_s=1.0)
+    seen = Polled(address(name), at_s, Stats(name, counts, counts), cluster(), Readiness(True), metrics, partitions())
     return replace(seen, **changes)  # type: ignore[arg-type]
 
 
-def fold(*seen: Observation, view: ClusterView = ClusterView()) -> ClusterView:
+NOTHING = ClusterView()
+
+
+def fold(*seen: Observation, view: ClusterView = NOTHING) -> ClusterView:
     for one in seen:
         view = reduce(view, one)
     return view

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
@@ -13,7 +13,16 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.cluster.views import Progress
-from tq_node.errors import AlreadyFinal, DiskReserve, Draining, NotReady, NotRetryable, StoreBroken, TaskQueueError
+from tq_node.errors import (
+    AlreadyFinal,
+    DiskReserve,
+    Draining,
+    NoSuchTask,
+    NotReady,
+    NotRetryable,
+    StoreBroken,
+    TaskQueueError,
+)
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -277,9 +286,22 @@ class NodeQueue:
                     raise
                 return told.addCallback(lambda _: fail(refusal))
             committed = self._table.committed_wait(slot, Wait(row, self._clock.now_ms(), 1, task_id))
-            return succeed(row) if committed is None else cast("Deferred[TaskRow]", committed)
+            if committed is None:  # nothing had to be changed
+                return self._if_still_led(slot.partition, lambda: succeed(row))
+            return cast("Deferred[TaskRow]", committed)
 
-        return self._table.load([task_id]).addCallback(lambda rows: found(existing(rows[task_id], task_id)))
+        def refused(why: Failure) -> Any:
+            if not why.check(NoSuchTask, AlreadyFinal, NotRetryable):
+                return why
+            return self._if_still_led(self._table.partition_of(task_id), lambda: fail(why))
+
+        loaded = self._table.load([task_id])
+        return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id))).addErrback(refused)
+
+    def _if_still_led(self, partition: int, told: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
+        """What is told of a task without changing it is a strong read: another node may lead by now (section 7)."""
+        confirming = self.replication.confirming.when_confirmed(partition)
+        return told() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: told()))
 
     def _cancel_slot(self, slot: Slot) -> TaskRow:
         before = slot.row
@@ -326,7 +348,7 @@ class NodeQueue:
                 core.partition in self._table.leading, core.last_sequence, core.committed, core.lag()
             )
             for core in self._table.driver.cores
-            if core.is_leading
+            if core.is_leading or core.primary == core.me
         }
 
     def task_bytes(self) -> dict[int, int]:

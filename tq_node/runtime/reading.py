@@ -55,7 +55,7 @@ class Reading:
         if not self._status.is_active:
             raise NotReady("the node is starting")
         partition = self._table.partition_of(task_id)
-        if local and partition not in self._table.leading:
+        if local and not (wait_s > 0 and partition in self._table.leading):
             return self._get_copy(partition, task_id)
         self._table.must_lead(partition, task_id)
         confirming = None if local else self.replication.confirming.when_confirmed(partition)

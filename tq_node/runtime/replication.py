@@ -21,6 +21,8 @@ from tq_node.store.api import Store
 from tq_node.types import NodeId, TaskSpec, Token
 
 TICK_S = 0.05
+SILENT_MS = 2_000
+"""A peer that has said nothing for so long can't be counted on for an acknowledgement, whatever its connection looks like."""
 LEFTOVER_KEPT_MS = 600_000
 """A copy stays for so long after this node's own table has it elsewhere (section 6, move): a late node must not delete what
 it was just given again (F28)."""
@@ -88,6 +90,8 @@ class Replication:
         self._names: dict[NodeId, str] = {}
         self._begun_ms = clock.now_ms()
         self._heard_ms: dict[NodeId, int] = {}
+        self._in_sync_ms: dict[int, int] = {}
+        """When each copy here was last seen in its set."""
         self._connected: set[NodeId] = set()
         self._lost: set[NodeId] = set()
         self._left_ms: dict[int, int] = {}
@@ -142,10 +146,20 @@ class Replication:
         return [partition for partition, record in self._records.items() if self._me in record.copies]
 
     def age_s(self, partition: int) -> float:
-        """How long ago the partition's primary was last heard: what is read here may be so old."""
-        primary = self.primary(partition)
-        heard_ms = self._heard_ms.get(primary, self._begun_ms) if primary is not None else self._begun_ms
-        return (self._clock.now_ms() - heard_ms) / 1000
+        """How old what is read here may be.
+
+        At the primary: since the others last confirmed it. At a member of the in-sync set, which lacks nothing that is committed:
+        since the primary was last heard. At any other copy: since it was last in the set.
+        """
+        now_ms, record = self._clock.now_ms(), self._records.get(partition)
+        since_ms = self._begun_ms
+        if record is not None and record.primary == self._me:
+            since_ms = max(since_ms, self.copies.cores[partition].confirmed_at_ms(now_ms))
+        elif record is not None and record.primary is not None and self._me in record.isr:
+            since_ms = self._heard_ms.get(record.primary, since_ms)
+        else:
+            since_ms = self._in_sync_ms.get(partition, since_ms)
+        return (now_ms - since_ms) / 1000
 
     def _led(self, partition: int, epoch: int) -> None:
         self._judge(partition)
@@ -171,12 +185,18 @@ class Replication:
 
     def _within_reach(self, members: frozenset[NodeId], record: Record) -> int:
         """How many members of the set could acknowledge now. Those that can't are soon removed, while ``min_isr`` remain."""
-        return sum(1 for node in members if node == self._me or (node in self._connected and node in record.up))
+        since_ms = self._clock.now_ms() - SILENT_MS
+        return sum(1 for node in members if node == self._me or (node in record.up and self._is_heard(node, since_ms)))
+
+    def _is_heard(self, node: NodeId, since_ms: int) -> bool:
+        """A cut that nobody tells of looks like a connection for a while (F35)."""
+        return node in self._connected and self._heard_ms.get(node, 0) >= since_ms
 
     # --- peers ---
     def connected(self, node: NodeId) -> None:
         """There is a new connection with it, whoever dialled: streams begin anew."""
         self._connected.add(node)
+        self._heard_ms[node] = self._clock.now_ms()
         self.copies.connected(node)
         self._judge_all()
 
@@ -237,7 +257,15 @@ class Replication:
         """Each ``confirming.ROUND_S``."""
         self.confirming.give_up_overdue()
         self.confirming.begin()
+        self._judge_all()
+        self._note_in_sync()
         self._drop_leftovers()
+
+    def _note_in_sync(self) -> None:
+        now_ms = self._clock.now_ms()
+        for partition, record in self._records.items():
+            if self._me in record.isr:
+                self._in_sync_ms[partition] = now_ms
 
     def _drop_leftovers(self) -> None:
         now_ms = self._clock.now_ms()

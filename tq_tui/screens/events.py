@@ -74,7 +74,12 @@ class EventsScreen(ConsoleScreen):
         yield Static(id="list-title", markup=False)
         with Horizontal(id="filter-line"):
             yield Static("/ ", id="filter-mark")
-            yield Input(placeholder="words that an event must have, !word that it must not", id="filter", compact=True)
+            yield Input(
+                placeholder="words that an event must have, !word that it must not",
+                id="filter",
+                select_on_focus=False,
+                compact=True,
+            )
         columns = [_of_event(column) for column in event_columns()]
         yield RowTable(columns, lambda heard: str(heard.number), widget_id="list", empty="nothing has happened yet")
 

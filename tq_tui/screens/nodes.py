@@ -78,10 +78,13 @@ class PartitionMap(Drawn, can_focus=True):
         self._choose(len(self.view.partitions) if end else 0)
 
     def on_click(self, event: events.Click) -> None:
+        offset = event.get_content_offset(self)
+        if offset is None:
+            return
         width = self.size.width
-        block = event.y // (len(partition_map.names(self.view)) + 1)
+        block = offset.y // (len(partition_map.names(self.view)) + 1)
         beside = partition_map.per_line(self.view, width)
-        place = event.x - partition_map.label_width(self.view)
+        place = offset.x - partition_map.label_width(self.view)
         if 0 <= place < beside:
             self._choose(block * beside + place)
 

@@ -57,7 +57,7 @@ class TaskListScreen(ConsoleScreen):
             yield Static("/ ", id="filter-mark")
             yield Input(
                 placeholder="status:failed type:email !queue:bulk text   Enter keeps it, Esc clears it",
-                id="filter", compact=True,
+                id="filter", select_on_focus=False, compact=True,
             )  # fmt: skip
         table: RowTable[Task] = RowTable(
             columns(lambda: self.console.view.now_s), lambda task: task.id, widget_id="list", empty="asking …"
