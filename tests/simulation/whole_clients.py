@@ -287,7 +287,8 @@ class Clients:
                 raise Violation(f"a zombie's completion of {claim.task_id} was taken (F30)")
             checkers.finished(claim, outcome)
 
-        self.call("zombie", node, node.queue.finish(claim, outcome), hear, StaleAttempt)
+        # A primary of before the task was born knows nothing of it; no worker of the claim's own node would ask that one.
+        self.call("zombie", node, node.queue.finish(claim, outcome), hear, StaleAttempt, NoSuchTask)
 
     def page(self, node: WholeNode) -> None:
         checkers = self._world.checkers

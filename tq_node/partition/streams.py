@@ -121,6 +121,7 @@ class Stream:
         self.is_reading = False
         self.outgoing = None
         self.next_sequence = self.acked + 1
+        self.commit_sent = 0  # what told of it may have been lost with the connection
         if mode is not Mode.STREAM:
             self.near_since_ms = None
 

@@ -136,6 +136,9 @@ class Forwarding:
         self._clock = clock
         self._name_of = name_of
         self._gathered: dict[NodeId, list[tuple[ForwardedCall, _Waiting]]] = {}
+        self._under_way: dict[int, list[_Waiting]] = {}
+        """Boxes that are not answered yet."""
+        self._boxes = 0
 
     def call(self, node: NodeId, kind: Kind, value: Any, task_id: str | None = None) -> Deferred[Any]:
         """Goes with whatever else this turn has for the node.
@@ -174,9 +177,25 @@ class Forwarding:
 
     def _send(self, node: NodeId, box: list[tuple[ForwardedCall, _Waiting]], within_s: float) -> None:
         waiting = [one for _, one in box]
-        self._pool.forward(node, [call for call, _ in box], within_s).addCallbacks(
+        self._boxes += 1
+        number = self._boxes
+        self._under_way[number] = waiting
+
+        def over(result: Any) -> Any:
+            self._under_way.pop(number, None)
+            return result
+
+        self._pool.forward(node, [call for call, _ in box], within_s).addBoth(over).addCallbacks(
             self._answered, self._failed, callbackArgs=(waiting,), errbackArgs=(waiting, node)
         ).addErrback(lambda why: _log.failure("answers could not be told", failure=why, event="forward_failed"))
+
+    def stop(self) -> None:
+        """Who still waits for another node hears now that the outcome is not known, rather than a connection that breaks."""
+        error = OutcomeUnknown("the node stops before the answer has come")
+        for waiting in list(self._under_way.values()):
+            for one in waiting:
+                if not one.deferred.called:
+                    one.deferred.errback(_as_told(error, one))
 
     def _answered(self, results: list[ForwardedResult], waiting: Sequence[_Waiting]) -> None:
         for one, result in zip(waiting, results, strict=True):

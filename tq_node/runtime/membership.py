@@ -178,7 +178,8 @@ class Membership:
 
     def seed(self, addresses: Addresses) -> None:
         """Dial these too, until this run is registered: what the log says is not known to be committed before that."""
-        self._seeds = addresses
+        # Who answers may know less than this node does: one that has just restarted knows the founder only.
+        self._seeds = tuple({one[0]: one for one in (*self._seeds, *addresses)}.values())
         self._dial()
 
     def _dial(self) -> None:

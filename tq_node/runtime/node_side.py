@@ -121,6 +121,7 @@ class NodeSide(Operating, Outside):
             await over
         if self._local is not None:
             await self._local.stop()
+        self._forwarding.stop()
 
     # --- the table ---
     def table_changed(self, changes: Sequence[Change]) -> None:

@@ -164,8 +164,8 @@ class Running:
         if slot.partition in self._table.refusals:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
             return
-        if self.lease_ms(slot.partition) <= 0:
-            # Nobody has confirmed this primary yet: the attempt could only be given back.
+        if self.lease_ms(slot.partition) <= 0 or self._may_be_ending(pending):
+            # Nobody has confirmed this primary yet, and the attempt could only be given back; or see there.
             self._set_back.append(pending)
             self._look_again_soon()
             return
@@ -202,6 +202,14 @@ class Running:
             self._when_claimed(claims, places, done)
 
         self._table.load(cold).addCallbacks(loaded, done.errback)
+
+    def _may_be_ending(self, pending: TaskRow) -> bool:
+        """Cancelled under an earlier primary, and tried again: only that one knew whether the handler still runs. Until then
+        its lease may last (section 8)."""
+        if not pending.attempts or pending.attempts[-1].outcome != "cancelled":
+            return False
+        over_ms = self._table.driver.cores[pending.partition].requeue_at_ms
+        return over_ms is None or self._clock.now_ms() < over_ms
 
     def _when_claimed(
         self, claims: list[Claim], places: dict[int, int], out: Deferred[Sequence[Claim]] | None = None
