@@ -46,16 +46,12 @@ class Acting:
     def __init__(self, console: Console, orders: Orders) -> None:
         self._console, self._orders = console, orders
         self._undo: Undo | None = None
-        self._last_text: str | None = None
 
     # --- one task more ---
     async def submit(self, like: Task | None = None) -> None:
-        submission = await self._console.push_screen_wait(
-            SubmitScreen(self._types(), like, self._last_text if like is None else None)
-        )
+        submission = await self._console.push_screen_wait(SubmitScreen(self._types(), like))
         if submission is None:
             return
-        self._last_text = f.pretty_json(submission.payload) if submission.payload is not None else None
         await self._send(submission)
 
     def _types(self) -> list[str]:
@@ -74,7 +70,7 @@ class Acting:
             self._failed(f"{submission.type} was not submitted", why, submission.id)
             return
         self._console.remember(done.task_id)
-        self._said(f"Submitted {done.task_id}, {done.status} on {done.node}.  3 shows it.")
+        self._said(f"Submitted: {done.status} on {done.node}; 3 shows it.", done.task_id)
 
     async def again(self) -> None:
         """The whole task is asked for first: a list or an event may not have all of it."""
@@ -297,8 +293,8 @@ class Acting:
         self._console.notify(f"{words}.", severity="information" if good else "error", markup=False)
         return done
 
-    def _said(self, words: str) -> None:
-        self._console.notify(words, markup=False)
+    def _said(self, words: str, title: str = "") -> None:
+        self._console.notify(words, title=title, markup=False)
         self._console.nudge()
 
     def _nothing(self, words: str) -> None:

@@ -1,4 +1,4 @@
-"""PURE. Addresses as people type them, and when two of them are the same."""
+"""PURE. Addresses as people type them, when two of them are the same, and the order of names."""
 
 from __future__ import annotations
 
@@ -59,3 +59,15 @@ def same_place(address: str) -> str:
     plain = address.rpartition("://")[2].rstrip("/").lower()
     host, _, port = plain.rpartition(":")
     return f"127.0.0.1:{port}" if host in ("localhost", "[::1]", "127.0.0.1", "0.0.0.0") else plain  # noqa: S104
+
+
+def natural(text: str) -> tuple[tuple[int, int | str], ...]:
+    """A sort key by which node-10 comes after node-9."""
+    parts: list[tuple[int, int | str]] = []
+    word = ""
+    for letter in text + "\0":
+        if word and letter.isdigit() != word[-1].isdigit():
+            parts.append((0, int(word)) if word.isdecimal() else (1, word))
+            word = ""
+        word += letter
+    return tuple(parts)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 from textual import on, work
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
+from textual.widgets import Input
 from textual.worker import Worker
 
 from tq_tui import format as f
@@ -22,6 +22,7 @@ from tq_tui.filters import TaskQuery
 from tq_tui.messages import Heard, Observed
 from tq_tui.orders import Orders
 from tq_tui.palette import Actions
+from tq_tui.roster import leavers, newcomers
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.events import EventLog, EventsScreen
 from tq_tui.screens.help import CallsScreen, HelpScreen
@@ -29,8 +30,10 @@ from tq_tui.screens.nodes import NodesScreen
 from tq_tui.screens.overview import OverviewScreen
 from tq_tui.screens.task_detail import TaskScreen
 from tq_tui.screens.tasks import DeadScreen, TaskListScreen, TasksScreen
-from tq_tui.state import Added, ClusterView, Dropped, Observation, Ticked, leavers, newcomers, reduce
+from tq_tui.state import Added, ClusterView, Dropped, Observation, Ticked, reduce
+from tq_tui.styles import CSS
 from tq_tui.themes import THEMES
+from tq_tui.typeahead import TypeAhead
 from tq_tui.watch import Watch
 
 CALLS_MAX = 500
@@ -40,11 +43,11 @@ HEAR_S = 0.1
 HEARD_MAX = 20_000
 
 
-class Console(App[int]):
+class Console(TypeAhead):
     """:param addresses: ``HOST:PORT`` each; further nodes are learnt from them. :param live: off where a test tells all."""
 
     TITLE = "tq-tui"
-    CSS_PATH = "styles/console.tcss"
+    CSS = CSS
     COMMANDS: ClassVar[set[Any]] = {Actions}
     MODES: ClassVar[dict[str, Any]] = {
         keys.OVERVIEW: OverviewScreen,
@@ -234,11 +237,19 @@ class Console(App[int]):
         self.notify(f"Copied {what}.", timeout=2.0)
 
     # --- acts ---
+    def _act_of(self, key: str) -> keys.Act | None:
+        return next((act for act in keys.available(self.kind, readonly=self.readonly) if key in act.keys), None)
+
+    def opens_dialog(self, key: str) -> bool:
+        if len(self._screen_stack) != 1 or isinstance(self.focused, Input):
+            return False
+        act = self._act_of(key)
+        return act is not None and act.changes
+
     def action_press(self, key: str) -> None:
-        for act in keys.available(self.kind, readonly=self.readonly):
-            if key in act.keys:
-                self.action_act(act.id)
-                return
+        act = self._act_of(key)
+        if act is not None:
+            self.action_act(act.id)
 
     def action_act(self, name: str) -> None:
         """Do what the table of keys calls so: the screen's way if it has one, else the console's."""
@@ -260,7 +271,10 @@ class Console(App[int]):
 
     @work(exclusive=False, group="acts")
     async def _change(self, name: str) -> None:
-        await getattr(self.acting, name.replace("-", "_"))()
+        try:
+            await getattr(self.acting, name.replace("-", "_"))()
+        finally:
+            self.release_keys(keep=True)
 
     def go(self, kind: str) -> None:
         """To another screen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tq_tui.format import duration, exact, plural
+from tq_tui.format import duration, plural
 from tq_tui.state import ClusterView, Health, NodeView, Phase
 
 
@@ -127,5 +127,5 @@ def summary(view: ClusterView) -> str:
         parts.append(f"leader {view.leader} term {view.cluster.term}")
     if view.living:
         at_least = "" if view.counts_are_whole or not view.partitions else "≥"
-        parts.append(f"{at_least}{exact(view.counts.total)} tasks")
+        parts.append(f"{at_least}{plural(view.counts.total, 'task')}")
     return " · ".join(parts)

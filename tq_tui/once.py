@@ -15,7 +15,8 @@ import msgspec
 
 from tq_tui import draw, health
 from tq_tui.client.api import ClientError, ClusterClient
-from tq_tui.state import Added, ClusterView, Failed, NodeView, Observation, newcomers, reduce
+from tq_tui.roster import newcomers
+from tq_tui.state import Added, ClusterView, Failed, NodeView, Observation, reduce
 from tq_tui.watch import look
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
-from tq_tui.addresses import same_place
+from tq_tui.addresses import natural, same_place
 from tq_tui.client.models import ClusterInfo, Counts, Member, Metrics, Partition, Readiness, Stats
 
 HISTORY_MAX = 300
@@ -378,40 +378,3 @@ def _ordered(view: ClusterView, nodes: Iterable[NodeView]) -> ClusterView:
     places = {same_place(member.http): member.id for member in view.members.values() if member.http}
     named = (node if node.name else replace(node, name=places.get(same_place(node.address), "")) for node in view.nodes)
     return replace(view, nodes=tuple(sorted(named, key=lambda node: (natural(node.label), node.address))))
-
-
-def natural(text: str) -> tuple[tuple[int, int | str], ...]:
-    """A sort key by which node-10 comes after node-9."""
-    parts: list[tuple[int, int | str]] = []
-    word = ""
-    for letter in text + "\0":
-        if word and letter.isdigit() != word[-1].isdigit():
-            parts.append((0, int(word)) if word.isdecimal() else (1, word))
-            word = ""
-        word += letter
-    return tuple(parts)
-
-
-def newcomers(view: ClusterView) -> tuple[str, ...]:
-    """HTTP addresses of members that nobody watches yet."""
-    watched = {same_place(node.address) for node in view.nodes}
-    names = {node.name for node in view.nodes if node.name}
-    found: list[str] = []
-    for name, member in view.members.items():
-        if member.http and name not in names and same_place(member.http) not in watched:
-            found.append(member.http)
-    return tuple(found)
-
-
-def leavers(view: ClusterView) -> tuple[str, ...]:
-    """Addresses to watch no longer: learnt ones whose node has left, and second names of a node that is watched already."""
-    kept: dict[str, NodeView] = {}
-    gone: list[str] = []
-    for node in sorted(view.nodes, key=lambda node: (not node.given, not node.is_up)):
-        if (node.name and node.name in kept) or (
-            not node.given and not node.is_up and view.members and node.name not in view.members
-        ):
-            gone.append(node.address)
-        elif node.name:
-            kept[node.name] = node
-    return tuple(gone)

@@ -163,7 +163,8 @@ def test_a_poison_task_becomes_a_dead_letter(nodes: Nodes, tmp_path: Path) -> No
     """F31: it kills its node each time it starts; three lost attempts, then it is left alone."""
     node = start(nodes, tmp_path / "ledger")
     bystander = node.submit("work", 0.0, delay=1)
-    task_id = node.submit("poison", 0)
+    # A moment later: else it may kill the node before the answer is out.
+    task_id = node.submit("poison", 0, delay=0.5)
     for _ in range(3):
         node.wait()
         node = start(nodes, tmp_path / "ledger", node.http_port)

@@ -111,9 +111,7 @@ async def until(pilot: Pilot[int], condition: Callable[[], object], deadline_s: 
 
 async def settled(app: Console, pilot: Pilot[int]) -> None:
     """No list or task is being asked for any more, and everything is drawn."""
-    for _ in range(3):
-        await pilot.pause()
-        workers = [worker for worker in app.workers if worker.group in ("list", "more", "task", "typing", "copy")]
-        if workers:
-            await app.workers.wait_for_complete(workers)
     await pilot.pause()
+    while workers := [worker for worker in app.workers if worker.group in ("list", "more", "task", "typing", "copy")]:
+        await app.workers.wait_for_complete(workers)
+        await pilot.pause()

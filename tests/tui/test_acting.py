@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, TextArea
 
@@ -45,7 +46,7 @@ async def test_submitting_by_typing() -> None:
     async with running(fake, size=(80, 24)) as (app, pilot):
         await pilot.press("n")
         await dialog(app, pilot, SubmitScreen)
-        await pilot.press(*"email", "tab", *'{"to": "a@b.c"', "pause"[:0] or "space", "backspace")
+        await pilot.press(*"email", "tab", *'{"to": "a@b.c"', "space", "backspace")
         await pilot.pause()
         assert "✘ line 1" in text_of(app)
         await pilot.press("ctrl+s")
@@ -63,7 +64,7 @@ async def test_submitting_by_typing() -> None:
         assert sent == {
             "type": "email", "payload": {"to": "a@b.c"}, "priority": 7, "delay": 300.0, "queue": "bulk", "max_attempts": 4,
         }  # fmt: skip
-        await until(pilot, lambda: "Submitted task-" in said(app))
+        await until(pilot, lambda: "Submitted: scheduled on node-" in said(app))
         await pilot.press("3")
         await settled(app, pilot)
         assert "◷ scheduled  email" in text_of(app)
@@ -354,3 +355,36 @@ async def test_what_one_node_can_not_do_another_is_asked() -> None:
         await pilot.press("y")
         await until(pilot, lambda: "spread evenly" in said(app))
         assert len(fake.ordered) == 2
+
+
+# --- keys that come early ---
+async def test_what_is_typed_before_the_form_is_there_is_meant_for_it() -> None:
+    fake = populated()
+    async with running(fake) as (app, pilot):
+        await on_tasks(app, pilot)
+        for key in ("n", *"Kemail", "tab", "X", "7"):
+            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await dialog(app, pilot, SubmitScreen)
+        await until(pilot, lambda: app.screen.query_one("#payload", TextArea).text == "X7")
+        assert app.screen.query_one("#type", Input).value == "Kemail"
+
+
+async def test_a_yes_from_before_the_question_is_none() -> None:
+    fake = populated()
+    async with running(fake) as (app, pilot):
+        await on_tasks(app, pilot, "status:processing")
+        for key in "Ky":
+            app.post_message(events.Key(key, key))
+        await dialog(app, pilot)
+        await pilot.pause(0.1)
+        assert isinstance(app.screen, ConfirmScreen)
+        assert fake.ordered == []
+
+
+async def test_keys_go_on_when_no_dialog_comes() -> None:
+    async with running(populated()) as (app, pilot):
+        await on_tasks(app, pilot, "status:completed")
+        for key in "K6":
+            app.post_message(events.Key(key, key))
+        await until(pilot, lambda: app.kind == "events")
+        assert "Nothing to kill" in said(app)

@@ -47,6 +47,7 @@ async def test_every_key_does_what_the_table_says(kind: str, monkeypatch: pytest
             for key in act.keys:
                 done.clear()
                 await pilot.press(key)
+                app.release_keys(keep=False)  # no dialog comes for an action that is only written down
                 assert done == [act.id], f"{key} on {kind}"
 
 
@@ -262,10 +263,11 @@ async def test_a_million_tasks_are_paged_in_flat_memory() -> None:
         place = int((here(app) or "").removeprefix("task-"))
         assert place >= 10 * PAGE
         assert f"Tasks {place + 1:,}".replace(",", " ") in text_of(app)
-        assert not screen.window.at_start
-        while not screen.window.at_start or screen.table.cursor:
+        for _ in range(40):
             await pilot.press("g")
             await settled(app, pilot)
+            if screen.window.at_start and here(app) == "task-0000000":
+                break
         assert here(app) == "task-0000000"
 
 

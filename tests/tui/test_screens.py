@@ -39,7 +39,6 @@ async def test_every_screen(state: str, size: tuple[int, int], same_screen: Call
         app.remember("task-0000003" if fake.million else "task-0003")
         for _, kind, _ in keys.SCREENS:
             app.go(kind)
-            await pilot.pause()
             await settled(app, pilot)
             shown = text_of(app)
             lines = shown.split("\n")

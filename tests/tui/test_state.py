@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from tq_tui import health
+from tq_tui.addresses import natural
 from tq_tui.client.models import (
     ClusterConfig,
     ClusterInfo,
@@ -18,6 +19,7 @@ from tq_tui.client.models import (
     Reason,
     Stats,
 )
+from tq_tui.roster import leavers, newcomers
 from tq_tui.state import (
     HISTORY_MAX,
     STALE_S,
@@ -30,9 +32,6 @@ from tq_tui.state import (
     Phase,
     Polled,
     Ticked,
-    leavers,
-    natural,
-    newcomers,
     reduce,
 )
 

@@ -39,6 +39,9 @@ from tq_node.runtime.registering import TableRefused
 from tq_node.types import NodeId
 
 CLUSTER_NAME = "taskqueue"
+EVERYWHERE_MS = 1_000
+"""How long an order waits until all nodes know of it; they tell with each heartbeat."""
+EVERYWHERE_LOOK_S = 0.02
 _SENTENCES = {
     Refusal.LAST_NODE: "the cluster has no other node that could take over",
     Refusal.LAST_COPY: "the node has the only copy of some partitions: see unsafe-recover",
@@ -153,10 +156,10 @@ class Operating:
         return self._propose(Rebalance())
 
     def pause(self, queue: str) -> Deferred[None]:
-        return self._propose(PauseQueue(queue))
+        return Deferred.fromCoroutine(self._everywhere(PauseQueue(queue)))
 
     def resume(self, queue: str) -> Deferred[None]:
-        return self._propose(ResumeQueue(queue))
+        return Deferred.fromCoroutine(self._everywhere(ResumeQueue(queue)))
 
     def shutdown(self, node: str) -> Deferred[None]:
         known = self.map.node_named(node)
@@ -182,9 +185,22 @@ class Operating:
         return self._propose(command)
 
     def _propose(self, command: AnyCommand) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._proposed(command))
+        return Deferred.fromCoroutine(self._proposed(command)).addCallback(lambda _: None)
 
-    async def _proposed(self, command: AnyCommand) -> None:
+    async def _everywhere(self, command: AnyCommand) -> None:
+        """Committed, and known to every node that is heard: then nothing of a paused queue starts anywhere."""
+        log_index = await self._proposed(command)
+        deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
+        while self._clock.now_ms() < deadline_ms and not all(
+            self.plane.consensus.applied_index >= log_index
+            if node.node_id == self.node_id
+            else self._liveness.has_reached(node.node_id, log_index)
+            for node in self.map.members()
+            if node.is_up
+        ):
+            await self.plane.membership.pause(EVERYWHERE_LOOK_S)
+
+    async def _proposed(self, command: AnyCommand) -> int:
         if not self.plane.membership.is_registered:
             raise NotReady("the node is not, or not yet, a member of a cluster")
         try:
@@ -193,6 +209,7 @@ class Operating:
             raise as_error(why.refusal) from None
         if outcome.refused:
             raise as_error(outcome.refused[0].code)
+        return outcome.log_index
 
 
 def as_error(refusal: Refusal) -> TaskQueueError:

@@ -9,14 +9,16 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
-from textual.screen import ModalScreen
 from textual.suggester import SuggestFromList
 from textual.widgets import Button, Input, Static
 
+from tq_tui.typeahead import Dialog
 
-class ConfirmScreen(ModalScreen[bool]):
+
+class ConfirmScreen(Dialog):
     """Says exactly what will happen, and does nothing unless told to. ``typed``: what has to be typed for a Yes."""
 
+    keeps_early = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,n,q", "answer(False)", show=False),
         Binding("y", "answer(True)", show=False),
@@ -41,6 +43,7 @@ class ConfirmScreen(ModalScreen[bool]):
 
     def on_mount(self) -> None:
         self.query_one("#typed" if self._wanted else "#no").focus()
+        self.ready_for_keys()
 
     def action_answer(self, answer: bool) -> None:
         if answer and self._wanted:
@@ -64,7 +67,7 @@ class ConfirmScreen(ModalScreen[bool]):
         self.dismiss(event.button.id == "yes")
 
 
-class PromptScreen(ModalScreen[str | None]):
+class PromptScreen(Dialog):
     """One line, such as a queue's name, with what is known already."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", show=False)]
@@ -82,6 +85,7 @@ class PromptScreen(ModalScreen[str | None]):
 
     def on_mount(self) -> None:
         self.query_one("#typed").focus()
+        self.ready_for_keys()
 
     @on(Input.Submitted)
     def _typed(self, event: Input.Submitted) -> None:

@@ -10,7 +10,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
-from textual.screen import ModalScreen
 from textual.suggester import SuggestFromList
 from textual.widgets import Button, Input, Static, TextArea
 
@@ -18,6 +17,7 @@ from tq_tui import format as f
 from tq_tui.client.models import Submission, Task
 from tq_tui.forms import BadField, read_delay, read_number, read_payload, read_type
 from tq_tui.screens.dialogs import ConfirmScreen
+from tq_tui.typeahead import Dialog
 
 FIELDS = (
     ("priority", "priority", "0 to 9, 9 first; 5"),
@@ -27,7 +27,7 @@ FIELDS = (
 )
 
 
-class SubmitScreen(ModalScreen[Submission | None]):
+class SubmitScreen(Dialog):
     """:param like: a task to begin with. :param types: those known, the latest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -35,12 +35,10 @@ class SubmitScreen(ModalScreen[Submission | None]):
         Binding("ctrl+s,f2", "submit", show=False),
     ]
 
-    def __init__(self, types: Sequence[str], like: Task | None = None, text: str | None = None) -> None:
+    def __init__(self, types: Sequence[str], like: Task | None = None) -> None:
         super().__init__()
         self._types, self._like = types, like
-        if like is not None:
-            text = f.pretty_json(like.payload)
-        self._text = text or ""
+        self._text = f.pretty_json(like.payload) if like is not None else ""
         self._start: tuple[str, ...] = ()
 
     def compose(self) -> ComposeResult:
@@ -77,6 +75,7 @@ class SubmitScreen(ModalScreen[Submission | None]):
         self.query_one("#payload" if self._like else "#type").focus()
         self._start = self._typed()
         self._check()
+        self.ready_for_keys()
 
     def _typed(self) -> tuple[str, ...]:
         return (*(box.value for box in self.query(Input)), self.query_one("#payload", TextArea).text)

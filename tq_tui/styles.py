@@ -1,4 +1,9 @@
-/* Lines around every screen are one cell high: on 60x16 nothing is wasted on frames. */
+"""How everything is laid out, in Textual's CSS. A string and not a file: nothing has to be found at run time.
+
+Lines around every screen are one cell high: on 60x16 nothing is wasted on frames. Colours are those of the theme.
+"""
+
+CSS = """
 Screen { background: $background; }
 #overview, #task { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
 #list-title { height: 1; padding: 0 1; color: $text-muted; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -15,7 +20,10 @@ CollapsibleTitle { padding: 0; color: $accent; }
 
 /* Dialogs. */
 ModalScreen { align: center middle; background: $background 60%; }
-#dialog { width: 76; max-width: 100%; height: auto; max-height: 100%; background: $surface; border: round $primary; padding: 0 1; scrollbar-size-vertical: 1; }
+#dialog {
+    width: 76; max-width: 100%; height: auto; max-height: 100%; padding: 0 1;
+    background: $surface; border: round $primary; scrollbar-size-vertical: 1;
+}
 #dialog.large { width: 94%; height: 94%; }
 #dialog.form { width: 80; }
 #dialog-title { text-style: bold; color: $accent; height: auto; margin-bottom: 1; }
@@ -40,3 +48,5 @@ ConfirmScreen #dialog { border: round $error; }
 #payload { width: 1fr; height: 5; background: $panel; }
 Input { background: $panel; }
 CommandPalette > Vertical { width: 90%; max-width: 90; }
+Toast { max-width: 90%; width: auto; min-width: 30; }
+"""

@@ -1,0 +1,77 @@
+"""Keys that come between a key that opens a dialog and the dialog: kept for a form, thrown away before a question.
+
+Over a slow line or on a busy machine a form is there some time after its key. What is typed meanwhile is meant for it, and would
+otherwise be taken for commands. A Yes that was typed before its question was seen is none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual import events
+from textual.app import App
+from textual.screen import ModalScreen
+
+PATIENCE_S = 1.0
+"""For a dialog to come. What is still held then is handled as if nothing had been opened."""
+HAND_OVER_S = 0.01
+
+
+class Dialog(ModalScreen[Any]):
+    """Says when it is ready for keys: call ``ready_for_keys`` once the focus is set. ``keeps_early``: wants those from before."""
+
+    keeps_early = True
+    is_ready = False
+
+    def ready_for_keys(self) -> None:
+        self.is_ready = True
+        if isinstance(self.app, TypeAhead):
+            self.app.release_keys(keep=self.keeps_early)
+
+
+class TypeAhead(App[int]):
+    """Holds keys back while a dialog is on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._early: list[events.Key] = []
+        self._handed: events.Key | None = None
+        self._awaited = False
+
+    def opens_dialog(self, key: str) -> bool:
+        """Will this key, where the focus is now?"""
+        raise NotImplementedError
+
+    def await_dialog(self) -> None:
+        """A dialog will come, or not; keys wait for it."""
+        self._awaited = True
+        self.set_timer(PATIENCE_S, lambda: self.release_keys(keep=True))
+
+    def release_keys(self, *, keep: bool) -> None:
+        self._awaited = False
+        if not keep:
+            self._early.clear()
+        # Behind what is in the queue already, which is where the focus is set.
+        self.call_later(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """One at a time: a Tab has its effect before the next key is looked at."""
+        if self._early and not self._awaited:
+            self._handed = self._early.pop(0)
+            self.post_message(self._handed)
+            self.set_timer(HAND_OVER_S, self._hand_over)
+
+    async def on_event(self, event: events.Event) -> None:
+        # A key that has been forwarded comes by a second time, on its way up.
+        if isinstance(event, events.Key) and not event.is_forwarded and event is not self._handed:
+            if self._early or self._is_awaited():
+                self._early.append(event)
+                return
+            if self.opens_dialog(event.key):
+                # Now, and not when its action runs: keys of one burst are all in the queue before that.
+                self.await_dialog()
+        await super().on_event(event)
+
+    def _is_awaited(self) -> bool:
+        screen = self._screen_stack[-1] if self._screen_stack else None
+        return self._awaited or (isinstance(screen, Dialog) and not screen.is_ready)
