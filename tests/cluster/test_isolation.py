@@ -258,7 +258,5 @@ def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) ->
         assert found["attempts"][0]["outcome"] == "lost"
         cluster[others[0]].post(f"/tasks/cancel?id={task_id}")
     wait_ended(cluster)
-    print(
-        f"\n{len(inside)} attempts of a node that was {how} were run again {again_s:.1f} s later; none counted twice"
-    )
+    print(f"\n{len(inside)} attempts of a node that was {how} were run again {again_s:.1f} s later; none counted twice")
     cluster.stop()
