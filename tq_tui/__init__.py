@@ -6,11 +6,11 @@ text (pure), ``widgets`` and ``screens`` show it, ``acting`` does what people as
 
 from __future__ import annotations
 
-from importlib import metadata
-
 
 def version() -> str:
     """Of the installed package; a source tree that was never installed has none."""
+    from importlib import metadata  # takes longer than all the rest of this module's users
+
     try:
         return metadata.version("taskqueue")
     except metadata.PackageNotFoundError:

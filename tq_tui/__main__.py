@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -39,13 +40,16 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--readonly", action="store_true", help="hide everything that changes something")
     options.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
-    options.add_argument("--version", action="version", version=f"tq-tui {version()}")
+    options.add_argument("--version", action="store_true", help="print the version, and exit")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the result is the exit status."""
     chosen = parser().parse_args(arguments)
+    if chosen.version:
+        print(f"tq-tui {version()}")  # noqa: T201
+        return 0
     words = chosen.addresses or os.environ.get("TQ_URL", "").split()
     try:
         addresses = parse_addresses(words)
@@ -62,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         print("tq-tui: this is no terminal to draw on; --once prints the overview as text", file=sys.stderr)  # noqa: T201
         return 64
+    # What is imported stays: looking for garbage in it only delays the first screen. The console turns this on again.
+    gc.disable()
     from tq_tui.app import Console
 
     return Console(client, addresses, readonly=chosen.readonly).run(mouse=not chosen.no_mouse) or 0

@@ -234,7 +234,7 @@ class Acting:
         view = self._console.view
         led, held = view.held(name)
         facts = [f"It leads {led} and holds {held} of {len(view.partitions)} partitions."]
-        if name == view.leader:
+        if name == view.leader and verb != "Drain":
             facts.append("It is the leader: another one is elected.")
         left = sum(node.name != name for node in view.living)
         voters = len(view.voters)

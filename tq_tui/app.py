@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from textual.worker import Worker
 from tq_tui import format as f
 from tq_tui import keys, story
 from tq_tui.acting import Acting
-from tq_tui.client.api import Call, ClusterClient
+from tq_tui.client.api import Call, ClientError, ClusterClient
 from tq_tui.client.models import Event, Task
 from tq_tui.filters import TaskQuery
 from tq_tui.messages import Heard, Observed
@@ -86,7 +87,6 @@ class Console(TypeAhead):
         self.calls: deque[Call] = deque(maxlen=CALLS_MAX)
         self.orders = Orders(client, lambda: self.known)
         self.acting = Acting(self, self.orders)
-        self.first_paint_s: float | None = None
         self._watches: dict[str, tuple[Watch, Worker[None]]] = {}
         self._pending: list[Event] = []
         self._missed = False
@@ -109,7 +109,8 @@ class Console(TypeAhead):
             self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
-        self.first_paint_s = self.first_paint_s or time.monotonic()
+        gc.freeze()
+        gc.enable()
         for node in self.known.nodes:
             self._watch(node.address)
 
@@ -350,8 +351,14 @@ class Console(TypeAhead):
 
     @work(group="copy")
     async def act_copy_json(self) -> None:
-        for task in self.chosen_tasks()[:1]:
-            self.copy(f.task_json(task), "the task as JSON")
+        """The whole task is asked for: a list or an event may not have all of it."""
+        for chosen in self.chosen_tasks()[:1]:
+            try:
+                task = await self.orders.ask(lambda client, task_id=chosen.id: client.task(task_id))  # type: ignore[misc]
+            except ClientError as why:
+                self.notify(f"{chosen.id} can't be read: {why}", severity="error", markup=False)
+            else:
+                self.copy(f.task_json(task), "the task as JSON")
 
     def act_copy_curl(self) -> None:
         addresses = self.orders.addresses()

@@ -133,6 +133,30 @@ def described(entry: Partition, width: int) -> list[Line]:
     return [filled(line, width) for line in lines]
 
 
+def roll(view: ClusterView, width: int, height: int, chosen: int) -> list[Line]:
+    """Partitions in words, in as many columns as there is room for; the page with the chosen one."""
+    if height < 2 or not view.partitions:
+        return []
+    name = label_width(view)
+    cell = name + 26
+    columns = max(1, width // cell)
+    page = columns * height
+    first = chosen // page * page
+    shown = view.partitions[first : first + page]
+    lines: list[Line] = []
+    for row in range(min(height, len(shown))):
+        line: Line = []
+        for entry in shown[row::height]:
+            copies = len(entry.replicas) + (entry.primary is not None)
+            good = entry.state == "active" and len(entry.in_sync) == copies and not entry.is_moving
+            committed = "" if entry.committed_sequence is None else f" #{f.count(entry.committed_sequence)}"
+            words = f"{entry.primary or 'nobody':<{name}}{len(entry.in_sync)}/{copies} epoch {entry.epoch}{committed}"
+            mark_style = "bold $accent" if entry.partition == chosen else "$foreground-muted"
+            line += [(f"{entry.partition:>4} ", mark_style), (f.fit(words, cell - 5), "" if good else "$warning")]
+        lines.append(filled(line, width))
+    return lines
+
+
 def moves(view: ClusterView) -> list[str]:
     """Each move in a few words."""
     return [

@@ -1,4 +1,4 @@
-"""The data plane in a broken world: fifty seeds a push, thousands by ``python -m tests.simulation.data_run``."""
+"""The data plane in a broken world: fifty seeds a push (most without the tracer), thousands by ``tests.simulation.data_run``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tests.support.world import SECOND_US
 SEEDS = 50
 
 
-@pytest.mark.parametrize("base", range(0, SEEDS, 10))
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.slow) for base in range(10, SEEDS, 10))])
 def test_what_replication_promises_holds_in_a_broken_world(base: int) -> None:
     for seed in range(base, base + 10):
         simulate(seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [59, 1271, 2098])
 def test_seeds_that_found_something(seed: int) -> None:
     """59: a snapshot over leftovers that could not be told apart. 1271: a cut decided before its entry was committed elsewhere.

@@ -20,6 +20,7 @@ from tests.support.world import SECOND_US
 from tq_node.runtime import control_plane
 
 SEEDS = 20
+pytestmark = pytest.mark.slow
 CALM = Faults(nodes=3)
 STOPS = Faults(actions=("restart", "restart", "step_down", "crash"))
 

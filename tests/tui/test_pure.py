@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -259,3 +260,12 @@ def test_many_outcomes_are_three_sentences_at_most() -> None:
     assert reported("Killed", [Outcome("a"), Outcome("b")]) == ("Killed 2", True)
     words, good = reported("Killed", [Outcome("a"), *(Outcome(str(n), "the task is completed") for n in range(3))])
     assert (words, good) == ("Killed 1, 3 not: 3 x the task is completed", False)
+
+
+def test_the_reference_has_every_key() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "console.md").read_text("utf-8")
+    titles = {name: title for _, name, title in keys.SCREENS}
+    for act in keys.ACTS:
+        pressed = " ".join(f"`{keys.shown(key)}`" for key in act.keys)
+        where = "everywhere" if act.where == keys.EVERYWHERE else ", ".join(titles[n] for n in titles if n in act.where)
+        assert f"| {pressed} | {act.title}{' †' if act.changes else ''} | {where} |" in page

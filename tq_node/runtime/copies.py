@@ -375,7 +375,9 @@ class Copies:
         self._in_flight = False
         self._flying_meta = []
         for partition, sequence in taken.applied.items():
-            self.cores[partition].applied(sequence)
+            core = self.cores[partition]
+            if sequence <= core.committed:  # else the copy was dropped while this was on its way
+                core.applied(sequence)
         waits += self._applying.durable(taken)
         heard = self._told_persisted(readies)
         # The disk is free: the next batch leaves before anybody hears, and what the hearers propose goes into the one after.

@@ -139,6 +139,10 @@ class FakeCluster:
             task_id=task.id, type=task.type, queue=task.queue, to=task.status, at=self.now.isoformat().replace("+00:00", "Z"),
             before=before, attempt=task.attempt, node=task.node, partition=task.partition,
         )  # fmt: skip
+        self.tell(event)
+
+    def tell(self, event: Event) -> None:
+        """To all that listen, whether there is such a task or not."""
         for listener in self._listeners:
             listener.put_nowait(event)
 

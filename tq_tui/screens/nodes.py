@@ -55,6 +55,9 @@ class PartitionMap(Drawn, can_focus=True):
         if moves:
             words = f"{len(moves)} moving: " + "  ".join(moves)
             rest.append(filled([(words, "$warning")], width))
+        left = height - len(drawn) - len(rest) - 1
+        if left > 2:
+            rest += [[("", "")], *partition_map.roll(self.view, width, left, self.chosen)]
         room = height - len(rest)
         if len(drawn) > room > 0:
             # Keep the block of the chosen one in sight.

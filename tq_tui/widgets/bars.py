@@ -18,6 +18,7 @@ class TabLine(Widget):
 
     def __init__(self, current: str) -> None:
         super().__init__()
+        self.auto_links = False  # tabs look like tabs, not like links
         self.current = current
         self.badge = ""
 
@@ -82,6 +83,7 @@ class KeyLine(Widget):
 
     def __init__(self) -> None:
         super().__init__()
+        self.auto_links = False
         self._acts: list[keys.Act] = []
 
     def show(self, acts: list[keys.Act]) -> None:
