@@ -84,6 +84,7 @@ def kill_and_return(seed: int) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", range(0, 60, 10))
 def test_primaries_return_with_their_node_and_stay(base: int) -> None:
     for seed in range(base, base + 10):
@@ -104,7 +105,8 @@ def test_of_three_nodes_and_64_partitions_nobody_leads_more_than_22() -> None:
     assert table.changed.total() == 20
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_in_the_simulator_of_the_data_plane(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node in turn is killed and returns, the controller's too, with clients at work."""
     partitions, nodes = 12, 3 + seed % 2
