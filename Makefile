@@ -52,6 +52,7 @@ check: $(VENV)/.dev-stamp
 	$(BIN)/coverage run -m pytest tests --ignore tests/cluster --ignore tests/tui -m 'not slow' || code=1; \
 	$(BIN)/coverage report || code=1; \
 	$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/tui -m slow || code=1; \
+	$(BIN)/python -m pytest -c tests/tui/pytest.ini tests/tui || code=1; \
 	echo 'Waiting for the tests with real processes …'; wait $$cluster || code=1; cat $(VENV)/cluster-tests.log; \
 	exit $$code
 

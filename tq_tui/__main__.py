@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from tq_tui import version
 from tq_tui.addresses import BadAddress, parse_addresses
@@ -24,9 +25,18 @@ Environment: TQ_URL for ADDRESS, TQ_TOKEN for Authorization: Bearer, NO_COLOR.
 """
 
 
+USAGE_STATUS = 64
+"""Not argparse's 2, which says here that there is no quorum."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_STATUS, f"{self.prog}: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
-    options = argparse.ArgumentParser(
+    options = _Parser(
         prog="tq-tui",
         description="The console of a taskqueue cluster.",
         epilog=EPILOGUE,
@@ -55,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         addresses = parse_addresses(words)
     except BadAddress as why:
         print(f"tq-tui: {why}", file=sys.stderr)  # noqa: T201
-        return 64
+        return USAGE_STATUS
     from tq_tui.client.http import HttpCluster
 
     client = HttpCluster(token=os.environ.get("TQ_TOKEN") or None)
@@ -65,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asyncio.run(print_once(client, addresses, as_json=chosen.json, timeout_s=chosen.timeout))
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         print("tq-tui: this is no terminal to draw on; --once prints the overview as text", file=sys.stderr)  # noqa: T201
-        return 64
+        return USAGE_STATUS
     # What is imported stays: looking for garbage in it only delays the first screen. The console turns this on again.
     gc.disable()
     from tq_tui.app import Console

@@ -94,10 +94,22 @@ def _troubles(view: ClusterView) -> tuple[str, ...]:
     behind = sum(len(set(entry.replicas) - set(entry.in_sync) - set(entry.adding)) > 0 for entry in view.partitions)
     if behind and not any("down" in reason for reason in found):
         found.append(f"{plural(behind, 'partition')} with a copy out of sync")
+    few = _with_few_copies(view)
+    if few:
+        found.append(f"{plural(few, 'partition')} with too few copies")
     moving = sum(entry.is_moving for entry in view.partitions)
     if moving:
         found.append(f"{plural(moving, 'partition')} moving")
     return tuple(found)
+
+
+def _with_few_copies(view: ClusterView) -> int:
+    """Fewer than the cluster was born to keep, though there are nodes that could hold more."""
+    if view.cluster is None:
+        return 0
+    able = sum(member.status in ("active", "suspect", "down") for member in view.members.values())
+    wanted = min(view.cluster.config.replication_factor, able)
+    return sum(len(entry.replicas) + (entry.primary is not None) < wanted for entry in view.partitions)
 
 
 def node_trouble(view: ClusterView, node: NodeView) -> str:

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual import _wait
 
+# The pilot looks for quiet in steps of 20 ms, several a key. Half of that is as good a sign, and half the time of these tests.
+_wait.SLEEP_GRANULARITY = 0.01
+_wait.SLEEP_IDLE = 0.001
 DEADLINE_S = 60.0
 SCREENS = Path(__file__).with_name("screens")
 

@@ -189,6 +189,17 @@ def test_partitions_without_a_primary_come_first() -> None:
     assert not view.counts_are_whole
 
 
+def test_too_few_copies_are_told_only_where_more_could_be() -> None:
+    alone = tuple(
+        msgspec.structs.replace(entry, replicas=("node-2",), in_sync=("node-1", "node-2"), epoch=7)
+        for entry in partitions()
+    )
+    view = fold(*(polled(name, 12.0, partitions=alone) for name in NAMES), view=whole())
+    assert health.judge(view).sentence == "4 partitions with too few copies"
+    drained = [polled(name, 13.0, cluster=cluster(term=4, node_3="draining")) for name in NAMES]
+    assert health.judge(fold(*drained, view=view)).sentence == "node-3 draining"
+
+
 def test_rates_are_since_the_last_look_and_begin_anew_with_a_node() -> None:
     before, after = (
         Metrics(submitted=10, completed=5, started_at_s=1.0),
