@@ -321,7 +321,7 @@ class WorkerService(Service):
         self._loops.clear()
         await self.pool.stop()
         if not await self._until(lambda: not self._asked and not self._finishing, _STOP_COMMIT_S):
-            _log.warn(
+            _log.info(
                 "stopped with {finishing} ends of attempts and {asked} claims not yet confirmed",
                 finishing=self._finishing, asked=self._asked, event="worker_stopped_early",
             )  # fmt: skip
