@@ -80,7 +80,7 @@ class Node:
             if self._process.poll() is not None or time.perf_counter() - begun > START_S:
                 kill(self._process)
                 raise Failed(f"the node did not become ready; it said:\n{tail(self.log)}")
-            time.sleep(0.01)
+            time.sleep(0.01)  # polls for readiness
         took = time.perf_counter() - begun
         self.pid = int((self.data_dir / "twistd.pid").read_text())
         return took
@@ -152,7 +152,7 @@ class Node:
         while (counts := self.stats())["completed"] < wanted:
             if time.perf_counter() > end or counts["total"] < wanted:
                 raise Failed(f"{wanted} tasks were submitted, after at most {DRAIN_S:g} s the node has {counts}")
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # polls until the queue has drained
         at = time.perf_counter()
         if counts["completed"] != wanted or counts["total"] != wanted:
             raise Failed(f"{wanted} tasks were submitted, /tasks/stats says {counts}")

@@ -31,7 +31,7 @@ def pick_up(context: Context) -> None:
 
 def one(node: Node, task_type: str) -> float:
     """Milliseconds from just before the request is sent to the handler's first line, on the clock that both read."""
-    time.sleep(GAP_S)
+    time.sleep(GAP_S)  # the gap that leaves the node idle is part of the measurement
     begun = time.monotonic_ns()
     task_id = node.tell("POST", "/tasks/submit", noop(task_type), status=201)["task_id"]
     task = node.tell("GET", f"/tasks/status?id={quote(task_id)}&wait=10")

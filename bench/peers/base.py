@@ -129,7 +129,7 @@ def wait_done(done: Callable[[], int], count: int, seconds: float) -> float:
             end = now + seconds
         if now > end:
             break
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # polls how much is done
     if first is None:
         raise Failed(f"{now_done} of {count} tasks were done in one look")
     return (now_done - first[1]) / (time.perf_counter() - first[0])

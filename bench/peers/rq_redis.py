@@ -121,5 +121,5 @@ def _redis(directory: Path, prefix: tuple[str, ...] = ()) -> Iterator[_Redis]:
                 break
             if time.monotonic() > end:
                 raise Failed(f"redis-server does not answer; it said:\n{tail(log)}")
-            time.sleep(0.02)
+            time.sleep(0.02)  # polls until the server answers
         yield redis

@@ -62,7 +62,7 @@ def pick_up(port: int, count: int, gap_s: float) -> list[float]:
     queue = open_queue(port)
     taken = []
     for _ in range(count + 5):
-        time.sleep(gap_s)
+        time.sleep(gap_s)  # the gap that leaves the worker idle is part of the measurement
         begun = time.monotonic_ns()
         job = queue.enqueue(rq_tasks.first_line, "user@example.com")
         result = job.latest_result(timeout=10)

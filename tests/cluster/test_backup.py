@@ -144,7 +144,7 @@ def test_three_nodes_become_one_and_three_again(make_cluster: MakeCluster, tmp_p
     task = new["node-1"].status("runs-0")
     end = time.monotonic() + 40
     while task["attempt"] < 2 and time.monotonic() < end:
-        time.sleep(0.5)
+        time.sleep(0.5)  # polls, with a deadline of its own
         task = new["node-1"].status("runs-0")
     assert (task["status"], task["attempt"]) == ("processing", 2)
     assert task["attempts"][0]["outcome"] == "lost"
@@ -158,10 +158,10 @@ def test_snapshots_under_load_hold_all_that_was_acknowledged_before(make_cluster
     """Rows are written behind the log, and nodes are asked one after another: what was answered before the first is there."""
     old = started(make_cluster)
     with loading(old.ports, seed="backup") as load:
-        time.sleep(2.0)
+        time.sleep(2.0)  # load, for so long
         acknowledged = set(load.history.acknowledged)
         taken = snapshots(old)
-        time.sleep(0.5)
+        time.sleep(0.5)  # load goes on past the snapshots
     later = every_task(old)
     for name in old.running:
         old[name].kill9()

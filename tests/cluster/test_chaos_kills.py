@@ -34,14 +34,14 @@ def kill_primary(cluster: Cluster, rolls: random.Random) -> None:
     """Of a node that leads partitions and is not the controller."""
     victim = rolls.choice([name for name in NAMES if name != cluster.leader()])
     cluster[victim].kill9()
-    time.sleep(rolls.uniform(0.2, 1.0))
+    time.sleep(rolls.uniform(0.2, 1.0))  # down for a while
     cluster.start(victim)
 
 
 def kill_controller(cluster: Cluster, rolls: random.Random) -> None:
     victim = cluster.leader()
     cluster[victim].kill9()
-    time.sleep(rolls.uniform(0.2, 1.0))
+    time.sleep(rolls.uniform(0.2, 1.0))  # down for a while
     cluster.start(victim)
 
 
@@ -49,10 +49,10 @@ def kill_three(cluster: Cluster, rolls: random.Random) -> None:
     order = rolls.sample(NAMES, 3)
     for name in order:
         cluster[name].kill9()
-        time.sleep(rolls.choice([0.0, 0.02, 0.3]))
+        time.sleep(rolls.choice([0.0, 0.02, 0.3]))  # together, or one after another
     for name in rolls.sample(NAMES, 3):
         cluster.start(name)
-        time.sleep(rolls.choice([0.0, 0.02, 0.3]))
+        time.sleep(rolls.choice([0.0, 0.02, 0.3]))  # together, or one after another
 
 
 WHO = {"primary": kill_primary, "controller": kill_controller, "all": kill_three}
@@ -64,13 +64,13 @@ def chaos(make_cluster: MakeCluster, who: str, rounds: int) -> None:
     began_s = time.monotonic()
     with loading(cluster.ports, seed=who) as load:
         for _ in range(rounds):
-            time.sleep(rolls.uniform(0.3, 1.0))
+            time.sleep(rolls.uniform(0.3, 1.0))  # load between two kills
             WHO[who](cluster, rolls)
             cluster.wait_whole()
             if who == "all" or rolls.random() < 0.5:
                 wait_copies(cluster)  # else the next kill may meet a set that is not whole
             cluster.wait_ready()
-        time.sleep(0.5)
+        time.sleep(0.5)  # load after the last one
     wait_settled(cluster)
     wait_quiet(cluster)
     seconds = time.monotonic() - began_s

@@ -220,7 +220,7 @@ def wait_quiet_scheduled(cluster: Cluster) -> None:
         )
 
     until(quiet, what="all entries are committed and copied")
-    time.sleep(1.0)
+    time.sleep(1.0)  # rows are written behind the log
 
 
 def test_a_node_that_was_away_comes_back_by_log(make_cluster: MakeCluster) -> None:
@@ -293,7 +293,7 @@ def test_a_wiped_disk_is_replaced(make_cluster: MakeCluster) -> None:
     began_s = time.monotonic()
     cluster.start(victim)
     until(lambda: "still trying" in cluster.log(victim), what="the name is taken: it waits")
-    time.sleep(0.5)
+    time.sleep(0.5)  # still refused after further tries
     assert cluster["node-1"].get("/cluster").json["cluster"]["nodes"][1]["status"] == "down"
     answer = cluster["node-1"].post(f"/cluster/remove?node={victim}")
     assert answer.status == 202, answer

@@ -58,7 +58,7 @@ def traced(cluster: Cluster, directory: Path) -> Iterator[dict[str, Trace]]:
         for name, trace in traces.items():
             until(trace.path.exists, what="strace has attached")
             until(functools.partial(_has_synced, cluster[name], trace), what="a sync")
-        time.sleep(0.5)
+        time.sleep(0.5)  # what begins with the trace is not counted
         yield traces
     finally:
         for tracer in tracers:

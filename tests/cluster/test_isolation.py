@@ -112,7 +112,7 @@ def test_a_primary_cut_off_with_its_clients(
         assert client.submit(cut, task_id, type="noop", delay=3600).http == 201
     own = OwnClients(cluster, cut, history, tasks, ids)
     request.addfinalizer(own.end)
-    time.sleep(0.5)
+    time.sleep(0.5)  # its own clients ask for a while before the cut
     began_s = time.monotonic()
     cluster.links.isolate(cut, others)
     cut_s = time.monotonic()
@@ -239,7 +239,7 @@ def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) ->
         cluster.links.heal()
     cluster.wait_whole()
     wait_settled(cluster)
-    time.sleep(2.0)
+    time.sleep(2.0)  # a zombie would have said by now what must not be believed
     for task_id in inside:
         for name in NAMES:
             found = cluster[name].status(task_id)

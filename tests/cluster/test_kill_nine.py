@@ -43,7 +43,7 @@ class Load(threading.Thread):
                     serial += 1
                     self._one(connection, serial)
             except (OSError, http.client.HTTPException):
-                time.sleep(0.02)
+                time.sleep(0.02)  # a client pauses before it tries again
             finally:
                 connection.close()
 
@@ -63,7 +63,7 @@ class Load(threading.Thread):
                     self.acknowledged[result["task_id"]] = kind
                     self.unknown.discard(result["task_id"])
         else:
-            time.sleep(0.05)
+            time.sleep(0.05)  # a client that was refused pauses
 
 
 def start(nodes: Nodes, ledger: Path, port: int | None = None) -> NodeProcess:

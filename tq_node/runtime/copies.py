@@ -83,10 +83,8 @@ class Copies:
         self._dirty: set[int] = set()
         """Cores that have something for the disk, or that waits for it."""
         self._ticking: set[int] = set()
-        self._meta: dict[str, bytes | None] = {}
-        self._meta_waits: list[Wait] = []
         self._in_flight = False
-        self._flying_meta: list[Wait] = []
+        self._flying_waits: list[Wait] = []
         self._flush_call: IDelayedCall | None = None
         self._apply_call: IDelayedCall | None = None
         self._idle_waits: list[Deferred[None]] = []
@@ -215,16 +213,6 @@ class Copies:
                 self._waiters[partition].add(sequence, wait)
         return wait.deferred
 
-    def write_meta(self, values: dict[str, bytes | None]) -> Deferred[None]:
-        """Make small named values of the node durable."""
-        if self._broken:
-            return fail(StoreBroken("the store is broken"))
-        wait = Wait(None, self._clock.now_ms())
-        self._meta.update(values)
-        self._meta_waits.append(wait)
-        self._schedule_flush()
-        return wait.deferred
-
     def settle(self) -> Deferred[None]:
         """Fire once the rows in the store show everything that is committed now."""
         if self._broken:
@@ -236,7 +224,7 @@ class Copies:
 
     def idle(self) -> Deferred[None]:
         """Fire once nothing is proposed, in flight or unapplied any more: for an orderly stop."""
-        if self._broken or not (self._in_flight or self._dirty or self._meta_waits or self._applying.has_any):
+        if self._broken or not (self._in_flight or self._dirty or self._applying.has_any):
             return succeed(None)
         done: Deferred[None] = Deferred()
         self._idle_waits.append(done)
@@ -349,11 +337,8 @@ class Copies:
         self._dirty.clear()
         self._outgoing.send()
         must_persist = any(ready.must_persist for _, ready in readies)
-        batch.meta, self._meta = self._meta, {}
-        meta_waits, self._meta_waits = self._meta_waits, []
-        self._flying_meta = list(meta_waits)
-        taken = self._applying.take(must_persist or bool(meta_waits), bool(self._idle_waits))
-        if not (must_persist or batch.meta or taken.applied):
+        taken = self._applying.take(must_persist, bool(self._idle_waits))
+        if not (must_persist or taken.applied):
             if readies:
                 self._persisted(readies)  # nothing is on its way to the disk: what waited for it need not wait
             else:
@@ -367,13 +352,14 @@ class Copies:
             if trim:
                 batch.trim[partition] = trim
         self._in_flight = True
+        self._flying_waits = settled
         self._store.commit(batch).addCallbacks(
-            self._durable, self._failed, callbackArgs=(readies, taken, meta_waits + settled)
+            self._durable, self._failed, callbackArgs=(readies, taken, settled)
         ).addErrback(self._broke)
 
     def _durable(self, _: None, readies: list[tuple[int, Ready]], taken: Slice, waits: list[Wait]) -> None:
         self._in_flight = False
-        self._flying_meta = []
+        self._flying_waits = []
         for partition, sequence in taken.applied.items():
             core = self.cores[partition]
             if sequence <= core.committed:  # else the copy was dropped while this was on its way
@@ -381,7 +367,7 @@ class Copies:
         waits += self._applying.durable(taken)
         heard = self._told_persisted(readies)
         # The disk is free: the next batch leaves before anybody hears, and what the hearers propose goes into the one after.
-        if self._dirty or self._meta_waits or self._applying.is_waited_for or self._idle_waits:
+        if self._dirty or self._applying.is_waited_for or self._idle_waits:
             self._flush()
         for wait in waits:
             wait.step()
@@ -439,9 +425,9 @@ class Copies:
         for waiters in self._waiters:
             for wait in waiters.abandon():
                 wait.give_up()
-        for wait in self._flying_meta + self._meta_waits:
+        for wait in self._flying_waits:
             wait.give_up()
-        self._flying_meta, self._meta_waits = [], []
+        self._flying_waits = []
         self._applying.give_up()
         self._tell_idle()
 

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.errors import TaskQueueError
 from tq_node.facade import Claim
+from tq_node.partition.confirming import renewed_until_ms
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.forwarding import Forwarding
@@ -69,7 +70,7 @@ class Renewing:
 
         def granted(holds: list[bool]) -> None:
             if not self._local.leads(partition):
-                self._until_ms[partition] = sent_ms + limits.LEASE_MS - limits.LEASE_MARGIN_MS
+                self._until_ms[partition] = renewed_until_ms(sent_ms, limits.LEASE_MS, limits.LEASE_MARGIN_MS)
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:
                     self._local.stop_attempt(claim.task_id, claim.token)
