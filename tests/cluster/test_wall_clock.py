@@ -26,6 +26,7 @@ def faked(nodes: Nodes, steps: Path, offset: str) -> NodeProcess:
             "FAKETIME_TIMESTAMP_FILE": str(steps),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         },
     )  # fmt: skip
 

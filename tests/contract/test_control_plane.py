@@ -60,6 +60,9 @@ class Three:
             and all(len(node.plane.map.members()) == 3 for node in self.up)
         )
 
+    def session(self, node: PlaneNode) -> int:
+        return max(one.plane.map.nodes[node.node_id].session for one in self.up)
+
     def is_down_everywhere(self, node_id: NodeId) -> bool:
         return all(not node.plane.map.nodes[node_id].is_up for node in self.up)
 
@@ -186,22 +189,23 @@ async def test_a_member_that_does_not_lead_says_who_does(three: Three) -> None:
 async def test_a_copy_of_a_node_that_runs_harms_nobody(three: Three, tmp_path: Path) -> None:
     await three.form()
     for original in list(three.up):
+        earlier = three.session(original)
         await three.stop(original)
         copy = PlaneNode(tmp_path / "copies", original.name)
         shutil.copytree(original.directory, copy.directory)
         await three.start(original)
-        await until(three.is_whole)
+        await until(lambda: three.is_whole() and three.session(original) > earlier)  # noqa: B023
         core = three.up[0].plane.consensus.core
-        before = core.term, core.leader
-        session = three.up[0].plane.map.nodes[original.node_id].session
+        before = core.term, core.leader, three.session(original)
         copy.incarnation = original.incarnation + 3
         await copy.start()
-        took = await until(lambda: copy.outside.refusals, 5.0)  # noqa: B023
-        print(f"the copy of {original.name} was refused after {took * 1000:.0f} ms")
-        await pause(0.7)
-        assert copy.outside.refusals == [Refusal.STORE_CLONED]
-        assert three.is_whole()
-        assert (core.term, core.leader) == before
-        assert three.up[0].plane.map.nodes[original.node_id].session == session
-        assert not any(node.outside.refusals for node in three.up)
-        await copy.stop()
+        try:
+            took = await until(lambda: copy.outside.refusals, 5.0)  # noqa: B023
+            print(f"the copy of {original.name} was refused after {took * 1000:.0f} ms")
+            await pause(0.7)
+            assert copy.outside.refusals == [Refusal.STORE_CLONED]
+            assert three.is_whole()
+            assert (core.term, core.leader, three.session(original)) == before
+            assert not any(node.outside.refusals for node in three.up)
+        finally:
+            await copy.stop()

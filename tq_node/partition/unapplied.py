@@ -85,9 +85,9 @@ class Unapplied:
     def has_any(self) -> bool:
         return bool(self._partitions)
 
-    def partitions(self) -> list[int]:
-        """Those with something to write, the one that waits longest first."""
-        return list(self._partitions)
+    def sequences(self) -> dict[int, int]:
+        """The last entry of each partition with something to write, the one that waits longest first."""
+        return {partition: pending.sequence for partition, pending in self._partitions.items()}
 
     def add(self, partition: int, sequence: int, effects: list[Effect]) -> None:
         """Fold the effects of one committed entry in.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred, succeed
 
@@ -26,8 +27,8 @@ class Applying:
         self.unapplied = unapplied
         self._clock = clock
         self._on_applied = on_applied
-        self._flying: set[int] = set()
-        self._settles: list[tuple[set[int], Wait]] = []
+        self._flying: dict[int, int] = {}
+        self._settles: list[tuple[dict[int, int], Wait]] = []
 
     @property
     def has_any(self) -> bool:
@@ -44,7 +45,8 @@ class Applying:
 
     def settle(self) -> Deferred[None]:
         """Fire once the rows in the store show everything that is committed now."""
-        behind = set(self.unapplied.partitions()) | self._flying
+        # What a commit carries just now is not all of a partition that has gone on since.
+        behind = self._flying | self.unapplied.sequences()
         if not behind:
             return succeed(None)
         wait = Wait(None, self._clock.now_ms())
@@ -61,12 +63,12 @@ class Applying:
             return Slice()
         aim = limits.APPLY_ROWS_PER_COMMIT * (_HURRY if in_a_hurry else 1)
         taken = self.unapplied.take(max(aim, backlog // _APPLY_SHARE))
-        self._flying = set(taken.applied)
+        self._flying = dict(taken.applied)
         return taken
 
     def durable(self, taken: Slice) -> list[Wait]:
         """The slice is in the rows. Returns who has waited for that."""
-        self._flying = set()
+        self._flying = {}
         for partition, fold in taken.rows:
             assert fold.put is not None
             self._on_applied(fold.put.id, taken.applied[partition])
@@ -77,12 +79,13 @@ class Applying:
     def forget(self, partition: int) -> list[Wait]:
         """Other rows take the place of the partition's: what is committed and not in the rows is in those."""
         self.unapplied.forget(partition)
-        return self._settled((partition,))
+        return self._settled({partition: sys.maxsize})
 
-    def _settled(self, partitions: Iterable[int]) -> list[Wait]:
+    def _settled(self, applied: Mapping[int, int]) -> list[Wait]:
         done = []
         for behind, wait in self._settles:
-            behind.difference_update(partitions)
+            for partition in [one for one, sequence in behind.items() if applied.get(one, -1) >= sequence]:
+                del behind[partition]
             if not behind:
                 done.append(wait)
         if done:
