@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
+from tq_node.api.hot import HotPath
 from tq_node.api.routes import Route, klein_app
 from tq_node.api.service import ServiceRoutes
 from tq_node.api.settings import ApiSettings
@@ -54,11 +55,9 @@ def make_site(
         reactor,
         route_names={route.path.encode("ascii"): route.path for route in rooms.routes if "<" not in route.path},
         always_served=_ALWAYS_SERVED,
-        direct={
-            (route.method.encode("ascii"), route.path.encode("ascii")): route.handler
-            for route in rooms.routes
-            if route.hot and settings.hot_routes_direct
-        },
+        hot=HotPath(
+            [route for route in rooms.routes if route.hot and settings.hot_routes_direct], settings.body_bytes_max
+        ),
     )
     site.on_close(rooms.events.close)
     metrics.sources.http_connections = lambda: len(site.channels)

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from tq_node import errors
-from tq_node.api.request import ApiRequest
+from tq_node.api.answering import Answering
 from tq_node.errors import TaskQueueError
 from tq_node.observe.log import EventLog
 
@@ -161,7 +161,7 @@ def item_error(error: TaskQueueError) -> ItemError:
     )
 
 
-def answer_error(request: ApiRequest, error: TaskQueueError) -> None:
+def answer_error(request: Answering, error: TaskQueueError) -> None:
     """Answer the request with the error. Does nothing where the client has gone."""
     error = told(error, changes=request.method not in _READS)
     request.answer(
@@ -172,7 +172,7 @@ def answer_error(request: ApiRequest, error: TaskQueueError) -> None:
     )
 
 
-def answer_failure(request: ApiRequest, failure: Failure) -> None:
+def answer_failure(request: Answering, failure: Failure) -> None:
     """The last stop of every failed request: Klein's error handler. Logs what nobody expected, once."""
     if request.gone:
         # The client hung up, and its own call was cancelled for it. There is nobody to tell.
@@ -182,7 +182,7 @@ def answer_failure(request: ApiRequest, failure: Failure) -> None:
     answer_error(request, _as_error(request, failure))
 
 
-def _as_error(request: ApiRequest, failure: Failure) -> TaskQueueError:
+def _as_error(request: Answering, failure: Failure) -> TaskQueueError:
     error = failure.value
     if isinstance(error, TaskQueueError):
         return error
@@ -197,7 +197,7 @@ def _as_error(request: ApiRequest, failure: Failure) -> TaskQueueError:
     return Unexpected("an error on the server; its log has the details under this request id")
 
 
-def _log_unexpected(request: ApiRequest, failure: Failure) -> None:
+def _log_unexpected(request: Answering, failure: Failure) -> None:
     _log.failure(
         "request_failed",
         "request {request_id} {method} {path} failed",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tq_node.api.request import ApiRequest
+from tq_node.api.answering import Answering
 from tq_node.errors import NotJson
 
 NDJSON = "application/x-ndjson"
 JSON_TYPE = b"application/json"
 
 
-def takes_lines(request: ApiRequest, header: bytes, body: bytes, *, ndjson: bool) -> bool:
+def takes_lines(request: Answering, header: bytes, body: bytes, *, ndjson: bool) -> bool:
     """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not in UTF-8.
 
     ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so: what claims to be a form
@@ -31,7 +31,7 @@ def takes_lines(request: ApiRequest, header: bytes, body: bytes, *, ndjson: bool
     return is_lines
 
 
-def refuse_encoded(request: ApiRequest) -> None:
+def refuse_encoded(request: Answering) -> None:
     encoding = request.getHeader(b"content-encoding")
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise NotJson(

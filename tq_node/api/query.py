@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tq_node import limits
-from tq_node.api.request import ApiRequest
+from tq_node.api.answering import Answering
 from tq_node.api.schemas import TASK_ID_PATTERN
 from tq_node.errors import BadParameter
 from tq_node.facade import ListQuery
@@ -95,7 +95,7 @@ class _Cursor(msgspec.Struct, array_like=True):
     id: str
 
 
-def read_query(request: ApiRequest, kind: type[P]) -> P:
+def read_query(request: Answering, kind: type[P]) -> P:
     """The request's parameters as a ``kind``. :raises BadParameter: naming the parameter."""
     given: dict[str, str] = {}
     for raw_name, raw_values in (request.args or {}).items():

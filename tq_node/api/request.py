@@ -8,59 +8,26 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import re
 import time
-from http import HTTPStatus
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from klein.interfaces import IKleinRequest
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web import http, server
+from twisted.web import server
 from zope.interface import implementer
 
-from tq_node import limits
+from tq_node.api.answering import JSON, SERVER, request_id_of, whole_head
 from tq_node.errors import BodyTooLarge, Busy, CrossOrigin, Malformed, TaskQueueError
 
 if TYPE_CHECKING:
     from werkzeug.routing import MapAdapter
 
+    from tq_node.api.channel import ApiChannel
     from tq_node.api.routes import Handler
     from tq_node.api.site import ApiSite
-
-JSON = b"application/json"
-SERVER = b"taskqueue"
-
-_made_id_prefix = os.urandom(6).hex().encode("ascii")
-_made_id_count = itertools.count(1)
-_unwanted_in_id = re.compile(rb"[^A-Za-z0-9._~:/+=@,;#-]").sub
-_phrases = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
-_heads: dict[tuple[int, bytes], bytes] = {}
-_NO_BODY = frozenset({204, 304})
-
-
-def request_id_of(header: bytes | None) -> bytes:
-    """The caller's id without what could hurt a log or a header, bounded; or one made here."""
-    if header is not None:
-        wanted = _unwanted_in_id(b"", header)[: limits.REQUEST_ID_CHARS_MAX]
-        if wanted:
-            return wanted
-    return b"%b-%x" % (_made_id_prefix, next(_made_id_count))
-
-
-def head_of(code: int, content_type: bytes) -> bytes:
-    """Status line and the headers that are the same for all answers of this kind."""
-    head = _heads.get((code, content_type))
-    if head is None:
-        head = _heads[code, content_type] = (
-            b"HTTP/1.1 %d %b\r\nServer: %b\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nContent-Type: %b\r\n"
-        ) % (code, _phrases.get(code, b"Unknown"), SERVER, content_type)
-    return head
 
 
 @implementer(IKleinRequest)
@@ -159,7 +126,7 @@ class ApiRequest(server.Request):
             return
         self._in_flight = True
         site.in_flight += 1
-        if site.direct and (handler := site.direct.get((self.method, path))) is not None:
+        if site.hot.is_open and (handler := site.hot.handler_of(self.method, path)) is not None:
             self._run(handler)
             return
         self.prepath = []
@@ -208,13 +175,7 @@ class ApiRequest(server.Request):
         if not channel.persistent:
             extra += b"Connection: close\r\n"
         self.startedWriting = 1
-        head = b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-            head_of(code, content_type),
-            self.site.date(),
-            self.request_id,
-            len(body),
-            extra,
-        )
+        head = whole_head(code, content_type, self.site.date(), self.request_id, body, extra)
         if self.method == b"HEAD":
             channel.write(head)
         elif len(body) < 65_536:
@@ -276,39 +237,3 @@ class ApiRequest(server.Request):
         if not self._refused:
             self.channel.site.bodies_held_bytes -= self._held_bytes
             self._held_bytes = 0
-
-
-class ApiChannel(http.HTTPChannel):
-    """One connection. Bounds the headers; says what is wrong, in our form, with what is not HTTP."""
-
-    site: ApiSite
-    maxHeaders = 100
-    _abort: IDelayedCall | None = None
-
-    def connectionMade(self) -> None:
-        self.site.channels.add(self)
-        super().connectionMade()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._abort is not None and self._abort.active():
-            self._abort.cancel()
-        super().connectionLost(reason)
-        self.site.channel_gone(self)
-
-    def refuse(self, error: TaskQueueError, request_id: bytes) -> None:
-        """Write a whole answer, outside of any request that could, with ``Connection: close``. Doesn't close."""
-        assert self.transport is not None
-        self.transport.write(self.site.closing_answer(error, request_id))
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._respondToBadRequestAndDisconnect()
-
-    def timeoutConnection(self) -> None:
-        # The inherited one logs a line for each; that a client left an idle connection is no news.
-        self._abort = self.callLater(self.abortTimeout, self.forceAbortClient)
-        self.loseConnection()
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.
-        self.refuse(Malformed("this is not a valid HTTP/1.1 request"), request_id_of(None))
-        self.loseConnection()

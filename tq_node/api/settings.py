@@ -24,6 +24,6 @@ class ApiSettings(msgspec.Struct, frozen=True):
     idle_s: float = limits.HTTP_IDLE_S
     linger_s: float = 5.0
     """How long a refused body is still read and thrown away, so that its sender gets to see the answer."""
-    hot_routes_direct: bool = False
-    """Call the handlers of the one or two hottest routes from ``Request.process`` rather than through Klein. The same handlers,
-    the same answers; it saves some 30 of 80 microseconds a request."""
+    hot_routes_direct: bool = True
+    """Answer the hot routes without Klein, and where the request is plain enough without a ``Request`` (``hot``). The same
+    handlers, the same answers, at a fifth of the cost."""

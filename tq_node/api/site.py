@@ -12,9 +12,11 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.http import datetimeToString
 from twisted.web.server import Site
 
+from tq_node.api.answering import head_of
+from tq_node.api.channel import ApiChannel
 from tq_node.api.failures import PROBLEM, answer_error, answer_failure, headers_of, problem_of
-from tq_node.api.request import ApiChannel, ApiRequest, head_of
-from tq_node.api.routes import Handler
+from tq_node.api.hot import HotPath
+from tq_node.api.request import ApiRequest
 from tq_node.api.settings import ApiSettings
 from tq_node.errors import TaskQueueError
 from tq_node.observe.metrics import Metrics
@@ -24,7 +26,7 @@ class ApiSite(Site):
     """May listen on several ports at once. ``route_names``: path -> its name in the metrics.
 
     :param always_served: paths that are answered however many requests are in flight.
-    :param direct: (method, path) -> handler that is called without Klein in between.
+    :param hot: knows the routes whose handlers are called without Klein in between, mostly without a Request, too.
     """
 
     # Plain HTTP/1.1, without the proxy that could switch to HTTP/2.
@@ -40,7 +42,7 @@ class ApiSite(Site):
         reactor: IReactorTime,
         route_names: Mapping[bytes, str],
         always_served: frozenset[bytes],
-        direct: Mapping[tuple[bytes, bytes], Handler],
+        hot: HotPath,
     ) -> None:
         super().__init__(
             app.resource(),
@@ -53,7 +55,7 @@ class ApiSite(Site):
         self.metrics = metrics
         self.route_names = route_names
         self.always_served = always_served
-        self.direct = direct
+        self.hot = hot
         self.channels: set[ApiChannel] = set()
         self.in_flight = 0
         self.waiting = 0
@@ -76,6 +78,15 @@ class ApiSite(Site):
             return None
         channel: ApiChannel = super().buildProtocol(addr)
         return channel
+
+    def has_room(self, body_bytes: int) -> bool:
+        """For one more request, with a body of that size. Where there is none, ``ApiRequest`` says what is the matter."""
+        settings = self.settings
+        return (
+            self.in_flight < settings.requests_in_flight_max
+            and self.bodies_held_bytes + body_bytes <= settings.bodies_held_bytes_max
+            and body_bytes <= settings.body_bytes_max
+        )
 
     def date(self) -> bytes:
         """The Date header of now, made once a second."""

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import errors
+from tq_node.api.answering import Answering
 from tq_node.api.answers import (
     BatchAnswer,
     ListAnswer,
@@ -37,7 +38,6 @@ from tq_node.api.query import (
     to_list_query,
     write_cursor,
 )
-from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
 from tq_node.api.schemas import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, SubmitRequest, idempotency_key
 from tq_node.api.settings import ApiSettings
@@ -89,11 +89,11 @@ class TaskRoutes:
         self._waiting_max = settings.waiting_requests_max
 
     # --- submit ---
-    def submit(self, request: ApiRequest) -> Deferred[None]:
+    def submit(self, request: Answering) -> Deferred[None]:
         body = request.body()
-        content_type = request.requestHeaders.getRawHeaders(b"content-type")
-        if content_type is not None and content_type[0] != JSON_TYPE:
-            takes_lines(request, content_type[0], body, ndjson=False)
+        content_type = request.getHeader(b"content-type")
+        if content_type is not None and content_type != JSON_TYPE:
+            takes_lines(request, content_type, body, ndjson=False)
         refuse_encoded(request)
         header = request.getHeader(b"idempotency-key")
         submission = self._bodies.submission(body, None if header is None else idempotency_key(header))
@@ -101,7 +101,7 @@ class TaskRoutes:
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
-    def batch(self, request: ApiRequest) -> Deferred[None]:
+    def batch(self, request: Answering) -> Deferred[None]:
         body = request.body()
         ndjson = takes_lines(request, request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
         refuse_encoded(request)
@@ -115,13 +115,13 @@ class TaskRoutes:
         )
 
     # --- one task ---
-    def status(self, request: ApiRequest) -> Deferred[None]:
+    def status(self, request: Answering) -> Deferred[None]:
         sent = read_query(request, StatusParameters)
         if sent.wait > 0.0:
             return self._wait(request, sent)
         return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(_answer_task, request)
 
-    def _wait(self, request: ApiRequest, sent: StatusParameters) -> Deferred[None]:
+    def _wait(self, request: Answering, sent: StatusParameters) -> Deferred[None]:
         site = request.site
         if site.waiting >= self._waiting_max:
             raise errors.Busy("too many requests wait for tasks")
@@ -137,30 +137,30 @@ class TaskRoutes:
         waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local")
         return waiting.addBoth(over).addCallback(_answer_task, request)
 
-    def cancel(self, request: ApiRequest) -> Deferred[None]:
+    def cancel(self, request: Answering) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
         return self._queue.cancel(task_id).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
-    def retry(self, request: ApiRequest) -> Deferred[None]:
+    def retry(self, request: Answering) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
         return self._queue.retry(task_id).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
     # --- many tasks ---
-    async def list_tasks(self, request: ApiRequest) -> None:
+    async def list_tasks(self, request: Answering) -> None:
         query = to_list_query(read_query(request, ListParameters))
         await self._answer_list(request, query, await self._queue.list(query))
 
-    async def dead(self, request: ApiRequest) -> None:
+    async def dead(self, request: Answering) -> None:
         asked = to_list_query(read_query(request, ListParameters))
         query = only_dead(asked)
         page = TaskPage([], None) if query is None else await self._queue.list(query)
         await self._answer_list(request, asked, page)
 
-    async def _answer_list(self, request: ApiRequest, query: ListQuery, page: TaskPage) -> None:
+    async def _answer_list(self, request: Answering, query: ListQuery, page: TaskPage) -> None:
         pieces: list[bytes] = []
         for start in range(0, len(page.tasks), RENDER_ROWS_PER_TURN):
             if start:
@@ -183,11 +183,11 @@ class TaskRoutes:
         )
         request.answer(200, b'{"tasks":[' + b",".join(pieces) + rest[len(b'{"tasks":[') :])
 
-    def stats(self, request: ApiRequest) -> Deferred[None]:
+    def stats(self, request: Answering) -> Deferred[None]:
         cluster = read_query(request, ScopeParameters).scope == "cluster"
         return self._queue.stats(cluster=cluster).addCallback(self._answer_stats, request, cluster)
 
-    def _answer_stats(self, stats: Stats, request: ApiRequest, cluster: bool) -> None:
+    def _answer_stats(self, stats: Stats, request: Answering, cluster: bool) -> None:
         every_copy = [mine + copied for mine, copied in zip(stats.primary, stats.replica, strict=True)]
         answer = StatsAnswer(
             node=self._queue.node_name,
@@ -200,11 +200,11 @@ class TaskRoutes:
         request.answer(200, _encode(answer))
 
     # --- queues ---
-    def pause(self, request: ApiRequest) -> Deferred[None]:
+    def pause(self, request: Answering) -> Deferred[None]:
         queue = read_query(request, QueueParameters).queue
         return self._queue.pause(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "paused"))
 
-    def resume(self, request: ApiRequest) -> Deferred[None]:
+    def resume(self, request: Answering) -> Deferred[None]:
         queue = read_query(request, QueueParameters).queue
         return self._queue.resume(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "active"))
 
@@ -312,7 +312,7 @@ class TaskRoutes:
         ]
 
 
-def _answer_submit(accepted: Accepted, request: ApiRequest) -> None:
+def _answer_submit(accepted: Accepted, request: Answering) -> None:
     # Ids and names hold no character that JSON or a URL would escape; the state is one of six words.
     body = b'{"success":true,"task_id":"%b","status":"%b","node":"%b"}' % (
         accepted.task_id.encode("ascii"),
@@ -359,7 +359,7 @@ def _name_task(failure: Failure, task_id: str) -> Failure:
 
 
 def _answer_batch(
-    results: list[Accepted | TaskQueueError], request: ApiRequest, items: list[Submission | TaskQueueError]
+    results: list[Accepted | TaskQueueError], request: Answering, items: list[Submission | TaskQueueError]
 ) -> None:
     pieces: list[bytes] = []
     accepted_count = 0
@@ -380,16 +380,16 @@ def _answer_batch(
     )
 
 
-def _answer_task(read: Read, request: ApiRequest) -> None:
+def _answer_task(read: Read, request: Answering) -> None:
     out = task_out(read.row, read.node)
     if read.age_s is not None:
         out.age = read.age_s
     request.answer(200, _encode(out))
 
 
-def _answer_change(row: TaskRow, request: ApiRequest) -> None:
+def _answer_change(row: TaskRow, request: Answering) -> None:
     request.answer(200, _encode(TaskDone(True, row.id, STATE_LABELS[row.state])))
 
 
-def _answer_queue(_: None, request: ApiRequest, done: QueueDone) -> None:
+def _answer_queue(_: None, request: Answering, done: QueueDone) -> None:
     request.answer(200, _encode(done))
