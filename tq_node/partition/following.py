@@ -160,7 +160,8 @@ class Following(Generic[News]):
     def apply_told(self) -> None:
         log = self._log
         if log.promised == self.synced_epoch:
-            sequence = self.appliable()
+            # What ``appliable`` says; asked with each message and each sync.
+            sequence = self._told if self._told < log.durable_sequence else log.durable_sequence
             if sequence > log.committed:
                 log.commit_to(sequence)
 

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 
 from tq_node.errors import Busy, OutcomeUnknown, TaskQueueError
 from tq_node.wire import bounds, failures
-from tq_node.wire.boxes import BoxParser, cut, serialize
+from tq_node.wire.boxes import Box, BoxParser, cut, serialize
 from tq_node.wire.calls import BODY, MORE, Calls, Values
 from tq_node.wire.deadlines import Deadlines
 from tq_node.wire.failures import (
@@ -159,10 +159,10 @@ class BoundedAMP(amp.AMP):
         self.tell(commandType, **kw)
         return None
 
-    def _command_box(self, command: type[amp.Command], arguments: Values, deadline_s: float) -> amp.AmpBox:
+    def _command_box(self, command: type[amp.Command], arguments: Values, deadline_s: float) -> Box:
         if getattr(command, "is_timed", False):
             arguments.setdefault(WITHIN, round(deadline_s * 1000))
-        box: amp.AmpBox = command.makeArguments(arguments, self)
+        box: Box = command.makeArguments(arguments, self)
         box[amp.COMMAND] = command.commandName
         return box
 
@@ -173,7 +173,7 @@ class BoundedAMP(amp.AMP):
         return False
 
     # --- being asked ---
-    def _command_received(self, name: bytes, box: amp.AmpBox, size: int) -> None:
+    def _command_received(self, name: bytes, box: Box, size: int) -> None:
         tag = box.get(amp.ASK)
         if tag is not None and len(tag) > bounds.TAG_BYTES_MAX:
             raise MalformedBox("a long tag")
@@ -235,7 +235,7 @@ class BoundedAMP(amp.AMP):
         if tag is None or self.ended is not None:
             return
         try:
-            box: amp.AmpBox = command.makeResponse({} if values is None else values, self)
+            box: Box = command.makeResponse({} if values is None else values, self)
             head = {amp.ANSWER: tag}
             if sum(map(len, box.values())) <= bounds.ANSWER_PART_BYTES and len(box) < bounds.BOX_KEYS_MAX:
                 pieces = [serialize(head | box)]
@@ -294,7 +294,7 @@ class BoundedAMP(amp.AMP):
             Log.failure("the wire failed on what a peer sent", event="wire_bug")
             self.give_up(Internal("a bug of this side"))
 
-    def ampBoxReceived(self, box: amp.AmpBox, size: int = 0) -> None:
+    def ampBoxReceived(self, box: Box, size: int = 0) -> None:
         """:raises WireRefusal: the peer broke the protocol; the connection ends."""
         if (tag := box.get(amp.ANSWER)) is not None:
             self._calls.answered(tag, box, size, self)
@@ -369,7 +369,7 @@ class BoundedAMP(amp.AMP):
         self._calls.end(reason)
 
     # --- what AMP has and this does not ---
-    def sendBox(self, box: amp.AmpBox) -> None:
+    def sendBox(self, box: Box) -> None:
         self._outbox.write(serialize(box))
 
     def locateResponder(self, name: bytes) -> None:

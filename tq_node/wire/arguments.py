@@ -109,6 +109,11 @@ class Blob(Argument):
         first = strings.get(name)
         if first is None:
             raise MalformedBox(f"{name.decode()} is missing")
+        if len(first) < bounds.VALUE_BYTES_MAX and name + b".1" not in strings:
+            if len(first) > self.bytes_max:
+                raise MalformedBox(f"{name.decode()} is longer than {self.bytes_max} bytes")
+            objects[name.decode("ascii")] = first
+            return
         pieces, size = [first], len(first)
         while (piece := strings.get(_piece_name(name, len(pieces)))) is not None:
             if len(pieces[-1]) != bounds.VALUE_BYTES_MAX or not piece:

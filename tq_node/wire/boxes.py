@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from twisted.protocols.amp import AmpBox
-
 from tq_node.wire import bounds
 from tq_node.wire.bounds import Caps
 from tq_node.wire.failures import BoxTooLarge, MalformedBox
 
+Box = dict[bytes, bytes]
+"""AMP has a class of its own for it, which looks at every key of each again."""
 END = b"\0\0"
 
 
@@ -27,12 +27,12 @@ class BoxParser:
         self._rest = bytearray()
         self._wanted = 2
         """Nothing can be parsed before ``_rest`` is so long; a value that comes byte by byte is not copied each time."""
-        self._box = AmpBox()
+        self._box: Box = {}
         self._box_bytes = 0
         self._key: bytes | None = None
         self._stream_bytes = 0
 
-    def feed(self, data: bytes) -> Iterator[tuple[AmpBox, int]]:
+    def feed(self, data: bytes) -> Iterator[tuple[Box, int]]:
         """Each box that is complete now, with its size. Must be read to the end, unless the connection is given up.
 
         :raises BoxTooLarge: a bound is passed; for a value, before its bytes have come.
@@ -63,7 +63,7 @@ class BoxParser:
                     if not self._box:
                         raise MalformedBox("an empty box")
                     box, size = self._box, self._box_bytes + 2
-                    self._box, self._box_bytes = AmpBox(), 0
+                    self._box, self._box_bytes = {}, 0
                     yield box, size
                     continue
                 if length > bounds.KEY_BYTES_MAX:

@@ -11,6 +11,7 @@ from twisted.protocols import amp
 
 from tq_node.errors import OutcomeUnknown, TaskQueueError
 from tq_node.wire import bounds, failures
+from tq_node.wire.boxes import Box
 from tq_node.wire.deadlines import Deadlines
 from tq_node.wire.failures import BoxTooLarge, Internal, MalformedBox
 
@@ -30,7 +31,7 @@ class _Call:
         self.command = command
         self.waiter: Deferred[Values] | None = waiter
         self.grace_s = grace_s
-        self.parts: amp.AmpBox | None = None
+        self.parts: Box | None = None
         self.size = 0
 
 
@@ -64,7 +65,7 @@ class Calls:
             if call.waiter is not None:
                 call.waiter.errback(OutcomeUnknown(f"no answer: {reason}"))
 
-    def answered(self, tag: bytes, box: amp.AmpBox, size: int, proto: object) -> None:
+    def answered(self, tag: bytes, box: Box, size: int, proto: object) -> None:
         """:raises WireRefusal: not what was asked for; the connection must end."""
         call = self._known(tag)
         if MORE in box or call.parts is not None:
@@ -72,7 +73,7 @@ class Calls:
             if call.size > bounds.ANSWER_BYTES_MAX + bounds.BOX_BYTES_MAX:
                 raise BoxTooLarge("an answer without end")
             has_more = box.pop(MORE, None) is not None
-            call.parts = amp.AmpBox() if call.parts is None else call.parts
+            call.parts = {} if call.parts is None else call.parts
             call.parts.update(box)
             if has_more:
                 return
@@ -87,7 +88,7 @@ class Calls:
         if waiter is not None:
             waiter.callback(values)
 
-    def refused(self, tag: bytes, box: amp.AmpBox) -> None:
+    def refused(self, tag: bytes, box: Box) -> None:
         """:raises WireRefusal: not what was asked for; the connection must end."""
         self._known(tag)
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import ClassVar
 
-from twisted.protocols.amp import Argument, Command
+from twisted.protocols.amp import AmpBox, Argument, Command
 
 from tq_node.wire import bounds
 from tq_node.wire.arguments import Blob, Flag, Number, Octets, Word
@@ -25,8 +25,15 @@ class Lane(enum.StrEnum):
     BULK = "bulk"
 
 
+class NewBox(AmpBox):
+    """One that does not look at each key, for there is none yet."""
+
+    __init__ = dict.__init__
+
+
 class PeerCommand(Command):
     errors: ClassVar[dict[type[Exception], bytes]] = {kind: code.encode() for kind, code in CODE_OF.items()}
+    commandType = responseType = NewBox
     lanes: ClassVar[frozenset[Lane]] = frozenset()
     """Where it is served. Empty: only before authentication."""
     is_timed: ClassVar[bool] = False
