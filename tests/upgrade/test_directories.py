@@ -1,0 +1,174 @@
+"""N opens what N - 1 left, and what every earlier release left: real nodes on recorded data directories (``releases/``)."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.replicated import (
+    HARM,
+    NAMES,
+    compare_at_rest,
+    every_task,
+    partitions_by_primary,
+    wait_copies,
+)
+from tests.support.at_rest import copies_at_rest
+from tests.support.harness import EXIT_S, Nodes, clean_environment, until
+from tests.upgrade.versions import HANDLERS, HERE, Recorded, VersionedCluster, every_recorded
+from tq_node.store.opening import DATABASE_NAME
+from tq_node.store.upgrades import load_steps
+
+pytestmark = pytest.mark.cluster
+
+DEADLINE_S = 90.0
+WAIT_S = 60.0
+"""As long as a node lets a caller wait."""
+KEEP = ("--retention", "80000h", "--dedupe-window", "80000h")
+"""What was recorded gets older every day; it is not to be purged for that."""
+MOVING_ON = ("node", "role", "age")
+"""Who is primary is decided anew."""
+Open = Callable[..., VersionedCluster]
+
+
+@pytest.fixture
+def opened(nodes: Nodes, tmp_path: Path) -> Iterator[Open]:
+    """Three nodes of today on one recorded cluster's directories, whole and ready."""
+    made: list[VersionedCluster] = []
+
+    def open_them(recorded: Recorded, which: str, *options: str) -> VersionedCluster:
+        home = recorded.unpack(which, tmp_path / "home")
+        cluster = VersionedCluster(
+            nodes, home=home, options=(*KEEP, *options), recorded=recorded.manifest["peer_ports"]
+        )
+        made.append(cluster)
+        cluster.start()
+        cluster.wait_ready(DEADLINE_S)
+        cluster.wait(
+            lambda view: set(view.statuses) == set(NAMES) and "down" not in view.statuses.values(),
+            deadline_s=DEADLINE_S,
+            what="all three are back",
+        )
+        return cluster
+
+    try:
+        yield open_them
+    finally:
+        for cluster in made:
+            cluster.close()
+
+
+def comparable(task: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in task.items() if key not in MOVING_ON}
+
+
+@pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
+def test_every_task_is_there_as_it_was_and_those_that_are_not_over_end(recorded: Recorded, opened: Open) -> None:
+    known = recorded.manifest["states"]
+    cluster = opened(recorded, "states")
+    node = cluster["node-1"]
+    listed = every_task(cluster)
+    assert listed.keys() == {*known["tasks"], *known["burst"]}
+    running = [task_id for task_id, was in known["tasks"].items() if was["status"] == "processing"]
+    assert running
+    for task_id, was in known["tasks"].items():
+        if task_id not in running:
+            assert comparable(node.status(task_id)) == comparable(was), task_id
+    # Tombstones, the horizon, and the paused queue are of the partitions and of the table.
+    for task_id in known["purged"]:
+        assert node.get(f"/tasks/status?id={task_id}").status == 410
+        assert node.post("/tasks/submit", {"id": task_id, "type": "quick", "payload": "other"}).status == 409
+    for task_id in known["forgotten"]:
+        answer = node.post("/tasks/submit", {"id": task_id, "type": "quick"})
+        assert (answer.status, answer.json["code"]) == (409, "id_too_old"), "the horizon has not gone back"
+    done = {"id": "done-0", "type": "quick", "payload": {"n": 0}, "tags": known["tasks"]["done-0"]["tags"]}
+    again = node.post("/tasks/submit", done)
+    assert (again.status, again.json["status"]) == (200, "completed"), "the same content, by the hash that was kept"
+    # What is not over goes on: attempts of processes that are gone, tasks that waited, a dead letter that is sent back.
+    for queue in known["paused"]:
+        assert node.post(f"/tasks/resume?queue={queue}").status == 200
+    assert node.post("/tasks/retry?id=refused-0").status == 200
+    assert node.post("/tasks/cancel?id=later-0").status == 200
+    for task_id in [*known["burst"], *running, *(t for t, was in known["tasks"].items() if was["status"] == "pending")]:
+        task = node.status(task_id, wait_s=WAIT_S)
+        assert task["status"] == "completed", task
+        if task_id in running:
+            was = known["tasks"][task_id]
+            assert task["attempt"] == was["attempt"] + 1
+            assert task["attempts"][: len(was["attempts"])] == was["attempts"]
+            assert task["attempts"][-2]["outcome"] in ("lost", "released")
+    assert node.status("refused-0", wait_s=WAIT_S)["status"] == "failed"
+    assert node.status("later-0")["status"] == "cancelled"
+    new = cluster["node-2"].submit("quick", "of today")
+    assert cluster["node-3"].status(new, wait_s=WAIT_S)["result"] == "of today"
+    _end(cluster, copies=3)
+
+
+@pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
+def test_a_move_that_was_under_way_is_carried_on(recorded: Recorded, opened: Open) -> None:
+    known = recorded.manifest["moving"]
+    assert known["partitions"], "nothing was on its way"
+    cluster = opened(recorded, "moving")
+    gone = known["drained"]
+
+    def moved() -> bool:
+        shown = partitions_by_primary(cluster).values()
+        return len(shown) == 6 and not any(
+            gone in (one["primary"], *one["replicas"]) or one["adding"] or one["removing"] or len(one["in_sync"]) != 2
+            for one in shown
+        )
+
+    until(moved, deadline_s=DEADLINE_S, what=f"nothing left on {gone}, two copies in sync elsewhere")
+    tasks = every_task(cluster)
+    assert sorted(tasks) == sorted(known["tasks"])
+    assert {task["status"] for task in tasks.values()} == {"completed"}
+    assert cluster["node-3"].status("big-0")["result"].startswith("0xxx"), "any node answers"
+    _end(cluster, copies=2, names=tuple(name for name in NAMES if name != gone))
+
+
+def _end(cluster: VersionedCluster, copies: int, names: tuple[str, ...] = NAMES) -> None:
+    """All tasks that can end have; copies are equal; nothing was complained of; the files are of today."""
+    wait_copies(cluster, copies, deadline_s=DEADLINE_S, partition_count=len(cluster.partitions()))
+    until(
+        lambda: all(
+            one["last_sequence"] == one["committed_sequence"] for one in partitions_by_primary(cluster).values()
+        ),
+        deadline_s=DEADLINE_S,
+        what="everything committed",
+    )
+    cluster.stop()
+    compare_at_rest(cluster, copies, exact=False, names=names)
+    for name in NAMES:
+        with closing(sqlite3.connect(cluster.data(name) / DATABASE_NAME)) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (load_steps()[-1].version,)
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    cluster.assert_logs_are_clean(HARM)
+
+
+@pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
+def test_a_snapshot_of_it_becomes_a_cluster_of_today(recorded: Recorded, nodes: Nodes, tmp_path: Path) -> None:
+    known = recorded.manifest["states"]["tasks"]
+    home = recorded.unpack("snapshot", tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-m", "tq_node.restore", "--node-id", "node-1", home / "node-1.sqlite3"],
+        cwd=home, env=clean_environment(), capture_output=True, text=True, timeout=EXIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    (home / f"{HANDLERS}.py").write_bytes((HERE / "handlers.py").read_bytes())
+    node = nodes.start("--node-id", "node-1", "--handlers", HANDLERS, *KEEP, cwd=home)
+    for task_id, was in known.items():
+        if was["status"] in ("completed", "failed", "cancelled"):
+            found = node.status(task_id)
+            assert comparable(found) == comparable(was), task_id
+    for task_id, was in known.items():
+        if was["status"] == "processing":
+            assert node.status(task_id, wait_s=WAIT_S)["status"] == "completed"
+    assert node.terminate() == 0
+    assert sum(copy.rows for copy in copies_at_rest(home / "data" / "node-1").values()) == len(known)
