@@ -90,8 +90,7 @@ class Acting:
         if not tasks:
             return self._nothing("Nothing to kill: it has ended." if chosen else "No task is chosen.")
         running = sum(task.status == "processing" for task in tasks)
-        says = _named(tasks)
-        says.append("")
+        says: list[str] = []
         if running:
             word = "handler is" if running == 1 else "handlers are"
             says.append(f"{running} running {word} stopped, by force after 5 s; what has been done outside stays done.")
@@ -100,7 +99,7 @@ class Acting:
         if len(chosen) > len(tasks):
             says.append(f"{f.plural(len(chosen) - len(tasks), 'marked task')} ended already; left alone.")
         title = f"Kill {tasks[0].id}?" if len(tasks) == 1 else f"Kill {f.plural(len(tasks), 'task')}?"
-        if await self._confirmed(title, says, f"Kill {len(tasks)}", _count_typed(len(tasks))):
+        if await self._confirmed(title, says, f"Kill {len(tasks)}", _count_typed(len(tasks)), _named(tasks)):
             await self._cancel(tasks)
         return None
 
@@ -123,9 +122,9 @@ class Acting:
         if not tasks:
             return self._nothing("Only failed and cancelled tasks can be retried." if chosen else "No task is chosen.")
         if len(tasks) > 1:
-            says = [*_named(tasks), "", "They become pending, with attempts counted from zero."]
+            says = ["They become pending, with attempts counted from zero."]
             title = f"Retry {f.plural(len(tasks), 'task')}?"
-            if not await self._confirmed(title, says, f"Retry {len(tasks)}", _count_typed(len(tasks))):
+            if not await self._confirmed(title, says, f"Retry {len(tasks)}", _count_typed(len(tasks)), _named(tasks)):
                 return None
         await self._bulk("Sent back", [task.id for task in tasks], lambda client, key: client.retry(key))
         return None
@@ -270,8 +269,10 @@ class Acting:
         self._console.notify(f"z undoes it for {UNDO_S:.0f} s: {says}.", timeout=UNDO_S)
 
     # --- how it went ---
-    async def _confirmed(self, title: str, says: Sequence[str], yes: str, typed: str = "") -> bool:
-        return await self._console.push_screen_wait(ConfirmScreen(title, says, yes=yes, typed=typed))
+    async def _confirmed(
+        self, title: str, says: Sequence[str], yes: str, typed: str = "", things: Sequence[str] = ()
+    ) -> bool:
+        return await self._console.push_screen_wait(ConfirmScreen(title, says, yes=yes, typed=typed, things=things))
 
     async def _one(self, said: str, question: Callable[[NodeClient], Awaitable[Any]]) -> bool:
         try:
@@ -315,5 +316,7 @@ def _count_typed(number: int) -> str:
 
 def _named(tasks: Sequence[Task]) -> list[str]:
     """The first few by name."""
-    lines = [f"{f.GLYPHS.get(task.status, '?')} {task.status}  {task.type}  {task.id}" for task in tasks[:5]]
+    lines = [
+        f.printable(f"{f.GLYPHS.get(task.status, '?')} {task.id}  {task.type}  {task.status}") for task in tasks[:5]
+    ]
     return lines + ([f"… and {len(tasks) - 5} more"] if len(tasks) > 5 else [])

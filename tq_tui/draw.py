@@ -9,7 +9,7 @@ from textual.content import Content
 
 from tq_tui import format as f
 from tq_tui.client.models import STATES
-from tq_tui.health import node_trouble
+from tq_tui.health import JUST_NOW_S, node_trouble
 from tq_tui.state import ClusterView, NodeView, Phase, Sample
 
 Piece = tuple[str, str]
@@ -17,6 +17,9 @@ Line = list[Piece]
 CARD_WIDTH = 25
 CARD_WIDTH_MAX = 66
 CARD_GAP = 1
+BESIDE_WIDTH = 100
+BESIDE_HEIGHT = 8
+"""From here on charts are boxes, two beside one another."""
 SHORT = {
     "scheduled": "sched", "pending": "pend", "processing": "run", "completed": "done", "failed": "fail",
     "cancelled": "canc",
@@ -101,7 +104,9 @@ def card(view: ClusterView, node: NodeView, width: int) -> list[Line]:
     title = f" {node.label} "
     badge = f" {f.NODE_GLYPHS.get(word, '?')} {word} "
     room = width - 4 - cell_len(badge)
-    title = f.fit(title, room).rstrip() + " " if cell_len(title) > room else title
+    if cell_len(title) > room:
+        # Addresses of one machine differ at their ends.
+        title = f" {f.fit_middle(node.label, max(0, room - 2))} "
     rule = "─" * (width - 4 - cell_len(title) - cell_len(badge))
     top: Line = [
         ("╭─", edge), (title, "bold" if alive else grey), (rule, edge), (badge, f.NODE_STYLES.get(word, "")), ("─╮", edge),
@@ -119,36 +124,51 @@ def _card_body(view: ClusterView, node: NodeView, inner: int, role: str, grey: s
     dim = grey or "$foreground-muted"
     if node.is_up:
         head: Line = [
-            (("★ " if role == "leader" else "") + (role or "no member"), "bold $accent" if role == "leader" else "")
+            (("★ " if role == "leader" else "") + (role or "no member"), "bold $accent" if role == "leader" else ""),
+            (f"  up {uptime(view, node)}", dim),
         ]
-        trouble = node_trouble(view, node)
-        head += [(f"  {trouble}", "$warning")] if trouble else [(f"  up {uptime(view, node)}", dim)]
     elif node.phase is Phase.DOWN:
-        head = [(f"down for {f.duration(view.now_s - node.since_s)}", "bold $error")]
+        head = [(_down(view, node, inner), "bold $error")]
     else:
-        head = [(f"asking {node.address}", dim)]
+        head = [(f"asking {node.address}" if inner >= 40 else "asking …", dim)]
     lag: Line = [("in sync", grey)] if not out_of_sync and not behind else [(f"{out_of_sync} out of sync", "$warning")]
     if out_of_sync == 0 and behind:
         lag = [(f"{f.count(behind)} entries behind", grey or "$warning")]
     if not held:
         lag = [("no copies", dim)]
-    busy, slots = (metrics.busy, metrics.slots) if metrics is not None else (0, 0)
+    elif not node.is_up and not out_of_sync:
+        lag = [("not known", dim)]
     room = max(4, inner - 16)
+    slots: Line = [(f.meter(0, 0, room), dim), (" -", dim)]
+    if metrics is not None and node.is_up:
+        slots = [(f.meter(metrics.busy, metrics.slots, room), "$primary"), (f" {metrics.busy}/{metrics.slots}", "")]
     return [
         head,
         [("leads ", dim), (str(led), grey or "bold"), ("  holds ", dim), (str(held), grey or "bold")],
         [("lag   ", dim), *lag],
-        [("slots ", dim), (f.meter(busy, slots, room), grey or "$primary"), (f" {busy}/{slots}", grey)],
+        [("slots ", dim), *slots],
         _states_line(counts, ("pending", "processing", "scheduled"), inner, grey),
         _states_line(counts, ("completed", "failed", "cancelled"), inner, grey),
-        _last_line(node, dim),
+        _last_line(view, node, dim),
     ]
 
 
-def _last_line(node: NodeView, dim: str) -> Line:
-    """What it does, or why it is not there."""
+def _down(view: ClusterView, node: NodeView, width: int) -> str:
+    """For how long, and since what time of the day where there is room."""
+    seconds = view.now_s - node.since_s
+    if seconds < JUST_NOW_S:
+        return "down"
+    words = f"down for {f.duration(seconds)}"
+    since = f"{words}, since {f.clock_second(node.since_s)}"
+    return since if cell_len(since) <= width else words
+
+
+def _last_line(view: ClusterView, node: NodeView, dim: str) -> Line:
+    """What is wrong with it, or what it does."""
     if node.phase is Phase.DOWN:
         return [(node.error, "$error")]
+    if trouble := node_trouble(view, node):
+        return [(trouble, "$warning")]
     return [(f"{f.rate(node.rates.submitted)} in, {f.rate(node.rates.completed)} done", dim)]
 
 
@@ -158,7 +178,8 @@ def _states_line(counts: object, states: Sequence[str], width: int, grey: str) -
     for state in states:
         number = f.count(getattr(counts, state))
         style = grey or (f.STYLES[state] if number != "0" else "$foreground-muted")
-        line.append((f.fit(f"{f.GLYPHS[state]} {number}", each), style))
+        gap = " " if len(number) + 2 < each else ""
+        line.append((f.fit(f"{f.GLYPHS[state]}{gap}{number}", each), style))
     return line
 
 
@@ -172,12 +193,12 @@ def node_lines(view: ClusterView, width: int) -> list[Line]:
         style = f.NODE_STYLES.get(word, "")
         star = "★" if node.name and node.name == view.leader else " "
         line: Line = [(f"{f.NODE_GLYPHS.get(word, '?')}{star}", style), (f.fit(node.label, label), grey or "bold")]
-        line.append((f.fit(word, 9), style))
+        line.append((f.fit(word, 7 if node.is_up and len(word) < 7 else 9), style))
         if node.is_up:
             led, held = view.held(node.name)
             busy, slots = (node.metrics.busy, node.metrics.slots) if node.metrics is not None else (0, 0)
             counts = node.primary
-            line.append((f"{led}/{held} parts {busy}/{slots} slots ", ""))
+            line.append((f"{led}/{held} led {busy}/{slots} busy ", ""))
             line += [
                 (
                     f"{f.GLYPHS[state]}{f.count(counts.of(state))} ",
@@ -216,7 +237,7 @@ def totals(view: ClusterView, width: int) -> list[Line]:
         ]
     second: Line = [("oldest pending ", "$foreground-muted")]
     if view.oldest is None:
-        second.append(("nobody waits", ""))
+        second.append(("none", ""))
     else:
         queue, age_s = view.oldest
         second.append((f.duration(age_s), "bold $error" if age_s > 60 else "bold $warning" if age_s > 5 else "bold"))
@@ -243,8 +264,7 @@ def charts(view: ClusterView, width: int, height: int) -> list[Line]:
     if height < 1:
         return []
     chosen = CHARTS if height >= 5 else (CHARTS[0], CHARTS[1], CHARTS[3], CHARTS[2])[:height]
-    beside = 2 if width >= 120 and height >= 3 else 1
-    if beside == 2:
+    if width >= BESIDE_WIDTH and height >= BESIDE_HEIGHT:
         return _charts_beside(view, width, height)
     tall = max(1, min(5, height // len(chosen)))
     label = 18 if width >= 50 else 14
@@ -262,7 +282,7 @@ def charts(view: ClusterView, width: int, height: int) -> list[Line]:
 
 def _charts_beside(view: ClusterView, width: int, height: int) -> list[Line]:
     half = (width - 3) // 2
-    pairs = ((CHARTS[0], CHARTS[1]), (CHARTS[3], CHARTS[2])) if height >= 8 else ((CHARTS[0], CHARTS[1]),)
+    pairs = ((CHARTS[0], CHARTS[1]), (CHARTS[3], CHARTS[2]))
     tall = max(2, min(14, height // len(pairs) - 2))
     lines: list[Line] = []
     for pair in pairs:

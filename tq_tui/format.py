@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -107,6 +107,11 @@ def clock_time(when: datetime | None) -> str:
     return when.strftime("%H:%M:%S.") + f"{when.microsecond // 1000:03}" if when is not None else "-"
 
 
+def clock_second(at_s: float) -> str:
+    """The time of the day, UTC, of seconds since the epoch."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%H:%M:%SZ")
+
+
 def moment(when: datetime | None) -> str:
     return when.strftime("%Y-%m-%d ") + clock_time(when) + "Z" if when is not None else "-"
 
@@ -150,11 +155,13 @@ def plural(number: int, one: str, many: str = "") -> str:
 
 
 def sparkline(values: list[float], width: int, top: float = 0.0) -> str:
-    """The last ``width`` values as blocks, the newest on the right. ``top``: the value that fills a cell."""
+    """The last ``width`` values as blocks, the newest on the right. Nothing is the lowest block, little is one more: they differ.
+    ``top``: the value that fills a cell."""
     values = values[-width:]
     highest = top or max(values, default=0.0)
     drawn = "".join(
-        _BLOCKS[min(7, int(value / highest * 7.999))] if highest > 0 and value > 0 else "▁" for value in values
+        _BLOCKS[max(1, min(7, int(value / highest * 7.999)))] if highest > 0 and value > 0 else _BLOCKS[0]
+        for value in values
     )
     return " " * (width - len(drawn)) + drawn
 
@@ -164,7 +171,7 @@ def bar_chart(values: list[float], width: int, height: int) -> list[str]:
     values = values[-width:]
     highest = max(values, default=0.0)
     eighths = [round(value / highest * height * 8) if highest > 0 else 0 for value in values]
-    eighths = [max(1, filled) if value > 0 else 0 for value, filled in zip(values, eighths, strict=True)]
+    eighths = [max(2, filled) if value > 0 else 1 for value, filled in zip(values, eighths, strict=True)]
     lines = []
     for row in range(height - 1, -1, -1):
         cells = (min(8, max(0, filled - row * 8)) for filled in eighths)

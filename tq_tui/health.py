@@ -37,6 +37,10 @@ STYLES = {
 }
 
 
+JUST_NOW_S = 1.0
+"""A node that is down for less is down, and that is all: ``--once`` has no past."""
+
+
 def judge(view: ClusterView) -> Verdict:
     if not view.living:
         waiting = [node for node in view.nodes if node.phase is Phase.CONNECTING]
@@ -116,10 +120,11 @@ def node_trouble(view: ClusterView, node: NodeView) -> str:
     """What is wrong with a node in a few words, or nothing."""
     status = view.status_of(node)
     if node.phase is Phase.DOWN:
-        since = duration(view.now_s - node.since_s)
+        seconds = view.now_s - node.since_s
+        since = f" for {duration(seconds)}" if seconds >= JUST_NOW_S else ""
         if status in ("active", "draining") and view.leader is not None and node.error != "connection refused":
-            return f"not reached from here for {since} ({node.error}), though the cluster does"
-        return f"down for {since} ({node.error})"
+            return f"not reached from here{since} ({node.error}), though the cluster does"
+        return f"down{since} ({node.error})"
     if node.phase is Phase.CONNECTING:
         return "not heard of yet"
     if status in ("down", "suspect", "joining", "draining"):
@@ -140,4 +145,6 @@ def summary(view: ClusterView) -> str:
     if view.living:
         at_least = "" if view.counts_are_whole or not view.partitions else "≥"
         parts.append(f"{at_least}{plural(view.counts.total, 'task')}")
+    if len(view.versions) > 1:
+        parts.append(f"versions {' and '.join(view.versions)}")
     return " · ".join(parts)

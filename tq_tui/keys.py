@@ -62,6 +62,7 @@ ACTS: tuple[Act, ...] = (
     Act("sort", ("s",), "Sort by the next column", "sort", "List", LISTS, rank=5),
     Act("reverse", ("S",), "Turn the order round", "reverse", "List", LISTS),
     Act("mark", ("space",), "Mark or unmark", "mark", "List", LISTS, rank=7),
+    Act("mark-range", ("v", "ctrl+@"), "Mark from the last marked one to here", "range", "List", LISTS),
     Act("mark-all", ("a",), "Mark all that are loaded", "mark all", "List", LISTS),
     Act("unmark", ("u",), "Unmark all", "unmark", "List", LISTS),
     Act("why", ("w",), "Why does it wait?", "why", "List", WITH_TASK, rank=9),
@@ -84,11 +85,12 @@ MOVES = (
     ("Enter", "open"),
     ("Tab", "next pane"),
     ("wheel, click, double click", "move, choose, open"),
+    ("↑ ↓ behind /", "filters from before"),
 )
 """What tables understand by themselves; for the help."""
 _SHOWN = {
     "question_mark": "?", "colon": ":", "slash": "/", "tilde": "~", "left_square_bracket": "[",
-    "right_square_bracket": "]", "escape": "Esc", "space": "Space",
+    "right_square_bracket": "]", "escape": "Esc", "space": "Space", "ctrl+@": "ctrl+Space",
 }  # fmt: skip
 
 

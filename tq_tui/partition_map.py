@@ -19,6 +19,7 @@ LEGEND = (
 _STYLES = {glyph: style for glyph, _, style in LEGEND}
 _GREY = "$foreground-disabled"
 TENS = 10
+CELL_MAX = 3
 
 
 def mark(entry: Partition, name: str) -> str:
@@ -48,6 +49,11 @@ def label_width(view: ClusterView) -> int:
     return min(16, max((len(name) for name in names(view)), default=6) + 1)
 
 
+def cell_width(view: ClusterView, width: int) -> int:
+    """Of one partition: more where all of them have room for it."""
+    return max(1, min(CELL_MAX, (width - label_width(view)) // max(1, len(view.partitions))))
+
+
 def per_line(view: ClusterView, width: int) -> int:
     """Partitions beside one another; whole tens where that is possible."""
     room = max(1, width - label_width(view))
@@ -58,39 +64,41 @@ def per_line(view: ClusterView, width: int) -> int:
 def partition_map(view: ClusterView, width: int, chosen: int | None = None) -> list[Line]:
     """Rows of nodes, columns of partitions, in as many blocks as the width asks for."""
     label, beside, nodes = label_width(view), per_line(view, width), names(view)
+    wide = cell_width(view, width)
     if not view.partitions:
         return [[("no partitions known yet", "$foreground-muted")]]
     down = {node.name for node in view.nodes if not node.is_up}
     lines: list[Line] = []
     for first in range(0, len(view.partitions), beside):
         block = view.partitions[first : first + beside]
-        lines.append([(" " * label, ""), *_ruler(block, chosen)])
+        lines.append([(" " * label, ""), *_ruler(block, chosen, wide)])
         for name in nodes:
             line: Line = [(f.fit(name, label), _GREY if name in down else "")]
             for entry in block:
                 glyph = mark(entry, name)
                 style = _GREY if name in down and glyph != PRIMARY else _STYLES[glyph]
                 style = "$error" if name in down and glyph == PRIMARY else style
-                line.append((glyph, f"{style} reverse" if entry.partition == chosen else style))
+                line.append((glyph * wide, f"{style} reverse" if entry.partition == chosen else style))
             lines.append(line)
         if any(entry.primary is None for entry in block):
             line = [(f.fit("nobody", label), "$error")]
-            line += [(PRIMARY if entry.primary is None else " ", "$error") for entry in block]
+            line += [((PRIMARY if entry.primary is None else " ") * wide, "$error") for entry in block]
             lines.append(line)
     return lines
 
 
-def _ruler(block: tuple[Partition, ...], chosen: int | None) -> Line:
+def _ruler(block: tuple[Partition, ...], chosen: int | None, wide: int) -> Line:
     """``0         10        20``, with a mark above the chosen one."""
     text = ""
     for entry in block:
-        if len(text) <= entry.partition - block[0].partition and entry.partition % TENS == 0:
-            text = text.ljust(entry.partition - block[0].partition) + str(entry.partition)
-    text = text.ljust(len(block))[: len(block)]
+        at = (entry.partition - block[0].partition) * wide
+        if len(text) <= at and entry.partition % TENS == 0:
+            text = text.ljust(at) + str(entry.partition)
+    text = text.ljust(len(block) * wide)[: len(block) * wide]
     if chosen is None or not block[0].partition <= chosen <= block[-1].partition:
         return [(text, "$foreground-muted")]
-    place = chosen - block[0].partition
-    return [(text[:place], "$foreground-muted"), ("▼", "bold"), (text[place + 1 :], "$foreground-muted")]
+    place = (chosen - block[0].partition) * wide
+    return [(text[:place], "$foreground-muted"), ("▼" * wide, "bold"), (text[place + wide :], "$foreground-muted")]
 
 
 def legend(width: int) -> Line:

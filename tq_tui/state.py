@@ -185,6 +185,12 @@ class ClusterView:
         return best.cluster if best is not None else None
 
     @cached_property
+    def versions(self) -> tuple[str, ...]:
+        """Of the software that the living nodes run; more than one in the middle of an upgrade."""
+        found = {node.metrics.version for node in self.living if node.metrics is not None and node.metrics.version}
+        return tuple(sorted(found, key=natural))
+
+    @cached_property
     def leader(self) -> str | None:
         """Nobody leads where nobody that lives says so."""
         if not self.living or self.cluster is None:

@@ -27,7 +27,10 @@ ModalScreen { align: center middle; background: $background 60%; }
 #dialog.large { width: 94%; height: 94%; }
 #dialog.form { width: 80; }
 #dialog-title { text-style: bold; color: $accent; height: auto; margin-bottom: 1; }
-#dialog-text { height: auto; margin-bottom: 1; }
+#dialog-middle { height: auto; max-height: 1fr; scrollbar-size-vertical: 1; }
+#dialog-things { height: auto; margin-bottom: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+#dialog-text { height: auto; }
+PromptScreen #dialog-text { margin-bottom: 1; }
 #dialog-buttons { height: 1; margin-top: 1; }
 #dialog-buttons Button { margin-right: 2; }
 #dialog-keys { color: $text-muted; height: 1; }
@@ -43,9 +46,10 @@ ConfirmScreen #dialog { border: round $error; }
 .says.bad, #payload-says.bad { color: $error; }
 #types, #payload-says { height: 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
 #types { padding-left: 9; }
-#payload-says { color: $success; }
+#payload-says { color: $success; padding-left: 9; }
 #payload-field { height: 5; }
-#payload { width: 1fr; height: 5; background: $panel; }
+#payload { width: 1fr; height: 100%; padding: 0; background: $panel; }
+.short #payload-field { height: 3; }
 Input { background: $panel; }
 CommandPalette > Vertical { width: 90%; max-width: 90; }
 Toast { max-width: 90%; width: auto; min-width: 30; }

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from textual import events
+from textual import events, on
 from textual.app import App
+from textual.message import Message
 from textual.screen import ModalScreen
 
 PATIENCE_S = 1.0
 """For a dialog to come. What is still held then is handled as if nothing had been opened."""
-HAND_OVER_S = 0.01
+HANDED_S_MAX = 1.0
+"""For a key to have its effect, where its widget went away with the sign that it had."""
+
+
+class Done(Message):
+    """Goes the way of a key, right behind it: from the widget with the focus up to the app. Where this is, the key was."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Dialog(ModalScreen[Any]):
@@ -37,6 +47,8 @@ class TypeAhead(App[int]):
         self._early: list[events.Key] = []
         self._handed: events.Key | None = None
         self._awaited = False
+        self._number = 0
+        """Of the key that was handed over last."""
 
     def opens_dialog(self, key: str) -> bool:
         """Will this key, where the focus is now?"""
@@ -55,16 +67,37 @@ class TypeAhead(App[int]):
         self.call_later(self._hand_over)
 
     def _hand_over(self) -> None:
-        """One at a time: a Tab has its effect before the next key is looked at."""
-        if self._early and not self._awaited:
-            self._handed = self._early.pop(0)
-            self.post_message(self._handed)
-            self.set_timer(HAND_OVER_S, self._hand_over)
+        """One at a time: a Tab has its effect before the next key is looked at, however long that takes."""
+        if not self._early or self._handed is not None or self._is_awaited():
+            return
+        self._handed = self._early.pop(0)
+        self._number += 1
+        number = self._number
+        self.post_message(self._handed)
+        self.call_later(self._follow, number)
+        self.set_timer(HANDED_S_MAX, lambda: self._next_key(number))
+
+    def _follow(self, number: int) -> None:
+        if not self._screen_stack:
+            return  # it is the end
+        if not (self.focused or self.screen).post_message(Done(number)):
+            self._next_key(number)
+
+    @on(Done)
+    def _key_done(self, message: Done) -> None:
+        self._next_key(message.number)
+
+    def _next_key(self, number: int) -> None:
+        if number == self._number and self._handed is not None:
+            self._handed = None
+            self._hand_over()
 
     async def on_event(self, event: events.Event) -> None:
         # A key that has been forwarded comes by a second time, on its way up.
-        if isinstance(event, events.Key) and not event.is_forwarded and event is not self._handed:
-            if self._early or self._is_awaited():
+        if isinstance(event, events.Key) and not self._screen_stack:
+            return  # it is the end
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            if event is not self._handed and (self._early or self._handed is not None or self._is_awaited()):
                 self._early.append(event)
                 return
             if self.opens_dialog(event.key):

@@ -102,7 +102,7 @@ def text_of(app: Console) -> str:
     return "\n".join(strip.text.rstrip() for strip in strips)
 
 
-async def until(pilot: Pilot[int], condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+async def until(pilot: Pilot[int], condition: Callable[[], object], deadline_s: float = 30.0) -> None:
     """Let the console go on until the condition holds."""
     async with asyncio.timeout(deadline_s):
         while not condition():

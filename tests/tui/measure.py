@@ -7,6 +7,7 @@ times a second, on each screen in turn, and the time to the next paint is taken.
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import statistics
 import sys
@@ -25,6 +26,7 @@ PER_SECOND = 1_000
 HEAP = 10
 SIZE = (120, 40)
 KEYS = ("down", "down", "up", "pagedown", "pageup")
+MEMORY_S = 60.0
 PAGE_BYTES = resource.getpagesize()
 
 
@@ -70,18 +72,19 @@ async def measure(seconds: float) -> None:
     fake = FakeCluster()
     fake.million = 1_000_000
     app = Measured(fake, [fake.address(name) for name in fake.names])
+    memory: list[float] = []
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(1.5)
         over = asyncio.Event()
         burdened = asyncio.create_task(burden(fake, over))
-        began, cpu, first = time.monotonic(), time.process_time(), memory_mib()
+        began, cpu = time.monotonic(), time.process_time()
         each: dict[str, list[float]] = {}
         while time.monotonic() - began < seconds:
             for kind in (keys.TASKS, keys.EVENTS, keys.NODES):
                 app.go(kind)
                 await asyncio.sleep(0.5)
-                if kind == keys.TASKS and not each:
-                    first = memory_mib()
+                if time.monotonic() - began >= len(memory) * MEMORY_S:
+                    memory.append(memory_mib())
                 for key in KEYS:
                     each.setdefault(kind, []).append(1_000 * await pressed(app, key))
                     await asyncio.sleep(0.2)
@@ -95,9 +98,9 @@ async def measure(seconds: float) -> None:
                 f"95 % {ordered[int(len(ordered) * 0.95)]:5.1f} ms, worst {ordered[-1]:5.1f} ms, of {len(ordered)}"
             )
         print(f"{told / seconds:,.0f} events a second for {seconds:.0f} s, {app.events.total:,} of {told:,} arrived")
-        print(
-            f"process: {share:.0%} of a core (the load is made in it), memory {first:.0f} MiB then {memory_mib():.0f} MiB"
-        )
+        print(f"process: {share:.0%} of a core, the load is made in it")
+        print(f"memory each minute, MiB: {' '.join(f'{one:.0f}' for one in [*memory, memory_mib()])}")
+        print(f"machine: load average {' '.join(f'{one:.1f}' for one in os.getloadavg())}, {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from textual.widgets import Collapsible, Input
 
@@ -171,6 +173,9 @@ async def test_filtering_as_one_types() -> None:
         await pilot.press("slash", "ctrl+u", *"status:nonsense", "enter")
         await pilot.pause()
         assert "no state 'nonsense'" in text_of(app)
+        listed(app)._refresh_page()
+        await settled(app, pilot)
+        assert "no state 'nonsense'" in text_of(app), "an answer that comes in does not wipe it away"
         await pilot.press("escape")
         await settled(app, pilot)
         assert len(listed(app).table.rows) == 24
@@ -243,10 +248,10 @@ async def test_an_event_changes_the_row_at_once() -> None:
     async with running(populated()) as (app, pilot):
         await pilot.press("2")
         await settled(app, pilot)
-        assert "task-0001          image       ○ pending" in text_of(app)
+        assert re.search(r"task-0001 +image +○ pending", text_of(app))
         listed(app).hear(events(("task-0001", "pending", "processing")))
         await pilot.pause()
-        assert "task-0001          image       ▶ processing" in text_of(app)
+        assert re.search(r"task-0001 +image +▶ processing", text_of(app))
 
 
 async def test_a_million_tasks_are_paged_in_flat_memory() -> None:

@@ -145,8 +145,9 @@ def test_what_is_shown_has_its_width_and_moves_no_cursor(text: str, width: int) 
 def test_charts() -> None:
     assert f.sparkline([0, 1, 2, 4], 6) == "  ▁▂▄█"
     assert f.sparkline([], 3) == "   "
-    assert f.bar_chart([0, 1, 2], 4, 2) == ["   █", "  ██"]
-    assert f.bar_chart([0, 0.01, 100], 3, 1) == [" ▁█"], "what is there is seen"
+    assert f.bar_chart([0, 1, 2], 4, 2) == ["   █", " ▁██"]
+    assert f.bar_chart([0, 0.01, 100], 3, 1) == ["▁▂█"], "little is more than nothing"
+    assert f.sparkline([0, 0.01, 100], 3) == "▁▂█"
     assert f.meter(1, 4, 8) == "██░░░░░░"
     assert f.meter(0, 0, 4) == "░░░░"
 
@@ -226,6 +227,9 @@ def test_the_map_shows_what_a_node_is_to_a_partition() -> None:
     text = draw.content(partition_map.partition_map(view, 80, 2)).plain
     assert "node-2 ████" in text
     assert "▼" in text
+    assert "node-2 ████████████" in draw.content(partition_map.partition_map(view, 80, 2)).plain, (
+        "wide where there is room"
+    )
     for width in (12, 30, 80):
         assert all(draw.length(line) <= width for line in partition_map.partition_map(view, width))
 

@@ -34,7 +34,8 @@ def task_columns(now: Now) -> list[Column[Task]]:
         if task.status == "failed" and task.error is not None:
             return f"{task.error.type}: {task.error.message}", "$error"
         if task.status == "completed":
-            return f.compact_json(task.result), "$foreground-muted"
+            words = task.result if isinstance(task.result, str) else f.compact_json(task.result)
+            return words, "$foreground-muted"
         if task.status == "processing" and task.progress is not None:
             return f"{task.progress.fraction:.0%} {task.progress.note or ''}", ""
         if task.status == "scheduled":
@@ -52,7 +53,7 @@ def task_columns(now: Now) -> list[Column[Task]]:
         Column("ran", "ran", 6, ran, rank=8, right=True),
         Column("node", "node", 8, lambda task: (task.worker or task.node or "-", ""), rank=4, grow=1, width_max=16),
         Column("run_at", "due", 8, due, rank=10, right=True),
-        Column("told", "result, error or payload", 16, told, rank=9, grow=4),
+        Column("told", "result, error or payload", 26, told, rank=9, grow=4),
     ]
 
 
@@ -91,15 +92,23 @@ def node_columns(view: Callable[[], ClusterView]) -> list[Column[NodeView]]:
 
     def lag(node: NodeView) -> tuple[str, str]:
         behind, out = view().lag(node.name)
+        if not node.is_up and not out:
+            return "-", ""
         if out:
             return f"{out} out", "$error"
         return (f.count(behind), "$warning") if behind else ("0", "$foreground-muted")
 
     def slots(node: NodeView) -> tuple[str, str]:
-        return (f"{node.metrics.busy}/{node.metrics.slots}" if node.metrics is not None else "-"), ""
+        known = node.metrics if node.is_up else None
+        return (f"{known.busy}/{known.slots}" if known is not None else "-"), ""
 
     def memory(node: NodeView) -> tuple[str, str]:
-        return (f.size(node.metrics.memory_bytes) if node.metrics is not None else "-"), ""
+        known = node.metrics if node.is_up else None
+        return (f.size(known.memory_bytes) if known is not None else "-"), ""
+
+    def version(node: NodeView) -> tuple[str, str]:
+        words = node.metrics.version if node.metrics is not None else "-"
+        return (f"≠ {words}", "$warning") if len(view().versions) > 1 else (words, "")
 
     def last(node: NodeView) -> tuple[str, str]:
         now_s = view().now_s
@@ -122,7 +131,7 @@ def node_columns(view: Callable[[], ClusterView]) -> list[Column[NodeView]]:
         Column("uptime", "up", 6, lambda node: (uptime(seen(node), node), ""), rank=7, right=True),
         Column("cpu", "cpu", 5, lambda node: (f"{node.cpu:.0%}" if node.is_up else "-", ""), rank=8, right=True),
         Column("memory", "mem", 6, memory, rank=9, right=True),
-        Column("version", "version", 8, lambda node: (node.metrics.version if node.metrics else "-", ""), rank=12),
+        Column("version", "version", 8, version, rank=12, grow=1, width_max=16),
         Column(
             "address", "address", 16, lambda node: (node.address, "$foreground-muted"), rank=10, grow=1, width_max=30
         ),
@@ -135,7 +144,7 @@ def event_columns() -> list[Column[Event]]:
         return f"{f.GLYPHS.get(event.to, '?')} {event.to}", f.STYLES.get(event.to, "")
 
     return [
-        Column("at", "time", 12, lambda event: (event.at[11:23], "$foreground-muted"), rank=1),
+        Column("at", "time (UTC)", 12, lambda event: (event.at[11:23], "$foreground-muted"), rank=1),
         Column("id", "task", 16, lambda event: (event.task_id, ""), rank=0, grow=3, middle=True, width_max=42),
         Column("type", "type", 10, lambda event: (event.type, "bold"), rank=3, grow=1, width_max=24),
         Column("from", "from", 10, lambda event: (event.before or "(new)", "$foreground-muted"), rank=5),

@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.suggester import SuggestFromList
 from textual.widgets import Button, Input, Static
 
@@ -16,7 +16,11 @@ from tq_tui.typeahead import Dialog
 
 
 class ConfirmScreen(Dialog):
-    """Says exactly what will happen, and does nothing unless told to. ``typed``: what has to be typed for a Yes."""
+    """Says exactly what will happen, and does nothing unless told to. ``typed``: what has to be typed for a Yes. ``things``: what
+    it is about, a line each.
+
+    What is asked and the answers stay in sight on the smallest terminal; what is between them scrolls.
+    """
 
     keeps_early = False
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -25,14 +29,19 @@ class ConfirmScreen(Dialog):
         Binding("left,right,h,l", "other", show=False),
     ]
 
-    def __init__(self, title: str, says: Sequence[str], *, yes: str, typed: str = "") -> None:
+    def __init__(
+        self, title: str, says: Sequence[str], *, yes: str, typed: str = "", things: Sequence[str] = ()
+    ) -> None:
         super().__init__()
-        self._title, self._says, self._yes, self._wanted = title, says, yes, typed
+        self._title, self._says, self._yes, self._wanted, self._things = title, says, yes, typed, things
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="dialog", can_focus=False):
+        with Vertical(id="dialog"):
             yield Static(self._title, id="dialog-title", markup=False)
-            yield Static("\n".join(self._says), id="dialog-text", markup=False)
+            with VerticalScroll(id="dialog-middle", can_focus=False):
+                if self._things:
+                    yield Static("\n".join(self._things), id="dialog-things", markup=False)
+                yield Static("\n".join(self._says), id="dialog-text", markup=False)
             if self._wanted:
                 yield Static(f"Type {self._wanted} to go on:", markup=False)
                 yield Input(id="typed", compact=True)

@@ -20,6 +20,7 @@ from tq_tui.client.models import Event, Task
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import event_columns
 from tq_tui.state import ClusterView
+from tq_tui.widgets.filter_line import FilterInput
 from tq_tui.widgets.rows import Column, RowTable
 
 KEPT = 5_000
@@ -74,12 +75,7 @@ class EventsScreen(ConsoleScreen):
         yield Static(id="list-title", markup=False)
         with Horizontal(id="filter-line"):
             yield Static("/ ", id="filter-mark")
-            yield Input(
-                placeholder="words that an event must have, !word that it must not",
-                id="filter",
-                select_on_focus=False,
-                compact=True,
-            )
+            yield FilterInput("words that an event must have, !word that it must not")
         columns = [_of_event(column) for column in event_columns()]
         yield RowTable(columns, lambda heard: str(heard.number), widget_id="list", empty="nothing has happened yet")
 
@@ -150,7 +146,8 @@ class EventsScreen(ConsoleScreen):
         self._draw()
 
     @on(Input.Submitted, "#filter")
-    def _typed(self) -> None:
+    def _typed(self, event: Input.Submitted) -> None:
+        self.query_one(FilterInput).keep(event.value)
         self.query_one("#filter-line").display = False
         self.table.focus()
 

@@ -101,7 +101,7 @@ class CallsScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog", classes="large"):
-            yield Static("Calls behind what was done   Enter copies one, Esc closes", id="dialog-title", markup=False)
+            yield Static("Calls behind what was done: Enter copies one", id="dialog-title", markup=False)
             table: RowTable[Call] = RowTable(
                 call_columns(), lambda call: str(id(call)), widget_id="calls", empty="nothing was asked for yet"
             )

@@ -87,7 +87,7 @@ class PartitionMap(Drawn, can_focus=True):
         width = self.size.width
         block = offset.y // (len(partition_map.names(self.view)) + 1)
         beside = partition_map.per_line(self.view, width)
-        place = offset.x - partition_map.label_width(self.view)
+        place = (offset.x - partition_map.label_width(self.view)) // partition_map.cell_width(self.view, width)
         if 0 <= place < beside:
             self._choose(block * beside + place)
 

@@ -26,6 +26,8 @@ FIELDS = (
     ("attempts", "attempts", "1 to 100; 3"),
 )
 
+TALL = 20
+
 
 class SubmitScreen(Dialog):
     """:param like: a task to begin with. :param types: those known, the latest first."""
@@ -77,6 +79,10 @@ class SubmitScreen(Dialog):
         self._check()
         self.ready_for_keys()
 
+    def on_resize(self) -> None:
+        """The payload gives up lines before a button is out of sight."""
+        self.set_class(self.app.size.height < TALL, "short")
+
     def _typed(self) -> tuple[str, ...]:
         return (*(box.value for box in self.query(Input)), self.query_one("#payload", TextArea).text)
 
@@ -98,7 +104,7 @@ class SubmitScreen(Dialog):
         """What would be sent, or None, with every field saying what is wrong with it."""
         payload = read_payload(self.query_one("#payload", TextArea).text)
         says = self.query_one("#payload-says", Static)
-        says.update(f"        ✘ {payload.error}" if payload.error else f"        ✔ {payload.said}")
+        says.update(f"✘ {payload.error}" if payload.error else f"✔ {payload.said}")
         says.set_class(bool(payload.error), "bad")
         read: dict[str, float | int | None] = {}
         good = not payload.error

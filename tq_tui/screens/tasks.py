@@ -16,10 +16,11 @@ from tq_tui import format as f
 from tq_tui import keys
 from tq_tui.client.api import ClientError
 from tq_tui.client.models import STATES, Event, Task
-from tq_tui.filters import SORTS, BadFilter, TaskQuery, parse
+from tq_tui.filters import FIELDS, SORTS, BadFilter, TaskQuery, parse
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import dead_columns, task_columns
 from tq_tui.state import ClusterView
+from tq_tui.widgets.filter_line import FilterInput
 from tq_tui.widgets.rows import RowTable
 from tq_tui.window import TaskWindow
 
@@ -44,6 +45,8 @@ class TaskListScreen(ConsoleScreen):
         self.window = TaskWindow()
         self.typed = ""
         self.error = ""
+        self.bad_filter = ""
+        """What is wrong with what was typed last: stays until it is typed right, whatever answers come in meanwhile."""
         self.missing: tuple[str, ...] = ()
         self._loading = False
         self._changed = True
@@ -55,10 +58,7 @@ class TaskListScreen(ConsoleScreen):
         yield Static(id="list-title", markup=False)
         with Horizontal(id="filter-line"):
             yield Static("/ ", id="filter-mark")
-            yield Input(
-                placeholder="status:failed type:email !queue:bulk text   Enter keeps it, Esc clears it",
-                id="filter", select_on_focus=False, compact=True,
-            )  # fmt: skip
+            yield FilterInput("status:failed type:email !queue:bulk text   Enter keeps it, Esc clears it")
         table: RowTable[Task] = RowTable(
             columns(lambda: self.console.view.now_s), lambda task: task.id, widget_id="list", empty="asking …"
         )
@@ -101,8 +101,8 @@ class TaskListScreen(ConsoleScreen):
             parts.append(f"↑ {self.window.new_above}{'+' if self.window.new_above >= PAGE else ''} newer, g shows them")
         if self.missing:
             parts.append(f"without {', '.join(self.missing)}")
-        if self.error:
-            parts.append(f"✘ {self.error}")
+        if wrong := self.bad_filter or self.error:
+            parts.append(f"✘ {wrong}")
         return " · ".join(parts)
 
     def _total(self, view: ClusterView) -> int | None:
@@ -128,7 +128,9 @@ class TaskListScreen(ConsoleScreen):
         if self._loading:
             return "asking …"
         if self.typed:
-            return "nothing matches this filter; Esc clears it"
+            # Ids may hold colons, so a field that is none of ours is text: it may as well be a slip.
+            hint = f"; fields are {': '.join(FIELDS)}:" if ":" in self.query_now.text else ""
+            return f"nothing matches this filter{hint}; Esc clears it"
         return "no dead letters: nothing has failed for good" if self.dead else "no tasks yet; n submits one"
 
     # --- what is asked ---
@@ -248,10 +250,10 @@ class TaskListScreen(ConsoleScreen):
         try:
             query = parse(typed, self.query_now)
         except BadFilter as why:
-            self.error = str(why)
+            self.bad_filter = str(why)
             self.show(self.console.view)
             return
-        self.error = ""
+        self.error = self.bad_filter = ""
         self.typed = typed.strip()
         if query != self.query_now or self.window.is_empty:
             self.query_now = query
@@ -262,6 +264,7 @@ class TaskListScreen(ConsoleScreen):
     @on(Input.Submitted, "#filter")
     def _typed(self, event: Input.Submitted) -> None:
         self.workers.cancel_group(self, "typing")
+        self.query_one(FilterInput).keep(event.value)
         self.set_filter(event.value)
         self._leave_filter()
 
@@ -274,10 +277,10 @@ class TaskListScreen(ConsoleScreen):
         if self.query_one("#filter-line").display:
             self.workers.cancel_group(self, "typing")
             self._leave_filter()
-            if self.error or self.typed:
+            if self.bad_filter or self.error or self.typed:
                 self.set_filter("")
             return True
-        if self.typed or self.error:
+        if self.typed or self.bad_filter or self.error:
             self.set_filter("")
             return True
         if self.table.marks:
@@ -305,6 +308,16 @@ class TaskListScreen(ConsoleScreen):
             self.table.marks ^= {key}
             self.table.action_move(1)
             self.show(self.console.view)
+
+    def act_mark_range(self) -> None:
+        """From the nearest marked row above, or below where there is none above, to the cursor."""
+        rows, here = self.window.rows, self.table.cursor
+        marked = [place for place, task in enumerate(rows) if task.id in self.table.marks]
+        above = [place for place in marked if place <= here]
+        start = max(above) if above else min(marked, default=here)
+        first, last = sorted((start, here))
+        self.table.marks |= {task.id for task in rows[first : last + 1]}
+        self.show(self.console.view)
 
     def act_mark_all(self) -> None:
         self.table.marks = {task.id for task in self.window.rows}

@@ -196,7 +196,9 @@ class RowTable(Widget, Generic[R], can_focus=True):
         self.action_move(-3)
 
     def on_resize(self) -> None:
+        # What is painted already was painted for the place before.
         self._clamp()
+        self.refresh()
 
     # --- what is seen ---
     def render(self) -> Content:
