@@ -1,0 +1,31 @@
+"""Handlers for the client's tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from tq_node import Context, Reject, task
+
+
+@task("echo")
+async def echo(payload: Any, context: Context) -> Any:
+    """Gives back what it gets."""
+    return payload
+
+
+@task("refuse")
+async def refuse(payload: Any, context: Context) -> None:
+    """Fails for good at its first attempt."""
+    raise Reject(f"not {payload}")
+
+
+@task("slow")
+async def slow(payload: float, context: Context) -> str:
+    """Takes so many seconds."""
+    context.progress(0.5, "half")
+    context.log("begun")
+    await deferLater(reactor, payload)
+    return "done"

@@ -1,0 +1,79 @@
+"""The client: submit tasks and follow them, from threads (``Queue``) or from asyncio (``AsyncQueue``).
+
+    from tq_node.client import Queue
+
+    with Queue("localhost:8080,8081,8082") as queue:
+        task = queue.submit("email", "ann@example.com")
+        print(task.result(timeout=30))
+
+It needs nothing of the node: the standard library and msgspec.
+"""
+
+from tq_node.client.addresses import BadAddress
+from tq_node.client.asynchronous import AsyncQueue, AsyncTask
+from tq_node.client.errors import (
+    AlreadyFinal,
+    BatchRefused,
+    Busy,
+    Closed,
+    Conflict,
+    Denied,
+    IdConflict,
+    IdTooOld,
+    Incomplete,
+    InvalidTask,
+    NoResult,
+    NotFinished,
+    NotFound,
+    NotRetryable,
+    OutcomeUnknown,
+    Refused,
+    TaskCancelled,
+    TaskFailed,
+    TaskPurged,
+    TaskQueueError,
+    TooManyWaiting,
+    Unavailable,
+    Unreachable,
+)
+from tq_node.client.models import Attempt, Backoff, Failure, LogLine, NewTask, Progress, Stats, TaskInfo
+from tq_node.client.synchronous import Queue, Task
+
+__all__ = [
+    "AlreadyFinal",
+    "AsyncQueue",
+    "AsyncTask",
+    "Attempt",
+    "Backoff",
+    "BadAddress",
+    "BatchRefused",
+    "Busy",
+    "Closed",
+    "Conflict",
+    "Denied",
+    "Failure",
+    "IdConflict",
+    "IdTooOld",
+    "Incomplete",
+    "InvalidTask",
+    "LogLine",
+    "NewTask",
+    "NoResult",
+    "NotFinished",
+    "NotFound",
+    "NotRetryable",
+    "OutcomeUnknown",
+    "Progress",
+    "Queue",
+    "Refused",
+    "Stats",
+    "Task",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskInfo",
+    "TaskPurged",
+    "TaskQueueError",
+    "TooManyWaiting",
+    "Unavailable",
+    "Unreachable",
+]

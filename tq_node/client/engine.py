@@ -1,0 +1,366 @@
+"""What both faces of the client share: every operation as a coroutine in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar, cast
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from tq_node.client import limits
+from tq_node.client.addresses import Address, parse_addresses
+from tq_node.client.batching import Accepted, Batcher, BatchSettings, Submit
+from tq_node.client.calls import Trials, call, pause_after
+from tq_node.client.errors import (
+    AlreadyFinal,
+    BatchRefused,
+    Incomplete,
+    NotFinished,
+    NotRetryable,
+    OutcomeUnknown,
+    TaskCancelled,
+    TaskFailed,
+    TaskQueueError,
+    Unavailable,
+)
+from tq_node.client.ids import new_id
+from tq_node.client.models import NewTask, Stats, TaskInfo
+from tq_node.client.roster import Roster
+
+T = TypeVar("T")
+
+
+class _Page(msgspec.Struct):
+    tasks: list[TaskInfo]
+    next: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+class _Stats(msgspec.Struct):
+    stats: Stats
+    missing: tuple[str, ...] = ()
+
+
+class _Partition(msgspec.Struct):
+    state: str = ""
+    primary: str | None = None
+
+
+class _Partitions(msgspec.Struct):
+    partitions: list[_Partition]
+
+
+class _Done(msgspec.Struct):
+    status: str = ""
+
+
+encode = msgspec.json.Encoder().encode
+_task = msgspec.json.Decoder(TaskInfo).decode
+_page = msgspec.json.Decoder(_Page).decode
+_stats = msgspec.json.Decoder(_Stats).decode
+_partitions = msgspec.json.Decoder(_Partitions).decode
+_done = msgspec.json.Decoder(_Done).decode
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked before anything is opened."""
+
+    addresses: tuple[Address, ...]
+    token: str | None
+    tls: ssl.SSLContext | None
+    deadline_s: float
+    batch: BatchSettings
+    discover: bool
+
+
+def make_settings(
+    addresses: str | Iterable[str],
+    *,
+    token: str | None,
+    tls: ssl.SSLContext | bool,
+    deadline: float,
+    batching: bool,
+    discover: bool,
+) -> Settings:
+    """:raises ValueError: an address that is none, a token that fits into no header, a deadline that is not above 0."""
+    parsed = tuple(parse_addresses(addresses, tls=tls is not False))
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("a token has no spaces, and no letters but ASCII")
+    if not deadline > 0:
+        raise ValueError(f"deadline {deadline!r}: seconds, above 0")
+    context = tls if isinstance(tls, ssl.SSLContext) else None
+    if context is None and any(address.tls for address in parsed):
+        context = ssl.create_default_context()
+    batch = BatchSettings() if batching else BatchSettings(tasks_max=1, flights_max=limits.SINGLES_MAX)
+    return Settings(parsed, token, context, float(deadline), batch, discover)
+
+
+def named(task: NewTask) -> tuple[str, bytes]:
+    """Its id, made where it has none, and its JSON. The same bytes go out at each try: other bytes would be other content.
+
+    :raises TypeError: the payload is no JSON.
+    """
+    if task.id is None:
+        task = msgspec.structs.replace(task, id=new_id())
+    assert task.id is not None
+    return task.id, encode(task)
+
+
+class Engine:
+    """Made, used and closed in one running loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._settings = settings
+        self.roster = Roster(
+            self._loop,
+            settings.addresses,
+            token=settings.token,
+            tls=settings.tls,
+            discover=settings.discover,
+        )
+        self.batcher = Batcher(self._loop, self.roster, settings.batch)
+
+    async def close(self) -> None:
+        await self.batcher.close(limits.CLOSE_S)
+        self.roster.close()
+
+    def _end_s(self, deadline: float | None) -> float:
+        return self._loop.time() + (self._settings.deadline_s if deadline is None else deadline)
+
+    # --- submits ---
+    async def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
+        """:raises TaskQueueError: it was not accepted, or nobody knows."""
+        told: asyncio.Future[None] = self._loop.create_future()
+
+        def tell(_: Submit) -> None:
+            if not told.done():
+                told.set_result(None)
+
+        submit = Submit(task_id, body, self._end_s(deadline), tell)
+        self.batcher.add(submit)
+        try:
+            await told
+        except asyncio.CancelledError:
+            self.batcher.drop(submit)
+            raise
+        if isinstance(submit.outcome, Accepted):
+            return submit.outcome
+        assert submit.outcome is not None
+        raise submit.outcome
+
+    async def submit_all(
+        self, tasks: list[tuple[str, bytes]], deadline: float | None
+    ) -> list[Accepted | TaskQueueError]:
+        """One outcome each, in order."""
+        end_s = self._end_s(deadline)
+        over: asyncio.Future[None] = self._loop.create_future()
+        left = len(tasks)
+
+        def tell(_: Submit) -> None:
+            nonlocal left
+            left -= 1
+            if not left and not over.done():
+                over.set_result(None)
+
+        submits = [Submit(task_id, body, end_s, tell) for task_id, body in tasks]
+        for submit in submits:
+            self.batcher.add(submit)
+        if submits:
+            try:
+                await over
+            except asyncio.CancelledError:
+                for submit in submits:
+                    self.batcher.drop(submit)
+                raise
+        return [submit.outcome for submit in submits if submit.outcome is not None]
+
+    # --- one task ---
+    async def get(self, task_id: str, deadline: float | None = None) -> TaskInfo:
+        path = f"/tasks/status?id={quote(task_id, safe='')}".encode()
+        trials = Trials(changes=False, task_id=task_id)
+        return _task(await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials))
+
+    async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
+        """Until it has ended. A node that goes away meanwhile costs nothing: its connection breaks, and the next one is asked.
+
+        :param timeout: seconds; None: as long as it takes.
+        :raises NotFinished: it has not ended by then.
+        """
+        end_s = None if timeout is None else self._loop.time() + timeout
+        spare_s = self._settings.deadline_s if timeout is None else limits.ATTEMPT_S
+        name = quote(task_id, safe="")
+        while True:
+            left_s = limits.WAIT_S if end_s is None else max(0.0, end_s - self._loop.time())
+            wait_s = min(left_s, limits.WAIT_CROWDED_S if self.roster.is_crowded else limits.WAIT_S)
+            path = f"/tasks/status?id={name}&wait={wait_s:.3f}".encode()
+            trials = Trials(changes=False, task_id=task_id)
+            body = await call(
+                self.roster, b"GET", path, end_s=self._loop.time() + wait_s + spare_s, trials=trials,
+                attempt_s=wait_s + limits.ATTEMPT_S, waits=True,
+            )  # fmt: skip
+            task = _task(body)
+            if task.is_final:
+                return task
+            if end_s is not None and self._loop.time() >= end_s:
+                raise NotFinished(f"{task_id} is {task.status} after {timeout:g} s", task=task)
+
+    async def result(self, task_id: str, timeout: float | None) -> object:
+        return result_of(await self.wait(task_id, timeout))
+
+    async def cancel(self, task_id: str, deadline: float | None = None) -> str:
+        trials = Trials(changes=True, task_id=task_id)
+        end_s = self._end_s(deadline)
+        path = f"/tasks/cancel?id={quote(task_id, safe='')}".encode()
+        try:
+            return _done(await call(self.roster, b"POST", path, end_s=end_s, trials=trials)).status
+        except AlreadyFinal:
+            # An earlier try, whose answer was lost, may be what ended it.
+            if trials.unknown is not None and await self._status(task_id, trials) == "cancelled":
+                return "cancelled"
+            raise
+
+    async def retry(self, task_id: str, deadline: float | None = None) -> str:
+        trials = Trials(changes=True, task_id=task_id)
+        path = f"/tasks/retry?id={quote(task_id, safe='')}".encode()
+        try:
+            return _done(await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=trials)).status
+        except NotRetryable:
+            if trials.unknown is not None:  # it is on its way again, by an earlier try whose answer was lost
+                return await self._status(task_id, trials)
+            raise
+
+    async def _status(self, task_id: str, trials: Trials) -> str:
+        try:
+            return (await self.get(task_id)).status
+        except TaskQueueError as why:
+            raise OutcomeUnknown(trials.unknown or "", task_id=task_id) from why
+
+    # --- queues and many tasks ---
+    async def switch(self, order: str, queue: str, deadline: float | None = None) -> None:
+        """:param order: ``pause`` or ``resume``; doing it twice is doing it once."""
+        path = f"/tasks/{order}?queue={quote(queue, safe='')}".encode()
+        await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=Trials(changes=True))
+
+    async def stats(self, *, partial: bool, deadline: float | None = None) -> Stats:
+        async def ask(end_s: float) -> tuple[_Stats, tuple[str, ...]]:
+            path = b"/tasks/stats?scope=cluster"
+            found = _stats(await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
+            return found, found.missing
+
+        found = await self._complete(ask, partial=partial, deadline=deadline)
+        return msgspec.structs.replace(found.stats, missing=found.missing)
+
+    async def page(
+        self, filters: list[tuple[str, str]], cursor: str | None, *, dead: bool, partial: bool, deadline: float | None
+    ) -> tuple[list[TaskInfo], str | None]:
+        """One page, and the cursor of the next."""
+        said = [*filters, ("scope", "cluster"), *([("cursor", cursor)] if cursor else [])]
+        path = f"/tasks/{'dead' if dead else 'list'}?{urlencode(said, safe=',!')}".encode()
+
+        async def ask(end_s: float) -> tuple[_Page, tuple[str, ...]]:
+            found = _page(await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
+            return found, found.missing
+
+        found = await self._complete(ask, partial=partial, deadline=deadline)
+        return found.tasks, found.next
+
+    async def _complete(
+        self,
+        ask: Callable[[float], Awaitable[tuple[T, tuple[str, ...]]]],
+        *,
+        partial: bool,
+        deadline: float | None,
+    ) -> T:
+        """Ask until nothing can be missing. A dead member does not answer, but after a moment others lead what it led, and have
+        answered for it: so ask once more after the map of partitions says that.
+
+        :raises Incomplete: at the deadline.
+        """
+        end_s = self._end_s(deadline)
+        tries, missing, covered = 0, frozenset[str](), frozenset[str]()
+        while True:
+            try:
+                found, named = await ask(end_s)
+                missing = frozenset(named)
+                if partial or missing <= covered:
+                    return found
+                covered = missing if await self._lead_nothing(missing, end_s) else frozenset()
+            except Unavailable as why:
+                if missing:
+                    raise _incomplete(missing) from why
+                raise
+            if covered:
+                continue
+            tries += 1
+            pause_s = pause_after(tries)
+            if self._loop.time() + pause_s >= end_s:
+                raise _incomplete(missing)
+            await asyncio.sleep(pause_s)
+
+    async def _lead_nothing(self, nodes: frozenset[str], end_s: float) -> bool:
+        """Every partition is served, by none of these."""
+        body = await call(
+            self.roster, b"GET", b"/cluster/partitions", end_s=end_s, trials=Trials(changes=False)
+        )  # fmt: skip
+        return all(
+            partition.state == "active" and partition.primary is not None and partition.primary not in nodes
+            for partition in _partitions(body).partitions
+        )
+
+
+def _incomplete(missing: frozenset[str]) -> Incomplete:
+    names = tuple(sorted(missing))
+    return Incomplete(f"no answer from {', '.join(names)}", missing=names)
+
+
+def result_of(task: TaskInfo) -> object:
+    """:raises TaskFailed, TaskCancelled: it has ended without one."""
+    if task.status == "failed":
+        why = f"{task.error.type}: {task.error.message}" if task.error else "failed"
+        raise TaskFailed(f"{task.id}: {why}", task=task)
+    if task.status == "cancelled":
+        raise TaskCancelled(f"{task.id} was cancelled", task=task)
+    return task.result
+
+
+def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
+    """Heaps of named tasks, each a batch at most. :raises TypeError: a payload is no JSON, or something is no ``NewTask``."""
+    chunk: list[tuple[str, bytes]] = []
+    size = 0
+    for task in tasks:
+        if not isinstance(task, NewTask):
+            raise TypeError(f"submit_many takes NewTask, not {type(task).__name__}")
+        task_id, body = named(task)
+        if chunk and (len(chunk) >= limits.BATCH_TASKS_MAX or size + len(body) > limits.BATCH_BYTES_MAX):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((task_id, body))
+        size += len(body)
+    if chunk:
+        yield chunk
+
+
+def told_all(outcomes: list[Accepted | TaskQueueError], made: Callable[[Accepted], T]) -> list[T]:
+    """Handles for all of them. :raises BatchRefused: there is an error among them."""
+    results = [made(outcome) if isinstance(outcome, Accepted) else outcome for outcome in outcomes]
+    refused = [outcome for outcome in outcomes if not isinstance(outcome, Accepted)]
+    if refused:
+        raise BatchRefused(
+            f"{len(refused)} of {len(outcomes)} were not taken; the first: {refused[0]}", results=results
+        )
+    return cast("list[T]", results)
+
+
+def list_filters(*, page: int, **said: str | Iterable[str] | None) -> list[tuple[str, str]]:
+    """Query parameters, those that were given."""
+    filters = [("limit", str(page))]
+    for name, words in said.items():
+        if words is not None:
+            filters.append((name, words if isinstance(words, str) else ",".join(words)))
+    return filters

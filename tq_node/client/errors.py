@@ -1,0 +1,266 @@
+"""What can come instead of an answer. Three kinds, as everywhere in taskqueue:
+
+- ``Refused``: the request is wrong, or the task is not in that state. Nothing was done, and nothing would be.
+- ``Unavailable``: nothing was done within the deadline. The same call may succeed later.
+- ``OutcomeUnknown``: it may have been done. Asking for the task's id tells, and sending the same id again is safe.
+
+``code`` is the stable word of the HTTP API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+if TYPE_CHECKING:
+    from tq_node.client.models import TaskInfo
+
+
+class TaskQueueError(Exception):
+    """Base of all. ``detail`` is one sentence for a person."""
+
+    code: str = "unknown"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        code: str = "",
+        status: int = 0,
+        field: str | None = None,
+        task_id: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(detail or code or self.code)
+        self.detail = detail or code or self.code
+        if code:
+            self.code = code
+        self.status = status
+        """Of HTTP; 0 where no node said it."""
+        self.field = field
+        """Which field of the task is wrong, as a JSON Pointer."""
+        self.task_id = task_id
+        self.request_id = request_id
+        """Under which the node's log has it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.detail,), self.__dict__
+
+
+class Closed(TaskQueueError):
+    """The queue was closed, and this had not been sent."""
+
+    code = "closed"
+
+
+class TooManyWaiting(TaskQueueError):
+    """More submits wait in this client than it holds. Nothing was sent."""
+
+    code = "too_many_waiting"
+
+
+# --- refused ---
+class Refused(TaskQueueError):
+    """Nothing was done, and the same request would be refused again."""
+
+
+class InvalidTask(Refused):
+    """A field that is unknown, missing or wrong, or something that is too large; ``field`` says which."""
+
+
+class NotFound(Refused):
+    """There is no such task, and never was."""
+
+    code = "not_found"
+
+
+class TaskPurged(Refused):
+    """It has ended and was forgotten after the retention time."""
+
+    code = "task_purged"
+
+
+class Conflict(Refused):
+    """The task is not in the state for this; ``code`` says which one it is."""
+
+
+class IdConflict(Conflict):
+    """There is a task of this id with other content."""
+
+    code = "id_conflict"
+
+
+class IdTooOld(Conflict):
+    """An id of this age can't be told from a forgotten one."""
+
+    code = "id_too_old"
+
+
+class AlreadyFinal(Conflict):
+    """It has ended: nothing is left to cancel."""
+
+    code = "already_final"
+
+
+class NotRetryable(Conflict):
+    """It has neither failed nor been cancelled."""
+
+    code = "not_retryable"
+
+
+class Denied(Refused):
+    """The token does not allow this, or there is none."""
+
+    code = "denied"
+
+
+# --- refused for now ---
+class Unavailable(TaskQueueError):
+    """Nothing was done within the deadline; ``code`` is what was said last. The same call may succeed later."""
+
+
+class Busy(Unavailable):
+    """The nodes have too much to do, or their disks are nearly full."""
+
+    code = "busy"
+
+
+class Unreachable(Unavailable):
+    """No node could be reached."""
+
+    code = "unreachable"
+
+
+class Incomplete(Unavailable):
+    """Tasks are missing from a list or from counts: the nodes that ``missing`` names did not answer, and no other leads their
+    partitions yet. ``partial=True`` takes what is there."""
+
+    code = "incomplete"
+
+    def __init__(self, detail: str = "", *, missing: tuple[str, ...] = ()) -> None:
+        super().__init__(detail)
+        self.missing = missing
+
+
+# --- unknown ---
+class OutcomeUnknown(TaskQueueError):
+    """It may have been done: no node could say within the deadline. ``task_id`` is the id to ask for, or to send again."""
+
+    code = "outcome_unknown"
+
+
+# --- what became of a task ---
+class NotFinished(TaskQueueError, TimeoutError):
+    """The task has not ended in the time that was given; ``task`` is how it is."""
+
+    code = "not_finished"
+
+    def __init__(self, detail: str = "", *, task: TaskInfo | None = None) -> None:
+        super().__init__(detail, task_id=task.id if task else None)
+        self.task = cast("TaskInfo", task)  # None only for a moment, while it is unpickled
+
+
+class NoResult(TaskQueueError):
+    """The task has ended without a result; ``task`` is how."""
+
+    def __init__(self, detail: str = "", *, task: TaskInfo | None = None) -> None:
+        super().__init__(detail, task_id=task.id if task else None)
+        self.task = cast("TaskInfo", task)  # None only for a moment, while it is unpickled
+
+
+class TaskFailed(NoResult):
+    """Its attempts are used up, or its handler said so; ``task.error`` says why."""
+
+    code = "task_failed"
+
+
+class TaskCancelled(NoResult):
+    """Somebody cancelled it."""
+
+    code = "task_cancelled"
+
+
+class BatchRefused(TaskQueueError):
+    """Some of many were not accepted. ``results`` has one for each in order: a task, or the error it met."""
+
+    code = "batch_refused"
+
+    def __init__(self, detail: str = "", *, results: Sequence[object] = ()) -> None:
+        super().__init__(detail)
+        self.results = list(results)
+
+
+class Problem(msgspec.Struct):
+    code: str = ""
+    title: str = ""
+    detail: str = ""
+    status: int = 0
+    field: str | None = None
+    task_id: str | None = None
+    request_id: str | None = None
+
+
+_INVALID = (
+    "unknown_field",
+    "missing_field",
+    "invalid_field",
+    "body_too_large",
+    "payload_too_large",
+    "malformed",
+    "not_json",
+)
+_DENIED = ("denied", "cross_origin", "unauthorized", "forbidden")
+_BUSY = ("busy", "disk_full")
+_KINDS: dict[str, type[TaskQueueError]] = {
+    **dict.fromkeys(_INVALID, InvalidTask),
+    **dict.fromkeys(_DENIED, Denied),
+    **dict.fromkeys(_BUSY, Busy),
+    **{
+        kind.code: kind
+        for kind in (NotFound, TaskPurged, IdConflict, IdTooOld, AlreadyFinal, NotRetryable, OutcomeUnknown)
+    },
+}
+_STATUSES = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 413: InvalidTask, 422: InvalidTask, 429: Busy}
+OF_THE_NODE = frozenset({"busy", "draining", "not_ready"})
+"""These say something about the node that answered: it is left alone for as long as it asks. The others are about a partition."""
+UNPROVEN = frozenset({"not_confirmed"})
+"""Safe to send again, but it may have been done."""
+
+
+def error_of(problem: Problem) -> TaskQueueError:
+    """The kind goes by ``code``; where that is a new word, or none (a proxy answered), by the status.
+
+    5xx other than 503 is no promise that nothing was done: ``OutcomeUnknown``.
+    """
+    status = problem.status
+    kind = _KINDS.get(problem.code)
+    if kind is None:
+        if status in _STATUSES:
+            kind = _STATUSES[status]
+        elif status == 503:
+            kind = Unavailable
+        else:
+            kind = OutcomeUnknown if status >= 500 else Refused
+    return kind(
+        problem.detail or problem.title or f"HTTP {status}",
+        code=problem.code,
+        status=status,
+        field=problem.field,
+        task_id=problem.task_id,
+        request_id=problem.request_id,
+    )
+
+
+_decode = msgspec.json.Decoder(Problem).decode
+
+
+def error_in(status: int, body: bytes) -> TaskQueueError:
+    """Of a whole answer that is not good."""
+    try:
+        problem = _decode(body)
+    except msgspec.MsgspecError:
+        problem = Problem(detail=f"HTTP {status}")
+    problem.status = status
+    return error_of(problem)

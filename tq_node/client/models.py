@@ -1,0 +1,119 @@
+"""What goes in and what comes out: frozen values, named as in the HTTP API. Fields that a newer node may add are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+FINAL = frozenset({"completed", "failed", "cancelled"})
+
+
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant; times in seconds."""
+
+    kind: str = "exponential"
+    base: float = 1.0
+    cap: float = 3_600.0
+    jitter: bool = True
+
+
+class NewTask(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task to be. What is None is left to the handler or to the nodes. ``delay`` and ``timeout`` in seconds.
+
+    ``timeout`` is for one attempt. ``run_at``: a datetime with a zone, RFC 3339, or Unix seconds.
+    """
+
+    type: str
+    payload: Any = None
+    queue: str | None = None
+    priority: int | None = None
+    delay: float | None = None
+    run_at: datetime | float | str | None = None
+    id: str | None = None
+    max_attempts: int | None = None
+    timeout: float | None = None
+    backoff: Backoff | Mapping[str, Any] | float | None = None
+    tags: dict[str, str] | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why an attempt failed, or the task."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """``outcome``: completed, failed, lost, released or cancelled."""
+
+    attempt: int
+    node: str
+    started_at: datetime
+    ended_at: datetime
+    outcome: str
+    error: Failure | None = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the handler said last; ``fraction`` from 0 to 1."""
+
+    fraction: float
+    note: str | None = None
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """What the handler said, and when."""
+
+    at: datetime
+    line: str
+
+
+class TaskInfo(msgspec.Struct, frozen=True):
+    """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it runs or ran."""
+
+    id: str
+    type: str
+    status: str
+    queue: str
+    priority: int
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    run_at: datetime
+    version: int
+    payload: Any = None
+    node: str = ""
+    partition: int = 0
+    tags: dict[str, str] = {}
+    log: list[LogLine] = []
+    attempts: list[Attempt] = []
+    backoff: Backoff | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    result: Any = None
+    error: Failure | None = None
+    worker: str | None = None
+    timeout: float | None = None
+    progress: Progress | None = None
+    log_dropped: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """How many tasks are in which state, each counted once. ``missing``: nodes that were not counted."""
+
+    total: int
+    pending: int
+    processing: int
+    completed: int
+    failed: int
+    scheduled: int
+    cancelled: int
+    missing: tuple[str, ...] = ()
