@@ -31,6 +31,7 @@ from tq_node.option_values import (
     parse_node_name,
     parse_voters,
     path_from,
+    rate,
     readable_file,
     size,
     unusable,
@@ -90,6 +91,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: int
     payload_bytes_max: int
     disk_free_bytes_min: int
+    copy_rate_bytes_s: int
+    """0: no bound."""
     birth_guard_s: float | None
     """None: as long as the protocol says. Set by tests only."""
     http_public: Address
@@ -159,6 +162,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-body", "SIZE", "Largest HTTP body.", "16MiB"),
     Option("max-payload", "SIZE", "Largest payload of one task.", "1MiB"),
     Option("min-free-disk", "SIZE", "Below it new work is refused.", "256MiB"),
+    Option("copy-rate", "SIZE", "Most a second for copies that are being made or catch up; 0: no bound.", "0"),
     Option("insecure", "", "Allow addresses that are not loopback without credentials."),
     Option("readmit", "", "Set a failed store aside and join as a new node; needs --join."),
 )
@@ -288,6 +292,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         body_bytes_max=body_bytes_max,
         payload_bytes_max=payload_bytes_max,
         disk_free_bytes_min=sources.one("min-free-disk", size(limits.DISK_FLOOR_BYTES, 2**60)),
+        copy_rate_bytes_s=sources.one("copy-rate", rate(limits.COPY_RATE_BYTES_S_MIN, 2**40)),
         http_public=Address(advertised.host, advertised.port or http.port),
         birth_guard_s=_birth_guard_s(environment),
         peer_public=unix_address(peer, working_dir) or str(Address(advertised.host, peer.port)),
@@ -396,6 +401,10 @@ def _peer(sources: Sources, http: Listen) -> Listen:
 def _advertised(sources: Sources, http: Listen, peer: Listen) -> Address:
     given = sources.maybe("advertise", parse_advertised)
     if given is not None:
+        if (given.port or http.port) is None:
+            raise sources.refuse(
+                "advertise", f"{given.host!r} says no port, and --http {http.endpoint} has none: give HOST:PORT"
+            )
         return given
     for name, listen in (("http", http), ("peer", peer)):
         has_path = name == "peer" and listen.endpoint.startswith("unix:")  # no host is needed to dial that

@@ -6,7 +6,7 @@ reactor thread, belongs to its caller alone, and may be cancelled without harm t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -121,7 +121,7 @@ class Subscription(Protocol):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The right to run one attempt, committed. ``payload`` is JSON."""
+    """The right to run one attempt, committed. ``payload`` is JSON. ``queue``: empty where whoever made it did not say."""
 
     task_id: str
     task_type: str
@@ -130,6 +130,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
     attempt: int
     token: Token
     timeout_ms: int | None
+    queue: str = ""
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -166,7 +167,15 @@ Outcome = Completed | AttemptFailed | Released | Lost
 
 
 class Worker(Protocol):
-    """What the queue tells whoever runs tasks. Both are hints or orders without answers; neither may raise."""
+    """What the queue tells whoever runs tasks: hints and orders without answers, which may not raise. And what it asks."""
+
+    @property
+    def slots_free(self) -> int:
+        """How many more attempts could start now."""
+
+    @property
+    def types(self) -> Collection[str] | None:
+        """The types that it has handlers for; None: any."""
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -212,6 +221,11 @@ class PartitionView(msgspec.Struct, frozen=True):
     state: str
     waiting: str | None = None
     """Why it stays where it should not; known at the leader."""
+    move_stage: str | None = None
+    """What its move is at; None: it does not move."""
+    move_bytes_left: int | None = None
+    """What the newcomers still lack, about; known at the primary, as is the next."""
+    move_percent: int | None = None
 
 
 class Invitation(msgspec.Struct, frozen=True):
@@ -288,6 +302,9 @@ class TaskQueue(Protocol):
         :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: (through the Deferred, as for the next four)
         """
 
+    def undrain(self, node: str) -> Deferred[None]:
+        """Let a node stay that was to be drained, also one that was to be removed once it is empty."""
+
     def remove(self, node: str) -> Deferred[None]:
         """Take a node out: a living one is drained first, a dead one's store is given up."""
 
@@ -314,6 +331,7 @@ class TaskQueue(Protocol):
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         """Claim up to ``limit`` due tasks, the highest rank first. Fires when the claims are committed; may be empty.
 
+        Of this node's partitions; where they have none, of those of a node that has more than it can start.
         Never fails for want of work; while the node is not ready or is stopping it fires empty.
         """
 
@@ -323,5 +341,5 @@ class TaskQueue(Protocol):
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         """Keep progress and log lines with the task. :raises StaleAttempt: as for ``finish``."""
 
-    def lease_ms(self, partition: int) -> int:
-        """How long, from now, an attempt in this partition may go on running before it must be confirmed again."""
+    def lease_ms(self, claim: Claim) -> int:
+        """How long, from now, the attempt may go on running before it must be confirmed again; 0: nobody has confirmed it."""

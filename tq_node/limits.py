@@ -82,6 +82,11 @@ MIN_FREE_DISK_BYTES = 256 * MIB
 DISK_FLOOR_BYTES = 32 * MIB
 """Below it the node stops in order rather than failing in the middle of a commit."""
 DISK_CHECK_S = 1.0
+COMMIT_SLOW_MS = 1_000
+DISK_SLOW_MS = 5_000
+"""A node whose every commit has taken ``COMMIT_SLOW_MS`` for so long leads no partition while others can (F12)."""
+DISK_WELL_MS = 15_000
+"""For so long none must have taken that, before it may lead again."""
 RETENTION_S = 24 * 3600
 DEDUPE_WINDOW_S = 24 * 3600
 PURGE_EVERY_S = 5.0
@@ -94,6 +99,21 @@ SAFETY_NET_S = 2.0
 LEASE_MS = 15_000
 LEASE_MARGIN_MS = 1_000
 LEASE_RENEW_MS = 4_000
+HELP_OFFER_MS = 100
+"""Tasks that have been ready for so long without a free slot are told to the peers. Where nothing waits nothing is told."""
+HELP_OFFER_AGAIN_MS = 500
+"""And again so often, while it is so."""
+HELP_OFFER_MS_MAX = 2_000
+"""What a peer said so long ago is not believed any more."""
+HELP_PEERS_MAX = 8
+"""Peers that are told at a time; in a larger cluster the next ones are told the next time."""
+HELP_CLAIMS_MAX = 1_000
+HELP_BYTES_MAX = 2 * MIB
+"""Payloads that go to a helper in one answer; the last of them may be over it by its own size."""
+HELP_WAIT_MS = 2_000
+"""How long a helper keeps free slots for an answer. What comes later is given back."""
+HELP_QUIET_MS_MAX = 5_000
+"""The longest pause after answers without a task; the first one is twice ``HELP_OFFER_MS``, and each further one doubled."""
 CANCEL_GRACE_MS = 5_000
 STOP_TIMEOUT_S = 25
 NOTE_INTERVAL_MS = 1_000
@@ -122,9 +142,16 @@ PARTITIONS_DEFAULT = 64
 PARTITIONS_MAX = 1_024
 REPLICATION_FACTOR_DEFAULT = 3
 
+COPY_RATE_BYTES_S = 0
+"""Default of ``--copy-rate``: bytes a second that a node sends to copies that do not count yet; 0: no bound."""
+COPY_RATE_BYTES_S_MIN = 64 * KIB
+"""Slower than that a move would hardly end."""
+
 assert PAYLOAD_BYTES_MAX < BODY_BYTES_MAX, "a payload must fit into a body"
 assert ENTRY_BYTES_AIM < ENTRY_BYTES_MAX
 assert RESULT_BYTES_MAX < CHILD_FRAME_BYTES_MAX
 assert LEASE_RENEW_MS * 3 < LEASE_MS - LEASE_MARGIN_MS, "a lease survives two lost renewals"
+assert HELP_OFFER_MS < HELP_OFFER_AGAIN_MS * 3 < HELP_OFFER_MS_MAX, "an offer outlives two that were lost"
+assert HELP_WAIT_MS < LEASE_MS - LEASE_MARGIN_MS, "what a helper still waits for may still be run"
 assert LIST_LIMIT_MAX <= LIST_SCAN_ROWS_MAX
 assert DISK_FLOOR_BYTES < MIN_FREE_DISK_BYTES

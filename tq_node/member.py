@@ -66,7 +66,7 @@ class PeerPortTaken(Exception):
 
 
 class Member:
-    """In the order of a node's life: ``identify``, ``assemble``, ``start``, ``join``, ``hand_over``, ``stop``.
+    """In the order of a node's life: ``identify``, ``assemble``, ``start``, ``join``, ``give_away``, ``hand_over``, ``stop``.
 
     :raises BadCredentials: the files of ``--secret-file``, ``--peer-cert``, ``--peer-key`` or ``--peer-ca`` do not do.
     """
@@ -288,11 +288,20 @@ class Member:
         if self._guard is not None:
             self._guard.stop()
 
+    async def give_away(self) -> None:
+        """Others become primary of what this node leads, while its handlers run on."""
+        if self._is_started:
+            await self._queue.hand_over()
+
     async def hand_over(self) -> None:
-        """A leader does not just vanish: the others would notice only by its port."""
-        if not self._is_started:
-            return
-        await self._queue.hand_over()
+        """A node that stops does not just vanish: the others would notice only by its port, and wait for it till then."""
+        await self.give_away()
+        if self._is_started:
+            await self._resign()
+            await self.plane.membership.depart()
+
+    async def _resign(self) -> None:
+        """Another leads the Raft group."""
         target = self.plane.heir()
         if target is None:
             return

@@ -86,6 +86,23 @@ def size(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def rate(low: int, high: int) -> Callable[[str], int]:
+    """A size, each second; 0 is no bound."""
+    bounded = size(low, high)
+
+    def parse(text: str) -> int:
+        try:
+            return size(0, 0)(text)
+        except ValueError:
+            pass
+        try:
+            return bounded(text)
+        except ValueError as why:
+            raise ValueError(f"{why}, nor 0 for no bound") from None
+
+    return parse
+
+
 def path_from(working_dir: Path) -> Callable[[str], Path]:
     """An absolute path; ``~`` is the home directory."""
 

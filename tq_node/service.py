@@ -19,6 +19,8 @@ from twisted.python.failure import Failure
 from tq_node.api.assembly import make_site
 from tq_node.api.settings import ApiSettings
 from tq_node.api.site import ApiSite
+from tq_node.cluster.commands import UnreadableCommand
+from tq_node.cluster.map import UnreadableMap
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.config import Settings
@@ -202,6 +204,10 @@ class NodeService(Service):
         metrics.sources.disk_free_bytes = self._store.disk_free_bytes
         metrics.sources.store_bytes = self._store.bytes_on_disk
         metrics.sources.uncommitted_bytes = self._queue.uncommitted_bytes
+        metrics.sources.moves = self._queue.moves
+        metrics.sources.moves_waiting = self._queue.moves_waiting
+        metrics.sources.copy_bytes_left = self._queue.copy_bytes_left
+        metrics.sources.copied_bytes = self._queue.copied_bytes
         metrics.sources.workers = lambda: {
             "busy": self._worker.running_count,
             "idle": settings.concurrency - self._worker.running_count,
@@ -239,6 +245,7 @@ class NodeService(Service):
                 retention_ms=settings.retention_ms,
                 dedupe_window_ms=settings.dedupe_window_ms,
                 disk_free_bytes_min=settings.disk_free_bytes_min,
+                copy_rate_bytes_s=settings.copy_rate_bytes_s,
                 backup_dir=str(settings.data_dir),
                 defaults_of=self._registry.defaults,
                 random_bytes=os.urandom,
@@ -275,6 +282,11 @@ class NodeService(Service):
         )  # fmt: skip
 
     def _failed_to_start(self, why: Failure) -> None:
+        if why.check(UnreadableMap, UnreadableCommand):
+            line = f"taskqueue: {why.getErrorMessage()}; a release that can read it goes on with this directory"
+            _log.critical("{line}", line=line, event="node_refused")
+            say(line)
+            end_at_once(EXIT_REFUSED)
         _log.failure("the node could not start", failure=why, event="start_failed")
         end_at_once(EXIT_STORE_BROKEN if why.check(StoreBroken) else EXIT_SOFTWARE)
 
@@ -291,7 +303,7 @@ class NodeService(Service):
         super().stopService()
         self._is_stopping = True
         self._notifier.stopping()
-        self._queue.refuse_work()
+        self._queue.begin_to_stop()
         self._member.stop_joining()
         stopping = Deferred.fromCoroutine(self._stop())
         # twistd would drop it without a word, and end with 0.
@@ -300,8 +312,10 @@ class NodeService(Service):
     async def _stop(self) -> None:
         if self._starting is not None:
             await self._starting
-        if self._worker.running:
-            await self._worker.stopService()
+        handlers_over = self._worker.stopService() if self._worker.running else _done()
+        await self._member.give_away()
+        self._queue.refuse_work()
+        await handlers_over
         await self._member.hand_over()
         for port in self._ports:
             await cast("Deferred[object]", port.stopListening() or _done())
@@ -360,6 +374,8 @@ class NodeService(Service):
 
     def _promise_broken(self, why: BaseException) -> None:
         """An assertion stays on in production, and one that fails stops the process (R20)."""
+        if isinstance(why, StoreBroken):
+            self._store_broken(why)
         _log.critical("a promise is broken, the node ends: {why!r}", why=why, event="promise_broken")
         end_at_once(EXIT_SOFTWARE)
 

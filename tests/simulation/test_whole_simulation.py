@@ -22,6 +22,7 @@ from tq_node.runtime import control_plane
 SEEDS = 20
 pytestmark = pytest.mark.slow
 CALM = Faults(nodes=3)
+BUSY = Faults(nodes=3, work_every_us=20_000, run_us=(200_000, 1_500_000))
 STOPS = Faults(actions=("restart", "restart", "step_down", "crash"))
 
 
@@ -40,6 +41,10 @@ def test_nothing_is_refused_or_unknown_where_nothing_goes_wrong() -> None:
     outcomes = {count.rpartition(" ")[2] for count in counts}
     assert outcomes <= {"ok", "NoSuchTask", "IdConflict", "AlreadyFinal", "NotRetryable", "StaleAttempt"}
     assert counts["submit ok"] > 20
+
+
+def test_nodes_with_free_slots_help_the_others() -> None:
+    assert simulate(1, faults=BUSY).checkers.helped > 10
 
 
 def test_the_classes_are_those_that_the_composition_root_wires() -> None:

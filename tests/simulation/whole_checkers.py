@@ -58,6 +58,8 @@ class Checkers:
         self._completed: dict[str, int] = {}
         """Completions told as events."""
         self.answers = self.starts_seen = self.strong_reads = 0
+        self.helped = 0
+        """Attempts that began at another node than their primary's."""
 
     def known(self, task_id: str) -> Known:
         found = self.tasks.get(task_id)
@@ -217,7 +219,8 @@ class Checkers:
             "ending": running._ending,
             "set aside": running._set_aside,
             "set back": running._set_back,
-            "renewed": running._renewed,
+            "renewed": running._away._renewed,
+            "lent": running._away._lent,
             "waits": [waiting for waiters in copies._waiters for waiting in waiters._waiting],
             "uncommitted": [
                 (core.partition, core.uncommitted_bytes)

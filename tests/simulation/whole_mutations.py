@@ -19,15 +19,18 @@ from tests.simulation import whole_world
 from tests.simulation.mutations import Mutation, always, seeds_to_catch
 from tests.simulation.whole_faults import FAILOVER, LEASES, RESTARTS, Faults
 from tests.support.world import SECOND_US
-from tq_node import member
+from tq_node import limits, member
 from tq_node.errors import OutcomeUnknown
 from tq_node.facade import Claim, Read
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.ready import ReadySet
+from tq_node.partition.tasks import Complete, transition
 from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import Ready as RaftReady
 from tq_node.runtime import batching, copies, node_side
+from tq_node.runtime import table as runtime_table
 from tq_node.runtime.applying import Applying
+from tq_node.runtime.away import Away
 from tq_node.runtime.cluster_machine import ClusterMachine
 from tq_node.runtime.confirming import Confirming
 from tq_node.runtime.copies import Copies
@@ -36,12 +39,14 @@ from tq_node.runtime.leading import Leading
 from tq_node.runtime.outgoing import Outgoing
 from tq_node.runtime.reading import Reading
 from tq_node.runtime.records import records_of
+from tq_node.runtime.renewing import Renewing
 from tq_node.runtime.replication import Replication
 from tq_node.runtime.rows import RowTable
 from tq_node.runtime.running import Running
 from tq_node.runtime.table import TaskTable
 from tq_node.runtime.waiters import CommitWaiters, Wait
 from tq_node.store.api import Batch
+from tq_node.types import State, TaskRow
 
 BASES = (0, 5_000)
 SEEDS_DEFAULT = 20
@@ -89,9 +94,17 @@ HOLDS = Faults(
 CANCELS = Faults(
     actions=("step_down", "step_down", "burst"), every_us=500_000, work_every_us=20_000, run_us=(1_000_000, 4_000_000)
 )
+HELPED = Faults(
+    actions=("crash", "step_down", "isolate", "pause", "crash"),
+    every_us=2_500_000,
+    work_every_us=15_000,
+    run_us=(500_000, 6_000_000),
+    cut_us=(3_000_000, 9_000_000),
+    nodes=3,
+)
 swarm, failover, leases, restarts = pressed(), pressed(FAILOVER), pressed(LEASES), pressed(RESTARTS)
 writes, snapshots, cancels = pressed(WRITES), pressed(SNAPSHOTS), pressed(CANCELS)
-uncommitted, stale, holds = pressed(UNCOMMITTED), pressed(STALE), pressed(HOLDS)
+uncommitted, stale, holds, helped = pressed(UNCOMMITTED), pressed(STALE), pressed(HOLDS), pressed(HELPED)
 
 
 # --- duties, neglected ---
@@ -160,6 +173,28 @@ def _grants_at_once(self: Running, partition: int, attempts: Any, confirmed: Def
     if confirmed is not None:
         confirmed.addErrback(lambda _: None)
     return _renew(self, partition, attempts, None)
+
+
+_lease_of_one = Renewing.lease_ms
+
+
+def _goes_on(self: Renewing, claim: Claim) -> int:
+    """What was granted once is held for ever, as long as another is primary."""
+    return _lease_of_one(self, claim) if self._local.leads(claim.partition) else limits.LEASE_MS
+
+
+def _any_token(row: TaskRow, event: Any) -> TaskRow:
+    """Whoever says that it has ended is believed."""
+    if isinstance(event, Complete) and row.state is State.PROCESSING and row.token is not None:
+        event = msgspec.structs.replace(event, token=row.token)
+    return transition(row, event)
+
+
+def _loses_by_old_leases(self: Away, now_ms: int) -> None:
+    """An attempt that was lent in an earlier epoch may have been renewed by another primary since."""
+    overdue = [i for i in self._lent if i not in self._renewed or now_ms >= self._renewed[i][1]]
+    if overdue:
+        self.lose(overdue, None)
 
 
 _make_resident = TaskTable._make_resident
@@ -234,6 +269,11 @@ MUTATIONS = (
     Mutation("inherited attempts are lost at once", "8", ((PartitionCore, "requeue_at_ms", property(always(0))),), leases),
     Mutation("inherited attempts are never lost", "8, P6", ((Leading, "_lose_inherited", always(None)),), failover),
     Mutation("attempts that end elsewhere are not waited for", "I12", ((Running, "end_elsewhere", always(None)),), cancels),
+    # --- work for one another ---
+    Mutation("a helper goes on after its lease", "8", ((Renewing, "lease_ms", _goes_on),), holds),
+    Mutation("a stale token ends a task", "8, F30", ((runtime_table, "transition", _any_token),), helped),
+    Mutation("what was lent is never lost", "8, P6", ((Away, "lose_overdue", always(None)),), helped),
+    Mutation("what was lent is lost by an old lease", "8", ((Away, "lose_overdue", _loses_by_old_leases),), helped),
     # --- peers ---
     Mutation("streams go on over a new connection", "R14, F42", ((Copies, "connected", always(None)),), swarm),
     Mutation("what could not be sent is forgotten", "R14", ((Replication, "_not_sent", always(None)),), swarm),
@@ -253,6 +293,7 @@ EXPLAINED = {
     "no ping rounds by themselves": "strong reads and activations begin rounds, too, and here they come all the time",
     "messages to peers go out of order": "a box seldom holds two of one partition, and a gap asks for a new ``Sync``",
     "renewals are granted without a round": "the attempt's node must still hear a primary that the leader does not",
+    "what was lent is lost by an old lease": "the partition must go and come back between two looks; ``test_lending`` catches it",
 }
 """Not caught here, and why."""
 RARE = frozenset(

@@ -201,10 +201,13 @@ class WholeNode:
         self.graveyard.append(stopping)
 
     async def _stop(self, member: Member, queue: ClusterQueue, worker: SimWorker, store: DiskStore) -> None:
-        queue.refuse_work()
+        queue.begin_to_stop()
         member.stop_joining()
         await self._starting
-        await worker.stop()
+        handlers_over = Deferred.fromCoroutine(worker.stop())
+        await member.give_away()
+        queue.refuse_work()
+        await handlers_over
         await member.hand_over()
         await queue.stop()
         await self._answered()

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.replay is not None:
         return replay(options.replay)
     began_s = time.monotonic()
-    count = failed = events = answers = claims = 0
+    count = failed = events = answers = claims = helped = 0
     virtual_us = 0
     for seed in range(options.first, options.first + options.seeds):
         if time.monotonic() - began_s > options.seconds_max:
@@ -58,10 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
         events += world.time.events
         answers += world.checkers.answers
         claims += world.checkers.starts_seen
+        helped += world.checkers.helped
     took_s = time.monotonic() - began_s
     print(
         f"{count} of {options.seeds} seeds from {options.first}: {failed} failed; {virtual_us / 3.6e9:.2f} virtual hours, "
-        f"{events} events, {answers} answers, {claims} claims, {took_s:.0f} s, {took_s / max(1, count):.2f} s each"
+        f"{events} events, {answers} answers, {claims} claims, {helped} by helpers, {took_s:.0f} s, "
+        f"{took_s / max(1, count):.2f} s each"
     )
     return 1 if failed else 0
 

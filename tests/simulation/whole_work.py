@@ -72,6 +72,13 @@ class SimWorker:
         self._schedule()
 
     # --- facade.Worker ---
+    types = None
+    """Any: the outcome is drawn."""
+
+    @property
+    def slots_free(self) -> int:
+        return 0 if self._is_stopping or not self._world.is_working else SLOTS - len(self.processes) - self._asked
+
     def wake(self) -> None:
         self._schedule()
 
@@ -113,10 +120,12 @@ class SimWorker:
     def _run(self, claim: Claim) -> None:
         checkers = self._world.checkers
         checkers.claimed(self._node, claim)
-        granted_ms = self._queue.lease_ms(claim.partition)
+        granted_ms = self._queue.lease_ms(claim)
         if granted_ms <= 0:
             self._finish(claim, Released(), None)
             return
+        if self._is_of_another(claim):
+            checkers.helped += 1
         process = Process(claim, self._node.host, self._until_us(granted_ms))
         self.processes[process.key] = process
         checkers.starts(process)
@@ -124,6 +133,11 @@ class SimWorker:
         self._world.time.after(self._world.run_us(), self._process_ends, process, self._draw_outcome())
         if self._random.random() < 0.2:
             self._reactor.soon(int(self._random.random() * 300 * MS_US), SOCKET, self._note, process)
+
+    def _is_of_another(self, claim: Claim) -> bool:
+        """Claimed for this node by another, which leads the partition."""
+        local = self._node.local
+        return local is not None and not local.leads(claim.partition)
 
     def _until_us(self, granted_ms: int) -> int:
         return self._reactor.world_us(self._reactor.seconds() + granted_ms / 1000)
@@ -146,7 +160,7 @@ class SimWorker:
 
     def _renew(self) -> None:
         for process in list(self.processes.values()):
-            granted_ms = self._queue.lease_ms(process.claim.partition)
+            granted_ms = self._queue.lease_ms(process.claim)
             if granted_ms > 0 and not process.is_over:
                 process.until_us = self._until_us(granted_ms)
 

@@ -338,6 +338,7 @@ class WholeWorld:
         return (
             f"seed {self.seed}: {self.node_count} nodes, {self.time.now_us / SECOND_US:.1f} virtual s, {self.time.events} "
             f"events, {self.net.connections} connections, {len(checkers.tasks)} tasks, {checkers.starts_seen} claims, "
+            f"{checkers.helped} by helpers, "
             f"{checkers.answers} answers, {checkers.strong_reads} strong reads, {sum(node.runs for node in self.nodes)} runs, "
             f"trace {self.trace.hash:08x}"
         )

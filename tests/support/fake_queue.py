@@ -117,8 +117,8 @@ class FakeQueue:
         self._told()
         return fail(self.note_errors.popleft()) if self.note_errors else succeed(None)
 
-    def lease_ms(self, partition: int) -> int:
-        self.lease_questions.append(partition)
+    def lease_ms(self, claim: Claim) -> int:
+        self.lease_questions.append(claim.partition)
         return self.granted_ms
 
     def _answer(self, value: Any, *, held: bool) -> Deferred[Any]:

@@ -93,6 +93,16 @@ class MemoryCluster:
             if name == view.primary or name in view.replicas:
                 self.set_partition(number, removing=[name])
 
+    def undrain(self, name: str) -> None:
+        node = self._node(name)
+        self._need_leader()
+        self._leaving.discard(name)
+        if node.status == "draining":
+            self._change(node, status="active")
+            for number, view in enumerate(self.partitions):
+                if view.removing == [name]:
+                    self.set_partition(number, removing=[])
+
     def remove(self, name: str) -> None:
         node = self._node(name)
         if node.status == "down":

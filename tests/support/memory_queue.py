@@ -368,6 +368,9 @@ class MemoryQueue:
     def drain(self, node: str) -> Deferred[None]:
         return self._answer("drain", lambda: self.members.drain(node))
 
+    def undrain(self, node: str) -> Deferred[None]:
+        return self._answer("undrain", lambda: self.members.undrain(node))
+
     def remove(self, node: str) -> Deferred[None]:
         return self._answer("remove", lambda: self.members.remove(node))
 
@@ -410,7 +413,7 @@ class MemoryQueue:
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         raise NotImplementedError
 
-    def lease_ms(self, partition: int) -> int:
+    def lease_ms(self, claim: Claim) -> int:
         raise NotImplementedError
 
     def _now_us(self) -> int:

@@ -89,6 +89,9 @@ class LateReads(MemoryStore):
 class FakeWorker:
     """Counts wake-ups; the world claims and finishes by hand."""
 
+    slots_free = 0
+    types = None
+
     def __init__(self) -> None:
         self.stopped: list[tuple[str, Token]] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -49,17 +49,28 @@ class ClusterOut(msgspec.Struct):
     leader: str | None
     term: int
     config: ClusterConfig
+    paused_queues: list[str]
 
 
 class ClusterAnswer(msgspec.Struct):
     cluster: ClusterOut
 
 
+class MoveOut(msgspec.Struct):
+    """``stage``: ``copying``, ``handing_over``, ``shrinking``, ``finishing``. The other two are null but at the primary;
+    ``percent`` is 100 once all newcomers are in sync.
+    """
+
+    stage: str
+    bytes_left: int | None
+    percent: int | None
+
+
 class PartitionOut(msgspec.Struct):
     """Names, not ids; null where unknown. ``replicas`` are the copies but the primary, ``in_sync`` has the primary first.
 
     ``lag``: how many sequences each replica is behind, where known. ``waiting`` stands only where there is something to say:
-    why the partition stays where it should not.
+    why the partition stays where it should not. ``move`` stands only while it moves.
     """
 
     partition: int
@@ -75,6 +86,7 @@ class PartitionOut(msgspec.Struct):
     removing: list[str]
     state: str
     waiting: str | UnsetType = UNSET
+    move: MoveOut | UnsetType = UNSET
 
 
 class PartitionsAnswer(msgspec.Struct):
@@ -123,7 +135,7 @@ class ClusterRoutes:
     # --- looking ---
     def cluster(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
-        request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster()))))
+        request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster(), self._queue.paused_queues()))))
 
     def partitions(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
@@ -143,6 +155,10 @@ class ClusterRoutes:
     def drain(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
         return self._queue.drain(node).addCallback(_answer_begun, request, node)
+
+    def undrain(self, request: ApiRequest) -> Deferred[None]:
+        node = read_query(request, NodeParameters).node
+        return self._queue.undrain(node).addCallback(_answer_begun, request, node)
 
     def remove(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
@@ -201,6 +217,15 @@ class ClusterRoutes:
                 "/cluster/drain",
                 self.drain,
                 "Move everything off a node",
+                begun,
+                query=NodeParameters,
+                errors=node_errors,
+            ),
+            Route(
+                "POST",
+                "/cluster/undrain",
+                self.undrain,
+                "Let a node stay that is being drained",
                 begun,
                 query=NodeParameters,
                 errors=node_errors,
@@ -270,10 +295,11 @@ def _partition_out(view: PartitionView) -> PartitionOut:
         view.removing,
         view.state,
         UNSET if view.waiting is None else view.waiting,
+        UNSET if view.move_stage is None else MoveOut(view.move_stage, view.move_bytes_left, view.move_percent),
     )
 
 
-def _cluster_out(view: ClusterView) -> ClusterOut:
+def _cluster_out(view: ClusterView, paused_queues: Iterable[str]) -> ClusterOut:
     # Scripts count nodes by the text `"id":"node-`: no other key `id` may hold a node's name.
     return ClusterOut(
         id=view.cluster_id,
@@ -292,4 +318,5 @@ def _cluster_out(view: ClusterView) -> ClusterOut:
         leader=view.leader,
         term=view.term,
         config=ClusterConfig(view.partition_count, view.replication_factor),
+        paused_queues=sorted(paused_queues),
     )

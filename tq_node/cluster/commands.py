@@ -100,7 +100,7 @@ class RegisterNode(Command, frozen=True, tag=2):
 
 
 class NodeDown(Command, frozen=True, tag=3):
-    """R5 or R5a. ``reason``: silence or evidence."""
+    """R5 or R5a, or the node's own last word. ``reason``: silence, evidence or departed."""
 
     node_id: NodeId
     session: int

@@ -85,11 +85,19 @@ class Liveness:
         self._steady_since_ms = dict.fromkeys(self._steady_since_ms, now_ms)
 
     def tick(self, now_ms: int) -> None:
-        """Before each decision. After a pause of this process its sockets are full of unread words: who slept cannot say who was
-        silent, so everybody gets time anew (F40)."""
-        if now_ms - self._ticked_ms >= self.pace.suspect_ms:
-            self._granted_ms = now_ms
+        """Before each decision, which is due each ``pace.decide_ms``.
+
+        After a pause of this process its sockets are full of unread words: who slept cannot say who was silent. A short pause
+        does not count as anybody's silence; after a long one everybody gets time anew (F40).
+        """
+        passed_ms = now_ms - self._ticked_ms
         self._ticked_ms = now_ms
+        if passed_ms >= self.pace.suspect_ms:
+            self._granted_ms = now_ms
+        elif passed_ms >= 2 * self.pace.decide_ms:
+            late_ms = passed_ms - self.pace.decide_ms
+            self._granted_ms = min(now_ms, self._granted_ms + late_ms)
+            self._heard_ms = {node: min(now_ms, heard_ms + late_ms) for node, heard_ms in self._heard_ms.items()}
 
     def follow(self, cluster_map: ClusterMap, now_ms: int) -> None:
         """The table has changed. A new session is as good as a word heard, and what its former run said no longer counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,30 @@ from tq_node.cluster.partition_rules import staleness
 from tq_node.cluster.records import PartitionEntry, copies_wanted
 from tq_node.cluster.refusals import Refusal
 from tq_node.types import NodeId
+
+
+class MoveStage(enum.StrEnum):
+    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``, ``/metrics``)."""
+
+    COPYING = "copying"
+    """``BeginMove`` is applied: the newcomers learn, until they are in the set."""
+    HANDING_OVER = "handing_over"
+    """They are; the primary leaves, and another is to be chosen."""
+    SHRINKING = "shrinking"
+    """Another is, or need not be; who leaves is still in the set."""
+    FINISHING = "finishing"
+    """Nothing counts on who leaves; ``FinishMove`` comes next."""
+
+
+def stage_of(entry: PartitionEntry) -> MoveStage | None:
+    """None: it does not move."""
+    if not entry.is_moving:
+        return None
+    if not are_in_sync(entry):
+        return MoveStage.COPYING
+    if entry.primary in entry.removing:
+        return MoveStage.HANDING_OVER
+    return MoveStage.FINISHING if are_out_of_sync(entry) else MoveStage.SHRINKING
 
 
 def begin_move(draft: Draft, command: BeginMove) -> None:

@@ -10,10 +10,12 @@ from tq_node.limits import MIB
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults for one data centre (replication.md, section 13, Defaults)."""
 
-    session_ms: int = 2_000
-    """``T_session``: silence for so long is death (R5)."""
+    session_ms: int = 1_500
+    """``T_session``: silence for so long is death (R5). How it was chosen: docs/reference/failover.md."""
     suspect_ms: int = 1_000
     """Shown as suspect, and given nothing new."""
+    decide_ms: int = 100
+    """Between two looks of the leader at who is silent; time that it was late by as much or more is not counted (F40)."""
     refusals_apart_ms: int = 50
     """R5a: between the two refusals of a dead node's port."""
     health_ms: int = 30_000
@@ -30,6 +32,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         assert 0 < self.suspect_ms < self.session_ms, "a node is suspect before it is dead"
+        assert 0 < 2 * self.decide_ms < self.suspect_ms, "a leader that looks in time is not taken for one that sleeps"
         assert self.session_ms < self.health_ms <= self.replace_after_ms
         assert min(self.refusals_apart_ms, self.heir_ms, self.big_moves_per_node, self.batch_max) > 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tq_node.cluster.commands import AnyCommand, DrainNode, RemoveNode, UnsafeRecover
+from tq_node.cluster.commands import AnyCommand, DrainNode, RemoveNode, UndrainNode, UnsafeRecover
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap, NodeEntry
 from tq_node.cluster.refusals import Refusal
@@ -17,6 +17,14 @@ def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False
     if not _has_others(cluster_map, node):
         return Refusal.LAST_NODE
     return DrainNode(node_id, then_remove)
+
+
+def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
+    """Stay after all: of a node that is drained, or that ``remove`` drains first. Of one that stays anyway it changes nothing."""
+    node = cluster_map.nodes.get(node_id)
+    if node is None or not node.is_member:
+        return Refusal.NO_SUCH_NODE
+    return UndrainNode(node_id)
 
 
 def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from tq_node.cluster.liveness import Liveness
+from tq_node.cluster.move_rules import MoveStage, are_in_sync, stage_of
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.types import NodeId
 
@@ -50,6 +51,12 @@ class PartitionShown(msgspec.Struct, frozen=True):
     """active, starting, offline"""
     waiting: str | None
     """Why it does not move although it should; known at the leader."""
+    move_stage: str | None
+    """What its move is at (``MoveStage``); None: it does not move."""
+    move_bytes_left: int | None
+    """What the newcomers still lack, about; known at the primary."""
+    move_percent: int | None
+    """Of what they get; known at the primary."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -59,6 +66,8 @@ class Progress(msgspec.Struct, frozen=True):
     last_sequence: int | None = None
     committed_sequence: int | None = None
     lag: Mapping[NodeId, int] = {}
+    copying: Mapping[NodeId, tuple[int, int]] = {}
+    """(bytes sent, bytes left) of copies that do not count yet."""
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -128,6 +137,8 @@ def _show_partition(
     partition: int, entry: PartitionEntry, names: _Names, known: Progress | None, waiting: str | None
 ) -> PartitionShown:
     primary = entry.primary
+    stage = stage_of(entry)
+    bytes_left, percent = (None, None) if stage is None or known is None else _copied(entry, known)
     return PartitionShown(
         partition=partition,
         primary=None if primary is None else names.one(primary),
@@ -142,13 +153,35 @@ def _show_partition(
         removing=names.many(entry.removing),
         state=_state(entry, known),
         waiting=waiting,
+        move_stage=None if stage is None else str(stage),
+        move_bytes_left=bytes_left,
+        move_percent=percent,
     )
+
+
+def _copied(entry: PartitionEntry, known: Progress) -> tuple[int, int]:
+    """(bytes left, percent) of all newcomers together. It is 100 only once they are in the set."""
+    copying = [known.copying[node] for node in entry.adding if node in known.copying and node not in entry.isr]
+    sent, left = sum(sent for sent, _ in copying), sum(left for _, left in copying)
+    if not copying:
+        return 0, 100 if are_in_sync(entry) else 0
+    return left, min(99, 100 * sent // max(1, sent + left))
 
 
 def _state(entry: PartitionEntry, known: Progress | None) -> str:
     if entry.primary is None:
         return "offline"
     return "active" if known is None or known.is_active else "starting"
+
+
+def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
+    """Moves by stage, of the partitions that this node leads by the table: each is counted at one node."""
+    counts = {str(stage): 0 for stage in MoveStage}
+    for entry in cluster_map.partitions:
+        stage = stage_of(entry) if entry.primary == me else None
+        if stage is not None:
+            counts[stage] += 1
+    return counts
 
 
 class _Names:

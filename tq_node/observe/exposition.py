@@ -130,6 +130,26 @@ class Exposition(Collector):
             for state, count in sources.workers().items():
                 workers.add_metric([state], count)
             yield workers
+        for name, text, label, counts in (
+            ("taskqueue_moves", "Partitions led here that move, by what comes next.", "stage", sources.moves),
+            (
+                "taskqueue_moves_waiting",
+                "Partitions that should move and do not, known at the leader.",
+                "reason",
+                sources.moves_waiting,
+            ),
+        ):
+            if counts is not None:
+                family = GaugeMetricFamily(name, text, labels=[label])
+                for word, count in counts().items():
+                    family.add_metric([word], count)
+                yield family
+        if sources.copied_bytes is not None:
+            yield CounterMetricFamily(
+                "taskqueue_copied_bytes",
+                "Bytes sent to copies that were made or caught up.",
+                value=sources.copied_bytes(),
+            )
         for name, text, source in (
             (
                 "taskqueue_disk_free_bytes",
@@ -143,6 +163,11 @@ class Exposition(Collector):
                 sources.uncommitted_bytes,
             ),
             ("taskqueue_http_connections", "Open HTTP connections.", sources.http_connections),
+            (
+                "taskqueue_copy_bytes_left",
+                "About what copies of partitions led here still lack before they count.",
+                sources.copy_bytes_left,
+            ),
         ):
             if source is not None:
                 yield GaugeMetricFamily(name, text, value=source())

@@ -71,6 +71,12 @@ class Sources(msgspec.Struct):
     store_bytes: Callable[[], int] | None = None
     uncommitted_bytes: Callable[[], int] | None = None
     http_connections: Callable[[], int] | None = None
+    moves: Callable[[], Mapping[str, int]] | None = None
+    """By stage."""
+    moves_waiting: Callable[[], Mapping[str, int]] | None = None
+    """By reason."""
+    copy_bytes_left: Callable[[], int] | None = None
+    copied_bytes: Callable[[], int] | None = None
 
 
 class Metrics:

@@ -121,6 +121,17 @@ class PartitionCore(Generic[News]):
         """Entries that each other copy is behind, while it leads; for people."""
         return {node: self.log.last_sequence - stream.acked for node, stream in self.streams.items()}
 
+    def copying(self, content_bytes: int) -> dict[NodeId, tuple[int, int]]:
+        """(bytes sent, bytes left), about, of each copy that does not count yet, while it leads; for people."""
+        leading = self._leading
+        if leading is None:
+            return {}
+        return {
+            node: (stream.copied_bytes, leading.sending.left_bytes(stream, content_bytes))
+            for node, stream in self.streams.items()
+            if node not in leading.effective
+        }
+
     # --- the table ---
     def follow(self, record: Record, now_ms: int) -> None:
         """The table's record, each version in order; again, when only ``up`` has changed. Late is harmless.
@@ -366,13 +377,13 @@ class PartitionCore(Generic[News]):
     @property
     def has_ready(self) -> bool:
         """Is there anything for the disk, or anything that waits for it?"""
+        log = self.log
+        if self._after or log.draft.entries:  # asked for each copy and turn: what is usual comes first
+            return True
         leading = self._leading
-        return bool(
-            self._after
-            or self.log.must_persist()
-            or self._following.owes_answer
-            or (leading is not None and not leading.open.is_empty)
-        )
+        if leading is None:
+            return self._following.owes_answer or not log.draft.is_empty
+        return not (leading.open.is_empty and log.draft.is_empty)
 
     def ready(self, now_ms: int) -> Ready:
         """Seal what was proposed, and hand out everything for the disk. The next may be taken before this one is durable."""

@@ -161,7 +161,7 @@ class Following(Generic[News]):
         log = self._log
         if log.promised == self.synced_epoch:
             # What ``appliable`` says; asked with each message and each sync.
-            sequence = self._told if self._told < log.durable_sequence else log.durable_sequence
+            sequence = min(self._told, log.durable_sequence)
             if sequence > log.committed:
                 log.commit_to(sequence)
 

@@ -96,7 +96,7 @@ class Leading(Generic[News]):
 
     def _recount(self) -> None:
         """Who counts has changed: more may be committed, or less may be from now on."""
-        self.effective = self.counted_set()
+        self.effective = self.sending.counting = self.counted_set()
         streams = self.sending.streams
         assert all(node == self._me or node in streams for node in self.effective), "whoever counts is a copy"
         self.others = tuple(node for node in sorted(self.effective) if node != self._me)

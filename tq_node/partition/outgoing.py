@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Generic
 
 from tq_node.partition.copy import CopyLog, News
+from tq_node.partition.copy_rate import CopyRate
 from tq_node.partition.messages import Addressed, SnapAck, SnapBegin, SnapChunk, SnapEnd
 from tq_node.partition.outputs import CloseSnapshot, OpenSnapshot, ReadChunk, Wish
 from tq_node.partition.pace import Pace
@@ -15,14 +16,21 @@ from tq_node.partition.streams import Outgoing, Stream
 
 
 class Snapshots(Generic[News]):
-    """Of one epoch. One for each replica that needs one; the store limits how many are open."""
+    """Of one epoch. One for each replica that needs one; the store limits how many are open, ``rate`` how fast they go."""
 
     def __init__(
-        self, log: CopyLog[News], epoch: int, pace: Pace, messages: list[Addressed], wishes: list[Wish]
+        self,
+        log: CopyLog[News],
+        epoch: int,
+        pace: Pace,
+        rate: CopyRate,
+        messages: list[Addressed],
+        wishes: list[Wish],
     ) -> None:
         self._log = log
         self._epoch = epoch
         self._pace = pace
+        self._rate = rate
         self._messages = messages
         self._wishes = wishes
         self._last_id = 0
@@ -62,10 +70,21 @@ class Snapshots(Generic[News]):
         self._read_on(stream, outgoing)
 
     def _read_on(self, stream: Stream, outgoing: Outgoing) -> None:
-        """One read at a time, and no more on the way than the window holds."""
-        if not outgoing.is_reading and not outgoing.ended and self.has_room(outgoing):
+        """One read at a time, no more on the way than the window holds, no faster than the node's rate."""
+        if self.may_read_on(outgoing) and self._rate.room_bytes > 0:
             outgoing.is_reading = True
             self._wishes.append(ReadChunk(stream.node, outgoing.snapshot_id))
+
+    def may_read_on(self, outgoing: Outgoing) -> bool:
+        """But for the rate."""
+        return outgoing.applied > 0 and not outgoing.is_reading and not outgoing.ended and self.has_room(outgoing)
+
+    def tick(self, stream: Stream, now_ms: int) -> None:
+        """What the rate held up goes on. That it was held up is not the replica's silence."""
+        outgoing = stream.outgoing
+        if outgoing is not None and self.may_read_on(outgoing):
+            outgoing.moved_ms = now_ms
+            self._read_on(stream, outgoing)
 
     def has_room(self, outgoing: Outgoing) -> bool:
         return outgoing.sent - outgoing.staged < self._pace.snapshot_window
@@ -83,6 +102,7 @@ class Snapshots(Generic[News]):
             return
         message = SnapChunk(partition, epoch, snapshot_id, outgoing.sent, zlib.crc32(data), data)
         outgoing.sent += 1
+        stream.copied(len(data))
         self._messages.append((stream.node, message))
         self._read_on(stream, outgoing)
 

@@ -6,6 +6,7 @@ import msgspec
 
 from tq_node import limits
 from tq_node.limits import KIB, MIB
+from tq_node.partition.copy_rate import CopyRate
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +70,13 @@ class Budget:
     """What all partitions of a node share: bytes sent to replicas and not acknowledged, bytes proposed and not committed.
 
     One object for all cores. The first is a bound that streams keep; the second is a sum by which the driver refuses new work.
+    ``copying``: how fast copies are filled that do not count yet.
     """
 
-    __slots__ = ("in_flight_bytes", "in_flight_bytes_max", "uncommitted_bytes")
+    __slots__ = ("copying", "in_flight_bytes", "in_flight_bytes_max", "uncommitted_bytes")
 
-    def __init__(self, in_flight_bytes_max: int = 64 * MIB) -> None:
+    def __init__(self, in_flight_bytes_max: int = 64 * MIB, copying: CopyRate | None = None) -> None:
+        self.copying = copying if copying is not None else CopyRate()
         self.in_flight_bytes = 0
         self.in_flight_bytes_max = in_flight_bytes_max
         self.uncommitted_bytes = 0

@@ -93,6 +93,13 @@ class ReadySet:
         """Whether ``pop`` may find one."""
         return bool(self._heads)
 
+    @property
+    def waiting(self) -> int:
+        """How many entries ``pop`` may come to: those of queues that are not paused."""
+        if not self._paused:
+            return self._count
+        return sum(len(heap) for queue, heap in self._queues.items() if queue not in self._paused)
+
     def pause(self, queue: str) -> None:
         self._paused.add(queue)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Generic
 
 from tq_node.errors import Divergence
-from tq_node.partition.copy import CopyLog, News, head
+from tq_node.partition.copy import ENTRY_OVERHEAD_BYTES, CopyLog, News, head
+from tq_node.partition.copy_rate import UNLIMITED
 from tq_node.partition.entries import Entry
 from tq_node.partition.messages import Addressed, Append, LogEntry, SnapAck, Sync, log_entry
 from tq_node.partition.outgoing import Snapshots
@@ -31,13 +32,15 @@ class Sending(Generic[News]):
     ) -> None:
         self.epoch = record.epoch
         self.streams: dict[NodeId, Stream] = {}
+        self.counting: frozenset[NodeId] = frozenset()
+        """The effective set. Its members are never held up; the others are filled at the node's ``CopyRate``."""
         self._log = log
         self._record = record
         self._pace = pace
         self._budget = budget
         self._messages = messages
         self._wishes = wishes
-        self._snapshots = Snapshots(log, record.epoch, pace, messages, wishes)
+        self._snapshots = Snapshots(log, record.epoch, pace, budget.copying, messages, wishes)
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:
@@ -98,10 +101,11 @@ class Sending(Generic[News]):
         self._messages.append((stream.node, append))
 
     def pump(self, stream: Stream, now_ms: int) -> None:
-        """Whatever the window has room for: from memory, or else the store is asked."""
+        """Whatever the window has room for: from memory, or else the store is asked. A copy that does not count yet catches up
+        no faster than the node's rate; what that holds up goes on at a later tick."""
         log = self._log
         while stream.mode is Mode.STREAM and stream.next_sequence <= log.last_sequence and not stream.is_reading:
-            room = stream.room_bytes()
+            room = min(stream.room_bytes(), self.copy_room_bytes(stream))
             if room <= 0:
                 return
             bytes_max = min(room, self._pace.append_bytes_aim)
@@ -111,20 +115,30 @@ class Sending(Generic[News]):
                     self._start(stream, now_ms)  # it was trimmed away meanwhile
                     return
                 stream.is_reading = True
+                if stream.node not in self.counting:
+                    stream.reserve(bytes_max)
                 self._wishes.append(ReadLog(stream.node, stream.next_sequence, bytes_max))
                 return
             self._send_entries(stream, entries, now_ms)
 
+    def copy_room_bytes(self, stream: Stream) -> int:
+        """By the node's rate, which is for copies that nothing waits for."""
+        return UNLIMITED if stream.node in self.counting else self._budget.copying.room_bytes
+
     def _send_entries(self, stream: Stream, entries: tuple[LogEntry, ...], now_ms: int) -> None:
         log = self._log
         append = Append(log.partition, self.epoch, entries[0].sequence - 1, entries, log.committed)
-        self._send(stream, append, size_of(entries), now_ms)
+        size = size_of(entries)
+        if stream.node not in self.counting:
+            stream.copied(size)
+        self._send(stream, append, size, now_ms)
 
     def log_read(self, stream: Stream, entries: Sequence[Entry], now_ms: int) -> None:
         """What the store had. Of no use if the stream has begun anew since, or a cut came in between."""
         if not stream.is_reading:
             return
         stream.is_reading = False
+        stream.give_back()
         if not entries:
             if stream.mode is Mode.STREAM:
                 self._start(stream, now_ms)
@@ -142,9 +156,21 @@ class Sending(Generic[News]):
 
     # --- answers ---
     def synced(self, stream: Stream, durable_sequence: int, now_ms: int) -> None:
-        """``SyncOk``. An old one is as good as an ``Ack``: within an epoch nothing that was acknowledged is cut again."""
+        """``SyncOk``. An old one is as good as an ``Ack``: within an epoch nothing that was acknowledged is cut again.
+
+        One that says less than was acknowledged is the answer to an earlier ``Sync``, or its store was set back to an older state
+        (F14). Both ways it is sent again what it may lack, and what it had does not count (R10). If the log does not reach back
+        so far, a member of the set lags until it is out of it, or says better.
+        """
         log = self._log
         assert durable_sequence <= log.last_sequence, "a replica has more than its primary"
+        if stream.mode is Mode.SYNC and durable_sequence < stream.acked:
+            if durable_sequence + 1 < log.log_start and stream.node in self._record.isr:
+                stream.owes_since(now_ms)
+                return
+            stream.set_back(durable_sequence, now_ms)
+        elif durable_sequence == log.last_sequence:
+            stream.behind_since_ms = None
         stream.acknowledged(durable_sequence, log.last_sequence, now_ms)
         if stream.mode is Mode.SYNC:
             stream.next_sequence = stream.acked + 1
@@ -216,6 +242,8 @@ class Sending(Generic[News]):
         elif mode is Mode.STREAM:
             self.pump(stream, now_ms)
             self._tell_commit(stream)
+        elif mode is Mode.SNAPSHOT:
+            self._snapshots.tick(stream, now_ms)
 
     def is_stalled(self, stream: Stream, now_ms: int) -> bool:
         if stream.mode is Mode.SYNC:
@@ -232,6 +260,21 @@ class Sending(Generic[News]):
             stream.commit_sent = log.committed
             tell = Append(log.partition, self.epoch, stream.next_sequence - 1, (), log.committed)
             self._messages.append((stream.node, tell))
+
+    # --- looking ---
+    def left_bytes(self, stream: Stream, content_bytes: int) -> int:
+        """About what the copy still lacks; for people. ``content_bytes``: of the whole partition, were it sent anew."""
+        log = self._log
+        if stream.acked >= log.last_sequence:
+            return 0
+        outgoing = stream.outgoing
+        if stream.mode is Mode.STREAM:
+            # What was written before this process began is not measured.
+            entries = log.last_sequence - stream.acked
+            return max(log.bytes_after(stream.acked), entries * ENTRY_OVERHEAD_BYTES)
+        if outgoing is not None and outgoing.applied:
+            return max(1, content_bytes - stream.copied_bytes) + log.bytes_after(outgoing.applied)
+        return max(1, content_bytes)
 
     # --- trimming ---
     def trim_floor(self, stream: Stream, wanted: int, *, counts: bool) -> int:

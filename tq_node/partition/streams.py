@@ -68,7 +68,8 @@ def size_of(entries: tuple[LogEntry, ...]) -> int:
 
 
 class Stream:
-    """``acked``: durable there in this epoch; never decreases. ``next_sequence``: what is sent next, always above it."""
+    """``acked``: durable there in this epoch; it decreases only where the replica says itself that its store was set back (F14).
+    ``next_sequence``: what is sent next, always above it."""
 
     __slots__ = (
         "_budget",
@@ -77,6 +78,7 @@ class Stream:
         "answered_ms",
         "behind_since_ms",
         "commit_sent",
+        "copied_bytes",
         "in_flight",
         "in_flight_bytes",
         "in_flight_entries",
@@ -87,6 +89,7 @@ class Stream:
         "node",
         "outgoing",
         "removals",
+        "reserved_bytes",
         "sync_sent_ms",
     )
 
@@ -103,6 +106,10 @@ class Stream:
         self.in_flight_entries = 0
         self.is_reading = False
         """Entries for it are being read from the store."""
+        self.reserved_bytes = 0
+        """Of the node's ``CopyRate``, for what is being read."""
+        self.copied_bytes = 0
+        """Sent since its latest ``Sync``, to fill a copy that did not count."""
         self.outgoing: Outgoing | None = None
         self.sync_sent_ms = now_ms
         self.answered_ms = now_ms
@@ -119,11 +126,29 @@ class Stream:
         self.in_flight.clear()
         self.in_flight_bytes = self.in_flight_entries = 0
         self.is_reading = False
+        self.give_back()
         self.outgoing = None
         self.next_sequence = self.acked + 1
         self.commit_sent = 0  # what told of it may have been lost with the connection
         if mode is not Mode.STREAM:
             self.near_since_ms = None
+        if mode is Mode.SYNC:
+            self.copied_bytes = 0
+
+    # --- the rate of copies ---
+    def reserve(self, size: int) -> None:
+        self.reserved_bytes = size
+        self._budget.copying.reserve(size)
+
+    def give_back(self) -> None:
+        """What was read is here, or is of no use any more."""
+        self._budget.copying.give_back(self.reserved_bytes)
+        self.reserved_bytes = 0
+
+    def copied(self, size: int) -> None:
+        """So much has left to fill it."""
+        self.copied_bytes += size
+        self._budget.copying.spend(size)
 
     # --- the window ---
     def has_room_for(self, count: int, size: int) -> bool:
@@ -166,6 +191,16 @@ class Stream:
         else:
             self.behind_since_ms = in_flight[0].sent_ms if in_flight else now_ms
         return True
+
+    def set_back(self, sequence: int, now_ms: int) -> None:
+        """It has no more than this, whatever it acknowledged before."""
+        self.acked = sequence
+        self.next_sequence = sequence + 1
+        self.owes_since(now_ms)
+
+    def owes_since(self, now_ms: int) -> None:
+        if self.behind_since_ms is None:
+            self.behind_since_ms = now_ms
 
     # --- lag (section 6) ---
     def owes_ms(self, now_ms: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tq_node.errors import Busy, PayloadTooLarge
+from tq_node.errors import Busy, PayloadTooLarge, StoreBroken
 from tq_node.raft import quorum
 from tq_node.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -216,7 +216,15 @@ class Replication:
         state.send(AppendReply(state.me, leader, state.term, log_index))
 
     def on_heartbeat(self, message: Heartbeat) -> None:
-        """Its commit index is never beyond what this node has said to have."""
+        """Its commit index is never beyond what this node has said to have.
+
+        :raises StoreBroken: it is, so the store has lost what it had acknowledged: its disk shows an older state (F14).
+        """
         state = self._state
+        if message.commit_index > state.log.last_index:
+            last, acknowledged = state.log.last_index, message.commit_index
+            raise StoreBroken(
+                f"the disk shows an older state: the log ends at {last}, and {acknowledged} was acknowledged"
+            )
         state.log.commit_to(message.commit_index)
         state.send(HeartbeatReply(state.me, message.source, state.term, message.round))

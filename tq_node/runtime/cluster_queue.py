@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.cluster.placement import partition_of
-from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
+from tq_node.errors import NotPrimary, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -20,6 +20,7 @@ from tq_node.facade import (
     Notes,
     Outcome,
     Read,
+    Released,
     Stats,
     Submission,
     Subscription,
@@ -60,7 +61,16 @@ class ClusterQueue(NodeSide):
     # --- facade: submitting ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         self._name(submission)
-        return self._patience.until_served(lambda: self._submit(submission))
+        made = submission.made
+        return self._patience.until_known(
+            lambda: self._submit(submission), lambda: self._submit_again(submission, made=made)
+        )
+
+    def _submit_again(self, submission: Submission, *, made: bool) -> Deferred[Accepted]:
+        """It may be there by now: an id that was made here is looked for this time, like one of the caller's own."""
+        submission.made = False
+        again = self._submit(submission)
+        return again.addCallback(_as_new) if made else again
 
     def _submit(self, submission: Submission) -> Deferred[Accepted]:
         try:
@@ -206,7 +216,13 @@ class ClusterQueue(NodeSide):
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         if self._local is None or self._guard() is not None:
             return succeed([])
-        return self._local.claim(limit)
+        claims = self._local.claim(limit)
+        return claims if self._helping is None else self._helping.fill(claims, limit)
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            # If that is not heard, its lease is over soon.
+            self.finish(claim, Released()).addErrback(lambda _: None)
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
         """Also at another node that has become the partition's primary meanwhile (section 8)."""
@@ -216,12 +232,17 @@ class ClusterQueue(NodeSide):
             return fail(why)
         if primary == self.node_id:
             return here.finish(claim, outcome, notes)
-        told = self._forwarding.call(primary, calls.FINISH, calls.Finish(claim, outcome, notes), claim.task_id)
+        said = calls.Finish(_without_payload(claim), outcome, notes)
+        told = self._forwarding.call(primary, calls.FINISH, said, claim.task_id)
 
         def over(result: Any) -> Any:
-            if not isinstance(result, Failure) or result.check(StaleAttempt):
+            if not isinstance(result, Failure):
                 here.let_go(claim)
-            return result if isinstance(result, Failure) else None
+                return None
+            error = result.value
+            if isinstance(error, TaskQueueError) and error.definite and not error.retryable:
+                here.let_go(claim)  # nobody says it again
+            return result
 
         return told.addBoth(over)
 
@@ -232,9 +253,19 @@ class ClusterQueue(NodeSide):
             return fail(why)
         if primary == self.node_id:
             return self._must_serve().note(claim, notes)
-        told = self._forwarding.call(primary, calls.NOTE, calls.Note(claim, notes), claim.task_id)
+        told = self._forwarding.call(primary, calls.NOTE, calls.Note(_without_payload(claim), notes), claim.task_id)
         return told.addCallback(lambda _: None)
 
-    def lease_ms(self, partition: int) -> int:
+    def lease_ms(self, claim: Claim) -> int:
         assert self._renewing is not None, "nothing is claimed before there is a queue"
-        return self._renewing.lease_ms(partition)
+        return self._renewing.lease_ms(claim)
+
+
+def _as_new(accepted: Accepted) -> Accepted:
+    """Nobody else knows the id: the task that is there is the one that was just submitted."""
+    return msgspec.structs.replace(accepted, created=True)
+
+
+def _without_payload(claim: Claim) -> Claim:
+    """For its primary, which has it: the token says all."""
+    return msgspec.structs.replace(claim, payload=b"")

@@ -222,6 +222,10 @@ class ControlPlane:
     def admit(self, peer: PeerIdentity) -> None:
         if not self._is_started:
             raise Starting(f"node {self.local.name} is starting")
+        self._refuse_removed(peer)
+
+    def _refuse_removed(self, peer: PeerIdentity) -> None:
+        """:raises Removed: the table says so. Its connection is closed with it."""
         entry = self.map.nodes.get(peer.node_id)
         if entry is not None and not entry.is_member:
             raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
@@ -251,6 +255,8 @@ class ControlPlane:
         return self.membership.registering.registered_by(peer, body)
 
     def heartbeat(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        # The leader tells it nothing any more from the moment of its removal, so it may not have heard of that: it hears it now.
+        self._refuse_removed(peer)
         return self.membership.heartbeat_of(peer, body)
 
     def evidence(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:

@@ -28,8 +28,10 @@ from tq_node.partition.unapplied import Slice, Unapplied
 from tq_node.runtime.applying import Applying
 from tq_node.runtime.batching import add_draft, add_slice
 from tq_node.runtime.clock import Clock
+from tq_node.runtime.disk_pace import DiskPace
 from tq_node.runtime.events import Change
 from tq_node.runtime.granting import Granting
+from tq_node.runtime.incoming import OF_SNAPSHOTS, Incoming
 from tq_node.runtime.outgoing import Outgoing
 from tq_node.runtime.waiters import CommitWaiters, Wait
 from tq_node.store.api import Batch, Store
@@ -73,11 +75,13 @@ class Copies:
         self._applying = Applying(clock, unapplied, on_applied)
         self._budget = budget
         self._outgoing = outgoing
+        self.disk_pace = DiskPace()
         self._on_committed = on_committed
         self._on_led = on_led
         self._on_steps = on_steps
         self._on_broken = on_broken
         self._spec_of = spec_of
+        self._incoming = Incoming()
         self._granting = Granting(store, self._granted)
         self._waiters = [CommitWaiters() for _ in cores]
         self._dirty: set[int] = set()
@@ -146,6 +150,8 @@ class Copies:
         def receive_all() -> Iterable[int]:
             touched: dict[int, None] = {}
             for message in messages:
+                if type(message) in OF_SNAPSHOTS and not self._incoming.is_sound(source, message):
+                    continue
                 cores[message.partition].receive(source, message, now_ms)
                 touched[message.partition] = None
             return touched
@@ -155,6 +161,7 @@ class Copies:
     def tick(self) -> None:
         """Some 50 ms have passed."""
         now_ms = self._clock.now_ms()
+        self._budget.copying.refill(now_ms)
 
         def tick_all() -> Iterable[int]:
             for partition in self._ticking:
@@ -244,6 +251,11 @@ class Copies:
     def uncommitted_bytes(self) -> int:
         return self._budget.uncommitted_bytes
 
+    @property
+    def copied_bytes(self) -> int:
+        """Sent to copies that did not count, in this run of the process."""
+        return self._budget.copying.sent_bytes
+
     # --- the loop ---
     def _enter(self, event: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
         """``event`` says which cores it has touched. ``at_once``: what they have for the disk does not wait for the next turn."""
@@ -268,7 +280,8 @@ class Copies:
             core = self.cores[partition]
             while core.has_outbox:
                 box = core.outbox()
-                self._outgoing.gather(box.messages)
+                if box.messages:
+                    self._outgoing.gather(box.messages)
                 if box.committed:
                     for entry in box.committed:
                         self._applying.unapplied.add(partition, entry.sequence, entry.effects)
@@ -327,7 +340,8 @@ class Copies:
             if core.has_ready:
                 ready = core.ready(now_ms)
                 readies.append((partition, ready))
-                self._outgoing.gather(ready.messages)
+                if ready.messages:
+                    self._outgoing.gather(ready.messages)
                 add_draft(batch, partition, ready.draft)
                 if ready.draft.drop or ready.draft.install is not None:
                     settled += self._applying.forget(partition)
@@ -352,6 +366,7 @@ class Copies:
             if trim:
                 batch.trim[partition] = trim
         self._in_flight = True
+        self.disk_pace.began(now_ms)
         self._flying_waits = settled
         self._store.commit(batch).addCallbacks(
             self._durable, self._failed, callbackArgs=(readies, taken, settled)
@@ -359,6 +374,7 @@ class Copies:
 
     def _durable(self, _: None, readies: list[tuple[int, Ready]], taken: Slice, waits: list[Wait]) -> None:
         self._in_flight = False
+        self.disk_pace.ended(self._clock.now_ms())
         self._flying_waits = []
         for partition, sequence in taken.applied.items():
             core = self.cores[partition]
@@ -384,7 +400,8 @@ class Copies:
         now_ms = self._clock.now_ms()
         for partition, ready in readies:
             self.cores[partition].persisted(ready.number, now_ms)
-            self._outgoing.gather(ready.messages_after)
+            if ready.messages_after:
+                self._outgoing.gather(ready.messages_after)
             if ready.draft.install is not None:
                 self._count_installed(partition)
         return self._pump([partition for partition, _ in readies])

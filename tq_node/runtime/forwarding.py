@@ -78,6 +78,28 @@ class Stop(msgspec.Struct, frozen=True, gc=False, array_like=True):
     token: Token
 
 
+class Offer(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The node has so many ready tasks beyond what it can start now."""
+
+    node: NodeId
+    backlog: int
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs any."""
+
+    node_name: str
+    limit: int
+    types: list[str] | None = None
+
+
+class Lent(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Committed claims for the node that asked, and how many ready tasks are left beyond what the primary itself can start."""
+
+    claims: list[Claim]
+    backlog: int
+
+
 class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """``after_id`` -1: from now on."""
 
@@ -113,11 +135,13 @@ FINISH = Kind("finish", Finish, Nothing)
 NOTE = Kind("note", Note, Nothing)
 RENEW = Kind("renew", Renew, list[bool])
 STOP = Kind("stop", Stop, Nothing, is_routed=False)
+OFFER = Kind("offer", Offer, Nothing, is_routed=False)
+CLAIM = Kind("claim", Ask, Lent, is_routed=False)
 LIST = Kind("list", ListQuery, TaskPage, is_read=True, is_routed=False)
 EVENTS = Kind("events", EventsAfter, EventBatch, is_read=True, is_routed=False)
 STATS = Kind("stats", Nothing, Stats, is_read=True, is_routed=False)
 SHUTDOWN = Kind("shutdown", Nothing, Nothing, is_routed=False)
-_ALL = (SUBMIT, SUBMIT_MANY, GET, CANCEL, RETRY, FINISH, NOTE, RENEW, STOP, LIST, EVENTS, STATS, SHUTDOWN)
+_ALL = (SUBMIT, SUBMIT_MANY, GET, CANCEL, RETRY, FINISH, NOTE, RENEW, STOP, OFFER, CLAIM, LIST, EVENTS, STATS, SHUTDOWN)
 KINDS = {kind.name: kind for kind in _ALL}
 NOTHING = Nothing()
 

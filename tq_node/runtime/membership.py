@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.cluster import commands
-from tq_node.cluster.commands import AnyCommand, Registration
+from tq_node.cluster.commands import AnyCommand, NodeDown, Registration
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Evidence, Health, Liveness
 from tq_node.cluster.map import ClusterMap
+from tq_node.cluster.pace import DEFAULT_PACE
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.voters import RaftView, Wish, WishKind
 from tq_node.errors import NoController, TaskQueueError
@@ -35,7 +36,10 @@ from tq_node.wire.pool import Member, PeerPool
 _log = Logger(namespace="taskqueue.membership")
 
 HEARTBEAT_S = 0.25
-CONTROLLER_S = 0.1
+CONTROLLER_S = DEFAULT_PACE.decide_ms / 1000
+DEPART_S, DEPART_LOOK_S = 0.5, 0.01
+"""How long a node that stops waits until the table has it as down."""
+DEPARTED = "departed"
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
@@ -95,6 +99,8 @@ class Membership:
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
         self._seeds: Addresses = ()
         self._over = False
+        self._departs = False
+        self._up: set[NodeId] = set()
         self.registering = Registering(self, raft, pool, on_refused)
         self._pauses: set[IDelayedCall] = set()
 
@@ -114,6 +120,24 @@ class Membership:
             if loop.running:
                 loop.stop()
             await over
+
+    async def depart(self) -> None:
+        """Have it in the table that this run is over, so that nobody waits for this copy while its death is still being proven.
+
+        In order only: others lead by now what this node led. Left undone where nobody would be left, or nobody takes it up in
+        time: then the others see its port refuse (R5a). It is as safe as any other word of death (R2, R3, R12, R13).
+        """
+        others = [node for node in self.map.members() if node.is_up and node.node_id != self.me]
+        if not (others and self.is_registered):
+            return
+        self._departs = True
+        proposed = Deferred.fromCoroutine(self.propose(NodeDown(self.me, self.session_of(self.me), DEPARTED)))
+        proposed.addErrback(lambda why: why.trap(TaskQueueError, CancelledError) and None)
+        for _ in range(round(DEPART_S / DEPART_LOOK_S)):
+            if proposed.called:
+                return
+            await self.pause(DEPART_LOOK_S)
+        proposed.cancel()
 
     @property
     def map(self) -> ClusterMap:
@@ -271,6 +295,7 @@ class Membership:
     def map_changed(self) -> None:
         """Dial who is a member, tell who this node is by now, decide anew."""
         self._look_at_myself()
+        self._hang_up_on_the_dead()
         self.liveness.follow(self.map, self._clock.now_ms())
         self._dial()
         session = self.session_of(self.me) if self.is_registered else 0
@@ -278,6 +303,14 @@ class Membership:
             self.local.session = session
             self._pool.announce()
         self.control_soon()
+
+    def _hang_up_on_the_dead(self) -> None:
+        """Who waits for an answer of a node that has just gone down by the table waits in vain: others lead what it led."""
+        up = {node.node_id for node in self.map.nodes.values() if node.is_up}
+        for node_id in sorted(self._up - up):
+            if node_id != self.me:
+                self._pool.hang_up(node_id, "the table has the node as down")
+        self._up = up
 
     def _look_at_myself(self) -> None:
         """Is this run still what the table has of this node?"""
@@ -288,7 +321,7 @@ class Membership:
             self.registering.refused(Refusal.REMOVED)
         elif entry.incarnation > self.registration.incarnation:
             self.registering.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
-        elif entry.nonce == self.registration.nonce and not entry.is_up:
+        elif entry.nonce == self.registration.nonce and not entry.is_up and not self._departs:
             # It was taken for dead and lives: a new session, and new epochs for whatever it is to lead (R2).
             self.registering.start()
 

@@ -17,16 +17,15 @@ from tq_node.cluster.map import Change
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.errors import NotReady, TaskQueueError
-from tq_node.facade import (
-    NotReadyReason,
-    Worker,
-)
+from tq_node.facade import Claim, NotReadyReason, Worker
 from tq_node.partition.outputs import ProposeStepDown, Step
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control_plane import ControlPlane, Outside
 from tq_node.runtime.forwarding import Forwarding
+from tq_node.runtime.helping import Helping
 from tq_node.runtime.ids import IdMaker
+from tq_node.runtime.lending import Lending
 from tq_node.runtime.observing import Observer
 from tq_node.runtime.operating import Operating
 from tq_node.runtime.patience import Patience
@@ -85,14 +84,17 @@ class NodeSide(Operating, Outside):
         self._on_refused = on_refused
         self._on_broken = on_broken
         self._ids = IdMaker(settings.random_bytes)
-        self._patience = Patience(clock, settings.draw, lambda: self.is_stopping)
+        self._patience = Patience(clock, settings.draw, lambda: self._refuses_work)
+        self._refuses_work = self._is_over = False
         self._connected: set[NodeId] = set()
         self._renewing: Renewing | None = None
         self._renewals: tuple[LoopingCall, Deferred[object]] | None = None
         self._local_started: Deferred[None] | None = None
         self._worker: Worker | None = None
         self._observers: list[Observer] = []
-        self._serving = Serving(handlers_of(self._must_serve, on_shutdown))
+        self._lending: Lending | None = None
+        self._helping: Helping | None = None
+        self._serving = Serving(handlers_of(self._must_serve, self._offered, on_shutdown))
 
     # --- life ---
     def joins(self, plane: ControlPlane) -> None:
@@ -104,15 +106,21 @@ class NodeSide(Operating, Outside):
         """The plane has begun; what it knows by now counts."""
         self.table_changed(())
 
+    def begin_to_stop(self) -> None:
+        """Nothing new should come here; what this node leads it serves until others do (``hand_over``)."""
+        self.is_stopping = True
+
     def refuse_work(self) -> None:
         """No submit is accepted and no task is claimed from now on; what runs may still finish."""
-        self.is_stopping = True
+        self.is_stopping = self._refuses_work = True
         if self._local is not None:
             self._local.refuse_work()
+        self._stop_helping()
 
     async def stop(self) -> None:
         """Flush what was accepted; store and plane stay open."""
         self.refuse_work()
+        self._is_over = True
         if self._local_started is not None:
             await self._local_started
         if self._renewals is not None:
@@ -125,7 +133,7 @@ class NodeSide(Operating, Outside):
 
     # --- the table ---
     def table_changed(self, changes: Sequence[Change]) -> None:
-        if not self.map.is_founded or self.is_stopping:
+        if not self.map.is_founded or self._is_over:
             return
         if self._local is None:
             self._local = self._settings.make_local(self.map.settings)
@@ -133,11 +141,24 @@ class NodeSide(Operating, Outside):
             self._local_started.addErrback(self._local_failed)
         elif self._local.is_active:
             self._follow(self._local)
+            if self._refuses_work and (led := self._local.replication.led_with_others()):
+                self._give_away(led)  # somebody died, and this node was chosen though it stops
 
     async def _start_local(self, local: NodeQueue) -> None:
         await local.start(workers_are_gone=self._settings.workers_are_gone)
         self._renewing = Renewing(
             local, self._forwarding, self._clock, lambda partition: self.map.partitions[partition].primary
+        )
+        self._lending = Lending(local, self._forwarding, self._clock, self._may_be_asked)
+        local.on_ready = self._lending.noticed
+        self._helping = Helping(
+            local,
+            self._forwarding,
+            self._renewing,
+            self._clock,
+            lambda: self._worker,
+            may_help=self._may_help,
+            give_back=self._give_back,
         )
         self._renewals = self._clock.every(limits.LEASE_RENEW_MS / 1000, self._renewing.round, "renewing leases")
         if self._worker is not None:
@@ -148,6 +169,7 @@ class NodeSide(Operating, Outside):
             local.replication.connected(node)
         if self.is_stopping:
             local.refuse_work()
+            self._stop_helping()
         self._follow(local)
 
     def _local_failed(self, why: Failure) -> None:
@@ -159,6 +181,33 @@ class NodeSide(Operating, Outside):
         names = {node.node_id: node.name for node in self.map.nodes.values()}
         local.follow(records_of(self.map, self.node_id, may_lead=registered), names)
         local.set_paused(self.map.paused_queues)
+
+    # --- work for one another ---
+    def _may_be_asked(self) -> Sequence[NodeId]:
+        return sorted(
+            node.node_id
+            for node in self.map.members()
+            if node.is_up and not node.is_draining and node.node_id != self.node_id
+        )
+
+    def _may_help(self) -> bool:
+        """A node that is drained, or stops, begins nothing more."""
+        me = self.map.nodes.get(self.node_id)
+        return not self.is_stopping and me is not None and me.is_up and not me.is_draining
+
+    def _stop_helping(self) -> None:
+        if self._lending is not None:
+            self._lending.stop()
+        if self._helping is not None:
+            self._helping.stop()
+
+    def _offered(self, offer: calls.Offer) -> None:
+        if self._helping is not None:
+            self._helping.offered(offer)
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        """They are not run here: their primary is told."""
+        raise NotImplementedError
 
     def name_of(self, node: NodeId) -> str:
         entry = self.map.nodes.get(node)
@@ -182,7 +231,7 @@ class NodeSide(Operating, Outside):
         local = self._local
         if local is None or not local.is_active:
             return Health()
-        return Health(local.task_bytes(), may_lead=not (self.is_stopping or local.is_disk_low))
+        return Health(local.task_bytes(), may_lead=local.may_lead and not self.is_stopping)
 
     def has_tasks(self) -> bool:
         return self._local is not None and self._local.is_active and bool(self._local.task_bytes())
@@ -201,11 +250,15 @@ class NodeSide(Operating, Outside):
 
     def peer_connected(self, node: NodeId) -> None:
         self._connected.add(node)
+        if self._lending is not None:
+            self._lending.connected(node)
         if self._local is not None and self._local.is_active:
             self._local.replication.connected(node)
 
     def peer_lost(self, node: NodeId) -> None:
         self._connected.discard(node)
+        if self._helping is not None:
+            self._helping.forget(node)
         if self._local is not None and self._local.is_active:
             self._local.replication.disconnected(node)
 
@@ -248,8 +301,11 @@ class NodeSide(Operating, Outside):
         while led := self._local.replication.led_with_others():
             if self._clock.now_ms() >= deadline_ms:
                 return
-            self.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
+            self._give_away(led)
             await self.plane.membership.pause(HAND_OVER_LOOK_S)
+
+    def _give_away(self, led: Sequence[tuple[int, int]]) -> None:
+        self.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
 
     def forward(
         self, peer: PeerIdentity, forwarded: list[ForwardedCall], within_ms: int

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
@@ -12,7 +13,7 @@ from tq_node.cluster.commands import AnyCommand, PauseQueue, Rebalance, ResumeQu
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
-from tq_node.cluster.views import Group, show_cluster, show_partitions
+from tq_node.cluster.views import Group, count_moves, show_cluster, show_partitions
 from tq_node.errors import (
     Busy,
     ClusterRefused,
@@ -102,8 +103,30 @@ class Operating:
 
     def partition_views(self) -> Sequence[PartitionView]:
         progress = {} if self._local is None else self._local.progress()
-        shown = show_partitions(self.map, progress, self.plane.membership.waiting)
+        shown = show_partitions(self.map, progress, self._waiting())
         return [PartitionView(**msgspec.structs.asdict(partition)) for partition in shown]
+
+    def _waiting(self) -> Mapping[int, str]:
+        """Only a leader knows; what one that was deposed last thought is not shown."""
+        core = self.plane.core
+        return self.plane.membership.waiting if core is not None and core.is_leader else {}
+
+    def moves(self) -> Mapping[str, int]:
+        """Of the partitions that this node leads, by stage; for metrics."""
+        return count_moves(self.map, self.node_id)
+
+    def copy_bytes_left(self) -> int:
+        """What the copies that do not count yet still lack of partitions led here; for metrics."""
+        progress = {} if self._local is None else self._local.progress()
+        return sum(left for known in progress.values() for _, left in known.copying.values())
+
+    def copied_bytes(self) -> int:
+        """Sent by this run of the node to copies that did not count; for metrics."""
+        return 0 if self._local is None else self._local.copied_bytes()
+
+    def moves_waiting(self) -> Mapping[str, int]:
+        """Of all partitions, by reason, at the leader; for metrics."""
+        return Counter(self._waiting().values())
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         reasons = []
@@ -143,6 +166,9 @@ class Operating:
     # --- orders ---
     def drain(self, node: str) -> Deferred[None]:
         return self._order(node, lambda node_id: requests.drain(self.map, node_id))
+
+    def undrain(self, node: str) -> Deferred[None]:
+        return self._order(node, lambda node_id: requests.undrain(self.map, node_id))
 
     def remove(self, node: str) -> Deferred[None]:
         return self._order(node, lambda node_id: requests.remove(self.map, self._liveness, node_id))

@@ -1,7 +1,8 @@
 """While a partition changes hands, its calls wait for a moment at the node that took them in, instead of being refused.
 
-Only what is definitely not done is tried again, and under the same id (``replication.md``, section 9). A failover takes a
-quarter of a second; who is refused after this has more to wait for than that.
+What is definitely not done is tried again, and a submit whose outcome is not known too: it has its id by then, so that a repeat
+is noticed (``replication.md``, section 9). A failover takes a quarter of a second; who is refused after this has more to wait for
+than that.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tq_node.errors import NotActive, NotPrimary
+from tq_node.errors import Draining, IdConflict, NotActive, NotPrimary, OutcomeUnknown
 from tq_node.runtime.clock import Clock
 
 T = TypeVar("T")
 PATIENCE_MS = 750
+UNKNOWN_MS = 5_000
+"""A submit that hears only after so long that nobody knows is not tried again: its caller has waited enough. It is more than
+``T_session``, so that a call which waits for a silent primary is repeated at the next one."""
 AGAIN_S_MIN, AGAIN_S_MAX = 0.01, 0.04
 """Between two tries, drawn at random, so that those who wait don't all come back at once (F32a)."""
 PATIENT_MAX = 1_000
@@ -37,8 +41,25 @@ class Patience:
         tried: Deferred[T] = attempt().addErrback(self._refused, attempt, None)
         return tried
 
+    def until_known(self, attempt: Callable[[], Deferred[T]], repeat: Callable[[], Deferred[T]]) -> Deferred[T]:
+        """The same; and where nobody knows what became of ``attempt``, what ``repeat`` gives, which must do nothing twice.
+
+        Once an attempt may have happened no later refusal says that it has not (P4): then it stays unknown.
+        """
+        begun_ms = self._clock.now_ms()
+        return self.until_served(attempt).addErrback(self._unknown, repeat, begun_ms)
+
+    def _unknown(self, why: Failure, repeat: Callable[[], Deferred[Any]], begun_ms: int) -> Any:
+        if not why.check(OutcomeUnknown) or self._is_over() or self._clock.now_ms() - begun_ms >= UNKNOWN_MS:
+            return why
+
+        def still_unknown(later: Failure) -> Failure:
+            return later if later.check(IdConflict) else why
+
+        return self.until_served(repeat).addErrback(still_unknown)
+
     def _refused(self, why: Failure, attempt: Callable[[], Deferred[Any]], until_ms: int | None) -> Any:
-        if not why.check(NotPrimary, NotActive) or self._is_over() or self.waiting >= PATIENT_MAX:
+        if not why.check(NotPrimary, NotActive, Draining) or self._is_over() or self.waiting >= PATIENT_MAX:
             return why
         now_ms = self._clock.now_ms()
         until_ms = now_ms + PATIENCE_MS if until_ms is None else until_ms

@@ -112,6 +112,8 @@ class NodeQueue:
         self.leading: Leading
         """From ``start`` on, and so is the next."""
         self.replication: Replication
+        self.on_ready: Callable[[], None] = lambda: None
+        """There may be something to claim. Called for each task, so it must be cheap."""
         self._unapplied: Unapplied
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
 
@@ -122,7 +124,9 @@ class NodeQueue:
         :param workers_are_gone: see ``Leading``.
         """
         settings = self._settings
-        recovered = await recover_copies(self._store, settings.node_id, settings.partition_count)
+        recovered = await recover_copies(
+            self._store, settings.node_id, settings.partition_count, settings.copy_rate_bytes_s
+        )
         self._unapplied = recovered.unapplied
         self.replication = Replication(
             self._store,
@@ -212,10 +216,21 @@ class NodeQueue:
                 event="disk_low" if low else "disk_ok")  # fmt: skip
         if free < limits.DISK_FLOOR_BYTES:
             self._on_disk_floor()
+        pace = self._table.driver.disk_pace
+        if pace.look(self._clock.now_ms()):
+            say = _log.warn if pace.is_slow else _log.info
+            say("commits are {what}", what="slow: others are to lead" if pace.is_slow else "fast enough again",
+                event="disk_slow" if pace.is_slow else "disk_fast")  # fmt: skip
+
+    @property
+    def may_lead(self) -> bool:
+        """As far as the disk goes: it has room (F11), and its commits don't hold up everybody (F12)."""
+        return not (self.is_disk_low or self._table.driver.disk_pace.is_slow)
 
     # --- what the parts tell one another ---
     def _wake(self) -> None:
         self._running.wake()
+        self.on_ready()
 
     def _schedule_due(self) -> None:
         self._running.schedule_due()
@@ -343,9 +358,14 @@ class NodeQueue:
         """How far the partitions are that this node leads, or is about to."""
         if not self.is_active:
             return {}
+        sizes = self._store.partition_bytes()
         return {
             core.partition: Progress(
-                core.partition in self._table.leading, core.last_sequence, core.committed, core.lag()
+                core.partition in self._table.leading,
+                core.last_sequence,
+                core.committed,
+                core.lag(),
+                core.copying(sizes.get(core.partition, 0)),
             )
             for core in self._table.driver.cores
             if core.is_leading or core.primary == core.me
@@ -362,6 +382,10 @@ class NodeQueue:
     def uncommitted_bytes(self) -> int:
         """Proposed and not yet durable; for metrics."""
         return self._table.driver.uncommitted_bytes if self.is_active else 0
+
+    def copied_bytes(self) -> int:
+        """Sent to copies that did not count; for metrics."""
+        return self._table.driver.copied_bytes if self.is_active else 0
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         reasons = []
@@ -411,6 +435,18 @@ class NodeQueue:
 
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         return self._running.claim(limit)
+
+    def backlog(self) -> int:
+        """How many ready tasks there are beyond what the worker here could start now."""
+        return self._running.backlog() if self.is_active and not self.is_stopping else 0
+
+    def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
+        """Claim for another node's worker; see ``Running.lend``."""
+        return self._running.lend(limit, node, types)
+
+    def hold(self, claims: Sequence[Claim]) -> None:
+        """Claimed at another node for the worker here, which is about to run them."""
+        self._running.hold(claims)
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
         return self._running.finish(claim, outcome, notes)

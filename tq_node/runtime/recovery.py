@@ -8,6 +8,7 @@ import msgspec
 
 from tq_node.errors import StoreBroken
 from tq_node.partition.copy import Stored, Tail
+from tq_node.partition.copy_rate import CopyRate
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.entries import decode_effects
 from tq_node.partition.pace import Budget
@@ -30,13 +31,14 @@ class Recovered(msgspec.Struct):
     budget: Budget
 
 
-async def recover_copies(store: Store, me: NodeId, partition_count: int) -> Recovered:
+async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_rate_bytes_s: int = 0) -> Recovered:
     """Read every partition's state, the tail of its log behind ``applied``, and how many rows it has.
 
+    :param copy_rate_bytes_s: see ``CopyRate``.
     :raises StoreBroken: an entry can't be decoded, though its checksum holds.
     """
     known: dict[int, PartitionLog] = {state.partition: state for state in await store.partitions()}
-    budget, unapplied = Budget(), Unapplied()
+    budget, unapplied = Budget(copying=CopyRate(copy_rate_bytes_s)), Unapplied()
     cores: list[PartitionCore[Change]] = []
     for partition in range(partition_count):
         state = known.get(partition)

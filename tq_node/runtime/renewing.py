@@ -1,8 +1,8 @@
-"""Attempts whose partition is led elsewhere by now: they run on here as long as the new primary says so (section 8)."""
+"""Attempts whose partition is led elsewhere: they run here as long as its primary says so (section 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -16,7 +16,7 @@ from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.forwarding import Forwarding
 from tq_node.runtime.queue import NodeQueue
-from tq_node.types import NodeId
+from tq_node.types import NodeId, Token
 
 _log = Logger(namespace="taskqueue.running")
 
@@ -35,24 +35,31 @@ class Renewing:
         self._forwarding = forwarding
         self._clock = clock
         self._primary_of = primary_of
-        self._until_ms: dict[int, int] = {}
-        """By partition, what its primary elsewhere has granted, in this node's monotonic time."""
+        self._until_ms: dict[tuple[str, Token], int] = {}
+        """By attempt, what its primary elsewhere has granted, in this node's monotonic time."""
 
-    def lease_ms(self, partition: int) -> int:
+    def lease_ms(self, claim: Claim) -> int:
         """See ``facade.TaskQueue.lease_ms``."""
-        if self._local.leads(partition):
-            self._until_ms.pop(partition, None)
-            return self._local.lease_ms(partition)
-        return max(0, self._until_ms.get(partition, 0) - self._clock.now_ms())
+        if self._local.leads(claim.partition):
+            return self._local.lease_ms(claim.partition)
+        return max(0, self._until_ms.get((claim.task_id, claim.token), 0) - self._clock.now_ms())
+
+    def granted(self, claims: Iterable[Claim], asked_ms: int) -> None:
+        """Their primary elsewhere stood by these attempts after it had heard the question, which left at ``asked_ms``."""
+        until_ms = renewed_until_ms(asked_ms, limits.LEASE_MS, limits.LEASE_MARGIN_MS)
+        for claim in claims:
+            self._until_ms[claim.task_id, claim.token] = until_ms
 
     def round(self) -> None:
         """Each third of a lease or so: ask for every attempt that runs here and is another primary's."""
         away: dict[int, list[Claim]] = {}
+        granted: dict[tuple[str, Token], int] = {}
         for claim in self._local.held_claims():
             if not self._local.leads(claim.partition):
                 away.setdefault(claim.partition, []).append(claim)
-        for partition in set(self._until_ms).difference(away):
-            del self._until_ms[partition]
+                key = claim.task_id, claim.token
+                granted[key] = self._until_ms.get(key, 0)
+        self._until_ms = granted
         by_primary: dict[NodeId, list[int]] = {}
         for partition in away:
             primary = self._primary_of(partition)
@@ -69,8 +76,8 @@ class Renewing:
         answer: Deferred[list[bool]] = self._forwarding.call(primary, calls.RENEW, asked)
 
         def granted(holds: list[bool]) -> None:
-            if not self._local.leads(partition):
-                self._until_ms[partition] = renewed_until_ms(sent_ms, limits.LEASE_MS, limits.LEASE_MARGIN_MS)
+            # One that was not granted is none the better for the others of its partition.
+            self.granted([claim for claim, holds_it in zip(claims, holds, strict=False) if holds_it], sent_ms)
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:
                     self._local.stop_attempt(claim.task_id, claim.token)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
+import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
+from tq_node.errors import StaleAttempt, TaskQueueError
 from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker
 from tq_node.partition.tasks import Complete, Due, Event, Fail, Lose, Note, Release
+from tq_node.runtime.away import Away
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
@@ -29,6 +32,25 @@ FOREVER_S = 86_400.0
 LEASE_AGAIN_S = 0.05
 SET_BACK_MAX = 64
 """Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
+
+
+class Taking(msgspec.Struct):
+    """One round of claiming, for the worker of ``node``. ``types`` None: any; ``bytes_left``: of payloads.
+
+    ``claims``: what is proposed so far; ``places``: by partition, the last of their entries; ``unfit``: what it met that is not
+    for that worker.
+    """
+
+    node: str
+    is_lent: bool = False
+    types: Collection[str] | None = None
+    bytes_left: int = sys.maxsize
+    claims: list[Claim] = []
+    places: dict[int, int] = {}
+    unfit: list[TaskRow] = []
+
+    def takes(self, pending: TaskRow) -> bool:
+        return self.bytes_left > 0 and (self.types is None or pending.spec.type in self.types)
 
 
 class Running:
@@ -56,8 +78,7 @@ class Running:
         """Tasks that wait for that."""
         self._set_back: list[TaskRow] = []
         """Met while their partition took no claims; hinted again with the next round of the safety net."""
-        self._renewed: dict[str, tuple[Token, int]] = {}
-        """Attempts that run at other nodes and were renewed here: until when, monotonic ms."""
+        self._away = Away(table, clock, settings, self._claims)
         self._stopped = False
         self._again_call: IDelayedCall | None = None
         self._due_call: IDelayedCall | None = None
@@ -119,27 +140,44 @@ class Running:
     # --- claim ---
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         """See ``facade.TaskQueue.claim``."""
+        return self._take(limit, Taking(self._settings.node_name))
+
+    def backlog(self) -> int:
+        """How many ready tasks there are beyond what this node's own worker could start now."""
+        own = 0 if self._worker is None else self._worker.slots_free
+        return max(0, self._table.ready.waiting - own)
+
+    def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
+        """Claim for the worker of another node what this one's own has no slots for (section 8).
+
+        The claim's own commit is the confirmation that the lease rests on: all of the effective set acknowledged it in this
+        epoch after the question came, so no later primary promised before that.
+        """
+        limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog())
+        return self._take(limit, Taking(node, True, types, limits.HELP_BYTES_MAX))
+
+    def _take(self, limit: int, taking: Taking) -> Deferred[Sequence[Claim]]:
         if not self._status.is_active or self._status.is_stopping or limit <= 0:
             return succeed([])
-        claims: list[Claim] = []
-        places: dict[int, int] = {}
-        cold = self._claim_resident(limit, claims, places)
+        cold = self._claim_resident(limit, taking)
         if not cold:
-            return self._when_claimed(claims, places)
+            return self._when_claimed(taking.claims, taking.places)
         done: Deferred[Sequence[Claim]] = Deferred()
-        self._claim_cold(cold, claims, places, done)
+        self._claim_cold(cold, taking, done)
         return done
 
-    def _claim_resident(self, limit: int, claims: list[Claim], places: dict[int, int]) -> list[str]:
+    def _claim_resident(self, limit: int, taking: Taking) -> list[str]:
         """Claim what is in memory, by rank; returns the ids that are not."""
         ready = self._table.ready
         find = self._table.find
         cold: list[str] = []
         now_us = self._clock.wall_us()
         known = len(self._set_back)
-        while len(claims) + len(cold) < limit:
+        while len(taking.claims) + len(cold) < limit and taking.bytes_left > 0:
             if len(self._set_back) - known >= SET_BACK_MAX:
                 self._look_again_soon()
+                break
+            if len(taking.unfit) >= SET_BACK_MAX:
                 break
             next_one = ready.pop()
             if next_one is None:
@@ -148,10 +186,16 @@ class Running:
             if slot is None:
                 cold.append(next_one[0])
             else:
-                self._claim_one(slot, now_us, claims, places)
+                self._claim_one(slot, now_us, taking)
+        self._leave_unfit(taking)
         return cold
 
-    def _claim_one(self, slot: Slot, now_us: int, claims: list[Claim], places: dict[int, int]) -> None:
+    def _leave_unfit(self, taking: Taking) -> None:
+        unfit, taking.unfit = taking.unfit, []
+        for pending in unfit:
+            self._table.hint(pending)
+
+    def _claim_one(self, slot: Slot, now_us: int, taking: Taking) -> None:
         pending = slot.row
         if pending is None or pending.state is not State.PENDING:
             return
@@ -169,24 +213,34 @@ class Running:
             self._set_back.append(pending)
             self._look_again_soon()
             return
-        row = self._table.claim(slot, self._settings.node_name, now_us)
+        if not taking.takes(pending):
+            taking.unfit.append(pending)
+            return
+        row = self._table.claim(slot, taking.node, now_us)
         if row is None:
             return
         spec = row.spec
         assert row.token is not None
-        claim = Claim(spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms)
-        claims.append(claim)
-        self._claims[spec.id] = claim
-        places[slot.partition] = slot.sequence
+        claim = Claim(
+            spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms, spec.queue
+        )
+        taking.claims.append(claim)
+        if taking.is_lent:
+            taking.bytes_left -= len(spec.payload)
+            self._away.lend(spec.id, row.token)
+        else:
+            self._claims[spec.id] = claim
+        taking.places[slot.partition] = slot.sequence
 
-    def _claim_cold(
-        self, cold: list[str], claims: list[Claim], places: dict[int, int], done: Deferred[Sequence[Claim]]
-    ) -> None:
+    def _claim_cold(self, cold: list[str], taking: Taking, done: Deferred[Sequence[Claim]]) -> None:
+        claims, places = taking.claims, taking.places
+
         def loaded(found: dict[str, Found]) -> None:
             now_us = self._clock.wall_us()
             for slot in found.values():
                 if isinstance(slot, Slot):
-                    self._claim_one(slot, now_us, claims, places)
+                    self._claim_one(slot, now_us, taking)
+            self._leave_unfit(taking)
             # What there is goes out now; the worker asks again for the rest.
             if self._table.ready.has_any:
                 self.wake()
@@ -230,9 +284,9 @@ class Running:
                     self.finish(claim, Released()).addErrback(lambda _: None)
             else:
                 # One that was cancelled before its claim was committed is not even started.
-                wanted = [claim for claim in claims if self._claims.get(claim.task_id) is claim]
+                wanted = [claim for claim in claims if self._is_held(claim)]
                 for claim in claims if len(wanted) < len(claims) else ():
-                    if self._claims.get(claim.task_id) is not claim:
+                    if not self._is_held(claim):
                         self._ended(claim)
                 deferred.callback(wanted)
 
@@ -249,10 +303,20 @@ class Running:
     def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
         """Of a partition among theirs this node is primary no more (R12). None of the attempts has begun."""
         for claim in claims:
-            if self._claims.get(claim.task_id) is claim:
-                del self._claims[claim.task_id]
+            if self._is_held(claim):
+                self._forget(claim)
                 self.finish(claim, Released()).addErrback(lambda _: None)
             self._ended(claim)
+
+    def _is_held(self, claim: Claim) -> bool:
+        """By this node's worker, or lent to another's."""
+        return self._claims.get(claim.task_id) is claim or self._away.has_lent(claim.task_id, claim.token)
+
+    def _forget(self, claim: Claim) -> None:
+        held = self._claims.get(claim.task_id)
+        if held is not None and held.token == claim.token:
+            del self._claims[claim.task_id]
+        self._away.ended(claim.task_id, claim.token)
 
     # --- what a worker says ---
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
@@ -277,9 +341,7 @@ class Running:
 
     def _let_go(self, claim: Claim) -> None:
         self._ended(claim)
-        held = self._claims.get(claim.task_id)
-        if held is not None and held.token == claim.token:
-            del self._claims[claim.task_id]
+        self._forget(claim)
 
     def _ended(self, claim: Claim) -> None:
         """The handler of an attempt that was stopped runs no more: its task may be started anew."""
@@ -337,7 +399,7 @@ class Running:
         """An attempt at another node no longer holds its task: nothing starts beside it until it has ended, or its lease has."""
         self._ending[task_id] = token
         self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
-        self._renewed.pop(task_id, None)
+        self._away.ended(task_id, token)
 
     def let_go(self, claim: Claim) -> None:
         """Its end is told at another node, which leads its partition."""
@@ -353,6 +415,11 @@ class Running:
             self._worker.stop_attempt(task_id, token)
 
     # --- attempts that run elsewhere (section 8) ---
+    def hold(self, claims: Sequence[Claim]) -> None:
+        """Another primary has claimed them for this node's worker."""
+        for claim in claims:
+            self._claims[claim.task_id] = claim
+
     def held_claims(self) -> list[Claim]:
         """What this node's worker runs."""
         return list(self._claims.values())
@@ -360,62 +427,13 @@ class Running:
     def renew(
         self, partition: int, attempts: Sequence[tuple[str, Token]], confirmed: Deferred[None] | None
     ) -> Deferred[list[bool]]:
-        """Whether each still holds its task: then it is not queued again for one lease from now.
-
-        :param confirmed: a round begun after the request came, which must be over before anything is granted.
-        """
-        self._table.must_lead(partition)
-
-        def look(_: None = None) -> Deferred[list[bool]]:
-            found = self._table.load([task_id for task_id, _ in attempts])
-            return cast("Deferred[list[bool]]", found.addCallback(self._renew_found, attempts))
-
-        return look() if confirmed is None else cast("Deferred[list[bool]]", confirmed.addCallback(look))
-
-    def _renew_found(self, found: dict[str, Found], attempts: Sequence[tuple[str, Token]]) -> list[bool]:
-        until_ms = self._clock.now_ms() + limits.LEASE_MS
-        holds = []
-        for task_id, token in attempts:
-            one = found[task_id]
-            row = one.row if isinstance(one, Slot) else None
-            if isinstance(one, Elsewhere):
-                raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
-            holds_it = row is not None and row.state is State.PROCESSING and row.token == token
-            if holds_it:
-                self._renewed[task_id] = (token, until_ms)
-            holds.append(holds_it)
-        return holds
+        """See ``Away.renew``."""
+        return self._away.renew(partition, attempts, confirmed)
 
     # --- lost ---
     def lose(self, task_ids: list[str], node: str | None) -> Deferred[list[str]]:
-        """Book the present attempts of these tasks as lost, but those that this node's worker holds, or another's has renewed.
-
-        Fires with the latter: they are to be looked at again.
-
-        :param node: only those that ran there.
-        """
-        return self._table.load(task_ids).addCallback(self._lose_found, node)
-
-    def _lose_found(self, found: dict[str, Found], node: str | None) -> list[str]:
-        kept: list[str] = []
-        count = 0
-        now_us = self._clock.wall_us()
-        for slot in found.values():
-            if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.PROCESSING:
-                continue
-            before = slot.row
-            if before.token is None or before.spec.id in self._claims or node not in (None, before.worker):
-                continue
-            token, until_ms = self._renewed.pop(before.spec.id, (None, 0))
-            if token == before.token and self._clock.now_ms() < until_ms:
-                self._renewed[before.spec.id] = (before.token, until_ms)
-                kept.append(before.spec.id)
-                continue
-            self._table.change(slot, Lose(now_us, before.token, self._settings.draw()), now_us)
-            count += 1
-        if count:
-            _log.info("{count} attempts of an earlier primary are lost", count=count, event="attempts_lost")
-        return kept
+        """See ``Away.lose``."""
+        return self._away.lose(task_ids, node)
 
     def _not_loaded(self, why: object) -> None:
         # The store is broken and the process about to end (R18); who waits hears it from the driver.
@@ -429,7 +447,7 @@ class Running:
         for task_id, (token, until_ms) in list(self._ending_elsewhere.items()):
             if now_ms >= until_ms:
                 self._end_of(task_id, token)
-        self._renewed = {task_id: renewed for task_id, renewed in self._renewed.items() if now_ms < renewed[1]}
+        self._away.lose_overdue(now_ms)
         self._hint_set_back()
         if self._table.ready.has_any:
             self.wake()

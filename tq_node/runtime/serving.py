@@ -22,7 +22,9 @@ Handlers = dict[str, Callable[[Any], Any]]
 """For each kind, by name, what does it: may raise, and may answer later."""
 
 
-def handlers_of(local: Callable[[], NodeQueue], on_shutdown: Callable[[], None]) -> Handlers:
+def handlers_of(
+    local: Callable[[], NodeQueue], on_offer: Callable[[calls.Offer], None], on_shutdown: Callable[[], None]
+) -> Handlers:
     """:param local: the queue of this node; raises ``NotReady`` where there is none yet."""
 
     def submit_many(submissions: list[Submission]) -> Deferred[list[calls.Item]]:
@@ -39,6 +41,14 @@ def handlers_of(local: Callable[[], NodeQueue], on_shutdown: Callable[[], None])
         local().stop_attempt(stop.task_id, stop.token)
         return NOTHING
 
+    def offer(offer: calls.Offer) -> Nothing:
+        on_offer(offer)
+        return NOTHING
+
+    def claim(ask: calls.Ask) -> Deferred[calls.Lent]:
+        claimed = local().lend(ask.limit, ask.node_name, None if ask.types is None else frozenset(ask.types))
+        return claimed.addCallback(lambda claims: calls.Lent(list(claims), local().backlog()))
+
     def shutdown(_: Nothing) -> Nothing:
         on_shutdown()
         return NOTHING
@@ -53,6 +63,8 @@ def handlers_of(local: Callable[[], NodeQueue], on_shutdown: Callable[[], None])
         calls.NOTE.name: note,
         calls.RENEW.name: lambda renew: local().renew(renew.partition, renew.attempts),
         calls.STOP.name: stop,
+        calls.OFFER.name: offer,
+        calls.CLAIM.name: claim,
         calls.LIST.name: lambda query: local().list(query),
         calls.EVENTS.name: lambda question: local().events_after(question),
         calls.STATS.name: lambda _: local().stats(),

@@ -28,6 +28,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention_ms: int = limits.RETENTION_S * 1000
     dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
     disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES
+    copy_rate_bytes_s: int = limits.COPY_RATE_BYTES_S
     backup_dir: str = ""
     defaults_of: Callable[[str], TypeDefaults] = _no_defaults
     """What ``@task`` says for a type."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from tq_node.limits import ENTRY_BYTES_MAX, KIB, LIST_BYTES_MAX, MIB
+from tq_node.limits import (
+    ENTRY_BYTES_MAX,
+    HELP_BYTES_MAX,
+    HELP_CLAIMS_MAX,
+    KIB,
+    LIST_BYTES_MAX,
+    MIB,
+    PAYLOAD_BYTES_MAX,
+)
 
 # --- before a peer has proven who it is ---
 STRANGER_BYTES_MAX = 4 * KIB
@@ -132,5 +140,8 @@ assert 2 * PING_S < EARLIER_RUN_S < STRANGER_S_MAX, (
     "a run that lives is heard before a later one is let in, or gives up"
 )
 assert BULK_PING_S + BULK_PING_ANSWER_S_MAX < IDLE_S_MAX, "a connection that is pinged is never idle"
+assert HELP_BYTES_MAX + PAYLOAD_BYTES_MAX + HELP_CLAIMS_MAX * KIB <= ANSWER_BYTES_MAX // 2, (
+    "claims for a helper fit well"
+)
 assert CALL_S_DEFAULT <= CALL_S_MAX
 assert STRANGER_BYTES_MAX > 2 * HELLO_BYTES_MAX + ADDRESS_CHARS_MAX + 500, "the three boxes of a handshake fit"

@@ -19,7 +19,7 @@ from tq_node.wire.codec import CALLS, RESULTS, ForwardedCall, ForwardedResult, e
 from tq_node.wire.commands import Confirm, Data, Forward, Lane, PeerCommand, Raft, ToController
 from tq_node.wire.dialled import DialledPeer, Target
 from tq_node.wire.dialling import Dialling, unreachable
-from tq_node.wire.failures import BoxTooLarge, MalformedBox, Superseded
+from tq_node.wire.failures import BoxTooLarge, MalformedBox, Stopped, Superseded
 from tq_node.wire.handler import LaneWatcher
 from tq_node.wire.handshake import PeerIdentity
 from tq_node.wire.lane import PeerLane
@@ -99,6 +99,11 @@ class PeerPool(Service):
                 and connection.peer.incarnation < peer.incarnation
             ):
                 connection.give_up(Superseded(f"node {peer.name} runs anew"))
+
+    def hang_up(self, node_id: NodeId, why: str) -> None:
+        """Wait for no answer of this node any more; who does hears that the outcome is not known. It is dialled again as ever."""
+        for connection in self._connections(node_id):
+            connection.give_up(Stopped(why))
 
     # --- looking ---
     def _connections(self, node_id: NodeId) -> list[DialledPeer]:

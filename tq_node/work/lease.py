@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+from tq_node.facade import Claim
 from tq_node.work.attempt import Attempt
 
 _log = Logger()
@@ -59,25 +60,21 @@ class WorkersLock:
 
 
 def renew_leases(
-    attempts: Iterable[Attempt], lease_ms: Callable[[int], int], monotonic: Callable[[], float] = time.monotonic
+    attempts: Iterable[Attempt], lease_ms: Callable[[Claim], int], monotonic: Callable[[], float] = time.monotonic
 ) -> None:
-    """Renew each attempt's lease by what its partition grants now; one question per partition.
+    """Renew each attempt's lease by what is granted to it now.
 
-    An attempt whose partition grants nothing keeps what it has, and ends once that is over. The time is read before the
-    question, so that a lease is never counted from later than it was given.
+    One that is granted nothing keeps what it has, and ends once that is over. The time is read before the question, so that a
+    lease is never counted from later than it was given.
     """
-    until: dict[int, float | None] = {}
     for attempt in attempts:
-        partition = attempt.claim.partition
-        if partition not in until:
-            now = monotonic()
-            granted_ms = 0
-            # One partition that can't answer must not cost the others their leases.
-            with _log.failuresHandled("no lease for partition {partition}", partition=partition, event="lease_failed"):
-                granted_ms = lease_ms(partition)
-            until[partition] = now + granted_ms / 1000 if granted_ms > 0 else None
-        lease_until = until[partition]
-        if lease_until is not None:
-            attempt.renew(lease_until)
+        claim = attempt.claim
+        now = monotonic()
+        granted_ms = 0
+        # One attempt without an answer must not cost the others their leases.
+        with _log.failuresHandled("no lease for {task_id}", task_id=claim.task_id, event="lease_failed"):
+            granted_ms = lease_ms(claim)
+        if granted_ms > 0:
+            attempt.renew(now + granted_ms / 1000)
         elif monotonic() >= attempt.lease_until:
             attempt.lease_over()

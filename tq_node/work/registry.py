@@ -40,6 +40,11 @@ class Registry:
         return tuple(sorted(self._handlers))
 
     @property
+    def takes(self) -> tuple[str, ...] | None:
+        """The types that ``resolve`` finds a handler for; None: any, since there is one for ``"*"``."""
+        return None if self._wildcard is not None else self.types
+
+    @property
     def needs_processes(self) -> bool:
         """Whether any handler is a ``def``."""
         return any(not handler.is_async for handler in self._handlers.values())

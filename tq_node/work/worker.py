@@ -129,6 +129,14 @@ class WorkerService(Service):
         return Deferred.fromCoroutine(self._drain())
 
     # --- facade.Worker ---
+    @property
+    def slots_free(self) -> int:
+        return max(0, self._free()) if self.running and not self._stopping else 0
+
+    @property
+    def types(self) -> tuple[str, ...] | None:
+        return self._registry.takes
+
     def wake(self) -> None:
         self._wakes += 1
         if self._dispatch_call is None:
@@ -191,7 +199,7 @@ class WorkerService(Service):
             self._finish(claim, failed("no_handler", f"no handler takes type {claim.task_type!r}", final=True), None)
             return
         now = self._monotonic()
-        granted_ms = self._queue.lease_ms(claim.partition)
+        granted_ms = self._queue.lease_ms(claim)
         if granted_ms <= 0:
             self._finish(claim, Released(), None)
             return

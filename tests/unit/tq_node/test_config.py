@@ -405,10 +405,29 @@ class TestAddresses:
         settings = loaded(http=endpoint, peer="9000", advertise="localhost:8000")
         assert settings.http.endpoint == endpoint
         assert str(settings.http_public) == "localhost:8000"
-        assert str(loaded(http=endpoint, peer="9000", advertise="localhost").http_public) == "localhost"
+        line = refusal(http=endpoint, peer="9000", advertise="localhost")
+        assert line.startswith("--advertise: 'localhost' says no port"), (
+            "nobody could dial what the node would tell of itself"
+        )
+        assert "HOST:PORT" in line
 
     def test_ipv6_is_shown_in_brackets(self) -> None:
         assert str(loaded(http="[::1]:8080").http_public) == "[::1]:8080"
+
+
+class TestCopyRate:
+    @pytest.mark.parametrize(("said", "bytes_s"), [("0", 0), ("64KiB", 65_536), ("10MB", 10_000_000), ("0B", 0)])
+    def test_bytes_a_second_or_none(self, said: str, bytes_s: int) -> None:
+        assert loaded(copy_rate=said).copy_rate_bytes_s == bytes_s
+
+    @pytest.mark.parametrize("said", ["1", "65535", "-1", "fast", "2TiB"])
+    def test_one_at_which_nothing_would_end_is_refused(self, said: str) -> None:
+        line = refusal(copy_rate=said)
+        assert line.startswith("--copy-rate: ")
+        assert "nor 0 for no bound" in line
+
+    def test_there_is_none_unless_asked_for(self) -> None:
+        assert loaded().copy_rate_bytes_s == limits.COPY_RATE_BYTES_S == 0
 
 
 class TestValues:

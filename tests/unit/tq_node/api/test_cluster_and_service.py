@@ -53,6 +53,21 @@ class TestCluster:
         assert "waiting" not in first
         assert second["waiting"] == "no target"
 
+    def test_a_partition_tells_of_its_move_only_while_it_moves(self, three: World) -> None:
+        three.queue.members.set_partition(0, move_stage="copying")
+        three.queue.members.set_partition(1, move_stage="copying", move_bytes_left=300, move_percent=25)
+        first, second = three.get("/cluster/partitions").json["partitions"]
+        assert first["move"] == {"stage": "copying", "bytes_left": None, "percent": None}
+        assert second["move"] == {"stage": "copying", "bytes_left": 300, "percent": 25}
+        three.queue.members.set_partition(1, move_stage=None)
+        assert "move" not in three.get("/cluster/partitions").json["partitions"][1]
+
+    def test_paused_queues_are_shown(self, three: World) -> None:
+        assert three.get("/cluster").json["cluster"]["paused_queues"] == []
+        for queue in ("mail", "images"):
+            assert three.post(f"/tasks/pause?queue={queue}").status == 200
+        assert three.get("/cluster").json["cluster"]["paused_queues"] == ["images", "mail"]
+
     def test_each_node_has_one_id_and_nothing_else_has(self, three: World) -> None:
         reply = three.get("/cluster")
         for name in ("node-1", "node-2", "node-3"):

@@ -11,6 +11,7 @@ from tq_node.wire.failures import PeerUnreachable
 
 ORDERS = [
     ("drain", "/cluster/drain?node=node-2", "node-2"),
+    ("undrain", "/cluster/undrain?node=node-2", "node-2"),
     ("remove", "/cluster/remove?node=node-2", "node-2"),
     ("rebalance", "/cluster/rebalance", "node-1"),
     ("unsafe_recover", "/cluster/unsafe-recover?partition=1&node=node-2", "node-2"),
@@ -72,6 +73,15 @@ class TestDrainAndRemove:
         assert three.get("/cluster/partitions").json["partitions"][1]["primary"] == "node-3"
         assert statuses(three) == ["active", "draining", "active"]
 
+    @pytest.mark.parametrize("order", ["drain", "remove"])
+    def test_it_can_be_taken_back(self, three: World, order: str) -> None:
+        assert three.post(f"/cluster/{order}?node=node-2").status == 202
+        assert three.post("/cluster/undrain?node=node-2").status == 202
+        assert statuses(three) == ["active", "active", "active"]
+        three.queue.members.settle()
+        assert statuses(three) == ["active", "active", "active"]
+        assert three.get("/cluster/partitions").json["partitions"][1]["removing"] == []
+
     def test_a_removed_one_leaves_it_when_it_is_empty(self, three: World) -> None:
         assert three.post("/cluster/remove?node=node-2").status == 202
         assert statuses(three) == ["active", "draining", "active"]
@@ -93,7 +103,7 @@ class TestDrainAndRemove:
         assert three.post("/cluster/drain?node=node-2").status == 202
         assert three.post(f"/cluster/{call}?node=node-1").code == "last_node"
 
-    @pytest.mark.parametrize("call", ["drain", "remove", "rebalance", "unsafe-recover"])
+    @pytest.mark.parametrize("call", ["drain", "undrain", "remove", "rebalance", "unsafe-recover"])
     def test_without_a_leader_nothing_is_decided(self, three: World, call: str) -> None:
         three.queue.members.leader = None
         query = {"rebalance": "", "unsafe-recover": "?partition=0&node=node-2"}.get(call, "?node=node-2")
@@ -103,7 +113,7 @@ class TestDrainAndRemove:
 
 
 class TestUnknownNames:
-    @pytest.mark.parametrize("call", ["drain?", "remove?", "shutdown?", "unsafe-recover?partition=0&"])
+    @pytest.mark.parametrize("call", ["drain?", "undrain?", "remove?", "shutdown?", "unsafe-recover?partition=0&"])
     def test_a_node(self, world: World, call: str) -> None:
         reply = world.post(f"/cluster/{call}node=node-9")
         assert (reply.status, reply.code) == (404, "not_found")

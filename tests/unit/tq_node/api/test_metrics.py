@@ -112,6 +112,10 @@ def test_the_node_s_own_numbers(metrics: Metrics) -> None:
     metrics.http("/tasks/submit", 201, 0.004)
     metrics.sources.workers = lambda: {"busy": 2, "idle": 14}
     metrics.sources.disk_free_bytes = lambda: 123
+    metrics.sources.moves = lambda: {"copying": 3, "finishing": 0}
+    metrics.sources.moves_waiting = lambda: {"waiting_for_turn": 5}
+    metrics.sources.copy_bytes_left = lambda: 7_000
+    metrics.sources.copied_bytes = lambda: 9_000
     metrics.sources.paused_queues = lambda: ["mail"]
     told = samples(metrics, {"mail": 7.5})
     assert told["taskqueue_commit_entries_sum",] == 3
@@ -120,6 +124,10 @@ def test_the_node_s_own_numbers(metrics: Metrics) -> None:
     assert told["taskqueue_http_request_duration_seconds_count", "code=201", "route=/tasks/submit"] == 1
     assert told["taskqueue_workers", "state=busy"] == 2
     assert told["taskqueue_disk_free_bytes",] == 123
+    assert told["taskqueue_moves", "stage=copying"] == 3
+    assert told["taskqueue_moves", "stage=finishing"] == 0
+    assert told["taskqueue_moves_waiting", "reason=waiting_for_turn"] == 5
+    assert (told["taskqueue_copy_bytes_left",], told["taskqueue_copied_bytes_total",]) == (7_000, 9_000)
     assert told["taskqueue_queue_paused", "queue=mail"] == 1
     assert told["taskqueue_queue_oldest_ready_age_seconds", "queue=mail"] == 7.5
     assert ("process_cpu_seconds_total",) in told

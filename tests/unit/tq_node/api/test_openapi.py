@@ -58,6 +58,7 @@ def test_the_contract_s_routes_are_there(world: World) -> None:
             "GET /cluster",
             "GET /cluster/partitions",
             "POST /cluster/drain",
+            "POST /cluster/undrain",
             "POST /cluster/remove",
         ),
         *(
@@ -89,7 +90,7 @@ def test_every_operation_tells_its_problems(world: World) -> None:
 
 def test_orders_tell_what_they_are_refused_with(world: World) -> None:
     paths = document(world)["paths"]
-    for path in ("drain", "remove", "rebalance", "shutdown", "unsafe-recover"):
+    for path in ("drain", "undrain", "remove", "rebalance", "shutdown", "unsafe-recover"):
         responses = paths[f"/cluster/{path}"]["post"]["responses"]
         assert {"202", "400", "403", "409", "429", "503", "504"} <= responses.keys()
         for code in ("no_controller", "peer_unreachable"):

@@ -47,7 +47,7 @@ class DeathWorld:
 
     # --- what happens ---
     def pass_time(self) -> None:
-        self.now_ms += self.rng.choice([100, 500, 700, 900, 900, 1_100, 2_000])
+        self.now_ms += self.rng.choice([100, 100, 100, 150, 199, 200, 500, 900, 1_100, 2_000])
 
     def hear(self) -> None:
         node = self.anybody()
@@ -97,13 +97,18 @@ class DeathWorld:
         if nid(1) in witnesses and len(witnesses & set(self.voters)) > len(self.voters) / 2:
             return "evidence"
         since_ms = max(self.heard_ms[node], self.leader_since_ms)
-        return "silence" if self.now_ms - since_ms >= 2_000 else None
+        return "silence" if self.now_ms - since_ms >= 1_500 else None
 
     def look(self) -> None:
         self.follow()
         self.liveness.tick(self.now_ms)
-        if self.now_ms - self.ticked_ms >= 1_000:
+        passed_ms = self.now_ms - self.ticked_ms
+        if passed_ms >= 1_000:
             self.leader_since_ms = self.now_ms  # F40: this process slept
+        elif passed_ms >= 200:  # it was held up: what came meanwhile is not read yet
+            for node in self.heard_ms:
+                self.heard_ms[node] = min(self.now_ms, self.heard_ms[node] + passed_ms - 100)
+            self.leader_since_ms = min(self.now_ms, self.leader_since_ms + passed_ms - 100)
         self.ticked_ms = self.now_ms
         view = RaftView(nid(1), tuple(self.voters))
         decision = decide(self.table.map, self.liveness, view, self.now_ms)

@@ -48,9 +48,9 @@ class Leader:
 class TestDeaths:
     def test_r5_silence(self) -> None:
         leader = Leader(Table(3))
-        leader.now_ms = 1_999
+        leader.now_ms = 1_499
         assert not any(isinstance(command, c.NodeDown) for command in leader.commands())
-        leader.now_ms = 2_000
+        leader.now_ms = 1_500
         leader.hear({}, 3)
         assert leader.commands() == (c.NodeDown(nid(3), leader.table.session(3), "silence"),)
 
@@ -112,7 +112,7 @@ class TestBirth:
 
     def test_a_suspect_is_given_nothing(self) -> None:
         leader = Leader(Table(2))
-        leader.now_ms = 1_500
+        leader.now_ms = 1_200
         assert leader.commands() == ()
 
 

@@ -17,6 +17,7 @@ from tq_node.cluster.views import (
     NodeShown,
     PartitionShown,
     Progress,
+    count_moves,
     show_cluster,
     show_partitions,
 )
@@ -92,6 +93,55 @@ def test_in_sync_has_the_primary_first() -> None:
     assert show_partitions(table.map)[0].in_sync == ["node-3", "node-1", "node-2"]
 
 
+class TestMoves:
+    def moving(self, isr: tuple[int, ...], primary: int = 1) -> PartitionShown:
+        """1 leaves, 2 stays, 3 comes; by what 1 knows."""
+        table = Table(3)
+        table.forge(0, 1, 2, 3, isr=isr, adding=(nid(3),), removing=(nid(1),), primary=nid(primary))
+        return show_partitions(table.map, {0: Progress(True, copying={nid(3): (250, 750)})})[0]
+
+    @pytest.mark.parametrize(
+        ("isr", "primary", "stage", "bytes_left", "percent"),
+        [
+            ((1, 2), 1, "copying", 750, 25),
+            ((1, 2, 3), 1, "handing_over", 0, 100),
+            ((1, 2, 3), 2, "shrinking", 0, 100),
+            ((2, 3), 2, "finishing", 0, 100),
+        ],
+    )
+    def test_each_stage_by_the_entry_that_comes_next(
+        self, isr: tuple[int, ...], primary: int, stage: str, bytes_left: int, percent: int
+    ) -> None:
+        shown = self.moving(isr, primary)
+        assert (shown.move_stage, shown.move_bytes_left, shown.move_percent) == (stage, bytes_left, percent)
+
+    def test_without_the_primary_s_word_only_the_stage_is_known(self) -> None:
+        table = Table(3)
+        table.forge(0, 1, 2, adding=(nid(2),), isr=(1,))
+        first, second, *_ = show_partitions(table.map)
+        assert (first.move_stage, first.move_bytes_left, first.move_percent) == ("copying", None, None)
+        assert (second.move_stage, second.move_bytes_left, second.move_percent) == (None, None, None)
+        (first, *_) = show_partitions(table.map, {0: Progress(True)})
+        assert (first.move_bytes_left, first.move_percent) == (0, 0), "nothing is sent yet"
+
+    def test_it_is_not_all_before_it_counts(self) -> None:
+        table = Table(3)
+        table.forge(0, 1, 2, adding=(nid(2),), isr=(1,))
+        (first, *_) = show_partitions(table.map, {0: Progress(True, copying={nid(2): (500, 0)})})
+        assert (first.move_bytes_left, first.move_percent) == (0, 99)
+
+    def test_each_is_counted_at_its_primary(self) -> None:
+        table = Table(3, partitions=4)
+        table.forge(0, 1, 2, 3, isr=(1, 2), adding=(nid(3),), removing=(nid(1),))
+        table.forge(1, 2, 3, isr=(2, 3), adding=(nid(3),), removing=())
+        table.forge(2, 2, 3)
+        table.forge(3, 2, 3)
+        none = {"copying": 0, "handing_over": 0, "shrinking": 0, "finishing": 0}
+        assert count_moves(table.map, nid(1)) == none | {"copying": 1}
+        assert count_moves(table.map, nid(2)) == none | {"finishing": 1}
+        assert count_moves(table.map, nid(3)) == none
+
+
 class TestRequests:
     @pytest.fixture
     def liveness(self) -> Liveness:
@@ -104,6 +154,12 @@ class TestRequests:
 
     def test_drain_of_the_last(self) -> None:
         assert requests.drain(Table(1).map, nid(1)) == Refusal.LAST_NODE
+
+    def test_undrain(self) -> None:
+        table = Table(3)
+        table.do(c.RemoveNode(nid(3), table.session(3)))
+        assert requests.undrain(table.map, nid(1)) == c.UndrainNode(nid(1))
+        assert requests.undrain(table.map, nid(3)) == requests.undrain(table.map, nid(9)) == Refusal.NO_SUCH_NODE
 
     def test_remove_of_the_living_is_a_drain_that_ends_with_it(self, liveness: Liveness) -> None:
         table = Table(3)

@@ -269,6 +269,62 @@ class TestStreams:
         core.receive(C, SyncOk(0, 1, 1), 0)
 
 
+class TestAStoreThatWasSetBack:
+    """F14: a later run of the replica answers a ``Sync`` with less than it had acknowledged. Its disk shows an older state."""
+
+    def test_it_is_sent_what_it_lacks(self) -> None:
+        core = led_pair()
+        put(core, 2)
+        core.receive(B, Ack(0, 1, 3), 0)
+        assert core.committed == 3
+        core.disconnected(B)
+        core.connected(B, 9)
+        core.receive(B, SyncOk(0, 1, 1), 9)
+        [append] = [message for _, message in leaving(core) if isinstance(message, Append)]
+        assert [e.sequence for e in append.entries] == [2, 3]
+        assert core.lag() == {B: 2}
+        assert core.committed == 3, "it never decreases"
+        core.receive(B, Ack(0, 1, 3), 20)
+        core.tick(30_000)
+        assert core.lag() == {B: 0}
+
+    def test_r10_what_it_had_once_does_not_count(self) -> None:
+        core = led_pair()
+        core.connected(C, 0)
+        core.follow(record(1, 2, A, isr=(A, B)), 0)
+        core.receive(C, SyncOk(0, 1, 0), 0)
+        core.receive(C, Ack(0, 1, 1), 0)
+        core.disconnected(C)
+        core.connected(C, 9)
+        core.receive(C, SyncOk(0, 1, 0), 9)
+        core.tick(20)
+        assert core.outbox().steps == [], "it has nothing, whatever it said before"
+        core.receive(C, Ack(0, 1, 1), 30)
+        core.tick(40)
+        assert core.outbox().steps == [ProposeIsr(0, 1, 2, (A, B, C))]
+
+    def test_in_the_set_and_too_far_behind_for_the_log_it_lags_until_it_is_out(self) -> None:
+        core = a_core(A)
+        lead(core, 1, (B, C))
+        put(core, 2)
+        for node in (B, C):
+            core.receive(node, Ack(0, 1, 3), 0)
+        core.applied(3)
+        core.trim_to(3)
+        assert core.log.log_start == 4
+        core.outbox()
+        core.disconnected(C)
+        core.connected(C, 10)
+        core.receive(C, SyncOk(0, 1, 1), 10)
+        core.confirmed(B, 1, 1, 3_000)
+        core.confirmed(C, 1, 1, 3_000)
+        core.tick(3_000)
+        steps = core.outbox().steps
+        assert [set(step.isr) for step in steps if isinstance(step, ProposeIsr)] == [{A, B}], (
+            "no divergence of this node"
+        )
+
+
 class TestTheSet:
     def test_f17_expand_counts_from_before_it_leaves(self) -> None:
         core = led_pair()

@@ -22,7 +22,7 @@ from tests.unit.tq_node.raft.single import (
     step,
     tick,
 )
-from tq_node.errors import Busy, PayloadTooLarge
+from tq_node.errors import Busy, PayloadTooLarge, StoreBroken
 from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import (
     Append,
@@ -72,6 +72,11 @@ class TestFollower:
         core.ready()
         hear_reply = only(hear(core), HeartbeatReply)
         assert hear_reply
+
+    def test_f14_a_heartbeat_that_knows_more_than_the_log_shows_that_the_store_was_set_back(self) -> None:
+        """The leader tells nobody of a commit beyond what that node has acknowledged."""
+        with pytest.raises(StoreBroken, match="the log ends at 1, and 5 was acknowledged"):
+            hear(core_of(), commit_index=5)
 
     def test_but_not_before_a_new_term_is_durable(self) -> None:
         core = core_of()

@@ -1,4 +1,4 @@
-"""Who waits for the rows hears of it when they show what was committed, not what an earlier commit of the same partition carried."""
+"""Who waits for the rows hears of it when they show what was committed, not what an earlier slice of it carried."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.unit.tq_node.work import sample_handlers
 from tests.unit.tq_node.work.conftest import ClockRig, asynchronous, until, within
 from tq_node import limits
 from tq_node.errors import Busy, NoSuchTask, OutcomeUnknown, StaleAttempt
-from tq_node.facade import Completed, Released
+from tq_node.facade import Claim, Completed, Released
 
 
 def test_hints_within_a_turn_lead_to_one_claim(clock_rig: ClockRig) -> None:
@@ -156,16 +156,16 @@ def test_notes_that_fail_otherwise_are_no_harm(clock_rig: ClockRig, logged_error
     assert clock_rig.queue.outcome_of(claim) is None
 
 
-def test_one_partition_without_an_answer_costs_no_other_its_lease(
+def test_one_attempt_without_an_answer_costs_no_other_its_lease(
     clock_rig: ClockRig, logged_errors: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims = [clock_rig.put("a_wait") for _ in range(3)]
     granted = clock_rig.queue.lease_ms
 
-    def lease_ms(partition: int) -> int:
-        if partition == claims[0].partition:
+    def lease_ms(claim: Claim) -> int:
+        if claim is claims[0]:
             raise RuntimeError("no answer")
-        return granted(partition)
+        return granted(claim)
 
     monkeypatch.setattr(clock_rig.queue, "lease_ms", lease_ms)
     clock_rig.clock.pump([limits.LEASE_RENEW_MS / 1000] * 10)
