@@ -9,16 +9,18 @@ LOG := $(VENV)/install.log
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-settings editable_mode=compat --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check chaos lint format bench simulate clean distclean
+.PHONY: help run test check chaos long lint format bench failover simulate clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run [HTTP=8080]   three nodes, fifteen tasks, one node killed and back; up until Ctrl-C'
 	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
-	@echo 'make chaos             the long tests with real processes: kills, cuts, pauses'
+	@echo 'make chaos             forty scenarios of harm to real nodes under load, and a line that sums them up'
+	@echo 'make long              the long tests with real processes: kills, cuts, pauses'
 	@echo 'make lint              ruff, mypy, import rules'
 	@echo 'make format            let ruff format and fix what it can'
-	@echo 'make bench             measure the throughput of one node'
+	@echo 'make bench             three nodes beside other queues, some 25 minutes; BENCH=--quick for three'
+	@echo 'make failover          hurt clusters of three nodes, write docs/reference/failover.md: 25 minutes'
 	@echo 'make simulate          SEEDS=10000 seeded worlds of consensus, then of replication; says n of N'
 	@echo 'make clean             remove what the others made, but no data of nodes; make distclean: $(VENV) too'
 
@@ -47,17 +49,21 @@ test: lint check
 # Mutation tables and the like run without the tracer, which costs them three times their time. Real processes mostly wait: their
 # tests go beside the others. The console's are a run of their own, for its event loop and ours don't share one.
 check: $(VENV)/.dev-stamp
-	@$(BIN)/python -m pytest tests/cluster -m 'not slow' >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
+	@$(BIN)/python -m pytest tests/cluster tests/chaos -m 'not slow' >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
 	code=0; \
-	$(BIN)/coverage run -m pytest tests --ignore tests/cluster --ignore tests/tui -m 'not slow' || code=1; \
+	$(BIN)/coverage run -m pytest tests --ignore tests/cluster --ignore tests/chaos --ignore tests/tui -m 'not slow' || code=1; \
 	$(BIN)/coverage report || code=1; \
-	$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/tui -m slow || code=1; \
+	$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/chaos --ignore tests/tui -m slow || code=1; \
 	$(BIN)/python -m pytest -c tests/tui/pytest.ini tests/tui || code=1; \
 	echo 'Waiting for the tests with real processes …'; wait $$cluster || code=1; cat $(VENV)/cluster-tests.log; \
 	exit $$code
 
-# The long runs: every kill twenty times, every link, every order of starting. About half an hour.
+# Every scenario once, under load, with a checker of histories: about half an hour. docs/reference/chaos.md says what happens.
 chaos: $(VENV)/.dev-stamp
+	@$(BIN)/python -m tests.chaos
+
+# The long tests with real processes: every kill twenty times, every link and pair of links, zombies. About half an hour.
+long: $(VENV)/.dev-stamp
 	$(BIN)/python -m pytest tests/cluster -m slow
 
 lint: $(VENV)/.dev-stamp
@@ -70,8 +76,12 @@ format: $(VENV)/.dev-stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+BENCH ?=
 bench: $(VENV)/.dev-stamp
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH)
+
+failover: $(VENV)/.dev-stamp
+	$(BIN)/python -m bench.failover --write docs/reference/failover.md
 
 SEEDS ?= 10000
 SECONDS_MAX ?= 3600

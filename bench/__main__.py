@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench import report
+from bench import pages, report
 from bench.context import FULL, QUICK, Context
 from bench.counts import count
 from bench.drains import drain
-from bench.million import million
+from bench.goals import GOALS
 from bench.peers import PEERS
 from bench.peers.base import Peer, Unavailable
 from bench.pickups import pick_up
-from bench.processes import Failed, Stopped, scratch
+from bench.processes import Failed, Stopped, build_directory, scratch
+from bench.reads import status
 from bench.samples import Book
+from bench.starts import start
+from bench.stored import stored
 from bench.submits import batch, submit
 
 PARTS: dict[str, Callable[[Context], None]] = {
-    "submit": submit, "batch": batch, "drain": drain, "pick-up": pick_up, "counts": count, "million": million,
+    "submit": submit, "batch": batch, "drain": drain, "pick-up": pick_up, "status": status,
+    "start": start, "counts": count, "stored": stored,
 }  # fmt: skip
 BEGUN = time.monotonic()
-ONCE = {"counts", "million"}
-"""Done in one round: counts don't vary much, and the million repeats its calls within."""
+ONCE = {"counts", "stored"}
+"""Done in one round: counts don't vary much, and stored repeats its calls within."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,18 +47,22 @@ def main(arguments: list[str] | None = None) -> int:
     if said.repeat is not None:
         sizes = replace(sizes, rounds=said.repeat)
     code = 0
-    book = Book()
-    systems = {"taskqueue": "twistd -n taskqueue, HTTP over TCP, everything synced before it is answered"}
+    book = Book(GOALS[said.nodes])
+    systems = {
+        "taskqueue": f"{said.nodes} x twistd -n taskqueue, copies on {said.nodes}, HTTP over TCP; an answer means synced on all"
+    }
     try:
         with scratch() as directory:
             peers = _peers(said.peers, book, systems)
-            context = Context(directory, book, sizes, peers, _progress)
+            prepared = time.monotonic()
+            context = Context(directory, book, sizes, said.nodes, peers, _progress)
             for name in said.only or PARTS:
                 try:
-                    _measure(name, context)
-                except Failed as why:
-                    book.note(f"{name} FAILED: {why}")
+                    _measure(name, context, prepared)
+                except (Failed, OSError, HTTPException) as why:
+                    book.note(f"{name} FAILED: {str(why) or type(why).__name__}")
                     code = 1
+            code = code or bool(context.failures)
     except Stopped:
         _progress("stopped")
         code = 130
@@ -64,22 +74,36 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(f"  {name}: {what}" for name, what in systems.items()) + "\n")
     print(report.table(book))
     print("\n" + "\n".join([*book.notes, f"took {time.monotonic() - BEGUN:.0f} s"]))
+    written = pages.write(build_directory() / "results", about, book)
     if said.json is not None:
-        report.write_json(said.json, about, book)
+        pages.write_json(said.json, about, book)
+    if said.docs:
+        if code == 0:
+            written += pages.write(pages.DOCS, about, book)
+            pages.write_page(pages.PAGE, about, book)
+        else:
+            print("the documentation is left as it was")
+    print("written: " + " ".join(os.path.relpath(path) for path in written))
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute, for trying: one short round")
+    parser.add_argument("--quick", action="store_true", help="some three minutes, for trying: one short round")
     parser.add_argument(
         "--only", type=_names(tuple(PARTS)), metavar="PART,…", help=f"only these parts: {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--nodes", type=int, choices=tuple(GOALS), default=3, help="of ours; three keep each task on all [default: 3]"
     )
     parser.add_argument(
         "--peers", type=_names((*(peer.name for peer in PEERS), "none")), metavar="NAME,…",
         help=f"only these beside ours: {', '.join(peer.name for peer in PEERS)}, or none",
     )  # fmt: skip
     parser.add_argument("--repeat", type=_rounds, metavar="N", help="rounds [default: 3, or 1 with --quick]")
+    parser.add_argument(
+        "--docs", action="store_true", help="put tables, JSON and picture into docs/reference/, if all went well"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     return parser
 
@@ -125,11 +149,11 @@ def _peers(wanted: list[str] | None, book: Book, systems: dict[str, str]) -> lis
     return peers
 
 
-def _measure(name: str, context: Context) -> None:
+def _measure(name: str, context: Context, begun: float) -> None:
     """:raises Failed: what this part left does not add up; the others can still be measured."""
     rounds = 1 if name in ONCE else context.sizes.rounds
     for number in range(rounds):
-        if time.monotonic() - BEGUN > (context.sizes.more_rounds_s if number else context.sizes.last_start_s):
+        if time.monotonic() - begun > (context.sizes.more_rounds_s if number else context.sizes.last_start_s):
             context.book.note(f"{name}: {number} of {rounds} rounds, there was no time for more")
             return
         _progress(f"{name}, round {number + 1} of {rounds}")

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from bench.context import ASYNC_SLOTS, PROCESS_SLOTS, Context, noop
+import time
+from collections.abc import Callable
+
+from bench.cluster import Cluster
+from bench.context import Context, noop
 from bench.drains import warm_up
-from bench.load import offer
-from bench.node import Node
+from bench.peers.base import Peer
 from bench.samples import OURS, Kind
-from bench.submits import fill
+from bench.submits import fill, send_submits
 from bench.tracing import can_trace
 
 _SYNCS = "syncs per 1,000 tasks"
-ONE = Kind("counts", "submit over 1 connection", _SYNCS, more_is_better=False)
-MANY = Kind("counts", "submit over 32 connections", _SYNCS, more_is_better=False)
-BATCH = Kind("counts", "submit in batches of 1,000", _SYNCS, more_is_better=False)
-DRAIN_ASYNC = Kind("counts", f"drain of async handlers, {ASYNC_SLOTS} slots", _SYNCS, more_is_better=False)
-DRAIN_PROCESS = Kind("counts", f"drain of process handlers, {PROCESS_SLOTS} slots", _SYNCS, more_is_better=False)
-WRITTEN = Kind("counts", "written to disk, submit and drain", "bytes per task", more_is_better=False)
-ON_DISK = Kind("counts", "kept on disk after the end", "bytes per task", more_is_better=False)
-RSS_EMPTY = Kind("counts", "memory of an empty node, without workers", "MiB RSS", more_is_better=False)
-RSS_FULL = Kind("counts", "memory after the drain", "MiB RSS", more_is_better=False)
+_BYTES = "bytes per task"
+
+
+def _kind(what: str, unit: str) -> Kind:
+    return Kind("counts", what, unit, more_is_better=False)
+
+
+ONE = _kind("submit one after the other", _SYNCS)
+MANY = _kind("submit, 32 in flight", _SYNCS)
+BATCH = _kind("submit in batches of 1,000", _SYNCS)
+DRAIN_ASYNC = _kind("drain of async handlers", _SYNCS)
+DRAIN_PROCESS = _kind("drain of process handlers", _SYNCS)
+WRITTEN = _kind("written to disk, submit and drain, all nodes", _BYTES)
+ON_DISK = _kind("kept on disk after the end, all nodes", _BYTES)
+CLIENT = _kind("between client and nodes, submit, 32 in flight", _BYTES)
+WIRE_IDLE = _kind("between idle nodes", "bytes a second")
+WIRE = tuple(
+    _kind(f"between nodes, {what}", _BYTES)
+    for what in ("submit, 32 in flight", "submit in batches of 1,000", "drain of async handlers")
+)
+IDLE_S = 2.0
+RSS_EMPTY = _kind("memory of an empty node, without workers", "MiB RSS")
+RSS_FULL = _kind("memory of the largest node after the drain", "MiB RSS")
 
 
 def count(context: Context) -> None:
@@ -30,59 +47,81 @@ def count(context: Context) -> None:
     if traced:
         _count_syncs(context)
     _count_bytes(context)
+
+    def of_peer(peer: Peer) -> None:
+        counted = peer.syncs(context.fresh(peer.name), context.sizes.counted_peer)
+        if counted is not None:
+            context.book.add(ONE, peer.name, counted[0])
+            context.book.add(DRAIN_PROCESS, peer.name, counted[1])
+
     if traced:
-        for peer in context.peers:
-            submits, drains = peer.syncs(context.fresh(peer.name), context.sizes.counted_peer)
-            context.book.add(ONE, peer.name, submits)
-            context.book.add(DRAIN_PROCESS, peer.name, drains)
+        context.each_peer(of_peer)
 
 
 def _count_syncs(context: Context) -> None:
+    """Of all nodes together."""
     total = context.sizes.counted
-    with Node(context.fresh("syncs"), concurrency=ASYNC_SLOTS, traced=True) as node:
-        syncs = node.syncs
-        assert syncs is not None
-        warm = warm_up(node, "noop-async", 0)
-        node.pause()
+    with context.cluster("syncs", concurrency=context.async_slots, traced=True) as cluster:
+        warm = warm_up(cluster, "noop-async", 0)
+        cluster.pause()
         done = 0
-        for kind, connections, tasks in ((ONE, 1, total // 20), (MANY, 32, total // 4)):
-            before = syncs.count()
-            done += offer(
-                node.port, "/tasks/submit", noop(), connections=connections, requests=tasks, directory=node.directory
-            ).requests
-            context.book.add(kind, OURS, (syncs.count() - before) / tasks * 1000)
-        before = syncs.count()
+        for kind, in_flight, tasks in ((ONE, 1, total // 20), (MANY, 32, total // 4)):
+            before = cluster.syncs()
+            done += send_submits(cluster, in_flight, requests=tasks).requests
+            context.book.add(kind, OURS, (cluster.syncs() - before) / tasks * 1000)
+        before = cluster.syncs()
         batched = total // 1000 * 1000
-        fill(node, batched)
-        context.book.add(BATCH, OURS, (syncs.count() - before) / batched * 1000)
+        fill(cluster, batched)
+        context.book.add(BATCH, OURS, (cluster.syncs() - before) / batched * 1000)
         done += batched
-        before = syncs.count()
-        node.resume()
-        node.wait_completed(done + warm)
-        context.book.add(DRAIN_ASYNC, OURS, (syncs.count() - before) / done * 1000)
-    with Node(context.fresh("syncs"), concurrency=PROCESS_SLOTS, traced=True) as node:
-        syncs = node.syncs
-        assert syncs is not None
-        warm = warm_up(node, "noop-process", PROCESS_SLOTS)
-        node.pause()
-        fill(node, batched, noop("noop-process"))
-        before = syncs.count()
-        node.resume()
-        node.wait_completed(batched + warm)
-        context.book.add(DRAIN_PROCESS, OURS, (syncs.count() - before) / batched * 1000)
+        before = cluster.syncs()
+        cluster.resume()
+        cluster.wait_completed(done + warm)
+        context.book.add(DRAIN_ASYNC, OURS, (cluster.syncs() - before) / done * 1000)
+    with context.cluster("syncs", concurrency=context.process_slots, traced=True) as cluster:
+        warm = warm_up(cluster, "noop-process", context.process_slots)
+        cluster.pause()
+        fill(cluster, batched, noop("noop-process"))
+        before = cluster.syncs()
+        cluster.resume()
+        cluster.wait_completed(batched + warm)
+        context.book.add(DRAIN_PROCESS, OURS, (cluster.syncs() - before) / batched * 1000)
 
 
 def _count_bytes(context: Context) -> None:
-    total = context.sizes.counted // 1000 * 1000
-    node = Node(context.fresh("bytes"), concurrency=ASYNC_SLOTS)
-    with node:
-        context.book.add(RSS_EMPTY, OURS, node.rss_mib())
-        empty_mib = node.disk_mib()
-        before = node.written_bytes()
-        node.pause()
-        fill(node, total)
-        node.resume()
-        node.wait_completed(total)
-        context.book.add(RSS_FULL, OURS, node.rss_mib())
-        context.book.add(WRITTEN, OURS, (node.written_bytes() - before) / total)
-    context.book.add(ON_DISK, OURS, (node.disk_mib() - empty_mib) * 1024 * 1024 / total)
+    single = context.sizes.counted // 4
+    batched = context.sizes.counted // 1000 * 1000
+    cluster = context.cluster("bytes", concurrency=context.async_slots)
+    with cluster:
+        context.book.add(RSS_EMPTY, OURS, cluster.rss_mib())
+        empty = cluster.disk_bytes()
+        written = cluster.written_bytes()
+        before, _ = cluster.exchanged()
+        time.sleep(IDLE_S)  # what they say to one another meanwhile is measured
+        if len(cluster.nodes) > 1:
+            context.book.add(WIRE_IDLE, OURS, (cluster.exchanged()[0] - before) / IDLE_S)
+        cluster.pause()
+        works: tuple[tuple[Kind, int, Callable[[], object]], ...] = (
+            (WIRE[0], single, lambda: _submit_singly(context, cluster, single)),
+            (WIRE[1], batched, lambda: fill(cluster, batched)),
+            (WIRE[2], single + batched, lambda: _run(cluster, single + batched)),
+        )
+        for kind, count, work in works:
+            bytes_before, segments_before = cluster.exchanged()
+            work()
+            size, segments = cluster.exchanged()
+            if len(cluster.nodes) > 1:
+                each = round((segments - segments_before) / count, 2)
+                context.book.add(kind, OURS, (size - bytes_before) / count, segments_per_task=each)
+        context.book.add(RSS_FULL, OURS, cluster.rss_mib())
+        context.book.add(WRITTEN, OURS, (cluster.written_bytes() - written) / (single + batched))
+    context.book.add(ON_DISK, OURS, (cluster.disk_bytes() - empty) / (single + batched))
+
+
+def _submit_singly(context: Context, cluster: Cluster, count: int) -> None:
+    context.book.add(CLIENT, OURS, send_submits(cluster, 32, requests=count).wire_bytes)
+
+
+def _run(cluster: Cluster, count: int) -> None:
+    cluster.resume()
+    cluster.wait_completed(count)

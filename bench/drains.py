@@ -1,18 +1,18 @@
-"""How fast a node runs tasks that do nothing: submitted to a paused queue, then resumed, until all are completed."""
+"""How fast the nodes run tasks that do nothing: submitted to a paused queue, then resumed, until all are completed."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from bench.context import ASYNC_SLOTS, PROCESS_SLOTS, Context, noop
-from bench.node import Node
+from bench.cluster import Cluster
+from bench.context import Context, noop
+from bench.peers.base import Peer
 from bench.processes import Failed
 from bench.samples import OURS, Kind
 from bench.submits import fill
 
-ASYNC = Kind("drain", "async handlers", "tasks/s", goal=15_000.0)
-PROCESS = Kind("drain", "process handlers", "tasks/s", goal=4_000.0)
+ASYNC = Kind("drain", "async handlers", "tasks/s")
+PROCESS = Kind("drain", "process handlers", "tasks/s")
 _WARM_UP_TASKS = 1_000
 _WARM_UPS_MAX = 20
 
@@ -20,44 +20,55 @@ _WARM_UPS_MAX = 20
 def drain(context: Context) -> None:
     """One round of everybody."""
     context.book.note(
-        f"drain: --concurrency {ASYNC_SLOTS} for async handlers, {PROCESS_SLOTS} (worker processes) for process handlers"
+        f"drain: --concurrency {context.async_slots} for async handlers, {context.process_slots} (worker processes) for process "
+        f"handlers, on each node"
     )
     for kind, task_type, count, slots in (
-        (ASYNC, "noop-async", context.sizes.drain_async, ASYNC_SLOTS),
-        (PROCESS, "noop-process", context.sizes.drain_process, PROCESS_SLOTS),
+        (ASYNC, "noop-async", context.sizes.drain_async, context.async_slots),
+        (PROCESS, "noop-process", context.sizes.drain_process, context.process_slots),
     ):
-        seconds, cpu_s = drain_once(context.fresh("drain"), task_type, count, slots)
+        with context.cluster("drain", concurrency=slots) as cluster:
+            warm = warm_up(cluster, task_type, slots if kind is PROCESS else 0)
+            seconds, cpu_s = drain_once(cluster, count, noop(task_type), before=warm)
         context.book.add(kind, OURS, count / seconds, node_cpu_us_per_task=round(cpu_s / count * 1e6, 1))
-    for peer in context.peers:
+
+    def of_peer(peer: Peer) -> None:
         for variant in peer.drains:
-            count = context.sizes.drain_forking if variant.is_slow else context.sizes.drain_peer
+            sizes = context.sizes
+            count = (
+                sizes.drain_forking if variant.is_slow else sizes.drain_async if variant.is_fast else sizes.drain_peer
+            )
             rate = peer.drain(context.fresh(peer.name), variant, count, context.sizes.drain_peer_s)
-            kind = ASYNC if variant.is_threads else PROCESS
-            context.book.add(kind, variant.system, rate.rate, **rate.details)
+            for is_threads in variant.beside:
+                context.book.add(ASYNC if is_threads else PROCESS, variant.system, rate.rate, **rate.details)
+
+    context.each_peer(of_peer)
 
 
-def drain_once(directory: Path, task_type: str, count: int, slots: int) -> tuple[float, float]:
-    """(seconds, CPU seconds of node and workers) from resume until ``/tasks/stats`` shows all of them completed."""
-    with Node(directory, concurrency=slots) as node:
-        warm = warm_up(node, task_type, slots if task_type == "noop-process" else 0)
-        node.pause()
-        fill(node, count, noop(task_type))
-        cpu = node.cpu_s()
-        begun = time.perf_counter()
-        node.resume()
-        ended = node.wait_completed(count + warm)
-        return ended - begun, node.cpu_s() - cpu
+def drain_once(
+    cluster: Cluster, count: int, task: dict[str, object], *, queue: str = "default", before: int = 0, waiting: int = 0
+) -> tuple[float, float]:
+    """(seconds, CPU seconds of nodes and workers) from resume until ``/tasks/stats`` shows all of them completed.
+
+    :param task: of this queue.
+    :param before: so many are completed already.
+    :param waiting: so many others stay in other queues.
+    """
+    cluster.pause(queue)
+    fill(cluster, count, task)
+    cpu = cluster.cpu_s()
+    begun = time.perf_counter()
+    cluster.resume(queue)
+    ended = cluster.wait_completed(before + count, total=before + count + waiting)
+    return ended - begun, cluster.cpu_s() - cpu
 
 
-def warm_up(node: Node, task_type: str, workers: int) -> int:
-    """Run tasks until so many worker processes are up; the number of tasks. Their start is not what a drain measures."""
+def warm_up(cluster: Cluster, task_type: str, workers: int) -> int:
+    """Run tasks until each node has so many worker processes; the number of tasks. Their start is not what a drain measures."""
     done = 0
     for _ in range(_WARM_UPS_MAX):
-        node.pause()
-        fill(node, _WARM_UP_TASKS, noop(task_type))
-        node.resume()
+        drain_once(cluster, _WARM_UP_TASKS, noop(task_type), before=done)
         done += _WARM_UP_TASKS
-        node.wait_completed(done)
-        if node.workers() >= workers:
+        if cluster.workers() >= workers:
             return done
-    raise Failed(f"the node has {node.workers()} worker processes after {done} tasks, not {workers}")
+    raise Failed(f"a node has {cluster.workers()} worker processes after {done} tasks, not {workers}")

@@ -1,4 +1,4 @@
-"""How long an idle node takes from a submit to the first line of the handler."""
+"""How long an idle cluster takes from a submit to the first line of the handler."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import statistics
 import time
 from urllib.parse import quote
 
+from bench.cluster import Cluster
 from bench.context import Context, noop
-from bench.node import Node
 from bench.processes import Failed
 from bench.samples import OURS, Kind
 
-ASYNC = Kind("pick-up", "async handler", "ms", more_is_better=False, goal=5.0)
-PROCESS = Kind("pick-up", "process handler", "ms", more_is_better=False, goal=10.0)
+ASYNC = Kind("pick-up", "async handler, p50", "ms", more_is_better=False)
+PROCESS = Kind("pick-up", "process handler, p50", "ms", more_is_better=False)
 GAP_S = 0.01
-"""Between two submits: the node is idle again."""
+"""Between two submits: the cluster is idle again."""
 WARM_UP = 5
 
 
 def pick_up(context: Context) -> None:
     """One round of everybody; a sample is a round's median."""
     count = context.sizes.pickups
-    with Node(context.fresh("pick-up")) as node:
+    with context.cluster("pick-up") as cluster:
         for kind, task_type in ((ASYNC, "first-line-async"), (PROCESS, "first-line-process")):
-            add(context, kind, OURS, [one(node, task_type) for _ in range(count + WARM_UP)][WARM_UP:])
-        node.verify_total(2 * (count + WARM_UP))
-    for peer in context.peers:
-        add(context, PROCESS, peer.name, peer.pick_up(context.fresh(peer.name), count, GAP_S))
+            add(context, kind, OURS, [one(cluster, task_type) for _ in range(count + WARM_UP)][WARM_UP:])
+        cluster.verify_total(2 * (count + WARM_UP))
+    context.each_peer(
+        lambda peer: add(context, PROCESS, peer.name, peer.pick_up(context.fresh(peer.name), count, GAP_S))
+    )
 
 
-def one(node: Node, task_type: str) -> float:
-    """Milliseconds from just before the request is sent to the handler's first line, on the clock that both read."""
-    time.sleep(GAP_S)  # the gap that leaves the node idle is part of the measurement
+def one(cluster: Cluster, task_type: str, **fields: object) -> float:
+    """Milliseconds from just before the request is sent, to each node in turn, to the handler's first line, on one clock."""
+    time.sleep(GAP_S)  # the gap that leaves the nodes idle is part of the measurement
+    node = cluster.next()
     begun = time.monotonic_ns()
-    task_id = node.tell("POST", "/tasks/submit", noop(task_type), status=201)["task_id"]
+    task_id = node.tell("POST", "/tasks/submit", noop(task_type, **fields), status=201)["task_id"]
     task = node.tell("GET", f"/tasks/status?id={quote(task_id)}&wait=10")
     if task["status"] != "completed" or not isinstance(task["result"], int):
         raise Failed(f"a task of the pick-up is not completed: {task}")

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import json
 import os
+import random
+import select
 import shutil
 import signal
 import socket
@@ -18,11 +20,14 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
+PEER_OFFSET = 1_000
+PORTS = (12_000, 30_000)
 STOP_S = 40.0
 CALL_S = 240.0
 _LOG_LINES_SHOWN = 20
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
+_given_out: set[int] = set()
 
 
 class Stopped(Exception):
@@ -79,7 +84,13 @@ def _die_with_parent() -> None:
 
 
 def spawn(
-    command: Sequence[str], *, directory: Path, log: Path, output: int | None = None, given: int | None = None
+    command: Sequence[str],
+    *,
+    directory: Path,
+    log: Path,
+    output: int | None = None,
+    given: int | None = None,
+    extra: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """A child in a session of its own (a Ctrl-C at the terminal reaches only us) that the kernel kills when we die."""
     with log.open("ab") as sink:
@@ -87,7 +98,7 @@ def spawn(
         return subprocess.Popen(
             command,
             cwd=directory,
-            env=environment(),
+            env=environment(extra),
             stdin=subprocess.DEVNULL if given is None else given,
             stdout=target,
             stderr=sink,
@@ -97,28 +108,37 @@ def spawn(
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, directory: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that is stopped at the end of the block."""
-    process = spawn(command, directory=directory, log=log)
+def running(
+    command: Sequence[str],
+    *,
+    directory: Path,
+    log: Path,
+    wait_s: float = STOP_S,
+    extra: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that is stopped at the end of the block.
+
+    :param extra: more of an environment for it.
+    """
+    process = spawn(command, directory=directory, log=log, extra=extra)
     try:
         yield process
     finally:
-        stop(process)
+        stop(process, wait_s=wait_s)
 
 
-def stop(process: subprocess.Popen[bytes], *, signal_to: int | None = None, wait_s: float = STOP_S) -> int:
-    """SIGTERM, and SIGKILL for its whole group where that does not end it; the exit code.
-
-    :param signal_to: the only one to get SIGTERM; otherwise the whole group, since a tracer does not pass it on.
-    """
+def stop(process: subprocess.Popen[bytes], *, wait_s: float = STOP_S) -> int:
+    """SIGTERM for its whole group (a tracer does not pass it on), and SIGKILL where that does not end it; the exit code."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
-            if signal_to is None:
-                os.killpg(process.pid, signal.SIGTERM)
-            else:
-                os.kill(signal_to, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait_s)
+            os.killpg(process.pid, signal.SIGTERM)
+    return wait_ended(process, wait_s)
+
+
+def wait_ended(process: subprocess.Popen[bytes], wait_s: float = STOP_S) -> int:
+    """The exit code of one that was asked to stop; its whole group is killed where it does not in time."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(wait_s)
     kill(process)
     return process.wait()
 
@@ -150,6 +170,56 @@ def call(command: Sequence[str], spec: object, *, directory: Path, log: Path, wa
         raise Failed(f"{_name(command)} did not answer in JSON: {answer[:200]!r}") from None
 
 
+class Conversation:
+    """A helper that is told and answers in lines of JSON."""
+
+    def __init__(self, process: subprocess.Popen[bytes], command: Sequence[str], log: Path) -> None:
+        self._process = process
+        self._name = _name(command)
+        self._log = log
+        self._heard = b""
+
+    def say(self, what: object) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: what it said last is read next
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def hear(self, wait_s: float = CALL_S) -> Any:
+        """Its next line. :raises Failed: none came in time, or no JSON."""
+        assert self._process.stdout is not None
+        number = self._process.stdout.fileno()
+        end = time.monotonic() + wait_s
+        while b"\n" not in self._heard:
+            if not select.select([number], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise Failed(f"{self._name} said nothing for {wait_s:g} s")
+            data = os.read(number, 1 << 20)
+            if not data:
+                raise Failed(f"{self._name} ended with code {self._process.wait()}; it said:\n{tail(self._log)}")
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise Failed(f"{self._name} did not answer in JSON: {line[:200]!r}") from None
+
+
+@contextlib.contextmanager
+def conversation(command: Sequence[str], spec: object, *, directory: Path, log: Path) -> Iterator[Conversation]:
+    """A helper that has been told ``spec``; killed at the end of the block."""
+    process = spawn(command, directory=directory, log=log, output=subprocess.PIPE, given=subprocess.PIPE)
+    try:
+        talk = Conversation(process, command, log)
+        talk.say(spec)
+        yield talk
+    finally:
+        kill(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
 def _name(command: Sequence[str]) -> str:
     return command[command.index("-m") + 1] if "-m" in command else Path(command[0]).name
 
@@ -163,16 +233,19 @@ def tail(log: Path) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody has now, with the one 1,000 above free too: that is where peers connect."""
+    """A port that nobody has now, never given out before, with the one 1,000 above free too: that is where peers connect.
+
+    Below what kernels give to outgoing connections, so that no client takes it before its server is up.
+    """
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind((HOST, 0))
-            port = int(first.getsockname()[1])
-            if port + 1000 > 65_535:
-                continue
-            with contextlib.suppress(OSError):
-                second.bind((HOST, port + 1000))
-                return port
+        port = random.randrange(*PORTS)
+        if {port, port + PEER_OFFSET} & _given_out:
+            continue
+        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
+            first.bind((HOST, port))
+            second.bind((HOST, port + PEER_OFFSET))
+            _given_out.update((port, port + PEER_OFFSET))
+            return port
 
 
 def fdatasync_us(directory: Path, times: int) -> float:

@@ -1,19 +1,18 @@
-"""The report: a table for people, JSON for programs."""
+"""The report: a table for people, on the terminal or as Markdown."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from bench.processes import ROOT
-from bench.samples import Book, Kind, Row
+from bench.samples import Book, Row
 
 _HEADS = ("", "system", "median", "range", "unit", "p50 / p99 ms", "CPU µs/task", "sync µs", "ours is")
+_RIGHT = {2, 3, 5, 6, 7}
 
 
 def facts(rounds: int, systems: dict[str, str]) -> dict[str, Any]:
@@ -62,6 +61,30 @@ def table(book: Book) -> str:
     return "\n".join([_join(_HEADS, widths), *rest])
 
 
+def markdown(about: dict[str, Any], book: Book) -> str:
+    """One table for each part, under what was measured when and on what."""
+    lines = [heading(about) + ".", ""]
+    lines += [f"- **{name}**: {what}" for name, what in about["systems"].items()]
+    for part in book.parts():
+        rows = [
+            _line(book, row, kind.what if place == 0 else "")
+            for kind in book.kinds(part)
+            for place, row in enumerate(book.rows(kind))
+        ]
+        used = [column for column in range(len(_HEADS)) if column < 3 or any(row[column] for row in rows)]
+        lines += ["", f"### {part}", ""]
+        lines.append(_cells([_HEADS[column] for column in used]))
+        lines.append(_cells(["--:" if column in _RIGHT else "---" for column in used]))
+        lines += [_cells([row[column] for column in used]) for row in rows]
+    if book.notes:
+        lines += ["", *(f"- {' '.join(note.split())}" for note in book.notes)]
+    return "\n".join(lines)
+
+
+def _cells(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
     low, high = min(row.values), max(row.values)
     ratio = book.ratio(row)
@@ -69,8 +92,7 @@ def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
     if verdict and row.kind.part != "counts" and book.saw_another_disk(row):
         verdict += ", on another disk"
     if (meets := row.meets_goal) is not None:
-        assert row.kind.goal is not None
-        verdict = f"{'at' if meets else 'short of'} its goal {_limit(row.kind)}"
+        verdict = f"{'at' if meets else 'short of'} its goal {_limit(row)}"
     return (
         label,
         row.system,
@@ -84,9 +106,9 @@ def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
     )
 
 
-def _limit(kind: Kind) -> str:
-    assert kind.goal is not None
-    return f"{'≥' if kind.more_is_better else '≤'} {number(kind.goal)}"
+def _limit(row: Row) -> str:
+    assert row.goal is not None
+    return f"{'≥' if row.kind.more_is_better else '≤'} {number(row.goal)}"
 
 
 def _middle(row: Row, name: str) -> str:
@@ -102,13 +124,8 @@ def number(value: float) -> str:
 
 
 def _join(line: tuple[str, ...], widths: list[int]) -> str:
-    right = {2, 3, 5, 6, 7}
     cells = [
-        cell.rjust(width) if column in right else cell.ljust(width)
+        cell.rjust(width) if column in _RIGHT else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(line, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()
-
-
-def write_json(path: Path, about: dict[str, Any], book: Book) -> None:
-    path.write_text(json.dumps({**about, **book.as_json()}, indent=1, ensure_ascii=False) + "\n", "utf-8")

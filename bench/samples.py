@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,16 +12,12 @@ OURS = "taskqueue"
 
 @dataclass(frozen=True)
 class Kind:
-    """What is measured: one row of the report for each system.
-
-    :param goal: of ours; met where the median is at least (``more_is_better``) or at most that.
-    """
+    """What is measured: one row of the report for each system."""
 
     part: str
     what: str
     unit: str
     more_is_better: bool = True
-    goal: float | None = None
 
 
 @dataclass
@@ -29,6 +26,8 @@ class Row:
 
     kind: Kind
     system: str
+    goal: float | None = None
+    """Of ours; met where the median is at least (``more_is_better``) or at most that."""
     values: list[float] = field(default_factory=list)
     details: list[dict[str, Any]] = field(default_factory=list)
 
@@ -38,25 +37,30 @@ class Row:
 
     @property
     def meets_goal(self) -> bool | None:
-        goal = self.kind.goal
-        if goal is None or self.system != OURS:
+        if self.goal is None:
             return None
-        return self.median >= goal if self.kind.more_is_better else self.median <= goal
+        return self.median >= self.goal if self.kind.more_is_better else self.median <= self.goal
 
 
 class Book:
     """Collects samples, in the order in which their rows first came up."""
 
-    def __init__(self) -> None:
+    def __init__(self, goals: Mapping[tuple[str, str], float] | None = None) -> None:
+        self._goals = dict(goals or {})
         self._rows: dict[tuple[Kind, str], Row] = {}
         self.probe_us = 0.0
         """The disk's fdatasync, measured just before what is added next."""
         self.notes: list[str] = []
 
     def add(self, kind: Kind, system: str, value: float, **details: Any) -> None:
-        row = self._rows.setdefault((kind, system), Row(kind, system))
+        goal = self._goals.get((kind.part, kind.what)) if system == OURS else None
+        row = self._rows.setdefault((kind, system), Row(kind, system, goal))
         row.values.append(value)
         row.details.append({**details, "fdatasync_us": round(self.probe_us)})
+
+    def add_goal(self, kind: Kind, goal: float) -> None:
+        """For a row whose name is not known before it is measured."""
+        self._goals[kind.part, kind.what] = goal
 
     def note(self, line: str) -> None:
         if line not in self.notes:
@@ -96,6 +100,6 @@ class Book:
             if (ratio := self.ratio(row)) is not None:
                 entry["ours_is_better_by"] = ratio
             if (meets := row.meets_goal) is not None:
-                entry["meets_goal"] = meets
+                entry |= {"goal": row.goal, "meets_goal": meets}
             rows.append(entry)
         return {"rows": rows, "notes": self.notes}

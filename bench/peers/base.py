@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,24 +35,28 @@ class Rate:
 
 @dataclass(frozen=True)
 class Drain:
-    """A way to run this peer's tasks. ``is_slow``: give it few. ``is_threads``: it stands beside our async handlers."""
+    """A way to run this peer's tasks. ``is_slow``: give it few. ``is_fast``: give it as many as ours gets.
+
+    ``beside``: with False it stands beside our process handlers, with True beside our async ones.
+    """
 
     system: str
     worker: str
     is_slow: bool = False
-    is_threads: bool = False
+    is_fast: bool = False
+    beside: tuple[bool, ...] = (False,)
 
 
 class Peer(abc.ABC):
     """One other queue. Each method starts from nothing, in the directory given to it."""
 
     name: str
-    requirement: str
+    requirements: tuple[str, ...]
     """What pip installs."""
     distribution: str
     about: str
     """How it is set up, one line for the report."""
-    submit_clients: tuple[int, ...]
+    submit_clients: tuple[int, ...] = (1, 32, 128)
     drains: tuple[Drain, ...]
 
     def __init__(self) -> None:
@@ -67,15 +71,18 @@ class Peer(abc.ABC):
         try:
             self.version = importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
-            self.python, self.version = _environment(self.distribution, self.requirement)
+            self.python, self.version = environment(self.distribution, self.requirements)
 
     @abc.abstractmethod
-    def submit(self, directory: Path, clients: int, seconds: float) -> Rate:
-        """Submits one by one."""
+    def submits(self, fresh: Callable[[], Path], seconds: float) -> list[tuple[int, Rate]]:
+        """Submits one by one; for each number of clients.
 
-    @abc.abstractmethod
-    def batch(self, directory: Path, size: int, seconds: float) -> Rate | None:
-        """Submits in batches; None: it has none."""
+        :param fresh: makes a new directory, and looks at the disk.
+        """
+
+    def batches(self, fresh: Callable[[], Path], sizes: Sequence[int], seconds: float) -> list[tuple[int, Rate]]:
+        """Submits in batches, for each size; nothing where it has none."""
+        return []
 
     @abc.abstractmethod
     def drain(self, directory: Path, drain: Drain, count: int, seconds: float) -> Rate:
@@ -85,29 +92,34 @@ class Peer(abc.ABC):
     def pick_up(self, directory: Path, count: int, gap_s: float) -> list[float]:
         """Milliseconds from a submit to the first line of the task, for each of ``count``."""
 
-    @abc.abstractmethod
-    def syncs(self, directory: Path, count: int) -> tuple[float, float]:
-        """Syncs per 1,000 tasks: of submits over one client, of a drain."""
+    def syncs(self, directory: Path, count: int) -> tuple[float, float] | None:
+        """Syncs per 1,000 tasks: of submits over one client, of a drain; None: they are not counted."""
+        return None
 
 
-def _environment(distribution: str, requirement: str) -> tuple[str, str]:
+def environment(distribution: str, requirements: tuple[str, ...]) -> tuple[str, str]:
     """(its Python, the version in it) of an environment with nothing but this."""
     directory = build_directory() / f"peer-{distribution}"
     python = str(directory / "bin" / "python")
     ask = [python, "-c", f"from importlib.metadata import version; print(version({distribution!r}))"]
+    made_of = directory / "made-of.txt"
+    wanted = " ".join(requirements)
     try:
-        if not directory.is_dir():
-            venv.create(directory, with_pip=True, symlinks=True)
+        if not made_of.exists() or made_of.read_text() != wanted:
+            shutil.rmtree(directory, ignore_errors=True)
+            venv.create(directory, with_pip=False, symlinks=True)
+            pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
             subprocess.run(
-                [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", requirement],
+                [*pip, "install", "--quiet", *requirements],
                 check=True, capture_output=True, timeout=_INSTALL_S, stdin=subprocess.DEVNULL,
             )  # fmt: skip
+            made_of.write_text(wanted)
         return python, subprocess.run(ask, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError) as why:
         shutil.rmtree(directory, ignore_errors=True)
         said = (getattr(why, "stderr", None) or b"").strip()
         lines = (said if isinstance(said, str) else said.decode("utf-8", "replace")).splitlines()
-        raise Unavailable(f"{requirement} can't be installed: {lines[-1] if lines else type(why).__name__}") from None
+        raise Unavailable(f"{wanted} can't be installed: {lines[-1] if lines else type(why).__name__}") from None
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

@@ -13,7 +13,7 @@ WARM_UP = 5
 """One in so many seconds."""
 
 
-def produce(make: Callable[[], Callable[[], None]], clients: int, seconds: float, count: int = 0) -> dict[str, float]:
+def produce(make: Callable[[], Callable[[], object]], clients: int, seconds: float, count: int = 0) -> dict[str, float]:
     """Call what ``make`` makes, from ``clients`` threads, for ``seconds`` or ``count`` times each.
 
     :param make: called once in each thread.
@@ -45,7 +45,7 @@ def produce(make: Callable[[], Callable[[], None]], clients: int, seconds: float
 
 
 def _process(
-    make: Callable[[], Callable[[], None]], threads: int, seconds: float, count: int, ready: Any, answers: Any
+    make: Callable[[], Callable[[], object]], threads: int, seconds: float, count: int, ready: Any, answers: Any
 ) -> None:
     taken: list[float] = []
     totals: list[int] = []
@@ -64,12 +64,13 @@ def _process(
             submit()
             after = time.monotonic()
             calls += 1
-            if before >= warm:
+            # What ends later counts among the total, but fewer and fewer clients were at work then.
+            if warm <= after <= end:
                 mine.append(after - before)
             before = after
         taken.extend(mine)
         totals.append(calls)
-        spans.append((warm, before))
+        spans.append((warm, min(before, end)))
 
     started = [threading.Thread(target=client) for _ in range(threads)]
     for thread in started:

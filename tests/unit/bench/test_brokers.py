@@ -116,21 +116,26 @@ def test_a_message_that_the_broker_refuses_is_no_confirmation() -> None:
 
 
 def test_only_messages_that_have_come_whole_are_acknowledged() -> None:
+    acknowledged: list[bytes] = []
+
     def talk(connection: socket.socket) -> None:
         open_channel(connection)
         in_pieces(connection, deliver(1) + deliver(2) + deliver(3))
-        connection.recv(1)
+        acknowledged.append(hear(connection, ack(3)))
 
     with serving(talk) as port:
         channel = amqp.Channel(port)
         try:
-            got = 0
-            while got < 3:
-                count, tag = channel.delivered()
-                got += count
-                assert not count or tag == got
+            got: list[int] = []
+            while len(got) < 3:
+                count, tags = channel.delivered()
+                assert count == len(tags)
+                got += tags
+            channel.acknowledge(got)
+            assert got == [1, 2, 3]
         finally:
             channel.close()
+    assert acknowledged == [ack(1) + ack(2) + ack(3)]
 
 
 # --- NATS ---
