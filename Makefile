@@ -48,12 +48,13 @@ test: lint check
 
 # Mutation tables and the like run without the tracer, which costs them three times their time. Real processes mostly wait: their
 # tests go beside the others. The console's are a run of their own, for its event loop and ours don't share one.
+BESIDE := $(foreach part,cluster chaos upgrade client tui,--ignore tests/$(part))
 check: $(VENV)/.dev-stamp
-	@$(BIN)/python -m pytest tests/cluster tests/chaos -m 'not slow' >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
+	@$(BIN)/python -m pytest tests/cluster tests/chaos tests/upgrade tests/client -m 'not slow' --durations=25 >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
 	code=0; \
-	$(BIN)/coverage run -m pytest tests --ignore tests/cluster --ignore tests/chaos --ignore tests/tui -m 'not slow' || code=1; \
+	$(BIN)/coverage run -m pytest tests $(BESIDE) -m 'not slow' || code=1; \
 	$(BIN)/coverage report || code=1; \
-	$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/chaos --ignore tests/tui -m slow || code=1; \
+	$(BIN)/python -m pytest tests $(BESIDE) -m slow || code=1; \
 	$(BIN)/python -m pytest -c tests/tui/pytest.ini tests/tui || code=1; \
 	echo 'Waiting for the tests with real processes …'; wait $$cluster || code=1; cat $(VENV)/cluster-tests.log; \
 	exit $$code
@@ -64,7 +65,7 @@ chaos: $(VENV)/.dev-stamp
 
 # The long tests with real processes: every kill twenty times, every link and pair of links, zombies. About half an hour.
 long: $(VENV)/.dev-stamp
-	$(BIN)/python -m pytest tests/cluster -m slow
+	$(BIN)/python -m pytest tests/cluster tests/upgrade -m slow
 
 lint: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

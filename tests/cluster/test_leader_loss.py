@@ -194,6 +194,7 @@ def test_a_leader_that_wakes_finds_another(cluster: Cluster) -> None:
     cluster.assert_logs_are_clean()
 
 
+@pytest.mark.slow  # kill-all of tests/chaos is in the push run
 def test_all_at_once(cluster: Cluster) -> None:
     """F26: kill -9 of all three, back in some other order: the same cluster, nothing lost."""
     wait_settled(cluster)

@@ -68,6 +68,8 @@ class Call:
     code: str = ""
     status: str | None = None
     version: int | None = None
+    retry_after: bool = False
+    """The answer had that header."""
 
     def __str__(self) -> str:
         seen = "" if self.status is None else f" {self.status}" + ("" if self.version is None else f" v{self.version}")
@@ -281,7 +283,12 @@ def _by_itself(status: str, version: int, cap: int) -> frozenset[tuple[str, int]
 def _after(state: State, call: Call, cap: int) -> set[State]:
     """What the task may be once the call has happened; empty where it can't have, here."""
     if state is None:
-        if call.kind == "submit" and call.http != 200:
+        if call.kind == "submit" and call.http == 200:
+            # A repeat, though the client has sent nothing before: the node that took it sent it on twice, for the first primary
+            # died without a word. The status is of the second time.
+            births = {one for born in ("pending", "scheduled") for one in _by_itself(born, 1, cap)}
+            return {one for one in births if call.status in (None, one[0])}
+        if call.kind == "submit":
             born = (call.status,) if call.status is not None else ("pending", "scheduled")
             return {(status, 1) for status in born}
         return {None} if call.code == "not_found" else set()

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.support.history import NEVER, Call, History, outcome_of
@@ -40,6 +40,11 @@ class Client:
             connection.close()
         self._connections.clear()
 
+    def keep(self, nodes: Collection[str]) -> None:
+        """Hang up on all others: who comes back under such a name is somebody else."""
+        for node in [node for node in self._connections if node not in nodes]:
+            self._connections.pop(node).close()
+
     def submit(self, node: str, task_id: str, **fields: Any) -> Call:
         body = json.dumps({"id": task_id, **fields}).encode()
         return self._call("submit", node, task_id, "POST", "/tasks/submit", body)
@@ -55,6 +60,19 @@ class Client:
 
     def local(self, node: str, task_id: str) -> Call:
         return self._call("local", node, task_id, "GET", f"/tasks/status?id={task_id}&consistency=local")
+
+    def batch(self, node: str, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results, one a task; none where the call failed as a whole. It is not written down: who calls knows each
+        task's fate."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[node], timeout=self.timeout_s)
+        try:
+            connection.request("POST", "/tasks/batch", json.dumps({"tasks": tasks}).encode())
+            results: list[dict[str, Any]] = json.loads(connection.getresponse().read()).get("results", [])
+        except (OSError, http.client.HTTPException, ValueError):
+            return []
+        finally:
+            connection.close()
+        return results
 
     def _call(self, kind: str, node: str, task_id: str, method: str, path: str, body: bytes | None = None) -> Call:
         call = self.history.add(Call(kind, task_id, time.monotonic(), self.name, node))
@@ -81,6 +99,7 @@ class Client:
         else:
             self._connections[node] = connection
         call.http, call.code = response.status, answer.get("code", "")
+        call.retry_after = response.getheader("Retry-After") is not None
         call.status, call.version = answer.get("status"), answer.get("version")
         if response.status >= 300:
             call.status = None  # a problem's is a number
@@ -95,7 +114,7 @@ class _Caller(threading.Thread):
     def __init__(self, load: Load, number: int) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self.load = load
-        self.client = Client(f"c{number}", load.ports, load.history)
+        self.client = Client(f"c{number}", load.ports, load.history, load.timeout_s)
         self.random = random.Random(f"{load.seed}-{number}")
         self.serial = itertools.count()
         self.error: BaseException | None = None
@@ -113,7 +132,7 @@ class _Caller(threading.Thread):
     def _one(self) -> None:
         rolls, known = self.random, self.load.known
         roll = rolls.random()
-        if (roll < 0.5 or not known) and len(self.load.submitted) < TASKS_MAX:
+        if (roll < 0.5 or not known) and len(self.load.submitted) < self.load.tasks_max:
             self._submit()
         elif known:
             task_id = known[rolls.randrange(len(known))]  # a choice of a tuple would see others append
@@ -130,12 +149,16 @@ class _Caller(threading.Thread):
                 self.client.retry(node, task_id)
 
     def _node(self) -> str:
-        return self.random.choice(tuple(self.load.ports))
+        ports = self.load.ports  # read once: another dict may take its place
+        self.client.keep(ports)
+        node = self.random.choice(tuple(ports))
+        self.client.ports[node] = ports[node]
+        return node
 
     def _submit(self) -> None:
         """The same id again, at any node, until it is known to be in."""
         task_id = f"{self.load.prefix}-{self.client.name}-{next(self.serial)}"
-        fields: dict[str, Any] = {"type": self.random.choice(KINDS), "payload": 0.02}
+        fields: dict[str, Any] = {"type": self.random.choice(self.load.kinds), "payload": 0.02}
         if self.random.random() < 0.3:
             fields["delay"] = round(self.random.uniform(0.2, 2.0), 3)
         self.load.submitted[task_id] = fields
@@ -150,7 +173,10 @@ class _Caller(threading.Thread):
 
 
 class Load:
-    """So many clients, until ``end``. ``known``: ids that were acknowledged of late, which others ask for."""
+    """So many clients, until ``end``. ``known``: ids that were acknowledged of late, which others ask for.
+
+    ``ports`` may be replaced meanwhile: by those of nodes that came, without those of nodes that are about to go.
+    """
 
     def __init__(
         self,
@@ -161,9 +187,13 @@ class Load:
         seed: str = "",
         prefix: str = "own",
         history: History | None = None,
+        kinds: Sequence[str] = KINDS,
+        timeout_s: float = TIMEOUT_S,
+        tasks_max: int = TASKS_MAX,
     ) -> None:
         self.ports = dict(ports)
         self.pause_s, self.seed, self.prefix = pause_s, seed, prefix
+        self.kinds, self.timeout_s, self.tasks_max = tuple(kinds), timeout_s, tasks_max
         self.history = history or History()
         self.submitted: dict[str, dict[str, Any]] = {}
         self.known: deque[str] = deque(maxlen=60)
@@ -178,7 +208,7 @@ class Load:
     def end(self) -> History:
         self.over.set()
         for caller in self._callers:
-            caller.join(30)
+            caller.join(30 + self.timeout_s)
             assert not caller.is_alive(), f"{caller} hangs"
             if caller.error is not None:
                 raise caller.error

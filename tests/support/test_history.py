@@ -76,6 +76,14 @@ def test_unknown_calls_may_have_happened_or_not() -> None:
     assert check(late, record("cancelled", 2)) == []
 
 
+def test_a_node_may_have_sent_a_submit_on_twice() -> None:
+    """The first primary died without a word, and the second had it already: 200, though the client sent it once."""
+    once = [ok("submit", 0, 1, 200, "processing"), ok("status", 2, 3, status="processing", version=2)]
+    assert check(once, record("completed", 3, "completed")) == []
+    unborn = [ok("submit", 0, 1, 200, "processing"), ok("status", 2, 3, status="pending", version=1)]
+    assert rules(unborn, record("completed", 3, "completed")) == {"not linearizable"}
+
+
 def test_local_reads_may_be_old() -> None:
     old = Call("local", "t", 9.0, ended_s=9.1, outcome="ok", http=200, status="pending", version=2)
     assert check([*SOUND, old], SOUND_RECORD) == []

@@ -1,0 +1,72 @@
+"""Handlers of the chaos suite: each start and each end leaves a line in the ledger of its node (``tests.chaos.executions``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet import task as twisted_task
+
+from tests.chaos.executions import LEDGER
+from tq_node import Context, task
+
+
+def _note(context: Context, word: str) -> None:
+    """One write at the end of the file: whole, or not there, whatever dies when."""
+    epoch, sequence = context.token
+    with open(os.environ[LEDGER], "ab", buffering=0) as ledger:
+        ledger.write(f"{context.task_id} {context.attempt} {epoch}.{sequence} {word} {time.monotonic_ns()}\n".encode())
+
+
+@task("noop")
+async def noop(payload: Any, context: Context) -> None:
+    """Nothing, in the reactor."""
+    _note(context, "began")
+    _note(context, "ended")
+
+
+@task("work-async")
+async def work_async(payload: float, context: Context) -> None:
+    """So many seconds, in the reactor."""
+    _note(context, "began")
+    await twisted_task.deferLater(reactor, payload)
+    _note(context, "ended")
+
+
+@task("work-process")
+def work_process(payload: float, context: Context) -> None:
+    """So many seconds, in a worker process."""
+    _note(context, "began")
+    time.sleep(payload)
+    _note(context, "ended")
+
+
+@task("flaky-async", max_attempts=20, backoff=0.05)
+async def flaky_async(payload: Any, context: Context) -> None:
+    """Every first attempt fails."""
+    _note(context, "began")
+    if context.attempt == 1:
+        raise ValueError("the first attempt always fails")
+    _note(context, "ended")
+
+
+@task("fails", max_attempts=1)
+async def fails(payload: Any, context: Context) -> None:
+    """For good."""
+    _note(context, "began")
+    raise ValueError("it always fails")
+
+
+@task("kill-node", max_attempts=10)
+def kill_node(payload: str, context: Context) -> None:
+    """kill -9 of the node that runs it. ``payload``: the directory with the data of all nodes, each with its pid file."""
+    _note(context, "began")
+    pids = {int(path.read_text()) for path in Path(payload).glob("*/twistd.pid")}
+    parent = os.getppid()
+    assert parent in pids, f"{parent} is no node: {pids}"
+    os.kill(parent, signal.SIGKILL)
+    time.sleep(60)
