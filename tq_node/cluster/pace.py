@@ -10,7 +10,7 @@ from tq_node.limits import MIB
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults for one data centre (replication.md, section 13, Defaults)."""
 
-    session_ms: int = 1_500
+    session_ms: int = 2_000
     """``T_session``: silence for so long is death (R5). How it was chosen: docs/reference/failover.md."""
     suspect_ms: int = 1_000
     """Shown as suspect, and given nothing new."""

@@ -97,7 +97,7 @@ class DeathWorld:
         if nid(1) in witnesses and len(witnesses & set(self.voters)) > len(self.voters) / 2:
             return "evidence"
         since_ms = max(self.heard_ms[node], self.leader_since_ms)
-        return "silence" if self.now_ms - since_ms >= 1_500 else None
+        return "silence" if self.now_ms - since_ms >= 2_000 else None
 
     def look(self) -> None:
         self.follow()

@@ -50,7 +50,7 @@ class TestDeaths:
         leader = Leader(Table(3))
         leader.now_ms = 1_499
         assert not any(isinstance(command, c.NodeDown) for command in leader.commands())
-        leader.now_ms = 1_500
+        leader.now_ms = 2_000
         leader.hear({}, 3)
         assert leader.commands() == (c.NodeDown(nid(3), leader.table.session(3), "silence"),)
 

@@ -44,19 +44,19 @@ class TestSilence:
         watch.heard(2, 5_000)
         liveness = watch.liveness
         assert [liveness.is_suspect(nid(2), at) for at in (5_999, 6_000)] == [False, True]
-        assert [liveness.is_silent(nid(2), at) for at in (6_499, 6_500)] == [False, True]
+        assert [liveness.is_silent(nid(2), at) for at in (6_999, 7_000)] == [False, True]
 
     def test_f7_a_new_leader_gives_everybody_a_full_t_session(self, watch: Watch) -> None:
         watch.heard(2, 100)
         watch.liveness.lead(60_000)
-        assert not watch.liveness.is_silent(nid(2), 61_499)
-        assert watch.liveness.is_silent(nid(2), 61_500)
+        assert not watch.liveness.is_silent(nid(2), 61_999)
+        assert watch.liveness.is_silent(nid(2), 62_000)
 
     def test_a_registration_is_as_good_as_a_word(self, watch: Watch) -> None:
         watch.table.register(4)
         watch.liveness.follow(watch.table.map, 50_000)
-        assert not watch.liveness.is_silent(nid(4), 51_499)
-        assert watch.liveness.is_silent(nid(4), 51_500)
+        assert not watch.liveness.is_silent(nid(4), 51_999)
+        assert watch.liveness.is_silent(nid(4), 52_000)
 
     def test_f40_who_slept_cannot_say_who_was_silent(self, watch: Watch) -> None:
         for at in range(0, 5_001, 100):
@@ -246,9 +246,9 @@ class TestHealth:
 
 
 def test_the_relations_of_the_pace() -> None:
-    assert DEFAULT_PACE.session_ms == 1_500
+    assert DEFAULT_PACE.session_ms == 2_000
     with pytest.raises(AssertionError):
-        Pace(suspect_ms=1_500)
+        Pace(suspect_ms=2_000)
     with pytest.raises(AssertionError):
         Pace(decide_ms=500)
     with pytest.raises(AssertionError):
