@@ -203,12 +203,23 @@ class Acting:
 
     # --- nodes ---
     async def drain(self) -> None:
-        await self._node(
+        name = self._console.chosen_node()
+        member = None if name is None else self._console.view.members.get(name)
+        if name is not None and member is not None and member.status == "draining":
+            says = ["It takes its share of the partitions again, and starts tasks. Moves that are under way end first."]
+            if await self._confirmed(f"Take the drain of {name} back?", says, "Take back"):
+                await self._undrain(name)
+        elif await self._node(
             "Drain", "is being drained; the map shows the moves",
             ["All its partitions are moved to other nodes, and it starts no more tasks.",
-             "It stays a member. This can't be undone from here."],
+             "It stays a member, and a drain can be taken back."],
             lambda client, name: client.drain(name),
-        )  # fmt: skip
+        ):  # fmt: skip
+            assert name is not None
+            self._may_undo(f"the drain of {name} can be taken back", lambda: self._undrain(name))
+
+    async def _undrain(self, name: str) -> None:
+        await self._one(f"{name} takes its share again.", lambda client: client.undrain(name))
 
     async def remove(self) -> None:
         await self._node(
@@ -226,10 +237,12 @@ class Acting:
             lambda client, name: client.shutdown(name),
         )  # fmt: skip
 
-    async def _node(self, verb: str, past: str, says: list[str], order: _Order, *, typed: bool = False) -> None:
+    async def _node(self, verb: str, past: str, says: list[str], order: _Order, *, typed: bool = False) -> bool:
+        """Ask, then order. Whether it was done."""
         name = self._console.chosen_node()
         if name is None:
-            return self._nothing("No node is chosen, or its name is not known yet.")
+            self._nothing("No node is chosen, or its name is not known yet.")
+            return False
         view = self._console.view
         led, held = view.held(name)
         facts = [f"It leads {led} and holds {held} of {len(view.partitions)} partitions."]
@@ -241,9 +254,9 @@ class Acting:
         if verb == "Shut down" and voters and living < voters // 2 + 1:
             facts.append(f"NO QUORUM afterwards: {living} of {voters} voters would be left.")
         facts.append(f"{f.plural(left, 'other node')} will be there.")
-        if await self._confirmed(f"{verb} {name}?", [*facts, "", *says], verb, name if typed else ""):
-            await self._one(f"{name} {past}.", lambda client: order(client, name))
-        return None
+        return await self._confirmed(
+            f"{verb} {name}?", [*facts, "", *says], verb, name if typed else ""
+        ) and await self._one(f"{name} {past}.", lambda client: order(client, name))
 
     async def rebalance(self) -> None:
         moving = sum(entry.is_moving for entry in self._console.view.partitions)
@@ -260,7 +273,7 @@ class Acting:
         undo, self._undo = self._undo, None
         if undo is None or undo.until_s < time.monotonic():
             return self._nothing(
-                f"Nothing to undo: only pauses and kills of pending tasks can be, within {UNDO_S:.0f} s."
+                f"Nothing to undo: only pauses, drains and kills of pending tasks can be, within {UNDO_S:.0f} s."
             )
         return await undo.run()
 

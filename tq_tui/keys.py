@@ -71,7 +71,7 @@ ACTS: tuple[Act, ...] = (
     Act("copy-curl", ("c",), "Copy the call for it, as a curl line", "curl", "Copy", WITH_TASK),
     Act("fold", ("o",), "Fold or unfold all parts", "fold", "List", frozenset((TASK,)), rank=5),
     Act("follow", ("f",), "Follow the newest event", "follow", "List", frozenset((EVENTS,)), rank=2),
-    Act("drain", ("D",), "Drain a node: move everything off it", "drain", "Nodes", ONLY_NODES, changes=True, rank=3),
+    Act("drain", ("D",), "Drain a node, or take that back", "drain", "Nodes", ONLY_NODES, changes=True, rank=3),
     Act("remove", ("M",), "Remove a node from the cluster", "remove", "Nodes", ONLY_NODES, changes=True, rank=4),
     Act("shutdown", ("S",), "Shut a node down", "shut down", "Nodes", ONLY_NODES, changes=True, rank=5),
     Act("rebalance", ("B",), "Rebalance: spread partitions evenly", "rebalance", "Nodes", ONLY_NODES, changes=True, rank=6),

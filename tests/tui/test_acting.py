@@ -325,6 +325,24 @@ async def test_orders_to_nodes(key: str, path: str, words: str) -> None:
         assert fake.ordered[0] == (path, "" if key == "B" else "node-2")
 
 
+@pytest.mark.parametrize("way", ["z", "D"])
+async def test_a_drain_is_taken_back(way: str) -> None:
+    fake = populated()
+    async with running(fake, size=(80, 24)) as (app, pilot):
+        await pilot.press("4", "down", "D")
+        await dialog(app, pilot)
+        await pilot.press("y")
+        await until(pilot, lambda: fake.ordered)
+        await gone(app, pilot)
+        await see(app, fake)
+        await pilot.press(way)
+        if way == "D":
+            assert "Take the drain of node-2 back?" in await dialog(app, pilot)
+            await pilot.press("y")
+        await until(pilot, lambda: len(fake.ordered) == 2)
+        assert fake.ordered[1] == ("/cluster/undrain", "node-2")
+
+
 async def test_a_shutdown_that_costs_the_quorum_says_so() -> None:
     fake = populated()
     async with running(fake) as (app, pilot):

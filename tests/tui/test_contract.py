@@ -105,7 +105,13 @@ async def test_the_same_again_is_the_same_task(kind: str, port: int) -> None:
 
 async def test_what_is_not_there_is_refused(kind: str, port: int) -> None:
     async with subject(kind, port) as (_, node, _):
-        for call in (node.task("never-was"), node.cancel("never-was"), node.retry("never-was"), node.drain("node-9")):
+        for call in (
+            node.task("never-was"),
+            node.cancel("never-was"),
+            node.retry("never-was"),
+            node.drain("node-9"),
+            node.undrain("node-9"),
+        ):
             with pytest.raises(Refused) as refused:
                 await call
             assert (refused.value.status, refused.value.code) == (404, "not_found")

@@ -276,6 +276,11 @@ class FakeCluster:
         self.statuses[node] = "draining"
         return done
 
+    def undrain(self, node: str) -> Done:
+        done = self.known(node)
+        self.statuses[node] = "active"
+        return done
+
     def shutdown(self, node: str) -> Done:
         done = self.known(node)
         self.stop(node)
@@ -403,6 +408,9 @@ class FakeNode:
 
     async def drain(self, node: str) -> Done:
         return await self._asked("POST", "/cluster/drain", lambda: self._cluster.drain(node), [("node", node)])
+
+    async def undrain(self, node: str) -> Done:
+        return await self._asked("POST", "/cluster/undrain", lambda: self._cluster.undrain(node), [("node", node)])
 
     async def remove(self, node: str) -> Done:
         return await self._asked("POST", "/cluster/remove", lambda: self._cluster.known(node), [("node", node)])

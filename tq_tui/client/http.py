@@ -178,6 +178,9 @@ class HttpNode:
     async def drain(self, node: str) -> Done:
         return await self._order("/cluster/drain", ("node", node))
 
+    async def undrain(self, node: str) -> Done:
+        return await self._order("/cluster/undrain", ("node", node))
+
     async def remove(self, node: str) -> Done:
         return await self._order("/cluster/remove", ("node", node))
 
