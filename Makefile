@@ -50,7 +50,7 @@ test: lint check
 # tests go beside the others. The console's are a run of their own, for its event loop and ours don't share one.
 BESIDE := $(foreach part,cluster chaos upgrade client tui,--ignore tests/$(part))
 check: $(VENV)/.dev-stamp
-	@$(BIN)/python -m pytest tests/cluster tests/chaos tests/upgrade tests/client -m 'not slow' --durations=25 >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
+	@$(BIN)/python -m pytest tests/client tests/upgrade tests/cluster tests/chaos -m 'not slow' --durations=25 >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
 	code=0; \
 	$(BIN)/coverage run -m pytest tests $(BESIDE) -m 'not slow' || code=1; \
 	$(BIN)/coverage report || code=1; \

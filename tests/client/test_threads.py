@@ -143,6 +143,7 @@ def test_ctrl_c_gets_out_of_a_call(node: NodeProcess) -> None:
         """
 import os, signal, threading
 from tq_node.client import Queue
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so does its child
 with Queue(ADDRESS) as queue:
     task = queue.submit("slow", 300)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()

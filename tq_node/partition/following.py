@@ -160,8 +160,7 @@ class Following(Generic[News]):
     def apply_told(self) -> None:
         log = self._log
         if log.promised == self.synced_epoch:
-            # What ``appliable`` says; asked with each message and each sync.
-            sequence = min(self._told, log.durable_sequence)
+            sequence = self.appliable()
             if sequence > log.committed:
                 log.commit_to(sequence)
 
