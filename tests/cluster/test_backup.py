@@ -22,9 +22,9 @@ from tests.cluster.replicated import (
     partitions_by_primary,
     started,
     wait_copies,
-    wait_settled,
     wait_ended,
     wait_quiet,
+    wait_settled,
 )
 from tests.support.harness import EXIT_S, Answer, Ended, clean_environment, until
 from tests.support.load import loading
