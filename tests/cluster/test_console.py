@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.clusters import Cluster
+from tests.cluster.replicated import wait_settled
 from tests.support.harness import PROJECT, clean_environment, until
 
 pytestmark = [
@@ -183,6 +184,7 @@ def test_a_day_of_an_operator(cluster: Cluster, terminal: Callable[..., Terminal
 
 
 def test_no_quorum_is_said_and_scripts_can_tell(cluster: Cluster, terminal: Callable[..., Terminal]) -> None:
+    wait_settled(cluster)  # copies that are on their way are no full health
     healthy = once(cluster, "--once")
     assert (healthy.returncode, healthy.stderr) == (0, "")
     assert "HEALTHY" in healthy.stdout
