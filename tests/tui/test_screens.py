@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.tui.build import populated, running, settled, text_of, work_on
+from tests.tui.build import populated, running, settled, text_of, until, work_on
 from tq_tui import keys
 from tq_tui.client.api import Refused
 from tq_tui.client.fake import FakeCluster
+from tq_tui.screens.overview import Room
+from tq_tui.widgets.drawn import Drawn
 
 SIZES = ((80, 24), (120, 40), (60, 16))
 STATES = ("healthy", "node-down", "no-quorum", "empty", "error", "million")
@@ -58,3 +60,16 @@ async def test_every_screen(state: str, size: tuple[int, int], same_screen: Call
             assert len(lines) == size[1]
             assert "? help" in lines[-1]
             assert "q quit" in lines[-1]
+
+
+async def test_the_overview_follows_the_room_there_is() -> None:
+    """The lines above it may become more after it was drawn, and nothing new is observed."""
+    fake = populated()
+    async with running(fake, size=(120, 40)) as (app, pilot):
+        await work_on(app, fake, rounds=3)
+        await settled(app, pilot)
+        room = app.screen.query_one(Room)
+        before = room.size.height
+        room.styles.margin = (3, 0, 0, 0)
+        await until(pilot, lambda: room.size.height == before - 3)
+        await until(pilot, lambda: room.query_one(Drawn).size.height == room.size.height - 1, 5.0)

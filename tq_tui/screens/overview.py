@@ -17,16 +17,25 @@ from tq_tui.widgets.drawn import Drawn
 CHART_LINES = 4
 
 
+class Room(VerticalScroll):
+    """What the other lines of the screen leave: health above it may take one more after the overview was drawn."""
+
+    def on_resize(self) -> None:
+        self.query_one(Drawn).refresh(layout=True)
+
+
 class OverviewScreen(ConsoleScreen):
     kind: ClassVar[str] = keys.OVERVIEW
 
     def body(self) -> Iterable[Widget]:
-        with VerticalScroll(id="overview"):
+        with Room(id="overview"):
             yield Drawn(widget_id="overview-text", fixed=True)
 
     def show(self, view: ClusterView) -> None:
-        room = self.query_one("#overview", VerticalScroll).size.height or self.app.size.height - 4
-        self.query_one("#overview-text", Drawn).show(lambda width, height: overview(view, width, room))
+        room = self.query_one(Room)
+        self.query_one("#overview-text", Drawn).show(
+            lambda width, height: overview(view, width, room.size.height or self.app.size.height - 4)
+        )
 
 
 def overview(view: ClusterView, width: int, height: int) -> list[Line]:
