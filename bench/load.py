@@ -185,7 +185,7 @@ class _Generator:
         """:param begin: on CLOCK_MONOTONIC."""
         warm = begin + self._seconds / _WARM_UP
         self._end = begin + self._seconds if self._seconds else float("inf")
-        time.sleep(max(0.0, begin - time.monotonic()))
+        time.sleep(max(0.0, begin - time.monotonic()))  # all processes begin together
         self._heard = begin
         for _ in range(self._in_flight):
             self._send()

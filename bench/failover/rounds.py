@@ -47,13 +47,13 @@ def one_round(cluster: Cluster, failure: Failure, seed: int, label: str, rolls: 
         for n, p in enumerate(partitions)
     ]
     with writing(writers):
-        time.sleep(BEFORE_S + rolls.uniform(0, 0.1))
+        time.sleep(BEFORE_S + rolls.uniform(0, 0.1))  # writes go on undisturbed
         hurt_s = time.monotonic()
         failure.hurt(cluster, hurt)
         silent = wait_acknowledged(writers, hurt_s, GIVE_UP_S)
         if failure.heals_under_load and not silent:
             failure.heal(cluster, hurt)
-        time.sleep(AFTER_S)
+        time.sleep(AFTER_S)  # and again after the gap
         shown = _shown(cluster, partitions) if silent else ""
     gaps = [writer.gap(hurt_s) for writer in writers]
     if lost := [(p, len(w.acks)) for p, gap, w in zip(partitions, gaps, writers, strict=True) if gap is None]:

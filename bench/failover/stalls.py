@@ -77,7 +77,7 @@ def measured(directory: Path, seconds: float, burners: int) -> Silence:
         watch = Watch(cluster.founder, cluster.ports[cluster.founder], every_s=SHOWN_S)
         watch.start()
         with _burning(burners), _clients(cluster):
-            time.sleep(seconds)
+            time.sleep(seconds)  # the load runs meanwhile
         watch.end()
         looks = [line.split() for line in noted.read_text().splitlines()]
         silences = sorted(int(silence) / 1000 for silence, _ in looks)

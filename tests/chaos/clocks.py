@@ -54,7 +54,7 @@ def clocks_part(stage: Stage) -> None:
     for _ in range(3):
         for clock in stage.cluster.clocks.values():
             clock.step(f"{stage.rolls.randint(-PART_S // 2, PART_S // 2):+d}")
-        time.sleep(1.0)  # with these clocks
+        time.sleep(1.0)  # the load goes on with these clocks
         victim = stage.rolls.choice(stage.names)
         stage.cluster[victim].kill9()
         stage.wait_acknowledged()

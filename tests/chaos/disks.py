@@ -131,7 +131,7 @@ def _slow(stage: Stage, victim: str, sync_ms: int, for_s: float = SLOW_S) -> tup
     with injected(stage.cluster[victim].pid, f"delay_exit={sync_ms * 1000}", trace):
         until(lambda: syncs_in(trace), deadline_s=HEALED_S, what="a slow sync")
         began_s = time.monotonic()
-        time.sleep(for_s)  # slow
+        time.sleep(for_s)  # the load goes on, the disk being slow
         ended_s = time.monotonic()
     done = sorted(
         call.ended_s

@@ -41,7 +41,7 @@ async def work_async(payload: float, context: Context) -> None:
 def work_process(payload: float, context: Context) -> None:
     """So many seconds, in a worker process."""
     _note(context, "began")
-    time.sleep(payload)
+    time.sleep(payload)  # the task is to take so long
     _note(context, "ended")
 
 
@@ -69,4 +69,4 @@ def kill_node(payload: str, context: Context) -> None:
     parent = os.getppid()
     assert parent in pids, f"{parent} is no node: {pids}"
     os.kill(parent, signal.SIGKILL)
-    time.sleep(60)
+    time.sleep(60)  # until it is killed

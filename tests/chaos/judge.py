@@ -58,7 +58,7 @@ class Result:
 def judge(stage: Stage, result: Result) -> None:
     """Fill in the result. :raises AssertionError: it does not heal, or does not end."""
     stage.settle()
-    time.sleep(WARM_S)
+    time.sleep(WARM_S)  # the healed cluster takes load for a while
     stage.end_load()
     wait_ended(stage.cluster, deadline_s=ENDED_S)
     _wait_copied(stage)
