@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import gc
+import itertools
 import pstats
 from collections.abc import Callable
 from unittest import mock
@@ -35,12 +36,15 @@ class Costs(msgspec.Struct):
     commits: float
 
 
-def submission() -> Submission:
-    return Submission("email", b'{"to":"user@example.com"}', delay_us=AN_HOUR_US, content_hash=bytes(16))
+def submission(task_id: str | None) -> Submission:
+    return Submission("email", b'{"to":"user@example.com"}', delay_us=AN_HOUR_US, content_hash=bytes(16), id=task_id)
 
 
-def costs(*, in_flight: int, tasks: int, batch: int = 0) -> Costs:
-    """``in_flight`` clients, spread over the nodes, each with one call after another. ``batch``: tasks a call; 0: a submit."""
+def costs(*, in_flight: int, tasks: int, batch: int = 0, own_ids: bool = False) -> Costs:
+    """``in_flight`` clients, spread over the nodes, each with one call after another. ``batch``: tasks a call; 0: a submit.
+
+    ``own_ids``: the callers', as those of the Python client, so that most tasks live at another node.
+    """
     world = WholeWorld(1, faults=Faults(nodes=3))
     world.nodes = [WholeNode(world, index, PARTITIONS, 3) for index in range(3)]
     as_wired = {
@@ -55,7 +59,7 @@ def costs(*, in_flight: int, tasks: int, batch: int = 0) -> Costs:
         with composition(world, as_wired):
             world.be_born()
             world._until(world._is_whole, WHOLE_US_MAX, "the copies are there")
-            return _Load(world, tasks, batch).run(in_flight)
+            return _Load(world, tasks, batch, own_ids).run(in_flight)
     finally:
         for node in world.nodes:
             node.graveyard.clear()
@@ -63,8 +67,10 @@ def costs(*, in_flight: int, tasks: int, batch: int = 0) -> Costs:
 
 
 class _Load:
-    def __init__(self, world: WholeWorld, tasks: int, batch: int) -> None:
+    def __init__(self, world: WholeWorld, tasks: int, batch: int, own_ids: bool) -> None:
         self._world = world
+        self._numbers = itertools.count()
+        self._own_ids = own_ids
         self._left = tasks
         self._batch = batch
         self._done = self._commits = self._boxes = 0
@@ -98,11 +104,14 @@ class _Load:
         done: Deferred[Accepted] | Deferred[list[Accepted]]
         if self._batch:
             self._left -= self._batch
-            done = queue.submit_many([submission() for _ in range(self._batch)])  # type: ignore[assignment]
+            done = queue.submit_many([self._submission() for _ in range(self._batch)])  # type: ignore[assignment]
         else:
             self._left -= 1
-            done = queue.submit(submission())
+            done = queue.submit(self._submission())
         done.addCallback(self._heard, client)
+
+    def _submission(self) -> Submission:
+        return submission(f"order-{next(self._numbers)}" if self._own_ids else None)
 
     def _heard(self, accepted: Accepted | list[Accepted], client: int) -> None:
         if isinstance(accepted, list):

@@ -86,7 +86,11 @@ class ClusterQueue(NodeSide):
     def _name(self, submission: Submission) -> None:
         """The first node that takes a submission makes its id, and keeps it (section 9)."""
         if submission.id is None:
-            submission.id = self._ids.make(self._clock.wall_us())
+            local = self._local
+            if local is None or not local.is_active:
+                submission.id = self._ids.make(self._clock.wall_us())
+            else:
+                submission.id = local.make_id()
             submission.made = True
 
     def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:

@@ -87,6 +87,8 @@ class Copies:
         self._dirty: set[int] = set()
         """Cores that have something for the disk, or that waits for it."""
         self._ticking: set[int] = set()
+        self.commits = 0
+        """Gathered so far: while it stays, what is proposed goes into the same one."""
         self._in_flight = False
         self._flying_waits: list[Wait] = []
         self._flush_call: IDelayedCall | None = None
@@ -331,6 +333,7 @@ class Copies:
     def _flush(self) -> None:
         if self._in_flight or self._broken:
             return
+        self.commits += 1
         now_ms = self._clock.now_ms()
         batch = Batch()
         readies: list[tuple[int, Ready]] = []

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+import mmh3
 
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 
 
 _POOL_BYTES = 4_096
-_VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
+_TAIL_BYTES = 8
+_VERSION = 7 << 12
+_VARIANT = 1 << 63
 _LOW_62 = (1 << 62) - 1
+TAILS = 1_024
+"""Random endings kept ready, so that an id that must fit costs a hash a try and little else."""
+_A_MS = 1 << 12
+"""In the units of an id's time."""
+_ROUNDS_MAX = 4
 
 
 class IdMaker:
@@ -18,28 +27,75 @@ class IdMaker:
     ids a second the other threads would take it at every one of them.
     """
 
-    __slots__ = ("_pool", "_random_bytes", "_used")
+    __slots__ = ("_at", "_pool", "_random_bytes", "_tails", "_units", "_used")
 
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
         self._random_bytes = random_bytes
         self._pool = b""
         self._used = _POOL_BYTES
+        self._tails: list[str] = []
+        self._at = 0
+        self._units = 0
 
     def make(self, wall_us: int) -> str:
         """A fresh id: 48 bits of milliseconds, 12 bits of the fraction below them, 62 random bits."""
+        return f"task-{_head(_units_of(wall_us))}{self._tail()}"
+
+    def make_in(self, wall_us: int, partitions: Collection[int], *, seed: int, partition_count: int) -> str:
+        """One whose task lives in one of ``partitions``, by ``placement.partition_of`` with this seed and count.
+
+        Each ending is used once at most, and tried as often as it takes: the random bits of an id are those among 62 that fit.
+        Where none does, the time goes on by a quarter of a microsecond. Without any luck the id is one of any partition.
+        """
+        tails = self._tails
+        if not tails:
+            tails += [self._tail() for _ in range(TAILS)]
+        units = _units_of(wall_us)
+        if units < self._units < units + _A_MS:
+            units = self._units  # all endings were tried with less
+        at, hash_of = self._at, mmh3.hash
+        for _ in range(_ROUNDS_MAX):
+            head = f"task-{_head(units)}"
+            while at < TAILS:
+                made = head + tails[at]
+                if hash_of(made, seed, False) % partition_count in partitions:
+                    tails[at] = self._tail()
+                    self._at, self._units = at + 1, units
+                    return made
+                at += 1
+            at = 0
+            units += 1
+        return self.make(wall_us)
+
+    def _tail(self) -> str:
+        """The variant's two bits and 62 random ones, as an id has them after its third dash."""
         used = self._used
         if used >= _POOL_BYTES:
             self._pool = self._random_bytes(_POOL_BYTES)
             used = 0
-        self._used = used + 8
-        return task_id_of(wall_us, int.from_bytes(self._pool[used : used + 8], "big"))
+        self._used = used + _TAIL_BYTES
+        return _tail_of(int.from_bytes(self._pool[used : used + _TAIL_BYTES], "big"))
 
 
 def task_id_of(wall_us: int, random: int) -> str:
     """The id of this time and these 62 random bits."""
+    return f"task-{_head(_units_of(wall_us))}{_tail_of(random)}"
+
+
+def _units_of(wall_us: int) -> int:
+    """The time in an id: milliseconds, and 12 bits below them."""
     millis, micros = divmod(wall_us, 1000)
-    text = f"{(millis << 80) | ((micros << 12) // 1000 << 64) | _VERSION_AND_VARIANT | (random & _LOW_62):032x}"
-    return f"task-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return millis << 12 | (micros << 12) // 1000
+
+
+def _head(units: int) -> str:
+    text = f"{(units >> 12) << 16 | _VERSION | (units & 0xFFF):016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:]}-"
+
+
+def _tail_of(random: int) -> str:
+    text = f"{_VARIANT | (random & _LOW_62):016x}"
+    return f"{text[:4]}-{text[4:]}"
 
 
 def made_at_us(task_id: str) -> int | None:

@@ -258,6 +258,10 @@ class NodeQueue:
     def node_id(self) -> NodeId:
         return self._settings.node_id
 
+    def make_id(self) -> str:
+        """Of a new task; see ``landing``."""
+        return self._submitting.make_id()
+
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         return self._submitting.submit(submission)
 

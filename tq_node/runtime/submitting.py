@@ -23,6 +23,7 @@ from tq_node.facade import Accepted, Submission
 from tq_node.partition.tasks import born
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.ids import IdMaker, made_at_us
+from tq_node.runtime.landing import Landing
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.table import Elsewhere, Found, TaskTable
@@ -57,7 +58,18 @@ class Submitting:
         self._settings = settings
         self._status = status
         self._horizons = horizons
-        self._ids = IdMaker(settings.random_bytes)
+        self._landing = Landing(
+            IdMaker(settings.random_bytes),
+            table.leading,
+            lambda: table.refusals,
+            lambda: table.driver.commits,
+            seed=settings.seed,
+            partition_count=settings.partition_count,
+        )
+
+    def make_id(self) -> str:
+        """Of a new task, in a partition that is led here, if there is one."""
+        return self._landing.make_id(self._clock.wall_us())
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """See ``facade.TaskQueue.submit``."""
@@ -121,7 +133,7 @@ class Submitting:
     def _accept(self, submission: Submission, found: Found, now_us: int) -> tuple[Accepted, Slot]:
         """Propose the task, or find the one that is there under the same id."""
         node = self._settings.node_name
-        task_id = self._ids.make(now_us) if submission.id is None else submission.id
+        task_id = self._landing.make_id(now_us) if submission.id is None else submission.id
         partition = self._table.partition_of(task_id)
         self._table.must_lead(partition, task_id)
         if submission.id is not None and not submission.made:

@@ -5,7 +5,6 @@ from twisted.internet.task import Clock as VirtualClock
 
 from tests.conftest import LoggedErrors
 from tq_node.runtime.clock import Clock, WallClock, make_reactor_monotonic
-from tq_node.runtime.ids import IdMaker, made_at_us, task_id_of
 
 
 class Times:
@@ -84,25 +83,3 @@ def test_a_loop_survives_a_bad_round(logged_errors: LoggedErrors) -> None:
     assert rounds == [0, 1_000, 2_000, 3_000]
     assert over.called
     assert len(logged_errors.flush(ValueError)) == 1
-
-
-def test_made_ids_sort_by_time_and_tell_it() -> None:
-    early, late = task_id_of(1_700_000_000_123_456, 2**64 - 1), task_id_of(1_700_000_000_123_457, 0)
-    assert early == "task-018bcfe5-687b-774b-bfff-ffffffffffff"
-    assert early < late
-    assert made_at_us(early) == 1_700_000_000_123_000
-    assert made_at_us("order-1") is None
-    assert made_at_us(early + "\n") is None
-
-
-def test_the_pool_of_randomness_is_refilled_and_never_used_twice() -> None:
-    asked: list[int] = []
-
-    def random_bytes(count: int) -> bytes:
-        asked.append(count)
-        return b"".join((len(asked) * count + n).to_bytes(8, "big") for n in range(count // 8))
-
-    maker = IdMaker(random_bytes)
-    ids = {maker.make(1_000) for _ in range(1_200)}
-    assert len(ids) == 1_200
-    assert len(asked) == 3
