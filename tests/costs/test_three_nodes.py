@@ -32,7 +32,7 @@ def test_submits(in_flight: int, tasks: int, calls: float, boxes: float, wire_by
 
 @pytest.mark.parametrize(
     ("batch", "calls", "boxes", "wire_bytes", "commits"),
-    [(100, 88, 0.056, 474, 0.025), (1_000, 72, 0.0044, 472, 0.0025)],
+    [(100, 80, 0.056, 475, 0.025), (1_000, 60, 0.0044, 472, 0.0025)],
 )
 def test_batches(batch: int, calls: float, boxes: float, wire_bytes: float, commits: float) -> None:
     found = costs(in_flight=3, tasks=9_000, batch=batch)

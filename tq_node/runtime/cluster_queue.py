@@ -98,6 +98,8 @@ class ClusterQueue(NodeSide):
             local = self._must_serve()
         except TaskQueueError as why:
             return fail(why)
+        if self._name_all(local, submissions):
+            return local.submit_many(submissions)
         groups: dict[NodeId, list[int]] = {}
         results: list[Accepted | TaskQueueError | None] = [None] * len(submissions)
         for index, submission in enumerate(submissions):
@@ -110,6 +112,16 @@ class ClusterQueue(NodeSide):
         if len(groups.get(self.node_id, ())) == len(submissions):
             return local.submit_many(submissions)
         return submit_to_all(local, self.node_id, self._forwarding, submissions, groups, results)
+
+    def _name_all(self, local: NodeQueue, submissions: Sequence[Submission]) -> bool:
+        """Whether all of them live here now, because none had an id."""
+        if any(submission.id is not None for submission in submissions):
+            return False
+        made = local.make_ids(len(submissions))
+        for submission, task_id in zip(submissions, made, strict=True):
+            submission.id = task_id
+            submission.made = True
+        return local.lands_here
 
     # --- facade: one task ---
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:

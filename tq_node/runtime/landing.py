@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from tq_node.runtime.ids import IdMaker
 
 TASKS_EACH = 64
-"""Tasks that land in the same place within one commit: enough to share its cost; a big batch goes to many."""
+"""Tasks that land in the same place within one commit: enough to share its cost."""
+TASKS_EACH_OF_BATCH = 32
+"""A batch is spread over so many places that each gets about so many tasks: the more places fit, the fewer hashes an id costs."""
 DRAWS_EACH = 64
 """Hashes that one id may cost, about: of more partitions than that, several are as good as one."""
 
@@ -47,23 +49,38 @@ class Landing:
         self._left = 0
         self._commit = -1
 
+    @property
+    def is_here(self) -> bool:
+        """Whether new tasks land at this node."""
+        refusals = self._refusals()
+        return any(partition not in refusals for partition in self._led)
+
     def make_id(self, wall_us: int) -> str:
         """The id of a new task. Where this node leads nothing, any: its task goes to whoever leads it."""
         commit = self._commits()
         if self._left == 0 or commit != self._commit:
             self._commit = commit
-            self._go_on()
+            self._places = self._next_places(self._places_at_once)
+            self._left = TASKS_EACH * max(len(self._places), 1)
         self._left -= 1
-        if not self._places:
-            return self._ids.make(wall_us)
-        return self._ids.make_in(wall_us, self._places, seed=self._seed, partition_count=self._partition_count)
+        return self._make(wall_us, self._places)
 
-    def _go_on(self) -> None:
+    def make_ids(self, wall_us: int, count: int) -> list[str]:
+        """The ids of so many new tasks that come together."""
+        places = self._next_places(max(self._places_at_once, -(-count // TASKS_EACH_OF_BATCH)))
+        return [self._make(wall_us, places) for _ in range(count)]
+
+    def _make(self, wall_us: int, places: frozenset[int]) -> str:
+        if not places:
+            return self._ids.make(wall_us)
+        return self._ids.make_in(wall_us, places, seed=self._seed, partition_count=self._partition_count)
+
+    def _next_places(self, count: int) -> frozenset[int]:
+        """So many, or all that there are, from the one after the last that had its turn."""
         refusals = self._refusals()
         taking = sorted(partition for partition in self._led if partition not in refusals)
         after = [partition for partition in taking if partition > self._newest]
-        places = (after + taking)[: min(self._places_at_once, len(taking))]
+        places = (after + taking)[: min(count, len(taking))]
         if places:
             self._newest = places[-1]
-        self._places = frozenset(places)
-        self._left = TASKS_EACH * max(len(places), 1)
+        return frozenset(places)

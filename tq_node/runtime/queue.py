@@ -262,6 +262,14 @@ class NodeQueue:
         """Of a new task; see ``landing``."""
         return self._submitting.make_id()
 
+    def make_ids(self, count: int) -> list[str]:
+        return self._submitting.make_ids(count)
+
+    @property
+    def lands_here(self) -> bool:
+        """Whether ids that are made here are those of partitions that are led here."""
+        return self._submitting.lands_here
+
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         return self._submitting.submit(submission)
 

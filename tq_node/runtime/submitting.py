@@ -71,6 +71,15 @@ class Submitting:
         """Of a new task, in a partition that is led here, if there is one."""
         return self._landing.make_id(self._clock.wall_us())
 
+    def make_ids(self, count: int) -> list[str]:
+        """The same for tasks that come together."""
+        return self._landing.make_ids(self._clock.wall_us(), count)
+
+    @property
+    def lands_here(self) -> bool:
+        """Whether there is one; it stays so for this turn."""
+        return self._landing.is_here
+
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """See ``facade.TaskQueue.submit``."""
         refusal = self._refusal()

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tq_node.cluster.placement import partition_of
 from tq_node.runtime.ids import IdMaker
-from tq_node.runtime.landing import DRAWS_EACH, TASKS_EACH, Landing
+from tq_node.runtime.landing import DRAWS_EACH, TASKS_EACH, TASKS_EACH_OF_BATCH, Landing
 
 NOW_US = 1_700_000_000_000_000
 SEED = 11
@@ -33,7 +33,14 @@ class Node:
     def land(self, tasks: int = 1) -> list[int]:
         """The partitions of so many new tasks."""
         ids = [self._landing.make_id(NOW_US) for _ in range(tasks)]
-        assert len(set(ids)) == tasks
+        return self._places_of(ids)
+
+    def land_batch(self, tasks: int) -> list[int]:
+        """Those of so many that come together."""
+        return self._places_of(self._landing.make_ids(NOW_US, tasks))
+
+    def _places_of(self, ids: list[str]) -> list[int]:
+        assert len(set(ids)) == len(ids)
         return [partition_of(task_id, seed=SEED, partition_count=self._partition_count) for task_id in ids]
 
 
@@ -49,6 +56,19 @@ def test_what_one_commit_gathers_lands_in_one_place_and_the_next_in_the_next() -
 
 
 def test_a_big_batch_goes_to_many_and_fills_them_alike() -> None:
+    node = Node(set(range(0, 63, 3)))
+    landed = Counter(node.land_batch(2_100))
+    assert set(landed) == set(range(0, 63, 3))
+    assert min(landed.values()) > 50
+
+
+def test_a_small_batch_goes_to_few_and_the_next_to_others() -> None:
+    node = Node(set(range(0, 63, 3)))
+    assert set(node.land_batch(100)) == {0, 3, 6, 9}
+    assert set(node.land_batch(TASKS_EACH_OF_BATCH)) == {12}
+
+
+def test_many_single_ones_of_one_commit_go_to_several_places_too() -> None:
     node = Node(set(range(0, 63, 3)))
     assert Counter(node.land(21 * TASKS_EACH)) == dict.fromkeys(range(0, 63, 3), TASKS_EACH)
 
