@@ -357,21 +357,21 @@ class PartitionCore(Generic[News]):
             self._leading.open.close()
 
     # --- time ---
-    def tick(self, now_ms: int) -> None:
-        """Some 50 ms have passed; after a pause once, not once for each missed."""
+    def tick(self, now_ms: int) -> bool:
+        """Some 50 ms have passed; after a pause once, not once for each missed. False: nothing came of it."""
         slept = self._ticked_ms is not None and now_ms - self._ticked_ms > self._pace.pause_ms
         self._ticked_ms = now_ms
         leading = self._leading
         if leading is not None:
             if slept:
                 leading.slept(now_ms)
-            leading.tick(now_ms)
-            return
+            return leading.tick(now_ms)
         record = self.record
         if record is None or record.primary != self.me or self._asked_ms is None:
-            return
+            return False
         if now_ms - self._asked_ms >= self._pace.proposal_ms and not self.may_begin(record.epoch):
             self._ask_epoch(record, now_ms)
+        return True
 
     # --- the disk ---
     @property

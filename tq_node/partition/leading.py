@@ -166,11 +166,23 @@ class Leading(Generic[News]):
         return self.confirmations.number(self.others) if self.is_active else 0
 
     # --- the set (section 6) ---
-    def tick(self, now_ms: int) -> None:
+    def tick(self, now_ms: int) -> bool:
+        """False: there was nothing to do."""
+        if self._rests(now_ms):
+            return False
         for stream in self.sending.streams.values():
             stream.note_nearness(now_ms)
             self.sending.tick(stream, now_ms)
         self._decide(now_ms)
+        return True
+
+    def _rests(self, now_ms: int) -> bool:
+        """Whether there is nothing to send, to tell or to decide: the usual case, asked for each partition at each tick."""
+        if not self.record.is_settled:
+            return False
+        log = self._log
+        last_sequence, committed = log.last_sequence, log.committed
+        return all(stream.rests(last_sequence, committed, now_ms) for stream in self.sending.streams.values())
 
     def slept(self, now_ms: int) -> None:
         for stream in self.sending.streams.values():

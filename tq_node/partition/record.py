@@ -26,6 +26,11 @@ class Record(msgspec.Struct, frozen=True):
     heir: NodeId | None = None
     reset_epoch: int = 0
 
+    @property
+    def is_settled(self) -> bool:
+        """Every copy is in sync and up, and none comes or goes: there is nothing to propose as long as none lags."""
+        return len(self.isr) == len(self.copies) == len(self.up) and not (self.adding or self.removing or self.heir)
+
     def ordered(self, members: frozenset[NodeId]) -> tuple[NodeId, ...]:
         """In the order of ``copies``: equal sets are equal values."""
         return tuple(node for node in self.copies if node in members)

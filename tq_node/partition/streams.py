@@ -214,6 +214,17 @@ class Stream:
     def is_silent(self, now_ms: int) -> bool:
         return now_ms - self.answered_ms > self._pace.replica_lag_max_ms
 
+    def rests(self, last_sequence: int, committed: int, now_ms: int) -> bool:
+        """It has everything and knows it, keeps near the end, and was heard lately: a tick would do nothing."""
+        return (
+            self.mode is Mode.STREAM
+            and self.behind_since_ms is None
+            and self.next_sequence > last_sequence
+            and self.commit_sent >= committed
+            and self.near_since_ms is not None
+            and now_ms - self.answered_ms <= self._pace.replica_lag_max_ms
+        )
+
     def note_nearness(self, now_ms: int) -> None:
         """At each tick: since when has it kept within ``near_end_ms`` of the end of the log?"""
         if self.mode is not Mode.STREAM or self.owes_ms(now_ms) > self._pace.near_end_ms or self.lags(now_ms):

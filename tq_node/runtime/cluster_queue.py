@@ -60,10 +60,12 @@ class ClusterQueue(NodeSide):
 
     # --- facade: submitting ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
-        self._name(submission)
+        local, first = self._local, None
+        if submission.id is None and self._name(submission) and local is not None and self._guard() is None:
+            first = local.submit(submission)
         made = submission.made
         return self._patience.until_known(
-            lambda: self._submit(submission), lambda: self._submit_again(submission, made=made)
+            lambda: self._submit(submission), lambda: self._submit_again(submission, made=made), first
         )
 
     def _submit_again(self, submission: Submission, *, made: bool) -> Deferred[Accepted]:
@@ -83,27 +85,26 @@ class ClusterQueue(NodeSide):
             return local.submit(submission)
         return self._forwarding.call(primary, calls.SUBMIT, submission, submission.id)
 
-    def _name(self, submission: Submission) -> None:
-        """The first node that takes a submission makes its id, and keeps it (section 9)."""
-        if submission.id is None:
-            local = self._local
-            if local is None or not local.is_active:
-                submission.id = self._ids.make(self._clock.wall_us())
-            else:
-                submission.id = local.make_id()
-            submission.made = True
+    def _name(self, submission: Submission) -> bool:
+        """The first node that takes a submission makes its id, and keeps it (section 9). Returns whether it lives here now."""
+        local = self._local
+        if local is not None and local.is_active:
+            return local.name(submission)
+        submission.id = self._ids.make(self._clock.wall_us())
+        submission.made = True
+        return False
 
     def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
         try:
             local = self._must_serve()
         except TaskQueueError as why:
             return fail(why)
-        if self._name_all(local, submissions):
+        unnamed = [submission for submission in submissions if submission.id is None]
+        if local.name_all(unnamed) and len(unnamed) == len(submissions):
             return local.submit_many(submissions)
         groups: dict[NodeId, list[int]] = {}
         results: list[Accepted | TaskQueueError | None] = [None] * len(submissions)
         for index, submission in enumerate(submissions):
-            self._name(submission)
             assert submission.id is not None
             try:
                 groups.setdefault(self._primary(submission.id), []).append(index)
@@ -112,16 +113,6 @@ class ClusterQueue(NodeSide):
         if len(groups.get(self.node_id, ())) == len(submissions):
             return local.submit_many(submissions)
         return submit_to_all(local, self.node_id, self._forwarding, submissions, groups, results)
-
-    def _name_all(self, local: NodeQueue, submissions: Sequence[Submission]) -> bool:
-        """Whether all of them live here now, because none had an id."""
-        if any(submission.id is not None for submission in submissions):
-            return False
-        made = local.make_ids(len(submissions))
-        for submission, task_id in zip(submissions, made, strict=True):
-            submission.id = task_id
-            submission.made = True
-        return local.lands_here
 
     # --- facade: one task ---
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:

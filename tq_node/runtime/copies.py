@@ -166,9 +166,7 @@ class Copies:
         self._budget.copying.refill(now_ms)
 
         def tick_all() -> Iterable[int]:
-            for partition in self._ticking:
-                self.cores[partition].tick(now_ms)
-            return list(self._ticking)
+            return [partition for partition in self._ticking if self.cores[partition].tick(now_ms)]
 
         self._enter(tick_all)
 
@@ -338,10 +336,12 @@ class Copies:
         batch = Batch()
         readies: list[tuple[int, Ready]] = []
         settled: list[Wait] = []
+        must_persist = False
         for partition in sorted(self._dirty):
             core = self.cores[partition]
             if core.has_ready:
                 ready = core.ready(now_ms)
+                must_persist = must_persist or ready.must_persist
                 readies.append((partition, ready))
                 if ready.messages:
                     self._outgoing.gather(ready.messages)
@@ -353,7 +353,6 @@ class Copies:
                     self._applying.unapplied.hold(partition)
         self._dirty.clear()
         self._outgoing.send()
-        must_persist = any(ready.must_persist for _, ready in readies)
         taken = self._applying.take(must_persist, bool(self._idle_waits))
         if not (must_persist or taken.applied):
             if readies:

@@ -9,14 +9,14 @@ import mmh3
 
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 
-
 _POOL_BYTES = 4_096
-_TAIL_BYTES = 8
+_TAIL_DIGITS = 16
 _VERSION = 7 << 12
 _VARIANT = 1 << 63
+_VARIANT_DIGIT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 _LOW_62 = (1 << 62) - 1
 TAILS = 1_024
-"""Random endings kept ready, so that an id that must fit costs a hash a try and little else."""
+"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little else."""
 _A_MS = 1 << 12
 """In the units of an id's time."""
 _ROUNDS_MAX = 4
@@ -27,19 +27,19 @@ class IdMaker:
     ids a second the other threads would take it at every one of them.
     """
 
-    __slots__ = ("_at", "_pool", "_random_bytes", "_tails", "_units", "_used")
+    __slots__ = ("_at", "_random_bytes", "_tails", "_units")
 
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
         self._random_bytes = random_bytes
-        self._pool = b""
-        self._used = _POOL_BYTES
         self._tails: list[str] = []
         self._at = 0
         self._units = 0
 
     def make(self, wall_us: int) -> str:
         """A fresh id: 48 bits of milliseconds, 12 bits of the fraction below them, 62 random bits."""
-        return f"task-{_head(_units_of(wall_us))}{self._tail()}"
+        if not self._tails:
+            self._refill()
+        return f"task-{_head(_units_of(wall_us))}{self._tails.pop()}"
 
     def make_in(self, wall_us: int, partitions: Collection[int], *, seed: int, partition_count: int) -> str:
         """One whose task lives in one of ``partitions``, by ``placement.partition_of`` with this seed and count.
@@ -48,33 +48,32 @@ class IdMaker:
         Where none does, the time goes on by a quarter of a microsecond. Without any luck the id is one of any partition.
         """
         tails = self._tails
-        if not tails:
-            tails += [self._tail() for _ in range(TAILS)]
+        while len(tails) < TAILS:
+            self._refill()
         units = _units_of(wall_us)
         if units < self._units < units + _A_MS:
             units = self._units  # all endings were tried with less
-        at, hash_of = self._at, mmh3.hash
+        begin, hash_of = self._at, mmh3.hash
         for _ in range(_ROUNDS_MAX):
             head = f"task-{_head(units)}"
-            while at < TAILS:
+            for at in range(begin, len(tails)):
                 made = head + tails[at]
                 if hash_of(made, seed, False) % partition_count in partitions:
-                    tails[at] = self._tail()
-                    self._at, self._units = at + 1, units
+                    tails[at] = tails[-1]
+                    del tails[-1]
+                    self._at, self._units = at, units
                     return made
-                at += 1
-            at = 0
+            begin = 0
             units += 1
         return self.make(wall_us)
 
-    def _tail(self) -> str:
-        """The variant's two bits and 62 random ones, as an id has them after its third dash."""
-        used = self._used
-        if used >= _POOL_BYTES:
-            self._pool = self._random_bytes(_POOL_BYTES)
-            used = 0
-        self._used = used + _TAIL_BYTES
-        return _tail_of(int.from_bytes(self._pool[used : used + _TAIL_BYTES], "big"))
+    def _refill(self) -> None:
+        """Endings: the variant's two bits and 62 random ones, as an id has them after its third dash."""
+        digits, variant = self._random_bytes(_POOL_BYTES).hex(), _VARIANT_DIGIT
+        self._tails += [
+            f"{variant[digits[at]]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + _TAIL_DIGITS]}"
+            for at in range(0, len(digits), _TAIL_DIGITS)
+        ]
 
 
 def task_id_of(wall_us: int, random: int) -> str:

@@ -45,15 +45,11 @@ class Landing:
         self._partition_count = partition_count
         self._places_at_once = -(-partition_count // DRAWS_EACH)
         self._places: frozenset[int] = frozenset()
+        self.is_here = False
+        """Whether what was made last lives at this node: for this turn."""
         self._newest = -1
         self._left = 0
         self._commit = -1
-
-    @property
-    def is_here(self) -> bool:
-        """Whether new tasks land at this node."""
-        refusals = self._refusals()
-        return any(partition not in refusals for partition in self._led)
 
     def make_id(self, wall_us: int) -> str:
         """The id of a new task. Where this node leads nothing, any: its task goes to whoever leads it."""
@@ -63,11 +59,13 @@ class Landing:
             self._places = self._next_places(self._places_at_once)
             self._left = TASKS_EACH * max(len(self._places), 1)
         self._left -= 1
+        self.is_here = bool(self._places)
         return self._make(wall_us, self._places)
 
     def make_ids(self, wall_us: int, count: int) -> list[str]:
         """The ids of so many new tasks that come together."""
         places = self._next_places(max(self._places_at_once, -(-count // TASKS_EACH_OF_BATCH)))
+        self.is_here = bool(places)
         return [self._make(wall_us, places) for _ in range(count)]
 
     def _make(self, wall_us: int, places: frozenset[int]) -> str:
@@ -78,7 +76,7 @@ class Landing:
     def _next_places(self, count: int) -> frozenset[int]:
         """So many, or all that there are, from the one after the last that had its turn."""
         refusals = self._refusals()
-        taking = sorted(partition for partition in self._led if partition not in refusals)
+        taking = sorted([partition for partition in self._led if partition not in refusals])
         after = [partition for partition in taking if partition > self._newest]
         places = (after + taking)[: min(count, len(taking))]
         if places:

@@ -41,8 +41,11 @@ class Outgoing:
             return
         gathered, self._gathered = self._gathered, {}
         for node, box in gathered.items():
+            if sum(map(len, box)) <= BOX_BYTES_AIM:
+                if not self._send(node, _joined(box)):
+                    self._on_lost(node)
             # What follows one that was lost must not arrive either.
-            if not all(self._send(node, body) for body in _bodies(box)):
+            elif not all(self._send(node, body) for body in _bodies(box)):
                 self._on_lost(node)
 
 

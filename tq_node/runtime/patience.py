@@ -41,13 +41,27 @@ class Patience:
         tried: Deferred[T] = attempt().addErrback(self._refused, attempt, None)
         return tried
 
-    def until_known(self, attempt: Callable[[], Deferred[T]], repeat: Callable[[], Deferred[T]]) -> Deferred[T]:
+    def until_known(
+        self, attempt: Callable[[], Deferred[T]], repeat: Callable[[], Deferred[T]], first: Deferred[T] | None = None
+    ) -> Deferred[T]:
         """The same; and where nobody knows what became of ``attempt``, what ``repeat`` gives, which must do nothing twice.
 
         Once an attempt may have happened no later refusal says that it has not (P4): then it stays unknown.
+
+        :param first: the first attempt, where it has begun already.
         """
         begun_ms = self._clock.now_ms()
-        return self.until_served(attempt).addErrback(self._unknown, repeat, begun_ms)
+        tried = attempt() if first is None else first
+        known: Deferred[T] = tried.addErrback(self._not_served, attempt, repeat, begun_ms)
+        return known
+
+    def _not_served(
+        self, why: Failure, attempt: Callable[[], Deferred[Any]], repeat: Callable[[], Deferred[Any]], begun_ms: int
+    ) -> Any:
+        refused = self._refused(why, attempt, None)
+        if isinstance(refused, Deferred):
+            return refused.addErrback(self._unknown, repeat, begun_ms)
+        return self._unknown(refused, repeat, begun_ms)
 
     def _unknown(self, why: Failure, repeat: Callable[[], Deferred[Any]], begun_ms: int) -> Any:
         if not why.check(OutcomeUnknown) or self._is_over() or self._clock.now_ms() - begun_ms >= UNKNOWN_MS:

@@ -258,17 +258,12 @@ class NodeQueue:
     def node_id(self) -> NodeId:
         return self._settings.node_id
 
-    def make_id(self) -> str:
-        """Of a new task; see ``landing``."""
-        return self._submitting.make_id()
+    def name(self, submission: Submission) -> bool:
+        """Give it an id; returns whether it lives here, in this turn. See ``landing``."""
+        return self._submitting.name(submission)
 
-    def make_ids(self, count: int) -> list[str]:
-        return self._submitting.make_ids(count)
-
-    @property
-    def lands_here(self) -> bool:
-        """Whether ids that are made here are those of partitions that are led here."""
-        return self._submitting.lands_here
+    def name_all(self, submissions: Sequence[Submission]) -> bool:
+        return self._submitting.name_all(submissions)
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         return self._submitting.submit(submission)

@@ -67,17 +67,19 @@ class Submitting:
             partition_count=settings.partition_count,
         )
 
-    def make_id(self) -> str:
-        """Of a new task, in a partition that is led here, if there is one."""
-        return self._landing.make_id(self._clock.wall_us())
+    def name(self, submission: Submission) -> bool:
+        """Give it an id, of a partition that is led here, if there is one; returns whether there is, in this turn."""
+        landing = self._landing
+        submission.id = landing.make_id(self._clock.wall_us())
+        submission.made = True
+        return landing.is_here
 
-    def make_ids(self, count: int) -> list[str]:
-        """The same for tasks that come together."""
-        return self._landing.make_ids(self._clock.wall_us(), count)
-
-    @property
-    def lands_here(self) -> bool:
-        """Whether there is one; it stays so for this turn."""
+    def name_all(self, submissions: Sequence[Submission]) -> bool:
+        """The same for those that come together."""
+        made = self._landing.make_ids(self._clock.wall_us(), len(submissions))
+        for submission, task_id in zip(submissions, made, strict=True):
+            submission.id = task_id
+            submission.made = True
         return self._landing.is_here
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
@@ -144,8 +146,8 @@ class Submitting:
         node = self._settings.node_name
         task_id = self._landing.make_id(now_us) if submission.id is None else submission.id
         partition = self._table.partition_of(task_id)
-        self._table.must_lead(partition, task_id)
         if submission.id is not None and not submission.made:
+            self._table.must_lead(partition, task_id)
             if isinstance(found, Elsewhere):
                 raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
             slot = self._table.find(task_id)

@@ -285,7 +285,7 @@ class BoundedAMP(amp.AMP):
         try:
             for box, size in self._parser.feed(data):
                 self.ampBoxReceived(box, size)
-                if not self.is_open():
+                if self.ended is not None:
                     return
         except WireRefusal as why:
             self.give_up(why)
