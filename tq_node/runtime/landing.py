@@ -54,7 +54,7 @@ class Landing:
     def make_id(self, wall_us: int) -> str:
         """The id of a new task. Where this node leads nothing, any: its task goes to whoever leads it."""
         commit = self._commits()
-        if self._left == 0 or commit != self._commit:
+        if self._left == 0 or commit != self._commit or not self._still_take():
             self._commit = commit
             self._places = self._next_places(self._places_at_once)
             self._left = TASKS_EACH * max(len(self._places), 1)
@@ -72,6 +72,10 @@ class Landing:
         if not places:
             return self._ids.make(wall_us)
         return self._ids.make_in(wall_us, places, seed=self._seed, partition_count=self._partition_count)
+
+    def _still_take(self) -> bool:
+        """A partition may go within a commit: and where nothing is proposed any more, no other commit follows."""
+        return self._places <= self._led.keys() and self._places.isdisjoint(self._refusals())
 
     def _next_places(self, count: int) -> frozenset[int]:
         """So many, or all that there are, from the one after the last that had its turn."""

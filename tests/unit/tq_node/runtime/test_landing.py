@@ -92,6 +92,17 @@ def test_what_is_led_is_asked_for_each_commit() -> None:
     assert set(node.land(5)) == {9}
 
 
+def test_a_partition_that_goes_within_a_commit_gets_nothing_more() -> None:
+    node = Node({3, 17, 40})
+    assert node.land() == [3]
+    del node.led[3]
+    assert node.land() == [17]
+    node.refusals[17] = object()
+    assert node.land() == [40]
+    node.refusals[40] = object()
+    assert len(set(node.land(200))) > 30
+
+
 def test_a_node_that_leads_nothing_makes_ids_of_all_partitions() -> None:
     node = Node(set())
     assert len(set(node.land(2_000))) == 64
