@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from urllib.parse import quote
 
 from bench.cluster import Cluster
 from bench.context import Context, noop
@@ -15,7 +16,7 @@ from bench.drains import drain_once
 from bench.goals import COST_OF_A_MILLION, RSS_MIB_OF_A_MILLION, START_S_OF_A_MILLION
 from bench.load import offer
 from bench.pickups import one as pick_one
-from bench.reads import read, status_paths
+from bench.reads import TASKS, read
 from bench.samples import OURS, Kind
 from bench.submits import fill, send_batches, send_submits
 
@@ -27,6 +28,8 @@ BATCHES = 6
 QUEUE = "beside"
 """Of what is run; the stored tasks stay in the paused default queue."""
 CONCURRENCY = 64
+SPREAD_BATCH = 50
+"""A batch lands in some partitions of one node: so that those of the small cluster are all used, and alike, it takes many."""
 
 
 class Pair:
@@ -37,7 +40,7 @@ class Pair:
         self.large = large
         self.small = small
         self.completed = {cluster: cluster.stats()["completed"] for cluster in (large, small)}
-        self.paths = {cluster: status_paths(cluster) for cluster in (large, small)}
+        self.paths = {cluster: _newest(cluster) for cluster in (large, small)}
 
     def measures(self) -> dict[str, Callable[[Cluster], float]]:
         """By name: the cost of one call or task, in ms."""
@@ -73,6 +76,13 @@ class Pair:
         return statistics.median(pick_one(cluster, "first-line-async", queue=QUEUE) for _ in range(PICKUPS))
 
 
+def _newest(cluster: Cluster) -> list[str]:
+    """Of tasks that both clusters have just got in the same way: what differs is what else is stored."""
+    fill(cluster, TASKS, noop(), SPREAD_BATCH)
+    tasks = cluster.nodes[0].tell("GET", f"/tasks/list?scope=cluster&sort=-created_at&limit={TASKS}")["tasks"]
+    return [f"/tasks/status?id={quote(task['id'])}" for task in tasks]
+
+
 def stored(context: Context) -> None:
     """The whole part; its calls are repeated within, so it is done once."""
     base, *sizes = context.sizes.stored
@@ -85,7 +95,7 @@ def stored(context: Context) -> None:
             _restart(context, large, size)
             with context.cluster("small", concurrency=CONCURRENCY) as small:
                 small.pause()
-                fill(small, base)
+                fill(small, max(0, base - TASKS), noop(), SPREAD_BATCH)  # the rest are those whose status is read
                 _compare(context, Pair(context, large, small), size, base)
             goal = RSS_MIB_OF_A_MILLION if size >= MILLION else None
             _add(context, f"memory after the calls, {size:,} tasks", "MiB RSS", large.rss_mib(), goal)

@@ -540,7 +540,10 @@ async def test_questions_about_some_partitions(store: Store) -> None:
         totals: dict[tuple[int, str, int], int] = {}
         for row in mine(rows):
             totals[row.partition, row.queue, row.state] = totals.get((row.partition, row.queue, row.state), 0) + 1
-        assert await store.counts(wanted) == [(*key, n) for key, n in sorted(totals.items())]
+        counted = [(*key, n) for key, n in sorted(totals.items())]
+        assert await store.counts(wanted) == counted
+        for first in State:
+            assert await store.counts(wanted, from_state=first) == [one for one in counted if one[2] >= first]
         found = []
         after = None
         while part := await store.open_rows(after, 7, wanted):

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Collection
+
+import msgspec
 
 from tq_node.partition.ready import DueSet, ReadySet
 from tq_node.store.api import Store
 from tq_node.types import State
 
-_OPEN_ROWS_CHUNK = 20_000
+OPEN_ROWS_CHUNK = 5_000
+"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers and callers."""
 
 
-async def load_hints(store: Store, ready: ReadySet, due: DueSet, partitions: Container[int]) -> list[str]:
-    """Fill the heaps from the rows of these partitions; returns the ids of tasks that are processing."""
-    running: list[str] = []
+class OpenTasks(msgspec.Struct):
+    """What the rows of tasks that have not ended say besides the hints."""
+
+    running: list[str]
+    counts: Counter[tuple[int, str, int]]
+    """Rows by (partition, queue, state)."""
+
+
+async def load_hints(store: Store, ready: ReadySet, due: DueSet, partitions: Collection[int]) -> OpenTasks:
+    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store, and never come here."""
+    found = OpenTasks([], Counter())
     after: tuple[int, str] | None = None
     while True:
-        read = await store.open_rows(after, _OPEN_ROWS_CHUNK)
-        chunk = [row for row in read if row.partition in partitions]
-        ready.extend([(r.id, r.partition, r.queue, r.priority, r.run_at_us) for r in chunk if r.state == State.PENDING])
-        due.extend([(r.id, r.partition, r.run_at_us) for r in chunk if r.state == State.SCHEDULED])
-        running += [r.id for r in chunk if r.state == State.PROCESSING]
-        if len(read) < _OPEN_ROWS_CHUNK:
+        rows = await store.open_rows(after, OPEN_ROWS_CHUNK, partitions)
+        ready.extend([(r.id, r.partition, r.queue, r.priority, r.run_at_us) for r in rows if r.state == State.PENDING])
+        due.extend([(r.id, r.partition, r.run_at_us) for r in rows if r.state == State.SCHEDULED])
+        found.running += [r.id for r in rows if r.state == State.PROCESSING]
+        found.counts.update([(r.partition, r.queue, r.state) for r in rows])
+        if len(rows) < OPEN_ROWS_CHUNK:
             ready.arrange()
             due.arrange()
-            return running
-        after = (read[-1].state, read[-1].id)
+            return found
+        after = (rows[-1].state, rows[-1].id)

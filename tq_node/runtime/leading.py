@@ -65,7 +65,7 @@ class Leading:
         self._on_broken = on_broken
         self._fresh: dict[int, int] = {}
         """Active by their log, with the epoch; their rows are not read yet."""
-        self._is_gathering = False
+        self._is_reading = False
         self._looks: set[IDelayedCall] = set()
         """Timers of those who look for lost attempts."""
         self._over = False
@@ -79,9 +79,10 @@ class Leading:
             self._on_left(partition)
             return
         self._fresh[partition] = epoch
-        if not self._is_gathering and not self._over:
-            # Those that become active in the same moment are read together.
-            self._is_gathering = True
+        if not self._is_reading and not self._over:
+            # Those that become active in the same moment are read together, and so are those that do while others are read:
+            # each read passes all rows by, and one beside another would read the other's partitions again.
+            self._is_reading = True
             self._clock.call_later(0, self._take_up)
 
     def waiting(self) -> list[int]:
@@ -98,9 +99,12 @@ class Leading:
 
     # --- taking up ---
     def _take_up(self) -> None:
-        self._is_gathering = False
-        if self._fresh and not self._over:
-            Deferred.fromCoroutine(self._serve(dict(self._fresh))).addErrback(self._failed)
+        Deferred.fromCoroutine(self._serve_all()).addErrback(self._failed)
+
+    async def _serve_all(self) -> None:
+        while self._fresh and not self._over:
+            await self._serve(dict(self._fresh))
+        self._is_reading = False
 
     async def _serve(self, fresh: dict[int, int]) -> None:
         await self._copies.settle()

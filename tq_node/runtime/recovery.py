@@ -86,11 +86,16 @@ class RecoveredRows(msgspec.Struct):
 
 
 async def recover_rows(store: Store, partitions: Collection[int]) -> RecoveredRows:
-    """Count the rows of partitions that are about to be served, and find what waits or runs in them."""
-    found: dict[int, Counts] = {partition: {} for partition in partitions}
-    if found:
-        for partition, queue, state, rows in await store.counts(partitions):
-            found[partition].setdefault(queue, [0] * len(State))[state] += rows
+    """Count the rows of partitions that are about to be served, and find what waits or runs in them.
+
+    Each row is looked at once: those that have ended where the store counts them, the others on their way to the heaps.
+    """
     ready, due = ReadySet(), DueSet()
-    running = await load_hints(store, ready, due, found) if found else []
-    return RecoveredRows(found, ready, due, running)
+    found: dict[int, Counts] = {partition: {} for partition in partitions}
+    if not found:
+        return RecoveredRows(found, ready, due, [])
+    ended = await store.counts(partitions, from_state=State.COMPLETED)
+    opened = await load_hints(store, ready, due, partitions)
+    for partition, queue, state, rows in [*ended, *((*key, rows) for key, rows in opened.counts.items())]:
+        found[partition].setdefault(queue, [0] * len(State))[state] += rows
+    return RecoveredRows(found, ready, due, opened.running)

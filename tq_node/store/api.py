@@ -314,13 +314,18 @@ class Store(Protocol):
 
     def page(self, query: RowQuery) -> Deferred[RowPage]: ...
 
-    def counts(self, partitions: Collection[int] | None = None) -> Deferred[list[tuple[int, str, int, int]]]:
-        """(partition, queue, state, rows) for every combination that occurs. Costs a pass over an index."""
+    def counts(
+        self, partitions: Collection[int] | None = None, *, from_state: int = 0
+    ) -> Deferred[list[tuple[int, str, int, int]]]:
+        """(partition, queue, state, rows) for every combination that occurs, of states from ``from_state`` on.
+
+        Costs a pass over an index: all rows in these states, whatever their partition.
+        """
 
     def open_rows(
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
     ) -> Deferred[list[OpenRow]]:
-        """Rows not final, ordered by (state, id), behind ``after``."""
+        """Rows not final, ordered by (state, id), behind ``after``. Fewer than ``limit`` only at the end."""
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
         """Final rows whose ``ended_us`` is below ``us``, oldest first."""

@@ -211,10 +211,12 @@ class MemoryStore:
     def page(self, query: RowQuery) -> Deferred[RowPage]:
         return self.answer(lambda: page(list(self._disk.tasks.values()), query))
 
-    def counts(self, partitions: Collection[int] | None = None) -> Deferred[list[tuple[int, str, int, int]]]:
+    def counts(
+        self, partitions: Collection[int] | None = None, *, from_state: int = 0
+    ) -> Deferred[list[tuple[int, str, int, int]]]:
         totals: dict[tuple[int, str, int], int] = {}
         for task in self._disk.tasks.values():
-            if is_wanted(task.partition, partitions):
+            if task.state >= from_state and is_wanted(task.partition, partitions):
                 key = (task.partition, task.queue, task.state)
                 totals[key] = totals.get(key, 0) + 1
         return self.answer(lambda: [(*key, rows) for key, rows in sorted(totals.items())])

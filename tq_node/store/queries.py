@@ -220,12 +220,12 @@ def read_log(
 
 
 def counts(
-    connection: sqlite3.Connection, partitions: Collection[int] | None = None
+    connection: sqlite3.Connection, partitions: Collection[int] | None = None, from_state: int = 0
 ) -> list[tuple[int, str, int, int]]:
     """In pieces, so that the sorting for each piece stays small; in one transaction, so that nothing counts twice."""
     totals: dict[tuple[int, str, int], int] = {}
     # An id may be there twice, in two slots of its partition.
-    after: tuple[int, str, str, int] | None = (-1, "", "", -1)
+    after: tuple[int, str, str, int] | None = (from_state, "", "", -1)
     wanted = listed(partitions)
     connection.execute("BEGIN")
     try:

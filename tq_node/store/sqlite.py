@@ -173,8 +173,10 @@ class SqliteStore:
     def page(self, query: RowQuery) -> Deferred[RowPage]:
         return self._scan(paging.page, query)
 
-    def counts(self, partitions: Collection[int] | None = None) -> Deferred[list[tuple[int, str, int, int]]]:
-        return self._scan(queries.counts, partitions)
+    def counts(
+        self, partitions: Collection[int] | None = None, *, from_state: int = 0
+    ) -> Deferred[list[tuple[int, str, int, int]]]:
+        return self._scan(queries.counts, partitions, from_state)
 
     def open_rows(
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None

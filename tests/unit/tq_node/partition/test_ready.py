@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import cProfile
+import pstats
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,6 +92,48 @@ def test_a_partition_that_is_led_no_more_is_forgotten() -> None:
     ready.resume("mail")
     assert drained(ready) == ["m1"]
     assert due.pop_due(9, 9) == [("s1", 1)]
+
+
+def test_partitions_come_and_go_without_a_look_at_the_tasks_of_others() -> None:
+    ready, due = ReadySet(), DueSet()
+    ready.extend([(f"t{n}", n % 64, "default", 5, n) for n in range(64_000)])
+    due.extend([(f"t{n}", n % 64, n) for n in range(64_000)])
+    ready.arrange()
+    due.arrange()
+    one_ready, one_due = ReadySet(), DueSet()
+    one_ready.push("new", 5, "default", 5, 0)
+    one_due.push("new", 5, 0)
+    profile = cProfile.Profile()
+    profile.enable()
+    for partition in range(5, 37):
+        ready.drop_partition(partition)
+        due.drop_partition(partition)
+    ready.absorb(one_ready)
+    due.absorb(one_due)
+    profile.disable()
+    assert pstats.Stats(profile).total_calls < 1_000  # type: ignore[attr-defined]  # public, and not in typeshed
+    assert len(ready) == len(due) == 32_001
+    assert [ready.pop() for _ in range(3)] == [("t0", 0), ("new", 5), ("t1", 1)]
+    assert due.pop_due(5, 9) == [("t0", 0), ("new", 5), ("t1", 1), ("t2", 2), ("t3", 3), ("t4", 4)]
+
+
+def test_a_partition_that_comes_back_has_what_it_brings_and_nothing_of_before() -> None:
+    ready, due = ReadySet(), DueSet()
+    ready.push("old", 1, "default", 5, 0)
+    due.push("old", 1, 0)
+    ready.drop_partition(1)
+    due.drop_partition(1)
+    assert due.next_us() is None
+    again, later = ReadySet(), DueSet()
+    again.push("kept", 1, "default", 5, 3)
+    later.push("kept", 1, 3)
+    ready.absorb(again)
+    due.absorb(later)
+    ready.push("newest", 1, "default", 5, 9)
+    due.push("newest", 1, 9)
+    assert drained(ready) == ["kept", "newest"]
+    assert [task_id for task_id, _ in due.pop_due(9, 9)] == ["kept", "newest"]
+    assert (len(ready), len(due), ready.has_any) == (0, 0, False)
 
 
 @given(st.lists(st.integers(0, 100), max_size=30), st.integers(0, 100), st.integers(1, 40))
