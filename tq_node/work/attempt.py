@@ -45,14 +45,15 @@ class Attempt(ABC):
 
     __slots__ = (
         "_forced", "_host", "_note_timer", "_timer",
-        "claim", "handler", "lease_until", "note_in_flight", "notebook", "over",
+        "claim", "claimed_at", "handler", "lease_until", "note_in_flight", "notebook", "over",
     )  # fmt: skip
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
         self.claim = claim
         self.handler = handler
         self.lease_until = lease_until
-        """CLOCK_MONOTONIC."""
+        """CLOCK_MONOTONIC, as is ``claimed_at``."""
+        self.claimed_at = 0.0
         self.notebook = Notebook(self._noted)
         self.note_in_flight = False
         self.over = False

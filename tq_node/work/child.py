@@ -1,6 +1,6 @@
 """What runs in a worker process: ``python -P -m tq_node.work.child PARENT_PID``. One task at a time, until told to end.
 
-The main thread reads tasks from one pipe and runs them; a control thread reads renewals and cancels from another, so that
+The main thread takes one task after the other and runs it; a control thread reads renewals and cancels from a pipe, so that
 both work while a handler runs. A lease is the process's interval timer with SIGALRM at its default action: when nobody
 renews it, the kernel kills the process, also in C code and also when it wakes up late from a SIGSTOP.
 """
@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import select
 import signal
 import sys
+import termios
 import threading
 import time
 import traceback
 from collections.abc import Iterable
 from typing import NoReturn
 
-from tq_node.types import Token
+from tq_node.types import TaskError, Token
 from tq_node.work import frames
-from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD
+from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
 from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError
 from tq_node.work.loading import load_handlers
 from tq_node.work.notebook import Notebook
 from tq_node.work.results import BadResult, decode_payload, describe, encode_result
 
 _PR_SET_PDEATHSIG = 1
-_OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD)
+_OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
 _READ_BYTES = 65_536
+_NO_BYTES = bytes(4)
 _SAY_INTERVAL_S = 0.05
 """The node bounds how often it tells the queue; this only keeps a chatty handler from filling the pipe."""
 
@@ -47,7 +50,7 @@ def set_up_process() -> None:
     """Own session, so that a kill reaches what the handler started; none of our descriptors for those, or for others."""
     os.setsid()
     for fd in _open_fds():
-        if fd > LOCK_FD:
+        if fd > max(_OWN_FDS):
             with contextlib.suppress(OSError):
                 os.close(fd)
     for fd in _OWN_FDS:
@@ -89,12 +92,13 @@ class Child:
     """The two loops of a worker process and what they share, which is guarded by ``_lock``."""
 
     def __init__(self) -> None:
-        self._tasks: frames.FrameReader[frames.ToWorker] = frames.FrameReader(frames.ToWorker, frames.RUN_BYTES_MAX)
-        self._pending: list[frames.ToWorker] = []
+        self._long: frames.FrameReader[frames.ToWorker] = frames.FrameReader(frames.ToWorker, frames.RUN_BYTES_MAX)
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._serial: int | None = None
         self._cancelled_serial: int | None = None
+        self._printed_serial = 0
+        """The last task that has printed something which the node had not read at its end."""
         self._context: Context | None = None
         self._notebook: Notebook | None = None
         self._say_at: float | None = None
@@ -106,7 +110,7 @@ class Child:
 
     def main(self) -> int:
         """Load, say hello, serve. Returns the exit code."""
-        start = self._next()
+        start = self._read_long()
         if not isinstance(start, frames.Start):
             return 1
         sys.path[:] = start.path
@@ -120,42 +124,47 @@ class Child:
             return 1
         threading.Thread(target=self._control, name="taskqueue-control", daemon=True).start()
         self._report(frames.Hello(os.getpid()))
-        while (frame := self._next()) is not None:
+        while data := os.read(TASK_FD, _READ_BYTES):
+            # Taken, so it is ours alone to run or to turn back.
+            frame: frames.ToWorker | frames.Follows | None = frames.decode_message(data)
+            if isinstance(frame, frames.Follows):
+                frame = self._read_long()
             if not isinstance(frame, frames.Run):
                 return 1
-            if not self._run(frame):
+            if frame.heard < self._printed_serial:
+                self._report(frames.NotBegun(frame.serial))
+            elif not self._run(frame):
                 return 1
         return 0
 
-    def _next(self) -> frames.ToWorker | None:
-        """Blocks. None: the node wants no more of this process."""
-        while not self._pending:
-            data = os.read(RUN_FD, _READ_BYTES)
-            if not data:
-                return None
-            self._pending = self._tasks.feed(data)
-        return self._pending.pop(0)
+    def _read_long(self) -> frames.ToWorker | None:
+        """The next frame that comes through the pipe; there is one at a time. None: the node has gone."""
+        while data := os.read(RUN_FD, _READ_BYTES):
+            if found := self._long.feed(data):
+                return found[0]
+        return None
 
     def _run(self, run: frames.Run) -> bool:
         """Run one task and report. False: the process should end, for the handler asked for it."""
         notebook = Notebook(self._said_something)
-        context = Context(run.task_id, run.attempt, Token(run.epoch, run.sequence), run.deadline, notebook)
+        deadline = None if run.timeout_s is None else time.time() + run.timeout_s
+        context = Context(run.task_id, run.attempt, Token(run.epoch, run.sequence), deadline, notebook)
         # A handler of an earlier task may have put its own action there.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         with self._lock:
             self._serial, self._context, self._notebook = run.serial, context, notebook
             self._say_at = None
             context._cancelled = run.serial == self._cancelled_serial
-            _arm(run.lease_until)
-        report: frames.Done | frames.Failed
+            began = _arm(run.lease_until)
+        result = b""
+        failed: tuple[TaskError, int | None, bool] | None = None
         go_on = True
         try:
             handler = self._handler_of(run.task_type)
-            result = handler.function(decode_payload(run.payload), context)
-            report = frames.Done(run.serial, encode_result(result))
+            result = encode_result(handler.function(decode_payload(run.payload), context))
         except BaseException as error:  # whatever a handler raises costs its attempt only
             go_on = isinstance(error, Exception)
-            report = frames.Failed(run.serial, *describe(error), leaving=not go_on)
+            failed = describe(error)
         finally:
             # Up to here code of the handler may run, its objects' methods among it.
             notebook.detach()
@@ -166,7 +175,13 @@ class Child:
             with contextlib.suppress(Exception):
                 stream.flush()
         self._report_notes(run.serial, notebook)
-        self._report(report)
+        if printed := _has_unread_output():
+            self._printed_serial = run.serial
+        ran_us = int((time.monotonic() - began) * 1e6)
+        if failed is None:
+            self._report(frames.Done(run.serial, result, ran_us, printed))
+        else:
+            self._report(frames.Failed(run.serial, *failed, leaving=not go_on, ran_us=ran_us, printed=printed))
         return go_on
 
     def _handler_of(self, task_type: str) -> Handler:
@@ -256,9 +271,23 @@ class Child:
             self._report_notes(serial, notebook)
 
 
-def _arm(until: float) -> None:
+def _arm(until: float) -> float:
+    """Set the timer; the time now."""
+    now = time.monotonic()
+    if now >= until:
+        # Its default action, at once: what comes late is not even started.
+        os.kill(os.getpid(), signal.SIGALRM)
     # Zero would disarm it, so one that is past becomes the shortest there is.
-    signal.setitimer(signal.ITIMER_REAL, max(until - time.monotonic(), 0.000001))
+    signal.setitimer(signal.ITIMER_REAL, max(until - now, 0.000001))
+    return now
+
+
+def _has_unread_output() -> bool:
+    """Whether something lies in the pipe of stdout. A handler may have put anything else there."""
+    try:
+        return any(fcntl.ioctl(1, termios.FIONREAD, _NO_BYTES))
+    except OSError:
+        return False
 
 
 def main() -> NoReturn:

@@ -26,7 +26,7 @@ _log = Logger()
 class AsyncAttempt(Attempt):
     """An attempt of an ``async def`` handler."""
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_variables")
+    __slots__ = ("_awaited", "_context", "_coroutine", "_variables", "has_slot")
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
         super().__init__(host, claim, handler, lease_until)
@@ -34,6 +34,8 @@ class AsyncAttempt(Attempt):
         self._context: Context | None = None
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._variables: Variables = copy_context()
+        self.has_slot = False
+        """Kept by the host."""
 
     def start(self) -> None:
         claim = self.claim
@@ -58,6 +60,9 @@ class AsyncAttempt(Attempt):
         if self.over or self._forced is not None:
             return
         self._forced = outcome
+        if self._context is None:
+            self._end(outcome)  # it waits for a slot
+            return
         self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_over))
         if self._context is not None:
             self._context._cancelled = True

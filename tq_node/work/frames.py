@@ -1,8 +1,9 @@
 """What the node and a worker process say to each other: length-prefixed msgpack, bounded, over pipes.
 
-A frame is four bytes of length (big endian) and a body. ``serial`` counts the tasks of one worker process; it keeps a
-frame that comes late from touching the next task. Every ``until`` is a time of CLOCK_MONOTONIC, which all processes of
-a machine share: a renewal that lies unread in a pipe does not grow by that.
+A frame is four bytes of length (big endian) and a body; in ``TASK_FD``, where each message has its bounds, it is the body
+alone. ``serial`` counts the tasks of one worker process; it keeps a frame that comes late from touching the next task. Every
+``until`` is a time of CLOCK_MONOTONIC, which all processes of a machine share: a renewal that lies unread in a pipe does not
+grow by that.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ RUN_FD = 3
 REPORT_FD = 4
 CONTROL_FD = 5
 LOCK_FD = 6
+TASK_FD = 7
+"""Messages that can be taken back, see ``channel``. What is too long for one comes through ``RUN_FD``."""
 
 _PREFIX_BYTES = 4
 RUN_BYTES_MAX = (1 << 31) - 1
 """Of a frame from the node, whose payload the API has bounded already, by an option."""
+MESSAGE_BYTES_MAX = 32 * limits.KIB
+"""A longer task is announced by ``Follows``. Several of these fit into the buffer that a socket has by default."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
@@ -35,7 +40,10 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Node to worker: run this. ``deadline`` is POSIX time, for the handler to see."""
+    """Node to worker: run this. ``timeout_s`` counts from its start.
+
+    ``heard``: the last task that has printed as far as the node knew when it sent this, see ``NotBegun``.
+    """
 
     serial: int
     task_id: str
@@ -44,8 +52,15 @@ class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     attempt: int
     epoch: int
     sequence: int
-    deadline: float | None
+    timeout_s: float | None
     lease_until: float
+    heard: int = 0
+
+
+class Follows(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
+    """Node to worker: the task of this number comes through ``RUN_FD``, for it is too long for a message."""
+
+    serial: int
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
@@ -94,6 +109,17 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
 
     serial: int
     result: bytes
+    ran_us: int = 0
+    """From its first step to its last."""
+    printed: bool = False
+    """What it printed lies in the pipe, or some of it."""
+
+
+class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):
+    """Worker to node: a task was turned back, for one before it has printed and the node had not heard of that when it sent
+    this one. Begun, it might print too, and nobody could say whose lines they are."""
+
+    serial: int
 
 
 class Failed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=14):
@@ -105,11 +131,13 @@ class Failed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=14):
     retry_in_ms: int | None = None
     final: bool = False
     leaving: bool = False
+    ran_us: int = 0
+    printed: bool = False
 
 
 ToWorker = Start | Run
 ToWorkerControl = Lease | Cancel
-FromWorker = Hello | Broken | Said | Renewed | Done | Failed
+FromWorker = Hello | Broken | Said | Renewed | Done | NotBegun | Failed
 Frame = TypeVar("Frame")
 
 
@@ -120,11 +148,19 @@ class BadFrame(Exception):
 _encode = msgspec.msgpack.Encoder().encode
 
 
+encode_message = _encode
+decode_message: Callable[[bytes], Run | Follows] = msgspec.msgpack.Decoder(Run | Follows).decode
+
+
 def encode(frame: ToWorker | ToWorkerControl | FromWorker, bytes_max: int = limits.CHILD_FRAME_BYTES_MAX) -> bytes:
     """:raises BadFrame: it would be over the bound of the other side."""
     body = _encode(frame)
     if len(body) > bytes_max:
         raise BadFrame(f"a frame of {len(body)} bytes is over {bytes_max}")
+    return framed(body)
+
+
+def framed(body: bytes) -> bytes:
     return len(body).to_bytes(_PREFIX_BYTES, "big") + body
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
@@ -15,13 +15,12 @@ from twisted.logger import Logger
 
 import tq_node
 from tq_node import limits
-from tq_node.facade import Claim, Outcome
-from tq_node.types import LogLine
 from tq_node.work import frames
-from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, LEASE_EXPIRED, Attempt, Host, failed
-from tq_node.work.handlers import Handler
-from tq_node.work.notebook import bounded_line
-from tq_node.work.process import Phase, WorkerProcess
+from tq_node.work.ahead import Ahead
+from tq_node.work.attempt import CANCEL_GRACE_S, LEASE_EXPIRED
+from tq_node.work.process import WorkerProcess
+from tq_node.work.process_attempt import ProcessAttempt
+from tq_node.work.roles import Phase
 
 _log = Logger()
 _BACKOFF_S = 0.25
@@ -32,106 +31,12 @@ _LEASE_SLACK_S = 1.0
 """So long after its lease a process must have died by its own timer."""
 
 
-class ProcessAttempt(Attempt):
-    """An attempt of a ``def`` handler: waits for a worker process, then runs in it."""
-
-    __slots__ = ("_pool", "_process")
-
-    def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float, pool: ProcessPool) -> None:
-        super().__init__(host, claim, handler, lease_until)
-        self._pool = pool
-        self._process: WorkerProcess | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has no process yet."""
-        return self._process is None and not self.over
-
-    def start(self) -> None:
-        self._pool.submit(self)
-
-    def assign(self, process: WorkerProcess) -> None:
-        """Run it there; the attempt's time counts from here."""
-        claim = self.claim
-        self._process = process
-        run = frames.Run(
-            process.next_serial(),
-            claim.task_id,
-            claim.task_type,
-            claim.payload,
-            claim.attempt,
-            claim.token.epoch,
-            claim.token.sequence,
-            self._begin_timeout(),
-            self.lease_until,
-        )
-        process.run(self, run)
-
-    def not_started(self, why: str) -> None:
-        """No worker process could be had."""
-        self._end(failed("worker_start_failed", why))
-
-    def stop(self) -> None:
-        if self.over or self._forced is not None:
-            return
-        if self._process is None:
-            self.abort(CANCELLED)
-        else:
-            self._process.cancel()
-            self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_over))
-
-    def abort(self, outcome: Outcome) -> None:
-        self._expire(outcome)
-
-    def renew(self, lease_until: float) -> None:
-        super().renew(lease_until)
-        if self._process is not None:
-            self._process.renew(lease_until)
-
-    def _grace_over(self) -> None:
-        self._timer = None
-        self._expire(CANCELLED)
-
-    def _expire(self, outcome: Outcome) -> None:
-        """Kill its process. The attempt ends once that is dead, so that no other attempt can overlap with it."""
-        if self.over or self._forced is not None:
-            return
-        self._forced = outcome
-        self._set_timer(None)
-        if self._process is None:
-            self._pool.withdraw(self)
-            self._end(outcome)
-        else:
-            self._process.kill(outcome)
-
-    # --- what its process tells ---
-    def said(self, said: frames.Said) -> None:
-        lines = [LogLine(line.at_us, bounded_line(line.line)) for line in said.lines]
-        self.notebook.add(lines, progress=said.progress, dropped=said.dropped)
-
-    def printed(self, lines: list[str]) -> None:
-        for line in lines:
-            self.notebook.add_line(line)
-
-    def reported(self, outcome: Outcome) -> None:
-        self._process = None
-        self._end(outcome)
-
-    def not_begun(self) -> None:
-        self._process = None
-        self._set_timer(None)
-        self._pool.submit(self)
-
-    def died(self, outcome: Outcome) -> None:
-        self._process = None
-        self._end(outcome)
-
-
 class ProcessPool:
     """Keeps ``limits.CHILD_SPARES`` processes idle and warm, grows to ``size`` with the work, shrinks when it is gone.
 
-    At most ``size`` attempts may be here at once; each waits until there is a process for it. Where processes can't be
-    started, starts are spaced out, and the attempts that waited for one fail instead of hanging.
+    An attempt waits until there is a process for it. Where processes can't be started, starts are spaced out, and the attempts
+    that waited for one fail instead of hanging. While tasks are very short (``Ahead.depth``), a process that runs one has some
+    more lying ready in it, so that it need not wait for the reactor, nor the reactor wake it, between two of them.
     """
 
     def __init__(
@@ -141,6 +46,7 @@ class ProcessPool:
         size: int,
         processes: IReactorProcess,
         clock: IReactorTime,
+        ahead: Ahead,
         lock_fd: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -150,12 +56,16 @@ class ProcessPool:
         """
         self._start = frames.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"))
         self._size = size
+        self.limit = size
+        """So many processes may run tasks now; the owner lowers it while slots are taken by others."""
+        self._ahead = ahead
         self._spares = min(limits.CHILD_SPARES, size)
         self._reactor = processes
         self._clock = clock
         self._lock_fd = lock_fd
         self._monotonic = monotonic
         self._waiting: deque[ProcessAttempt] = deque()
+        self._feed_call: IDelayedCall | None = None
         self._idle: list[WorkerProcess] = []
         """The one used last is at the end and used first, so that the others grow old and go."""
         self._all: set[WorkerProcess] = set()
@@ -176,14 +86,34 @@ class ProcessPool:
     def idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def busy(self) -> int:
+        """How many run a task."""
+        return sum(process.phase is Phase.BUSY for process in self._all)
+
+    @property
+    def waiting(self) -> Collection[ProcessAttempt]:
+        """Attempts that no process has, the first one first."""
+        return self._waiting
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether a process may have tasks lying ready: ``look`` is called then."""
+        return any(process.is_deaf for process in self._all)
+
     def start(self) -> None:
         """Start the first ones."""
         self._running = True
         self._balance()
 
     def close(self) -> None:
-        """Start no further process, and let those go that end their task."""
+        """Start no further process, let those go that end their task, and release all that has not begun."""
         self._running = False
+        for process in list(self._all):
+            if process.load > 1:
+                process.settle()
+        for attempt in list(self._waiting):
+            attempt.release()
 
     def stop(self) -> Deferred[None]:
         """Kill all; fires when nothing is left of them. The attempts must have ended before."""
@@ -191,6 +121,9 @@ class ProcessPool:
         if self._backoff is not None:
             self._backoff.cancel()
             self._backoff = None
+        if self._feed_call is not None:
+            self._feed_call.cancel()
+            self._feed_call = None
         for process in list(self._all):
             process.kill()
         if not self._all:
@@ -202,11 +135,20 @@ class ProcessPool:
         if not self._running:
             attempt.release()
             return
-        if self._idle:
-            attempt.assign(self._idle.pop())
-        else:
-            self._waiting.append(attempt)
-        self._balance()
+        self._waiting.append(attempt)
+        self._feed()
+        if len(self._all) < self._size:
+            self._balance()
+
+    def put_back(self, attempt: ProcessAttempt) -> None:
+        """It was taken back from a process, and waits before all others."""
+        if not self._running:
+            attempt.release()
+            return
+        self._waiting.appendleft(attempt)
+        # Not at once: whoever had it taken back may want it to end.
+        if self._feed_call is None:
+            self._feed_call = self._clock.callLater(0, self._feed_again)
 
     def withdraw(self, attempt: ProcessAttempt) -> None:
         """It no longer waits for a process."""
@@ -224,8 +166,21 @@ class ProcessPool:
                 process.kill()
             elif process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
                 # Its timer has gone off, and it has not died of that: it is stopped (SIGSTOP, a debugger).
-                process.kill(LEASE_EXPIRED)
+                process.settle()
+                if process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
+                    process.kill(LEASE_EXPIRED)
         self._balance()
+
+    def look(self, interval_s: float) -> None:
+        """To be called so often while tasks wait: none stays ready in a process behind one that turns out to be long."""
+        for process in list(self._all):
+            if process.phase is Phase.BUSY and process.look():
+                self._ahead.took(interval_s)
+
+    def feed(self) -> None:
+        """A slot may be free that was taken by others."""
+        if self._waiting and self._idle:
+            self._feed()
 
     # --- what the processes tell ---
     def process_ready(self, process: WorkerProcess) -> None:
@@ -239,14 +194,22 @@ class ProcessPool:
             process.kill()
         elif process.tasks >= limits.CHILD_TASKS_MAX:
             self._retire(process)
-        elif self._waiting:
-            self._waiting.popleft().assign(process)
+        elif self._waiting and self._may_run(process):
+            if not self._put(process):
+                process.kill()
         else:
-            process.phase = Phase.IDLE
+            process.rest()
             process.changed_s = self._clock.seconds()
             self._idle.append(process)
         if timer is not None or process.phase is Phase.LEAVING:
             self._balance()
+
+    def process_goes_on(self, process: WorkerProcess) -> None:
+        if self._waiting and process.load <= max(1, self._ahead.depth // 2):
+            self._put_behind(process)
+
+    def process_ran(self, process: WorkerProcess, seconds: float) -> None:
+        self._ahead.took(seconds)
 
     def process_leaving(self, process: WorkerProcess) -> None:
         if process in self._idle:
@@ -271,6 +234,44 @@ class ProcessPool:
             stopped.callback(None)
 
     # --- within ---
+    def _feed(self) -> None:
+        while self._waiting and self._idle and self._may_run(None):
+            process = self._idle.pop()
+            if not self._put(process):
+                process.kill()
+
+    def _feed_again(self) -> None:
+        self._feed_call = None
+        self._feed()
+        self._balance()
+
+    def _may_run(self, process: WorkerProcess | None) -> bool:
+        """Whether one more may run a task, or this one another."""
+        return (
+            self.limit >= self._size or self.busy - (process is not None and process.phase is Phase.BUSY) < self.limit
+        )
+
+    def _put(self, process: WorkerProcess) -> bool:
+        """Let the first that waits run there; the process has nothing to do."""
+        attempt = self._waiting.popleft()
+        if not attempt.assign(process):
+            self._waiting.appendleft(attempt)
+            return False
+        if self._waiting and self._ahead.depth:
+            self._put_behind(process)
+        return True
+
+    def _put_behind(self, process: WorkerProcess) -> None:
+        """Let some lie ready there, as deep as is good, and no more than its share."""
+        if not process.is_quiet or self.limit < self._size or not self._running:
+            return
+        count = min(self._ahead.depth + 1 - process.load, -(-len(self._waiting) // self._size))
+        for _ in range(min(count, limits.CHILD_TASKS_MAX - process.tasks)):
+            attempt = self._waiting.popleft()
+            if not attempt.assign(process):
+                self._waiting.appendleft(attempt)
+                break
+
     def _balance(self) -> None:
         """Start what is missing: one for each attempt, and the spares."""
         if not self._running or self._backoff is not None:
@@ -295,7 +296,11 @@ class ProcessPool:
         environment = dict(os.environ)
         # Only for the process to find this package; it puts the variable back before it loads a handler.
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
-        process = WorkerProcess(self, self._start)
+        try:
+            process = WorkerProcess(self, self._start)
+        except OSError as why:
+            self._start_failed(f"a worker process can't be started: {why}")
+            return False
         # Known before it is started: it may be dead before spawnProcess returns.
         self._all.add(process)
         self._timers[process] = self._clock.callLater(limits.CHILD_START_MS_MAX / 1000, self._start_timed_out, process)
@@ -306,10 +311,12 @@ class ProcessPool:
                     0: null.fileno(), 1: "r", 2: "r",
                     frames.RUN_FD: "w", frames.REPORT_FD: "r", frames.CONTROL_FD: "w",
                     frames.LOCK_FD: null.fileno() if self._lock_fd is None else self._lock_fd,
+                    frames.TASK_FD: process.channel.fileno(),
                 }  # fmt: skip
                 self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
         except OSError as why:
             self._all.discard(process)
+            process.channel.close()
             self._timers.pop(process).cancel()
             self._start_failed(f"a worker process can't be started: {why}")
             return False
@@ -321,7 +328,8 @@ class ProcessPool:
         process.kill(why=f"worker process {process.pid} was not ready after {limits.CHILD_START_MS_MAX / 1000:g} s")
 
     def _start_failed(self, why: str, *, lost_attempt: bool = True) -> None:
-        """Tell it, space out the next start, and fail the attempt that waited for this one, or all where none is left."""
+        """Tell it, space out the next start, and fail the attempt that waited for this one, or one for each slot where
+        none is left."""
         self._failures += 1
         delay_s = min(_BACKOFF_S * 2 ** min(self._failures - 1, 10), _BACKOFF_S_MAX)
         _log.error(
@@ -333,7 +341,8 @@ class ProcessPool:
         if not lost_attempt:
             return
         alive = any(process.phase in (Phase.STARTING, Phase.IDLE, Phase.BUSY) for process in self._all)
-        for _ in range(min(1, len(self._waiting)) if alive else len(self._waiting)):
+        # Those claimed ahead are not failed for it: they are given back, or it is their turn at the next failure.
+        for _ in range(min(1 if alive else self._size, len(self._waiting))):
             self._waiting.popleft().not_started(why)
 
     def _try_again(self) -> None:

@@ -1,17 +1,16 @@
-"""One worker process, as the node sees it: its pipes, the task it runs, and how it ends."""
+"""One worker process, as the node sees it: its pipes, the tasks it was given, and how it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
 import os
 import signal
 import termios
-from typing import Protocol, cast
+from collections import deque
+from typing import cast
 
-from twisted.internet.error import ProcessTerminated
-from twisted.internet.process import Process, ProcessWriter
+from twisted.internet.process import Process, ProcessReader, ProcessWriter
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,60 +18,43 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed, Outcome
 from tq_node.work import frames
-from tq_node.work.attempt import LEASE_EXPIRED, failed
+from tq_node.work.attempt import failed
+from tq_node.work.channel import TaskChannel
+from tq_node.work.endings import ending, outcome_of
 from tq_node.work.frames import CONTROL_FD, REPORT_FD, RUN_FD
 from tq_node.work.output import Output
 from tq_node.work.results import make_error
+from tq_node.work.roles import Owner, Phase, Running
 
 _log = Logger()
 _STDOUT, _STDERR = 1, 2
 _DRAIN_READS_MAX = 256
 """Of 8 KiB each: more than a pipe holds, and more than a handler may print."""
+_QUIET_TASKS = 64
+"""After a task that printed, a process has no task lying ready for so many."""
 
 
-class Phase(enum.Enum):
-    STARTING = "starting"
-    IDLE = "idle"
-    BUSY = "busy"
-    LEAVING = "leaving"
-    """It gets no further task: it was asked to end, or killed."""
-    DEAD = "dead"
+class _Given:
+    """A task that the process has, or can take at any time."""
 
+    __slots__ = ("has_begun", "lease_until", "running", "serial")
 
-class Running(Protocol):
-    """The attempt in a worker process."""
-
-    def said(self, said: frames.Said) -> None: ...
-
-    def printed(self, lines: list[str]) -> None: ...
-
-    def reported(self, outcome: Outcome) -> None: ...
-
-    def not_begun(self) -> None:
-        """The process died before it had read its task: the handler has not run."""
-
-    def died(self, outcome: Outcome) -> None:
-        """The process is gone; ``outcome`` says how, unless it was decided before."""
-
-
-class Owner(Protocol):
-    """The pool."""
-
-    def process_ready(self, process: WorkerProcess) -> None:
-        """It can take a task, for the first time or again."""
-
-    def process_leaving(self, process: WorkerProcess) -> None:
-        """It is being killed and can take no task."""
-
-    def process_dead(self, process: WorkerProcess, why: str, *, started: bool, idle: bool) -> None:
-        """It is gone. ``started``: it had said that it was ready; ``idle``: it ran no task."""
-
-    def process_closed(self, process: WorkerProcess) -> None:
-        """Its pipes are closed too: nothing is left of it."""
+    def __init__(self, serial: int, running: Running, lease_until: float) -> None:
+        self.serial = serial
+        self.running = running
+        self.lease_until = lease_until
+        self.has_begun = False
 
 
 class WorkerProcess(ProcessProtocol):
-    """Runs one task at a time. Whatever goes wrong ends in ``Running.died`` and ``Owner.process_dead``."""
+    """Runs one task at a time, in the order in which they were given; others may lie ready behind it.
+
+    The reports come in that order too, so the first that has not been reported is the one that runs, or is about to. Whatever
+    goes wrong ends in ``Running.died``, for what has not begun in ``Running.not_begun``, and in ``Owner.process_dead``.
+
+    What is printed belongs to the first. While others lie ready the pipe is read only when the process says that there
+    is something; it then begins nothing more until it knows that this was heard.
+    """
 
     def __init__(self, owner: Owner, start: frames.Start) -> None:
         self.phase = Phase.STARTING
@@ -83,49 +65,113 @@ class WorkerProcess(ProcessProtocol):
         """What the timer of the process is known to be set to, CLOCK_MONOTONIC; while it is busy."""
         self.changed_s = 0.0
         """When it became idle or was told to leave, by the owner's clock; kept by the owner."""
+        self.channel = TaskChannel()
+        self.printed_serial = 0
+        """The last task of which it has said that it printed."""
         self._owner = owner
         self._start = start
-        self._running: Running | None = None
+        self._given: deque[_Given] = deque()
         self._serial = 0
+        self._looked_at = 0
+        self._quiet_from = 0
+        self._is_deaf = False
+        """Its output is not read as it comes."""
+        self._is_settling = False
+        self._had_task = False
         self._reader: frames.FrameReader[frames.FromWorker] = frames.FrameReader(frames.FromWorker)
+        self._frames: deque[frames.FromWorker] = deque()
         self._output = Output()
         self._started = False
         self._killed_for: Outcome | None = None
-        self._sent = False
         self._garbled = False
         self._broken = ""
         self._bytes_seen = 0
         self._last_lines: list[str] = []
 
     # --- orders ---
-    def run(self, running: Running, run: frames.Run) -> None:
-        """Run a task; the process is idle. ``run.serial`` is the one that ``next_serial`` gave."""
+    @property
+    def load(self) -> int:
+        """How many tasks it was given that have not ended."""
+        return len(self._given)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether something may lie ready in it: not where handlers print."""
+        return self.tasks >= self._quiet_from
+
+    @property
+    def is_deaf(self) -> bool:
+        return self._is_deaf
+
+    def give(self, running: Running, run: frames.Run) -> bool:
+        """Run a task, next or behind what it has. ``run.serial`` is the one that ``next_serial`` gave. False: not now."""
+        message = frames.encode_message(run)
+        is_long = len(message) > frames.MESSAGE_BYTES_MAX
+        if self._given:
+            if is_long:
+                return False
+            self._listen(False)
+        else:
+            # What was printed between tasks belongs to none.
+            self._output.finish()
+        if is_long:
+            if not self._send(RUN_FD, frames.framed(message)):
+                return False
+            message = frames.encode_message(frames.Follows(run.serial))
+        if not self.channel.send(message):
+            return False
         self.phase = Phase.BUSY
-        self._running = running
-        # What was printed between tasks belongs to none.
-        self._output.finish()
-        self.lease_until = run.lease_until
         self.tasks += 1
-        self._sent = self._send(RUN_FD, frames.encode(run, frames.RUN_BYTES_MAX))
-        if not self._sent:
-            self.kill()
+        self._given.append(_Given(run.serial, running, run.lease_until))
+        self._begin()
+        return True
 
     def next_serial(self) -> int:
         self._serial += 1
         return self._serial
 
     def renew(self, lease_until: float) -> None:
-        self._send(CONTROL_FD, frames.encode(frames.Lease(self._serial, lease_until)))
+        """Of the first."""
+        self._send(CONTROL_FD, frames.encode(frames.Lease(self._given[0].serial, lease_until)))
 
     def cancel(self) -> None:
-        self._send(CONTROL_FD, frames.encode(frames.Cancel(self._serial)))
+        """The first."""
+        self._send(CONTROL_FD, frames.encode(frames.Cancel(self._given[0].serial)))
+
+    def settle(self) -> None:
+        """Take back what has not begun, and hear what has ended: at most one is left, and that one runs."""
+        taken = self._take_back()
+        self._is_settling = True
+        self._drain(REPORT_FD)
+        self._is_settling = False
+        if len(self._given) <= 1:
+            self._listen(True)
+        _return(taken)
+
+    def look(self) -> bool:
+        """To be called now and then. Whether the first has run for all the time since the last look; what lay ready behind it
+        is taken back then."""
+        first = self._given[0].serial if self._given else 0
+        is_same, self._looked_at = first == self._looked_at, first
+        if len(self._given) <= 1:
+            self._listen(True)
+            return False
+        if is_same:
+            self.settle()
+        return is_same
+
+    def rest(self) -> None:
+        """There is nothing for it to do."""
+        self.phase = Phase.IDLE
+        self._listen(True)
 
     def retire(self) -> None:
-        """Let it end by itself once it is idle."""
+        """Let it end by itself; it is idle."""
         if self.phase is not Phase.DEAD:
             self.phase = Phase.LEAVING
             self.retired = True
-            self._process.closeChildFD(RUN_FD)
+            self._listen(True)
+            self.channel.end()
 
     def kill(self, outcome: Outcome | None = None, *, why: str = "") -> None:
         """End it now, with all that it has started; what runs in it dies with ``outcome``."""
@@ -135,10 +181,13 @@ class WorkerProcess(ProcessProtocol):
         self._broken = self._broken or why
         if self._killed_for is None:
             self._killed_for = outcome
+        self._had_task = self._had_task or bool(self._given)
+        taken = self._take_back()
         self._kill_group()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._owner.process_leaving(self)
+        _return(taken)
 
     # --- news ---
     def connectionMade(self) -> None:
@@ -158,11 +207,17 @@ class WorkerProcess(ProcessProtocol):
         if self._garbled:
             return
         try:
-            for frame in self._reader.feed(data):
-                self._received(frame)
+            # What a report leads to may lead back here: then the rest comes first, and in its order.
+            self._frames.extend(self._reader.feed(data))
+            while self._frames:
+                self._received(self._frames.popleft())
         except frames.BadFrame as why:
             self._garbled = True
+            self._frames.clear()
             self._fault("bad_frame", str(why))
+        else:
+            if self._given and self.phase is Phase.BUSY and not self._is_settling:
+                self._owner.process_goes_on(self)
 
     def childConnectionLost(self, childFD: int) -> None:
         # A process that has closed its way to us while it lives can't be followed any more.
@@ -174,20 +229,25 @@ class WorkerProcess(ProcessProtocol):
         for fd in (REPORT_FD, _STDOUT, _STDERR):
             self._drain(fd)
         self.phase = Phase.DEAD
-        begun = self._sent and not self._unread()
+        taken = self._take_back()
+        self.channel.close()
+        is_unread = self._unread()
+        self._listen(True)
         for fd in list(self._process.pipes):
             self._process.closeChildFD(fd)
         self._kill_group()
-        why = _ending(self.pid, reason)
-        running, self._running = self._running, None
-        if running is not None:
-            running.printed(self._output.finish())
-            if begun or self._doomed():
-                running.died(self._killed_for or _outcome(why, reason))
+        why = ending(self.pid, reason)
+        left, self._given = self._given, deque()
+        if left:
+            left[0].running.printed(self._output.finish())
+        for one in left:
+            if is_unread and not self._doomed():
+                one.running.not_begun()
             else:
-                running.not_begun()
+                one.running.died(self._killed_for or outcome_of(why, reason))
+        _return(taken)
         detail = self._broken or "; ".join([why, *self._last_lines[-3:]])
-        self._owner.process_dead(self, detail, started=self._started, idle=running is None)
+        self._owner.process_dead(self, detail, started=self._started, idle=not (left or taken or self._had_task))
 
     def processEnded(self, reason: Failure) -> None:
         self._owner.process_closed(self)
@@ -197,44 +257,94 @@ class WorkerProcess(ProcessProtocol):
         """Killed for a reason that counts, whatever it still says."""
         return self._killed_for is not None
 
+    def _begin(self) -> None:
+        first = self._given[0]
+        if not first.has_begun:
+            first.has_begun = True
+            self.lease_until = first.lease_until
+            first.running.begun()
+
+    def _take_back(self) -> list[_Given]:
+        serials = set(self.channel.take_back())
+        if not serials:
+            return []
+        taken = [one for one in self._given if one.serial in serials]
+        self._given = deque(one for one in self._given if one.serial not in serials)
+        return taken
+
     def _received(self, frame: frames.FromWorker) -> None:
-        running = self._running
-        if isinstance(frame, frames.Done | frames.Failed):
-            if self._doomed():
-                return
-            if running is None or frame.serial != self._serial:
-                raise frames.BadFrame(f"a report for task {frame.serial} of the process, which runs none or another")
-            # What the handler printed before it returned belongs to it.
-            self._drain(_STDOUT)
-            if self._doomed():
-                return
-            if isinstance(frame, frames.Done) and len(frame.result) > limits.RESULT_BYTES_MAX:
-                raise frames.BadFrame("a result over the bound")
-            if isinstance(frame, frames.Failed) and frame.leaving and self.phase is Phase.BUSY:
-                self.phase = Phase.LEAVING
-            self._running = None
-            if lines := self._output.finish():
-                running.printed(lines)
-            if isinstance(frame, frames.Done):
-                running.reported(Completed(frame.result))
-            else:
-                error = make_error(frame.error.type, frame.error.message, frame.error.traceback)
-                running.reported(AttemptFailed(error, frame.retry_in_ms, frame.final))
-            if self.phase is Phase.BUSY:
-                self._owner.process_ready(self)
+        kind = type(frame)
+        if kind is frames.Done or kind is frames.Failed:
+            # One that was killed for a reason that counts has said all that it had to say.
+            if not self._doomed():
+                self._reported(cast("frames.Done | frames.Failed", frame))
+        elif isinstance(frame, frames.NotBegun):
+            for one in self._given:
+                if one.serial == frame.serial:
+                    self._given.remove(one)
+                    one.running.not_begun()
+                    break
+            self._next()
         elif isinstance(frame, frames.Said):
-            if running is not None and frame.serial == self._serial:
-                running.said(frame)
+            if self._given and frame.serial == self._given[0].serial:
+                self._given[0].running.said(frame)
         elif isinstance(frame, frames.Renewed):
-            if frame.serial == self._serial:
+            if self._given and frame.serial == self._given[0].serial:
                 self.lease_until = frame.until
         elif isinstance(frame, frames.Hello):
             self._started = True
             self._output.finish()
             if self.phase is Phase.STARTING:
                 self._owner.process_ready(self)
-        else:
+        elif isinstance(frame, frames.Broken):
             self._broken = frame.message
+
+    def _reported(self, frame: frames.Done | frames.Failed) -> None:
+        if not self._given or frame.serial != self._given[0].serial:
+            raise frames.BadFrame(f"a report for task {frame.serial} of the process, which runs none or another")
+        if isinstance(frame, frames.Done) and len(frame.result) > limits.RESULT_BYTES_MAX:
+            raise frames.BadFrame("a result over the bound")
+        taken: list[_Given] = []
+        if frame.printed:
+            # What the handler printed before it returned belongs to it.
+            self._drain(_STDOUT)
+            if self._doomed():
+                return
+            # And the process turns back what it takes of all that was sent before this.
+            self.printed_serial = frame.serial
+            self._quiet_from = self.tasks + _QUIET_TASKS
+            taken = self._take_back()
+        if isinstance(frame, frames.Failed) and frame.leaving and self.phase is Phase.BUSY:
+            self.phase = Phase.LEAVING
+        running = self._given.popleft().running
+        if lines := self._output.finish():
+            running.printed(lines)
+        self._owner.process_ran(self, frame.ran_us / 1e6)
+        if isinstance(frame, frames.Done):
+            running.reported(Completed(frame.result))
+        else:
+            error = make_error(frame.error.type, frame.error.message, frame.error.traceback)
+            running.reported(AttemptFailed(error, frame.retry_in_ms, frame.final))
+        _return(taken)
+        self._next()
+
+    def _next(self) -> None:
+        """Something has ended."""
+        if self._given:
+            self._begin()
+        elif self.phase is Phase.BUSY:
+            self._owner.process_ready(self)
+
+    def _listen(self, listen: bool) -> None:
+        if listen is not self._is_deaf:
+            return
+        self._is_deaf = not listen
+        reader: ProcessReader | None = self._process.pipes.get(_STDOUT)
+        if reader is not None:
+            if listen:
+                reader.startReading()
+            else:
+                reader.stopReading()
 
     def _printed(self, data: bytes) -> None:
         lines = self._output.feed(data)
@@ -242,9 +352,9 @@ class WorkerProcess(ProcessProtocol):
             self._fault(
                 "output_flood", f"the handler printed more than {limits.CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX} bytes"
             )
-        elif self._running is not None:
+        elif self._given:
             if lines:
-                self._running.printed(lines)
+                self._given[0].running.printed(lines)
         elif lines:
             self._last_lines = (self._last_lines + lines)[-10:]
             _log.debug(
@@ -271,7 +381,7 @@ class WorkerProcess(ProcessProtocol):
                 return
 
     def _unread(self) -> bool:
-        """Whether something that was sent lies in the pipe for tasks; that is the last one, or the end of it."""
+        """Whether something that was sent lies in the pipe for long tasks; that is the last one."""
         writer = self._process.pipes.get(RUN_FD)
         if writer is None:
             return False
@@ -301,18 +411,7 @@ class WorkerProcess(ProcessProtocol):
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _ending(pid: int, reason: Failure) -> str:
-    error = reason.value
-    if isinstance(error, ProcessTerminated) and error.signal is not None:
-        try:
-            name = signal.Signals(error.signal).name
-        except ValueError:
-            name = f"signal {error.signal}"
-        return f"worker process {pid} was killed by {name}"
-    return f"worker process {pid} exited with code {getattr(error, 'exitCode', 0) or 0}"
-
-
-def _outcome(why: str, reason: Failure) -> Outcome:
-    if getattr(reason.value, "signal", None) == signal.SIGALRM:
-        return LEASE_EXPIRED
-    return failed("worker_died", why)
+def _return(taken: list[_Given]) -> None:
+    # The last one first: each is put before those that wait.
+    for one in reversed(taken):
+        one.running.not_begun()

@@ -2,16 +2,17 @@
 
 Dispatch is by events: a hint of the queue, or a slot that is free again, leads to one claim in the next turn of the
 reactor. A slot is free when the handler has ended, not when that is committed, so that a completion and the next claim
-share a commit.
+share a commit. While worker processes end tasks faster than claims are committed, some are held ahead of the slots (``ahead``);
+they wait in the pool, and those of ``async def`` handlers that come among them in ``_line``.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
@@ -21,36 +22,26 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, TaskQueue
+from tq_node.facade import Claim, Notes, Outcome, Released, TaskQueue
 from tq_node.types import Token
+from tq_node.work.ahead import Ahead
 from tq_node.work.attempt import Attempt, failed
 from tq_node.work.executor import AsyncAttempt
+from tq_node.work.finishing import Finishing, WorkCounts
 from tq_node.work.lease import WorkersLock, renew_leases
-from tq_node.work.pool import ProcessAttempt, ProcessPool
+from tq_node.work.pool import ProcessPool
+from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
 
 _log = Logger()
-_FINISH_RETRY_S = 0.1
-_FINISH_RETRY_S_MAX = 2.0
+_LOOK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
 _STOP_COMMIT_S = 5.0
 """How long a stop waits for claims and completions under way, once no handler runs."""
 
 
-class WorkCounts(msgspec.Struct):
-    """For metrics. ``stale``: ends of attempts that no longer held their task; normal after a cancel or a failover."""
-
-    claimed: int = 0
-    completed: int = 0
-    failed: int = 0
-    released: int = 0
-    lost: int = 0
-    stale: int = 0
-    finish_retries: int = 0
-    finish_lost: int = 0
-
-
 class WorkerService(Service):
-    """Implements ``facade.Worker``. Never holds and asks for more claims than ``concurrency`` together."""
+    """Implements ``facade.Worker``. Never runs more attempts than ``concurrency``, and never holds and asks for more claims
+    than that and ``Ahead.claims`` together."""
 
     name = "worker"
 
@@ -78,20 +69,31 @@ class WorkerService(Service):
         self._concurrency = concurrency
         self._stop_timeout_s = stop_timeout_s
         self._monotonic = monotonic
+        self.ahead = Ahead(concurrency)
         self.pool = ProcessPool(
             registry.modules,
             size=concurrency,
             processes=_reactor() if processes is None else processes,
             clock=self.clock,
+            ahead=self.ahead,
             lock_fd=None if lock is None else lock.fd,
             monotonic=monotonic,
         )
         self._attempts: dict[tuple[str, Token], Attempt] = {}
         self._asked = 0
         """The sum of the limits of the claims under way."""
-        self._finishing = 0
-        self._finishing_max = max(64, 4 * concurrency)
-        self._finish_retries: dict[tuple[str, Token], IDelayedCall] = {}
+        self._line: deque[AsyncAttempt] = deque()
+        """Claimed ahead and not begun; those of the pool wait there."""
+        self._async_running = 0
+        self._is_starting = False
+        self._look_call: IDelayedCall | None = None
+        self.finishing = Finishing(
+            queue,
+            self.clock,
+            self.counts,
+            most=max(64, 4 * concurrency) + limits.CLAIMS_AHEAD_MAX,
+            told=self._ended_one,
+        )
         self._wakes = 0
         self._dispatch_call: IDelayedCall | None = None
         self._stopping = False
@@ -100,7 +102,8 @@ class WorkerService(Service):
 
     @property
     def running_count(self) -> int:
-        return len(self._attempts)
+        """Without those that wait for a slot."""
+        return min(len(self._attempts), self._concurrency)
 
     # --- Service ---
     def startService(self) -> None:
@@ -131,7 +134,8 @@ class WorkerService(Service):
     # --- facade.Worker ---
     @property
     def slots_free(self) -> int:
-        return max(0, self._free()) if self.running and not self._stopping else 0
+        free = self._concurrency - len(self._attempts) - self._asked
+        return max(0, free) if self.running and not self._stopping else 0
 
     @property
     def types(self) -> tuple[str, ...] | None:
@@ -152,7 +156,7 @@ class WorkerService(Service):
 
     # --- claiming ---
     def _free(self) -> int:
-        return self._concurrency - len(self._attempts) - self._asked
+        return self._concurrency + self.ahead.claims - len(self._attempts) - self._asked
 
     def _schedule(self) -> None:
         if self._dispatch_call is None and not self._stopping and self.running and self._free() > 0:
@@ -161,22 +165,27 @@ class WorkerService(Service):
     def _dispatch(self) -> None:
         self._dispatch_call = None
         free = self._free()
-        if free <= 0 or self._stopping or self._finishing >= self._finishing_max:
+        if free <= 0 or self._stopping or self.finishing.is_full:
             return
         self._asked += free
+        asked_at = self._monotonic()
         try:
             claims = self._queue.claim(free)
         except Exception:
             self._claim_failed(Failure(), free)
             return
-        claims.addCallbacks(self._claimed, self._claim_failed, (free, self._wakes), {}, (free,))
+        claims.addCallbacks(self._claimed, self._claim_failed, (free, self._wakes, asked_at), {}, (free,))
         claims.addErrback(_unexpected)
 
-    def _claimed(self, claims: Sequence[Claim], limit: int, wakes: int) -> None:
+    def _claimed(self, claims: Sequence[Claim], limit: int, wakes: int, asked_at: float) -> None:
         self._asked -= limit
-        self.counts.claimed += len(claims)
-        for claim in claims:
-            self._run(claim)
+        if claims:
+            self.counts.claimed += len(claims)
+            self.ahead.committed(self._monotonic() - asked_at)
+            for claim in claims:
+                self._run(claim)
+            if self._look_call is None and len(self._attempts) > self._concurrency:
+                self._look_call = self.clock.callLater(_LOOK_S, self._look)
         # A hint that came while the answer was on its way found no slot to ask for.
         if len(claims) < limit and wakes != self._wakes:
             self._schedule()
@@ -192,32 +201,74 @@ class WorkerService(Service):
 
     def _run(self, claim: Claim) -> None:
         if self._stopping:
-            self._finish(claim, Released(), None)
+            self.finishing.finish(claim, Released(), None)
             return
         handler = self._registry.resolve(claim.task_type)
         if handler is None:
-            self._finish(claim, failed("no_handler", f"no handler takes type {claim.task_type!r}", final=True), None)
+            self.finishing.finish(
+                claim, failed("no_handler", f"no handler takes type {claim.task_type!r}", final=True), None
+            )
             return
         now = self._monotonic()
         granted_ms = self._queue.lease_ms(claim)
         if granted_ms <= 0:
-            self._finish(claim, Released(), None)
+            self.finishing.finish(claim, Released(), None)
             return
         lease_until = now + granted_ms / 1000
-        attempt: Attempt
-        if handler.is_async:
-            attempt = AsyncAttempt(self, claim, handler, lease_until)
-        else:
+        if not handler.is_async:
             attempt = ProcessAttempt(self, claim, handler, lease_until, self.pool)
-        self._attempts[claim.task_id, claim.token] = attempt
+            attempt.claimed_at = now
+            self._attempts[claim.task_id, claim.token] = attempt
+            self._start(attempt)
+            return
+        in_node = AsyncAttempt(self, claim, handler, lease_until)
+        in_node.claimed_at = now
+        self._attempts[claim.task_id, claim.token] = in_node
+        self.ahead.stop()  # it is for processes alone: what runs in the node would only stand in line
+        if len(self._attempts) <= self._concurrency:
+            self._start_in_node(in_node)
+        else:
+            self._line.append(in_node)
+
+    def _start_in_node(self, attempt: AsyncAttempt) -> None:
+        attempt.has_slot = True
+        self._async_running += 1
+        self.pool.limit = self._concurrency - self._async_running
+        self._start(attempt)
+
+    def _start(self, attempt: Attempt) -> None:
         try:
             attempt.start()
         except Exception:
             _log.failure(
-                "attempt of {task_id} could not be started", task_id=claim.task_id, event="attempt_start_failed"
+                "attempt of {task_id} could not be started", task_id=attempt.claim.task_id, event="attempt_start_failed"
             )
             if not attempt.over:
                 attempt.abort(failed("worker_start_failed", "the attempt could not be started"))
+
+    # --- what waits for a slot ---
+    def _look(self) -> None:
+        """Give as many back as have waited too long, so that they can run wherever there is a slot: those claimed last."""
+        self._look_call = None
+        self.pool.look(_LOOK_S)
+        ahead = len(self._attempts) - self._concurrency
+        waiting: list[Attempt] = sorted([*self._line, *self.pool.waiting], key=lambda attempt: attempt.claimed_at)
+        due = self._monotonic() - limits.CLAIMS_AHEAD_WAIT_MS / 1000
+        overdue = min(ahead, sum(attempt.claimed_at < due for attempt in waiting))
+        if overdue > 0:
+            self.ahead.stop()
+            for attempt in waiting[-overdue:]:
+                attempt.release()
+        if not self._stopping and (len(self._attempts) > self._concurrency or self.pool.is_deep):
+            self._look_call = self.clock.callLater(_LOOK_S, self._look)
+
+    def _next_in_line(self) -> None:
+        if self._is_starting:
+            return  # one that ends at once leads back here; the loop below goes on
+        self._is_starting = True
+        while self._line and len(self._attempts) - len(self._line) - len(self.pool.waiting) < self._concurrency:
+            self._start_in_node(self._line.popleft())
+        self._is_starting = False
 
     # --- attempt.Host ---
     def note(self, attempt: Attempt, notes: Notes) -> None:
@@ -245,66 +296,30 @@ class WorkerService(Service):
     def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
         claim = attempt.claim
         self._attempts.pop((claim.task_id, claim.token), None)
-        self._finish(claim, outcome, notes)
+        if isinstance(attempt, AsyncAttempt):
+            self._left_node(attempt)
+        if self._line:
+            self._next_in_line()
+        self.pool.feed()
+        self.finishing.finish(claim, outcome, notes)
         if self._dispatch_call is None:
             self._schedule()
         if self._changed is not None:
             self._notify()
 
-    # --- finishing ---
-    def _finish(self, claim: Claim, outcome: Outcome, notes: Notes | None) -> None:
-        kind = type(outcome)
-        if kind is Completed:
-            self.counts.completed += 1
-        elif kind is AttemptFailed:
-            self.counts.failed += 1
-        elif kind is Lost:
-            self.counts.lost += 1
+    def _left_node(self, attempt: AsyncAttempt) -> None:
+        if attempt.has_slot:
+            self._async_running -= 1
+            self.pool.limit = self._concurrency - self._async_running
         else:
-            self.counts.released += 1
-        self._finishing += 1
-        self._send_finish(claim, outcome, notes, _FINISH_RETRY_S)
+            self._line.remove(attempt)
 
-    def _send_finish(self, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
-        try:
-            finished = self._queue.finish(claim, outcome, notes)
-        except Exception:
-            self._finish_failed(Failure(), claim, outcome, notes, retry_s)
-            return
-        finished.addCallbacks(self._finished, self._finish_failed, (), {}, (claim, outcome, notes, retry_s))
-        finished.addErrback(_unexpected)
-
-    def _finished(self, _: object = None) -> None:
-        self._finishing -= 1
-        if self._finishing == self._finishing_max - 1:
+    def _ended_one(self) -> None:
+        """The end of one attempt is committed."""
+        if self._dispatch_call is None and not self.finishing.is_full:
             self._schedule()
         if self._changed is not None:
             self._notify()
-
-    def _finish_failed(self, why: Failure, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
-        error = why.value
-        if isinstance(error, TaskQueueError) and (error.retryable or not error.definite):
-            # Said again until it is known to be kept or stale: the queue answers the same news twice with ok.
-            self.counts.finish_retries += 1
-            next_s = min(retry_s * 2, _FINISH_RETRY_S_MAX)
-            call = self.clock.callLater(retry_s, self._retry_finish, claim, outcome, notes, next_s)
-            self._finish_retries[claim.task_id, claim.token] = call
-            return
-        if isinstance(error, StaleAttempt):
-            self.counts.stale += 1
-        else:
-            self.counts.finish_lost += 1
-            _log.failure(
-                "the end of an attempt of {task_id} was refused",
-                failure=why,
-                task_id=claim.task_id,
-                event="finish_lost",
-            )
-        self._finished()
-
-    def _retry_finish(self, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
-        del self._finish_retries[(claim.task_id, claim.token)]
-        self._send_finish(claim, outcome, notes, retry_s)
 
     # --- loops ---
     def _safety_net(self) -> None:
@@ -317,9 +332,11 @@ class WorkerService(Service):
     # --- stopping ---
     async def _drain(self) -> None:
         self.pool.close()
-        for attempt in list(self._attempts.values()):
-            if isinstance(attempt, ProcessAttempt) and attempt.waits:
-                attempt.release()
+        for waiting in list(self._line):
+            waiting.release()
+        if self._look_call is not None:
+            self._look_call.cancel()
+            self._look_call = None
         await self._until(lambda: not self._attempts, self._stop_timeout_s)
         for attempt in list(self._attempts.values()):
             attempt.release()
@@ -328,14 +345,12 @@ class WorkerService(Service):
             loop.stop()
         self._loops.clear()
         await self.pool.stop()
-        if not await self._until(lambda: not self._asked and not self._finishing, _STOP_COMMIT_S):
+        if not await self._until(lambda: not self._asked and not self.finishing.count, _STOP_COMMIT_S):
             _log.info(
                 "stopped with {finishing} ends of attempts and {asked} claims not yet confirmed",
-                finishing=self._finishing, asked=self._asked, event="worker_stopped_early",
+                finishing=self.finishing.count, asked=self._asked, event="worker_stopped_early",
             )  # fmt: skip
-        for call in self._finish_retries.values():
-            call.cancel()
-        self._finish_retries.clear()
+        self.finishing.stop()
 
     async def _until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait for it, at most so long; whether it was reached."""

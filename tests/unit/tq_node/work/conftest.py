@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -14,12 +15,13 @@ from twisted.internet.task import Clock, deferLater
 
 from tests.support.fake_queue import FakeQueue
 from tq_node.facade import Claim, Outcome, TaskQueue
-from tq_node.work.pool import ProcessAttempt
-from tq_node.work.process import Phase, WorkerProcess
+from tq_node.work.process import WorkerProcess
+from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
+from tq_node.work.roles import Phase
 from tq_node.work.worker import WorkerService
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 Test = TypeVar("Test", bound=Callable[..., Any])
 asynchronous = cast("Callable[[Test], Test]", pytest_twisted.ensureDeferred)
 """For tests that are coroutines and run in the reactor."""
@@ -90,6 +92,11 @@ def gone(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def states(pid: int) -> set[str]:
+    """Of its threads, as ps shows them."""
+    return {path.read_text().rsplit(")", 1)[1].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")}
 
 
 def busy(rig: Rig) -> list[WorkerProcess]:

@@ -123,6 +123,28 @@ def prints(payload: Any, context: Context) -> int:
     return os.getpid()
 
 
+@task("print_some")
+def prints_some(payload: Any, context: Context) -> None:
+    """``payload``: what to print, and how; None: nothing."""
+    if payload is None:
+        return
+    how, text = payload
+    if how == "python":
+        print(text)
+    elif how == "fd":
+        os.write(1, f"{text}\n".encode())
+    else:
+        os.system(f"echo {text}")
+
+
+@task("begin")
+def begins(payload: str, context: Context) -> int:
+    """Says in a file that it has begun."""
+    with open(payload, "ab", buffering=0) as file:
+        file.write(f"{context.task_id}\n".encode())
+    return os.getpid()
+
+
 @task("flood")
 def floods(payload: Any, context: Context) -> None:
     while True:

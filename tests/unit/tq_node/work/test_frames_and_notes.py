@@ -23,11 +23,17 @@ FROM_WORKER: list[frames.FromWorker] = [
     frames.Said(1, Progress(0.5, "ü"), (LogLine(1, "a"),), 3),
     frames.Renewed(1, 2.5),
     frames.Done(2, b"null"),
+    frames.Done(3, b"null", 5, printed=True),
+    frames.NotBegun(4),
     frames.Failed(3, TaskError("T", "m", None), 5, final=True, leaving=True),
 ]
 TO_WORKER: list[frames.ToWorker] = [
     frames.Start(("a",), ("", "/x"), None),
     frames.Run(1, "t", "x", b"{}", 1, 2, 3, None, 4.5),
+]
+MESSAGES: list[frames.Run | frames.Follows] = [
+    frames.Run(1, "t", "x", b"{}", 1, 2, 3, 1.5, 4.5, 7),
+    frames.Follows(2),
 ]
 
 
@@ -51,6 +57,7 @@ def test_frames_to_the_worker() -> None:
         frames.Lease(1, 2.0),
         frames.Cancel(1),
     ]
+    assert [frames.decode_message(frames.encode_message(message)) for message in MESSAGES] == MESSAGES
 
 
 @given(st.binary(min_size=1, max_size=200))

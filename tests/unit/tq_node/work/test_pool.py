@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from tests.unit.tq_node.work.conftest import Rig, asynchronous, busy, gone, until, within
+from tests.unit.tq_node.work.conftest import Rig, asynchronous, busy, gone, states, until, within
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed
 
@@ -91,11 +90,6 @@ async def test_a_task_that_was_sent_and_not_read_costs_no_attempt_either(rig: Ri
     assert isinstance(await rig.outcome(claim), Completed)
 
 
-def states(pid: int) -> set[str]:
-    """Of its threads, as ps shows them."""
-    return {path.read_text().rsplit(")", 1)[1].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")}
-
-
 @asynchronous
 async def test_one_that_is_noisy_while_idle_is_replaced(rig: Rig) -> None:
     _, outcome = await rig.run("noise_after")
@@ -122,6 +116,7 @@ async def test_processes_that_die_unused_are_not_replaced_without_end(
 
 @asynchronous
 async def test_sigterm_to_the_control_group_leaves_the_end_to_the_node(rig: Rig) -> None:
+    await rig.settled()
     pid = await pid_of(rig)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGINT)

@@ -45,8 +45,8 @@ async def test_the_context_and_the_process_are_as_promised(rig: Rig) -> None:
     assert about["cancelled"] is False
     assert about["session"] is True
     assert about["stdin"] == ""
-    # 0-2, the four of frames.py, two for waking the control thread, and the one that lists them.
-    assert about["fds"] == list(range(10))
+    # 0-2, the five of frames.py, two for waking the control thread, and the one that lists them.
+    assert about["fds"] == list(range(11))
     assert about["pythonpath"] == os.environ.get("PYTHONPATH")
 
 
@@ -185,7 +185,7 @@ async def test_cancel_of_a_handler_that_listens(rig: Rig) -> None:
 
 @asynchronous
 async def test_cancel_of_a_handler_that_does_not_listen(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tq_node.work.pool.CANCEL_GRACE_S", 0.2)
+    monkeypatch.setattr("tq_node.work.process_attempt.CANCEL_GRACE_S", 0.2)
     rig = rigs()
     await rig.run("echo")
     claim = rig.queue.put("sleep", 60)

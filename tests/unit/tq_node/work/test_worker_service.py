@@ -114,7 +114,7 @@ def test_a_slot_is_free_before_the_end_is_committed_but_not_without_bound(clock_
         queue.put("a_echo")
     for _ in range(1000):
         clock_rig.turn()
-    assert worker._finishing_max <= len(queue.finished) < worker._finishing_max + 4
+    assert worker.finishing.most <= len(queue.finished) < worker.finishing.most + 4
     queue.hold_finishes = False
     queue.release_held()
     for _ in range(1000):
@@ -129,7 +129,7 @@ def test_an_end_is_said_again_until_it_is_known(clock_rig: ClockRig) -> None:
     clock_rig.clock.pump([0.1] * 20)
     assert clock_rig.queue.outcome_of(claim) == Completed(b"1")
     assert clock_rig.worker.counts.finish_retries == 3
-    assert clock_rig.worker._finishing == 0
+    assert clock_rig.worker.finishing.count == 0
 
 
 def test_a_stale_end_is_normal_and_other_refusals_are_told(clock_rig: ClockRig, logged_errors: Any) -> None:
@@ -138,7 +138,7 @@ def test_a_stale_end_is_normal_and_other_refusals_are_told(clock_rig: ClockRig, 
         clock_rig.put("a_echo")
     assert clock_rig.worker.counts.stale == 1
     assert clock_rig.worker.counts.finish_lost == 2
-    assert clock_rig.worker._finishing == 0
+    assert clock_rig.worker.finishing.count == 0
     assert len(logged_errors.flush(NoSuchTask, RuntimeError)) == 2
 
 

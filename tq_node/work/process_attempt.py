@@ -1,0 +1,151 @@
+"""An attempt of a ``def`` handler: waits for a worker process, then runs in it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tq_node.facade import Claim, Outcome
+from tq_node.types import LogLine
+from tq_node.work import frames
+from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host, failed
+from tq_node.work.handlers import Handler
+from tq_node.work.notebook import bounded_line
+from tq_node.work.process import WorkerProcess
+
+
+class Pool(Protocol):
+    """Where it waits."""
+
+    def submit(self, attempt: ProcessAttempt) -> None:
+        """It waits for a process."""
+
+    def put_back(self, attempt: ProcessAttempt) -> None:
+        """It waits again, before all others."""
+
+    def withdraw(self, attempt: ProcessAttempt) -> None:
+        """It no longer waits."""
+
+
+class ProcessAttempt(Attempt):
+    """Without a process it waits in the pool. With one it has either begun there, or lies ready behind another."""
+
+    __slots__ = ("_begun", "_lease_told", "_pool", "_process")
+
+    def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float, pool: Pool) -> None:
+        super().__init__(host, claim, handler, lease_until)
+        self._pool = pool
+        self._process: WorkerProcess | None = None
+        self._begun = False
+        self._lease_told = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """As far as is known: what lies ready may have begun."""
+        return not self._begun and not self.over
+
+    def start(self) -> None:
+        self._pool.submit(self)
+
+    def assign(self, process: WorkerProcess) -> bool:
+        """Let it run there, next or behind others. False: the process can't take it now."""
+        claim = self.claim
+        run = frames.Run(
+            process.next_serial(),
+            claim.task_id,
+            claim.task_type,
+            claim.payload,
+            claim.attempt,
+            claim.token.epoch,
+            claim.token.sequence,
+            None if claim.timeout_ms is None else claim.timeout_ms / 1000,
+            self.lease_until,
+            process.printed_serial,
+        )
+        self._process = process
+        self._lease_told = self.lease_until
+        if process.give(self, run):
+            return True
+        self._process = None
+        return False
+
+    def not_started(self, why: str) -> None:
+        """No worker process could be had."""
+        self._end(failed("worker_start_failed", why))
+
+    def stop(self) -> None:
+        if self.over or self._forced is not None:
+            return
+        if self._has_ended():
+            return
+        if self._process is None:
+            self.abort(CANCELLED)
+        else:
+            self._process.cancel()
+            self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_over))
+
+    def abort(self, outcome: Outcome) -> None:
+        self._expire(outcome)
+
+    def renew(self, lease_until: float) -> None:
+        super().renew(lease_until)
+        # What lies ready there is renewed when it begins.
+        if self._process is not None and self._begun:
+            self._lease_told = lease_until
+            self._process.renew(lease_until)
+
+    def _grace_over(self) -> None:
+        self._timer = None
+        self._expire(CANCELLED)
+
+    def _has_ended(self) -> bool:
+        """Where its process has others too it may be anything: afterwards it has ended, or runs, or waits in the pool."""
+        if self._process is not None and self._process.load > 1:
+            self._process.settle()
+        return self.over
+
+    def _expire(self, outcome: Outcome) -> None:
+        """Kill its process. The attempt ends once that is dead, so that no other attempt can overlap with it."""
+        if self.over or self._forced is not None:
+            return
+        if self._has_ended():
+            return
+        self._forced = outcome
+        self._set_timer(None)
+        if self._process is None:
+            self._pool.withdraw(self)
+            self._end(outcome)
+        else:
+            self._process.kill(outcome)
+
+    # --- what its process tells ---
+    def begun(self) -> None:
+        """It is the first of its process now; the attempt's time counts from here."""
+        self._begun = True
+        self._begin_timeout()
+        if self._process is not None and self._lease_told < self.lease_until:
+            self.renew(self.lease_until)
+
+    def said(self, said: frames.Said) -> None:
+        lines = [LogLine(line.at_us, bounded_line(line.line)) for line in said.lines]
+        self.notebook.add(lines, progress=said.progress, dropped=said.dropped)
+
+    def printed(self, lines: list[str]) -> None:
+        for line in lines:
+            self.notebook.add_line(line)
+
+    def reported(self, outcome: Outcome) -> None:
+        self._process = None
+        self._end(outcome)
+
+    def not_begun(self) -> None:
+        self._process = None
+        self._begun = False
+        self._set_timer(None)
+        if self._forced is not None:
+            self._end(self._forced)
+        else:
+            self._pool.put_back(self)
+
+    def died(self, outcome: Outcome) -> None:
+        self._process = None
+        self._end(outcome)
