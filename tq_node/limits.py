@@ -68,9 +68,17 @@ UNAPPLIED_BYTES_MAX = 64 * MIB
 UNAPPLIED_ROWS_MAX = 100_000
 """Committed row effects that wait to be written to the rows; past either bound submits are refused as busy."""
 APPLY_ROWS_PER_COMMIT = 1_000
+APPLY_BYTES_PER_COMMIT = 2 * MIB
+"""A commit carries no more rows once they come to one of these, unless there are so many that they would outrun it."""
 APPLY_LAG_MS = 50
-UNCOMMITTED_BYTES_MAX = 64 * MIB
-"""Bytes of entries proposed and not yet durable; past it submits are refused as busy."""
+COMMIT_BYTES_AIM = 4 * MIB
+"""With so many bytes of entries a commit leaves; the other partitions wait for the next one."""
+UNCOMMITTED_BYTES_MAX = 32 * MIB
+"""Bytes of entries proposed and not yet durable on all copies; past it submits are refused as busy."""
+UNCOMMITTED_MS_MAX = 1_000
+"""Once somebody has waited for a commit for so long, batches and long payloads are refused as busy, ..."""
+UNCOMMITTED_BYTES_FREE = 4 * MIB
+"""... unless no more than this waits: then it is not for the bytes that it takes long."""
 ROW_CACHE_BYTES_MAX = 32 * MIB
 INLINE_SPEC_BYTES_MAX = 2 * KIB
 """A longer spec is kept apart from the row, so that a change of state does not rewrite it."""
@@ -114,6 +122,10 @@ HELP_WAIT_MS = 2_000
 """How long a helper keeps free slots for an answer. What comes later is given back."""
 HELP_QUIET_MS_MAX = 5_000
 """The longest pause after answers without a task; the first one is twice ``HELP_OFFER_MS``, and each further one doubled."""
+CLAIMS_AHEAD_MAX = 256
+"""Claims beyond the slots, held while tasks in processes take less than the commit of a claim."""
+CLAIMS_AHEAD_WAIT_MS = 250
+"""One that has not begun by then is given back."""
 CANCEL_GRACE_MS = 5_000
 STOP_TIMEOUT_S = 25
 NOTE_INTERVAL_MS = 1_000
@@ -123,6 +135,9 @@ CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX = 1 * MIB
 CHILD_TASKS_MAX = 100_000
 """A worker process is replaced after so many tasks, so that a leak in a handler stays bounded."""
 CHILD_IDLE_S_MAX = 60.0
+CHILD_AHEAD_MAX = 16
+"""Tasks that lie ready in a worker process behind the one that runs; not more than it ends in ``CHILD_AHEAD_MS``."""
+CHILD_AHEAD_MS = 5
 CHILD_SPARES = 2
 
 # --- HTTP ---
@@ -137,6 +152,39 @@ REQUEST_ID_CHARS_MAX = 200
 REQUESTS_IN_FLIGHT_MAX = 4_096
 LOOP_LAG_SAMPLE_S = 0.25
 
+# --- the door: how much is let in, so that it is answered in time (api/gate.py, decision 0015) ---
+SUBMITS_AT_ONCE_MIN = 64
+"""Single submits that a node works on at once, however long they take; one more may be refused as busy."""
+SUBMITS_AT_ONCE_LEAST = 16
+"""The same while a fifth or more of them is refused."""
+SUBMITS_AT_ONCE = 128
+"""At first; up to ``REQUESTS_IN_FLIGHT_MAX`` where they are answered in time."""
+SUBMIT_WAIT_TIMES = 3
+"""In time is what takes so many times as long as on the idle node, on average; ..."""
+SUBMIT_WAIT_MS_MIN = 15
+SUBMIT_WAIT_MS_MAX = 1_000
+"""... but not less and not more than this ..."""
+SUBMIT_WAIT_MS = 100
+"""... and this, while that is not known."""
+LARGE_BODY_BYTES = 64 * KIB
+"""A single submit with a longer body is let in like a batch: by its bytes."""
+LARGE_AT_ONCE_BYTES = 4 * MIB
+"""Batches that a node works on at once, by the bytes of their bodies, however long they take. A longer one is let in alone."""
+LARGE_TASK_BYTES = 256
+"""Each task of a batch counts for so many bytes besides: many small ones are not little work."""
+LARGE_AT_ONCE_BYTES_LEAST = 256 * KIB
+"""The same while a fifth or more of them is refused."""
+LARGE_AT_ONCE_BYTES_MAX = 64 * MIB
+"""Where they are answered in time."""
+LARGE_WAIT_MS = 250
+"""In time is a batch that takes so long, on average."""
+REFUSALS_PER_S = 500
+"""So many of those for whom there is no room are told so; the next ones wait for it, ..."""
+REFUSAL_WAIT_MS_MAX = 1_000
+"""... not longer than this."""
+REFUSAL_BYTES = 16 * KIB
+"""A refusal whose body is longer counts once more for each of these."""
+
 # --- partitions ---
 PARTITIONS_DEFAULT = 64
 PARTITIONS_MAX = 1_024
@@ -149,9 +197,15 @@ COPY_RATE_BYTES_S_MIN = 64 * KIB
 
 assert PAYLOAD_BYTES_MAX < BODY_BYTES_MAX, "a payload must fit into a body"
 assert ENTRY_BYTES_AIM < ENTRY_BYTES_MAX
+assert ENTRY_BYTES_MAX < COMMIT_BYTES_AIM <= UNCOMMITTED_BYTES_FREE < UNCOMMITTED_BYTES_MAX
+assert BODY_BYTES_MAX < LARGE_AT_ONCE_BYTES_MAX, "the longest body is let in with others"
+assert LARGE_BODY_BYTES < LARGE_AT_ONCE_BYTES_LEAST <= LARGE_AT_ONCE_BYTES < LARGE_AT_ONCE_BYTES_MAX
+assert SUBMITS_AT_ONCE_LEAST <= SUBMITS_AT_ONCE_MIN <= SUBMITS_AT_ONCE <= REQUESTS_IN_FLIGHT_MAX
 assert RESULT_BYTES_MAX < CHILD_FRAME_BYTES_MAX
 assert LEASE_RENEW_MS * 3 < LEASE_MS - LEASE_MARGIN_MS, "a lease survives two lost renewals"
 assert HELP_OFFER_MS < HELP_OFFER_AGAIN_MS * 3 < HELP_OFFER_MS_MAX, "an offer outlives two that were lost"
 assert HELP_WAIT_MS < LEASE_MS - LEASE_MARGIN_MS, "what a helper still waits for may still be run"
+assert CLAIMS_AHEAD_WAIT_MS < LEASE_RENEW_MS, "a claim ahead begins well within its first lease"
+assert CHILD_AHEAD_MS * 4 <= CLAIMS_AHEAD_WAIT_MS, "what lies ready in a process can be taken back in time"
 assert LIST_LIMIT_MAX <= LIST_SCAN_ROWS_MAX
 assert DISK_FLOOR_BYTES < MIN_FREE_DISK_BYTES

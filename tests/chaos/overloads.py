@@ -8,7 +8,9 @@ from collections import Counter
 from typing import Any
 
 from tests.chaos.flood import Flood
+from tests.chaos.footprint import size_of
 from tests.chaos.operations import PATIENT_S, quantile_ms, unexpected
+from tests.chaos.rush import Heard, Rushing
 from tests.chaos.scenario import scenario
 from tests.chaos.stage import HEALED_S, Stage
 from tests.support.harness import until
@@ -20,8 +22,13 @@ AT_ONCE = 32
 TIMES = 10
 PROBE_S = 4.0
 FLOOD_S = 12.0
+SETTLED_S = 1.0
+"""After which the doors of the nodes have found out how much they may let in."""
 COMMIT_WAIT_S = 10.0
 """After which a caller hears that the outcome is not known: what is acknowledged is so within it."""
+POLITE_RATE, POLITE_CONNECTIONS = 60.0, 60
+"""Single small submits a second, whose latency is looked at: a light load. It goes on when refused, like everybody else."""
+RUSH_CONNECTIONS = 900
 
 
 def _flooded(stage: Stage, name: str, seconds: float, **options: Any) -> list[Call]:
@@ -32,39 +39,77 @@ def _flooded(stage: Stage, name: str, seconds: float, **options: Any) -> list[Ca
         flood.close()
 
 
-def _rate(calls: list[Call], seconds: float) -> str:
-    done = [call for call in calls if call.outcome == "ok"]
-    return f"{len(done) / seconds:.0f}/s, p99 {quantile_ms(done, 0.99):.0f} ms"
+def _polite(stage: Stage, name: str, seconds: float) -> Heard:
+    """A light load from a process of its own, alone or beside others."""
+    ports = stage.cluster.ports
+    rushing = Rushing(stage.directory, name, ports, rate=POLITE_RATE, seconds=seconds, connections=POLITE_CONNECTIONS)
+    try:
+        return rushing.end(stage.history)
+    finally:
+        rushing.close()
 
 
-def _polite(stage: Stage, since_s: float) -> list[Call]:
-    """Submits of the load, which goes on beside the flood."""
-    return [
-        call
-        for call in list(stage.history.calls)
-        if call.kind == "submit" and call.outcome == "ok" and call.began_s >= since_s and call.client.startswith("c")
-    ]
+def _p99_ms(heard: Heard) -> float:
+    return quantile_ms([Call("submit", task, began_s, ended_s=ended_s) for task, began_s, ended_s in heard.done], 0.99)
 
 
-@scenario("overload-of-calls", load={"timeout_s": PATIENT_S}, descriptors_max=700)
+def _times(polite: Heard, alone: Heard) -> str:
+    """What the acknowledged ones took, beside what they took alone."""
+    usual_ms, now_ms = _p99_ms(alone), _p99_ms(polite)
+    times = f"{now_ms / usual_ms:.1f} times" if usual_ms else "nothing to compare with"
+    return f"a light load: p99 {usual_ms:.0f} ms alone, {now_ms:.0f} ms beside ({times})"
+
+
+def _leads(stage: Stage) -> dict[int, tuple[str, int]]:
+    return {number: (one["primary"], one["epoch"]) for number, one in enumerate(stage.cluster.partitions())}
+
+
+def _changed(stage: Stage, before: dict[int, tuple[str, int]]) -> str:
+    after = _leads(stage)
+    return f"{sum(after[number] != lead for number, lead in before.items())} of {len(before)} primaries changed"
+
+
+def _rss_mib(stage: Stage) -> float:
+    return max(size.rss_mib for process in stage.cluster.processes.values() if (size := size_of(process.pid)))
+
+
+@scenario("overload-of-calls", load={"timeout_s": PATIENT_S}, descriptors_max=700, is_big=True)
 def overload_of_calls(stage: Stage) -> str:
-    """Ten times the clients that the cluster can serve at once send one submit after another: nothing but 429 and 503 with
-    ``Retry-After`` beside what is done, and memory stays where it was."""
-    alone = _polite(stage, 0)
+    """Ten times as many submits a second as the cluster did just before are sent at it, whatever becomes of them: nothing but 429
+    and 503 with ``Retry-After`` beside what is done, what is done keeps its latency, and memory stays where it was."""
+    alone = _polite(stage, "alone", PROBE_S)
     usual = _flooded(stage, "usual", PROBE_S, connections=AT_ONCE)
-    since_s = time.monotonic()
-    flood = _flooded(stage, "flood", FLOOD_S, connections=AT_ONCE * TIMES)
-    polite = _polite(stage, since_s)
+    rate = sum(call.outcome == "ok" for call in usual) / PROBE_S
+    leads, since_s, rss_mib = _leads(stage), time.monotonic(), _rss_mib(stage)
+    rushing = Rushing(
+        stage.directory,
+        "rush",
+        stage.cluster.ports,
+        rate=rate * TIMES,
+        seconds=FLOOD_S,
+        connections=RUSH_CONNECTIONS,
+    )
+    try:
+        time.sleep(SETTLED_S)
+        polite = _polite(stage, "beside", FLOOD_S - 2 * SETTLED_S)
+        rush = rushing.end(stage.history)
+    finally:
+        rushing.close()
+    grown_mib = _rss_mib(stage) - rss_mib
     odd = unexpected(stage, since_s)
     assert not odd, odd
-    assert polite, "others were served, too"
-    refused = sum(call.http in (429, 503) for call in flood)
-    worst_s = max(call.ended_s - call.began_s for call in flood if call.outcome == "ok")
+    assert not rush.strange, rush.statuses
+    assert rush.done, "some are served"
+    assert polite.done, "others are served, too"
+    assert rush.refused + rush.unsent, "it was too much"
+    worst_s = max(ended_s - began_s for _, began_s, ended_s in rush.done)
     assert worst_s < COMMIT_WAIT_S + PATIENT_S, f"{worst_s:.1f} s for an acknowledged submit"
+    offered = (rush.sent + rush.unsent) / FLOOD_S
     return (
-        f"{AT_ONCE} at once: {_rate(usual, PROBE_S)}; {AT_ONCE * TIMES} at once: {_rate(flood, FLOOD_S)}, {refused} refused "
-        f"with Retry-After; four clients beside them: p99 {quantile_ms(alone, 0.99):.0f} ms before, "
-        f"{quantile_ms(polite, 0.99):.0f} ms meanwhile"
+        f"{AT_ONCE} at once: {rate:.0f}/s; {offered:.0f}/s due over {RUSH_CONNECTIONS} connections: "
+        f"{rush.sent / FLOOD_S:.0f}/s sent, {len(rush.done) / FLOOD_S:.0f}/s done, p99 {_p99_ms(rush):.0f} ms, "
+        f"{rush.refused} refused with Retry-After, "
+        f"{rush.unsent} found no connection free; {_times(polite, alone)}; {grown_mib:.0f} MiB more; {_changed(stage, leads)}"
     )
 
 
@@ -72,21 +117,39 @@ BATCH = 100
 PAYLOAD_BYTES = 20_000
 
 
-@scenario("overload-of-bytes", load={"timeout_s": PATIENT_S}, rss_mib_max=1_000, descriptors_max=500)
+@scenario("overload-of-bytes", load={"timeout_s": PATIENT_S}, rss_mib_max=500, descriptors_max=500)
 def overload_of_bytes(stage: Stage) -> str:
-    """Batches of 2 MB from 96 clients at once, more than what a node may hold that is not yet synced: it refuses what it can't
-    hold, and keeps within its memory."""
-    since_s = time.monotonic()
-    flood = _flooded(stage, "bytes", FLOOD_S, connections=96, batch=BATCH, payload_bytes=PAYLOAD_BYTES)
+    """Batches of 2 MB from 96 clients at once, far more than the disks can take: nodes refuse what they can't take in in time,
+    keep within their memory, and go on serving small submits."""
+    alone = _polite(stage, "alone", PROBE_S)
+    leads, since_s = _leads(stage), time.monotonic()
+    flood = Flood(
+        stage.directory,
+        "bytes",
+        stage.cluster.ports,
+        seconds=FLOOD_S,
+        connections=96,
+        batch=BATCH,
+        payload_bytes=PAYLOAD_BYTES,
+    )
+    try:
+        polite = _polite(stage, "beside", FLOOD_S)
+        calls = flood.end(stage.history)
+    finally:
+        flood.close()
     odd = unexpected(stage, since_s)
     assert not odd, odd
-    refused = sum(call.http in (429, 503) for call in flood)
-    polite = _polite(stage, since_s)
-    done = sum(call.outcome == "ok" for call in flood)
+    refused = sum(call.http in (429, 503) for call in calls)
+    done = sum(call.outcome == "ok" for call in calls)
     assert done
+    assert refused
+    assert polite.done, "others are served, too"
+    assert not polite.strange, polite.statuses
+    mb_s = PAYLOAD_BYTES / FLOOD_S / 1e6
     return (
-        f"{done * PAYLOAD_BYTES / FLOOD_S / 1e6:.0f} MB/s taken in, {refused} tasks refused; four clients beside: p99 "
-        f"{quantile_ms(polite, 0.99):.0f} ms"
+        f"{(done + refused) * mb_s:.0f} MB/s sent, {done * mb_s:.0f} MB/s taken in, "
+        f"{refused} tasks refused; {len(polite.done)} of {polite.sent} small ones done, {_times(polite, alone)}; "
+        f"{_changed(stage, leads)}"
     )
 
 

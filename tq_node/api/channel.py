@@ -11,7 +11,8 @@ from twisted.web import http
 
 from tq_node.api.answering import request_id_of
 from tq_node.api.hot import Found, HotRequest
-from tq_node.errors import Malformed, TaskQueueError
+from tq_node.api.turning_away import TurnedAway
+from tq_node.errors import Busy, Malformed, TaskQueueError
 
 if TYPE_CHECKING:
     from tq_node.api.site import ApiSite
@@ -32,7 +33,7 @@ class ApiChannel(http.HTTPChannel):
     _is_between = True
     _begun = b""
     _begun_bytes = 0
-    _hot: HotRequest | None = None
+    _hot: HotRequest | TurnedAway | None = None
     _behind = b""
 
     def connectionMade(self) -> None:
@@ -62,7 +63,11 @@ class ApiChannel(http.HTTPChannel):
         found = site.hot.read(data)
         if isinstance(found, Found) and site.has_room(len(found.body)):
             self.resetTimeout()
-            self._hot = request = HotRequest(self, found)
+            ticket = site.submits.enter() if found.args is None else 0
+            if not ticket and found.args is None:
+                self._turn_away(found)
+                return
+            self._hot = request = HotRequest(self, found, ticket)
             self.requests.append(request)
             request.run(found.route.handler)
         elif found is True and site.has_room(body_bytes := len(data) - data.index(b"\r\n\r\n") - 4):
@@ -73,6 +78,21 @@ class ApiChannel(http.HTTPChannel):
         else:
             self._is_between = False
             super().dataReceived(data)
+
+    def _turn_away(self, found: Found) -> None:
+        """There is no room for another submit. Most of what comes while there is too much ends here, so it must cost little."""
+
+        def answer() -> None:
+            assert self.transport is not None
+            self.transport.write(site.busy_answer(request_id_of(found.head.headers.get(b"x-request-id"))))
+            site.metrics.http(found.route.path, Busy.status, 0.0)
+            if self._hot is not None or site.closing:
+                self.hot_done()
+
+        site = self.site
+        self._hot = site.refusals.tell(answer)
+        if self._hot is not None:
+            self.requests.append(self._hot)
 
     def _let_go_of_begun(self) -> bytes:
         begun, self._begun = self._begun, b""

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.api.answering import JSON, request_id_of, whole_head
+from tq_node.api.gate import NOT_DONE
 
 if TYPE_CHECKING:
     from tq_node.api.channel import ApiChannel
@@ -112,7 +113,8 @@ class HotPath:
         body = data[head_end + 4 :]
         missing = head.length - len(body)
         if missing == 0:
-            return Found(route, head, body, None)
+            # No socket gives so much at a time, and what is long is let in by its bytes.
+            return head.length <= limits.LARGE_BODY_BYTES and Found(route, head, body, None)
         # One that is too long is refused by its length alone, so at once.
         return missing > 0 and head.length <= self._body_bytes_max and head_end + head.length < HELD_BYTES_MAX
 
@@ -138,7 +140,10 @@ class HotPath:
 
 
 class HotRequest:
-    """One request on its way through a handler: an ``answering.Answering``."""
+    """One request on its way through a handler: an ``answering.Answering``.
+
+    :param ticket: of the gate of submits; 0 where the request is none.
+    """
 
     __slots__ = (
         "_body",
@@ -148,6 +153,7 @@ class HotRequest:
         "_in_flight",
         "_is_answered",
         "_started_s",
+        "_ticket",
         "args",
         "gone",
         "method",
@@ -157,7 +163,7 @@ class HotRequest:
         "site",
     )
 
-    def __init__(self, channel: ApiChannel, found: Found) -> None:
+    def __init__(self, channel: ApiChannel, found: Found, ticket: int) -> None:
         self.site: ApiSite = channel.site
         self.args: Mapping[bytes, Sequence[bytes]] | None = found.args
         self.gone = False
@@ -171,6 +177,7 @@ class HotRequest:
         self._in_flight = True
         self._is_answered = False
         self._call: Deferred[None] | None = None
+        self._ticket = ticket
         self._started_s = time.perf_counter()
         self.site.in_flight += 1
         self.site.bodies_held_bytes += len(found.body)
@@ -204,7 +211,11 @@ class HotRequest:
         head = whole_head(code, content_type, site.date(), self.request_id, body, extra)
         channel = self._channel
         channel.write(head + body)
-        site.metrics.http(self.route, code, time.perf_counter() - self._started_s)
+        took_s = time.perf_counter() - self._started_s
+        site.metrics.http(self.route, code, took_s)
+        if self._ticket:
+            site.submits.leave(self._ticket, took_s if code < 300 or code == 504 else NOT_DONE)
+            self._ticket = 0
         self._let_go()
         channel.hot_done()
 
@@ -212,6 +223,9 @@ class HotRequest:
         """The channel says so of each of its requests."""
         self.gone = True
         call = self._call
+        if self._ticket:
+            self.site.submits.leave(self._ticket, NOT_DONE)
+            self._ticket = 0
         self._let_go()
         if call is not None:
             call.cancel()

@@ -19,7 +19,9 @@ from twisted.python.failure import Failure
 from twisted.web import server
 from zope.interface import implementer
 
+from tq_node import limits
 from tq_node.api.answering import JSON, SERVER, request_id_of, whole_head
+from tq_node.api.gate import NOT_DONE, TOO_LARGE, TOO_MANY, Gate
 from tq_node.errors import BodyTooLarge, Busy, CrossOrigin, Malformed, TaskQueueError
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from tq_node.api.channel import ApiChannel
     from tq_node.api.routes import Handler
     from tq_node.api.site import ApiSite
+
+_TASK = b'"type"'
+SUBMIT = b"/tasks/submit"
+GATED = frozenset({SUBMIT, b"/tasks/batch"})
+"""What is let in only where it can be answered in time (``gate``)."""
 
 
 @implementer(IKleinRequest)
@@ -47,6 +54,11 @@ class ApiRequest(server.Request):
     started_s = 0.0
     _held_bytes = 0
     _refused = False
+    _shed = False
+    _gate: Gate | None = None
+    _ticket = 0
+    _cost = 0
+    _announced_bytes = 0
     _is_stream = False
     _in_flight = False
     _linger: IDelayedCall | None = None
@@ -63,12 +75,18 @@ class ApiRequest(server.Request):
     def gotLength(self, length: int | None) -> None:
         site = self.channel.site
         self.content = BytesIO()
+        self._announced_bytes = length or 0
         if length is not None and length > site.settings.body_bytes_max:
             self._refuse(BodyTooLarge(f"a body of {length} bytes; at most {site.settings.body_bytes_max} are allowed"))
+        elif length is not None and length > limits.LARGE_BODY_BYTES and not site.large.has_room(length):
+            # It is thrown away as it comes, and answered when it is over: so the connection stays of use.
+            self._shed = True
 
     def handleContentChunk(self, data: bytes) -> None:
         site = self.channel.site
         size = len(data)
+        if self._shed:
+            return
         if self._refused:
             self._held_bytes += size
             # What is thrown away is bounded, too: a sender who doesn't listen is cut off.
@@ -124,6 +142,11 @@ class ApiRequest(server.Request):
         if self.method == b"POST" and not self._is_from_here():
             site.answer_error(self, CrossOrigin("a POST with the Origin of another site is refused"))
             return
+        if self._shed or (self.method == b"POST" and path in GATED and not self._enter(path)):
+            error = TOO_MANY if self._gate is site.submits else TOO_LARGE
+            cost = 1 + self._announced_bytes // limits.REFUSAL_BYTES
+            site.refusals.tell(lambda: site.answer_error(self, error), cost)
+            return
         self._in_flight = True
         site.in_flight += 1
         if site.hot.is_open and (handler := site.hot.handler_of(self.method, path)) is not None:
@@ -136,6 +159,22 @@ class ApiRequest(server.Request):
             site.resource.render(self)
         except Exception:
             self.processingFailed(Failure())
+
+    def _enter(self, path: bytes) -> bool:
+        """Past the gate, before the body is decoded."""
+        size = self._held_bytes
+        if path == SUBMIT and size <= limits.LARGE_BODY_BYTES:
+            self._gate, self._cost = self.site.submits, 1
+        else:
+            tasks = self.content.getvalue().count(_TASK)  # a glance: they are counted when they are decoded
+            self._gate, self._cost = self.site.large, size + tasks * limits.LARGE_TASK_BYTES
+        self._ticket = self._gate.enter(self._cost)
+        return self._ticket != 0
+
+    def _leave(self, took_s: float) -> None:
+        if self._ticket and self._gate is not None:
+            self._gate.leave(self._ticket, took_s, self._cost)
+            self._ticket = 0
 
     def _is_from_here(self) -> bool:
         """Whether no browser says that a page of another site sent this. A page may send a form, or a body without a type, to any
@@ -206,12 +245,15 @@ class ApiRequest(server.Request):
             return
         if not self._is_stream:
             self._count()
+        is_done = self.code < 300 or self.code == 504
+        self._leave(time.perf_counter() - self.started_s if is_done else NOT_DONE)
         self._let_go()
         super().finish()
 
     def connectionLost(self, reason: Failure) -> None:
         self.gone = True
         call = self._call
+        self._leave(NOT_DONE)
         self._let_go()
         super().connectionLost(reason)
         if call is not None:

@@ -13,7 +13,7 @@ class ApiSettings(msgspec.Struct, frozen=True):
     version: str = "0"
     body_bytes_max: int = limits.BODY_BYTES_MAX
     payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX
-    bodies_held_bytes_max: int = 16 * limits.BODY_BYTES_MAX
+    bodies_held_bytes_max: int = 4 * limits.BODY_BYTES_MAX
     """All bodies together that are being received or have not been answered; past it a request is refused as busy."""
     connections_max: int = limits.HTTP_CONNECTIONS_MAX
     requests_in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX

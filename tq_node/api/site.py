@@ -12,14 +12,19 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.web.http import datetimeToString
 from twisted.web.server import Site
 
-from tq_node.api.answering import head_of
+from tq_node.api.answering import head_of, whole_head
 from tq_node.api.channel import ApiChannel
 from tq_node.api.failures import PROBLEM, answer_error, answer_failure, headers_of, problem_of
+from tq_node.api.gate import TOO_MANY, gate_of_bytes, gate_of_submits
 from tq_node.api.hot import HotPath
 from tq_node.api.request import ApiRequest
 from tq_node.api.settings import ApiSettings
+from tq_node.api.turning_away import Refusals
 from tq_node.errors import TaskQueueError
 from tq_node.observe.metrics import Metrics
+
+_TOO_MANY_BODY = msgspec.json.encode(problem_of(TOO_MANY, None))[:-1]
+_TOO_MANY_EXTRA = headers_of(TOO_MANY)
 
 
 class ApiSite(Site):
@@ -60,6 +65,9 @@ class ApiSite(Site):
         self.in_flight = 0
         self.waiting = 0
         self.bodies_held_bytes = 0
+        self.submits = gate_of_submits()
+        self.large = gate_of_bytes()
+        self.refusals = Refusals(reactor)
         self.closing = False
         self._on_close: list[Callable[[], None]] = []
         self._all_gone: Deferred[None] | None = None
@@ -96,6 +104,13 @@ class ApiSite(Site):
             self._date = datetimeToString(now_s)
         return self._date
 
+    def busy_answer(self, request_id: bytes) -> bytes:
+        """For a submit that is not let in."""
+        # An id holds nothing that JSON would escape, and stands last.
+        body = b'%b,"request_id":"%b"}' % (_TOO_MANY_BODY, request_id)
+        extra = b"Connection: close\r\n" if self.closing else b""
+        return whole_head(TOO_MANY.status, PROBLEM, self.date(), request_id, body, _TOO_MANY_EXTRA + extra) + body
+
     def closing_answer(self, error: TaskQueueError, request_id: bytes) -> bytes:
         """A whole answer as bytes, for a connection that can't be used for another request."""
         body = msgspec.json.encode(problem_of(error, request_id.decode("ascii")))
@@ -121,6 +136,7 @@ class ApiSite(Site):
         if self.closing:
             return succeed(None)
         self.closing = True
+        self.refusals.close()
         for callback in self._on_close:
             callback()
         for channel in list(self.channels):

@@ -8,6 +8,8 @@ everything of a partition or nothing of it, so that ``applied`` stays one number
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 
 from tq_node.errors import Divergence
@@ -160,12 +162,14 @@ class Unapplied:
             self.bytes -= len(fold.put.body) + (len(fold.spec) if fold.spec is not None else 0)
         fold.rev, fold.put, fold.spec, fold.tombstone = 0, None, None, effect
 
-    def take(self, rows_aim: int) -> Slice:
-        """Remove whole partitions, the one that waits longest first, until at least ``rows_aim`` rows are taken."""
+    def take(self, rows_aim: int, bytes_aim: int = sys.maxsize) -> Slice:
+        """Remove whole partitions, the one that waits longest first, until at least ``rows_aim`` rows are taken, or
+        ``bytes_aim`` bytes."""
         taken = Slice()
         count = 0
+        bytes_floor = self.bytes - bytes_aim
         for partition in list(self._partitions):
-            if count and count >= rows_aim:
+            if count and (count >= rows_aim or self.bytes <= bytes_floor):
                 break
             if partition in self._held:
                 continue

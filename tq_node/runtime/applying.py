@@ -13,7 +13,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.waiters import Wait
 
 _APPLY_SHARE = 8
-"""A commit carries at least this fraction of the backlog of rows, so that the backlog can't outrun it."""
+"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog can't outrun it."""
 _APPLY_BYTES = limits.UNAPPLIED_BYTES_MAX // 8
 """Rows are written with the next commit once they come to this many bytes, however few they are."""
 _HURRY = 4
@@ -62,7 +62,10 @@ class Applying:
             # Small commits stay small; the lag timer writes what gathers.
             return Slice()
         aim = limits.APPLY_ROWS_PER_COMMIT * (_HURRY if in_a_hurry else 1)
-        taken = self.unapplied.take(max(aim, backlog // _APPLY_SHARE))
+        bytes_aim = limits.APPLY_BYTES_PER_COMMIT * (_HURRY if in_a_hurry else 1)
+        taken = self.unapplied.take(
+            max(aim, backlog // _APPLY_SHARE), max(bytes_aim, self.unapplied.bytes // _APPLY_SHARE)
+        )
         self._flying = dict(taken.applied)
         return taken
 

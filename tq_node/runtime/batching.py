@@ -11,8 +11,8 @@ from tq_node.store.api import Batch, Install, RowDelete, RowWrite, StagedChunk, 
 from tq_node.types import TaskSpec
 
 
-def add_draft(batch: Batch, partition: int, draft: Draft) -> None:
-    """One partition's share; the store keeps to the order that ``Draft`` has its fields in."""
+def add_draft(batch: Batch, partition: int, draft: Draft) -> int:
+    """One partition's share; the store keeps to the order that ``Draft`` has its fields in. Returns the bytes of its entries."""
     if draft.promise:
         batch.promises[partition] = draft.promise
     if draft.drop:
@@ -32,7 +32,12 @@ def add_draft(batch: Batch, partition: int, draft: Draft) -> None:
         batch.cuts[partition] = draft.cut_after
     for epoch, first_sequence in draft.epochs:
         batch.epochs.append((partition, epoch, first_sequence))
-    batch.entries += draft.entries
+    entries = draft.entries
+    batch.entries += entries
+    size = 0
+    for entry in entries:
+        size += len(entry.payload)
+    return size
 
 
 def add_slice(batch: Batch, taken: Slice, spec_of: Callable[[str], TaskSpec | None]) -> None:

@@ -8,6 +8,7 @@ log, a slice with each commit (``applying``). Rules in brackets are those of ``r
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -25,6 +26,7 @@ from tq_node.partition.outputs import Activated, Event, Ready, Step, SteppedDown
 from tq_node.partition.pace import Budget
 from tq_node.partition.record import Record
 from tq_node.partition.unapplied import Slice, Unapplied
+from tq_node.runtime.admission import Admission
 from tq_node.runtime.applying import Applying
 from tq_node.runtime.batching import add_draft, add_slice
 from tq_node.runtime.clock import Clock
@@ -75,6 +77,7 @@ class Copies:
         self._applying = Applying(clock, unapplied, on_applied)
         self._budget = budget
         self._outgoing = outgoing
+        self._admission = Admission()
         self.disk_pace = DiskPace()
         self._on_committed = on_committed
         self._on_led = on_led
@@ -89,6 +92,8 @@ class Copies:
         self._ticking: set[int] = set()
         self.commits = 0
         """Gathered so far: while it stays, what is proposed goes into the same one."""
+        self._from = 0
+        """The first partition that the last commit had no room for."""
         self._in_flight = False
         self._flying_waits: list[Wait] = []
         self._flush_call: IDelayedCall | None = None
@@ -164,6 +169,9 @@ class Copies:
         """Some 50 ms have passed."""
         now_ms = self._clock.now_ms()
         self._budget.copying.refill(now_ms)
+        is_much = self._budget.uncommitted_bytes > limits.UNCOMMITTED_BYTES_FREE
+        since_ms = min(waiters.since_ms(now_ms) for waiters in self._waiters) if is_much else now_ms
+        self._admission.waited(now_ms - since_ms)
 
         def tick_all() -> Iterable[int]:
             return [partition for partition in self._ticking if self.cores[partition].tick(now_ms)]
@@ -242,10 +250,10 @@ class Copies:
         """Committed rows of each partition that has any, by state."""
         return self._applying.unapplied.states
 
-    @property
-    def is_overloaded(self) -> bool:
-        """Whether more waits for disks and peers than may wait: new work is to be refused (F46, I15)."""
-        return self._budget.uncommitted_bytes > limits.UNCOMMITTED_BYTES_MAX or self._applying.is_overloaded
+    def is_overloaded(self, *, is_large: bool) -> bool:
+        """Whether more waits for disks and peers than may wait: new work is to be refused (F46, I15). See ``Admission``."""
+        waiting = self._budget.uncommitted_bytes
+        return self._admission.is_full(waiting, is_large=is_large) or self._applying.is_overloaded
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -337,7 +345,8 @@ class Copies:
         readies: list[tuple[int, Ready]] = []
         settled: list[Wait] = []
         must_persist = False
-        for partition in sorted(self._dirty):
+        size = 0
+        for partition in self._turns():
             core = self.cores[partition]
             if core.has_ready:
                 ready = core.ready(now_ms)
@@ -345,13 +354,19 @@ class Copies:
                 readies.append((partition, ready))
                 if ready.messages:
                     self._outgoing.gather(ready.messages)
-                add_draft(batch, partition, ready.draft)
+                size += add_draft(batch, partition, ready.draft)
                 if ready.draft.drop or ready.draft.install is not None:
                     settled += self._applying.forget(partition)
                 if ready.draft.install is not None:
                     self._applying.unapplied.horizons[partition] = ready.draft.install.horizon_us
                     self._applying.unapplied.hold(partition)
-        self._dirty.clear()
+            self._dirty.discard(partition)
+            if size > limits.COMMIT_BYTES_AIM:
+                # What is left goes into the next one: who waits for a little must not wait for all of it.
+                self._from = partition + 1
+                break
+        else:
+            self._from = 0
         self._outgoing.send()
         taken = self._applying.take(must_persist, bool(self._idle_waits))
         if not (must_persist or taken.applied):
@@ -373,6 +388,14 @@ class Copies:
         self._store.commit(batch).addCallbacks(
             self._durable, self._failed, callbackArgs=(readies, taken, settled)
         ).addErrback(self._broke)
+
+    def _turns(self) -> list[int]:
+        """Cores with something to do, first those that were left the last time."""
+        dirty = sorted(self._dirty)
+        if self._from:
+            at = bisect_left(dirty, self._from)
+            dirty = dirty[at:] + dirty[:at]
+        return dirty
 
     def _durable(self, _: None, readies: list[tuple[int, Ready]], taken: Slice, waits: list[Wait]) -> None:
         self._in_flight = False

@@ -84,7 +84,7 @@ class Submitting:
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """See ``facade.TaskQueue.submit``."""
-        refusal = self._refusal()
+        refusal = self._refusal(is_large=len(submission.payload) > limits.LARGE_BODY_BYTES)
         if refusal is not None:
             return fail(refusal)
         if submission.id is not None and not submission.made and self._table.find(submission.id) is None:
@@ -103,7 +103,7 @@ class Submitting:
 
     def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
         """See ``facade.TaskQueue.submit_many``."""
-        refusal = self._refusal()
+        refusal = self._refusal(is_large=True)
         if refusal is not None:
             return fail(refusal)
         own = [s.id for s in submissions if s.id is not None and not s.made]
@@ -120,7 +120,7 @@ class Submitting:
         places: dict[int, int] = {}
         now_us = self._clock.wall_us()
         for index, submission in enumerate(submissions):
-            if index % 1000 == 999 and self._is_full():
+            if index % 1000 == 999 and self._is_full(is_large=True):
                 refusal = Busy("the node takes in more than its disk can hold on to")
                 results += [refusal] * (len(submissions) - index)
                 break
@@ -200,7 +200,7 @@ class Submitting:
         return Accepted(task_id, State(found.row.state), self._settings.node_name, False), found
 
     # --- admission ---
-    def _refusal(self) -> TaskQueueError | None:
+    def _refusal(self, *, is_large: bool) -> TaskQueueError | None:
         status = self._status
         if status.is_stopping:
             return Draining()
@@ -208,9 +208,9 @@ class Submitting:
             return NotReady("the node is starting")
         if status.is_disk_low:
             return DiskReserve("less disk space is free than --min-free-disk asks for")
-        if self._is_full():
+        if self._is_full(is_large=is_large):
             return Busy("the node takes in more than its disk can hold on to")
         return None
 
-    def _is_full(self) -> bool:
-        return self._table.driver.is_overloaded or self._table.open_tasks >= limits.OPEN_TASKS_MAX
+    def _is_full(self, *, is_large: bool) -> bool:
+        return self._table.driver.is_overloaded(is_large=is_large) or self._table.open_tasks >= limits.OPEN_TASKS_MAX

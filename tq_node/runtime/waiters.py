@@ -60,6 +60,10 @@ class CommitWaiters:
         """Callers are told in the order of the calls; one that waits for an older entry hears with the caller before it."""
         self._waiting.append((sequence, wait))
 
+    def since_ms(self, now_ms: int) -> int:
+        """When the oldest of them came; now, where nobody waits. One that looks for an older entry may have come later."""
+        return self._waiting[0][1].since_ms if self._waiting else now_ms
+
     def committed(self, upto: int) -> list[Wait]:
         """Remove and return those whose entry is committed, in order. The caller fires them."""
         ready = []

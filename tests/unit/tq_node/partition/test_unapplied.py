@@ -85,6 +85,15 @@ def test_a_slice_takes_whole_partitions_the_oldest_first() -> None:
     assert waiting.take(4).applied == {}
 
 
+def test_a_slice_ends_with_the_partition_that_fills_it_by_bytes() -> None:
+    waiting = Unapplied()
+    for partition in (5, 2, 9):
+        waiting.add(partition, 1, [put_born(born(f"{partition}-{n}")) for n in range(3)])
+    one = waiting.bytes // 3
+    assert waiting.take(100, one).applied == {5: 1}
+    assert waiting.take(100, one + 1).applied == {2: 1, 9: 1}
+
+
 def test_an_id_does_not_come_back_before_its_grave_is_written() -> None:
     row, waiting = born(), Unapplied()
     waiting.add(0, 1, [tombstone_of(row, 7), DeleteTombstone("t")])
