@@ -157,8 +157,8 @@ SUBMITS_AT_ONCE_MIN = 64
 """Single submits that a node works on at once, however long they take; one more may be refused as busy."""
 SUBMITS_AT_ONCE_LEAST = 16
 """The same while a fifth or more of them is refused."""
-SUBMITS_AT_ONCE = 128
-"""At first; up to ``REQUESTS_IN_FLIGHT_MAX`` where they are answered in time."""
+SUBMITS_AT_ONCE = 512
+"""At first, so that a burst is no overload; up to ``REQUESTS_IN_FLIGHT_MAX`` where they are answered in time."""
 SUBMIT_WAIT_TIMES = 3
 """In time is what takes so many times as long as on the idle node, on average; ..."""
 SUBMIT_WAIT_MS_MIN = 15

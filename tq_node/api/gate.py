@@ -30,7 +30,7 @@ class Gate:
     :param room_min: is let in however long it takes: with less, group commit has nothing to group. One that is larger is let in
         alone.
     :param room_least: the same in an overload (``OVERLOAD``), which will not be over soon.
-    :param room: let in at first; ``room_max``: and at most.
+    :param room: let in at first, and again where all are in time; ``room_max``: and at most.
     :param wait_s: who is in the house longer than this on average is there too long.
     :param times: the same, as a multiple of what it takes alone, once that is known; within ``wait_s_min`` and ``wait_s_max``.
         0: ``wait_s`` stays.
@@ -42,6 +42,7 @@ class Gate:
         "_in_all_s",
         "_left",
         "_refused",
+        "_room_first",
         "_round",
         "_wait_s_max",
         "_wait_s_min",
@@ -68,6 +69,7 @@ class Gate:
     ) -> None:
         assert 0 < room_least <= room_min <= room <= room_max
         self.room_least, self.room_min, self.room, self.room_max = room_least, room_min, room, room_max
+        self._room_first = room
         self.wait_s = wait_s
         self.held = 0
         self.entered = 0
@@ -127,7 +129,8 @@ class Gate:
             # What is twice as long in the house as it should be leaves half the room.
             shrink = min(max(self.wait_s * self._left / self._in_all_s, _SHRINK_LEAST), _SHRINK)
             self.room = max(floor, int(self.room * shrink))
-        elif self._refused or self.room < self.room_min:
+        elif self._refused or self.room < self._room_first:
+            # After an overload the room for a burst comes back, wanted or not.
             self.room = min(self.room_max, int(self.room * _GROW) + 1)
         self._round = max(self.held, self.room_min)
         self._left = self._refused = 0
