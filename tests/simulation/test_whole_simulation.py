@@ -32,6 +32,11 @@ def test_what_a_cluster_promises_holds_in_a_broken_world(base: int) -> None:
         simulate(seed)
 
 
+def test_seeds_that_once_found_something() -> None:
+    """7159: a primary that slept hears of a claim when others have claimed the task since, and does not start it."""
+    simulate(7159)
+
+
 def test_nodes_that_stop_in_order_leave_nobody_waiting() -> None:
     simulate(4, faults=STOPS)
 

@@ -85,12 +85,16 @@ class Checkers:
 
     # --- workers ---
     def claimed(self, node: WholeNode, claim: Claim) -> None:
-        known = self.known(claim.task_id)
-        need(known.may_exist, "what is claimed was submitted", claim.task_id)
+        known = self.need_known(claim)
         need(claim.token > known.started, "tokens only grow (I10)", claim.task_id, claim.token, known.started)
         known.started = claim.token
         self.starts_seen += 1
         self._world.trace.add(f"{self._world.time.now_us} claim {claim.task_id} {claim.token} {node.name}")
+
+    def need_known(self, claim: Claim) -> Known:
+        known = self.known(claim.task_id)
+        need(known.may_exist, "what is claimed was submitted", claim.task_id)
+        return known
 
     def starts(self, process: Process) -> None:
         other = self._running.get(process.claim.task_id)
