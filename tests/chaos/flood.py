@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,7 +98,34 @@ async def _flood(options: argparse.Namespace) -> None:
 
 
 # --- for the scenario ---
-class Flood:
+class Beside:
+    """Processes that load the cluster beside a scenario; each writes what it heard to a file of its own."""
+
+    def __init__(self, module: str, directory: Path, name: str, processes: int, said: list[str]) -> None:
+        """:param said: to all of them; what is added says who each one is."""
+        self._outs = [directory / f"{name}-{number}" for number in range(processes)]
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", module, *said, "--prefix", out.name, "--out", str(out)],
+                cwd=PROJECT,
+                env=clean_environment(),
+            )
+            for out in self._outs
+        ]
+
+    def heard(self, within_s: float) -> Iterator[Path]:
+        """What each has heard, once it has ended."""
+        for process, out in zip(self._processes, self._outs, strict=True):
+            assert process.wait(within_s) == 0, f"{out.name} has failed"
+            yield out
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait(30)
+
+
+class Flood(Beside):
     """:param connections: of all its processes together, spread over the nodes."""
 
     def __init__(
@@ -115,22 +142,14 @@ class Flood:
     ) -> None:
         assert connections <= CONNECTIONS_MAX
         self.connections, self.seconds = connections, seconds
-        self._outs = [directory / f"{name}-{number}" for number in range(processes)]
         said = ["--ports", ",".join(map(str, ports.values())), "--seconds", str(seconds), "--batch", str(batch)]
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.flood", *said, "--payload", str(payload_bytes), "--prefix", out.name,
-                 "--connections", str(connections // processes), "--out", str(out)],
-                cwd=PROJECT, env=clean_environment(),
-            )
-            for out in self._outs
-        ]  # fmt: skip
+        said += ["--payload", str(payload_bytes), "--connections", str(connections // processes)]
+        super().__init__("tests.chaos.flood", directory, name, processes, said)
 
     def end(self, history: History) -> list[Call]:
         """Wait for it. What it heard, which the history now has."""
         calls = []
-        for process, out in zip(self._processes, self._outs, strict=True):
-            assert process.wait(self.seconds + CALL_S + 30) == 0, "the flood has failed"
+        for out in self.heard(self.seconds + CALL_S + 30):
             for line in out.read_text().splitlines():
                 task_id, began_s, ended_s, http, code, retry_after = json.loads(line)
                 call = Call("submit", task_id, began_s, out.name, http=http, code=code, retry_after=retry_after)
@@ -140,11 +159,6 @@ class Flood:
                 call.code = call.code or ("" if http else "no answer")
                 calls.append(history.add(call))
         return calls
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait(30)
 
 
 def main() -> None:

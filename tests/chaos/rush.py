@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import select
 import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.support.harness import PROJECT, clean_environment
+from tests.chaos.flood import Beside
 from tests.support.history import Call, History
 
 CONNECTIONS_MAX = 1_500
@@ -186,7 +184,7 @@ class Rush:
 
 
 # --- for the scenario ---
-class Rushing:
+class Rushing(Beside):
     """Processes that rush. :param rate: requests a second, :param connections: of all of them together."""
 
     def __init__(
@@ -202,23 +200,14 @@ class Rushing:
     ) -> None:
         assert connections <= CONNECTIONS_MAX
         self.seconds = seconds
-        self._outs = [directory / f"{name}-{number}" for number in range(processes)]
         said = ["--ports", ",".join(map(str, ports.values())), "--seconds", str(seconds)]
         said += ["--rate", str(rate / processes), "--connections", str(connections // processes)]
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.rush", *said, "--prefix", out.name, "--out", str(out)],
-                cwd=PROJECT,
-                env=clean_environment(),
-            )
-            for out in self._outs
-        ]
+        super().__init__("tests.chaos.rush", directory, name, processes, said)
 
     def end(self, history: History) -> Heard:
         """Wait for it. What it heard; what was done, or may have been, is in the history then."""
         told = Heard()
-        for process, out in zip(self._processes, self._outs, strict=True):
-            assert process.wait(self.seconds + LAST_ANSWER_S + 60) == 0, "the rush has failed"
+        for out in self.heard(self.seconds + LAST_ANSWER_S + 60):
             one = msgspec.json.decode(out.read_bytes(), type=Heard)
             told.sent += one.sent
             told.unsent += one.unsent
@@ -233,11 +222,6 @@ class Rushing:
         for task_id, began_s in told.unknown:
             history.add(Call("submit", task_id, began_s, "rush", code="no answer"))
         return told
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait(30)
 
 
 def main() -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
-import mmh3
+from tq_node.cluster.placement import first_in
 
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 
 _POOL_BYTES = 4_096
 _TAIL_DIGITS = 16
 _VERSION = 7 << 12
-_VARIANT = 1 << 63
 _VARIANT_DIGIT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
-_LOW_62 = (1 << 62) - 1
 TAILS = 1_024
 """Random endings kept ready at least, so that an id that must fit costs a hash a try and little else."""
 _A_MS = 1 << 12
@@ -53,16 +51,16 @@ class IdMaker:
         units = _units_of(wall_us)
         if units < self._units < units + _A_MS:
             units = self._units  # all endings were tried with less
-        begin, hash_of = self._at, mmh3.hash
+        begin = self._at
         for _ in range(_ROUNDS_MAX):
             head = f"task-{_head(units)}"
-            for at in range(begin, len(tails)):
+            at = first_in(head, tails, begin, partitions, seed=seed, partition_count=partition_count)
+            if at is not None:
                 made = head + tails[at]
-                if hash_of(made, seed, False) % partition_count in partitions:
-                    tails[at] = tails[-1]
-                    del tails[-1]
-                    self._at, self._units = at, units
-                    return made
+                tails[at] = tails[-1]
+                del tails[-1]
+                self._at, self._units = at, units
+                return made
             begin = 0
             units += 1
         return self.make(wall_us)
@@ -76,11 +74,6 @@ class IdMaker:
         ]
 
 
-def task_id_of(wall_us: int, random: int) -> str:
-    """The id of this time and these 62 random bits."""
-    return f"task-{_head(_units_of(wall_us))}{_tail_of(random)}"
-
-
 def _units_of(wall_us: int) -> int:
     """The time in an id: milliseconds, and 12 bits below them."""
     millis, micros = divmod(wall_us, 1000)
@@ -90,11 +83,6 @@ def _units_of(wall_us: int) -> int:
 def _head(units: int) -> str:
     text = f"{(units >> 12) << 16 | _VERSION | (units & 0xFFF):016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:]}-"
-
-
-def _tail_of(random: int) -> str:
-    text = f"{_VARIANT | (random & _LOW_62):016x}"
-    return f"{text[:4]}-{text[4:]}"
 
 
 def made_at_us(task_id: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -41,15 +41,18 @@ class Outgoing:
             return
         gathered, self._gathered = self._gathered, {}
         for node, box in gathered.items():
-            if sum(map(len, box)) <= BOX_BYTES_AIM:
-                if not self._send(node, _joined(box)):
-                    self._on_lost(node)
             # What follows one that was lost must not arrive either.
-            elif not all(self._send(node, body) for body in _bodies(box)):
+            if not all(self._send(node, body) for body in _bodies(box)):
                 self._on_lost(node)
 
 
 def _bodies(box: list[bytes]) -> Iterable[bytes]:
+    if sum(map(len, box)) <= BOX_BYTES_AIM:  # nearly always
+        return (_joined(box),)
+    return _cut(box)
+
+
+def _cut(box: list[bytes]) -> Iterator[bytes]:
     part: list[bytes] = []
     size = 0
     for data in box:
