@@ -177,6 +177,10 @@ class Worker(Protocol):
     def types(self) -> Collection[str] | None:
         """The types that it has handlers for; None: any."""
 
+    @property
+    def notes(self) -> Sequence[ReadyNote]:
+        """Why it runs no tasks, or not all."""
+
     def wake(self) -> None:
         """There may be something to claim."""
 
@@ -237,6 +241,13 @@ class Invitation(msgspec.Struct, frozen=True):
 
 
 class NotReadyReason(msgspec.Struct, frozen=True):
+    code: str
+    detail: str
+
+
+class ReadyNote(msgspec.Struct, frozen=True):
+    """Something that an operator should know of a node that may serve all the same, such as `no_workers`."""
+
     code: str
     detail: str
 
@@ -318,6 +329,9 @@ class TaskQueue(Protocol):
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         """Why the node can't serve; empty when it can."""
+
+    def notes(self) -> Sequence[ReadyNote]:
+        """What else an operator should know; it keeps nobody from being served."""
 
     def backup(self) -> Deferred[str]:
         """An online snapshot of this node's store in its data directory; fires with the path."""

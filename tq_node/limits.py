@@ -139,6 +139,8 @@ CHILD_AHEAD_MAX = 16
 """Tasks that lie ready in a worker process behind the one that runs; not more than it ends in ``CHILD_AHEAD_MS``."""
 CHILD_AHEAD_MS = 5
 CHILD_SPARES = 2
+CHILD_START_FAILURES_MAX = 3
+"""Starts that fail in a row before a node claims no more than the processes that it has can run."""
 
 # --- HTTP ---
 COMMIT_WAIT_S = 10.0

@@ -17,7 +17,7 @@ from tests.simulation.whole_time import SOCKET
 from tests.support.world import MS_US, SECOND_US
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released
+from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, ReadyNote, Released
 from tq_node.types import TaskError, Token
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class SimWorker:
     # --- facade.Worker ---
     types = None
     """Any: the outcome is drawn."""
+    notes: tuple[ReadyNote, ...] = ()
 
     @property
     def slots_free(self) -> int:

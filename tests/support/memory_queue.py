@@ -35,6 +35,7 @@ from tq_node.facade import (
     Outcome,
     PartitionView,
     Read,
+    ReadyNote,
     Stats,
     Submission,
     Subscription,
@@ -80,6 +81,7 @@ class MemoryQueue:
         self.purged: dict[str, bytes] = {}
         self.paused: set[str] = set()
         self.reasons: list[NotReadyReason] = []
+        self.ready_notes: list[ReadyNote] = []
         self.calls: deque[str] = deque(maxlen=1_000)
         self.held: list[Deferred[Any]] = []
         self.holding = False
@@ -385,6 +387,9 @@ class MemoryQueue:
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         return self._answer_now("not_ready", lambda: self.reasons)
+
+    def notes(self) -> Sequence[ReadyNote]:
+        return self._answer_now("notes", lambda: self.ready_notes)
 
     def backup(self) -> Deferred[str]:
         return self._answer("backup", lambda: "/data/node-1/backups/1")

@@ -40,6 +40,7 @@ from tq_node.facade import (
     Notes,
     Outcome,
     Read,
+    ReadyNote,
     Released,
     Submission,
     TaskPage,
@@ -91,6 +92,7 @@ class FakeWorker:
 
     slots_free = 0
     types = None
+    notes: tuple[ReadyNote, ...] = ()
 
     def __init__(self) -> None:
         self.stopped: list[tuple[str, Token]] = []

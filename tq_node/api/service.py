@@ -12,7 +12,7 @@ from tq_node.api.failures import PROBLEM_KINDS, NoSuchRoute
 from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
 from tq_node.errors import TaskQueueError
-from tq_node.facade import NotReadyReason, TaskQueue
+from tq_node.facade import NotReadyReason, ReadyNote, TaskQueue
 from tq_node.limits import RETRY_AFTER_S
 from tq_node.observe.exposition import Exposition
 
@@ -27,10 +27,11 @@ class Health(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """``reasons`` is empty when ready."""
+    """``reasons`` is empty when ready; ``notes`` never make it 503."""
 
     ready: bool
     reasons: list[NotReadyReason]
+    notes: list[ReadyNote]
 
 
 class ServiceRoutes:
@@ -49,10 +50,11 @@ class ServiceRoutes:
 
     def ready(self, request: ApiRequest) -> None:
         reasons = list(self._queue.not_ready())
+        body = _encode(Readiness(not reasons, reasons, list(self._queue.notes())))
         if reasons:
-            request.answer(503, _encode(Readiness(False, reasons)), extra=b"Retry-After: %d\r\n" % RETRY_AFTER_S)
+            request.answer(503, body, extra=b"Retry-After: %d\r\n" % RETRY_AFTER_S)
         else:
-            request.answer(200, _encode(Readiness(True, [])))
+            request.answer(200, body)
 
     def metrics(self, request: ApiRequest) -> Deferred[None]:
         accept = (request.getHeader(b"accept") or b"").decode("latin-1")

@@ -20,6 +20,7 @@ from tq_node.facade import (
     Notes,
     Outcome,
     Read,
+    ReadyNote,
     Released,
     Stats,
     Submission,
@@ -215,6 +216,9 @@ class ClusterQueue(NodeSide):
         return 0 if self._local is None else self._local.uncommitted_bytes()
 
     # --- facade: work ---
+    def notes(self) -> Sequence[ReadyNote]:
+        return () if self._worker is None else self._worker.notes
+
     def attach(self, worker: Worker) -> None:
         self._worker = worker
         if self._local is not None and self._local.is_active:

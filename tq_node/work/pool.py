@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import resource
 import sys
 import time
 from collections import deque
@@ -15,6 +18,7 @@ from twisted.logger import Logger
 
 import tq_node
 from tq_node import limits
+from tq_node.facade import ReadyNote
 from tq_node.work import frames
 from tq_node.work.ahead import Ahead
 from tq_node.work.attempt import CANCEL_GRACE_S, LEASE_EXPIRED
@@ -27,6 +31,8 @@ _BACKOFF_S = 0.25
 _BACKOFF_S_MAX = 5.0
 _STARTING_MAX = 4
 """Processes that start at the same time: more would not be ready sooner, but hold up the reactor."""
+_STEADY_S = 5.0
+"""A process that has been idle for so long has started well, whatever failed before."""
 _LEASE_SLACK_S = 1.0
 """So long after its lease a process must have died by its own timer."""
 
@@ -34,9 +40,10 @@ _LEASE_SLACK_S = 1.0
 class ProcessPool:
     """Keeps ``limits.CHILD_SPARES`` processes idle and warm, grows to ``size`` with the work, shrinks when it is gone.
 
-    An attempt waits until there is a process for it. Where processes can't be started, starts are spaced out, and the attempts
-    that waited for one fail instead of hanging. While tasks are very short (``Ahead.depth``), a process that runs one has some
-    more lying ready in it, so that it need not wait for the reactor, nor the reactor wake it, between two of them.
+    An attempt waits until there is a process for it. Where processes can't be started, starts are spaced out; after
+    ``limits.CHILD_START_FAILURES_MAX`` in a row the attempts that wait are given back, and ``slots`` is what is there.
+    While tasks are very short (``Ahead.depth``), a process that runs one has some more lying ready in it, so that it need
+    not wait for the reactor, nor the reactor wake it, between two of them.
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class ProcessPool:
         """Those whose pipes are open, also the dying."""
         self._timers: dict[WorkerProcess, IDelayedCall] = {}
         self._failures = 0
+        """Starts that failed since a process was last of use."""
+        self._why_failed = ""
         self._backoff: IDelayedCall | None = None
         self._running = False
         self._stopped: Deferred[None] | None = None
@@ -97,6 +106,20 @@ class ProcessPool:
         return self._waiting
 
     @property
+    def slots(self) -> int:
+        """How many attempts can run: all, or where processes don't start as many as there are."""
+        if self._failures < limits.CHILD_START_FAILURES_MAX:
+            return self._size
+        return sum(process.phase in (Phase.IDLE, Phase.BUSY) for process in self._all)
+
+    @property
+    def notes(self) -> tuple[ReadyNote, ...]:
+        """For ``/ready``."""
+        if self._failures < limits.CHILD_START_FAILURES_MAX or self.slots > 0:
+            return ()
+        return (ReadyNote("no_workers", f"worker processes don't start, so nothing is claimed: {self._why_failed}"),)
+
+    @property
     def is_deep(self) -> bool:
         """Whether a process may have tasks lying ready: ``look`` is called then."""
         return any(process.is_deaf for process in self._all)
@@ -104,6 +127,7 @@ class ProcessPool:
     def start(self) -> None:
         """Start the first ones."""
         self._running = True
+        _hide_high_descriptors()
         self._balance()
 
     def close(self) -> None:
@@ -132,7 +156,7 @@ class ProcessPool:
         return self._stopped
 
     def submit(self, attempt: ProcessAttempt) -> None:
-        if not self._running:
+        if not self._running or (self._failures and self.slots == 0):
             attempt.release()
             return
         self._waiting.append(attempt)
@@ -159,6 +183,8 @@ class ProcessPool:
         """To be called every few seconds: let go what is idle for long, kill what should be gone and is not."""
         now = self._clock.seconds()
         now_monotonic = self._monotonic()
+        if self._failures and self._backoff is None and self._idle and now - self._idle[-1].changed_s > _STEADY_S:
+            self._failures = 0
         while len(self._idle) > self._spares and now - self._idle[0].changed_s > limits.CHILD_IDLE_S_MAX:
             self._retire(self._idle.pop(0))
         for process in list(self._all):
@@ -222,7 +248,7 @@ class ProcessPool:
         if self._running:
             if not started or not (process.tasks or process.retired):
                 # One that dies before it has ever been of use would be replaced by the next such one, without end.
-                self._start_failed(why, lost_attempt=not started)
+                self._start_failed(why)
             elif idle and not process.retired:
                 _log.warn("an idle worker process is gone: {why}", why=why, event="worker_lost")
             self._balance()
@@ -315,6 +341,8 @@ class ProcessPool:
                 }  # fmt: skip
                 self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
         except OSError as why:
+            if why.errno == errno.EBADF:
+                _hide_high_descriptors()
             self._all.discard(process)
             process.channel.close()
             self._timers.pop(process).cancel()
@@ -327,10 +355,13 @@ class ProcessPool:
         del self._timers[process]
         process.kill(why=f"worker process {process.pid} was not ready after {limits.CHILD_START_MS_MAX / 1000:g} s")
 
-    def _start_failed(self, why: str, *, lost_attempt: bool = True) -> None:
-        """Tell it, space out the next start, and fail the attempt that waited for this one, or one for each slot where
-        none is left."""
+    def _start_failed(self, why: str) -> None:
+        """Log it, space out the next start, and give back what waits once that has happened too often in a row.
+
+        Nothing is wrong with the tasks, so it costs them no attempt.
+        """
         self._failures += 1
+        self._why_failed = why
         delay_s = min(_BACKOFF_S * 2 ** min(self._failures - 1, 10), _BACKOFF_S_MAX)
         _log.error(
             "worker process could not start: {why}; next try in {delay_s} s",
@@ -338,12 +369,9 @@ class ProcessPool:
         )  # fmt: skip
         if self._backoff is None:
             self._backoff = self._clock.callLater(delay_s, self._try_again)
-        if not lost_attempt:
-            return
-        alive = any(process.phase in (Phase.STARTING, Phase.IDLE, Phase.BUSY) for process in self._all)
-        # Those claimed ahead are not failed for it: they are given back, or it is their turn at the next failure.
-        for _ in range(min(1 if alive else self._size, len(self._waiting))):
-            self._waiting.popleft().not_started(why)
+        if self._failures >= limits.CHILD_START_FAILURES_MAX:
+            for attempt in list(self._waiting):
+                attempt.release()
 
     def _try_again(self) -> None:
         self._backoff = None
@@ -352,3 +380,19 @@ class ProcessPool:
     def _retire(self, process: WorkerProcess) -> None:
         process.retire()
         process.changed_s = self._clock.seconds()
+
+
+def _hide_high_descriptors() -> None:
+    """Keep what is above RLIMIT_NOFILE (inherited, or opened before that was lowered) from worker processes.
+
+    ``posix_spawn`` would be asked to close each descriptor that is inheritable, and refuses those.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return
+    for fd in fds:
+        if fd >= most:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(fd, False)

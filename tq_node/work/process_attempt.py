@@ -7,7 +7,7 @@ from typing import Protocol
 from tq_node.facade import Claim, Outcome
 from tq_node.types import LogLine
 from tq_node.work import frames
-from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host, failed
+from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host
 from tq_node.work.handlers import Handler
 from tq_node.work.notebook import bounded_line
 from tq_node.work.process import WorkerProcess
@@ -67,10 +67,6 @@ class ProcessAttempt(Attempt):
             return True
         self._process = None
         return False
-
-    def not_started(self, why: str) -> None:
-        """No worker process could be had."""
-        self._end(failed("worker_start_failed", why))
 
     def stop(self) -> None:
         if self.over or self._forced is not None:

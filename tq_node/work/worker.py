@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import Claim, Notes, Outcome, Released, TaskQueue
+from tq_node.facade import Claim, Notes, Outcome, ReadyNote, Released, TaskQueue
 from tq_node.types import Token
 from tq_node.work.ahead import Ahead
 from tq_node.work.attempt import Attempt, failed
@@ -134,12 +134,16 @@ class WorkerService(Service):
     # --- facade.Worker ---
     @property
     def slots_free(self) -> int:
-        free = self._concurrency - len(self._attempts) - self._asked
+        free = min(self._concurrency, self.pool.slots) - len(self._attempts) - self._asked
         return max(0, free) if self.running and not self._stopping else 0
 
     @property
     def types(self) -> tuple[str, ...] | None:
         return self._registry.takes
+
+    @property
+    def notes(self) -> Sequence[ReadyNote]:
+        return self.pool.notes
 
     def wake(self) -> None:
         self._wakes += 1
@@ -156,7 +160,10 @@ class WorkerService(Service):
 
     # --- claiming ---
     def _free(self) -> int:
-        return self._concurrency + self.ahead.claims - len(self._attempts) - self._asked
+        slots = self.pool.slots
+        if slots < self._concurrency:
+            return slots - len(self._attempts) - self._asked
+        return slots + self.ahead.claims - len(self._attempts) - self._asked
 
     def _schedule(self) -> None:
         if self._dispatch_call is None and not self._stopping and self.running and self._free() > 0:

@@ -103,10 +103,11 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """``GET /ready``."""
+    """``GET /ready``. ``notes`` keep nobody from being served."""
 
     ready: bool
     reasons: tuple[Reason, ...] = ()
+    notes: tuple[Reason, ...] = ()
 
 
 class Metrics(msgspec.Struct, frozen=True):

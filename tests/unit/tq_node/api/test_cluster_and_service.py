@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.unit.tq_node.api.talk import World
 from tq_node.errors import DiskReserve, NotReady
-from tq_node.facade import NotReadyReason
+from tq_node.facade import NotReadyReason, ReadyNote
 
 
 class TestCluster:
@@ -117,11 +117,14 @@ class TestHealth:
 
     @pytest.mark.parametrize("path", ["/ready", "/readyz", "/readyz?exclude=x"])
     def test_ready(self, world: World, path: str) -> None:
-        assert world.get(path).body == b'{"ready":true,"reasons":[]}'
+        assert world.get(path).body == b'{"ready":true,"reasons":[],"notes":[]}'
         world.queue.reasons.append(NotReadyReason("recovering", "the log is being read"))
         reply = world.get(path)
         assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-        assert reply.body == b'{"ready":false,"reasons":[{"code":"recovering","detail":"the log is being read"}]}'
+        assert (
+            reply.body
+            == b'{"ready":false,"reasons":[{"code":"recovering","detail":"the log is being read"}],"notes":[]}'
+        )
 
     def test_every_reason_is_told(self, world: World) -> None:
         codes = ["joining", "no_controller", "not_active", "draining", "disk_full"]
@@ -132,7 +135,15 @@ class TestHealth:
             assert reply.json == {
                 "ready": False,
                 "reasons": [{"code": code, "detail": f"because of {code}"} for code in codes],
+                "notes": [],
             }
+
+    def test_notes_keep_nobody_from_being_served(self, world: World) -> None:
+        world.queue.ready_notes.append(ReadyNote("no_workers", "none starts"))
+        reply = world.get("/ready")
+        assert (reply.status, reply.json) == (
+            200, {"ready": True, "reasons": [], "notes": [{"code": "no_workers", "detail": "none starts"}]},
+        )  # fmt: skip
 
     def test_a_node_without_a_leader_lives(self, three: World) -> None:
         three.queue.members.set_status("node-1", "down")

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock as VirtualClock
 
 from tq_node import limits
 from tq_node.errors import NotPrimary
-from tq_node.facade import Claim
+from tq_node.facade import Claim, ReadyNote
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.forwarding import Forwarding, Kind
@@ -79,6 +79,8 @@ class Local:
 
 
 class Slots:
+    notes: tuple[ReadyNote, ...] = ()
+
     def __init__(self) -> None:
         self.slots_free = 4
         self.types: tuple[str, ...] | None = None

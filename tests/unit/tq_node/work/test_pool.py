@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
+import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
+from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.task import deferLater
 
 from tests.unit.tq_node.work.conftest import Rig, asynchronous, busy, gone, states, until, within
 from tq_node import limits
-from tq_node.facade import AttemptFailed, Completed
+from tq_node.facade import Completed, Released
 
 
 async def pid_of(rig: Rig) -> int:
@@ -123,49 +128,88 @@ async def test_sigterm_to_the_control_group_leaves_the_end_to_the_node(rig: Rig)
     assert await pid_of(rig) == pid
 
 
+def break_starts(rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str) -> str:
+    """From here on no process starts. Returns what the note says of it."""
+    pool = rig.worker.pool
+    if kind == "module":
+        pool._start = msgspec.structs.replace(pool._start, modules=("no_such_module",))
+        return "module no_such_module can't be imported"
+    if kind == "slow":
+        monkeypatch.setattr(limits, "CHILD_START_MS_MAX", 1)
+        return "was not ready after"
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    return "can't be started: [Errno 2]"
+
+
+@pytest.mark.parametrize("kind", ["module", "slow", "python"])
 @asynchronous
-async def test_a_module_that_no_longer_loads_fails_the_attempts_and_does_not_spin(
-    rigs: Any, monkeypatch: pytest.MonkeyPatch
+async def test_where_no_process_starts_no_attempt_is_spent_and_nothing_is_claimed(
+    rigs: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", 0.05)
     rig = rigs()
     pool = rig.worker.pool
     await rig.settled()
-    # What the next processes load breaks in the meantime.
-    pool._start = msgspec.structs.replace(pool._start, modules=("no_such_module",))
-    for process in list(pool._all):
-        process.kill()
-    outcomes = [(await rig.run("echo"))[1] for _ in range(3)]
-    for outcome in outcomes:
-        assert isinstance(outcome, AttemptFailed)
-        assert outcome.error.type == "worker_start_failed"
-        assert "module no_such_module can't be imported" in outcome.error.message
-        assert "\n" not in outcome.error.message
-    assert pool.started_total < 20
-    # And it comes back by itself.
-    pool._start = msgspec.structs.replace(pool._start, modules=rig.registry.modules)
+    assert rig.worker.notes == ()
+    start, python = pool._start, sys.executable
+    with monkeypatch.context() as broken:
+        # What the next processes need breaks in the meantime.
+        says = break_starts(rig, broken, kind)
+        for process in list(pool._all):
+            process.kill()
+        claims = [rig.queue.put("echo") for _ in range(2)]
+        assert [await rig.outcome(claim) for claim in claims] == [Released(), Released()]
+        await until(lambda: any(says in note.detail for note in rig.worker.notes), "it has given up")
+        (note,) = rig.worker.notes
+        assert note.code == "no_workers"
+        assert "\n" not in note.detail
+        assert rig.worker.slots_free == 0
+        asked = len(rig.queue.claim_limits)
+        waits = rig.queue.put("echo", 1)
+        rig.worker._safety_net()
+        for _ in range(3):
+            await deferLater(cast("Any", reactor), 0.01)
+        assert len(rig.queue.claim_limits) == asked
+        assert pool.started_total < 20
+    # And it comes back by itself, with all its slots once a process has been of use.
+    pool._start = start
+    assert sys.executable == python
+    assert await rig.outcome(waits) == Completed(b"1")
+    await until(lambda: rig.worker.slots_free == 4, "all slots are back")
+    assert rig.worker.notes == ()
+
+
+@asynchronous
+async def test_what_runs_goes_on_where_no_further_process_starts(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", 0.01)
+    rig = rigs(concurrency=3)
     await rig.settled()
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    long = rig.queue.put("listen")
+    await rig.running(long)
+    await until(lambda: rig.worker.pool._failures >= limits.CHILD_START_FAILURES_MAX, "it is known")
+    assert rig.worker.pool.slots == limits.CHILD_SPARES
+    assert rig.worker.notes == ()
+    rig.worker.stop_attempt(long.task_id, long.token)
     assert (await rig.run("echo", 1))[1] == Completed(b"1")
 
 
 @asynchronous
-async def test_a_process_that_never_gets_ready_is_given_up(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CHILD_START_MS_MAX", 1)
-    rig = rigs()
-    _, outcome = await rig.run("echo")
-    assert isinstance(outcome, AttemptFailed)
-    assert outcome.error.type == "worker_start_failed"
-    assert "was not ready after" in outcome.error.message
-    await within(rig.worker.stopService())
-
-
-@asynchronous
-async def test_processes_that_cannot_be_started_at_all(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = rigs(concurrency=2)
-    await rig.settled()
-    monkeypatch.setattr("sys.executable", "/no/such/python")
-    for process in list(rig.worker.pool._all):
-        process.kill()
-    _, outcome = await rig.run("echo")
-    assert isinstance(outcome, AttemptFailed)
-    assert outcome.error.type == "worker_start_failed"
+async def test_a_descriptor_above_the_limit_keeps_no_process_from_starting(rigs: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    high = fcntl.fcntl(0, fcntl.F_DUPFD, used + 60)
+    os.set_inheritable(high, True)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 50, hard))
+        rig = rigs(concurrency=1)
+        assert (await rig.run("echo", 1))[1] == Completed(b"1")
+        # One that comes later costs no more than a failed start.
+        os.set_inheritable(high, True)
+        for process in list(rig.worker.pool._all):
+            process.kill()
+        assert (await rig.run("echo", 2))[1] == Completed(b"2")
+        await within(rig.worker.stopService())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(high)
