@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import greenlet
 import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, settings
@@ -17,6 +19,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.support.harness import Nodes
+from tq_node import limits
+from tq_node.observe.loop_monitor import CallMeter, name_of
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile(
@@ -94,6 +98,69 @@ def _taken_off(reactor: Any, before: set[Any]) -> list[str]:
         if call.active():
             call.cancel()
     return described
+
+
+class ReactorCpu:
+    """CPU time of the reactor's greenlet: a test that waits for a Deferred goes on within the call that fires it."""
+
+    def __init__(self) -> None:
+        self._left_s = 0.0
+        self._elsewhere_s = 0.0
+        greenlet.settrace(self._switched)
+
+    def __call__(self) -> float:
+        return time.thread_time() - self._elsewhere_s
+
+    def _switched(self, event: str, pair: tuple[greenlet.greenlet, greenlet.greenlet]) -> None:
+        reactors = pytest_twisted._instances.gr_twisted
+        if pair[0] is reactors:
+            self._left_s = time.thread_time()
+        elif pair[1] is reactors:
+            self._elsewhere_s += time.thread_time() - self._left_s
+
+
+class Holds:
+    """Calls of the reactor that took over ``limits.LOOP_HELD_MS`` of CPU, in this process."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def took(self, cpu_s: float, what: object) -> None:
+        if getattr(what, "__module__", "") == pytest_twisted.__name__:
+            return  # the test itself, up to where it waits for the first time
+        if cpu_s * 1000 >= limits.LOOP_HELD_MS + limits.LOOP_LOOK_MS:
+            self.found.append(f"{name_of(what)} held the reactor for {cpu_s * 1000:.0f} ms of CPU")
+
+
+@pytest.fixture(scope="session")
+def _holds() -> Iterator[tuple[Holds, CallMeter]]:
+    from twisted.internet import reactor
+
+    holds = Holds()
+    meter = CallMeter(reactor, holds.took, cpu_s=ReactorCpu())
+    meter.start()
+    yield holds, meter
+    meter.stop()
+    greenlet.settrace(None)
+
+
+@pytest.fixture(autouse=True)
+def reactor_is_never_held(request: pytest.FixtureRequest, _holds: tuple[Holds, CallMeter]) -> Iterator[None]:
+    """Fail a test in which one call held the loop for over 100 ms of CPU: of this process's reactor, or of a node's.
+
+    What a test may do all the same it says with its reason: ``@pytest.mark.may_hold("why")``.
+    """
+    holds, meter = _holds
+    holds.found.clear()
+    meter.forget()
+    yield
+    started = request.node.stash.get(_NODES, None)
+    found = holds.found + (started.holds() if started is not None else [])
+    may = request.node.get_closest_marker("may_hold")
+    if may is not None:
+        assert any(may.args), "may_hold: say why"
+    elif found:
+        pytest.fail("the reactor was held:\n" + "\n".join(found), pytrace=False)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

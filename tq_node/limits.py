@@ -154,6 +154,14 @@ REQUEST_ID_CHARS_MAX = 200
 REQUESTS_IN_FLIGHT_MAX = 4_096
 LOOP_LAG_SAMPLE_S = 0.25
 
+# --- the reactor is never held: work whose size a caller chooses is cut (slices.py), and every call is measured ---
+SLICE_MS = 5
+"""A job in slices gives the reactor back after so much time."""
+LOOP_LOOK_MS = 10
+"""The CPU clock is read when a call of the reactor ends this long after the last look: a hold may be overstated by so much."""
+LOOP_HELD_MS = 100
+"""CPU that one call of the reactor may take; one that takes more is logged by name, and fails a test."""
+
 # --- the door: how much is let in, so that it is answered in time (api/gate.py, decision 0015) ---
 SUBMITS_AT_ONCE_MIN = 64
 """Single submits that a node works on at once, however long they take; one more may be refused as busy."""
@@ -210,4 +218,5 @@ assert HELP_WAIT_MS < LEASE_MS - LEASE_MARGIN_MS, "what a helper still waits for
 assert CLAIMS_AHEAD_WAIT_MS < LEASE_RENEW_MS, "a claim ahead begins well within its first lease"
 assert CHILD_AHEAD_MS * 4 <= CLAIMS_AHEAD_WAIT_MS, "what lies ready in a process can be taken back in time"
 assert LIST_LIMIT_MAX <= LIST_SCAN_ROWS_MAX
+assert SLICE_MS <= LOOP_LOOK_MS < LOOP_HELD_MS, "no slice comes near what counts as a hold"
 assert DISK_FLOOR_BYTES < MIN_FREE_DISK_BYTES

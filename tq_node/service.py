@@ -27,7 +27,7 @@ from tq_node.config import Settings
 from tq_node.errors import StoreBroken
 from tq_node.member import Member, PeerPortTaken
 from tq_node.notify import Notifier
-from tq_node.observe.loop_lag import LoopLagService
+from tq_node.observe.loop_monitor import LoopMonitor
 from tq_node.observe.metrics import Metrics
 from tq_node.options import Options, refuse, say, version
 from tq_node.process import (
@@ -99,7 +99,7 @@ class NodeService(Service):
         self._member: Member
         self._queue: ClusterQueue
         self._worker: WorkerService
-        self._lag: LoopLagService
+        self._loop_monitor: LoopMonitor
         self._notifier: Notifier
         self._site: ApiSite
         self._lock: WorkersLock
@@ -212,7 +212,7 @@ class NodeService(Service):
             "busy": self._worker.running_count,
             "idle": settings.concurrency - self._worker.running_count,
         }
-        self._lag = LoopLagService(metrics, self._reactor)
+        self._loop_monitor = LoopMonitor(metrics, self._reactor)
         self._site = make_site(
             self._queue,
             ApiSettings(
@@ -258,7 +258,7 @@ class NodeService(Service):
         )
 
     async def _start(self) -> None:
-        self._lag.startService()
+        self._loop_monitor.startService()
         await self._member.start()
         self._queue.start()
         self._worker.startService()
@@ -322,7 +322,7 @@ class NodeService(Service):
         await self._queue.stop()
         await self._site.close(SITE_CLOSE_S)
         await self._member.stop()
-        await self._lag.stopService()
+        await self._loop_monitor.stopService()
         await self._store.close()
         self._notifier.stop()
         self._lock.close()

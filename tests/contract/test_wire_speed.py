@@ -88,6 +88,9 @@ def served() -> Iterator[Served]:
         yield made
 
 
+@pytest.mark.may_hold(
+    "a measurement: the test sends its next calls from within the read that brings hundreds of answers"
+)
 @deferred
 async def test_between_two_processes(served: Served) -> None:
     wire = TcpWire()

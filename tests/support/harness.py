@@ -29,6 +29,8 @@ EXIT_S = 40.0
 HTTP_S = 15.0
 _PORT_OFFSETS = (0, 1_000, 2_000)
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|\[[^\]\n]*#(?:warn|error|critical)\]|Unhandled")
+HELD = re.compile(r"the reactor was held for .*")
+"""A node's own word that one call of its reactor took over 100 ms of CPU: no load beside excuses that."""
 _OURS = re.compile(r"TQ_|(?:NODE_ID|HTTP_ADDR|JOIN_ADDR)$")
 _random = random.Random()
 
@@ -309,6 +311,10 @@ class Nodes:
             yield
         except subprocess.TimeoutExpired as why:
             raise TimedOut(f"still runs after {deadline_s:g} s: {why.cmd}\n{why.stdout!r}\n{why.stderr!r}") from None
+
+    def holds(self) -> list[str]:
+        """Where nodes say that their reactor was held."""
+        return [f"{node}: {line}" for node in self.started if node.log_path.exists() for line in HELD.findall(node.log)]
 
     def close(self) -> None:
         for node in self.started:

@@ -184,6 +184,7 @@ class HotRequest:
 
     def run(self, handler: Handler) -> None:
         """What the handler raises is answered; it is cancelled when the client hangs up."""
+        self.site.metrics.doing = self.route
         try:
             call = handler(self)
         except Exception:

@@ -131,7 +131,7 @@ class ApiRequest(server.Request):
         self.defaultContentType = None
         path = self.path
         if path in site.route_names:
-            self.route = site.route_names[path]
+            self.route = site.metrics.doing = site.route_names[path]
         elif b"%" in path or not path.startswith(b"/") or path.startswith(b"//") or not path.isascii():
             # Klein would answer in plain text where it can't decode the path, and takes // for /. No route needs an escape.
             site.answer_error(self, Malformed("the path is not one that this server could have"))

@@ -22,6 +22,7 @@ from tq_node.api.settings import ApiSettings
 from tq_node.api.turning_away import Refusals
 from tq_node.errors import TaskQueueError
 from tq_node.observe.metrics import Metrics
+from tq_node.slices import Slices
 
 _TOO_MANY_BODY = msgspec.json.encode(problem_of(TOO_MANY, None))[:-1]
 _TOO_MANY_EXTRA = headers_of(TOO_MANY)
@@ -68,6 +69,7 @@ class ApiSite(Site):
         self.submits = gate_of_submits()
         self.large = gate_of_bytes()
         self.refusals = Refusals(reactor)
+        self.slices = Slices(reactor, on_slice=metrics.note_doing)
         self.closing = False
         self._on_close: list[Callable[[], None]] = []
         self._all_gone: Deferred[None] | None = None

@@ -118,10 +118,20 @@ class Exposition(Collector):
             ("taskqueue_commit_entries", "Log entries in one group commit.", metrics.commit_entries),
             ("taskqueue_commit_rows", "Rows written behind the log in one group commit.", metrics.commit_rows),
             ("taskqueue_reactor_delay_seconds", "How late the reactor ran a timer.", metrics.reactor_delay_s),
+            (
+                "taskqueue_reactor_held_seconds",
+                "CPU of single calls of the reactor that took 10 ms or more.",
+                metrics.reactor_held_s,
+            ),
         ):
             family = HistogramMetricFamily(name, text)
             _add(family, (), histogram)
             yield family
+        yield GaugeMetricFamily(
+            "taskqueue_reactor_held_max_seconds",
+            "The most CPU that one call of the reactor has taken since the start.",
+            value=metrics.reactor_held_max_s,
+        )
 
     def _sources(self) -> Iterator[Metric]:
         sources = self._metrics.sources

@@ -23,6 +23,7 @@ HTTP_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 TASK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 3_600.0)
 SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 DELAY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+HELD_BUCKETS_S = (0.015, 0.02, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 COUNT_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 4_096.0, 16_384.0)
 
 _STATES = len(State)
@@ -95,6 +96,10 @@ class Metrics:
         self.commit_entries = Histogram(COUNT_BUCKETS)
         self.commit_rows = Histogram(COUNT_BUCKETS)
         self.reactor_delay_s = Histogram(DELAY_BUCKETS_S)
+        self.reactor_held_s = Histogram(HELD_BUCKETS_S)
+        self.reactor_held_max_s = 0.0
+        self.doing = "nothing yet"
+        """The route, or the job in slices, that ran last: what a call that holds the reactor is logged with."""
         self.event_clients_dropped = 0
         self._types: set[str] = set()
 
@@ -153,6 +158,14 @@ class Metrics:
     # --- process ---
     def reactor_delay(self, seconds: float) -> None:
         self.reactor_delay_s.observe(seconds)
+
+    def reactor_held(self, seconds: float) -> None:
+        """One call of the reactor took so much CPU. Short ones are not told."""
+        self.reactor_held_s.observe(seconds)
+        self.reactor_held_max_s = max(self.reactor_held_max_s, seconds)
+
+    def note_doing(self, what: str) -> None:
+        self.doing = what
 
     def http(self, route: str, code: int, seconds: float) -> None:
         """One answer. ``route`` is a name from the route table, never a path as sent."""

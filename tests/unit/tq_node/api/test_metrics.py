@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import Clock
 
 from tq_node.observe.exposition import Exposition
-from tq_node.observe.loop_lag import LoopLagService
+from tq_node.observe.loop_monitor import LoopMonitor
 from tq_node.observe.metrics import QUEUE_LABELS_MAX, TYPE_LABELS_MAX, Metrics
 from tq_node.types import AttemptRecord, Backoff, State, TaskId, TaskRow, TaskSpec, Transition
 
@@ -137,7 +137,7 @@ def test_the_node_s_own_numbers(metrics: Metrics) -> None:
 
 def test_the_loop_s_lag_is_how_late_a_sample_comes(metrics: Metrics) -> None:
     clock = Clock()
-    service = LoopLagService(metrics, clock, sample_s=0.25)
+    service = LoopMonitor(metrics, clock, sample_s=0.25)
     service.startService()
     clock.pump([0.25, 0.25, 0.75, 0.25])
     stopped: list[object] = []
