@@ -141,6 +141,32 @@ class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return self.spec.id
 
 
+class HandlerKind(enum.IntEnum):
+    """What a node runs tasks with. ``UNKNOWN``: it is of a release that does not say."""
+
+    UNKNOWN = 0
+    NONE = 1
+    SIMULATED = 2
+    OWN = 3
+
+
+class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A type that a node has a handler for, and what its ``@task`` says for tasks that don't; None where it says nothing."""
+
+    type: str
+    queue: str | None = None
+    max_attempts: int | None = None
+    timeout_ms: int | None = None
+    backoff: Backoff | None = None
+
+
+class Announced(msgspec.Struct, frozen=True, array_like=True):
+    """The handlers that a node runs tasks with now; ``"*"`` among the types: any. At most ``limits.HANDLED_TYPES_MAX``."""
+
+    kind: HandlerKind
+    handled: tuple[HandledType, ...] = ()
+
+
 class Transition(NamedTuple):
     """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None at birth."""
 

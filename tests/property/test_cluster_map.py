@@ -42,6 +42,7 @@ def test_the_random_entries_are_worth_their_name() -> None:
     print({name: (done[name], refused[name]) for name in sorted(done | refused)})
     rare = {
         "NoteThreeVoters",
+        "NoteHandlers",
         "Rebalance",
         "RebalanceDone",
         "PauseQueue",

@@ -30,6 +30,8 @@ from tq_node.cluster import (
 from tq_node.cluster import commands as c
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.moves import Outlook
+from tq_node.cluster.records import FEATURE_LEVEL_MAX, HANDLERS_LEVEL
+from tq_node.types import HandlerKind
 
 pytestmark = pytest.mark.slow
 SEEDS = 400
@@ -67,12 +69,21 @@ def later(_: int) -> None:
     """The others have raised the level to what this code has never heard of (F44)."""
     table = Table(2)
     for number in (1, 2):
-        table.register(number, 2, feature_level_max=2)
+        table.register(number, 2, feature_level_max=FEATURE_LEVEL_MAX + 1)
     try:
-        map.apply(table.map, table.index + 1, c.RaiseFeatureLevel(2))
+        map.apply(table.map, table.index + 1, c.RaiseFeatureLevel(FEATURE_LEVEL_MAX + 1))
     except map.UnreadableMap:
         return
     raise LawBroken("F44: a table is made that this code cannot read")
+
+
+def upgraded(_: int) -> None:
+    """Nodes with handlers of their own, before and after the table can keep that there are any (F44)."""
+    table = Table(1)
+    for number in (1, 2):
+        table.register(number, 2, feature_level_max=FEATURE_LEVEL_MAX, handlers=HandlerKind.OWN)
+    table.do(c.RaiseFeatureLevel(HANDLERS_LEVEL))
+    table.register(3, feature_level_max=FEATURE_LEVEL_MAX, handlers=HandlerKind.OWN)
 
 
 def returns(_: object) -> Any:
@@ -267,6 +278,11 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     "F44: the feature level rises too early": (entries, off(map, "is_supported_by_all", True)),
     "F44: a level that this code cannot apply": (later, off(map, "can_apply", True)),
     "F44: too old a node joins": (entries, off(node_rules, "is_feature_level_missing", False)),
+    "a node's own handlers are not kept": (upgraded, off(node_rules, "is_handlers_news", False)),
+    "F44: handlers are kept below their level": (
+        upgraded,
+        off(node_rules, "is_handlers_news", lambda draft, node: node.handlers is HandlerKind.OWN),
+    ),
 }
 
 
@@ -304,5 +320,5 @@ def test_a_rule_that_is_switched_off_is_caught(name: str, monkeypatch: pytest.Mo
 
 def test_a_settling_without_mutations_is_quiet() -> None:
     for seed in range(5):
-        for world in (entries, deaths, rest, shares_are_kept, voters_are_sound, made_up, later):
+        for world in (entries, deaths, rest, shares_are_kept, voters_are_sound, made_up, later, upgraded):
             world(seed)

@@ -22,7 +22,7 @@ from twisted.protocols.amp import Argument
 from tq_node.cluster import commands as table
 from tq_node.cluster.liveness import Evidence
 from tq_node.cluster.map import FORMAT as MAP_FORMAT
-from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, ClusterMap
+from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, FIELD_LEVELS, ClusterMap
 from tq_node.partition import codec as rows
 from tq_node.partition import entries
 from tq_node.partition import messages as partition
@@ -153,6 +153,7 @@ def describe() -> dict[str, Any]:
         "errors": sorted(failures.KIND_OF),
         "kinds of table commands": {kind.__name__: kind.__struct_config__.tag for kind in get_args(table.AnyCommand)},
         "feature levels of table commands": {kind.__name__: level for kind, level in table.FEATURE_LEVEL_OF.items()},
+        "feature levels of table fields": FIELD_LEVELS,
         "structs": describing.structs,
         "enums": describing.enums,
     }

@@ -1,6 +1,6 @@
-"""docs/howto/rolling-upgrade.md with two releases: nodes of the last one become today's one after another, under load.
+"""docs/howto/rolling-upgrade.md with two releases: nodes of an earlier one become today's one after another, under load.
 
-The last release's code comes out of the repository's history. Without that the test is skipped, and says so.
+The earlier release's code comes out of the repository's history. Without that the test is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.cluster.replicated import HARM, NAMES, compare_at_rest, every_task, k
 from tests.support.harness import PROJECT, Nodes
 from tests.support.history import assert_sound
 from tests.support.load import loading, summary
-from tests.upgrade.versions import VersionedCluster, checkout, last_recorded
+from tests.upgrade.versions import Recorded, VersionedCluster, checkout, every_recorded
 from tq_node.store.upgrades import load_steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -26,10 +26,16 @@ NEW_AND_OLD = HARM + r"|this version knows no call|is not served here"
 """What the older release says of calls that it does not know is part of the matter."""
 
 
+@pytest.fixture(params=every_recorded(), ids=repr)
+def recorded(request: pytest.FixtureRequest) -> Recorded:
+    found: Recorded = request.param
+    return found
+
+
 @pytest.fixture
-def cluster(nodes: Nodes, tmp_path: Path) -> Iterator[VersionedCluster]:
-    """Three nodes of the last release."""
-    old = checkout(last_recorded().manifest["commit"], tmp_path / "last-release")
+def cluster(recorded: Recorded, nodes: Nodes, tmp_path: Path) -> Iterator[VersionedCluster]:
+    """Three nodes of the earlier release."""
+    old = checkout(recorded.manifest["commit"], tmp_path / "earlier-release")
     cluster = VersionedCluster(nodes, trees=dict.fromkeys(NAMES, old), options=HANDLERS)
     try:
         yield cluster
@@ -50,9 +56,9 @@ def _runs_today(cluster: VersionedCluster, name: str) -> bool:
     return path.split(":")[-1] == str(PROJECT)
 
 
-def test_the_last_release_becomes_this_one_node_by_node(cluster: VersionedCluster) -> None:
+def test_an_earlier_release_becomes_this_one_node_by_node(recorded: Recorded, cluster: VersionedCluster) -> None:
     old = dict(cluster.trees)
-    goes_back = last_recorded().manifest["schema"] == load_steps()[-1].version
+    goes_back = recorded.manifest["schema"] == load_steps()[-1].version
     leaves_last = ""
     cluster.start()
     _whole(cluster)

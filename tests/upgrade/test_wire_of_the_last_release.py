@@ -31,6 +31,8 @@ from tq_node.types import NodeId, TaskSpec
 from tq_node.wire import bounds, codec, commands, failures, handshake
 from tq_node.wire.handshake import INTRODUCTIONS
 
+LATER = 99
+"""A feature level of a release to come."""
 COMMANDS = {kind.commandName.decode(): kind for kind in vars(commands).values() if hasattr(kind, "commandName")}
 
 
@@ -216,6 +218,13 @@ BREAKING: dict[str, Callable[[dict[str, Any]], object]] = {
         new["structs"].update({"new.Message": {"tag": 77, "array": True, "strict": False, "fields": []}}),
         new["bodies"]["Confirm.body"]["type"].append(["struct", "new.Message"]),
     ),
+    "a new field of the table without a feature level": lambda new: new["structs"][
+        "tq_node.cluster.records.ClusterMap"
+    ]["fields"].append(["new", "int", False]),
+    "a new field of the table at a level that the other takes for known": lambda new: (
+        new["structs"]["tq_node.cluster.records.ClusterMap"]["fields"].append(["new", "int", False]),
+        new.setdefault("feature levels of table fields", {}).update(new=new["features"][1]),
+    ),
     "a word with another number": lambda new: new["enums"]["tq_node.types.State"].update(PENDING=7),
     "a new command of the table without a feature level": lambda new: new["kinds of table commands"].update(New=99),
 }
@@ -248,8 +257,13 @@ ALLOWED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a wider range of protocols": lambda new: new.update(protocol=[1, 2]),
     "a new command of the table with a feature level": lambda new: (
         new["kinds of table commands"].update(New=99),
-        new["feature levels of table commands"].update(New=2),
-        new.update(features=[1, 2]),
+        new["feature levels of table commands"].update(New=LATER),
+        new.update(features=[1, LATER]),
+    ),
+    "a new field of the table with a feature level": lambda new: (
+        new["structs"]["tq_node.cluster.records.ClusterMap"]["fields"].append(["new", "int", False]),
+        new.setdefault("feature levels of table fields", {}).update(new=LATER),
+        new.update(features=[1, LATER]),
     ),
 }
 

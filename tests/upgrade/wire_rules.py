@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Description = Mapping[str, Any]
+TABLE = "tq_node.cluster.records.ClusterMap"
 SIZES = ("most", "least", "length", "bytes_max")
 
 
@@ -124,6 +125,11 @@ class _Comparing:
             )
         return found
 
+    def _comes_with_a_level(self, struct: str, field: str) -> bool:
+        """The table leaves such a field out until all members know it (F44)."""
+        level = self._new.get("feature levels of table fields", {}).get(field, 1)
+        return struct == TABLE and bool(level > self._old["features"][1])
+
     def _struct(self, old: str, new: str) -> Iterator[str]:
         if (old, new) in self._seen:
             return
@@ -146,5 +152,5 @@ class _Comparing:
         for field in now["fields"][len(known["fields"]) :]:
             if field[2]:
                 yield f"{old}: {field[0]} is new, and must be there"
-            elif known["strict"]:
+            elif known["strict"] and not self._comes_with_a_level(old, field[0]):
                 yield f"{old}: {field[0]} is new, and the other refuses what it does not know"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_node.cluster.records import ClusterSettings
-from tq_node.types import Epoch, NodeId, NodeName, PartitionId
+from tq_node.cluster.records import HANDLERS_LEVEL, ClusterSettings
+from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
 FORMAT = 1
 
@@ -33,7 +33,10 @@ class Command(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Registration(Value, frozen=True):
-    """What a node says of itself. ``nonce``: random, new at each start; ``incarnation``: raised and synced at each start."""
+    """What a node says of itself. ``nonce``: random, new at each start; ``incarnation``: raised and synced at each start.
+
+    ``handlers`` counts from ``HANDLERS_LEVEL`` on: who joins can't know the level before.
+    """
 
     node_id: NodeId
     name: NodeName
@@ -43,6 +46,7 @@ class Registration(Value, frozen=True):
     nonce: str
     feature_level_min: int
     feature_level_max: int
+    handlers: HandlerKind = HandlerKind.UNKNOWN
 
 
 class Seen(Value, frozen=True):
@@ -214,6 +218,10 @@ class NoteThreeVoters(Command, frozen=True, tag=35):
     """The group has had three voters: from now on a replacement is promoted only after some time of health (section 6)."""
 
 
+class NoteHandlers(Command, frozen=True, tag=36):
+    """A node has handlers of its own: no node may let simulated ones stand in for them from now on."""
+
+
 AnyCommand = (
     FoundCluster
     | RegisterNode
@@ -236,9 +244,10 @@ AnyCommand = (
     | RebalanceDone
     | RaiseFeatureLevel
     | NoteThreeVoters
+    | NoteHandlers
 )
 
-FEATURE_LEVEL_OF: dict[type[Command], int] = {}
+FEATURE_LEVEL_OF: dict[type[Command], int] = {NoteHandlers: HANDLERS_LEVEL}
 """Kinds that need more than the first feature level; nobody may propose them before the table has it."""
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -19,6 +19,7 @@ from tq_node.cluster.commands import (
     ElectPrimary,
     FinishMove,
     NodeDown,
+    NoteHandlers,
     NoteThreeVoters,
     PlanPrimary,
     RaiseFeatureLevel,
@@ -26,6 +27,7 @@ from tq_node.cluster.commands import (
     RebalanceDone,
     RemoveNode,
 )
+from tq_node.cluster.handlers import is_note_due
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.moves import Outlook
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterMap, NodeEntry
@@ -151,7 +153,7 @@ def _batches(kind: Callable[[Any], AnyCommand], steps: Sequence[_Step], size: in
 
 # --- the cluster ---
 def _on_the_cluster(outlook: Outlook, view: RaftView, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
-    for command in (*_removals(outlook, view), *_levels(outlook.map), *_notes(outlook.map, view)):
+    for command in (*_removals(outlook, view), *_levels(outlook.map), *_notes(outlook, view)):
         if command not in pending:
             yield command
 
@@ -174,6 +176,8 @@ def _levels(cluster_map: ClusterMap) -> Iterator[AnyCommand]:
         yield RaiseFeatureLevel(supported)
 
 
-def _notes(cluster_map: ClusterMap, view: RaftView) -> Iterator[AnyCommand]:
-    if len(view.voters) >= VOTERS_TO_NOTE and not cluster_map.has_had_three_voters:
+def _notes(outlook: Outlook, view: RaftView) -> Iterator[AnyCommand]:
+    if len(view.voters) >= VOTERS_TO_NOTE and not outlook.map.has_had_three_voters:
         yield NoteThreeVoters()
+    if is_note_due(outlook.map, outlook.liveness.handlers):
+        yield NoteHandlers()

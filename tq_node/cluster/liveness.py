@@ -12,7 +12,7 @@ import msgspec
 
 from tq_node.cluster.pace import DEFAULT_PACE, Pace
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
-from tq_node.types import NodeId
+from tq_node.types import Announced, NodeId
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +71,9 @@ class Liveness:
         self._steady_since_ms: dict[NodeId, int] = {}
         self._table_index: dict[NodeId, int] = {}
         self._health: dict[NodeId, Health] = {}
+        self.handlers: dict[NodeId, Announced] = {}
+        """What each node last said of its handlers, in its present session."""
+        self._handlers_serial: dict[NodeId, int] = {}
         self._evidence: dict[NodeId, dict[NodeId, Evidence]] = {}
         self._down_since_ms: dict[NodeId, int] = {}
         self._heir_since_ms: dict[int, tuple[int, int]] = {}
@@ -117,6 +120,8 @@ class Liveness:
             if known is None or known.session != node.session:
                 self._heard_ms[node_id] = self._steady_since_ms[node_id] = now_ms
                 self._health.pop(node_id, None)
+                self.handlers.pop(node_id, None)
+                self._handlers_serial.pop(node_id, None)
                 self._table_index.pop(node_id, None)
                 self._evidence.pop(node_id, None)
             if node.is_up:
@@ -136,6 +141,16 @@ class Liveness:
         self._table_index[node] = table_index
         self._health[node] = health
         self._evidence.pop(node, None)
+
+    def heard_handlers(self, node: NodeId, serial: int, announced: Announced) -> None:
+        """In the node's present session, in which ``serial`` rises with each change. An earlier word changes nothing."""
+        if serial > self._handlers_serial.get(node, 0):
+            self._handlers_serial[node] = serial
+            self.handlers[node] = announced
+
+    def lacks_handlers(self, node: NodeId, serial: int) -> bool:
+        """Has it changed its handlers since it was heard of them?"""
+        return serial > self._handlers_serial.get(node, 0)
 
     def reported(self, evidence: Evidence) -> None:
         """R5a. May be repeated; does nothing unless it is conclusive."""

@@ -17,6 +17,7 @@ from tq_node import limits
 from tq_node.cluster.commands import (
     AnyCommand,
     FoundCluster,
+    NoteHandlers,
     NoteThreeVoters,
     PauseQueue,
     RaiseFeatureLevel,
@@ -40,12 +41,14 @@ from tq_node.cluster.records import (
     EMPTY,
     FEATURE_LEVEL_MAX,
     FEATURE_LEVEL_MIN,
+    FIELD_LEVELS,
+    HANDLERS_LEVEL,
     ClusterMap,
     NodeEntry,
     PartitionEntry,
 )
 from tq_node.cluster.refusals import Refusal
-from tq_node.types import Epoch
+from tq_node.types import Epoch, HandlerKind
 
 FORMAT = 1
 VOTERS_ALLOWED = (1, 3, 5)
@@ -125,6 +128,10 @@ def _found(draft: Draft, command: FoundCluster) -> Applied:
         paused_queues=(),
         map_version=draft.index,
     )
+    if born.feature_level >= HANDLERS_LEVEL:
+        born = msgspec.structs.replace(
+            born, handlers_since=draft.index, handlers_seen=command.node.handlers is HandlerKind.OWN
+        )
     changes: list[Change] = [NodeChanged(node.node_id, None, node)]
     changes += [PartitionChanged(partition, None, entry) for partition in range(len(born.partitions))]
     return Applied(born, tuple(changes))
@@ -175,12 +182,19 @@ def _raise_feature_level(draft: Draft, command: RaiseFeatureLevel) -> None:
     elif not is_supported_by_all(draft, command.feature_level):
         draft.refuse(Refusal.FEATURE_LEVEL)
     else:
+        if draft.before.feature_level < HANDLERS_LEVEL <= command.feature_level:
+            draft.set(handlers_since=draft.index)
         draft.set(feature_level=command.feature_level)
 
 
 def _note_three_voters(draft: Draft, _: NoteThreeVoters) -> None:
     if not draft.before.has_had_three_voters:
         draft.set(has_had_three_voters=True)
+
+
+def _note_handlers(draft: Draft, _: NoteHandlers) -> None:
+    if not draft.before.handlers_seen:
+        draft.set(handlers_seen=True)
 
 
 RULES: dict[type, Callable[[Draft, Any], None]] = {
@@ -193,6 +207,7 @@ RULES: dict[type, Callable[[Draft, Any], None]] = {
     RebalanceDone: _rebalance_done,
     RaiseFeatureLevel: _raise_feature_level,
     NoteThreeVoters: _note_three_voters,
+    NoteHandlers: _note_handlers,
 }
 
 # --- as bytes ---
@@ -201,8 +216,10 @@ _decode = msgspec.msgpack.Decoder(ClusterMap).decode
 
 
 def encode(cluster_map: ClusterMap) -> bytes:
-    """The whole table, for Raft's snapshots: equal tables, equal bytes."""
-    return bytes((FORMAT,)) + _encode(cluster_map)
+    """The whole table, for Raft's snapshots: equal tables, equal bytes. Without the fields that not every member knows (F44)."""
+    late = sum(cluster_map.feature_level < level for level in FIELD_LEVELS.values())
+    written = msgspec.structs.astuple(cluster_map)[:-late] if late else cluster_map
+    return bytes((FORMAT,)) + _encode(written)
 
 
 def decode(data: bytes) -> ClusterMap:
@@ -215,6 +232,9 @@ def decode(data: bytes) -> ClusterMap:
         raise UnreadableMap(str(why)) from why
     if cluster_map.is_founded:
         _refuse_level(cluster_map.feature_level)
+    for name, level in FIELD_LEVELS.items():
+        if cluster_map.feature_level < level and getattr(cluster_map, name) != getattr(EMPTY, name):
+            raise UnreadableMap(f"{name} in a table of feature level {cluster_map.feature_level}")
     return cluster_map
 
 

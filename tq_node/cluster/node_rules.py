@@ -15,9 +15,9 @@ from tq_node.cluster.commands import (
     UndrainNode,
 )
 from tq_node.cluster.draft import Draft, replace
-from tq_node.cluster.records import NodeEntry, NodeStatus, PartitionEntry, Recovery, min_isr_wanted
+from tq_node.cluster.records import HANDLERS_LEVEL, NodeEntry, NodeStatus, PartitionEntry, Recovery, min_isr_wanted
 from tq_node.cluster.refusals import Refusal
-from tq_node.types import NodeId
+from tq_node.types import HandlerKind, NodeId
 
 
 # --- registration (sections 2 and 6) ---
@@ -91,6 +91,8 @@ def register(draft: Draft, command: RegisterNode) -> None:
     if refusal is not None:
         draft.refuse(refusal)
         return
+    if is_handlers_news(draft, command.node):
+        draft.set(handlers_seen=True)
     node = entry_of(command.node, draft.index)
     known = draft.nodes.get(node.node_id)
     if known is None:
@@ -100,6 +102,12 @@ def register(draft: Draft, command: RegisterNode) -> None:
             replace(node, is_draining=known.is_draining, is_leaving=known.is_leaving, joined_index=known.joined_index)
         )
         choose_after_registration(draft, node.node_id)
+
+
+def is_handlers_news(draft: Draft, node: Registration) -> bool:
+    """The first node with handlers of its own. Below the level nobody keeps it: an older release could not (F44)."""
+    table = draft.before
+    return node.handlers is HandlerKind.OWN and table.feature_level >= HANDLERS_LEVEL and not table.handlers_seen
 
 
 def choose_after_registration(draft: Draft, node: NodeId) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import Applied, ClusterMap, NodeChanged, PartitionChanged, PartitionEntry
-from tq_node.cluster.records import NodeStatus
-from tq_node.types import NodeId
+from tq_node.cluster.records import HANDLERS_LEVEL, NodeStatus
+from tq_node.types import HandlerKind, NodeId
 
 OUTSIDE_R1 = (c.UnsafeRecover, c.RemoveNode)
 
@@ -74,6 +74,7 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
         return
     need(after.map_version == index, "map_version is the index of the last change")
     need(after.feature_level >= before.feature_level, "F44: the feature level is never lowered")
+    check_handlers(before, command, applied)
     told_nodes = {change.node_id: change for change in applied.changes if isinstance(change, NodeChanged)}
     told = {change.partition: change for change in applied.changes if isinstance(change, PartitionChanged)}
     for node_id, node in after.nodes.items():
@@ -96,6 +97,16 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
     check_deaths(before, after, command)
     check_registration(before, after, command)
     check_removal(before, command, applied)
+
+
+def check_handlers(before: ClusterMap, command: c.AnyCommand, applied: Applied) -> None:
+    after = applied.map
+    need(after.handlers_seen or not before.handlers_seen, "that there were real handlers is never forgotten")
+    need(before.handlers_since in (0, after.handlers_since), "since when registrations count is said once")
+    if after.feature_level < HANDLERS_LEVEL:
+        need(not after.handlers_seen and not after.handlers_since, "F44: what older releases can't keep is not kept")
+    elif isinstance(command, c.RegisterNode | c.FoundCluster) and not applied.refused:
+        need(after.handlers_seen or command.node.handlers is not HandlerKind.OWN, "a node has handlers of its own")
 
 
 def check_partition_step(

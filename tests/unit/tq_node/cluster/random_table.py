@@ -9,7 +9,7 @@ from typing import TypeVar
 from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, later_release, nid, registration, replace
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import ClusterMap, PartitionEntry, decode, digest, encode
-from tq_node.types import Epoch, NodeId, NodeName, PartitionId
+from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
 NUMBERS = 8
 T = TypeVar("T")
@@ -144,7 +144,12 @@ class RandomTable:
         incarnation = (
             1 if known is None else self.often(known.incarnation + 1, known.incarnation, known.incarnation - 1)
         )
-        node = registration(number, incarnation, feature_level_max=self.often(2, 1))
+        node = registration(
+            number,
+            incarnation,
+            feature_level_max=self.often(2, 1),
+            handlers=HandlerKind((number + incarnation) % len(HandlerKind)),
+        )
         if self.rng.random() < 0.1:
             node = replace(node, nonce="another")
         if self.rng.random() < 0.1:
@@ -243,6 +248,7 @@ class RandomTable:
             c.RebalanceDone(self.table.map.rebalance),
             c.RaiseFeatureLevel(self.rng.randint(0, 3)),
             c.NoteThreeVoters(),
+            c.NoteHandlers(),
             c.FoundCluster(CLUSTER_ID, "again", self.table.map.settings, registration(9)),
         ]
         return self.pick(options)

@@ -441,6 +441,7 @@ class TestTheCluster:
     def test_f44_the_feature_level_rises_when_all_support_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         table = Table()
         table.register(1, 2, feature_level_max=2)
+        monkeypatch.setattr(controller, "FEATURE_LEVEL_MAX", 1)
         assert Leader(table).commands() == (), "this code cannot, whatever its node has registered with"
         monkeypatch.setattr(controller, "FEATURE_LEVEL_MAX", 2)
         assert Leader(table).commands() == (c.RaiseFeatureLevel(2),)

@@ -16,7 +16,7 @@ from tq_node.cluster import commands as c
 from tq_node.cluster import map as table_of
 from tq_node.cluster.draft import Draft
 from tq_node.cluster.map import EMPTY, QueueChanged, UnreadableMap, apply
-from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterSettings
 from tq_node.cluster.refusals import Refusal
 
 
@@ -119,12 +119,13 @@ class TestTheCluster:
     def test_f44_a_level_that_this_code_cannot_apply_stops_it(self) -> None:
         """Its members have raised it: to refuse, or to go on with what cannot be read back, would be divergence."""
         table = Table()
-        table.register(1, 2, feature_level_max=2)
-        table.register(2, feature_level_max=2)
-        raised = c.RaiseFeatureLevel(2)
-        with pytest.raises(UnreadableMap, match="feature level 2"):
+        later = FEATURE_LEVEL_MAX + 1
+        table.register(1, 2, feature_level_max=later)
+        table.register(2, feature_level_max=later)
+        raised = c.RaiseFeatureLevel(later)
+        with pytest.raises(UnreadableMap, match=f"feature level {later}"):
             table_of.apply(table.map, table.index + 1, raised)
-        refused = table_of.apply(table.map, table.index + 1, c.RaiseFeatureLevel(3))
+        refused = table_of.apply(table.map, table.index + 1, c.RaiseFeatureLevel(later + 1))
         assert [r.code for r in refused.refused] == [Refusal.FEATURE_LEVEL], "what all refuse, it refuses too"
         assert not table.refusals(raised), "a later release goes on"
         with later_release():
@@ -132,8 +133,8 @@ class TestTheCluster:
 
     def test_f44_nor_is_a_cluster_of_a_later_release_taken_for_one_s_own(self) -> None:
         settings = ClusterSettings(4, 3, 7, 3)
-        found = c.FoundCluster(CLUSTER_ID, "later", settings, registration(1, feature_level_max=2))
-        with pytest.raises(UnreadableMap, match="feature level 2"):
+        found = c.FoundCluster(CLUSTER_ID, "later", settings, registration(1, feature_level_max=FEATURE_LEVEL_MAX + 1))
+        with pytest.raises(UnreadableMap, match=f"feature level {FEATURE_LEVEL_MAX + 1}"):
             table_of.apply(EMPTY, 1, found)
 
     def test_f44_a_kind_above_the_feature_level_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
