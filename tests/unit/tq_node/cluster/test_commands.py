@@ -39,7 +39,7 @@ EVERY: list[tuple[int, c.AnyCommand]] = [
     (35, c.NoteThreeVoters()),
     (36, c.NoteHandlers()),
 ]
-LEVELS = {c.NoteHandlers: 2}
+LEVELS: dict[type, int] = {c.NoteHandlers: 2}
 """Of the kinds that came after the first release."""
 
 
