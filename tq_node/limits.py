@@ -128,6 +128,10 @@ CLAIMS_AHEAD_WAIT_MS = 250
 """One that has not begun by then is given back."""
 CANCEL_GRACE_MS = 5_000
 STOP_TIMEOUT_S = 25
+STOP_MARGIN_S = 30.0
+"""What an orderly end may take besides the handlers' time: handing over, closing connections and the store."""
+THREADS_GRACE_S = 1.0
+"""What threads left behind by handlers may still take once the store is closed. twistd's own end takes milliseconds."""
 NOTE_INTERVAL_MS = 1_000
 CHILD_START_MS_MAX = 30_000
 CHILD_FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * KIB

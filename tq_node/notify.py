@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from tq_node.facade import ClusterView, NotReadyReason
+from tq_node.limits import STOP_MARGIN_S
 from tq_node.runtime.clock import Clock
 
 _log = Logger(namespace="taskqueue.notify")
@@ -24,8 +25,6 @@ LOOK_S = 0.5
 READY_WAIT_S = 60.0
 """A node that is not ready by then lets the boot go on: what it waits for may be other machines, which boot after this one. It
 says so in its status. ``TimeoutStartSec`` in the unit must be longer."""
-STOP_MARGIN_S = 30.0
-"""What an orderly end may take besides the handlers' time: handing over, closing connections and the store."""
 
 
 class Told(Protocol):

@@ -77,6 +77,11 @@ class Options(usage.Options):
         if self.parent is not None and self.parent["pidfile"] == _PID_FILE_OF_TWISTD:
             self.parent["pidfile"] = ""
 
+    def remove_pid_file(self) -> None:
+        """The one asked of twistd by name, which twistd itself removes where its end is not cut short. :raises OSError:"""
+        if self.parent is not None and self.parent["pidfile"]:
+            Path(self.parent["pidfile"]).unlink(missing_ok=True)
+
     def refuse_start(self, line: str) -> NoReturn:
         """As ``refuse``, once logging and forking are over: twistd has redirected ``sys.stderr`` to the log by then.
 

@@ -1,17 +1,15 @@
-"""What a node asks of its process and of the system: signals, files, the collector, ports that listen at once."""
+"""What a node asks of its process and of the system: files, the collector, ports that listen at once."""
 
 from __future__ import annotations
 
 import gc
 import os
 import resource
-import signal
 import sys
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
@@ -43,26 +41,11 @@ def calm_the_collector() -> None:
     gc.set_threshold(GC_THRESHOLD, 50, 1_000)
 
 
-def end_in_order_on_signals(reactor: Any) -> None:
-    """SIGTERM and SIGINT stop the node and it exits with 0; twistd's own handlers would end it by the signal once more."""
-
-    def stop(number: int, frame: object) -> None:
-        reactor.callFromThread(stop_once, reactor)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-
-
-def stop_once(reactor: Any) -> None:
-    if reactor.running:
-        with suppress(ReactorNotRunning):
-            reactor.stop()
-
-
 def end_at_once(code: int) -> NoReturn:
     """Nothing more is written or said (R18, R20)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody may be left who reads it
+            stream.flush()
     os._exit(code)
 
 

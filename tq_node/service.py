@@ -6,7 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -37,10 +37,8 @@ from tq_node.process import (
     EXIT_STORE_BROKEN,
     calm_the_collector,
     end_at_once,
-    end_in_order_on_signals,
     listen_now,
     set_up,
-    stop_once,
     with_backlog,
 )
 from tq_node.runtime.clock import Clock, make_reactor_monotonic
@@ -52,6 +50,7 @@ from tq_node.runtime.joining import refusal_line
 from tq_node.runtime.node_side import ClusterQueueSettings
 from tq_node.runtime.queue import NodeQueue
 from tq_node.runtime.settings import QueueSettings
+from tq_node.signals import Ending, Signals, stop_once
 from tq_node.store.lock import DirectoryLocked
 from tq_node.store.readmit import FAILED_MARK, mark_failed, set_store_aside, why_failed
 from tq_node.store.sqlite import SqliteStore, open_store
@@ -73,26 +72,34 @@ class StoreFailed(Exception):
 
 def makeService(options: Options) -> NodeService:
     """The node as a service. Opens nothing: a daemon forks between this and the start, and threads don't survive that."""
-    working_dir = str(options.settings.working_dir)
+    from twisted.internet import reactor
+
+    settings = options.settings
+    made = NodeService(settings, options, reactor)
+    made.signals.outlive()
+    working_dir = str(settings.working_dir)
     if working_dir not in sys.path:
-        sys.path.insert(0, working_dir)
+        sys.path.append(working_dir)  # a daemon changes directory later. Last, as ``load_handlers`` promises
     try:
-        registry = Registry.load(options.settings.handlers)
+        made.registry = Registry.load(settings.handlers)
     except HandlerError as why:
         refuse(f"--handlers: {why}")
-    return NodeService(options.settings, registry, options.refuse_start)
+    return made
 
 
 class NodeService(Service):
     """One node. What is wrong with its surroundings ends the process with one line; what breaks later, with a code."""
 
     name = "taskqueue"
+    registry: Registry
 
-    def __init__(self, settings: Settings, registry: Registry, refuse_start: Callable[[str], NoReturn]) -> None:
-        self._registry = registry
-        self._refuse_start = refuse_start
+    def __init__(self, settings: Settings, options: Options, reactor: Any) -> None:
+        self._refuse_start = options.refuse_start
+        self._remove_pid_file = options.remove_pid_file
         self._settings = settings
-        self._reactor: Any = None
+        self._reactor = reactor
+        self._ending = Ending(settings.stop_timeout_ms / 1000)
+        self.signals = Signals(reactor, self._ending, EXIT_SOFTWARE, self._reload)
         self._clock: Clock
         self._metrics: Metrics
         self._store: SqliteStore
@@ -112,11 +119,8 @@ class NodeService(Service):
 
     # --- start ---
     def startService(self) -> None:
-        from twisted.internet import reactor
-
         super().startService()
-        self._reactor = reactor
-        make_reactor_monotonic(reactor)
+        make_reactor_monotonic(self._reactor)
         set_up()
         try:
             self._assemble()
@@ -130,7 +134,7 @@ class NodeService(Service):
         stop_s = self._settings.stop_timeout_ms / 1000
         self._notifier = Notifier.from_environment(os.environ, self._clock, self._queue, stop_s)
         self._notifier.start()
-        reactor.callWhenRunning(end_in_order_on_signals, reactor)
+        self._reactor.callWhenRunning(self.signals.end_in_order)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._failed_to_start)
 
@@ -173,7 +177,7 @@ class NodeService(Service):
         member.assemble(self._queue, on_older_cluster=self._end_with_line)
         self._worker = WorkerService(
             self._queue,
-            self._registry,
+            self.registry,
             concurrency=settings.concurrency,
             stop_timeout_s=settings.stop_timeout_ms / 1000,
             lock=self._lock,
@@ -247,7 +251,7 @@ class NodeService(Service):
                 disk_free_bytes_min=settings.disk_free_bytes_min,
                 copy_rate_bytes_s=settings.copy_rate_bytes_s,
                 backup_dir=str(settings.data_dir),
-                defaults_of=self._registry.defaults,
+                defaults_of=self.registry.defaults,
                 random_bytes=os.urandom,
                 draw=random.random,
             ),
@@ -297,11 +301,19 @@ class NodeService(Service):
             _log.error("can't ask for the workers' lock: {why}", why=str(why), event="workers_lock_failed")
             return False  # then the lease has to pass
 
+    # --- again ---
+    def _reload(self) -> None:
+        """SIGHUP: read again what can be; whatever does not do then stays as it was."""
+        if self._is_stopping or not self.running:
+            return
+        _log.info("SIGHUP: nothing to read again", event="reloaded")
+
     # --- end ---
     def stopService(self) -> Deferred[None]:
         """Take no more work, give handlers their time, hand over, flush, and leave nothing behind but the store."""
         super().stopService()
         self._is_stopping = True
+        self._ending.begun(EXIT_SOFTWARE)
         self._notifier.stopping()
         self._queue.begin_to_stop()
         self._member.stop_joining()
@@ -330,6 +342,7 @@ class NodeService(Service):
         _log.info("node {node} has stopped", node=self._settings.node_name, event="node_stopped")
         if self._exit_code:
             end_at_once(self._exit_code)
+        self._ending.closed(0, self._remove_pid_file)
 
     def _failed_to_stop(self, why: Failure) -> None:
         _log.failure("the node could not stop in order", failure=why, event="stop_failed")

@@ -26,7 +26,6 @@ import yaml  # type: ignore[import-untyped]
 from tests.packaging.deployed import DEPLOY, Instruction, stages
 from tests.support.harness import EXIT_S, PROJECT, NodeHttp, Nodes, clean_environment, free_port, until
 from tq_node import config, limits
-from tq_node.notify import STOP_MARGIN_S
 
 DOCKERFILE = PROJECT / "Dockerfile"
 COMPOSE = DEPLOY / "compose.yml"
@@ -177,7 +176,7 @@ class TestCompose:
             assert port.endswith(":8080")
             assert service["environment"]["TQ_NODE_ID"] == service["environment"]["TQ_ADVERTISE"] == name
             assert service["depends_on"]["certificates"]["condition"] == "service_completed_successfully"
-            assert int(service["stop_grace_period"].removesuffix("s")) >= limits.STOP_TIMEOUT_S + STOP_MARGIN_S
+            assert int(service["stop_grace_period"].removesuffix("s")) >= limits.STOP_TIMEOUT_S + limits.STOP_MARGIN_S
             assert name not in service["environment"]["TQ_JOIN"].partition(":")[0]
         assert compose["services"]["certificates"]["entrypoint"][3:] == list(NAMES)
 

@@ -220,6 +220,11 @@ class Membership:
         """Of all members, as the table has them."""
         return tuple((str(node.node_id), str(node.name), node.peer) for node in self.map.members())
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether any other member can be spoken to."""
+        return any(self._pool.is_connected(node) for node in self.known())
+
     # --- heartbeats ---
     def _beat(self) -> None:
         if not self.is_registered:

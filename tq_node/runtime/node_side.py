@@ -294,12 +294,15 @@ class NodeSide(Operating, Outside):
             told.addErrback(lambda _: None)
 
     async def hand_over(self) -> None:
-        """Another node of its set becomes primary of each partition that this one leads, if there is one (SIGTERM, section 6)."""
+        """Another node of its set becomes primary of each partition that this one leads, if there is one (SIGTERM, section 6).
+
+        Nobody is waited for where no other node is connected: who is gone takes nothing, though the table may not know it yet.
+        """
         if self._local is None or not self._local.is_active:
             return
         deadline_ms = self._clock.now_ms() + HAND_OVER_MS
         while led := self._local.replication.led_with_others():
-            if self._clock.now_ms() >= deadline_ms:
+            if self._clock.now_ms() >= deadline_ms or not self.plane.membership.is_connected:
                 return
             self._give_away(led)
             await self.plane.membership.pause(HAND_OVER_LOOK_S)

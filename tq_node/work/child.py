@@ -31,6 +31,7 @@ from tq_node.work.results import BadResult, decode_payload, describe, encode_res
 
 _PR_SET_PDEATHSIG = 1
 _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
+_OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _READ_BYTES = 65_536
 _NO_BYTES = bytes(4)
 _SAY_INTERVAL_S = 0.05
@@ -63,7 +64,7 @@ def set_up_process() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # The node decides when a worker process ends, also where a supervisor sends SIGTERM to the whole control group. A
     # function rather than SIG_IGN, which programs started by a handler would inherit.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _OUTLIVED:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     # When memory runs out, a handler has to go rather than the node.
@@ -85,7 +86,8 @@ def _forget_node() -> None:
             os.close(fd)
     with contextlib.suppress(ValueError):  # it was not the main thread that forked
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in _OUTLIVED[1:]:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Child:

@@ -11,7 +11,8 @@ import pytest
 from twisted.internet.task import Clock as FakeReactor
 
 from tq_node.facade import ClusterNode, ClusterView, NotReadyReason
-from tq_node.notify import LOOK_S, READY_WAIT_S, STOP_MARGIN_S, Notifier
+from tq_node.limits import STOP_MARGIN_S
+from tq_node.notify import LOOK_S, READY_WAIT_S, Notifier
 from tq_node.runtime.clock import Clock
 
 WAITING = NotReadyReason("no_controller", "the cluster has no leader for now")
