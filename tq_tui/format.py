@@ -187,13 +187,21 @@ def meter(part: int, whole: int, width: int) -> str:
 
 def compact_json(value: Any) -> str:
     """On one line. The letters stay as they are."""
-    return "" if value is msgspec.UNSET else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return "" if value is msgspec.UNSET else _dumped(value, separators=(",", ":"))
 
 
 def pretty_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    return _dumped(value, indent=2)
 
 
 def task_json(task: msgspec.Struct) -> str:
     """A task as the API tells it, to be copied."""
-    return json.dumps(msgspec.to_builtins(task), ensure_ascii=False, indent=2)
+    return _dumped(msgspec.to_builtins(task), indent=2)
+
+
+def _dumped(value: Any, **form: Any) -> str:
+    """Results of old stores may be nested deeper than an encoder goes."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, **form)
+    except RecursionError:
+        return "(nested too deep to be shown)"

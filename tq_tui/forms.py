@@ -7,6 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tq_tui.client.shallow import is_deep
+
+DEPTH_MAX = 200
+"""Of a payload, as nodes take it."""
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DELAY = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _LOOKS_LIKE_JSON = ("{", "[", '"', "-")
@@ -41,6 +46,8 @@ def read_payload(text: str) -> Payload:
         return Payload(text, "text, sent as a JSON string")
     except (ValueError, RecursionError) as why:
         return Payload(error=str(why) if isinstance(why, ValueError) else "nested too deep")
+    if is_deep(text.encode("utf-8", "replace"), DEPTH_MAX):
+        return Payload(error=f"nested deeper than {DEPTH_MAX} levels")
     return Payload(value, _described(value))
 
 

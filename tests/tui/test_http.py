@@ -12,6 +12,9 @@ from tq_tui.client import http
 from tq_tui.client.api import Refused, Unreachable
 from tq_tui.client.exposition import read_metrics
 from tq_tui.client.http import HttpCluster
+from tq_tui.client.shallow import CUT, is_deep, shallow
+from tq_tui.filters import TaskQuery
+from tq_tui.format import pretty_json
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -161,3 +164,44 @@ def test_metrics_are_read_and_the_rest_is_skipped() -> None:
     assert metrics.oldest_age_s == {'de"f}ault': 2.5}
     assert (metrics.paused, metrics.version, metrics.memory_bytes) == (("bulk",), "0.1.0", 69_000_000)
     assert read_metrics("").slots == 0
+
+
+def deep(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+@pytest.mark.parametrize("levels", [300, 960, 988, 100_000])
+async def test_a_result_that_is_nested_too_deep_is_cut_and_the_others_are_shown(levels: int) -> None:
+    """Of stores that were written before results had a bound. Nobody's console ends for it."""
+    task = b'{"id":"%b","type":"t","status":"completed","result":%b,"tags":{"[":"]\\""},"queue":"q"}'
+    page = b'{"tasks":[%b,%b],"next":null}' % (task % (b"a", deep(levels)), task % (b"b", b"[1]"))
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answered(page if b"/tasks/list" in head else task % (b"a", deep(levels))))
+        await writer.drain()
+
+    async with serving(answer) as address:
+        client = HttpCluster()
+        tasks = (await client.at(address).tasks(TaskQuery())).tasks
+        assert [(task.id, task.tags) for task in tasks] == [("a", {"[": ']"'}), ("b", {"[": ']"'})]
+        assert tasks[1].result == [1]
+        shown = pretty_json(tasks[0].result)
+        assert "nested" in shown or levels < 960
+        assert (await client.at(address).task("a")).id == "a"
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b"[[1],2]", b"[[1],2]"),
+        (b"[[[1,[2]]],3]", b"[[%b],3]" % CUT),
+        (b'[{"[[[":["]"]}]', b'[{"[[[":%b}]' % CUT),
+        (b'["\\"[[[",[1]]', b'["\\"[[[",[1]]'),
+        (b"[[[1", b"[[%b" % CUT),
+        (b"]]]]", b"]]]]"),
+    ],
+)
+def test_what_is_cut(body: bytes, kept: bytes) -> None:
+    assert shallow(body, 2) == kept
+    assert is_deep(body, 2) == (kept != body)

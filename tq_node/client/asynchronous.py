@@ -133,7 +133,7 @@ class AsyncQueue:
         """Submit a task. When this returns, it is on the disk of every in-sync copy.
 
         :param type: which handler runs it.
-        :param payload: anything that JSON has.
+        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the like among it.
         :param queue: where it waits.
         :param priority: 0 to 9, 9 first.
         :param delay: seconds from now until it is due.
@@ -148,7 +148,7 @@ class AsyncQueue:
         :raises Unavailable: nobody took it within the deadline.
         :raises OutcomeUnknown: it may have been taken; the same ``id`` may be sent again.
         :raises TooManyWaiting: this client holds too many already.
-        :raises TypeError: the payload is no JSON.
+        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime); the line says what.
         """
         engine = self._open()
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)

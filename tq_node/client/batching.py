@@ -17,7 +17,7 @@ import msgspec
 from tq_node.client import limits
 from tq_node.client.calls import Trials, is_worth_another, pause_after, refusal
 from tq_node.client.connection import Lost
-from tq_node.client.errors import Closed, Problem, TaskQueueError, TooManyWaiting, error_of
+from tq_node.client.errors import UNREADABLE, Closed, Problem, TaskQueueError, TooManyWaiting, error_of
 from tq_node.client.node import Node
 from tq_node.client.roster import Roster
 
@@ -299,7 +299,7 @@ class Batcher:
     def _one(self, submit: Submit, node: Node, body: bytes) -> None:
         try:
             accepted = _decode_one(body)
-        except msgspec.MsgspecError as why:
+        except UNREADABLE as why:
             self._lost([submit], _not_understood(node, why))
             return
         self._finish(submit, accepted)
@@ -309,7 +309,7 @@ class Batcher:
             results = _decode_batch(body).results
             if len(results) != len(batch):
                 raise msgspec.ValidationError(f"{len(results)} results for {len(batch)} tasks")
-        except msgspec.MsgspecError as why:
+        except UNREADABLE as why:
             self._lost(batch, _not_understood(node, why))
             return
         resting: list[Submit] = []

@@ -11,16 +11,19 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from tq_node import encoding
 from tq_node.client import limits
 from tq_node.client.addresses import Address, parse_addresses
 from tq_node.client.batching import Accepted, Batcher, BatchSettings, Submit
 from tq_node.client.calls import Trials, call, pause_after
 from tq_node.client.errors import (
+    UNREADABLE,
     AlreadyFinal,
     BatchRefused,
     Incomplete,
     NotFinished,
     NotRetryable,
+    NotUnderstood,
     OutcomeUnknown,
     TaskCancelled,
     TaskFailed,
@@ -58,7 +61,6 @@ class _Done(msgspec.Struct):
     status: str = ""
 
 
-encode = msgspec.json.Encoder().encode
 _task = msgspec.json.Decoder(TaskInfo).decode
 _page = msgspec.json.Decoder(_Page).decode
 _stats = msgspec.json.Decoder(_Stats).decode
@@ -103,12 +105,13 @@ def make_settings(
 def named(task: NewTask) -> tuple[str, bytes]:
     """Its id, made where it has none, and its JSON. The same bytes go out at each try: other bytes would be other content.
 
-    :raises TypeError: the payload is no JSON.
+    :raises TypeError: the payload has no clear form in JSON; the line says why.
     """
+    encoding.check(task.payload)
     if task.id is None:
         task = msgspec.structs.replace(task, id=new_id())
     assert task.id is not None
-    return task.id, encode(task)
+    return task.id, encoding.encode_checked(task)
 
 
 class Engine:
@@ -184,7 +187,7 @@ class Engine:
     async def get(self, task_id: str, deadline: float | None = None) -> TaskInfo:
         path = f"/tasks/status?id={quote(task_id, safe='')}".encode()
         trials = Trials(changes=False, task_id=task_id)
-        return _task(await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials))
+        return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
         """Until it has ended. A node that goes away meanwhile costs nothing: its connection breaks, and the next one is asked.
@@ -204,7 +207,7 @@ class Engine:
                 self.roster, b"GET", path, end_s=self._loop.time() + wait_s + spare_s, trials=trials,
                 attempt_s=wait_s + limits.ATTEMPT_S, waits=True,
             )  # fmt: skip
-            task = _task(body)
+            task = _read(_task, body, task_id)
             if task.is_final:
                 return task
             if end_s is not None and self._loop.time() >= end_s:
@@ -218,7 +221,7 @@ class Engine:
         end_s = self._end_s(deadline)
         path = f"/tasks/cancel?id={quote(task_id, safe='')}".encode()
         try:
-            return _done(await call(self.roster, b"POST", path, end_s=end_s, trials=trials)).status
+            return _status_after(await call(self.roster, b"POST", path, end_s=end_s, trials=trials), task_id)
         except AlreadyFinal:
             # An earlier try, whose answer was lost, may be what ended it.
             if trials.unknown is not None and await self._status(task_id, trials) == "cancelled":
@@ -229,7 +232,8 @@ class Engine:
         trials = Trials(changes=True, task_id=task_id)
         path = f"/tasks/retry?id={quote(task_id, safe='')}".encode()
         try:
-            return _done(await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=trials)).status
+            body = await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=trials)
+            return _status_after(body, task_id)
         except NotRetryable:
             if trials.unknown is not None:  # it is on its way again, by an earlier try whose answer was lost
                 return await self._status(task_id, trials)
@@ -250,7 +254,7 @@ class Engine:
     async def stats(self, *, partial: bool, deadline: float | None = None) -> Stats:
         async def ask(end_s: float) -> tuple[_Stats, tuple[str, ...]]:
             path = b"/tasks/stats?scope=cluster"
-            found = _stats(await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
+            found = _read(_stats, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
             return found, found.missing
 
         found = await self._complete(ask, partial=partial, deadline=deadline)
@@ -264,7 +268,7 @@ class Engine:
         path = f"/tasks/{'dead' if dead else 'list'}?{urlencode(said, safe=',!')}".encode()
 
         async def ask(end_s: float) -> tuple[_Page, tuple[str, ...]]:
-            found = _page(await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
+            found = _read(_page, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
             return found, found.missing
 
         found = await self._complete(ask, partial=partial, deadline=deadline)
@@ -310,8 +314,25 @@ class Engine:
         )  # fmt: skip
         return all(
             partition.state == "active" and partition.primary is not None and partition.primary not in nodes
-            for partition in _partitions(body).partitions
+            for partition in _read(_partitions, body).partitions
         )
+
+
+def _read(decode: Callable[[bytes], T], body: bytes, task_id: str | None = None) -> T:
+    """:raises NotUnderstood: it is not what a node answers, or is nested too deep to be decoded."""
+    try:
+        return decode(body)
+    except UNREADABLE as why:
+        detail = "it is nested too deep to be read here" if isinstance(why, RecursionError) else str(why)
+        raise NotUnderstood(f"an answer that can't be read: {detail}", task_id=task_id) from None
+
+
+def _status_after(body: bytes, task_id: str) -> str:
+    """Of a change that was made. :raises OutcomeUnknown: the answer says something else."""
+    try:
+        return _done(body).status
+    except UNREADABLE as why:
+        raise OutcomeUnknown(f"an answer that can't be read: {why}", task_id=task_id) from None
 
 
 def _incomplete(missing: frozenset[str]) -> Incomplete:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tq_node.client.models import TaskInfo
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises; the last for what is nested deeper than it goes, as some results of old stores are."""
+
+
 class TaskQueueError(Exception):
     """Base of all. ``detail`` is one sentence for a person."""
 
@@ -68,6 +72,12 @@ class Refused(TaskQueueError):
 
 class InvalidTask(Refused):
     """A field that is unknown, missing or wrong, or something that is too large; ``field`` says which."""
+
+
+class NotUnderstood(Refused):
+    """What the node answered can't be read: it is from no node, or a result of an old store is nested too deep."""
+
+    code = "not_understood"
 
 
 class NotFound(Refused):
@@ -260,7 +270,7 @@ def error_in(status: int, body: bytes) -> TaskQueueError:
     """Of a whole answer that is not good."""
     try:
         problem = _decode(body)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         problem = Problem(detail=f"HTTP {status}")
     problem.status = status
     return error_of(problem)

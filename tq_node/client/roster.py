@@ -11,6 +11,7 @@ import msgspec
 from tq_node.client import limits
 from tq_node.client.addresses import Address, BadAddress, parse_addresses
 from tq_node.client.connection import Lost
+from tq_node.client.errors import UNREADABLE
 from tq_node.client.node import Node
 
 _LEAVING = ("down", "joining", "draining")
@@ -131,7 +132,7 @@ class Roster:
     def _follow(self, body: bytes, *, tls: bool) -> None:
         try:
             members = _decode(body).cluster.nodes[: limits.NODES_MAX]
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             return
         wanted: dict[str, Address] = {}
         for member in members:

@@ -189,7 +189,7 @@ class Child:
     def _handler_of(self, task_type: str) -> Handler:
         handler = self._handlers.get(task_type) or self._handlers.get(WILDCARD)
         if handler is None:
-            raise BadResult("no_handler", f"the worker process has no handler for {task_type!r}")
+            raise BadResult("no_handler", f"the worker process has no handler for {task_type!r}", final=False)
         return handler
 
     def _report(self, frame: frames.FromWorker) -> None:

@@ -8,21 +8,22 @@ from typing import Any
 
 import msgspec
 
-from tq_node import limits
+from tq_node import encoding, limits
 from tq_node.types import TaskError
 from tq_node.work.handlers import Reject, Retry
 from tq_node.work.notebook import bounded
 
-_strict = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_scalar = msgspec.json.Encoder().encode
+assert encoding.DEPTH_MAX == limits.JSON_DEPTH_MAX, "one rule for payloads and results"
 
 
 class BadResult(Exception):
-    """A result that can't be kept. ``error`` is what the attempt fails with."""
+    """An attempt without a result to keep. ``error`` is what it fails with; ``final``: the handler ran to its end, and
+    would only do so again."""
 
-    def __init__(self, error_type: str, message: str) -> None:
+    def __init__(self, error_type: str, message: str, *, final: bool) -> None:
         super().__init__(message)
         self.error = make_error(error_type, message)
+        self.final = final
 
 
 def make_error(error_type: str, message: str, trace: str | None = None) -> TaskError:
@@ -37,23 +38,22 @@ def make_error(error_type: str, message: str, trace: str | None = None) -> TaskE
 
 
 def encode_result(value: Any) -> bytes:
-    """Compact JSON.
+    """Compact JSON, by the rule for payloads too (``encoding``).
 
-    :raises BadResult: it is not JSON (NaN, bytes, a set, an object, a cycle, too deep), or over ``limits.RESULT_BYTES_MAX``.
+    :raises BadResult: it has no form in JSON, is nested too deep, has too many values, or is over ``limits.RESULT_BYTES_MAX``.
     """
-    # msgspec would turn sets, bytes and NaN into something near; only where the two agree is it taken, for its speed.
     try:
-        if value is None or value is True or value is False or type(value) is str:
-            encoded = _scalar(value)
-        else:
-            encoded = _strict.encode(value).encode()
-    except (TypeError, ValueError, RecursionError) as why:
-        raise BadResult(
-            "result_not_json", f"the result of type {type(value).__qualname__} is not JSON: {why}"
-        ) from None
+        encoded = encoding.encode(value, limits.RESULT_BYTES_MAX)
+    except encoding.TooLong as why:
+        raise BadResult("result_too_large", f"the result has {why}", final=True) from None
+    except encoding.NotJson as why:
+        name = type(value).__qualname__
+        raise BadResult("result_not_json", f"the result of type {name} is not JSON: {why}", final=True) from None
     if len(encoded) > limits.RESULT_BYTES_MAX:
         raise BadResult(
-            "result_too_large", f"the result has {len(encoded)} bytes, at most {limits.RESULT_BYTES_MAX} are kept"
+            "result_too_large",
+            f"the result has {len(encoded)} bytes, at most {limits.RESULT_BYTES_MAX} are kept",
+            final=True,
         )
     return encoded
 
@@ -81,7 +81,7 @@ def describe(error: BaseException, *, own_frames: int = 1) -> tuple[TaskError, i
     if isinstance(error, Reject):
         return make_error("Reject", message), None, True
     if isinstance(error, BadResult):
-        return error.error, None, False
+        return error.error, None, error.final
     trace = error.__traceback__
     for _ in range(own_frames):
         trace = trace.tb_next if trace is not None else None

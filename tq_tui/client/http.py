@@ -29,6 +29,7 @@ from tq_tui.client.models import (
     Task,
     TaskPage,
 )
+from tq_tui.client.shallow import shallow
 from tq_tui.filters import TaskQuery
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class HttpNode:
             return None
         try:
             return _event_decoder.decode(data)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     # --- what somebody asked for ---
@@ -257,15 +258,19 @@ def _decoded(status: int, body: bytes, kind: type[T], also: Sequence[int]) -> T:
     if status >= 300 and status not in also:
         try:
             problem = msgspec.json.decode(body, type=_Problem)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             problem = _Problem(detail=f"HTTP {status}")
         raise Refused(status, problem.code, problem.detail or problem.title)
     if kind not in _decoders:
         _decoders[kind] = msgspec.json.Decoder(kind)
+    decode = _decoders[kind].decode
     try:
-        decoded: T = _decoders[kind].decode(body)
+        try:
+            decoded: T = decode(body)
+        except RecursionError:
+            decoded = decode(shallow(body))
         return decoded
-    except msgspec.MsgspecError as why:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
         raise Refused(status, "not_understood", f"this is not what a node says: {why}") from why
 
 
