@@ -185,5 +185,9 @@ class StoreBroken(Exception):
     """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process ends with code 74."""
 
 
+class Unsound(Exception):
+    """What a peer says can't be so: nothing was done with it. It says nothing about this node's store, and ends nothing."""
+
+
 class Divergence(Exception):
     """A row effect met a revision that it does not follow: this copy is not what the log says (section 3)."""

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from tests.scenarios.runner import SCENARIOS, rewritten
-from tests.simulation import handmade, partitions, raft_world
+from tests.simulation import handmade, partitions, raft_world, rolled_back
 from tests.simulation.faults import MEMBERS, PAIR, READS, SNAPSHOTS, TERMS, VOTES, Faults
 from tests.support.world import SECOND_US
+from tq_node.raft.arrears import Arrears
 from tq_node.raft.core import RaftCore
 from tq_node.raft.election import Election
 from tq_node.raft.log import RaftLog
@@ -272,6 +273,37 @@ MUTATIONS = (
         "11 membership",
         _SENDS_CHANGES,
         scripted("demote_crash"),
+    ),
+    # --- a disk that was set back, a leader's lie ---
+    Mutation(
+        "who lost what it had acknowledged votes as before",
+        "F14",
+        ((Arrears, "may_vote_for", always(True)),),
+        rolled_back.run_set_back,
+    ),
+    Mutation(
+        "who lost what it had acknowledged campaigns",
+        "F14",
+        ((Arrears, "may_campaign", always(True)),),
+        rolled_back.run_set_back,
+    ),
+    Mutation(
+        "what a follower has lost is not sent again",
+        "F14",
+        ((Replication, "_on_loss", always(None)),),
+        rolled_back.run_refilled,
+    ),
+    Mutation(
+        "a claim that nobody bears out is heeded for ever",
+        "F14",
+        ((Arrears, "saw_candidate", always(None)), (Arrears, "saw_grants", always(None))),
+        rolled_back.run_lie_at_start,
+    ),
+    Mutation(
+        "a run that knows better heeds a claim",
+        "F14",
+        ((Arrears, "may_bind", always(True)),),
+        rolled_back.run_lie,
     ),
     # --- transfer, reads ---
     Mutation(

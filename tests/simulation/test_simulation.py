@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.simulation import handmade, partitions, run
+from tests.simulation import handmade, partitions, rolled_back, run
 from tests.simulation.checkers import Violation, need
 from tests.simulation.raft_world import RaftWorld, replay_hint, simulate
 from tests.support.harness import PROJECT
@@ -44,6 +44,7 @@ def test_two_voters_do_not_lock_each_other_out(seed: int) -> None:
         handmade.run_leftovers,
         handmade.run_old_snapshot,
         handmade.run_snapshot_crash,
+        *rolled_back.SCHEDULES,
     ],
     ids=lambda schedule: schedule.__name__,
 )

@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+from tq_node.errors import Unsound
+from tq_node.raft import soundness
+from tq_node.raft.arrears import Arrears, Claim
 from tq_node.raft.dice import Dice
 from tq_node.raft.election import Election
 from tq_node.raft.log import RaftLog, Write
@@ -76,6 +79,7 @@ class RaftCore:
 
     :param seed: 64 random bits, different at each start.
     :param applied_index: up to where the driver's state machine is durable, if that is more than the snapshot.
+    :param is_readable: can the driver's state machine become what a snapshot of this index holds? One that it can't is not taken.
     """
 
     def __init__(
@@ -88,16 +92,18 @@ class RaftCore:
         entries: Sequence[Entry] = (),
         applied_index: int = 0,
         settings: Settings = DEFAULT_SETTINGS,
+        is_readable: Callable[[int, bytes], bool] = lambda log_index, data: True,
     ) -> None:
         self.log = RaftLog(snapshot, entries, applied_index)
         self.state = state = NodeState(me, self.log, hard_state, settings, Dice(seed))
         self._transfer = Transfer(state)
         self._reads = Reads(state)
-        self._snapshots = Snapshots(state)
+        self._arrears = Arrears(state)
+        self._snapshots = Snapshots(state, self._arrears, is_readable)
         self._roles = Roles(state, self._reads, self._snapshots)
-        self._replication = Replication(state, self._reads, self._snapshots, self._transfer)
+        self._replication = Replication(state, self._reads, self._snapshots, self._transfer, self._arrears)
         self._membership = Membership(state, self._replication)
-        self._election = Election(state, self._roles, self._replication, self._reads, self._transfer)
+        self._election = Election(state, self._roles, self._replication, self._reads, self._transfer, self._arrears)
         self._handed_soft_state = state.soft_state
         self._ready_number = 0
         self._from_leader: dict[type[Message], Callable[[Any], None]] = {
@@ -153,6 +159,11 @@ class RaftCore:
         """When to call ``wake``, besides the ticks; None: not needed. Look after every call."""
         return self.state.campaign_at_ms
 
+    @property
+    def claim(self) -> Claim | None:
+        """A leader's word that this node had acknowledged more than it has; it votes and campaigns accordingly (``arrears``)."""
+        return self._arrears.claim
+
     def followers(self) -> dict[NodeId, FollowerStatus]:
         """At a leader, of every other member; empty elsewhere."""
         return {
@@ -181,15 +192,22 @@ class RaftCore:
         self._election.leader_died(node)
 
     def step(self, message: Message, now_ms: int) -> None:
-        """A message has come, in any order, late or twice. :raises AssertionError: its sender broke Raft; stop the process."""
+        """A message has come, in any order, late or twice.
+
+        :raises Unsound: it can't be so, and changed nothing but, if that is all that is right in it, the term.
+        """
         state = self.state
         assert message.target == state.me, "a message for another node"
+        soundness.check(state, message)
         state.now_ms = now_ms
         if message.term != state.term and not self._settle_term(message):
             return
         kind = type(message)
         if kind in self._from_leader:
-            assert not state.is_leader, f"two leaders in term {state.term}: {state.me} and {message.source}"
+            if state.is_leader:
+                raise Unsound(f"{message.source} says that it leads in term {state.term}, in which {state.me} does")
+            if state.leader not in (None, message.source):
+                raise Unsound(f"{message.source} says that it leads in term {state.term}, in which {state.leader} does")
             self._roles.become_follower(state.term, message.source)
             self._from_leader[kind](message)
         elif kind in self._from_follower:
@@ -225,6 +243,7 @@ class RaftCore:
             state.send(AppendReply(state.me, message.source, state.term, 0, rejected=True))
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
+        self._reads.check_round(message)
         self._replication.on_heartbeat_reply(message)
         self._reads.on_heartbeat_reply(message)
 

@@ -6,6 +6,7 @@ Dissertation, 3.4; pre-vote 9.6; loyalty to a live leader 4.2.3, check-quorum 6.
 from __future__ import annotations
 
 from tq_node.raft import quorum
+from tq_node.raft.arrears import Arrears
 from tq_node.raft.messages import Role, TimeoutNow, Vote, VoteReply
 from tq_node.raft.reads import Reads
 from tq_node.raft.replication import Replication
@@ -20,13 +21,20 @@ EVIDENCE_CAMPAIGNS_MAX = 4
 
 class Election:
     def __init__(
-        self, state: NodeState, roles: Roles, replication: Replication, reads: Reads, transfer: Transfer
+        self,
+        state: NodeState,
+        roles: Roles,
+        replication: Replication,
+        reads: Reads,
+        transfer: Transfer,
+        arrears: Arrears,
     ) -> None:
         self._state = state
         self._roles = roles
         self._replication = replication
         self._reads = reads
         self._transfer = transfer
+        self._arrears = arrears
         self._heartbeat_elapsed = 0
         self._evidence_campaigns = 0
         """How many more are made on the same evidence."""
@@ -126,10 +134,13 @@ class Election:
         state = self._state
         state.votes[source] = granted
         result = quorum.tally(state.votes, state.voters)
+        if state.role is Role.PRE_CANDIDATE:
+            self._arrears.saw_grants({voter for voter, is_granted in state.votes.items() if is_granted})
         if result is quorum.Tally.LOST:
             self._roles.become_follower(state.term, None)
         elif result is quorum.Tally.WON and state.role is Role.PRE_CANDIDATE:
-            self.campaign_for_real()
+            if self._arrears.may_campaign():  # else it goes on listening to who has no more than it has
+                self.campaign_for_real()
         elif result is quorum.Tally.WON:
             self._roles.become_leader()
             self._heartbeat_elapsed = 0
@@ -151,7 +162,8 @@ class Election:
     def on_vote(self, message: Vote) -> None:
         """The term is ours by now, or the message asks for a pre-vote in a higher one."""
         state = self._state
-        granted = self.may_vote_for(message) and self.is_log_good(message)
+        self._arrears.saw_candidate(message)
+        granted = self.may_vote_for(message) and self.is_log_good(message) and self._arrears.may_vote_for(message)
         if granted and not message.pre:
             state.vote = message.source
             state.election_elapsed = 0
@@ -180,5 +192,7 @@ class Election:
 
     def on_timeout_now(self, message: TimeoutNow) -> None:
         """The leader hands over: no pre-vote, and voters are not to be loyal to it (3.10)."""
-        if self._state.role is Role.FOLLOWER and self._state.leader == message.source and self.may_campaign():
+        state = self._state
+        is_asked = state.role is Role.FOLLOWER and state.leader == message.source
+        if is_asked and self.may_campaign() and self._arrears.may_campaign():
             self.campaign_for_real(force=True)

@@ -165,12 +165,16 @@ class AppendReply(Message, frozen=True, array_like=True, tag="append_reply"):
 
     Rejected: ``log_index`` repeats the append's ``prev_log_index``; (``hint_index``, ``hint_term``) is the last position here
     that may still agree (3.5, the optimization at its end).
+
+    ``lost``: the leader counts on ``log_index``, and it is not here; what is missing is wanted again, and nothing above the hint
+    counts (``arrears``). It comes with ``rejected``, which is all that a node of an earlier release sees of it.
     """
 
     log_index: int
     rejected: bool = False
     hint_index: int = 0
     hint_term: int = 0
+    lost: bool = False
 
 
 class Heartbeat(Message, frozen=True, array_like=True, tag="heartbeat"):

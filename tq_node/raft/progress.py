@@ -27,7 +27,9 @@ class Mode(enum.IntEnum):
 
 
 class Progress:
-    """``match_index``: durable there and equal to ours; never decreases. ``next_index``: what is sent next, always above it."""
+    """``match_index``: durable there and equal to ours; decreases only where the follower says that it has lost it.
+
+    ``next_index``: what is sent next, always above it."""
 
     __slots__ = (
         "acked_round",
@@ -119,6 +121,12 @@ class Progress:
         self.next_index = max(min(prev_index, next_hint), self.match_index + 1)
         self.probe_sent = False
         return True
+
+    def set_back(self, next_hint: int) -> None:
+        """It says that it lost what it had acknowledged: nothing of that counts any more, and it is sent again (F14)."""
+        self.match_index = 0
+        self._become(Mode.PROBE)
+        self.next_index = next_hint
 
     def needs_snapshot(self, snapshot: Snapshot) -> None:
         self._become(Mode.SNAPSHOT)

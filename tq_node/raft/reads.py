@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from tq_node.errors import Busy
+from tq_node.errors import Busy, Unsound
 from tq_node.raft import quorum
 from tq_node.raft.messages import (
     Heartbeat,
@@ -104,6 +104,11 @@ class Reads:
             commit_index = min(state.log.commit_index, state.progress[node].match_index)
             state.send(Heartbeat(state.me, node, state.term, commit_index, self.round))
         self.confirm()
+
+    def check_round(self, message: HeartbeatReply) -> None:
+        """:raises Unsound: it answers a round that was never begun: it would confirm what nobody stands behind."""
+        if message.round > self.round:
+            raise Unsound(f"an answer to round {message.round}, of {self.round}")
 
     def on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         progress = self._state.progress[message.source]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tq_node.errors import Busy, PayloadTooLarge, StoreBroken
+from tq_node.errors import Busy, PayloadTooLarge, Unsound
 from tq_node.raft import quorum
+from tq_node.raft.arrears import Arrears
 from tq_node.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
     Append,
@@ -28,11 +29,14 @@ from tq_node.types import NodeId
 
 
 class Replication:
-    def __init__(self, state: NodeState, reads: Reads, snapshots: Snapshots, transfer: Transfer) -> None:
+    def __init__(
+        self, state: NodeState, reads: Reads, snapshots: Snapshots, transfer: Transfer, arrears: Arrears
+    ) -> None:
         self._state = state
         self._reads = reads
         self._snapshots = snapshots
         self._transfer = transfer
+        self._arrears = arrears
 
     # --- leader: the log grows ---
     def open_term(self) -> None:
@@ -42,6 +46,7 @@ class Replication:
         state.term_start_index = log.last_index + 1
         state.uncommitted_bytes = sum(e.size_bytes for e in log.slice(log.commit_index + 1, log.last_index, 1 << 62))
         self.append(EntryKind.NO_OP, b"")
+        self._arrears.saw_agreement(state.term, log.last_index)
 
     def propose(self, data: bytes) -> int:
         """See ``RaftCore.propose``."""
@@ -143,17 +148,28 @@ class Replication:
         state = self._state
         source = message.source
         progress = state.progress[source]
+        if message.lost:
+            self._on_loss(progress, message)
+            return
         if message.rejected:
             hint_index, _ = state.log.agreement_at_most(message.hint_index, message.hint_term)
             if progress.rejected(message.log_index, hint_index + 1):
                 self.send(source)
             return
-        assert message.log_index <= state.log.last_index, "a follower has more than its leader"
+        if message.log_index > state.log.last_index:
+            raise Unsound(f"a follower has {message.log_index}, and its leader's log ends at {state.log.last_index}")
         if progress.accepted(message.log_index):
             progress.note_round(state.log.last_index, state.settings)
             self.advance_commit()
             self._transfer.hand_over_if_caught_up(source)
         self.send(source)
+
+    def _on_loss(self, progress: Progress, message: AppendReply) -> None:
+        """Fill the follower again, from where the logs may still agree. A word that was late changes nothing."""
+        if 0 < message.log_index <= progress.match_index:
+            hint_index, _ = self._state.log.agreement_at_most(message.hint_index, message.hint_term)
+            progress.set_back(min(message.log_index, hint_index + 1))
+            self.send(message.source)
 
     def on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         state = self._state
@@ -205,6 +221,7 @@ class Replication:
             state.send(AppendReply(state.me, message.source, state.term, message.prev_log_index, True, *hint))
             return
         log.commit_to(self.commit_after(message, last_new))
+        self._arrears.saw_agreement(message.term, last_new)
         self._accept(message.source, last_new)
 
     def commit_after(self, message: Append, last_new: int) -> int:
@@ -216,15 +233,14 @@ class Replication:
         state.send(AppendReply(state.me, leader, state.term, log_index))
 
     def on_heartbeat(self, message: Heartbeat) -> None:
-        """Its commit index is never beyond what this node has said to have.
-
-        :raises StoreBroken: it is, so the store has lost what it had acknowledged: its disk shows an older state (F14).
-        """
+        """Its commit index is never beyond what this node has said to have. Where it is, this node says that it lacks it and
+        gives no answer that counts, be it that its own disk shows an older state (F14) or that the leader is none."""
         state = self._state
-        if message.commit_index > state.log.last_index:
-            last, acknowledged = state.log.last_index, message.commit_index
-            raise StoreBroken(
-                f"the disk shows an older state: the log ends at {last}, and {acknowledged} was acknowledged"
-            )
-        state.log.commit_to(message.commit_index)
+        log = state.log
+        if message.commit_index > log.last_index:
+            self._arrears.claimed(message.source, message.term, message.commit_index)
+            ends = (log.last_index, log.last_term)
+            state.send(AppendReply(state.me, message.source, state.term, message.commit_index, True, *ends, lost=True))
+            return
+        log.commit_to(message.commit_index)
         state.send(HeartbeatReply(state.me, message.source, state.term, message.round))

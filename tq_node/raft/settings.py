@@ -10,6 +10,9 @@ from tq_node.errors import NoController, TaskQueueError
 from tq_node.limits import KIB, MIB
 from tq_node.types import NodeId
 
+NUMBER_MAX = 2**62
+"""No term, position or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Ticks are the driver's, 0.1 s each (replication.md, Defaults). Sizes in bytes."""
@@ -30,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_chunk_bytes: int = 192 * KIB
     snapshot_bytes_max: int = 64 * MIB
     reads_max: int = 1_024
+    jump_max: int = 2**32
+    """A term or a position further than this from what is known here is absurd: no cluster gets so far while a node is away."""
 
     def __post_init__(self) -> None:
         assert 0 < self.heartbeat_ticks * 3 <= self.election_ticks, "a leader survives two lost heartbeats"
@@ -37,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         assert self.entry_bytes_max <= self.uncommitted_bytes_max, "an entry can be proposed at all"
         assert self.message_bytes_max <= self.inflight_bytes_max, "a full message can be sent at all"
         assert 0 < self.snapshot_chunk_bytes < self.message_bytes_max
+        assert 0 < self.jump_max < NUMBER_MAX
         assert min(self.inflight_messages_max, self.reads_max, self.snapshot_bytes_max, self.evidence_delay_ms) > 0
 
 

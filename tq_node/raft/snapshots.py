@@ -6,14 +6,22 @@ chunk costs time and nothing else. Until the last chunk the follower's log is as
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tq_node.errors import Unsound
+from tq_node.raft.arrears import Arrears
 from tq_node.raft.messages import AppendReply, Snapshot, SnapshotChunk, SnapshotReply
 from tq_node.raft.state import NodeState
 from tq_node.types import NodeId
 
 
 class Snapshots:
-    def __init__(self, state: NodeState) -> None:
+    """:param is_readable: can the state machine become what a snapshot of ``log_index`` holds?"""
+
+    def __init__(self, state: NodeState, arrears: Arrears, is_readable: Callable[[int, bytes], bool]) -> None:
         self._state = state
+        self._arrears = arrears
+        self._is_readable = is_readable
         self._assembling: tuple[NodeId, int, int, int, int] | None = None
         """(leader, its term, log_index, log_term, total bytes) of what the buffer holds a part of."""
         self.buffer = bytearray()
@@ -47,6 +55,8 @@ class Snapshots:
         snapshot = progress.snapshot
         if snapshot is None or snapshot.log_index != message.log_index or message.offset == progress.snapshot_offset:
             return
+        if message.offset > len(snapshot.data):
+            raise Unsound(f"a follower waits for byte {message.offset} of {len(snapshot.data)}")
         progress.snapshot_offset = message.offset
         progress.snapshot_stalled = False
         self._send_chunk(message.source)
@@ -86,12 +96,15 @@ class Snapshots:
         log = self._state.log
         data = bytes(self.buffer)
         self.forget()
+        if not self._is_readable(message.log_index, data):
+            raise Unsound(f"the snapshot of {message.log_index} can't be read here")
         if log.matches(message.log_index, message.log_term):
             log.commit_to(message.log_index)  # everything is here already; the entries behind it stay
         else:
             log.restore(
                 Snapshot(message.log_index, message.log_term, message.configuration, message.configuration_index, data)
             )
+        self._arrears.saw_agreement(message.term, message.log_index)
         self._accept(message.source)
 
     def _accept(self, leader: NodeId) -> None:

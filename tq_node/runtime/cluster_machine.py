@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 from tq_node.cluster import commands
 from tq_node.cluster import map as tables
-from tq_node.cluster.map import EMPTY, Change, ClusterMap
+from tq_node.cluster.map import EMPTY, Change, ClusterMap, UnreadableMap
 from tq_node.cluster.refusals import Refused
+from tq_node.cluster.soundness import is_registration_sound, is_table_sound
+from tq_node.errors import Unsound
 from tq_node.raft.messages import Configuration
 from tq_node.runtime.raft_driver import StateMachine
 
@@ -43,6 +45,24 @@ class ClusterMachine(StateMachine):
         """:raises UnreadableMap: a snapshot of a later release."""
         self.map = tables.decode(data) if data else EMPTY
         self._on_changed(())
+
+    def check_entry(self, data: bytes) -> None:
+        try:
+            command = commands.decode(data)
+        except (commands.UnreadableCommand, ValueError, RecursionError) as why:
+            raise Unsound(f"an entry that is no command of the table: {why}") from None
+        if isinstance(command, commands.RegisterNode) and not is_registration_sound(command.node):
+            raise Unsound("the registration of a node that can't be one")
+
+    def can_restore(self, log_index: int, data: bytes) -> bool:
+        """A table of this cluster, as it was at ``log_index`` and no later."""
+        try:
+            table = tables.decode(data)
+        except (UnreadableMap, ValueError, RecursionError):
+            return False
+        known = self.map
+        is_ours = not known.is_founded or (table.cluster_id, table.settings) == (known.cluster_id, known.settings)
+        return is_ours and table.map_version <= log_index and is_table_sound(table)
 
     def snapshot(self) -> bytes:
         return tables.encode(self.map)

@@ -18,19 +18,23 @@ from tq_node.cluster.commands import Registration
 from tq_node.cluster.liveness import Health
 from tq_node.cluster.map import Change, ClusterMap
 from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.soundness import is_incarnation_near
+from tq_node.errors import NotReady
 from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import AnyMessage, Message, SoftState
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.cluster_machine import ClusterMachine
+from tq_node.runtime.complaints import Complaints
 from tq_node.runtime.membership import Membership
 from tq_node.runtime.raft_driver import RaftDriver
 from tq_node.runtime.registering import Addresses
 from tq_node.store.api import Batch, Store
 from tq_node.types import NodeId
+from tq_node.wire import bounds
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
 from tq_node.wire.dialling import Dialling
-from tq_node.wire.failures import Removed, StaleSession, Starting
+from tq_node.wire.failures import MalformedBox, Removed, StaleSession, Starting, WrongNode
 from tq_node.wire.handler import Answer, Greeting, Welcome
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
 from tq_node.wire.listener import PeerListener
@@ -138,6 +142,7 @@ class ControlPlane:
         self._clock = clock
         self._store = store
         self._known_members = b""
+        self._complaints = Complaints(clock)
 
     def heir(self) -> NodeId | None:
         """Who should lead after this node, which leads now; None where it does not, or nobody can."""
@@ -220,9 +225,32 @@ class ControlPlane:
         )
 
     def admit(self, peer: PeerIdentity) -> None:
+        """A node id and its name belong together for ever: with certificates, who has another name's key can't be it (F14).
+
+        One that nobody knows is let in to register, and for nothing else.
+        """
         if not self._is_started:
             raise Starting(f"node {self.local.name} is starting")
         self._refuse_removed(peer)
+        entry = self.map.nodes.get(peer.node_id)
+        if entry is not None and entry.name != peer.name:
+            raise WrongNode(f"the node with id {peer.node_id} is {entry.name}, not {peer.name}")
+        if not is_incarnation_near(peer.node_id, peer.incarnation, self.map):
+            raise WrongNode(f"node {peer.name} says incarnation {peer.incarnation}: no node starts so often")
+
+    def _is_member(self, node: NodeId) -> bool:
+        """By the table, or else by the log of consensus, which is ahead of it; or by what members said to a run that is new."""
+        entry = self.map.nodes.get(node)
+        if entry is not None:
+            return entry.is_member
+        core = self.core
+        return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
+
+    def _refuse_strangers(self, peer: PeerIdentity, what: str) -> None:
+        """:raises NotReady: by all that is known here it is no member, or not yet; nothing was done."""
+        if not self._is_member(peer.node_id):
+            self._complaints.about(peer.name, "peer_unknown", f"{what} of a node that is no member (yet)")
+            raise NotReady(f"node {self.local.name} does not know node {peer.name} as a member (yet)")
 
     def _refuse_removed(self, peer: PeerIdentity) -> None:
         """:raises Removed: the table says so. Its connection is closed with it."""
@@ -240,15 +268,28 @@ class ControlPlane:
             self._outside.peer_connected(node)
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
-        self.consensus.receive(messages)
+        """:raises MalformedBox: one of them was refused; the others have had their effect.
+
+        A run that is not registered yet may know nobody who is still a member, and learns from consensus alone who is.
+        """
+        if self.membership.is_registered and not self._is_member(peer.node_id):
+            self.membership.met_stranger()
+            self._refuse_strangers(peer, "a message of consensus")
+        refused = self.consensus.receive(messages)
+        if refused is not None:
+            self._complaints.about(peer.name, "peer_unsound", str(refused))
+            raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
+        self._refuse_strangers(peer, "a message of partitions")
         self._outside.data(peer, body)
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        self._refuse_strangers(peer, "a ping of partitions")
         self._outside.confirm(peer, body)
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
+        self._refuse_strangers(peer, "a call")
         return self._outside.forward(peer, calls, within_ms)
 
     def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
@@ -257,12 +298,15 @@ class ControlPlane:
     def heartbeat(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
         # The leader tells it nothing any more from the moment of its removal, so it may not have heard of that: it hears it now.
         self._refuse_removed(peer)
+        self._refuse_strangers(peer, "a heartbeat")
         return self.membership.heartbeat_of(peer, body)
 
     def evidence(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        self._refuse_strangers(peer, "evidence")
         return self.membership.evidence_of(peer, body)
 
     def propose(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        self._refuse_strangers(peer, "a proposal")
         return self.membership.proposed_by(peer, body)
 
     def broken(self, what: str, failure: Failure) -> None:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.cluster import commands
-from tq_node.cluster.commands import AnyCommand, NodeDown, Registration
+from tq_node.cluster.commands import AnyCommand, FoundCluster, NodeDown, RegisterNode, Registration
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Evidence, Health, Liveness
 from tq_node.cluster.map import ClusterMap
@@ -26,10 +26,21 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.cluster_machine import ClusterMachine
 from tq_node.runtime.evidence import EvidenceCollector
 from tq_node.runtime.raft_driver import RaftDriver
-from tq_node.runtime.registering import OUTCOMES, PROPOSE_S, Addresses, Outcome, Registering, Welcomed, check_whole
+from tq_node.runtime.registering import (
+    COMMANDS,
+    OUTCOMES,
+    PROPOSE_S,
+    Addresses,
+    Outcome,
+    Registering,
+    Welcomed,
+    check_registration,
+    check_whole,
+)
 from tq_node.types import NodeId, NodeName
 from tq_node.wire import commands as wire
 from tq_node.wire.codec import Codec
+from tq_node.wire.failures import MalformedBox
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity
 from tq_node.wire.pool import Member, PeerPool
 
@@ -40,6 +51,7 @@ CONTROLLER_S = DEFAULT_PACE.decide_ms / 1000
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits until the table has it as down."""
 DEPARTED = "departed"
+ASK_MEMBERS_EVERY_MS = 2_000
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
@@ -98,6 +110,7 @@ class Membership:
         self._control_due = False
         self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
         self._seeds: Addresses = ()
+        self._asked_ms = clock.now_ms() - ASK_MEMBERS_EVERY_MS
         self._over = False
         self._departs = False
         self._up: set[NodeId] = set()
@@ -186,11 +199,15 @@ class Membership:
         return OUTCOMES.decode(await self._pool.ask(leader, wire.Propose, data, PROPOSE_S))
 
     async def proposed_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """A member's proposal. :raises NoController: this node does not lead: one hop only."""
-        command = commands.decode(data)
-        speaker = getattr(command, "sender", None) or getattr(getattr(command, "node", None), "node_id", peer.node_id)
+        """A member's proposal. :raises NoController: this node does not lead: one hop only. :raises MalformedBox:"""
+        command = COMMANDS.decode(data)
+        if isinstance(command, FoundCluster):
+            raise MalformedBox("this cluster has been founded")
+        if isinstance(command, RegisterNode):
+            check_registration(peer, command, self.map)
+        speaker = command.node_id if isinstance(command, NodeDown) else getattr(command, "sender", peer.node_id)
         if speaker != peer.node_id:
-            raise NoController(f"node {peer.name} can't speak for another")
+            raise MalformedBox(f"node {peer.name} can't speak for another")
         if not self._raft.core.is_leader:
             raise NotLeader(self._raft.core.leader)
         return OUTCOMES.encode(await self.have_proposed(data))
@@ -211,6 +228,20 @@ class Membership:
         if not self.is_registered:
             members |= {i: Member(NodeId(i), NodeName(name), peer) for i, name, peer in self._seeds}
         self._pool.set_members(members.values())
+
+    def is_seed(self, node: NodeId) -> bool:
+        """Named by a member as one of theirs: this node's own table may be late."""
+        return any(one[0] == node for one in self._seeds)
+
+    def met_stranger(self) -> None:
+        """Somebody speaks of whom nothing is known here. Asks who is a member, now and then."""
+        now_ms = self._clock.now_ms()
+        if self._over or now_ms - self._asked_ms < ASK_MEMBERS_EVERY_MS:
+            return
+        self._asked_ms = now_ms
+        Deferred.fromCoroutine(self.registering.ask_who_is_a_member()).addErrback(
+            lambda why: _log.failure("could not ask who is a member", failure=why, event="ask_failed")
+        )
 
     def known(self) -> list[NodeId]:
         """Whom this node dials."""

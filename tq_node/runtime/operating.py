@@ -31,6 +31,7 @@ from tq_node.facade import (
     NotReadyReason,
     PartitionView,
 )
+from tq_node.raft.arrears import Claim
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control_plane import ControlPlane
@@ -142,6 +143,8 @@ class Operating:
             reasons.append(NotReadyReason("joining", "the cluster does not know this run of the node yet"))
         if self.map.is_founded and (core is None or core.leader is None):
             reasons.append(NotReadyReason("no_controller", "the cluster has no leader for now"))
+        if core is not None and core.claim is not None:
+            reasons.append(_disagreement(core.claim, core.log.last_index, self.map))
         if self._local is not None:
             reasons += self._local.not_ready()
         elif self.map.is_founded:
@@ -236,6 +239,16 @@ class Operating:
         if outcome.refused:
             raise as_error(outcome.refused[0].code)
         return outcome.log_index
+
+
+def _disagreement(claim: Claim, last_index: int, table: ClusterMap) -> NotReadyReason:
+    known = table.nodes.get(claim.source)
+    name = claim.source if known is None else known.name
+    return NotReadyReason(
+        "leader_disagrees",
+        f"node {name} said, as leader of term {claim.term}, that this node had acknowledged entry {claim.log_index} of the "
+        f"cluster's log, which ends here at {last_index}: it votes with care until an entry agrees",
+    )
 
 
 def as_error(refusal: Refusal) -> TaskQueueError:

@@ -17,9 +17,10 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tq_node.errors import NoController, OutcomeUnknown, StoreBroken
+from tq_node.errors import NoController, OutcomeUnknown, StoreBroken, Unsound
 from tq_node.raft.core import FollowerStatus, RaftCore, founding
 from tq_node.raft.messages import (
+    Append,
     Change,
     Configuration,
     Entry,
@@ -73,6 +74,16 @@ class StateMachine:
     def snapshot(self) -> bytes:
         """Everything that was applied so far."""
         return b""
+
+    def check_entry(self, data: bytes) -> None:
+        """Before an entry of a peer goes into the log, from where it would be met again at each start.
+
+        :raises Unsound: it could never be applied.
+        """
+
+    def can_restore(self, log_index: int, data: bytes) -> bool:
+        """The same of a peer's snapshot."""
+        return True
 
 
 class _Proposal(msgspec.Struct, gc=False):
@@ -132,7 +143,13 @@ class RaftDriver:
         records = await self._store.consensus_log()
         entries = tuple(Entry(r.term, r.log_index, EntryKind(r.kind), r.data) for r in records)
         self.core = RaftCore(
-            self.me, seed=self._seed, hard_state=hard_state, snapshot=snapshot, entries=entries, settings=self._settings
+            self.me,
+            seed=self._seed,
+            hard_state=hard_state,
+            snapshot=snapshot,
+            entries=entries,
+            settings=self._settings,
+            is_readable=self._machine.can_restore,
         )
         self._snapshot_index = self.applied_index = snapshot.log_index
         if snapshot.log_index:
@@ -155,16 +172,28 @@ class RaftDriver:
         self._give_up(lambda proposal: True)
 
     # --- events ---
-    def receive(self, messages: Sequence[Message]) -> None:
-        """Messages of a peer whose connection is authenticated as their source."""
+    def receive(self, messages: Sequence[Message]) -> Unsound | None:
+        """Messages of a peer whose connection is authenticated as their source. Returns why the first was refused that was."""
         now_ms = self._clock.now_ms()
+        refused: list[Unsound] = []
 
         def step_all() -> None:
             for message in messages:
                 if message.target == self.me:
-                    self.core.step(message, now_ms)
+                    try:
+                        self._check(message)
+                        self.core.step(message, now_ms)
+                    except Unsound as why:
+                        refused.append(why)
 
         self._enter(step_all)
+        return refused[0] if refused else None
+
+    def _check(self, message: Message) -> None:
+        if isinstance(message, Append):
+            for entry in message.entries:
+                if entry.kind is EntryKind.DATA:
+                    self._machine.check_entry(entry.data)
 
     def leader_died(self, node: NodeId) -> None:
         """R5a's evidence about ``node``."""

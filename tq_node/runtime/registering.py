@@ -14,11 +14,14 @@ from tq_node.cluster import commands
 from tq_node.cluster.commands import AnyCommand, RegisterNode, Registration
 from tq_node.cluster.map import ClusterMap
 from tq_node.cluster.refusals import Refusal, Refused
+from tq_node.cluster.soundness import is_incarnation_near, is_registration_sound
 from tq_node.errors import ClusterRefused, NoController, TaskQueueError
 from tq_node.runtime.raft_driver import RaftDriver
 from tq_node.types import NodeId
+from tq_node.wire import bounds
 from tq_node.wire import commands as wire
-from tq_node.wire.codec import Codec
+from tq_node.wire.codec import VERSION, Codec
+from tq_node.wire.failures import MalformedBox
 from tq_node.wire.handshake import PeerIdentity
 from tq_node.wire.pool import PeerPool
 
@@ -57,6 +60,21 @@ class Welcomed(msgspec.Struct, frozen=True, array_like=True):
 
 WELCOMES: Codec[Welcomed] = Codec(Welcomed)
 OUTCOMES: Codec[Outcome] = Codec(Outcome)
+COMMANDS: Codec[AnyCommand] = Codec(AnyCommand, bounds.ASK_BYTES_MAX)
+"""As ``commands.encode`` writes them: the format of an entry and the version of a body are the same byte."""
+assert commands.FORMAT == VERSION
+
+
+def check_registration(peer: PeerIdentity, command: RegisterNode, table: ClusterMap) -> None:
+    """A node speaks for this very run of itself, under the name that its handshake has shown.
+
+    :raises MalformedBox: it does not, or it says what no node can be.
+    """
+    node = command.node
+    if (node.node_id, node.name, node.incarnation) != (peer.node_id, peer.name, peer.incarnation):
+        raise MalformedBox("not the registration of the node that sends it")
+    if not (is_registration_sound(node) and is_incarnation_near(node.node_id, node.incarnation, table)):
+        raise MalformedBox("the registration of a node that can't be one")
 
 
 class TableRefused(ClusterRefused):
@@ -111,6 +129,7 @@ class Registering:
         self._is_over = False
         self._is_refused = False
         self._called_stale: set[NodeId] = set()
+        self._asked_members = 0
         self._work: Deferred[None] | None = None
 
     # --- this node ---
@@ -173,6 +192,19 @@ class Registering:
             to_ask.insert(0, NodeId(welcome.leader))
         raise NoController("there is no leader")
 
+    async def ask_who_is_a_member(self) -> None:
+        """Somebody speaks whom this node's table does not have; it may be late. One of those that it has is asked, in turn."""
+        known = [node for node in self._node.known() if self._pool.is_connected(node)]
+        if not known:
+            return
+        self._asked_members += 1
+        body = commands.encode(RegisterNode(self._node.map.cluster_id, self._node.registration))
+        try:
+            answer = await self._pool.ask(known[self._asked_members % len(known)], wire.Register, body, PROPOSE_S)
+            self._node.seed(WELCOMES.decode(answer).members)
+        except TaskQueueError:
+            return  # another is asked the next time
+
     # --- refusals ---
     def refused(self, refusal: Refusal) -> None:
         """The cluster will not have this node; told once."""
@@ -197,11 +229,15 @@ class Registering:
 
     # --- others ---
     async def registered_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """A node that joins, or that has moved, knows no leader. :raises NoController: nor does this one."""
-        command = commands.decode(data)
-        if not isinstance(command, RegisterNode) or command.node.node_id != peer.node_id:
-            raise NoController("not the registration of the node that sends it")
-        core, node = self._raft.core, self._node
+        """A node that joins, or that has moved, knows no leader.
+
+        :raises NoController: nor does this one. :raises MalformedBox: it is not what the peer may say of itself.
+        """
+        command, node = COMMANDS.decode(data), self._node
+        if not isinstance(command, RegisterNode):
+            raise MalformedBox("not a registration")
+        check_registration(peer, command, node.map)
+        core = self._raft.core
         leader = core.leader
         if leader is None:
             raise NoController("there is no leader")

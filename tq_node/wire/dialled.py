@@ -103,7 +103,8 @@ class DialledPeer(PeerConnection):
         theirs = INTRODUCTIONS.decode(answered)
         handshake.check_cluster(cluster, theirs.cluster)
         self._check_not_me(theirs)
-        if target.node_id not in ("", theirs.node_id) or theirs.target != local.node_id or theirs.lane != self.lane:
+        is_expected = target.node_id in ("", theirs.node_id) and target.name in ("", theirs.name)
+        if not is_expected or theirs.target != local.node_id or theirs.lane != self.lane:
             raise WrongNode(f"node {theirs.name} with id {theirs.node_id} answers for {target.name or target.address}")
         peer = handshake.identity(theirs, self.address)
         self._check_name(peer.name)

@@ -123,6 +123,10 @@ def hear(core: RaftCore, leader: NodeId = B, commit_index: int = 0) -> list[Mess
 
 
 def answer(core: RaftCore, node: NodeId, round_: int) -> list[Message]:
+    """To a heartbeat of this round, which is begun if it was not."""
+    while core.is_leader and core._reads.round < round_:
+        core._reads.begin_round()
+        said(core)
     return step(core, HeartbeatReply(node, core.me, core.term, round_))
 
 

@@ -29,7 +29,7 @@ DATA = b"0123456789"
 def chunk(
     offset: int, data: bytes, *, index: int = 9, term: int = 1, total: int = 10, source: str = B
 ) -> SnapshotChunk:
-    return SnapshotChunk(source, A, term, index, 1, Configuration((A, B)), 5, offset, total, data)  # type: ignore[arg-type]
+    return SnapshotChunk(source, A, term, index, 1, Configuration((A, B)), min(5, index), offset, total, data)  # type: ignore[arg-type]
 
 
 def compacted_leader() -> RaftCore:

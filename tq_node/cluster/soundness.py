@@ -1,0 +1,80 @@
+"""What a table or a registration of another node must be before it is taken up: whatever is in it stays, and is acted upon.
+
+The rules of ``map.apply`` judge commands against the table, so a table that was made by them alone is always sound. One that
+comes as a snapshot was made elsewhere; the wire has seen only that its types are right.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tq_node import limits
+from tq_node.cluster.commands import Registration
+from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.types import NodeId
+
+NUMBER_MAX = 2**62
+"""No epoch, version, session or incarnation is greater; each fits into the store's 64 bits with its sign."""
+INCARNATIONS_SKIPPED_MAX = 2**32
+"""No node starts so often while the others don't see it."""
+ID_CHARS_MAX = 64
+ADDRESS_CHARS_MAX = 300
+FEATURE_LEVEL_FAR = 2**16
+_printable = re.compile(r"[\x21-\x7e]*").fullmatch
+_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch
+
+
+def _are_numbers(*numbers: int) -> bool:
+    return all(0 <= number <= NUMBER_MAX for number in numbers)
+
+
+def _is_word(text: str, chars_max: int, chars_min: int = 1) -> bool:
+    return chars_min <= len(text) <= chars_max and _printable(text) is not None
+
+
+def is_registration_sound(node: Registration) -> bool:
+    return (
+        _is_word(node.node_id, ID_CHARS_MAX)
+        and _name(node.name) is not None
+        and _is_word(node.http, ADDRESS_CHARS_MAX, 0)
+        and _is_word(node.peer, ADDRESS_CHARS_MAX)
+        and _is_word(node.nonce, ID_CHARS_MAX)
+        and _are_numbers(node.incarnation)
+        and 0 <= node.feature_level_min <= node.feature_level_max <= FEATURE_LEVEL_FAR
+    )
+
+
+def is_incarnation_near(node_id: NodeId, incarnation: int, table: ClusterMap) -> bool:
+    """Of a run of a node that the table knows, if it does."""
+    known = table.nodes.get(node_id)
+    return known is None or incarnation - known.incarnation <= INCARNATIONS_SKIPPED_MAX
+
+
+def is_table_sound(table: ClusterMap) -> bool:
+    """Nothing in it refers to what is not there, and no number is absurd."""
+    settings = table.settings
+    return (
+        1 <= settings.partition_count == len(table.partitions) <= limits.PARTITIONS_MAX
+        and _are_numbers(table.map_version, table.rebalance, settings.replication_factor, settings.seed)
+        and all(node_id == node.node_id and _is_node_sound(node) for node_id, node in table.nodes.items())
+        and all(_is_partition_sound(entry, table) for entry in table.partitions)
+    )
+
+
+def _is_node_sound(node: NodeEntry) -> bool:
+    return _is_word(node.node_id, ID_CHARS_MAX) and _are_numbers(node.session, node.incarnation, node.joined_index)
+
+
+def _is_partition_sound(entry: PartitionEntry, table: ClusterMap) -> bool:
+    copies = entry.copies
+    return (
+        len(set(copies)) == len(copies) >= 1
+        and all(node in table.nodes for node in copies)
+        and len(entry.isr) >= 1
+        and all(node in copies for node in (*entry.isr, *entry.adding, *entry.removing))
+        and (entry.primary is None or entry.primary in entry.isr)
+        and (entry.heir is None or entry.heir in copies)
+        and 1 <= entry.min_isr <= len(entry.isr)
+        and _are_numbers(entry.epoch, entry.partition_version)
+        and all(_are_numbers(one.log_index, one.epoch) for one in entry.unsafe_recovered)
+    )
