@@ -132,9 +132,9 @@ async def test_garbage_is_malformed_and_definite_and_closes_nothing(scene: Scene
             error = await error_of(connection.call(command, 5.0, body=body))
             assert isinstance(error, MalformedBox), (command, body, error)
             assert error.definite
-        for command in (Beat, Evidence):
+        for told in (Beat, Evidence):
             if body[:3] == b"\x01ga" or len(body) < 2:
-                assert isinstance(await error_of(member.call(command, 5.0, body=body)), MalformedBox)
+                assert isinstance(await error_of(member.call(told, 5.0, body=body)), MalformedBox)
     assert stranger.is_open()
     assert member.is_open()
     await scene.all_is_well()

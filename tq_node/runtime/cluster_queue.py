@@ -217,7 +217,8 @@ class ClusterQueue(NodeSide):
 
     # --- facade: work ---
     def notes(self) -> Sequence[ReadyNote]:
-        return () if self._worker is None else self._worker.notes
+        of_worker = () if self._worker is None else self._worker.notes
+        return (*of_worker, *super().notes())
 
     def attach(self, worker: Worker) -> None:
         self._worker = worker

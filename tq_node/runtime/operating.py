@@ -30,6 +30,7 @@ from tq_node.facade import (
     Invitation,
     NotReadyReason,
     PartitionView,
+    ReadyNote,
 )
 from tq_node.raft.arrears import Claim
 from tq_node.runtime import forwarding as calls
@@ -143,13 +144,21 @@ class Operating:
             reasons.append(NotReadyReason("joining", "the cluster does not know this run of the node yet"))
         if self.map.is_founded and (core is None or core.leader is None):
             reasons.append(NotReadyReason("no_controller", "the cluster has no leader for now"))
-        if core is not None and core.claim is not None:
+        if core is not None and core.claim is not None and core.claim.binds:
             reasons.append(_disagreement(core.claim, core.log.last_index, self.map))
         if self._local is not None:
             reasons += self._local.not_ready()
         elif self.map.is_founded:
             reasons.append(NotReadyReason("not_ready", "the node is reading its store"))
         return reasons
+
+    def notes(self) -> Sequence[ReadyNote]:
+        """What an operator should see, though the node can serve."""
+        core = self.plane.core
+        if core is None or core.claim is None or core.claim.binds:
+            return ()
+        reason = _disagreement(core.claim, core.log.last_index, self.map)
+        return (ReadyNote(reason.code, reason.detail),)
 
     # --- joining ---
     def invite(self) -> Invitation:
