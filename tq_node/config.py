@@ -21,6 +21,7 @@ from tq_node.addresses import (
     Listen,
     parse_address,
     parse_advertised,
+    parse_host,
     parse_listen,
     unix_address,
 )
@@ -64,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     peer: Listen
     advertise: str
     """Host that others use to reach this node."""
+    http_names: tuple[str, ...]
+    """More host names under which clients may ask this node."""
     join: tuple[Address, ...]
     """Members to ask. With them an empty node never founds a cluster. This node itself may be among them."""
     data_dir: Path
@@ -105,6 +108,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.data_dir / "twistd.pid"
 
     @property
+    def host_names(self) -> frozenset[str]:
+        """Names that a request's ``Host`` may have, besides every IP address."""
+        bound = (self.http.host, self.http_compatible.host if self.http_compatible is not None else None)
+        return frozenset({"localhost", self.advertise, *self.http_names, *(host for host in bound if host)})
+
+    @property
     def http_own(self) -> tuple[str, ...]:
         """Spellings of this node's own HTTP address, ``HOST:PORT``: it does not ask itself for a cluster to join."""
         bound = [
@@ -144,6 +153,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("peer", "ADDRESS", "Where other nodes connect; in the same forms. [default: HTTP port + 1000]"),
     Option("join", "ADDRESS", "HTTP address of any member; may be given several times.", None, ("JOIN_ADDR",), True),
     Option("advertise", "HOST", "Host name that other nodes and clients use. [default: the host bound]"),
+    Option(
+        "http-name",
+        "NAME",
+        "Another host name that clients use; may be given several times. Requests for other names are refused.",
+        None,
+        (),
+        True,
+    ),
     Option("data-dir", "DIR", "Everything that the node keeps. [default: ./data/<node-id>]"),
     Option("handlers", "MODULE", "Dotted module(s) with task handlers. [default: the simulated ones]", None, (), True),
     Option("concurrency", "N", "How many tasks run at once.", str(limits.CONCURRENCY_DEFAULT)),
@@ -271,6 +288,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         http_compatible=http_compatible,
         peer=peer,
         advertise=advertised.host,
+        http_names=sources.many("http-name", parse_host),
         join=join,
         data_dir=data_dir,
         working_dir=working_dir,

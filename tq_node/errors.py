@@ -80,6 +80,12 @@ class CrossOrigin(TaskQueueError):
     status, code, title = 403, "cross_origin", "Request from another site"
 
 
+class Misdirected(TaskQueueError):
+    """The request is for a host that this node is not known as: a page elsewhere must not reach it by a name of its own."""
+
+    status, code, title = 421, "misdirected", "Not a name of this node"
+
+
 class NoSuchTask(TaskQueueError):
     status, code, title = 404, "not_found", "No such task"
 

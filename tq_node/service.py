@@ -223,6 +223,7 @@ class NodeService(Service):
                 version=version(),
                 body_bytes_max=settings.body_bytes_max,
                 payload_bytes_max=settings.payload_bytes_max,
+                host_names=settings.host_names,
             ),
             metrics,
             shutdown=self._shutdown_asked,

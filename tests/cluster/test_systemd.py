@@ -213,7 +213,7 @@ def test_a_client_port_that_outlives_the_node(
 
 def asked_for_health(port: int) -> socket.socket:
     made = socket.create_connection(("127.0.0.1", port), 20)
-    made.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    made.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     return made
 
 

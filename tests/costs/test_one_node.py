@@ -46,9 +46,9 @@ def calls_of(world: World, data: bytes) -> float:
 def test_calls_of_a_request(world: World, what: str, bounds: dict[bool, float]) -> None:
     task_id = world.submit()
     data = (
-        b"POST /tasks/submit HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+        b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
         if what == "submit"
-        else b"GET /tasks/status?id=%b HTTP/1.1\r\nHost: x\r\n\r\n" % task_id.encode()
+        else b"GET /tasks/status?id=%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % task_id.encode()
     )
     found = calls_of(world, data)
     is_hot = world.site.hot.is_open

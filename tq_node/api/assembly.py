@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
+from tq_node.api.heads import HeadRules, KnownHosts
 from tq_node.api.hot import HotPath
 from tq_node.api.routes import Route, klein_app
 from tq_node.api.service import ServiceRoutes
@@ -47,6 +48,7 @@ def make_site(
     from tq_node.api import openapi
 
     rooms = _Rooms(queue, settings, metrics, shutdown)
+    hosts = KnownHosts(settings.host_names)
     rooms.service.describe(openapi.document(rooms.routes, settings.version))
     site = ApiSite(
         klein_app(rooms.routes),
@@ -55,8 +57,11 @@ def make_site(
         reactor,
         route_names={route.path.encode("ascii"): route.path for route in rooms.routes if "<" not in route.path},
         always_served=_ALWAYS_SERVED,
+        heads=HeadRules(hosts, rooms.routes),
         hot=HotPath(
-            [route for route in rooms.routes if route.hot and settings.hot_routes_direct], settings.body_bytes_max
+            [route for route in rooms.routes if route.hot and settings.hot_routes_direct],
+            settings.body_bytes_max,
+            hosts,
         ),
     )
     site.on_close(rooms.events.close)

@@ -10,13 +10,19 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tq_node.api.answering import request_id_of
+from tq_node.api.heads import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
 from tq_node.api.hot import Found, HotRequest
 from tq_node.api.turning_away import TurnedAway
 from tq_node.errors import Busy, Malformed, TaskQueueError
 
 if TYPE_CHECKING:
+    from tq_node.api.request import ApiRequest
     from tq_node.api.site import ApiSite
 
+_BEGINS_LINE = frozenset(
+    bytes([byte]) for byte in b"!#$%&'*+-.^_`|~0123456789\rABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)
+_FOLDS = (b" ", b"\t")
 BEHIND_BYTES_MAX = 16_384
 """So much of the requests behind a hot one is read before it is answered."""
 
@@ -29,12 +35,15 @@ class ApiChannel(http.HTTPChannel):
 
     site: ApiSite
     maxHeaders = 100
+    totalHeadersSize = HEAD_BYTES_MAX
     _abort: IDelayedCall | None = None
     _is_between = True
     _begun = b""
     _begun_bytes = 0
     _hot: HotRequest | TurnedAway | None = None
     _behind = b""
+    _is_refused = False
+    _linger: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         self.site.channels.add(self)
@@ -43,6 +52,8 @@ class ApiChannel(http.HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._abort is not None and self._abort.active():
             self._abort.cancel()
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
         self._let_go_of_begun()
         super().connectionLost(reason)
         self.site.channel_gone(self)
@@ -50,7 +61,7 @@ class ApiChannel(http.HTTPChannel):
     # --- the short way ---
     def dataReceived(self, data: bytes) -> None:
         if not self._is_between:
-            super().dataReceived(data)
+            self._read_lines(data)
             return
         if self._hot is not None:
             self._behind += data
@@ -77,7 +88,7 @@ class ApiChannel(http.HTTPChannel):
             site.bodies_held_bytes += body_bytes
         else:
             self._is_between = False
-            super().dataReceived(data)
+            self._read_lines(data)
 
     def _turn_away(self, found: Found) -> None:
         """There is no room for another submit. Most of what comes while there is too much ends here, so it must cost little."""
@@ -123,6 +134,73 @@ class ApiChannel(http.HTTPChannel):
             else:
                 self._is_between = True
 
+    # --- the long way: what twisted.web takes and RFC 9112 does not ---
+    def _read_lines(self, data: bytes) -> None:
+        if not self._is_refused:
+            super().dataReceived(data)
+            self._look_at_rest()
+
+    def _look_at_rest(self) -> None:
+        """Refuse what can't become a line any more as soon as it is seen: TLS at this port, or lines that end without CR. Their
+        senders wait for an answer, and would until the connection has been idle for too long.
+        """
+        if self._busyReceiving or self._is_refused or not self.line_mode:
+            return
+        rest = self._buffer  # of LineReceiver: a line that isn't whole
+        if rest and (b"\n" in rest or rest[:1] not in _BEGINS_LINE):
+            self._respondToBadRequestAndDisconnect()
+
+    def lineReceived(self, line: bytes) -> None:
+        if self._is_refused:
+            return
+        if line[:1] in _FOLDS:
+            # A folded line (RFC 9112 section 5.2): two readers may take two headers for it.
+            self._respondToBadRequestAndDisconnect()
+        else:
+            super().lineReceived(line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip(b" \t")
+        is_bad = name == b"transfer-encoding" and value.lower() != b"chunked"
+        if is_bad or (name == b"content-length" and len(value) > LENGTH_DIGITS_MAX):
+            self._respondToBadRequestAndDisconnect()
+            return False
+        taken: bool = super().headerReceived(line)
+        return taken
+
+    def allHeadersReceived(self) -> None:
+        request: ApiRequest = self.requests[-1]
+        head = self.site.heads.judge(self._command, self._path, self._version, request.requestHeaders)
+        self._path = head.target
+        request.authority = head.authority
+        request.refusal = head.refusal
+        request.route = self.site.route_names.get(head.target.partition(b"?")[0], "other")
+        if isinstance(head.refusal, Malformed):
+            # Who sends such a head may mean another request by it than is read here: nothing behind it is read at all.
+            self.site.metrics.http(request.route, head.refusal.status, 0.0)
+            self._refuse_and_end(head.refusal, request.getHeader(b"x-request-id"))
+        else:
+            super().allHeadersReceived()
+
+    def allContentReceived(self) -> None:
+        if not self._is_refused:
+            super().allContentReceived()
+
+    def checkPersistence(self, request: http.Request, version: bytes) -> bool:
+        values = request.requestHeaders.getRawHeaders(b"connection", ())
+        options = [option.strip(b" \t").lower() for value in values for option in value.split(b",")]
+        return version == b"HTTP/1.1" and b"close" not in options
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if not self._is_refused:
+            super().rawDataReceived(data)
+
+    def _send100Continue(self) -> None:
+        # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes is not asked for.
+        if self.length != 0 and self.requests[-1].wants_body:
+            super()._send100Continue()
+
     # --- what ends it ---
     def refuse(self, error: TaskQueueError, request_id: bytes) -> None:
         """Write a whole answer, outside of any request that could, with ``Connection: close``. Doesn't close."""
@@ -143,5 +221,23 @@ class ApiChannel(http.HTTPChannel):
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.
-        self.refuse(Malformed("this is not a valid HTTP/1.1 request"), request_id_of(None))
-        self.loseConnection()
+        self._refuse_and_end(Malformed("this is not a valid HTTP/1.1 request"), None)
+
+    def _refuse_and_end(self, error: TaskQueueError, request_id: bytes | None) -> None:
+        """Answer, and read no further."""
+        if self._is_refused:
+            return
+        self._is_refused = True
+        if self.requests and not self.requests[-1].wants_body:
+            self.loseConnection()  # its body was no longer wanted, and is none: the answer is on its way
+            return
+        self.refuse(error, request_id_of(request_id))
+        self._end_in_order()
+
+    def _end_in_order(self) -> None:
+        """Say that nothing follows, and throw away for a moment what still comes: closing at once would reset the connection, and
+        the sender would never see the answer.
+        """
+        say_end = getattr(self.transport, "loseWriteConnection", self.loseConnection)
+        say_end()
+        self._linger = self.callLater(self.site.settings.linger_s, self.loseConnection)

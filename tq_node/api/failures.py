@@ -80,6 +80,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.BadParameter,
     errors.CrossOrigin,
     errors.Denied,
+    errors.Misdirected,
     NoSuchRoute,
     errors.NoSuchTask,
     errors.NoSuchNode,

@@ -1,8 +1,8 @@
 """The hot routes, answered without a ``twisted.web`` Request: what a Request costs is most of what a submit costs.
 
 ``HotPath.read`` takes a request only if it is whole, alone and plain in every way: a hot route, HTTP/1.1, known headers once
-each, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as it came; it judges. So the two
-ways in can't differ in what they refuse, and the handlers are the same.
+each, a host that is this node, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as it came;
+there ``heads`` judges. So the two ways in can't differ in what they refuse, and the handlers are the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.api.answering import JSON, request_id_of, whole_head
 from tq_node.api.gate import NOT_DONE
+from tq_node.api.heads import HEAD_BYTES_MAX, KnownHosts
 
 if TYPE_CHECKING:
     from tq_node.api.channel import ApiChannel
@@ -48,7 +49,7 @@ _is_number = re.compile(rb"[0-9]{1,6}").fullmatch
 _is_query = re.compile(rb"id=([A-Za-z0-9._:-]{1,%d})" % limits.TASK_ID_CHARS_MAX).fullmatch
 
 
-class Head(msgspec.Struct, frozen=True):
+class PlainHead(msgspec.Struct, frozen=True):
     """The header lines of a request. Clients send the same ones again and again."""
 
     headers: dict[bytes, bytes]
@@ -59,7 +60,7 @@ class Found(msgspec.Struct, frozen=True):
     """A request that is whole."""
 
     route: Route
-    head: Head
+    head: PlainHead
     body: bytes
     args: dict[bytes, list[bytes]] | None
 
@@ -67,7 +68,8 @@ class Found(msgspec.Struct, frozen=True):
 class HotPath:
     """Knows the hot routes, and the heads that it has seen lately."""
 
-    def __init__(self, routes: Sequence[Route], body_bytes_max: int) -> None:
+    def __init__(self, routes: Sequence[Route], body_bytes_max: int, hosts: KnownHosts) -> None:
+        self._hosts = hosts
         self._body_bytes_max = body_bytes_max
         self._posts: dict[bytes, Route] = {}
         self._gets: dict[bytes, Route] = {}
@@ -78,7 +80,7 @@ class HotPath:
             else:
                 self._gets[b"GET %b" % path] = route
         self._handlers = {(route.method.encode("ascii"), route.path.encode("ascii")): route.handler for route in routes}
-        self._heads: dict[bytes, Head] = {}
+        self._heads: dict[bytes, PlainHead] = {}
 
     @property
     def is_open(self) -> bool:
@@ -92,7 +94,7 @@ class HotPath:
         """:returns: a request; True: more of it may come; False: it is for ``twisted.web``."""
         line_end = data.find(b"\r\n")
         head_end = data.find(b"\r\n\r\n", line_end)
-        if line_end < 0 or head_end < 0:
+        if line_end < 0 or head_end < 0 or head_end > HEAD_BYTES_MAX:
             return False
         line = data[:line_end]
         args = None
@@ -118,7 +120,7 @@ class HotPath:
         # One that is too long is refused by its length alone, so at once.
         return missing > 0 and head.length <= self._body_bytes_max and head_end + head.length < HELD_BYTES_MAX
 
-    def _parsed(self, lines: bytes) -> Head | None:
+    def _parsed(self, lines: bytes) -> PlainHead | None:
         headers: dict[bytes, bytes] = {}
         for line in lines.split(b"\r\n"):
             name, colon, value = line.partition(b":")
@@ -127,11 +129,12 @@ class HotPath:
                 return None
             headers[name] = value.strip(b" \t")
         length = headers.get(b"content-length")
-        if b"host" not in headers:
+        host = headers.get(b"host")
+        if host is None or self._hosts.refusal(host) is not None:
             return None
         if length is not None and not _is_number(length):
             return None
-        head = Head(headers, -1 if length is None else int(length))
+        head = PlainHead(headers, -1 if length is None else int(length))
         if len(lines) <= _HEAD_BYTES_MAX and b"x-request-id" not in headers and b"idempotency-key" not in headers:
             if len(self._heads) >= _HEADS_KEPT_MAX:
                 self._heads.clear()

@@ -21,8 +21,8 @@ def refuse_strangers(request: ApiRequest) -> None:
     """Let through only what was sent from this machine, to this machine by a name that can't mean another.
 
     The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS rebinding) asks from the reader's
-    browser, and its ``Origin`` is its ``Host``; but that is the page's name. And what a proxy on this machine passes on comes
-    from who knows where: most of them say that they did.
+    browser: ``heads`` keeps out every name but the node's, and here only those count that are this machine's everywhere. And
+    what a proxy on this machine passes on comes from who knows where: most of them say that they did.
 
     :raises Denied: it was not.
     """
@@ -30,8 +30,7 @@ def refuse_strangers(request: ApiRequest) -> None:
         raise Denied("the cluster's secret is handed over on loopback only; give both nodes the same --secret-file")
     if any(request.requestHeaders.hasHeader(name) for name in _PASSED_ON):
         raise Denied("the cluster's secret is not handed over through a proxy")
-    hosts = request.requestHeaders.getRawHeaders(b"host") or []
-    if len(hosts) != 1 or _loopback_host(hosts[0]) is None:
+    if request.authority is None or _loopback_host(request.authority) is None:
         raise Denied("the cluster's secret is handed over to who asks localhost, 127.0.0.1 or [::1] by that name only")
 
 

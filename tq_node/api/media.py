@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from tq_node.api.answering import Answering
 from tq_node.errors import NotJson
 
 NDJSON = "application/x-ndjson"
 JSON_TYPE = b"application/json"
 
 
-def takes_lines(request: Answering, header: bytes, body: bytes, *, ndjson: bool) -> bool:
+def refuse_media_type(header: bytes, *, ndjson: bool) -> None:
+    """:raises NotJson: whatever the body is."""
+    takes_lines(header, b"{", ndjson=ndjson)
+
+
+def takes_lines(header: bytes, body: bytes, *, ndjson: bool) -> bool:
     """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not in UTF-8.
 
     ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so: what claims to be a form
-    and looks like JSON is read as JSON. (What a page of another site sends has been refused before: ``ApiRequest``.)
+    and looks like JSON is read as JSON. (What a page of another site sends has been refused before: ``heads``.)
     """
     media_type, _, parameters = header.partition(b";")
     media_type = media_type.strip().lower()
@@ -31,8 +35,8 @@ def takes_lines(request: Answering, header: bytes, body: bytes, *, ndjson: bool)
     return is_lines
 
 
-def refuse_encoded(request: Answering) -> None:
-    encoding = request.getHeader(b"content-encoding")
+def refuse_encoded(encoding: bytes | None) -> None:
+    """:raises NotJson: the body is compressed."""
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise NotJson(
             f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"

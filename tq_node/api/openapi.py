@@ -14,11 +14,11 @@ import msgspec
 
 from tq_node.api.failures import Problem
 from tq_node.api.routes import Answer, Route
-from tq_node.errors import BadParameter, Busy, CrossOrigin, Malformed, TaskQueueError
+from tq_node.errors import BadParameter, Busy, CrossOrigin, Malformed, Misdirected, TaskQueueError
 
 _REF = "#/components/schemas/{name}"
 _NDJSON_TEXT = "one task on each line, each a SubmitRequest"
-_COMMON_ERRORS: tuple[type[TaskQueueError], ...] = (Malformed, CrossOrigin, Busy)
+_COMMON_ERRORS: tuple[type[TaskQueueError], ...] = (Malformed, CrossOrigin, Misdirected, Busy)
 _EXCLUSIVE = {
     # null counts as not sent, hence the types.
     "not": {

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from tq_node import limits
 from tq_node.api.answering import JSON, SERVER, request_id_of, whole_head
 from tq_node.api.gate import NOT_DONE, TOO_LARGE, TOO_MANY, Gate
-from tq_node.errors import BodyTooLarge, Busy, CrossOrigin, Malformed, TaskQueueError
+from tq_node.errors import BodyTooLarge, Busy, TaskQueueError
 
 if TYPE_CHECKING:
     from werkzeug.routing import MapAdapter
@@ -37,9 +37,15 @@ GATED = frozenset({SUBMIT, b"/tasks/batch"})
 """What is let in only where it can be answered in time (``gate``)."""
 
 
+_SWALLOWED_BYTES_MAX = 16_384
+"""A body up to this length is read before a refusal that only needed the head, unless the client asks first: so the connection
+stays of use. A longer one is refused at once, and the connection closes."""
+
+
 @implementer(IKleinRequest)
 class ApiRequest(server.Request):
-    """See the module's docstring. ``gone``: the client has hung up; ``route``: a name for metrics."""
+    """See the module's docstring. ``gone``: the client has hung up; ``route``: a name for metrics; ``authority``: the host
+    that it is for; ``refusal``: what its head has decided already."""
 
     site: ApiSite
     channel: ApiChannel
@@ -50,6 +56,8 @@ class ApiRequest(server.Request):
 
     request_id = b""
     route = "other"
+    authority: bytes | None = None
+    refusal: TaskQueueError | None = None
     gone = False
     started_s = 0.0
     _held_bytes = 0
@@ -76,11 +84,26 @@ class ApiRequest(server.Request):
         site = self.channel.site
         self.content = BytesIO()
         self._announced_bytes = length or 0
-        if length is not None and length > site.settings.body_bytes_max:
+        refusal = self.refusal
+        if refusal is None and length is not None and length > site.settings.body_bytes_max:
             self._refuse(BodyTooLarge(f"a body of {length} bytes; at most {site.settings.body_bytes_max} are allowed"))
+        elif refusal is not None and length != 0 and (length is None or length > _SWALLOWED_BYTES_MAX or self._asks()):
+            self._refuse(refusal)
         elif length is not None and length > limits.LARGE_BODY_BYTES and not site.large.has_room(length):
-            # It is thrown away as it comes, and answered when it is over: so the connection stays of use.
-            self._shed = True
+            if self._asks():
+                self._refuse(TOO_LARGE)
+            else:
+                # It is thrown away as it comes, and answered when it is over: so the connection stays of use.
+                self._shed = True
+
+    def _asks(self) -> bool:
+        """Whether the client waits to hear that its body is wanted (``Expect: 100-continue``)."""
+        return (self.getHeader(b"expect") or b"").lower() == b"100-continue"
+
+    @property
+    def wants_body(self) -> bool:
+        """Whether the rest of the body is still of use: no final answer has been sent."""
+        return not self._refused
 
     def handleContentChunk(self, data: bytes) -> None:
         site = self.channel.site
@@ -111,6 +134,7 @@ class ApiRequest(server.Request):
         channel = self.channel
         channel.persistent = False
         channel.refuse(error, self.request_id or request_id_of(self.getHeader(b"x-request-id")))
+        channel.site.metrics.http(self.route, error.status, 0.0)
         self._linger = channel.site.reactor.callLater(channel.site.settings.linger_s, channel.loseConnection)
 
     def body(self) -> bytes:
@@ -132,15 +156,11 @@ class ApiRequest(server.Request):
         path = self.path
         if path in site.route_names:
             self.route = site.metrics.doing = site.route_names[path]
-        elif b"%" in path or not path.startswith(b"/") or path.startswith(b"//") or not path.isascii():
-            # Klein would answer in plain text where it can't decode the path, and takes // for /. No route needs an escape.
-            site.answer_error(self, Malformed("the path is not one that this server could have"))
-            return
         if site.in_flight >= site.settings.requests_in_flight_max and path not in site.always_served:
             site.answer_error(self, Busy("too many requests at once"))
             return
-        if self.method == b"POST" and not self._is_from_here():
-            site.answer_error(self, CrossOrigin("a POST with the Origin of another site is refused"))
+        if self.refusal is not None:
+            site.answer_error(self, self.refusal)
             return
         if self._shed or (self.method == b"POST" and path in GATED and not self._enter(path)):
             error = TOO_MANY if self._gate is site.submits else TOO_LARGE
@@ -176,16 +196,6 @@ class ApiRequest(server.Request):
             self._gate.leave(self._ticket, took_s, self._cost)
             self._ticket = 0
 
-    def _is_from_here(self) -> bool:
-        """Whether no browser says that a page of another site sent this. A page may send a form, or a body without a type, to any
-        address it likes, so also to a node on its reader's machine; every browser then says ``Origin``. Scripts never do.
-        """
-        origin = self.getHeader(b"origin")
-        if origin is None:
-            return True
-        host = self.getHeader(b"host")
-        return host is not None and origin.lower().partition(b"://")[2] == host.lower()
-
     def _run(self, handler: Handler) -> None:
         """Call a handler as Klein would: what it raises is answered, and it is cancelled when the client hangs up."""
         try:
@@ -200,7 +210,7 @@ class ApiRequest(server.Request):
         self.site.answer_failure(self, reason)
 
     def getRequestHostname(self) -> bytes:
-        # Routes don't depend on the host, and Klein stumbles over a Host header that is no host name.
+        # Routes don't depend on the host, which has been judged, and Klein stumbles over some of them.
         return b"localhost"
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:

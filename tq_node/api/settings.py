@@ -24,6 +24,8 @@ class ApiSettings(msgspec.Struct, frozen=True):
     idle_s: float = limits.HTTP_IDLE_S
     linger_s: float = 5.0
     """How long a refused body is still read and thrown away, so that its sender gets to see the answer."""
+    host_names: frozenset[str] | None = frozenset({"localhost"})
+    """Names, besides every IP address, under which this node may be asked; None: any."""
     hot_routes_direct: bool = True
     """Answer the hot routes without Klein, and where the request is plain enough without a ``Request`` (``hot``). The same
     handlers, the same answers, at a fifth of the cost."""

@@ -16,6 +16,7 @@ from tq_node.api.answering import head_of, whole_head
 from tq_node.api.channel import ApiChannel
 from tq_node.api.failures import PROBLEM, answer_error, answer_failure, headers_of, problem_of
 from tq_node.api.gate import TOO_MANY, gate_of_bytes, gate_of_submits
+from tq_node.api.heads import HeadRules
 from tq_node.api.hot import HotPath
 from tq_node.api.request import ApiRequest
 from tq_node.api.settings import ApiSettings
@@ -32,6 +33,7 @@ class ApiSite(Site):
     """May listen on several ports at once. ``route_names``: path -> its name in the metrics.
 
     :param always_served: paths that are answered however many requests are in flight.
+    :param heads: judges every request by its head.
     :param hot: knows the routes whose handlers are called without Klein in between, mostly without a Request, too.
     """
 
@@ -48,6 +50,7 @@ class ApiSite(Site):
         reactor: IReactorTime,
         route_names: Mapping[bytes, str],
         always_served: frozenset[bytes],
+        heads: HeadRules,
         hot: HotPath,
     ) -> None:
         super().__init__(
@@ -61,6 +64,7 @@ class ApiSite(Site):
         self.metrics = metrics
         self.route_names = route_names
         self.always_served = always_served
+        self.heads = heads
         self.hot = hot
         self.channels: set[ApiChannel] = set()
         self.in_flight = 0

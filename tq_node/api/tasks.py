@@ -93,8 +93,8 @@ class TaskRoutes:
         body = request.body()
         content_type = request.getHeader(b"content-type")
         if content_type is not None and content_type != JSON_TYPE:
-            takes_lines(request, content_type, body, ndjson=False)
-        refuse_encoded(request)
+            takes_lines(content_type, body, ndjson=False)
+        refuse_encoded(request.getHeader(b"content-encoding"))
         header = request.getHeader(b"idempotency-key")
         submission = self._bodies.submission(body, None if header is None else idempotency_key(header))
         return self._queue.submit(submission).addCallbacks(
@@ -103,8 +103,8 @@ class TaskRoutes:
 
     def batch(self, request: Answering) -> Deferred[None]:
         body = request.body()
-        ndjson = takes_lines(request, request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
-        refuse_encoded(request)
+        ndjson = takes_lines(request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
+        refuse_encoded(request.getHeader(b"content-encoding"))
         if request.getHeader(b"idempotency-key") is not None:
             # One key can't stand for many tasks, and ignoring it would double them all when the batch is sent again.
             raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")

@@ -49,6 +49,7 @@ class Transport(StringTransport):
     protocol: Any
     aborted = False
     lost = False
+    is_half_closed = False
 
     def loseConnection(self) -> None:
         super().loseConnection()
@@ -58,6 +59,9 @@ class Transport(StringTransport):
         self.aborted = True
         super().abortConnection()
         self.hang_up()
+
+    def loseWriteConnection(self) -> None:
+        self.is_half_closed = True
 
     def hang_up(self) -> None:
         if not self.lost:
@@ -80,6 +84,10 @@ class Connection:
         self.channel.dataReceived(data)
 
     def has_ended(self) -> bool:
+        """Whether it has been said that nothing follows."""
+        return self.transport.lost or self.transport.is_half_closed
+
+    def is_gone(self) -> bool:
         return self.transport.lost
 
     def was_reset(self) -> bool:

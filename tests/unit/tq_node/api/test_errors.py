@@ -79,9 +79,7 @@ def test_404(world: World, path: str) -> None:
     assert (reply.status, reply.code) == (404, "not_found")
 
 
-@pytest.mark.parametrize(
-    "path", ["/%FF", "/tasks%2Fstats", "http://localhost/tasks/stats", "*", "/\xb0", "//tasks/stats"]
-)
+@pytest.mark.parametrize("path", ["/%FF", "/tasks%2Fstats", "ftp:tasks", "*", "/\xb0", "//tasks/stats"])
 def test_400_for_a_path_that_can_be_none(world: World, path: str) -> None:
     reply = world.get(path)
     assert (reply.status, reply.code) == (400, "malformed")

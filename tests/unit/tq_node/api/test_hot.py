@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.tq_node.api.talk import World
+from tq_node.api.heads import KnownHosts
 from tq_node.api.hot import Found, HotPath
 from tq_node.api.routes import Route
 
 BODY = b'{"type":"a"}'
-SUBMIT = b"POST /tasks/submit HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n" + BODY
-STATUS = b"GET /tasks/status?id=a HTTP/1.1\r\nHost: x\r\n\r\n"
+SUBMIT = b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n" + BODY
+STATUS = b"GET /tasks/status?id=a HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def path() -> HotPath:
@@ -18,11 +19,11 @@ def path() -> HotPath:
         Route("POST", "/tasks/submit", lambda request: None, "", {}),
         Route("GET", "/tasks/status", lambda request: None, "", {}),
     ]
-    return HotPath(routes, 1_000)
+    return HotPath(routes, 1_000, KnownHosts({"localhost"}))
 
 
 def with_line(line: bytes) -> bytes:
-    return SUBMIT.replace(b"Host: x\r\n", b"Host: x\r\n" + line + b"\r\n")
+    return SUBMIT.replace(b"Host: localhost\r\n", b"Host: localhost\r\n" + line + b"\r\n")
 
 
 @pytest.mark.parametrize("data", [SUBMIT, STATUS, with_line(b"content-TYPE:text/plain"), with_line(b"Accept: */*")])
@@ -45,7 +46,10 @@ def test_plain_requests_are_taken(data: bytes) -> None:
         SUBMIT.replace(b"HTTP/1.1", b"HTTP/1.0"),
         SUBMIT.replace(b" /", b"  /", 1),
         SUBMIT.replace(b"POST", b"PUT"),
-        SUBMIT.replace(b"Host: x\r\n", b""),
+        SUBMIT.replace(b"Host: localhost\r\n", b""),
+        SUBMIT.replace(b"localhost", b"evil.example"),
+        SUBMIT.replace(b"localhost", b""),
+        with_line(b"Accept: " + b"a" * 17_000),
         SUBMIT.replace(b"submit", b"submit?x=1"),
         SUBMIT.replace(b"Content-Length: 12", b"Content-Length: +12"),
         SUBMIT.replace(b"Content-Length: 12", b"Content-Length: 1001"),
@@ -65,7 +69,7 @@ def test_plain_requests_are_taken(data: bytes) -> None:
         STATUS.replace(b"id=a", b"id=a&wait=1"),
         STATUS.replace(b"id=a", b"id=%61"),
         STATUS.replace(b"id=a", b"id=" + b"a" * 300),
-        STATUS.replace(b"Host: x\r\n", b"Host: x\r\nContent-Length: 0\r\n"),
+        STATUS.replace(b"Host: localhost\r\n", b"Host: localhost\r\nContent-Length: 0\r\n"),
     ],
 )
 def test_everything_else_is_left_to_twisted_web(data: bytes) -> None:
@@ -144,9 +148,9 @@ def test_idle_counts_from_the_answer(world: World) -> None:
 def test_answers_are_the_same_to_the_letter(world: World) -> None:
     """But for the request's id and the task's own."""
     plain = world.connect()
-    plain.send(SUBMIT.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: same\r\n"))
+    plain.send(SUBMIT.replace(b"Host: localhost\r\n", b"Host: localhost\r\nX-Request-Id: same\r\n"))
     other = world.connect()
-    other.send(SUBMIT.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: same\r\nX-Other: 1\r\n"))
+    other.send(SUBMIT.replace(b"Host: localhost\r\n", b"Host: localhost\r\nX-Request-Id: same\r\nX-Other: 1\r\n"))
     ids = [client.replies()[0].json["task_id"].encode() for client in (plain, other)]
     assert plain.received.replace(ids[0], b"-") == other.received.replace(ids[1], b"-")
     assert world.metrics.http_s.keys() == {("/tasks/submit", 201)}

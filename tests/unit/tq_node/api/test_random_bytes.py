@@ -20,8 +20,8 @@ from tq_node.observe.metrics import Metrics
 STRINGS = 1_000
 STARTS = (
     b"",
-    b"POST /tasks/submit HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n",
-    b"POST /tasks/batch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40\r\n\r\n",
+    b"POST /tasks/batch HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"POST /tasks/submit HTTP/1.1\r\n",
     b"GET /",
     b"GET /tasks/list?",
@@ -78,8 +78,8 @@ async def test_the_node_serves_on(port: int) -> None:
             throw(port, seed)
 
     await DeferredList([deferToThread(some, first) for first in range(4)], fireOnOneErrback=True)
-    answer = await deferToThread(ask, port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await deferToThread(ask, port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     body = b'{"type":"a"}'
-    submit = b"POST /tasks/submit HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    submit = b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     assert (await deferToThread(ask, port, submit)).startswith(b"HTTP/1.1 201 Created\r\n")

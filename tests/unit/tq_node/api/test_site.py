@@ -66,7 +66,7 @@ class TestEveryAnswer:
 
     def test_pipelined_requests_are_answered_in_order(self, world: World) -> None:
         client = world.connect()
-        client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert [reply.status for reply in client.replies()] == [200, 404]
 
     def test_connection_close_is_honoured(self, world: World) -> None:
@@ -80,12 +80,6 @@ class TestEveryAnswer:
         client.send(b"GET /health HTTP/1.0\r\n\r\n")
         assert client.replies()[0].status == 200
         assert client.has_ended()
-
-    @pytest.mark.parametrize("host", ["", "a..b", "x" * 100, "\xff\xfe", "[::1", "localhost:99999", "a b"])
-    def test_the_host_header_does_not_matter(self, world: World, host: str) -> None:
-        client = world.connect()
-        client.send(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1"))
-        assert client.replies()[0].status == 200
 
 
 class TestBodies:
@@ -123,7 +117,7 @@ class TestBodies:
     def test_too_long_in_chunks_is_refused_at_the_bound(self) -> None:
         world = World(body_bytes_max=1_000)
         client = world.connect()
-        client.send(b"POST /tasks/submit HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send(b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(10):
             client.send(b"64\r\n" + b" " * 100 + b"\r\n")
         assert client.received == b""
@@ -138,7 +132,7 @@ class TestBodies:
 
     def test_chunks_are_put_together(self, world: World) -> None:
         client = world.connect()
-        client.send(b"POST /tasks/submit HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send(b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         for byte in BODY:
             client.send(b"1\r\n%c\r\n" % byte)
         client.send(b"0\r\n\r\n")
