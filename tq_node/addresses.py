@@ -22,6 +22,7 @@ _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<p
 _INTERFACE_PLACE = {"tcp": 1, "tcp6": 2, "ssl": 4}
 """Where each kind takes its interface when it is given without a name."""
 _EVERYWHERE = {"tcp": "0.0.0.0", "tcp6": "::", "ssl": "0.0.0.0"}  # noqa: S104 (what Twisted does; refused elsewhere)
+_SOCKET_PATH_BYTES_MAX = 107
 _FORMS = "is none of PORT, :PORT, HOST:PORT, [IPv6]:PORT or a Twisted endpoint string"
 
 
@@ -51,6 +52,11 @@ class Listen(msgspec.Struct, frozen=True):
     @property
     def is_wildcard(self) -> bool:
         return self.host is not None and _is_unspecified(self.host)
+
+    @property
+    def is_inherited(self) -> bool:
+        """A service manager has bound it already."""
+        return self.endpoint.startswith("systemd:")
 
     @property
     def is_local(self) -> bool:
@@ -169,6 +175,11 @@ def _parse_endpoint(text: str) -> Listen:
         reason = " ".join(str(why).split()) or type(why).__name__
         raise ValueError(f"is not an endpoint that can be listened on: {reason}") from None
     kind, arguments, named = _split_endpoint(text)
+    if (
+        kind == "unix"
+        and len(os.fsencode(named.get("address", arguments[0] if arguments else ""))) > _SOCKET_PATH_BYTES_MAX
+    ):
+        raise ValueError(f"is a path of more than {_SOCKET_PATH_BYTES_MAX} bytes, which no socket can have")
     if kind in ("unix", "systemd"):
         return Listen(text, *(bound or (None, None)))
     port = _port(named.get("port", arguments[0] if arguments else ""))

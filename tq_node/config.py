@@ -53,6 +53,8 @@ BIRTH_GUARD_S_MAX = 60
 COPIES_MAX = 7
 CONCURRENCY_MAX = 4_096
 YEAR_S = 365 * 86_400
+CONFIG_BYTES_MAX = 1024 * 1024
+_LINE_CHARS_MAX = 600
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +87,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     peer_cert: Path | None
     peer_key: Path | None
     peer_ca: Path | None
-    insecure: bool
+    insecure_http: bool
+    """Clients need no credentials, though they may come from elsewhere. Said at each start and by ``/ready``, as the next one."""
+    insecure_peers: bool
+    """Whoever reaches the peers' address needs no credentials; a secret that others can read is taken."""
     readmit: bool
     """Set a failed store aside first; never without ``join``."""
     retention_ms: int
@@ -169,7 +174,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("voters", "N", "Nodes that elect the leader: 1, 3 or 5.", "3"),
     Option("config", "FILE", "TOML file with the same names; command line > environment > file > default."),
     Option("secret-file", "FILE", "Shared secret of the peers."),
-    Option("tokens-file", "FILE", "Access tokens of the HTTP side."),
+    Option("tokens-file", "FILE", "Access tokens of the HTTP side. Not in this version, which refuses the option."),
     Option("peer-cert", "FILE", "Certificate of this node towards its peers."),
     Option("peer-key", "FILE", "Private key of that certificate."),
     Option("peer-ca", "FILE", "Authority that signed the certificates of the peers."),
@@ -180,7 +185,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-payload", "SIZE", "Largest payload of one task.", "1MiB"),
     Option("min-free-disk", "SIZE", "Below it new work is refused.", "256MiB"),
     Option("copy-rate", "SIZE", "Most a second for copies that are being made or catch up; 0: no bound.", "0"),
-    Option("insecure", "", "Allow addresses that are not loopback without credentials."),
+    Option("insecure-http", "", "Allow an HTTP address that is not loopback without credentials."),
+    Option("insecure-peers", "", "Allow a peer address that is not loopback without credentials."),
+    Option("insecure", "", "Both --insecure-http and --insecure-peers."),
     Option("readmit", "", "Set a failed store aside and join as a new node; needs --join."),
 )
 BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
@@ -192,7 +199,8 @@ class BadOption(Exception):
     def __init__(self, name: str, source: str, reason: str) -> None:
         at = f" ({source})" if source else ""
         called = f"--{name}" if name in BY_NAME else name
-        super().__init__(" ".join(f"{called}{at}: {reason}".split()))
+        line = " ".join(f"{called}{at}: {reason}".split())
+        super().__init__(line if len(line) <= _LINE_CHARS_MAX else f"{line[:_LINE_CHARS_MAX]}…")
 
 
 class Given(NamedTuple):
@@ -258,12 +266,14 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     node_name = NodeName(sources.one("node-id", parse_node_name))
     http = sources.one("http", parse_listen)
     secret_file, peer_files = _peer_credentials(sources, working_dir)
-    insecure = sources.flag("insecure")
+    insecure_http, insecure_peers = (
+        sources.flag("insecure") or sources.flag(f"insecure-{side}") for side in ("http", "peers")
+    )
     are_peers_protected = secret_file is not None or any(peer_files.values())
-    if not (http.is_local or insecure):
+    if not (http.is_local or insecure_http):
         raise sources.refuse("http", _http_unprotected(http, are_peers_protected))
     peer = _peer(sources, http)
-    if not (peer.is_local or insecure or are_peers_protected):
+    if not (peer.is_local or insecure_peers or are_peers_protected):
         raise sources.refuse("peer", _peers_unprotected(peer))
     advertised = _advertised(sources, http, peer)
     http_compatible = None
@@ -302,7 +312,8 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         peer_cert=peer_files["peer-cert"],
         peer_key=peer_files["peer-key"],
         peer_ca=peer_files["peer-ca"],
-        insecure=insecure,
+        insecure_http=insecure_http,
+        insecure_peers=insecure_peers,
         readmit=readmit,
         retention_ms=sources.one("retention", duration(1, 10 * YEAR_S)),
         dedupe_window_ms=sources.one("dedupe-window", duration(1, 10 * YEAR_S)),
@@ -320,7 +331,13 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
 def read_file(path: Path, source: str) -> dict[str, tuple[str, ...]]:
     """The values of a TOML file, as text. :raises BadOption: it can't be read, or holds what no option is called."""
     try:
-        document = tomllib.loads(path.expanduser().read_text("utf-8"))
+        with path.expanduser().open("rb") as file:
+            content = file.read(CONFIG_BYTES_MAX + 1)
+        if len(content) > CONFIG_BYTES_MAX:
+            raise BadOption(
+                "config", source, f"{str(path)!r} has more than {CONFIG_BYTES_MAX} bytes: not a file of options"
+            )
+        document = tomllib.loads(content.decode())
     except OSError as why:
         raise BadOption("config", source, f"{str(path)!r}: {why.strerror}") from None
     except (ValueError, RuntimeError) as why:  # no TOML, no UTF-8; "\\0" in the name, "~" of nobody
@@ -380,18 +397,18 @@ _NO_PEER_CREDENTIALS = "the peers have neither --secret-file nor --peer-cert, --
 
 
 def _http_unprotected(http: Listen, are_peers_protected: bool) -> str:
-    """Contract, section 6: both sides must be protected. This version has no tokens, so --insecure is all that there is."""
+    """Both sides must be protected (contract, section 12). This version has no tokens, so there is --insecure-http alone."""
     also = "" if are_peers_protected else f", and {_NO_PEER_CREDENTIALS}"
     return (
         f"{http.host or http.endpoint} is not loopback, and this version has no access tokens for the HTTP side yet{also}: "
-        "say --insecure to serve whoever can reach it"
+        "say --insecure-http to serve whoever can reach it"
     )
 
 
 def _peers_unprotected(peer: Listen) -> str:
     return (
         f"{peer.host or peer.endpoint} is not loopback, and {_NO_PEER_CREDENTIALS}: give one or the other, "
-        "or say --insecure"
+        "or say --insecure-peers"
     )
 
 

@@ -143,6 +143,10 @@ CHILD_AHEAD_MAX = 16
 """Tasks that lie ready in a worker process behind the one that runs; not more than it ends in ``CHILD_AHEAD_MS``."""
 CHILD_AHEAD_MS = 5
 CHILD_SPARES = 2
+FILES_MIN = 128
+"""Descriptors of a node beside its worker processes: store, peers, and some clients."""
+FILES_PER_PROCESS = 8
+"""Of a worker process: its pipes and its socket, and those of its start."""
 CHILD_START_FAILURES_MAX = 3
 """Starts that fail in a row before a node claims no more than the processes that it has can run."""
 

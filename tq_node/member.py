@@ -77,8 +77,9 @@ class Member:
         self._settings = settings
         self._reactor = reactor
         self._random_bytes = random_bytes
-        self._secret_in_file = None if settings.secret_file is None else read_secret(settings.secret_file)
-        self._tls = peer_tls(settings.peer_cert, settings.peer_key, settings.peer_ca)
+        file, insecure = settings.secret_file, settings.insecure_peers
+        self._secret_in_file = None if file is None else read_secret(file, insecure=insecure)
+        self._tls = peer_tls(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure)
         self._store: Store
         self._clock: Clock
         self._formatted: Formatted

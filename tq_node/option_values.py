@@ -44,7 +44,9 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d|w))+|\d+(?:\.\d+)?", re.ASCII)
+_NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
+"""Longer ones are no times and no sizes, and with some hundred digits no floats either."""
+_DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d|w))+|{_NUMBER}", re.ASCII)
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "": 1_000}
 
 
@@ -63,7 +65,7 @@ def duration(low_s: float, high_s: float) -> Callable[[str], int]:
     return parse
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)", re.ASCII)
+_SIZE = re.compile(rf"({_NUMBER}) ?([a-z]*)", re.ASCII)
 _UNIT_BYTES = {"": 1, "b": 1} | {
     f"{letter}{rest}": base ** (power + 1)
     for power, letter in enumerate("kmgt")
@@ -113,6 +115,8 @@ def path_from(working_dir: Path) -> Callable[[str], Path]:
             return Path(os.path.abspath(working_dir / Path(text).expanduser()))
         except RuntimeError:
             raise ValueError("names nobody's home directory") from None
+        except OSError as why:
+            raise ValueError(f"is not a path: {why.strerror}") from None
 
     return parse
 
@@ -120,7 +124,11 @@ def path_from(working_dir: Path) -> Callable[[str], Path]:
 def readable_file(working_dir: Path) -> Callable[[str], Path]:
     def parse(text: str) -> Path:
         path = path_from(working_dir)(text)
-        if not (path.is_file() and os.access(path, os.R_OK)):
+        try:
+            is_readable = path.is_file() and os.access(path, os.R_OK)
+        except OSError as why:
+            raise ValueError(f"is not a file that can be read: {why.strerror}") from None
+        if not is_readable:
             raise ValueError("is not a file that can be read")
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import sys
@@ -52,10 +53,32 @@ class Options(usage.Options):
         super().__init__()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
+        arguments = list(sys.argv[1:] if options is None else options)
         try:
-            super().parseOptions(options)
+            self._refuse_abbreviated(arguments)
+            super().parseOptions(arguments)
         except usage.UsageError as why:
             refuse(str(why))
+
+    def _refuse_abbreviated(self, arguments: list[str]) -> None:
+        """``getopt`` takes any beginning of a name that no other name has: what is meant by it changes with each new option.
+
+        :raises UsageError: for the first name that is not one of ours as it stands.
+        """
+        takes_value = {option.name: bool(option.metavar) for option in OPTIONS} | {"help": False, "version": False}
+        left = iter(arguments)
+        for argument in left:
+            if not argument.startswith("--") or argument == "--":
+                return  # what comes from here on is no option, and refused by ``parseArgs`` or ``getopt``
+            name, equals, _ = argument[2:].partition("=")
+            if name not in takes_value:
+                near = difflib.get_close_matches(name, takes_value, 1) or [
+                    one for one in takes_value if one.startswith(name)
+                ]
+                hint = f"; did you mean --{near[0]}?" if near else ""
+                raise usage.UsageError(f"option --{name} not recognized{hint}")
+            if takes_value[name] and not equals:
+                next(left, None)
 
     def parseArgs(self, *arguments: str) -> None:
         if arguments:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import os
 import resource
+import socket
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
@@ -26,12 +29,45 @@ SWITCH_INTERVAL_S = 0.00002
 once, so a writer thread with a longer interval (Python's default: 5 ms) never gets to demand it, and a commit took seconds."""
 
 
+class TooFewFiles(Exception):
+    """One line that says how many are needed."""
+
+
 def set_up() -> None:
     """As many open files as we are allowed (each HTTP client is one), and turns for the writer thread."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_files(processes: int) -> None:
+    """:param processes: worker processes at once. :raises TooFewFiles: the node could not start them, or serve nobody beside."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = limits.FILES_MIN + limits.FILES_PER_PROCESS * processes
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        with_workers = f" for {processes} worker processes (--concurrency)" if processes else ""
+        raise TooFewFiles(
+            f"this process may open {allowed} files, and a node needs {needed}{with_workers}: raise the hard limit (ulimit -Hn)"
+        )
+
+
+def check_free(host: str | None, port: int | None) -> None:
+    """Look whether a TCP address can be listened on, before anything is made on disk. A name is judged when it is listened on.
+
+    :raises CannotListenError: it is in use or not ours.
+    """
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host or "").version == 6 else socket.AF_INET
+    except ValueError:
+        return
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as why:
+            raise CannotListenError(host, port, why) from None
 
 
 def calm_the_collector() -> None:

@@ -25,6 +25,7 @@ from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.config import Settings
 from tq_node.errors import StoreBroken
+from tq_node.facade import ReadyNote
 from tq_node.member import Member, PeerPortTaken
 from tq_node.notify import Notifier
 from tq_node.observe.loop_monitor import LoopMonitor
@@ -35,7 +36,10 @@ from tq_node.process import (
     EXIT_REFUSED,
     EXIT_SOFTWARE,
     EXIT_STORE_BROKEN,
+    TooFewFiles,
     calm_the_collector,
+    check_files,
+    check_free,
     end_at_once,
     listen_now,
     set_up,
@@ -126,7 +130,7 @@ class NodeService(Service):
             self._assemble()
         except (
             HandlerError, DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed, WrongName, IsCopy, NoSecret, NeverJoined,
-            BadCredentials, PeerPortTaken, CannotListenError, OSError,
+            BadCredentials, PeerPortTaken, CannotListenError, TooFewFiles, OSError,
         ) as why:  # fmt: skip
             for undo in reversed(self._undo):
                 undo()
@@ -143,6 +147,7 @@ class NodeService(Service):
         settings = self._settings
         self._metrics = metrics = Metrics(version=version(), node=settings.node_name)
         member = self._member = Member(settings, self._reactor, random_bytes=os.urandom)
+        self._look_around()
         self._look_for_failure()
         self._store = open_store(
             settings.data_dir,
@@ -167,6 +172,7 @@ class NodeService(Service):
                 random_bytes=os.urandom,
                 draw=random.random,
                 secret_to_hand_over=member.secret_to_hand_over,
+                notes=self._notes(),
             ),
             guard=member.guarded,
             on_greeted=member.greeted,
@@ -186,6 +192,35 @@ class NodeService(Service):
         member.listen()
         self._undo.append(member.stop_listening)
         settings.pid_file.write_text(f"{os.getpid()}\n")
+
+    def _look_around(self) -> None:
+        """What can be refused before anything is made on disk.
+
+        :raises TooFewFiles, PeerPortTaken, CannotListenError:
+        """
+        settings = self._settings
+        check_files(settings.concurrency if self.registry.needs_processes else 0)
+        for listen in (settings.http, settings.http_compatible):
+            if listen is not None and not listen.is_inherited:
+                check_free(listen.host, listen.port)
+        try:
+            check_free(settings.peer.host, settings.peer.port)
+        except CannotListenError as why:
+            raise PeerPortTaken(f"--peer: {why}") from None
+        for note in self._notes():
+            _log.warn("{note}", note=note.detail, event=note.code)
+
+    def _notes(self) -> tuple[ReadyNote, ...]:
+        settings = self._settings
+        said = (
+            ("insecure_http", settings.insecure_http, "--insecure-http", settings.http_public),
+            ("insecure_peers", settings.insecure_peers, "--insecure-peers", settings.peer_public),
+        )
+        return tuple(
+            ReadyNote(code, f"{option}: whoever reaches {address} may do whatever a node can do, without credentials")
+            for code, is_said, option, address in said
+            if is_said
+        )
 
     def _look_for_failure(self) -> None:
         """A store that has failed is not opened again (R18).

@@ -6,13 +6,23 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import EXIT_S, NodeHttp, Nodes, free_port, group_members, until
+from tests.support.harness import EXIT_S, TWISTD, NodeHttp, Nodes, clean_environment, free_port, group_members, until
+from tq_node import limits
 
 pytestmark = pytest.mark.cluster
+
+GREET = """from tq_node import task
+
+
+@task("greet")
+def greet(payload, context):
+    return f"Hello, {payload}!"
+"""
 
 
 def files_below(directory: Path) -> list[str]:
@@ -32,6 +42,8 @@ def home(tmp_path: Path) -> Path:
     ("arguments", "environment", "named"),
     [
         (["--nonsense"], {}, "--nonsense"),
+        (["--nod", "x"], {}, "--node-id"),
+        ([], {"TQ_RETENTION": "1" * 400}, "--retention (TQ_RETENTION)"),
         (["--http", "99999"], {}, "--http"),
         (["--http", "0.0.0.0:8080"], {}, "--http"),
         (["--node-id", "a b"], {}, "--node-id"),
@@ -203,6 +215,65 @@ def test_a_port_in_use_is_said_in_one_line(nodes: Nodes, home: Path) -> None:
     assert f":{port}" in line
     assert "in use" in line
     assert "Traceback" not in ended.out
+    assert list(home.iterdir()) == [], "nothing was made before it was noticed"
+
+
+def test_a_secret_that_everybody_can_read_is_refused(nodes: Nodes, home: Path) -> None:
+    secret = home / "secret"
+    secret.write_text("a secret of some bytes")
+    secret.chmod(0o644)
+    ended = nodes.run("--http", str(free_port()), "--secret-file", "secret", cwd=home)
+    assert ended.code == 1
+    (line,) = ended.err.splitlines()
+    assert line.startswith("taskqueue: --secret-file: ")
+    assert list(home.iterdir()) == [secret]
+
+
+def test_a_node_says_each_protection_that_it_does_without(nodes: Nodes, home: Path) -> None:
+    node = nodes.start("--insecure", cwd=home)
+    ready = node.get("/ready")
+    assert ready.status == 200
+    assert [note["code"] for note in ready.json["notes"]] == ["insecure_http", "insecure_peers"]
+    assert "--insecure-http: whoever reaches" in node.log
+    assert "--insecure-peers: whoever reaches" in node.log
+    assert node.terminate() == 0
+
+
+# --- descriptors ---
+def limited(files: int, *arguments: str) -> list[str]:
+    return ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", TWISTD, "-n", "taskqueue", *arguments]
+
+
+def test_too_few_descriptors_are_refused_in_one_line(home: Path) -> None:
+    (home / "mine.py").write_text(GREET)
+    needed = limits.FILES_MIN + 4 * limits.FILES_PER_PROCESS
+    ended = subprocess.run(
+        limited(needed - 1, "--http", str(free_port()), "--handlers", "mine", "--concurrency", "4"),
+        cwd=home, env=clean_environment(), capture_output=True, text=True, timeout=EXIT_S, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert f"needs {needed} " in line
+    assert not (home / "data").exists()
+
+
+def test_as_many_descriptors_as_are_asked_for_are_enough(home: Path) -> None:
+    (home / "mine.py").write_text(GREET)
+    node = NodeHttp(free_port())
+    process = subprocess.Popen(
+        limited(limits.FILES_MIN + 4 * limits.FILES_PER_PROCESS, "--http", str(node.http_port), "--handlers", "mine",
+                "--concurrency", "4"),
+        cwd=home, env=clean_environment(), stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: node.is_ready, deadline_s=30, what="the node ready")
+        ids = [node.submit("greet", "world", max_attempts=1) for _ in range(12)]
+        assert {node.status(task_id, wait_s=30)["status"] for task_id in ids} == {"completed"}
+        process.terminate()
+        assert process.wait(EXIT_S) == 0
+    finally:
+        process.kill()
+        process.wait(EXIT_S)
 
 
 def test_a_toml_file_starts_a_node(nodes: Nodes, home: Path) -> None:
@@ -278,9 +349,8 @@ def test_a_stopped_and_continued_node_goes_on(nodes: Nodes, home: Path) -> None:
 
 # --- handlers ---
 def test_handlers_from_the_working_directory(nodes: Nodes, home: Path) -> None:
-    (home / "mine.py").write_text(
-        "from tq_node import task\n\n\n@task('greet')\ndef greet(payload, context):\n    return f'Hello, {payload}!'\n"
-    )
+    (home / "treq.py").write_text("raise RuntimeError('hides an installed module')\n")
+    (home / "mine.py").write_text(f"import treq\n{GREET}")
     node = nodes.start("--handlers", "mine", cwd=home)
     task = node.status(node.submit("greet", "world"), wait_s=10)
     assert task["result"] == "Hello, world!"

@@ -218,7 +218,7 @@ class ClusterQueue(NodeSide):
     # --- facade: work ---
     def notes(self) -> Sequence[ReadyNote]:
         of_worker = () if self._worker is None else self._worker.notes
-        return (*of_worker, *super().notes())
+        return (*self._settings.notes, *of_worker, *super().notes())
 
     def attach(self, worker: Worker) -> None:
         self._worker = worker

@@ -5,6 +5,7 @@ Called before anything is created on disk; what is wrong is one line that names 
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,16 +27,15 @@ class BadCredentials(Exception):
     """``str()`` is one line that names the option, ready to print."""
 
 
-def read_secret(path: Path) -> bytes:
+def read_secret(path: Path, *, insecure: bool = False) -> bytes:
     """The content of ``--secret-file``, without the newline that editors put at the end. Never stored anywhere else.
 
-    A file that others can read is taken all the same, and said once in the log: in some containers there is no other.
-
-    :raises BadCredentials: it can't be read, or is too short or too long to be a secret.
+    :param insecure: one that everybody can read is taken, and said in the log: in some containers there is no other.
+    :raises BadCredentials: it can't be read, by others too, or is too short or too long to be a secret.
     """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             secret = file.read(SECRET_BYTES_MAX + 1)
     except OSError as why:
         raise BadCredentials(f"--secret-file: {str(path)!r}: {why.strerror}") from None
@@ -46,17 +46,23 @@ def read_secret(path: Path) -> bytes:
         raise BadCredentials(
             f"--secret-file: {str(path)!r} holds {len(secret)} bytes; a secret has at least {bounds.SECRET_BYTES_MIN}"
         )
-    if mode & (stat.S_IRGRP | stat.S_IROTH):
-        _log.warn(
-            "--secret-file: {path} can be read by others than its owner (mode {mode}): chmod 600 {path}",
-            path=str(path),
-            mode=f"{mode:o}",
-            event="secret_exposed",
-        )
+    _refuse_exposed("--secret-file", path, mode, insecure=insecure)
     return secret
 
 
-def peer_tls(certificate: Path | None, key: Path | None, authority: Path | None) -> PeerTLS | None:
+def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
+    """The owner and its group may read it (0640, as for a service's own group), nobody else; a writer is a reader."""
+    if not mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        return
+    line = f"{option}: {path} can be read or changed by others than its owner (mode {mode:o}): chmod 600 {path}"
+    if not insecure:
+        raise BadCredentials(line)
+    _log.warn("{line}", line=line, event="secret_exposed")
+
+
+def peer_tls(
+    certificate: Path | None, key: Path | None, authority: Path | None, *, insecure: bool = False
+) -> PeerTLS | None:
     """Mutual TLS from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``, which go together; None where they are not given.
 
     For ``PeerListener(tls=)`` and ``Dialling(tls=)``, which put it on their plain endpoints.
@@ -68,7 +74,10 @@ def peer_tls(certificate: Path | None, key: Path | None, authority: Path | None)
     from tq_node.wire.tls import PeerTLS
 
     try:
+        _refuse_exposed("--peer-key", key, stat.S_IMODE(key.stat().st_mode), insecure=insecure)
         return PeerTLS(certificate, key, authority)
+    except OSError as why:
+        raise BadCredentials(f"--peer-key: {str(key)!r}: {why.strerror}") from None
     except ValueError as why:
         raise BadCredentials(" ".join(f"{_option(str(why), certificate, authority)}: {why}".split())) from None
 

@@ -17,7 +17,7 @@ from tq_node.cluster.map import Change
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.errors import NotReady, TaskQueueError
-from tq_node.facade import Claim, NotReadyReason, Worker
+from tq_node.facade import Claim, NotReadyReason, ReadyNote, Worker
 from tq_node.partition.outputs import ProposeStepDown, Step
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
@@ -57,6 +57,8 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Random numbers in [0, 1), for pauses."""
     secret_to_hand_over: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
+    notes: tuple[ReadyNote, ...] = ()
+    """What ``/ready`` says of this node as long as it runs, such as that it asks nobody for credentials."""
 
 
 class NodeSide(Operating, Outside):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +60,7 @@ class TestDefaults:
         assert settings.body_bytes_max == 16 * 2**20
         assert settings.payload_bytes_max == 2**20
         assert settings.disk_free_bytes_min == 256 * 2**20
-        assert not settings.insecure
+        assert (settings.insecure_http, settings.insecure_peers) == (False, False)
         assert str(settings.http_public) == "127.0.0.1:8080"
         assert settings.peer_public == "127.0.0.1:9080"
         assert settings.birth_guard_s is None
@@ -118,14 +120,14 @@ class TestPrecedence:
         assert settings.concurrency == 5
         assert settings.handlers == ("a.b", "c")
         assert settings.retention_ms == 3_600_000
-        assert settings.insecure
+        assert (settings.insecure_http, settings.insecure_peers) == (True, True)
         assert settings.http.port == 8090
 
     @pytest.mark.parametrize(
         ("said", "meant"), [("1", True), ("true", True), ("Yes", True), ("0", False), ("off", False)]
     )
     def test_flags_in_the_environment(self, said: str, meant: bool) -> None:
-        assert loaded(environment={"TQ_INSECURE": said}).insecure is meant
+        assert loaded(environment={"TQ_INSECURE": said}).insecure_http is meant
 
 
 class TestRefusals:
@@ -352,7 +354,12 @@ class TestAddresses:
         assert "is not loopback" in refusal(http=address)
         assert "--insecure" in refusal(http=address)
         assert refusal(peer=address).startswith("--peer: ")
-        settings = loaded("insecure", http=address, peer="9000", advertise="host.example.org")
+        assert "--insecure-http" in refusal("insecure-peers", http=address, peer=address.replace("8080", "9000"))
+        with_certificates = "neither --secret-file nor --peer-cert"
+        assert with_certificates in refusal(
+            "insecure-http", http=address, peer="10.0.0.1:9000", advertise="a.example.org"
+        )
+        settings = loaded("insecure-http", http=address, peer="9000", advertise="host.example.org")
         assert str(settings.http_public) == "host.example.org:8080"
         assert settings.peer_public == "host.example.org:9000"
 
@@ -478,3 +485,104 @@ class TestBirthGuard:
     def test_what_is_no_time_is_one_line_too(self, text: str) -> None:
         with pytest.raises(BadOption, match=f"^{BIRTH_GUARD_VARIABLE}: "):
             loaded(environment={BIRTH_GUARD_VARIABLE: text})
+
+
+class TestNastyValues:
+    """Whatever an option is given, by whichever way: settings, or one line that names it."""
+
+    NASTY = (
+        "1" * 400,
+        "9" * 5_000,
+        "0." + "9" * 5_000,
+        "1" * 400 + "h",
+        "1e999",
+        "inf",
+        "nan",
+        "-1",
+        "١٢",
+        "9" * 25 + "w",
+        "1" * 400 + "GiB",
+        "x" * 3_000,
+        "/" + "x" * 3_000,
+        "x/" * 3_000,
+        "~" * 300,
+        "~" + "x" * 3_000,
+        "~nobody-of-this-name/x",
+        "a\0b",
+        "\udcff",
+        "\n",
+        " ",
+        ".",
+        "..",
+        "/dev/null",
+        "/dev/null/x",
+        "/proc/self/mem",
+        "unix:" + "x" * 3_000,
+        "tcp:" + "9" * 5_000,
+        "tcp:1:interface=" + "x" * 3_000,
+        "ssl:1",
+        "systemd:",
+        "systemd:domain=INET:index=99999999999",
+        "[" * 400,
+        "[::1]:" + "1" * 400,
+        ":" * 50,
+        "localhost:" + "0" * 400 + "1",
+        "%s%n{0}{x}",
+    )
+    nasty = st.sampled_from(NASTY) | st.text(max_size=40) | st.from_regex(r"[0-9.]{1,400}[a-zA-Z]{0,3}", fullmatch=True)
+
+    @staticmethod
+    def assert_taken_or_one_line(
+        command_line: Mapping[str, Sequence[str]], environment: Mapping[str, str], name: str
+    ) -> None:
+        try:
+            load(command_line, environment, HERE)
+        except BadOption as why:
+            line = str(why)
+            assert len(line.splitlines()) == 1
+            assert len(line) <= 700
+            assert "--" in line
+        else:
+            assert not (HERE / "data").exists(), name
+
+    @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+    def test_each_option_with_each_of_them(self, option: config.Option) -> None:
+        for text in self.NASTY:
+            self.assert_taken_or_one_line({option.name: [text]}, {}, option.name)
+            self.assert_taken_or_one_line({}, {option.environment[-1]: text}, option.name)
+
+    @given(st.sampled_from(OPTIONS), nasty, st.sampled_from(OPTIONS), nasty)
+    @example(config.BY_NAME["retention"], "1" * 400, config.BY_NAME["max-body"], "1" * 400)
+    def test_two_at_once(self, one: config.Option, text: str, two: config.Option, other: str) -> None:
+        self.assert_taken_or_one_line({one.name: [text]}, {two.environment[0]: other}, one.name)
+
+    @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+    def test_in_a_file(self, option: config.Option, tmp_path: Path) -> None:
+        path = tmp_path / "node.toml"
+        for value in (
+            *(json.dumps(text) for text in self.NASTY if text.isprintable()),
+            "1" * 5_000,
+            "-1",
+            "1e400",
+            "nan",
+            "[" * 5_000,
+            "{}",
+            "[[1]]",
+            "2026-01-01",
+            '[""]',
+        ):
+            path.write_text(f"{option.name} = {value}\n")
+            self.assert_taken_or_one_line({"config": [str(path)]}, {}, option.name)
+
+    def test_a_file_without_an_end(self) -> None:
+        assert "not a file of options" in refusal(config="/dev/zero")
+
+
+def test_the_reference_page_has_every_option_in_order() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/options.md").read_text()
+    rows = re.findall(r"^\| `--([a-z-]+)(?: ([A-Z]+))?` \| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == [option.name for option in OPTIONS]
+    for (_, metavar, variables, default), option in zip(rows, OPTIONS, strict=True):
+        assert metavar == option.metavar
+        assert variables == ", ".join(f"`{variable}`" for variable in option.environment)
+        assert option.default is None or default == f"`{option.default}`"

@@ -41,7 +41,7 @@ def test_settings_are_there_after_parsing(empty_directory: Path) -> None:
     assert settings.node_name == "n"
     assert settings.http.port == 8090
     assert settings.handlers == ("a", "b")
-    assert settings.insecure
+    assert settings.insecure_http
     assert settings.data_dir == empty_directory / "data" / "n"
 
 
@@ -58,7 +58,15 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--insecure=1"], "option --insecure must not have an argument"),
         (["--node-id", "n", "8080"], "unexpected argument '8080'; options begin with --"),
         (["--voters", "4"], "--voters: '4' is not 1, 3 or 5"),
-        (["--pe", "1"], "option --pe not a unique prefix"),
+        (["--pe", "1"], "option --pe not recognized; did you mean --peer?"),
+        (["--nod", "x"], "option --nod not recognized; did you mean --node-id?"),
+        (["--nod=x"], "option --nod not recognized; did you mean --node-id?"),
+        (["--readmi"], "option --readmi not recognized; did you mean --readmit?"),
+        (["--http", "1", "--hel"], "option --hel not recognized; did you mean --help?"),
+        (
+            ["--node-id", "--nod"],
+            "--node-id: '--nod' is not a node name: 1 to 63 of A-Z a-z 0-9 . _ - beginning with a letter or digit",
+        ),
     ],
 )
 def test_one_line_exit_code_one_nothing_on_disk(

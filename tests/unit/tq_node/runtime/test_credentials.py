@@ -60,18 +60,29 @@ def test_a_file_that_is_gone(tmp_path: Path) -> None:
         read_secret(tmp_path / "gone")
 
 
-@pytest.mark.parametrize(("mode", "lines"), [(0o600, 0), (0o400, 0), (0o640, 1), (0o604, 1)])
-def test_a_file_that_others_can_read_is_said_and_taken(
-    file: Callable[[bytes, int], Path], mode: int, lines: int
-) -> None:
+def said(read: Callable[[], object]) -> list[str]:
+    """The events in the log meanwhile."""
     seen: list[LogEvent] = []
     observer: Any = seen.append
     globalLogPublisher.addObserver(observer)
     try:
-        assert read_secret(file(SECRET, mode)) == SECRET
+        read()
     finally:
         globalLogPublisher.removeObserver(observer)
-    assert [event["event"] for event in seen] == ["secret_exposed"] * lines
+    return [event["event"] for event in seen]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
+def test_the_owner_and_its_group_may_read_it(file: Callable[[bytes, int], Path], mode: int) -> None:
+    assert said(lambda: read_secret(file(SECRET, mode))) == []
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602])
+def test_a_file_that_others_can_read_is_refused_unless_insecure(file: Callable[[bytes, int], Path], mode: int) -> None:
+    path = file(SECRET, mode)
+    with pytest.raises(BadCredentials, match=f"^--secret-file: .*mode {mode:o}.*chmod 600"):
+        read_secret(path)
+    assert said(lambda: read_secret(path, insecure=True)) == ["secret_exposed"]
 
 
 # --- certificates ---
@@ -109,3 +120,12 @@ def test_a_file_that_does_not_do_is_named_with_its_option(
     line = str(caught.value)
     assert line.startswith(f"{option}: {folder}")
     assert "\n" not in line
+
+
+def test_a_private_key_that_others_can_read_is_refused_unless_insecure(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "a.key"
+    key.write_bytes((folder / "a.key").read_bytes())
+    key.chmod(0o644)
+    with pytest.raises(BadCredentials, match=r"^--peer-key: .*mode 644"):
+        peer_tls(folder / "a.crt", key, folder / "ca.crt")
+    assert said(lambda: peer_tls(folder / "a.crt", key, folder / "ca.crt", insecure=True)) == ["secret_exposed"]
