@@ -9,14 +9,14 @@ LOG := $(VENV)/install.log
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-settings editable_mode=compat --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check chaos long lint format bench failover simulate clean distclean
+.PHONY: help run test chaos long lint format bench failover simulate clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run [HTTP=8080]   three nodes, fifteen tasks, one node killed and back; up until Ctrl-C'
 	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
 	@echo 'make chaos             forty scenarios of harm to real nodes under load, and a line that sums them up'
-	@echo 'make long              the long tests with real processes: kills, cuts, pauses'
+	@echo 'make long              the tests that are too long for make test: mutation tables, many seeds, every kill'
 	@echo 'make lint              ruff, mypy, import rules'
 	@echo 'make format            let ruff format and fix what it can'
 	@echo 'make bench             three nodes beside other queues, some 25 minutes; BENCH=--quick for three'
@@ -44,28 +44,18 @@ $(VENV)/.dev-stamp: setup.cfg pyproject.toml | $(BIN)/python
 run: $(VENV)/.run-stamp
 	@exec $(BIN)/python -m tq_node.demo --http $(HTTP)
 
-test: lint check
-
-# Mutation tables and the like run without the tracer, which costs them three times their time. Real processes mostly wait: their
-# tests go beside the others. The console's are a run of their own, for its event loop and ours don't share one.
-BESIDE := $(foreach part,cluster chaos upgrade client tui,--ignore tests/$(part))
-check: $(VENV)/.dev-stamp
-	@$(BIN)/python -m pytest tests/client tests/upgrade tests/cluster tests/chaos -m 'not slow' --durations=25 >$(VENV)/cluster-tests.log 2>&1 & cluster=$$!; \
-	code=0; \
-	$(BIN)/coverage run -m pytest tests $(BESIDE) -m 'not slow' || code=1; \
-	$(BIN)/coverage report || code=1; \
-	$(BIN)/python -m pytest tests $(BESIDE) -m slow || code=1; \
-	$(BIN)/python -m pytest -c tests/tui/pytest.ini tests/tui || code=1; \
-	echo 'Waiting for the tests with real processes …'; wait $$cluster || code=1; cat $(VENV)/cluster-tests.log; \
-	exit $$code
+# Lint, types and all tests but the long ones, beside one another; ends with a table of what each part took. PARTS='pure lint': only these.
+PARTS ?=
+test: $(VENV)/.dev-stamp
+	@$(BIN)/python -m tests.parts $(PARTS)
 
 # Every scenario once, under load, with a checker of histories: about half an hour. docs/reference/chaos.md says what happens.
 chaos: $(VENV)/.dev-stamp
 	@$(BIN)/python -m tests.chaos
 
-# The long tests with real processes: every kill twenty times, every link and pair of links, zombies. About half an hour.
+# What is too long for make test: every kill twenty times, mutation tables, many seeds, every scenario of harm. About an hour.
 long: $(VENV)/.dev-stamp
-	$(BIN)/python -m pytest tests/cluster tests/upgrade -m slow
+	@$(BIN)/python -m tests.parts --long $(PARTS)
 
 lint: $(VENV)/.dev-stamp
 	$(BIN)/ruff check .

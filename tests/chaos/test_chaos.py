@@ -12,7 +12,7 @@ pytestmark = pytest.mark.cluster
 
 
 def _case(name: str) -> object:
-    return pytest.param(name, marks=[] if SCENARIOS[name].is_short else [pytest.mark.slow])
+    return pytest.param(name, marks=[] if SCENARIOS[name].is_short else [pytest.mark.long])
 
 
 @pytest.mark.parametrize("name", [_case(name) for name in SCENARIOS])

@@ -100,7 +100,7 @@ def test_two_rounds(make_cluster: MakeCluster) -> None:
     chaos(make_cluster, "controller", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("who", WHO)
 def test_ten_rounds(make_cluster: MakeCluster, who: str) -> None:
     chaos(make_cluster, who, 10)

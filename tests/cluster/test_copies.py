@@ -247,7 +247,7 @@ def big() -> Iterator[tuple[str, str]]:
         yield f"big-{number}", "x" * 1_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_was_away_for_long_comes_back_by_snapshot(make_cluster: MakeCluster) -> None:
     """Longer than 64 MiB of log (``retain_bytes``), all of it in one partition."""
     cluster = make_cluster(options=(*HANDLERS, "--partitions", "1"))

@@ -90,7 +90,7 @@ def test_each_acknowledged_submit_is_synced_on_every_copy(make_cluster: MakeClus
     cluster.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_share_their_syncs_and_still_have_one_each(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster = started(make_cluster)
     with traced(cluster, tmp_path) as traces:

@@ -1,6 +1,6 @@
 """A node dies, falls silent or is cut off, is drained or restarted: for how long is no write acknowledged? By ``bench.failover``.
 
-A few rounds in the push run, which shares its machine: held to ten times the goals. The slow run is held to the goals themselves,
+A few rounds in the push run, which shares its machine: held to ten times the goals. The long run is held to the goals themselves,
 over as many rounds as the page (docs/reference/failover.md).
 """
 
@@ -35,7 +35,7 @@ def test_the_gap_of_acknowledged_writes(make_cluster: MakeCluster, name: str, co
     measured(make_cluster, BY_NAME[name], count, MARGIN)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_gap_over_many_rounds(make_cluster: MakeCluster, name: str) -> None:
     measured(make_cluster, BY_NAME[name], ROUNDS, 1.0)

@@ -31,7 +31,7 @@ from tests.support.harness import until
 pytestmark = pytest.mark.cluster
 
 SLOTS = 64
-LOADS = ((0.2, 1_920), pytest.param(0.5, 960, marks=pytest.mark.slow))
+LOADS = ((0.2, 1_920), pytest.param(0.5, 960, marks=pytest.mark.long))
 """Seconds that a task sleeps in the reactor, so that slots are the bound and not the machine; and how many there are."""
 LEASE_S = 15.0
 PATIENT_S = 90.0
@@ -130,7 +130,7 @@ def test_three_nodes_share_a_load_that_is_all_one_nodes(make_cluster: MakeCluste
     cluster.assert_logs_are_clean()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_helper_is_killed(make_cluster: MakeCluster, tmp_path: Path) -> None:
     """Its attempts are run again by the rule: once their lease is over, and not before."""
     ledger = tmp_path / "ledger"
@@ -184,7 +184,7 @@ def test_the_helped_primary_is_killed(make_cluster: MakeCluster, tmp_path: Path)
     cluster.assert_logs_are_clean(HARM)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_task_that_runs_on_a_drained_node_ends_there(make_cluster: MakeCluster) -> None:
     """Its partition moves away; its end is accepted by the new primary. The drained node begins nothing more, nor for others."""
     cluster = started(make_cluster, more=("--concurrency", "4"))

@@ -91,7 +91,7 @@ class Locked:
             return next(self._ids)
 
 
-@pytest.mark.parametrize("of_leader", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["primary", "leader"])
+@pytest.mark.parametrize("of_leader", [False, pytest.param(True, marks=pytest.mark.long)], ids=["primary", "leader"])
 def test_a_primary_cut_off_with_its_clients(
     make_cluster: MakeCluster, request: pytest.FixtureRequest, of_leader: bool
 ) -> None:
@@ -187,7 +187,7 @@ def shown_attempts(task: dict[str, Any]) -> str:
     return "\n".join(str(attempt) for attempt in task["attempts"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["asleep", "cut off"])
 def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) -> None:
     """A node that runs tasks is away for longer than its lease; the others run them again; then it comes back.

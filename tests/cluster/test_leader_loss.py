@@ -1,6 +1,6 @@
 """The leader dies, or a node sleeps: who leads, who is taken for dead, and how soon. Figures are printed.
 
-Asserted are the figures themselves where the test is alone on the machine (marked slow), and ten times as much in the push run.
+Asserted are the figures themselves where the test is alone on the machine (marked long), and ten times as much in the push run.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_five_leaders_die(cluster: Cluster) -> None:
     assert max(one.primaries for one in times) < PRIMARIES_S_MAX * SHARED
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twenty_leaders_die(cluster: Cluster) -> None:
     times = rounds(cluster, 20)
     assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN
@@ -144,7 +144,7 @@ def test_a_pause_changes_no_primary_and_a_death_changes_all(cluster: Cluster, wh
 
 
 # --- a sleeper wakes ---
-@pytest.mark.parametrize("sleep_s", [4.0, pytest.param(40.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sleep_s", [4.0, pytest.param(40.0, marks=pytest.mark.long)])
 def test_a_follower_that_wakes_disturbs_nobody(cluster: Cluster, sleep_s: float) -> None:
     before = cluster.wait_whole()
     wait_settled(cluster)
@@ -194,7 +194,7 @@ def test_a_leader_that_wakes_finds_another(cluster: Cluster) -> None:
     cluster.assert_logs_are_clean()
 
 
-@pytest.mark.slow  # kill-all of tests/chaos is in the push run
+@pytest.mark.long  # kill-all of tests/chaos is in the push run
 def test_all_at_once(cluster: Cluster) -> None:
     """F26: kill -9 of all three, back in some other order: the same cluster, nothing lost."""
     wait_settled(cluster)

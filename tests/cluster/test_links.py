@@ -133,7 +133,7 @@ KINDS = ("L→A", "A→L", "A→B", "L→A L→B", "A→L B→L", "L→A A→B",
 """One each; a leader that is not heard, one that is deaf; a chain; a link as a whole."""
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:-2], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[-2:])])
+@pytest.mark.parametrize("kind", [*KINDS[:-2], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[-2:])])
 def test_each_kind_of_cut(cluster: Cluster, kind: str) -> None:
     leader = cluster.leader()
     roles = dict(zip("LAB", [leader, *(name for name in NAMES if name != leader)], strict=True))
@@ -145,13 +145,13 @@ def test_each_kind_of_cut(cluster: Cluster, kind: str) -> None:
 
 
 # --- by name: all of them ---
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("link", LINKS, ids="→".join)
 def test_one_link_is_cut(cluster: Cluster, link: Link) -> None:
     cut_and_healed(cluster, (link,))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "pair", list(itertools.combinations(LINKS, 2)), ids=lambda pair: " and ".join("→".join(link) for link in pair)
 )
@@ -167,7 +167,7 @@ def test_the_leader_is_cut_off(cluster: Cluster) -> None:
     assert cluster.leader() != leader
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_follower_that_was_cut_off_disturbs_nobody(cluster: Cluster) -> None:
     """F4: it asks for votes all the time, in vain, and comes back to the same leader and term."""
     before = cluster.wait_whole()
@@ -180,7 +180,7 @@ def test_a_follower_that_was_cut_off_disturbs_nobody(cluster: Cluster) -> None:
     assert (after.leader, after.term) == (before.leader, before.term)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("link", LINKS, ids="→".join)
 def test_one_link_loses_everything(cluster: Cluster, link: Link) -> None:
     """As one that is cut, and what was on its way never arrives: the connections break when it is healed."""

@@ -164,7 +164,7 @@ def test_three_grow_to_five_shrink_and_a_disk_is_replaced(make_cluster: MakeClus
     cluster.assert_logs_are_clean(ENDS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_leader_is_removed_and_a_voter_s_disk_replaced(make_cluster: MakeCluster) -> None:
     """Slow for the half minute of health that whoever replaces a voter has to show, each time."""
     cluster = make_cluster()

@@ -192,9 +192,9 @@ def drained_until_it_falls(cluster: Cluster, leader: str, role: str, tmp_path: P
 CASES = [
     *(pytest.param(step, "decided", "outside", id=f"{step}-decided-outside") for step in STEPS),
     pytest.param("in_sync", "lost", "newcomer", id="in_sync-lost-newcomer"),
-    pytest.param("finish", "lost", "newcomer", id="finish-lost-newcomer", marks=pytest.mark.slow),
+    pytest.param("finish", "lost", "newcomer", id="finish-lost-newcomer", marks=pytest.mark.long),
     *(
-        pytest.param(step, moment, role, id=f"{step}-{moment}-{role}", marks=pytest.mark.slow)
+        pytest.param(step, moment, role, id=f"{step}-{moment}-{role}", marks=pytest.mark.long)
         for step in STEPS
         for moment, role in (("lost", "outside"), ("decided", "newcomer"), ("lost", "staying"), ("decided", "staying"))
     ),
@@ -272,7 +272,7 @@ def at_home(cluster: Cluster, without: str, count: int) -> dict[str, str]:
     return {f"while-it-moves-{number}": f"{number}" + "y" * BIG for number in itertools.islice(numbers, count)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_move_is_slow_and_what_is_written_is_not(make_cluster: MakeCluster, tmp_path: Path) -> None:
     """``--copy-rate``: what moves keeps to it, and tells how far it is; what in-sync copies get does not wait for it.
 
@@ -337,7 +337,7 @@ def test_one_copy_each_is_spread_over_the_nodes(make_cluster: MakeCluster) -> No
     assert all(cluster[name].get("/tasks/stats").json["stats"]["total"] > 0 for name in cluster.running)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_drain_is_taken_back_and_an_order_makes_it_even(make_cluster: MakeCluster, tmp_path: Path) -> None:
     """``undrain``: the node takes its share again by itself. ``rebalance``: no node has more than one copy over another."""
     cluster = four(make_cluster, tmp_path)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 DEADS = 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_poison_task_becomes_a_dead_letter(make_cluster: MakeCluster, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     cluster = started(make_cluster, environment={"TQ_TEST_LEDGER": str(ledger)})

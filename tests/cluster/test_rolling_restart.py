@@ -36,7 +36,7 @@ def gaps(load: Load, since_s: float) -> list[float]:
     return sorted((later - earlier for earlier, later in zip([since_s, *done], done, strict=False)), reverse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_node_in_turn_under_load(make_cluster: MakeCluster) -> None:
     cluster = started(make_cluster)
     began_s = time.monotonic()

@@ -22,7 +22,7 @@ WHOLE_S = 8.0
 """The birth guard's 2 s are in it."""
 ORDERS = list(itertools.permutations(NAMES))
 SLOW_ORDERS = [
-    pytest.param(order, marks=pytest.mark.slow) for order in ORDERS if order != ("node-3", "node-2", "node-1")
+    pytest.param(order, marks=pytest.mark.long) for order in ORDERS if order != ("node-3", "node-2", "node-1")
 ]
 PAUSES_S = 0.3
 COUNT = 1_500

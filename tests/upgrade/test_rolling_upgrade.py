@@ -18,7 +18,7 @@ from tests.support.load import loading, summary
 from tests.upgrade.versions import Recorded, VersionedCluster, checkout, every_recorded
 from tq_node.store.upgrades import load_steps
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 DEADLINE_S = 120.0
 HANDLERS = ("--handlers", "tests.support.cluster_handlers")

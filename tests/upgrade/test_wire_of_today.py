@@ -12,7 +12,7 @@ from tests.upgrade.life import OPTIONS, live
 from tests.upgrade.taps import Said
 from tests.upgrade.versions import VersionedCluster, last_recorded
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 def test_what_todays_nodes_say_can_be_read_by_the_last_release(nodes: Nodes) -> None:

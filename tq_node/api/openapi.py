@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -31,7 +32,7 @@ _EXCLUSIVE = {
 def document(routes: Sequence[Route], version: str) -> bytes:
     """The whole document as compact JSON."""
     types = _types(routes)
-    references, components = msgspec.json.schema_components(types, ref_template=_REF)
+    references, components = _schema_components(types)
     schema_of = dict(zip((repr(type_) for type_ in types), references, strict=True))
     components["SubmitRequest"].update(_EXCLUSIVE)
     paths: dict[str, dict[str, Any]] = {}
@@ -50,6 +51,23 @@ def document(routes: Sequence[Route], version: str) -> bytes:
             "components": {"schemas": components},
         }
     )
+
+
+def _schema_components(types: Sequence[Any]) -> tuple[Sequence[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """References to the types, and the schemas; a docstring is described without its margin, whatever msgspec does with it."""
+    references, components = msgspec.json.schema_components(types, ref_template=_REF)
+    return references, {name: _without_margins(schema) for name, schema in components.items()}
+
+
+def _without_margins(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {
+            key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _without_margins(value)
+            for key, value in schema.items()
+        }
+    if isinstance(schema, list):
+        return [_without_margins(part) for part in schema]
+    return schema
 
 
 def _types(routes: Sequence[Route]) -> list[Any]:
@@ -83,7 +101,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": schema} for name, schema in route.path_values.items()
     ]
-    (_,), components = msgspec.json.schema_components([route.query])
+    _, components = _schema_components([route.query])
     struct = components[route.query.__name__]
     required = struct.get("required", [])
     for name, schema in struct["properties"].items():

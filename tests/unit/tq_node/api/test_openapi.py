@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import pytest
 from werkzeug.routing import Map
 
 from tests.support.harness import PROJECT
 from tests.unit.tq_node.api.talk import World
+from tq_node.api import openapi
 from tq_node.api.assembly import documented_routes
 from tq_node.api.routes import klein_app
 
@@ -110,6 +113,28 @@ def test_the_kept_copy_is_current() -> None:
     done = subprocess.run([sys.executable, "-m", "tq_node.api.openapi"], cwd=PROJECT, capture_output=True, check=True)
     kept = (PROJECT / "docs/reference/openapi.json").read_bytes()
     assert done.stdout == kept, "python -m tq_node.api.openapi > docs/reference/openapi.json"
+
+
+@pytest.mark.parametrize("margin", ["", "    ", "\t"])
+def test_it_does_not_depend_on_what_msgspec_does_with_docstrings(margin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its release 0.23 takes their margin away, those before don't."""
+    expected = openapi.document(documented_routes(), "0")
+    assert b"\\n\\n``version``" in expected, "a docstring of several lines"
+    real = msgspec.json.schema_components
+
+    def described(text: str) -> str:
+        first, *rest = inspect.cleandoc(text).split("\n")
+        return "\n".join([first, *(line and margin + line for line in rest)])
+
+    def with_margins(*arguments: Any, **options: Any) -> Any:
+        references, components = real(*arguments, **options)
+        for schema in components.values():
+            if "description" in schema:
+                schema["description"] = described(schema["description"])
+        return references, components
+
+    monkeypatch.setattr(msgspec.json, "schema_components", with_margins)
+    assert openapi.document(documented_routes(), "0") == expected
 
 
 def test_it_is_openapi_3_1(world: World) -> None:

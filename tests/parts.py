@@ -1,0 +1,173 @@
+"""The parts of the test suite: what runs in each, what it may cost, and how they run beside one another.
+
+``python -m tests.parts`` runs the parts of ``make test``, ``python -m tests.parts --long`` those of ``make long``, and names
+after it only these. Each part prints what it has to say when it has ended; at the end a table says what each took: CPU
+seconds, which other load on the machine hardly changes, and seconds by the clock, which it does. Ends with 1 if a part failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+PROJECT = Path(__file__).resolve().parent.parent
+LOGS = PROJECT / "build" / "tests"
+JOBS = 3
+"""Parts at a time. Tests with real processes mostly wait, so that two cores carry three."""
+WALL_S_MAX = 600
+"""What ``make test`` may take, on two idle cores."""
+SUMMARY = re.compile(r"^=* ?(\d+ \w+.*) in [\d.]+s\b", re.MULTILINE)
+PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.support.cpu_times", "--costliest", "15")
+TRACED = (sys.executable, "-m", "coverage", "run", "-m", "pytest", *PYTEST[3:])
+PURE = tuple(f"tests/{where}" for where in (
+    "property", "scenarios", "simulation", "unit/tq_node/cluster", "unit/tq_node/partition", "unit/tq_node/raft",
+))  # fmt: skip
+"""Tests whose coverage is measured: those of the pure rooms. The tracer costs three times the time of what it follows."""
+PROCESSES = tuple(f"tests/{where}" for where in ("chaos", "client", "cluster", "upgrade"))
+CONSOLE = "tests/tui"
+
+
+def ignoring(*folders: str) -> tuple[str, ...]:
+    return tuple(f"--ignore={folder}" for folder in folders)
+
+
+class Part(NamedTuple):
+    """One command. Parts share nothing but the machine."""
+
+    name: str
+    command: tuple[str, ...]
+    cpu_s_max: int
+    """What it may cost on the machine that the budget was measured on (CONTRIBUTING.md)."""
+    then: tuple[str, ...] = ()
+    """Another command, run after it whatever became of it; both have to succeed."""
+
+
+QUICK = (
+    Part("processes", (*PYTEST, *PROCESSES, "-m", "not long"), 400),
+    Part("pure", (*TRACED, *PURE, "-m", "not slow and not long"), 200, (sys.executable, "-m", "coverage", "report")),
+    Part("rest", (*PYTEST, "tests", *ignoring(*PURE, *PROCESSES, CONSOLE), "-m", "not slow and not long"), 200),
+    Part("slow", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "slow and not long"), 100),
+    Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "not long"), 100),
+    Part("lint", ("make", "--no-print-directory", "lint"), 60),
+)
+LONG = (
+    Part("processes", (*PYTEST, *PROCESSES, "--ignore=tests/chaos", "-m", "long"), 1_800),
+    Part("chaos", (*PYTEST, "tests/chaos", "-m", "long"), 1_800),
+    Part("rest", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "long"), 1_800),
+    Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "long"), 600),
+)
+
+
+class Ran(NamedTuple):
+    part: Part
+    code: int
+    cpu_s: float
+    wall_s: float
+    summary: str
+    """The last line that pytest printed."""
+
+
+def run(part: Part, started: Callable[[subprocess.Popen[bytes]], None]) -> Ran:
+    """Run a part to its end; what it prints goes to a file below ``build/tests``."""
+    code, cpu_s, began_s = 0, 0.0, time.monotonic()
+    log = LOGS / f"{part.name}.log"
+    with log.open("wb") as out:
+        for command in (part.command, part.then):
+            if command:
+                process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                started(process)
+                _, status, used = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                cpu_s += used.ru_utime + used.ru_stime
+                code = code or process.returncode
+    summaries = SUMMARY.findall(log.read_text(errors="replace"))
+    return Ran(part, code, cpu_s, time.monotonic() - began_s, summaries[-1] if summaries else "")
+
+
+def table(ran: Sequence[Ran], wall_s: float) -> str:
+    """One line a part, the costliest first, and the sum."""
+    lines = [f"{'part':10} {'CPU s':>7} {'budget':>7} {'wall s':>7}  tests"]
+    for one in sorted(ran, key=lambda one: one.cpu_s, reverse=True):
+        verdict = "" if one.code == 0 else f"FAILED ({one.code}) "
+        over = "" if one.cpu_s <= one.part.cpu_s_max else ", over its budget"
+        lines.append(
+            f"{one.part.name:10} {one.cpu_s:7.0f} {one.part.cpu_s_max:7} {one.wall_s:7.0f}  {verdict}{one.summary}{over}"
+        )
+    cpu_s, budget_s = sum(one.cpu_s for one in ran), sum(one.part.cpu_s_max for one in ran)
+    lines.append(f"{'all':10} {cpu_s:7.0f} {budget_s:7} {wall_s:7.0f}")
+    return "\n".join(lines)
+
+
+class Suite:
+    """Runs parts beside one another, the first ones first."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._waiting = list(parts)
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self.ran: list[Ran] = []
+
+    def run(self, jobs: int) -> None:
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(jobs)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            with self._lock:
+                self._waiting.clear()
+                for process in self._running:
+                    if process.returncode is None:
+                        process.terminate()
+            raise
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                part = self._waiting.pop(0)
+                print(f"--- {part.name}: started", flush=True)
+            done = run(part, self._running.append)
+            with self._lock:
+                self.ran.append(done)
+                print((LOGS / f"{part.name}.log").read_text(errors="replace"), end="")
+                print(
+                    f"--- {part.name}: {'passed' if done.code == 0 else 'FAILED'} after {done.wall_s:.0f} s", flush=True
+                )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.parts", description="Run parts of the test suite.")
+    parser.add_argument("names", nargs="*", metavar="PART", help="only these")
+    parser.add_argument("--long", action="store_true", help="the parts of make long")
+    parser.add_argument("--jobs", type=int, default=JOBS, help=f"how many at a time (default: {JOBS})")
+    asked = parser.parse_args()
+    every = LONG if asked.long else QUICK
+    if unknown := set(asked.names) - {part.name for part in every}:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(part.name for part in every)}")
+    LOGS.mkdir(parents=True, exist_ok=True)
+    suite, began_s = Suite([part for part in every if not asked.names or part.name in asked.names]), time.monotonic()
+    try:
+        suite.run(asked.jobs)
+    except KeyboardInterrupt:
+        return 130
+    wall_s = time.monotonic() - began_s
+    print(table(suite.ran, wall_s))
+    if not asked.long and wall_s > WALL_S_MAX:
+        print(f"{wall_s:.0f} s is more than the {WALL_S_MAX} s that make test may take on two idle cores.")
+    # pytest ends with 5 where nothing was selected: a part without long tests.
+    return int(any(one.code not in ((0, 5) if asked.long else (0,)) for one in suite.ran))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
