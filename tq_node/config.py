@@ -99,6 +99,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_max: int
     payload_bytes_max: int
     disk_free_bytes_min: int
+    snapshot_dir: Path
+    """Of this node alone; may not exist yet."""
+    snapshots_kept: int
     copy_rate_bytes_s: int
     """0: no bound."""
     birth_guard_s: float | None
@@ -184,6 +187,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-body", "SIZE", "Largest HTTP body.", "16MiB"),
     Option("max-payload", "SIZE", "Largest payload of one task.", "1MiB"),
     Option("min-free-disk", "SIZE", "Below it new work is refused.", "256MiB"),
+    Option(
+        "snapshot-dir",
+        "DIR",
+        "Where snapshots go, each node's into a folder of its name. [default: the data directory]",
+    ),
+    Option(
+        "snapshots-kept", "N", "How many snapshots stay; with one more the oldest goes.", str(limits.SNAPSHOTS_KEPT)
+    ),
     Option("copy-rate", "SIZE", "Most a second for copies that are being made or catch up; 0: no bound.", "0"),
     Option("insecure-http", "", "Allow an HTTP address that is not loopback without credentials."),
     Option("insecure-peers", "", "Allow a peer address that is not loopback without credentials."),
@@ -286,6 +297,9 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     data_dir = sources.maybe("data-dir", path_from(working_dir)) or working_dir / "data" / node_name
     if why := unusable(data_dir):
         raise sources.refuse("data-dir", f"{str(data_dir)!r} {why}")
+    snapshot_dir = sources.maybe("snapshot-dir", path_from(working_dir))
+    if snapshot_dir is not None and (why := unusable(snapshot_dir)):
+        raise sources.refuse("snapshot-dir", f"{str(snapshot_dir)!r} {why}")
     join = sources.many("join", parse_address)
     readmit = sources.flag("readmit")
     if readmit and not join:
@@ -321,6 +335,8 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         body_bytes_max=body_bytes_max,
         payload_bytes_max=payload_bytes_max,
         disk_free_bytes_min=sources.one("min-free-disk", size(limits.DISK_FLOOR_BYTES, 2**60)),
+        snapshot_dir=data_dir if snapshot_dir is None else snapshot_dir / node_name,
+        snapshots_kept=sources.one("snapshots-kept", whole(1, limits.SNAPSHOTS_KEPT_MAX)),
         copy_rate_bytes_s=sources.one("copy-rate", rate(limits.COPY_RATE_BYTES_S_MIN, 2**40)),
         http_public=Address(advertised.host, advertised.port or http.port),
         birth_guard_s=_birth_guard_s(environment),

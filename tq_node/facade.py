@@ -333,8 +333,8 @@ class TaskQueue(Protocol):
     def notes(self) -> Sequence[ReadyNote]:
         """What else an operator should know; it keeps nobody from being served."""
 
-    def backup(self) -> Deferred[str]:
-        """An online snapshot of this node's store in its data directory; fires with the path."""
+    def backup(self) -> Deferred[Sequence[str]]:
+        """An online snapshot of this node's store, one at a time; fires with the paths of those that are kept, this one first."""
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         """For each queue that has ever been seen by this process (0.0 where nothing waits)."""

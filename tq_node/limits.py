@@ -90,6 +90,9 @@ MIN_FREE_DISK_BYTES = 256 * MIB
 DISK_FLOOR_BYTES = 32 * MIB
 """Below it the node stops in order rather than failing in the middle of a commit."""
 DISK_CHECK_S = 1.0
+SNAPSHOTS_KEPT = 3
+"""Default of ``--snapshots-kept``: with one more the oldest one goes."""
+SNAPSHOTS_KEPT_MAX = 1_000
 COMMIT_SLOW_MS = 1_000
 DISK_SLOW_MS = 5_000
 """A node whose every commit has taken ``COMMIT_SLOW_MS`` for so long leads no partition while others can (F12)."""

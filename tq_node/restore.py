@@ -47,6 +47,7 @@ from tq_node.runtime.raft_driver import SNAPSHOT
 from tq_node.store.api import Batch, Install, PartitionLog, StagedChunk, Store
 from tq_node.store.lock import DirectoryLocked, sync_directory
 from tq_node.store.opening import make_directory
+from tq_node.store.private import secure_directory
 from tq_node.store.sqlite import open_store
 from tq_node.store.upgrades import SchemaTooNew
 from tq_node.types import NodeName
@@ -125,6 +126,8 @@ async def restore(
     :raises Refused: :raises StoreBroken, SchemaTooNew, OSError: a snapshot can't be read or the directory can't be written.
     """
     _refuse_used(data_dir)
+    for warning in secure_directory(data_dir):
+        say(f"restore: {warning}")
     work = data_dir / WORK_FOLDER
     make_directory(work)
     opened: list[Store] = []
@@ -314,6 +317,7 @@ def main(reactor: Any, *arguments: str) -> Deferred[None]:
     except ValueError as why:
         parser.error(f"--node-id: {options.node_id!r} {why}")
     data_dir = (options.data_dir or Path("data") / node_name).absolute()
+    os.umask(0o077)  # snapshots, and what is made of them, hold payloads and secrets
 
     async def run() -> None:
         try:

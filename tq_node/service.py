@@ -56,6 +56,7 @@ from tq_node.runtime.queue import NodeQueue
 from tq_node.runtime.settings import QueueSettings
 from tq_node.signals import Ending, Signals, stop_once
 from tq_node.store.lock import DirectoryLocked
+from tq_node.store.private import replace, secure_directory
 from tq_node.store.readmit import FAILED_MARK, mark_failed, set_store_aside, why_failed
 from tq_node.store.sqlite import SqliteStore, open_store
 from tq_node.store.upgrades import SchemaTooNew
@@ -104,6 +105,7 @@ class NodeService(Service):
         self._reactor = reactor
         self._ending = Ending(settings.stop_timeout_ms / 1000)
         self.signals = Signals(reactor, self._ending, EXIT_SOFTWARE, self._reload)
+        self._umask: int
         self._clock: Clock
         self._metrics: Metrics
         self._store: SqliteStore
@@ -125,7 +127,7 @@ class NodeService(Service):
     def startService(self) -> None:
         super().startService()
         make_reactor_monotonic(self._reactor)
-        set_up()
+        self._umask = set_up()
         try:
             self._assemble()
         except (
@@ -187,11 +189,12 @@ class NodeService(Service):
             concurrency=settings.concurrency,
             stop_timeout_s=settings.stop_timeout_ms / 1000,
             lock=self._lock,
+            umask=self._umask,
         )
         self._assemble_site(metrics)
         member.listen()
         self._undo.append(member.stop_listening)
-        settings.pid_file.write_text(f"{os.getpid()}\n")
+        replace(settings.pid_file, f"{os.getpid()}\n")
 
     def _look_around(self) -> None:
         """What can be refused before anything is made on disk.
@@ -207,6 +210,8 @@ class NodeService(Service):
             check_free(settings.peer.host, settings.peer.port)
         except CannotListenError as why:
             raise PeerPortTaken(f"--peer: {why}") from None
+        for warning in secure_directory(settings.data_dir):
+            _log.warn("--data-dir: {warning}", warning=warning, event="directory_exposed")
         for note in self._notes():
             _log.warn("{note}", note=note.detail, event=note.code)
 
@@ -286,7 +291,8 @@ class NodeService(Service):
                 dedupe_window_ms=settings.dedupe_window_ms,
                 disk_free_bytes_min=settings.disk_free_bytes_min,
                 copy_rate_bytes_s=settings.copy_rate_bytes_s,
-                backup_dir=str(settings.data_dir),
+                snapshot_dir=str(settings.snapshot_dir),
+                snapshots_kept=settings.snapshots_kept,
                 defaults_of=self.registry.defaults,
                 random_bytes=os.urandom,
                 draw=random.random,

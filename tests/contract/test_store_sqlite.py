@@ -234,7 +234,7 @@ async def test_the_first_failed_write_is_the_last(kind: SqliteKind) -> None:
         store.lookup(["before"]),
         store.partitions(),
         store.page(RowQuery()),
-        store.backup("x"),
+        store.backup("/x", "x", 1),
     ):
         assert isinstance(await failure_of(late), StoreBroken)
     assert len(kind.broken) == 1
@@ -557,7 +557,7 @@ async def test_a_backup_is_the_store_at_one_moment(kind: SqliteKind, tmp_path: P
         await store.commit(numbered(n))
     copy = SqliteKind(tmp_path / "copy")
     copy.directory.mkdir()
-    made = store.backup(str(copy.database))
+    made = store.backup(str(copy.database.parent), copy.database.name, 1)
     n = 60
     while not made.called:
         await store.commit(numbered(n))
@@ -577,14 +577,46 @@ async def test_a_backup_is_the_store_at_one_moment(kind: SqliteKind, tmp_path: P
 async def test_a_backup_that_fails_harms_nothing(kind: SqliteKind, tmp_path: Path) -> None:
     store = kind.open()
     await store.commit(Batch(rows=[birth("t")]))
-    assert isinstance(await failure_of(store.backup(str(tmp_path / "absent" / "copy"))), sqlite3.Error)
-    stopped = store.backup(str(tmp_path / "copy"))
+    assert isinstance(await failure_of(store.backup("/dev/null/below", "copy", 1)), OSError)
+    stopped = store.backup(str(tmp_path), "copy", 1)
     store._stop_backup.set()
     assert isinstance(await failure_of(stopped), BackupStopped)
     assert not list(tmp_path.glob("copy*"))
-    await store.backup(str(tmp_path / "copy"))
+    await store.backup(str(tmp_path), "copy", 1)
     assert (tmp_path / "copy").exists()
     assert kind.broken == []
+
+
+@deferred
+async def test_the_newest_backups_are_kept(kind: SqliteKind, tmp_path: Path) -> None:
+    store = kind.open()
+    there = tmp_path / "made" / "for them"
+    for n in (5, 6, 7):
+        await store.backup(str(there), f"snapshot-{n}.sqlite3", 2)
+    (there / "snapshot-8.sqlite3.partial").touch()
+    for name in ("taskqueue.sqlite3", "snapshot-1.sqlite3.mine", "notes"):
+        (there / name).touch()
+    (there / "snapshot-9.sqlite3").symlink_to(there / "notes")
+    # The clock has gone back: the one just made is the newest all the same.
+    kept = await store.backup(str(there), "snapshot-3.sqlite3", 2)
+    assert [Path(path).name for path in kept] == ["snapshot-3.sqlite3", "snapshot-7.sqlite3"]
+    left = {"taskqueue.sqlite3", "snapshot-1.sqlite3.mine", "notes", "snapshot-9.sqlite3"}
+    assert {path.name for path in there.iterdir()} == {Path(path).name for path in kept} | left
+    assert {Path(path).stat().st_mode & 0o777 for path in kept} == {0o600}
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+
+
+@deferred
+async def test_a_backup_follows_no_link(kind: SqliteKind, tmp_path: Path) -> None:
+    store = kind.open()
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    there.mkdir()
+    elsewhere.write_text("kept")
+    (there / "snapshot-1.sqlite3.partial").symlink_to(elsewhere)
+    (there / "snapshot-1.sqlite3").symlink_to(elsewhere)
+    await store.backup(str(there), "snapshot-1.sqlite3", 2)
+    assert elsewhere.read_text() == "kept"
+    assert not (there / "snapshot-1.sqlite3").is_symlink()
 
 
 @deferred

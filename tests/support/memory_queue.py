@@ -391,8 +391,8 @@ class MemoryQueue:
     def notes(self) -> Sequence[ReadyNote]:
         return self._answer_now("notes", lambda: self.ready_notes)
 
-    def backup(self) -> Deferred[str]:
-        return self._answer("backup", lambda: "/data/node-1/backups/1")
+    def backup(self) -> Deferred[Sequence[str]]:
+        return self._answer("backup", lambda: ["/data/node-1/backups/1"])
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         def work() -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -114,11 +114,12 @@ class NodeDone(msgspec.Struct):
 
 
 class SnapshotDone(msgspec.Struct):
-    """``path`` is on the node's own disk."""
+    """``path`` is on the node's own disk; ``kept`` are all snapshots there, this one first, then the newest."""
 
     success: bool
     node: str
     path: str
+    kept: Sequence[str]
 
 
 _ORDER_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnreachable, errors.OutcomeUnknown)
@@ -184,8 +185,8 @@ class ClusterRoutes:
     def snapshot(self, request: ApiRequest) -> Deferred[None]:
         read_query(request, NoParameters)
 
-        def answer(path: str) -> None:
-            request.answer(200, _encode(SnapshotDone(True, self._queue.node_name, path)))
+        def answer(kept: Sequence[str]) -> None:
+            request.answer(200, _encode(SnapshotDone(True, self._queue.node_name, kept[0], kept)))
 
         return self._queue.backup().addCallback(answer)
 
@@ -260,9 +261,9 @@ class ClusterRoutes:
                 "POST",
                 "/cluster/snapshot",
                 self.snapshot,
-                "Online backup of this node, in its data directory",
+                "Online backup of this node, in its data directory or --snapshot-dir; the newest are kept",
                 {200: Answer("the backup is complete", SnapshotDone)},
-                errors=(errors.DiskReserve, errors.Draining, errors.NotReady),
+                errors=(errors.Busy, errors.DiskReserve, errors.Draining, errors.NotReady),
             ),
             Route(
                 "POST",

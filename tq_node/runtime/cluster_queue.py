@@ -208,7 +208,7 @@ class ClusterQueue(NodeSide):
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         return succeed({}) if self._local is None else self._local.oldest_pending_age_s()
 
-    def backup(self) -> Deferred[str]:
+    def backup(self) -> Deferred[Sequence[str]]:
         return maybeDeferred(lambda: self._must_serve().backup())
 
     def uncommitted_bytes(self) -> int:

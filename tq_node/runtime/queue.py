@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -15,12 +14,10 @@ from tq_node import limits
 from tq_node.cluster.views import Progress
 from tq_node.errors import (
     AlreadyFinal,
-    DiskReserve,
     Draining,
     NoSuchTask,
     NotReady,
     NotRetryable,
-    StoreBroken,
     TaskQueueError,
 )
 from tq_node.facade import (
@@ -54,6 +51,7 @@ from tq_node.runtime.retention import Retention
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.running import Running
 from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.snapshot_taker import SnapshotTaker
 from tq_node.runtime.submitting import Submitting
 from tq_node.runtime.table import PURGED, TaskTable, existing
 from tq_node.runtime.waiters import Wait
@@ -86,6 +84,7 @@ class NodeQueue:
     ) -> None:
         self.is_active = False
         self.is_stopping = False
+        self._snapshots = SnapshotTaker(store, clock, settings)
         self.is_disk_low = False
         self._store = store
         self._clock = clock
@@ -407,21 +406,8 @@ class NodeQueue:
             reasons.append(NotReadyReason("disk_full", "less disk space is free than --min-free-disk asks for"))
         return reasons
 
-    def backup(self) -> Deferred[str]:
-        if self._store.disk_free_bytes() < self._store.bytes_on_disk() + self._settings.disk_free_bytes_min:
-            return fail(
-                DiskReserve("a snapshot of this store would leave less disk space than --min-free-disk asks for")
-            )
-        name = f"snapshot-{self._clock.wall_us()}.sqlite3"
-        path = os.path.join(self._settings.backup_dir, name)
-
-        def failed(why: Failure) -> Failure:
-            if why.check(TaskQueueError, StoreBroken):
-                return why
-            _log.error("the snapshot {path} failed: {why}", path=path, why=why.getErrorMessage(), event="backup_failed")
-            return Failure(DiskReserve(f"the snapshot could not be written: {why.getErrorMessage()}"))
-
-        return self._store.backup(path).addCallbacks(lambda _: path, failed)
+    def backup(self) -> Deferred[Sequence[str]]:
+        return self._snapshots.take()
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         if not self.is_active:

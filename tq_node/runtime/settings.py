@@ -29,7 +29,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
     disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES
     copy_rate_bytes_s: int = limits.COPY_RATE_BYTES_S
-    backup_dir: str = ""
+    snapshot_dir: str = ""
+    snapshots_kept: int = limits.SNAPSHOTS_KEPT
     defaults_of: Callable[[str], TypeDefaults] = _no_defaults
     """What ``@task`` says for a type."""
     random_bytes: Callable[[int], bytes]

@@ -341,10 +341,15 @@ class Store(Protocol):
     def newest_us(self) -> Deferred[int]:
         """The greatest time in the rows, of a birth or an end; 0 where there is none."""
 
-    def backup(self, path: str) -> Deferred[None]:
-        """An online copy of the whole store at one moment, durable, that opens as a store of its own."""
+    def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
+        """An online copy of the whole store at one moment, durable, that opens as a store of its own.
 
-    def disk_free_bytes(self) -> int: ...
+        :param directory: made if it is not there. :param kept: of the snapshots in it only so many stay, the newest.
+        :returns: their paths, this one first.
+        """
+
+    def disk_free_bytes(self, directory: str | None = None) -> int:
+        """Where the store is, or where this directory is, or would be."""
 
     def bytes_on_disk(self) -> int: ...
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 from pathlib import Path
 
 from tq_node.store.lock import sync_directory
+from tq_node.store.private import create
 
 _PAGES_PER_STEP = 2_560
+_SNAPSHOT = re.compile(r"snapshot-(\d{1,20})\.sqlite3(\.partial)?")
 
 
 class BackupStopped(Exception):
@@ -26,7 +29,8 @@ def back_up(source: sqlite3.Connection, path: Path, stop: threading.Event) -> No
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     try:
-        target = sqlite3.connect(partial, isolation_level=None)
+        os.close(create(partial))
+        target = sqlite3.connect(f"{partial.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
             target.execute("PRAGMA journal_mode = OFF")
             target.execute("PRAGMA synchronous = OFF")
@@ -53,3 +57,22 @@ def back_up(source: sqlite3.Connection, path: Path, stop: threading.Event) -> No
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def keep_newest(made: Path, kept: int) -> list[str]:
+    """Delete all of a node's snapshots in the directory but the newest, and what was left of one that was broken off.
+
+    :param made: the one just made, which stays whatever time it bears: the clock may have gone back.
+    :returns: the paths of those that stay, that one first, then the newest. :raises OSError: one can't be deleted.
+    """
+    directory = made.parent
+    found = {
+        path: match
+        for path in directory.iterdir()
+        if (match := _SNAPSHOT.fullmatch(path.name)) and not path.is_symlink()
+    }
+    others = sorted((int(match[1]), path) for path, match in found.items() if match[2] is None and path != made)
+    stays = [made, *(path for _, path in reversed(others))][:kept]
+    for path in found.keys() - set(stays):
+        path.unlink(missing_ok=True)
+    return [str(path) for path in stays]

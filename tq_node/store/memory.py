@@ -262,10 +262,10 @@ class MemoryStore:
         times = [max(task.created_us, task.ended_us) for task in self._disk.tasks.values()]
         return self.answer(lambda: max(times, default=0))
 
-    def backup(self, path: str) -> Deferred[None]:
-        return self.answer(lambda: None)
+    def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
+        return self.answer(lambda: [f"{directory}/{name}"])
 
-    def disk_free_bytes(self) -> int:
+    def disk_free_bytes(self, directory: str | None = None) -> int:
         return self.free_bytes
 
     def bytes_on_disk(self) -> int:

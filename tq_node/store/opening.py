@@ -13,6 +13,7 @@ from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc, slot_crc
 from tq_node.store.lock import sync_directory
 from tq_node.store.log_index import LogIndex
 from tq_node.store.log_state import LogState
+from tq_node.store.private import create, refuse_link
 from tq_node.store.slots import Held, Slots
 from tq_node.store.upgrades import check_identity, load_steps, upgrade
 
@@ -23,6 +24,7 @@ BUSY_S = 5.0
 """SQLite waits so long for a lock of another connection. Ours meet only for moments, at checkpoints."""
 SQLITE_VERSION_LEAST = (3, 38, 0)
 """For UPDATE ... FROM (3.33) and JSON functions that are always there (3.38)."""
+_DATABASE_FILES = ("", "-wal", "-shm", "-journal")
 _SCAN_ROWS = 50_000
 
 _decode_scan = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
@@ -58,11 +60,16 @@ def connect_writer(database: Path) -> sqlite3.Connection:
     """The one connection that writes, its durability settings read back, the schema up to date.
 
     :raises StoreBroken: no database of ours, damaged, or a setting does not hold. :raises SchemaTooNew: by a later release.
+    :raises OSError: a file of it is a link, or can't be made.
     """
     if sqlite3.sqlite_version_info < SQLITE_VERSION_LEAST:
         raise StoreBroken(f"SQLite {sqlite3.sqlite_version} is too old: 3.38 or later is needed")
     steps = load_steps()
     connection = None
+    for suffix in _DATABASE_FILES:
+        refuse_link(database.with_name(f"{database.name}{suffix}"))
+    if not database.exists():
+        os.close(create(database))  # SQLite gives what it makes beside it the same mode
     try:
         connection = connect(database, cache_kib=WRITER_CACHE_KIB)
         check_identity(connection, steps)  # before anything is changed in it
@@ -191,7 +198,7 @@ def prune_epochs(connection: sqlite3.Connection, states: dict[int, LogState]) ->
 
 def size_on_disk(database: Path) -> int:
     total = 0
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in _DATABASE_FILES[:3]:
         try:
             total += os.stat(f"{database}{suffix}").st_size
         except FileNotFoundError:

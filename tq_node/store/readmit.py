@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tq_node.store.lock import DirectoryLock, sync_directory
 from tq_node.store.opening import DATABASE_NAME
+from tq_node.store.private import replace
 
 FAILED_MARK = f"{DATABASE_NAME}.failed"
 """There while the store has failed and has not been set aside; holds why."""
@@ -29,7 +30,7 @@ _SIDECARS = ("-wal", "-shm", "")
 def mark_failed(directory: Path, why: str) -> None:
     """Say on disk that the store has failed. Does what it can: the disk is what has failed. Never raises."""
     with contextlib.suppress(OSError):  # the exit code and the log say it too
-        (directory / FAILED_MARK).write_text(" ".join(why.split()) + "\n", "utf-8")
+        replace(directory / FAILED_MARK, " ".join(why.split()) + "\n")
         sync_directory(directory)
 
 
@@ -73,7 +74,7 @@ def set_store_aside(directory: Path, now_s: float | None = None) -> Path | None:
             if part.exists():
                 part.rename(f"{aside}{suffix}")
         sync_directory(directory)
-        (directory / READMITTED_MARK).touch()
+        replace(directory / READMITTED_MARK, "")
         sync_directory(directory)
         (directory / FAILED_MARK).unlink(missing_ok=True)
         sync_directory(directory)

@@ -35,7 +35,7 @@ from tq_node.store.api import (
     StoredRow,
     Tombstone,
 )
-from tq_node.store.backups import BackupStopped, back_up
+from tq_node.store.backups import BackupStopped, back_up, keep_newest
 from tq_node.store.checkpoints import WalKeeper, WalSize
 from tq_node.store.group import GroupWriter
 from tq_node.store.lock import DirectoryLock
@@ -197,26 +197,32 @@ class SqliteStore:
     def newest_us(self) -> Deferred[int]:
         return self._scan(queries.newest_us)
 
-    def backup(self, path: str) -> Deferred[None]:
+    def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
         """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made; the store is well."""
+        folder = Path(directory)
 
-        def run(connection: sqlite3.Connection) -> Exception | None:
+        def run(connection: sqlite3.Connection) -> Seq[str] | Exception:
             try:
-                back_up(connection, Path(path), self._stop_backup)
+                opening.make_directory(folder)
+                back_up(connection, folder / name, self._stop_backup)
+                return keep_newest(folder / name, kept)
             except (BackupStopped, OSError, sqlite3.Error) as why:
                 return why
-            return None
 
-        def raise_what_came(why: Exception | None) -> None:
-            if why is not None:
-                raise why
+        def raise_what_came(result: Seq[str] | Exception) -> Seq[str]:
+            if isinstance(result, Exception):
+                raise result
+            return result
 
         if self._closing is None:
             self._stop_backup.clear()
         return self._ask(self._helper.put, run).addCallback(raise_what_came)
 
-    def disk_free_bytes(self) -> int:
-        disk = os.statvfs(self._directory)
+    def disk_free_bytes(self, directory: str | None = None) -> int:
+        place = self._directory if directory is None else Path(directory)
+        while not place.exists():
+            place = place.parent
+        disk = os.statvfs(place)
         return disk.f_bavail * disk.f_frsize
 
     def bytes_on_disk(self) -> int:

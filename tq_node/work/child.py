@@ -116,6 +116,8 @@ class Child:
         if not isinstance(start, frames.Start):
             return 1
         sys.path[:] = start.path
+        if start.umask is not None:
+            os.umask(start.umask)
         os.environ.pop("PYTHONPATH", None)
         if start.pythonpath is not None:
             os.environ["PYTHONPATH"] = start.pythonpath

@@ -32,11 +32,12 @@ MESSAGE_BYTES_MAX = 32 * limits.KIB
 
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """Node to worker, once, first: what to load. ``pythonpath`` is the variable as it was before the node set it."""
+    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were before the node set its own."""
 
     modules: tuple[str, ...]
     path: tuple[str, ...]
     pythonpath: str | None
+    umask: int | None = None
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):

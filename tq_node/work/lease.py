@@ -27,7 +27,7 @@ class WorkersLock:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """:raises OSError: the file can't be opened."""
         self.path = Path(path)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     @property
     def fd(self) -> int:

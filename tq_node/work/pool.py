@@ -55,13 +55,15 @@ class ProcessPool:
         clock: IReactorTime,
         ahead: Ahead,
         lock_fd: int | None = None,
+        umask: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         :param modules: what each process loads.
         :param lock_fd: inherited by each process, see ``lease.WorkersLock``.
+        :param umask: what handlers make files with; None: as the node.
         """
-        self._start = frames.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"))
+        self._start = frames.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"), umask)
         self._size = size
         self.limit = size
         """So many processes may run tasks now; the owner lowers it while slots are taken by others."""

@@ -53,12 +53,14 @@ class WorkerService(Service):
         concurrency: int = limits.CONCURRENCY_DEFAULT,
         stop_timeout_s: float = limits.STOP_TIMEOUT_S,
         lock: WorkersLock | None = None,
+        umask: int | None = None,
         clock: IReactorTime | None = None,
         processes: IReactorProcess | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         :param lock: inherited by each worker process; its owner closes it.
+        :param umask: what handlers in worker processes make files with; None: as the node.
         :param clock: for timers; the reactor by default, as for ``processes``.
         :param monotonic: CLOCK_MONOTONIC, which the worker processes share.
         """
@@ -77,6 +79,7 @@ class WorkerService(Service):
             clock=self.clock,
             ahead=self.ahead,
             lock_fd=None if lock is None else lock.fd,
+            umask=umask,
             monotonic=monotonic,
         )
         self._attempts: dict[tuple[str, Token], Attempt] = {}

@@ -47,7 +47,7 @@ async def snapshot(folder: Path, name: str, *batches: Batch) -> Path:
     for batch in (*batches,):
         await store.commit(batch)
     path = folder / f"{name}.sqlite3"
-    await store.backup(str(path))
+    await store.backup(str(path.parent), path.name, 1)
     await kind.close()
     return path
 

@@ -104,6 +104,7 @@ class TestCluster:
             "success": True,
             "node": "node-1",
             "path": "/data/node-1/backups/1",
+            "kept": ["/data/node-1/backups/1"],
         }
         world.queue.fail_next("backup", DiskReserve())
         assert world.post("/cluster/snapshot").code == "disk_full"

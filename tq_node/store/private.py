@@ -1,0 +1,89 @@
+"""What the node keeps is its own: files that no other user reads, a directory that no other user writes, no links followed.
+
+A store holds every payload, and the cluster's secret where operators gave no file for it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+PRIVATE_MODE = 0o600
+_OVERFLOW_UID = 65534
+"""Whom the kernel names where an owner has no number here, as in a container: who that is can't be known."""
+_OURS = ("taskqueue.sqlite3", "snapshot-", "twistd.pid", "lock", "workers.lock")
+
+
+class NotOurs(PermissionError):
+    """One line: whose the directory is."""
+
+
+def secure_directory(directory: Path) -> list[str]:
+    """Take what lies in the data directory from other users' eyes, before it is opened; nothing where there is none yet.
+
+    :returns: a warning for each thing about it that its owner should mend. :raises NotOurs: it is another user's, who may change
+        whatever is in it. :raises OSError: it can't be looked at.
+    """
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return []
+    warnings = []
+    me = os.geteuid()
+    if found.st_uid not in (me, 0):
+        line = f"{directory} belongs to user {found.st_uid}, not to user {me}, as whom the node runs"
+        if me != 0 and found.st_uid != _OVERFLOW_UID:
+            raise NotOurs(f"{line}: that user could replace the store")
+        warnings.append(line)
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        warnings.append(
+            f"{directory} can be written by others (mode {stat.S_IMODE(found.st_mode):o}), who could replace the store: "
+            f"chmod 700 {directory}"
+        )
+    for entry in os.scandir(directory):
+        if entry.name.startswith(_OURS) and entry.is_file(follow_symlinks=False):
+            with suppress(OSError):  # of another owner: then it is not ours to hide
+                _hide(entry.path)
+    return warnings
+
+
+def _hide(path: str) -> None:
+    """By a descriptor that takes no part in locks: closing any other would drop SQLite's."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode & 0o077:
+            os.chmod(f"/proc/self/fd/{fd}", mode & 0o700)
+    finally:
+        os.close(fd)
+
+
+def refuse_link(path: Path) -> None:
+    """:raises OSError: it is a symbolic link, or otherwise no plain file. Nothing there is fine."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+        raise OSError(f"{path} is {kind}, and the node opens none")
+
+
+def create(path: Path) -> int:
+    """A new file that only its owner reads, as a descriptor. :raises FileExistsError: also for a link that leads nowhere."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, PRIVATE_MODE)
+    os.fchmod(fd, PRIVATE_MODE)  # the umask may have taken from the owner too
+    return fd
+
+
+def replace(path: Path, text: str) -> None:
+    """A file of ours with this in it; what was there, a link too, makes way."""
+    path.unlink(missing_ok=True)
+    fd = create(path)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
