@@ -114,6 +114,12 @@ class AlreadyFinal(TaskQueueError):
     status, code, title = 409, "already_final", "Task has already ended"
 
 
+class NotFinal(TaskQueueError):
+    """``purge`` of a task that has not ended."""
+
+    status, code, title = 409, "not_final", "Task has not ended"
+
+
 class NotRetryable(TaskQueueError):
     """``retry`` of a task that has neither failed nor been cancelled."""
 

@@ -29,9 +29,17 @@ PAYLOAD_BYTES_MAX = 1 * MIB
 RESULT_BYTES_MAX = 1 * MIB
 JSON_DEPTH_MAX = 200
 QUEUES_MAX = 1_000
-"""Different queue names with tasks on one node; one more is refused as busy."""
+"""Queues with tasks that have not ended, on one node; a further name is refused, but for ``default`` and those of handlers."""
+PAUSED_UNUSED_MAX = 900
+"""Queues that may be paused although they have no open tasks; ``QUEUES_MAX`` in all."""
+QUEUE_NAMES_MAX = 2_000
+"""Queues that a node counts by name in a partition; past it those without open tasks there are counted as one."""
 OPEN_TASKS_MAX = 2_000_000
 """Tasks on one node that have not ended; each costs about 100 bytes of memory in the ready and due heaps."""
+OPEN_TASKS_FEW = 200
+"""The last of them are for queues that have no more than this: so many queues can't be kept out by what others have piled up."""
+OPEN_TASKS_FULL_RETRY_S = 10
+"""When to come again where there are too many: it is not over in a second."""
 
 # --- what is kept with a task ---
 ERROR_TYPE_CHARS_MAX = 200
@@ -217,6 +225,9 @@ COPY_RATE_BYTES_S_MIN = 64 * KIB
 """Slower than that a move would hardly end."""
 
 assert PAYLOAD_BYTES_MAX < BODY_BYTES_MAX, "a payload must fit into a body"
+assert QUEUES_MAX * OPEN_TASKS_FEW < OPEN_TASKS_MAX
+assert PAUSED_UNUSED_MAX < QUEUES_MAX
+assert 2 * QUEUES_MAX <= QUEUE_NAMES_MAX, "names are not folded for each new one"
 assert ENTRY_BYTES_AIM < ENTRY_BYTES_MAX
 assert ENTRY_BYTES_MAX < COMMIT_BYTES_AIM <= UNCOMMITTED_BYTES_FREE < UNCOMMITTED_BYTES_MAX
 assert BODY_BYTES_MAX < LARGE_AT_ONCE_BYTES_MAX, "the longest body is let in with others"

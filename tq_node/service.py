@@ -294,6 +294,7 @@ class NodeService(Service):
                 snapshot_dir=str(settings.snapshot_dir),
                 snapshots_kept=settings.snapshots_kept,
                 defaults_of=self.registry.defaults,
+                declared_queues=self.registry.queues,
                 random_bytes=os.urandom,
                 draw=random.random,
             ),

@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.memory_events import MemoryEvents
 from tq_node import limits
-from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotRetryable, TaskPurged, TaskQueueError
+from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotFinal, NotRetryable, TaskPurged, TaskQueueError
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -292,6 +292,16 @@ class MemoryQueue:
             return self._move(row, State.PENDING, attempt=0, ended_us=None, started_us=None, error=None, worker=None)
 
         return self._answer("retry", work)
+
+    def purge(self, task_id: str) -> Deferred[TaskRow]:
+        def work() -> TaskRow:
+            row = self._row(task_id)
+            if not row.state.is_final:
+                raise NotFinal(f"the task is {row.state.label}", task_id=task_id)
+            self.purge_task(task_id)
+            return row
+
+        return self._answer("purge", work)
 
     # --- many tasks ---
     def list(self, query: ListQuery) -> Deferred[TaskPage]:

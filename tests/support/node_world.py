@@ -22,6 +22,7 @@ from tq_node.errors import (
     NoSuchTask,
     NotActive,
     NotConfirmed,
+    NotFinal,
     NotPrimary,
     NotRetryable,
     OutcomeUnknown,
@@ -282,7 +283,7 @@ class NodeWorld:
     def step(self) -> None:
         steps = (
             (10, self.submit), (4, self.submit_many), (6, self.submit_own), (14, self.claim), (22, self.finish),
-            (3, self.note), (3, self.zombie), (5, self.cancel), (4, self.retry), (8, self.read), (2, self.page),
+            (3, self.note), (3, self.zombie), (5, self.cancel), (4, self.retry), (1, self.purge), (8, self.read), (2, self.page),
             (12, self.store.sync), (6, self.store.deliver),
             (6, self.store.deliver_one), (10, self.wait), (1, self.crash), (1, self.pause),
             (1, self.depose), (3, self.restore),
@@ -405,6 +406,11 @@ class NodeWorld:
         if task_id:
             self.expect(self.queue.retry(task_id), self.hearing(), NotRetryable, NoSuchTask)
 
+    def purge(self) -> None:
+        task_id = self.known()
+        if task_id:
+            self.expect(self.queue.purge(task_id), self.hearing(), NotFinal, NoSuchTask)
+
     def read(self) -> None:
         task_id = self.known()
         if task_id:
@@ -475,7 +481,7 @@ class NodeWorld:
             raise Violation(f"stats say {stats}, the rows {counted}")
         if self.open_answers:
             raise Violation(f"{self.open_answers} callers never heard")
-        if self.queue._table.open_tasks or self.queue._running.held:
+        if self.queue._table.open_tasks or self.queue._table.open_queues or self.queue._running.held:
             raise Violation("tasks or attempts are left in the books")
         if self.faults:
             raise Violation(f"unexpected: {self.faults[0]}")

@@ -90,6 +90,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.IdTooOld,
     errors.AlreadyFinal,
     errors.NotRetryable,
+    errors.NotFinal,
     errors.LastNode,
     errors.ClusterRefused,
     errors.StaleAttempt,

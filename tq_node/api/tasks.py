@@ -46,6 +46,9 @@ from tq_node.errors import NotJson, OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
 from tq_node.types import STATE_LABELS, TaskRow
 
+PURGED = "purged"
+"""In place of a state: the task has none any more."""
+
 RENDER_ROWS_PER_TURN = 500
 _encode = msgspec.json.Encoder().encode
 
@@ -147,6 +150,12 @@ class TaskRoutes:
         task_id = read_query(request, TaskParameters).id
         return self._queue.retry(task_id).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
+        )
+
+    def purge(self, request: Answering) -> Deferred[None]:
+        task_id = read_query(request, TaskParameters).id
+        return self._queue.purge(task_id).addCallbacks(
+            _answer_purge, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
     # --- many tasks ---
@@ -293,12 +302,21 @@ class TaskRoutes:
             ),
             Route(
                 "POST",
+                "/tasks/purge",
+                self.purge,
+                "Forget a task that has ended, now; its id is remembered as after its retention",
+                {200: Answer("committed", TaskDone)},
+                query=TaskParameters,
+                errors=(errors.NotFinal, *id_errors, *_WRITE_ERRORS),
+            ),
+            Route(
+                "POST",
                 "/tasks/pause",
                 self.pause,
                 "Start no more tasks of a queue, on any node",
                 {200: Answer("committed", QueueDone)},
                 query=QueueParameters,
-                errors=_WRITE_ERRORS,
+                errors=(errors.ClusterRefused, *_WRITE_ERRORS),
             ),
             Route(
                 "POST",
@@ -364,7 +382,7 @@ def _answer_batch(
     pieces: list[bytes] = []
     accepted_count = 0
     next_result = iter(results)
-    for item in items:
+    for place, item in enumerate(items):
         outcome = next(next_result) if isinstance(item, Submission) else item
         if isinstance(outcome, Accepted):
             accepted_count += 1
@@ -372,7 +390,10 @@ def _answer_batch(
             continue
         if _hides_outcome(outcome) and isinstance(item, Submission) and _has_own_id(item):
             outcome = SubmitNotConfirmed(outcome.detail, task_id=item.id)
-        pieces.append(b'{"error":%b}' % _encode(item_error(outcome)))
+        error = item_error(outcome)
+        if error.field is not None and isinstance(item, Submission):
+            error.field = f"/tasks/{place}{error.field}"  # the queue knows the task, not its place
+        pieces.append(b'{"error":%b}' % _encode(error))
     request.answer(
         200,
         b'{"success":true,"accepted":%d,"rejected":%d,"results":[%b]}'
@@ -389,6 +410,10 @@ def _answer_task(read: Read, request: Answering) -> None:
 
 def _answer_change(row: TaskRow, request: Answering) -> None:
     request.answer(200, _encode(TaskDone(True, row.id, STATE_LABELS[row.state])))
+
+
+def _answer_purge(row: TaskRow, request: Answering) -> None:
+    request.answer(200, _encode(TaskDone(True, row.id, PURGED)))
 
 
 def _answer_queue(_: None, request: Answering, done: QueueDone) -> None:

@@ -51,6 +51,10 @@ class AsyncTask:
         """As ``AsyncQueue.retry``."""
         return await self._queue.retry(self.id, deadline=deadline)
 
+    async def purge(self, *, deadline: float | None = None) -> None:
+        """As ``AsyncQueue.purge``."""
+        await self._queue.purge(self.id, deadline=deadline)
+
 
 class AsyncQueue:
     """A cluster of nodes, for coroutines of one event loop. ``async with`` closes it.
@@ -211,6 +215,10 @@ class AsyncQueue:
         :raises NotRetryable: it is neither.
         """
         return await self._open().retry(task_id, deadline)
+
+    async def purge(self, task_id: str, *, deadline: float | None = None) -> None:
+        """Forget a task that has ended, now; its id stays known as after its retention. :raises NotFinal: it has not ended."""
+        await self._open().purge(task_id, deadline)
 
     # --- queues ---
     async def pause(self, queue: str = "default", *, deadline: float | None = None) -> None:

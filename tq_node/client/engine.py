@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tq_node.client.errors import (
     OutcomeUnknown,
     TaskCancelled,
     TaskFailed,
+    TaskPurged,
     TaskQueueError,
     Unavailable,
 )
@@ -238,6 +240,12 @@ class Engine:
             if trials.unknown is not None:  # it is on its way again, by an earlier try whose answer was lost
                 return await self._status(task_id, trials)
             raise
+
+    async def purge(self, task_id: str, deadline: float | None = None) -> None:
+        trials = Trials(changes=True, task_id=task_id)
+        path = f"/tasks/purge?id={quote(task_id, safe='')}".encode()
+        with contextlib.suppress(TaskPurged):  # by an earlier try, or by somebody else: what was wanted is so
+            await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=trials)
 
     async def _status(self, task_id: str, trials: Trials) -> str:
         try:

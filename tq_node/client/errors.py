@@ -120,6 +120,12 @@ class NotRetryable(Conflict):
     code = "not_retryable"
 
 
+class NotFinal(Conflict):
+    """It has not ended: nothing is purged that may still run."""
+
+    code = "not_final"
+
+
 class Denied(Refused):
     """The token does not allow this, or there is none."""
 
@@ -229,7 +235,7 @@ _KINDS: dict[str, type[TaskQueueError]] = {
     **dict.fromkeys(_BUSY, Busy),
     **{
         kind.code: kind
-        for kind in (NotFound, TaskPurged, IdConflict, IdTooOld, AlreadyFinal, NotRetryable, OutcomeUnknown)
+        for kind in (NotFound, TaskPurged, IdConflict, IdTooOld, AlreadyFinal, NotRetryable, NotFinal, OutcomeUnknown)
     },
 }
 _STATUSES = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 413: InvalidTask, 422: InvalidTask, 429: Busy}

@@ -55,6 +55,10 @@ class Task:
         """As ``Queue.retry``."""
         return self._queue.retry(self.id, deadline=deadline)
 
+    def purge(self, *, deadline: float | None = None) -> None:
+        """As ``Queue.purge``."""
+        self._queue.purge(self.id, deadline=deadline)
+
 
 class Queue:
     """A cluster of nodes, for any number of threads. ``with`` closes it; one that is never closed ends with the process.
@@ -232,6 +236,11 @@ class Queue:
         """
         thread = self._open()
         return thread.run(thread.engine.retry(task_id, deadline))
+
+    def purge(self, task_id: str, *, deadline: float | None = None) -> None:
+        """Forget a task that has ended, now; its id stays known as after its retention. :raises NotFinal: it has not ended."""
+        thread = self._open()
+        thread.run(thread.engine.purge(task_id, deadline))
 
     # --- queues ---
     def pause(self, queue: str = "default", *, deadline: float | None = None) -> None:

@@ -143,6 +143,9 @@ class ClusterQueue(NodeSide):
     def retry(self, task_id: str) -> Deferred[TaskRow]:
         return self._change(task_id, calls.RETRY, lambda local: local.retry(task_id))
 
+    def purge(self, task_id: str) -> Deferred[TaskRow]:
+        return self._change(task_id, calls.PURGE, lambda local: local.purge(task_id))
+
     def _change(
         self, task_id: str, kind: calls.Kind, here: Callable[[NodeQueue], Deferred[TaskRow]]
     ) -> Deferred[TaskRow]:

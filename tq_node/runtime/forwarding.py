@@ -131,6 +131,7 @@ SUBMIT_MANY = Kind("submit_many", list[Submission], list[Item])
 GET = Kind("get", Get, Read, is_read=True)
 CANCEL = Kind("cancel", str, TaskRow)
 RETRY = Kind("retry", str, TaskRow)
+PURGE = Kind("purge", str, TaskRow)
 FINISH = Kind("finish", Finish, Nothing)
 NOTE = Kind("note", Note, Nothing)
 RENEW = Kind("renew", Renew, list[bool])
@@ -141,7 +142,24 @@ LIST = Kind("list", ListQuery, TaskPage, is_read=True, is_routed=False)
 EVENTS = Kind("events", EventsAfter, EventBatch, is_read=True, is_routed=False)
 STATS = Kind("stats", Nothing, Stats, is_read=True, is_routed=False)
 SHUTDOWN = Kind("shutdown", Nothing, Nothing, is_routed=False)
-_ALL = (SUBMIT, SUBMIT_MANY, GET, CANCEL, RETRY, FINISH, NOTE, RENEW, STOP, OFFER, CLAIM, LIST, EVENTS, STATS, SHUTDOWN)
+_ALL = (
+    SUBMIT,
+    SUBMIT_MANY,
+    GET,
+    CANCEL,
+    RETRY,
+    PURGE,
+    FINISH,
+    NOTE,
+    RENEW,
+    STOP,
+    OFFER,
+    CLAIM,
+    LIST,
+    EVENTS,
+    STATS,
+    SHUTDOWN,
+)
 KINDS = {kind.name: kind for kind in _ALL}
 NOTHING = Nothing()
 

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tq_node.observe.metrics import Metrics
+from tq_node.observe.metrics import OTHER, Metrics
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.copies import Copies
 from tq_node.runtime.recovery import recover_rows
@@ -179,4 +179,4 @@ class Leading:
         for queue, states in counts.items():
             for state, rows in enumerate(states):
                 if rows:
-                    self._metrics.adjust_tasks(queue, State(state), sign * rows)
+                    self._metrics.adjust_tasks(queue or OTHER, State(state), sign * rows)

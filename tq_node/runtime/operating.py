@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 
+from tq_node import limits
 from tq_node.cluster import requests
 from tq_node.cluster.commands import AnyCommand, PauseQueue, Rebalance, ResumeQueue
 from tq_node.cluster.liveness import Liveness
@@ -15,7 +16,6 @@ from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.views import Group, count_moves, show_cluster, show_partitions
 from tq_node.errors import (
-    Busy,
     ClusterRefused,
     Denied,
     LastNode,
@@ -194,10 +194,21 @@ class Operating:
         return self._propose(Rebalance())
 
     def pause(self, queue: str) -> Deferred[None]:
+        """Start nothing more of a queue. The last places are for queues that are in use: names that nobody works with must not take
+        away from operators what they need in an emergency.
+        """
+        paused = self.map.paused_queues
+        if len(paused) >= limits.PAUSED_UNUSED_MAX and queue not in paused and not self._uses(queue):
+            return fail(
+                ClusterRefused(f"{len(paused)} queues are paused already, and {queue!r} has no open task at this node")
+            )
         return Deferred.fromCoroutine(self._everywhere(PauseQueue(queue)))
 
     def resume(self, queue: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self._everywhere(ResumeQueue(queue)))
+
+    def _uses(self, queue: str) -> bool:
+        return self._local is not None and self._local.uses(queue)
 
     def shutdown(self, node: str) -> Deferred[None]:
         known = self.map.node_named(node)
@@ -270,5 +281,5 @@ def as_error(refusal: Refusal) -> TaskQueueError:
     if refusal is Refusal.LAST_NODE:
         return LastNode(sentence)
     if refusal is Refusal.TOO_MANY:
-        return Busy("too many queues are paused already")
+        return ClusterRefused("too many queues are paused already")
     return ClusterRefused(sentence)

@@ -16,6 +16,7 @@ from tq_node.errors import (
     AlreadyFinal,
     Draining,
     NoSuchTask,
+    NotFinal,
     NotReady,
     NotRetryable,
     TaskQueueError,
@@ -287,6 +288,9 @@ class NodeQueue:
     def retry(self, task_id: str) -> Deferred[TaskRow]:
         return self._operate(task_id, self._retry_slot)
 
+    def purge(self, task_id: str) -> Deferred[TaskRow]:
+        return self._operate(task_id, self._purge_slot)
+
     def _operate(self, task_id: str, operation: Callable[[Slot], TaskRow]) -> Deferred[TaskRow]:
         if not self.is_active:
             return fail(NotReady("the node is starting"))
@@ -299,7 +303,7 @@ class NodeQueue:
             self._table.must_accept(slot.partition, task_id)
             try:
                 row = operation(slot)
-            except (AlreadyFinal, NotRetryable) as why:
+            except (AlreadyFinal, NotRetryable, NotFinal) as why:
                 # What it says must be committed before it is said: the end that it tells of could still be lost.
                 refusal = why
                 told = self._table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
@@ -312,7 +316,7 @@ class NodeQueue:
             return cast("Deferred[TaskRow]", committed)
 
         def refused(why: Failure) -> Any:
-            if not why.check(NoSuchTask, AlreadyFinal, NotRetryable):
+            if not why.check(NoSuchTask, AlreadyFinal, NotRetryable, NotFinal):
                 return why
             return self._if_still_led(self._table.partition_of(task_id), lambda: fail(why))
 
@@ -344,6 +348,14 @@ class NodeQueue:
         assert slot.row is not None
         return slot.row
 
+    def _purge_slot(self, slot: Slot) -> TaskRow:
+        before = slot.row
+        assert before is not None
+        if not before.state.is_final:
+            raise NotFinal("only a task that has ended can be purged", task_id=before.spec.id)
+        self._retention.bury(slot)
+        return before
+
     def set_paused(self, queues: Collection[str]) -> None:
         """These queues, and no others, are paused: nothing of them starts."""
         for queue in self._paused.difference(queues):
@@ -353,6 +365,10 @@ class NodeQueue:
         for queue in set(queues).difference(self._paused):
             self._paused.add(queue)
             self._table.ready.pause(queue)
+
+    def uses(self, queue: str) -> bool:
+        """Whether tasks of it are open here, or are taken however many other queues there are."""
+        return queue in self._table.open_queues or self._submitting.is_declared(queue)
 
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self._paused)
@@ -415,7 +431,7 @@ class NodeQueue:
 
         def aged(oldest: dict[str, int]) -> dict[str, float]:
             now_us = self._clock.wall_us()
-            ages = dict.fromkeys(self._table.counts, 0.0)
+            ages = dict.fromkeys(self._table.open_queues, 0.0)
             for queue, run_at_us in oldest.items():
                 ages[queue] = max(0.0, (now_us - run_at_us) / 1e6)
             return ages

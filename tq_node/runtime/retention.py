@@ -58,11 +58,16 @@ class Retention:
             if not isinstance(slot, Slot) or slot.row is None or slot.row.ended_us is None:
                 continue
             if slot.row.ended_us < before_us:
-                # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
-                at_us = made_at_us(slot.row.spec.id)
-                self._table.bury(slot, now_us if at_us is None else at_us)
+                self.bury(slot)
                 buried += 1
         return buried
+
+    def bury(self, slot: Slot) -> None:
+        """The row of a task that has ended goes; its tombstone stays as long as its id may come again."""
+        assert slot.row is not None
+        # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
+        at_us = made_at_us(slot.row.spec.id)
+        self._table.bury(slot, self._clock.wall_us() if at_us is None else at_us)
 
     def _grow(self) -> None:
         now_ms = self._clock.now_ms()

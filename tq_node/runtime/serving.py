@@ -59,6 +59,7 @@ def handlers_of(
         calls.GET.name: lambda get: local().get(get.task_id, wait_s=get.wait_s),
         calls.CANCEL.name: lambda task_id: local().cancel(task_id),
         calls.RETRY.name: lambda task_id: local().retry(task_id),
+        calls.PURGE.name: lambda task_id: local().purge(task_id),
         calls.FINISH.name: finish,
         calls.NOTE.name: note,
         calls.RENEW.name: lambda renew: local().renew(renew.partition, renew.attempts),

@@ -33,6 +33,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshots_kept: int = limits.SNAPSHOTS_KEPT
     defaults_of: Callable[[str], TypeDefaults] = _no_defaults
     """What ``@task`` says for a type."""
+    declared_queues: Callable[[], frozenset[str]] = frozenset
+    """Those that ``@task`` names: tasks for them are taken however many other queues there are."""
     random_bytes: Callable[[int], bytes]
     """For the ids that the node makes."""
     draw: Callable[[], float]

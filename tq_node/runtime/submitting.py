@@ -14,6 +14,7 @@ from tq_node.errors import (
     Draining,
     IdConflict,
     IdTooOld,
+    InvalidField,
     NotPrimary,
     NotReady,
     TaskPurged,
@@ -31,7 +32,9 @@ from tq_node.runtime.waiters import Wait
 from tq_node.store.api import Tombstone
 from tq_node.types import Backoff, State, TaskId, TaskRow, TaskSpec
 
+DEFAULT_QUEUE = "default"
 _DEFAULT_BACKOFF = Backoff()
+_OPEN_TASKS_FOR_ALL = limits.OPEN_TASKS_MAX - limits.QUEUES_MAX * limits.OPEN_TASKS_FEW
 
 
 class NodeStatus(Protocol):
@@ -164,11 +167,12 @@ class Submitting:
 
     def _first_row(self, submission: Submission, task_id: str, partition: int, now_us: int) -> TaskRow:
         defaults = self._settings.defaults_of(submission.type)
-        queue = submission.queue or defaults.queue or "default"
-        if queue not in self._table.counts and len(self._table.counts) >= limits.QUEUES_MAX:
-            self._table.forget_empty_queues()
-        if queue not in self._table.counts and len(self._table.counts) >= limits.QUEUES_MAX:
-            raise Busy(f"there are {limits.QUEUES_MAX} queues already", task_id=task_id)
+        queue = submission.queue or defaults.queue or DEFAULT_QUEUE
+        table = self._table
+        if queue not in table.open_queues and len(table.open_queues) >= limits.QUEUES_MAX:
+            self._must_be_declared(queue, task_id)
+        if table.open_tasks >= _OPEN_TASKS_FOR_ALL:
+            self._must_be_few(queue, task_id)
         run_at_us = now_us
         if submission.delay_us is not None:
             run_at_us = now_us + submission.delay_us
@@ -200,6 +204,29 @@ class Submitting:
         return Accepted(task_id, State(found.row.state), self._settings.node_name, False), found
 
     # --- admission ---
+    def is_declared(self, queue: str) -> bool:
+        return queue == DEFAULT_QUEUE or queue in self._settings.declared_queues()
+
+    def _must_be_declared(self, queue: str, task_id: str) -> None:
+        """:raises InvalidField: there are too many queues, and this is a new name that nobody but its sender knows."""
+        if not self.is_declared(queue):
+            raise InvalidField(
+                f"queue: {limits.QUEUES_MAX} queues have tasks that have not ended, and {queue!r} is none of them",
+                field="/queue",
+                task_id=task_id,
+            )
+
+    def _must_be_few(self, queue: str, task_id: str) -> None:
+        """:raises Busy: so many tasks have not ended that only queues with few of them still get in, or none."""
+        table = self._table
+        few = table.open_queues.get(queue, 0) < limits.OPEN_TASKS_FEW
+        if not few or table.open_tasks >= limits.OPEN_TASKS_MAX:
+            raise Busy(
+                f"{table.open_tasks} tasks have not ended, the most that this node holds",
+                task_id=task_id,
+                retry_after_s=limits.OPEN_TASKS_FULL_RETRY_S,
+            )
+
     def _refusal(self, *, is_large: bool) -> TaskQueueError | None:
         status = self._status
         if status.is_stopping:
@@ -213,4 +240,4 @@ class Submitting:
         return None
 
     def _is_full(self, *, is_large: bool) -> bool:
-        return self._table.driver.is_overloaded(is_large=is_large) or self._table.open_tasks >= limits.OPEN_TASKS_MAX
+        return self._table.driver.is_overloaded(is_large=is_large)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from tq_node import limits
 from tq_node.cluster.placement import partition_of
 from tq_node.errors import NoSuchTask, NotActive, NotPrimary, TaskPurged, TaskQueueError
 from tq_node.partition.codec import decode_row, put_born, put_changed, put_size, tombstone_of
@@ -26,6 +27,8 @@ from tq_node.types import State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
 _STALE_HINTS_MAX = 10_000
+OTHER_QUEUES = ""
+"""Stands for queues whose names are not kept; no queue is called so."""
 PURGED = -1
 """In place of the attempt: the row has gone."""
 
@@ -63,13 +66,14 @@ class TaskTable:
         self.due = DueSet()
         self.leading: dict[int, int] = {}
         """The partitions that are led and active here, each with its epoch. Only their rows are ever resident."""
-        self.counts: Counts = {}
-        """Committed rows of all of them by queue and state."""
         self.partition_counts: dict[int, Counts] = {}
+        """Committed rows of each by queue and state."""
         self.open_tasks = 0
         """Tasks proposed and not ended, committed or not: what admission looks at."""
-        self._open_in: dict[int, int] = {}
-        """The same by partition."""
+        self.open_queues: dict[str, int] = {}
+        """The same by queue; a queue without one is not in here."""
+        self._open_in: dict[int, dict[str, int]] = {}
+        """The same by partition and queue."""
         self.driver: Copies
         """Set right after construction: driver and table know each other."""
         self.refusals: Mapping[int, TaskQueueError] = {}
@@ -93,15 +97,12 @@ class TaskTable:
         """The partition is active here: its barrier is committed and the rows in the store show all that is."""
         self.leading[partition] = epoch
         self.partition_counts[partition] = counts
-        open_tasks = 0
+        self._open_in[partition] = {}
         for queue, states in counts.items():
-            total = self.counts.setdefault(queue, [0] * _STATES)
-            for state, rows in enumerate(states):
-                total[state] += rows
-                if not State(state).is_final:
-                    open_tasks += rows
-        self._open_in[partition] = open_tasks
-        self.open_tasks += open_tasks
+            open_tasks = sum(rows for state, rows in enumerate(states) if not State(state).is_final)
+            if open_tasks:
+                self._open(partition, queue, open_tasks)
+        self._fold_queues(partition)
 
     def leave(self, partition: int) -> Counts:
         """Forget everything about a partition that is not led here any more (R12); returns what was counted."""
@@ -109,14 +110,10 @@ class TaskTable:
         self.rows.drop_partition(partition)
         self.ready.drop_partition(partition)
         self.due.drop_partition(partition)
-        self.open_tasks -= self._open_in.pop(partition)
-        counts = self.partition_counts.pop(partition)
-        for queue, states in counts.items():
-            total = self.counts.get(queue)
-            for state, rows in enumerate(states):
-                if rows and total is not None:
-                    total[state] -= rows
-        return counts
+        for queue, open_tasks in list(self._open_in[partition].items()):
+            self._open(partition, queue, -open_tasks)
+        del self._open_in[partition]
+        return self.partition_counts.pop(partition)
 
     def must_lead(self, partition: int, task_id: str | None = None) -> None:
         """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch has not begun yet (R7)."""
@@ -136,12 +133,10 @@ class TaskTable:
     def create(self, row: TaskRow) -> Slot:
         """Propose a new row; its slot knows the entry's sequence."""
         spec = row.spec
-        if spec.queue not in self.counts:
-            self.counts[spec.queue] = [0] * _STATES
         # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
         # slot carries its claim in the same append.
         self.hint(row)
-        self._open(row.partition, 1)
+        self._open(row.partition, spec.queue, 1)
         put = put_born(row)
         news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
         sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
@@ -189,9 +184,9 @@ class TaskTable:
                 after,
             )
             if after.state.is_final:
-                self._open(after.partition, -1)
+                self._open(after.partition, spec.queue, -1)
             elif before.state.is_final:
-                self._open(after.partition, 1)
+                self._open(after.partition, spec.queue, 1)
             self.hint(after)
         self.rows.must_be_resident(spec.id, slot)
         sequence = self.driver.propose(after.partition, put, put_size(put), news)
@@ -199,9 +194,14 @@ class TaskTable:
         slot.body_bytes = len(put.body)
         return sequence
 
-    def _open(self, partition: int, more: int) -> None:
+    def _open(self, partition: int, queue: str, more: int) -> None:
         self.open_tasks += more
-        self._open_in[partition] += more
+        for counts in (self.open_queues, self._open_in[partition]):
+            left = counts.get(queue, 0) + more
+            if left:
+                counts[queue] = left
+            else:
+                del counts[queue]
 
     def bury(self, slot: Slot, at_us: int) -> int:
         """Propose that the row goes and its tombstone stays."""
@@ -261,28 +261,37 @@ class TaskTable:
         mine = self.partition_counts.get(transition_.partition)
         if mine is None:
             return  # committed with the barrier of a later epoch: counted from the rows once that is active
-        for counts in (self.counts, mine):
-            row = counts.get(transition_.queue)
-            if row is None:
-                row = counts[transition_.queue] = [0] * _STATES
-            if transition_.attempt == PURGED:
-                row[transition_.to_state] -= 1
-                continue
-            if transition_.from_state is not None:
-                row[transition_.from_state] -= 1
+        row = mine.get(transition_.queue)
+        if row is None:
+            row = mine[transition_.queue] = [0] * _STATES
+            if len(mine) > limits.QUEUE_NAMES_MAX:
+                self._fold_queues(transition_.partition)
+        gone = transition_.from_state
+        if transition_.attempt == PURGED:
+            gone = transition_.to_state
+        else:
             row[transition_.to_state] += 1
+        if gone is not None:
+            if row[gone] == 0 and OTHER_QUEUES in mine:
+                row = mine[OTHER_QUEUES]  # counted there since its queue's name was folded
+            row[gone] -= 1
 
     def spec_of(self, task_id: str) -> TaskSpec | None:
         """What was submitted, if the row is in memory."""
         slot = self.rows.get(task_id)
         return slot.row.spec if slot is not None and slot.row is not None else None
 
-    def forget_empty_queues(self) -> None:
-        """Names of queues without tasks make room for others."""
-        for queue in [queue for queue, counts in self.counts.items() if not any(counts)]:
-            del self.counts[queue]
-            for counts in self.partition_counts.values():
-                counts.pop(queue, None)
+    def _fold_queues(self, partition: int) -> None:
+        """Keep few names: where a partition has had too many queues, those without open tasks are counted as one. Who submits
+        chooses the names, and what has ended is kept for days.
+        """
+        counts, is_open = self.partition_counts[partition], self._open_in[partition]
+        if len(counts) <= limits.QUEUE_NAMES_MAX:
+            return
+        others = counts.setdefault(OTHER_QUEUES, [0] * _STATES)
+        for queue in [queue for queue in counts if queue not in is_open and queue != OTHER_QUEUES]:
+            for state, rows in enumerate(counts.pop(queue)):
+                others[state] += rows
 
     # --- finding ---
     def find(self, task_id: str) -> Slot | None:

@@ -52,6 +52,10 @@ class Registry:
     def resolve(self, task_type: str) -> Handler | None:
         return self._handlers.get(task_type, self._wildcard)
 
+    def queues(self) -> frozenset[str]:
+        """Those that ``@task`` names."""
+        return frozenset(handler.queue for handler in self._handlers.values() if handler.queue is not None)
+
     def defaults(self, task_type: str) -> TypeDefaults:
         """What ``@task`` of the type, or else of ``"*"``, says."""
         return self._defaults.get(task_type, self._wildcard_defaults)

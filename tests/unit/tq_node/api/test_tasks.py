@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.unit.tq_node.api.talk import NOW_S, World
-from tq_node.errors import NotConfirmed, OutcomeUnknown, TaskQueueError
+from tq_node.errors import InvalidField, NotConfirmed, OutcomeUnknown, TaskQueueError
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow
 from tq_node.wire.failures import AnswerTooLarge, Internal, UnknownCommand
 
@@ -375,13 +375,30 @@ class TestChanges:
         refused = world.post(f"/tasks/retry?id={task_id}")
         assert (refused.status, refused.code) == (409, "not_retryable")
 
-    @pytest.mark.parametrize("call", ["cancel", "retry"])
+    def test_purge(self, world: World) -> None:
+        task_id = world.submit(id="a")
+        refused = world.post(f"/tasks/purge?id={task_id}")
+        assert (refused.status, refused.code) == (409, "not_final")
+        world.post(f"/tasks/cancel?id={task_id}")
+        purged = world.post(f"/tasks/purge?id={task_id}")
+        assert (purged.status, purged.json) == (200, {"success": True, "task_id": task_id, "status": "purged"})
+        again = world.post(f"/tasks/purge?id={task_id}")
+        assert (again.status, again.code) == (410, "task_purged")
+
+    def test_a_queue_too_many_is_named_where_it_stands(self, world: World) -> None:
+        world.queue.fail_next("item", InvalidField("queue: too many", field="/queue"))
+        bad, good = world.post("/tasks/batch", {"tasks": [{"type": 1}, {"type": "a"}]}).json["results"]
+        assert bad["error"]["field"] == "/tasks/0/type"
+        assert (good["error"]["status"], good["error"]["code"]) == (422, "invalid_field")
+        assert good["error"]["field"] == "/tasks/1/queue"
+
+    @pytest.mark.parametrize("call", ["cancel", "retry", "purge"])
     def test_of_no_task(self, world: World, call: str) -> None:
         assert world.post(f"/tasks/{call}?id=never").status == 404
         assert world.post(f"/tasks/{call}").status == 400
 
     def test_an_unknown_outcome_of_a_change_is_504(self, world: World) -> None:
-        for call in ("cancel", "retry"):
+        for call in ("cancel", "retry", "purge"):
             world.queue.fail_next(call, OutcomeUnknown("not in time", task_id="x"), OutcomeUnknown("not in time"))
             for _ in range(2):
                 reply = world.post(f"/tasks/{call}?id=x")
