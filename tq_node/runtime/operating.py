@@ -194,8 +194,8 @@ class Operating:
         return self._propose(Rebalance())
 
     def pause(self, queue: str) -> Deferred[None]:
-        """Start nothing more of a queue. The last places are for queues that are in use: names that nobody works with must not take
-        away from operators what they need in an emergency.
+        """Start nothing more of a queue. The last places are for queues that are in use: names that nobody works with must not
+        take away from operators what they need in an emergency.
         """
         paused = self.map.paused_queues
         if len(paused) >= limits.PAUSED_UNUSED_MAX and queue not in paused and not self._uses(queue):
