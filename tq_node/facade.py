@@ -85,17 +85,25 @@ class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True, array_like=True):
+    """:ivar missing: nodes that did not answer for the cluster; ``partitions_missing``: what nobody has answered for.
+    :ivar led: each partition that the node that answers leads, with its epoch; None from a release that doesn't say.
+    """
+
     tasks: list[ListedTask]
     next: tuple[int, str] | None
     missing: list[str] = []
+    partitions_missing: list[int] = []
+    led: list[tuple[int, int]] | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``."""
+    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``. The rest as in ``TaskPage``."""
 
     primary: list[int]
     replica: list[int]
     missing: list[str] = []
+    partitions_missing: list[int] = []
+    led: list[tuple[int, int]] | None = None
 
 
 class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -79,6 +79,8 @@ class MemoryQueue:
         self._numbers = itertools.count(1)
         self.rows: dict[str, TaskRow] = {}
         self.purged: dict[str, bytes] = {}
+        self.unled: set[int] = set()
+        """Partitions that nobody answers for."""
         self.paused: set[str] = set()
         self.reasons: list[NotReadyReason] = []
         self.ready_notes: list[ReadyNote] = []
@@ -333,14 +335,16 @@ class MemoryQueue:
         page = rows[: query.limit]
         more = place(page[-1]) if len(rows) > len(page) else None
         missing = self.members.missing() if query.cluster else []
-        return TaskPage([ListedTask(row, "primary", self._name) for row in page], more, missing)
+        unled = sorted(self.unled) if query.cluster else []
+        return TaskPage([ListedTask(row, "primary", self._name) for row in page], more, missing, unled)
 
     def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
         def work() -> Stats:
             counts = [0] * len(State)
             for row in self.rows.values():
                 counts[row.state] += 1
-            return Stats(counts, [0] * len(State), self.members.missing() if cluster else [])
+            missing, unled = (self.members.missing(), sorted(self.unled)) if cluster else ([], [])
+            return Stats(counts, [0] * len(State), missing, unled)
 
         return self._answer("stats", work)
 

@@ -396,20 +396,19 @@ class NodeWorld:
             return f"own-{self.random.randrange(12)}"  # which may never have been
         return self.random.choice(sorted(self.acknowledged)) if self.acknowledged else None
 
-    def cancel(self) -> None:
+    def change(self, call: Callable[[str], Deferred[TaskRow]], refusal: type[Exception]) -> None:
         task_id = self.known()
         if task_id:
-            self.expect(self.queue.cancel(task_id), self.hearing(), AlreadyFinal, NoSuchTask)
+            self.expect(call(task_id), self.hearing(), refusal, NoSuchTask)
+
+    def cancel(self) -> None:
+        self.change(self.queue.cancel, AlreadyFinal)
 
     def retry(self) -> None:
-        task_id = self.known()
-        if task_id:
-            self.expect(self.queue.retry(task_id), self.hearing(), NotRetryable, NoSuchTask)
+        self.change(self.queue.retry, NotRetryable)
 
     def purge(self) -> None:
-        task_id = self.known()
-        if task_id:
-            self.expect(self.queue.purge(task_id), self.hearing(), NotFinal, NoSuchTask)
+        self.change(self.queue.purge, NotFinal)
 
     def read(self) -> None:
         task_id = self.known()

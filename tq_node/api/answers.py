@@ -104,13 +104,16 @@ class TaskOut(msgspec.Struct):
 
 
 class ListAnswer(msgspec.Struct):
-    """``next`` is null at the end. ``missing`` stands with ``scope=cluster`` only: the nodes that did not answer."""
+    """``next`` is null at the end. Two stand with ``scope=cluster`` only. ``missing``: the nodes that did not answer.
+    ``partitions_missing``: the partitions that nobody has answered for; empty, nothing is missing.
+    """
 
     tasks: list[TaskOut]
     count: int
     node: str
     next: str | None
     missing: list[str] | UnsetType = UNSET
+    partitions_missing: list[int] | UnsetType = UNSET
 
 
 class StateCounts(msgspec.Struct):
@@ -124,11 +127,14 @@ class StateCounts(msgspec.Struct):
 
 
 class StatsAnswer(msgspec.Struct):
+    """``missing`` and ``partitions_missing`` as in ``ListAnswer``."""
+
     node: str
     stats: StateCounts
     primary: StateCounts
     replica: StateCounts
     missing: list[str] | UnsetType = UNSET
+    partitions_missing: list[int] | UnsetType = UNSET
 
 
 class TaskDone(msgspec.Struct):

@@ -188,6 +188,7 @@ class TaskRoutes:
                 node=self._queue.node_name,
                 next=write_cursor(page.next, query),
                 missing=page.missing if query.cluster else msgspec.UNSET,
+                partitions_missing=page.partitions_missing if query.cluster else msgspec.UNSET,
             )
         )
         request.answer(200, b'{"tasks":[' + b",".join(pieces) + rest[len(b'{"tasks":[') :])
@@ -205,6 +206,7 @@ class TaskRoutes:
             primary=state_counts(stats.primary),
             replica=state_counts(stats.replica),
             missing=stats.missing if cluster else msgspec.UNSET,
+            partitions_missing=stats.partitions_missing if cluster else msgspec.UNSET,
         )
         request.answer(200, _encode(answer))
 

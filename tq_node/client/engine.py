@@ -43,11 +43,16 @@ class _Page(msgspec.Struct):
     tasks: list[TaskInfo]
     next: str | None = None
     missing: tuple[str, ...] = ()
+    partitions_missing: tuple[int, ...] | None = None
 
 
 class _Stats(msgspec.Struct):
     stats: Stats
     missing: tuple[str, ...] = ()
+    partitions_missing: tuple[int, ...] | None = None
+
+
+Gathered = TypeVar("Gathered", _Page, _Stats)
 
 
 class _Partition(msgspec.Struct):
@@ -260,13 +265,13 @@ class Engine:
         await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=Trials(changes=True))
 
     async def stats(self, *, partial: bool, deadline: float | None = None) -> Stats:
-        async def ask(end_s: float) -> tuple[_Stats, tuple[str, ...]]:
+        async def ask(end_s: float) -> _Stats:
             path = b"/tasks/stats?scope=cluster"
-            found = _read(_stats, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
-            return found, found.missing
+            return _read(_stats, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
 
         found = await self._complete(ask, partial=partial, deadline=deadline)
-        return msgspec.structs.replace(found.stats, missing=found.missing)
+        unled = found.partitions_missing or ()
+        return msgspec.structs.replace(found.stats, missing=found.missing, partitions_missing=unled)
 
     async def page(
         self, filters: list[tuple[str, str]], cursor: str | None, *, dead: bool, partial: bool, deadline: float | None
@@ -275,44 +280,47 @@ class Engine:
         said = [*filters, ("scope", "cluster"), *([("cursor", cursor)] if cursor else [])]
         path = f"/tasks/{'dead' if dead else 'list'}?{urlencode(said, safe=',!')}".encode()
 
-        async def ask(end_s: float) -> tuple[_Page, tuple[str, ...]]:
-            found = _read(_page, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
-            return found, found.missing
+        async def ask(end_s: float) -> _Page:
+            return _read(_page, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
 
         found = await self._complete(ask, partial=partial, deadline=deadline)
         return found.tasks, found.next
 
     async def _complete(
         self,
-        ask: Callable[[float], Awaitable[tuple[T, tuple[str, ...]]]],
+        ask: Callable[[float], Awaitable[Gathered]],
         *,
         partial: bool,
         deadline: float | None,
-    ) -> T:
-        """Ask until nothing can be missing. A dead member does not answer, but after a moment others lead what it led, and have
-        answered for it: so ask once more after the map of partitions says that.
+    ) -> Gathered:
+        """Ask until nothing can be missing: until every partition has been answered for.
+
+        Nodes of the release before don't say that. There, a dead member does not answer, but after a moment others lead what it
+        led, and have answered for it: so ask once more after the map of partitions says that.
 
         :raises Incomplete: at the deadline.
         """
         end_s = self._end_s(deadline)
-        tries, missing, covered = 0, frozenset[str](), frozenset[str]()
+        tries, missing, covered, unled = 0, frozenset[str](), frozenset[str](), tuple[int, ...]()
         while True:
             try:
-                found, named = await ask(end_s)
-                missing = frozenset(named)
-                if partial or missing <= covered:
+                found = await ask(end_s)
+                missing, unled = frozenset(found.missing), found.partitions_missing or ()
+                is_whole = missing <= covered if found.partitions_missing is None else not unled
+                if partial or is_whole:
                     return found
-                covered = missing if await self._lead_nothing(missing, end_s) else frozenset()
+                if found.partitions_missing is None:
+                    covered = missing if await self._lead_nothing(missing, end_s) else frozenset()
             except Unavailable as why:
-                if missing:
-                    raise _incomplete(missing) from why
+                if missing or unled:
+                    raise _incomplete(missing, unled) from why
                 raise
             if covered:
                 continue
             tries += 1
             pause_s = pause_after(tries)
             if self._loop.time() + pause_s >= end_s:
-                raise _incomplete(missing)
+                raise _incomplete(missing, unled)
             await asyncio.sleep(pause_s)
 
     async def _lead_nothing(self, nodes: frozenset[str], end_s: float) -> bool:
@@ -343,9 +351,11 @@ def _status_after(body: bytes, task_id: str) -> str:
         raise OutcomeUnknown(f"an answer that can't be read: {why}", task_id=task_id) from None
 
 
-def _incomplete(missing: frozenset[str]) -> Incomplete:
+def _incomplete(missing: frozenset[str], unled: tuple[int, ...]) -> Incomplete:
     names = tuple(sorted(missing))
-    return Incomplete(f"no answer from {', '.join(names)}", missing=names)
+    words = [f"no answer from {', '.join(names)}"] if names else []
+    words += [f"nobody answered for {len(unled)} partitions"] if unled else []
+    return Incomplete("; ".join(words), missing=names, partitions_missing=unled)
 
 
 def result_of(task: TaskInfo) -> object:

@@ -150,14 +150,17 @@ class Unreachable(Unavailable):
 
 
 class Incomplete(Unavailable):
-    """Tasks are missing from a list or from counts: the nodes that ``missing`` names did not answer, and no other leads their
-    partitions yet. ``partial=True`` takes what is there."""
+    """Tasks are missing from a list or from counts: the nodes that ``missing`` names did not answer, and nobody has answered for
+    the partitions of ``partitions_missing``. ``partial=True`` takes what is there."""
 
     code = "incomplete"
 
-    def __init__(self, detail: str = "", *, missing: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, detail: str = "", *, missing: tuple[str, ...] = (), partitions_missing: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(detail)
         self.missing = missing
+        self.partitions_missing = partitions_missing
 
 
 # --- unknown ---

@@ -107,7 +107,8 @@ class TaskInfo(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """How many tasks are in which state, each counted once. ``missing``: nodes that were not counted."""
+    """How many tasks are in which state, each counted once. ``missing``: nodes that did not answer; ``partitions_missing``: what
+    was not counted."""
 
     total: int
     pending: int
@@ -117,3 +118,4 @@ class Stats(msgspec.Struct, frozen=True):
     scheduled: int
     cancelled: int
     missing: tuple[str, ...] = ()
+    partitions_missing: tuple[int, ...] = ()

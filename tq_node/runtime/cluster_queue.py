@@ -30,7 +30,7 @@ from tq_node.facade import (
 )
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.batches import submit_to_all
-from tq_node.runtime.gathering import Others, all_pages, all_stats
+from tq_node.runtime.gathering import Covered, Entry, Others, all_pages, all_stats
 from tq_node.runtime.node_side import NodeSide
 from tq_node.runtime.observing import Observer
 from tq_node.runtime.queue import NodeQueue
@@ -171,13 +171,18 @@ class ClusterQueue(NodeSide):
         mine = maybeDeferred(lambda: self._must_serve().list(asked))
         if query.role == "replica":
             return succeed(TaskPage([], None))
-        return Deferred.fromCoroutine(all_pages(asked, mine, self._others(), self._forwarding))
+        covered = Covered(self._entries)
+        return Deferred.fromCoroutine(all_pages(asked, mine, self.node_id, self._others(), self._forwarding, covered))
 
     def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
         mine = maybeDeferred(lambda: self._must_serve().stats())
         if not cluster:
             return mine
-        return Deferred.fromCoroutine(all_stats(mine, self._others(), self._forwarding))
+        covered = Covered(self._entries)
+        return Deferred.fromCoroutine(all_stats(mine, self.node_id, self._others(), self._forwarding, covered))
+
+    def _entries(self) -> Sequence[Entry]:
+        return [(entry.primary, int(entry.epoch)) for entry in self.map.partitions]
 
     def _others(self) -> Others:
         return [(node.node_id, node.name) for node in self.map.members() if node.node_id != self.node_id]

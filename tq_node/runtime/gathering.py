@@ -1,8 +1,12 @@
-"""What all nodes answer together: pages of tasks, sums. Each task once, by its primary; who did not answer is named."""
+"""What all nodes answer together: pages of tasks, sums. Each task once, by its primary.
+
+Who did not answer is named, and so is each partition that nobody has answered for: one that changes hands while the nodes are
+asked is led by none of them, or by one that has been deposed by then.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import msgspec
@@ -21,35 +25,67 @@ GATHER_S = 5.0
 Others = Sequence[tuple[NodeId, str]]
 """Id and name of each other member."""
 Key = tuple[int | str, str]
+Entry = tuple[NodeId | None, int]
+"""Of one partition: its primary, and the epoch."""
 
 
-async def all_stats(mine: Deferred[Stats], others: Others, forwarding: Forwarding) -> Stats:
+class Covered:
+    """Which partitions have been answered for, by whoever leads them.
+
+    :param entries: what the table says of each partition now: its primary and epoch.
+    """
+
+    def __init__(self, entries: Callable[[], Sequence[Entry]]) -> None:
+        self._entries = entries
+        self._before = entries()
+        self._epochs: dict[int, int] = {}
+
+    def add(self, led: Sequence[tuple[int, int]] | None, node: NodeId) -> None:
+        """What a node has answered for. One of a release that doesn't say is taken to lead what the table said it did."""
+        if led is None:
+            led = [(p, epoch) for p, (primary, epoch) in enumerate(self._before) if primary == node]
+        for partition, epoch in led:
+            self._epochs[partition] = max(epoch, self._epochs.get(partition, 0))
+
+    def missing(self) -> list[int]:
+        """Those that nobody has answered for, or only somebody whom the table had deposed by the time that all had answered."""
+        return [p for p, (_, epoch) in enumerate(self._entries()) if self._epochs.get(p, -1) < epoch]
+
+
+async def all_stats(
+    mine: Deferred[Stats], me: NodeId, others: Others, forwarding: Forwarding, covered: Covered
+) -> Stats:
     """The sum over primaries."""
-    asked = [(name, _heard(forwarding.call(node, calls.STATS, calls.NOTHING))) for node, name in others]
-    primary, missing = list((await mine).primary), []
-    for name, answer in asked:
+    asked = [(node, name, _heard(forwarding.call(node, calls.STATS, calls.NOTHING))) for node, name in others]
+    own = await mine
+    covered.add(own.led, me)
+    primary, missing = list(own.primary), []
+    for node, name, answer in asked:
         stats: Stats | None = await answer
         if stats is None:
             missing.append(name)
             continue
+        covered.add(stats.led, node)
         primary = [a + b for a, b in zip(primary, stats.primary, strict=True)]
-    return Stats(primary, [0] * len(primary), missing)
+    return Stats(primary, [0] * len(primary), missing, covered.missing())
 
 
-async def all_pages(query: ListQuery, mine: Deferred[TaskPage], others: Others, forwarding: Forwarding) -> TaskPage:
+async def all_pages(
+    query: ListQuery, mine: Deferred[TaskPage], me: NodeId, others: Others, forwarding: Forwarding, covered: Covered
+) -> TaskPage:
     """One page over all nodes. ``query`` asks each for its primaries; ``mine`` is this node's answer to it."""
-    asked = [
-        (name, _heard(forwarding.call_alone(node, calls.LIST, msgspec.structs.replace(query, cluster=False), GATHER_S)))
-        for node, name in others
-    ]
+    alone = msgspec.structs.replace(query, cluster=False)
+    asked = [(node, name, _heard(forwarding.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
     pages, missing = [await mine], []
-    for name, answer in asked:
+    covered.add(pages[0].led, me)
+    for node, name, answer in asked:
         page: TaskPage | None = await answer
         if page is None:
             missing.append(name)
         else:
+            covered.add(page.led, node)
             pages.append(page)
-    return merged(query, pages, missing)
+    return msgspec.structs.replace(merged(query, pages, missing), partitions_missing=covered.missing())
 
 
 def _heard(answer: Deferred[T]) -> Deferred[T | None]:
@@ -64,7 +100,8 @@ def _heard(answer: Deferred[T]) -> Deferred[T | None]:
 def merged(query: ListQuery, pages: Sequence[TaskPage], missing: Sequence[str]) -> TaskPage:
     """In the order of the query, as far as every node has looked: one that stopped early may have more in between.
 
-    A partition that changes hands while the nodes are asked may be shown by two of them, or by none; twice is seen here.
+    A partition that changes hands while the nodes are asked may be shown by two of them, which is seen here, or by none: see
+    ``Covered``.
     """
     rows: dict[str, ListedTask] = {}
     for page in pages:

@@ -170,9 +170,9 @@ class Reading:
         if not self._status.is_active:
             raise NotReady("the node is starting")
         await self._table.driver.settle()
-        partitions = self._wanted(query)
+        partitions, led = self._wanted(query), list(self._table.leading.items())
         if not partitions:
-            return TaskPage([], None)
+            return TaskPage([], None, led=led)
         page: RowPage = await self._store.page(
             RowQuery(
                 states=query.states,
@@ -195,7 +195,7 @@ class Reading:
         for stored in page.rows:
             role = "primary" if stored.partition in self._table.leading else "replica"
             listed.append(ListedTask(row_of(stored), role, self.replication.primary_name(stored.partition)))
-        return TaskPage(listed, page.next)
+        return TaskPage(listed, page.next, led=led)
 
     def _wanted(self, query: ListQuery) -> frozenset[int]:
         """The partitions whose copy here the query is about."""
@@ -218,4 +218,4 @@ class Reading:
                 counts = primary if partition in leading else replica
                 for state, rows in enumerate(states):
                     counts[state] += rows
-        return Stats(primary, replica)
+        return Stats(primary, replica, led=list(leading.items()))

@@ -204,6 +204,7 @@ class TaskPage(msgspec.Struct, frozen=True):
     next: str | None = None
     node: str = ""
     missing: tuple[str, ...] = ()
+    partitions_missing: tuple[int, ...] = ()
 
 
 class Event(msgspec.Struct, frozen=True, rename={"before": "from"}, gc=False):

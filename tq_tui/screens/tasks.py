@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 from tq_tui import format as f
 from tq_tui import keys
 from tq_tui.client.api import ClientError
-from tq_tui.client.models import STATES, Event, Task
+from tq_tui.client.models import STATES, Event, Task, TaskPage
 from tq_tui.filters import FIELDS, SORTS, BadFilter, TaskQuery, parse
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import dead_columns, task_columns
@@ -47,7 +47,7 @@ class TaskListScreen(ConsoleScreen):
         self.error = ""
         self.bad_filter = ""
         """What is wrong with what was typed last: stays until it is typed right, whatever answers come in meanwhile."""
-        self.missing: tuple[str, ...] = ()
+        self.missing = ""
         self._loading = False
         self._changed = True
         self._asked_at = 0.0
@@ -100,7 +100,7 @@ class TaskListScreen(ConsoleScreen):
         if self.window.new_above:
             parts.append(f"↑ {self.window.new_above}{'+' if self.window.new_above >= PAGE else ''} newer, g shows them")
         if self.missing:
-            parts.append(f"without {', '.join(self.missing)}")
+            parts.append(self.missing)
         if wrong := self.bad_filter or self.error:
             parts.append(f"✘ {wrong}")
         return " · ".join(parts)
@@ -153,7 +153,7 @@ class TaskListScreen(ConsoleScreen):
             self.error = str(why)
         else:
             self.window.begin(page)
-            self.missing, self.error = page.missing, ""
+            self.missing, self.error = what_is_missing(page), ""
         self._loading = False
         self._redraw()
 
@@ -183,7 +183,7 @@ class TaskListScreen(ConsoleScreen):
         except ClientError as why:
             self.error = str(why)
         else:
-            self.error, self.missing = "", page.missing
+            self.error, self.missing = "", what_is_missing(page)
             if not self.console.frozen:
                 self.window.refresh(start, page)
         self._took_s = loop.time() - began
@@ -343,3 +343,11 @@ class TasksScreen(TaskListScreen):
 class DeadScreen(TaskListScreen):
     kind: ClassVar[str] = keys.DEAD
     dead: ClassVar[bool] = True
+
+
+def what_is_missing(page: TaskPage) -> str:
+    """A note where the list may be short."""
+    words = [f"without {', '.join(page.missing)}"] if page.missing else []
+    if page.partitions_missing:
+        words.append(f"{len(page.partitions_missing)} partitions not answered for")
+    return ", ".join(words)

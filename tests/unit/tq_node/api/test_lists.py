@@ -107,6 +107,13 @@ class TestList:
         assert three.get(f"{path}?scope=cluster").json["missing"] == ["node-3"]
         assert "missing" not in three.get(f"{path}?scope=node").json
 
+    @pytest.mark.parametrize("path", ["/tasks/list", "/tasks/dead", "/tasks/stats"])
+    def test_what_nobody_answered_for_is_named(self, three: World, path: str) -> None:
+        assert three.get(f"{path}?scope=cluster").json["partitions_missing"] == []
+        three.queue.unled = {7, 3}
+        assert three.get(f"{path}?scope=cluster").json["partitions_missing"] == [3, 7]
+        assert "partitions_missing" not in three.get(path).json
+
     def test_many_rows_are_rendered_in_several_turns(self, world: World) -> None:
         world.post("/tasks/batch", {"tasks": [{"type": "a", "id": f"t{number:04}"} for number in range(1_201)]})
         client = world.connect()
