@@ -289,7 +289,7 @@ class NodeQueue:
         return self._operate(task_id, self._retry_slot)
 
     def purge(self, task_id: str) -> Deferred[TaskRow]:
-        return self._operate(task_id, self._purge_slot)
+        return self._operate(task_id, self._retention.purge)
 
     def _operate(self, task_id: str, operation: Callable[[Slot], TaskRow]) -> Deferred[TaskRow]:
         if not self.is_active:
@@ -348,14 +348,6 @@ class NodeQueue:
         assert slot.row is not None
         return slot.row
 
-    def _purge_slot(self, slot: Slot) -> TaskRow:
-        before = slot.row
-        assert before is not None
-        if not before.state.is_final:
-            raise NotFinal("only a task that has ended can be purged", task_id=before.spec.id)
-        self._retention.bury(slot)
-        return before
-
     def set_paused(self, queues: Collection[str]) -> None:
         """These queues, and no others, are paused: nothing of them starts."""
         for queue in self._paused.difference(queues):
@@ -367,8 +359,7 @@ class NodeQueue:
             self._table.ready.pause(queue)
 
     def uses(self, queue: str) -> bool:
-        """Whether tasks of it are open here, or are taken however many other queues there are."""
-        return queue in self._table.open_queues or self._submitting.is_declared(queue)
+        return self._submitting.uses(queue)
 
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self._paused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tq_node import limits
+from tq_node.errors import NotFinal
 from tq_node.partition.entries import DeleteTombstone, Horizon
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.ids import made_at_us
@@ -10,6 +11,7 @@ from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.table import TaskTable
 from tq_node.store.api import Store
+from tq_node.types import TaskRow
 
 _HORIZON_STEP_US = 60 * 1_000_000
 """The horizon moves in steps of a minute, so that an idle node does not write for it all the time."""
@@ -58,11 +60,20 @@ class Retention:
             if not isinstance(slot, Slot) or slot.row is None or slot.row.ended_us is None:
                 continue
             if slot.row.ended_us < before_us:
-                self.bury(slot)
+                self._bury(slot)
                 buried += 1
         return buried
 
-    def bury(self, slot: Slot) -> None:
+    def purge(self, slot: Slot) -> TaskRow:
+        """Before its time, for somebody asks for it; the task as it was. :raises NotFinal: it has not ended."""
+        row = slot.row
+        assert row is not None
+        if not row.state.is_final:
+            raise NotFinal("only a task that has ended can be purged", task_id=row.spec.id)
+        self._bury(slot)
+        return row
+
+    def _bury(self, slot: Slot) -> None:
         """The row of a task that has ended goes; its tombstone stays as long as its id may come again."""
         assert slot.row is not None
         # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.

@@ -204,12 +204,16 @@ class Submitting:
         return Accepted(task_id, State(found.row.state), self._settings.node_name, False), found
 
     # --- admission ---
-    def is_declared(self, queue: str) -> bool:
+    def uses(self, queue: str) -> bool:
+        """Whether tasks of it are open here, or are taken however many other queues there are."""
+        return queue in self._table.open_queues or self._is_declared(queue)
+
+    def _is_declared(self, queue: str) -> bool:
         return queue == DEFAULT_QUEUE or queue in self._settings.declared_queues()
 
     def _must_be_declared(self, queue: str, task_id: str) -> None:
         """:raises InvalidField: there are too many queues, and this is a new name that nobody but its sender knows."""
-        if not self.is_declared(queue):
+        if not self._is_declared(queue):
             raise InvalidField(
                 f"queue: {limits.QUEUES_MAX} queues have tasks that have not ended, and {queue!r} is none of them",
                 field="/queue",
