@@ -30,6 +30,7 @@ from tq_node.option_values import (
     parse_flag,
     parse_module,
     parse_node_name,
+    parse_variable,
     parse_voters,
     path_from,
     rate,
@@ -78,6 +79,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     handlers: tuple[str, ...]
     """Dotted module names; empty means the simulated handlers."""
     concurrency: int
+    worker_memory_bytes: int | None
+    """Of each worker process. None: no bound."""
+    worker_env: tuple[str, ...]
+    """Patterns of the variables that worker processes get. Empty: all but the node's own."""
+    echo_handlers: bool
     replication_factor: int
     partitions: int
     voters: int
@@ -172,6 +178,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("data-dir", "DIR", "Everything that the node keeps. [default: ./data/<node-id>]"),
     Option("handlers", "MODULE", "Dotted module(s) with task handlers. [default: the simulated ones]", None, (), True),
     Option("concurrency", "N", "How many tasks run at once.", str(limits.CONCURRENCY_DEFAULT)),
+    Option("worker-memory", "SIZE", "Most memory of one worker process. [default: no bound]"),
+    Option("worker-env", "NAME", "Variables for worker processes. [default: all but the node's own]", None, (), True),
+    Option("echo-handlers", "", "Write what handlers print and log to the node's log too."),
     Option("replication-factor", "N", "Copies of each task; fixed at birth.", str(limits.REPLICATION_FACTOR_DEFAULT)),
     Option("partitions", "N", "Number of partitions; fixed at birth.", str(limits.PARTITIONS_DEFAULT)),
     Option("voters", "N", "Nodes that elect the leader: 1, 3 or 5.", "3"),
@@ -318,6 +327,9 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         working_dir=working_dir,
         handlers=sources.many("handlers", parse_module),
         concurrency=sources.one("concurrency", whole(1, CONCURRENCY_MAX)),
+        worker_memory_bytes=sources.maybe("worker-memory", size(limits.WORKER_MEMORY_BYTES_MIN, 2**50)),
+        worker_env=sources.many("worker-env", parse_variable),
+        echo_handlers=sources.flag("echo-handlers"),
         replication_factor=sources.one("replication-factor", whole(1, COPIES_MAX)),
         partitions=sources.one("partitions", whole(1, limits.PARTITIONS_MAX)),
         voters=sources.one("voters", parse_voters),

@@ -153,6 +153,11 @@ CHILD_IDLE_S_MAX = 60.0
 CHILD_AHEAD_MAX = 16
 """Tasks that lie ready in a worker process behind the one that runs; not more than it ends in ``CHILD_AHEAD_MS``."""
 CHILD_AHEAD_MS = 5
+CHILD_LEFTOVERS_S = 1.0
+"""How long a worker process waits for the end of what a task has left behind and it has killed; then it is replaced."""
+WORKER_MEMORY_BYTES_MIN = 64 * MIB
+WORKER_MEMORY_RESERVE_BYTES = 16 * MIB
+"""Of ``--worker-memory``, kept back for the report that it was reached."""
 CHILD_SPARES = 2
 FILES_MIN = 128
 """Descriptors of a node beside its worker processes: store, peers, and some clients."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -20,6 +21,19 @@ def parse_node_name(text: str) -> str:
 def parse_module(text: str) -> str:
     if not all(part.isidentifier() for part in text.split(".")):
         raise ValueError("is not a dotted module name")
+    return text
+
+
+OWN_VARIABLES = ("TQ_*", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""Patterns of the node's own: its options, what they may hold, and its ways to its supervisor."""
+
+
+def parse_variable(text: str) -> str:
+    """The name of an environment variable, or a pattern."""
+    if not re.fullmatch(r"[A-Za-z_*?][A-Za-z0-9_*?]*", text, re.ASCII):
+        raise ValueError("is not the name of a variable, nor a pattern such as AWS_*")
+    if any(fnmatchcase(text, pattern) for pattern in OWN_VARIABLES):
+        raise ValueError("is the node's own: worker processes never get it")
     return text
 
 

@@ -33,17 +33,14 @@ class TooFewFiles(Exception):
     """One line that says how many are needed."""
 
 
-def set_up() -> int:
-    """As many open files as we are allowed (each HTTP client is one), turns for the writer thread, files that nobody else reads.
-
-    :returns: the umask as it was, for handlers.
-    """
+def set_up() -> None:
+    """Allow as many open files as may be (each HTTP client is one), shorter turns of threads, files that nobody else reads."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):  # some systems allow less than they say
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return os.umask(0o077)
+    os.umask(0o077)
 
 
 def check_files(processes: int) -> None:

@@ -63,6 +63,8 @@ from tq_node.store.upgrades import SchemaTooNew
 from tq_node.work.handlers import HandlerError
 from tq_node.work.lease import WorkersLock
 from tq_node.work.registry import Registry
+from tq_node.work.speech import wrap_streams
+from tq_node.work.surroundings import Bounds, environment_for
 from tq_node.work.worker import WorkerService
 
 _log = Logger(namespace="taskqueue.node")
@@ -85,11 +87,22 @@ def makeService(options: Options) -> NodeService:
     working_dir = str(settings.working_dir)
     if working_dir not in sys.path:
         sys.path.append(working_dir)  # a daemon changes directory later. Last, as ``load_handlers`` promises
+    wrap_streams()
     try:
         made.registry = Registry.load(settings.handlers)
     except HandlerError as why:
         refuse(f"--handlers: {why}")
     return made
+
+
+def _user_umask(twistd: Any) -> int:
+    """What ``twistd --umask`` says, else what the shell has set."""
+    asked = None if twistd is None else twistd.get("umask")
+    if asked is not None:
+        return int(asked)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 class NodeService(Service):
@@ -105,7 +118,6 @@ class NodeService(Service):
         self._reactor = reactor
         self._ending = Ending(settings.stop_timeout_ms / 1000)
         self.signals = Signals(reactor, self._ending, EXIT_SOFTWARE, self._reload)
-        self._umask: int
         self._clock: Clock
         self._metrics: Metrics
         self._store: SqliteStore
@@ -122,12 +134,14 @@ class NodeService(Service):
         self._undo: list[Callable[[], object]] = []
         self._starting: Deferred[None] | None = None
         self._is_stopping = False
+        self._umask = _user_umask(options.parent)
+        """Before a daemon, and the node itself, take a stricter one: handlers make their files as the user does."""
 
     # --- start ---
     def startService(self) -> None:
         super().startService()
         make_reactor_monotonic(self._reactor)
-        self._umask = set_up()
+        set_up()
         try:
             self._assemble()
         except (
@@ -190,6 +204,9 @@ class NodeService(Service):
             stop_timeout_s=settings.stop_timeout_ms / 1000,
             lock=self._lock,
             umask=self._umask,
+            bounds=Bounds(settings.worker_memory_bytes),
+            environment=environment_for(os.environ, settings.worker_env),
+            echo=settings.echo_handlers,
         )
         self._assemble_site(metrics)
         member.listen()

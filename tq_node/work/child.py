@@ -19,15 +19,19 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
+from contextvars import copy_context
 from typing import NoReturn
 
+from tq_node import limits
 from tq_node.types import TaskError, Token
 from tq_node.work import frames
+from tq_node.work.descendants import become_subreaper, children, has_children, kill_below
 from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
 from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError
 from tq_node.work.loading import load_handlers
 from tq_node.work.notebook import Notebook
-from tq_node.work.results import BadResult, decode_payload, describe, encode_result
+from tq_node.work.results import BadResult, decode_payload, describe, encode_result, make_error
+from tq_node.work.surroundings import Surroundings, bind, loosen_memory
 
 _PR_SET_PDEATHSIG = 1
 _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
@@ -57,6 +61,7 @@ def set_up_process() -> None:
     for fd in _OWN_FDS:
         os.set_inheritable(fd, False)
     os.register_at_fork(after_in_child=_forget_node)
+    become_subreaper()
     # One pipe for both keeps their order.
     os.dup2(1, 2)
     for stream in (sys.stdout, sys.stderr):
@@ -108,6 +113,11 @@ class Child:
         self._said_at = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._handlers: dict[str, Handler] = {}
+        self._memory_bytes: int | None = None
+        self._spare: set[int] = set()
+        """Children that the modules have started: they serve all tasks."""
+        self._surroundings = Surroundings()
+        self._variables = copy_context()
         self._pid = os.getpid()
 
     def main(self) -> int:
@@ -122,10 +132,22 @@ class Child:
         if start.pythonpath is not None:
             os.environ["PYTHONPATH"] = start.pythonpath
         try:
+            bind(start.bounds)
             self._handlers = load_handlers(start.modules)
         except HandlerError as why:
-            self._report(frames.Broken(str(why)))
+            loosen_memory()
+            memory_bytes = start.bounds.memory_bytes
+            under = "" if memory_bytes is None else f" (under --worker-memory, {memory_bytes} bytes)"
+            self._report(frames.Broken(f"{why}{under}"))
             return 1
+        except (MemoryError, OSError, ValueError) as why:
+            loosen_memory()
+            self._report(frames.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}"))
+            return 1
+        self._memory_bytes = start.bounds.memory_bytes
+        self._spare = children() if has_children() else set()
+        self._surroundings = Surroundings()
+        self._variables = copy_context()
         threading.Thread(target=self._control, name="taskqueue-control", daemon=True).start()
         self._report(frames.Hello(os.getpid()))
         while data := os.read(TASK_FD, _READ_BYTES):
@@ -165,10 +187,17 @@ class Child:
         go_on = True
         try:
             handler = self._handler_of(run.task_type)
-            result = encode_result(handler.function(decode_payload(run.payload), context))
+            # Context variables that an earlier task has set are not there.
+            result = self._variables.copy().run(_call, handler, run.payload, context)
         except BaseException as error:  # whatever a handler raises costs its attempt only
             go_on = isinstance(error, Exception)
-            failed = describe(error)
+            # The interpreter raises SystemError where it finds no memory for a frame.
+            if isinstance(error, (MemoryError, SystemError)):
+                go_on = False
+                loosen_memory()
+                failed = _out_of_memory(error, self._memory_bytes)
+            else:
+                failed = describe(error, own_frames=2)
         finally:
             # Up to here code of the handler may run, its objects' methods among it.
             notebook.detach()
@@ -178,15 +207,24 @@ class Child:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        # Before the report: the attempt has ended with all that it started, and the next one finds what this one found.
+        go_on = self._clean_up() and go_on
         self._report_notes(run.serial, notebook)
         if printed := _has_unread_output():
             self._printed_serial = run.serial
         ran_us = int((time.monotonic() - began) * 1e6)
         if failed is None:
-            self._report(frames.Done(run.serial, result, ran_us, printed))
+            self._report(frames.Done(run.serial, result, ran_us, printed, leaving=not go_on))
         else:
             self._report(frames.Failed(run.serial, *failed, leaving=not go_on, ran_us=ran_us, printed=printed))
         return go_on
+
+    def _clean_up(self) -> bool:
+        """False: something stays, and the process should be replaced."""
+        is_clean = self._surroundings.restore()
+        if has_children():
+            is_clean = kill_below(self._spare | _helpers(), within_s=limits.CHILD_LEFTOVERS_S) and is_clean
+        return is_clean
 
     def _handler_of(self, task_type: str) -> Handler:
         handler = self._handlers.get(task_type) or self._handlers.get(WILDCARD)
@@ -275,6 +313,28 @@ class Child:
             self._report_notes(serial, notebook)
 
 
+def _call(handler: Handler, payload: bytes, context: Context) -> bytes:
+    return encode_result(handler.function(decode_payload(payload), context))
+
+
+def _out_of_memory(error: Exception, memory_bytes: int | None) -> tuple[TaskError, int | None, bool]:
+    described, retry_in_ms, final = describe(error, own_frames=2)
+    if memory_bytes is None:
+        return described, retry_in_ms, final
+    message = f"the handler asked for more memory than --worker-memory allows, {memory_bytes} bytes"
+    return make_error("out_of_memory", message, described.traceback), retry_in_ms, final
+
+
+def _helpers() -> set[int]:
+    """Processes of ``multiprocessing`` that serve later tasks too, as it takes for granted."""
+    found = set()
+    if (tracker := sys.modules.get("multiprocessing.resource_tracker")) is not None:
+        found.add(getattr(tracker._resource_tracker, "_pid", None))
+    if (server := sys.modules.get("multiprocessing.forkserver")) is not None:
+        found.add(getattr(server._forkserver, "_forkserver_pid", None))
+    return {pid for pid in found if pid is not None}
+
+
 def _arm(until: float) -> float:
     """Set the timer; the time now."""
     now = time.monotonic()
@@ -298,6 +358,9 @@ def main() -> NoReturn:
     die_with_parent(int(sys.argv[1]))
     set_up_process()
     code = Child().main()
+    # What the module has started goes with its process.
+    if has_children():
+        kill_below(within_s=limits.CHILD_LEFTOVERS_S)
     # The exit of the interpreter waits for threads that a handler left behind; nobody waits for those here.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):

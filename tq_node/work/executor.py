@@ -19,6 +19,7 @@ from tq_node.facade import AttemptFailed, Claim, Completed, Outcome
 from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host
 from tq_node.work.handlers import Context, Handler
 from tq_node.work.results import decode_payload, describe, encode_result
+from tq_node.work.speech import Speech
 
 _log = Logger()
 
@@ -26,7 +27,7 @@ _log = Logger()
 class AsyncAttempt(Attempt):
     """An attempt of an ``async def`` handler."""
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_variables", "has_slot")
+    __slots__ = ("_awaited", "_context", "_coroutine", "_speech", "_variables", "has_slot")
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
         super().__init__(host, claim, handler, lease_until)
@@ -34,6 +35,7 @@ class AsyncAttempt(Attempt):
         self._context: Context | None = None
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._variables: Variables = copy_context()
+        self._speech = Speech(self.notebook)
         self.has_slot = False
         """Kept by the host."""
 
@@ -41,7 +43,9 @@ class AsyncAttempt(Attempt):
         claim = self.claim
         self._context = Context(claim.task_id, claim.attempt, claim.token, self._begin_timeout(), self.notebook)
         try:
-            self._coroutine = self.handler.function(decode_payload(claim.payload), self._context)
+            self._variables.run(self._speech.begin)
+            payload = decode_payload(claim.payload)
+            self._coroutine = self._variables.run(self.handler.function, payload, self._context)
         except BaseException as error:  # a payload that is no JSON, or a decorator around the handler
             self._end(AttemptFailed(*describe(error)))
             return
@@ -91,6 +95,11 @@ class AsyncAttempt(Attempt):
                 _log.failure(
                     "handler {handler} failed while it was closed", handler=where, event="handler_close_failed"
                 )
+
+    def _end(self, outcome: Outcome) -> None:
+        if not self.over:
+            self._speech.finish()
+        super()._end(outcome)
 
     def _drive(self, value: Any) -> None:
         """Go on with ``value`` (a Failure is raised in the handler) until it waits for something or ends."""

@@ -15,6 +15,7 @@ import msgspec
 
 from tq_node import limits
 from tq_node.types import LogLine, Progress, TaskError
+from tq_node.work.surroundings import Bounds
 
 # The descriptors of a worker process. 0 is /dev/null, 1 and 2 are captured.
 RUN_FD = 3
@@ -38,6 +39,7 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
     path: tuple[str, ...]
     pythonpath: str | None
     umask: int | None = None
+    bounds: Bounds = Bounds()
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
@@ -114,6 +116,8 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
     """From its first step to its last."""
     printed: bool = False
     """What it printed lies in the pipe, or some of it."""
+    leaving: bool = False
+    """The process ends after this, for its handler has changed what can't be put back."""
 
 
 class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):

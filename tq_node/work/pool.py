@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
@@ -22,9 +22,11 @@ from tq_node.facade import ReadyNote
 from tq_node.work import frames
 from tq_node.work.ahead import Ahead
 from tq_node.work.attempt import CANCEL_GRACE_S, LEASE_EXPIRED
+from tq_node.work.descendants import MARK, TreeKiller
 from tq_node.work.process import WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.roles import Phase
+from tq_node.work.surroundings import Bounds, environment_for
 
 _log = Logger()
 _BACKOFF_S = 0.25
@@ -57,13 +59,18 @@ class ProcessPool:
         lock_fd: int | None = None,
         umask: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        bounds: Bounds = Bounds(),  # noqa: B008
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """
         :param modules: what each process loads.
+        :param environment: of each process; None: as of the node, but for what is the node's own.
         :param lock_fd: inherited by each process, see ``lease.WorkersLock``.
         :param umask: what handlers make files with; None: as the node.
         """
-        self._start = frames.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"), umask)
+        self._start = frames.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"), umask, bounds)
+        self._environment = dict(environment_for(os.environ, ()) if environment is None else environment)
+        self._killer = TreeKiller()
         self._size = size
         self.limit = size
         """So many processes may run tasks now; the owner lowers it while slots are taken by others."""
@@ -321,11 +328,12 @@ class ProcessPool:
 
     def _spawn(self) -> bool:
         root = str(Path(tq_node.__file__).resolve().parent.parent)
-        environment = dict(os.environ)
+        mark = f"{os.getpid()}:{self.started_total}"
+        environment = {**self._environment, MARK: mark}
         # Only for the process to find this package; it puts the variable back before it loads a handler.
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
         try:
-            process = WorkerProcess(self, self._start)
+            process = WorkerProcess(self, self._start, self._killer, mark)
         except OSError as why:
             self._start_failed(f"a worker process can't be started: {why}")
             return False

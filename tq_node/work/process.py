@@ -20,6 +20,7 @@ from tq_node.facade import AttemptFailed, Completed, Outcome
 from tq_node.work import frames
 from tq_node.work.attempt import failed
 from tq_node.work.channel import TaskChannel
+from tq_node.work.descendants import TreeKiller
 from tq_node.work.endings import ending, outcome_of
 from tq_node.work.frames import CONTROL_FD, REPORT_FD, RUN_FD
 from tq_node.work.output import Output
@@ -56,7 +57,10 @@ class WorkerProcess(ProcessProtocol):
     is something; it then begins nothing more until it knows that this was heard.
     """
 
-    def __init__(self, owner: Owner, start: frames.Start) -> None:
+    def __init__(self, owner: Owner, start: frames.Start, killer: TreeKiller, mark: str) -> None:
+        """:param mark: of what comes from it, see ``descendants.MARK``."""
+        self._killer = killer
+        self._mark = mark
         self.phase = Phase.STARTING
         self.pid = 0
         self.tasks = 0
@@ -83,6 +87,7 @@ class WorkerProcess(ProcessProtocol):
         self._output = Output()
         self._started = False
         self._killed_for: Outcome | None = None
+        self._is_killed = False
         self._garbled = False
         self._broken = ""
         self._bytes_seen = 0
@@ -183,9 +188,9 @@ class WorkerProcess(ProcessProtocol):
             self._killed_for = outcome
         self._had_task = self._had_task or bool(self._given)
         taken = self._take_back()
-        self._kill_group()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if not self._is_killed:
+            self._is_killed = True
+            self._killer.kill(self.pid)
         self._owner.process_leaving(self)
         _return(taken)
 
@@ -236,6 +241,9 @@ class WorkerProcess(ProcessProtocol):
         for fd in list(self._process.pipes):
             self._process.closeChildFD(fd)
         self._kill_group()
+        if self._given or self._had_task:
+            # It may have died by itself: what its task had started in sessions of its own is nobody's child now.
+            self._killer.kill_marked(self._mark)
         why = ending(self.pid, reason)
         left, self._given = self._given, deque()
         if left:
@@ -314,7 +322,7 @@ class WorkerProcess(ProcessProtocol):
             self.printed_serial = frame.serial
             self._quiet_from = self.tasks + _QUIET_TASKS
             taken = self._take_back()
-        if isinstance(frame, frames.Failed) and frame.leaving and self.phase is Phase.BUSY:
+        if frame.leaving and self.phase is Phase.BUSY:
             self.phase = Phase.LEAVING
         running = self._given.popleft().running
         if lines := self._output.finish():

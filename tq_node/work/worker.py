@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -22,16 +22,19 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import Claim, Notes, Outcome, ReadyNote, Released, TaskQueue
+from tq_node.facade import AttemptFailed, Claim, Notes, Outcome, ReadyNote, Released, TaskQueue
 from tq_node.types import Token
 from tq_node.work.ahead import Ahead
-from tq_node.work.attempt import Attempt, failed
+from tq_node.work.attempt import CANCELLED, Attempt, failed
 from tq_node.work.executor import AsyncAttempt
+from tq_node.work.failure_log import FailureLog, printable
 from tq_node.work.finishing import Finishing, WorkCounts
 from tq_node.work.lease import WorkersLock, renew_leases
 from tq_node.work.pool import ProcessPool
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
+from tq_node.work.speech import unwrap_streams, wrap_streams
+from tq_node.work.surroundings import Bounds
 
 _log = Logger()
 _LOOK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
@@ -57,8 +60,13 @@ class WorkerService(Service):
         clock: IReactorTime | None = None,
         processes: IReactorProcess | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        bounds: Bounds = Bounds(),  # noqa: B008
+        environment: Mapping[str, str] | None = None,
+        echo: bool = False,
     ) -> None:
         """
+        :param echo: write what handlers print and log to the node's log too.
+        :param bounds: of each worker process, and ``environment`` its variables; None: as of the node, without its own.
         :param lock: inherited by each worker process; its owner closes it.
         :param umask: what handlers in worker processes make files with; None: as the node.
         :param clock: for timers; the reactor by default, as for ``processes``.
@@ -71,6 +79,8 @@ class WorkerService(Service):
         self._concurrency = concurrency
         self._stop_timeout_s = stop_timeout_s
         self._monotonic = monotonic
+        self._echo = echo
+        self._failures = FailureLog(self.clock)
         self.ahead = Ahead(concurrency)
         self.pool = ProcessPool(
             registry.modules,
@@ -81,6 +91,8 @@ class WorkerService(Service):
             lock_fd=None if lock is None else lock.fd,
             umask=umask,
             monotonic=monotonic,
+            bounds=bounds,
+            environment=environment,
         )
         self._attempts: dict[tuple[str, Token], Attempt] = {}
         self._asked = 0
@@ -113,6 +125,7 @@ class WorkerService(Service):
         super().startService()
         self._stopping = False
         self._queue.attach(self)
+        wrap_streams()
         if self._registry.needs_processes:
             self.pool.start()
         for work, interval_s in ((self._safety_net, limits.SAFETY_NET_S), (self._renew, limits.LEASE_RENEW_MS / 1000)):
@@ -282,6 +295,8 @@ class WorkerService(Service):
 
     # --- attempt.Host ---
     def note(self, attempt: Attempt, notes: Notes) -> None:
+        if self._echo:
+            _echo(attempt.claim, notes)
         try:
             noted = self._queue.note(attempt.claim, notes)
         except Exception:
@@ -311,6 +326,10 @@ class WorkerService(Service):
         if self._line:
             self._next_in_line()
         self.pool.feed()
+        if notes is not None and self._echo:
+            _echo(claim, notes)
+        if type(outcome) is AttemptFailed and outcome is not CANCELLED:
+            self._failures.failed(claim, outcome.error)
         self.finishing.finish(claim, outcome, notes)
         if self._dispatch_call is None:
             self._schedule()
@@ -334,6 +353,7 @@ class WorkerService(Service):
     # --- loops ---
     def _safety_net(self) -> None:
         self.pool.sweep()
+        self._failures.look()
         self._schedule()
 
     def _renew(self) -> None:
@@ -361,6 +381,8 @@ class WorkerService(Service):
                 finishing=self.finishing.count, asked=self._asked, event="worker_stopped_early",
             )  # fmt: skip
         self.finishing.stop()
+        self._failures.look()
+        unwrap_streams()
 
     async def _until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait for it, at most so long; whether it was reached."""
@@ -384,6 +406,11 @@ class WorkerService(Service):
         changed, self._changed = self._changed, None
         if changed is not None:
             changed.callback(None)
+
+
+def _echo(claim: Claim, notes: Notes) -> None:
+    for line in notes.lines:
+        _log.info("{task_id} | {line}", task_id=claim.task_id, line=printable(line.line), event="handler_said")
 
 
 def _guarded(work: Callable[[], None]) -> None:

@@ -437,6 +437,24 @@ class TestCopyRate:
         assert loaded().copy_rate_bytes_s == limits.COPY_RATE_BYTES_S == 0
 
 
+class TestWorkers:
+    def test_memory(self) -> None:
+        assert loaded().worker_memory_bytes is None
+        assert loaded(worker_memory="512MiB").worker_memory_bytes == 512 * limits.MIB
+        assert refusal(worker_memory="1MiB").startswith("--worker-memory: ")
+
+    def test_variables(self) -> None:
+        assert loaded().worker_env == ()
+        assert loaded(worker_env="API_KEY,AWS_*").worker_env == ("API_KEY", "AWS_*")
+        for own in ("TQ_SECRET_FILE", "NOTIFY_SOCKET", "TQ_*"):
+            assert "the node's own" in refusal(worker_env=own)
+        assert "is not the name of a variable" in refusal(worker_env="A=B")
+
+    def test_echo(self) -> None:
+        assert loaded().echo_handlers is False
+        assert loaded(echo_handlers="true").echo_handlers is True
+
+
 class TestValues:
     @pytest.mark.parametrize(
         ("said", "ms"),

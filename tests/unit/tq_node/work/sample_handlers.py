@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
+import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -191,6 +194,97 @@ def hang_with_grandchild(payload: Any, context: Context) -> None:
     time.sleep(600)
 
 
+@task("own_sessions")
+def own_sessions(payload: Any, context: Context) -> list[int]:
+    """Programs in sessions of their own, one of them without a parent. ``payload``: how the attempt goes on."""
+    one = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
+    other = subprocess.run(
+        ["sh", "-c", "setsid sleep 600 >/dev/null & echo $!"],
+        stdout=subprocess.PIPE,
+        check=True,
+        start_new_session=True,
+    )
+    pids = [one.pid, int(other.stdout)]
+    context.log(" ".join(map(str, pids)))
+    if payload == "hang":
+        time.sleep(600)
+    elif payload == "die":
+        time.sleep(0.2)  # until that has been passed on
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif payload == "raise":
+        raise ValueError(pids)
+    return pids
+
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@task("spoil")
+def spoils(payload: str, context: Context) -> int:
+    """Changes what others find."""
+    variable.set("spoilt")
+    match payload:
+        case "directory":
+            os.chdir("/")
+        case "umask":
+            os.umask(0o777)
+        case "environment":
+            os.environ["SPOILT"] = "1"
+            os.environ.pop("PATH")
+        case "path":
+            sys.path.clear()
+        case "other path":
+            sys.path = ["nowhere"]
+        case "recursion":
+            sys.setrecursionlimit(100_000)
+        case "signals":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        case "stream":
+            sys.stdin = open("/dev/zero")  # noqa: SIM115
+        case "closed":
+            sys.stdin.close()
+        case "limit":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    return os.getpid()
+
+
+@task("around")
+def around(payload: Any, context: Context) -> dict[str, Any]:
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "variable": variable.get(),
+        "directory": os.getcwd(),
+        "umask": umask,
+        "environment": dict(os.environ),
+        "path": sys.path,
+        "recursion": sys.getrecursionlimit(),
+        "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
+        "sigchld": signal.getsignal(signal.SIGCHLD).name,  # type: ignore[union-attr]
+        "stdin": [sys.stdin.name, sys.stdin.closed],
+        "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "core": resource.getrlimit(resource.RLIMIT_CORE)[0],
+        "pid": os.getpid(),
+    }
+
+
+@task("hungry")
+def hungry(payload: str, context: Context) -> int:
+    if payload == "heap":
+        kept = []
+        while True:
+            kept.append(bytearray(1 << 20))
+    elif payload == "recursion":
+        sys.setrecursionlimit(10**9)
+        return recurse(0)
+    return len(bytearray(8 << 20))
+
+
+def recurse(depth: int) -> int:
+    return recurse(depth + 1) + 1
+
+
 @task("fork")
 def forks(payload: Any, context: Context) -> str:
     if os.fork() == 0:
@@ -308,3 +402,28 @@ async def a_not_json(payload: Any, context: Context) -> Any:
 async def a_log(payload: Any, context: Context) -> None:
     for number in range(payload):
         context.log(f"line {number}")
+
+
+@task("say")
+def says(payload: Any, context: Context) -> None:
+    print("printed", payload)
+    print("to stderr", file=sys.stderr)
+    logging.getLogger("shop").warning("logged %s", payload)
+    print("unfinished", end="")
+
+
+@task("a_say")
+async def a_says(payload: Any, context: Context) -> None:
+    print("printed", payload)
+    print("to stderr", file=sys.stderr)
+    logging.getLogger("shop").warning("logged %s", payload)
+    print("unfinished", end="")
+
+
+@task("a_say_twice")
+async def a_says_twice(payload: Any, context: Context) -> None:
+    print(payload, "before")
+    deferred: Deferred[Any] = Deferred()
+    waiting.append(deferred)
+    await deferred
+    print(payload, "after")
