@@ -129,7 +129,11 @@ class Subscription(Protocol):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The right to run one attempt, committed. ``payload`` is JSON. ``queue``: empty where whoever made it did not say."""
+    """The right to run one attempt, committed. ``payload`` is JSON.
+
+    ``queue`` is empty, and ``max_attempts`` and ``created_us`` are 0, where the node that made it is of a release that
+    does not say. ``failures``: attempts before this one that have failed.
+    """
 
     task_id: str
     task_type: str
@@ -139,6 +143,10 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
     token: Token
     timeout_ms: int | None
     queue: str = ""
+    max_attempts: int = 0
+    failures: int = 0
+    created_us: int = 0
+    tags: dict[str, str] | None = None
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -54,6 +54,7 @@ class FakeQueue:
         timeout_ms: int | None = None,
         task_id: str | None = None,
         attempt: int = 1,
+        **more: Any,
     ) -> Claim:
         self._sequence += 1
         claim = Claim(
@@ -64,6 +65,7 @@ class FakeQueue:
             attempt=attempt,
             token=Token(1, self._sequence),
             timeout_ms=timeout_ms,
+            **more,
         )
         self.ready.append(claim)
         if self.wake_on_put and self.worker is not None:

@@ -26,6 +26,8 @@ from tq_node.runtime.waiters import Wait
 from tq_node.types import State, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.running")
+_LETTER_BYTES = 4
+"""At most, in UTF-8."""
 DUE_ROUND_MAX = 1_000
 """Scheduled tasks made pending in one turn of the reactor; the rest follow in the next."""
 FOREVER_S = 86_400.0
@@ -222,11 +224,14 @@ class Running:
         spec = row.spec
         assert row.token is not None
         claim = Claim(
-            spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms, spec.queue
-        )
+            spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms, spec.queue,
+            spec.max_attempts, row.failures, spec.created_us, spec.tags,
+        )  # fmt: skip
         taking.claims.append(claim)
         if taking.is_lent:
             taking.bytes_left -= len(spec.payload)
+            if spec.tags:
+                taking.bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
             self._away.lend(spec.id, row.token)
         else:
             self._claims[spec.id] = claim

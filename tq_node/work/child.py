@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import inspect
 import os
 import select
 import signal
@@ -27,7 +28,7 @@ from tq_node.types import TaskError, Token
 from tq_node.work import frames
 from tq_node.work.descendants import become_subreaper, children, has_children, kill_below
 from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
-from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError
+from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError, context_of
 from tq_node.work.loading import load_handlers
 from tq_node.work.notebook import Notebook
 from tq_node.work.results import BadResult, decode_payload, describe, encode_result, make_error
@@ -38,6 +39,7 @@ _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
 _OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _READ_BYTES = 65_536
 _NO_BYTES = bytes(4)
+NOT_ASYNC = "is no `async def`, and returned what must be awaited: what a decorator makes must be an `async def` too"
 _SAY_INTERVAL_S = 0.05
 """The node bounds how often it tells the queue; this only keeps a chatty handler from filling the pipe."""
 
@@ -174,7 +176,7 @@ class Child:
         """Run one task and report. False: the process should end, for the handler asked for it."""
         notebook = Notebook(self._said_something)
         deadline = None if run.timeout_s is None else time.time() + run.timeout_s
-        context = Context(run.task_id, run.attempt, Token(run.epoch, run.sequence), deadline, notebook)
+        context = context_of(run, run.task_type, Token(run.epoch, run.sequence), deadline, notebook)
         # A handler of an earlier task may have put its own action there.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         with self._lock:
@@ -314,7 +316,12 @@ class Child:
 
 
 def _call(handler: Handler, payload: bytes, context: Context) -> bytes:
-    return encode_result(handler.function(decode_payload(payload), context))
+    result = handler.function(decode_payload(payload), context)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise BadResult("handler_not_async", f"the handler of {handler.where} {NOT_ASYNC}", final=True)
+    return encode_result(result)
 
 
 def _out_of_memory(error: Exception, memory_bytes: int | None) -> tuple[TaskError, int | None, bool]:

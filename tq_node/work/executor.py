@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from tq_node.facade import AttemptFailed, Claim, Completed, Outcome
 from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host
-from tq_node.work.handlers import Context, Handler
+from tq_node.work.handlers import Context, Handler, context_of
 from tq_node.work.results import decode_payload, describe, encode_result
 from tq_node.work.speech import Speech
 
@@ -41,7 +41,7 @@ class AsyncAttempt(Attempt):
 
     def start(self) -> None:
         claim = self.claim
-        self._context = Context(claim.task_id, claim.attempt, claim.token, self._begin_timeout(), self.notebook)
+        self._context = context_of(claim, claim.task_type, claim.token, self._begin_timeout(), self.notebook)
         try:
             self._variables.run(self._speech.begin)
             payload = decode_payload(claim.payload)

@@ -58,6 +58,11 @@ class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     timeout_s: float | None
     lease_until: float
     heard: int = 0
+    queue: str = ""
+    max_attempts: int = 0
+    failures: int = 0
+    created_us: int = 0
+    tags: dict[str, str] | None = None
 
 
 class Follows(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):

@@ -9,7 +9,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar
 
 from tq_node import limits
 from tq_node.types import Backoff, Token
@@ -19,6 +20,7 @@ WILDCARD = "*"
 """The type of the handler that takes every type without a handler of its own."""
 
 _NO_TOKEN = Token(0, 0)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -52,12 +54,18 @@ class Reject(Exception):
 class Context:
     """What a handler may know about the attempt it runs, and say about it.
 
-    ``token`` orders the claims of a task, also over ``retry``: a later claim has the greater token, which makes it fit
-    for fencing writes to other systems. ``deadline`` is the POSIX time (compare with ``time.time()``) at which the attempt
-    is cut off by its timeout, or None. A plain ``Context()`` is good for testing a handler by a direct call.
+    ``attempts_left`` is how often it is tried again should this attempt fail. ``token`` orders the claims of a task, also
+    over ``retry``: a later claim has the greater token, which makes it fit for fencing writes to other systems.
+    ``deadline`` is the POSIX time (compare with ``time.time()``) at which the attempt is cut off by its timeout, or None.
+
+    A plain ``Context()`` is good for testing a handler by a direct call: each field can be given by name, and what the
+    handler says is in ``lines``, ``fraction`` and ``note``.
     """
 
-    __slots__ = ("_cancelled", "_notebook", "attempt", "deadline", "task_id", "token")
+    __slots__ = (
+        "_cancelled", "_notebook", "attempt", "attempts_left", "created_at", "deadline", "max_attempts", "queue",
+        "tags", "task_id", "token", "type",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,13 +74,31 @@ class Context:
         token: Token = _NO_TOKEN,
         deadline: float | None = None,
         notebook: Notebook | None = None,
+        *,
+        type: str = "",  # noqa: A002 - a field's name
+        queue: str = "default",
+        tags: Mapping[str, str] | None = None,
+        created_at: datetime | None = None,
+        max_attempts: int = limits.MAX_ATTEMPTS_DEFAULT,
+        attempts_left: int | None = None,
+        cancelled: bool = False,
     ) -> None:
+        """:param created_at: now, where nothing is said. :param attempts_left: what ``max_attempts`` leaves."""
         self.task_id = task_id
+        self.type = type
+        self.queue = queue
+        self.tags = dict(tags or {})
+        self.created_at = datetime.now(UTC) if created_at is None else created_at
         self.attempt = attempt
+        self.max_attempts = max_attempts
+        self.attempts_left = max(0, max_attempts - attempt) if attempts_left is None else attempts_left
         self.token = token
         self.deadline = deadline
-        self._cancelled = False
+        self._cancelled = cancelled
         self._notebook = Notebook() if notebook is None else notebook
+
+    def __repr__(self) -> str:
+        return f"<Context of {self.task_id} ({self.type}), attempt {self.attempt} of {self.max_attempts}>"
 
     @property
     def cancelled(self) -> bool:
@@ -86,6 +112,52 @@ class Context:
     def log(self, line: str) -> None:
         """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept, others are counted."""
         self._notebook.add_line(str(line))
+
+    # --- what was said and nobody has passed on: all of it, in a test ---
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return self._notebook.lines
+
+    @property
+    def fraction(self) -> float | None:
+        """Of the latest ``progress``; None: nothing was said. ``note`` likewise."""
+        latest = self._notebook.latest
+        return None if latest is None else latest.fraction
+
+    @property
+    def note(self) -> str | None:
+        latest = self._notebook.latest
+        return None if latest is None else latest.note
+
+
+class Claimed(Protocol):
+    """What a claim says, in the node or on its way to a worker process."""
+
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def max_attempts(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def created_us(self) -> int: ...
+    @property
+    def tags(self) -> dict[str, str] | None: ...
+
+
+def context_of(claimed: Claimed, task_type: str, token: Token, deadline: float | None, notebook: Notebook) -> Context:
+    """For a handler that is about to run."""
+    most = claimed.max_attempts or limits.MAX_ATTEMPTS_DEFAULT
+    return Context(
+        claimed.task_id, claimed.attempt, token, deadline, notebook,
+        type=task_type, queue=claimed.queue or "default", tags=claimed.tags,
+        created_at=_EPOCH + timedelta(microseconds=claimed.created_us),
+        max_attempts=most, attempts_left=max(0, most - claimed.failures - 1),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +205,7 @@ def task(
             handler = Handler(
                 type=_task_type(task_type),
                 function=function,
-                is_async=inspect.iscoroutinefunction(function),
+                is_async=_is_async(function),
                 where=where,
                 queue=_queue(queue),
                 max_attempts=_max_attempts(max_attempts),
@@ -152,6 +224,18 @@ def task(
 def _where(function: Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """:raises TypeError: it wraps an ``async def`` and is none: nobody would await what it returns."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        return True
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        raise TypeError(
+            "a decorator makes a `def` of this `async def`: it must make an `async def` too "
+            "(one that runs the coroutine by itself has no __wrapped__)"
+        )
+    return False
 
 
 def _check_signature(function: Callable[..., Any]) -> None:

@@ -83,6 +83,17 @@ class Notebook:
         if self._on_change is not None:
             self._on_change()
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Those that nobody has taken."""
+        with self._lock:
+            return tuple(line.line for line in self._lines or ())
+
+    @property
+    def latest(self) -> Progress | None:
+        """The progress that nobody has taken."""
+        return self._progress
+
     def take(self) -> Noted | None:
         """All that was said since the last time, or None; the notebook is empty afterwards."""
         if self._progress is None and self._lines is None and not self._dropped:

@@ -60,6 +60,11 @@ class ProcessAttempt(Attempt):
             None if claim.timeout_ms is None else claim.timeout_ms / 1000,
             self.lease_until,
             process.printed_serial,
+            claim.queue,
+            claim.max_attempts,
+            claim.failures,
+            claim.created_us,
+            claim.tags,
         )
         self._process = process
         self._lease_told = self.lease_until

@@ -427,3 +427,34 @@ async def a_says_twice(payload: Any, context: Context) -> None:
     waiting.append(deferred)
     await deferred
     print(payload, "after")
+
+
+def told(context: Context) -> dict[str, Any]:
+    return {
+        "type": context.type,
+        "queue": context.queue,
+        "tags": context.tags,
+        "created_at": context.created_at,
+        "attempt": context.attempt,
+        "max_attempts": context.max_attempts,
+        "attempts_left": context.attempts_left,
+    }
+
+
+@task("told")
+def tells(payload: Any, context: Context) -> dict[str, Any]:
+    return told(context)
+
+
+@task("a_told")
+async def a_tells(payload: Any, context: Context) -> dict[str, Any]:
+    return told(context)
+
+
+async def coroutine() -> None: ...
+
+
+@task("returns_coroutine")
+def returns_coroutine(payload: Any, context: Context) -> Any:
+    """As a decorator does that hides what it wraps."""
+    return coroutine()

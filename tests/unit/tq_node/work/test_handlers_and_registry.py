@@ -164,6 +164,55 @@ def test_backoff(given: Any, kept: Backoff, monkeypatch: pytest.MonkeyPatch) -> 
     assert handlers.declared[0].backoff == kept
 
 
+def test_an_async_def_that_a_decorator_hides_is_refused_at_load(folder: Path) -> None:
+    write(
+        folder / "hidden.py",
+        "import functools\n"
+        "def timed(function):\n"
+        "    @functools.wraps(function)\n"
+        "    def inner(*arguments):\n"
+        "        return function(*arguments)\n"
+        "    return inner\n"
+        "@task('hidden')\n@timed\n@timed\nasync def hidden(p, c): ...",
+    )
+    assert "a decorator makes a `def` of this `async def`" in refusal("hidden")
+
+
+def test_what_runs_its_coroutine_by_itself_and_what_is_async_in_another_way(folder: Path) -> None:
+    write(
+        folder / "fine.py",
+        "import asyncio, functools\n"
+        "def blocking(function):\n"
+        "    @functools.wraps(function)\n"
+        "    def inner(*arguments):\n"
+        "        return asyncio.run(function(*arguments))\n"
+        "    del inner.__wrapped__\n"
+        "    return inner\n"
+        "class Called:\n"
+        "    async def __call__(self, p, c): ...\n"
+        "async def three(extra, p, c): ...\n"
+        "@task('def')\n@blocking\nasync def one(p, c): ...\n"
+        "called = task('object')(Called())\n"
+        "partial = task('partial')(functools.partial(three, 1))\n",
+    )
+    registry = Registry.load(["fine"])
+    kinds = {name: registry.resolve(name).is_async for name in ("def", "object", "partial")}  # type: ignore[union-attr]
+    assert kinds == {"def": False, "object": True, "partial": True}
+
+
+def test_a_context_can_be_made_and_looked_at_in_a_test() -> None:
+    context = Context(type="resize", queue="images", tags={"shop": "7"}, attempt=2, max_attempts=5, cancelled=True)
+    assert (context.type, context.queue, context.tags, context.cancelled) == ("resize", "images", {"shop": "7"}, True)
+    assert (context.attempt, context.max_attempts, context.attempts_left) == (2, 5, 3)
+    assert context.created_at.tzinfo is not None
+    assert (context.lines, context.fraction, context.note) == ((), None, None)
+    context.log("one")
+    context.log("two\nthree")
+    context.progress(0.5, "half")
+    assert (context.lines, context.fraction, context.note) == (("one", "two", "three"), 0.5, "half")
+    assert "resize" in repr(context)
+
+
 def test_a_context_of_ones_own_for_testing_a_handler() -> None:
     context = Context()
     context.progress(2, "done")

@@ -230,3 +230,32 @@ async def test_no_handler_is_final(rig: Rig) -> None:
     outcome = await failure_of(rig, "unheard of")
     assert outcome.error.type == "no_handler"
     assert outcome.final
+
+
+@pytest.mark.parametrize("task_type", ["told", "a_told"])
+@asynchronous
+async def test_both_kinds_of_handlers_are_told_of_their_task(rig: Rig, task_type: str) -> None:
+    _, outcome = await rig.run(
+        task_type, attempt=4, queue="mail", max_attempts=5, failures=2, created_us=1_500_000, tags={"shop": "7"}
+    )
+    assert isinstance(outcome, Completed)
+    assert msgspec.json.decode(outcome.result) == {
+        "type": task_type, "queue": "mail", "tags": {"shop": "7"}, "created_at": "1970-01-01T00:00:01.500000Z",
+        "attempt": 4, "max_attempts": 5, "attempts_left": 2,
+    }  # fmt: skip
+
+
+@asynchronous
+async def test_a_claim_of_the_release_before_says_less(rig: Rig) -> None:
+    _, outcome = await rig.run("told")
+    assert isinstance(outcome, Completed)
+    told = msgspec.json.decode(outcome.result)
+    assert (told["queue"], told["tags"], told["max_attempts"], told["attempts_left"]) == ("default", {}, 3, 2)
+
+
+@asynchronous
+async def test_what_must_be_awaited_and_is_not_fails_once_and_says_why(rig: Rig) -> None:
+    outcome = await failure_of(rig, "returns_coroutine")
+    assert (outcome.error.type, outcome.final) == ("handler_not_async", True)
+    assert "sample_handlers.py:" in outcome.error.message
+    assert "must be an `async def` too" in outcome.error.message
