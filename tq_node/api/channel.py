@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tq_node.api.answering import request_id_of
-from tq_node.api.heads import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
+from tq_node.api.heads import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX, ONCE
 from tq_node.api.hot import Found, HotRequest
 from tq_node.api.turning_away import TurnedAway
 from tq_node.errors import Busy, Malformed, TaskQueueError
@@ -43,10 +43,12 @@ class ApiChannel(http.HTTPChannel):
     _hot: HotRequest | TurnedAway | None = None
     _behind = b""
     _is_refused = False
+    _repeated: bytes | None = None
     _linger: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         self.site.channels.add(self)
+        self._fields: dict[bytes, bytes] = {}
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -136,14 +138,12 @@ class ApiChannel(http.HTTPChannel):
 
     # --- the long way: what twisted.web takes and RFC 9112 does not ---
     def _read_lines(self, data: bytes) -> None:
-        if not self._is_refused:
-            super().dataReceived(data)
-            self._look_at_rest()
-
-    def _look_at_rest(self) -> None:
         """Refuse what can't become a line any more as soon as it is seen: TLS at this port, or lines that end without CR. Their
         senders wait for an answer, and would until the connection has been idle for too long.
         """
+        if self._is_refused:
+            return
+        super().dataReceived(data)
         if self._busyReceiving or self._is_refused or not self.line_mode:
             return
         rest = self._buffer  # of LineReceiver: a line that isn't whole
@@ -162,6 +162,9 @@ class ApiChannel(http.HTTPChannel):
     def headerReceived(self, line: bytes) -> bool:
         name, _, value = line.partition(b":")
         name, value = name.lower(), value.strip(b" \t")
+        if name in self._fields and name in ONCE:
+            self._repeated = name
+        self._fields[name] = value
         is_bad = name == b"transfer-encoding" and value.lower() != b"chunked"
         if is_bad or (name == b"content-length" and len(value) > LENGTH_DIGITS_MAX):
             self._respondToBadRequestAndDisconnect()
@@ -171,7 +174,8 @@ class ApiChannel(http.HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         request: ApiRequest = self.requests[-1]
-        head = self.site.heads.judge(self._command, self._path, self._version, request.requestHeaders)
+        fields, self._fields = self._fields, {}
+        head = self.site.heads.judge(self._command, self._path, self._version, fields, self._repeated)
         self._path = head.target
         request.authority = head.authority
         request.refusal = head.refusal
@@ -188,9 +192,12 @@ class ApiChannel(http.HTTPChannel):
             super().allContentReceived()
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
-        values = request.requestHeaders.getRawHeaders(b"connection", ())
-        options = [option.strip(b" \t").lower() for value in values for option in value.split(b",")]
-        return version == b"HTTP/1.1" and b"close" not in options
+        if version != b"HTTP/1.1":
+            return False
+        values = request.requestHeaders.getRawHeaders(b"connection")
+        return values is None or b"close" not in [
+            option.strip(b" \t").lower() for value in values for option in value.split(b",")
+        ]
 
     def rawDataReceived(self, data: bytes) -> None:
         if not self._is_refused:

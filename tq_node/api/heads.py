@@ -7,19 +7,17 @@ same origin to its reader's browser, so neither ``Origin`` nor any other header 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from tq_node.api.failures import NoSuchRoute, WrongMethod
-from tq_node.api.media import NDJSON, refuse_encoded, refuse_media_type
+from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, refuse_media_type
 from tq_node.errors import CrossOrigin, Malformed, Misdirected, TaskQueueError
 
 if TYPE_CHECKING:
-    from twisted.web.http_headers import Headers
-
     from tq_node.api.routes import Route
 
 HEAD_BYTES_MAX = 16_384
@@ -32,7 +30,9 @@ _authority = re.compile(
 _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
 """Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send quotes as they are."""
-_ONCE = (b"content-type", b"content-encoding", b"idempotency-key", b"last-event-id", b"origin", b"authorization")
+ONCE = frozenset(
+    b"host content-type content-encoding idempotency-key last-event-id origin sec-fetch-site authorization".split()
+)
 """Headers that may stand once: which of two counts would be anybody's guess."""
 _SAFE = (b"GET", b"HEAD")
 _PROBLEMS = b"/problems/"
@@ -106,83 +106,83 @@ class HeadRules:
 
     def __init__(self, hosts: KnownHosts, routes: Sequence[Route]) -> None:
         self.hosts = hosts
-        self._methods: dict[bytes, set[str]] = {}
+        self._methods: dict[bytes, set[bytes]] = {}
         self._takes_lines: dict[bytes, bool] = {}
         for route in routes:
             path = route.path.encode("ascii")
-            self._methods.setdefault(path, set()).update({"GET", "HEAD"} if route.method == "GET" else {route.method})
+            method = route.method.encode("ascii")
+            self._methods.setdefault(path, set()).update(_SAFE if method == b"GET" else (method,))
             if route.bodies:
                 self._takes_lines[path] = NDJSON in route.bodies
 
-    def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
-        """:param headers: as they came, obs-fold and what is no header line already refused."""
-        try:
-            target, authority = _origin_form(method, target, self._authority_of(version, headers))
-        except TaskQueueError as why:
-            return Head(target, None, why)
-        return Head(target, authority, self._refusal(method, target, version, authority, headers))
-
-    def _authority_of(self, version: bytes, headers: Headers) -> bytes | None:
-        """What ``Host`` says. :raises Malformed: nothing, or more than one thing (RFC 9112 section 3.2)."""
-        hosts = headers.getRawHeaders(b"host")
-        if hosts is None:
+    def judge(
+        self, method: bytes, target: bytes, version: bytes, fields: Mapping[bytes, bytes], repeated: bytes | None
+    ) -> Head:
+        """:param fields: the header lines by name in small letters, folded ones and what is none already refused.
+        :param repeated: a header that stood twice and may not.
+        """
+        if repeated is not None:
+            return Head(target, None, Malformed(f"{repeated.decode('ascii')}: given more than once"))
+        authority = fields.get(b"host")
+        if authority is None:
             if version != b"HTTP/1.0":
-                raise Malformed("Host: is required")
-            return None
-        if len(hosts) != 1:
-            raise Malformed("Host: given more than once")
-        if isinstance(wrong := self.hosts.refusal(hosts[0]), Malformed):
-            raise wrong
-        return hosts[0]
+                return Head(target, None, Malformed("Host: is required"))
+            refusal = None
+        else:
+            refusal = self.hosts.refusal(authority)
+        if not _is_target(target):
+            return Head(target, None, Malformed("the request's target holds what no address can"))
+        if not target.startswith(b"/") and target != b"*" and not isinstance(refusal, Malformed):
+            try:
+                target, authority = _origin_form(method, target)
+            except TaskQueueError as why:
+                return Head(target, None, why)
+            refusal = self.hosts.refusal(authority)
+        return Head(target, authority, refusal or self._refusal(method, target, version, authority, fields))
 
     def _refusal(
-        self, method: bytes, target: bytes, version: bytes, authority: bytes | None, headers: Headers
+        self, method: bytes, target: bytes, version: bytes, authority: bytes | None, fields: Mapping[bytes, bytes]
     ) -> TaskQueueError | None:
-        has = headers.hasHeader
-        if version == b"HTTP/1.0" and has(b"transfer-encoding"):
+        if b"transfer-encoding" in fields and version == b"HTTP/1.0":
             return Malformed("Transfer-Encoding: not in HTTP/1.0")
-        if authority is not None and (wrong := self.hosts.refusal(authority)) is not None:
-            return wrong
-        for name in _ONCE:
-            if has(name) and len(headers.getRawHeaders(name, ())) > 1:
-                return Malformed(f"{name.decode('ascii')}: given more than once")
-        if method not in _SAFE and not _is_from_here(authority, headers):
+        is_from_page = b"origin" in fields or b"sec-fetch-site" in fields
+        if is_from_page and method not in _SAFE and not _is_from_here(authority, fields):
             return CrossOrigin("a POST that a page of another site has sent is refused")
         path = target.partition(b"?")[0]
-        if path == b"*" and method == b"OPTIONS":
-            return WrongMethod("OPTIONS is not served", _ANY_METHOD)
         methods = self._methods.get(path)
         if methods is None:
+            if path == b"*" and method == b"OPTIONS":
+                return WrongMethod("OPTIONS is not served", _ANY_METHOD)
             if b"%" in path or not path.startswith(b"/") or path.startswith(b"//"):
                 # Klein would answer in plain text where it can't decode a path, and takes // for /. No route needs an escape.
                 return Malformed("the path is not one that this server could have")
             return None if path.startswith(_PROBLEMS) else NoSuchRoute(f"there is no {path[:200].decode('ascii')}")
-        if method.decode("ascii") not in methods:
-            allowed = sorted(methods)
+        if method not in methods:
+            allowed = sorted(name.decode("ascii") for name in methods)
             return WrongMethod(f"{path.decode('ascii')} takes {', '.join(allowed)}", allowed)
-        return self._media_refusal(path, headers) if path in self._takes_lines else None
+        if b"content-type" in fields or b"content-encoding" in fields:
+            return self._media_refusal(path, fields)
+        return None
 
-    def _media_refusal(self, path: bytes, headers: Headers) -> TaskQueueError | None:
+    def _media_refusal(self, path: bytes, fields: Mapping[bytes, bytes]) -> TaskQueueError | None:
+        ndjson = self._takes_lines.get(path)
+        if ndjson is None:
+            return None
+        media_type = fields.get(b"content-type")
         try:
-            for value in headers.getRawHeaders(b"content-type", ()):
-                refuse_media_type(value, ndjson=self._takes_lines[path])
-            for value in headers.getRawHeaders(b"content-encoding", ()):
-                refuse_encoded(value)
+            if media_type is not None and media_type != JSON_TYPE:
+                refuse_media_type(media_type, ndjson=ndjson)
+            refuse_encoded(fields.get(b"content-encoding"))
         except TaskQueueError as why:
             return why
         return None
 
 
-def _origin_form(method: bytes, target: bytes, authority: bytes | None) -> tuple[bytes, bytes | None]:
-    """Path and query, and which node they are for: where the target is a whole address, its own host counts and not ``Host``
-    (RFC 9112 section 3.2.2).
+def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a target that is a whole address, and its host, which counts instead of ``Host`` (RFC 9112, 3.2.2).
 
-    :raises Malformed: no target of HTTP. :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it.
+    :raises Malformed: it is none. :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it.
     """
-    if not _is_target(target):
-        raise Malformed("the request's target holds what no address can")
-    if target.startswith(b"/") or target == b"*":
-        return target, authority
     match = _absolute(target)
     if match is None:
         raise Malformed("the request's target is neither a path nor an address")
@@ -196,15 +196,12 @@ def _origin_form(method: bytes, target: bytes, authority: bytes | None) -> tuple
     return b"*" if method == b"OPTIONS" and not rest else b"/" + rest, host
 
 
-def _is_from_here(authority: bytes | None, headers: Headers) -> bool:
+def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> bool:
     """Whether no browser says that a page of another site sent this. A page may send a form, or a body without a type, to any
     address it likes, so also to a node on its reader's machine; every browser then says ``Origin``, and newer ones
     ``Sec-Fetch-Site``. Scripts never do.
     """
-    for site in headers.getRawHeaders(b"sec-fetch-site", ()):
-        if site.lower() not in (b"same-origin", b"none"):
-            return False
-    for origin in headers.getRawHeaders(b"origin", ()):
-        if authority is None or origin.lower().partition(b"://")[2] != authority.lower():
-            return False
-    return True
+    if fields.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
+        return False
+    origin = fields.get(b"origin")
+    return origin is None or (authority is not None and origin.lower().partition(b"://")[2] == authority.lower())

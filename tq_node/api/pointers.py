@@ -14,6 +14,9 @@ import msgspec
 from tq_node.errors import FieldError, InvalidField, Malformed, MissingField, TaskQueueError, UnknownField
 
 _NAME_CHARS_MAX = 100
+_LINES_HINT = (
+    "; one task on each line goes to /tasks/batch with Content-Type: application/x-ndjson (with curl: --data-binary)"
+)
 _decode = msgspec.json.Decoder().decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -23,7 +26,7 @@ def refusal(body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "
     if isinstance(why, RecursionError):
         return Malformed("the body is nested too deeply to be read")
     if not isinstance(why, msgspec.ValidationError):
-        return Malformed(f"not valid JSON: {str(why)[:200]}")
+        return _no_json(why)
     try:
         # What is skipped unread is not checked for UTF-8, and a body that is no JSON comes before a field that is wrong.
         body.decode("utf-8")
@@ -32,8 +35,13 @@ def refusal(body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "
         detail = "a JSON object is expected"
         return InvalidField(detail, field=at) if at else Malformed(detail)
     except (ValueError, RecursionError) as worse:
-        return Malformed(f"not valid JSON: {str(worse)[:200]}")
+        return _no_json(worse)
     return _first_bad_field(raw_fields, kind, at) or InvalidField(_sentence(why), field=at)
+
+
+def _no_json(why: Exception) -> Malformed:
+    hint = _LINES_HINT if "trailing characters" in str(why) else ""
+    return Malformed(f"not valid JSON: {str(why)[:200]}{hint}")
 
 
 def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str) -> TaskQueueError | None:

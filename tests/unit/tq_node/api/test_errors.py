@@ -154,6 +154,19 @@ def test_403_a_page_of_another_site(world: World, path: str) -> None:
         assert (reply.status, reply.code) == (403, "cross_origin")
 
 
+@pytest.mark.parametrize("path", ["/tasks/submit", "/tasks/batch"])
+@pytest.mark.parametrize("headers", [{}, {"Content_Type": "application/json"}], ids=["untyped", "json"])
+@pytest.mark.parametrize("between", [b"\n", b""], ids=["lines", "as curl -d sends them"])
+def test_lines_that_don_t_say_so_are_told_what_to_add(
+    world: World, path: str, headers: dict[str, str], between: bytes
+) -> None:
+    reply = world.post(path, b'{"type":"a"}' + between + b'{"type":"b"}', **headers)
+    assert (reply.status, reply.code) == (400, "malformed")
+    assert "Content-Type: application/x-ndjson" in reply.json["detail"]
+    assert "/tasks/batch" in reply.json["detail"]
+    assert "ndjson" not in world.post(path, b'{"type":').json["detail"]
+
+
 def test_json_that_curl_calls_a_form_is_taken(world: World) -> None:
     form = "application/x-www-form-urlencoded"
     assert world.post("/tasks/submit", b' {"type":"a"}', Content_Type=form).status == 201

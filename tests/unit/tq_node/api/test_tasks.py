@@ -98,6 +98,34 @@ class TestSubmit:
         assert again.json == {"success": True, "task_id": "x", "status": "processing", "node": "node-1"}
         assert again.headers["idempotency-replayed"] == "true"
 
+    @pytest.mark.parametrize(
+        ("first", "again", "is_same"),
+        [
+            ('"payload":1.50', '"payload":1.5', True),
+            ('"payload":[1e1,10.0]', '"payload":[10.0,1E+1]', True),
+            ('"payload":1', '"payload":1.0', False),  # a handler can tell them apart, too
+            ('"payload":100', '"payload":1e2', False),
+            ('"payload":0.0', '"payload":-0.0', False),
+            ('"payload":{"a":1,"b":2}', '"payload": {"b":2, "a":1}', True),
+            ('"payload":"\\u0041"', '"payload":"A"', True),
+            ('"delay":5,"timeout":10,"priority":5', '"delay":5.0,"timeout":1e1,"priority":5.0', True),
+            ('"max_attempts":3,"backoff":2', '"max_attempts":3.0,"backoff":2.0', True),
+            ('"run_at":1893456000', '"run_at":1893456000.0', True),
+            ('"run_at":"2030-01-01T00:00:00Z"', '"run_at":"2030-01-01T00:00:00.000+00:00"', True),
+            ('"run_at":"2030-01-01T00:00:00Z"', '"run_at":1893456000', False),
+            ('"run_at":"2030-01-01T00:00:00Z"', '"run_at":"2030-01-01T01:00:00+01:00"', False),
+            ('"priority":5', '"queue":null', False),
+        ],
+    )
+    def test_what_is_the_same_content(self, world: World, first: str, again: str, is_same: bool) -> None:
+        for sent, status in ((first, 201), (again, 200 if is_same else 409)):
+            body = f'{{"type":"email","id":"a",{sent}}}'.encode()
+            assert world.post("/tasks/submit", body).status == status
+
+    def test_a_leap_second_is_refused_by_name(self, world: World) -> None:
+        reply = world.post("/tasks/submit", {"type": "a", "run_at": "2016-12-31T23:59:60Z"})
+        assert (reply.status, reply.code, reply.json["field"]) == (422, "invalid_field", "/run_at")
+
     def test_the_same_id_with_other_content_is_a_conflict(self, world: World) -> None:
         world.submit(id="x")
         reply = world.post("/tasks/submit", {"type": "email", "id": "x", "priority": 5})
