@@ -110,6 +110,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     snapshots_kept: int
     copy_rate_bytes_s: int
     """0: no bound."""
+    metrics_labels: int
+    """Names of queues, and of types, that have figures of their own."""
     birth_guard_s: float | None
     """None: as long as the protocol says. Set by tests only."""
     http_public: Address
@@ -205,6 +207,12 @@ OPTIONS: tuple[Option, ...] = (
         "snapshots-kept", "N", "How many snapshots stay; with one more the oldest goes.", str(limits.SNAPSHOTS_KEPT)
     ),
     Option("copy-rate", "SIZE", "Most a second for copies that are being made or catch up; 0: no bound.", "0"),
+    Option(
+        "metrics-labels",
+        "N",
+        "Queues, and types, that have metrics of their own; the rest is other.",
+        str(limits.METRICS_LABELS),
+    ),
     Option("insecure-http", "", "Allow an HTTP address that is not loopback without credentials."),
     Option("insecure-peers", "", "Allow a peer address that is not loopback without credentials."),
     Option("insecure", "", "Both --insecure-http and --insecure-peers."),
@@ -350,6 +358,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         snapshot_dir=data_dir if snapshot_dir is None else snapshot_dir / node_name,
         snapshots_kept=sources.one("snapshots-kept", whole(1, limits.SNAPSHOTS_KEPT_MAX)),
         copy_rate_bytes_s=sources.one("copy-rate", rate(limits.COPY_RATE_BYTES_S_MIN, 2**40)),
+        metrics_labels=sources.one("metrics-labels", whole(1, limits.METRICS_LABELS_MAX)),
         http_public=Address(advertised.host, advertised.port or http.port),
         birth_guard_s=_birth_guard_s(environment),
         peer_public=unix_address(peer, working_dir) or str(Address(advertised.host, peer.port)),

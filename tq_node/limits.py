@@ -186,6 +186,21 @@ LOOP_LOOK_MS = 10
 LOOP_HELD_MS = 100
 """CPU that one call of the reactor may take; one that takes more is logged by name, and fails a test."""
 
+# --- metrics (observe/metrics.py): what a caller can choose is bounded, and so is a scrape ---
+METRICS_LABELS = 200
+"""Default of ``--metrics-labels``: names of queues, and of types, that have figures of their own."""
+METRICS_LABELS_MAX = 1_000
+METRICS_PAIRS_MAX = 200
+"""Pairs of a queue and a type that have counters of their own."""
+METRICS_LABEL_BYTES_MAX = 100
+"""A longer name is cut."""
+METRICS_LABEL_IDLE_S = 3_600
+"""A name that was not used for so long makes room for a new one."""
+METRICS_AGES_S = 2.0
+"""So long a page waits for what the store says of the oldest tasks; then it goes without."""
+METRICS_PAGE_S = 1.0
+"""Who asks for the metrics within so long of another gets the same page."""
+
 # --- the door: how much is let in, so that it is answered in time (api/gate.py, decision 0015) ---
 SUBMITS_AT_ONCE_MIN = 64
 """Single submits that a node works on at once, however long they take; one more may be refused as busy."""

@@ -161,7 +161,9 @@ class NodeService(Service):
     def _assemble(self) -> None:
         """Everything that can be refused: credentials, directory, identity, ports."""
         settings = self._settings
-        self._metrics = metrics = Metrics(version=version(), node=settings.node_name)
+        self._metrics = metrics = Metrics(
+            version=version(), node=settings.node_name, labels_max=settings.metrics_labels
+        )
         member = self._member = Member(settings, self._reactor, random_bytes=os.urandom)
         self._look_around()
         self._look_for_failure()
@@ -262,6 +264,11 @@ class NodeService(Service):
 
     def _assemble_site(self, metrics: Metrics) -> None:
         settings = self._settings
+        metrics.sources.task_counts = self._queue.task_counts
+        metrics.sources.is_leader = self._queue.is_leader
+        metrics.sources.is_ready = lambda: not self._queue.not_ready()
+        metrics.sources.nodes = self._queue.nodes_by_status
+        metrics.sources.partitions_short = self._queue.partitions_short
         metrics.sources.disk_free_bytes = self._store.disk_free_bytes
         metrics.sources.store_bytes = self._store.bytes_on_disk
         metrics.sources.uncommitted_bytes = self._queue.uncommitted_bytes

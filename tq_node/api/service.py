@@ -11,10 +11,10 @@ from tq_node.api import page
 from tq_node.api.failures import PROBLEM_KINDS, NoSuchRoute
 from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
-from tq_node.errors import TaskQueueError
+from tq_node.api.scrapes import Scrapes
 from tq_node.facade import NotReadyReason, ReadyNote, TaskQueue
 from tq_node.limits import RETRY_AFTER_S
-from tq_node.observe.exposition import Exposition
+from tq_node.observe.exposition import Exposition, content_type_for
 
 HTML = "text/html; charset=utf-8"
 _encode = msgspec.json.Encoder().encode
@@ -37,7 +37,7 @@ class Readiness(msgspec.Struct):
 class ServiceRoutes:
     def __init__(self, queue: TaskQueue, exposition: Exposition, version: str) -> None:
         self._queue = queue
-        self._exposition = exposition
+        self._scrapes = Scrapes(queue, exposition)
         self._version = version
         self._openapi = b""
 
@@ -57,15 +57,10 @@ class ServiceRoutes:
             request.answer(200, body)
 
     def metrics(self, request: ApiRequest) -> Deferred[None]:
-        accept = (request.getHeader(b"accept") or b"").decode("latin-1")
-
-        def answer(ages_s: dict[str, float]) -> None:
-            body, content_type = self._exposition.render(accept, ages_s)
-            request.answer(200, body, content_type=content_type.encode("latin-1"))
-
-        # Numbers without the ages are better than none: a node in trouble is when they are wanted most.
-        ages = self._queue.oldest_pending_age_s().addErrback(lambda failure: failure.trap(TaskQueueError) and {})
-        return ages.addCallback(answer)
+        content_type = content_type_for((request.getHeader(b"accept") or b"").decode("latin-1"))
+        site = request.site
+        page = self._scrapes.page(content_type, site.slices, site.reactor)
+        return page.addCallback(lambda body: request.answer(200, body, content_type=content_type.encode("ascii")))
 
     def openapi(self, request: ApiRequest) -> None:
         request.answer(200, self._openapi)

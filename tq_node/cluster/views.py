@@ -80,6 +80,7 @@ class Group(msgspec.Struct, frozen=True):
     learners: Collection[NodeId] = ()
 
 
+STATUSES = ("active", "suspect", "down", "joining", "draining")
 NOTHING_KNOWN: Mapping[int, Progress] = {}
 NOBODY_WAITS: Mapping[int, str] = {}
 
@@ -182,6 +183,14 @@ def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
         if stage is not None:
             counts[stage] += 1
     return counts
+
+
+def count_short(cluster_map: ClusterMap) -> tuple[int, int]:
+    """Partitions with fewer copies in sync, on nodes that are up, than they should have; and those without a primary."""
+    up = {node.node_id for node in cluster_map.members() if node.is_up}
+    entries = cluster_map.partitions
+    under_replicated = sum(len(up.intersection(entry.isr)) < len(entry.intended) for entry in entries)
+    return under_replicated, sum(entry.primary is None for entry in entries)
 
 
 class _Names:

@@ -1,118 +1,166 @@
-"""The numbers of ``metrics`` in Prometheus's formats, made when somebody scrapes."""
+"""The numbers of ``metrics`` as a page for Prometheus, made in blocks when somebody scrapes."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import twisted
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+from prometheus_client.exposition import choose_encoder, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from tq_node.observe.metrics import Histogram, Metrics
+from tq_node.observe.labels import OTHER, cut
+from tq_node.observe.metrics import Metrics, PairCounts
+from tq_node.observe.text_format import (
+    OPENMETRICS,
+    TEXT,
+    family,
+    head,
+    histogram_block,
+    labelled,
+    number_block,
+)
 from tq_node.types import STATE_LABELS, State
 
 _FINAL = tuple(state for state in State if state.is_final)
+_PAIR = ("queue", "type")
+_FIRST_FINAL = State.COMPLETED
+_QUEUES_A_BLOCK = 16
 
 
-class Exposition(Collector):
-    """Renders one ``Metrics``. Owns its registry: nothing is registered with the global one of ``prometheus_client``."""
+def content_type_for(accept: str) -> str:
+    """The format that the scraper's ``Accept`` asks for: one of ``TEXT`` and ``OPENMETRICS``."""
+    _, chosen = choose_encoder(accept)
+    return OPENMETRICS if chosen.startswith("application/openmetrics-text") else TEXT
+
+
+class Exposition:
+    """Writes one ``Metrics`` down. ``prometheus_client`` adds what is known of the process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._oldest_ready_age_s: Mapping[str, float] = {}
         self._registry = CollectorRegistry()
-        self._registry.register(self)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def render(self, accept: str, oldest_ready_age_s: Mapping[str, float]) -> tuple[bytes, str]:
-        """The whole page and its content type, in the format that the scraper's ``Accept`` asks for."""
-        self._oldest_ready_age_s = oldest_ready_age_s
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+    def blocks(self, content_type: str, oldest_ready_age_s: Mapping[str, float]) -> Iterator[str]:
+        """The page piece by piece, each of some ten microseconds: whoever makes it may give way between two.
 
-    def describe(self) -> Iterable[Metric]:
-        # Asked at registration, to find clashes of names; without it the registry would collect.
-        return ()
+        Numbers are those of the moment at which their block is made.
+        """
+        self._metrics.sweep()
+        start = partial(family, is_openmetrics=content_type == OPENMETRICS)
+        yield from self._pairs(start)
+        yield from self._waits(start)
+        yield from self._queues(start, oldest_ready_age_s)
+        yield from self._labels(start)
+        yield from self._node(start)
+        yield from self._sources(start)
+        encode = generate_openmetrics if content_type == OPENMETRICS else generate_latest
+        yield encode(self._registry).decode()
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._tasks()
-        yield from self._queues()
-        yield from self._node()
-        yield from self._sources()
+    def _pairs(self, start: partial[str]) -> Iterator[str]:
+        pairs = [(labelled(_PAIR, key), pair) for key, pair in self._metrics.pairs.entries()]
+        for name, text, of in (
+            ("taskqueue_tasks_submitted", "Tasks accepted.", _submitted),
+            ("taskqueue_tasks_finished", "Tasks that have ended.", _finished),
+            ("taskqueue_attempts", "Attempts that have ended.", _attempts),
+            ("taskqueue_retries", "Failed attempts that were followed by another.", _retries),
+        ):
+            yield start(name, "counter", text)
+            for labels, pair in pairs:
+                yield "".join(f"{name}_total{{{labels}{more}}} {count}\n" for more, count in of(pair))
 
-    def _tasks(self) -> Iterator[Metric]:
-        pair_labels = ["queue", "type"]
-        submitted = CounterMetricFamily("taskqueue_tasks_submitted", "Tasks accepted.", labels=pair_labels)
-        finished = CounterMetricFamily(
-            "taskqueue_tasks_finished", "Tasks that have ended.", labels=[*pair_labels, "outcome"]
-        )
-        attempts = CounterMetricFamily(
-            "taskqueue_attempts", "Attempts that have ended.", labels=[*pair_labels, "outcome"]
-        )
-        retries = CounterMetricFamily(
-            "taskqueue_retries", "Failed attempts that were followed by another.", labels=pair_labels
-        )
-        wait = HistogramMetricFamily("taskqueue_task_wait_seconds", "From due to claimed.", labels=pair_labels)
-        run = HistogramMetricFamily(
-            "taskqueue_task_run_seconds", "From claimed to the end of the attempt.", labels=pair_labels
-        )
-        for key, pair in self._metrics.pairs.items():
-            submitted.add_metric(key, pair.submitted)
-            retries.add_metric(key, pair.retries)
-            for state in _FINAL:
-                finished.add_metric([*key, state.label], pair.finished[state])
-            for outcome, count in pair.attempts.items():
-                attempts.add_metric([*key, outcome], count)
-            _add(wait, key, pair.wait_s)
-            _add(run, key, pair.run_s)
-        yield from (submitted, finished, attempts, retries, wait, run)
+    def _waits(self, start: partial[str]) -> Iterator[str]:
+        for name, text, kind, table in (
+            ("taskqueue_task_wait_seconds", "From due to claimed.", "queue", self._metrics.queues),
+            ("taskqueue_task_run_seconds", "From claimed to the end of the attempt.", "type", self._metrics.types),
+        ):
+            yield start(name, "histogram", text)
+            for key, label in table.entries():
+                yield histogram_block(name, labelled((kind,), (key,)), label.histogram)
 
-    def _queues(self) -> Iterator[Metric]:
+    def _queues(self, start: partial[str], ages: Mapping[str, float]) -> Iterator[str]:
+        sources, queues = self._metrics.sources, self._metrics.queues
+        shown: dict[str, _Queue] = {name: _Queue() for name, _ in queues.entries()}
+        paused = () if sources.paused_queues is None else sources.paused_queues()
+        totals: dict[str, _Queue] = {}
+        counts = () if sources.task_counts is None else sources.task_counts()
+        for number, (name, states) in enumerate(counts):
+            if name not in totals:
+                totals[name] = _Queue()
+            totals[name].add(states)
+            if number % _QUEUES_A_BLOCK == 0:
+                yield ""
+        for number, (name, total) in enumerate(totals.items()):
+            queue = shown.setdefault(self._label(name, total.states), _Queue())
+            queue.add(total.states)
+            queue.age_s = max(queue.age_s, ages.get(name, 0.0))
+            if number % _QUEUES_A_BLOCK == 0:
+                yield ""
+        for name in sorted(paused):
+            label = cut(name)
+            shown.setdefault(label if label in queues.known else self._metrics.queue_seen(name).text, _Queue()).pause()
+        for name in ages.keys() - totals.keys():
+            # Of copies that others lead, unless it is one of ours besides.
+            if cut(name) in shown:
+                queue = shown[cut(name)]
+                queue.age_s = max(queue.age_s, ages[name])
+        items = [(labelled(("queue",), (name,)), queue) for name, queue in shown.items()]
+        yield start("taskqueue_tasks", "gauge", "Tasks by state.")
+        for labels, queue in items:
+            yield "".join(
+                f'taskqueue_tasks{{{labels},state="{label}"}} {count}\n'
+                for label, count in zip(STATE_LABELS, queue.states, strict=True)
+            )
+        for name, text, of in (
+            ("taskqueue_tasks_dead", "Dead letters: tasks that failed for good.", _dead),
+            ("taskqueue_queue_oldest_ready_age_seconds", "How long the oldest due task has waited.", _age),
+            ("taskqueue_queue_paused", "1 while the queue is paused.", _paused),
+        ):
+            yield start(name, "gauge", text)
+            for labels, queue in items:
+                yield f"{head(name, labels)}{of(queue)!r}\n"
+
+    def _label(self, queue: str, states: Sequence[int]) -> str:
+        """Where tasks of this queue are shown. One that has open tasks is in use."""
+        if not queue:
+            return OTHER
+        if any(states[:_FIRST_FINAL]):
+            return self._metrics.queue_seen(queue).text
+        return self._metrics.queues.offer(cut(queue)).text
+
+    def _labels(self, start: partial[str]) -> Iterator[str]:
         metrics = self._metrics
-        tasks = GaugeMetricFamily("taskqueue_tasks", "Tasks by state.", labels=["queue", "state"])
-        dead = GaugeMetricFamily("taskqueue_tasks_dead", "Dead letters: tasks that failed for good.", labels=["queue"])
-        age = GaugeMetricFamily(
-            "taskqueue_queue_oldest_ready_age_seconds", "How long the oldest due task has waited.", labels=["queue"]
-        )
-        paused = GaugeMetricFamily("taskqueue_queue_paused", "1 while the queue is paused.", labels=["queue"])
-        paused_now = (
-            frozenset(metrics.sources.paused_queues()) if metrics.sources.paused_queues is not None else frozenset()
-        )
-        ages = self._oldest_ready_age_s
-        for queue, states in metrics.tasks.items():
-            for label, count in zip(STATE_LABELS, states, strict=True):
-                tasks.add_metric([queue, label], count)
-            dead.add_metric([queue], states[State.FAILED])
-        known = dict.fromkeys([*metrics.tasks, *sorted(paused_now - metrics.tasks.keys())])
-        for queue in known:
-            age.add_metric([queue], ages.get(queue, 0.0))
-            paused.add_metric([queue], float(queue in paused_now))
-        yield from (tasks, dead, age, paused)
+        tables = (("queue", metrics.queues), ("type", metrics.types), ("pair", metrics.pairs))
+        name = "taskqueue_metrics_labels"
+        yield start(name, "gauge", "Names that have figures of their own.")
+        yield number_block(name, "label", [(label, len(table.known)) for label, table in tables])
+        name = "taskqueue_metrics_labels_other"
+        yield start(name, "counter", "Times that something was counted under other, for want of room.")
+        yield number_block(f"{name}_total", "label", [(label, table.missed) for label, table in tables])
+        name = "taskqueue_metrics_labels_cut"
+        yield start(name, "counter", "Times that something was counted under a name that was cut.")
+        yield f"{head(f'{name}_total')}{metrics.names_cut}\n"
 
-    def _node(self) -> Iterator[Metric]:
+    def _node(self, start: partial[str]) -> Iterator[str]:
         metrics = self._metrics
-        info = GaugeMetricFamily(
-            "taskqueue_build_info", "Always 1.", labels=["version", "node", "python_version", "twisted_version"]
-        )
-        info.add_metric([metrics.version, metrics.node, platform.python_version(), twisted.__version__], 1)
-        lost = CounterMetricFamily(
-            "taskqueue_leases_lost", "Leases that ended before their attempt did.", labels=["reason"]
-        )
-        for reason, count in metrics.leases_lost.items():
-            lost.add_metric([reason], count)
-        http = HistogramMetricFamily(
-            "taskqueue_http_request_duration_seconds", "From request read to answer written.", labels=["route", "code"]
-        )
-        for (route, code), histogram in metrics.http_s.items():
-            _add(http, (route, str(code)), histogram)
-        dropped = CounterMetricFamily("taskqueue_event_clients_dropped", "Event streams closed for reading too slowly.")
-        dropped.add_metric([], metrics.event_clients_dropped)
-        yield from (info, lost, http, dropped)
+        yield start("taskqueue_build_info", "gauge", "Always 1.")
+        names = ("version", "node", "python_version", "twisted_version")
+        about = (metrics.version, metrics.node, platform.python_version(), twisted.__version__)
+        yield f"{head('taskqueue_build_info', labelled(names, about))}1\n"
+        yield start("taskqueue_leases_lost", "counter", "Leases that ended before their attempt did.")
+        yield number_block("taskqueue_leases_lost_total", "reason", list(metrics.leases_lost.items()))
+        name = "taskqueue_http_request_duration_seconds"
+        yield start(name, "histogram", "From request read to answer written.")
+        for (route, code), histogram in list(metrics.http_s.items()):
+            yield histogram_block(name, labelled(("route", "code"), (route, str(code))), histogram)
+        name = "taskqueue_event_clients_dropped"
+        yield start(name, "counter", "Event streams closed for reading too slowly.")
+        yield f"{head(f'{name}_total')}{metrics.event_clients_dropped}\n"
         for name, text, histogram in (
             ("taskqueue_wal_sync_seconds", "Write and sync of one group commit.", metrics.sync_s),
             ("taskqueue_commit_entries", "Log entries in one group commit.", metrics.commit_entries),
@@ -124,23 +172,16 @@ class Exposition(Collector):
                 metrics.reactor_held_s,
             ),
         ):
-            family = HistogramMetricFamily(name, text)
-            _add(family, (), histogram)
-            yield family
-        yield GaugeMetricFamily(
-            "taskqueue_reactor_held_max_seconds",
-            "The most CPU that one call of the reactor has taken since the start.",
-            value=metrics.reactor_held_max_s,
-        )
+            yield start(name, "histogram", text)
+            yield histogram_block(name, "", histogram)
+        name = "taskqueue_reactor_held_max_seconds"
+        yield start(name, "gauge", "The most CPU that one call of the reactor has taken since the start.")
+        yield f"{head(name)}{metrics.reactor_held_max_s!r}\n"
 
-    def _sources(self) -> Iterator[Metric]:
+    def _sources(self, start: partial[str]) -> Iterator[str]:
         sources = self._metrics.sources
-        if sources.workers is not None:
-            workers = GaugeMetricFamily("taskqueue_workers", "Places to run a task, by state.", labels=["state"])
-            for state, count in sources.workers().items():
-                workers.add_metric([state], count)
-            yield workers
         for name, text, label, counts in (
+            ("taskqueue_workers", "Places to run a task, by state.", "state", sources.workers),
             ("taskqueue_moves", "Partitions led here that move, by what comes next.", "stage", sources.moves),
             (
                 "taskqueue_moves_waiting",
@@ -148,19 +189,28 @@ class Exposition(Collector):
                 "reason",
                 sources.moves_waiting,
             ),
+            ("taskqueue_nodes", "Members of the cluster by status, as this node sees them.", "status", sources.nodes),
         ):
             if counts is not None:
-                family = GaugeMetricFamily(name, text, labels=[label])
-                for word, count in counts().items():
-                    family.add_metric([word], count)
-                yield family
+                yield start(name, "gauge", text) + number_block(name, label, list(counts().items()))
+        if sources.partitions_short is not None:
+            under_replicated, offline = sources.partitions_short()
+            for name, text, count in (
+                (
+                    "taskqueue_partitions_under_replicated",
+                    "Partitions with fewer copies in sync than the map gives them.",
+                    under_replicated,
+                ),
+                ("taskqueue_partitions_offline", "Partitions without a primary.", offline),
+            ):
+                yield f"{start(name, 'gauge', text)}{head(name)}{count}\n"
         if sources.copied_bytes is not None:
-            yield CounterMetricFamily(
-                "taskqueue_copied_bytes",
-                "Bytes sent to copies that were made or caught up.",
-                value=sources.copied_bytes(),
-            )
+            name = "taskqueue_copied_bytes"
+            text = start(name, "counter", "Bytes sent to copies that were made or caught up.")
+            yield f"{text}{head(f'{name}_total')}{sources.copied_bytes()}\n"
         for name, text, source in (
+            ("taskqueue_leader", "1 while this node leads the cluster.", sources.is_leader),
+            ("taskqueue_ready", "1 while /ready answers 200.", sources.is_ready),
             (
                 "taskqueue_disk_free_bytes",
                 "Free bytes on the file system of the data directory.",
@@ -180,14 +230,51 @@ class Exposition(Collector):
             ),
         ):
             if source is not None:
-                yield GaugeMetricFamily(name, text, value=source())
+                yield f"{start(name, 'gauge', text)}{head(name)}{int(source())}\n"
 
 
-def _add(family: HistogramMetricFamily, labels: Iterable[str], histogram: Histogram) -> None:
-    buckets: list[tuple[str, float]] = []
-    below = 0
-    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
-        below += count
-        buckets.append((repr(bound), below))
-    buckets.append(("+Inf", below + histogram.counts[-1]))
-    family.add_metric(list(labels), buckets, histogram.total)
+class _Queue:
+    """What the gauges say of a queue, or of all that share one label."""
+
+    __slots__ = ("age_s", "is_paused", "states")
+
+    def __init__(self) -> None:
+        self.states = [0] * len(State)
+        self.age_s = 0.0
+        self.is_paused = False
+
+    def add(self, states: Sequence[int]) -> None:
+        mine = self.states
+        for state, count in enumerate(states):
+            mine[state] += count
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+
+def _submitted(pair: PairCounts) -> list[tuple[str, int]]:
+    return [("", pair.submitted)]
+
+
+def _finished(pair: PairCounts) -> list[tuple[str, int]]:
+    return [(f',outcome="{state.label}"', pair.finished[state]) for state in _FINAL]
+
+
+def _attempts(pair: PairCounts) -> list[tuple[str, int]]:
+    return [(f',outcome="{outcome}"', count) for outcome, count in pair.attempts.items()]
+
+
+def _retries(pair: PairCounts) -> list[tuple[str, int]]:
+    return [("", pair.retries)]
+
+
+def _dead(queue: _Queue) -> int:
+    return queue.states[State.FAILED]
+
+
+def _age(queue: _Queue) -> float:
+    return queue.age_s
+
+
+def _paused(queue: _Queue) -> int:
+    return int(queue.is_paused)

@@ -1,23 +1,21 @@
 """What the node counts while it works. Recording is a dictionary look-up and an addition, well below a microsecond.
 
-``prometheus_client`` is not on this path: ``exposition`` turns these numbers into its families when somebody scrapes. Labels
-are bounded: a queue, a type or a pair of both beyond the bound is counted under ``other``, so sums stay right.
+``exposition`` writes these numbers down when somebody scrapes. Labels are bounded (``labels``): a queue, a type or a pair of both
+beyond the bound is counted under ``other``.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
 from tq_node import limits
+from tq_node.observe.labels import OTHER, LabelTable, cut
 from tq_node.types import State, TaskRow, Transition
-
-QUEUE_LABELS_MAX = limits.QUEUES_MAX
-TYPE_LABELS_MAX = 200
-PAIR_LABELS_MAX = 2_000
-OTHER = "other"
 
 HTTP_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 TASK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 3_600.0)
@@ -34,30 +32,45 @@ _FIRST_FINAL = State.COMPLETED
 class Histogram:
     """Counts by bucket and the sum; ``counts`` has one more place than ``bounds``, for what is above all of them."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "heads", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.heads: tuple[str, ...] = ()
+        """What stands before each number on the page; made by ``exposition`` once."""
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
 
+class Label:
+    """A queue that has figures of its own, or a type."""
+
+    __slots__ = ("histogram", "is_used", "seen_s", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.histogram = Histogram(TASK_BUCKETS_S)
+        """Of a queue: how long its tasks waited; of a type: how long its attempts ran."""
+        self.is_used = False
+        self.seen_s = 0.0
+
+
 class PairCounts:
     """What is counted for one (queue, type)."""
 
-    __slots__ = ("attempts", "finished", "retries", "run_s", "submitted", "wait_s")
+    __slots__ = ("attempts", "finished", "is_used", "retries", "seen_s", "submitted")
 
     def __init__(self) -> None:
         self.submitted = 0
         self.retries = 0
         self.finished = [0] * _STATES
         self.attempts: dict[str, int] = {}
-        self.wait_s = Histogram(TASK_BUCKETS_S)
-        self.run_s = Histogram(TASK_BUCKETS_S)
+        self.is_used = False
+        self.seen_s = 0.0
 
 
 class Sources(msgspec.Struct):
@@ -66,6 +79,8 @@ class Sources(msgspec.Struct):
     ``workers``: number by state (``idle``, ``busy``, ...). Each must be cheap and must not raise.
     """
 
+    task_counts: Callable[[], Iterable[tuple[str, Sequence[int]]]] | None = None
+    """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of several queues: ``""``."""
     paused_queues: Callable[[], Iterable[str]] | None = None
     workers: Callable[[], Mapping[str, int]] | None = None
     disk_free_bytes: Callable[[], int] | None = None
@@ -78,18 +93,42 @@ class Sources(msgspec.Struct):
     """By reason."""
     copy_bytes_left: Callable[[], int] | None = None
     copied_bytes: Callable[[], int] | None = None
+    is_leader: Callable[[], bool] | None = None
+    is_ready: Callable[[], bool] | None = None
+    nodes: Callable[[], Mapping[str, int]] | None = None
+    """By status, as this node sees them."""
+    partitions_short: Callable[[], tuple[int, int]] | None = None
+    """Partitions with fewer copies in sync than they should have, and those without a primary, by this node's map."""
 
 
 class Metrics:
     """One per process, handed to every room that has something to count. Reactor thread only."""
 
-    def __init__(self, *, version: str = "0", node: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        version: str = "0",
+        node: str = "",
+        labels_max: int = limits.METRICS_LABELS,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """:param labels_max: names of queues, and of types, that have figures of their own."""
         self.version = version
         self.node = node
         self.sources = Sources()
-        self.pairs: dict[tuple[str, str], PairCounts] = {}
-        self.tasks: dict[str, list[int]] = {}
-        """queue -> rows by state; kept by ``transition`` and ``adjust_tasks``"""
+        self._now_s = now_s
+        spread = self._spread_use
+        self.queues: LabelTable[str, Label] = LabelTable(
+            labels_max, Label, OTHER, now_s, on_dropped=partial(self._dropped, 0), before_sweep=spread
+        )
+        self.types: LabelTable[str, Label] = LabelTable(
+            labels_max, Label, OTHER, now_s, on_dropped=partial(self._dropped, 1), before_sweep=spread
+        )
+        self.pairs: LabelTable[tuple[str, str], PairCounts] = LabelTable(
+            limits.METRICS_PAIRS_MAX, lambda key: PairCounts(), (OTHER, OTHER), now_s, before_sweep=spread
+        )
+        self.names_cut = 0
+        """How often something was counted under a name that is not whole."""
         self.leases_lost: dict[str, int] = {}
         self.http_s: dict[tuple[str, int], Histogram] = {}
         self.sync_s = Histogram(SYNC_BUCKETS_S)
@@ -101,48 +140,38 @@ class Metrics:
         self.doing = "nothing yet"
         """The route, or the job in slices, that ran last: what a call that holds the reactor is logged with."""
         self.event_clients_dropped = 0
-        self._types: set[str] = set()
 
     # --- tasks ---
     def transition(self, change: Transition, row: TaskRow) -> None:
         """One committed change of a task whose primary is here; ``row`` is the task as it is after it."""
-        queue = change.queue
-        pair = self.pairs.get((queue, change.task_type)) or self._pair(queue, change.task_type)
-        states = self.tasks.get(queue) or self._states(queue)
+        pair = self.pairs.known.get((change.queue, change.task_type)) or self._pair(change.queue, change.task_type)
+        pair.is_used = True
         old, new = change.from_state, change.to_state
-        states[new] += 1
         if old is None:
             pair.submitted += 1
-        else:
-            states[old] -= 1
-            if old is _PROCESSING:
-                self._attempt_ended(pair, new, row)
+        elif old is _PROCESSING:
+            self._attempt_ended(pair, change, row)
         if new is _PROCESSING:
+            queue = self.queues.known.get(change.queue) or self.queue_seen(change.queue)
             waited_us = change.at_us - row.run_at_us
-            pair.wait_s.observe(waited_us / 1e6 if waited_us > 0 else 0.0)
+            queue.histogram.observe(waited_us / 1e6 if waited_us > 0 else 0.0)
         elif new >= _FIRST_FINAL:
             pair.finished[new] += 1
 
-    def _attempt_ended(self, pair: PairCounts, new: State, row: TaskRow) -> None:
+    def _attempt_ended(self, pair: PairCounts, change: Transition, row: TaskRow) -> None:
+        new = change.to_state
         if not row.attempts:
             outcome = new.label
         else:
             last = row.attempts[-1]
             outcome = last.outcome
-            pair.run_s.observe(max(0.0, (last.ended_us - last.started_us) / 1e6))
+            kind = self.types.known.get(change.task_type) or self.type_seen(change.task_type)
+            kind.histogram.observe(max(0.0, (last.ended_us - last.started_us) / 1e6))
         pair.attempts[outcome] = pair.attempts.get(outcome, 0) + 1
         if outcome == "lost":
             self.lease_lost("expired")
         elif outcome == "failed" and new < _FIRST_FINAL:
             pair.retries += 1
-
-    def adjust_tasks(self, queue: str, state: State, delta: int) -> None:
-        """Rows that appear or go without a transition: found at start, purged, or moved with their partition."""
-        (self.tasks.get(queue) or self._states(queue))[state] += delta
-
-    def queue_seen(self, queue: str) -> None:
-        """Export the queue from now on, with zeros."""
-        self._states(queue)
 
     def lease_lost(self, reason: str) -> None:
         """``reason`` is one of a few fixed words, never data."""
@@ -175,23 +204,38 @@ class Metrics:
         histogram.observe(seconds)
 
     # --- labels ---
-    def _states(self, queue: str) -> list[int]:
-        states = self.tasks.get(queue)
-        if states is None:
-            if len(self.tasks) >= QUEUE_LABELS_MAX:
-                # An over-bound queue goes under the common name for good: names are never taken away again, so a task that
-                # was counted in there is also counted out there.
-                queue = OTHER
-            states = self.tasks.setdefault(queue, [0] * _STATES)
-        return states
+    def queue_seen(self, name: str) -> Label:
+        """Export the queue from now on, with zeros, where there is room."""
+        return self.queues.find(self._whole_or_cut(name))
 
-    def _pair(self, queue: str, task_type: str) -> PairCounts:
-        if queue not in self.tasks and len(self.tasks) >= QUEUE_LABELS_MAX:
-            queue = OTHER
-        if task_type not in self._types:
-            if len(self._types) >= TYPE_LABELS_MAX:
-                task_type = OTHER
-            self._types.add(task_type)
-        if (queue, task_type) not in self.pairs and len(self.pairs) >= PAIR_LABELS_MAX:
-            queue, task_type = OTHER, OTHER
-        return self.pairs.setdefault((queue, task_type), PairCounts())
+    def type_seen(self, name: str) -> Label:
+        return self.types.find(self._whole_or_cut(name))
+
+    def sweep(self) -> None:
+        """Note which names are in use: at each scrape, so that none makes room that was used within the hour."""
+        for table in (self.queues, self.types, self.pairs):
+            table.sweep()
+
+    def _spread_use(self) -> None:
+        """Who counts marks the pair alone."""
+        for (queue, kind), pair in self.pairs.known.items():
+            if pair.is_used:
+                pair.is_used, pair.seen_s = False, self._now_s()
+                for table, name in ((self.queues, queue), (self.types, kind)):
+                    label = table.known.get(name)
+                    if label is not None:
+                        label.is_used = True
+
+    def _pair(self, queue: str, kind: str) -> PairCounts:
+        return self.pairs.find((self.queue_seen(queue).text, self.type_seen(kind).text))
+
+    def _whole_or_cut(self, name: str) -> str:
+        text = cut(name)
+        if text is not name:
+            self.names_cut += 1
+        return text
+
+    def _dropped(self, part: int, name: str) -> None:
+        """A queue (part 0) or a type (1) has made room, and with it go its pairs."""
+        for key in [key for key in self.pairs.known if key[part] == name]:
+            self.pairs.drop(key)

@@ -10,14 +10,12 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tq_node.observe.metrics import OTHER, Metrics
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.copies import Copies
 from tq_node.runtime.recovery import recover_rows
 from tq_node.runtime.running import Running
-from tq_node.runtime.table import Counts, TaskTable
+from tq_node.runtime.table import TaskTable
 from tq_node.store.api import Store
-from tq_node.types import State
 
 _log = Logger(namespace="taskqueue.leading")
 LOSE_CHUNK = 1_000
@@ -42,7 +40,6 @@ class Leading:
         store: Store,
         clock: Clock,
         running: Running,
-        metrics: Metrics,
         *,
         node_name: str,
         workers_are_gone: Callable[[], bool],
@@ -56,7 +53,6 @@ class Leading:
         self._store = store
         self._clock = clock
         self._running = running
-        self._metrics = metrics
         self._node_name = node_name
         self._workers_are_gone = workers_are_gone
         self._on_serving = on_serving
@@ -73,7 +69,7 @@ class Leading:
     def led(self, partition: int, epoch: int) -> None:
         """A partition's barrier is committed in this epoch; or (0) this node has stepped down from it."""
         if partition in self._table.leading:
-            self._measure(self._table.leave(partition), -1)
+            self._table.leave(partition)
         self._fresh.pop(partition, None)
         if not epoch:
             self._on_left(partition)
@@ -119,7 +115,6 @@ class Leading:
             del self._fresh[partition]
             self._on_serving(partition)
             table.lead(partition, epoch, found.counts[partition])
-            self._measure(found.counts[partition], 1)
         self._on_served()
         table.ready.absorb(found.ready)
         table.due.absorb(found.due)
@@ -174,9 +169,3 @@ class Leading:
     def _failed(self, why: Failure) -> None:
         if not self._over:
             self._on_broken(cast("BaseException", why.value))
-
-    def _measure(self, counts: Counts, sign: int) -> None:
-        for queue, states in counts.items():
-            for state, rows in enumerate(states):
-                if rows:
-                    self._metrics.adjust_tasks(queue or OTHER, State(state), sign * rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
@@ -14,7 +14,7 @@ from tq_node.cluster.commands import AnyCommand, PauseQueue, Rebalance, ResumeQu
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
-from tq_node.cluster.views import Group, count_moves, show_cluster, show_partitions
+from tq_node.cluster.views import STATUSES, Group, count_moves, count_short, show_cluster, show_partitions
 from tq_node.errors import (
     ClusterRefused,
     Denied,
@@ -89,8 +89,7 @@ class Operating:
             registration = self.plane.membership.registration
             me = ClusterNode(self.node_id, self.node_name, registration.http, registration.peer, "joining", voter=False)
             return ClusterView("", CLUSTER_NAME, [me], None, 0, 0, 0)
-        configuration = core.configuration
-        group = Group(self.node_id, core.leader, core.term, configuration.voters, configuration.learners)
+        group = Group(self.node_id, core.leader, core.term, core.configuration.voters, core.configuration.learners)
         shown = show_cluster(self.map, self.plane.membership.liveness, group, self._clock.now_ms())
         nodes = [ClusterNode(**msgspec.structs.asdict(node)) for node in shown.nodes]
         return ClusterView(
@@ -125,6 +124,26 @@ class Operating:
     def copied_bytes(self) -> int:
         """Sent by this run of the node to copies that did not count; for metrics."""
         return 0 if self._local is None else self._local.copied_bytes()
+
+    def nodes_by_status(self) -> Mapping[str, int]:
+        """Members of the cluster as this node sees them; for metrics."""
+        counts = dict.fromkeys(STATUSES, 0)
+        for node in self.cluster().nodes:
+            counts[node.status] += 1
+        return counts
+
+    def is_leader(self) -> bool:
+        """Of the cluster; for metrics."""
+        core = self.plane.core
+        return core is not None and core.is_leader
+
+    def partitions_short(self) -> tuple[int, int]:
+        """(under-replicated, offline), by this node's map; for metrics."""
+        return count_short(self.map)
+
+    def task_counts(self) -> Iterable[tuple[str, Sequence[int]]]:
+        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
+        return () if self._local is None else self._local.task_counts()
 
     def moves_waiting(self) -> Mapping[str, int]:
         """Of all partitions, by reason, at the leader; for metrics."""

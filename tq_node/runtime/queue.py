@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -154,7 +154,6 @@ class NodeQueue:
             self._store,
             self._clock,
             self._running,
-            self._metrics,
             node_name=settings.node_name,
             workers_are_gone=workers_are_gone,
             on_serving=self._serving,
@@ -242,7 +241,6 @@ class NodeQueue:
         for transition, row in changes:
             count(transition)
             if transition.attempt == PURGED:
-                self._metrics.adjust_tasks(transition.queue, transition.to_state, -1)
                 continue
             measure(transition, row)
             shown.append(transition)
@@ -391,6 +389,11 @@ class NodeQueue:
     def events_after(self, question: EventsAfter) -> Deferred[EventBatch]:
         """For a node that watches the whole cluster."""
         return events_after(self._events, self._clock, question)
+
+    def task_counts(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
+        for counts in list(self._table.partition_counts.values()):
+            yield from list(counts.items())
 
     def uncommitted_bytes(self) -> int:
         """Proposed and not yet durable; for metrics."""

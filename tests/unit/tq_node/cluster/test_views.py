@@ -18,6 +18,7 @@ from tq_node.cluster.views import (
     PartitionShown,
     Progress,
     count_moves,
+    count_short,
     show_cluster,
     show_partitions,
 )
@@ -140,6 +141,38 @@ class TestMoves:
         assert count_moves(table.map, nid(1)) == none | {"copying": 1}
         assert count_moves(table.map, nid(2)) == none | {"finishing": 1}
         assert count_moves(table.map, nid(3)) == none
+
+
+class TestShort:
+    """Under-replicated: fewer copies in sync, on nodes that are up, than there should be. Offline: no primary."""
+
+    def test_counted(self) -> None:
+        table = Table(4, partitions=6)
+        table.forge(0, 1, 2, 3)
+        table.forge(1, 1, 2, 3, isr=(1, 2))
+        table.forge(2, 2, 3)
+        table.forge(3, 1, 2, 3, isr=(1, 2, 3), removing=(nid(3),))
+        table.forge(4, 1, 2, 3, isr=(1, 2), removing=(nid(3),))
+        table.forge(5, 1, 2, isr=(1,), adding=(nid(2),))
+        assert count_short(table.map) == (2, 0)
+
+    def test_a_dead_copy_does_not_count_though_the_set_keeps_it(self) -> None:
+        """F16: the last ``min_isr`` members stay in the set, dead."""
+        table = Table(3, partitions=2)
+        table.forge(0, 1, 2, 3)
+        table.forge(1, 1, 2)
+        table.down(3)
+        assert count_short(table.map) == (1, 0)
+        table.down(2)
+        assert count_short(table.map)[0] == 2
+
+    def test_offline(self) -> None:
+        table = Table(2, partitions=2)
+        table.forge(0, 2)
+        table.forge(1, 1, 2)
+        table.down(2)
+        assert table.primary(0) is None
+        assert count_short(table.map) == (2, 1)
 
 
 class TestRequests:
