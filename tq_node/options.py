@@ -16,7 +16,8 @@ from twisted import copyright as twisted_copyright
 from twisted.logger import Logger
 from twisted.python import usage
 
-from tq_node.config import OPTIONS, BadOption, Option, Settings, load
+from tq_node.config import BadOption, Settings, load
+from tq_node.option_table import OPTIONS, Option
 
 _log = Logger(namespace="taskqueue.node")
 _PID_FILE_OF_TWISTD = "twistd.pid"

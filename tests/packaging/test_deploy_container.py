@@ -25,7 +25,8 @@ import yaml  # type: ignore[import-untyped]
 
 from tests.packaging.deployed import DEPLOY, Instruction, stages
 from tests.support.harness import EXIT_S, PROJECT, NodeHttp, Nodes, clean_environment, free_port, until
-from tq_node import config, limits
+from tq_node import limits
+from tq_node.option_table import OPTIONS
 
 DOCKERFILE = PROJECT / "Dockerfile"
 COMPOSE = DEPLOY / "compose.yml"
@@ -81,7 +82,7 @@ class TestImage:
         environment = environment_of(final)
         assert environment["TQ_DATA_DIR"].startswith("/data/")
         assert {name for name in environment if name.startswith("TQ_")} <= {
-            variable for option in config.OPTIONS for variable in option.environment
+            variable for option in OPTIONS for variable in option.environment
         }
 
     @pytest.mark.slow

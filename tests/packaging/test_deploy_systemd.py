@@ -16,6 +16,7 @@ from tests.packaging.deployed import DEPLOY, environment_file
 from tests.support.harness import EXIT_S, TWISTD, NodeHttp, clean_environment, free_port, until
 from tq_node import config, limits, notify, process
 from tq_node.notify import READY_WAIT_S
+from tq_node.option_table import OPTIONS
 
 UNITS = DEPLOY / "systemd"
 SERVICE, SOCKET = "taskqueue@.service", "taskqueue@.socket"
@@ -107,7 +108,7 @@ def test_the_example_of_an_environment_file_is_one(tmp_path: Path) -> None:
     settings = config.load({"node-id": ["node-1"]}, environment_file(all_of_it), tmp_path)
     assert settings.peer_cert == tmp_path / "node-1.crt"
     assert len(settings.join) == 3
-    known = {variable for option in config.OPTIONS for variable in option.environment}
+    known = {variable for option in OPTIONS for variable in option.environment}
     assert set(environment_file(all_of_it)) <= known
     assert "TQ_HTTP=systemd:domain=INET:name=http" in text
 

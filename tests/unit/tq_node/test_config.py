@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tq_node import config, limits
 from tq_node.addresses import Address, Listen
-from tq_node.config import BIRTH_GUARD_VARIABLE, OPTIONS, STORE_FILE, BadOption, Settings, load
+from tq_node.config import BIRTH_GUARD_VARIABLE, STORE_FILE, BadOption, Settings, load
+from tq_node.option_table import BY_NAME, OPTIONS, Option
 
 HERE = Path("/somewhere/else")
 
@@ -564,18 +565,18 @@ class TestNastyValues:
             assert not (HERE / "data").exists(), name
 
     @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-    def test_each_option_with_each_of_them(self, option: config.Option) -> None:
+    def test_each_option_with_each_of_them(self, option: Option) -> None:
         for text in self.NASTY:
             self.assert_taken_or_one_line({option.name: [text]}, {}, option.name)
             self.assert_taken_or_one_line({}, {option.environment[-1]: text}, option.name)
 
     @given(st.sampled_from(OPTIONS), nasty, st.sampled_from(OPTIONS), nasty)
-    @example(config.BY_NAME["retention"], "1" * 400, config.BY_NAME["max-body"], "1" * 400)
-    def test_two_at_once(self, one: config.Option, text: str, two: config.Option, other: str) -> None:
+    @example(BY_NAME["retention"], "1" * 400, BY_NAME["max-body"], "1" * 400)
+    def test_two_at_once(self, one: Option, text: str, two: Option, other: str) -> None:
         self.assert_taken_or_one_line({one.name: [text]}, {two.environment[0]: other}, one.name)
 
     @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-    def test_in_a_file(self, option: config.Option, tmp_path: Path) -> None:
+    def test_in_a_file(self, option: Option, tmp_path: Path) -> None:
         path = tmp_path / "node.toml"
         for value in (
             *(json.dumps(text) for text in self.NASTY if text.isprintable()),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from twisted.python import usage
 
-from tq_node.config import OPTIONS
+from tq_node.option_table import OPTIONS
 from tq_node.options import Options, help_text, refuse
 
 
