@@ -90,7 +90,8 @@ class Console(TypeAhead):
         self._watches: dict[str, tuple[Watch, Worker[None]]] = {}
         self._pending: list[Event] = []
         self._missed = False
-        self._came_from: list[str] = []
+        self._opened_from: str | None = None
+        """The screen from which the open task was opened: that is where Esc leads."""
         self._last_task: str | None = None
         client.on_call = self.calls.append
         for theme in THEMES:
@@ -230,12 +231,18 @@ class Console(TypeAhead):
 
     def open_task(self, task_id: str) -> None:
         self._last_task = task_id
+        before = self.kind
         self.go(keys.TASK)
+        self._opened_from = before
 
     def copy(self, text: str, what: str) -> None:
         """By OSC 52, which reaches the clipboard of the terminal that shows this, over ssh too."""
         self.copy_to_clipboard(text)
         self.notify(f"Copied {what}.", timeout=2.0)
+
+    def notify(self, message: str, *, title: str = "", markup: bool = False, **options: Any) -> None:
+        """Words as they are: never markup, and nothing in them that a terminal obeys."""
+        super().notify(f.printable_text(message), title=f.printable(title), markup=False, **options)
 
     # --- acts ---
     def _act_of(self, key: str) -> keys.Act | None:
@@ -279,8 +286,7 @@ class Console(TypeAhead):
 
     def go(self, kind: str) -> None:
         """To another screen."""
-        if kind != self.kind:
-            self._came_from = [*self._came_from[-19:], self.kind]
+        self._opened_from = None
         self.switch_mode(kind)
         if kind == keys.TASK and self._last_task is not None:
             self.call_after_refresh(self._open_last)
@@ -294,11 +300,11 @@ class Console(TypeAhead):
                 self.call_after_refresh(self._open_last)
 
     def _back(self, own: Callable[[], bool] | None) -> None:
-        """Out of what is open, then to where one came from. Never out of the program."""
+        """Close what is open: a line, a filter, marks, a task that was opened from a list. Where nothing is, nothing happens."""
         if own is not None and own():
             return
-        if self._came_from:
-            before = self._came_from.pop()
+        if self.kind == keys.TASK and self._opened_from is not None:
+            before, self._opened_from = self._opened_from, None
             self.switch_mode(before)
 
     def act_help(self) -> None:

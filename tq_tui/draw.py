@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len
-from textual.content import Content
 
 from tq_tui import format as f
 from tq_tui.client.models import STATES
@@ -17,6 +16,8 @@ Line = list[Piece]
 CARD_WIDTH = 25
 CARD_WIDTH_MAX = 66
 CARD_GAP = 1
+METRICS_STALE_S = 5.0
+"""Slots that were seen longer ago say when that was."""
 BESIDE_WIDTH = 100
 BESIDE_HEIGHT = 8
 """From here on charts are boxes, two beside one another."""
@@ -26,19 +27,20 @@ SHORT = {
 }  # fmt: skip
 
 
-def content(lines: Iterable[Line]) -> Content:
-    return Content("\n").join([Content.assemble(*line) for line in lines])
+def shown(line: Line) -> list[tuple[f.Text, str]]:
+    """What goes to the terminal: whoever named a queue, a node or an error may have put anything into it."""
+    return [(f.printable(text), style) for text, style in line]
 
 
 def length(line: Line) -> int:
-    return sum(cell_len(text) for text, _ in line)
+    return sum(cell_len(text) for text, _ in shown(line))
 
 
 def filled(line: Line, width: int) -> Line:
     """Exactly ``width`` cells."""
     room = width
     cut: Line = []
-    for text, style in line:
+    for text, style in shown(line):
         if cell_len(text) >= room:
             cut.append((f.fit(text, room) if cell_len(text) > room else text, style))
             return cut
@@ -133,7 +135,7 @@ def _card_body(view: ClusterView, node: NodeView, inner: int, role: str, grey: s
         head = [(f"asking {node.address}" if inner >= 40 else "asking …", dim)]
     lag: Line = [("in sync", grey)] if not out_of_sync and not behind else [(f"{out_of_sync} out of sync", "$warning")]
     if out_of_sync == 0 and behind:
-        lag = [(f"{f.count(behind)} entries behind", grey or "$warning")]
+        lag = [(f"{f.count(behind)} {'entry' if behind == 1 else 'entries'} behind", grey or "$warning")]
     if not held:
         lag = [("no copies", dim)]
     elif not node.is_up and not out_of_sync:
@@ -141,7 +143,11 @@ def _card_body(view: ClusterView, node: NodeView, inner: int, role: str, grey: s
     room = max(4, inner - 16)
     slots: Line = [(f.meter(0, 0, room), dim), (" -", dim)]
     if metrics is not None and node.is_up:
-        slots = [(f.meter(metrics.busy, metrics.slots, room), "$primary"), (f" {metrics.busy}/{metrics.slots}", "")]
+        asked = f" {metrics.busy}/{metrics.slots}"
+        slots = [(f.meter(metrics.busy, metrics.slots, room), "$primary"), (asked, "")]
+        if (age_s := view.now_s - node.metrics_at_s) > METRICS_STALE_S:
+            said = f"{asked} {f.duration(age_s)} ago"  # a node with many queues is asked for its metrics seldom
+            slots = [(f.meter(metrics.busy, metrics.slots, max(2, inner - 6 - cell_len(said))), dim), (said, dim)]
     return [
         head,
         [("leads ", dim), (str(led), grey or "bold"), ("  holds ", dim), (str(held), grey or "bold")],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NewType
 
 import msgspec
 from rich.cells import cell_len, set_cell_size
 
+Text = NewType("Text", str)
+"""May be shown on a terminal: nothing in it moves a cursor, rings, or writes a clipboard. Made by ``printable`` alone."""
 GLYPHS = {
     "scheduled": "◷",
     "pending": "○",
@@ -41,36 +43,41 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _UNITS = ("B", "K", "M", "G", "T")
 
 
-def fit(text: str, width: int, *, right: bool = False) -> str:
+def fit(text: str, width: int, *, right: bool = False) -> Text:
     """Exactly so many cells: cut with an ellipsis, or filled with spaces. Control characters are made visible."""
     text = printable(text)
     size = cell_len(text)
     if size > width:
-        return set_cell_size(text, width - 1) + "…" if width > 0 else ""
-    return " " * (width - size) + text if right else text + " " * (width - size)
+        return Text(set_cell_size(text, width - 1) + "…" if width > 0 else "")
+    return Text(" " * (width - size) + text if right else text + " " * (width - size))
 
 
-def fit_middle(text: str, width: int) -> str:
+def fit_middle(text: str, width: int) -> Text:
     """As ``fit``, but cut in the middle: ids differ at their ends."""
     text = printable(text)
     if cell_len(text) <= width or width < 5:
         return fit(text, width)
     head = (width - 1) // 3
-    tail = text
+    tail = str(text)
     while cell_len(tail) > width - head - 1:
         tail = tail[1:]
     return fit(set_cell_size(text, head) + "…" + tail, width)
 
 
-def printable(text: str) -> str:
+def printable(text: str) -> Text:
     """On one line, without what could move the cursor of a terminal."""
     if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else {"\n": "⏎", "\t": " "}.get(letter, "·") for letter in text)
+        return Text(text)
+    return Text("".join(letter if letter.isprintable() else {"\n": "⏎", "\t": " "}.get(letter, "·") for letter in text))
 
 
-def printable_lines(text: str) -> list[str]:
+def printable_lines(text: str) -> list[Text]:
     return [printable(line.expandtabs(4)) for line in text.split("\n")]
+
+
+def printable_text(text: str) -> Text:
+    """As ``printable``, but lines stay lines."""
+    return Text("\n".join(printable_lines(text)))
 
 
 def duration(seconds: float) -> str:

@@ -37,9 +37,9 @@ class Act:
 
 ACTS: tuple[Act, ...] = (
     Act("help", ("question_mark", "f1"), "Help: what works here", "help", "Console", rank=0),
-    Act("quit", ("q", "ctrl+q"), "Quit", "quit", "Console", rank=0),
+    Act("quit", ("q", "ctrl+q", "ctrl+c"), "Quit", "quit", "Console", rank=0),
     Act("palette", ("colon", "ctrl+p"), "Palette: every action by its name", "palette", "Console", rank=6),
-    Act("back", ("escape",), "Back; clears a filter, closes what is open", "back", "Console"),
+    Act("back", ("escape",), "Close what is open: a filter, marks, a task", "back", "Console"),
     Act("freeze", ("p",), "Freeze what is shown, and go on", "freeze", "Console", rank=8),
     Act("calls", ("tilde",), "Calls behind what was done, as curl lines", "calls", "Console", rank=12),
     Act("theme", ("ctrl+t",), "Next theme", "theme", "Console"),

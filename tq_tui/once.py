@@ -14,10 +14,14 @@ from typing import Any
 import msgspec
 
 from tq_tui import draw, health
+from tq_tui import format as f
 from tq_tui.client.api import ClientError, ClusterClient
 from tq_tui.roster import newcomers
 from tq_tui.state import Added, ClusterView, Failed, NodeView, Observation, reduce
 from tq_tui.watch import look
+
+NOT_WRITTEN_STATUS = 74
+"""Neither of those that say how the cluster is: nobody has read it."""
 
 
 async def print_once(client: ClusterClient, addresses: Sequence[str], *, as_json: bool, timeout_s: float) -> int:
@@ -27,8 +31,25 @@ async def print_once(client: ClusterClient, addresses: Sequence[str], *, as_json
     finally:
         await client.close()
     text = as_json_text(view) if as_json else as_text(view, _width())
-    sys.stdout.write(text + "\n")
-    return health.judge(view).health.exit_code
+    return health.judge(view).health.exit_code if written(text + "\n") else NOT_WRITTEN_STATUS
+
+
+def written(text: str) -> bool:
+    """On stdout, whatever its encoding is. False where nobody takes it; unless a reader has left, a line on stderr says so."""
+    out = sys.stdout
+    out.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        out.write(text)
+        out.flush()
+    except OSError as why:
+        if not isinstance(why, BrokenPipeError):
+            sys.stderr.write(f"tq-tui: can't write: {why.strerror}\n")
+        # What the buffer still holds must not be tried once more, and fail with a traceback, at the interpreter's end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
+        return False
+    return True
 
 
 def _width() -> int:
@@ -61,9 +82,9 @@ def as_text(view: ClusterView, width: int) -> str:
     """The first screen without charts, which need a past."""
     verdict = health.judge(view)
     head = f"{health.GLYPHS[verdict.health]} {verdict.title}  {health.summary(view)}".rstrip()
-    lines = [head, *(f"  {reason}" for reason in verdict.reasons), ""]
-    drawn = [*draw.cards(view, width, 1_000), [("", "")], *draw.totals(view, width)]
-    lines += draw.content(drawn).plain.split("\n")
+    lines = [f.printable(line) for line in (head, *(f"  {reason}" for reason in verdict.reasons), "")]
+    drawn = [*draw.cards(view, width, 1_000), [], *draw.totals(view, width)]
+    lines += [f.Text("".join(text for text, _ in draw.shown(line))) for line in drawn]
     return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
@@ -84,7 +105,7 @@ def as_json_text(view: ClusterView) -> str:
         "paused_queues": list(view.paused),
         "nodes": [_node(view, node) for node in view.nodes],
     }
-    return json.dumps(told, ensure_ascii=False, indent=2)
+    return json.dumps(told, indent=2)  # all but ASCII is escaped: it may go to a terminal too
 
 
 def _node(view: ClusterView, node: NodeView) -> dict[str, Any]:

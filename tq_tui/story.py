@@ -94,7 +94,9 @@ def facts(task: Task, view: ClusterView, width: int) -> list[Line]:
     lines: list[Line] = [filled(head, width), *told, [("", "")]]
     columns = 2 if width >= 110 else 1
     each = width // columns
-    cells = [[(f.fit(name, 9), "$foreground-muted"), (f.fit(value, each - 10), "")] for name, value in pairs]
+    cells: list[Line] = [
+        [(f.fit(name, 9), "$foreground-muted"), (f.fit(value, each - 10), "")] for name, value in pairs
+    ]
     if columns == 1:
         return lines + cells
     half = -(-len(cells) // 2)

@@ -17,6 +17,7 @@ from tq_tui.screens.dialogs import ConfirmScreen
 from tq_tui.screens.submit import SubmitScreen
 from tq_tui.screens.tasks import TaskListScreen
 from tq_tui.state import Added, ClusterView, Failed
+from tq_tui.widgets.plain import content
 
 
 @pytest.mark.parametrize("key", ["K", "r"])
@@ -131,14 +132,14 @@ def test_every_line_of_a_card_is_as_wide_as_the_card(width: int) -> None:
     for view in (new, whole(), gone):
         for node in view.nodes:
             assert {draw.length(line) for line in draw.card(view, node, width)} == {width}
-    assert "80 " in draw.content(draw.card(new, new.nodes[0], 25)[:1]).plain, "ports tell them apart"
+    assert "80 " in content(draw.card(new, new.nodes[0], 25)[:1]).plain, "ports tell them apart"
 
 
 def test_a_node_that_is_down_claims_nothing_about_now() -> None:
     view = folded(Failed("127.0.0.1:8082", 12.0, "connection refused"), view=whole())
     down = next(one for one in view.nodes if not one.is_up)
-    assert "in sync" in draw.content(draw.card(view, view.nodes[0], 40)).plain
-    text = draw.content(draw.card(view, down, 40)).plain
+    assert "in sync" in content(draw.card(view, view.nodes[0], 40)).plain
+    text = content(draw.card(view, down, 40)).plain
     assert "connection refused" in text
     assert "slots" in text
     assert "0/0" not in text

@@ -83,20 +83,27 @@ async def test_screens_by_digit_bracket_and_click() -> None:
         assert app.kind == keys.TASKS
 
 
-async def test_escape_goes_back_and_never_out() -> None:
+async def test_escape_closes_what_is_open_and_leads_nowhere_else() -> None:
     async with running(populated()) as (app, pilot):
-        await pilot.press("2")
+        await pilot.press("4", "2")
         await settled(app, pilot)
         await pilot.press("enter")
         await settled(app, pilot)
         assert app.kind == keys.TASK
         await pilot.press("escape")
         assert app.kind == keys.TASKS
-        await pilot.press("escape")
-        assert app.kind == keys.OVERVIEW
         await pilot.press("escape", "escape")
+        assert app.kind == keys.TASKS, "nothing was open"
+        await pilot.press("enter", "5", "3", "escape")
+        assert app.kind == keys.TASK, "it was not opened from a list this time"
         assert app.is_running
         await pilot.press("q")
+    assert app.return_value == 0
+
+
+async def test_ctrl_c_quits_on_a_screen() -> None:
+    async with running(populated()) as (app, pilot):
+        await pilot.press("2", "ctrl+c")
     assert app.return_value == 0
 
 

@@ -20,6 +20,7 @@ from tq_tui.orders import Outcome, reported
 from tq_tui.screens.help import help_lines
 from tq_tui.screens.overview import overview
 from tq_tui.state import Failed
+from tq_tui.widgets.plain import content
 from tq_tui.widgets.rows import Column, fitting
 
 
@@ -185,12 +186,12 @@ def test_help_and_quit_are_never_cut(width: int) -> None:
 
 
 def test_help_has_every_action_and_can_be_searched() -> None:
-    text = draw.content(help_lines(keys.TASKS, "", readonly=False)).plain
+    text = content(help_lines(keys.TASKS, "", readonly=False)).plain
     for act in keys.available(keys.TASKS, readonly=False):
         assert act.title in text
-    assert "Kill all" in draw.content(help_lines(keys.TASKS, "kill", readonly=False)).plain
-    assert "Quit" not in draw.content(help_lines(keys.TASKS, "kill", readonly=False)).plain
-    assert draw.content(help_lines(keys.TASKS, "zzz", readonly=False)).plain == "nothing found"
+    assert "Kill all" in content(help_lines(keys.TASKS, "kill", readonly=False)).plain
+    assert "Quit" not in content(help_lines(keys.TASKS, "kill", readonly=False)).plain
+    assert content(help_lines(keys.TASKS, "zzz", readonly=False)).plain == "nothing found"
 
 
 # --- columns ---
@@ -216,7 +217,7 @@ def test_the_overview_is_never_wider_than_the_screen(size: tuple[int, int]) -> N
 def test_many_nodes_become_lines() -> None:
     lines = draw.cards(whole(), 78, 3)
     assert len(lines) == 3
-    assert draw.content(lines[:1]).plain.startswith("●★node-1")
+    assert content(lines[:1]).plain.startswith("●★node-1")
 
 
 def test_the_map_shows_what_a_node_is_to_a_partition() -> None:
@@ -224,12 +225,10 @@ def test_the_map_shows_what_a_node_is_to_a_partition() -> None:
     assert [partition_map.mark(entry, name) for name in "abcdef"] == ["█", "▒", "!", "+", "-", "·"]
     assert partition_map.moves(fold(polled("node-1", 12.0, partitions=[entry]), view=whole())) != []
     view = fold(*(polled(name, 12.0, partitions=partitions("node-2", epoch=9)) for name in NAMES), view=whole())
-    text = draw.content(partition_map.partition_map(view, 80, 2)).plain
+    text = content(partition_map.partition_map(view, 80, 2)).plain
     assert "node-2 ████" in text
     assert "▼" in text
-    assert "node-2 ████████████" in draw.content(partition_map.partition_map(view, 80, 2)).plain, (
-        "wide where there is room"
-    )
+    assert "node-2 ████████████" in content(partition_map.partition_map(view, 80, 2)).plain, "wide where there is room"
     for width in (12, 30, 80):
         assert all(draw.length(line) <= width for line in partition_map.partition_map(view, width))
 

@@ -10,9 +10,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.suggester import SuggestFromList
-from textual.widgets import Button, Input, Static
+from textual.widgets import Button, Input
 
 from tq_tui.typeahead import Dialog
+from tq_tui.widgets.plain import Plain
 
 
 class ConfirmScreen(Dialog):
@@ -37,18 +38,18 @@ class ConfirmScreen(Dialog):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog"):
-            yield Static(self._title, id="dialog-title", markup=False)
+            yield Plain(self._title, id="dialog-title")
             with VerticalScroll(id="dialog-middle", can_focus=False):
                 if self._things:
-                    yield Static("\n".join(self._things), id="dialog-things", markup=False)
-                yield Static("\n".join(self._says), id="dialog-text", markup=False)
+                    yield Plain("\n".join(self._things), id="dialog-things")
+                yield Plain("\n".join(self._says), id="dialog-text")
             if self._wanted:
-                yield Static(f"Type {self._wanted} to go on:", markup=False)
+                yield Plain(f"Type {self._wanted} to go on:")
                 yield Input(id="typed", compact=True)
             with Horizontal(id="dialog-buttons"):
                 yield Button("No, leave it", id="no", compact=True)
                 yield Button(self._yes, id="yes", variant="error", compact=True, disabled=bool(self._wanted))
-            yield Static("n or Esc: no" + ("" if self._wanted else "   y: yes"), id="dialog-keys", markup=False)
+            yield Plain("n or Esc: no" + ("" if self._wanted else "   y: yes"), id="dialog-keys")
 
     def on_mount(self) -> None:
         self.query_one("#typed" if self._wanted else "#no").focus()
@@ -87,10 +88,10 @@ class PromptScreen(Dialog):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="dialog", can_focus=False):
-            yield Static(self._title, id="dialog-title", markup=False)
-            yield Static(self._says, id="dialog-text", markup=False)
+            yield Plain(self._title, id="dialog-title")
+            yield Plain(self._says, id="dialog-text")
             yield Input(self._value, id="typed", compact=True, suggester=SuggestFromList(self._known))
-            yield Static("Enter: go on   Esc: leave it", id="dialog-keys", markup=False)
+            yield Plain("Enter: go on   Esc: leave it", id="dialog-keys")
 
     def on_mount(self) -> None:
         self.query_one("#typed").focus()

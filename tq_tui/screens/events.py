@@ -12,7 +12,7 @@ import msgspec
 from textual import on
 from textual.containers import Horizontal
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tq_tui import format as f
 from tq_tui import keys
@@ -21,6 +21,7 @@ from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import event_columns
 from tq_tui.state import ClusterView
 from tq_tui.widgets.filter_line import FilterInput
+from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import Column, RowTable
 
 KEPT = 5_000
@@ -72,9 +73,9 @@ class EventsScreen(ConsoleScreen):
         self._stale = True
 
     def body(self) -> Iterable[Widget]:
-        yield Static(id="list-title", markup=False)
+        yield Plain(id="list-title")
         with Horizontal(id="filter-line"):
-            yield Static("/ ", id="filter-mark")
+            yield Plain("/ ", id="filter-mark")
             yield FilterInput("words that an event must have, !word that it must not")
         columns = [_of_event(column) for column in event_columns()]
         yield RowTable(columns, lambda heard: str(heard.number), widget_id="list", empty="nothing has happened yet")
@@ -114,7 +115,7 @@ class EventsScreen(ConsoleScreen):
             parts.append(f"find: {self.typed}")
         if log.missed:
             parts.append(f"{f.plural(log.missed, 'gap')} (a stream began anew)")
-        self.query_one("#list-title", Static).update(" · ".join(parts))
+        self.query_one("#list-title", Plain).say(" · ".join(parts))
 
     @on(RowTable.Moved)
     def _moved(self, message: RowTable.Moved) -> None:

@@ -10,14 +10,15 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tq_tui import format as f
 from tq_tui import keys, partition_map
 from tq_tui.client.api import Call
 from tq_tui.client.models import STATES
-from tq_tui.draw import Line, content
+from tq_tui.draw import Line
 from tq_tui.screens.columns import call_columns
+from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import RowTable
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ class HelpScreen(ModalScreen[None]):
         with Vertical(id="dialog", classes="large"):
             title = next(title for _, name, title in keys.SCREENS if name == self._kind)
             only = "; read-only: nothing can be changed" if self._readonly else ""
-            yield Static(f"What works on {title}{only}", id="dialog-title", markup=False)
+            yield Plain(f"What works on {title}{only}", id="dialog-title")
             yield Input(placeholder="type to search, Esc closes", id="search", compact=True)
             with VerticalScroll(id="help-scroll", can_focus=False):
-                yield Static(id="help-text", markup=False)
+                yield Plain(id="help-text")
 
     def on_mount(self) -> None:
         self.query_one("#search").focus()
@@ -60,7 +61,7 @@ class HelpScreen(ModalScreen[None]):
         self._show(event.value)
 
     def _show(self, text: str) -> None:
-        self.query_one("#help-text", Static).update(content(help_lines(self._kind, text, readonly=self._readonly)))
+        self.query_one("#help-text", Plain).draw(help_lines(self._kind, text, readonly=self._readonly))
 
 
 def help_lines(kind: str, text: str, *, readonly: bool) -> list[Line]:
@@ -101,12 +102,12 @@ class CallsScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog", classes="large"):
-            yield Static("Calls behind what was done: Enter copies one", id="dialog-title", markup=False)
+            yield Plain("Calls behind what was done: Enter copies one", id="dialog-title")
             table: RowTable[Call] = RowTable(
                 call_columns(), lambda call: str(id(call)), widget_id="calls", empty="nothing was asked for yet"
             )
             yield table
-            yield Static(id="call", markup=False)
+            yield Plain(id="call")
 
     def on_mount(self) -> None:
         table: RowTable[Call] = self.query_one("#calls", RowTable)
@@ -119,7 +120,7 @@ class CallsScreen(ModalScreen[None]):
     def _tell(self) -> None:
         call: Call | None = self.query_one("#calls", RowTable).current
         if call is not None:
-            self.query_one("#call", Static).update(call.curl + (f"\n✘ {call.error}" if call.error else ""))
+            self.query_one("#call", Plain).say(call.curl + (f"\n✘ {call.error}" if call.error else ""))
 
     @on(RowTable.Opened)
     def action_copy(self) -> None:

@@ -11,13 +11,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.suggester import SuggestFromList
-from textual.widgets import Button, Input, Static, TextArea
+from textual.widgets import Button, Input, TextArea
 
 from tq_tui import format as f
 from tq_tui.client.models import Submission, Task
 from tq_tui.forms import BadField, read_delay, read_number, read_payload, read_type
 from tq_tui.screens.dialogs import ConfirmScreen
 from tq_tui.typeahead import Dialog
+from tq_tui.widgets.plain import Plain
 
 FIELDS = (
     ("priority", "priority", "0 to 9, 9 first; 5"),
@@ -46,18 +47,18 @@ class SubmitScreen(Dialog):
     def compose(self) -> ComposeResult:
         like = self._like
         with VerticalScroll(id="dialog", classes="form", can_focus=False):
-            yield Static("Submit again" if like else "Submit a task", id="dialog-title", markup=False)
+            yield Plain("Submit again" if like else "Submit a task", id="dialog-title")
             with Horizontal(classes="field"):
-                yield Static("type", classes="label")
+                yield Plain("type", classes="label")
                 yield Input(
                     like.type if like else "", id="type", compact=True, placeholder="which handler runs it; ↓ for the next",
                     suggester=SuggestFromList(self._types),
                 )  # fmt: skip
-            yield Static("known: " + " ".join(self._types), id="types", markup=False)
+            yield Plain("known: " + " ".join(self._types), id="types")
             with Horizontal(classes="field", id="payload-field"):
-                yield Static("payload", classes="label")
+                yield Plain("payload", classes="label")
                 yield TextArea(self._text, id="payload", compact=True, tab_behavior="focus", soft_wrap=True)
-            yield Static("", id="payload-says", markup=False)
+            yield Plain("", id="payload-says")
             values = {
                 "priority": f"{like.priority:g}" if like else "",
                 "queue": like.queue if like else "",
@@ -66,9 +67,9 @@ class SubmitScreen(Dialog):
             }
             for name, label, takes in FIELDS:
                 with Horizontal(classes="field"):
-                    yield Static(label, classes="label")
+                    yield Plain(label, classes="label")
                     yield Input(values[name], id=name, compact=True, placeholder=takes)
-                    yield Static("", id=f"{name}-says", classes="says", markup=False)
+                    yield Plain("", id=f"{name}-says", classes="says")
             with Horizontal(id="dialog-buttons"):
                 yield Button("Submit  ctrl+s", id="send", variant="primary", compact=True)
                 yield Button("Leave it  Esc", id="leave", compact=True)
@@ -103,8 +104,8 @@ class SubmitScreen(Dialog):
     def _check(self) -> Submission | None:
         """What would be sent, or None, with every field saying what is wrong with it."""
         payload = read_payload(self.query_one("#payload", TextArea).text)
-        says = self.query_one("#payload-says", Static)
-        says.update(f"✘ {payload.error}" if payload.error else f"✔ {payload.said}")
+        says = self.query_one("#payload-says", Plain)
+        says.say(f"✘ {payload.error}" if payload.error else f"✔ {payload.said}")
         says.set_class(bool(payload.error), "bad")
         read: dict[str, float | int | None] = {}
         good = not payload.error
@@ -118,8 +119,8 @@ class SubmitScreen(Dialog):
                 read[name] = reader(self.query_one(f"#{name}", Input).value)
             except BadField as why:
                 error, good = f"✘ {why}", False
-            box = self.query_one(f"#{name}-says", Static)
-            box.update(error)
+            box = self.query_one(f"#{name}-says", Plain)
+            box.say(error)
             box.set_class(bool(error), "bad")
         try:
             kind = read_type(self.query_one("#type", Input).value)

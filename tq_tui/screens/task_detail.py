@@ -11,16 +11,16 @@ from textual import work
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widget import Widget
-from textual.widgets import Collapsible, Static
+from textual.widgets import Collapsible
 
 from tq_tui import draw, keys, story
 from tq_tui import format as f
 from tq_tui.client.api import ClientError
 from tq_tui.client.models import Event, Task
-from tq_tui.draw import content
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.state import ClusterView
 from tq_tui.widgets.drawn import Drawn
+from tq_tui.widgets.plain import Plain
 
 REFRESH_S = 1.0
 LINES_MAX = 2_000
@@ -41,12 +41,12 @@ class TaskScreen(ConsoleScreen):
 
     def _parts(self) -> ComposeResult:
         yield Drawn(widget_id="task-facts", fixed=True)
-        yield Static(id="task-why", markup=False)
+        yield Plain(id="task-why")
         for part, title in (
             ("attempts", "Attempts"), ("error", "Error"), ("payload", "Payload"), ("result", "Result"),
             ("progress", "Progress"), ("log", "Log"),
         ):  # fmt: skip
-            yield Collapsible(Static(id=f"part-{part}", markup=False), title=title, collapsed=False, id=f"fold-{part}")
+            yield Collapsible(Plain(id=f"part-{part}"), title=title, collapsed=False, id=f"fold-{part}")
 
     def on_mount(self) -> None:
         self.set_interval(REFRESH_S, self._refresh_sometimes)
@@ -91,7 +91,7 @@ class TaskScreen(ConsoleScreen):
         self.show(self.console.view)
 
     def show(self, view: ClusterView) -> None:
-        facts, reason = self.query_one("#task-facts", Drawn), self.query_one("#task-why", Static)
+        facts, reason = self.query_one("#task-facts", Drawn), self.query_one("#task-why", Plain)
         task = self.task_now
         for fold in self.query(Collapsible):
             fold.display = task is not None
@@ -107,29 +107,25 @@ class TaskScreen(ConsoleScreen):
             reason.display = False
             return
         facts.show(lambda width, height: story.facts(task, view, width))
-        reason.update(draw.content(self._error_line()))
+        reason.draw(self._error_line())
         reason.display = bool(self.error)
         width = max(20, self.size.width - 6)
-        self._part("attempts", content(story.attempts(task, width)), f"Attempts ({len(task.attempts)})")
-        self._part("error", content(_error_lines(task)), "Error", there=task.error is not None)
-        self._part("payload", content(_json_lines(task.payload)), f"Payload: {_kind(task.payload)}")
+        self._part("attempts", story.attempts(task, width), f"Attempts ({len(task.attempts)})")
+        self._part("error", _error_lines(task), "Error", there=task.error is not None)
+        self._part("payload", _json_lines(task.payload), f"Payload: {_kind(task.payload)}")
         there = task.result is not msgspec.UNSET
-        self._part(
-            "result", content(_json_lines(task.result) if there else []), f"Result: {_kind(task.result)}", there=there
-        )
-        self._part("progress", content(story.progress(task, width)), "Progress", there=task.progress is not None)
-        self._part(
-            "log", content(story.log(task)), f"Log ({len(task.log)})", there=bool(task.log) or bool(task.log_dropped)
-        )
+        self._part("result", _json_lines(task.result) if there else [], f"Result: {_kind(task.result)}", there=there)
+        self._part("progress", story.progress(task, width), "Progress", there=task.progress is not None)
+        self._part("log", story.log(task), f"Log ({len(task.log)})", there=bool(task.log) or bool(task.log_dropped))
 
     def _error_line(self) -> list[draw.Line]:
         return [[("✘ ", "$error"), (self.error, "$error")]] if self.error else []
 
-    def _part(self, part: str, shown: object, title: str, *, there: bool = True) -> None:
+    def _part(self, part: str, lines: list[draw.Line], title: str, *, there: bool = True) -> None:
         fold = self.query_one(f"#fold-{part}", Collapsible)
         fold.display = there
         fold.title = title
-        self.query_one(f"#part-{part}", Static).update(shown)  # type: ignore[arg-type]
+        self.query_one(f"#part-{part}", Plain).draw(lines)
 
     def act_fold(self) -> None:
         folds = list(self.query(Collapsible))

@@ -10,7 +10,7 @@ from typing import ClassVar
 from textual import on, work
 from textual.containers import Horizontal
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tq_tui import format as f
 from tq_tui import keys
@@ -21,6 +21,7 @@ from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import dead_columns, task_columns
 from tq_tui.state import ClusterView
 from tq_tui.widgets.filter_line import FilterInput
+from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import RowTable
 from tq_tui.window import TaskWindow
 
@@ -55,9 +56,9 @@ class TaskListScreen(ConsoleScreen):
 
     def body(self) -> Iterable[Widget]:
         columns = dead_columns if self.dead else task_columns
-        yield Static(id="list-title", markup=False)
+        yield Plain(id="list-title")
         with Horizontal(id="filter-line"):
-            yield Static("/ ", id="filter-mark")
+            yield Plain("/ ", id="filter-mark")
             yield FilterInput("status:failed type:email !queue:bulk text   Enter keeps it, Esc clears it")
         table: RowTable[Task] = RowTable(
             columns(lambda: self.console.view.now_s), lambda task: task.id, widget_id="list", empty="asking …"
@@ -85,7 +86,7 @@ class TaskListScreen(ConsoleScreen):
             (node := view.named(task.node or "")) and not node.is_up and not task.is_final
         )
         self.table.refresh()
-        self.query_one("#list-title", Static).update(self.title_line(view))
+        self.query_one("#list-title", Plain).say(self.title_line(view))
 
     def title_line(self, view: ClusterView) -> str:
         table = self.table

@@ -64,7 +64,7 @@ class HealthLine(Widget):
         width = self.size.width
         verdict = health.judge(self._view)
         style = health.STYLES[verdict.health]
-        head = f" {health.GLYPHS[verdict.health]} {verdict.title} "
+        head = f" {health.GLYPHS[verdict.health]} {f.printable(verdict.title)} "
         summary, sentence = health.summary(self._view), verdict.sentence
         # Where there is one line only, what is wrong matters more than how much there is.
         first = sentence if sentence and self.size.height == 1 else summary

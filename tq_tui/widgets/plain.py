@@ -1,0 +1,28 @@
+"""The one way from words to a widget: what others have written is made printable first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from textual.content import Content
+from textual.widgets import Static
+
+from tq_tui import format as f
+from tq_tui.draw import Line, shown
+
+
+def content(lines: Iterable[Line]) -> Content:
+    return Content("\n").join([Content.assemble(*shown(line)) for line in lines])
+
+
+class Plain(Static):
+    """Words as they are, without markup, one line for each of theirs."""
+
+    def __init__(self, words: str = "", *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__(f.printable_text(words), id=id, classes=classes, markup=False)
+
+    def say(self, words: str) -> None:
+        self.update(f.printable_text(words))
+
+    def draw(self, lines: Iterable[Line]) -> None:
+        self.update(content(lines))
