@@ -1,4 +1,7 @@
-"""One line in the node's log for each attempt that failed, and no more of them than somebody can read."""
+"""One line in the node's log for each attempt that failed, and no more of them than somebody can read.
+
+No warnings: a handler that fails is no trouble of the node.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class FailureLog:
         if not self._may_write():
             self._left_out += 1
             return
-        _log.warn(
+        _log.info(
             "attempt {attempt} of task {task_id} ({task_type}) failed: {error_type}: {message}",
             attempt=claim.attempt, task_id=claim.task_id, task_type=printable(claim.task_type),
             error_type=printable(error.type), message=printable(error.message[:_MESSAGE_CHARS_MAX]),
@@ -36,7 +39,7 @@ class FailureLog:
     def look(self) -> None:
         """To be called now and then: say how many lines were left out."""
         if self._left_out and self._may_write():
-            _log.warn(
+            _log.info(
                 "{count} more attempts failed and are not in the log", count=self._left_out, event="attempts_failed"
             )
             self._left_out = 0

@@ -88,7 +88,7 @@ async def test_an_attempt_that_fails_is_one_line(rigs: Any, said: list[dict[str,
         "attempt 1 of task t1 (raise) failed: ValueError: no good: é\\n\\x1b]52;c;x\\x07",
         "attempt 1 of task t2 (a_raise) failed: ValueError: no good: so",
     ]
-    assert {event["log_level"] for event in said} == {LogLevel.warn}
+    assert {event["log_level"] for event in said} == {LogLevel.info}
 
 
 def test_a_cancelled_attempt_is_no_failure(clock_rig: ClockRig, said: list[dict[str, Any]]) -> None:
