@@ -37,6 +37,7 @@ from tq_node.option_values import (
     rate,
     readable_file,
     size,
+    unless,
     unusable,
     whole,
 )
@@ -78,7 +79,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     working_dir: Path
     """Where the command was given; handler modules are also looked for here. A daemon changes directory later."""
     handlers: tuple[str, ...]
-    """Dotted module names; empty means the simulated handlers."""
+    """Dotted module names; empty: the simulated ones, where they can do no harm."""
+    no_handler_after_ms: int | None
+    """How long a task may wait for a handler before it fails. None: for ever."""
     concurrency: int
     worker_memory_bytes: int | None
     """Of each worker process. None: no bound."""
@@ -119,6 +122,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP address as others dial it."""
     peer_public: str
     """Where its peers dial it: ``HOST:PORT``, or ``unix:PATH``."""
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Nobody elsewhere can reach it, and no tokens are asked for: a place to try things out."""
+        addresses = (self.http, self.http_compatible, self.peer)
+        return self.tokens_file is None and all(one is None or one.is_local for one in addresses)
 
     @property
     def pid_file(self) -> Path:
@@ -253,6 +262,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         data_dir=data_dir,
         working_dir=working_dir,
         handlers=sources.many("handlers", parse_module),
+        no_handler_after_ms=sources.one("no-handler-after", unless("never", duration(1, 10 * YEAR_S))),
         concurrency=sources.one("concurrency", whole(1, CONCURRENCY_MAX)),
         worker_memory_bytes=sources.maybe("worker-memory", size(limits.WORKER_MEMORY_BYTES_MIN, 2**50)),
         worker_env=sources.many("worker-env", parse_variable),

@@ -148,6 +148,12 @@ class StaleAttempt(TaskQueueError):
     status, code, title = 409, "stale_attempt", "Attempt no longer holds the task"
 
 
+class HandlersUnusable(TaskQueueError):
+    """The node's handler modules could not be loaded anew; the handlers of before go on."""
+
+    status, code, title = 409, "handlers_unusable", "Handlers could not be loaded"
+
+
 # --- refused for now: nothing was done, the same call may succeed later ---
 class Busy(TaskQueueError):
     status, code, title, retryable = 429, "busy", "Too busy", True
@@ -179,6 +185,12 @@ class NoController(TaskQueueError):
 
 class NotConfirmed(TaskQueueError):
     status, code, title, retryable = 503, "not_confirmed", "Read could not be proven fresh", True
+
+
+class Upgrading(TaskQueueError):
+    """Not every node knows the feature yet: the cluster is being upgraded (F44). ``detail`` names it."""
+
+    status, code, title, retryable = 503, "upgrading", "Not every node knows this yet", True
 
 
 class DiskReserve(TaskQueueError):

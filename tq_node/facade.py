@@ -13,7 +13,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from tq_node.errors import TaskQueueError
-from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow, Token, Transition
+from tq_node.types import Announced, Backoff, LogLine, Progress, State, TaskError, TaskRow, Token, Transition, WaitsFor
 
 
 class Submission(msgspec.Struct, gc=False, array_like=True):
@@ -197,6 +197,16 @@ class Worker(Protocol):
     def notes(self) -> Sequence[ReadyNote]:
         """Why it runs no tasks, or not all."""
 
+    @property
+    def announced(self) -> Announced:
+        """What the other nodes are told of its handlers."""
+
+    def stand_in(self, may: bool) -> None:
+        """Whether handlers that nobody asked for, the simulated ones, may run tasks."""
+
+    def reload_handlers(self) -> Deferred[HandlersReloaded]:
+        """See ``TaskQueue.reload_handlers``."""
+
     def wake(self) -> None:
         """There may be something to claim."""
 
@@ -266,6 +276,21 @@ class ReadyNote(msgspec.Struct, frozen=True):
 
     code: str
     detail: str
+
+
+class NodeHandlers(msgspec.Struct, frozen=True):
+    """What a node that is up runs tasks with."""
+
+    node: str
+    announced: Announced
+
+
+class HandlersReloaded(msgspec.Struct, frozen=True):
+    """The types that have handlers now, and how they differ from those of before."""
+
+    types: list[str]
+    added: list[str]
+    removed: list[str]
 
 
 class TaskQueue(Protocol):
@@ -359,8 +384,20 @@ class TaskQueue(Protocol):
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         """For each queue that has ever been seen by this process (0.0 where nothing waits)."""
 
+    def handlers(self) -> Sequence[NodeHandlers]:
+        """Of all nodes that are up. :raises Upgrading: nodes of an earlier release are among them, which don't say."""
+
+    def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
+        """Why a task that has not ended does not run, as this node knows."""
+
+    def reload_handlers(self) -> Deferred[HandlersReloaded]:
+        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; those of before go on."""
+
     # --- for work/ ---
     def attach(self, worker: Worker) -> None: ...
+
+    def handlers_changed(self) -> None:
+        """The worker runs other types than before."""
 
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         """Claim up to ``limit`` due tasks, the highest rank first. Fires when the claims are committed; may be empty.

@@ -166,6 +166,11 @@ FILES_PER_PROCESS = 8
 CHILD_START_FAILURES_MAX = 3
 """Starts that fail in a row before a node claims no more than the processes that it has can run."""
 
+HANDLED_TYPES_MAX = 1_000
+"""Types that a node has handlers for; the others are told of all."""
+HANDLED_BYTES_MAX = 128 * KIB
+"""What that may take, encoded, with the defaults of each type."""
+
 # --- HTTP ---
 COMMIT_WAIT_S = 10.0
 """How long a caller waits for a commit before it hears that the outcome is not known."""

@@ -46,7 +46,7 @@ from tq_node.runtime.identity import (
 from tq_node.runtime.invitations import Invited, Inviter, JoinRefused
 from tq_node.runtime.joining import Joiner, refusal_line
 from tq_node.store.api import Batch, Store
-from tq_node.types import NodeId
+from tq_node.types import HandlerKind, NodeId
 from tq_node.wire.dialling import Dialling
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handler import Greeting
@@ -68,15 +68,25 @@ class PeerPortTaken(Exception):
 class Member:
     """In the order of a node's life: ``identify``, ``assemble``, ``start``, ``join``, ``give_away``, ``hand_over``, ``stop``.
 
+    :param handlers: what this run registers with.
+
     :raises BadCredentials: the files of ``--secret-file``, ``--peer-cert``, ``--peer-key`` or ``--peer-ca`` do not do.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, *, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        *,
+        random_bytes: Callable[[int], bytes],
+        handlers: HandlerKind = HandlerKind.UNKNOWN,
+    ) -> None:
         self.incarnation = 0
         self.plane: ControlPlane
         self._settings = settings
         self._reactor = reactor
         self._random_bytes = random_bytes
+        self._handlers = handlers
         file, insecure = settings.secret_file, settings.insecure_peers
         self._secret_in_file = None if file is None else read_secret(file, insecure=insecure)
         self._tls = peer_tls(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure)
@@ -146,6 +156,7 @@ class Member:
             draw(_NONCE_BYTES).hex(),
             FEATURE_LEVEL_MIN,
             FEATURE_LEVEL_MAX,
+            self._handlers,
         )
 
     @property

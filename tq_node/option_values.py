@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def parse_node_name(text: str) -> str:
@@ -62,6 +65,11 @@ _NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
 """Longer ones are no times and no sizes, and with some hundred digits no floats either."""
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d|w))+|{_NUMBER}", re.ASCII)
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "": 1_000}
+
+
+def unless(word: str, parse: Callable[[str], T]) -> Callable[[str], T | None]:
+    """None for the word, else what ``parse`` makes of it."""
+    return lambda text: None if text == word else parse(text)
 
 
 def duration(low_s: float, high_s: float) -> Callable[[str], int]:

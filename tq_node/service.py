@@ -89,7 +89,7 @@ def makeService(options: Options) -> NodeService:
         sys.path.append(working_dir)  # a daemon changes directory later. Last, as ``load_handlers`` promises
     wrap_streams()
     try:
-        made.registry = Registry.load(settings.handlers)
+        made.registry = Registry.load(settings.handlers, may_simulate=settings.is_for_this_machine)
     except HandlerError as why:
         refuse(f"--handlers: {why}")
     return made
@@ -164,7 +164,9 @@ class NodeService(Service):
         self._metrics = metrics = Metrics(
             version=version(), node=settings.node_name, labels_max=settings.metrics_labels
         )
-        member = self._member = Member(settings, self._reactor, random_bytes=os.urandom)
+        member = self._member = Member(
+            settings, self._reactor, random_bytes=os.urandom, handlers=self.registry.announced.kind
+        )
         self._look_around()
         self._look_for_failure()
         self._store = open_store(
@@ -186,6 +188,7 @@ class NodeService(Service):
                 node_id=member.node_id,
                 node_name=settings.node_name,
                 make_local=self._local_queue,
+                no_handler_after_ms=settings.no_handler_after_ms,
                 workers_are_gone=lambda: self._workers_gone or self._prove_alone(),
                 random_bytes=os.urandom,
                 draw=random.random,
@@ -373,7 +376,22 @@ class NodeService(Service):
         """SIGHUP: read again what can be; whatever does not do then stays as it was."""
         if self._is_stopping or not self.running:
             return
-        _log.info("SIGHUP: nothing to read again", event="reloaded")
+        _log.info("SIGHUP: the handlers are loaded anew", event="reloaded")
+        self.reload_handlers()
+
+    def reload_handlers(self) -> Deferred[None]:
+        """Import the modules of ``--handlers`` anew, and say in the log what became of it. Never fails; fires when it is done.
+
+        Where a module can't be imported the handlers of before go on.
+        """
+        done: Deferred[None] = Deferred()
+        if self._is_stopping or not self._worker.running:
+            done.callback(None)
+        else:
+            self._worker.reload_handlers().addBoth(
+                lambda _: done.callback(None)
+            )  # the worker says what there is to say
+        return done
 
     # --- end ---
     def stopService(self) -> Deferred[None]:

@@ -167,6 +167,13 @@ class Announced(msgspec.Struct, frozen=True, array_like=True):
     handled: tuple[HandledType, ...] = ()
 
 
+class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One reason why a task does not run. ``kind`` is a stable word; ``since_us`` is wall clock, as the node knows it."""
+
+    kind: str
+    since_us: int
+
+
 class Transition(NamedTuple):
     """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None at birth."""
 

@@ -189,7 +189,7 @@ def test_a_client_port_that_outlives_the_node(
 ) -> None:
     """Connections wait while the node is away; it knows its address, so that others can join."""
     port = listening.getsockname()[1]
-    options = ["--node-id", "node-1", "--http", f"systemd:domain=INET:{which}"]
+    options = ["--node-id", "node-1", "--http", f"systemd:domain=INET:{which}", "--handlers", "simulated"]
     if which == "index=0":
         options += ["--peer", f"127.0.0.1:{port + 1000}", "--advertise", f"localhost:{port}"]
     with contextlib.ExitStack() as stack:

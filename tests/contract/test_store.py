@@ -350,7 +350,7 @@ async def test_open_rows_come_in_pages_by_state_and_id(store: Store) -> None:
         found += part
         after = (part[-1].state, part[-1].id)
     expected = sorted((row for row in rows if row.state < 3), key=lambda row: (row.state, row.id))
-    assert found == [OpenRow(r.id, r.partition, r.state, r.queue, r.priority, r.run_at_us) for r in expected]
+    assert found == [OpenRow(r.id, r.partition, r.state, r.queue, r.priority, r.run_at_us, r.type) for r in expected]
 
 
 @deferred

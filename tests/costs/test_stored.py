@@ -15,6 +15,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tests.support.stores import birth, change, group_writer, immediate, record
+from tq_node.partition.ready import ReadySet
 from tq_node.runtime.recovery import recover_rows
 from tq_node.store import opening, paging, queries
 from tq_node.store.api import Batch, OpenRow, RowDelete, RowQuery, RowWrite, Tombstone
@@ -189,7 +190,7 @@ def test_who_takes_partitions_up_reads_the_open_rows_of_these_once() -> None:
     kinds = itertools.cycle(State)
     rows = [row(number, state=next(kinds), queue=f"q{number % 3}") for number in range(14_400)]
     store.commit(Batch(rows=rows))
-    found = immediate(Deferred.fromCoroutine(recover_rows(store, [1, 2, 3])))
+    found = immediate(Deferred.fromCoroutine(recover_rows(store, [1, 2, 3], ReadySet())))
     mine = [one for one in rows if one.partition in (1, 2, 3)]
     assert store.rows_read == sum(one.state < State.COMPLETED for one in mine)
     counted = {

@@ -96,8 +96,8 @@ def _active_before_the_barrier(self: replication.Replication, records: Any, name
             self._on_led(core.partition, core.epoch)
 
 
-async def _no_heaps(store: Any, partitions: Any) -> Any:
-    found = await _recover_rows(store, partitions)
+async def _no_heaps(store: Any, partitions: Any, ready: Any) -> Any:
+    found = await _recover_rows(store, partitions, ready)
     found.ready, found.due = type(found.ready)(), type(found.due)()
     return found
 

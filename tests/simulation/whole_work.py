@@ -14,10 +14,11 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from tests.simulation.whole_time import SOCKET
+from tests.support.workers import AnyType
 from tests.support.world import MS_US, SECOND_US
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, ReadyNote, Released
+from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released
 from tq_node.types import TaskError, Token
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Process:
         return self.claim.task_id, self.claim.token
 
 
-class SimWorker:
+class SimWorker(AnyType):
     """Implements ``facade.Worker``."""
 
     def __init__(self, node: WholeNode) -> None:
@@ -71,11 +72,7 @@ class SimWorker:
             self._loops.append(loop)
         self._schedule()
 
-    # --- facade.Worker ---
-    types = None
-    """Any: the outcome is drawn."""
-    notes: tuple[ReadyNote, ...] = ()
-
+    # --- facade.Worker; any type: the outcome is drawn ---
     @property
     def slots_free(self) -> int:
         return 0 if self._is_stopping or not self._world.is_working else SLOTS - len(self.processes) - self._asked

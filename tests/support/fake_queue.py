@@ -36,6 +36,7 @@ class FakeQueue:
         self.note_errors: deque[BaseException] = deque()
         self.granted_ms = limits.LEASE_MS - limits.LEASE_MARGIN_MS
         self.lease_questions: list[int] = []
+        self.handlers_changes = 0
         self.hold_claims = False
         self.hold_finishes = False
         self.wake_on_put = True
@@ -96,6 +97,10 @@ class FakeQueue:
             deferred.callback(value)
 
     # --- facade.TaskQueue ---
+    def handlers_changed(self) -> None:
+        self.handlers_changes += 1
+        self._told()
+
     def attach(self, worker: Worker) -> None:
         self.worker = worker
 

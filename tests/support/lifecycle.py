@@ -202,6 +202,7 @@ class World:
                 tasks.Lose(now, token, draw),
                 tasks.Cancel(now) if draw < 0.3 else tasks.Due(now),
                 tasks.Retry(now),
+                tasks.Unhandled(now, error) if draw < 0.3 else tasks.Due(now),
             ]
         )
         self.tell(task_id, event)

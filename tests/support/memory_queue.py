@@ -27,9 +27,11 @@ from tq_node.facade import (
     Claim,
     ClusterView,
     EventBatch,
+    HandlersReloaded,
     Invitation,
     ListedTask,
     ListQuery,
+    NodeHandlers,
     Notes,
     NotReadyReason,
     Outcome,
@@ -54,6 +56,7 @@ from tq_node.types import (
     TaskSpec,
     Token,
     Transition,
+    WaitsFor,
 )
 
 T = TypeVar("T")
@@ -84,6 +87,8 @@ class MemoryQueue:
         self.paused: set[str] = set()
         self.reasons: list[NotReadyReason] = []
         self.ready_notes: list[ReadyNote] = []
+        self.node_handlers: list[NodeHandlers] = []
+        self.waits: dict[str, list[WaitsFor]] = {}
         self.calls: deque[str] = deque(maxlen=1_000)
         self.held: list[Deferred[Any]] = []
         self.holding = False
@@ -401,6 +406,17 @@ class MemoryQueue:
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         return self._answer_now("not_ready", lambda: self.reasons)
+
+    def handlers(self) -> Sequence[NodeHandlers]:
+        return self._answer_now("handlers", lambda: self.node_handlers)
+
+    def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
+        return self.waits.get(row.id, ())
+
+    def reload_handlers(self) -> Deferred[HandlersReloaded]:
+        return self._answer("reload_handlers", lambda: HandlersReloaded(["email"], ["email"], []))
+
+    def handlers_changed(self) -> None: ...
 
     def notes(self) -> Sequence[ReadyNote]:
         return self._answer_now("notes", lambda: self.ready_notes)

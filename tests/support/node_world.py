@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock as VirtualClock
 from twisted.python.failure import Failure
 
+from tests.support.workers import AnyType
 from tq_node import limits
 from tq_node.errors import (
     AlreadyFinal,
@@ -41,7 +42,6 @@ from tq_node.facade import (
     Notes,
     Outcome,
     Read,
-    ReadyNote,
     Released,
     Submission,
     TaskPage,
@@ -88,12 +88,10 @@ class LateReads(MemoryStore):
             out.callback(found)
 
 
-class FakeWorker:
+class FakeWorker(AnyType):
     """Counts wake-ups; the world claims and finishes by hand."""
 
     slots_free = 0
-    types = None
-    notes: tuple[ReadyNote, ...] = ()
 
     def __init__(self) -> None:
         self.stopped: list[tuple[str, Token]] = []

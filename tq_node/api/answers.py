@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from tq_node.api.failures import ItemError
-from tq_node.types import STATE_LABELS, AttemptRecord, State, TaskError, TaskRow, Transition
+from tq_node.types import STATE_LABELS, AttemptRecord, State, TaskError, TaskRow, Transition, WaitsFor
 
 
 class Submitted(msgspec.Struct):
@@ -67,8 +68,17 @@ class LogLineOut(msgspec.Struct):
     line: str
 
 
+class WaitsForOut(msgspec.Struct):
+    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the node that answers knows it."""
+
+    kind: str
+    since: str
+
+
 class TaskOut(msgspec.Struct):
     """A task as it is. What is not there yet is left out; times are RFC 3339, UTC, durations seconds.
+
+    ``waiting_for`` stands only where something holds up a task that has not ended: why it does not run.
 
     ``version`` rises by one with each change. ``age`` stands only in a local read: how old it may be. ``role`` stands only in
     lists: whether this node's copy is the primary's.
@@ -99,6 +109,7 @@ class TaskOut(msgspec.Struct):
     timeout: float | UnsetType = UNSET
     progress: ProgressOut | UnsetType = UNSET
     log_dropped: int | UnsetType = UNSET
+    waiting_for: list[WaitsForOut] | UnsetType = UNSET
     role: str | UnsetType = UNSET
     age: float | UnsetType = UNSET
 
@@ -182,8 +193,8 @@ def seconds(ms: int) -> float | int:
     return ms / 1_000 if rest else whole
 
 
-def task_out(row: TaskRow, node: str) -> TaskOut:
-    """:param node: name of the task's primary."""
+def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
+    """:param node: name of the task's primary. :param waiting_for: says why a task that has not ended does not run."""
     spec = row.spec
     backoff = spec.backoff
     out = TaskOut(
@@ -221,6 +232,8 @@ def task_out(row: TaskRow, node: str) -> TaskOut:
         out.progress = ProgressOut(row.progress.fraction, UNSET if row.progress.note is None else row.progress.note)
     if row.log_dropped:
         out.log_dropped = row.log_dropped
+    if row.state < State.PROCESSING and (reasons := waiting_for(row)):
+        out.waiting_for = [WaitsForOut(reason.kind, time_text(reason.since_us)) for reason in reasons]
     return out
 
 

@@ -16,6 +16,7 @@ from tq_node.api.service import ServiceRoutes
 from tq_node.api.settings import ApiSettings
 from tq_node.api.site import ApiSite
 from tq_node.api.tasks import TaskRoutes
+from tq_node.api.workers import WorkerRoutes
 from tq_node.facade import TaskQueue
 from tq_node.observe.exposition import Exposition
 from tq_node.observe.metrics import Metrics
@@ -29,7 +30,8 @@ class _Rooms:
         self.events = EventRoutes(queue, settings, metrics)
         self.cluster = ClusterRoutes(queue, shutdown)
         self.service = ServiceRoutes(queue, Exposition(metrics), settings.version)
-        self.routes = [*self.tasks.routes(), *self.events.routes(), *self.cluster.routes(), *self.service.routes()]
+        rooms = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.service)
+        self.routes = [route for room in rooms for route in room.routes()]
 
 
 def make_site(

@@ -94,6 +94,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.LastNode,
     errors.ClusterRefused,
     errors.StaleAttempt,
+    errors.HandlersUnusable,
     errors.TaskPurged,
     errors.BodyTooLarge,
     errors.PayloadTooLarge,
@@ -111,6 +112,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.NoController,
     errors.NotConfirmed,
     errors.DiskReserve,
+    errors.Upgrading,
     PeerUnreachable,
     errors.OutcomeUnknown,
 )

@@ -122,7 +122,7 @@ class TaskRoutes:
         sent = read_query(request, StatusParameters)
         if sent.wait > 0.0:
             return self._wait(request, sent)
-        return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(_answer_task, request)
+        return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(self._answer_task, request)
 
     def _wait(self, request: Answering, sent: StatusParameters) -> Deferred[None]:
         site = request.site
@@ -138,7 +138,13 @@ class TaskRoutes:
             return result
 
         waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local")
-        return waiting.addBoth(over).addCallback(_answer_task, request)
+        return waiting.addBoth(over).addCallback(self._answer_task, request)
+
+    def _answer_task(self, read: Read, request: Answering) -> None:
+        out = task_out(read.row, read.node, self._queue.waiting_for)
+        if read.age_s is not None:
+            out.age = read.age_s
+        request.answer(200, _encode(out))
 
     def cancel(self, request: Answering) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
@@ -177,7 +183,7 @@ class TaskRoutes:
                 await next_turn(request.site.reactor)
             outs: list[TaskOut] = []
             for listed in page.tasks[start : start + RENDER_ROWS_PER_TURN]:
-                out = task_out(listed.row, listed.node)
+                out = task_out(listed.row, listed.node, self._queue.waiting_for)
                 out.role = listed.role
                 outs.append(out)
             pieces.append(_encode(outs)[1:-1])
@@ -401,13 +407,6 @@ def _answer_batch(
         b'{"success":true,"accepted":%d,"rejected":%d,"results":[%b]}'
         % (accepted_count, len(items) - accepted_count, b",".join(pieces)),
     )
-
-
-def _answer_task(read: Read, request: Answering) -> None:
-    out = task_out(read.row, read.node)
-    if read.age_s is not None:
-        out.age = read.age_s
-    request.answer(200, _encode(out))
 
 
 def _answer_change(row: TaskRow, request: Answering) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+import msgspec
 
 from tq_node.cluster.records import HANDLERS_LEVEL, ClusterMap, NodeEntry
 from tq_node.types import Announced, HandlerKind, NodeId
@@ -39,3 +41,32 @@ def is_note_due(table: ClusterMap, told: Mapping[NodeId, Announced]) -> bool:
             if node.node_id in told
         )
     )
+
+
+ANY = "*"
+"""Among the types of a node: it takes each that has no handler of its own."""
+
+
+class Takers(msgspec.Struct, frozen=True):
+    """The types that each node which is up takes; None: any, or it has not said."""
+
+    of: dict[NodeId, frozenset[str] | None]
+
+    @property
+    def named(self) -> frozenset[str]:
+        return frozenset().union(*(types for types in self.of.values() if types is not None))
+
+    @property
+    def is_any_taken(self) -> bool:
+        return None in self.of.values()
+
+
+def takers(table: ClusterMap, told: Mapping[NodeId, Announced], me: NodeId, own: Collection[str] | None) -> Takers:
+    """:param told: of each node, its last word in its present session; of this one ``own`` counts, which is newer."""
+    of: dict[NodeId, frozenset[str] | None] = {me: None if own is None else frozenset(own)}
+    for node in table.nodes.values():
+        if node.is_up and node.node_id != me:
+            said = told.get(node.node_id)
+            types = None if said is None else frozenset(handled.type for handled in said.handled)
+            of[node.node_id] = None if types is None or ANY in types else types
+    return Takers(of)

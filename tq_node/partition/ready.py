@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import struct
+from collections.abc import Collection
 
 from tq_node import limits
 
@@ -23,6 +24,14 @@ _head = struct.Struct(">QH")
 _pack = _head.pack
 _unpack_from = _head.unpack_from
 _HEAD_BYTES = _head.size
+Lane = tuple[str, str]
+"""Queue and type."""
+_UNKNOWN = ""
+"""In place of a type that nobody is known to name: no task has it."""
+_HEADS_MAX = 50_000
+"""A line that is asked for nothing collects stale heads; past this they are made anew when it is."""
+_LINES_MAX = 8
+"""Lines of other workers that are kept, besides this node's own."""
 
 
 def rank_us(run_at_us: int, priority: int) -> int:
@@ -85,99 +94,201 @@ class _Heaps:
         self.count -= len(self.of.pop(partition, ()))
 
 
-class ReadySet:
-    """Pending tasks by rank. A paused queue costs nothing: its heads are not among those that ``pop`` looks at."""
+class _Line:
+    """The heads of all lanes that one kind of worker may take from, as a heap.
 
-    def __init__(self) -> None:
-        self._queues: dict[str, _Heaps] = {}
-        self._heads: list[tuple[bytes, str, int]] = []
-        """Some are stale: only one that is its heap's first entry counts. Each ``absorb`` and ``resume`` makes them anew."""
+    Some are stale: only one that is its heap's first entry counts. ``heads`` None: to be made anew when they are asked for.
+    """
+
+    __slots__ = ("heads", "types")
+
+    def __init__(self, types: Collection[str] | None) -> None:
+        self.types = types
+        self.heads: list[tuple[bytes, Lane, int]] | None = None
+
+    def takes(self, lane: Lane) -> bool:
+        return self.types is None or lane[1] in self.types
+
+    def show(self, key: bytes, lane: Lane, partition: int) -> None:
+        """It is its heap's first entry now, and its queue is not paused."""
+        if self.heads is not None and (self.types is None or lane[1] in self.types):
+            if len(self.heads) < _HEADS_MAX:
+                heapq.heappush(self.heads, (key, lane, partition))
+            else:
+                self.heads = None
+
+
+class ReadySet:
+    """Pending tasks by rank, in a lane for each queue and type; types that no worker is known to name share one.
+
+    A lane that may not be taken from costs nothing, however much lies in it: of a paused queue, or of a type that the worker
+    which asks has no handler for. ``own`` is what this node's worker takes; ``pop_for`` asks for those of other nodes.
+    """
+
+    def __init__(self, own: Collection[str] | None = None, known: Collection[str] = frozenset()) -> None:
+        """:param own: types, None: any. :param known: those that get a lane of their own."""
+        self._lanes: dict[Lane, _Heaps] = {}
         self._paused: set[str] = set()
+        self._known = frozenset(known)
+        self._own = _Line(own)
+        self._lines = [self._own]
+        """Behind this node's own line, those of other workers that ask; the one that asked last is the last."""
+        self.is_misplaced = False
+        """Tasks may lie in the lane of unknown types whose type is known by now: they are to be read anew."""
+
+    def like(self) -> ReadySet:
+        """An empty one with the same lanes, and no queue paused."""
+        return ReadySet(self._own.types, self._known)
+
+    def has_lanes_of(self, other: ReadySet) -> bool:
+        """Is it still as if ``like`` had just made it?"""
+        return (self._own.types, self._known) == (other._own.types, other._known)
 
     def __len__(self) -> int:
-        return sum(heaps.count for heaps in self._queues.values())
+        return sum(heaps.count for heaps in self._lanes.values())
 
-    def _heaps(self, queue: str) -> _Heaps:
-        heaps = self._queues.get(queue)
+    def _heaps(self, lane: Lane) -> _Heaps:
+        heaps = self._lanes.get(lane)
         if heaps is None:
-            heaps = self._queues[queue] = _Heaps()
+            heaps = self._lanes[lane] = _Heaps()
         return heaps
 
-    def push(self, task_id: str, partition: int, queue: str, priority: int, run_at_us: int) -> None:
-        key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
-        if self._heaps(queue).push(partition, key) and queue not in self._paused:
-            heapq.heappush(self._heads, (key, queue, partition))
+    def _lane(self, queue: str, task_type: str) -> Lane:
+        return queue, task_type if task_type in self._known else _UNKNOWN
 
-    def extend(self, tasks: list[tuple[str, int, str, int, int]]) -> None:
-        """Many (task_id, partition, queue, priority, run_at_us); nothing may be popped before ``arrange``."""
-        for task_id, partition, queue, priority, run_at_us in tasks:
+    # --- who takes what ---
+    def set_own(self, types: Collection[str] | None) -> None:
+        """What this node's worker takes; None: any."""
+        self._own.types = types
+        self._own.heads = None
+
+    def set_known(self, types: Collection[str]) -> None:
+        """The types that workers name anywhere. What is dropped keeps its lanes until they are empty."""
+        known = frozenset(types)
+        if not known <= self._known and any(lane[1] == _UNKNOWN for lane in self._lanes):
+            self.is_misplaced = True
+        self._known = known
+
+    # --- putting in ---
+    def push(
+        self, task_id: str, partition: int, queue: str, priority: int, run_at_us: int, task_type: str = ""
+    ) -> None:
+        key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
+        lane = queue, task_type if task_type in self._known else _UNKNOWN
+        if self._heaps(lane).push(partition, key) and queue not in self._paused:
+            for line in self._lines:
+                line.show(key, lane, partition)
+
+    def extend(self, tasks: list[tuple[str, int, str, int, int, str]]) -> None:
+        """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before ``arrange``."""
+        for task_id, partition, queue, priority, run_at_us, task_type in tasks:
             key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
-            self._heaps(queue).append(partition, key)
+            self._heaps(self._lane(queue, task_type)).append(partition, key)
 
     def arrange(self) -> None:
         """Put in order what ``extend`` has brought."""
-        for heaps in self._queues.values():
+        for heaps in self._lanes.values():
             heaps.arrange()
-        self._show_heads()
+        self._forget_heads()
 
-    def _show_heads(self) -> None:
-        self._heads = [
-            (heap[0], queue, partition)
-            for queue, heaps in self._queues.items()
-            if queue not in self._paused
-            for partition, heap in heaps.of.items()
-        ]
-        heapq.heapify(self._heads)
-
+    # --- taking out ---
     def pop(self) -> tuple[str, int] | None:
-        """The (task_id, partition) of least rank whose queue is not paused; None where there is none."""
-        while self._heads:
-            key, queue, partition = heapq.heappop(self._heads)
-            heaps = self._queues.get(queue)
-            if heaps is None or queue in self._paused:
+        """The (task_id, partition) of least rank that this node's worker may start; None where there is none."""
+        return self._pop(self._own)
+
+    def pop_for(self, types: Collection[str] | None) -> tuple[str, int] | None:
+        """The same for another worker, which takes these types; None: any."""
+        return self._pop(self._line_of(types))
+
+    def _pop(self, line: _Line) -> tuple[str, int] | None:
+        heads = self._heads(line)
+        while heads:
+            key, lane, partition = heapq.heappop(heads)
+            heaps = self._lanes.get(lane)
+            if heaps is None or lane[0] in self._paused:
                 continue
             left = heaps.pop(partition, key)
             if left is None:
                 continue
             if left:
-                heapq.heappush(self._heads, (left[0], queue, partition))
+                for other in self._lines:
+                    other.show(left[0], lane, partition)
             elif not heaps.of:
-                del self._queues[queue]
+                del self._lanes[lane]
             return key[_HEAD_BYTES:].decode(), partition
         return None
 
+    def _heads(self, line: _Line) -> list[tuple[bytes, Lane, int]]:
+        if line.heads is None:
+            line.heads = [
+                (heap[0], lane, partition)
+                for lane, heaps in self._lanes.items()
+                if lane[0] not in self._paused and line.takes(lane)
+                for partition, heap in heaps.of.items()
+            ]
+            heapq.heapify(line.heads)
+        return line.heads
+
+    def _line_of(self, types: Collection[str] | None) -> _Line:
+        for place in range(1, len(self._lines)):
+            if self._lines[place].types == types:
+                line = self._lines.pop(place)
+                break
+        else:
+            line = _Line(types)
+            if len(self._lines) > _LINES_MAX:
+                del self._lines[1]
+        self._lines.append(line)
+        return line
+
+    def _forget_heads(self) -> None:
+        for line in self._lines:
+            line.heads = None
+
+    # --- looking ---
     def is_paused(self, queue: str) -> bool:
         return queue in self._paused
 
     @property
     def has_any(self) -> bool:
         """Whether ``pop`` may find one."""
-        return bool(self._heads)
+        return bool(self._heads(self._own))
 
-    @property
-    def waiting(self) -> int:
-        """How many entries ``pop`` may come to: those of queues that are not paused."""
-        return sum(heaps.count for queue, heaps in self._queues.items() if queue not in self._paused)
+    def kinds(self) -> set[str]:
+        """The types of which something waits in a queue that is not paused; empty text: some that nobody names."""
+        return {kind for queue, kind in self._lanes if queue not in self._paused}
 
+    def waiting_for(self, types: Collection[str] | None) -> tuple[int, int]:
+        """How many entries ``pop_for`` may come to, and how many of those ``pop`` may come to as well."""
+        line, own = _Line(types), self._own
+        all_of_them = shared = 0
+        for lane, heaps in self._lanes.items():
+            if lane[0] not in self._paused and line.takes(lane):
+                all_of_them += heaps.count
+                shared += heaps.count if own.takes(lane) else 0
+        return all_of_them, shared
+
+    # --- queues and partitions ---
     def pause(self, queue: str) -> None:
         self._paused.add(queue)
 
     def resume(self, queue: str) -> None:
         self._paused.discard(queue)
-        self._show_heads()
+        self._forget_heads()
 
     def absorb(self, other: ReadySet) -> None:
         """Take over everything that ``other`` has."""
-        for queue, heaps in other._queues.items():
-            self._heaps(queue).absorb(heaps)
-        self._show_heads()
+        for lane, heaps in other._lanes.items():
+            self._heaps(lane).absorb(heaps)
+        self._forget_heads()
+        self.is_misplaced = self.is_misplaced or other.is_misplaced or not self._known <= other._known
 
     def drop_partition(self, partition: int) -> None:
         """Forget every task of a partition that this node no longer leads."""
-        for queue, heaps in list(self._queues.items()):
+        for lane, heaps in list(self._lanes.items()):
             heaps.drop(partition)
             if not heaps.of:
-                del self._queues[queue]
+                del self._lanes[lane]
 
 
 class DueSet:

@@ -1,7 +1,8 @@
 """The task lifecycle: one table from (state, event) to what becomes of the row. Runs at the primary only.
 
     born ──> scheduled ──due──> pending ──claim──> processing ──complete──> completed
-      └────────────────────────────^ ^ ^              │ │ │ └──fail, last──> failed ──retry──> pending
+      └────────────────────────────^ ^ ^ │            │ │ │ └──fail, last──> failed ──retry──> pending
+                                   │ │ │ └──unhandled──> failed
                                    │ │ └──release─────┘ │ │
                                    │ └──fail, lose──────┘ └──lose, third──> failed
                                    └── (over scheduled, after the back-off)
@@ -94,7 +95,14 @@ class Retry(msgspec.Struct, frozen=True, gc=False):
     at_us: int
 
 
-Event = Due | Claim | Note | Complete | Fail | Release | Lose | Cancel | Retry
+class Unhandled(msgspec.Struct, frozen=True, gc=False):
+    """Nobody has had a handler for the task for too long."""
+
+    at_us: int
+    error: TaskError
+
+
+Event = Due | Claim | Note | Complete | Fail | Release | Lose | Cancel | Retry | Unhandled
 
 
 def born(spec: TaskSpec, partition: int, run_at_us: int) -> TaskRow:
@@ -270,6 +278,11 @@ def _retry(row: TaskRow, event: Retry) -> TaskRow:
     )
 
 
+def _unhandled(row: TaskRow, event: Unhandled) -> TaskRow:
+    # It was never begun, so it has no attempt that failed.
+    return replace(row, rev=row.rev + 1, state=State.FAILED, ended_us=event.at_us, error=event.error)
+
+
 def _same_news(row: TaskRow, event: Complete | Fail) -> TaskRow:
     """An attempt tells a second time how it ended. The token of the attempt that ended last is kept for this."""
     if row.token != event.token:
@@ -315,6 +328,7 @@ TABLE: dict[tuple[State, type[Any]], Callable[[TaskRow, Any], TaskRow]] = {
     (State.SCHEDULED, Lose): _stale,
     (State.SCHEDULED, Cancel): _cancel,
     (State.SCHEDULED, Retry): _not_retryable,
+    (State.SCHEDULED, Unhandled): _same,
     (State.PENDING, Due): _same,
     (State.PENDING, Claim): _claim,
     (State.PENDING, Note): _stale,
@@ -324,6 +338,7 @@ TABLE: dict[tuple[State, type[Any]], Callable[[TaskRow, Any], TaskRow]] = {
     (State.PENDING, Lose): _stale,
     (State.PENDING, Cancel): _cancel,
     (State.PENDING, Retry): _not_retryable,
+    (State.PENDING, Unhandled): _unhandled,
     (State.PROCESSING, Due): _same,
     (State.PROCESSING, Claim): _stale,
     (State.PROCESSING, Note): _note,
@@ -333,6 +348,7 @@ TABLE: dict[tuple[State, type[Any]], Callable[[TaskRow, Any], TaskRow]] = {
     (State.PROCESSING, Lose): _lose,
     (State.PROCESSING, Cancel): _cancel,
     (State.PROCESSING, Retry): _not_retryable,
+    (State.PROCESSING, Unhandled): _same,
     (State.COMPLETED, Due): _same,
     (State.COMPLETED, Claim): _stale,
     (State.COMPLETED, Note): _stale,
@@ -342,6 +358,7 @@ TABLE: dict[tuple[State, type[Any]], Callable[[TaskRow, Any], TaskRow]] = {
     (State.COMPLETED, Lose): _stale,
     (State.COMPLETED, Cancel): _already_final,
     (State.COMPLETED, Retry): _not_retryable,
+    (State.COMPLETED, Unhandled): _same,
     (State.FAILED, Due): _same,
     (State.FAILED, Claim): _stale,
     (State.FAILED, Note): _stale,
@@ -351,6 +368,7 @@ TABLE: dict[tuple[State, type[Any]], Callable[[TaskRow, Any], TaskRow]] = {
     (State.FAILED, Lose): _stale,
     (State.FAILED, Cancel): _already_final,
     (State.FAILED, Retry): _retry,
+    (State.FAILED, Unhandled): _same,
     (State.CANCELLED, Due): _same,
     (State.CANCELLED, Claim): _stale,
     (State.CANCELLED, Note): _stale,
@@ -360,4 +378,5 @@ TABLE: dict[tuple[State, type[Any]], Callable[[TaskRow, Any], TaskRow]] = {
     (State.CANCELLED, Lose): _stale,
     (State.CANCELLED, Cancel): _already_final,
     (State.CANCELLED, Retry): _retry,
+    (State.CANCELLED, Unhandled): _same,
 }

@@ -11,12 +11,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.cluster.placement import partition_of
-from tq_node.errors import NotPrimary, TaskQueueError
+from tq_node.cluster.records import HANDLERS_LEVEL
+from tq_node.errors import NotPrimary, NotReady, TaskQueueError, Upgrading
 from tq_node.facade import (
     Accepted,
     Claim,
     EventBatch,
+    HandlersReloaded,
     ListQuery,
+    NodeHandlers,
     Notes,
     Outcome,
     Read,
@@ -35,7 +38,7 @@ from tq_node.runtime.node_side import NodeSide
 from tq_node.runtime.observing import Observer
 from tq_node.runtime.queue import NodeQueue
 from tq_node.runtime.watching import ClusterWatch
-from tq_node.types import NodeId, TaskRow
+from tq_node.types import Announced, HandlerKind, NodeId, TaskRow, WaitsFor
 
 _log = Logger(namespace="taskqueue.cluster")
 HAND_OVER_MS = 2_000
@@ -225,11 +228,27 @@ class ClusterQueue(NodeSide):
 
     # --- facade: work ---
     def notes(self) -> Sequence[ReadyNote]:
-        of_worker = () if self._worker is None else self._worker.notes
+        of_worker = () if self._worker is None else (*self._worker.notes, *self._handling.notes(self._worker))
         return (*self._settings.notes, *of_worker, *super().notes())
+
+    def handlers(self) -> Sequence[NodeHandlers]:
+        if self.map.feature_level < HANDLERS_LEVEL:
+            raise Upgrading("handlers: not every node of the cluster says yet which ones it has")
+        own = Announced(HandlerKind.NONE) if self._worker is None else self._worker.announced
+        return self._handling.shown(self.map, self.plane.membership.liveness.handlers, own)
+
+    def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
+        return self._handling.waiting_for(row)
+
+    def reload_handlers(self) -> Deferred[HandlersReloaded]:
+        if self._worker is None:
+            return fail(NotReady("the node is starting"))
+        return self._worker.reload_handlers()
 
     def attach(self, worker: Worker) -> None:
         self._worker = worker
+        self.plane.membership.announce(worker.announced)
+        self._look_at_handlers()
         if self._local is not None and self._local.is_active:
             self._local.attach(worker)
 

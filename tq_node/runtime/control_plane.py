@@ -68,6 +68,9 @@ class Outside:
     def table_changed(self, changes: Sequence[Change]) -> None:
         """The table is another; ``changes`` is empty after a snapshot, when all of it may be."""
 
+    def handlers_heard(self) -> None:
+        """A node has said which handlers it has now."""
+
     def data(self, peer: PeerIdentity, body: bytes) -> None:
         """Messages of the partitions' copies."""
 
@@ -134,6 +137,7 @@ class ControlPlane:
             clock,
             health=outside.health,
             on_refused=outside.refused,
+            on_handlers=outside.handlers_heard,
         )
         self.listener = PeerListener(reactor, endpoint, local, self, sessions, tls=tls)
         self.has_certificates = tls is not None

@@ -29,7 +29,9 @@ async def load_hints(store: Store, ready: ReadySet, due: DueSet, partitions: Col
     after: tuple[int, str] | None = None
     while True:
         rows = await store.open_rows(after, OPEN_ROWS_CHUNK, partitions)
-        ready.extend([(r.id, r.partition, r.queue, r.priority, r.run_at_us) for r in rows if r.state == State.PENDING])
+        ready.extend(
+            [(r.id, r.partition, r.queue, r.priority, r.run_at_us, r.type) for r in rows if r.state == State.PENDING]
+        )
         due.extend([(r.id, r.partition, r.run_at_us) for r in rows if r.state == State.SCHEDULED])
         found.running += [r.id for r in rows if r.state == State.PROCESSING]
         found.counts.update([(r.partition, r.queue, r.state) for r in rows])

@@ -104,7 +104,7 @@ class Leading:
 
     async def _serve(self, fresh: dict[int, int]) -> None:
         await self._copies.settle()
-        found = await recover_rows(self._store, list(fresh))
+        found = await recover_rows(self._store, list(fresh), self._table.ready.like())
         # From here on nothing is awaited: what was read is what is there.
         table = self._table
         for partition, epoch in fresh.items():

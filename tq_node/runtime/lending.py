@@ -5,7 +5,7 @@ Nothing is said, and no timer runs, where nothing waits: an idle cluster stays i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
@@ -20,15 +20,24 @@ from tq_node.wire.failures import WireRefusal
 
 
 class Lending:
-    """:param peers: those that may be asked for help, in an order that stays."""
+    """:param peers: those that may be asked for help, in an order that stays.
+
+    :param types_of: what a peer's worker takes; None: any, or it did not say.
+    """
 
     def __init__(
-        self, local: NodeQueue, forwarding: Forwarding, clock: Clock, peers: Callable[[], Sequence[NodeId]]
+        self,
+        local: NodeQueue,
+        forwarding: Forwarding,
+        clock: Clock,
+        peers: Callable[[], Sequence[NodeId]],
+        types_of: Callable[[NodeId], Collection[str] | None] = lambda _: None,
     ) -> None:
         self._local = local
         self._forwarding = forwarding
         self._clock = clock
         self._peers = peers
+        self._types_of = types_of
         self._turn = 0
         self._telling: set[NodeId] = set()
         self._unaware: set[NodeId] = set()
@@ -57,16 +66,18 @@ class Lending:
 
     def _look(self) -> None:
         self._timer = None
-        backlog = self._local.backlog()
-        if backlog <= 0:
+        if self._local.backlog() <= 0:
             return
+        backlogs = {node: self._local.backlog(self._types_of(node)) for node in self._peers()}
+        able = [node for node, backlog in backlogs.items() if backlog > 0]
+        if not able:
+            return  # what waits is for none of them; that one comes that may be asked is noticed
         self._look_again()
-        for node in self._next():
-            self._tell(node, backlog)
+        for node in self._next(able):
+            self._tell(node, backlogs[node])
 
-    def _next(self) -> Sequence[NodeId]:
+    def _next(self, peers: Sequence[NodeId]) -> Sequence[NodeId]:
         """All of them, or as many as are told at a time, each in its turn."""
-        peers = self._peers()
         if len(peers) <= limits.HELP_PEERS_MAX:
             return peers
         first = self._turn % len(peers)

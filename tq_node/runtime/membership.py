@@ -11,6 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tq_node import limits
 from tq_node.cluster import commands
 from tq_node.cluster.commands import AnyCommand, FoundCluster, NodeDown, RegisterNode, Registration
 from tq_node.cluster.controller import Decision, decide
@@ -37,7 +38,7 @@ from tq_node.runtime.registering import (
     check_registration,
     check_whole,
 )
-from tq_node.types import NodeId, NodeName
+from tq_node.types import Announced, NodeId, NodeName
 from tq_node.wire import commands as wire
 from tq_node.wire.codec import Codec
 from tq_node.wire.failures import MalformedBox
@@ -55,14 +56,22 @@ ASK_MEMBERS_EVERY_MS = 2_000
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
-    """A heartbeat, in the sender's session."""
+    """A heartbeat, in the sender's session.
+
+    ``handlers_serial`` rises with each change of its handlers in the session; which they are stands in the first beats only,
+    and where who hears it asks (``WANTS_HANDLERS``).
+    """
 
     session: int
     table_index: int
     health: Health
+    handlers_serial: int = 0
+    handlers: Announced | None = None
 
 
 BEATS: Codec[Beat] = Codec(Beat)
+WANTS_HANDLERS = b"?"
+"""Answers a beat whose sender's handlers are not known here."""
 EVIDENCES: Codec[Evidence] = Codec(Evidence)
 _CHANGES = {
     WishKind.ADD_LEARNER: ChangeKind.ADD_LEARNER,
@@ -76,6 +85,7 @@ class Membership:
     """:param registration: what this node says of itself; its nonce is of this start.
 
     :param health: asked before each heartbeat. :param on_refused: the cluster will not have this node; called once.
+    :param on_handlers: a node has said which handlers it has now.
     """
 
     def __init__(
@@ -89,6 +99,7 @@ class Membership:
         *,
         health: Callable[[], Health],
         on_refused: Callable[[Refusal], None],
+        on_handlers: Callable[[], None] = lambda: None,
     ) -> None:
         self.local = local
         self.me = local.node_id
@@ -101,6 +112,11 @@ class Membership:
         self._pool = pool
         self._clock = clock
         self._health = health
+        self._on_handlers = on_handlers
+        self._handlers = Announced(registration.handlers)
+        self._handlers_serial = 1
+        self._told_handlers: dict[NodeId, tuple[int, int]] = {}
+        """The session of each node that has been told of the present handlers, and which those are."""
         self._evidence = EvidenceCollector(self.me, pool, clock, self.session_of, self._report)
         self._pending: dict[int, AnyCommand] = {}
         self._pending_serial = 0
@@ -257,12 +273,23 @@ class Membership:
         return any(self._pool.is_connected(node) for node in self.known())
 
     # --- heartbeats ---
+    def announce(self, handlers: Announced) -> None:
+        """What this node runs tasks with from now on; all members are told at once."""
+        if handlers != self._handlers:
+            self._handlers = handlers
+            self._handlers_serial += 1
+            self.registration = msgspec.structs.replace(self.registration, handlers=handlers.kind)
+            self._beat()
+
     def _beat(self) -> None:
         if not self.is_registered:
             return
-        beat = Beat(self.session_of(self.me), self._raft.applied_index, self._health())
+        serial = self._handlers_serial
+        beat = Beat(self.session_of(self.me), self._raft.applied_index, self._health(), serial)
         self.liveness.heard(self.me, self._clock.now_ms(), beat.table_index, beat.health)
-        body = BEATS.encode(beat)
+        if self.liveness.lacks_handlers(self.me, serial):
+            self._hear_handlers(self.me, msgspec.structs.replace(beat, handlers=self._handlers))
+        body, whole = BEATS.encode(beat), b""
         for node in self.map.members():
             if (
                 node.node_id != self.me
@@ -270,16 +297,37 @@ class Membership:
                 and self._pool.is_connected(node.node_id)
             ):
                 self._beats_out.add(node.node_id)
-                self._pool.ask(node.node_id, wire.Heartbeat, body, 1.0).addBoth(self._beat_over, node.node_id)
+                told = node.session, serial
+                if self._told_handlers.get(node.node_id) == told:
+                    asked = self._pool.ask(node.node_id, wire.Heartbeat, body, 1.0)
+                else:
+                    whole = whole or BEATS.encode(msgspec.structs.replace(beat, handlers=self._handlers))
+                    asked = self._pool.ask(node.node_id, wire.Heartbeat, whole, 1.0)
+                asked.addBoth(self._beat_over, node.node_id, told)
         self._repeat_evidence()
 
-    def _beat_over(self, _: object, node: NodeId) -> None:
+    def _beat_over(self, answer: object, node: NodeId, told: tuple[int, int]) -> None:
         self._beats_out.discard(node)
+        if answer == WANTS_HANDLERS:
+            self._told_handlers.pop(node, None)
+        elif isinstance(answer, bytes):
+            self._told_handlers[node] = told
+
+    def _hear_handlers(self, node: NodeId, beat: Beat) -> None:
+        if beat.handlers is not None and self.liveness.lacks_handlers(node, beat.handlers_serial):
+            self.liveness.heard_handlers(node, beat.handlers_serial, beat.handlers)
+            self._on_handlers()
+            self.control_soon()
 
     def heartbeat_of(self, peer: PeerIdentity, body: bytes) -> bytes:
         beat = BEATS.decode(body)
+        if beat.handlers is not None and len(beat.handlers.handled) > limits.HANDLED_TYPES_MAX:
+            raise MalformedBox(f"a node with handlers for {len(beat.handlers.handled)} types")
         if beat.session == self.session_of(peer.node_id):
             self.liveness.heard(peer.node_id, self._clock.now_ms(), beat.table_index, beat.health)
+            self._hear_handlers(peer.node_id, beat)
+            if self.liveness.lacks_handlers(peer.node_id, beat.handlers_serial):
+                return WANTS_HANDLERS
         return b""
 
     # --- deaths ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -23,6 +24,7 @@ from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control_plane import ControlPlane, Outside
 from tq_node.runtime.forwarding import Forwarding
+from tq_node.runtime.handling import Handling
 from tq_node.runtime.helping import Helping
 from tq_node.runtime.ids import IdMaker
 from tq_node.runtime.lending import Lending
@@ -43,6 +45,7 @@ _log = Logger(namespace="taskqueue.cluster")
 HAND_OVER_MS = 2_000
 """How long a node that stops waits for others to take over what it leads."""
 HAND_OVER_LOOK_S = 0.05
+GIVE_UP_LOOK_S = 1.0
 
 
 class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +56,8 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     make_local: Callable[[ClusterSettings], NodeQueue]
     workers_are_gone: Callable[[], bool]
     random_bytes: Callable[[int], bytes]
+    no_handler_after_ms: int | None = None
+    """How long a task may wait for a handler before it fails; None: for ever."""
     draw: Callable[[], float] = lambda: 0.5
     """Random numbers in [0, 1), for pauses."""
     secret_to_hand_over: Callable[[], bytes | None] = lambda: None
@@ -91,11 +96,13 @@ class NodeSide(Operating, Outside):
         self._connected: set[NodeId] = set()
         self._renewing: Renewing | None = None
         self._renewals: tuple[LoopingCall, Deferred[object]] | None = None
+        self._giving_up: tuple[LoopingCall, Deferred[object]] | None = None
         self._local_started: Deferred[None] | None = None
         self._worker: Worker | None = None
         self._observers: list[Observer] = []
         self._lending: Lending | None = None
         self._helping: Helping | None = None
+        self._handling = Handling(settings.node_id, clock)
         self._serving = Serving(handlers_of(self._must_serve, self._offered, on_shutdown))
 
     # --- life ---
@@ -125,8 +132,7 @@ class NodeSide(Operating, Outside):
         self._is_over = True
         if self._local_started is not None:
             await self._local_started
-        if self._renewals is not None:
-            loop, over = self._renewals
+        for loop, over in filter(None, (self._renewals, self._giving_up)):
             loop.stop()
             await over
         if self._local is not None:
@@ -137,12 +143,15 @@ class NodeSide(Operating, Outside):
     def table_changed(self, changes: Sequence[Change]) -> None:
         if not self.map.is_founded or self._is_over:
             return
+        self._look_at_handlers()
         if self._local is None:
             self._local = self._settings.make_local(self.map.settings)
             self._local_started = Deferred.fromCoroutine(self._start_local(self._local))
             self._local_started.addErrback(self._local_failed)
         elif self._local.is_active:
             self._follow(self._local)
+            if self._lending is not None:
+                self._lending.noticed()  # who may be asked for help may be others
             if self._refuses_work and (led := self._local.replication.led_with_others()):
                 self._give_away(led)  # somebody died, and this node was chosen though it stops
 
@@ -151,7 +160,9 @@ class NodeSide(Operating, Outside):
         self._renewing = Renewing(
             local, self._forwarding, self._clock, lambda partition: self.map.partitions[partition].primary
         )
-        self._lending = Lending(local, self._forwarding, self._clock, self._may_be_asked)
+        self._lending = Lending(
+            local, self._forwarding, self._clock, self._may_be_asked, types_of=self._handling.types_of
+        )
         local.on_ready = self._lending.noticed
         self._helping = Helping(
             local,
@@ -162,9 +173,13 @@ class NodeSide(Operating, Outside):
             may_help=self._may_help,
             give_back=self._give_back,
         )
+        if (after_ms := self._settings.no_handler_after_ms) is not None:
+            give_up = partial(local.give_up_unhandled, self._handling, after_ms * 1000)
+            self._giving_up = self._clock.every(GIVE_UP_LOOK_S, give_up, "looking for tasks without a handler")
         self._renewals = self._clock.every(limits.LEASE_RENEW_MS / 1000, self._renewing.round, "renewing leases")
         if self._worker is not None:
             local.attach(self._worker)
+        self._tell_takers(local)
         for observer in list(self._observers):
             observer.begin(local)
         for node in sorted(self._connected):
@@ -183,6 +198,31 @@ class NodeSide(Operating, Outside):
         names = {node.node_id: node.name for node in self.map.nodes.values()}
         local.follow(records_of(self.map, self.node_id, may_lead=registered), names)
         local.set_paused(self.map.paused_queues)
+
+    # --- handlers ---
+    def handlers_changed(self) -> None:
+        """This node's worker runs others than before."""
+        assert self._worker is not None, "who says so is attached"
+        self.plane.membership.announce(self._worker.announced)
+        self._look_at_handlers()
+
+    def handlers_heard(self) -> None:
+        self._look_at_handlers()
+
+    def _look_at_handlers(self) -> None:
+        """Who takes what may have changed: the table, what another node has said, or the worker here."""
+        worker, told = self._worker, self.plane.membership.liveness.handlers
+        if worker is None or not self.map.is_founded:
+            return
+        worker.stand_in(self._handling.may_stand_in(self.map, told))
+        if self.plane.membership.is_registered:
+            self._handling.say(worker.announced.kind)
+        if self._handling.follow(self.map, told, worker.types) and self._local is not None and self._local.is_active:
+            self._tell_takers(self._local)
+
+    def _tell_takers(self, local: NodeQueue) -> None:
+        own = () if self._worker is None else self._worker.types
+        local.follow_handlers(own, self._handling.takers.named)
 
     # --- work for one another ---
     def _may_be_asked(self) -> Sequence[NodeId]:

@@ -44,6 +44,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.confirming import ROUND_S
 from tq_node.runtime.events import Change, EventLog
 from tq_node.runtime.forwarding import EventsAfter
+from tq_node.runtime.handling import Handling
 from tq_node.runtime.leading import Leading
 from tq_node.runtime.reading import Reading
 from tq_node.runtime.recovery import recover_copies
@@ -439,13 +440,23 @@ class NodeQueue:
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         return self._running.claim(limit)
 
-    def backlog(self) -> int:
-        """How many ready tasks there are beyond what the worker here could start now."""
-        return self._running.backlog() if self.is_active and not self.is_stopping else 0
+    def backlog(self, types: Collection[str] | None = None) -> int:
+        """How many ready tasks of these types (None: any) there are beyond what the worker here could start now."""
+        return self._running.backlog(types) if self.is_active and not self.is_stopping else 0
+
+    def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
+        """:param own: the types that the worker here takes, None: any. :param known: those that any worker names."""
+        self._running.follow_handlers(own, known)
+        self.on_ready()
 
     def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
         """Claim for another node's worker; see ``Running.lend``."""
         return self._running.lend(limit, node, types)
+
+    def give_up_unhandled(self, handling: Handling, after_us: int) -> None:
+        """Fail what has waited so long for a handler."""
+        if self.is_active and not self.is_stopping:
+            self._running.giving_up.round(handling, after_us)
 
     def hold(self, claims: Sequence[Claim]) -> None:
         """Claimed at another node for the worker here, which is about to run them."""

@@ -85,12 +85,14 @@ class RecoveredRows(msgspec.Struct):
     running: list[str]
 
 
-async def recover_rows(store: Store, partitions: Collection[int]) -> RecoveredRows:
+async def recover_rows(store: Store, partitions: Collection[int], ready: ReadySet) -> RecoveredRows:
     """Count the rows of partitions that are about to be served, and find what waits or runs in them.
 
     Each row is looked at once: those that have ended where the store counts them, the others on their way to the heaps.
+
+    :param ready: empty, with the lanes that are wanted.
     """
-    ready, due = ReadySet(), DueSet()
+    due = DueSet()
     found: dict[int, Counts] = {partition: {} for partition in partitions}
     if not found:
         return RecoveredRows(found, ready, due, [])

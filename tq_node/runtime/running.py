@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -22,6 +20,8 @@ from tq_node.runtime.rows import Slot
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.submitting import NodeStatus
 from tq_node.runtime.table import Elsewhere, Found, TaskTable, existing
+from tq_node.runtime.taking import Taking
+from tq_node.runtime.unhandled import GivingUp
 from tq_node.runtime.waiters import Wait
 from tq_node.types import State, TaskRow, Token
 
@@ -34,25 +34,6 @@ FOREVER_S = 86_400.0
 LEASE_AGAIN_S = 0.05
 SET_BACK_MAX = 64
 """Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
-
-
-class Taking(msgspec.Struct):
-    """One round of claiming, for the worker of ``node``. ``types`` None: any; ``bytes_left``: of payloads.
-
-    ``claims``: what is proposed so far; ``places``: by partition, the last of their entries; ``unfit``: what it met that is not
-    for that worker.
-    """
-
-    node: str
-    is_lent: bool = False
-    types: Collection[str] | None = None
-    bytes_left: int = sys.maxsize
-    claims: list[Claim] = []
-    places: dict[int, int] = {}
-    unfit: list[TaskRow] = []
-
-    def takes(self, pending: TaskRow) -> bool:
-        return self.bytes_left > 0 and (self.types is None or pending.spec.type in self.types)
 
 
 class Running:
@@ -80,6 +61,7 @@ class Running:
         """Tasks that wait for that."""
         self._set_back: list[TaskRow] = []
         """Met while their partition took no claims; hinted again with the next round of the safety net."""
+        self.giving_up = GivingUp(table, clock)
         self._away = Away(table, clock, settings, self._claims)
         self._stopped = False
         self._again_call: IDelayedCall | None = None
@@ -142,12 +124,15 @@ class Running:
     # --- claim ---
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
         """See ``facade.TaskQueue.claim``."""
-        return self._take(limit, Taking(self._settings.node_name))
+        worker = self._worker
+        types = None if worker is None else worker.types
+        return self._take(limit, Taking(self._settings.node_name, types=types))
 
-    def backlog(self) -> int:
-        """How many ready tasks there are beyond what this node's own worker could start now."""
+    def backlog(self, types: Collection[str] | None = None) -> int:
+        """How many ready tasks of these types there are beyond what this node's own worker could start now."""
         own = 0 if self._worker is None else self._worker.slots_free
-        return max(0, self._table.ready.waiting - own)
+        waiting, shared = self._table.ready.waiting_for(types)
+        return waiting - min(own, shared)
 
     def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
         """Claim for the worker of another node what this one's own has no slots for (section 8).
@@ -155,7 +140,9 @@ class Running:
         The claim's own commit is the confirmation that the lease rests on: all of the effective set acknowledged it in this
         epoch after the question came, so no later primary promised before that.
         """
-        limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog())
+        if types is not None and self._table.know(types):
+            self._read_hints_anew()
+        limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog(types))
         return self._take(limit, Taking(node, True, types, limits.HELP_BYTES_MAX))
 
     def _take(self, limit: int, taking: Taking) -> Deferred[Sequence[Claim]]:
@@ -181,7 +168,7 @@ class Running:
                 break
             if len(taking.unfit) >= SET_BACK_MAX:
                 break
-            next_one = ready.pop()
+            next_one = ready.pop_for(taking.types) if taking.is_lent else ready.pop()
             if next_one is None:
                 break
             slot = find(next_one[0])
@@ -457,7 +444,17 @@ class Running:
         if self._table.ready.has_any:
             self.wake()
         if self._table.has_stale_hints:
-            Deferred.fromCoroutine(self._table.rebuild_hints()).addErrback(self._not_loaded)
+            self._read_hints_anew()
+
+    def _read_hints_anew(self) -> None:
+        Deferred.fromCoroutine(self._table.rebuild_hints()).addErrback(self._not_loaded)
+
+    def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
+        """See ``NodeQueue.follow_handlers``."""
+        self._table.follow_handlers(own, known)
+        if self._table.ready.is_misplaced:
+            self._read_hints_anew()
+        self.wake()
 
     def _look_again_soon(self) -> None:
         if self._again_call is None and not self._stopped:

@@ -46,8 +46,9 @@ def handlers_of(
         return NOTHING
 
     def claim(ask: calls.Ask) -> Deferred[calls.Lent]:
-        claimed = local().lend(ask.limit, ask.node_name, None if ask.types is None else frozenset(ask.types))
-        return claimed.addCallback(lambda claims: calls.Lent(list(claims), local().backlog()))
+        types = None if ask.types is None else frozenset(ask.types)
+        claimed = local().lend(ask.limit, ask.node_name, types)
+        return claimed.addCallback(lambda claims: calls.Lent(list(claims), local().backlog(types)))
 
     def shutdown(_: Nothing) -> Nothing:
         on_shutdown()

@@ -6,7 +6,7 @@ transition into the news of the commit. The rest of ``runtime`` decides *which* 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -29,6 +29,7 @@ _STATES = len(State)
 _STALE_HINTS_MAX = 10_000
 OTHER_QUEUES = ""
 """Stands for queues whose names are not kept; no queue is called so."""
+_ASKED_TYPES_MAX = 10_000
 PURGED = -1
 """In place of the attempt: the row has gone."""
 
@@ -84,6 +85,9 @@ class TaskTable:
         self._on_ready = on_ready
         self._on_due = on_due
         self.paused = paused
+        self._named: frozenset[str] = frozenset()
+        self._asked: frozenset[str] = frozenset()
+        """Types with lanes of their own: those that nodes have announced, and others that were asked for."""
         self._hints_since: list[TaskRow] | None = None
         """Hints given while the heaps are built anew."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
@@ -217,8 +221,26 @@ class TaskTable:
 
     @property
     def has_stale_hints(self) -> bool:
-        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks themselves?"""
-        return len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
+        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks themselves? Or are some where
+        nobody looks for them?"""
+        return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
+
+    def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
+        """Who takes what has changed."""
+        self.ready.set_own(own)
+        self._named = frozenset(known)
+        self.ready.set_known(self._named | self._asked)
+
+    def know(self, types: Collection[str]) -> bool:
+        """A worker asks for these, of which its node has said nothing: it is of an earlier release, or the news is on its way.
+
+        Returns whether tasks that were not expected to be asked for by type lie where nobody finds them: see ``rebuild_hints``.
+        """
+        new = frozenset(types) - self._named - self._asked
+        if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
+            self._asked |= new
+            self.ready.set_known(self._named | self._asked)
+        return self.ready.is_misplaced
 
     async def rebuild_hints(self) -> None:
         """Build the heaps anew from the rows; what is hinted meanwhile goes into both."""
@@ -229,9 +251,10 @@ class TaskTable:
             while True:
                 led = dict(self.leading)
                 await self.driver.settle()
-                ready, due = ReadySet(), DueSet()
+                ready, due = self.ready.like(), DueSet()
                 await load_hints(self._store, ready, due, led)
-                if led == self.leading:  # else one that was taken up meanwhile may be missing
+                # Else one that was taken up meanwhile may be missing, or lie where nobody looks any more.
+                if led == self.leading and ready.has_lanes_of(self.ready):
                     break
             for queue in self.paused():
                 ready.pause(queue)
@@ -250,7 +273,7 @@ class TaskTable:
             self._hints_since.append(row)
         spec = row.spec
         if row.state is State.PENDING:
-            self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us)
+            self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us, spec.type)
             self._on_ready()
         elif row.state is State.SCHEDULED:
             self.due.push(spec.id, row.partition, row.run_at_us)

@@ -160,6 +160,7 @@ class OpenRow(msgspec.Struct, frozen=True, gc=False):
     queue: str
     priority: int
     run_at_us: int
+    type: str
 
 
 class PartitionLog(msgspec.Struct, frozen=True):

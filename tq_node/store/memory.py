@@ -232,7 +232,9 @@ class MemoryStore:
         ]
         tasks.sort(key=lambda task: (task.state, task.id))
         return self.answer(
-            lambda: [OpenRow(t.id, t.partition, t.state, t.queue, t.priority, t.run_at_us) for t in tasks[:limit]]
+            lambda: [
+                OpenRow(t.id, t.partition, t.state, t.queue, t.priority, t.run_at_us, t.type) for t in tasks[:limit]
+            ]
         )
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:

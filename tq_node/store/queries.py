@@ -31,7 +31,7 @@ _decode_rows = msgspec.json.Decoder(list[_Row]).decode
 _decode_graves = msgspec.json.Decoder(list[_Grave]).decode
 _decode_records = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 _decode_counts = msgspec.json.Decoder(list[tuple[int, str, int, int]]).decode
-_decode_open = msgspec.json.Decoder(list[tuple[str, int, int, str, int, int]]).decode
+_decode_open = msgspec.json.Decoder(list[tuple[str, int, int, str, int, int, str]]).decode
 _decode_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_oldest = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
@@ -70,8 +70,8 @@ _COUNTS_LAST = (
     "ORDER BY state, id, queue, partition LIMIT 1 OFFSET :rows - 1"
 )
 _OPEN = (
-    f"SELECT json_group_array(json_array(id, partition & {PARTITION_MASK}, state, queue, priority, run_at_us)) FROM "
-    "(SELECT id, partition, state, queue, priority, run_at_us FROM tasks INDEXED BY tasks_state "
+    f"SELECT json_group_array(json_array(id, partition & {PARTITION_MASK}, state, queue, priority, run_at_us, type)) FROM "
+    "(SELECT id, partition, state, queue, priority, run_at_us, type FROM tasks INDEXED BY tasks_state "
     f"WHERE state < 3 AND (state, id) > (:state, :id) AND {WANTED} ORDER BY state, id LIMIT :rows)"
 )
 _ENDED = (

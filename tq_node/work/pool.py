@@ -86,6 +86,8 @@ class ProcessPool:
         """The one used last is at the end and used first, so that the others grow old and go."""
         self._all: set[WorkerProcess] = set()
         """Those whose pipes are open, also the dying."""
+        self._outdated: set[WorkerProcess] = set()
+        """Those of them that were started before ``renew``: they end what they have and go."""
         self._timers: dict[WorkerProcess, IDelayedCall] = {}
         self._failures = 0
         """Starts that failed since a process was last of use."""
@@ -134,9 +136,18 @@ class ProcessPool:
         return any(process.is_deaf for process in self._all)
 
     def start(self) -> None:
-        """Start the first ones."""
+        """Start the first ones, unless that is done."""
+        if self._running:
+            return
         self._running = True
         _hide_high_descriptors()
+        self._balance()
+
+    def renew(self) -> None:
+        """The handlers have changed: every process makes room for a new one once it is idle."""
+        self._outdated |= self._all
+        while self._idle:
+            self._retire(self._idle.pop())
         self._balance()
 
     def close(self) -> None:
@@ -227,7 +238,7 @@ class ProcessPool:
             self._failures = 0
         if not self._running:
             process.kill()
-        elif process.tasks >= limits.CHILD_TASKS_MAX:
+        elif process.tasks >= limits.CHILD_TASKS_MAX or process in self._outdated:
             self._retire(process)
         elif self._waiting and self._may_run(process):
             if not self._put(process):
@@ -240,7 +251,7 @@ class ProcessPool:
             self._balance()
 
     def process_goes_on(self, process: WorkerProcess) -> None:
-        if self._waiting and process.load <= max(1, self._ahead.depth // 2):
+        if self._waiting and process not in self._outdated and process.load <= max(1, self._ahead.depth // 2):
             self._put_behind(process)
 
     def process_ran(self, process: WorkerProcess, seconds: float) -> None:
@@ -264,6 +275,7 @@ class ProcessPool:
 
     def process_closed(self, process: WorkerProcess) -> None:
         self._all.discard(process)
+        self._outdated.discard(process)
         if self._stopped is not None and not self._all:
             stopped, self._stopped = self._stopped, None
             stopped.callback(None)

@@ -22,8 +22,8 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Notes, Outcome, ReadyNote, Released, TaskQueue
-from tq_node.types import Token
+from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcome, ReadyNote, Released, TaskQueue
+from tq_node.types import Announced, Token
 from tq_node.work.ahead import Ahead
 from tq_node.work.attempt import CANCELLED, Attempt, failed
 from tq_node.work.executor import AsyncAttempt
@@ -33,6 +33,7 @@ from tq_node.work.lease import WorkersLock, renew_leases
 from tq_node.work.pool import ProcessPool
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
+from tq_node.work.reloading import Reloading
 from tq_node.work.speech import unwrap_streams, wrap_streams
 from tq_node.work.surroundings import Bounds
 
@@ -114,6 +115,7 @@ class WorkerService(Service):
         self._stopping = False
         self._loops: list[LoopingCall] = []
         self._changed: Deferred[None] | None = None
+        self._reloading = Reloading(registry, self._took_handlers)
 
     @property
     def running_count(self) -> int:
@@ -160,6 +162,34 @@ class WorkerService(Service):
     @property
     def notes(self) -> Sequence[ReadyNote]:
         return self.pool.notes
+
+    @property
+    def announced(self) -> Announced:
+        return self._registry.announced
+
+    def stand_in(self, may: bool) -> None:
+        if self._registry.stand_in(may):
+            if not may:
+                # What a stand-in has begun it does not complete: whoever has real handlers begins it anew.
+                for attempt in list(self._attempts.values()):
+                    attempt.release()
+            self._handlers_changed()
+
+    def reload_handlers(self) -> Deferred[HandlersReloaded]:
+        return self._reloading.reload()
+
+    def _took_handlers(self) -> None:
+        for waiting in [*self._line, *self.pool.waiting]:
+            waiting.release()  # to be claimed anew, by whoever has a handler for it now
+        if self.running and not self._stopping:
+            if self._registry.needs_processes:
+                self.pool.start()
+            self.pool.renew()
+        self._handlers_changed()
+
+    def _handlers_changed(self) -> None:
+        self._queue.handlers_changed()
+        self._schedule()
 
     def wake(self) -> None:
         self._wakes += 1
@@ -228,9 +258,8 @@ class WorkerService(Service):
             return
         handler = self._registry.resolve(claim.task_type)
         if handler is None:
-            self.finishing.finish(
-                claim, failed("no_handler", f"no handler takes type {claim.task_type!r}", final=True), None
-            )
+            # Its handler has gone while it was being claimed: for whoever has one.
+            self.finishing.finish(claim, Released(), None)
             return
         now = self._monotonic()
         granted_ms = self._queue.lease_ms(claim)

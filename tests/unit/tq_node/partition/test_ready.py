@@ -39,7 +39,7 @@ def test_order_is_that_of_the_rank(tasks: list[tuple[int, int, str]]) -> None:
     pushed, extended = ReadySet(), ReadySet()
     for number, (run_at_us, priority, queue) in enumerate(tasks):
         pushed.push(f"t{number}", number % 7, queue, priority, run_at_us)
-    extended.extend([(f"t{n}", n % 7, queue, priority, at) for n, (at, priority, queue) in enumerate(tasks)])
+    extended.extend([(f"t{n}", n % 7, queue, priority, at, "") for n, (at, priority, queue) in enumerate(tasks)])
     extended.arrange()
     order = drained(pushed)
     ranks = [rank_us(tasks[int(t[1:])][0], tasks[int(t[1:])][1]) for t in order]
@@ -69,7 +69,7 @@ def test_tasks_of_a_paused_queue_wait_and_come_back_in_order() -> None:
 
 def test_a_paused_queue_is_not_walked() -> None:
     ready = ReadySet()
-    ready.extend([(f"m{n}", 0, "mail", 5, n) for n in range(100_000)])
+    ready.extend([(f"m{n}", 0, "mail", 5, n, "") for n in range(100_000)])
     ready.push("d", 0, "default", 5, 10**9)
     ready.arrange()
     ready.pause("mail")
@@ -96,7 +96,7 @@ def test_a_partition_that_is_led_no_more_is_forgotten() -> None:
 
 def test_partitions_come_and_go_without_a_look_at_the_tasks_of_others() -> None:
     ready, due = ReadySet(), DueSet()
-    ready.extend([(f"t{n}", n % 64, "default", 5, n) for n in range(64_000)])
+    ready.extend([(f"t{n}", n % 64, "default", 5, n, "") for n in range(64_000)])
     due.extend([(f"t{n}", n % 64, n) for n in range(64_000)])
     ready.arrange()
     due.arrange()
@@ -151,3 +151,100 @@ def test_due_tasks_come_in_order_and_not_early(times: list[int], now: int, limit
     assert all(when <= now for when in came)
     assert many.pop_due(now, limit) == popped
     assert len(due) == len(times) - len(popped)
+
+
+class TestLanes:
+    """What a worker has no handler for it never comes to, and it costs nothing."""
+
+    def test_only_what_the_worker_takes(self) -> None:
+        ready = ReadySet({"a", "b"}, {"a", "b", "c"})
+        for n, task_type in enumerate(["c", "x", "b", "a", "c", "b"]):
+            ready.push(f"{task_type}{n}", n % 3, "default", 5, n, task_type)
+        assert [ready.pop_for({"c"}), ready.pop_for({"nothing"})] == [("c0", 0), None]
+        assert drained(ready) == ["b2", "a3", "b5"]
+        assert not ready.has_any
+        assert ready.pop_for(None) == ("x1", 1)
+        assert ready.pop_for(None) == ("c4", 1)
+        assert len(ready) == 0
+
+    def test_a_million_others_are_not_walked(self) -> None:
+        ready = ReadySet({"a"}, {"a", "c"})
+        ready.extend([(f"c{n}", n % 8, "default", 5, n, "c" if n % 2 else "x") for n in range(100_000)])
+        ready.push("a", 0, "default", 5, 10**9, "a")
+        ready.arrange()
+        profile = cProfile.Profile()
+        profile.enable()
+        popped = [ready.pop() for _ in range(100)]
+        profile.disable()
+        assert popped == [("a", 0)] + [None] * 99
+        assert pstats.Stats(profile).total_calls < 1_000  # type: ignore[attr-defined]
+        assert ready.waiting_for({"c"}) == (50_000, 0)
+        assert ready.waiting_for(None) == (100_000, 0)
+
+    def test_one_that_becomes_known_says_that_it_lies_in_the_wrong_lane(self) -> None:
+        ready = ReadySet(frozenset(), frozenset())
+        ready.set_known({"a"})
+        assert not ready.is_misplaced, "there was nothing"
+        ready.push("x", 0, "default", 5, 1, "x")
+        ready.set_known(set())
+        assert not ready.is_misplaced
+        ready.set_known({"x"})
+        assert [ready.is_misplaced] == [True]
+        again = ready.like()
+        again.push("x", 0, "default", 5, 1, "x")
+        assert (again.is_misplaced, again.pop_for({"x"})) == (False, ("x", 0))
+
+    def test_what_was_read_before_it_became_known_too(self) -> None:
+        ready = ReadySet({"x"}, set())
+        found = ready.like()
+        found.push("x", 0, "default", 5, 1, "x")
+        ready.set_known({"x"})
+        assert not found.has_lanes_of(ready)
+        ready.absorb(found)
+        assert ready.is_misplaced
+
+    def test_a_worker_that_takes_something_else_now(self) -> None:
+        ready = ReadySet(None, {"a", "b"})
+        ready.push("a", 0, "default", 5, 1, "a")
+        ready.push("b", 0, "default", 5, 2, "b")
+        ready.push("x", 0, "default", 5, 3, "x")
+        ready.set_own(frozenset())
+        assert ready.pop() is None
+        ready.set_own({"b"})
+        assert drained(ready) == ["b"]
+        ready.set_own(None)
+        assert drained(ready) == ["a", "x"]
+
+    def test_paused_queues_rest_for_everybody(self) -> None:
+        ready = ReadySet({"a"}, {"a", "b"})
+        ready.push("a1", 0, "mail", 5, 1, "a")
+        ready.push("b1", 0, "mail", 5, 1, "b")
+        ready.pause("mail")
+        assert (ready.pop(), ready.pop_for({"b"}), ready.waiting_for(None)) == (None, None, (0, 0))
+        ready.resume("mail")
+        assert (ready.pop_for({"b"}), ready.pop()) == (("b1", 0), ("a1", 0))
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 50), st.sampled_from("abcx"), st.integers(0, 3)), max_size=40),
+        st.lists(st.sampled_from(["own", "a", "bc", "any"]), max_size=60),
+    )
+    def test_workers_in_turn_each_get_the_first_that_they_may(
+        self, tasks: list[tuple[int, str, int]], asks: list[str]
+    ) -> None:
+        takes = {"own": {"a", "b"}, "a": {"a"}, "bc": {"b", "c"}, "any": None}
+        ready = ReadySet(takes["own"], {"a", "b", "c"})
+        left: dict[str, tuple[int, str]] = {}
+        waiting = list(enumerate(tasks))
+        for turn, ask in enumerate(asks):
+            for n, (at, task_type, partition) in waiting[turn : turn + 1]:
+                ready.push(f"t{n}", partition, "default", 5, at, task_type)
+                left[f"t{n}"] = at, task_type
+            types = takes[ask]
+            popped = ready.pop() if ask == "own" else ready.pop_for(types)
+            fitting = {name: at for name, (at, kind) in left.items() if types is None or kind in types}
+            if popped is None:
+                assert not fitting
+            else:
+                assert fitting[popped[0]] == min(fitting.values())
+                del left[popped[0]]
+        assert len(ready) == len(left)

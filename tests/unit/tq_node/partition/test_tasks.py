@@ -42,8 +42,20 @@ def fail(row: TaskRow, **how: Any) -> TaskRow:
 
 def test_the_table_says_something_for_every_state_and_event() -> None:
     events = [tasks.Due, tasks.Claim, tasks.Note, tasks.Complete, tasks.Fail, tasks.Release, tasks.Lose, tasks.Cancel]
-    events.append(tasks.Retry)
+    events += [tasks.Retry, tasks.Unhandled]
     assert set(tasks.TABLE) == set(itertools.product(State, events))
+
+
+def test_what_nobody_has_a_handler_for_fails_without_an_attempt() -> None:
+    row = tasks.born(spec("t", created_us=10), 0, 10)
+    error = TaskError("no_handler", "nobody has one")
+    failed = tasks.transition(row, tasks.Unhandled(99, error))
+    assert (failed.state, failed.ended_us, failed.error, failed.attempts) == (State.FAILED, 99, error, ())
+    assert tasks.transition(failed, tasks.Unhandled(100, error)) is failed
+    again = tasks.transition(failed, tasks.Retry(200))
+    assert (again.state, again.error, again.run_at_us) == (State.PENDING, None, 200)
+    begun = running()
+    assert tasks.transition(begun, tasks.Unhandled(100, error)) is begun, "somebody has claimed it meanwhile"
 
 
 def test_born_scheduled_only_if_its_time_is_to_come() -> None:

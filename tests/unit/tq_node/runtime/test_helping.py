@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock as VirtualClock
 
+from tests.support.workers import AnyType
 from tq_node import limits
 from tq_node.errors import NotPrimary
-from tq_node.facade import Claim, ReadyNote
+from tq_node.facade import Claim
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.forwarding import Forwarding, Kind
@@ -55,9 +57,10 @@ class Local:
         self.paused: set[str] = set()
         self.led: set[int] = set()
         self.stopped: list[str] = []
+        self.waiting_of: Counter[str] = Counter()
 
-    def backlog(self) -> int:
-        return self.waiting
+    def backlog(self, types: Collection[str] | None = None) -> int:
+        return self.waiting if types is None else sum(self.waiting_of[task_type] for task_type in types)
 
     def leads(self, partition: int) -> bool:
         return partition in self.led
@@ -78,9 +81,7 @@ class Local:
         self.stopped.append(task_id)
 
 
-class Slots:
-    notes: tuple[ReadyNote, ...] = ()
-
+class Slots(AnyType):
     def __init__(self) -> None:
         self.slots_free = 4
         self.types: tuple[str, ...] | None = None
@@ -103,7 +104,8 @@ class Rig:
         self.given_back: list[Claim] = []
         self.may_help = True
         self.renewing = Renewing(local, forwarding, clock, lambda _: self.primary)
-        self.lending = Lending(local, forwarding, clock, lambda: self.peers)
+        self.types: dict[NodeId, frozenset[str]] = {}
+        self.lending = Lending(local, forwarding, clock, lambda: self.peers, self.types.get)
         self.helping = Helping(
             local, forwarding, self.renewing, clock, lambda: self.worker,
             may_help=lambda: self.may_help, give_back=self.given_back.extend,
@@ -191,6 +193,21 @@ def test_in_a_large_cluster_each_has_its_turn(rig: Rig) -> None:
     rig.lending.stop()
     rig.lending.noticed()
     assert rig.time.getDelayedCalls() == []
+
+
+def test_only_those_are_told_that_can_run_what_waits(rig: Rig) -> None:
+    rig.types.update({ONE: frozenset({"picture"}), TWO: frozenset({"email"})})
+    rig.local.waiting = 9
+    rig.local.waiting_of.update(picture=9)
+    rig.lending.noticed()
+    rig.time.advance(limits.HELP_OFFER_MS / 1000)
+    ((node, _, offer, told),) = rig.calls.take()
+    assert (node, offer.backlog) == (ONE, 9)
+    told.callback(calls.NOTHING)
+    rig.types[ONE] = frozenset()
+    rig.time.advance(limits.HELP_OFFER_AGAIN_MS / 1000)
+    assert rig.calls.take() == []
+    assert rig.time.getDelayedCalls() == [], "what nobody can run is no reason to look again and again"
 
 
 # --- the helper's ---

@@ -125,11 +125,39 @@ def test_an_old_lease_says_nothing_in_a_later_epoch(helped: Helped) -> None:
 
 
 def test_types_without_a_handler_there_stay_for_others(helped: Helped) -> None:
+    helped.world.queue.follow_handlers(None, {"picture", "email"})
     helped.submit("a", "b", task_type="picture")
     helped.submit("c")
     assert [claim.task_id for claim in helped.lend(types=["email"])] == ["c"]
     assert helped.lend(types=["email"]) == []
     assert {claim.task_id for claim in helped.result(helped.world.queue.claim(9))} == {"a", "b"}
+
+
+def test_a_worker_that_nobody_has_heard_of_gets_its_types_too(helped: Helped) -> None:
+    """Of a node of an earlier release, which does not say what it takes: what lay among the unknown is read anew."""
+    helped.submit("a", "b", task_type="picture")
+    helped.submit("c")
+    assert helped.lend(types=["email"]) == []
+    helped.world.until(lambda: helped.world.queue.backlog(["email"]) == 1, "it is found")
+    assert [claim.task_id for claim in helped.lend(types=["email"])] == ["c"]
+
+
+def test_a_worker_claims_nothing_that_it_can_not_run(helped: Helped) -> None:
+    queue, worker = helped.world.queue, helped.world.worker
+    worker.types = ("email",)
+    queue.follow_handlers(worker.types, {"email", "picture"})
+    helped.submit(*(f"p{n}" for n in range(200)), task_type="picture")
+    helped.submit("x", task_type="unheard of")
+    helped.submit("e")
+    assert [claim.task_id for claim in helped.result(queue.claim(9))] == ["e"]
+    assert helped.result(queue.claim(9)) == []
+    worker.slots_free = 7
+    assert queue.backlog(["picture"]) == 200, "own slots are of no use to them"
+    assert len(helped.lend(types=["picture"])) == 10
+    worker.types = ("unheard of",)
+    queue.follow_handlers(worker.types, {"email", "picture", "unheard of"})
+    helped.world.until(lambda: not queue._table.ready.is_misplaced, "they are read anew")
+    assert [claim.task_id for claim in helped.result(queue.claim(9))] == ["x"]
 
 
 def test_an_answer_is_bounded_by_its_bytes(helped: Helped, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tests.unit.tq_node.work import sample_handlers
 from tests.unit.tq_node.work.conftest import SAMPLES
 from tq_node import Context, limits, task
 from tq_node.facade import TypeDefaults
-from tq_node.types import Backoff, Token
+from tq_node.types import Announced, Backoff, HandledType, HandlerKind, Token
 from tq_node.work import handlers
 from tq_node.work.handlers import HandlerError
 from tq_node.work.registry import SIMULATED, Registry
@@ -60,10 +60,117 @@ def test_without_modules_the_simulated_handlers_are_loaded() -> None:
     registry = Registry.load()
     assert registry.modules == (SIMULATED,)
     assert registry.types == ("*", "email", "image", "report")
+    assert not registry.needs_processes
+
+
+def test_where_nobody_asked_for_them_they_run_nothing_until_they_may() -> None:
+    registry = Registry.load()
+    assert (registry.takes, registry.announced) == ((), Announced(HandlerKind.NONE))
+    assert registry.resolve("unheard of") is None
+    assert registry.resolve("email") is None
+    assert registry.stand_in(True)
+    assert not registry.stand_in(True)
     anything = registry.resolve("unheard of")
     assert anything is not None
     assert anything.type == "*"
-    assert not registry.needs_processes
+    assert (registry.takes, registry.announced.kind) == (None, HandlerKind.SIMULATED)
+    assert registry.stand_in(False)
+    assert registry.resolve("unheard of") is None
+
+
+def test_simulated_by_name_may_always_and_are_no_handlers_of_its_own() -> None:
+    registry = Registry.load(["simulated"])
+    assert (registry.modules, registry.takes, registry.announced.kind) == ((SIMULATED,), None, HandlerKind.SIMULATED)
+    assert not registry.stand_in(False)
+    assert registry.resolve("email") is not None
+    assert Registry.load([SAMPLES, "simulated"]).announced.kind is HandlerKind.OWN
+
+
+def test_where_others_can_reach_the_node_none_stand_by() -> None:
+    registry = Registry.load(may_simulate=False)
+    assert (registry.modules, registry.takes, registry.announced) == ((), (), Announced(HandlerKind.NONE))
+    assert not registry.stand_in(True)
+    assert registry.resolve("email") is None
+
+
+def test_what_the_others_are_told() -> None:
+    announced = Registry.load([SAMPLES]).announced
+    assert announced.kind is HandlerKind.OWN
+    (echo,) = (one for one in announced.handled if one.type == "echo")
+    assert echo == HandledType("echo", "bulk", 5, 30_000, Backoff("constant", 2000, 2000, jitter=False))
+
+
+def test_more_types_than_the_others_can_be_told_are_refused(folder: Path) -> None:
+    write(folder / "many.py", "for n in range(1001):\n    task(f't{n}')(lambda p, c: None)")
+    assert refusal("many") == "1001 types have handlers; at most 1000 may"
+    write(folder / "long.py", "for n in range(1000):\n    task(f'{n:04}' + '\\u20ac' * 96)(lambda p, c: None)")
+    assert refusal("long").startswith("types and defaults of all handlers take more than 131072 bytes")
+
+
+class TestLoadingAnew:
+    def test_what_the_files_say_now(self, folder: Path) -> None:
+        write(folder / "app" / "__init__.py", "")
+        write(folder / "app" / "models.py", "ANSWER = 'first'")
+        write(folder / "app" / "tasks.py", "from app.models import ANSWER\n@task('a')\ndef a(p, c): return ANSWER")
+        registry = Registry.load(["app.tasks"])
+        kept = registry.resolve("a")
+        write(folder / "app" / "models.py", "ANSWER = 'second'")
+        write(
+            folder / "app" / "tasks.py",
+            "from app.models import ANSWER\n@task('a', max_attempts=7)\ndef a(p, c): return ANSWER\n"
+            "@task('b')\ndef b(p, c): ...",
+        )
+        loaded = registry.load_anew()
+        assert registry.resolve("a") is kept, "nothing is touched until it is taken"
+        registry.take(loaded)
+        assert registry.types == ("a", "b")
+        now = registry.resolve("a")
+        assert now is not None
+        assert kept is not None
+        assert (kept.function(None, Context()), now.function(None, Context())) == ("first", "second")
+        assert registry.defaults("a").max_attempts == 7
+
+    def test_a_handler_that_is_gone_is_gone(self, folder: Path) -> None:
+        write(folder / "mine.py", "@task('a')\ndef a(p, c): ...\n@task('b')\ndef b(p, c): ...")
+        registry = Registry.load(["mine"])
+        write(folder / "mine.py", "@task('b')\ndef b(p, c): ...")
+        registry.take(registry.load_anew())
+        assert registry.types == ("b",)
+
+    def test_where_it_fails_all_is_as_it_was(self, folder: Path) -> None:
+        write(folder / "pack" / "__init__.py", "from pack import part")
+        write(folder / "pack" / "part.py", "@task('a')\ndef a(p, c): return 1")
+        registry = Registry.load(["pack"])
+        modules = {name: sys.modules[name] for name in ("pack", "pack.part")}
+        declared = list(handlers.declared)
+        write(folder / "pack" / "part.py", "@task('a')\ndef a(p, c): return 2\n1 / 0")
+        for _ in range(2):
+            with pytest.raises(HandlerError, match="division by zero"):
+                registry.load_anew()
+        assert {name: sys.modules[name] for name in modules} == modules
+        assert handlers.declared == declared
+        write(folder / "pack" / "part.py", "@task('a')\ndef a(p, c): return 3")
+        registry.take(registry.load_anew())
+        now = registry.resolve("a")
+        assert now is not None
+        assert now.function(None, Context()) == 3
+
+    def test_handlers_that_are_imported_from_elsewhere_are_new_too(self, folder: Path) -> None:
+        write(folder / "elsewhere.py", "@task('a')\ndef a(p, c): return 1")
+        write(folder / "mine.py", "from elsewhere import a")
+        registry = Registry.load(["mine"])
+        write(folder / "elsewhere.py", "@task('a')\ndef a(p, c): return 2")
+        registry.take(registry.load_anew())
+        now = registry.resolve("a")
+        assert now is not None
+        assert now.function(None, Context()) == 2
+
+    def test_the_program_itself_is_left_alone(self) -> None:
+        registry = Registry.load(["simulated"])
+        before = sys.modules[SIMULATED]
+        registry.take(registry.load_anew())
+        assert sys.modules[SIMULATED] is before
+        assert registry.resolve("email") is not None
 
 
 def test_the_defaults_of_the_wildcard_hold_for_what_it_takes(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.tq_node.work.conftest import Rig, asynchronous, gone, until, within
 from tq_node import limits
-from tq_node.facade import AttemptFailed, Completed
+from tq_node.facade import AttemptFailed, Completed, Released
 
 
 async def failure_of(rig: Rig, task_type: str, payload: object = None, **claim: Any) -> AttemptFailed:
@@ -226,10 +226,8 @@ async def test_a_copy_of_the_process_does_not_answer(rig: Rig) -> None:
 
 
 @asynchronous
-async def test_no_handler_is_final(rig: Rig) -> None:
-    outcome = await failure_of(rig, "unheard of")
-    assert outcome.error.type == "no_handler"
-    assert outcome.final
+async def test_a_task_without_a_handler_here_is_given_back(rig: Rig) -> None:
+    assert (await rig.run("unheard of"))[1] == Released()
 
 
 @pytest.mark.parametrize("task_type", ["told", "a_told"])

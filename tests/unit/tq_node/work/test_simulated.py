@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def start(task_type: str, payload: object, context: Context) -> Deferred[Any]:
-    handler = Registry.load().resolve(task_type)
+    handler = Registry.load(["simulated"]).resolve(task_type)
     assert handler is not None
     return Deferred.fromCoroutine(handler.function(payload, context))
 
