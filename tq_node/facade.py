@@ -7,13 +7,32 @@ reactor thread, belongs to its caller alone, and may be cancelled without harm t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 from twisted.internet.defer import Deferred
 
+from tq_node import limits
 from tq_node.errors import TaskQueueError
 from tq_node.types import Announced, Backoff, LogLine, Progress, State, TaskError, TaskRow, Token, Transition, WaitsFor
+
+# Bounds of what nodes tell one another in these values, held by the decoder. At the door of the API the same are told in words.
+_Id = Annotated[str, Meta(max_length=limits.TASK_ID_CHARS_MAX)]
+_Type = Annotated[str, Meta(max_length=limits.TASK_TYPE_CHARS_MAX)]
+_Queue = Annotated[str, Meta(max_length=limits.QUEUE_CHARS_MAX)]
+_Tag = Annotated[str, Meta(max_length=limits.TAG_CHARS_MAX)]
+_Tags = Annotated[dict[_Tag, _Tag], Meta(max_length=limits.TAGS_MAX)]
+_Priority = Annotated[int, Meta(ge=0, le=limits.PRIORITY_MAX)]
+_Attempts = Annotated[int, Meta(ge=1, le=limits.MAX_ATTEMPTS_MAX)]
+_TimeoutMs = Annotated[int, Meta(ge=0, le=limits.TIMEOUT_S_MAX * 1_000)]
+_DelayUs = Annotated[int, Meta(ge=0, le=limits.DELAY_S_MAX * 1_000_000)]
+_TimeUs = Annotated[int, Meta(ge=-(2**60), le=2**60)]
+"""Any year that RFC 3339 can write."""
+_RetryMs = Annotated[int, Meta(ge=0, le=limits.BACKOFF_S_MAX * 1_000)]
+_Hash = Annotated[bytes, Meta(max_length=64)]
+_Number = Annotated[int, Meta(ge=0, le=2**62)]
+_Partition = Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
 
 
 class Submission(msgspec.Struct, gc=False, array_like=True):
@@ -23,18 +42,18 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
     ``content_hash`` covers the fields as sent, without the id. ``made``: the node that took it in has just made the id.
     """
 
-    type: str
+    type: _Type
     payload: bytes
-    id: str | None = None
-    queue: str | None = None
-    priority: int | None = None
-    delay_us: int | None = None
-    run_at_us: int | None = None
-    max_attempts: int | None = None
-    timeout_ms: int | None = None
+    id: _Id | None = None
+    queue: _Queue | None = None
+    priority: _Priority | None = None
+    delay_us: _DelayUs | None = None
+    run_at_us: _TimeUs | None = None
+    max_attempts: _Attempts | None = None
+    timeout_ms: _TimeoutMs | None = None
     backoff: Backoff | None = None
-    tags: dict[str, str] | None = None
-    content_hash: bytes = b""
+    tags: _Tags | None = None
+    content_hash: _Hash = b""
     made: bool = False
 
 
@@ -56,10 +75,13 @@ class TypeDefaults(msgspec.Struct, frozen=True):
     backoff: Backoff | None = None
 
 
+LIST_SORTS = frozenset({"id", "created_at", "run_at", "priority"})
+
+
 class ListQuery(msgspec.Struct, frozen=True, array_like=True):
     """``/tasks/list`` after validation. Each ``_not`` flag turns its set into the complement."""
 
-    states: frozenset[int] | None = None
+    states: frozenset[_Number] | None = None
     states_not: bool = False
     types: frozenset[str] | None = None
     types_not: bool = False
@@ -71,8 +93,8 @@ class ListQuery(msgspec.Struct, frozen=True, array_like=True):
     role: str | None = None
     sort: str = "id"
     descending: bool = False
-    cursor: tuple[int, str] | None = None
-    limit: int = 1000
+    cursor: tuple[_TimeUs, str] | None = None
+    limit: Annotated[int, Meta(ge=0, le=2 * limits.LIST_LIMIT_MAX)] = 1000
     cluster: bool = False
 
 
@@ -138,8 +160,8 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
     task_id: str
     task_type: str
     payload: bytes
-    partition: int
-    attempt: int
+    partition: _Partition
+    attempt: _Number
     token: Token
     timeout_ms: int | None
     queue: str = ""
@@ -167,7 +189,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=
     """``retry_in_ms``: the handler asked for this delay (``Retry``). ``final``: no further attempt (``Reject``, no handler)."""
 
     error: TaskError
-    retry_in_ms: int | None = None
+    retry_in_ms: _RetryMs | None = None
     final: bool = False
 
 

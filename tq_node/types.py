@@ -8,9 +8,12 @@ at each full collection.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple, NewType
+from typing import Annotated, NamedTuple, NewType
 
 import msgspec
+from msgspec import Meta
+
+from tq_node import limits
 
 NodeId = NewType("NodeId", str)
 """128 random bits in hex, made when a data directory is formatted and kept only there."""
@@ -56,8 +59,8 @@ class Backoff(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How long a failed attempt waits for the next. Times in milliseconds."""
 
     kind: str = "exponential"
-    base_ms: int = 1_000
-    cap_ms: int = 3_600_000
+    base_ms: Annotated[int, Meta(ge=0, le=limits.BACKOFF_S_MAX * 1_000)] = 1_000
+    cap_ms: Annotated[int, Meta(ge=0, le=limits.BACKOFF_S_MAX * 1_000)] = 3_600_000
     jitter: bool = True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Generic
 
+from tq_node.errors import Unsound
 from tq_node.partition.confirming import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
 from tq_node.partition.copy import CopyLog, News, Stored
 from tq_node.partition.entries import Effect, Entry
@@ -27,7 +28,7 @@ from tq_node.partition.messages import (
     SyncOk,
 )
 from tq_node.partition.outputs import AskEpoch, Event, Outbox, Ready, Step, SteppedDown, Wish
-from tq_node.partition.pace import DEFAULT_PACE, Budget, Pace
+from tq_node.partition.pace import DEFAULT_PACE, EPOCHS_AHEAD_MAX, Budget, Pace
 from tq_node.partition.record import Record
 from tq_node.partition.streams import Stream
 from tq_node.types import NodeId, Token
@@ -228,7 +229,8 @@ class PartitionCore(Generic[News]):
     def receive(self, source: NodeId, message: AnyMessage, now_ms: int) -> None:
         """A message of the present session with ``source``; in any order, late or twice.
 
-        :raises Divergence: this copy is not what the log says. :raises AssertionError: the sender broke the protocol.
+        :raises Divergence: this copy is not what the log says. :raises Unsound: no peer that keeps to the protocol says this;
+            it changed nothing.
         """
         assert message.partition == self.partition, "a message for another partition"
         if type(message) is Ack:
@@ -272,14 +274,34 @@ class PartitionCore(Generic[News]):
             return
         leading = self._leading
         if isinstance(message, Sync):
+            following.check_sync(message)
+            if leading is not None and message.epoch == leading.epoch:
+                raise Unsound(f"{source} says that it is primary of epoch {leading.epoch}, as this node is")
+            if not self.is_known_to_table(source, message):
+                following.refuse_unsynced(source, message)
+                return
             if leading is not None:
-                assert message.epoch != leading.epoch, f"two primaries of epoch {leading.epoch}"
                 self._step_down()
             following.on_sync(source, message)
         elif isinstance(message, Append):
             following.on_append(source, message)
         else:
             following.on_snapshot(source, message)
+
+    def is_known_to_table(self, source: NodeId, sync: Sync) -> bool:
+        """What can't be undone waits for this node's own table: a promise far ahead of it, and giving up what is here.
+
+        :raises Unsound: by the table that epoch is another's.
+        """
+        record = self.record
+        if record is None:
+            return True
+        if sync.epoch == record.epoch and record.primary not in (None, source):
+            raise Unsound(f"{source} says that it is primary of epoch {sync.epoch}, which is {record.primary}'s")
+        gives_up = self.log.promised < sync.reset_epoch and self.log.last_sequence > 0
+        return sync.epoch <= record.epoch + EPOCHS_AHEAD_MAX and not (
+            gives_up and record.reset_epoch < sync.reset_epoch
+        )
 
     def refused(self, node: NodeId, promised: int) -> None:
         """``node`` has promised this, by a ``Reject`` or a ``Pong`` (R12)."""

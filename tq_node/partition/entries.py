@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
+
+from tq_node.types import State
+
+_Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
+"""What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""
+_State = Annotated[int, Meta(ge=0, le=int(max(State)))]
+_StateBefore = Annotated[int, Meta(ge=-1, le=int(max(State)))]
 
 
 class EpochStart(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
     """The barrier: first entry of an epoch (R7)."""
 
-    epoch: int
+    epoch: _Stored
 
 
 class Put(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
@@ -25,12 +34,12 @@ class Put(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """
 
     id: str
-    expected_rev: int
-    rev: int
-    was: int
-    state: int
-    run_at_us: int
-    ended_us: int
+    expected_rev: _Stored
+    rev: _Stored
+    was: _StateBefore
+    state: _State
+    run_at_us: _Stored
+    ended_us: _Stored
     body: bytes
     spec: bytes | None = None
 
@@ -39,10 +48,10 @@ class PutTombstone(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2
     """The task's row goes, its id and content hash stay until the horizon passes ``at_us``."""
 
     id: str
-    expected_rev: int
-    was: int
+    expected_rev: _Stored
+    was: _StateBefore
     content_hash: bytes
-    at_us: int
+    at_us: _Stored
 
 
 class DeleteTombstone(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
@@ -52,7 +61,7 @@ class DeleteTombstone(msgspec.Struct, frozen=True, gc=False, array_like=True, ta
 class Horizon(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """Made ids older than this are refused from here on; it only grows (section 9)."""
 
-    at_us: int
+    at_us: _Stored
 
 
 Effect = EpochStart | Put | PutTombstone | DeleteTombstone | Horizon
@@ -65,9 +74,9 @@ _place = struct.Struct(">IQQ")
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One position of one partition's log. ``payload`` is the encoded list of effects."""
 
-    partition: int
-    sequence: int
-    epoch: int
+    partition: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    sequence: Annotated[int, Meta(ge=0, le=2**62)]
+    epoch: Annotated[int, Meta(ge=0, le=2**62)]
     crc: int
     payload: bytes
 

@@ -44,6 +44,16 @@ class EpochTable:
                 return epoch
         return 0
 
+    @staticmethod
+    def are_sound(runs: Runs, last_sequence: int) -> bool:
+        """May a log that ends there have these? Of those of a peer, before a table is made of them."""
+        epoch = first = 0
+        for run in runs:
+            if not (run[0] > epoch and run[1] > first):
+                return False
+            epoch, first = run
+        return first <= last_sequence
+
     def append(self, epoch: int, first: int) -> None:
         if self._runs:
             last_epoch, last_first = self._runs[-1]

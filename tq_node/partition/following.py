@@ -6,11 +6,14 @@ Nothing here knows who is primary by the table: the epoch of a message says whom
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Generic
 
-from tq_node.errors import Divergence
+import msgspec
+
+from tq_node.errors import Divergence, Unsound
 from tq_node.partition.copy import CopyLog, Install, News, follows_on
-from tq_node.partition.entries import is_intact
+from tq_node.partition.entries import Effect, decode_effects, is_intact
 from tq_node.partition.epochs import EpochTable, common_prefix
 from tq_node.partition.messages import (
     Ack,
@@ -28,6 +31,7 @@ from tq_node.partition.messages import (
     Sync,
     SyncOk,
 )
+from tq_node.partition.pace import JUMP_MAX
 from tq_node.types import NodeId
 
 
@@ -58,6 +62,26 @@ class Following(Generic[News]):
     def _reject(self, source: NodeId, message: Message, code: RejectCode) -> None:
         log = self._log
         self._messages.append((source, Reject(log.partition, message.epoch, code, log.promised)))
+
+    def refuse_unsynced(self, source: NodeId, message: Message) -> None:
+        self._reject(source, message, RejectCode.NOT_SYNCED)
+
+    def _is_far(self, sequence: int) -> bool:
+        return sequence - self._log.last_sequence > JUMP_MAX
+
+    def check_sync(self, message: Sync) -> None:
+        """:raises Unsound: no primary says this."""
+        last = message.last_sequence
+        epochs = message.epochs
+        if (
+            message.epoch - self._log.promised > JUMP_MAX
+            or self._is_far(last)
+            or not 1 <= message.log_start <= last + 1
+            or not EpochTable.are_sound(epochs, last)
+            or (epochs and epochs[-1][0] > message.epoch)
+            or message.reset_epoch > message.epoch
+        ):
+            raise Unsound(f"a log of epoch {message.epoch} that ends at {last} with the epochs {epochs!r:.200}")
 
     # --- R14, R15 ---
     def on_sync(self, source: NodeId, message: Sync) -> None:
@@ -113,6 +137,7 @@ class Following(Generic[News]):
         if not self.is_synced(message):
             self._reject(source, message, RejectCode.NOT_SYNCED)
             return
+        self._check_source(source, message)
         entries = message.entries
         fresh = entries
         if message.prev_sequence != log.last_sequence:
@@ -124,12 +149,35 @@ class Following(Generic[News]):
             if not (follows_on(fresh, log.last_sequence) and all(map(is_intact, fresh))):
                 self._reject(source, message, RejectCode.NOT_SYNCED)  # damaged on its way
                 return
-            for entry in fresh:
-                log.append(entry, None, [])
+            for entry, effects in zip(fresh, self._effects_of(fresh, message), strict=True):
+                log.append(entry, effects, [])
         self._ack_to = source
         if message.committed_sequence > self._told:
             self._told = message.committed_sequence
             self.apply_told()
+
+    def _check_source(self, source: NodeId, message: Message) -> None:
+        """An epoch has one primary, and it is the one whose ``Sync`` was obeyed. :raises Unsound:"""
+        if source != self.source:
+            raise Unsound(f"{source} speaks as primary of epoch {message.epoch}, which {self.source} is")
+
+    def _effects_of(self, entries: Sequence[LogEntry], message: Append) -> list[list[Effect]]:
+        """Decoded here, once, before they are in the log: one that can't be read would be met again at each start.
+
+        :raises Unsound: not what a primary of this epoch can have written.
+        """
+        log = self._log
+        epoch = log.epochs.last_epoch
+        found = []
+        for entry in entries:
+            if not epoch <= entry.epoch <= message.epoch or entry.partition != log.partition:
+                raise Unsound(f"entry {entry.sequence} of partition {entry.partition} and epoch {entry.epoch}")
+            epoch = entry.epoch
+            try:
+                found.append(decode_effects(entry.payload))
+            except (msgspec.DecodeError, ValueError, RecursionError) as why:
+                raise Unsound(f"entry {entry.sequence} can't be read: {why}") from None
+        return found
 
     def is_synced(self, message: Message) -> bool:
         """R14. Before a ``Sync`` this log may end in what the primary never had."""
@@ -143,9 +191,8 @@ class Following(Generic[News]):
         log = self._log
         had = min(log.last_sequence - message.prev_sequence, len(message.entries))
         for entry in message.entries[:had]:
-            assert entry.sequence < log.log_start or log.epochs.at(entry.sequence) == entry.epoch, (
-                "two entries of one epoch"
-            )
+            if entry.sequence >= log.log_start and log.epochs.at(entry.sequence) != entry.epoch:
+                raise Unsound(f"another entry {entry.sequence} than was sent before in epoch {message.epoch}")
         return message.entries[had:]
 
     # --- R17 ---
@@ -189,7 +236,11 @@ class Following(Generic[News]):
     def on_snapshot(self, source: NodeId, message: AnyMessage) -> None:
         if not self.is_obeyed(message):
             self._reject(source, message, RejectCode.NOT_SYNCED)
-        elif isinstance(message, SnapBegin):
+            return
+        self._check_source(source, message)
+        if isinstance(message, SnapBegin):
+            if not EpochTable.are_sound(message.epochs, message.applied) or self._is_far(message.applied):
+                raise Unsound(f"a snapshot of {message.applied} with the epochs {message.epochs!r:.200}")
             if self.is_news(message):
                 self.abort_snapshot()
                 self._incoming = message

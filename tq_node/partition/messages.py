@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from tq_node.partition.entries import Effect, Entry, checksum, encode_effects
 from tq_node.types import NodeId
+
+NUMBER_MAX = 2**62
+"""No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
+Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
+"""Held by the decoder, at no cost to speak of."""
 
 
 class LogEntry(Entry, frozen=True, gc=False, array_like=True):
@@ -34,8 +41,8 @@ def encoded(partition: int, sequence: int, epoch: int, effects: list[Effect]) ->
 class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """``epoch`` is the sender's; in an answer, that of what is answered."""
 
-    partition: int
-    epoch: int
+    partition: Number
+    epoch: Number
 
 
 class Sync(Message, frozen=True, tag=1):
@@ -44,30 +51,30 @@ class Sync(Message, frozen=True, tag=1):
     ``reset_epoch``: a copy whose promise is below it holds another history and starts from nothing (unsafe recovery); 0: none.
     """
 
-    epochs: tuple[tuple[int, int], ...]
-    log_start: int
-    last_sequence: int
-    reset_epoch: int = 0
+    epochs: tuple[tuple[Number, Number], ...]
+    log_start: Number
+    last_sequence: Number
+    reset_epoch: Number = 0
 
 
 class SyncOk(Message, frozen=True, tag=2):
     """Promised, cut and synced: the log up to here is the primary's, and durable."""
 
-    durable_sequence: int
+    durable_sequence: Number
 
 
 class Append(Message, frozen=True, tag=3):
     """``entries`` follow ``prev_sequence``. Empty: only ``committed_sequence`` is news."""
 
-    prev_sequence: int
+    prev_sequence: Number
     entries: tuple[LogEntry, ...]
-    committed_sequence: int
+    committed_sequence: Number
 
 
 class Ack(Message, frozen=True, tag=4):
     """Everything up to here is durable, in this epoch."""
 
-    durable_sequence: int
+    durable_sequence: Number
 
 
 class RejectCode(enum.IntEnum):
@@ -79,38 +86,38 @@ class RejectCode(enum.IntEnum):
 
 class Reject(Message, frozen=True, tag=5):
     code: RejectCode
-    promised: int
+    promised: Number
 
 
 class SnapBegin(Message, frozen=True, tag=6):
     """The rows at ``applied`` will follow. ``epochs``: those of the log up to there."""
 
-    snapshot_id: int
-    applied: int
-    epochs: tuple[tuple[int, int], ...]
-    horizon_us: int
+    snapshot_id: Number
+    applied: Number
+    epochs: tuple[tuple[Number, Number], ...]
+    horizon_us: Number
 
 
 class SnapChunk(Message, frozen=True, tag=7):
     """``number`` counts from 0; ``crc`` is that of ``data``, which only the store can read."""
 
-    snapshot_id: int
-    number: int
-    crc: int
+    snapshot_id: Number
+    number: Number
+    crc: Number
     data: bytes
 
 
 class SnapEnd(Message, frozen=True, tag=8):
-    snapshot_id: int
-    chunks: int
+    snapshot_id: Number
+    chunks: Number
     digest: bytes
 
 
 class SnapAck(Message, frozen=True, tag=9):
     """So many chunks are staged. That the snapshot is installed is told by a ``SyncOk``."""
 
-    snapshot_id: int
-    chunks: int
+    snapshot_id: Number
+    chunks: Number
 
 
 AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | SnapEnd | SnapAck
@@ -119,15 +126,15 @@ AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | Sna
 class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
     """Node to node, once for all partitions that the sender leads: (partition, epoch). ``number`` only grows."""
 
-    number: int
-    led: tuple[tuple[int, int], ...]
+    number: Number
+    led: tuple[tuple[Number, Number], ...]
 
 
 class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
     """``refused``: (partition, promised) of those where the promise is above the epoch asked for."""
 
-    number: int
-    refused: tuple[tuple[int, int], ...]
+    number: Number
+    refused: tuple[tuple[Number, Number], ...]
 
 
 encode: Callable[[AnyMessage], bytes] = msgspec.msgpack.Encoder().encode

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Generic
 
+from tq_node.errors import Unsound
 from tq_node.partition.copy import CopyLog, News
 from tq_node.partition.copy_rate import CopyRate
 from tq_node.partition.messages import Addressed, SnapAck, SnapBegin, SnapChunk, SnapEnd
@@ -110,7 +111,8 @@ class Snapshots(Generic[News]):
         outgoing = stream.outgoing
         if outgoing is None or outgoing.snapshot_id != ack.snapshot_id or ack.chunks <= outgoing.staged:
             return
-        assert ack.chunks <= outgoing.sent, "a replica has staged what was not sent"
+        if ack.chunks > outgoing.sent:
+            raise Unsound(f"{stream.node} has staged {ack.chunks} chunks, and {outgoing.sent} were sent")
         outgoing.staged = ack.chunks
         outgoing.moved_ms = now_ms
         self._read_on(stream, outgoing)

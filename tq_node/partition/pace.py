@@ -8,6 +8,13 @@ from tq_node import limits
 from tq_node.limits import KIB, MIB
 from tq_node.partition.copy_rate import CopyRate
 
+JUMP_MAX = 2**32
+"""An epoch or a sequence further than this from what is known here is absurd: no partition gets so far while a node is away."""
+EPOCHS_AHEAD_MAX = 64
+"""A primary's table may be ahead of its replica's by so many choices. Who says more is refused until the own table has them too:
+a promise can't be taken back, and no primary could ever come after one that was made to a lie."""
+assert EPOCHS_AHEAD_MAX < JUMP_MAX
+
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Times in ms, sizes in bytes; for one data centre."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic
 
-from tq_node.errors import Divergence
+from tq_node.errors import Divergence, Unsound
 from tq_node.partition.copy import ENTRY_OVERHEAD_BYTES, CopyLog, News, head
 from tq_node.partition.copy_rate import UNLIMITED
 from tq_node.partition.entries import Entry
@@ -163,7 +163,8 @@ class Sending(Generic[News]):
         so far, a member of the set lags until it is out of it, or says better.
         """
         log = self._log
-        assert durable_sequence <= log.last_sequence, "a replica has more than its primary"
+        if durable_sequence > log.last_sequence:
+            raise Unsound(f"{stream.node} has {durable_sequence}, and its primary's log ends at {log.last_sequence}")
         if stream.mode is Mode.SYNC and durable_sequence < stream.acked:
             if durable_sequence + 1 < log.log_start and stream.node in self._record.isr:
                 stream.owes_since(now_ms)
@@ -197,7 +198,8 @@ class Sending(Generic[News]):
     def acked(self, stream: Stream, durable_sequence: int, now_ms: int) -> bool:
         """True if it is news."""
         log = self._log
-        assert durable_sequence <= log.last_sequence, "a replica has more than its primary"
+        if durable_sequence > log.last_sequence:
+            raise Unsound(f"{stream.node} has {durable_sequence}, and its primary's log ends at {log.last_sequence}")
         if not stream.acknowledged(durable_sequence, log.last_sequence, now_ms):
             return False
         if stream.next_sequence <= log.last_sequence:

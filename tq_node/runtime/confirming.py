@@ -17,6 +17,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.copies import Copies
 from tq_node.types import NodeId
 from tq_node.wire.codec import Codec
+from tq_node.wire.failures import MalformedBox
 
 ROUND_S = 0.25
 ROUND_WAIT_MS = 20
@@ -79,6 +80,8 @@ class Confirming:
         if isinstance(word, Ping):
             self._answer(source, word)
             return
+        if any(partition >= len(self._copies.cores) for partition, _ in word.refused):
+            raise MalformedBox("a partition that there is not")
         if word.refused:
             self._copies.refused(source, word.refused)
         answered = self._rounds.answered(word)

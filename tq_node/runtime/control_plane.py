@@ -286,7 +286,11 @@ class ControlPlane:
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
         self._refuse_strangers(peer, "a message of partitions")
-        self._outside.data(peer, body)
+        try:
+            self._outside.data(peer, body)
+        except MalformedBox as why:
+            self._complaints.about(peer.name, "peer_unsound", why.detail)
+            raise
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
         self._refuse_strangers(peer, "a ping of partitions")

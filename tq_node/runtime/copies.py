@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import StoreBroken
+from tq_node.errors import StoreBroken, Unsound
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.entries import Effect
 from tq_node.partition.messages import AnyMessage
@@ -149,21 +149,30 @@ class Copies:
 
         self._enter(disconnect_all)
 
-    def receive(self, source: NodeId, messages: Sequence[AnyMessage]) -> None:
-        """From the present session of a peer, in the order sent."""
+    def receive(self, source: NodeId, messages: Sequence[AnyMessage]) -> Unsound | None:
+        """From the present session of a peer, in the order sent. Returns why the last was refused that was."""
         now_ms = self._clock.now_ms()
         cores = self.cores
+        refused: Unsound | None = None
 
         def receive_all() -> Iterable[int]:
+            nonlocal refused
             touched: dict[int, None] = {}
             for message in messages:
                 if type(message) in OF_SNAPSHOTS and not self._incoming.is_sound(source, message):
                     continue
-                cores[message.partition].receive(source, message, now_ms)
+                try:
+                    cores[message.partition].receive(source, message, now_ms)
+                except (Unsound, IndexError) as why:
+                    if message.partition < len(cores) and not isinstance(why, Unsound):
+                        raise
+                    refused = why if isinstance(why, Unsound) else Unsound(f"there is no partition {message.partition}")
+                    continue
                 touched[message.partition] = None
             return touched
 
         self._enter(receive_all, at_once=True)
+        return refused
 
     def tick(self) -> None:
         """Some 50 ms have passed."""

@@ -6,13 +6,15 @@ Whoever serves them looks only at its own partitions: what it does not lead it r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from tq_node import limits
 from tq_node.errors import NotConfirmed, NotPrimary, OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, Claim, EventBatch, ListQuery, Notes, Outcome, Read, Stats, Submission, TaskPage
 from tq_node.runtime.clock import Clock
@@ -40,6 +42,9 @@ SUBMISSION_BYTES = 300
 """What a submission takes besides its payload, roughly: it is only for cutting batches."""
 
 
+_WaitS = Annotated[float, Meta(ge=0, le=limits.WAIT_S_MAX)]
+
+
 class Item(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What became of one submission of a batch: ``error`` is empty, or a code with its body."""
 
@@ -50,7 +55,7 @@ class Item(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class Get(msgspec.Struct, frozen=True, gc=False, array_like=True):
     task_id: str
-    wait_s: float = 0.0
+    wait_s: _WaitS = 0.0
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -67,7 +72,7 @@ class Note(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class Renew(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Attempts of one partition that go on running at the node that asks."""
 
-    partition: int
+    partition: Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
     attempts: list[tuple[str, Token]]
 
 
@@ -89,7 +94,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs any."""
 
     node_name: str
-    limit: int
+    limit: Annotated[int, Meta(ge=0, le=2**31)]
     types: list[str] | None = None
 
 
@@ -103,8 +108,8 @@ class Lent(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """``after_id`` -1: from now on."""
 
-    after_id: int
-    wait_s: float
+    after_id: Annotated[int, Meta(ge=-1, le=2**62)]
+    wait_s: _WaitS
 
 
 class Nothing(msgspec.Struct, frozen=True, array_like=True):

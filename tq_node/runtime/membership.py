@@ -361,7 +361,7 @@ class Membership:
 
     def evidence_of(self, peer: PeerIdentity, body: bytes) -> bytes:
         evidence = EVIDENCES.decode(body)
-        if evidence.reporter == peer.node_id:
+        if evidence.reporter == peer.node_id and evidence.about in self.map.nodes:
             self.liveness.reported(evidence)
             self.control_soon()
         return b""

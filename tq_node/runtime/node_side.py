@@ -37,7 +37,6 @@ from tq_node.runtime.renewing import Renewing
 from tq_node.runtime.serving import Serving, handlers_of
 from tq_node.types import NodeId, Token
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
-from tq_node.wire.failures import MalformedBox
 from tq_node.wire.handler import Answer, Greeting
 from tq_node.wire.handshake import PeerIdentity
 
@@ -307,10 +306,7 @@ class NodeSide(Operating, Outside):
     def data(self, peer: PeerIdentity, body: bytes) -> None:
         """Before there is a queue here nobody has copies to talk about: what is said then is said again."""
         if self._local is not None and self._local.is_active:
-            try:
-                self._local.replication.received(peer.node_id, body)
-            except msgspec.DecodeError as why:
-                raise MalformedBox(f"messages of partitions: {why}") from None
+            self._local.replication.received(peer.node_id, body)
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
         if self._local is not None and self._local.is_active:

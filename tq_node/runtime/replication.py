@@ -19,6 +19,8 @@ from tq_node.runtime.events import Change
 from tq_node.runtime.outgoing import Outgoing, messages_in
 from tq_node.store.api import Store
 from tq_node.types import NodeId, TaskSpec, Token
+from tq_node.wire import bounds
+from tq_node.wire.failures import UNREADABLE, MalformedBox
 
 TICK_S = 0.05
 SILENT_MS = 2_000
@@ -210,9 +212,15 @@ class Replication:
             self._judge(partition)
 
     def received(self, source: NodeId, body: bytes) -> None:
-        """:raises msgspec.DecodeError: not what peers say."""
+        """:raises MalformedBox: not what peers say; what of it was sound has had its effect."""
+        try:
+            messages = messages_in(body)
+        except UNREADABLE as why:
+            raise MalformedBox(f"messages of partitions: {why}"[: bounds.DETAIL_CHARS_MAX]) from None
         self._heard_ms[source] = self._clock.now_ms()
-        self.copies.receive(source, messages_in(body))
+        refused = self.copies.receive(source, messages)
+        if refused is not None:
+            raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
 
     def asked(self, source: NodeId, body: bytes) -> None:
         """A ping or its answer. :raises MalformedBox: it is neither."""

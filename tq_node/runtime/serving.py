@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import TaskQueueError
-from tq_node.facade import Submission
+from tq_node.facade import LIST_SORTS, ListQuery, Submission, TaskPage
 from tq_node.runtime import forwarding as calls
 from tq_node.runtime.forwarding import KINDS, NOTHING, Nothing, refused
 from tq_node.runtime.queue import NodeQueue
@@ -50,6 +50,11 @@ def handlers_of(
         claimed = local().lend(ask.limit, ask.node_name, types)
         return claimed.addCallback(lambda claims: calls.Lent(list(claims), local().backlog(types)))
 
+    def list_(query: ListQuery) -> Deferred[TaskPage]:
+        if query.sort not in LIST_SORTS:
+            raise MalformedBox(f"a list sorted by {query.sort[:50]!r}")
+        return local().list(query)
+
     def shutdown(_: Nothing) -> Nothing:
         on_shutdown()
         return NOTHING
@@ -67,7 +72,7 @@ def handlers_of(
         calls.STOP.name: stop,
         calls.OFFER.name: offer,
         calls.CLAIM.name: claim,
-        calls.LIST.name: lambda query: local().list(query),
+        calls.LIST.name: list_,
         calls.EVENTS.name: lambda question: local().events_after(question),
         calls.STATS.name: lambda _: local().stats(),
         calls.SHUTDOWN.name: shutdown,

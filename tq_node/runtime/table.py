@@ -122,7 +122,8 @@ class TaskTable:
     def must_lead(self, partition: int, task_id: str | None = None) -> None:
         """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch has not begun yet (R7)."""
         if partition not in self.leading:
-            if self.driver.cores[partition].is_leading:
+            cores = self.driver.cores
+            if partition < len(cores) and cores[partition].is_leading:  # peers name partitions too
                 raise NotActive("the partition is about to become active here", task_id=task_id)
             raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
 
