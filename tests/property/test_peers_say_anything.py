@@ -284,9 +284,8 @@ def test_of_calls(kind: Kind, data: st.DataObject) -> None:
     world.submit()
     settle(world)
     row = next(iter(world.acknowledged), "t")
-    values = anything(
-        kind.call._decode.__self__.type, partition=st.integers(-1, 5), task_id=st.just(row), limit=st.integers(0, 3)
-    )
+    decoder: Any = getattr(kind.call._decode, "__self__")  # noqa: B009 (a bound method of msgspec's)
+    values = anything(decoder.type, partition=st.integers(-1, 5), task_id=st.just(row), limit=st.integers(0, 3))
     serving = Serving(handlers_of(lambda: world.queue, lambda offer: None, lambda: None))
     for value in data.draw(st.lists(values, max_size=4)):
         answers: list[Any] = []

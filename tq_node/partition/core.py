@@ -28,7 +28,7 @@ from tq_node.partition.messages import (
     SyncOk,
 )
 from tq_node.partition.outputs import AskEpoch, Event, Outbox, Ready, Step, SteppedDown, Wish
-from tq_node.partition.pace import DEFAULT_PACE, EPOCHS_AHEAD_MAX, Budget, Pace
+from tq_node.partition.pace import DEFAULT_PACE, Budget, Pace
 from tq_node.partition.record import Record
 from tq_node.partition.streams import Stream
 from tq_node.types import NodeId, Token
@@ -277,7 +277,7 @@ class PartitionCore(Generic[News]):
             following.check_sync(message)
             if leading is not None and message.epoch == leading.epoch:
                 raise Unsound(f"{source} says that it is primary of epoch {leading.epoch}, as this node is")
-            if not self.is_known_to_table(source, message):
+            if not following.is_known_to_table(source, message, self.record):
                 following.refuse_unsynced(source, message)
                 return
             if leading is not None:
@@ -287,21 +287,6 @@ class PartitionCore(Generic[News]):
             following.on_append(source, message)
         else:
             following.on_snapshot(source, message)
-
-    def is_known_to_table(self, source: NodeId, sync: Sync) -> bool:
-        """What can't be undone waits for this node's own table: a promise far ahead of it, and giving up what is here.
-
-        :raises Unsound: by the table that epoch is another's.
-        """
-        record = self.record
-        if record is None:
-            return True
-        if sync.epoch == record.epoch and record.primary not in (None, source):
-            raise Unsound(f"{source} says that it is primary of epoch {sync.epoch}, which is {record.primary}'s")
-        gives_up = self.log.promised < sync.reset_epoch and self.log.last_sequence > 0
-        return sync.epoch <= record.epoch + EPOCHS_AHEAD_MAX and not (
-            gives_up and record.reset_epoch < sync.reset_epoch
-        )
 
     def refused(self, node: NodeId, promised: int) -> None:
         """``node`` has promised this, by a ``Reject`` or a ``Pong`` (R12)."""

@@ -31,7 +31,8 @@ from tq_node.partition.messages import (
     Sync,
     SyncOk,
 )
-from tq_node.partition.pace import JUMP_MAX
+from tq_node.partition.pace import EPOCHS_AHEAD_MAX, JUMP_MAX
+from tq_node.partition.record import Record
 from tq_node.types import NodeId
 
 
@@ -82,6 +83,20 @@ class Following(Generic[News]):
             or message.reset_epoch > message.epoch
         ):
             raise Unsound(f"a log of epoch {message.epoch} that ends at {last} with the epochs {epochs!r:.200}")
+
+    def is_known_to_table(self, source: NodeId, sync: Sync, record: Record | None) -> bool:
+        """What can't be undone waits for this node's own table: a promise far ahead of it, and giving up what is here.
+
+        :raises Unsound: by the table that epoch is another's.
+        """
+        if record is None:
+            return True
+        if sync.epoch == record.epoch and record.primary not in (None, source):
+            raise Unsound(f"{source} says that it is primary of epoch {sync.epoch}, which is {record.primary}'s")
+        gives_up = self._log.promised < sync.reset_epoch and self._log.last_sequence > 0
+        return sync.epoch <= record.epoch + EPOCHS_AHEAD_MAX and not (
+            gives_up and record.reset_epoch < sync.reset_epoch
+        )
 
     # --- R14, R15 ---
     def on_sync(self, source: NodeId, message: Sync) -> None:

@@ -163,12 +163,10 @@ class Copies:
                     continue
                 try:
                     cores[message.partition].receive(source, message, now_ms)
-                except (Unsound, IndexError) as why:
-                    if message.partition < len(cores) and not isinstance(why, Unsound):
-                        raise
-                    refused = why if isinstance(why, Unsound) else Unsound(f"there is no partition {message.partition}")
-                    continue
-                touched[message.partition] = None
+                except Unsound as why:
+                    refused = why
+                else:
+                    touched[message.partition] = None
             return touched
 
         self._enter(receive_all, at_once=True)
