@@ -32,7 +32,7 @@ from tq_node.errors import StoreBroken
 from tq_node.option_values import parse_node_name, unusable
 from tq_node.options import say
 from tq_node.raft.messages import EntryKind, Snapshot
-from tq_node.runtime.founding import PAUSED
+from tq_node.runtime.founding import HANDLERS_SEEN, PAUSED
 from tq_node.runtime.identity import (
     Belonging,
     Birth,
@@ -92,6 +92,10 @@ class Source(msgspec.Struct):
         if self.table.is_founded:
             return list(self.table.paused_queues)
         return msgspec.json.decode(self.store.meta().get(PAUSED, b"[]"), type=list[str])
+
+    @property
+    def has_seen_handlers(self) -> bool:
+        return self.table.handlers_seen or HANDLERS_SEEN in self.store.meta()
 
     def is_in_sync(self, partition: int) -> bool:
         """Has this copy all that was acknowledged when the snapshot was taken, as far as its own node knew?"""
@@ -285,6 +289,8 @@ async def _name(target: Store, old: Source, node_name: NodeName, *, keeps_secret
     )
     _, values = next_start({}, new_node(node_name, os.urandom))
     values[PAUSED] = msgspec.json.encode(old.paused)
+    if old.has_seen_handlers:
+        values[HANDLERS_SEEN] = b"1"
     await target.commit(Batch(meta=values | belonging_values(belonging)))
     return belonging
 

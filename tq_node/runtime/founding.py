@@ -18,6 +18,9 @@ from tq_node.types import Epoch
 PAUSED = "paused_queues"
 """The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where ``tq_node.restore`` puts them."""
 
+HANDLERS_SEEN = "handlers_seen"
+"""There where ``tq_node.restore`` found that a node of the old cluster had handlers of its own."""
+
 
 def is_founded(meta: Mapping[str, bytes]) -> bool:
     """Whether the store has a table, or a part in one."""
@@ -41,5 +44,10 @@ async def first_table(
         entry = partitions[known.partition]
         partitions[known.partition] = msgspec.structs.replace(entry, epoch=Epoch(max(entry.epoch, known.promised + 1)))
     paused = msgspec.json.decode(store.meta().get(PAUSED, b"[]"), type=list[str])
-    table = msgspec.structs.replace(born.map, partitions=tuple(partitions), paused_queues=tuple(sorted(paused)))
-    return {**founding_values(registration.node_id, encode(table)), PAUSED: None}
+    table = msgspec.structs.replace(
+        born.map,
+        partitions=tuple(partitions),
+        paused_queues=tuple(sorted(paused)),
+        handlers_seen=born.map.handlers_seen or HANDLERS_SEEN in store.meta(),
+    )
+    return {**founding_values(registration.node_id, encode(table)), PAUSED: None, HANDLERS_SEEN: None}

@@ -14,8 +14,11 @@ from twisted.internet.defer import Deferred
 
 from tests.support.stores import SqliteKind, birth, record
 from tq_node import restore
+from tq_node.cluster import map as tables
+from tq_node.cluster.commands import Registration
+from tq_node.cluster.records import FEATURE_LEVEL_MAX
 from tq_node.restore import EPOCHS_ABOVE, Refused
-from tq_node.runtime.founding import PAUSED
+from tq_node.runtime.founding import HANDLERS_SEEN, PAUSED, first_table
 from tq_node.runtime.identity import (
     Belonging,
     Birth,
@@ -26,9 +29,10 @@ from tq_node.runtime.identity import (
     new_node,
     next_start,
 )
+from tq_node.runtime.raft_driver import SNAPSHOT
 from tq_node.store.api import Batch, Store, Tombstone
 from tq_node.store.opening import DATABASE_NAME
-from tq_node.types import NodeName
+from tq_node.types import HandlerKind, NodeId, NodeName
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -149,3 +153,23 @@ async def test_refusals_leave_an_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "new" / DATABASE_NAME).touch()
     with pytest.raises(Refused, match="holds a store already"):
         await restored(tmp_path, ours)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@deferred
+async def test_that_there_were_real_handlers_is_not_forgotten(tmp_path: Path, seen: bool) -> None:
+    """Else a node without any would let simulated ones do what was waiting in the old cluster."""
+    kept: dict[str, bytes | None] = {HANDLERS_SEEN: b"1"} if seen else {}
+    path = await snapshot(tmp_path, "old", Batch(meta=meta("old") | kept), NEWER)
+    kind, store = await restored(tmp_path, path, incomplete=True)
+    belonging = belonging_in(store.meta())
+    assert belonging is not None
+    founder = Registration(
+        NodeId("1" * 32), NodeName("first"), "h", "p", 1, "n", 1, FEATURE_LEVEL_MAX, HandlerKind.NONE
+    )
+    values = await first_table(store, belonging, founder, 3)
+    raw = values[SNAPSHOT]
+    assert raw is not None
+    assert tables.decode(restore._decode_table(raw).data).handlers_seen is seen
+    assert values[HANDLERS_SEEN] is None, "the table keeps it from now on"
+    await kind.close()
