@@ -135,6 +135,12 @@ def node_trouble(view: ClusterView, node: NodeView) -> str:
     return ""
 
 
+def node_note(node: NodeView) -> str:
+    """What keeps a node from running tasks though nothing is wrong with it, in a few words, or nothing."""
+    notes = () if node.readiness is None else node.readiness.notes
+    return "runs nothing: no handlers" if any(note.code == "no_handlers" for note in notes) else ""
+
+
 def summary(view: ClusterView) -> str:
     """The rest of the health line: members, leader, and how much there is."""
     parts = []

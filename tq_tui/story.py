@@ -53,6 +53,8 @@ def _why_pending(task: Task, view: ClusterView) -> str:
     entry = next((entry for entry in view.partitions if entry.partition == task.partition), None)
     if entry is not None and (entry.primary is None or entry.state != "active"):
         return f"Its partition {task.partition} is {entry.state}: no node leads it just now."
+    if any(reason.kind == "no_handler" for reason in task.waiting_for):
+        return f"No node that is up has a handler for {task.type!r}: it runs once one comes."
     node = view.named(task.node or "")
     if node is not None and not node.is_up:
         return f"Its node {node.name} does not answer; another one takes its partitions over."

@@ -13,9 +13,10 @@ from tests.tui.test_state import NAMES, fold, partitions, polled, whole
 from tq_tui import draw, keys, partition_map, story
 from tq_tui import format as f
 from tq_tui.addresses import BadAddress, parse_addresses, same_place
-from tq_tui.client.models import Attempt, Metrics, Partition, Task, TaskError
+from tq_tui.client.models import Attempt, Metrics, Partition, Readiness, Reason, Task, TaskError, WaitsFor
 from tq_tui.filters import BadFilter, Choice, TaskQuery, parse
 from tq_tui.forms import BadField, read_delay, read_number, read_payload, read_type
+from tq_tui.health import node_note
 from tq_tui.orders import Outcome, reported
 from tq_tui.screens.help import help_lines
 from tq_tui.screens.overview import overview
@@ -254,9 +255,20 @@ def test_why_it_waits() -> None:
     assert "does not answer" in story.why(waiting("pending"), gone)
     offline = fold(*(polled(n, 1_001.0, partitions=partitions(None, epoch=3)) for n in NAMES), view=view)
     assert "no node leads it" in story.why(waiting("pending"), offline)
+    unhandled = story.why(waiting("pending", waiting_for=(WaitsFor("no_handler"),)), view)
+    assert unhandled == "No node that is up has a handler for 'email': it runs once one comes."
     lost = story.why(waiting("failed", error=TaskError("attempts_lost", "")), view)
     assert "three attempts were lost" in lost
     assert "No node has a handler" in story.why(waiting("failed", error=TaskError("no_handler", "")), view)
+
+
+def test_a_node_without_handlers_says_so() -> None:
+    (plain, *_) = whole(1_000.0).nodes
+    assert node_note(plain) == ""
+    noted = fold(
+        polled("node-1", 1_001.0, readiness=Readiness(True, notes=(Reason("no_handlers"),))), view=whole(1_000.0)
+    )
+    assert node_note(next(node for node in noted.nodes if node.name == "node-1")) == "runs nothing: no handlers"
 
 
 def test_many_outcomes_are_three_sentences_at_most() -> None:

@@ -158,6 +158,13 @@ class Attempt(msgspec.Struct, frozen=True):
     error: TaskError | None = None
 
 
+class WaitsFor(msgspec.Struct, frozen=True):
+    """One reason why a task does not run."""
+
+    kind: str
+    since: datetime | None = None
+
+
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task as ``/tasks/status`` and ``/tasks/list`` tell it."""
 
@@ -186,6 +193,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     log: tuple[LogLine, ...] = ()
     log_dropped: int = 0
     attempts: tuple[Attempt, ...] = ()
+    waiting_for: tuple[WaitsFor, ...] = ()
     role: str = "primary"
 
     @property

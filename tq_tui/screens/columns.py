@@ -9,7 +9,7 @@ from tq_tui import format as f
 from tq_tui.client.api import Call
 from tq_tui.client.models import Event, Task
 from tq_tui.draw import node_role, node_word, uptime
-from tq_tui.health import node_trouble
+from tq_tui.health import node_note, node_trouble
 from tq_tui.state import ClusterView, NodeView
 from tq_tui.widgets.rows import Column
 
@@ -117,7 +117,7 @@ def node_columns(view: Callable[[], ClusterView]) -> list[Column[NodeView]]:
         return f.duration(now_s - node.since_s), "$error"
 
     def trouble(node: NodeView) -> tuple[str, str]:
-        words = node_trouble(view(), node)
+        words = node_trouble(view(), node) or node_note(node)
         return words, "$warning" if node.is_up else "$error"
 
     return [
