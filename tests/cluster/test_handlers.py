@@ -239,6 +239,18 @@ class TestRollingDeploy:
         assert {task["worker"] for task in found} <= {"node-2", "node-3"}
 
 
+class TestGivingUp:
+    def test_a_task_fails_once_it_has_waited_for_so_long(self, nodes: Nodes, home: Path) -> None:
+        node = nodes.start("--handlers", "old", "--no-handler-after", "1s", cwd=home, environment=GUARD)
+        waiting, later = node.submit("b"), node.submit("b", delay=3600)
+        found = settled(node, waiting)[0]
+        assert (found["status"], found["error"]["type"], found["attempt"]) == ("failed", "no_handler", 0)
+        assert found["error"]["message"] == "no node has had a handler for 'b' for 1 s"
+        assert node.status(later)["status"] == "scheduled"
+        assert settled(node, node.submit("a"))[0]["result"] == "a"
+        assert [task["id"] for task in node.get("/tasks/dead").json["tasks"]] == [waiting]
+
+
 class TestReload:
     def test_new_handlers_without_a_restart(self, nodes: Nodes, home: Path) -> None:
         (home / "mine.py").write_text(OLD)

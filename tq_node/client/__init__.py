@@ -38,7 +38,7 @@ from tq_node.client.errors import (
     Unavailable,
     Unreachable,
 )
-from tq_node.client.models import Attempt, Backoff, Failure, LogLine, NewTask, Progress, Stats, TaskInfo
+from tq_node.client.models import Attempt, Backoff, Failure, LogLine, NewTask, Progress, Stats, TaskInfo, WaitsFor
 from tq_node.client.synchronous import Queue, Task
 
 __all__ = [
@@ -80,4 +80,5 @@ __all__ = [
     "TooManyWaiting",
     "Unavailable",
     "Unreachable",
+    "WaitsFor",
 ]

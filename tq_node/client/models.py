@@ -72,6 +72,13 @@ class LogLine(msgspec.Struct, frozen=True):
     line: str
 
 
+class WaitsFor(msgspec.Struct, frozen=True):
+    """Why a task that has not ended does not run. ``kind`` is a stable word: ``no_handler``, no node has one for its type."""
+
+    kind: str
+    since: datetime | None = None
+
+
 class TaskInfo(msgspec.Struct, frozen=True):
     """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it runs or ran."""
 
@@ -100,6 +107,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
     timeout: float | None = None
     progress: Progress | None = None
     log_dropped: int = 0
+    waiting_for: list[WaitsFor] = []
 
     @property
     def is_final(self) -> bool:
