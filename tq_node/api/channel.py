@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IDelayedCall
@@ -10,7 +11,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tq_node.api.answering import request_id_of
-from tq_node.api.heads import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX, ONCE
+from tq_node.api.heads import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
 from tq_node.api.hot import Found, HotRequest
 from tq_node.api.turning_away import TurnedAway
 from tq_node.errors import Busy, Malformed, TaskQueueError
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 _BEGINS_LINE = frozenset(
     bytes([byte]) for byte in b"!#$%&'*+-.^_`|~0123456789\rABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
-_FOLDS = (b" ", b"\t")
+_is_refused_line = re.compile(
+    rb"[ \t]|transfer-encoding:(?![ \t]*chunked[ \t]*\Z)|content-length:[ \t]*[0-9]{%d}" % (LENGTH_DIGITS_MAX + 1),
+    re.IGNORECASE,
+).match
+"""A folded line (RFC 9112 section 5.2): two readers may take two headers for it. A coding that is not known here, and a length
+that ``int`` would not read."""
 BEHIND_BYTES_MAX = 16_384
 """So much of the requests behind a hot one is read before it is answered."""
 
@@ -43,12 +49,10 @@ class ApiChannel(http.HTTPChannel):
     _hot: HotRequest | TurnedAway | None = None
     _behind = b""
     _is_refused = False
-    _repeated: bytes | None = None
     _linger: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         self.site.channels.add(self)
-        self._fields: dict[bytes, bytes] = {}
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -151,45 +155,23 @@ class ApiChannel(http.HTTPChannel):
             self._respondToBadRequestAndDisconnect()
 
     def lineReceived(self, line: bytes) -> None:
-        if self._is_refused:
-            return
-        if line[:1] in _FOLDS:
-            # A folded line (RFC 9112 section 5.2): two readers may take two headers for it.
+        if _is_refused_line(line):
             self._respondToBadRequestAndDisconnect()
         else:
             super().lineReceived(line)
 
-    def headerReceived(self, line: bytes) -> bool:
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
-        if name in self._fields and name in ONCE:
-            self._repeated = name
-        self._fields[name] = value
-        is_bad = name == b"transfer-encoding" and value.lower() != b"chunked"
-        if is_bad or (name == b"content-length" and len(value) > LENGTH_DIGITS_MAX):
-            self._respondToBadRequestAndDisconnect()
-            return False
-        taken: bool = super().headerReceived(line)
-        return taken
-
     def allHeadersReceived(self) -> None:
         request: ApiRequest = self.requests[-1]
-        fields, self._fields = self._fields, {}
-        head = self.site.heads.judge(self._command, self._path, self._version, fields, self._repeated)
+        head = self.site.heads.judge(self._command, self._path, self._version, request.requestHeaders)
         self._path = head.target
         request.authority = head.authority
         request.refusal = head.refusal
-        request.route = self.site.route_names.get(head.target.partition(b"?")[0], "other")
         if isinstance(head.refusal, Malformed):
             # Who sends such a head may mean another request by it than is read here: nothing behind it is read at all.
-            self.site.metrics.http(request.route, head.refusal.status, 0.0)
+            self.site.metrics.http(self.site.route_of(head.target), head.refusal.status, 0.0)
             self._refuse_and_end(head.refusal, request.getHeader(b"x-request-id"))
         else:
             super().allHeadersReceived()
-
-    def allContentReceived(self) -> None:
-        if not self._is_refused:
-            super().allContentReceived()
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
         if version != b"HTTP/1.1":
@@ -198,10 +180,6 @@ class ApiChannel(http.HTTPChannel):
         return values is None or b"close" not in [
             option.strip(b" \t").lower() for value in values for option in value.split(b",")
         ]
-
-    def rawDataReceived(self, data: bytes) -> None:
-        if not self._is_refused:
-            super().rawDataReceived(data)
 
     def _send100Continue(self) -> None:
         # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes is not asked for.
@@ -235,6 +213,9 @@ class ApiChannel(http.HTTPChannel):
         if self._is_refused:
             return
         self._is_refused = True
+        self.length = None
+        self.clearLineBuffer()
+        self.setRawMode()
         if self.requests and not self.requests[-1].wants_body:
             self.loseConnection()  # its body was no longer wanted, and is none: the answer is on its way
             return

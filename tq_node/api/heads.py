@@ -18,6 +18,8 @@ from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, refuse_media_ty
 from tq_node.errors import CrossOrigin, Malformed, Misdirected, TaskQueueError
 
 if TYPE_CHECKING:
+    from twisted.web.http_headers import Headers
+
     from tq_node.api.routes import Route
 
 HEAD_BYTES_MAX = 16_384
@@ -30,8 +32,8 @@ _authority = re.compile(
 _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
 """Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send quotes as they are."""
-ONCE = frozenset(
-    b"host content-type content-encoding idempotency-key last-event-id origin sec-fetch-site authorization".split()
+_ONCE = frozenset(
+    b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
 )
 """Headers that may stand once: which of two counts would be anybody's guess."""
 _SAFE = (b"GET", b"HEAD")
@@ -115,15 +117,14 @@ class HeadRules:
             if route.bodies:
                 self._takes_lines[path] = NDJSON in route.bodies
 
-    def judge(
-        self, method: bytes, target: bytes, version: bytes, fields: Mapping[bytes, bytes], repeated: bytes | None
-    ) -> Head:
-        """:param fields: the header lines by name in small letters, folded ones and what is none already refused.
-        :param repeated: a header that stood twice and may not.
-        """
-        if repeated is not None:
-            return Head(target, None, Malformed(f"{repeated.decode('ascii')}: given more than once"))
-        authority = fields.get(b"host")
+    def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
+        """:param headers: as they came, folded lines and what is none already refused."""
+        fields: dict[bytes, bytes] = {}
+        for name, values in headers.getAllRawHeaders():
+            fields[name] = values[0]
+            if len(values) > 1 and name in _ONCE:
+                return Head(target, None, Malformed(f"{name.decode('ascii')}: given more than once"))
+        authority = fields.get(b"Host")
         if authority is None:
             if version != b"HTTP/1.0":
                 return Head(target, None, Malformed("Host: is required"))
@@ -143,9 +144,9 @@ class HeadRules:
     def _refusal(
         self, method: bytes, target: bytes, version: bytes, authority: bytes | None, fields: Mapping[bytes, bytes]
     ) -> TaskQueueError | None:
-        if b"transfer-encoding" in fields and version == b"HTTP/1.0":
+        if b"Transfer-Encoding" in fields and version == b"HTTP/1.0":
             return Malformed("Transfer-Encoding: not in HTTP/1.0")
-        is_from_page = b"origin" in fields or b"sec-fetch-site" in fields
+        is_from_page = b"Origin" in fields or b"Sec-Fetch-Site" in fields
         if is_from_page and method not in _SAFE and not _is_from_here(authority, fields):
             return CrossOrigin("a POST that a page of another site has sent is refused")
         path = target.partition(b"?")[0]
@@ -160,7 +161,7 @@ class HeadRules:
         if method not in methods:
             allowed = sorted(name.decode("ascii") for name in methods)
             return WrongMethod(f"{path.decode('ascii')} takes {', '.join(allowed)}", allowed)
-        if b"content-type" in fields or b"content-encoding" in fields:
+        if fields.get(b"Content-Type", JSON_TYPE) != JSON_TYPE or b"Content-Encoding" in fields:
             return self._media_refusal(path, fields)
         return None
 
@@ -168,11 +169,11 @@ class HeadRules:
         ndjson = self._takes_lines.get(path)
         if ndjson is None:
             return None
-        media_type = fields.get(b"content-type")
+        media_type = fields.get(b"Content-Type")
         try:
             if media_type is not None and media_type != JSON_TYPE:
                 refuse_media_type(media_type, ndjson=ndjson)
-            refuse_encoded(fields.get(b"content-encoding"))
+            refuse_encoded(fields.get(b"Content-Encoding"))
         except TaskQueueError as why:
             return why
         return None
@@ -201,7 +202,7 @@ def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> boo
     address it likes, so also to a node on its reader's machine; every browser then says ``Origin``, and newer ones
     ``Sec-Fetch-Site``. Scripts never do.
     """
-    if fields.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
+    if fields.get(b"Sec-Fetch-Site", b"none").lower() not in (b"same-origin", b"none"):
         return False
-    origin = fields.get(b"origin")
+    origin = fields.get(b"Origin")
     return origin is None or (authority is not None and origin.lower().partition(b"://")[2] == authority.lower())

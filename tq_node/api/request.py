@@ -134,7 +134,7 @@ class ApiRequest(server.Request):
         channel = self.channel
         channel.persistent = False
         channel.refuse(error, self.request_id or request_id_of(self.getHeader(b"x-request-id")))
-        channel.site.metrics.http(self.route, error.status, 0.0)
+        channel.site.metrics.http(channel.site.route_of(channel._path), error.status, 0.0)
         self._linger = channel.site.reactor.callLater(channel.site.settings.linger_s, channel.loseConnection)
 
     def body(self) -> bytes:

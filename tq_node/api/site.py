@@ -102,6 +102,10 @@ class ApiSite(Site):
             and body_bytes <= settings.body_bytes_max
         )
 
+    def route_of(self, target: bytes) -> str:
+        """Its name in the metrics."""
+        return self.route_names.get(target.partition(b"?")[0], "other")
+
     def date(self) -> bytes:
         """The Date header of now, made once a second."""
         now_s = int(time.time())
