@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_STATUS
     from tq_tui.client.http import HttpCluster
 
-    client = HttpCluster(token=os.environ.get("TQ_TOKEN") or None)
+    client = HttpCluster(token=os.environ.get("TQ_TOKEN") or None, given=addresses)
     if chosen.once or chosen.json:
         from tq_tui.once import print_once
 

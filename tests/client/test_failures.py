@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import ssl
 import time
 
 import pytest
@@ -22,6 +24,8 @@ from tq_node.client import (
     Unreachable,
     limits,
 )
+from tq_node.client.addresses import parse_addresses
+from tq_node.client.roster import Roster
 
 SHORT_S = 1.5
 """Of calls that end at their deadline: long enough for one try on a busy machine."""
@@ -225,7 +229,6 @@ class TestDiscovery:
 
             async def script(request: Request) -> Reply | str:
                 if request.path == "/cluster":
-                    assert request.headers["authorization"] == "bearer s3cret"
                     return Reply(200, {"cluster": {"nodes": members}})
                 return await accept(request)
 
@@ -235,13 +238,64 @@ class TestDiscovery:
                     for name, status, node in [("a", "active", given), ("b", "suspect", other), ("c", "down", down)]
                 ]
                 members.append({"id": "d", "status": "active", "services": {"http": "no address"}})
-                async with AsyncQueue(given.address, token="s3cret") as queue:
+                async with AsyncQueue(given.address) as queue:
                     async with asyncio.timeout(30):
                         while not other.submitted:
                             await queue.submit("email")
                             await asyncio.sleep(0.01)
                     assert list(queue.addresses) == [given.address, other.address]
                     assert not down.requests
+
+        run(story())
+
+    def test_a_token_goes_to_given_addresses_and_never_along_with_a_probe(self) -> None:
+        async def story() -> None:
+            seen: list[Request] = []
+
+            async def script(request: Request) -> Reply | str:
+                seen.append(request)
+                if request.path == "/cluster":
+                    return Reply(
+                        200, {"cluster": {"nodes": [{"status": "active", "services": {"http": other.address}}]}}
+                    )
+                return HANG_UP if request.path == "/tasks/submit" and not probed() else await accept(request)
+
+            def probed() -> bool:
+                return any(request.path == "/livez" for request in seen)
+
+            async with scripted() as other, scripted(script) as given:
+                async with AsyncQueue(given.address, token="s3cret") as queue:
+                    await queue.submit("email")
+                    await until(lambda: any(request.path == "/cluster" for request in seen))
+                    await queue.submit("email")
+                    assert list(queue.addresses) == [given.address]
+                assert not other.requests
+            assert probed()
+            for request in seen:
+                assert ("authorization" in request.headers) is (request.path != "/livez"), request
+
+        run(story())
+
+    @pytest.mark.parametrize(
+        ("token", "tls", "context", "is_learnt"),
+        [
+            (None, False, None, True),
+            ("s3cret", False, None, False),
+            ("s3cret", True, ssl.create_default_context(), True),
+            ("s3cret", False, ssl.create_default_context(), False),
+            ("s3cret", True, ssl._create_unverified_context(), False),
+        ],
+    )
+    def test_a_token_goes_to_learnt_addresses_by_checked_tls_alone(
+        self, token: str | None, tls: bool, context: ssl.SSLContext | None, is_learnt: bool
+    ) -> None:
+        async def story() -> None:
+            loop = asyncio.get_running_loop()
+            roster = Roster(loop, parse_addresses("127.0.0.1:1", tls=tls), token=token, tls=context, discover=False)
+            body = json.dumps({"cluster": {"nodes": [{"services": {"http": "127.0.0.1:2"}}]}}).encode()
+            roster._follow(body, tls=tls)
+            assert roster.addresses == ["127.0.0.1:1", *(["127.0.0.1:2"] if is_learnt else [])]
+            roster.close()
 
         run(story())
 

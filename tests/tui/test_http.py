@@ -129,7 +129,7 @@ async def test_a_token_goes_along_and_is_not_written_down() -> None:
         await writer.drain()
 
     async with serving(answer) as address:
-        client = HttpCluster(token="s3cret")
+        client = HttpCluster(token="s3cret", given=[address])
         client.on_call = lambda call: curls.append(call.curl)
         await client.at(address).pause("slow queue")
         await client.close()
@@ -137,6 +137,22 @@ async def test_a_token_goes_along_and_is_not_written_down() -> None:
     assert "s3cret" not in curls[0]
     assert "$TQ_TOKEN" in curls[0]
     assert "queue=slow+queue" in curls[0]
+
+
+async def test_a_token_goes_to_given_addresses_and_to_others_by_https_alone() -> None:
+    heads: list[bytes] = []
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(answered(b'{"success":true}'))
+        await writer.drain()
+
+    async with serving(answer) as address:
+        client = HttpCluster(token="s3cret", given=["localhost:1"])
+        await client.at(address).pause("q")
+        await client.close()
+    assert b"Authorization" not in heads[0]
+    assert client.token_for("https://learnt.example.org:8080") == client.token_for("localhost:1") == "s3cret"
 
 
 def test_metrics_are_read_and_the_rest_is_skipped() -> None:

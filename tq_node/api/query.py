@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from tq_node import limits
 from tq_node.api.answering import Answering
+from tq_node.api.names import NAME_PATTERN, is_shown
 from tq_node.api.schemas import TASK_ID_PATTERN
 from tq_node.errors import BadParameter
 from tq_node.facade import ListQuery
@@ -78,6 +79,18 @@ class ScopeParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
     queue: QueueParam
+
+
+class PauseParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """A queue that was paused under any name can be resumed; none is paused under one that can't be shown."""
+
+    queue: Annotated[
+        str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
+    ]
+
+    def __post_init__(self) -> None:
+        if not is_shown(self.queue):
+            raise ValueError("queue: control characters and marks of direction are not allowed")
 
 
 class NodeParameters(msgspec.Struct, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from tq_node import limits
+from tq_node.api.names import NAME_PATTERN, refuse_unshown
 from tq_node.api.payloads import Payloads
 from tq_node.api.pointers import refusal
 from tq_node.errors import BodyTooLarge, InvalidField, Malformed, MissingField, TaskQueueError, UnknownField
@@ -35,10 +36,18 @@ RUN_AT_S_MAX = 253_402_300_799
 TaskIdText = Annotated[
     str, Meta(pattern=TASK_ID_PATTERN, description="own id; the same id with the same content is the same task")
 ]
+_NAME_SCHEMA = {"pattern": NAME_PATTERN}
+"""Looked at by ``refuse_unshown``: names are printable nearly always, which is known for less than a pattern costs."""
 TypeText = Annotated[
-    str, Meta(min_length=1, max_length=limits.TASK_TYPE_CHARS_MAX, description="which handler runs the task")
+    str,
+    Meta(
+        min_length=1,
+        max_length=limits.TASK_TYPE_CHARS_MAX,
+        description="which handler runs the task",
+        extra_json_schema=_NAME_SCHEMA,
+    ),
 ]
-QueueText = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX)]
+QueueText = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema=_NAME_SCHEMA)]
 BackoffSeconds = Annotated[float, Meta(ge=0, le=limits.BACKOFF_S_MAX)]
 Whole = Annotated[float, Meta(multiple_of=1, extra_json_schema={"type": "integer"})]
 """An integer as JSON Schema has it: 3.0 is one, too."""
@@ -185,6 +194,10 @@ class Bodies:
             run_at_us = _instant_us(run_at, at)
         if timeout is not None:
             timeout_ms = max(1, round(timeout * 1_000))
+        if not task.type.isprintable():
+            refuse_unshown("type", task.type, at)
+        if task.queue is not None and not task.queue.isprintable():
+            refuse_unshown("queue", task.queue, at)
         return Submission(
             task.type,
             payload,

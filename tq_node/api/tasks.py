@@ -29,6 +29,7 @@ from tq_node.api.failures import PeerUnreachable, SubmitNotConfirmed, item_error
 from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
 from tq_node.api.query import (
     ListParameters,
+    PauseParameters,
     QueueParameters,
     ScopeParameters,
     StatusParameters,
@@ -218,7 +219,7 @@ class TaskRoutes:
 
     # --- queues ---
     def pause(self, request: Answering) -> Deferred[None]:
-        queue = read_query(request, QueueParameters).queue
+        queue = read_query(request, PauseParameters).queue
         return self._queue.pause(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "paused"))
 
     def resume(self, request: Answering) -> Deferred[None]:
@@ -323,7 +324,7 @@ class TaskRoutes:
                 self.pause,
                 "Start no more tasks of a queue, on any node",
                 {200: Answer("committed", QueueDone)},
-                query=QueueParameters,
+                query=PauseParameters,
                 errors=(errors.ClusterRefused, *_WRITE_ERRORS),
             ),
             Route(

@@ -60,7 +60,7 @@ class AsyncQueue:
     """A cluster of nodes, for coroutines of one event loop. ``async with`` closes it.
 
     :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will do. The others are learnt.
-    :param token: sent as ``Authorization: Bearer``.
+    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a checked certificate alone.
     :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means the same for that one.
     :param deadline: seconds that a call may take where it does not say otherwise.
     :param batching: send what is submitted at the same time as one request.

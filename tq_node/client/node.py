@@ -142,7 +142,9 @@ class Node:
         self._short = Lane(self, limits.CONNECTIONS_MAX)
         self._long = Lane(self, limits.WAITING_CONNECTIONS_MAX)
         said = f"Authorization: Bearer {token}\r\n" if token else ""
-        self._head = f"Host: {address}\r\n{said}".encode("latin-1")
+        self._bare_head = f"Host: {address}\r\n".encode("latin-1")
+        """For probes, which need no token."""
+        self._head = self._bare_head + said.encode("latin-1")
         if not is_up:
             self._look_later(0.0)
 
@@ -234,7 +236,7 @@ class Node:
         except Lost:
             return False
         try:
-            await connection.ask(b"GET /livez HTTP/1.1\r\n%b\r\n" % self._head, limits.CONNECT_S)
+            await connection.ask(b"GET /livez HTTP/1.1\r\n%b\r\n" % self._bare_head, limits.CONNECT_S)
         except Lost:
             return False
         else:

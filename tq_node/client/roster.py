@@ -38,7 +38,10 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class Roster:
-    """:param discover: ask the nodes who else is there."""
+    """:param discover: ask the nodes who else is there.
+    :param token: goes to the addresses that were given, and to others only by TLS with their certificate checked: whoever answers
+        at a given address may name any other.
+    """
 
     def __init__(
         self,
@@ -129,6 +132,17 @@ class Roster:
         finally:
             self._learning = None
 
+    def _may_learn(self, address: Address) -> bool:
+        """Whether a node that was only named gets the token, without which it is of no use. Without one anybody may be asked."""
+        if self._token is None:
+            return True
+        return (
+            address.tls
+            and self._tls is not None
+            and self._tls.verify_mode is ssl.CERT_REQUIRED
+            and self._tls.check_hostname
+        )
+
     def _follow(self, body: bytes, *, tls: bool) -> None:
         try:
             members = _decode(body).cluster.nodes[: limits.NODES_MAX]
@@ -142,7 +156,8 @@ class Roster:
                 (address,) = parse_addresses([member.services.http], tls=tls)
             except (BadAddress, ValueError):
                 continue
-            wanted[address.place] = address
+            if self._may_learn(address):
+                wanted[address.place] = address
         for place in [place for place in self._learnt if place not in wanted]:
             self._learnt.pop(place).close(at_once=False)
         for place, address in wanted.items():

@@ -61,9 +61,16 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class HttpCluster:
-    """A ``ClusterClient``. ``token``: for ``Authorization: Bearer``."""
+    """A ``ClusterClient``.
 
-    def __init__(self, *, token: str | None = None, clock: Callable[[], float] = time.time) -> None:
+    :param token: for ``Authorization: Bearer``; goes to the ``given`` addresses, to others by HTTPS only: whoever answers at a
+        given one may name any other.
+    """
+
+    def __init__(
+        self, *, token: str | None = None, given: Sequence[str] = (), clock: Callable[[], float] = time.time
+    ) -> None:
+        self._given = frozenset(given)
         self.on_call: Callable[[Call], None] | None = None
         self.token = token
         self.clock = clock
@@ -73,6 +80,9 @@ class HttpCluster:
         if address not in self._nodes:
             self._nodes[address] = HttpNode(self, address)
         return self._nodes[address]
+
+    def token_for(self, address: str) -> str | None:
+        return self.token if address in self._given or address.startswith("https://") else None
 
     async def close(self) -> None:
         nodes, self._nodes = self._nodes, {}
@@ -84,6 +94,7 @@ class HttpNode:
 
     def __init__(self, owner: HttpCluster, address: str) -> None:
         self._owner = owner
+        self._token = owner.token_for(address)
         self._base = address.rstrip("/") if "://" in address else f"http://{address}"
         self._session: aiohttp.ClientSession | None = None
         self._last_event_id = ""
@@ -218,7 +229,7 @@ class HttpNode:
             if self._owner.on_call is not None:
                 took_s = time.monotonic() - began_s
                 self._owner.on_call(
-                    Call(method, url, body, status, error, took_s, at_s, authorized=self._owner.token is not None)
+                    Call(method, url, body, status, error, took_s, at_s, authorized=self._token is not None)
                 )
 
     async def _send(self, method: str, url: str, body: str | None, deadline_s: float) -> tuple[int, bytes]:
@@ -238,7 +249,7 @@ class HttpNode:
             await asyncio.to_thread(importlib.import_module, "aiohttp")
         aiohttp = importlib.import_module("aiohttp")  # waits for another thread that is still at it
         if self._session is None:
-            token = self._owner.token
+            token = self._token
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
                 headers={"Authorization": f"Bearer {token}"} if token else None,

@@ -10,6 +10,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tq_node.api.names import is_shown
 from tq_node.api.query import ListParameters, to_list_query, write_cursor
 from tq_node.api.schemas import Bodies, SubmitRequest, content_hash
 from tq_node.errors import FieldError, Malformed, TaskQueueError
@@ -26,8 +27,9 @@ values = st.recursive(
     lambda parts: st.lists(parts) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), parts),
     max_leaves=20,
 )
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100).filter(is_shown)
 good_fields = st.fixed_dictionaries(
-    {"type": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)},
+    {"type": names},
     optional={
         "payload": values,
         "id": st.from_regex(r"[A-Za-z0-9._:-]{1,200}", fullmatch=True),
@@ -39,7 +41,7 @@ good_fields = st.fixed_dictionaries(
         "timeout": st.floats(0.001, 1e6),
         "backoff": st.floats(0, 1e6)
         | st.fixed_dictionaries({}, optional={"kind": st.sampled_from(["linear", "constant"])}),
-        "queue": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100),
+        "queue": names,
         "tags": st.dictionaries(
             st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9), st.text("ab"), max_size=20
         ),

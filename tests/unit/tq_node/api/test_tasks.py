@@ -29,6 +29,16 @@ class TestSubmit:
         assert task_id.startswith("task-")
         assert world.get(reply.headers["location"]).json["payload"] == "user@example.com"
 
+    @pytest.mark.parametrize("name", ["größe", "очередь", "队列", "👩\u200d💻", "a\u00a0b", "שלום"])
+    def test_names_in_any_script_and_with_emoji_are_fine(self, world: World, name: str) -> None:
+        assert world.post("/tasks/submit", {"type": name, "queue": name}).status == 201
+
+    def test_a_batch_refuses_the_item_whose_name_a_terminal_obeys(self, world: World) -> None:
+        items = [{"type": "a"}, {"type": "a", "queue": "\x1b]52;c;eA==\x1b\\"}]
+        good, bad = world.post("/tasks/batch", {"tasks": items}).json["results"]
+        assert "task_id" in good
+        assert (bad["error"]["status"], bad["error"]["field"]) == (422, "/tasks/1/queue")
+
     def test_no_content_type_counts_as_json(self, world: World) -> None:
         assert world.post("/tasks/submit", {"type": "a"}).status == 201
 
@@ -440,6 +450,11 @@ class TestChanges:
         assert world.queue.paused == {"mail"}
         assert world.post("/tasks/resume?queue=mail").json == {"success": True, "queue": "mail", "status": "active"}
         assert world.queue.paused == set()
+
+    def test_a_queue_whose_name_a_terminal_obeys_is_resumed_and_never_paused(self, world: World) -> None:
+        for name in ("a%1b%5D52;c;eA%3D%3D", "a%0a", "a%E2%80%AE"):
+            assert world.post(f"/tasks/pause?queue={name}").code == "bad_parameter"
+            assert world.post(f"/tasks/resume?queue={name}").status == 200
 
     @pytest.mark.parametrize("query", ["", "?queue=", "?queue=" + "x" * 101, "?q=mail"])
     def test_pause_needs_a_queue(self, world: World, query: str) -> None:
