@@ -4,12 +4,14 @@ ARG PYTHON=3.12-slim
 FROM python:${PYTHON} AS build
 WORKDIR /src
 # What the package needs comes first: it changes seldom, and the layer is kept.
-COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
 COPY tq_node tq_node
 COPY tq_tui tq_tui
 COPY twisted twisted
 RUN python -m venv /opt/taskqueue
-RUN /opt/taskqueue/bin/pip install --no-cache-dir --disable-pip-version-check .
+# The versions that the suite was run with, also of what builds the package.
+RUN PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+    /opt/taskqueue/bin/pip install --no-cache-dir --disable-pip-version-check .
 # twistd looks for plugins at each start, and could not write down what it found.
 RUN /opt/taskqueue/bin/twistd --help > /dev/null
 

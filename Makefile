@@ -6,10 +6,13 @@ HTTP ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --config-settings editable_mode=compat --editable
+PIP_INSTALL := -m pip --disable-pip-version-check install --config-settings editable_mode=compat
+# The versions that the suite was last run with, build tools among them: see make pin.
+PINS := constraints.txt
+INSTALL := PIP_CONSTRAINT=$(PINS) PIP_BUILD_CONSTRAINT=$(PINS) $(BIN)/python $(PIP_INSTALL) --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos long lint format bench failover simulate clean distclean
+.PHONY: help run test test-ahead test-newest test-lowest pin newest chaos long lint format bench failover simulate clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +20,10 @@ help:
 	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
 	@echo 'make chaos             forty scenarios of harm to real nodes under load, and a line that sums them up'
 	@echo 'make long              the tests that are too long for make test: mutation tables, many seeds, every kill'
+	@echo 'make test-ahead        the same with the clock three years ahead: AHEAD=+1095d'
+	@echo 'make test-newest       some tests with the newest of everything; TRY=tests for all of them'
+	@echo 'make test-lowest       some tests with the lowest versions that setup.cfg allows'
+	@echo 'make pin               write the newest of everything down in $(PINS), to be tested with from now on'
 	@echo 'make lint              ruff, mypy, import rules'
 	@echo 'make format            let ruff format and fix what it can'
 	@echo 'make bench             three nodes beside other queues, some 25 minutes; BENCH=--quick for three'
@@ -30,12 +37,12 @@ $(BIN)/python:
 	@echo 'Making $(VENV) …'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.run-stamp: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.run-stamp: setup.cfg pyproject.toml $(PINS) | $(BIN)/python
 	@echo 'Installing taskqueue into $(VENV) …'
 	@$(INSTALL) . >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.dev-stamp: setup.cfg pyproject.toml | $(BIN)/python
+$(VENV)/.dev-stamp: setup.cfg pyproject.toml $(PINS) | $(BIN)/python
 	@echo 'Installing taskqueue and its tools into $(VENV) …'
 	@$(INSTALL) '.[dev]' >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 	@touch $@ $(VENV)/.run-stamp
@@ -48,6 +55,27 @@ run: $(VENV)/.run-stamp
 PARTS ?=
 test: $(VENV)/.dev-stamp
 	@$(BIN)/python -m tests.parts $(PARTS)
+
+# --- other versions than the tested ones: environments of their own, made anew each time ---
+TRY ?= tests/unit tests/contract
+newest:
+	@rm -rf build/newest && $(PYTHON) -m venv build/newest
+	@echo 'Installing the newest of everything into build/newest …'
+	@build/newest/bin/python $(PIP_INSTALL) --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+
+test-newest: newest
+	build/newest/bin/python -m pytest $(TRY) -m 'not long'
+
+test-lowest:
+	@rm -rf build/lowest && $(PYTHON) -m venv build/lowest
+	@$(PYTHON) -m tests.lowest >build/lowest/constraints.txt
+	@echo 'Installing the lowest of everything into build/lowest …'
+	@build/lowest/bin/python $(PIP_INSTALL) --quiet --constraint build/lowest/constraints.txt --editable '.[test]'
+	build/lowest/bin/python -m pytest $(TRY) -m 'not long'
+
+pin: newest
+	@{ sed -n '/^#/p' $(PINS); build/newest/bin/python -m pip freeze --all --exclude-editable --exclude pip; } >build/$(PINS)
+	@mv build/$(PINS) $(PINS) && git diff --stat -- $(PINS)
 
 # Every scenario once, under load, with a checker of histories: about half an hour. docs/reference/chaos.md says what happens.
 chaos: $(VENV)/.dev-stamp

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOGS = PROJECT / "build" / "tests"
+END_S = 10
+"""How long a part may take to end after Ctrl-C."""
 JOBS = 3
 """Parts at a time. Tests with real processes mostly wait, so that two cores carry three."""
 WALL_S_MAX = 600
@@ -75,6 +78,12 @@ class Ran(NamedTuple):
     """The last line that pytest printed."""
 
 
+def environment() -> dict[str, str]:
+    """This process's, but compiled modules are kept, below ``build``: hundreds of nodes are started, each imports them all."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPYCACHEPREFIX": str(PROJECT / "build" / "pycache")}
+
+
 def run(part: Part, started: Callable[[subprocess.Popen[bytes]], None]) -> Ran:
     """Run a part to its end; what it prints goes to a file below ``build/tests``."""
     code, cpu_s, began_s = 0, 0.0, time.monotonic()
@@ -82,7 +91,9 @@ def run(part: Part, started: Callable[[subprocess.Popen[bytes]], None]) -> Ran:
     with log.open("wb") as out:
         for command in (part.command, part.then):
             if command:
-                process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                process = subprocess.Popen(
+                    command, cwd=PROJECT, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                )
                 started(process)
                 _, status, used = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
@@ -125,9 +136,14 @@ class Suite:
         except KeyboardInterrupt:
             with self._lock:
                 self._waiting.clear()
-                for process in self._running:
-                    if process.returncode is None:
-                        process.terminate()
+                running = [process for process in self._running if process.returncode is None]
+            for process in running:
+                process.send_signal(signal.SIGINT)  # pytest then ends what its tests have started
+            for thread in threads:
+                thread.join(END_S)
+            for process in running:
+                if process.returncode is None:
+                    process.kill()
             raise
 
     def _work(self) -> None:

@@ -63,21 +63,25 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
 PURE_FILES = files_of(*(f"tq_node/{room}" for room in PURE_ROOMS))
 
 
-@pytest.mark.parametrize("path", PURE_FILES, ids=relative)
-def test_a_pure_room_has_no_clock_disk_network_or_dice(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    room = path.relative_to(PROJECT / "tq_node").parts[0]
-    for name in imports_of(tree):
-        top = name.partition(".")[0]
-        assert top not in FORBIDDEN, f"imports {name}"
-        if top == ONLY_IN_PLACEMENT:
-            assert relative(path) == "tq_node/cluster/placement.py"
-        elif top == "tq_node":
-            assert name == "tq_node" or name.split(".")[1] in (room, "types", "errors", "limits"), f"imports {name}"
-        else:
-            assert top in sys.stdlib_module_names or top in PURE_THIRD_PARTY, f"imports {name}"
-    called = {part.func.id for part in ast.walk(tree) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
-    assert not called & BUILTINS_WITH_EFFECTS
+def test_a_pure_room_has_no_clock_disk_network_or_dice() -> None:
+    for path in PURE_FILES:
+        tree = ast.parse(path.read_text())
+        room = path.relative_to(PROJECT / "tq_node").parts[0]
+        for name in imports_of(tree):
+            top = name.partition(".")[0]
+            assert top not in FORBIDDEN, f"{relative(path)} imports {name}"
+            if top == ONLY_IN_PLACEMENT:
+                assert relative(path) == "tq_node/cluster/placement.py"
+            elif top == "tq_node":
+                assert name == "tq_node" or name.split(".")[1] in (room, "types", "errors", "limits"), (
+                    f"{relative(path)} imports {name}"
+                )
+            else:
+                assert top in sys.stdlib_module_names or top in PURE_THIRD_PARTY, f"{relative(path)} imports {name}"
+        called = {
+            part.func.id for part in ast.walk(tree) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)
+        }
+        assert not called & BUILTINS_WITH_EFFECTS, relative(path)
 
 
 def test_there_are_pure_rooms() -> None:
@@ -92,11 +96,11 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", files_of("tq_node", "tq_tui", "tests", "twisted"), ids=relative)
-def test_files_stay_short_and_names_say_something(path: Path) -> None:
-    most = TEST_LINES_MAX if path.name.startswith("test_") else LINES_MAX
-    assert len(path.read_text().splitlines()) < most
-    assert path.stem not in VAGUE_NAMES
+def test_files_stay_short_and_names_say_something() -> None:
+    for path in files_of("tq_node", "tq_tui", "tests", "twisted"):
+        most = TEST_LINES_MAX if path.name.startswith("test_") else LINES_MAX
+        assert len(path.read_text().splitlines()) < most, relative(path)
+        assert path.stem not in VAGUE_NAMES, relative(path)
 
 
 def test_no_folder_has_a_vague_name() -> None:

@@ -39,7 +39,7 @@ def refuse(line: str) -> NoReturn:
 
 def version() -> str:
     try:
-        return metadata.version("taskqueue")
+        return metadata.version("tq-node")
     except metadata.PackageNotFoundError:
         return "not installed"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -43,7 +45,9 @@ def run(*command: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, so that building leaves nothing in the project."""
-    return Path(shutil.copytree(PROJECT, tmp_path_factory.mktemp("source") / "taskqueue", ignore=NOT_SOURCE))
+    copy = Path(shutil.copytree(PROJECT, tmp_path_factory.mktemp("source") / "taskqueue", ignore=NOT_SOURCE))
+    shutil.copyfile(PROJECT / ".dockerignore", copy / ".dockerignore")
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,16 @@ def test_from_a_wheel(wheel: Path, python: Path, tmp_path: Path) -> None:
 def test_from_an_sdist(sdist: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, sdist)
     assert_twistd_knows_it(python, tmp_path)
+
+
+def test_the_sdist_holds_all_that_an_image_and_units_are_made_of(sdist: Path, source: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"Dockerfile", ".dockerignore", "constraints.txt", "CHANGELOG.md", "Makefile"} <= held
+    deploy = {path.relative_to(source).as_posix() for path in (source / "deploy").rglob("*") if path.is_file()}
+    assert deploy <= held
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (source / "Dockerfile").read_text(), re.MULTILINE)
+    assert {name for line in copied for name in line.split()} <= held
 
 
 def test_editable(source: Path, python: Path, tmp_path: Path) -> None:
