@@ -169,7 +169,7 @@ def poison(stage: Stage) -> str:
 
 
 # --- asleep ---
-@scenario("stop-primary", is_short=True)
+@scenario("stop-primary")
 def stop_primary(stage: Stage) -> str:
     """SIGSTOP of a node that leads partitions, for longer than its session; it wakes with what it believed then (F40)."""
     victim = stage.follower()

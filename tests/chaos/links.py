@@ -158,7 +158,7 @@ class _OwnClient(threading.Thread):
             self.done_alone += call.outcome == "ok"
 
 
-@scenario("isolated-primary", links=True, is_short=True)
+@scenario("isolated-primary", links=True)
 def isolated_primary(stage: Stage) -> str:
     """A primary is cut off together with clients of its own, which go on asking it: no strong read and no submit is answered as
     done there, while the others choose another primary (F24)."""

@@ -87,7 +87,7 @@ def rolling_restart(stage: Stage) -> str:
     return f"longest time without an acknowledged submit: {gap_s(stage, since_s):.2f} s"
 
 
-@scenario("drain", load={"timeout_s": PATIENT_S}, log_allows=r"was removed from its cluster", is_short=True)
+@scenario("drain", load={"timeout_s": PATIENT_S}, log_allows=r"was removed from its cluster")
 def drain(stage: Stage) -> str:
     """A node is drained, removed, wiped, and joins again: no client that is not at that node hears anything but 503 with
     ``Retry-After``."""

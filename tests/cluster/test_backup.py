@@ -159,7 +159,7 @@ def test_snapshots_under_load_hold_all_that_was_acknowledged_before(make_cluster
     """Rows are written behind the log, and nodes are asked one after another: what was answered before the first is there."""
     old = started(make_cluster)
     with loading(old.ports, seed="backup") as load:
-        time.sleep(2.0)  # load, for so long
+        until(lambda: len(load.history.acknowledged) > 100, deadline_s=60, what="a hundred tasks are acknowledged")
         acknowledged = set(load.history.acknowledged)
         taken = snapshots(old)
         time.sleep(0.5)  # load goes on past the snapshots

@@ -94,8 +94,9 @@ def chaos(make_cluster: MakeCluster, who: str, rounds: int) -> None:
     cluster.assert_logs_are_clean(HARM)
 
 
+@pytest.mark.long
 def test_two_rounds(make_cluster: MakeCluster) -> None:
-    """Of the controller; the primary and all of them are scenarios of tests/chaos that the push run has."""
+    """Of the controller, whose deaths make test has in test_leader_loss; those of the primary and of all are scenarios of tests/chaos."""
     assert "controller" in WHO
     chaos(make_cluster, "controller", 2)
 

@@ -16,7 +16,7 @@ from tests.cluster.replicated import MakeCluster, started
 pytestmark = pytest.mark.cluster
 
 MARGIN = 10.0
-PUSHED = {"kill9": 4, "kill9-leader": 2, "sigstop": 1, "cut": 1, "rolling": 2}
+PUSHED = {"kill9": 1, "sigstop": 1, "cut": 1, "rolling": 1}
 ROUNDS = 20
 BY_NAME = {failure.name: failure for failure in FAILURES}
 

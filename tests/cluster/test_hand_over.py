@@ -34,7 +34,7 @@ def writers_on(cluster: Cluster, victim: str) -> list[Writer]:
     ]
 
 
-@pytest.mark.parametrize("of_leader", [False, True], ids=["primary", "leader"])
+@pytest.mark.parametrize("of_leader", [pytest.param(False, marks=pytest.mark.long), True], ids=["primary", "leader"])
 def test_partitions_do_not_wait_for_handlers(make_cluster: MakeCluster, tmp_path: Path, of_leader: bool) -> None:
     """Others serve them while its last handler still runs, for up to ``--stop-timeout``; that task ends where it began."""
     ledger = tmp_path / "ledger"

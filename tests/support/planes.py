@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.task import deferLater
 
-from tests.support.harness import free_port
+from tests.support.harness import PATIENCE, free_port
 from tq_node.cluster.commands import FoundCluster, RegisterNode, Registration
 from tq_node.cluster.commands import encode as encode_command
 from tq_node.cluster.map import EMPTY, apply, encode
@@ -128,7 +128,7 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> float
     """How long it took. :raises AssertionError: too long."""
     start = the_reactor.seconds()
     while not condition():
-        assert the_reactor.seconds() - start < seconds, f"not within {seconds} s"
+        assert the_reactor.seconds() - start < seconds * PATIENCE, f"not within {seconds * PATIENCE} s"
         await pause(0.005)
     return float(the_reactor.seconds() - start)
 

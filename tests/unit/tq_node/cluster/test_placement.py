@@ -4,9 +4,9 @@ import math
 import random
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -208,24 +208,37 @@ def test_what_nobody_may_lead_has_no_primary() -> None:
     assert plan_primaries([(a,)], [a], able=set(), seed=5) == [None]
 
 
+CALLS_MAX = 2_500_000
+
+
 def test_a_hundred_nodes_and_a_thousand_partitions() -> None:
     live = names(100)
-    times: dict[str, float] = {}
+    calls: dict[str, int] = {}
 
-    def timed(what: str, call: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = call()
-        times[what] = time.perf_counter() - start
+    def counted(what: str, call: Callable[[], Any]) -> Any:
+        """Calls of Python functions, which no other load changes. Each step of an algorithm that looks at all pairs makes some."""
+        count = 0
+
+        def seen(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(seen)
+        try:
+            result = call()
+        finally:
+            sys.setprofile(None)
+        calls[what] = count
         return result
 
-    copies = timed("1 to 100 nodes", lambda: place([(live[0],)] * 1_024, live))
-    primaries = timed("primaries", lambda: plan_primaries(copies, [live[0]] * 1_024, able=set(live), seed=5))
-    fewer = timed("lose 10", lambda: place(copies, live[:90]))
-    timed("nothing to do", lambda: place(copies, live))
-    print({what: f"{seconds * 1e3:.2f} ms" for what, seconds in times.items()})
+    copies = counted("1 to 100 nodes", lambda: place([(live[0],)] * 1_024, live))
+    primaries = counted("primaries", lambda: plan_primaries(copies, [live[0]] * 1_024, able=set(live), seed=5))
+    fewer = counted("lose 10", lambda: place(copies, live[:90]))
+    counted("nothing to do", lambda: place(copies, live))
+    print({what: f"{count:,} calls" for what, count in calls.items()})
     print("lose 10: moves", moves(copies, fewer), "fewest", fewest(copies, live[:90], 3))
     assert max(Counter(primaries).values()) <= 11
-    assert max(times.values()) < 1.0
+    assert max(calls.values()) < CALLS_MAX
 
 
 def test_plans_are_the_same_in_every_process() -> None:

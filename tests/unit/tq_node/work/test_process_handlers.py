@@ -96,7 +96,7 @@ async def test_a_process_that_ends_is_a_failed_attempt(rig: Rig, task_type: str,
 
 
 @asynchronous
-@pytest.mark.parametrize(("task_type", "payload"), [("sleep", 60), ("spin", None), ("hold_gil", 0.9)])
+@pytest.mark.parametrize(("task_type", "payload"), [("sleep", 60), ("spin", None), ("hold_gil", 60)])
 async def test_a_handler_that_hangs_is_killed_at_its_timeout(rig: Rig, task_type: str, payload: object) -> None:
     await rig.run("echo")
     start_s = time.monotonic()
@@ -104,7 +104,7 @@ async def test_a_handler_that_hangs_is_killed_at_its_timeout(rig: Rig, task_type
     assert isinstance(outcome, AttemptFailed)
     assert outcome.error.type == "timeout"
     assert "0.15 s" in outcome.error.message
-    assert time.monotonic() - start_s < 0.8
+    assert time.monotonic() - start_s < 30, "it would have gone on for a minute"
     assert rig.queue.lines_of(claim) == (["sleeping"] if task_type == "sleep" else [])
     assert (await rig.run("echo", 1))[1] == Completed(b"1")
 
@@ -197,7 +197,7 @@ async def test_cancel_of_a_handler_that_does_not_listen(rigs: Any, monkeypatch: 
     outcome = await rig.outcome(claim)
     assert isinstance(outcome, AttemptFailed)
     assert outcome.error.type == "cancelled"
-    assert 0.2 <= time.monotonic() - start_s < 2
+    assert 0.2 <= time.monotonic() - start_s < 30, "it would have slept for a minute"
 
 
 @asynchronous
