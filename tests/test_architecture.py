@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.support.harness import PROJECT
 from tq_node import config, limits
 from tq_node.store.opening import DATABASE_NAME

@@ -96,7 +96,7 @@ def chaos(make_cluster: MakeCluster, who: str, rounds: int) -> None:
 
 @pytest.mark.long
 def test_two_rounds(make_cluster: MakeCluster) -> None:
-    """Of the controller, whose deaths make test has in test_leader_loss; those of the primary and of all are scenarios of tests/chaos."""
+    """Of the controller: make test has its deaths in test_leader_loss, and those of a primary and of all in tests/chaos."""
     assert "controller" in WHO
     chaos(make_cluster, "controller", 2)
 

@@ -18,7 +18,7 @@ from tests.support.world import SECOND_US
 SEEDS = 50
 
 
-@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.slow) for base in range(10, SEEDS, 10))])
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(10, SEEDS, 10))])
 def test_what_replication_promises_holds_in_a_broken_world(base: int) -> None:
     for seed in range(base, base + 10):
         simulate(seed)

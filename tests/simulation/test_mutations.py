@@ -22,7 +22,16 @@ SEEDS_MAX = 40
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.name not in RARE], ids=lambda mutation: mutation.name)
+def _case(mutation: Mutation) -> object:
+    """Schedules made by hand or by a script are in make test; for the others seeds are searched, in make long."""
+    return pytest.param(
+        mutation, marks=[] if "(hand)" in mutation.name or "(script)" in mutation.name else [pytest.mark.long]
+    )
+
+
+@pytest.mark.parametrize(
+    "mutation", [_case(m) for m in MUTATIONS if m.name not in RARE], ids=lambda mutation: mutation.name
+)
 def test_a_rule_switched_off_is_noticed(mutation: Mutation) -> None:
     assert seeds_to_catch(mutation, 0, SEEDS_MAX) is not None
 

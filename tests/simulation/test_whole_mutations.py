@@ -14,7 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "mutation",
-    [m for m in MUTATIONS if m.name not in RARE and m.name not in EXPLAINED],
+    [
+        pytest.param(mutation, marks=[] if number < 2 else [pytest.mark.long])
+        for number, mutation in enumerate(m for m in MUTATIONS if m.name not in RARE and m.name not in EXPLAINED)
+    ],
     ids=lambda mutation: mutation.name,
 )
 def test_a_duty_neglected_is_noticed(mutation: Mutation, logged_errors: object) -> None:

@@ -26,7 +26,7 @@ BUSY = Faults(nodes=3, work_every_us=20_000, run_us=(200_000, 1_500_000))
 STOPS = Faults(actions=("restart", "restart", "step_down", "crash"))
 
 
-@pytest.mark.parametrize("base", range(0, SEEDS, 5))
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(5, SEEDS, 5))])
 def test_what_a_cluster_promises_holds_in_a_broken_world(base: int) -> None:
     for seed in range(base, base + 5):
         simulate(seed)

@@ -28,7 +28,7 @@ READY_S = 30.0
 EXIT_S = 40.0
 HTTP_S = 15.0
 PATIENCE = 4
-"""Deadlines are told for an idle machine; beside other load everything takes so many times as long. Only a failure waits for it."""
+"""Deadlines are told for an idle machine; beside other load all takes so many times as long. Only a failure waits for it."""
 _PORT_OFFSETS = (0, 1_000, 2_000)
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|\[[^\]\n]*#(?:warn|error|critical)\]|Unhandled")
 HELD = re.compile(r"the reactor was held for .*")

@@ -216,7 +216,7 @@ def test_a_hundred_nodes_and_a_thousand_partitions() -> None:
     calls: dict[str, int] = {}
 
     def counted(what: str, call: Callable[[], Any]) -> Any:
-        """Calls of Python functions, which no other load changes. Each step of an algorithm that looks at all pairs makes some."""
+        """Calls of functions, which no other load changes; whoever looks at all pairs makes some for each."""
         count = 0
 
         def seen(frame: FrameType, event: str, argument: object) -> None:
