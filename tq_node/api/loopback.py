@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IAddress
 
 from tq_node.api.request import ApiRequest
 from tq_node.errors import Denied
+from tq_node.socket_owner import is_own_users
 
 _PASSED_ON = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 _loopback_host = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
@@ -22,7 +23,8 @@ def refuse_strangers(request: ApiRequest) -> None:
 
     The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS rebinding) asks from the reader's
     browser: ``heads`` keeps out every name but the node's, and here only those count that are this machine's everywhere. And
-    what a proxy on this machine passes on comes from who knows where: most of them say that they did.
+    what a proxy on this machine passes on comes from who knows where: most of them say that they did. Other users of the machine
+    are strangers too, and so is what they pass on (``ssh -L``): where the kernel says whose the connection is, that counts.
 
     :raises Denied: it was not.
     """
@@ -32,6 +34,11 @@ def refuse_strangers(request: ApiRequest) -> None:
         raise Denied("the cluster's secret is not handed over through a proxy")
     if request.authority is None or _loopback_host(request.authority) is None:
         raise Denied("the cluster's secret is handed over to who asks localhost, 127.0.0.1 or [::1] by that name only")
+    if is_own_users(request.transport) is False:
+        raise Denied(
+            "the cluster's secret is handed over to the user that runs this node, and to root; run both nodes as one user, "
+            "or give both the same --secret-file"
+        )
 
 
 def _is_loopback(address: IAddress) -> bool:

@@ -13,9 +13,16 @@ from zope.interface import implementer
 from tests.support.memory_cluster import CLUSTER_ID, SECRET
 from tests.unit.tq_node.api.talk import Reply, World
 from tq_node import errors
+from tq_node.api import loopback
 from tq_node.api.cluster import JoinAnswer
 
 JOIN = "/cluster/join"
+
+
+@pytest.fixture(autouse=True)
+def _own_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connections of these tests are in memory; ``test_socket_owner`` has real ones."""
+    monkeypatch.setattr(loopback, "is_own_users", lambda transport: True)
 
 
 @pytest.fixture
@@ -172,3 +179,17 @@ def test_what_the_node_says_to_it(world: World) -> None:
     world.queue.members.invitation = None
     reply = world.post(JOIN)
     assert (reply.status, reply.code, reply.headers["retry-after"]) == (503, "not_ready", "1")
+
+
+def test_another_user_of_this_machine_is_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A5 (a): any process of the machine got the secret, and with it could end any node."""
+    world = World()
+    try:
+        monkeypatch.setattr(loopback, "is_own_users", lambda transport: False)
+        reply = world.post(JOIN)
+        assert (reply.status, reply.code) == (403, "denied")
+        assert SECRET not in reply.body.decode()
+        monkeypatch.setattr(loopback, "is_own_users", lambda transport: None)
+        assert world.post(JOIN).status == 200, "where the kernel tells nobody, the address has to do"
+    finally:
+        world.close()

@@ -1,0 +1,59 @@
+"""Which user of this machine holds the other end of a loopback connection, by what the kernel says (Linux).
+
+An address says only that the other end is on this machine, where other users' processes are too, and what they pass on for
+others (a proxy, ``ssh -L``, a page in a browser). Whoever has the node's own user id can read its store anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_ESTABLISHED = "01"
+"""A socket that is closed on its own side may be shown as root's."""
+_MAPPED = b"\x00" * 10 + b"\xff\xff"
+
+
+def _places(host: str, port: int) -> set[str]:
+    """As the kernel writes them, in words of the machine's own byte order: an IPv4 address also as a socket of both families."""
+    try:
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        return set()
+    forms = {packed}
+    if len(packed) == 4:
+        forms.add(_MAPPED + packed)
+    elif packed.startswith(_MAPPED):
+        forms.add(packed[12:])
+    return {f"{_words(form)}:{port:04X}" for form in forms}
+
+
+def _words(packed: bytes) -> str:
+    return "".join(f"{int.from_bytes(packed[at : at + 4], sys.byteorder):08X}" for at in range(0, len(packed), 4))
+
+
+def owner_of(theirs: tuple[str, int], ours: tuple[str, int]) -> int | None:
+    """The user id of the socket at ``theirs`` that is connected to ``ours``; None where the kernel does not say."""
+    local, remote = _places(*theirs), _places(*ours)
+    for table in _TABLES:
+        try:
+            with table.open() as lines:
+                for line in lines:
+                    fields = line.split(None, 8)
+                    if len(fields) > 8 and fields[1] in local and fields[2] in remote and fields[3] == _ESTABLISHED:
+                        return int(fields[7])
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def is_own_users(transport: Any) -> bool | None:
+    """Does the other end belong to this process's user, or to root? None where nobody can tell: not TCP, or not Linux."""
+    there, here = transport.getPeer(), transport.getHost()
+    if not (hasattr(there, "port") and hasattr(here, "port") and _TABLES[0].exists()):
+        return None
+    return owner_of((there.host, there.port), (here.host, here.port)) in (0, os.geteuid())
