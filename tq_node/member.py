@@ -214,6 +214,7 @@ class Member:
                 has_tasks=queue.has_tasks,
                 on_older_cluster=self._older_cluster,
                 guard_s=settings.birth_guard_s,
+                trusts_own_users=self.secret_to_hand_over() is not None,
             )
 
     def listen(self) -> None:
@@ -253,7 +254,10 @@ class Member:
 
     def guarded(self) -> NotReadyReason | None:
         """Why a newborn cluster is not ready yet."""
-        return _NEWBORN if self._guard is not None and self._guard.is_newborn else None
+        guard = self._guard
+        if guard is None or not guard.is_newborn:
+            return None
+        return NotReadyReason("not_ready", guard.doubt) if guard.doubt else _NEWBORN
 
     def greeted(self, greeting: Greeting) -> None:
         if self._guard is not None:

@@ -98,6 +98,10 @@ REDIAL_S_MAX = 0.5
 """A lost member is dialled again at least so often (birth guard, replication.md section 2)."""
 BIRTH_GUARD_S = 2.0
 """A newborn cluster is not ready before so long without a greeting."""
+BIRTH_GUARD_QUIET_S = 10.0
+"""And not before so long after one that proves nothing: whoever sends it may be a member, or anybody."""
+BIRTH_GUARD_GREETINGS = 3
+"""From the node's own user so many count as proof, each in another step of the wait: members dial again and again."""
 PROBE_APART_S = 0.055
 """Between the two dials that R5a wants refused 50 ms apart, counted in whole ms."""
 PROBE_S_MAX = 0.5
@@ -135,6 +139,7 @@ assert min(CONSENSUS_SEND_BYTES_MAX, BULK_SEND_BYTES_MAX, HELD_BYTES_MAX) > BOX_
     "any box can be sent and taken at all"
 )
 assert CONNECT_S_MAX + REDIAL_S_MAX < BIRTH_GUARD_S, "a newborn is greeted before it takes itself for ready (F15a)"
+assert BIRTH_GUARD_S <= BIRTH_GUARD_QUIET_S
 assert PING_S + PING_ANSWER_S_MAX < IDLE_S_MAX
 assert 2 * PING_S < EARLIER_RUN_S < STRANGER_S_MAX, (
     "a run that lives is heard before a later one is let in, or gives up"

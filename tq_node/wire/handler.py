@@ -30,6 +30,10 @@ class Greeting(msgspec.Struct, frozen=True):
     """The name it gives itself."""
     source: str
     """Where it dials from, for people."""
+    is_certified: bool = False
+    """It has shown a certificate of the cluster's authority for that name."""
+    is_own_users: Callable[[], bool | None] = lambda: None
+    """Whether its end of the connection is this node's own user's, or root's; None where the kernel does not say."""
 
 
 class Welcome(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ import msgspec
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from tq_node.socket_owner import is_own_users
 from tq_node.wire import bounds, handshake
 from tq_node.wire.amp import BoundedAMP, Responder
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedResult, decode_messages
@@ -140,7 +141,11 @@ class AcceptedPeer(PeerConnection):
 
     # --- handshake ---
     def _greet(self, cluster: str, name: str, address: str, dialler: str) -> dict[str, Any]:
-        welcome = self._handler.greeted(Greeting(cluster, name, address, dialler, self.address))
+        is_certified = self._names is not None and dialler in self._names(self.transport)
+        greeting = Greeting(
+            cluster, name, address, dialler, self.address, is_certified, lambda: is_own_users(self.transport)
+        )
+        welcome = self._handler.greeted(greeting)
         self.serve(Responder(Hello, self._hello))
         return {
             "cluster": welcome.cluster or "",

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tq_node import socket_owner
 from tq_node.socket_owner import is_own_users, owner_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel says it on Linux only")
 NOBODY = 65_534
-DIAL = "import encodings.idna, os, socket, sys; os.setuid({uid}); s = socket.create_connection(({host!r}, {port})); sys.stdin.read()"
+DIAL = (
+    "import encodings.idna, os, socket, sys; os.setuid({uid}); "
+    "s = socket.create_connection(({host!r}, {port})); sys.stdin.read()"
+)
 
 
 class Transport:
@@ -73,7 +75,7 @@ def test_that_of_another_user(listening: socket.socket, monkeypatch: pytest.Monk
         with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE) as other:
             with listening.accept()[0] as accepted:
                 assert is_own_users(Transport(accepted)) is expected
-                monkeypatch.setattr(socket_owner.os, "geteuid", lambda: NOBODY)
+                monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
                 assert is_own_users(Transport(accepted)) is True, "root may, and so may the node's own user"
                 monkeypatch.undo()
             other.communicate()

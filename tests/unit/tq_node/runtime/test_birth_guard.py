@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 from twisted.internet import task
 
 from tests.support.wires import run_until
@@ -12,11 +13,13 @@ from tq_node.wire import bounds
 from tq_node.wire.handler import Greeting
 
 ME = Founder("new", "node-1", "127.0.0.1:9080")
-OLD = Greeting("old", "node-1", "127.0.0.1:9080", "node-2", "127.0.0.1:40000")
+OLD = Greeting("old", "node-1", "127.0.0.1:9080", "node-2", "127.0.0.1:40000", is_certified=True)
+ANYBODY = structs.replace(OLD, is_certified=False)
+OWN_USER = structs.replace(ANYBODY, is_own_users=lambda: True)
 
 
 class Guarded:
-    def __init__(self, guard_s: float | None = None) -> None:
+    def __init__(self, guard_s: float | None = None, *, trusts_own_users: bool = True) -> None:
         self.time = task.Clock()
         self.has_tasks = False
         self.lines: list[str] = []
@@ -27,6 +30,7 @@ class Guarded:
             has_tasks=lambda: self.has_tasks,
             on_older_cluster=self.lines.append,
             guard_s=guard_s,
+            trusts_own_users=trusts_own_users,
         )
 
     def watch(self) -> None:
@@ -158,3 +162,59 @@ def test_tests_may_shorten_it() -> None:
     guarded.watch()
     run_until(guarded.time, 0.01)
     assert guarded.passed == [True]
+
+
+# --- what proves nothing (A15) ---
+def test_an_unproven_greeting_ends_nothing_and_the_node_is_not_ready_for_a_while(guarded: Guarded) -> None:
+    guarded.guard.greeted(ANYBODY)
+    assert guarded.lines == []
+    assert "node-2 at 127.0.0.1:40000 says that node-1 was a member of cluster old" in guarded.guard.doubt
+    run_until(guarded.time, bounds.BIRTH_GUARD_QUIET_S - 0.3)
+    assert [guarded.guard.is_newborn] == [True]
+    assert guarded.passed == []
+    guarded.guard.greeted(ANYBODY)
+    run_until(guarded.time, bounds.BIRTH_GUARD_QUIET_S + 1)
+    assert guarded.guard.is_newborn, "it counts from the last one"
+    run_until(guarded.time, 2 * bounds.BIRTH_GUARD_QUIET_S + 1)
+    assert [guarded.guard.is_newborn] == [False]
+    assert (guarded.passed, guarded.lines, guarded.guard.doubt) == ([True], [], "")
+
+
+def test_f15a_while_an_older_cluster_looks_for_it_it_is_never_ready(guarded: Guarded) -> None:
+    for seconds in range(120):
+        run_until(guarded.time, seconds / 2)
+        guarded.guard.greeted(ANYBODY)
+        assert guarded.guard.is_newborn
+    assert guarded.lines == []
+
+
+def test_one_that_comes_later_makes_it_not_ready_again(guarded: Guarded) -> None:
+    run_until(guarded.time, 5.0)
+    assert guarded.passed == [True]
+    guarded.guard.greeted(ANYBODY)
+    assert [guarded.guard.is_newborn] == [True]
+    run_until(guarded.time, 30.0)
+    assert [guarded.guard.is_newborn] == [False]
+    assert guarded.passed == [True]
+
+
+def test_the_nodes_own_user_who_keeps_on_greeting_is_believed_where_the_secret_is_handed_over(guarded: Guarded) -> None:
+    for turn in range(bounds.BIRTH_GUARD_GREETINGS):
+        for _ in range(5):
+            assert guarded.lines == [], "at once it is one, however often"
+            guarded.guard.greeted(OWN_USER)
+            if turn == bounds.BIRTH_GUARD_GREETINGS - 1:
+                break
+        run_until(guarded.time, guarded.time.seconds() + 0.5)
+    assert len(guarded.lines) == 1
+
+
+def test_with_a_secret_in_a_file_the_user_id_proves_nothing() -> None:
+    made = Guarded(trusts_own_users=False)
+    made.watch()
+    for turn in range(20):
+        run_until(made.time, turn / 2)
+        made.guard.greeted(OWN_USER)
+    assert made.lines == []
+    assert made.guard.is_newborn
+    made.guard.stop()
