@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LEDGER = "TQ_TEST_LEDGER"
+LEDGER = "TEST_LEDGER"
 """Environment variable of a node: the file for its handlers' lines."""
 
 

@@ -38,7 +38,7 @@ def writers_on(cluster: Cluster, victim: str) -> list[Writer]:
 def test_partitions_do_not_wait_for_handlers(make_cluster: MakeCluster, tmp_path: Path, of_leader: bool) -> None:
     """Others serve them while its last handler still runs, for up to ``--stop-timeout``; that task ends where it began."""
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, environment={"TQ_TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, environment={"TEST_LEDGER": str(ledger)})
     leader = cluster.leader()
     victim = leader if of_leader else next(name for name in NAMES if name != leader)
     partition = led_by(cluster, victim)[0]

@@ -136,7 +136,7 @@ def test_three_nodes_share_a_load_that_is_all_one_nodes(make_cluster: MakeCluste
 def test_a_helper_is_killed(make_cluster: MakeCluster, tmp_path: Path) -> None:
     """Its attempts are run again by the rule: once their lease is over, and not before."""
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, more=("--concurrency", "8"), environment={"TQ_TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, more=("--concurrency", "8"), environment={"TEST_LEDGER": str(ledger)})
     ids = skewed(cluster, "node-1", "held", 24)
     submit(cluster, "node-1", ids, 15.0)
     wait_running(cluster, "node-1", ids, lambda counts: set(counts) == set(NAMES))
@@ -164,7 +164,7 @@ def test_a_helper_is_killed(make_cluster: MakeCluster, tmp_path: Path) -> None:
 def test_the_helped_primary_is_killed(make_cluster: MakeCluster, tmp_path: Path) -> None:
     """What helpers run for it goes on, is renewed at the new primary, and ends there with the token that the dead one gave."""
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, more=("--concurrency", "8"), environment={"TQ_TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, more=("--concurrency", "8"), environment={"TEST_LEDGER": str(ledger)})
     victim = next(name for name in NAMES if name != cluster.leader())
     ids = skewed(cluster, victim, "helped", 24)
     submit(cluster, victim, ids, 20.0)
@@ -219,7 +219,7 @@ def test_a_task_that_runs_on_a_drained_node_ends_there(make_cluster: MakeCluster
 
 def test_a_cancel_reaches_the_node_that_helps(make_cluster: MakeCluster, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, more=("--concurrency", "2"), environment={"TQ_TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, more=("--concurrency", "2"), environment={"TEST_LEDGER": str(ledger)})
     ids = skewed(cluster, "node-1", "cancelled", 6)
     submit(cluster, "node-1", ids, 60.0)
     wait_running(cluster, "node-1", ids, lambda counts: counts.total() == 6 and set(counts) == set(NAMES))

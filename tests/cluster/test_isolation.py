@@ -195,7 +195,7 @@ def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) ->
     ``asleep``: SIGSTOP, SIGCONT. ``cut off``: by its links; it gets to the end of its attempts meanwhile, and says so later.
     """
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, links=how == "cut off", environment={"TQ_TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, links=how == "cut off", environment={"TEST_LEDGER": str(ledger)})
     seed = seed_of(cluster)
     zombie = next(name for name in NAMES if name != cluster.leader())
     others = [name for name in NAMES if name != zombie]

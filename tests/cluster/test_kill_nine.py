@@ -68,7 +68,7 @@ class Load(threading.Thread):
 
 def start(nodes: Nodes, ledger: Path, port: int | None = None) -> NodeProcess:
     return nodes.start(
-        "--node-id", "n", "--handlers", HANDLERS, http_port=port, environment={"TQ_TEST_LEDGER": str(ledger)}
+        "--node-id", "n", "--handlers", HANDLERS, http_port=port, environment={"TEST_LEDGER": str(ledger)}
     )
 
 

@@ -19,7 +19,7 @@ DEADS = 3
 @pytest.mark.long
 def test_a_poison_task_becomes_a_dead_letter(make_cluster: MakeCluster, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, environment={"TQ_TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, environment={"TEST_LEDGER": str(ledger)})
     bystanders = [cluster["node-1"].submit("noop", delay=1) for _ in range(30)]
     began_s = time.monotonic()
     task_id = "poison"

@@ -18,7 +18,7 @@ __all__ = ["flaky_async", "kill_node", "noop", "slow_async", "tick", "work", "wo
 
 
 def _ledger(context: Context, word: str) -> None:
-    path = os.environ.get("TQ_TEST_LEDGER")
+    path = os.environ.get("TEST_LEDGER")
     if path:
         token = f"{context.token[0]}.{context.token[1]}"
         with open(path, "ab", buffering=0) as ledger:

@@ -1,6 +1,6 @@
 """Loaded as ``--handlers`` into the nodes of a test for what it does to the node: a Raft leader that dies at one step of a move.
 
-``TQ_TEST_FALL`` names a file. Once it is there and holds an ``Order``, the leader that carries out the ordered step ends by
+``TEST_FALL`` names a file. Once it is there and holds an ``Order``, the leader that carries out the ordered step ends by
 SIGKILL, in the middle of its turn; before that it takes the file away, and says beside it (``.fell``) what it was at. The steps
 are the five entries of a move, as ``docs/explanation/cluster.md`` counts them.
 """
@@ -26,7 +26,7 @@ from tq_node.types import NodeId
 
 __all__ = ["STEPS", "VARIABLE", "Fell", "Order", "noop"]
 
-VARIABLE = "TQ_TEST_FALL"
+VARIABLE = "TEST_FALL"
 # BeginMove; AlterIsr with the newcomer; another primary; AlterIsr without who leaves; FinishMove.
 STEPS = ("begin", "in_sync", "new_primary", "out_of_sync", "finish")
 

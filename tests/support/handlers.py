@@ -15,7 +15,7 @@ from tq_node import Context, task
 
 def _ran(context: Context) -> dict[str, Any]:
     line = {"id": context.task_id, "attempt": context.attempt, "token": list(context.token)}
-    path = os.environ.get("TQ_TEST_LEDGER")
+    path = os.environ.get("TEST_LEDGER")
     if path:
         with open(path, "ab", buffering=0) as ledger:
             ledger.write(f"{context.task_id} {context.attempt} {context.token[0]}.{context.token[1]}\n".encode())

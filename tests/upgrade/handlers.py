@@ -1,6 +1,6 @@
 """What runs in the recorded clusters, and in today's that go on with their tasks.
 
-Copied to where the nodes run, so that it belongs to no release. ``TQ_TEST_HELD_S`` says how long the held ones take.
+Copied to where the nodes run, so that it belongs to no release. ``TEST_HELD_S`` says how long the held ones take.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.internet import task as twisted_task
 
 from tq_node import Context, Reject, task
 
-HELD_S = float(os.environ.get("TQ_TEST_HELD_S", "0"))
+HELD_S = float(os.environ.get("TEST_HELD_S", "0"))
 
 
 def _scrubbed(function: Any) -> Any:

@@ -55,7 +55,7 @@ class VersionedCluster(Cluster):
             NAMES,
             home=home,
             options=("--handlers", HANDLERS, *options),
-            environment={"TQ_TEST_HELD_S": f"{held_s:g}"},
+            environment={"TEST_HELD_S": f"{held_s:g}"},
         )
         if ports is not None:
             self.ports = dict(ports)
