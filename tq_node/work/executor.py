@@ -43,11 +43,10 @@ class AsyncAttempt(Attempt):
         claim = self.claim
         self._context = context_of(claim, claim.task_type, claim.token, self._begin_timeout(), self.notebook)
         try:
-            self._variables.run(self._speech.begin)
             payload = decode_payload(claim.payload)
-            self._coroutine = self._variables.run(self.handler.function, payload, self._context)
+            self._coroutine = self._variables.run(self._speech.begin, self.handler.function, payload, self._context)
         except BaseException as error:  # a payload that is no JSON, or a decorator around the handler
-            self._end(AttemptFailed(*describe(error)))
+            self._end(AttemptFailed(*describe(error, own_frames=2)))
             return
         self._drive(None)
 

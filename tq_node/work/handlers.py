@@ -63,7 +63,7 @@ class Context:
     """
 
     __slots__ = (
-        "_cancelled", "_notebook", "attempt", "attempts_left", "created_at", "deadline", "max_attempts", "queue",
+        "_cancelled", "_created_at", "_notebook", "attempt", "attempts_left", "deadline", "max_attempts", "queue",
         "tags", "task_id", "token", "type",
     )  # fmt: skip
 
@@ -78,17 +78,20 @@ class Context:
         type: str = "",  # noqa: A002 - a field's name
         queue: str = "default",
         tags: Mapping[str, str] | None = None,
-        created_at: datetime | None = None,
+        created_at: datetime | int | None = None,
         max_attempts: int = limits.MAX_ATTEMPTS_DEFAULT,
         attempts_left: int | None = None,
         cancelled: bool = False,
     ) -> None:
-        """:param created_at: now, where nothing is said. :param attempts_left: what ``max_attempts`` leaves."""
+        """
+        :param created_at: a datetime, or POSIX microseconds; now, where nothing is said.
+        :param attempts_left: what ``max_attempts`` leaves, where nothing is said.
+        """
         self.task_id = task_id
         self.type = type
         self.queue = queue
-        self.tags = dict(tags or {})
-        self.created_at = datetime.now(UTC) if created_at is None else created_at
+        self.tags = dict(tags) if tags else {}
+        self._created_at = datetime.now(UTC) if created_at is None else created_at
         self.attempt = attempt
         self.max_attempts = max_attempts
         self.attempts_left = max(0, max_attempts - attempt) if attempts_left is None else attempts_left
@@ -99,6 +102,12 @@ class Context:
 
     def __repr__(self) -> str:
         return f"<Context of {self.task_id} ({self.type}), attempt {self.attempt} of {self.max_attempts}>"
+
+    @property
+    def created_at(self) -> datetime:
+        """When the task was submitted, in UTC."""
+        found = self._created_at
+        return found if isinstance(found, datetime) else _EPOCH + timedelta(microseconds=found)
 
     @property
     def cancelled(self) -> bool:
@@ -155,7 +164,7 @@ def context_of(claimed: Claimed, task_type: str, token: Token, deadline: float |
     return Context(
         claimed.task_id, claimed.attempt, token, deadline, notebook,
         type=task_type, queue=claimed.queue or "default", tags=claimed.tags,
-        created_at=_EPOCH + timedelta(microseconds=claimed.created_us),
+        created_at=claimed.created_us,
         max_attempts=most, attempts_left=max(0, most - claimed.failures - 1),
     )  # fmt: skip
 

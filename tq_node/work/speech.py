@@ -8,6 +8,7 @@ made while handler modules are imported too, for the streams are wrapped by then
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,9 +27,10 @@ class Speech:
         self._notebook = notebook
         self._rest = ""
 
-    def begin(self) -> None:
-        """From here on what is printed in this context is said here."""
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``function``; from here on what is printed in this context is said here."""
         _speaker.set(self)
+        return function(*arguments)
 
     def write(self, text: str) -> None:
         *lines, rest = (self._rest + text).split("\n")
