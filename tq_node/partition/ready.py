@@ -109,14 +109,6 @@ class _Line:
     def takes(self, lane: Lane) -> bool:
         return self.types is None or lane[1] in self.types
 
-    def show(self, key: bytes, lane: Lane, partition: int) -> None:
-        """It is its heap's first entry now, and its queue is not paused."""
-        if self.heads is not None and (self.types is None or lane[1] in self.types):
-            if len(self.heads) < _HEADS_MAX:
-                heapq.heappush(self.heads, (key, lane, partition))
-            else:
-                self.heads = None
-
 
 class ReadySet:
     """Pending tasks by rank, in a lane for each queue and type; types that no worker is known to name share one.
@@ -153,9 +145,6 @@ class ReadySet:
             heaps = self._lanes[lane] = _Heaps()
         return heaps
 
-    def _lane(self, queue: str, task_type: str) -> Lane:
-        return queue, task_type if task_type in self._known else _UNKNOWN
-
     # --- who takes what ---
     def set_own(self, types: Collection[str] | None) -> None:
         """What this node's worker takes; None: any."""
@@ -175,15 +164,27 @@ class ReadySet:
     ) -> None:
         key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
         lane = queue, task_type if task_type in self._known else _UNKNOWN
-        if self._heaps(lane).push(partition, key) and queue not in self._paused:
-            for line in self._lines:
-                line.show(key, lane, partition)
+        heaps = self._lanes.get(lane)
+        if heaps is None:
+            heaps = self._lanes[lane] = _Heaps()
+        if heaps.push(partition, key) and queue not in self._paused:
+            self._show(key, lane, partition)
+
+    def _show(self, key: bytes, lane: Lane, partition: int) -> None:
+        """It is its heap's first entry now, and its queue is not paused."""
+        for line in self._lines:
+            heads = line.heads
+            if heads is not None and (line.types is None or lane[1] in line.types):
+                if len(heads) < _HEADS_MAX:
+                    heapq.heappush(heads, (key, lane, partition))
+                else:
+                    line.heads = None
 
     def extend(self, tasks: list[tuple[str, int, str, int, int, str]]) -> None:
         """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before ``arrange``."""
         for task_id, partition, queue, priority, run_at_us, task_type in tasks:
             key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
-            self._heaps(self._lane(queue, task_type)).append(partition, key)
+            self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).append(partition, key)
 
     def arrange(self) -> None:
         """Put in order what ``extend`` has brought."""
@@ -192,16 +193,17 @@ class ReadySet:
         self._forget_heads()
 
     # --- taking out ---
-    def pop(self) -> tuple[str, int] | None:
-        """The (task_id, partition) of least rank that this node's worker may start; None where there is none."""
-        return self._pop(self._own)
-
     def pop_for(self, types: Collection[str] | None) -> tuple[str, int] | None:
-        """The same for another worker, which takes these types; None: any."""
-        return self._pop(self._line_of(types))
+        """The same as ``pop`` for another worker, which takes these types; None: any."""
+        return self.pop(self._line_of(types))
 
-    def _pop(self, line: _Line) -> tuple[str, int] | None:
-        heads = self._heads(line)
+    def pop(self, line: _Line | None = None) -> tuple[str, int] | None:
+        """The (task_id, partition) of least rank that this node's worker may start; None where there is none."""
+        if line is None:
+            line = self._own
+        heads = line.heads
+        if heads is None:
+            heads = self._make_heads(line)
         while heads:
             key, lane, partition = heapq.heappop(heads)
             heaps = self._lanes.get(lane)
@@ -211,23 +213,21 @@ class ReadySet:
             if left is None:
                 continue
             if left:
-                for other in self._lines:
-                    other.show(left[0], lane, partition)
+                self._show(left[0], lane, partition)
             elif not heaps.of:
                 del self._lanes[lane]
             return key[_HEAD_BYTES:].decode(), partition
         return None
 
-    def _heads(self, line: _Line) -> list[tuple[bytes, Lane, int]]:
-        if line.heads is None:
-            line.heads = [
-                (heap[0], lane, partition)
-                for lane, heaps in self._lanes.items()
-                if lane[0] not in self._paused and line.takes(lane)
-                for partition, heap in heaps.of.items()
-            ]
-            heapq.heapify(line.heads)
-        return line.heads
+    def _make_heads(self, line: _Line) -> list[tuple[bytes, Lane, int]]:
+        line.heads = heads = [
+            (heap[0], lane, partition)
+            for lane, heaps in self._lanes.items()
+            if lane[0] not in self._paused and line.takes(lane)
+            for partition, heap in heaps.of.items()
+        ]
+        heapq.heapify(heads)
+        return heads
 
     def _line_of(self, types: Collection[str] | None) -> _Line:
         for place in range(1, len(self._lines)):
@@ -252,7 +252,8 @@ class ReadySet:
     @property
     def has_any(self) -> bool:
         """Whether ``pop`` may find one."""
-        return bool(self._heads(self._own))
+        heads = self._own.heads
+        return bool(self._make_heads(self._own) if heads is None else heads)
 
     def kinds(self) -> set[str]:
         """The types of which something waits in a queue that is not paused; empty text: some that nobody names."""
