@@ -28,6 +28,16 @@ PAYLOAD_BYTES_MAX = 1 * MIB
 """Default of ``--max-payload``."""
 RESULT_BYTES_MAX = 1 * MIB
 JSON_DEPTH_MAX = 200
+PAYLOAD_VALUES_MAX = 100_000
+"""Values of one payload, the containers among them: reading so many takes some 30 ms in one piece."""
+ITEM_BYTES_MORE = 64 * KIB
+"""What a task may take besides its payload, as sent: every other field at its longest, written in escapes."""
+ITEMS_WINDOW_BYTES = 256 * KIB
+"""So much of a batch's body is cut into items in one piece."""
+BATCH_SUBMITS_PER_TURN = 250
+"""Tasks of a batch that are handed to the queue in one turn of the reactor, ..."""
+BATCH_BYTES_PER_TURN = 512 * KIB
+"""... or as many as come to so many bytes."""
 QUEUES_MAX = 1_000
 """Queues with tasks that have not ended, on one node; a further name is refused, but for ``default`` and those of handlers."""
 PAUSED_UNUSED_MAX = 900
@@ -253,6 +263,8 @@ assert PAYLOAD_BYTES_MAX < BODY_BYTES_MAX, "a payload must fit into a body"
 assert QUEUES_MAX * OPEN_TASKS_FEW < OPEN_TASKS_MAX
 assert PAUSED_UNUSED_MAX < QUEUES_MAX
 assert 2 * QUEUES_MAX <= QUEUE_NAMES_MAX, "names are not folded for each new one"
+assert PAYLOAD_BYTES_MAX + ITEM_BYTES_MORE <= BODY_BYTES_MAX
+assert TAGS_MAX * 2 * TAG_CHARS_MAX * 6 < ITEM_BYTES_MORE, "six bytes for an escaped character"
 assert ENTRY_BYTES_AIM < ENTRY_BYTES_MAX
 assert ENTRY_BYTES_MAX < COMMIT_BYTES_AIM <= UNCOMMITTED_BYTES_FREE < UNCOMMITTED_BYTES_MAX
 assert BODY_BYTES_MAX < LARGE_AT_ONCE_BYTES_MAX, "the longest body is let in with others"

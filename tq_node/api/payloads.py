@@ -17,7 +17,13 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 # 19 digits are the fewest that can be beyond 64 bits. Inside a string they are harmless, but worth a look.
 _has_long_number = re.compile(rb"\d{19}").search
+_string = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_empty = re.compile(rb"\[\s*\]|\{\s*\}")
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+
+_VALUES_UNCOUNTED_BYTES = 2 * limits.PAYLOAD_VALUES_MAX
+"""Up to this size a payload can't hold too many values: each takes two bytes at least."""
 
 
 class Payloads:
@@ -30,10 +36,14 @@ class Payloads:
         :param at: JSON Pointer of the task in the body, for what is refused.
         :raises PayloadTooLarge: as sent or as stored it is over the bound.
         :raises Malformed: it is not JSON in UTF-8.
-        :raises InvalidField: a number out of range, or nesting deeper than ``limits.JSON_DEPTH_MAX``.
+        :raises InvalidField: a number out of range, nesting deeper than ``limits.JSON_DEPTH_MAX``, or more values than
+            ``limits.PAYLOAD_VALUES_MAX``.
         """
-        if len(raw) > self._bytes_max:
-            raise self._too_large(len(raw))
+        size = len(raw)
+        if size > self._bytes_max:
+            raise self._too_large(size)
+        if size > _VALUES_UNCOUNTED_BYTES:
+            _check_count(bytes(raw), at)
         try:
             value = _decode(raw)
         except msgspec.ValidationError as why:
@@ -54,6 +64,23 @@ class Payloads:
 
     def _too_large(self, size: int) -> PayloadTooLarge:
         return PayloadTooLarge(f"a payload of {size} bytes; at most {self._bytes_max} are allowed")
+
+
+def _check_count(raw: bytes, at: str) -> None:
+    """Before it is decoded: what many values cost, they cost then.
+
+    Each element but the first of its container stands behind a comma. Strings may hold commas, too: they are taken out first
+    where that could matter.
+    """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < limits.PAYLOAD_VALUES_MAX:
+        return
+    bare = _string.sub(b"", raw)
+    containers = bare.count(b"[") + bare.count(b"{") - len(_empty.findall(bare))
+    values = 1 + containers + bare.count(b",")
+    if values > limits.PAYLOAD_VALUES_MAX:
+        raise InvalidField(
+            f"payload: {values} values; at most {limits.PAYLOAD_VALUES_MAX} are allowed", field=at + "/payload"
+        )
 
 
 def _check_shape(value: object, at: str) -> None:

@@ -6,8 +6,11 @@ until the part that doesn't fit is found. Off the fast path: only refused input 
 
 from __future__ import annotations
 
+import functools
 import types
-from typing import Annotated, Union, get_args, get_origin
+from collections.abc import Callable
+from itertools import islice
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
@@ -17,7 +20,9 @@ _NAME_CHARS_MAX = 100
 _LINES_HINT = (
     "; one task on each line goes to /tasks/batch with Content-Type: application/x-ndjson (with curl: --data-binary)"
 )
-_decode = msgspec.json.Decoder().decode
+_PARTS_LOOKED_AT_MAX = 100
+"""Of a mapping: the sender chooses how many there are, and past the first ones it is the field that is named."""
+_decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -44,8 +49,24 @@ def _no_json(why: Exception) -> Malformed:
     return Malformed(f"not valid JSON: {str(why)[:200]}{hint}")
 
 
+class _Field(msgspec.Struct, frozen=True):
+    """One field of a struct, with the decoder of its type: making one costs more than all that it decodes here."""
+
+    type: Any
+    required: bool
+    decode: Callable[[msgspec.Raw], object]
+
+
+@functools.cache
+def _fields_of(kind: type[msgspec.Struct]) -> dict[str, _Field]:
+    return {
+        field.encode_name: _Field(field.type, field.required, msgspec.json.Decoder(field.type).decode)
+        for field in msgspec.structs.fields(kind)
+    }
+
+
 def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str) -> TaskQueueError | None:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    fields = _fields_of(kind)
     for name in sent:
         if name not in fields:
             return UnknownField(f"{_clip(name)}: there is no such field", field=f"{at}/{_escape(name)}")
@@ -55,7 +76,7 @@ def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], a
                 return MissingField(f"{name}: is required", field=f"{at}/{name}")
             continue
         try:
-            msgspec.json.decode(sent[name], type=field.type)
+            field.decode(sent[name])
         except msgspec.ValidationError as why:
             return _inside(sent[name], field.type, why, f"{at}/{name}", name)
         except (ValueError, RecursionError) as why:
@@ -67,29 +88,26 @@ def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str)
     """The innermost part of one field that doesn't fit, or the field itself."""
     whole = InvalidField(f"{name}: {_sentence(why)}", field=at)
     try:
-        value = _decode(raw)
+        parts = _decode_parts(raw)
     except (ValueError, RecursionError):
-        return whole
-    if not isinstance(value, dict):
         return whole
     for option in _options(type_):
         if isinstance(option, type) and issubclass(option, msgspec.Struct):
-            found = _first_bad_field(
-                {key: msgspec.Raw(msgspec.json.encode(part)) for key, part in value.items()}, option, at
-            )
+            found = _first_bad_field(parts, option, at)
             return found if isinstance(found, FieldError) else whole
         if get_origin(option) is dict:
-            return _inside_mapping(value, option, at, name) or whole
+            return _inside_mapping(parts, option, at, name) or whole
     return whole
 
 
-def _inside_mapping(value: dict[str, object], type_: object, at: str, name: str) -> FieldError | None:
+def _inside_mapping(parts: dict[str, msgspec.Raw], type_: object, at: str, name: str) -> FieldError | None:
     key_type, value_type = get_args(type_)
-    for key, part in value.items():
-        for piece, piece_type in ((key, key_type), (part, value_type)):
+    decode = msgspec.json.Decoder(value_type).decode
+    for key, part in islice(parts.items(), _PARTS_LOOKED_AT_MAX):
+        for check, piece in ((functools.partial(msgspec.convert, type=key_type), key), (decode, part)):
             try:
-                msgspec.convert(piece, piece_type)
-            except msgspec.ValidationError as why:
+                check(piece)  # type: ignore[operator]  # each with its own
+            except (ValueError, RecursionError) as why:
                 return InvalidField(f"{name}: {_sentence(why)}", field=f"{at}/{_escape(key)}")
     return None
 
