@@ -242,6 +242,12 @@ LARGE_AT_ONCE_BYTES_MAX = 64 * MIB
 """Where they are answered in time."""
 LARGE_WAIT_MS = 250
 """In time is a batch that takes so long, on average."""
+READS_AT_ONCE = 32
+"""Lists of up to ``LIST_LIMIT_DEFAULT`` tasks that a node makes at once, however long they take; twice as many at first."""
+LONG_READ_ROWS_AT_ONCE = 2 * LIST_LIMIT_MAX
+"""Longer ones, by the tasks that they ask for: apart, so that they don't take the place of short ones."""
+READ_WAIT_MS = 1_000
+"""In time is a list that takes so long, on average."""
 REFUSALS_PER_S = 500
 """So many of those for whom there is no room are told so; the next ones wait for it, ..."""
 REFUSAL_WAIT_MS_MAX = 1_000

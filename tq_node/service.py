@@ -295,6 +295,7 @@ class NodeService(Service):
             metrics,
             shutdown=self._shutdown_asked,
             reactor=self._reactor,
+            slices=self._clock.slices,
         )
         for listen in (settings.http, settings.http_compatible):
             if listen is not None:

@@ -44,7 +44,7 @@ class Slices:
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._reactor = reactor
-        self._on_slice = on_slice
+        self.on_slice = on_slice
         self._waiting: deque[tuple[str, Deferred[None]]] = deque()
         self._call: IDelayedCall | None = None
         self.slice_s = slice_s
@@ -76,7 +76,7 @@ class Slices:
         what, mine = waiting.popleft()
         if waiting:
             self._call = self._reactor.callLater(0.0, self._run)
-        self._on_slice(what)
+        self.on_slice(what)
         mine.callback(None)
 
 

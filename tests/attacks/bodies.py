@@ -64,10 +64,33 @@ def good_tasks(stage: Stage) -> None:
 @attack("A1 batch of 16 MiB that is one string, and one that is no JSON")
 def long_strings(stage: Stage) -> None:
     size = (16 << 20) - 200
-    refused = stage.node.post("/tasks/batch", b'{"tasks":[{"type":"%b"}]}' % (b"x" * size), deadline_s=DEADLINE_S)
-    assert refused.status in (200, 422)
+    (result,) = batch(stage, b'{"tasks":[{"type":"%b"}]}' % (b"x" * size)).json["results"]
+    assert result["error"]["code"] == "payload_too_large"
     broken = stage.node.post("/tasks/batch", b'{"tasks":[%b' % (b"[]," * (size // 3)), deadline_s=DEADLINE_S)
-    assert broken.status in (400, 413, 422), broken.body[:200]
+    assert broken.status == 413, broken.body[:200]
+    unending = stage.node.post("/tasks/batch", b'{"tasks":["%b' % (b'\\"' * (size // 2)), deadline_s=DEADLINE_S)
+    assert unending.status == 400, unending.body[:200]
+
+
+@attack("A1 batch of two tasks of 8 MiB of brackets each")
+def long_items(stage: Stage) -> None:
+    item = b'{"type":"email","payload":[%b]}' % b",".join([b"[]"] * ((8 << 20) // 3 - 30))
+    results = batch(stage, b'{"tasks":[%b,%b]}' % (item, item)).json["results"]
+    assert [result["error"]["code"] for result in results] == ["payload_too_large"] * 2
+
+
+@attack("A1 lines that are empty, 16 MiB of them")
+def no_lines(stage: Stage) -> None:
+    assert batch(stage, b"\n" * (16 << 20), ndjson=True).json["results"] == []
+
+
+@attack("A1 submit of 100,000 tags, and of a million unknown fields")
+def many_fields(stage: Stage) -> None:
+    tags = b",".join(b'"%06d":"x"' % number for number in range(80_000))
+    for body in (b'{"type":"a","tags":{%b}}' % tags, b'{"type":"a","backoff":{%b}}' % tags, b"{%b}" % tags):
+        assert stage.node.post("/tasks/submit", body, deadline_s=DEADLINE_S).status == 422
+    million = b",".join(b'"%07d":1' % number for number in range(1_000_000))
+    assert stage.node.post("/tasks/submit", b"{%b}" % million, deadline_s=DEADLINE_S).status == 413
 
 
 @attack("A1 submit of a payload of 500,000 numbers")

@@ -63,6 +63,7 @@ class Attack(NamedTuple):
     run: Callable[[Stage], object]
     nodes: int = 1
     options: tuple[str, ...] = ()
+    prepare: Callable[[Stage], object] | None = None
 
 
 class Measured(NamedTuple):
@@ -95,12 +96,17 @@ class Measured(NamedTuple):
 _known: dict[str, Attack] = {}
 
 
-def attack(name: str, *, nodes: int = 1, options: Sequence[str] = ()) -> Callable[[Callable[[Stage], object]], Attack]:
-    """Mark a function as an attack. ``name`` begins with the id of the fault; ``options`` are the nodes'."""
+def attack(
+    name: str, *, nodes: int = 1, options: Sequence[str] = (), prepare: Callable[[Stage], object] | None = None
+) -> Callable[[Callable[[Stage], object]], Attack]:
+    """Mark a function as an attack. ``name`` begins with the id of the fault; ``options`` are the nodes'.
+
+    :param prepare: what the node shall hold before it is measured.
+    """
 
     def mark(run: Callable[[Stage], object]) -> Attack:
         assert name not in _known, f"two attacks are named {name}"
-        _known[name] = Attack(name, run, nodes, tuple(options))
+        _known[name] = Attack(name, run, nodes, tuple(options), prepare)
         return _known[name]
 
     return mark
@@ -184,6 +190,8 @@ def measure(attack: Attack, directory: Path | None = None) -> Measured:
         with tempfile.TemporaryDirectory(prefix="attack-") as made:
             return measure(attack, Path(made))
     with _stage(attack, directory) as stage:
+        if attack.prepare is not None:
+            attack.prepare(stage)
         for _ in range(20):
             stage.node.get("/health")
         held_ms(stage.node)

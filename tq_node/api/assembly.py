@@ -20,6 +20,7 @@ from tq_node.api.workers import WorkerRoutes
 from tq_node.facade import TaskQueue
 from tq_node.observe.exposition import Exposition
 from tq_node.observe.metrics import Metrics
+from tq_node.slices import Slices
 
 _ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/metrics"})
 
@@ -41,9 +42,11 @@ def make_site(
     *,
     shutdown: Callable[[], None],
     reactor: IReactorTime,
+    slices: Slices | None = None,
 ) -> ApiSite:
     """The site that serves the whole API; may listen on several ports. End it with ``ApiSite.close``.
 
+    :param slices: those of the rooms below, if there are any.
     :param shutdown: ends this node in order; called when somebody asks for it over HTTP.
     """
     # Here, and not above: `python -m tq_node.api.openapi` would find itself imported already, and Python warns of that.
@@ -65,6 +68,7 @@ def make_site(
             settings.body_bytes_max,
             hosts,
         ),
+        slices=slices,
     )
     site.on_close(rooms.events.close)
     metrics.sources.http_connections = lambda: len(site.channels)

@@ -12,6 +12,7 @@ from tq_node.errors import Busy
 
 TOO_MANY = Busy("the node works on as many tasks as it can take in time")
 TOO_LARGE = Busy("the node works on as many bytes of tasks as it can take in time")
+TOO_MANY_READS = Busy("the node works on as many lists as it can make in time")
 NOT_DONE = -1.0
 """In place of how long it took: it was refused on the way, or its client has gone."""
 ALONE = 4
@@ -159,4 +160,26 @@ def gate_of_bytes() -> Gate:
         room=limits.LARGE_AT_ONCE_BYTES,
         room_max=limits.LARGE_AT_ONCE_BYTES_MAX,
         wait_s=limits.LARGE_WAIT_MS / 1000,
+    )
+
+
+def gate_of_reads() -> Gate:
+    """By count: lists of a usual length."""
+    return Gate(
+        room_min=limits.READS_AT_ONCE,
+        room_least=limits.READS_AT_ONCE,
+        room=2 * limits.READS_AT_ONCE,
+        room_max=limits.REQUESTS_IN_FLIGHT_MAX,
+        wait_s=limits.READ_WAIT_MS / 1000,
+    )
+
+
+def gate_of_long_reads() -> Gate:
+    """By the tasks that are asked for."""
+    return Gate(
+        room_min=limits.LIST_LIMIT_MAX,
+        room_least=limits.LIST_LIMIT_MAX,
+        room=limits.LONG_READ_ROWS_AT_ONCE,
+        room_max=4 * limits.LONG_READ_ROWS_AT_ONCE,
+        wait_s=limits.READ_WAIT_MS / 1000,
     )

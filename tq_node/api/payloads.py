@@ -17,7 +17,7 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 # 19 digits are the fewest that can be beyond 64 bits. Inside a string they are harmless, but worth a look.
 _has_long_number = re.compile(rb"\d{19}").search
-_string = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_string = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _empty = re.compile(rb"\[\s*\]|\{\s*\}")
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 

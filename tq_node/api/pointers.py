@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import msgspec
 
+from tq_node import limits
 from tq_node.errors import FieldError, InvalidField, Malformed, MissingField, TaskQueueError, UnknownField
 
 _NAME_CHARS_MAX = 100
@@ -87,6 +88,8 @@ def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], a
 def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str) -> FieldError:
     """The innermost part of one field that doesn't fit, or the field itself."""
     whole = InvalidField(f"{name}: {_sentence(why)}", field=at)
+    if len(raw) > limits.ITEM_BYTES_MORE:
+        return whole
     try:
         parts = _decode_parts(raw)
     except (ValueError, RecursionError):
@@ -106,7 +109,7 @@ def _inside_mapping(parts: dict[str, msgspec.Raw], type_: object, at: str, name:
     for key, part in islice(parts.items(), _PARTS_LOOKED_AT_MAX):
         for check, piece in ((functools.partial(msgspec.convert, type=key_type), key), (decode, part)):
             try:
-                check(piece)  # type: ignore[operator]  # each with its own
+                check(piece)
             except (ValueError, RecursionError) as why:
                 return InvalidField(f"{name}: {_sentence(why)}", field=f"{at}/{_escape(key)}")
     return None

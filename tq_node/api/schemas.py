@@ -16,11 +16,13 @@ import msgspec
 from msgspec import Meta
 
 from tq_node import limits
+from tq_node.api.items import Items
 from tq_node.api.names import NAME_PATTERN, refuse_unshown
 from tq_node.api.payloads import Payloads
 from tq_node.api.pointers import refusal
-from tq_node.errors import BodyTooLarge, InvalidField, Malformed, MissingField, TaskQueueError, UnknownField
+from tq_node.errors import FieldError, InvalidField, PayloadTooLarge, TaskQueueError
 from tq_node.facade import Submission
+from tq_node.slices import Pace
 from tq_node.types import Backoff
 
 TASK_ID_PATTERN = f"^[A-Za-z0-9._:-]{{1,{limits.TASK_ID_CHARS_MAX}}}$"
@@ -96,12 +98,6 @@ class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     tasks: Annotated[list[SubmitRequest], Meta(max_length=limits.BATCH_TASKS_MAX)]
 
 
-class _LooseBatch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The same with the items unread, for when one of them is bad."""
-
-    tasks: list[msgspec.Raw]
-
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _RUN_AT_US_MAX = RUN_AT_S_MAX * 1_000_000 + 999_999
@@ -117,67 +113,82 @@ class Bodies:
 
     def __init__(self, payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX) -> None:
         self._decode_one = msgspec.json.Decoder(SubmitRequest).decode
-        self._decode_batch = msgspec.json.Decoder(BatchRequest).decode
-        self._decode_loose = msgspec.json.Decoder(_LooseBatch).decode
+        self.item_bytes_max = payload_bytes_max + limits.ITEM_BYTES_MORE
+        self._items = Items(self.item_bytes_max)
         self._payload = Payloads(payload_bytes_max).parse
 
     def submission(self, body: bytes, key: str | None = None) -> Submission:
-        """The body of ``/tasks/submit``. ``key``: what the Idempotency-Key header says; counts where no id is given."""
+        """The body of ``/tasks/submit``. ``key``: what the Idempotency-Key header says; counts where no id is given.
+
+        In one piece: for what is longer than ``limits.LARGE_BODY_BYTES`` there is ``large_submission``.
+        """
         try:
             task = self._decode_one(body)
         except (ValueError, RecursionError) as why:
             raise refusal(body, SubmitRequest, why) from None
         return self._convert(task, "", key)
 
-    def batch(self, body: bytes) -> list[Submission | TaskQueueError]:
+    async def large_submission(self, body: bytes, key: str | None, pace: Pace) -> Submission:
+        """The same in slices."""
+        return await self._large(body, "", key, pace)
+
+    async def batch(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
         """The body ``{"tasks":[…]}``: for each item a submission, or why it is refused."""
-        try:
-            tasks = self._decode_batch(body).tasks
-        except (ValueError, RecursionError) as why:
-            return self._loose_batch(body, why)
-        return self._convert_all(tasks)
+        return await self._read(await self._items.of_array(body, pace), pace)
 
-    def lines(self, body: bytes) -> list[Submission | TaskQueueError]:
+    async def lines(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
         """The same from newline-delimited JSON; empty lines don't count."""
-        lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-        if len(lines) > limits.BATCH_TASKS_MAX:
-            raise _too_many(len(lines))
-        return [self._item(line, f"/tasks/{place}") for place, line in enumerate(lines)]
+        return await self._read(await self._items.of_lines(body, pace), pace)
 
-    def _loose_batch(self, body: bytes, why: Exception) -> list[Submission | TaskQueueError]:
-        try:
-            items = self._decode_loose(body).tasks
-        except (ValueError, RecursionError) as worse:
-            raise refusal(body, _LooseBatch, worse) from None
-        if len(items) > limits.BATCH_TASKS_MAX:
-            raise _too_many(len(items)) from why
-        return [self._item(bytes(item), f"/tasks/{place}") for place, item in enumerate(items)]
-
-    def _item(self, body: bytes, at: str) -> Submission | TaskQueueError:
-        try:
-            try:
-                task = self._decode_one(body)
-            except (ValueError, RecursionError) as why:
-                return refusal(body, SubmitRequest, why, at)
-            return self._convert(task, at, None)
-        except TaskQueueError as refused:
-            return refused
-
-    def _convert_all(self, tasks: list[SubmitRequest]) -> list[Submission | TaskQueueError]:
-        convert = self._convert
+    async def _read(self, items: list[msgspec.Raw], pace: Pace) -> list[Submission | TaskQueueError]:
         results: list[Submission | TaskQueueError] = []
-        for place, task in enumerate(tasks):
+        for place, item in enumerate(items):
+            if pace.is_over():
+                await pace.turn()
             try:
-                results.append(convert(task, "", None))
+                if len(item) > limits.LARGE_BODY_BYTES:
+                    results.append(await self._large(bytes(item), f"/tasks/{place}", None, pace))
+                    continue
+                try:
+                    task = self._decode_one(item)
+                except (ValueError, RecursionError) as why:
+                    results.append(refusal(bytes(item), SubmitRequest, why, f"/tasks/{place}"))
+                    continue
+                results.append(self._convert(task, "", None))
             except TaskQueueError as refused:
-                if isinstance(refused, UnknownField | MissingField | InvalidField):
+                if isinstance(refused, FieldError) and not refused.field.startswith("/tasks/"):
                     refused.field = f"/tasks/{place}{refused.field}"
                 results.append(refused)
         return results
 
-    def _convert(self, task: SubmitRequest, at: str, key: str | None) -> Submission:
+    async def _large(self, body: bytes, at: str, key: str | None, pace: Pace) -> Submission:
+        """One task whose parts are enough work for a slice each."""
+        if len(body) > self.item_bytes_max:
+            raise PayloadTooLarge(
+                f"a task of {len(body)} bytes; at most {self.item_bytes_max} are allowed with all its fields"
+            )
+        try:
+            task = self._decode_one(body)
+        except (ValueError, RecursionError) as why:
+            refused: Exception = why
+            if pace.is_over():
+                await pace.turn()
+            raise refusal(body, SubmitRequest, refused, at) from None
+        parsed = None
+        if task.payload is not None:
+            if pace.is_over():
+                await pace.turn()
+            parsed = self._payload(task.payload, at)
+            if pace.is_over():
+                await pace.turn()
+        return self._convert(task, at, key, parsed)
+
+    def _convert(
+        self, task: SubmitRequest, at: str, key: str | None, parsed: tuple[object, bytes] | None = None
+    ) -> Submission:
+        """:param parsed: the payload, where it has been looked at before."""
         raw = task.payload
-        value, payload = self._payload(raw, at) if raw is not None else (None, b"null")
+        value, payload = parsed or (self._payload(raw, at) if raw is not None else (None, b"null"))
         task_id = task.id
         if task_id is None:
             task_id = key
@@ -264,11 +275,3 @@ def _backoff(sent: BackoffRequest | float) -> Backoff:
     # A plain number is meant to the letter: no jitter, and no cap that would cut it.
     base_ms = round(sent * 1_000)
     return Backoff("constant", base_ms, max(base_ms, Backoff().cap_ms), False)
-
-
-def _too_many(count: int) -> BodyTooLarge:
-    return BodyTooLarge(f"{count} tasks in one batch; at most {limits.BATCH_TASKS_MAX} are allowed")
-
-
-def not_an_object(what: str) -> Malformed:
-    return Malformed(f"the body must be a JSON object, not {what}")

@@ -15,7 +15,7 @@ from twisted.web.server import Site
 from tq_node.api.answering import head_of, whole_head
 from tq_node.api.channel import ApiChannel
 from tq_node.api.failures import PROBLEM, answer_error, answer_failure, headers_of, problem_of
-from tq_node.api.gate import TOO_MANY, gate_of_bytes, gate_of_submits
+from tq_node.api.gate import TOO_MANY, gate_of_bytes, gate_of_long_reads, gate_of_reads, gate_of_submits
 from tq_node.api.heads import HeadRules
 from tq_node.api.hot import HotPath
 from tq_node.api.request import ApiRequest
@@ -34,6 +34,7 @@ class ApiSite(Site):
 
     :param always_served: paths that are answered however many requests are in flight.
     :param heads: judges every request by its head.
+    :param slices: shared with the rooms below, so that one turn of the reactor runs one slice of all.
     :param hot: knows the routes whose handlers are called without Klein in between, mostly without a Request, too.
     """
 
@@ -52,6 +53,7 @@ class ApiSite(Site):
         always_served: frozenset[bytes],
         heads: HeadRules,
         hot: HotPath,
+        slices: Slices | None = None,
     ) -> None:
         super().__init__(
             app.resource(),
@@ -72,8 +74,11 @@ class ApiSite(Site):
         self.bodies_held_bytes = 0
         self.submits = gate_of_submits()
         self.large = gate_of_bytes()
+        self.reads = gate_of_reads()
+        self.long_reads = gate_of_long_reads()
         self.refusals = Refusals(reactor)
-        self.slices = Slices(reactor, on_slice=metrics.note_doing)
+        self.slices = slices or Slices(reactor)
+        self.slices.on_slice = metrics.note_doing
         self.closing = False
         self._on_close: list[Callable[[], None]] = []
         self._all_gone: Deferred[None] | None = None

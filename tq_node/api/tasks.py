@@ -6,13 +6,15 @@ them several microseconds more.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tq_node import errors
+from tq_node import errors, limits
 from tq_node.api.answering import Answering
 from tq_node.api.answers import (
     BatchAnswer,
@@ -26,6 +28,7 @@ from tq_node.api.answers import (
     task_out,
 )
 from tq_node.api.failures import PeerUnreachable, SubmitNotConfirmed, item_error
+from tq_node.api.gate import NOT_DONE, TOO_MANY_READS
 from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
 from tq_node.api.query import (
     ListParameters,
@@ -42,15 +45,14 @@ from tq_node.api.query import (
 from tq_node.api.routes import Answer, Route
 from tq_node.api.schemas import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, SubmitRequest, idempotency_key
 from tq_node.api.settings import ApiSettings
-from tq_node.api.turns import next_turn
 from tq_node.errors import NotJson, OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
+from tq_node.slices import Pace
 from tq_node.types import STATE_LABELS, TaskRow
 
 PURGED = "purged"
 """In place of a state: the task has none any more."""
 
-RENDER_ROWS_PER_TURN = 500
 _encode = msgspec.json.Encoder().encode
 
 _WRITE_ERRORS = (
@@ -66,6 +68,7 @@ _WRITE_ERRORS = (
     OutcomeUnknown,
 )
 _READ_ERRORS = (
+    errors.Busy,
     errors.NotPrimary,
     errors.NotActive,
     errors.NotReady,
@@ -100,23 +103,63 @@ class TaskRoutes:
             takes_lines(content_type, body, ndjson=False)
         refuse_encoded(request.getHeader(b"content-encoding"))
         header = request.getHeader(b"idempotency-key")
-        submission = self._bodies.submission(body, None if header is None else idempotency_key(header))
+        key = None if header is None else idempotency_key(header)
+        if len(body) > limits.LARGE_BODY_BYTES:
+            return Deferred.fromCoroutine(self._submit_large(request, body, key))
+        submission = self._bodies.submission(body, key)
         return self._queue.submit(submission).addCallbacks(
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
-    def batch(self, request: Answering) -> Deferred[None]:
+    async def _submit_large(self, request: Answering, body: bytes, key: str | None) -> None:
+        submission = await self._bodies.large_submission(body, key, request.site.slices.pace(request.route))
+        await self._queue.submit(submission).addCallbacks(
+            _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
+        )
+
+    async def batch(self, request: Answering) -> None:
         body = request.body()
         ndjson = takes_lines(request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
         refuse_encoded(request.getHeader(b"content-encoding"))
         if request.getHeader(b"idempotency-key") is not None:
             # One key can't stand for many tasks, and ignoring it would double them all when the batch is sent again.
             raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")
-        items = self._bodies.lines(body) if ndjson else self._bodies.batch(body)
-        good = [item for item in items if isinstance(item, Submission)]
-        return self._queue.submit_many(good).addCallbacks(
-            _answer_batch, _explain_batch, callbackArgs=(request, items), errbackArgs=(good,)
-        )
+        pace = request.site.slices.pace(request.route)
+        items = await (self._bodies.lines(body, pace) if ndjson else self._bodies.batch(body, pace))
+        del body
+        results = await self._submit_parts([item for item in items if isinstance(item, Submission)], pace)
+        await _answer_batch(results, request, items, pace)
+
+    async def _submit_parts(self, good: list[Submission], pace: Pace) -> list[Accepted | TaskQueueError]:
+        """Some at a time, without waiting for them in between: they become durable together.
+
+        :raises TaskQueueError: none was taken, for a reason that is no item's own.
+        """
+        parts: list[list[Submission]] = []
+        under_way: list[Deferred[list[Accepted | TaskQueueError]]] = []
+        try:
+            for part in _parts(good):
+                if under_way and pace.is_over():
+                    await pace.turn()
+                parts.append(part)
+                under_way.append(self._queue.submit_many(part).addErrback(_explain_batch, part))
+                if len(under_way) == 1 and under_way[0].called:
+                    await under_way[0]  # a refusal: it is the whole batch's, and nothing has been taken
+            results: list[Accepted | TaskQueueError] = []
+            failed: TaskQueueError | None = None
+            for part, call in zip(parts, under_way, strict=True):
+                try:
+                    results += await call
+                except TaskQueueError as why:
+                    failed = why
+                    results += [_of_item(why, submission) for submission in part]
+        except BaseException:
+            for call in under_way:
+                call.addErrback(lambda _: None).cancel()
+            raise
+        if failed is not None and not any(isinstance(result, Accepted) for result in results):
+            raise failed
+        return results
 
     # --- one task ---
     def status(self, request: Answering) -> Deferred[None]:
@@ -168,26 +211,36 @@ class TaskRoutes:
     # --- many tasks ---
     async def list_tasks(self, request: Answering) -> None:
         query = to_list_query(read_query(request, ListParameters))
-        await self._answer_list(request, query, await self._queue.list(query))
+        await self._list(request, query, query)
 
     async def dead(self, request: Answering) -> None:
         asked = to_list_query(read_query(request, ListParameters))
-        query = only_dead(asked)
-        page = TaskPage([], None) if query is None else await self._queue.list(query)
-        await self._answer_list(request, asked, page)
+        await self._list(request, asked, only_dead(asked))
+
+    async def _list(self, request: Answering, asked: ListQuery, query: ListQuery | None) -> None:
+        """:param query: what is looked for; None: there can be nothing. :raises Busy: there is no room for another list."""
+        site = request.site
+        gate, cost = (site.reads, 1) if asked.limit <= limits.LIST_LIMIT_DEFAULT else (site.long_reads, asked.limit)
+        ticket = gate.enter(cost)
+        if not ticket:
+            raise TOO_MANY_READS
+        began_s, took_s = time.perf_counter(), NOT_DONE
+        try:
+            page = TaskPage([], None) if query is None else await self._queue.list(query)
+            await self._answer_list(request, asked, page)
+            took_s = time.perf_counter() - began_s
+        finally:
+            gate.leave(ticket, took_s, cost)
 
     async def _answer_list(self, request: Answering, query: ListQuery, page: TaskPage) -> None:
+        pace = request.site.slices.pace(request.route)
         pieces: list[bytes] = []
-        for start in range(0, len(page.tasks), RENDER_ROWS_PER_TURN):
-            if start:
-                # Ten thousand rows take a tenth of a second to render; others shall not wait for all of it.
-                await next_turn(request.site.reactor)
-            outs: list[TaskOut] = []
-            for listed in page.tasks[start : start + RENDER_ROWS_PER_TURN]:
-                out = task_out(listed.row, listed.node, self._queue.waiting_for)
-                out.role = listed.role
-                outs.append(out)
-            pieces.append(_encode(outs)[1:-1])
+        for listed in page.tasks:
+            if pace.is_over():
+                await pace.turn()
+            out = task_out(listed.row, listed.node, self._queue.waiting_for)
+            out.role = listed.role
+            pieces.append(_encode(out))
         rest = _encode(
             ListAnswer(
                 tasks=[],
@@ -385,13 +438,39 @@ def _name_task(failure: Failure, task_id: str) -> Failure:
     return failure
 
 
-def _answer_batch(
-    results: list[Accepted | TaskQueueError], request: Answering, items: list[Submission | TaskQueueError]
+def _parts(submissions: list[Submission]) -> Iterator[list[Submission]]:
+    """As many at a time as are taken in within a slice."""
+    part: list[Submission] = []
+    size = 0
+    for submission in submissions:
+        part.append(submission)
+        size += len(submission.payload)
+        if len(part) >= limits.BATCH_SUBMITS_PER_TURN or size >= limits.BATCH_BYTES_PER_TURN:
+            yield part
+            part, size = [], 0
+    if part or not submissions:
+        yield part  # a batch of none is judged, too
+
+
+def _of_item(why: TaskQueueError, submission: Submission) -> TaskQueueError:
+    """The failure of a part of a batch as that of one of its tasks."""
+    if not _hides_outcome(why):
+        return why
+    return OutcomeUnknown(why.detail, task_id=submission.id)
+
+
+async def _answer_batch(
+    results: list[Accepted | TaskQueueError],
+    request: Answering,
+    items: list[Submission | TaskQueueError],
+    pace: Pace,
 ) -> None:
     pieces: list[bytes] = []
     accepted_count = 0
     next_result = iter(results)
     for place, item in enumerate(items):
+        if pace.is_over():
+            await pace.turn()
         outcome = next(next_result) if isinstance(item, Submission) else item
         if isinstance(outcome, Accepted):
             accepted_count += 1

@@ -14,6 +14,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from tq_node.slices import Slices
+
 _log = Logger(namespace="taskqueue.clock")
 
 
@@ -68,6 +70,8 @@ class Clock:
     def __init__(self, reactor: IReactorTime, wall: WallClock | None = None) -> None:
         self._reactor = reactor
         self.wall_us = wall if wall is not None else WallClock()
+        self.slices = Slices(reactor, now_s=reactor.seconds)
+        """For work whose size a caller chooses. In virtual time it is never cut: nothing takes any."""
 
     def now_ms(self) -> int:
         """Monotonic milliseconds; they mean nothing outside this process."""

@@ -191,8 +191,11 @@ class Reading:
                 bytes_max=limits.LIST_BYTES_MAX,
             )
         )
+        pace = self._clock.slices.pace("a page of tasks")
         listed = []
         for stored in page.rows:
+            if pace.is_over():
+                await pace.turn()
             role = "primary" if stored.partition in self._table.leading else "replica"
             listed.append(ListedTask(row_of(stored), role, self.replication.primary_name(stored.partition)))
         return TaskPage(listed, page.next, led=led)

@@ -10,6 +10,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.tq_node.api.reading import at_once, one_slice
 from tq_node.api.names import is_shown
 from tq_node.api.query import ListParameters, to_list_query, write_cursor
 from tq_node.api.schemas import Bodies, SubmitRequest, content_hash
@@ -17,6 +18,16 @@ from tq_node.errors import FieldError, Malformed, TaskQueueError
 from tq_node.facade import Submission
 
 BODIES = Bodies()
+
+
+def batch(body: bytes) -> Any:
+    """Read in one slice."""
+    return at_once(BODIES.batch(body, one_slice()))
+
+
+def lines(body: bytes) -> Any:
+    return at_once(BODIES.lines(body, one_slice()))
+
 
 values = st.recursive(
     st.none()
@@ -82,7 +93,7 @@ def test_anything_else_is_refused_with_a_place(fields: dict[str, Any]) -> None:
 
 @given(st.binary(max_size=200))
 def test_bytes_never_raise_anything_else(body: bytes) -> None:
-    for read in (BODIES.submission, BODIES.batch, BODIES.lines):
+    for read in (BODIES.submission, batch, lines):
         result = judged(read, body)
         assert isinstance(result, Submission | list | Malformed | FieldError)
 
@@ -109,9 +120,9 @@ def test_a_batch_judges_each_item_as_a_submit_would(items: list[dict[str, Any]])
         return result
 
     expected = [alone(fields, place) for place, fields in enumerate(items)]
-    assert [shown(result) for result in BODIES.batch(msgspec.json.encode({"tasks": items}))] == expected
-    lines = b"\n".join(msgspec.json.encode(fields) for fields in items)
-    assert [shown(result) for result in BODIES.lines(lines)] == expected
+    assert [shown(result) for result in batch(msgspec.json.encode({"tasks": items}))] == expected
+    as_lines = b"\n".join(msgspec.json.encode(fields) for fields in items)
+    assert [shown(result) for result in lines(as_lines)] == expected
 
 
 @given(good_fields.filter(lambda fields: "id" in fields), st.randoms(use_true_random=False))
