@@ -36,7 +36,7 @@ def slow_clock(world: World, *, between: Callable[[int], object] = lambda number
         slices.append(len(slices))
         between(slices[-1])
 
-    world.site.slices._on_slice = counted
+    world.site.slices.on_slice = counted
     return slices
 
 
