@@ -7,8 +7,6 @@ them several microseconds more.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TypeGuard
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -27,7 +25,8 @@ from tq_node.api.answers import (
     state_counts,
     task_out,
 )
-from tq_node.api.failures import PeerUnreachable, SubmitNotConfirmed, item_error
+from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
+from tq_node.api.failures import PeerUnreachable, SubmitNotConfirmed
 from tq_node.api.gate import NOT_DONE, TOO_MANY_READS
 from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
 from tq_node.api.query import (
@@ -45,9 +44,8 @@ from tq_node.api.query import (
 from tq_node.api.routes import Answer, Route
 from tq_node.api.schemas import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, SubmitRequest, idempotency_key
 from tq_node.api.settings import ApiSettings
-from tq_node.errors import NotJson, OutcomeUnknown, TaskQueueError
+from tq_node.errors import NotJson, OutcomeUnknown
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
-from tq_node.slices import Pace
 from tq_node.types import STATE_LABELS, TaskRow
 
 PURGED = "purged"
@@ -127,39 +125,8 @@ class TaskRoutes:
         pace = request.site.slices.pace(request.route)
         items = await (self._bodies.lines(body, pace) if ndjson else self._bodies.batch(body, pace))
         del body
-        results = await self._submit_parts([item for item in items if isinstance(item, Submission)], pace)
-        await _answer_batch(results, request, items, pace)
-
-    async def _submit_parts(self, good: list[Submission], pace: Pace) -> list[Accepted | TaskQueueError]:
-        """Some at a time, without waiting for them in between: they become durable together.
-
-        :raises TaskQueueError: none was taken, for a reason that is no item's own.
-        """
-        parts: list[list[Submission]] = []
-        under_way: list[Deferred[list[Accepted | TaskQueueError]]] = []
-        try:
-            for part in _parts(good):
-                if under_way and pace.is_over():
-                    await pace.turn()
-                parts.append(part)
-                under_way.append(self._queue.submit_many(part).addErrback(_explain_batch, part))
-                if len(under_way) == 1 and under_way[0].called:
-                    await under_way[0]  # a refusal: it is the whole batch's, and nothing has been taken
-            results: list[Accepted | TaskQueueError] = []
-            failed: TaskQueueError | None = None
-            for part, call in zip(parts, under_way, strict=True):
-                try:
-                    results += await call
-                except TaskQueueError as why:
-                    failed = why
-                    results += [_of_item(why, submission) for submission in part]
-        except BaseException:
-            for call in under_way:
-                call.addErrback(lambda _: None).cancel()
-            raise
-        if failed is not None and not any(isinstance(result, Accepted) for result in results):
-            raise failed
-        return results
+        results = await submit_parts(self._queue, [item for item in items if isinstance(item, Submission)], pace)
+        await answer_batch(results, request, items, pace)
 
     # --- one task ---
     def status(self, request: Answering) -> Deferred[None]:
@@ -408,85 +375,17 @@ def _answer_submit(accepted: Accepted, request: Answering) -> None:
 def _explain_submit(failure: Failure, submission: Submission) -> Failure:
     """Under the caller's own id an unknown outcome is no danger: the same can be sent again."""
     why = failure.value
-    if _hides_outcome(why) and _has_own_id(submission):
+    if hides_outcome(why) and has_own_id(submission):
         raise SubmitNotConfirmed(why.detail, task_id=submission.id)
     return failure
-
-
-def _explain_batch(failure: Failure, good: list[Submission]) -> Failure:
-    """The same for a whole batch, where each task that could be in has an id of its own."""
-    why = failure.value
-    if _hides_outcome(why) and all(map(_has_own_id, good)):
-        raise SubmitNotConfirmed(why.detail)
-    return failure
-
-
-def _hides_outcome(why: object) -> TypeGuard[TaskQueueError]:
-    """Also what another node failed with while it was at it, not ``OutcomeUnknown`` alone."""
-    return isinstance(why, TaskQueueError) and not why.definite
-
-
-def _has_own_id(submission: Submission) -> bool:
-    return submission.id is not None and not submission.made
 
 
 def _name_task(failure: Failure, task_id: str) -> Failure:
     """An unknown outcome tells which task to ask for, wherever it was lost on the way."""
     why = failure.value
-    if _hides_outcome(why) and why.task_id is None:
+    if hides_outcome(why) and why.task_id is None:
         raise OutcomeUnknown(why.detail, task_id=task_id)
     return failure
-
-
-def _parts(submissions: list[Submission]) -> Iterator[list[Submission]]:
-    """As many at a time as are taken in within a slice."""
-    part: list[Submission] = []
-    size = 0
-    for submission in submissions:
-        part.append(submission)
-        size += len(submission.payload)
-        if len(part) >= limits.BATCH_SUBMITS_PER_TURN or size >= limits.BATCH_BYTES_PER_TURN:
-            yield part
-            part, size = [], 0
-    if part or not submissions:
-        yield part  # a batch of none is judged, too
-
-
-def _of_item(why: TaskQueueError, submission: Submission) -> TaskQueueError:
-    """The failure of a part of a batch as that of one of its tasks."""
-    if not _hides_outcome(why):
-        return why
-    return OutcomeUnknown(why.detail, task_id=submission.id)
-
-
-async def _answer_batch(
-    results: list[Accepted | TaskQueueError],
-    request: Answering,
-    items: list[Submission | TaskQueueError],
-    pace: Pace,
-) -> None:
-    pieces: list[bytes] = []
-    accepted_count = 0
-    next_result = iter(results)
-    for place, item in enumerate(items):
-        if pace.is_over():
-            await pace.turn()
-        outcome = next(next_result) if isinstance(item, Submission) else item
-        if isinstance(outcome, Accepted):
-            accepted_count += 1
-            pieces.append(f'{{"task_id":"{outcome.task_id}","status":"{STATE_LABELS[outcome.state]}"}}'.encode("ascii"))
-            continue
-        if _hides_outcome(outcome) and isinstance(item, Submission) and _has_own_id(item):
-            outcome = SubmitNotConfirmed(outcome.detail, task_id=item.id)
-        error = item_error(outcome)
-        if error.field is not None and isinstance(item, Submission):
-            error.field = f"/tasks/{place}{error.field}"  # the queue knows the task, not its place
-        pieces.append(b'{"error":%b}' % _encode(error))
-    request.answer(
-        200,
-        b'{"success":true,"accepted":%d,"rejected":%d,"results":[%b]}'
-        % (accepted_count, len(items) - accepted_count, b",".join(pieces)),
-    )
 
 
 def _answer_change(row: TaskRow, request: Answering) -> None:
