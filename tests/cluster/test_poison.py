@@ -25,7 +25,8 @@ def test_a_poison_task_becomes_a_dead_letter(make_cluster: MakeCluster, tmp_path
     task_id = "poison"
     poison = {"type": "kill-node", "payload": str(cluster.home / "data"), "id": task_id}
     with contextlib.suppress(OSError):  # it may kill the node that is about to say that it is in
-        assert cluster["node-1"].post("/tasks/submit", poison).status in (201, 503)
+        # 200: it has killed its primary before that could answer, and the node asked another.
+        assert cluster["node-1"].post("/tasks/submit", poison).status in (200, 201, 503)
     died: list[str] = []
     while len(died) < DEADS:
         fallen = until(
