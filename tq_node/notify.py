@@ -11,12 +11,11 @@ import socket
 from collections.abc import MutableMapping, Sequence
 from typing import Protocol
 
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from tq_node.facade import ClusterView, NotReadyReason
 from tq_node.limits import STOP_MARGIN_S
-from tq_node.runtime.clock import Clock
+from tq_node.runtime.clock import Clock, Loop
 
 _log = Logger(namespace="taskqueue.notify")
 
@@ -50,7 +49,7 @@ class Notifier:
         self._stop_s = stop_s
         self._watchdog_s = watchdog_us / 2_000_000
         self._socket: socket.socket | None = None
-        self._loops: list[LoopingCall] = []
+        self._loops: list[Loop] = []
         self._began_ms = clock.now_ms()
         self._is_ready = self._is_stopping = False
         self._status = ""
@@ -72,10 +71,10 @@ class Notifier:
     def start(self) -> None:
         if self._socket is None:
             return
-        self._loops.append(self._clock.every(LOOK_S, self._look, "telling systemd how the node is")[0])
+        self._loops.append(self._clock.every(LOOK_S, self._look, "telling systemd how the node is"))
         if self._watchdog_s:
             feed = self._clock.every(self._watchdog_s, self._feed, "feeding the watchdog")
-            self._loops.append(feed[0])
+            self._loops.append(feed)
 
     def stopping(self) -> None:
         """The end has begun. It is still watched, and may take as long as handlers have been promised, whatever the unit says."""
@@ -90,8 +89,7 @@ class Notifier:
     def stop(self) -> None:
         """Let go; a second call does nothing."""
         for loop in self._loops:
-            if loop.running:
-                loop.stop()
+            loop.stop()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -420,7 +420,7 @@ class NodeService(Service):
         await self._queue.stop()
         await self._site.close(SITE_CLOSE_S)
         await self._member.stop()
-        await self._loop_monitor.stopService()
+        self._loop_monitor.stopService()
         await self._store.close()
         self._notifier.stop()
         self._lock.close()

@@ -66,8 +66,11 @@ def decide(
     now_ms: int,
     *,
     pending: Collection[AnyCommand] = (),
+    plan: bool = True,
 ) -> Decision:
-    """:param pending: proposed and not yet applied, the data plane's proposals too; none of it is proposed again."""
+    """:param plan: False: look for deaths and voters only, not at each partition.
+
+    :param pending: proposed and not yet applied, the data plane's proposals too; none of it is proposed again."""
     if view.me not in cluster_map.nodes:
         return Decision()
     next_wish = wish(cluster_map, liveness, view, now_ms)
@@ -75,6 +78,8 @@ def decide(
     if deaths:
         # Whatever else is due is looked at again once they are buried.
         return Decision(deaths, next_wish)
+    if not plan:
+        return Decision((), next_wish)
     outlook = Outlook(cluster_map, liveness, view.me, now_ms)
     due = [*_on_partitions(outlook, pending), *_on_the_cluster(outlook, view, pending)]
     return Decision(tuple(due), next_wish, outlook.waiting)

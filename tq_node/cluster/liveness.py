@@ -200,6 +200,10 @@ class Liveness:
         """Has it applied the table up to here?"""
         return self._table_index.get(node, 0) >= log_index
 
+    def unfit(self) -> frozenset[NodeId]:
+        """Those that say of themselves that they may not lead."""
+        return frozenset(node for node, health in self._health.items() if not health.may_lead)
+
     def may_lead(self, node: NodeId) -> bool:
         health = self._health.get(node)
         return health is None or health.may_lead

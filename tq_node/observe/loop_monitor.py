@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import LoopingCall
+from twisted.internet.interfaces import IDelayedCall
 
 from tq_node import limits
+from tq_node.beats import until_beat
 from tq_node.observe.log import EventLog
 from tq_node.observe.metrics import Metrics
 
@@ -146,8 +146,7 @@ class LoopMonitor(Service):
         self._clock = reactor
         self._sample_s = sample_s
         self._last_s = 0.0
-        self._loop: LoopingCall | None = None
-        self._loop_over: Deferred[Any] = succeed(None)
+        self._sample_call: IDelayedCall | None = None
         self._meter = CallMeter(reactor, self.took) if hasattr(reactor, "callFromThread") else None
         self._worst_s = 0.0
         """Of the calls since the last sample."""
@@ -160,17 +159,15 @@ class LoopMonitor(Service):
         if self._meter is not None:
             self._meter.start()
         self._last_s = self._clock.seconds()
-        self._loop = LoopingCall(self._sample)
-        self._loop.clock = self._clock
-        self._loop_over = self._loop.start(self._sample_s, now=False)
+        self._sample_call = self._clock.callLater(until_beat(self._clock, self._sample_s), self._sample)
 
-    def stopService(self) -> Deferred[Any]:
+    def stopService(self) -> None:
         super().stopService()
-        if self._loop is not None and self._loop.running:
-            self._loop.stop()
+        if self._sample_call is not None:
+            self._sample_call.cancel()
+            self._sample_call = None
         if self._meter is not None:
             self._meter.stop()
-        return self._loop_over
 
     def took(self, cpu_s: float, what: object) -> None:
         """A call of the reactor has taken so much CPU, or up to ``limits.LOOP_LOOK_MS`` less."""
@@ -192,10 +189,10 @@ class LoopMonitor(Service):
         )  # fmt: skip
 
     def _sample(self) -> None:
-        # Nothing in here can raise; a raised error would end a LoopingCall for good.
         now_s = self._clock.seconds()
-        # A LoopingCall skips the beats it has missed and keeps to its grid: the time since the last sample, not since the
-        # last beat, is what shows the whole of a long stall.
+        self._sample_call = self._clock.callLater(until_beat(self._clock, self._sample_s), self._sample)
+        # Beats that were missed are skipped: the time since the last sample, not since the last beat, is what shows the whole
+        # of a long stall.
         delay_s = max(0.0, now_s - self._last_s - self._sample_s)
         self._last_s = now_s
         self._metrics.reactor_delay(delay_s)

@@ -11,8 +11,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node.beats import until_beat
 
 from tq_node.slices import Slices
 
@@ -80,20 +82,64 @@ class Clock:
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> IDelayedCall:
         return self._reactor.callLater(seconds, call, *args)
 
-    def every(
-        self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str
-    ) -> tuple[LoopingCall, Deferred[Any]]:
-        """Call now and then each ``seconds``; a round that raises is logged and the next one comes all the same.
+    def every(self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str) -> Loop:
+        """Call now and then each ``seconds``; see ``Loop``."""
+        return Loop(self._reactor, seconds, call, what)
 
-        Returns the loop, and the Deferred that fires once it is stopped *and* its last round is over.
-        """
 
-        async def round_() -> None:
-            with _log.failuresHandled("{what} failed", what=what, event="loop_round_failed"):
-                result = call()
-                if result is not None:
-                    await result
+class Loop:
+    """A call each so many seconds, one round after another, at once at first. A round that raises is logged, and the next comes.
 
-        loop = LoopingCall(lambda: Deferred.fromCoroutine(round_()))
-        loop.clock = self._reactor
-        return loop, loop.start(seconds)
+    It keeps to the beats of its reactor; those that were missed are skipped.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        seconds: float,
+        call: Callable[[], Awaitable[None] | None],
+        what: str,
+    ) -> None:
+        self._reactor = reactor
+        self._seconds = seconds
+        self._call = call
+        self._what = what
+        self._timer: IDelayedCall | None = None
+        self.is_stopped = False
+        self.over: Deferred[None] = Deferred()
+        """Fires once it is stopped *and* its last round is over."""
+        until_beat(reactor, seconds)  # the first that asks sets the beats, and should not be late
+        self._round()
+
+    def stop(self) -> None:
+        """No further round begins. Can be called again."""
+        self.is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self.over.callback(None)
+
+    def _round(self) -> None:
+        self._timer = None
+        try:
+            result = self._call()
+        except Exception:
+            self._failed(Failure())
+        else:
+            if result is not None:
+                Deferred.fromCoroutine(_waited(result)).addErrback(self._failed).addBoth(lambda _: self._next())
+                return
+        self._next()
+
+    def _failed(self, why: Failure) -> None:
+        _log.failure("{what} failed", why, what=self._what, event="loop_round_failed")
+
+    def _next(self) -> None:
+        if self.is_stopped:
+            self.over.callback(None)
+            return
+        self._timer = self._reactor.callLater(until_beat(self._reactor, self._seconds), self._round)
+
+
+async def _waited(result: Awaitable[None]) -> None:
+    await result

@@ -42,6 +42,9 @@ from tq_node.types import NodeId, State, TaskSpec
 _log = Logger(namespace="taskqueue.log")
 Core = PartitionCore[Change]
 
+TICK_S = 0.05
+"""For copies that have anything to do."""
+
 
 class Copies:
     """See the module's docstring.
@@ -90,6 +93,9 @@ class Copies:
         self._dirty: set[int] = set()
         """Cores that have something for the disk, or that waits for it."""
         self._ticking: set[int] = set()
+        self._busy: set[int] = set()
+        """Those that had anything to do since the last tick; the others rest."""
+        self._tick_call: IDelayedCall | None = None
         self.commits = 0
         """Gathered so far: while it stays, what is proposed goes into the same one."""
         self._from = 0
@@ -172,18 +178,28 @@ class Copies:
         self._enter(receive_all, at_once=True)
         return refused
 
-    def tick(self) -> None:
-        """Some 50 ms have passed."""
+    def tick_all(self) -> None:
+        """For each ping round: whether those that rest still do. Silence alone may end that, after two seconds."""
+        self._tick(self._ticking)
+
+    def _tick_busy(self) -> None:
+        self._tick_call = None
+        self._tick(self._ticking & self._busy)
+
+    def _tick(self, partitions: Iterable[int]) -> None:
         now_ms = self._clock.now_ms()
         self._budget.copying.refill(now_ms)
         is_much = self._budget.uncommitted_bytes > limits.UNCOMMITTED_BYTES_FREE
         since_ms = min(waiters.since_ms(now_ms) for waiters in self._waiters) if is_much else now_ms
         self._admission.waited(now_ms - since_ms)
 
-        def tick_all() -> Iterable[int]:
-            return [partition for partition in self._ticking if self.cores[partition].tick(now_ms)]
+        due = sorted(partitions)
+        self._busy.clear()
 
-        self._enter(tick_all)
+        def tick() -> Iterable[int]:
+            return [partition for partition in due if self.cores[partition].tick(now_ms)]
+
+        self._enter(tick)
 
     def confirmed(self, node: NodeId, led: Iterable[tuple[int, int]], number: int, sent_ms: int) -> None:
         """The peer stands behind this node in these (partition, epoch): a ping round's answer."""
@@ -291,7 +307,9 @@ class Copies:
         waits: list[Wait] = []
         events: list[tuple[int, Event]] = []
         steps: list[Step] = []
+        busy = self._busy
         for partition in touched:
+            busy.add(partition)
             core = self.cores[partition]
             while core.has_outbox:
                 box = core.outbox()
@@ -323,6 +341,8 @@ class Copies:
                 self._on_led(partition, event.epoch)
         if steps:
             self._on_steps(steps)
+        if busy and self._tick_call is None:
+            self._tick_call = self._clock.call_later(TICK_S, self._tick_busy)
         if self._dirty:
             self._schedule_flush()
         elif self._applying.has_any and self._apply_call is None:
@@ -356,6 +376,7 @@ class Copies:
         for partition in self._turns():
             core = self.cores[partition]
             if core.has_ready:
+                self._busy.add(partition)
                 ready = core.ready(now_ms)
                 must_persist = must_persist or ready.must_persist
                 readies.append((partition, ready))
@@ -490,10 +511,10 @@ class Copies:
     def stop(self) -> None:
         """Nothing leaves any more; ``idle`` comes before. Who still waits for other nodes' disks hears that nobody knows."""
         self._stopped = True
-        for call in (self._flush_call, self._apply_call):
+        for call in (self._flush_call, self._apply_call, self._tick_call):
             if call is not None and call.active():
                 call.cancel()
-        self._flush_call = self._apply_call = None
+        self._flush_call = self._apply_call = self._tick_call = None
         for waiters in self._waiters:
             for wait in waiters.abandon():
                 wait.give_up()

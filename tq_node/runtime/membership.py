@@ -7,7 +7,6 @@ from collections.abc import Callable
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,7 +22,7 @@ from tq_node.cluster.voters import RaftView, Wish, WishKind
 from tq_node.errors import NoController, TaskQueueError
 from tq_node.raft.messages import Change, ChangeKind, SoftState
 from tq_node.raft.settings import NotLeader
-from tq_node.runtime.clock import Clock
+from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.cluster_machine import ClusterMachine
 from tq_node.runtime.evidence import EvidenceCollector
 from tq_node.runtime.raft_driver import RaftDriver
@@ -49,6 +48,8 @@ _log = Logger(namespace="taskqueue.membership")
 
 HEARTBEAT_S = 0.25
 CONTROLLER_S = DEFAULT_PACE.decide_ms / 1000
+PLAN_REST_MS = 500
+"""So long the controller may leave the partitions alone while nothing changes; deaths are looked for each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits until the table has it as down."""
 DEPARTED = "departed"
@@ -124,12 +125,17 @@ class Membership:
         self._change_pending = False
         self._leader: NodeId | None = None
         self._control_due = False
-        self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
+        self._loops: list[Loop] = []
         self._seeds: Addresses = ()
         self._asked_ms = clock.now_ms() - ASK_MEMBERS_EVERY_MS
         self._over = False
         self._departs = False
         self._up: set[NodeId] = set()
+        self._rested: ClusterMap | None = None
+        """The map with which the controller had nothing to do for any partition, ..."""
+        self._rested_unfit: frozenset[NodeId] = frozenset()
+        """... and those that may not lead then."""
+        self._planned_ms = 0
         self.registering = Registering(self, raft, pool, on_refused)
         self._pauses: set[IDelayedCall] = set()
 
@@ -145,10 +151,9 @@ class Membership:
         for pause in list(self._pauses):
             pause.reset(0)
         await self.registering.stop()
-        for loop, over in self._loops:
-            if loop.running:
-                loop.stop()
-            await over
+        for loop in self._loops:
+            loop.stop()
+            await loop.over
 
     async def depart(self) -> None:
         """Have it in the table that this run is over, so that nobody waits for this copy while its death is still being proven.
@@ -425,13 +430,26 @@ class Membership:
             return
         now_ms = self._clock.now_ms()
         self.liveness.tick(now_ms)
+        # Where nothing was to be done, and nothing has changed but the time, the partitions are looked at less often.
+        unfit = self.liveness.unfit()
+        rests = (
+            self.map is self._rested
+            and unfit == self._rested_unfit
+            and now_ms - self._planned_ms < PLAN_REST_MS
+            and not self._pending
+        )
         decision = decide(
             self.map,
             self.liveness,
             self._view(),
             now_ms,
             pending=tuple(self._pending.values()),
+            plan=not rests,
         )
+        if not rests:
+            self.waiting = decision.waiting
+            self._planned_ms = now_ms
+            self._rested, self._rested_unfit = None if decision.commands else self.map, unfit
         self._carry_out(decision)
 
     def _view(self) -> RaftView:
@@ -441,7 +459,6 @@ class Membership:
         return RaftView(self.me, configuration.voters, configuration.learners, caught_up, self._change_pending)
 
     def _carry_out(self, decision: Decision) -> None:
-        self.waiting = decision.waiting
         for command in decision.commands:
             self._pending_serial += 1
             serial = self._pending_serial

@@ -8,7 +8,6 @@ from typing import cast
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -21,7 +20,7 @@ from tq_node.errors import NotReady, TaskQueueError
 from tq_node.facade import Claim, NotReadyReason, ReadyNote, Worker
 from tq_node.partition.outputs import ProposeStepDown, Step
 from tq_node.runtime import forwarding as calls
-from tq_node.runtime.clock import Clock
+from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.control_plane import ControlPlane, Outside
 from tq_node.runtime.forwarding import Forwarding
 from tq_node.runtime.handling import Handling
@@ -94,8 +93,8 @@ class NodeSide(Operating, Outside):
         self._refuses_work = self._is_over = False
         self._connected: set[NodeId] = set()
         self._renewing: Renewing | None = None
-        self._renewals: tuple[LoopingCall, Deferred[object]] | None = None
-        self._giving_up: tuple[LoopingCall, Deferred[object]] | None = None
+        self._renewals: Loop | None = None
+        self._giving_up: Loop | None = None
         self._local_started: Deferred[None] | None = None
         self._worker: Worker | None = None
         self._observers: list[Observer] = []
@@ -131,9 +130,9 @@ class NodeSide(Operating, Outside):
         self._is_over = True
         if self._local_started is not None:
             await self._local_started
-        for loop, over in filter(None, (self._renewals, self._giving_up)):
+        for loop in filter(None, (self._renewals, self._giving_up)):
             loop.stop()
-            await over
+            await loop.over
         if self._local is not None:
             await self._local.stop()
         self._forwarding.stop()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -40,7 +39,7 @@ from tq_node.observe.metrics import Metrics
 from tq_node.partition.record import Record
 from tq_node.partition.tasks import Cancel, Retry
 from tq_node.partition.unapplied import Unapplied
-from tq_node.runtime.clock import Clock
+from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.confirming import ROUND_S
 from tq_node.runtime.events import Change, EventLog
 from tq_node.runtime.forwarding import EventsAfter
@@ -48,7 +47,7 @@ from tq_node.runtime.handling import Handling
 from tq_node.runtime.leading import Leading
 from tq_node.runtime.reading import Reading
 from tq_node.runtime.recovery import recover_copies
-from tq_node.runtime.replication import TICK_S, Peers, Replication
+from tq_node.runtime.replication import Peers, Replication
 from tq_node.runtime.retention import Retention
 from tq_node.runtime.rows import Slot
 from tq_node.runtime.running import Running
@@ -116,7 +115,7 @@ class NodeQueue:
         self.on_ready: Callable[[], None] = lambda: None
         """There may be something to claim. Called for each task, so it must be cheap."""
         self._unapplied: Unapplied
-        self._loops: list[tuple[LoopingCall, Deferred[object]]] = []
+        self._loops: list[Loop] = []
 
     # --- life ---
     async def start(self, *, workers_are_gone: Callable[[], bool]) -> None:
@@ -164,8 +163,7 @@ class NodeQueue:
         )
         self.is_active = True
         self._every(limits.SAFETY_NET_S, self._running.safety_net, "the safety net")
-        self._every(TICK_S, self.replication.tick, "a tick of the copies")
-        self._every(ROUND_S, self.replication.round, "a ping round")
+        self._every(ROUND_S, self.replication.round, "ticks and a ping round")
         self._every(1.0, driver.give_up_overdue, "looking for overdue callers")
         self._every(limits.DISK_CHECK_S, self._check_disk, "the disk check")
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
@@ -195,10 +193,9 @@ class NodeQueue:
         self.refuse_work()
         self._running.stop()
         self._reading.stop()
-        for loop, over in self._loops:
-            if loop.running:
-                loop.stop()
-            await over
+        for loop in self._loops:
+            loop.stop()
+            await loop.over
         self._loops.clear()
         if self.is_active:
             self.leading.stop()

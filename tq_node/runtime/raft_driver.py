@@ -13,7 +13,6 @@ from typing import cast
 import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,7 +31,7 @@ from tq_node.raft.messages import (
     SoftState,
 )
 from tq_node.raft.settings import Settings
-from tq_node.runtime.clock import Clock
+from tq_node.runtime.clock import Clock, Loop
 from tq_node.store.api import Batch, ConsensusRecord, ConsensusWrite, Store
 from tq_node.types import NodeId
 
@@ -131,7 +130,7 @@ class RaftDriver:
         self._snapshot_index = 0
         self._wake_call: IDelayedCall | None = None
         self._wake_at_ms: int | None = None
-        self._loop: tuple[LoopingCall, Deferred[object]] | None = None
+        self._loop: Loop | None = None
         self._over = False
 
     # --- life ---
@@ -165,10 +164,8 @@ class RaftDriver:
         if self._wake_call is not None and self._wake_call.active():
             self._wake_call.cancel()
         if self._loop is not None:
-            loop, over = self._loop
-            if loop.running:
-                loop.stop()
-            await over
+            self._loop.stop()
+            await self._loop.over
         self._give_up(lambda proposal: True)
 
     # --- events ---

@@ -14,7 +14,7 @@ from tq_node.partition.record import Record
 from tq_node.partition.unapplied import Unapplied
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.confirming import Confirming
-from tq_node.runtime.copies import Copies, Core
+from tq_node.runtime.copies import TICK_S, Copies, Core
 from tq_node.runtime.events import Change
 from tq_node.runtime.outgoing import Outgoing, messages_in
 from tq_node.store.api import Store
@@ -22,7 +22,6 @@ from tq_node.types import NodeId, TaskSpec, Token
 from tq_node.wire import bounds
 from tq_node.wire.failures import UNREADABLE, MalformedBox
 
-TICK_S = 0.05
 SILENT_MS = 2_000
 """A peer that has said nothing for so long can't be counted on for an acknowledgement, whatever its connection looks like."""
 LEFTOVER_KEPT_MS = 600_000
@@ -208,8 +207,10 @@ class Replication:
         self._judge_all()
 
     def _judge_all(self) -> None:
+        cores, refusals = self.copies.cores, self.refusals
         for partition in self._records:
-            self._judge(partition)
+            if cores[partition].is_leading or partition in refusals:
+                self._judge(partition)
 
     def received(self, source: NodeId, body: bytes) -> None:
         """:raises MalformedBox: not what peers say; what of it was sound has had its effect."""
@@ -259,12 +260,9 @@ class Replication:
         return sorted({node for core in self.copies.cores if core.is_leading for node in core.streams})
 
     # --- time ---
-    def tick(self) -> None:
-        """Each ``TICK_S``."""
-        self.copies.tick()
-
     def round(self) -> None:
         """Each ``confirming.ROUND_S``."""
+        self.copies.tick_all()
         self.confirming.give_up_overdue()
         self.confirming.begin()
         self._judge_all()

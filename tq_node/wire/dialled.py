@@ -9,6 +9,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from tq_node.beats import until_beat
 from tq_node.errors import Busy, TaskQueueError
 from tq_node.wire import bounds, handshake
 from tq_node.wire.commands import Greet, Hello, Lane, PeerCommand, Ping, Prove
@@ -115,7 +116,7 @@ class DialledPeer(PeerConnection):
             raise Superseded(why.detail) from None
         self.cluster, self.peer = cluster, peer
         self.trust(self._budget)
-        self._wait(self._ping_s, self._ping_by_time)
+        self._wait(until_beat(self._reactor, self._ping_s), self._ping_by_time)
         return peer
 
     async def _say(self, command: type[PeerCommand], **arguments: Any) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class DialledPeer(PeerConnection):
     async def _ping_round(self) -> None:
         await self.ping()
         if self.is_open():
-            self._wait(self._ping_s, self._ping_by_time)
+            self._wait(until_beat(self._reactor, self._ping_s), self._ping_by_time)
 
     async def ping(self) -> bool:
         """Tell and learn sessions; measure. True: answered. Never fails: a connection that does not answer is closed instead."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock as VirtualClock
 
 from tests.conftest import LoggedErrors
@@ -76,10 +77,60 @@ def test_a_loop_survives_a_bad_round(logged_errors: LoggedErrors) -> None:
         if len(rounds) == 2:
             raise ValueError("a bad round")
 
-    loop, over = clock.every(1.0, work, "the work")
+    loop = clock.every(1.0, work, "the work")
     for _ in range(3):
         virtual.advance(1.0)
     loop.stop()
     assert rounds == [0, 1_000, 2_000, 3_000]
-    assert over.called
+    assert loop.over.called
     assert len(logged_errors.flush(ValueError)) == 1
+
+
+def test_loops_that_are_due_together_wake_the_reactor_once() -> None:
+    virtual = VirtualClock()
+    clock = Clock(virtual)
+    woken: set[float] = set()
+    rounds: list[str] = []
+
+    def note(what: str) -> None:
+        woken.add(round(virtual.seconds(), 6))
+        rounds.append(what)
+
+    loops = []
+    for number, seconds in enumerate((0.1, 0.1, 0.25, 0.5)):
+        loops.append(clock.every(seconds, lambda number=number: note(str(number)), "a loop"))  # type: ignore[misc]
+        virtual.advance(0.013)
+    woken.clear()
+    rounds.clear()
+    virtual.pump([0.001] * 10_000)
+    assert len(woken) in (119, 120, 121), "ten a second, and two at the odd quarters"
+    assert 98 <= rounds.count("0") <= 101
+    assert 38 <= rounds.count("2") <= 41
+    for loop in loops:
+        loop.stop()
+    assert not virtual.getDelayedCalls()
+
+
+def test_a_loop_s_round_that_waits_is_awaited_and_beats_are_skipped() -> None:
+    virtual = VirtualClock()
+    clock = Clock(virtual)
+    rounds: list[float] = []
+    gates: list[Deferred[None]] = []
+
+    async def work() -> None:
+        rounds.append(virtual.seconds())
+        gates.append(Deferred())
+        await gates[-1]
+
+    loop = clock.every(1.0, work, "the work")
+    virtual.advance(2.5)
+    assert rounds == [0.0]
+    gates[0].callback(None)
+    virtual.advance(0.5)
+    assert rounds == [0.0, 3.0]
+    loop.stop()
+    loop.stop()
+    assert [loop.over.called] == [False]
+    gates[1].callback(None)
+    assert [loop.over.called] == [True]
+    assert not virtual.getDelayedCalls()

@@ -1,0 +1,63 @@
+"""What a node with nothing to do does all the same: calls and wake-ups a second. The bounds are what was measured and a tenth.
+
+``python -m bench.idle`` measures the CPU time of real nodes.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import gc
+import pstats
+from unittest import mock
+
+from tests.simulation.whole_faults import Faults
+from tests.simulation.whole_node import WholeNode, composition
+from tests.simulation.whole_time import NodeReactor
+from tests.simulation.whole_world import WholeWorld
+from tests.support.world import SECOND_US
+from tq_node import limits
+from tq_node.partition.pace import Pace
+from tq_node.runtime import raft_driver
+
+CALM_S, SECONDS, NODES = 5, 10, 3
+
+
+def test_an_idle_node() -> None:
+    world = WholeWorld(1, faults=Faults(nodes=NODES))
+    world.nodes = [WholeNode(world, index, 64, 3) for index in range(NODES)]
+    as_wired = {
+        "pace": Pace(),
+        "snapshot_every": raft_driver.SNAPSHOT_EVERY,
+        "kept_behind": raft_driver.KEPT_BEHIND,
+        "lease_ms": limits.LEASE_MS,
+        "margin_ms": limits.LEASE_MARGIN_MS,
+    }
+    timers: set[tuple[int, int]] = set()
+    fire = NodeReactor._fire
+
+    def fired(reactor: NodeReactor, *arguments: object) -> None:
+        timers.add((id(reactor), world.time.now_us))
+        fire(reactor, *arguments)  # type: ignore[arg-type]
+
+    gc.disable()
+    try:
+        with composition(world, as_wired), mock.patch.object(NodeReactor, "_fire", fired):
+            world.be_born()
+            world._until(world._is_whole, 60 * SECOND_US, "the copies are there")
+            world.checkers.look_at = lambda node: None  # type: ignore[method-assign]
+            world.time.run_until(world.time.now_us + CALM_S * SECOND_US)
+            timers.clear()
+            profile = cProfile.Profile(builtins=False)
+            profile.enable()
+            world.time.run_until(world.time.now_us + SECONDS * SECOND_US)
+            profile.disable()
+    finally:
+        for node in world.nodes:
+            node.graveyard.clear()
+        gc.enable()
+    found = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # public, and not in typeshed
+    calls = sum(row[1] for place, row in found.items() if "/tests/" not in place[0]) / SECONDS / NODES
+    wakes = len(timers) / SECONDS / NODES
+    print(f"\nidle: {calls:.0f} calls and {wakes:.1f} timers that wake a node, a second")
+    assert calls < 8_560
+    assert wakes < 14.7
