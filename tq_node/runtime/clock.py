@@ -15,7 +15,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.beats import until_beat
-
 from tq_node.slices import Slices
 
 _log = Logger(namespace="taskqueue.clock")

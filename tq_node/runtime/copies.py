@@ -35,15 +35,13 @@ from tq_node.runtime.events import Change
 from tq_node.runtime.granting import Granting
 from tq_node.runtime.incoming import OF_SNAPSHOTS, Incoming
 from tq_node.runtime.outgoing import Outgoing
+from tq_node.runtime.ticking import Ticking
 from tq_node.runtime.waiters import CommitWaiters, Wait
 from tq_node.store.api import Batch, Store
 from tq_node.types import NodeId, State, TaskSpec
 
 _log = Logger(namespace="taskqueue.log")
 Core = PartitionCore[Change]
-
-TICK_S = 0.05
-"""For copies that have anything to do."""
 
 
 class Copies:
@@ -92,10 +90,7 @@ class Copies:
         self._waiters = [CommitWaiters() for _ in cores]
         self._dirty: set[int] = set()
         """Cores that have something for the disk, or that waits for it."""
-        self._ticking: set[int] = set()
-        self._busy: set[int] = set()
-        """Those that had anything to do since the last tick; the others rest."""
-        self._tick_call: IDelayedCall | None = None
+        self.ticking = Ticking(clock, cores, self._waiters, budget, self._admission, self._enter)
         self.commits = 0
         """Gathered so far: while it stays, what is proposed goes into the same one."""
         self._from = 0
@@ -119,9 +114,9 @@ class Copies:
                 core = self.cores[partition]
                 core.follow(record, now_ms)
                 if core.is_leading or core.primary == core.me:
-                    self._ticking.add(partition)
+                    self.ticking.members.add(partition)
                 else:
-                    self._ticking.discard(partition)
+                    self.ticking.members.discard(partition)
                 touched.append(partition)
             return touched
 
@@ -143,7 +138,7 @@ class Copies:
         def connect_all() -> Iterable[int]:
             for core in self.cores:
                 core.connected(node, now_ms)
-            return list(self._ticking)
+            return list(self.ticking.members)
 
         self._enter(connect_all)
 
@@ -151,7 +146,7 @@ class Copies:
         def disconnect_all() -> Iterable[int]:
             for core in self.cores:
                 core.disconnected(node)
-            return list(self._ticking)
+            return list(self.ticking.members)
 
         self._enter(disconnect_all)
 
@@ -177,29 +172,6 @@ class Copies:
 
         self._enter(receive_all, at_once=True)
         return refused
-
-    def tick_all(self) -> None:
-        """For each ping round: whether those that rest still do. Silence alone may end that, after two seconds."""
-        self._tick(self._ticking)
-
-    def _tick_busy(self) -> None:
-        self._tick_call = None
-        self._tick(self._ticking & self._busy)
-
-    def _tick(self, partitions: Iterable[int]) -> None:
-        now_ms = self._clock.now_ms()
-        self._budget.copying.refill(now_ms)
-        is_much = self._budget.uncommitted_bytes > limits.UNCOMMITTED_BYTES_FREE
-        since_ms = min(waiters.since_ms(now_ms) for waiters in self._waiters) if is_much else now_ms
-        self._admission.waited(now_ms - since_ms)
-
-        due = sorted(partitions)
-        self._busy.clear()
-
-        def tick() -> Iterable[int]:
-            return [partition for partition in due if self.cores[partition].tick(now_ms)]
-
-        self._enter(tick)
 
     def confirmed(self, node: NodeId, led: Iterable[tuple[int, int]], number: int, sent_ms: int) -> None:
         """The peer stands behind this node in these (partition, epoch): a ping round's answer."""
@@ -307,7 +279,7 @@ class Copies:
         waits: list[Wait] = []
         events: list[tuple[int, Event]] = []
         steps: list[Step] = []
-        busy = self._busy
+        busy = self.ticking.busy
         for partition in touched:
             busy.add(partition)
             core = self.cores[partition]
@@ -341,8 +313,8 @@ class Copies:
                 self._on_led(partition, event.epoch)
         if steps:
             self._on_steps(steps)
-        if busy and self._tick_call is None:
-            self._tick_call = self._clock.call_later(TICK_S, self._tick_busy)
+        if busy and self.ticking.timer is None:
+            self.ticking.wake()
         if self._dirty:
             self._schedule_flush()
         elif self._applying.has_any and self._apply_call is None:
@@ -376,7 +348,7 @@ class Copies:
         for partition in self._turns():
             core = self.cores[partition]
             if core.has_ready:
-                self._busy.add(partition)
+                self.ticking.busy.add(partition)
                 ready = core.ready(now_ms)
                 must_persist = must_persist or ready.must_persist
                 readies.append((partition, ready))
@@ -511,10 +483,10 @@ class Copies:
     def stop(self) -> None:
         """Nothing leaves any more; ``idle`` comes before. Who still waits for other nodes' disks hears that nobody knows."""
         self._stopped = True
-        for call in (self._flush_call, self._apply_call, self._tick_call):
+        for call in (self._flush_call, self._apply_call, self.ticking.timer):
             if call is not None and call.active():
                 call.cancel()
-        self._flush_call = self._apply_call = self._tick_call = None
+        self._flush_call = self._apply_call = self.ticking.timer = None
         for waiters in self._waiters:
             for wait in waiters.abandon():
                 wait.give_up()

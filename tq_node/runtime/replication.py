@@ -14,9 +14,10 @@ from tq_node.partition.record import Record
 from tq_node.partition.unapplied import Unapplied
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.confirming import Confirming
-from tq_node.runtime.copies import TICK_S, Copies, Core
+from tq_node.runtime.copies import Copies, Core
 from tq_node.runtime.events import Change
 from tq_node.runtime.outgoing import Outgoing, messages_in
+from tq_node.runtime.ticking import TICK_S
 from tq_node.store.api import Store
 from tq_node.types import NodeId, TaskSpec, Token
 from tq_node.wire import bounds
@@ -262,7 +263,7 @@ class Replication:
     # --- time ---
     def round(self) -> None:
         """Each ``confirming.ROUND_S``."""
-        self.copies.tick_all()
+        self.copies.ticking.tick_all()
         self.confirming.give_up_overdue()
         self.confirming.begin()
         self._judge_all()
