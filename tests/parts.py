@@ -54,11 +54,11 @@ class Part(NamedTuple):
 
 
 QUICK = (
-    Part("processes", (*PYTEST, *PROCESSES, "-m", "not long"), 400),
+    Part("processes", (*PYTEST, *PROCESSES, "-m", "not long"), 450),
     Part("pure", (*TRACED, *PURE, "-m", "not slow and not long"), 200, (sys.executable, "-m", "coverage", "report")),
     Part("rest", (*PYTEST, "tests", *ignoring(*PURE, *PROCESSES, CONSOLE), "-m", "not slow and not long"), 200),
-    Part("slow", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "slow and not long"), 100),
-    Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "not long"), 100),
+    Part("slow", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "slow and not long"), 120),
+    Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "not long"), 120),
     Part("lint", ("make", "--no-print-directory", "lint"), 60),
 )
 LONG = (

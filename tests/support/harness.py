@@ -94,7 +94,10 @@ def until(condition: Callable[[], T], *, deadline_s: float = HTTP_S, what: str =
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without our variables, with the project importable from anywhere."""
     kept = {name: value for name, value in os.environ.items() if not _OURS.match(name)}
-    return kept | {"PYTHONPATH": str(PROJECT), "PYTHONFAULTHANDLER": "1"} | extra
+    if "FAKETIME_TIMESTAMP_FILE" in extra:
+        kept.pop("FAKETIME", None)  # of make test-ahead; it would win over the file
+    path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("TQ_TEST_AHEAD")])])
+    return kept | {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"} | extra
 
 
 def group_members(group: int) -> list[int]:
