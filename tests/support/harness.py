@@ -27,6 +27,8 @@ TWISTD = str(Path(sys.executable).with_name("twistd"))
 READY_S = 30.0
 EXIT_S = 40.0
 HTTP_S = 15.0
+AHEAD = PROJECT / "tests" / "support" / "ahead"
+"""Has the ``sitecustomize`` of processes whose wall clock is moved."""
 PATIENCE = 4
 """Deadlines are told for an idle machine; beside other load all takes so many times as long. Only a failure waits for it."""
 _PORT_OFFSETS = (0, 1_000, 2_000)
@@ -96,7 +98,10 @@ def clean_environment(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not _OURS.match(name)}
     if "FAKETIME_TIMESTAMP_FILE" in extra:
         kept.pop("FAKETIME", None)  # of make test-ahead; it would win over the file
-    path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("TQ_TEST_AHEAD")])])
+    path = str(PROJECT)
+    if any("faketime" in environment.get("LD_PRELOAD", "") for environment in (kept, extra)):
+        kept["TESTS_AHEAD"] = str(AHEAD)
+        path += os.pathsep + str(AHEAD)
     return kept | {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"} | extra
 
 

@@ -348,7 +348,9 @@ class Links:
 
 # --- processes that dial a proxy without knowing of it ---
 _SITE = '''"""Dial another port of loopback instead of some: how tests put a proxy on one directed link between two processes."""
-import os, socket
+import os, runpy, socket
+if "TESTS_AHEAD" in os.environ:  # Python imports one such module only
+    runpy.run_path(os.path.join(os.environ["TESTS_AHEAD"], "sitecustomize.py"))
 _PORTS = dict(pair.split("=") for pair in os.environ.get("TESTS_REDIRECT", "").split(",") if pair)
 if _PORTS:
     _connect_ex = socket.socket.connect_ex

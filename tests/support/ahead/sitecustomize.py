@@ -1,4 +1,4 @@
-"""Imported by every Python that ``make test-ahead`` starts, before anything else.
+"""Imported before anything else by every Python whose wall clock is moved: of ``make test-ahead``, of tests of the clock.
 
 libfaketime moves the wall clock and leaves the monotonic one alone, else waits with a timeout never end. But then it turns down
 ``time.sleep``, which asks the kernel for an absolute moment of the monotonic clock: select does the same by a span.
