@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,13 @@ def wait_unhandled(node: NodeHttp, task: str) -> None:
 
 
 def settled(node: NodeHttp, *tasks: str) -> list[dict[str, Any]]:
-    return [node.status(task, wait_s=DEADLINE_S) for task in tasks]
+    """Each as it ended; asked again where a partition changes hands just then."""
+
+    def ended(task: str) -> dict[str, Any] | None:
+        answer = node.get(f"/tasks/status?id={task}&wait=5")
+        return answer.json if answer.status == 200 and "completed_at" in answer.json else None
+
+    return [until(partial(ended, task), deadline_s=2 * DEADLINE_S, what=f"{task} has ended") for task in tasks]
 
 
 class TestStandIns:
