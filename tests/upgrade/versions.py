@@ -49,13 +49,14 @@ class VersionedCluster(Cluster):
         recorded: Mapping[str, int] | None = None,
         ports: Mapping[str, int] | None = None,
         held_s: float = 0,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             nodes,
             NAMES,
             home=home,
             options=("--handlers", HANDLERS, *options),
-            environment={"TEST_HELD_S": f"{held_s:g}"},
+            environment={"TEST_HELD_S": f"{held_s:g}", **(environment or {})},
         )
         if ports is not None:
             self.ports = dict(ports)
