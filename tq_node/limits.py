@@ -75,6 +75,9 @@ LIST_SCAN_ROWS_MAX = 50_000
 LIST_BYTES_MAX = 4 * MIB
 EVENTS_KEPT_MAX = 10_000
 EVENT_CLIENTS_MAX = 100
+EVENT_CLIENTS_OF_ADDRESS_MAX = 50
+EVENT_CHUNK_BYTES = 64 * KIB
+"""So much of a stream is made at a time, once what was made before has gone."""
 EVENT_CLIENT_BACKLOG_MAX = 5_000
 EVENT_COMMENT_S = 15.0
 STATUS_WAITERS_MAX = 10_000
@@ -186,6 +189,24 @@ COMMIT_WAIT_S = 10.0
 """How long a caller waits for a commit before it hears that the outcome is not known."""
 RETRY_AFTER_S = 1
 HTTP_CONNECTIONS_MAX = 10_000
+"""Less where the process may have fewer descriptors; ``HTTP_PROBES_MAX`` more may ask for health alone."""
+HTTP_PROBES_MAX = 50
+HTTP_CONNECTIONS_OF_ADDRESS_MAX = 5_000
+"""Of one source address; one more takes the place of that address's quietest."""
+DESCRIPTORS_KEPT = 256
+"""Descriptors that are not for clients: the store's, peers', workers' ..."""
+DESCRIPTORS_PER_CONNECTION = 1.2
+"""... and a fifth beside each connection, for connections that are ending."""
+HTTP_HEAD_S = 10.0
+"""A request's head must be whole within this time; ..."""
+HTTP_BODY_BYTES_S_MIN = 1 * KIB
+"""... and its body must come at this rate, from then on."""
+UNSENT_UNCOUNTED_BYTES = 16 * KIB
+"""So much of an answer lies ready at each connection without being counted; while there is more no further request is taken."""
+UNSENT_BYTES_MAX = 64 * MIB
+"""Of all connections together; past it the one that has most is reset."""
+UNSENT_STALL_S = 30.0
+"""A connection whose peer takes nothing for so long is reset."""
 HTTP_BACKLOG = 1_024
 """Connections that wait to be accepted; with Twisted's 50 a burst of clients waits for a second."""
 HTTP_IDLE_S = 75
@@ -271,6 +292,9 @@ assert PAUSED_UNUSED_MAX < QUEUES_MAX
 assert 2 * QUEUES_MAX <= QUEUE_NAMES_MAX, "names are not folded for each new one"
 assert PAYLOAD_BYTES_MAX + ITEM_BYTES_MORE <= BODY_BYTES_MAX
 assert TAGS_MAX * 2 * TAG_CHARS_MAX * 6 < ITEM_BYTES_MORE, "six bytes for an escaped character"
+assert HTTP_CONNECTIONS_OF_ADDRESS_MAX < HTTP_CONNECTIONS_MAX, "one address leaves room for others"
+assert EVENT_CLIENTS_OF_ADDRESS_MAX < EVENT_CLIENTS_MAX
+assert UNSENT_UNCOUNTED_BYTES <= 256 * KIB < UNSENT_BYTES_MAX
 assert ENTRY_BYTES_AIM < ENTRY_BYTES_MAX
 assert ENTRY_BYTES_MAX < COMMIT_BYTES_AIM <= UNCOMMITTED_BYTES_FREE < UNCOMMITTED_BYTES_MAX
 assert BODY_BYTES_MAX < LARGE_AT_ONCE_BYTES_MAX, "the longest body is let in with others"

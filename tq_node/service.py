@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.api.assembly import make_site
-from tq_node.api.settings import ApiSettings
+from tq_node.api.settings import ApiSettings, connections_max
 from tq_node.api.site import ApiSite
 from tq_node.cluster.commands import UnreadableCommand
 from tq_node.cluster.map import UnreadableMap
@@ -290,6 +291,7 @@ class NodeService(Service):
                 version=version(),
                 body_bytes_max=settings.body_bytes_max,
                 payload_bytes_max=settings.payload_bytes_max,
+                connections_max=connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
                 host_names=settings.host_names,
             ),
             metrics,

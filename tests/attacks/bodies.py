@@ -29,17 +29,17 @@ def empty_items(stage: Stage) -> None:
         assert answer.json["results"][99]["error"]["field"] == "/tasks/99/type"
 
 
-@attack("A1 batch of 10,000 items with an unknown field")
+@attack("A1 batch of 10,000 items with an unknown field", is_long=True)
 def unknown_fields(stage: Stage) -> None:
     assert batch(stage, items(b'{"x":1}')).json["rejected"] == 10_000
 
 
-@attack("A1 lines of 10,000 empty items")
+@attack("A1 lines of 10,000 empty items", is_long=True)
 def empty_lines(stage: Stage) -> None:
     assert batch(stage, b"{}\n" * 10_000, ndjson=True).json["rejected"] == 10_000
 
 
-@attack("A1 batch of 16 payloads of 300,000 empty lists each")
+@attack("A1 batch of 16 payloads of 300,000 empty lists each", is_long=True)
 def many_lists(stage: Stage) -> None:
     payload = b"[%b]" % b",".join([b"[]"] * 300_000)
     batch(stage, items(b'{"type":"email","payload":%b}' % payload, 16))
@@ -61,7 +61,7 @@ def good_tasks(stage: Stage) -> None:
     assert answer.json["accepted"] == 10_000
 
 
-@attack("A1 batch of 16 MiB that is one string, and one that is no JSON")
+@attack("A1 batch of 16 MiB that is one string, and one that is no JSON", is_long=True)
 def long_strings(stage: Stage) -> None:
     size = (16 << 20) - 200
     (result,) = batch(stage, b'{"tasks":[{"type":"%b"}]}' % (b"x" * size)).json["results"]
@@ -72,14 +72,14 @@ def long_strings(stage: Stage) -> None:
     assert unending.status == 400, unending.body[:200]
 
 
-@attack("A1 batch of two tasks of 8 MiB of brackets each")
+@attack("A1 batch of two tasks of 8 MiB of brackets each", is_long=True)
 def long_items(stage: Stage) -> None:
     item = b'{"type":"email","payload":[%b]}' % b",".join([b"[]"] * ((8 << 20) // 3 - 30))
     results = batch(stage, b'{"tasks":[%b,%b]}' % (item, item)).json["results"]
     assert [result["error"]["code"] for result in results] == ["payload_too_large"] * 2
 
 
-@attack("A1 lines that are empty, 16 MiB of them")
+@attack("A1 lines that are empty, 16 MiB of them", is_long=True)
 def no_lines(stage: Stage) -> None:
     assert batch(stage, b"\n" * (16 << 20), ndjson=True).json["results"] == []
 
@@ -93,7 +93,7 @@ def many_fields(stage: Stage) -> None:
     assert stage.node.post("/tasks/submit", b"{%b}" % million, deadline_s=DEADLINE_S).status == 413
 
 
-@attack("A1 submit of a payload of 500,000 numbers")
+@attack("A1 submit of a payload of 500,000 numbers", is_long=True)
 def long_submit(stage: Stage) -> None:
     body = b'{"type":"email","payload":[%b]}' % b",".join([b"1"] * 500_000)
     assert stage.node.post("/tasks/submit", body, deadline_s=DEADLINE_S).status in (201, 422)

@@ -64,6 +64,8 @@ class Attack(NamedTuple):
     nodes: int = 1
     options: tuple[str, ...] = ()
     prepare: Callable[[Stage], object] | None = None
+    is_long: bool = False
+    """It runs with ``make long`` and by hand, not with each change."""
 
 
 class Measured(NamedTuple):
@@ -97,7 +99,12 @@ _known: dict[str, Attack] = {}
 
 
 def attack(
-    name: str, *, nodes: int = 1, options: Sequence[str] = (), prepare: Callable[[Stage], object] | None = None
+    name: str,
+    *,
+    nodes: int = 1,
+    options: Sequence[str] = (),
+    prepare: Callable[[Stage], object] | None = None,
+    is_long: bool = False,
 ) -> Callable[[Callable[[Stage], object]], Attack]:
     """Mark a function as an attack. ``name`` begins with the id of the fault; ``options`` are the nodes'.
 
@@ -106,7 +113,7 @@ def attack(
 
     def mark(run: Callable[[Stage], object]) -> Attack:
         assert name not in _known, f"two attacks are named {name}"
-        _known[name] = Attack(name, run, nodes, tuple(options), prepare)
+        _known[name] = Attack(name, run, nodes, tuple(options), prepare, is_long)
         return _known[name]
 
     return mark

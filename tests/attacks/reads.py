@@ -47,7 +47,7 @@ def long_lists(stage: Stage) -> None:
     assert 200 in found
 
 
-@attack("A16 64 lists of 1,000 at once, sorted otherwise", prepare=fill)
+@attack("A16 64 lists of 1,000 at once, sorted otherwise", prepare=fill, is_long=True)
 def many_lists(stage: Stage) -> None:
     found = at_once(stage, "/tasks/list?limit=1000&sort=-created_at", 64)
     assert set(found) <= {200, 429}

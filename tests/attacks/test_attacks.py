@@ -5,6 +5,7 @@ How long ``/health`` took is printed; ``python -m tests.attacks`` judges that, t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from tests.attacks.harness import HEADING, Attack, all_attacks, measure, row
 pytestmark = pytest.mark.cluster
 
 
-@pytest.mark.parametrize("attack", all_attacks(), ids=lambda attack: attack.name.replace(" ", "-"))
+def each() -> Iterator[object]:
+    for attack in all_attacks():
+        yield pytest.param(
+            attack, id=attack.name.replace(" ", "-"), marks=[pytest.mark.slow] if attack.is_long else []
+        )
+
+
+@pytest.mark.parametrize("attack", each())
 def test_an_attack_holds_no_reactor_and_keeps_no_memory(attack: Attack, tmp_path: Path) -> None:
     found = measure(attack, tmp_path)
     print(f"\n{HEADING}\n{row(found)}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
 
+from tq_node import limits
 from tq_node.api.answering import request_id_of
+from tq_node.api.connections import host_of
 from tq_node.api.heads import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
 from tq_node.api.hot import Found, HotRequest
 from tq_node.api.turning_away import TurnedAway
@@ -48,11 +51,30 @@ class ApiChannel(http.HTTPChannel):
     _begun_bytes = 0
     _hot: HotRequest | TurnedAway | None = None
     _behind = b""
+    _held = b""
+    """Requests behind one that was answered the long way, while there is no room for further answers."""
+    host = ""
+    active = 0
+    """The site's count of requests when the last one of this channel was whole."""
+    only_probes = False
+    """All other places are taken: this one is for whoever asks for health."""
+    unsent_bytes = 0
+    _taken: object = None
+    _taken_s = 0.0
+    _arriving_s = 0.0
+    _arrived_bytes = 0
+    _has_head = False
     _is_refused = False
     _linger: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        self.site.channels.add(self)
+        assert self.transport is not None
+        connections = self.site.connections
+        self.host = host_of(self.transport.getPeer())
+        self.only_probes = connections.is_full
+        self._is_between = not self.only_probes
+        connections.made(self)
+        cast("Any", self.transport).bufferSize = limits.UNSENT_UNCOUNTED_BYTES
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -69,7 +91,7 @@ class ApiChannel(http.HTTPChannel):
         if not self._is_between:
             self._read_lines(data)
             return
-        if self._hot is not None:
+        if self._hot is not None or self._waitingForTransport:
             self._behind += data
             if len(self._behind) > BEHIND_BYTES_MAX:
                 self._networkProducer.pauseProducing()
@@ -80,6 +102,10 @@ class ApiChannel(http.HTTPChannel):
         found = site.hot.read(data)
         if isinstance(found, Found) and site.has_room(len(found.body)):
             self.resetTimeout()
+            connections = site.connections
+            connections.order = self.active = connections.order + 1
+            if connections.arriving:
+                connections.arriving.discard(self)
             ticket = site.submits.enter() if found.args is None else 0
             if not ticket and found.args is None:
                 self._turn_away(found)
@@ -92,6 +118,8 @@ class ApiChannel(http.HTTPChannel):
             self._begun = data
             self._begun_bytes = body_bytes
             site.bodies_held_bytes += body_bytes
+            self._arrives(0, has_head=True)
+            self._arrived_bytes = body_bytes
         else:
             self._is_between = False
             self._read_lines(data)
@@ -125,29 +153,100 @@ class ApiChannel(http.HTTPChannel):
             self.loseConnection()
             return
         self.resetTimeout()
-        if self._behind:
+        if self._behind and not self._waitingForTransport:
             behind, self._behind = self._behind, b""
-            if not self._waitingForTransport:
-                self._networkProducer.resumeProducing()
+            self._networkProducer.resumeProducing()
             self.dataReceived(behind)
 
     def requestDone(self, request: http.Request) -> None:
+        connections = self.site.connections
+        connections.order = self.active = connections.order + 1
         super().requestDone(request)
         if self.persistent and not self.requests:
             rest = self.clearLineBuffer()
             if rest:
                 self.setLineMode(rest)
-            else:
-                self._is_between = True
+            elif not self._held:
+                self._is_between = not self.only_probes
+
+    # --- what is not sent yet ---
+    def write(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data)
+        if self._waitingForTransport:
+            self.site.connections.unsent(self, len(data))
+
+    def writeSequence(self, iovec: Sequence[bytes]) -> None:
+        assert self.transport is not None
+        self.transport.writeSequence(iovec)
+        if self._waitingForTransport:
+            self.site.connections.unsent(self, sum(map(len, iovec)))
+
+    def setLineMode(self, extra: bytes = b"") -> object:
+        if extra and self._waitingForTransport:
+            # The next request is not looked at before the answers to those before it have gone.
+            self._held += extra
+            extra = b""
+        return super().setLineMode(extra)
+
+    def resumeProducing(self) -> None:
+        """All that was given to the transport has gone to the system."""
+        self.site.connections.sent(self)
+        super().resumeProducing()
+        if self._hot is not None:
+            return
+        if self._behind:
+            behind, self._behind = self._behind, b""
+            self.dataReceived(behind)
+        elif self._held:
+            held, self._held = self._held, b""
+            self.setLineMode(held)
+
+    def takes_nothing(self, now_s: float) -> bool:
+        """Whether the peer has taken no byte of what waits for ``limits.UNSENT_STALL_S``."""
+        transport = self.transport
+        taken = getattr(transport, "offset", 0), len(getattr(transport, "dataBuffer", b""))
+        if taken != self._taken:
+            self._taken, self._taken_s = taken, now_s
+        return now_s - self._taken_s >= limits.UNSENT_STALL_S
+
+    # --- a request that comes bit by bit ---
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is done for it."""
+        return self._hot is None and not self._handlingRequest
+
+    def _arrives(self, size: int, *, has_head: bool) -> None:
+        connections = self.site.connections
+        if self not in connections.arriving:
+            connections.arriving.add(self)
+            connections.watch()
+            self._arriving_s, self._arrived_bytes = self.site.reactor.seconds(), 0
+        self._arrived_bytes += size
+        self._has_head = has_head
+
+    def comes_too_slowly(self, now_s: float) -> bool:
+        over_s = now_s - self._arriving_s - limits.HTTP_HEAD_S
+        if over_s < 0:
+            return False
+        return not self._has_head or self._arrived_bytes < over_s * limits.HTTP_BODY_BYTES_S_MIN
 
     # --- the long way: what twisted.web takes and RFC 9112 does not ---
     def _read_lines(self, data: bytes) -> None:
         """Refuse what can't become a line any more as soon as it is seen: TLS at this port, or lines that end without CR. Their
         senders wait for an answer, and would until the connection has been idle for too long.
         """
+        if self._held:
+            self._held += data
+            return
         if self._is_refused:
             return
         super().dataReceived(data)
+        connections = self.site.connections
+        if self._handlingRequest or self._is_between or self._is_refused or not (self.requests or self._buffer):
+            connections.arriving.discard(self)
+        else:
+            self._arrives(len(data), has_head=not self.line_mode)
         if self._busyReceiving or self._is_refused or not self.line_mode:
             return
         rest = self._buffer  # of LineReceiver: a line that isn't whole

@@ -6,13 +6,15 @@ come back with ``Last-Event-ID`` and goes on where it was, or hears ``reset`` wh
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
-from tq_node import errors
+from tq_node import errors, limits
 from tq_node.api.answers import event_data
 from tq_node.api.query import ScopeParameters, read_query
 from tq_node.api.request import ApiRequest
@@ -47,6 +49,9 @@ class EventRoutes:
             raise errors.Draining("the node is stopping")
         if len(self._streams) >= self._settings.event_clients_max:
             raise errors.Busy("too many event streams")
+        host = request.channel.host
+        if sum(stream.host == host for stream in self._streams) >= self._settings.event_clients_of_address_max:
+            raise errors.Busy("too many event streams of one address")
         after_id, too_old = _last_event_id(request.getHeader(b"last-event-id"))
         if request.method == b"HEAD":
             request.start_stream(EVENT_STREAM.encode("ascii"))
@@ -91,32 +96,39 @@ class EventRoutes:
 
 
 class _Renderer:
-    """One piece of bytes for each event of a scope; made once for a batch, however many clients watch."""
+    """Events of a scope as bytes; what was made last is kept, for usually all who watch want the same next."""
 
     def __init__(self, queue: TaskQueue, *, cluster: bool) -> None:
         self._queue = queue
         self.cluster = cluster
-        self._last_batch: EventBatch | None = None
-        self._last_events: list[bytes] = []
+        self._last: tuple[EventBatch, int] | None = None
+        self._last_piece = b""
+        self._last_end = 0
 
-    def render(self, batch: EventBatch) -> list[bytes]:
-        if batch is not self._last_batch:
+    def render(self, batch: EventBatch, start: int) -> tuple[bytes, int]:
+        """From the event at ``start`` on, up to ``limits.EVENT_CHUNK_BYTES``; and where to go on."""
+        last = self._last
+        if last is None or last[0] is not batch or last[1] != start:
+            pieces = [_RESET] if batch.reset and not start else []
+            size, end = 0, start
             primary_of = self._primaries() if self.cluster and batch.transitions else None
             me = self._queue.node_name
-            self._last_events = [
-                b"id: %d\nevent: task\ndata: %b\n\n"
-                % (number, _encode(event_data(change, me if primary_of is None else primary_of.get(change.partition))))
-                for number, change in enumerate(batch.transitions, batch.first_id)
-            ]
-            self._last_batch = batch
-        return self._last_events
+            while end < len(batch.transitions) and size < limits.EVENT_CHUNK_BYTES:
+                change = batch.transitions[end]
+                node = me if primary_of is None else primary_of.get(change.partition)
+                data = _encode(event_data(change, node))
+                pieces.append(b"id: %d\nevent: task\ndata: %b\n\n" % (batch.first_id + end, data))
+                size += len(data)
+                end += 1
+            self._last, self._last_piece, self._last_end = (batch, start), b"".join(pieces), end
+        return self._last_piece, self._last_end
 
     def _primaries(self) -> dict[int, str | None]:
         """As they are now: an event does not say which node it came from."""
         return {view.partition: view.primary for view in self._queue.partition_views()}
 
     def forget(self) -> None:
-        self._last_batch, self._last_events = None, []
+        self._last, self._last_piece = None, b""
 
 
 @implementer(IPushProducer)
@@ -128,9 +140,14 @@ class _Stream:
         self._renderer = renderer
         self._request = request
         self._backlog_max = settings.event_backlog_max
-        self._backlog: list[bytes] = []
-        self._first: list[bytes] = []
+        self._backlog: deque[EventBatch] = deque()
+        """What is still to be made, of lists that all who watch share; ``_start`` says from where on in the first of them."""
+        self._start = 0
+        self._left = 0
+        """Events in the backlog."""
         self._has_begun = False
+        self._is_writing = False
+        self.host = request.channel.host
         self._paused = False
         self._ended = False
         self._subscription: Subscription | None = None
@@ -150,25 +167,40 @@ class _Stream:
         request = self._request
         self._comments.start(self._comment_s, now=False)
         request.registerProducer(self, True)
-        first = [b"retry: %d\n\n" % RECONNECT_MS, *([_RESET] if too_old else []), *self._first]
-        self._first.clear()
         self._has_begun = True
-        request.write(b"".join(first))
+        # What was missed is made as it is taken, so it doesn't count against the client.
+        self._backlog_max += self._left
+        request.write(b"retry: %d\n\n%b" % (RECONNECT_MS, _RESET if too_old else b""))
+        self._write()
 
     def _observe(self, batch: EventBatch) -> None:
         if self._ended:
             return
-        pieces = self._renderer.render(batch)
-        if batch.reset:
-            pieces = [_RESET, *pieces]
+        self._backlog.append(batch)
+        self._left += len(batch.transitions)
         if not self._has_begun:
-            self._first += pieces
-        elif not self._paused:
-            self._request.write(b"".join(pieces))
-        elif len(self._backlog) + len(pieces) <= self._backlog_max:
-            self._backlog += pieces
-        else:
+            return
+        if self._paused and self._left > self._backlog_max:
             self._cut_off()
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        """As much as the client takes, a chunk at a time: the transport pauses this where it takes no more for now."""
+        if self._is_writing:
+            return
+        self._is_writing = True
+        while self._backlog and not self._paused and not self._ended:
+            batch = self._backlog[0]
+            piece, end = self._renderer.render(batch, self._start)
+            self._left -= end - self._start
+            self._start = end
+            if end >= len(batch.transitions):
+                self._backlog.popleft()
+                self._start = 0
+            if piece:
+                self._request.write(piece)
+        self._is_writing = False
 
     def _comment(self) -> None:
         if not self._paused:
@@ -179,9 +211,7 @@ class _Stream:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        if self._backlog:
-            backlog, self._backlog = self._backlog, []
-            self._request.write(b"".join(backlog))
+        self._write()
 
     def _hung_up(self, _: Deferred[None]) -> None:
         self._let_go()

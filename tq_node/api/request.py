@@ -156,6 +156,10 @@ class ApiRequest(server.Request):
         path = self.path
         if path in site.route_names:
             self.route = site.metrics.doing = site.route_names[path]
+        if channel.only_probes and path not in site.always_served:
+            channel.persistent = False
+            site.answer_error(self, Busy("the node has as many connections as it can take"))
+            return
         if site.in_flight >= site.settings.requests_in_flight_max and path not in site.always_served:
             site.answer_error(self, Busy("too many requests at once"))
             return

@@ -16,9 +16,11 @@ class ApiSettings(msgspec.Struct, frozen=True):
     bodies_held_bytes_max: int = 4 * limits.BODY_BYTES_MAX
     """All bodies together that are being received or have not been answered; past it a request is refused as busy."""
     connections_max: int = limits.HTTP_CONNECTIONS_MAX
+    connections_of_address_max: int = limits.HTTP_CONNECTIONS_OF_ADDRESS_MAX
     requests_in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX
     waiting_requests_max: int = limits.STATUS_WAITERS_MAX
     event_clients_max: int = limits.EVENT_CLIENTS_MAX
+    event_clients_of_address_max: int = limits.EVENT_CLIENTS_OF_ADDRESS_MAX
     event_backlog_max: int = limits.EVENT_CLIENT_BACKLOG_MAX
     event_comment_s: float = limits.EVENT_COMMENT_S
     idle_s: float = limits.HTTP_IDLE_S
@@ -29,3 +31,9 @@ class ApiSettings(msgspec.Struct, frozen=True):
     hot_routes_direct: bool = True
     """Answer the hot routes without Klein, and where the request is plain enough without a ``Request`` (``hot``). The same
     handlers, the same answers, at a fifth of the cost."""
+
+
+def connections_max(descriptors: int) -> int:
+    """How many connections of clients a process may have that may open so many files."""
+    fit = int((descriptors - limits.DESCRIPTORS_KEPT) / limits.DESCRIPTORS_PER_CONNECTION)
+    return max(limits.HTTP_PROBES_MAX, min(limits.HTTP_CONNECTIONS_MAX, fit))

@@ -14,6 +14,7 @@ from twisted.web.server import Site
 
 from tq_node.api.answering import head_of, whole_head
 from tq_node.api.channel import ApiChannel
+from tq_node.api.connections import Connections
 from tq_node.api.failures import PROBLEM, answer_error, answer_failure, headers_of, problem_of
 from tq_node.api.gate import TOO_MANY, gate_of_bytes, gate_of_long_reads, gate_of_reads, gate_of_submits
 from tq_node.api.heads import HeadRules
@@ -68,7 +69,8 @@ class ApiSite(Site):
         self.always_served = always_served
         self.heads = heads
         self.hot = hot
-        self.channels: set[ApiChannel] = set()
+        self.connections = Connections(reactor, settings)
+        self.channels = self.connections.channels
         self.in_flight = 0
         self.waiting = 0
         self.bodies_held_bytes = 0
@@ -77,7 +79,7 @@ class ApiSite(Site):
         self.reads = gate_of_reads()
         self.long_reads = gate_of_long_reads()
         self.refusals = Refusals(reactor)
-        self.slices = slices or Slices(reactor)
+        self.slices = Slices(reactor) if slices is None else slices
         self.slices.on_slice = metrics.note_doing
         self.closing = False
         self._on_close: list[Callable[[], None]] = []
@@ -93,7 +95,7 @@ class ApiSite(Site):
     def buildProtocol(  # type: ignore[override]  # as for protocol
         self, addr: IAddress | None
     ) -> ApiChannel | None:
-        if self.closing or len(self.channels) >= self.settings.connections_max:
+        if self.closing or not self.connections.admit(addr):
             return None
         channel: ApiChannel = super().buildProtocol(addr)
         return channel
@@ -152,6 +154,7 @@ class ApiSite(Site):
             return succeed(None)
         self.closing = True
         self.refusals.close()
+        self.connections.close()
         for callback in self._on_close:
             callback()
         for channel in list(self.channels):
@@ -170,7 +173,7 @@ class ApiSite(Site):
         return done.addCallback(over)
 
     def channel_gone(self, channel: ApiChannel) -> None:
-        self.channels.discard(channel)
+        self.connections.gone(channel)
         if self._all_gone is not None and not self.channels:
             done, self._all_gone = self._all_gone, None
             done.callback(None)

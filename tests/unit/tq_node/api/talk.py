@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from tests.support.memory_queue import MemoryQueue
 from tq_node.api import ApiSettings, make_site
 from tq_node.observe.metrics import Metrics
+from tq_node.slices import Slices
 
 NOW_S = 1_700_000_000.0
 
@@ -136,6 +137,7 @@ class World:
             self.metrics,
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
+            slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
         )
 
     def connect(self) -> Connection:
