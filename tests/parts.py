@@ -34,7 +34,7 @@ PURE = tuple(f"tests/{where}" for where in (
     "property", "scenarios", "simulation", "unit/tq_node/cluster", "unit/tq_node/partition", "unit/tq_node/raft",
 ))  # fmt: skip
 """Tests whose coverage is measured: those of the pure rooms. The tracer costs three times the time of what it follows."""
-PROCESSES = tuple(f"tests/{where}" for where in ("chaos", "client", "cluster", "upgrade"))
+PROCESSES = tuple(f"tests/{where}" for where in ("attacks", "chaos", "client", "cluster", "upgrade"))
 CONSOLE = "tests/tui"
 
 

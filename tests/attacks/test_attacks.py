@@ -17,9 +17,7 @@ pytestmark = pytest.mark.cluster
 
 def each() -> Iterator[object]:
     for attack in all_attacks():
-        yield pytest.param(
-            attack, id=attack.name.replace(" ", "-"), marks=[pytest.mark.slow] if attack.is_long else []
-        )
+        yield pytest.param(attack, id=attack.name.replace(" ", "-"), marks=[pytest.mark.long] if attack.is_long else [])
 
 
 @pytest.mark.parametrize("attack", each())
