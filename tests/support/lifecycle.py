@@ -74,7 +74,10 @@ class Judge:
             self._endings[after.id] = self._endings.get(after.id, 0) + 1
             self._need(self._endings[after.id] == 1, "one entry ends a run")
             self._need(after.ended_us is not None, "an ended task says when")
-        if after.state is State.FAILED:
+        if type(event) is tasks.Unhandled:
+            self._need(before.state is State.PENDING, "only what waits is given up for want of a handler")
+            self._need(after.attempts == before.attempts, "it was never begun")
+        elif after.state is State.FAILED:
             enough = after.failures >= after.spec.max_attempts or after.losses >= limits.LOST_ATTEMPTS_MAX
             self._need(enough or event.final, "a task fails for good only when its attempts are spent")
         if type(event) is tasks.Fail and after.failures >= after.spec.max_attempts:
