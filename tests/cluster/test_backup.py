@@ -63,7 +63,7 @@ def fill(cluster: Cluster) -> Counter[str]:
         {"id": f"done-{n}", "type": "noop", "payload": {"n": n}, "tags": {"n": str(n)}} for n in range(60)
     ]
     asked += [{"id": f"big-{n}", "type": "noop", "payload": "x" * 100_000} for n in range(5)]
-    asked += [{"id": f"failed-{n}", "type": "no-such-type", "max_attempts": 1} for n in range(10)]
+    asked += [{"id": f"failed-{n}", "type": "flaky-async", "max_attempts": 1} for n in range(10)]
     asked += [{"id": f"later-{n}", "type": "noop", "delay": 86_400, "priority": 9} for n in range(10)]
     asked += [{"id": f"waits-{n}", "type": "noop", "queue": "halted"} for n in range(10)]
     asked += [{"id": f"gone-{n}", "type": "noop", "delay": 86_400} for n in range(10)]
