@@ -20,7 +20,7 @@ def each() -> Iterator[object]:
         yield pytest.param(attack, id=attack.name.replace(" ", "-"), marks=[pytest.mark.long] if attack.is_long else [])
 
 
-@pytest.mark.parametrize("attack", each())
+@pytest.mark.parametrize("attack", list(each()))
 def test_an_attack_holds_no_reactor_and_keeps_no_memory(attack: Attack, tmp_path: Path) -> None:
     found = measure(attack, tmp_path)
     print(f"\n{HEADING}\n{row(found)}")
