@@ -34,6 +34,8 @@ ITEM_BYTES_MORE = 64 * KIB
 """What a task may take besides its payload, as sent: every other field at its longest, written in escapes."""
 ITEMS_WINDOW_BYTES = 256 * KIB
 """So much of a batch's body is cut into items in one piece."""
+BATCH_REFUSALS_WITHIN_MAX = 100
+"""Of so many bad tasks of a batch the part of a field that is wrong is named, of the others the field."""
 BATCH_SUBMITS_PER_TURN = 250
 """Tasks of a batch that are handed to the queue in one turn of the reactor, ..."""
 BATCH_BYTES_PER_TURN = 512 * KIB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 from tests.attacks.harness import Stage, attack
 from tests.support.harness import Answer
@@ -97,3 +98,17 @@ def many_fields(stage: Stage) -> None:
 def long_submit(stage: Stage) -> None:
     body = b'{"type":"email","payload":[%b]}' % b",".join([b"1"] * 500_000)
     assert stage.node.post("/tasks/submit", body, deadline_s=DEADLINE_S).status in (201, 422)
+
+
+@attack("A1 three nodes, a batch of 10,000 empty items to each", nodes=3)
+def one_to_each(stage: Stage) -> None:
+    leader = stage.node.get("/cluster").json["cluster"]["leader"]
+    threads = [
+        threading.Thread(target=node.post, args=("/tasks/batch", items(b"{}")), kwargs={"deadline_s": DEADLINE_S})
+        for node in stage.nodes
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stage.node.get("/cluster").json["cluster"]["leader"] == leader

@@ -27,8 +27,13 @@ _decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def refusal(body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "") -> TaskQueueError:
-    """Why ``body`` is not a ``kind``. ``why`` is what the decoder of ``kind`` raised; ``at`` points to the body itself."""
+def refusal(
+    body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "", *, within: bool = True
+) -> TaskQueueError:
+    """Why ``body`` is not a ``kind``. ``why`` is what the decoder of ``kind`` raised; ``at`` points to the body itself.
+
+    :param within: name the part of a field that doesn't fit; else the field.
+    """
     if isinstance(why, RecursionError):
         return Malformed("the body is nested too deeply to be read")
     if not isinstance(why, msgspec.ValidationError):
@@ -42,7 +47,7 @@ def refusal(body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "
         return InvalidField(detail, field=at) if at else Malformed(detail)
     except (ValueError, RecursionError) as worse:
         return _no_json(worse)
-    return _first_bad_field(raw_fields, kind, at) or InvalidField(_sentence(why), field=at)
+    return _first_bad_field(raw_fields, kind, at, within) or InvalidField(_sentence(why), field=at)
 
 
 def _no_json(why: Exception) -> Malformed:
@@ -66,7 +71,14 @@ def _fields_of(kind: type[msgspec.Struct]) -> dict[str, _Field]:
     }
 
 
-def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str) -> TaskQueueError | None:
+@functools.cache
+def _decoder_of(type_: Any) -> Callable[[msgspec.Raw], object]:
+    return msgspec.json.Decoder(type_).decode
+
+
+def _first_bad_field(
+    sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str, within: bool = True
+) -> TaskQueueError | None:
     fields = _fields_of(kind)
     for name in sent:
         if name not in fields:
@@ -79,16 +91,16 @@ def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], a
         try:
             field.decode(sent[name])
         except msgspec.ValidationError as why:
-            return _inside(sent[name], field.type, why, f"{at}/{name}", name)
+            return _inside(sent[name], field.type, why, f"{at}/{name}", name, within)
         except (ValueError, RecursionError) as why:
             return Malformed(f"{name}: not valid JSON: {str(why)[:200]}")
     return None
 
 
-def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str) -> FieldError:
+def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str, within: bool) -> FieldError:
     """The innermost part of one field that doesn't fit, or the field itself."""
     whole = InvalidField(f"{name}: {_sentence(why)}", field=at)
-    if len(raw) > limits.ITEM_BYTES_MORE:
+    if not within or len(raw) > limits.ITEM_BYTES_MORE:
         return whole
     try:
         parts = _decode_parts(raw)
@@ -105,13 +117,13 @@ def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str)
 
 def _inside_mapping(parts: dict[str, msgspec.Raw], type_: object, at: str, name: str) -> FieldError | None:
     key_type, value_type = get_args(type_)
-    decode = msgspec.json.Decoder(value_type).decode
+    decode = _decoder_of(value_type)
     for key, part in islice(parts.items(), _PARTS_LOOKED_AT_MAX):
-        for check, piece in ((functools.partial(msgspec.convert, type=key_type), key), (decode, part)):
-            try:
-                check(piece)
-            except (ValueError, RecursionError) as why:
-                return InvalidField(f"{name}: {_sentence(why)}", field=f"{at}/{_escape(key)}")
+        try:
+            msgspec.convert(key, key_type)
+            decode(part)
+        except (ValueError, RecursionError) as why:
+            return InvalidField(f"{name}: {_sentence(why)}", field=f"{at}/{_escape(key)}")
     return None
 
 

@@ -142,6 +142,7 @@ class Bodies:
 
     async def _read(self, items: list[msgspec.Raw], pace: Pace) -> list[Submission | TaskQueueError]:
         results: list[Submission | TaskQueueError] = []
+        refused_count = 0
         for place, item in enumerate(items):
             if pace.is_over():
                 await pace.turn()
@@ -152,7 +153,9 @@ class Bodies:
                 try:
                     task = self._decode_one(item)
                 except (ValueError, RecursionError) as why:
-                    results.append(refusal(bytes(item), SubmitRequest, why, f"/tasks/{place}"))
+                    refused_count += 1
+                    within = refused_count <= limits.BATCH_REFUSALS_WITHIN_MAX
+                    results.append(refusal(bytes(item), SubmitRequest, why, f"/tasks/{place}", within=within))
                     continue
                 results.append(self._convert(task, "", None))
             except TaskQueueError as refused:

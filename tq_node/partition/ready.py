@@ -57,18 +57,6 @@ class _Heaps:
         self.count += 1
         return heap[0] is key
 
-    def append(self, partition: int, key: bytes) -> None:
-        """Nothing may be asked before ``arrange``."""
-        heap = self.of.get(partition)
-        if heap is None:
-            heap = self.of[partition] = []
-        heap.append(key)
-        self.count += 1
-
-    def arrange(self) -> None:
-        for heap in self.of.values():
-            heapq.heapify(heap)
-
     def pop(self, partition: int, key: bytes) -> list[bytes] | None:
         """Remove ``key`` and return what is left of its heap; None where it is not a first entry any more."""
         heap = self.of.get(partition)
@@ -184,12 +172,10 @@ class ReadySet:
         """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before ``arrange``."""
         for task_id, partition, queue, priority, run_at_us, task_type in tasks:
             key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
-            self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).append(partition, key)
+            self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).push(partition, key)
 
     def arrange(self) -> None:
-        """Put in order what ``extend`` has brought."""
-        for heaps in self._lanes.values():
-            heaps.arrange()
+        """Show what ``extend`` has brought. The heaps are in order already: a million entries at once would hold the reactor."""
         self._forget_heads()
 
     # --- taking out ---
@@ -311,11 +297,10 @@ class DueSet:
     def extend(self, tasks: list[tuple[str, int, int]]) -> None:
         """Many (task_id, partition, run_at_us); nothing may be asked before ``arrange``."""
         for task_id, partition, run_at_us in tasks:
-            self._heaps.append(partition, _pack(run_at_us, partition) + task_id.encode())
+            self._heaps.push(partition, _pack(run_at_us, partition) + task_id.encode())
 
     def arrange(self) -> None:
-        """Put in order what ``extend`` has brought."""
-        self._heaps.arrange()
+        """Show what ``extend`` has brought."""
         self._show_heads()
 
     def _show_heads(self) -> None:

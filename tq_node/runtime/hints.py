@@ -11,7 +11,7 @@ from tq_node.partition.ready import DueSet, ReadySet
 from tq_node.store.api import Store
 from tq_node.types import State
 
-OPEN_ROWS_CHUNK = 5_000
+OPEN_ROWS_CHUNK = 2_500
 """Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers and callers."""
 
 
