@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.instructions",
         description="Instructions a submit (over three nodes, without HTTP and SQL), a commit, a row and a request, "
-        "counted by callgrind; two minutes, and within 1 % the same however busy the machine is.",
+        "counted by callgrind; three minutes, and within 1 % the same however busy the machine is.",
     )
     parser.add_argument("--only", metavar="WORD", help="only parts with this word in their name")
     parser.add_argument(

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 PARTITIONS = 64
 AN_HOUR_US = 3_600_000_000
 LOOK_US = 1_000
+SETTLED_US = 150_000
 WHOLE_US_MAX = LOAD_US_MAX = 60_000_000
 PAYLOAD = b'{"to":"user@example.com"}'
 
@@ -90,6 +91,8 @@ class Load:
         while self._done < units:
             assert world.time.now_us < end_us, f"only {self._done} of {units} tasks were accepted"
             world.time.run_until(world.time.now_us + LOOK_US)
+        # All rows are written: else how many are still to come would depend on where a slice of them happens to end.
+        world.time.run_until(world.time.now_us + SETTLED_US)
 
     def _next(self, client: int) -> None:
         if self._left <= 0:
@@ -223,10 +226,10 @@ def requests(what: str, hot: bool) -> Callable[[Counts, int], None]:
 
 
 PARTS: dict[str, tuple[Callable[[Counts, int], None], int]] = {
-    "submit, 1 in flight": (submits(1), 60),
-    "submit, 32 in flight": (submits(32), 640),
-    "submit, 128 in flight": (submits(128), 1_280),
-    "submit, batches of 100": (submits(3, 100), 3_000),
+    "submit, 1 in flight": (submits(1), 100),
+    "submit, 32 in flight": (submits(32), 960),
+    "submit, 128 in flight": (submits(128), 2_560),
+    "submit, batches of 100": (submits(3, 100), 6_000),
     "commit of 1 entry": (commits(1), 100),
     "commit of 20 entries": (commits(20), 50),
     "row, 1,000 a commit": (rows(1_000), 2_000),

@@ -219,8 +219,10 @@ class Replication:
             messages = messages_in(body)
         except UNREADABLE as why:
             raise MalformedBox(f"messages of partitions: {why}"[: bounds.DETAIL_CHARS_MAX]) from None
-        if any(message.partition >= len(self.copies.cores) for message in messages):
-            raise MalformedBox("a partition that there is not")
+        count = len(self.copies.cores)
+        for message in messages:  # for each box: a generator would cost more than what it looks at
+            if message.partition >= count:
+                raise MalformedBox("a partition that there is not")
         self._heard_ms[source] = self._clock.now_ms()
         refused = self.copies.receive(source, messages)
         if refused is not None:
