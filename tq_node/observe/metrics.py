@@ -201,7 +201,9 @@ class Metrics:
         histogram = self.http_s.get((route, code))
         if histogram is None:
             histogram = self.http_s[route, code] = Histogram(HTTP_BUCKETS_S)
-        histogram.observe(seconds)
+        # As ``observe``, without a call of its own: each request comes through here.
+        histogram.counts[bisect_left(HTTP_BUCKETS_S, seconds)] += 1
+        histogram.total += seconds
 
     # --- labels ---
     def queue_seen(self, name: str) -> Label:
