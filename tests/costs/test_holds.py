@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support.crowded import stretched
 from tests.unit.tq_node.api.talk import World
 from tq_node import limits
 from tq_node.slices import Slices
@@ -90,14 +91,14 @@ def test_a_batch(world: World, what: str) -> None:
     body, headers = BODIES[what]
     reply, reactor = asked(world, "POST", "/tasks/batch", body, **headers)
     assert reply.status in (200, 413)
-    assert max(reactor.took_s) < HELD_S_MAX
+    assert max(reactor.took_s) < stretched(HELD_S_MAX)
 
 
 @pytest.mark.parametrize("body", [LISTS, KEYS], ids=["long lists", "many keys"])
 def test_a_submit(world: World, body: bytes) -> None:
     reply, reactor = asked(world, "POST", "/tasks/submit", body)
     assert reply.status == 201
-    assert max(reactor.took_s) < HELD_S_MAX
+    assert max(reactor.took_s) < stretched(HELD_S_MAX)
 
 
 def test_a_list(world: World) -> None:
@@ -106,7 +107,7 @@ def test_a_list(world: World) -> None:
     reply, reactor = asked(world, "GET", "/tasks/list?limit=10000")
     assert reply.json["count"] == limits.LIST_LIMIT_MAX
     # The first call is the queue's own, which here is a model that knows no slices.
-    assert max(reactor.took_s[1:]) < HELD_S_MAX
+    assert max(reactor.took_s[1:]) < stretched(HELD_S_MAX)
 
 
 @pytest.mark.parametrize("what", ["empty items", "unknown fields", "bad tags"])

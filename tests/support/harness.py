@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from tests.support.crowded import stretched
+from tq_node import limits
+
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
 TWISTD = str(Path(sys.executable).with_name("twistd"))
@@ -33,7 +36,7 @@ PATIENCE = 4
 """Deadlines are told for an idle machine; beside other load all takes so many times as long. Only a failure waits for it."""
 _PORT_OFFSETS = (0, 1_000, 2_000)
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|\[[^\]\n]*#(?:warn|error|critical)\]|Unhandled")
-HELD = re.compile(r"the reactor was held for .*")
+HELD = re.compile(r"the reactor was held for ([\d.]+) s.*")
 """A node's own word that one call of its reactor took over 100 ms of CPU: no load beside excuses that."""
 _OURS = re.compile(r"TQ_|(?:NODE_ID|HTTP_ADDR|JOIN_ADDR)$")
 _random = random.Random()
@@ -324,7 +327,13 @@ class Nodes:
 
     def holds(self) -> list[str]:
         """Where nodes say that their reactor was held."""
-        return [f"{node}: {line}" for node in self.started if node.log_path.exists() for line in HELD.findall(node.log)]
+        return [
+            f"{node}: {line[0]}"
+            for node in self.started
+            if node.log_path.exists()
+            for line in HELD.finditer(node.log)
+            if float(line[1]) >= stretched(limits.LOOP_HELD_MS / 1000)
+        ]
 
     def close(self) -> None:
         for node in self.started:

@@ -201,9 +201,7 @@ class Metrics:
         histogram = self.http_s.get((route, code))
         if histogram is None:
             histogram = self.http_s[route, code] = Histogram(HTTP_BUCKETS_S)
-        # As ``observe``, without a call of its own: each request comes through here.
-        histogram.counts[bisect_left(HTTP_BUCKETS_S, seconds)] += 1
-        histogram.total += seconds
+        histogram.observe(seconds)
 
     # --- labels ---
     def queue_seen(self, name: str) -> Label:
