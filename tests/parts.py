@@ -23,10 +23,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 LOGS = PROJECT / "build" / "tests"
 END_S = 10
 """How long a part may take to end after Ctrl-C."""
-JOBS = 3
-"""Parts at a time. Tests with real processes mostly wait, so that two cores carry three."""
+JOBS = 2
+"""Parts at a time: one for each core of the machine that the budget was measured on."""
+AGAIN_MAX = 10
+"""So many tests of a part that failed beside the other parts are run once more, when nothing else runs, and named."""
 WALL_S_MAX = 600
 """What ``make test`` may take, on two idle cores."""
+FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", re.MULTILINE)
 SUMMARY = re.compile(r"^=* ?(\d+ \w+.*) in [\d.]+s\b", re.MULTILINE)
 PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.support.cpu_times", "--costliest", "15")
 TRACED = (sys.executable, "-m", "coverage", "run", "-m", "pytest", *PYTEST[3:])
@@ -76,6 +79,8 @@ class Ran(NamedTuple):
     wall_s: float
     summary: str
     """The last line that pytest printed."""
+    failed: tuple[str, ...] = ()
+    """Tests that failed, where that is all that went wrong."""
 
 
 def environment() -> dict[str, str]:
@@ -86,7 +91,7 @@ def environment() -> dict[str, str]:
 
 def run(part: Part, started: Callable[[subprocess.Popen[bytes]], None]) -> Ran:
     """Run a part to its end; what it prints goes to a file below ``build/tests``."""
-    code, cpu_s, began_s = 0, 0.0, time.monotonic()
+    codes, cpu_s, began_s = [0], 0.0, time.monotonic()
     log = LOGS / f"{part.name}.log"
     with log.open("wb") as out:
         for command in (part.command, part.then):
@@ -98,9 +103,26 @@ def run(part: Part, started: Callable[[subprocess.Popen[bytes]], None]) -> Ran:
                 _, status, used = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
                 cpu_s += used.ru_utime + used.ru_stime
-                code = code or process.returncode
-    summaries = SUMMARY.findall(log.read_text(errors="replace"))
-    return Ran(part, code, cpu_s, time.monotonic() - began_s, summaries[-1] if summaries else "")
+                codes.append(process.returncode)
+    said = log.read_text(errors="replace")
+    summaries = SUMMARY.findall(said)
+    failed = tuple(dict.fromkeys(FAILED.findall(said))) if codes[1] == 1 and not any(codes[2:]) else ()
+    code = next((code for code in codes if code), 0)
+    return Ran(part, code, cpu_s, time.monotonic() - began_s, summaries[-1] if summaries else "", failed)
+
+
+def again(ran: Ran) -> Ran:
+    """Run the tests that failed beside the other parts alone, once; the part has passed if they do, and the table names it."""
+    if not 0 < len(ran.failed) <= AGAIN_MAX:
+        return ran
+    print(f"--- {ran.part.name}: once more, alone:", *ran.failed, sep="\n    ", flush=True)
+    config = ("-c", "tests/tui/pytest.ini") if ran.part.name == "console" else ()
+    part = Part(f"{ran.part.name}-again", (sys.executable, "-m", "pytest", *config, *ran.failed), ran.part.cpu_s_max)
+    second = run(part, lambda process: None)
+    print((LOGS / f"{part.name}.log").read_text(errors="replace"), end="")
+    if second.code != 0:
+        return ran
+    return ran._replace(code=0, summary=f"{ran.summary}; {len(ran.failed)} PASSED ONLY ALONE")
 
 
 def table(ran: Sequence[Ran], wall_s: float) -> str:
@@ -177,6 +199,7 @@ def main() -> int:
         suite.run(asked.jobs)
     except KeyboardInterrupt:
         return 130
+    suite.ran = [again(one) for one in suite.ran]
     wall_s = time.monotonic() - began_s
     print(table(suite.ran, wall_s))
     if not asked.long and wall_s > WALL_S_MAX:

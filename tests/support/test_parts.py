@@ -71,3 +71,29 @@ def test_compiled_modules_are_kept_outside_of_the_tree(monkeypatch: pytest.Monke
     environment = parts.environment()
     assert "PYTHONDONTWRITEBYTECODE" not in environment
     assert environment["PYTHONPYCACHEPREFIX"] == str(PROJECT / "build" / "pycache")
+
+
+TWICE = """
+import pathlib
+
+def test_it(tmp_path_factory):
+    mark = pathlib.Path({mark!r})
+    ran_before, _ = mark.exists(), mark.touch()
+    assert ran_before
+"""
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_what_failed_beside_the_others_is_run_once_more_alone_and_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, passes: bool
+) -> None:
+    file = tmp_path / "test_twice.py"
+    file.write_text(TWICE.format(mark=str(tmp_path / "mark")) if passes else "def test_it():\n    assert False\n")
+    monkeypatch.setattr(parts, "PROJECT", tmp_path)
+    part = parts.Part("twice", (sys.executable, "-m", "pytest", "-rfE", "test_twice.py"), 10)
+    monkeypatch.setattr(parts, "QUICK", (part,))
+    monkeypatch.setattr(sys, "argv", ["parts"])
+    assert parts.main() == (0 if passes else 1)
+    shown = capsys.readouterr().out
+    assert "once more, alone:\n    test_twice.py::test_it" in shown
+    assert ("1 PASSED ONLY ALONE" in shown) is passes
