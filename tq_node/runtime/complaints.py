@@ -20,8 +20,12 @@ class Complaints:
         self._said: dict[tuple[str, str], tuple[int, int]] = {}
         """When a kind was last logged, and how many were not since."""
 
-    def about(self, name: NodeName, event: str, why: str) -> None:
-        """:param event: a stable word."""
+    def about(self, name: NodeName, event: str, why: str, *, is_usual: bool = False) -> None:
+        """Log that something ``name`` said was not taken.
+
+        :param event: a stable word.
+        :param is_usual: it happens while nodes come and go, so it is no trouble of this node: information, no warning.
+        """
         key, now_ms = (name, event), self._clock.now_ms()
         said = self._said.pop(key, None)
         if said is not None and now_ms - said[0] < LOGGED_EVERY_MS:
@@ -31,4 +35,5 @@ class Complaints:
         if len(self._said) > KINDS_MAX:
             del self._said[next(iter(self._said))]
         more = f" (and {said[1]} more like it)" if said is not None and said[1] else ""
-        _log.warn("what node {node} says is not taken: {why}{more}", node=name, why=why, more=more, event=event)
+        log = _log.info if is_usual else _log.warn
+        log("what node {node} says is not taken: {why}{more}", node=name, why=why, more=more, event=event)

@@ -253,7 +253,9 @@ class ControlPlane:
     def _refuse_strangers(self, peer: PeerIdentity, what: str) -> None:
         """:raises NotReady: by all that is known here it is no member, or not yet; nothing was done."""
         if not self._is_member(peer.node_id):
-            self._complaints.about(peer.name, "peer_unknown", f"{what} of a node that is no member (yet)")
+            self._complaints.about(
+                peer.name, "peer_unknown", f"{what} of a node that is no member (yet)", is_usual=True
+            )
             raise NotReady(f"node {self.local.name} does not know node {peer.name} as a member (yet)")
 
     def _refuse_removed(self, peer: PeerIdentity) -> None:
