@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.cluster.clusters import WHOLE_S, Cluster
 from tests.support.at_rest import CopyAtRest, copies_at_rest
-from tests.support.harness import TimedOut, until
+from tests.support.harness import NodeHttp, TimedOut, until
 from tq_node.cluster.placement import partition_of
 from tq_node.store.opening import DATABASE_NAME
 
@@ -117,19 +117,38 @@ def wait_quiet(cluster: Cluster) -> None:
     time.sleep(1.0)  # replicas hear of the last commits, and rows are written behind the log
 
 
+WHOLE_LIST_S = 20
+"""How long a list may say that it lacks something: a node too busy to answer, a partition that changes hands."""
+
+
 def every_task(cluster: Cluster, name: str = "", query: str = "scope=cluster") -> dict[str, dict[str, Any]]:
-    """As one node lists them."""
-    node = cluster[name or cluster.running[0]]
+    """As one node lists them, once its list says that it is whole."""
+    end = time.monotonic() + WHOLE_LIST_S
+    while True:
+        tasks, missing, partitions_missing = _listed(cluster[name or cluster.running[0]], query)
+        if not missing and not partitions_missing:
+            return tasks
+        if time.monotonic() > end:
+            assert not missing, missing
+            return tasks
+        time.sleep(0.1)
+
+
+def _listed(node: NodeHttp, query: str) -> tuple[dict[str, dict[str, Any]], set[str], set[int]]:
+    """All pages of one list, and what they say they lack."""
     tasks: dict[str, dict[str, Any]] = {}
+    missing: set[str] = set()
+    partitions_missing: set[int] = set()
     cursor = ""
     while True:
         page = node.get(f"/tasks/list?limit=2000&{query}{cursor}", deadline_s=60).json
-        assert not page.get("missing"), page["missing"]
+        missing.update(page.get("missing", ()))
+        partitions_missing.update(page.get("partitions_missing", ()))
         for found in page["tasks"]:
             assert found["id"] not in tasks, "each task once"
             tasks[found["id"]] = found
         if page["next"] is None:
-            return tasks
+            return tasks, missing, partitions_missing
         cursor = f"&cursor={page['next']}"
 
 

@@ -91,14 +91,6 @@ def assert_it_went_on(task: dict[str, Any], was: dict[str, Any]) -> None:
     assert {key: task.get(key) for key in same} == {key: was.get(key) for key in same}
 
 
-def _are_listed(cluster: VersionedCluster, expected: set[str]) -> bool:
-    """Whether a list of the whole cluster has them; not where a node is too busy to answer just then, which the list says."""
-    try:
-        return every_task(cluster).keys() >= expected
-    except AssertionError:
-        return False
-
-
 @pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
 def test_every_task_is_there_as_it_was_and_those_that_are_not_over_end(recorded: Recorded, opened: Open) -> None:
     known = recorded.manifest["states"]
@@ -106,7 +98,7 @@ def test_every_task_is_there_as_it_was_and_those_that_are_not_over_end(recorded:
     node = cluster["node-1"]
     expected = {*known["tasks"], *known["burst"]}
     # A list of the whole cluster lacks the tasks of a partition that changes hands just then, and just now all have begun.
-    until(lambda: _are_listed(cluster, expected), deadline_s=WAIT_S, what="every task is listed")
+    until(lambda: every_task(cluster).keys() >= expected, deadline_s=WAIT_S, what="every task is listed")
     unanswered = every_task(cluster).keys() - expected
     assert all(task_id.startswith("burst-") for task_id in unanswered), "the nodes were killed before they could answer"
     running = [task_id for task_id, was in known["tasks"].items() if was["status"] == "processing"]
