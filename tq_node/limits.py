@@ -35,7 +35,8 @@ ITEM_BYTES_MORE = 64 * KIB
 ITEMS_WINDOW_BYTES = 256 * KIB
 """So much of a batch's body is cut into items in one piece."""
 BATCH_REFUSALS_WITHIN_MAX = 100
-"""Of so many bad tasks of a batch the part of a field that is wrong is named, of the others the field."""
+"""In so many bad tasks of a batch the wrong value is looked for. Of the others only a field that is unknown or missing has a
+pointer of its own; the rest point to the task."""
 BATCH_SUBMITS_PER_TURN = 250
 """Tasks of a batch that are handed to the queue in one turn of the reactor, ..."""
 BATCH_BYTES_PER_TURN = 512 * KIB

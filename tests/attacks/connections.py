@@ -55,7 +55,7 @@ def drips(stage: Stage) -> None:
     deadline_s = time.monotonic() + 40
     left = list(connections)
     while left and time.monotonic() < deadline_s:
-        time.sleep(0.5)
+        time.sleep(0.5)  # one byte a connection each time is the attack
         left = [connection for connection in left if not has_ended(connection)]
         for connection in left:
             connection.setblocking(True)

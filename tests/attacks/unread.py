@@ -17,7 +17,7 @@ def hold_open(stage: Stage, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert stage.node.is_running
-        time.sleep(0.1)
+        time.sleep(0.1)  # polls that the node lives
 
 
 def big_task(stage: Stage) -> str:

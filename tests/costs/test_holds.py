@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -112,7 +113,9 @@ def test_a_list(world: World) -> None:
 
 @pytest.mark.parametrize("what", ["empty items", "unknown fields", "bad tags"])
 def test_what_is_refused_costs_less_than_what_is_taken(world: World, what: str) -> None:
-    taken = min(sum(asked(world, "POST", "/tasks/batch", BODIES["good tasks"][0])[1].took_s) for _ in range(2))
-    refused = min(sum(asked(world, "POST", "/tasks/batch", BODIES[what][0])[1].took_s) for _ in range(2))
-    # The queue of this world is a model: to take a task costs a fraction of what it costs a node.
-    assert refused < 1.5 * taken
+    """In turns, and the middle of five pairs: the speed of a shared machine drifts."""
+
+    def cpu_s(kind: str) -> float:
+        return sum(asked(world, "POST", "/tasks/batch", BODIES[kind][0])[1].took_s)
+
+    assert statistics.median(cpu_s(what) / cpu_s("good tasks") for _ in range(5)) < 1.0

@@ -10,14 +10,12 @@ import gc
 import pstats
 from unittest import mock
 
+from tests.costs.three_nodes import AS_WIRED
 from tests.simulation.whole_faults import Faults
 from tests.simulation.whole_node import WholeNode, composition
 from tests.simulation.whole_time import NodeReactor
 from tests.simulation.whole_world import WholeWorld
 from tests.support.world import SECOND_US
-from tq_node import limits
-from tq_node.partition.pace import Pace
-from tq_node.runtime import raft_driver
 
 CALM_S, SECONDS, NODES = 5, 10, 3
 
@@ -25,13 +23,6 @@ CALM_S, SECONDS, NODES = 5, 10, 3
 def test_an_idle_node() -> None:
     world = WholeWorld(1, faults=Faults(nodes=NODES))
     world.nodes = [WholeNode(world, index, 64, 3) for index in range(NODES)]
-    as_wired = {
-        "pace": Pace(),
-        "snapshot_every": raft_driver.SNAPSHOT_EVERY,
-        "kept_behind": raft_driver.KEPT_BEHIND,
-        "lease_ms": limits.LEASE_MS,
-        "margin_ms": limits.LEASE_MARGIN_MS,
-    }
     timers: set[tuple[int, int]] = set()
     fire = NodeReactor._fire
 
@@ -41,7 +32,7 @@ def test_an_idle_node() -> None:
 
     gc.disable()
     try:
-        with composition(world, as_wired), mock.patch.object(NodeReactor, "_fire", fired):
+        with composition(world, AS_WIRED), mock.patch.object(NodeReactor, "_fire", fired):
             world.be_born()
             world._until(world._is_whole, 60 * SECOND_US, "the copies are there")
             world.checkers.look_at = lambda node: None  # type: ignore[method-assign]

@@ -40,6 +40,16 @@ def submission(task_id: str | None) -> Submission:
     return Submission("email", b'{"to":"user@example.com"}', delay_us=AN_HOUR_US, content_hash=bytes(16), id=task_id)
 
 
+AS_WIRED = {
+    "pace": Pace(),
+    "snapshot_every": raft_driver.SNAPSHOT_EVERY,
+    "kept_behind": raft_driver.KEPT_BEHIND,
+    "lease_ms": limits.LEASE_MS,
+    "margin_ms": limits.LEASE_MARGIN_MS,
+}
+"""What a node is put together with, in place of the simulation's small bounds."""
+
+
 def costs(*, in_flight: int, tasks: int, batch: int = 0, own_ids: bool = False) -> Costs:
     """``in_flight`` clients, spread over the nodes, each with one call after another. ``batch``: tasks a call; 0: a submit.
 
@@ -47,16 +57,9 @@ def costs(*, in_flight: int, tasks: int, batch: int = 0, own_ids: bool = False) 
     """
     world = WholeWorld(1, faults=Faults(nodes=3))
     world.nodes = [WholeNode(world, index, PARTITIONS, 3) for index in range(3)]
-    as_wired = {
-        "pace": Pace(),
-        "snapshot_every": raft_driver.SNAPSHOT_EVERY,
-        "kept_behind": raft_driver.KEPT_BEHIND,
-        "lease_ms": limits.LEASE_MS,
-        "margin_ms": limits.LEASE_MARGIN_MS,
-    }
     gc.disable()
     try:
-        with composition(world, as_wired):
+        with composition(world, AS_WIRED):
             world.be_born()
             world._until(world._is_whole, WHOLE_US_MAX, "the copies are there")
             return _Load(world, tasks, batch, own_ids).run(in_flight)

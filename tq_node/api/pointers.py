@@ -24,7 +24,6 @@ _LINES_HINT = (
 _PARTS_LOOKED_AT_MAX = 100
 """Of a mapping: the sender chooses how many there are, and past the first ones it is the field that is named."""
 _decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def refusal(
@@ -32,7 +31,8 @@ def refusal(
 ) -> TaskQueueError:
     """Why ``body`` is not a ``kind``. ``why`` is what the decoder of ``kind`` raised; ``at`` points to the body itself.
 
-    :param within: name the part of a field that doesn't fit; else the field.
+    :param within: look for the value that doesn't fit; else only for fields that are unknown or missing, which costs less than
+        to take a body, and leave the place to the sentence.
     """
     if isinstance(why, RecursionError):
         return Malformed("the body is nested too deeply to be read")
@@ -41,13 +41,15 @@ def refusal(
     try:
         # What is skipped unread is not checked for UTF-8, and a body that is no JSON comes before a field that is wrong.
         body.decode("utf-8")
-        raw_fields = _decode_fields(body)
+        raw_fields = _decode_parts(body)
     except msgspec.ValidationError:
         detail = "a JSON object is expected"
         return InvalidField(detail, field=at) if at else Malformed(detail)
     except (ValueError, RecursionError) as worse:
         return _no_json(worse)
-    return _first_bad_field(raw_fields, kind, at, within) or InvalidField(_sentence(why), field=at)
+    if not within:
+        return _unknown_or_missing(raw_fields, kind, at) or InvalidField(str(why)[:200], field=at)
+    return _first_bad_field(raw_fields, kind, at) or InvalidField(_sentence(why), field=at)
 
 
 def _no_json(why: Exception) -> Malformed:
@@ -76,31 +78,45 @@ def _decoder_of(type_: Any) -> Callable[[msgspec.Raw], object]:
     return msgspec.json.Decoder(type_).decode
 
 
-def _first_bad_field(
-    sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str, within: bool = True
-) -> TaskQueueError | None:
-    fields = _fields_of(kind)
+def _unknown_field(sent: dict[str, msgspec.Raw], fields: dict[str, _Field], at: str) -> UnknownField | None:
     for name in sent:
         if name not in fields:
             return UnknownField(f"{_clip(name)}: there is no such field", field=f"{at}/{_escape(name)}")
+    return None
+
+
+def _missing(name: str, at: str) -> MissingField:
+    return MissingField(f"{name}: is required", field=f"{at}/{name}")
+
+
+def _unknown_or_missing(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str) -> FieldError | None:
+    fields = _fields_of(kind)
+    missing = (_missing(name, at) for name, field in fields.items() if field.required and name not in sent)
+    return _unknown_field(sent, fields, at) or next(missing, None)
+
+
+def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], at: str) -> TaskQueueError | None:
+    fields = _fields_of(kind)
+    if (unknown := _unknown_field(sent, fields, at)) is not None:
+        return unknown
     for name, field in fields.items():
         if name not in sent:
             if field.required:
-                return MissingField(f"{name}: is required", field=f"{at}/{name}")
+                return _missing(name, at)
             continue
         try:
             field.decode(sent[name])
         except msgspec.ValidationError as why:
-            return _inside(sent[name], field.type, why, f"{at}/{name}", name, within)
+            return _inside(sent[name], field.type, why, f"{at}/{name}", name)
         except (ValueError, RecursionError) as why:
             return Malformed(f"{name}: not valid JSON: {str(why)[:200]}")
     return None
 
 
-def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str, within: bool) -> FieldError:
+def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str) -> FieldError:
     """The innermost part of one field that doesn't fit, or the field itself."""
     whole = InvalidField(f"{name}: {_sentence(why)}", field=at)
-    if not within or len(raw) > limits.ITEM_BYTES_MORE:
+    if len(raw) > limits.ITEM_BYTES_MORE:
         return whole
     try:
         parts = _decode_parts(raw)
