@@ -114,8 +114,8 @@ failover: $(VENV)/.dev-stamp
 SEEDS ?= 10000
 SECONDS_MAX ?= 3600
 simulate: $(VENV)/.dev-stamp
-	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --jobs 2 --seconds-max $(SECONDS_MAX)
-	@half=$$(( $(SEEDS) / 2 )); data='$(BIN)/python -m tests.simulation.data_run --seconds-max $(SECONDS_MAX)'; \
+	$(BIN)/python -m tests.simulation.raft.run --seeds $(SEEDS) --jobs 2 --seconds-max $(SECONDS_MAX)
+	@half=$$(( $(SEEDS) / 2 )); data='$(BIN)/python -m tests.simulation.replication.run --seconds-max $(SECONDS_MAX)'; \
 	$$data --seeds $$half & first=$$!; \
 	$$data --first $$half --seeds $$(( $(SEEDS) - half )); code=$$?; \
 	wait $$first || code=1; exit $$code

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.harness import PROJECT
-from tq_node import config, limits
-from tq_node.store.opening import DATABASE_NAME
+from tq_node import limits
+from tq_node.cli import config
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 PURE_ROOMS = ("raft", "cluster", "partition")
 FORBIDDEN = {
@@ -108,7 +109,7 @@ def test_no_folder_has_a_vague_name() -> None:
 
 def test_only_the_composition_root_knows_everybody_and_nobody_knows_it() -> None:
     for path in files_of("tq_node", "tq_tui"):
-        assert "tq_node.service" not in set(imports_of(ast.parse(path.read_text()))), relative(path)
+        assert "tq_node.node.service" not in set(imports_of(ast.parse(path.read_text()))), relative(path)
 
 
 def test_the_console_knows_nothing_of_the_node() -> None:

@@ -1,7 +1,8 @@
 """What `api` and `work` may see of the queue: one Protocol, and the values that go in and out.
 
-The implementation is ``tq_node.runtime.queue.NodeQueue``; the composition root hands it over. Every Deferred fires in the
-reactor thread, belongs to its caller alone, and may be cancelled without harm to anybody else.
+The implementation is ``tq_node.runtime.routing.cluster_queue.ClusterQueue``; the composition root
+hands it over. Every Deferred fires in the reactor thread, belongs to its caller alone, and may be
+cancelled without harm to anybody else.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ from __future__ import annotations
 KIB = 1024
 MIB = 1024 * KIB
 
+CLUSTER_NAME = "taskqueue"
+"""Name of each cluster that this version founds."""
+
 # --- what a submitter may send (contract.md, sections 2 and 6) ---
 TASK_ID_CHARS_MAX = 200
 TASK_TYPE_CHARS_MAX = 100
@@ -240,7 +243,7 @@ METRICS_AGES_S = 2.0
 METRICS_PAGE_S = 1.0
 """Who asks for the metrics within so long of another gets the same page."""
 
-# --- the door: how much is let in, so that it is answered in time (api/gate.py, decision 0015) ---
+# --- the door: how much is let in, so that it is answered in time (api/http/concurrency_limit.py, decision 0015) ---
 SUBMITS_AT_ONCE_MIN = 64
 """Single submits that a node works on at once, however long they take; one more may be refused as busy."""
 SUBMITS_AT_ONCE_LEAST = 16

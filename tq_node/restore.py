@@ -22,18 +22,18 @@ import msgspec
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import react
 
+from tq_node.cli.config import STORE_FILE
+from tq_node.cli.options import say
+from tq_node.cli.parse import parse_node_name, unusable
 from tq_node.cluster import commands
 from tq_node.cluster import map as tables
 from tq_node.cluster.commands import UnreadableCommand
 from tq_node.cluster.map import EMPTY, UnreadableMap
 from tq_node.cluster.records import ClusterMap
-from tq_node.config import STORE_FILE
 from tq_node.errors import StoreBroken
-from tq_node.option_values import parse_node_name, unusable
-from tq_node.options import say
 from tq_node.raft.messages import EntryKind, Snapshot
-from tq_node.runtime.founding import HANDLERS_SEEN, PAUSED
-from tq_node.runtime.identity import (
+from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED
+from tq_node.runtime.bootstrap.identity import (
     Belonging,
     Birth,
     Formatted,
@@ -43,13 +43,13 @@ from tq_node.runtime.identity import (
     new_node,
     next_start,
 )
-from tq_node.runtime.raft_driver import SNAPSHOT
+from tq_node.runtime.control.raft_driver import SNAPSHOT
 from tq_node.store.api import Batch, Install, PartitionLog, StagedChunk, Store
 from tq_node.store.lock import DirectoryLocked, sync_directory
-from tq_node.store.opening import make_directory
 from tq_node.store.private import secure_directory
-from tq_node.store.sqlite import open_store
-from tq_node.store.upgrades import SchemaTooNew
+from tq_node.store.sqlite.open_database import make_directory
+from tq_node.store.sqlite.store import open_store
+from tq_node.store.sqlite.upgrade import SchemaTooNew
 from tq_node.types import NodeName
 
 EPOCHS_ABOVE = 1_000_000

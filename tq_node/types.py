@@ -188,3 +188,7 @@ class Transition(NamedTuple):
     attempt: int
     partition: int
     at_us: int
+
+
+Change = tuple[Transition, TaskRow]
+"""One committed transition, and the row as it is after it."""

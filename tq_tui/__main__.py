@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     client = HttpCluster(token=os.environ.get("TQ_TOKEN") or None, given=addresses)
     if chosen.once or chosen.json:
-        from tq_tui.once import print_once
+        from tq_tui.report import print_once
 
         return asyncio.run(print_once(client, addresses, as_json=chosen.json, timeout_s=chosen.timeout))
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":

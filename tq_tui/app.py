@@ -15,15 +15,15 @@ from textual.widgets import Input
 from textual.worker import Worker
 
 from tq_tui import format as f
-from tq_tui import keys, story
-from tq_tui.acting import Acting
+from tq_tui import keys, task_view
+from tq_tui.actions import OperatorActions
 from tq_tui.client.api import Call, ClientError, ClusterClient
 from tq_tui.client.models import Event, Task
+from tq_tui.discovery import leavers, newcomers
 from tq_tui.filters import TaskQuery
 from tq_tui.messages import Heard, Observed
-from tq_tui.orders import Orders
-from tq_tui.palette import Actions
-from tq_tui.roster import leavers, newcomers
+from tq_tui.palette import ActionPalette
+from tq_tui.requests import Requests
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.events import EventLog, EventsScreen
 from tq_tui.screens.help import CallsScreen, HelpScreen
@@ -49,7 +49,7 @@ class Console(TypeAhead):
 
     TITLE = "tq-tui"
     CSS = CSS
-    COMMANDS: ClassVar[set[Any]] = {Actions}
+    COMMANDS: ClassVar[set[Any]] = {ActionPalette}
     MODES: ClassVar[dict[str, Any]] = {
         keys.OVERVIEW: OverviewScreen,
         keys.TASKS: TasksScreen,
@@ -85,8 +85,8 @@ class Console(TypeAhead):
         self.held_changes = 0
         self.events = EventLog()
         self.calls: deque[Call] = deque(maxlen=CALLS_MAX)
-        self.orders = Orders(client, lambda: self.known)
-        self.acting = Acting(self, self.orders)
+        self.orders = Requests(client, lambda: self.known)
+        self.acting = OperatorActions(self, self.orders)
         self._watches: dict[str, tuple[Watch, Worker[None]]] = {}
         self._pending: list[Event] = []
         self._missed = False
@@ -346,7 +346,7 @@ class Console(TypeAhead):
 
     def act_why(self) -> None:
         for task in self.chosen_tasks()[:1]:
-            self.notify(story.why(task, self.view), title=task.id, timeout=10.0, markup=False)
+            self.notify(task_view.why(task, self.view), title=task.id, timeout=10.0, markup=False)
 
     def act_copy(self) -> None:
         chosen = [task.id for task in self.chosen_tasks()]
@@ -370,4 +370,4 @@ class Console(TypeAhead):
         addresses = self.orders.addresses()
         for task in self.chosen_tasks()[:1]:
             if addresses:
-                self.copy(story.status_curl(addresses[0], task.id), "a curl line")
+                self.copy(task_view.status_curl(addresses[0], task.id), "a curl line")

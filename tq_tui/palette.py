@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tq_tui.app import Console
 
 
-class Actions(Provider):
+class ActionPalette(Provider):
     """From the table of keys, and the themes."""
 
     def _commands(self) -> list[tuple[str, partial[None]]]:

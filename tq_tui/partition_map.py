@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tq_tui import format as f
+from tq_tui.charts import Line, filled, length
 from tq_tui.client.models import Partition
-from tq_tui.draw import Line, filled, length
 from tq_tui.state import ClusterView
 
 PRIMARY, IN_SYNC, BEHIND, ADDING, REMOVING, NONE = "█", "▒", "!", "+", "-", "·"

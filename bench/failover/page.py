@@ -11,7 +11,7 @@ from bench.failover.failures import FAILURES, Failure
 from bench.failover.rounds import WRITERS, Table
 from bench.failover.stalls import BATCH, CONNECTIONS, LARGEST, Silence
 from bench.failover.writers import AGAIN_S, CALL_S
-from tq_node.cluster.pace import DEFAULT_PACE
+from tq_node.cluster.settings import DEFAULT_PACE
 
 _HEADS = ("failure", "rounds", "p50", "p99", "longest", "worst of a round, p50", "tries, p50", "goal")
 _TEMPLATE = Path(__file__).with_name("template.md")

@@ -44,17 +44,17 @@ def submits(in_flight: int, batch: int = 0) -> Callable[[Counts, int], None]:
     """``in_flight`` clients spread over the nodes, each with one call after another. ``batch``: tasks a call; 0: a submit."""
 
     def measure(counts: Counts, units: int) -> None:
-        from tests.simulation.whole_faults import Faults
-        from tests.simulation.whole_node import WholeNode, composition
-        from tests.simulation.whole_world import WholeWorld
+        from tests.simulation.cluster.faults import Faults
+        from tests.simulation.cluster.node import WholeNode, composition
+        from tests.simulation.cluster.world import WholeWorld
         from tq_node import limits
-        from tq_node.partition.pace import Pace
-        from tq_node.runtime import raft_driver
+        from tq_node.partition.settings import ReplicationSettings
+        from tq_node.runtime.control import raft_driver
 
         world = WholeWorld(1, faults=Faults(nodes=3))
         world.nodes = [WholeNode(world, index, PARTITIONS, 3) for index in range(3)]
         as_wired = {
-            "pace": Pace(),
+            "pace": ReplicationSettings(),
             "snapshot_every": raft_driver.SNAPSHOT_EVERY,
             "kept_behind": raft_driver.KEPT_BEHIND,
             "lease_ms": limits.LEASE_MS,
@@ -170,10 +170,10 @@ class Writer:
 
     def __enter__(self) -> Any:
         from tests.support.stores import group_writer
-        from tq_node.store import opening
+        from tq_node.store.sqlite import open_database
 
         self._directory = tempfile.TemporaryDirectory()
-        self._connection = opening.connect_writer(Path(self._directory.name) / "store.db")
+        self._connection = open_database.connect_writer(Path(self._directory.name) / "store.db")
         return group_writer(self._connection)
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from tests.chaos.scenario import scenario
 from tests.chaos.stage import HEALED_S, Stage
 from tests.support.harness import until
 from tq_node.limits import DISK_FLOOR_BYTES
-from tq_node.process import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STORE_BROKEN
+from tq_node.node.process import EXIT_DISK_FULL, EXIT_REFUSED, EXIT_STORE_BROKEN
 
 DISK_MIB = 160
 RESERVE_MIB = 64

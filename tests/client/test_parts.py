@@ -9,14 +9,14 @@ import threading
 import pytest
 
 from tq_node import errors
-from tq_node.api.failures import PROBLEM_KINDS
+from tq_node.api.problems import PROBLEM_KINDS
 from tq_node.client import BadAddress, InvalidTask, NotFound, OutcomeUnknown, Refused, TaskQueueError, Unavailable
 from tq_node.client.addresses import parse_addresses
 from tq_node.client.calls import is_definite, is_worth_another
 from tq_node.client.engine import make_settings
 from tq_node.client.errors import error_in
 from tq_node.client.ids import new_id
-from tq_node.runtime.ids import made_at_us
+from tq_node.runtime.tasks.ids import made_at_us
 
 
 class TestAddresses:

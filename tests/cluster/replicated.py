@@ -15,7 +15,7 @@ from tests.cluster.clusters import WHOLE_S, Cluster
 from tests.support.at_rest import CopyAtRest, copies_at_rest
 from tests.support.harness import NodeHttp, TimedOut, until
 from tq_node.cluster.placement import partition_of
-from tq_node.store.opening import DATABASE_NAME
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 HANDLERS = ("--handlers", "tests.support.cluster_handlers")
 NAMES = ("node-1", "node-2", "node-3")

@@ -28,7 +28,7 @@ from tests.cluster.replicated import (
 )
 from tests.support.harness import EXIT_S, Answer, Ended, clean_environment, until
 from tests.support.load import loading
-from tq_node.store.opening import DATABASE_NAME
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 pytestmark = pytest.mark.cluster
 

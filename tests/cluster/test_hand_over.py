@@ -15,7 +15,7 @@ from bench.failover.writers import Writer, wait_acknowledged, writing
 from tests.cluster.clusters import Cluster
 from tests.cluster.replicated import NAMES, MakeCluster, every_task, ids_in, led_by, seed_of, started, wait_copies
 from tests.support.harness import until
-from tq_node.runtime.patience import UNKNOWN_MS
+from tq_node.runtime.routing.failover_retry import UNKNOWN_MS
 
 pytestmark = pytest.mark.cluster
 

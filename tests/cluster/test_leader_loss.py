@@ -14,8 +14,8 @@ import pytest
 from tests.cluster.clusters import Cluster, Watch, watching
 from tests.cluster.replicated import wait_copies, wait_settled
 from tests.support.harness import until
-from tq_node.cluster.pace import DEFAULT_PACE
-from tq_node.runtime.membership import HEARTBEAT_S
+from tq_node.cluster.settings import DEFAULT_PACE
+from tq_node.runtime.control.membership import HEARTBEAT_S
 
 pytestmark = pytest.mark.cluster
 

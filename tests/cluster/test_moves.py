@@ -21,7 +21,7 @@ from tests.support.at_rest import copies_at_rest
 from tests.support.falling import STEPS, VARIABLE, Fell, Order
 from tests.support.harness import NodeProcess, until
 from tq_node.cluster.placement import partition_of
-from tq_node.store.opening import DATABASE_NAME
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 pytestmark = pytest.mark.cluster
 

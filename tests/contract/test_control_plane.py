@@ -17,7 +17,7 @@ from tq_node.cluster.commands import PauseQueue, RegisterNode
 from tq_node.cluster.commands import encode as encode_command
 from tq_node.cluster.map import digest
 from tq_node.cluster.refusals import Refusal
-from tq_node.runtime.registering import WELCOMES
+from tq_node.runtime.control.registration import WELCOMES
 from tq_node.types import NodeId
 from tq_node.wire.commands import Register
 

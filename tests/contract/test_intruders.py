@@ -22,7 +22,7 @@ from tq_node.types import NodeId, NodeName
 from tq_node.wire.codec import CALLS, ForwardedCall
 from tq_node.wire.commands import Confirm, Data, Evidence, Forward, Lane, Propose, Register
 from tq_node.wire.commands import Heartbeat as Beat
-from tq_node.wire.failures import MalformedBox, WrongNode
+from tq_node.wire.errors import MalformedBox, WrongNode
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred

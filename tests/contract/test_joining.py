@@ -17,12 +17,12 @@ from tests.support.planes import CLUSTER, SECRET, PlaneNode, pause, the_reactor,
 from tests.support.wire_kinds import TcpWire
 from tests.support.wires import WireNode
 from tq_node.cluster.commands import RemoveNode
-from tq_node.runtime.birth_guard import BirthGuard, Founder
+from tq_node.runtime.bootstrap.bootstrap_guard import BootstrapGuard, Founder
+from tq_node.runtime.bootstrap.identity import Belonging, belonging_in, joined
+from tq_node.runtime.bootstrap.invitation import Invited, Inviter, JoinRefused
+from tq_node.runtime.bootstrap.join import Joiner
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.identity import Belonging, belonging_in, joined
-from tq_node.runtime.invitations import Invited, Inviter, JoinRefused
-from tq_node.runtime.joining import Joiner
-from tq_node.runtime.registering import Welcomed
+from tq_node.runtime.control.registration import Welcomed
 from tq_node.store.api import Batch
 from tq_node.types import PartitionId
 from tq_node.wire import bounds
@@ -233,11 +233,11 @@ class Newborn:
     def __init__(self, wire: TcpWire, name: str) -> None:
         self.lines: list[str] = []
         self.node = WireNode(wire, name, cluster="n" * 32, secret=b"made by the newborn itself")
-        self.guard: BirthGuard | None = None
+        self.guard: BootstrapGuard | None = None
 
     async def listen(self) -> None:
         await self.node.listen()
-        self.guard = BirthGuard(
+        self.guard = BootstrapGuard(
             Clock(the_reactor),
             Founder("n" * 32, self.node.name, self.node.address),
             has_tasks=lambda: False,

@@ -15,11 +15,11 @@ from twisted.internet.task import deferLater
 
 from tq_node.raft.messages import Change, ChangeKind, Configuration, Message, SoftState
 from tq_node.raft.settings import NotLeader
-from tq_node.runtime import raft_driver
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.raft_driver import RaftDriver, StateMachine, founding_values
+from tq_node.runtime.control import raft_driver
+from tq_node.runtime.control.raft_driver import RaftDriver, StateMachine, founding_values
 from tq_node.store.api import Batch
-from tq_node.store.sqlite import SqliteStore, open_store
+from tq_node.store.sqlite.store import SqliteStore, open_store
 from tq_node.types import NodeId
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]

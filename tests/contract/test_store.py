@@ -30,8 +30,8 @@ from tq_node.store.api import (
     StoredRow,
     Tombstone,
 )
-from tq_node.store.opening import connect_writer
-from tq_node.store.paging import page
+from tq_node.store.sqlite.open_database import connect_writer
+from tq_node.store.sqlite.paging import page
 from tq_node.types import State
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]

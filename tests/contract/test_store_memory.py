@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from tests.support.model_store.store import MemoryStore
 from tests.support.stores import (
     PARTITIONS_NUMBERED,
     RESHAPING_CYCLE,
@@ -18,7 +19,6 @@ from tests.support.stores import (
 )
 from tq_node.errors import Divergence, StoreBroken
 from tq_node.store.api import Batch, RowQuery, SnapshotLost
-from tq_node.store.memory import MemoryStore
 
 
 def result_of(answer: Deferred[Any]) -> Any:

@@ -21,6 +21,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
+from tests.support.model_store.store import MemoryStore
 from tests.support.stores import (
     PARTITIONS_NUMBERED,
     ROWS_PER_NUMBERED,
@@ -36,13 +37,13 @@ from tests.support.stores import (
 )
 from tq_node import limits
 from tq_node.errors import Divergence, StoreBroken
-from tq_node.store import sweeping, upgrades
 from tq_node.store.api import Batch, RowDelete, RowQuery, StoredRow, Tombstone
-from tq_node.store.backups import BackupStopped
 from tq_node.store.lock import DirectoryLocked
-from tq_node.store.memory import MemoryStore
-from tq_node.store.opening import DATABASE_NAME
-from tq_node.store.upgrades import SchemaTooNew, Step, load_steps, upgrade
+from tq_node.store.sqlite import upgrade as upgrades
+from tq_node.store.sqlite import vacuum
+from tq_node.store.sqlite.backup import BackupStopped
+from tq_node.store.sqlite.open_database import DATABASE_NAME
+from tq_node.store.sqlite.upgrade import SchemaTooNew, Step, load_steps, upgrade
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -437,7 +438,7 @@ async def test_an_older_schema_is_brought_up_step_by_step(kind: SqliteKind, monk
         Step(newest + 2, "ALTER TABLE first ADD COLUMN y;"),
     ]
     steps = load_steps() + added
-    monkeypatch.setattr("tq_node.store.opening.load_steps", lambda: steps)
+    monkeypatch.setattr("tq_node.store.sqlite.open_database.load_steps", lambda: steps)
     assert set(await kind.open().lookup(["t"])) == {"t"}
     await kind.close()
     connection = raw(kind)
@@ -489,7 +490,7 @@ async def test_a_long_reader_makes_the_writer_wait_at_the_bound(
 ) -> None:
     monkeypatch.setattr(limits, "WAL_CHECKPOINT_BYTES", 64 * limits.KIB)
     monkeypatch.setattr(limits, "WAL_BYTES_MAX", 512 * limits.KIB)
-    monkeypatch.setattr("tq_node.store.opening.BUSY_S", 0.05)
+    monkeypatch.setattr("tq_node.store.sqlite.open_database.BUSY_S", 0.05)
     store = kind.open()
     await store.commit(Batch(entries=[record(1, 1)]))
     reader = raw(kind)
@@ -531,7 +532,7 @@ def rows_in(kind: SqliteKind, table: str) -> int:
 async def test_one_partition_that_keeps_its_records_does_not_keep_all_others(
     kind: SqliteKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "DEAD_ROWS_MAX", 300)
+    monkeypatch.setattr(vacuum, "DEAD_ROWS_MAX", 300)
     store = kind.open()
     await store.commit(Batch(entries=[record(9, 1)]))
     for n in range(40):

@@ -13,17 +13,17 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from tests.support.model_store.store import MemoryStore
 from tests.support.stores import SqliteKind, birth, change, group_writer, immediate, record, snapshot_of
 from tq_node import limits
 from tq_node.errors import StoreBroken
-from tq_node.store import sweeping
 from tq_node.store.api import Batch, Install, RowDelete, RowQuery, RowWrite, SnapshotLost, StoredRow, Tombstone
 from tq_node.store.checksums import epoch_crc, row_crc, spec_crc, tombstone_crc
-from tq_node.store.log_index import LogIndex
-from tq_node.store.memory import MemoryStore
-from tq_node.store.opening import DATABASE_NAME, connect, connect_writer, load_log, load_states
-from tq_node.store.queries import read_log
-from tq_node.store.upgrades import load_steps, upgrade
+from tq_node.store.sqlite import vacuum
+from tq_node.store.sqlite.log_index import LogIndex
+from tq_node.store.sqlite.open_database import DATABASE_NAME, connect, connect_writer, load_log, load_states
+from tq_node.store.sqlite.queries import read_log
+from tq_node.store.sqlite.upgrade import load_steps, upgrade
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -79,7 +79,7 @@ def many(partition: int, count: int, **fields: Any) -> list[RowWrite]:
 async def test_an_install_or_a_drop_changes_a_handful_of_rows(
     kind: SqliteKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "SWEEP_ROWS_PER_COMMIT", 1)
+    monkeypatch.setattr(vacuum, "SWEEP_ROWS_PER_COMMIT", 1)
     store = kind.open()
     await store.commit(Batch(rows=many(1, 2_000), entries=[record(1, 1), record(1, 2)], applied={1: 1}))
     sent = snapshot_of(1, many(1, 3_000, body=b"new"), bytes_max=40_000)
@@ -98,8 +98,8 @@ async def test_rows_that_no_longer_count_leave_the_tables(
     kind: SqliteKind, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """An id that is in two slots at once among them; what counts stays."""
-    monkeypatch.setattr(sweeping, "SWEEP_ROWS_PER_COMMIT", 16)
-    monkeypatch.setattr(sweeping, "SWEEP_LOOKS_PER_COMMIT", 40)
+    monkeypatch.setattr(vacuum, "SWEEP_ROWS_PER_COMMIT", 16)
+    monkeypatch.setattr(vacuum, "SWEEP_LOOKS_PER_COMMIT", 40)
     store = kind.open()
     graves = [Tombstone(f"g{n:03}", 1, b"h", n) for n in range(100)]
     await store.commit(Batch(rows=many(1, 150, spec=bytes(3_000)), tombstones=graves, applied={1: 1}))
@@ -129,7 +129,7 @@ async def test_positions_below_a_drop_are_not_given_out_again(
     kind: SqliteKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else records appended after a restart would be taken for those that were dropped."""
-    monkeypatch.setattr(sweeping, "TRIM_ROWS_LEAST", 1)
+    monkeypatch.setattr(vacuum, "TRIM_ROWS_LEAST", 1)
     store = kind.open()
     await store.commit(Batch(entries=[record(1, s) for s in range(1, 301)], applied={1: 1}))
     await store.commit(Batch(drops=[1]))
@@ -146,7 +146,7 @@ async def test_positions_below_a_drop_are_not_given_out_again(
 async def test_dropped_records_shut_in_behind_live_ones_leave_the_table(
     kind: SqliteKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "DEAD_ROWS_MAX", 100)
+    monkeypatch.setattr(vacuum, "DEAD_ROWS_MAX", 100)
     store = kind.open()
     await store.commit(Batch(entries=[record(9, 1)]))
     await store.commit(Batch(entries=[record(1, s) for s in range(1, 501)]))
@@ -164,7 +164,7 @@ async def test_a_snapshot_that_is_held_too_long_is_given_up_for_the_writers_sake
 ) -> None:
     monkeypatch.setattr(limits, "WAL_CHECKPOINT_BYTES", 64 * limits.KIB)
     monkeypatch.setattr(limits, "WAL_BYTES_MAX", 512 * limits.KIB)
-    monkeypatch.setattr("tq_node.store.opening.BUSY_S", 300.0)
+    monkeypatch.setattr("tq_node.store.sqlite.open_database.BUSY_S", 300.0)
     store = kind.open()
     await store.commit(Batch(rows=many(1, 300), applied={1: 1}))
     snapshot = await store.open_snapshot(1)
@@ -209,7 +209,7 @@ def test_records_that_go_while_they_are_read_are_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: Batch, first: int, expected: list[int]
 ) -> None:
     monkeypatch.setattr("tests.support.stores.LogIndex", Interrupted)
-    monkeypatch.setattr(sweeping, "TRIM_ROWS_LEAST", 1)
+    monkeypatch.setattr(vacuum, "TRIM_ROWS_LEAST", 1)
     connection = connect_writer(tmp_path / "x")
     group = group_writer(connection)
     index = group._index
@@ -258,7 +258,7 @@ def test_a_reader_waits_for_the_index_where_records_were_cut(tmp_path: Path, mon
 
 
 def test_the_index_forgets_a_record_before_the_table_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "DEAD_ROWS_MAX", 10)
+    monkeypatch.setattr(vacuum, "DEAD_ROWS_MAX", 10)
     connection = connect_writer(tmp_path / "x")
     group = group_writer(connection)
     group.write([Batch(entries=[record(9, 1), *(record(1, s) for s in range(1, 21))])])

@@ -18,12 +18,12 @@ from tq_node.errors import Busy, IdConflict, InvalidField, NoController, NotPrim
 from tq_node.limits import MIB
 from tq_node.raft.messages import Append, Entry, EntryKind, Heartbeat, SnapshotChunk
 from tq_node.raft.messages import Configuration as RaftConfiguration
-from tq_node.raft.settings import Settings
-from tq_node.wire import bounds, failures
+from tq_node.raft.settings import RaftSettings
+from tq_node.wire import bounds, errors
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Evidence, Lane, Ping, Propose, Register
 from tq_node.wire.commands import Heartbeat as NodeHeartbeat
-from tq_node.wire.failures import AnswerTooLarge, BoxTooLarge, Internal, PeerUnreachable, UnknownCommand
+from tq_node.wire.errors import AnswerTooLarge, BoxTooLarge, Internal, PeerUnreachable, UnknownCommand
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -106,7 +106,7 @@ async def test_calls_to_the_controller_are_answered_with_opaque_bodies(
 @deferred
 async def test_consensus_messages_arrive_in_order_and_whole(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
     a, b = pair
-    entry = Entry(7, 12, EntryKind.DATA, bytes(Settings().entry_bytes_max))
+    entry = Entry(7, 12, EntryKind.DATA, bytes(RaftSettings().entry_bytes_max))
     chunk = SnapshotChunk(
         a.node_id, b.node_id, 7, 9, 6, RaftConfiguration((a.node_id,), (b.node_id,)), 3, 0, 400_000, bytes(192 * 1024)
     )
@@ -129,10 +129,10 @@ async def test_forwarded_calls_have_a_result_each(wire: Wire, pair: tuple[WireNo
     assert await wire.wait(a.pool.forward(b.node_id, calls)) == [ForwardedResult("", call.body) for call in calls]
     refusal = NotPrimary("ask node-2")
     b.handler.answers["forward"] = lambda asked: [
-        ForwardedResult(refusal.code, failures.encode_error(refusal)) for _ in asked
+        ForwardedResult(refusal.code, errors.encode_error(refusal)) for _ in asked
     ]
     result = (await wire.wait(a.pool.forward(b.node_id, calls[:1])))[0]
-    error = failures.decode_error(result.error, result.body)
+    error = errors.decode_error(result.error, result.body)
     assert (type(error), error.detail) == (NotPrimary, "ask node-2")
 
 

@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from tests.support.wire_kinds import TcpWire, TlsWire, make_cluster_ca, peer_tls
 from tests.support.wires import WireNode, clean
 from tq_node.wire.commands import Register
-from tq_node.wire.failures import WrongCertificate, WrongSecret
+from tq_node.wire.errors import WrongCertificate, WrongSecret
 from tq_node.wire.tls import PeerTLS
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]

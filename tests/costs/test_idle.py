@@ -11,10 +11,10 @@ import pstats
 from unittest import mock
 
 from tests.costs.three_nodes import AS_WIRED
-from tests.simulation.whole_faults import Faults
-from tests.simulation.whole_node import WholeNode, composition
-from tests.simulation.whole_time import NodeReactor
-from tests.simulation.whole_world import WholeWorld
+from tests.simulation.cluster.faults import Faults
+from tests.simulation.cluster.node import WholeNode, composition
+from tests.simulation.cluster.time import NodeReactor
+from tests.simulation.cluster.world import WholeWorld
 from tests.support.world import SECOND_US
 
 CALM_S, SECONDS, NODES = 5, 10, 3

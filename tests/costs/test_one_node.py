@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.stores import birth, change, group_writer, record
 from tests.unit.tq_node.api.talk import World
-from tq_node.store import opening
 from tq_node.store.api import Batch
+from tq_node.store.sqlite import open_database
 
 TIMES = 50
 BODY = b'{"type":"noop"}'
@@ -59,7 +59,7 @@ def test_calls_of_a_request(world: World, what: str, bounds: dict[bool, float]) 
 @pytest.mark.parametrize(("tasks", "partitions", "statements"), [(1, 1, 6), (100, 64, 6), (1_000, 64, 6)])
 def test_sql_statements_of_a_commit(tmp_path: Path, tasks: int, partitions: int, statements: int) -> None:
     """Submitted, and written to the rows; then all of them claimed. Each statement costs a turn of the interpreter's lock."""
-    connection = opening.connect_writer(tmp_path / "store.db")
+    connection = open_database.connect_writer(tmp_path / "store.db")
     try:
         writer = group_writer(connection)
         seen: list[str] = []

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
+from tests.support.model_store.store import MemoryStore
 from tests.support.stores import birth, change, group_writer, immediate, record
-from tq_node.partition.ready import ReadySet
-from tq_node.runtime.recovery import recover_rows
-from tq_node.store import opening, paging, queries
+from tq_node.partition.ready_queue import ReadySet
+from tq_node.runtime.tasks.recovery import recover_rows
 from tq_node.store.api import Batch, OpenRow, RowDelete, RowQuery, RowWrite, Tombstone
-from tq_node.store.memory import MemoryStore
+from tq_node.store.sqlite import open_database, paging, queries
 from tq_node.types import State
 
 PARTITIONS = 8
@@ -48,7 +48,7 @@ class Stored:
     """A store of so many tasks, and the steps that are taken on its connection."""
 
     def __init__(self, directory: Path, rows: int) -> None:
-        self.connection = opening.connect_writer(directory / f"{rows}.db")
+        self.connection = open_database.connect_writer(directory / f"{rows}.db")
         self.writer = group_writer(self.connection)
         self.rows = rows
         self._sequence = 0
@@ -132,8 +132,8 @@ CALLS: dict[str, Callable[[Stored], object]] = {
     "a page by priority": page(sort="priority"),
     "the oldest that waits": asked(queries.oldest_pending),
     "the time that the store has seen": asked(queries.newest_us),
-    "the states of partitions": asked(opening.load_states),
-    "the next row's number": asked(opening.next_task_number),
+    "the states of partitions": asked(open_database.load_states),
+    "the next row's number": asked(open_database.next_task_number),
 }
 
 

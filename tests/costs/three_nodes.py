@@ -12,13 +12,13 @@ from unittest import mock
 import msgspec
 from twisted.internet.defer import Deferred
 
-from tests.simulation.whole_faults import Faults
-from tests.simulation.whole_node import WholeNode, composition
-from tests.simulation.whole_world import WholeWorld
+from tests.simulation.cluster.faults import Faults
+from tests.simulation.cluster.node import WholeNode, composition
+from tests.simulation.cluster.world import WholeWorld
 from tq_node import limits
 from tq_node.facade import Accepted, Submission
-from tq_node.partition.pace import Pace
-from tq_node.runtime import raft_driver
+from tq_node.partition.settings import ReplicationSettings
+from tq_node.runtime.control import raft_driver
 from tq_node.wire.amp import BoundedAMP
 
 PARTITIONS = 64
@@ -41,7 +41,7 @@ def submission(task_id: str | None) -> Submission:
 
 
 AS_WIRED = {
-    "pace": Pace(),
+    "pace": ReplicationSettings(),
     "snapshot_every": raft_driver.SNAPSHOT_EVERY,
     "kept_behind": raft_driver.KEPT_BEHIND,
     "lease_ms": limits.LEASE_MS,

@@ -26,7 +26,7 @@ import yaml  # type: ignore[import-untyped]
 from tests.packaging.deployed import DEPLOY, Instruction, stages
 from tests.support.harness import EXIT_S, PROJECT, NodeHttp, Nodes, clean_environment, free_port, until
 from tq_node import limits
-from tq_node.option_table import OPTIONS
+from tq_node.cli.option_table import OPTIONS
 
 DOCKERFILE = PROJECT / "Dockerfile"
 COMPOSE = DEPLOY / "compose.yml"

@@ -14,9 +14,11 @@ import pytest
 
 from tests.packaging.deployed import DEPLOY, environment_file
 from tests.support.harness import EXIT_S, TWISTD, NodeHttp, clean_environment, free_port, until
-from tq_node import config, limits, notify, process
-from tq_node.notify import READY_WAIT_S
-from tq_node.option_table import OPTIONS
+from tq_node import limits
+from tq_node.cli import config
+from tq_node.cli.option_table import OPTIONS
+from tq_node.node import process, systemd
+from tq_node.node.systemd import READY_WAIT_S
 
 UNITS = DEPLOY / "systemd"
 SERVICE, SOCKET = "taskqueue@.service", "taskqueue@.socket"
@@ -87,7 +89,7 @@ def test_times_and_codes_are_those_of_the_node() -> None:
     assert service["Type"] == ["notify"]
     assert seconds(service["TimeoutStartSec"][0]) > 2 * READY_WAIT_S
     assert seconds(service["TimeoutStopSec"][0]) >= limits.STOP_TIMEOUT_S + limits.STOP_MARGIN_S
-    assert seconds(service["WatchdogSec"][0]) > 10 * notify.LOOK_S
+    assert seconds(service["WatchdogSec"][0]) > 10 * systemd.LOOK_S
     prevented = {int(code) for code in service["RestartPreventExitStatus"][0].split()}
     assert prevented == {process.EXIT_REFUSED, process.EXIT_STORE_BROKEN, process.EXIT_DISK_FULL}
     assert process.EXIT_SOFTWARE not in prevented

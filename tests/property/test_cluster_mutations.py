@@ -15,21 +15,21 @@ from tests.unit.tq_node.cluster.settling import settle
 from tests.unit.tq_node.cluster.shares import shares_are_kept
 from tests.unit.tq_node.cluster.tables import Table
 from tests.unit.tq_node.cluster.voting import voters_are_sound
+from tq_node.cluster import commands as c
 from tq_node.cluster import (
-    choosing,
-    draft,
     liveness,
     map,  # noqa: A004
-    move_rules,
-    moves,
-    node_rules,
-    partition_rules,
     placement,
+    planner,
+    primary_choice,
+    rules_moves,
+    rules_nodes,
+    rules_partitions,
     voters,
 )
-from tq_node.cluster import commands as c
+from tq_node.cluster import map_edit as draft
 from tq_node.cluster.liveness import Liveness
-from tq_node.cluster.moves import Outlook
+from tq_node.cluster.planner import Planner
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, HANDLERS_LEVEL
 from tq_node.types import HandlerKind
 
@@ -96,7 +96,7 @@ def off(owner: Any, name: str, value: Any) -> Patch:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, returns(value) if not callable(value) else value)
         if not isinstance(owner, type):
-            for module in (choosing, map, move_rules, moves, node_rules, partition_rules, liveness, voters):
+            for module in (primary_choice, map, rules_moves, planner, rules_nodes, rules_partitions, liveness, voters):
                 if module is not owner and hasattr(module, name):
                     monkeypatch.setattr(module, name, getattr(owner, name))
 
@@ -118,64 +118,64 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     # --- R1 to R3 ---
     "R1: any copy may lead": (
         entries,
-        off(choosing, "candidates", lambda e, nodes: [n for n in e.copies if nodes[n].is_up]),
+        off(primary_choice, "candidates", lambda e, nodes: [n for n in e.copies if nodes[n].is_up]),
     ),
-    "R1: the dead may lead": (entries, off(choosing, "candidates", lambda e, nodes: list(e.isr))),
-    "R2: a choice is no new epoch": (entries, off(choosing, "next_epoch", lambda epoch: epoch)),
+    "R1: the dead may lead": (entries, off(primary_choice, "candidates", lambda e, nodes: list(e.isr))),
+    "R2: a choice is no new epoch": (entries, off(primary_choice, "next_epoch", lambda epoch: epoch)),
     "R2: a new run stays primary": (
         entries,
-        off(node_rules, "is_choice_due", lambda e, n: e.primary is None and n in e.isr),
+        off(rules_nodes, "is_choice_due", lambda e, n: e.primary is None and n in e.isr),
     ),
     "R1: a member that returns ends no waiting": (
         entries,
-        off(node_rules, "is_choice_due", lambda e, n: e.primary == n),
+        off(rules_nodes, "is_choice_due", lambda e, n: e.primary == n),
     ),
-    "R3: the dead leave without end": (entries, off(choosing, "may_shrink", lambda members, least: members > 1)),
-    "R3: the dead never leave": (entries, off(choosing, "may_shrink", False)),
-    "R3: AlterIsr below min_isr": (entries, off(partition_rules, "is_enough", True)),
+    "R3: the dead leave without end": (entries, off(primary_choice, "may_shrink", lambda members, least: members > 1)),
+    "R3: the dead never leave": (entries, off(primary_choice, "may_shrink", False)),
+    "R3: AlterIsr below min_isr": (entries, off(rules_partitions, "is_enough", True)),
     # --- R4 ---
-    "R4: any epoch": (entries, off(partition_rules, "is_epoch_present", True)),
-    "R4: any version": (entries, off(partition_rules, "is_version_present", True)),
-    "R4: twice in one entry": (entries, off(draft.Draft, "is_touched", False)),
-    "R4: any sender": (entries, off(partition_rules, "is_primary", True)),
-    "R4: any session (F25)": (entries, off(node_rules, "is_session_present", lambda d, n, s: n in d.nodes)),
-    "R4: the primary may leave": (entries, off(partition_rules, "keeps_primary", True)),
-    "R4: any number of steps": (entries, off(partition_rules, "is_one_step", lambda e, isr: True)),
+    "R4: any epoch": (entries, off(rules_partitions, "is_epoch_present", True)),
+    "R4: any version": (entries, off(rules_partitions, "is_version_present", True)),
+    "R4: twice in one entry": (entries, off(draft.MapEdit, "is_touched", False)),
+    "R4: any sender": (entries, off(rules_partitions, "is_primary", True)),
+    "R4: any session (F25)": (entries, off(rules_nodes, "is_session_present", lambda d, n, s: n in d.nodes)),
+    "R4: the primary may leave": (entries, off(rules_partitions, "keeps_primary", True)),
+    "R4: any number of steps": (entries, off(rules_partitions, "is_one_step", lambda e, isr: True)),
     "R4: the added need not be up": (
         entries,
-        off(partition_rules, "is_copy_up", lambda d, e, added: all(n in e.copies for n in added)),
+        off(rules_partitions, "is_copy_up", lambda d, e, added: all(n in e.copies for n in added)),
     ),
     "R4: the added need not be a copy": (
         entries,
-        off(partition_rules, "is_copy_up", lambda d, e, added: all(n in d.nodes and d.nodes[n].is_up for n in added)),
+        off(rules_partitions, "is_copy_up", lambda d, e, added: all(n in d.nodes and d.nodes[n].is_up for n in added)),
     ),
-    "R4: the living may leave before the dead (F25)": (entries, off(partition_rules, "dead_go_first", True)),
+    "R4: the living may leave before the dead (F25)": (entries, off(rules_partitions, "dead_go_first", True)),
     # --- registration ---
-    "F15: any cluster": (entries, off(node_rules, "is_wrong_cluster", False)),
-    "the removed come back": (entries, off(node_rules, "is_removed", False)),
-    "F13: any name": (entries, off(node_rules, "is_name_taken", False)),
-    "F14: a cloned store": (entries, off(node_rules, "is_store_cloned", False)),
+    "F15: any cluster": (entries, off(rules_nodes, "is_wrong_cluster", False)),
+    "the removed come back": (entries, off(rules_nodes, "is_removed", False)),
+    "F13: any name": (entries, off(rules_nodes, "is_name_taken", False)),
+    "F14: a cloned store": (entries, off(rules_nodes, "is_store_cloned", False)),
     # --- leaving ---
-    "a removal leaves nobody": (entries, off(node_rules, "is_last_node", False)),
-    "a removal gives up the last copy": (entries, off(node_rules, "is_last_copy", False)),
-    "a living node is removed with its copies": (entries, off(node_rules, "holds_copies", False)),
-    "the removed stay copies": (entries, off(choosing, "without_removed", lambda entry, nodes: entry)),
-    "min_isr is lowered to 1 by any removal": (entries, off(node_rules, "lowered_min_isr", lambda d, e: 1)),
-    "min_isr is not lowered for two members": (entries, off(node_rules, "lowered_min_isr", lambda d, e: e.min_isr)),
-    "min_isr above the set": (entries, off(partition_rules, "allows_min_isr", True)),
+    "a removal leaves nobody": (entries, off(rules_nodes, "is_last_node", False)),
+    "a removal gives up the last copy": (entries, off(rules_nodes, "is_last_copy", False)),
+    "a living node is removed with its copies": (entries, off(rules_nodes, "holds_copies", False)),
+    "the removed stay copies": (entries, off(primary_choice, "without_removed", lambda entry, nodes: entry)),
+    "min_isr is lowered to 1 by any removal": (entries, off(rules_nodes, "lowered_min_isr", lambda d, e: 1)),
+    "min_isr is not lowered for two members": (entries, off(rules_nodes, "lowered_min_isr", lambda d, e: e.min_isr)),
+    "min_isr above the set": (entries, off(rules_partitions, "allows_min_isr", True)),
     "min_isr while some move away": (
         made_up,
-        off(partition_rules, "allows_min_isr", lambda e, wanted: len(e.isr) >= wanted),
+        off(rules_partitions, "allows_min_isr", lambda e, wanted: len(e.isr) >= wanted),
     ),
     # --- moves ---
     "a move to anybody": (
         entries,
-        off(move_rules, "are_targets", lambda d, e, s: all(n in d.nodes and n not in e.copies for n in s.adding)),
+        off(rules_moves, "are_targets", lambda d, e, s: all(n in d.nodes and n not in e.copies for n in s.adding)),
     ),
-    "a move makes copies everywhere": (entries, off(move_rules, "is_within_one_more", True)),
-    "a move leaves too few": (entries, off(move_rules, "leaves_enough", True)),
-    "a move ends before the newcomer counts": (entries, off(move_rules, "are_in_sync", True)),
-    "a move ends while the leaver counts": (entries, off(move_rules, "are_out_of_sync", True)),
+    "a move makes copies everywhere": (entries, off(rules_moves, "is_within_one_more", True)),
+    "a move leaves too few": (entries, off(rules_moves, "leaves_enough", True)),
+    "a move ends before the newcomer counts": (entries, off(rules_moves, "are_in_sync", True)),
+    "a move ends while the leaver counts": (entries, off(rules_moves, "are_out_of_sync", True)),
     "changes do not raise the version": (
         entries,
         off(draft, "raised_version", lambda before: before.partition_version),
@@ -217,36 +217,36 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
         shares_are_kept,
         off(placement, "share_max", lambda total, nodes: -(-total // nodes) + 1),
     ),
-    "draining nodes keep what they have": (rest, off(Outlook, "may_keep", lambda self, node: node.is_member)),
+    "draining nodes keep what they have": (rest, off(Planner, "may_keep", lambda self, node: node.is_member)),
     "the dead keep their copies": (
         shares_are_kept,
-        off(Outlook, "may_keep", lambda self, node: node.is_member and not node.is_draining),
+        off(Planner, "may_keep", lambda self, node: node.is_member and not node.is_draining),
     ),
     "the dead lose their copies at once": (
         shares_are_kept,
-        off(Outlook, "may_keep", lambda self, node: node.is_target),
+        off(Planner, "may_keep", lambda self, node: node.is_target),
     ),
-    "what cannot move is moved": (rest, off(Outlook, "is_pinned", lambda self, e: e.is_moving)),
-    "dead copies are given up before others exist": (rest, off(Outlook, "copies_left_min", 1)),
+    "what cannot move is moved": (rest, off(Planner, "is_pinned", lambda self, e: e.is_moving)),
+    "dead copies are given up before others exist": (rest, off(Planner, "copies_left_min", 1)),
     "everything is moved about": (
         shares_are_kept,
         off(placement._Layout, "liked_least", _stirred),
     ),
-    "big moves all at once": (shares_are_kept, off(moves._Turns, "take", True)),
-    "sizes do not matter": (shares_are_kept, off(moves._Turns, "is_big", False)),
-    "hopeless moves go on": (rest, off(Outlook, "is_hopeless", False)),
-    "moves that min_isr holds go on": (rest, off(Outlook, "is_held", False)),
+    "big moves all at once": (shares_are_kept, off(planner._Turns, "take", True)),
+    "sizes do not matter": (shares_are_kept, off(planner._Turns, "is_big", False)),
+    "hopeless moves go on": (rest, off(Planner, "is_hopeless", False)),
+    "moves that min_isr holds go on": (rest, off(Planner, "is_held", False)),
     "moves that wait for a newcomer count as held": (
         rest,
-        off(Outlook, "is_held", lambda self, e: not move_rules.are_out_of_sync(e) and len(e.isr) <= e.min_isr),
+        off(Planner, "is_held", lambda self, e: not rules_moves.are_out_of_sync(e) and len(e.isr) <= e.min_isr),
     ),
-    "no heirs": (rest, off(Outlook, "heir", None)),
-    "no overdue heirs": (shares_are_kept, off(Outlook, "overdue_heirs", lambda self: [])),
-    "min_isr is never raised": (shares_are_kept, off(Outlook, "raises", lambda self: [])),
-    "waiting has no reason": (rest, off(Outlook, "note_stuck", None)),
-    "a choice ignores how much a node leads": (shares_are_kept, off(draft.Draft, "primaries_on", 0)),
-    "what makes up for a lost copy does not go first": (shares_are_kept, off(Outlook, "is_urgent", False)),
-    "who has not read the table is given copies": (shares_are_kept, off(Outlook, "is_at_hand", True)),
+    "no heirs": (rest, off(Planner, "heir", None)),
+    "no overdue heirs": (shares_are_kept, off(Planner, "overdue_heirs", lambda self: [])),
+    "min_isr is never raised": (shares_are_kept, off(Planner, "raises", lambda self: [])),
+    "waiting has no reason": (rest, off(Planner, "note_stuck", None)),
+    "a choice ignores how much a node leads": (shares_are_kept, off(draft.MapEdit, "primaries_on", 0)),
+    "what makes up for a lost copy does not go first": (shares_are_kept, off(Planner, "is_urgent", False)),
+    "who has not read the table is given copies": (shares_are_kept, off(Planner, "is_at_hand", True)),
     # --- voters ---
     "voters: two are kept": (voters_are_sound, off(voters, "count_wanted", min)),
     "voters: five though three are wanted": (
@@ -277,11 +277,11 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     # --- the table itself ---
     "F44: the feature level rises too early": (entries, off(map, "is_supported_by_all", True)),
     "F44: a level that this code cannot apply": (later, off(map, "can_apply", True)),
-    "F44: too old a node joins": (entries, off(node_rules, "is_feature_level_missing", False)),
-    "a node's own handlers are not kept": (upgraded, off(node_rules, "is_handlers_news", False)),
+    "F44: too old a node joins": (entries, off(rules_nodes, "is_feature_level_missing", False)),
+    "a node's own handlers are not kept": (upgraded, off(rules_nodes, "is_handlers_news", False)),
     "F44: handlers are kept below their level": (
         upgraded,
-        off(node_rules, "is_handlers_news", lambda draft, node: node.handlers is HandlerKind.OWN),
+        off(rules_nodes, "is_handlers_news", lambda draft, node: node.handlers is HandlerKind.OWN),
     ),
 }
 

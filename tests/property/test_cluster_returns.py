@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 
-from tests.simulation import data_world
-from tests.simulation.checkers import need
-from tests.simulation.data_faults import Faults
-from tests.simulation.data_world import DataWorld
+from tests.simulation.raft.checkers import need
+from tests.simulation.replication import world as data_world
+from tests.simulation.replication.faults import Faults
+from tests.simulation.replication.world import DataWorld
 from tests.support.world import SECOND_US
 from tests.unit.tq_node.cluster.settling import Settling
 from tests.unit.tq_node.cluster.tables import Table

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tests.support.lifecycle import SECOND_US, Violation, World, walk
 from tq_node import limits
 from tq_node.errors import Divergence, StaleAttempt
-from tq_node.partition import proposing, tasks, unapplied
+from tq_node.partition import apply_queue, lifecycle, open_entry
 from tq_node.types import State, TaskError, TaskRow, Token
 
 SEEDS = 300
@@ -41,7 +41,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(which=st.integers(0, 50), seconds=st.integers(0, 5_000))
     def claim_after(self, which: int, seconds: int) -> None:
         self.world.now_us += seconds * SECOND_US
-        self._tell(which, tasks.Due(self.world.now_us))
+        self._tell(which, lifecycle.Due(self.world.now_us))
         task_id = self._task(which)
         if task_id is not None:
             self.world.tell(task_id, self.world.claim(task_id))
@@ -50,27 +50,29 @@ class Lifecycle(RuleBasedStateMachine):
         which=st.integers(0, 50), draw=st.floats(0, 0.999), final=st.booleans(), delay=st.none() | st.integers(0, 9_999)
     )
     def fail(self, which: int, draw: float, final: bool, delay: int | None) -> None:
-        self._tell(which, tasks.Fail(self.world.now_us, self._token(which), TaskError("E", "m"), delay, final, draw))
+        self._tell(
+            which, lifecycle.Fail(self.world.now_us, self._token(which), TaskError("E", "m"), delay, final, draw)
+        )
 
     @rule(which=st.integers(0, 50))
     def complete(self, which: int) -> None:
-        self._tell(which, tasks.Complete(self.world.now_us, self._token(which), b"null"))
+        self._tell(which, lifecycle.Complete(self.world.now_us, self._token(which), b"null"))
 
     @rule(which=st.integers(0, 50))
     def lose(self, which: int) -> None:
-        self._tell(which, tasks.Lose(self.world.now_us, self._token(which), 0.5))
+        self._tell(which, lifecycle.Lose(self.world.now_us, self._token(which), 0.5))
 
     @rule(which=st.integers(0, 50))
     def release(self, which: int) -> None:
-        self._tell(which, tasks.Release(self.world.now_us, self._token(which)))
+        self._tell(which, lifecycle.Release(self.world.now_us, self._token(which)))
 
     @rule(which=st.integers(0, 50))
     def cancel(self, which: int) -> None:
-        self._tell(which, tasks.Cancel(self.world.now_us))
+        self._tell(which, lifecycle.Cancel(self.world.now_us))
 
     @rule(which=st.integers(0, 50))
     def retry(self, which: int) -> None:
-        self._tell(which, tasks.Retry(self.world.now_us))
+        self._tell(which, lifecycle.Retry(self.world.now_us))
 
     @rule()
     def persist_and_apply(self) -> None:
@@ -106,7 +108,7 @@ TestLifecycle.settings = settings(max_examples=60, stateful_step_count=40, deadl
 def _table(
     state: State, event: type[Any], handler: Callable[[TaskRow, Any], TaskRow]
 ) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setitem(tasks.TABLE, (state, event), handler)
+    return lambda patch: patch.setitem(lifecycle.TABLE, (state, event), handler)
 
 
 def _attribute(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch], None]:
@@ -121,56 +123,58 @@ def _fenced_by_attempt(row: TaskRow, event: Any) -> TaskRow:
     # The mistake of F30a: numbers repeat after retry, and this stands for comparing them.
     if row.attempt == 0:
         raise StaleAttempt
-    return tasks._complete(row, replace(event, token=row.token))
+    return lifecycle._complete(row, replace(event, token=row.token))
 
 
-def _fold_forgets_spec(self: unapplied.Unapplied, partition: int, sequence: int, effects: list[Any]) -> None:
+def _fold_forgets_spec(self: apply_queue.ApplyQueue, partition: int, sequence: int, effects: list[Any]) -> None:
     _add(self, partition, sequence, [replace(e, spec=None) if getattr(e, "spec", None) else e for e in effects])
 
 
-_add = unapplied.Unapplied.add
+_add = apply_queue.ApplyQueue.add
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "complete is not fenced": _table(State.PROCESSING, tasks.Complete, _unfenced(tasks._complete)),
-    "complete is fenced by attempt number": _table(State.PROCESSING, tasks.Complete, _fenced_by_attempt),
-    "fail is not fenced": _table(State.PROCESSING, tasks.Fail, _unfenced(tasks._fail)),
-    "release is not fenced": _table(State.PROCESSING, tasks.Release, _unfenced(tasks._release)),
-    "lose is not fenced": _table(State.PROCESSING, tasks.Lose, _unfenced(tasks._lose)),
-    "note is not fenced": _table(State.PROCESSING, tasks.Note, _unfenced(tasks._note)),
-    "a completed task can be sent back": _table(State.COMPLETED, tasks.Retry, tasks._retry),
-    "a final task can be cancelled": _table(State.COMPLETED, tasks.Cancel, tasks._cancel),
-    "a cancelled task can complete": _table(State.CANCELLED, tasks.Complete, _unfenced(tasks._complete)),
-    "a running task can be claimed again": _table(State.PROCESSING, tasks.Claim, tasks._claim),
-    "a scheduled task can be claimed": _table(State.SCHEDULED, tasks.Claim, tasks._claim),
+    "complete is not fenced": _table(State.PROCESSING, lifecycle.Complete, _unfenced(lifecycle._complete)),
+    "complete is fenced by attempt number": _table(State.PROCESSING, lifecycle.Complete, _fenced_by_attempt),
+    "fail is not fenced": _table(State.PROCESSING, lifecycle.Fail, _unfenced(lifecycle._fail)),
+    "release is not fenced": _table(State.PROCESSING, lifecycle.Release, _unfenced(lifecycle._release)),
+    "lose is not fenced": _table(State.PROCESSING, lifecycle.Lose, _unfenced(lifecycle._lose)),
+    "note is not fenced": _table(State.PROCESSING, lifecycle.Note, _unfenced(lifecycle._note)),
+    "a completed task can be sent back": _table(State.COMPLETED, lifecycle.Retry, lifecycle._retry),
+    "a final task can be cancelled": _table(State.COMPLETED, lifecycle.Cancel, lifecycle._cancel),
+    "a cancelled task can complete": _table(State.CANCELLED, lifecycle.Complete, _unfenced(lifecycle._complete)),
+    "a running task can be claimed again": _table(State.PROCESSING, lifecycle.Claim, lifecycle._claim),
+    "a scheduled task can be claimed": _table(State.SCHEDULED, lifecycle.Claim, lifecycle._claim),
     "due looks at no clock": _table(
-        State.SCHEDULED, tasks.Due, lambda r, e: replace(r, rev=r.rev + 1, state=State.PENDING)
+        State.SCHEDULED, lifecycle.Due, lambda r, e: replace(r, rev=r.rev + 1, state=State.PENDING)
     ),
     "a retry keeps its counts": _table(
-        State.FAILED, tasks.Retry, lambda r, e: replace(tasks._retry(r, e), failures=r.failures)
+        State.FAILED, lifecycle.Retry, lambda r, e: replace(lifecycle._retry(r, e), failures=r.failures)
     ),
     "a retry keeps its result": _table(
-        State.CANCELLED, tasks.Retry, lambda r, e: replace(tasks._retry(r, e), ended_us=r.ended_us)
+        State.CANCELLED, lifecycle.Retry, lambda r, e: replace(lifecycle._retry(r, e), ended_us=r.ended_us)
     ),
     "losses are not bounded": _attribute(limits, "LOST_ATTEMPTS_MAX", 10**9),
     "losses count as failures": _table(
-        State.PROCESSING, tasks.Lose, lambda r, e: replace(tasks._lose(r, e), failures=r.failures + 1)
+        State.PROCESSING, lifecycle.Lose, lambda r, e: replace(lifecycle._lose(r, e), failures=r.failures + 1)
     ),
     "a lost attempt is re-queued at once": _table(
-        State.PROCESSING, tasks.Lose, lambda r, e: replace(tasks._lose(r, e), state=State.PENDING)
+        State.PROCESSING, lifecycle.Lose, lambda r, e: replace(lifecycle._lose(r, e), state=State.PENDING)
     ),
     "max_attempts is not looked at": _table(
-        State.PROCESSING, tasks.Fail, lambda r, e: replace(tasks._fail(r, e), state=State.SCHEDULED, ended_us=None)
+        State.PROCESSING,
+        lifecycle.Fail,
+        lambda r, e: replace(lifecycle._fail(r, e), state=State.SCHEDULED, ended_us=None),
     ),
-    "attempts are not recorded": _attribute(tasks, "_recorded", lambda row, at_us, outcome, error: row.attempts),
-    "rev stands still": _table(State.PENDING, tasks.Claim, lambda r, e: replace(tasks._claim(r, e), rev=r.rev)),
+    "attempts are not recorded": _attribute(lifecycle, "_recorded", lambda row, at_us, outcome, error: row.attempts),
+    "rev stands still": _table(State.PENDING, lifecycle.Claim, lambda r, e: replace(lifecycle._claim(r, e), rev=r.rev)),
     "an attempt keeps its number": _table(
-        State.PENDING, tasks.Claim, lambda r, e: replace(tasks._claim(r, e), attempt=max(1, r.attempt))
+        State.PENDING, lifecycle.Claim, lambda r, e: replace(lifecycle._claim(r, e), attempt=max(1, r.attempt))
     ),
     "release spends an attempt": _table(
-        State.PROCESSING, tasks.Release, lambda r, e: replace(tasks._release(r, e), failures=r.failures + 1)
+        State.PROCESSING, lifecycle.Release, lambda r, e: replace(lifecycle._release(r, e), failures=r.failures + 1)
     ),
-    "the fold forgets what was submitted": _attribute(unapplied.Unapplied, "add", _fold_forgets_spec),
+    "the fold forgets what was submitted": _attribute(apply_queue.ApplyQueue, "add", _fold_forgets_spec),
     "two claims of a task may share an entry": _attribute(
-        proposing.OpenEntry, "claim_token", lambda self, before: Token(self.epoch, self._log.last_sequence + 1)
+        open_entry.OpenEntry, "claim_token", lambda self, before: Token(self.epoch, self._log.last_sequence + 1)
     ),
 }
 

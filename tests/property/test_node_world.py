@@ -13,8 +13,10 @@ from tests.conftest import LoggedErrors
 from tests.support.node_world import NodeWorld, Violation, run
 from tq_node.errors import Divergence
 from tq_node.facade import Accepted, Read
-from tq_node.runtime import leading, reading, recovery, replication, rows, running, submitting, table, waiters
-from tq_node.runtime.copies import Copies
+from tq_node.runtime.replication import commit_waiters, replicator
+from tq_node.runtime.replication.driver import ReplicaDriver
+from tq_node.runtime.tasks import activation, reads, recovery, row_cache, submit, task_table
+from tq_node.runtime.tasks import claims as running
 from tq_node.types import State
 
 SEEDS = 60
@@ -50,18 +52,18 @@ def _set(owner: Any, name: str, value: Any) -> Patch:
 
 
 def _answer_before_commit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(table.TaskTable, "committed_wait", lambda self, slot, wait: None)
+    patch.setattr(task_table.TaskTable, "committed_wait", lambda self, slot, wait: None)
 
 
-def _claims_start_before_commit(self: running.Running, claims: list[Any], places: dict[int, int]) -> Any:
+def _claims_start_before_commit(self: running.Claims, claims: list[Any], places: dict[int, int]) -> Any:
     return succeed(claims)
 
 
-def _repeat_looks_at_no_content(self: submitting.Submitting, submission: Any, task_id: str, found: Any) -> Any:
+def _repeat_looks_at_no_content(self: submit.Submitter, submission: Any, task_id: str, found: Any) -> Any:
     return Accepted(task_id, State.PENDING, "node-1", False), found
 
 
-def _load_forgets_the_resident(self: submitting.Submitting, submissions: Any) -> Any:
+def _load_forgets_the_resident(self: submit.Submitter, submissions: Any) -> Any:
     own = [s.id for s in submissions if s.id is not None and self._table.find(s.id) is None]
     return (
         self._table.load(own).addCallback(self._many_found, submissions) if own else self._many_found({}, submissions)
@@ -75,21 +77,21 @@ def _no_tail(store: Any, state: Any) -> Any:
     return nothing()
 
 
-def _due_heap_is_lost(self: running.Running) -> None:
+def _due_heap_is_lost(self: running.Claims) -> None:
     return None
 
 
-def _stop_and_forget(self: running.Running, task_id: str, token: Any) -> None:
+def _stop_and_forget(self: running.Claims, task_id: str, token: Any) -> None:
     self._claims.pop(task_id, None)
     if self._worker is not None:
         self._worker.stop_attempt(task_id, token)
 
 
 _recover_rows = recovery.recover_rows
-_follow = replication.Replication.follow
+_follow = replicator.Replication.follow
 
 
-def _active_before_the_barrier(self: replication.Replication, records: Any, names: Any) -> None:
+def _active_before_the_barrier(self: replicator.Replication, records: Any, names: Any) -> None:
     _follow(self, records, names)
     for core in self.copies.cores:
         if core.is_leading and not core.is_active:
@@ -102,43 +104,41 @@ async def _no_heaps(store: Any, partitions: Any, ready: Any) -> Any:
     return found
 
 
-_all_committed = waiters.CommitWaiters.committed
+_all_committed = commit_waiters.CommitWaiters.committed
 
 
-def _drop_some_waiters(self: waiters.CommitWaiters, upto: int) -> list[Any]:
+def _drop_some_waiters(self: commit_waiters.CommitWaiters, upto: int) -> list[Any]:
     return _all_committed(self, upto)[:3]
 
 
 MUTATIONS: dict[str, Patch] = {
-    "a task starts anew beside its stopped handler (I12)": _set(running.Running, "stop_attempt", _stop_and_forget),
-    "a waiter is forgotten now and then": _set(waiters.CommitWaiters, "committed", _drop_some_waiters),
+    "a task starts anew beside its stopped handler (I12)": _set(running.Claims, "stop_attempt", _stop_and_forget),
+    "a waiter is forgotten now and then": _set(commit_waiters.CommitWaiters, "committed", _drop_some_waiters),
     "answers go out before the commit (R11)": _answer_before_commit,
-    "workers start before the claim's commit (R11)": _set(
-        running.Running, "_when_claimed", _claims_start_before_commit
-    ),
+    "workers start before the claim's commit (R11)": _set(running.Claims, "_when_claimed", _claims_start_before_commit),
     "durable is taken for granted (R8, R16)": lambda patch: (
-        patch.setattr(Copies, "when_committed", lambda self, wait, places: succeed(wait.value)),
-        patch.setattr(table.TaskTable, "committed_wait", lambda self, slot, wait: None),
+        patch.setattr(ReplicaDriver, "when_committed", lambda self, wait, places: succeed(wait.value)),
+        patch.setattr(task_table.TaskTable, "committed_wait", lambda self, slot, wait: None),
     ),
     "the tail of the log is not read at start": _set(recovery, "_tail", _no_tail),
-    "a batch loads only what is not resident": _set(submitting.Submitting, "submit_many", _load_forgets_the_resident),
-    "a repeat is not compared by content": _set(submitting.Submitting, "_repeat", _repeat_looks_at_no_content),
-    "an id is not looked up": _set(submitting.Submitting, "submit", lambda self, s: self._submit_found(None, s)),
-    "rows that somebody waits for are dropped": _set(rows.RowTable, "pin", lambda self, task_id: None),
+    "a batch loads only what is not resident": _set(submit.Submitter, "submit_many", _load_forgets_the_resident),
+    "a repeat is not compared by content": _set(submit.Submitter, "_repeat", _repeat_looks_at_no_content),
+    "an id is not looked up": _set(submit.Submitter, "submit", lambda self, s: self._submit_found(None, s)),
+    "rows that somebody waits for are dropped": _set(row_cache.RowCache, "pin", lambda self, task_id: None),
     "the due timer is not set, nor the safety net": lambda patch: (
-        patch.setattr(running.Running, "schedule_due", _due_heap_is_lost),
-        patch.setattr(running.Running, "find_due", _due_heap_is_lost),
+        patch.setattr(running.Claims, "schedule_due", _due_heap_is_lost),
+        patch.setattr(running.Claims, "find_due", _due_heap_is_lost),
     ),
-    "inherited attempts are never lost": _set(leading.Leading, "_lose_inherited", lambda self, *a: None),
+    "inherited attempts are never lost": _set(activation.Activation, "_lose_inherited", lambda self, *a: None),
     "a partition is led before its barrier is committed (R7)": _set(
-        replication.Replication, "follow", _active_before_the_barrier
+        replicator.Replication, "follow", _active_before_the_barrier
     ),
     "claims outlive the primary that stepped down": _set(
-        running.Running, "_let_go_of_unstarted", lambda self, claims: None
+        running.Claims, "_let_go_of_unstarted", lambda self, claims: None
     ),
-    "heaps are not built anew with the lead": _set(leading, "recover_rows", _no_heaps),
+    "heaps are not built anew with the lead": _set(activation, "recover_rows", _no_heaps),
     "reads show what is not committed": _set(
-        reading.Reading,
+        reads.TaskReads,
         "_read",
         lambda self, slot, task_id, wait_s, age_s: succeed(Read(slot.row, "node-1", age_s)),
     ),

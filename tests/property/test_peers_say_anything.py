@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock as VirtualClock
 
 from tests.support.any_value import anything
+from tests.support.model_store.store import MemoryStore
 from tests.support.node_world import ME, NodeWorld
 from tq_node.cluster.commands import FoundCluster, PauseQueue, RegisterNode, Registration
 from tq_node.cluster.commands import encode as encode_command
@@ -41,17 +42,16 @@ from tq_node.raft.messages import (
     encode_change,
 )
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.cluster_machine import ClusterMachine
-from tq_node.runtime.confirming import WORDS
-from tq_node.runtime.forwarding import KINDS, Kind
-from tq_node.runtime.outgoing import _joined
-from tq_node.runtime.raft_driver import HARD_STATE, SNAPSHOT, RaftDriver
-from tq_node.runtime.serving import Serving, handlers_of
+from tq_node.runtime.control.map_machine import ClusterMachine
+from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, RaftDriver
+from tq_node.runtime.peer_calls import KINDS, PeerCall
+from tq_node.runtime.replication.peer_box import _joined
+from tq_node.runtime.replication.read_index import WORDS
+from tq_node.runtime.routing.peer_server import PeerServer, handlers_of
 from tq_node.store.api import Batch
-from tq_node.store.memory import MemoryStore
 from tq_node.types import NodeId, NodeName
 from tq_node.wire.codec import ForwardedCall, decode_messages, encode_messages
-from tq_node.wire.failures import MalformedBox
+from tq_node.wire.errors import MalformedBox
 
 _encode = msgspec.msgpack.Encoder().encode
 A, B, C = (NodeId(name * 32) for name in "abc")
@@ -279,14 +279,14 @@ def test_of_who_stands_behind_whom(said: list[Any]) -> None:
 # --- calls ---
 @settings(calm, max_examples=400)
 @given(kind=st.sampled_from([kind for kind in KINDS.values() if kind.name != "shutdown"]), data=st.data())
-def test_of_calls(kind: Kind, data: st.DataObject) -> None:
+def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
     world = NodeWorld(1)
     world.submit()
     settle(world)
     row = next(iter(world.acknowledged), "t")
     decoder: Any = getattr(kind.call._decode, "__self__")  # noqa: B009 (a bound method of msgspec's)
     values = anything(decoder.type, partition=st.integers(-1, 5), task_id=st.just(row), limit=st.integers(0, 3))
-    serving = Serving(handlers_of(lambda: world.queue, lambda offer: None, lambda: None))
+    serving = PeerServer(handlers_of(lambda: world.queue, lambda offer: None, lambda: None))
     for value in data.draw(st.lists(values, max_size=4)):
         answers: list[Any] = []
         serving.serve([ForwardedCall(kind.name, b"\x01" + _encode(value))]).addBoth(answers.append)

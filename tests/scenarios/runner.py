@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.raft_node import Durable
+from tests.simulation.raft.node import Durable
 from tq_node.errors import TaskQueueError
 from tq_node.raft.core import RaftCore, founding
 from tq_node.raft.messages import (
@@ -57,7 +57,7 @@ from tq_node.raft.messages import (
     VoteReply,
     decode_change,
 )
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 from tq_node.types import NodeId
 
 SCENARIOS = Path(__file__).parent
@@ -121,7 +121,7 @@ class Scenario:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.settings = Settings()
+        self.settings = RaftSettings()
         self.durable: dict[str, Durable] = {}
         self.cores: dict[str, RaftCore] = {}
         self.under_way: list[Message] = []
@@ -212,7 +212,7 @@ class Scenario:
                 bounds[key] = int(value)
             else:
                 names[kind].append(word)
-        self.settings = Settings(**bounds)
+        self.settings = RaftSettings(**bounds)
         hard_state, snapshot = founding([NodeId(name) for name in names["voters"]])
         learners = tuple(NodeId(name) for name in names["learners"])
         configuration = Configuration(snapshot.configuration.voters, learners)

@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
-from tq_node.store import opening
-from tq_node.store.partition_reader import PartitionReader
+from tq_node.store.sqlite import open_database
+from tq_node.store.sqlite.partition_reader import PartitionReader
 
 READ_BYTES = 1024 * 1024
 
@@ -26,7 +26,9 @@ class CopyAtRest(NamedTuple):
 def copies_at_rest(data_dir: Path) -> dict[int, CopyAtRest]:
     """Of each partition in the store of a node that has ended, however it ended."""
     found: dict[int, CopyAtRest] = {}
-    with contextlib.closing(opening.connect(data_dir / opening.DATABASE_NAME, cache_kib=2048)) as connection:
+    with contextlib.closing(
+        open_database.connect(data_dir / open_database.DATABASE_NAME, cache_kib=2048)
+    ) as connection:
         rows = connection.execute(
             "SELECT partition, promised, trimmed, generation, task_rows FROM partitions"
         ).fetchall()

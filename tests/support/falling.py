@@ -18,10 +18,10 @@ from tests.support.handlers import noop
 from tq_node.cluster import commands
 from tq_node.cluster import map as tables
 from tq_node.cluster.map import ClusterMap
-from tq_node.cluster.move_rules import MoveStage, stage_of
 from tq_node.cluster.records import PartitionEntry
+from tq_node.cluster.rules_moves import MoveStage, stage_of
 from tq_node.raft.messages import Entry, EntryKind
-from tq_node.runtime.raft_driver import RaftDriver
+from tq_node.runtime.control.raft_driver import RaftDriver
 from tq_node.types import NodeId
 
 __all__ = ["STEPS", "VARIABLE", "Fell", "Order", "noop"]

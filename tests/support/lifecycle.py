@@ -11,13 +11,13 @@ from typing import Any
 
 from tq_node import limits
 from tq_node.errors import AlreadyFinal, Divergence, NotRetryable, StaleAttempt
-from tq_node.partition import tasks
-from tq_node.partition.codec import decode_row, put_born, put_changed, put_size, tombstone_of
-from tq_node.partition.copy import Stored
+from tq_node.partition import lifecycle
+from tq_node.partition.apply_queue import ApplyQueue, Slice
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.entries import Effect, Put, PutTombstone, decode_effects
 from tq_node.partition.record import Record
-from tq_node.partition.unapplied import Slice, Unapplied
+from tq_node.partition.replica_log import Stored
+from tq_node.partition.row_codec import decode_row, put_born, put_changed, put_size, tombstone_of
 from tq_node.types import Backoff, NodeId, State, TaskError, TaskId, TaskRow, TaskSpec, Token
 
 REFUSALS = (StaleAttempt, AlreadyFinal, NotRetryable)
@@ -49,7 +49,7 @@ class Judge:
         self._need(after.spec is before.spec, "what the submitter said never changes")
         started = before.state is not State.PROCESSING and after.state is State.PROCESSING
         if before.state.is_final:
-            self._need(type(event) is tasks.Retry, "a final task changes by retry alone")
+            self._need(type(event) is lifecycle.Retry, "a final task changes by retry alone")
             self._need(before.state is not State.COMPLETED, "a completed task is never run again")
             self._endings[before.id] = 0
             self._need(after.attempt == after.failures == after.losses == 0, "a new run counts from zero")
@@ -74,19 +74,19 @@ class Judge:
             self._endings[after.id] = self._endings.get(after.id, 0) + 1
             self._need(self._endings[after.id] == 1, "one entry ends a run")
             self._need(after.ended_us is not None, "an ended task says when")
-        if type(event) is tasks.Unhandled:
+        if type(event) is lifecycle.Unhandled:
             self._need(before.state is State.PENDING, "only what waits is given up for want of a handler")
             self._need(after.attempts == before.attempts, "it was never begun")
         elif after.state is State.FAILED:
             enough = after.failures >= after.spec.max_attempts or after.losses >= limits.LOST_ATTEMPTS_MAX
             self._need(enough or event.final, "a task fails for good only when its attempts are spent")
-        if type(event) is tasks.Fail and after.failures >= after.spec.max_attempts:
+        if type(event) is lifecycle.Fail and after.failures >= after.spec.max_attempts:
             self._need(after.state is State.FAILED, "max_attempts bounds the failed attempts")
-        if type(event) is tasks.Lose:
+        if type(event) is lifecycle.Lose:
             self._need(after.failures == before.failures, "lost attempts are counted apart")
             self._need(after.state is not State.PENDING, "a lost attempt waits before the next (F31)")
             self._need(after.losses < limits.LOST_ATTEMPTS_MAX or after.state is State.FAILED, "three lost: failed")
-        if type(event) is tasks.Release:
+        if type(event) is lifecycle.Release:
             spends = (after.failures, after.losses) != (before.failures, before.losses)
             self._need(not spends, "a released attempt spends nothing")
         if before.state is State.PROCESSING and after.state is not State.PROCESSING:
@@ -147,7 +147,7 @@ class World:
         me = NodeId("me")
         self.log: PartitionCore[None] = PartitionCore(0, me, Stored())
         self.log.follow(Record(1, 1, me, (me,), (me,), 1, frozenset([me])), 0)
-        self.unapplied = Unapplied()
+        self.unapplied = ApplyQueue()
         self.slices = Rows()
         self.replayed = Rows()
         self.now_us = 1_000 * SECOND_US
@@ -177,7 +177,7 @@ class World:
     def submit(self) -> None:
         self.births += 1
         made = spec(f"t{self.births}", max_attempts=self.random.randint(1, 4), created_us=self.now_us)
-        row = tasks.born(made, 0, self.now_us + self.random.choice([0, 0, 5 * SECOND_US]))
+        row = lifecycle.born(made, 0, self.now_us + self.random.choice([0, 0, 5 * SECOND_US]))
         if (row.state is State.SCHEDULED) != (row.run_at_us > self.now_us):
             raise Violation("a task is born scheduled if and only if its time is to come")
         put = put_born(row)
@@ -195,28 +195,28 @@ class World:
         now, draw = self.now_us, self.random.random()
         event = self.random.choice(
             [
-                tasks.Due(now),
+                lifecycle.Due(now),
                 self.claim(task_id),
                 self.claim(task_id),
-                tasks.Note(token, None, (), 0),
-                tasks.Complete(now, token, b"1"),
-                tasks.Fail(now, token, error, self.random.choice([None, None, 0, 500]), draw < 0.1, draw),
-                tasks.Release(now, token),
-                tasks.Lose(now, token, draw),
-                tasks.Cancel(now) if draw < 0.3 else tasks.Due(now),
-                tasks.Retry(now),
-                tasks.Unhandled(now, error) if draw < 0.3 else tasks.Due(now),
+                lifecycle.Note(token, None, (), 0),
+                lifecycle.Complete(now, token, b"1"),
+                lifecycle.Fail(now, token, error, self.random.choice([None, None, 0, 500]), draw < 0.1, draw),
+                lifecycle.Release(now, token),
+                lifecycle.Lose(now, token, draw),
+                lifecycle.Cancel(now) if draw < 0.3 else lifecycle.Due(now),
+                lifecycle.Retry(now),
+                lifecycle.Unhandled(now, error) if draw < 0.3 else lifecycle.Due(now),
             ]
         )
         self.tell(task_id, event)
 
-    def claim(self, task_id: str) -> tasks.Claim:
-        return tasks.Claim(self.now_us, self.log.claim_token(self.claimed.get(task_id, 0)), "node-1")
+    def claim(self, task_id: str) -> lifecycle.Claim:
+        return lifecycle.Claim(self.now_us, self.log.claim_token(self.claimed.get(task_id, 0)), "node-1")
 
     def tell(self, task_id: str, event: Any) -> None:
         row = self.tasks[task_id]
         try:
-            after = tasks.transition(row, event)
+            after = lifecycle.transition(row, event)
         except REFUSALS as why:
             self._judge_refusal(row, event, why)
             return
@@ -226,21 +226,21 @@ class World:
         put = put_changed(row, after)
         self.log.propose(put, put_size(put))
         self.tasks[task_id] = after
-        if type(event) is tasks.Claim:
+        if type(event) is lifecycle.Claim:
             self.tokens.setdefault(task_id, []).append(event.token)
             self.claimed[task_id] = event.token.sequence
 
     def _judge_refusal(self, row: TaskRow, event: Any, why: Exception) -> None:
-        if type(event) is tasks.Retry and row.state in (State.FAILED, State.CANCELLED):
+        if type(event) is lifecycle.Retry and row.state in (State.FAILED, State.CANCELLED):
             raise Violation("a failed or cancelled task can be sent back") from why
-        if type(event) is tasks.Cancel and not row.state.is_final:
+        if type(event) is lifecycle.Cancel and not row.state.is_final:
             raise Violation("a task that has not ended can be cancelled") from why
-        if type(event) is tasks.Claim and row.state is State.PENDING:
+        if type(event) is lifecycle.Claim and row.state is State.PENDING:
             raise Violation("a pending task can be claimed") from why
         if (
             row.state is State.PROCESSING
             and getattr(event, "token", None) == row.token
-            and type(event) is not tasks.Claim
+            and type(event) is not lifecycle.Claim
         ):
             raise Violation("the holder of the token is heard") from why
 

@@ -11,7 +11,7 @@ import msgspec
 
 from tq_node.errors import ClusterRefused, LastNode, NoController, NoSuchNode, NoSuchPartition, NotReady
 from tq_node.facade import ClusterNode, ClusterView, Invitation, PartitionView
-from tq_node.wire.failures import PeerUnreachable
+from tq_node.wire.errors import PeerUnreachable
 
 CLUSTER_ID = "f" * 32
 SECRET = "5ec4e7" * 10

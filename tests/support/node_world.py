@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock as VirtualClock
 from twisted.python.failure import Failure
 
+from tests.support.model_store.store import MemoryStore
 from tests.support.workers import AnyType
 from tq_node import limits
 from tq_node.errors import (
@@ -49,11 +50,10 @@ from tq_node.facade import (
 from tq_node.observe.metrics import Metrics
 from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, WallClock
-from tq_node.runtime.queue import NodeQueue
-from tq_node.runtime.replication import Alone
+from tq_node.runtime.replication.replicator import Alone
 from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.store.api import StoredRow, Tombstone
-from tq_node.store.memory import MemoryStore
 from tq_node.types import NodeId, State, TaskError, TaskRow, Token
 
 ME = NodeId("a" * 32)
@@ -146,7 +146,7 @@ class NodeWorld:
             return int(clock.seconds() * 1e9)
 
         wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
-        self.queue = NodeQueue(
+        self.queue = LocalQueue(
             self.store,
             Clock(self.clock, wall),
             settings,

@@ -20,14 +20,14 @@ from tq_node.cluster.map import EMPTY, apply, encode
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.control_plane import ControlPlane, Outside
-from tq_node.runtime.raft_driver import founding_values
-from tq_node.runtime.registering import WELCOMES, Outcome
+from tq_node.runtime.control.control_plane import ControlPlane, Outside
+from tq_node.runtime.control.raft_driver import founding_values
+from tq_node.runtime.control.registration import WELCOMES, Outcome
 from tq_node.store.api import Batch
-from tq_node.store.sqlite import SqliteStore, open_store
+from tq_node.store.sqlite.store import SqliteStore, open_store
 from tq_node.types import NodeId, NodeName
 from tq_node.wire import commands as wire
-from tq_node.wire.dialling import Dialling
+from tq_node.wire.connector import Connector
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handshake import LocalIdentity, Sessions
 from tq_node.wire.pool import PeerPool
@@ -86,7 +86,7 @@ class PlaneNode:
             secret=SECRET,
         )
         sessions = Sessions()
-        dialling = Dialling(
+        dialling = Connector(
             the_reactor, local, sessions, lambda address, seconds: client_endpoint(the_reactor, address, seconds)
         )
         self.plane = ControlPlane(

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 
+from tests.support.model_store.store import MemoryStore
 from tq_node.partition.entries import Entry, EpochStart, checksum, make_entry
 from tq_node.store.api import Batch, Install, RowWrite, StagedChunk, Store, Tombstone
-from tq_node.store.group import GroupWriter
-from tq_node.store.log_index import LogIndex
-from tq_node.store.memory import MemoryStore
-from tq_node.store.opening import DATABASE_NAME, load_log, load_states, next_task_number
-from tq_node.store.sqlite import SqliteStore, open_store
+from tq_node.store.sqlite.group_commit import GroupWriter
+from tq_node.store.sqlite.log_index import LogIndex
+from tq_node.store.sqlite.open_database import DATABASE_NAME, load_log, load_states, next_task_number
+from tq_node.store.sqlite.store import SqliteStore, open_store
 from tq_node.types import State
 
 

@@ -22,7 +22,7 @@ from tq_node.raft.messages import AnyMessage
 from tq_node.types import NodeId, NodeName
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
-from tq_node.wire.dialling import Dialling
+from tq_node.wire.connector import Connector
 from tq_node.wire.handler import Greeting, Welcome
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
 from tq_node.wire.listener import PeerListener
@@ -134,7 +134,7 @@ class WireNode:
         self.handler = RecordingHandler(self.local)
         self.sessions = Sessions()
         tls = None if with_tls is None else wire.tls(with_tls or name)
-        self.dialling = Dialling(wire.reactor, self.local, self.sessions, wire.client, tls)
+        self.dialling = Connector(wire.reactor, self.local, self.sessions, wire.client, tls)
         self.pool = PeerPool(self.dialling, self.handler, random.Random(name))
         self.listener = PeerListener(wire.reactor, wire.server(name), self.local, self.handler, self.sessions, tls=tls)
         self.address = ""

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 from textual.pilot import Pilot
 
+from tests.support.fake_cluster import FakeCluster
 from tq_tui.app import Console
 from tq_tui.client.api import ClientError
-from tq_tui.client.fake import FakeCluster
 from tq_tui.client.models import LogLine, Metrics, Progress, TaskError
 from tq_tui.state import Failed, Ticked
 from tq_tui.watch import look

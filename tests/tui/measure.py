@@ -17,9 +17,9 @@ from typing import Any
 
 from textual import events
 
+from tests.support.fake_cluster import FakeCluster
 from tq_tui import keys
 from tq_tui.app import Console
-from tq_tui.client.fake import FakeCluster
 from tq_tui.client.models import Event
 
 PER_SECOND = 1_000

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Input, TextArea
 
 from tests.tui.build import populated, running, see, settled, text_of, until
-from tq_tui import acting
+from tq_tui import actions
 from tq_tui.app import Console
 from tq_tui.client.api import Refused, Unreachable
 from tq_tui.screens.dialogs import ConfirmScreen, PromptScreen
@@ -228,7 +228,7 @@ async def test_all_that_match_are_counted_and_the_number_is_typed() -> None:
 
 
 async def test_many_marked_ones_have_their_number_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acting, "TYPED_FROM", 3)
+    monkeypatch.setattr(actions, "TYPED_FROM", 3)
     fake = populated()
     async with running(fake) as (app, pilot):
         await on_tasks(app, pilot, "status:pending")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.fake_cluster import FakeCluster
 from tq_tui.client.api import Call, ClusterClient, NodeClient, Refused, Unreachable
-from tq_tui.client.fake import FakeCluster
 from tq_tui.client.http import HttpCluster
 from tq_tui.client.models import Event, Submission
 from tq_tui.filters import TaskQuery, parse

@@ -11,7 +11,7 @@ from textual.widgets import Input, TextArea
 from tests.tui.build import populated, running, settled, text_of, until
 from tests.tui.test_state import fold as folded
 from tests.tui.test_state import polled, whole
-from tq_tui import draw, health
+from tq_tui import charts, health
 from tq_tui.client.models import Metrics
 from tq_tui.screens.dialogs import ConfirmScreen
 from tq_tui.screens.submit import SubmitScreen
@@ -131,15 +131,15 @@ def test_every_line_of_a_card_is_as_wide_as_the_card(width: int) -> None:
     gone = folded(Failed("127.0.0.1:8082", 12.0, "no route to host " * 3), view=whole())
     for view in (new, whole(), gone):
         for node in view.nodes:
-            assert {draw.length(line) for line in draw.card(view, node, width)} == {width}
-    assert "80 " in content(draw.card(new, new.nodes[0], 25)[:1]).plain, "ports tell them apart"
+            assert {charts.length(line) for line in charts.card(view, node, width)} == {width}
+    assert "80 " in content(charts.card(new, new.nodes[0], 25)[:1]).plain, "ports tell them apart"
 
 
 def test_a_node_that_is_down_claims_nothing_about_now() -> None:
     view = folded(Failed("127.0.0.1:8082", 12.0, "connection refused"), view=whole())
     down = next(one for one in view.nodes if not one.is_up)
-    assert "in sync" in content(draw.card(view, view.nodes[0], 40)).plain
-    text = content(draw.card(view, down, 40)).plain
+    assert "in sync" in content(charts.card(view, view.nodes[0], 40)).plain
+    text = content(charts.card(view, down, 40)).plain
     assert "connection refused" in text
     assert "slots" in text
     assert "0/0" not in text
@@ -151,7 +151,7 @@ def test_no_line_of_a_node_is_cut_on_the_smallest_terminal() -> None:
     view = folded(
         *(polled(name, 12.0, metrics=Metrics(busy=12, idle=4, started_at_s=2.0)) for name in ("node-1",)), view=view
     )
-    assert not any("…" in text for line in draw.node_lines(view, 58) for text, _ in line)
+    assert not any("…" in text for line in charts.node_lines(view, 58) for text, _ in line)
 
 
 def test_a_mix_of_versions_is_said() -> None:

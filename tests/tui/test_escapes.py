@@ -15,16 +15,16 @@ import msgspec
 import pytest
 
 from tests.tui.build import populated, running, settled
-from tq_tui import draw, partition_map
+from tq_tui import charts, partition_map
 from tq_tui import format as f
 from tq_tui.client.models import Partition
-from tq_tui.once import NOT_WRITTEN_STATUS, as_json_text, as_text, seen_once, written
+from tq_tui.report import NOT_WRITTEN_STATUS, as_json_text, as_text, seen_once, written
 from tq_tui.state import ClusterView
 from tq_tui.widgets.plain import Plain, content
 
 CLIPBOARD = "\x1b]52;c;SEVMTE8=\x1b\\"
 NASTY = f"a{CLIPBOARD}b\x9b31m\u202edesrever\u2066\r\x07\x00"
-TUI = Path(draw.__file__).parent
+TUI = Path(charts.__file__).parent
 
 
 def is_clean(text: str) -> bool:
@@ -75,12 +75,12 @@ async def test_everything_drawn_is_clean_and_as_wide_as_it_says() -> None:
     entry = view.nodes[0].partitions[0]
     assert isinstance(entry, Partition)
     for lines in (
-        draw.cards(view, 100, 100), draw.cards(view, 60, 4), draw.totals(view, 80), draw.node_lines(view, 80),
+        charts.cards(view, 100, 100), charts.cards(view, 60, 4), charts.totals(view, 80), charts.node_lines(view, 80),
         partition_map.partition_map(view, 80), partition_map.described(entry, 70), partition_map.roll(view, 80, 10, 0),
     ):  # fmt: skip
         plain = content(lines).plain
         assert is_clean(plain)
-    assert all(draw.length(line) == 80 for line in draw.node_lines(view, 80))
+    assert all(charts.length(line) == 80 for line in charts.node_lines(view, 80))
 
 
 async def test_the_console_writes_none_of_it() -> None:
@@ -159,5 +159,5 @@ def test_a_reader_that_has_left_costs_no_traceback() -> None:
 
 
 def test_once_needs_no_textual() -> None:
-    program = "import sys, tq_tui.once, tq_tui.client.http; sys.exit('textual' in sys.modules)"
+    program = "import sys, tq_tui.report, tq_tui.client.http; sys.exit('textual' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

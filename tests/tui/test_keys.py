@@ -7,10 +7,10 @@ import re
 import pytest
 from textual.widgets import Collapsible, Input
 
+from tests.support.fake_cluster import FakeCluster
 from tests.tui.build import console, populated, running, see, settled, text_of, until, work_on
 from tq_tui import keys
 from tq_tui.app import Console
-from tq_tui.client.fake import FakeCluster
 from tq_tui.client.models import Event
 from tq_tui.screens.events import EventsScreen
 from tq_tui.screens.help import CallsScreen, HelpScreen

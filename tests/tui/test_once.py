@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from tests.support.fake_cluster import FakeCluster
 from tests.tui.build import populated
 from tq_tui import __main__ as command
-from tq_tui.client.fake import FakeCluster
-from tq_tui.once import print_once
+from tq_tui.report import print_once
 
 
 def fallen(*names: str) -> FakeCluster:

@@ -10,14 +10,14 @@ import pytest
 from rich.cells import cell_len
 
 from tests.tui.test_state import NAMES, fold, partitions, polled, whole
-from tq_tui import draw, keys, partition_map, story
+from tq_tui import charts, keys, partition_map, task_view
 from tq_tui import format as f
 from tq_tui.addresses import BadAddress, parse_addresses, same_place
 from tq_tui.client.models import Attempt, Metrics, Partition, Readiness, Reason, Task, TaskError, WaitsFor
 from tq_tui.filters import BadFilter, Choice, TaskQuery, parse
 from tq_tui.forms import BadField, read_delay, read_number, read_payload, read_type
 from tq_tui.health import node_note
-from tq_tui.orders import Outcome, reported
+from tq_tui.requests import Outcome, reported
 from tq_tui.screens.help import help_lines
 from tq_tui.screens.overview import overview
 from tq_tui.state import Failed
@@ -212,11 +212,11 @@ def test_columns_go_by_rank_and_the_rest_is_shared() -> None:
 def test_the_overview_is_never_wider_than_the_screen(size: tuple[int, int]) -> None:
     view = fold(Failed("127.0.0.1:8082", 12.0, "a rather long reason why nobody answers there"), view=whole())
     for line in overview(view, *size):
-        assert draw.length(line) <= size[0]
+        assert charts.length(line) <= size[0]
 
 
 def test_many_nodes_become_lines() -> None:
-    lines = draw.cards(whole(), 78, 3)
+    lines = charts.cards(whole(), 78, 3)
     assert len(lines) == 3
     assert content(lines[:1]).plain.startswith("●★node-1")
 
@@ -231,7 +231,7 @@ def test_the_map_shows_what_a_node_is_to_a_partition() -> None:
     assert "▼" in text
     assert "node-2 ████████████" in content(partition_map.partition_map(view, 80, 2)).plain, "wide where there is room"
     for width in (12, 30, 80):
-        assert all(draw.length(line) <= width for line in partition_map.partition_map(view, width))
+        assert all(charts.length(line) <= width for line in partition_map.partition_map(view, width))
 
 
 # --- why it waits ---
@@ -242,24 +242,24 @@ def waiting(status: str, **fields: object) -> Task:
 def test_why_it_waits() -> None:
     view = whole(1_000.0)
     due = datetime.fromtimestamp(1_090, UTC)
-    assert "submitted for later: due in 1m30" in story.why(waiting("scheduled", run_at=due), view)
+    assert "submitted for later: due in 1m30" in task_view.why(waiting("scheduled", run_at=due), view)
     failed = Attempt(1, outcome="failed", error=TaskError("E", "broke"))
-    again = story.why(waiting("scheduled", run_at=due, attempt=1, attempts=(failed,)), view)
+    again = task_view.why(waiting("scheduled", run_at=due, attempt=1, attempts=(failed,)), view)
     assert again == "Attempt 1 failed: broke; the next one is due in 1m30 (back-off)."
-    assert "as soon as a slot is free" in story.why(waiting("pending"), view)
+    assert "as soon as a slot is free" in task_view.why(waiting("pending"), view)
     busy = fold(polled("node-1", 1_001.0, metrics=Metrics(busy=16)), view=view)
-    assert "All 16 slots of node-1 are busy" in story.why(waiting("pending"), busy)
+    assert "All 16 slots of node-1 are busy" in task_view.why(waiting("pending"), busy)
     paused = fold(polled("node-1", 1_001.0, metrics=Metrics(idle=1, paused=("default",))), view=view)
-    assert "paused" in story.why(waiting("pending"), paused)
+    assert "paused" in task_view.why(waiting("pending"), paused)
     gone = fold(Failed("127.0.0.1:8081", 1_001.0, "connection refused"), view=view)
-    assert "does not answer" in story.why(waiting("pending"), gone)
+    assert "does not answer" in task_view.why(waiting("pending"), gone)
     offline = fold(*(polled(n, 1_001.0, partitions=partitions(None, epoch=3)) for n in NAMES), view=view)
-    assert "no node leads it" in story.why(waiting("pending"), offline)
-    unhandled = story.why(waiting("pending", waiting_for=(WaitsFor("no_handler"),)), view)
+    assert "no node leads it" in task_view.why(waiting("pending"), offline)
+    unhandled = task_view.why(waiting("pending", waiting_for=(WaitsFor("no_handler"),)), view)
     assert unhandled == "No node that is up has a handler for 'email': it runs once one comes."
-    lost = story.why(waiting("failed", error=TaskError("attempts_lost", "")), view)
+    lost = task_view.why(waiting("failed", error=TaskError("attempts_lost", "")), view)
     assert "three attempts were lost" in lost
-    assert "No node has a handler" in story.why(waiting("failed", error=TaskError("no_handler", "")), view)
+    assert "No node has a handler" in task_view.why(waiting("failed", error=TaskError("no_handler", "")), view)
 
 
 def test_a_node_without_handlers_says_so() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.fake_cluster import FakeCluster
 from tests.tui.build import populated, running, settled, text_of, until, work_on
 from tq_tui import keys
 from tq_tui.client.api import Refused
-from tq_tui.client.fake import FakeCluster
 from tq_tui.screens.overview import Room
 from tq_tui.widgets.drawn import Drawn
 

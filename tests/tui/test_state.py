@@ -19,7 +19,7 @@ from tq_tui.client.models import (
     Reason,
     Stats,
 )
-from tq_tui.roster import leavers, newcomers
+from tq_tui.discovery import leavers, newcomers
 from tq_tui.state import (
     HISTORY_MAX,
     STALE_S,

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.support.fake_cluster import FakeCluster
 from tests.tui.build import populated, text_of, until
 from tq_tui import watch
 from tq_tui.app import Console
 from tq_tui.client.api import Refused
-from tq_tui.client.fake import FakeCluster
 from tq_tui.client.models import Event
 from tq_tui.state import Failed, Observation, Polled
 from tq_tui.watch import Watch
@@ -104,7 +104,7 @@ async def test_a_refusal_is_part_of_the_picture(monkeypatch: pytest.MonkeyPatch)
     async def refuse(self: object) -> None:
         raise Refused(503, "not_ready", "the node is in no cluster yet")
 
-    monkeypatch.setattr("tq_tui.client.fake.FakeNode.cluster", refuse)
+    monkeypatch.setattr("tests.support.fake_cluster.FakeNode.cluster", refuse)
     async with watching(fake) as (_, seen, _):
         await wait(lambda: seen)
         first = seen[0]

@@ -23,15 +23,16 @@ from tq_node.cluster import commands as table
 from tq_node.cluster.liveness import Evidence
 from tq_node.cluster.map import FORMAT as MAP_FORMAT
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, FIELD_LEVELS, ClusterMap
-from tq_node.partition import codec as rows
 from tq_node.partition import entries
 from tq_node.partition import messages as partition
+from tq_node.partition import row_codec as rows
 from tq_node.raft import messages as raft
-from tq_node.runtime import forwarding, membership, registering
+from tq_node.runtime import peer_calls
+from tq_node.runtime.control import membership, registration
 from tq_node.store.snapshots import GraveParts, RowParts
-from tq_node.store.upgrades import load_steps
+from tq_node.store.sqlite.upgrade import load_steps
 from tq_node.types import TaskSpec
-from tq_node.wire import bounds, codec, commands, failures, handshake
+from tq_node.wire import bounds, codec, commands, errors, handshake
 
 BODY_HEAD = f"{codec.VERSION:02x}"
 COMMAND_HEAD = f"{table.FORMAT:02x}"
@@ -42,16 +43,16 @@ BODIES: dict[str, tuple[str, Any]] = {
     "Raft.messages": (BODY_HEAD, list[raft.AnyMessage]),
     "Confirm.body": (BODY_HEAD, partition.Ping | partition.Pong),
     "Register.body": (COMMAND_HEAD, table.AnyCommand),
-    "Register.answer.body": (BODY_HEAD, registering.Welcomed),
+    "Register.answer.body": (BODY_HEAD, registration.Welcomed),
     "Heartbeat.body": (BODY_HEAD, membership.Beat),
     "Evidence.body": (BODY_HEAD, Evidence),
     "Propose.body": (COMMAND_HEAD, table.AnyCommand),
-    "Propose.answer.body": (BODY_HEAD, registering.Outcome),
+    "Propose.answer.body": (BODY_HEAD, registration.Outcome),
     "Forward.calls": (BODY_HEAD, list[codec.ForwardedCall]),
     "Forward.answer.results": (BODY_HEAD, list[codec.ForwardedResult]),
     "Data.body": ("", list[partition.AnyMessage]),
     # What lies inside these, again as bytes.
-    "error": ("", failures.ErrorBody),
+    "error": ("", errors.ErrorBody),
     "effects": ("", list[entries.Effect]),
     "spec": ("", TaskSpec),
     "row": ("", rows._Body),
@@ -137,7 +138,7 @@ def describe() -> dict[str, Any]:
     bodies = {
         name: {"head": head, "type": describing.type(inspect.type_info(kind))} for name, (head, kind) in BODIES.items()
     }
-    for kind in forwarding.KINDS.values():
+    for kind in peer_calls.KINDS.values():
         for suffix, made in (("", kind.call), (".answer", kind.result)):
             decoder: Any = getattr(made._decode, "__self__")  # noqa: B009 (a bound method of msgspec's)
             bodies[f"forward {kind.name}{suffix}"] = {
@@ -150,7 +151,7 @@ def describe() -> dict[str, Any]:
         "schema": load_steps()[-1].version,
         "commands": _commands(),
         "bodies": bodies,
-        "errors": sorted(failures.KIND_OF),
+        "errors": sorted(errors.KIND_OF),
         "kinds of table commands": {kind.__name__: kind.__struct_config__.tag for kind in get_args(table.AnyCommand)},
         "feature levels of table commands": {kind.__name__: level for kind, level in table.FEATURE_LEVEL_OF.items()},
         "feature levels of table fields": FIELD_LEVELS,

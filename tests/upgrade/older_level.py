@@ -11,7 +11,7 @@ from typing import Any
 
 from tq_node import Context, task
 
-for name in ("tq_node.member", "tq_node.cluster.controller"):
+for name in ("tq_node.node.member", "tq_node.cluster.controller"):
     module: Any = sys.modules.get(name)
     if module is not None:  # worker processes have neither
         module.FEATURE_LEVEL_MAX = int(os.environ["TEST_FEATURE_LEVEL_MAX"])

@@ -24,8 +24,8 @@ from tests.cluster.replicated import (
 from tests.support.at_rest import copies_at_rest
 from tests.support.harness import EXIT_S, Nodes, clean_environment, until
 from tests.upgrade.versions import HANDLERS, HERE, Recorded, VersionedCluster, every_recorded
-from tq_node.store.opening import DATABASE_NAME
-from tq_node.store.upgrades import load_steps
+from tq_node.store.sqlite.open_database import DATABASE_NAME
+from tq_node.store.sqlite.upgrade import load_steps
 
 pytestmark = pytest.mark.cluster
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.support.harness import Nodes
 from tq_node.cluster.records import FEATURE_LEVEL_MAX
-from tq_node.runtime.raft_driver import SNAPSHOT
+from tq_node.runtime.control.raft_driver import SNAPSHOT
 from tq_node.store.checksums import meta_crc
-from tq_node.store.opening import DATABASE_NAME
-from tq_node.store.upgrades import APPLICATION_ID, load_steps
+from tq_node.store.sqlite.open_database import DATABASE_NAME
+from tq_node.store.sqlite.upgrade import APPLICATION_ID, load_steps
 
 pytestmark = pytest.mark.cluster
 

@@ -16,7 +16,7 @@ from tests.support.harness import PROJECT, Nodes
 from tests.support.history import assert_sound
 from tests.support.load import loading, summary
 from tests.upgrade.versions import Recorded, VersionedCluster, checkout, every_recorded
-from tq_node.store.upgrades import load_steps
+from tq_node.store.sqlite.upgrade import load_steps
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 

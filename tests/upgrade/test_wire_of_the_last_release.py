@@ -20,15 +20,15 @@ from tests.upgrade.taps import Said, boxes
 from tests.upgrade.versions import Recorded, last_recorded, line_of, said_in
 from tests.upgrade.wire_rules import breaks
 from tq_node.cluster import commands as table
-from tq_node.partition.codec import _Body
 from tq_node.partition.entries import decode_effects
 from tq_node.partition.messages import LogEntry
+from tq_node.partition.row_codec import _Body
 from tq_node.raft import messages as raft
-from tq_node.runtime import forwarding
-from tq_node.runtime.credentials import read_secret
-from tq_node.runtime.outgoing import messages_in
+from tq_node.runtime import peer_calls
+from tq_node.runtime.bootstrap.credentials import read_secret
+from tq_node.runtime.replication.peer_box import messages_in
 from tq_node.types import NodeId, TaskSpec
-from tq_node.wire import bounds, codec, commands, failures, handshake
+from tq_node.wire import bounds, codec, commands, errors, handshake
 from tq_node.wire.handshake import INTRODUCTIONS
 
 LATER = 99
@@ -67,7 +67,7 @@ def test_the_transcript_holds_every_command_in_both_directions(recorded: Recorde
 def test_todays_code_reads_each_recorded_box(said: Said) -> None:
     box = {key.encode(): value for key, value in said.box.items()}
     if said.what == "error":
-        failures.decode_error(said.box["_error_code"].decode(), said.box["_body"])
+        errors.decode_error(said.box["_error_code"].decode(), said.box["_body"])
         return
     command = COMMANDS[said.command]
     read = command.parseArguments(box, None) if said.what == "command" else command.parseResponse(box, None)
@@ -105,7 +105,7 @@ def _data(values: dict[str, Any], said: Said) -> None:
 
 def _calls(values: dict[str, Any], said: Said) -> None:
     for call in codec.CALLS.decode(values["calls"]):
-        forwarding.KINDS[call.kind].call.decode(call.body)
+        peer_calls.KINDS[call.kind].call.decode(call.body)
 
 
 def _results(values: dict[str, Any], said: Said) -> None:
@@ -113,9 +113,9 @@ def _results(values: dict[str, Any], said: Said) -> None:
     assert len(results) == len(said.calls)
     for kind, result in zip(said.calls, results, strict=True):
         if result.error:
-            failures.decode_error(result.error, result.body)
+            errors.decode_error(result.error, result.body)
         else:
-            forwarding.KINDS[kind].result.decode(result.body)
+            peer_calls.KINDS[kind].result.decode(result.body)
 
 
 def _body(name: str) -> Callable[[dict[str, Any], Said], None]:
@@ -301,7 +301,7 @@ def test_a_later_introduction_is_read_without_what_is_new_in_it(recorded: Record
     recorded.frozen().read("Hello", "command", {"hello": data})
     only_later = [*fields[:7], bounds.PROTOCOL_MAX + 1, bounds.PROTOCOL_MAX + 2, *fields[9:]]
     strange = INTRODUCTIONS.decode(hello[:1] + msgspec.msgpack.encode(only_later))
-    with pytest.raises(failures.NoCommonProtocol, match=f"speaks protocols {bounds.PROTOCOL_MAX + 1} to"):
+    with pytest.raises(errors.NoCommonProtocol, match=f"speaks protocols {bounds.PROTOCOL_MAX + 1} to"):
         handshake.identity(strange, "there")
 
 

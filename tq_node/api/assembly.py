@@ -9,12 +9,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
-from tq_node.api.heads import HeadRules, KnownHosts
-from tq_node.api.hot import HotPath
+from tq_node.api.health import ServiceRoutes
+from tq_node.api.http.fast_path import FastPath
+from tq_node.api.http.request_head import HeadRules, KnownHosts
+from tq_node.api.http.site import ApiSite
 from tq_node.api.routes import Route, klein_app
-from tq_node.api.service import ServiceRoutes
 from tq_node.api.settings import ApiSettings
-from tq_node.api.site import ApiSite
 from tq_node.api.tasks import TaskRoutes
 from tq_node.api.workers import WorkerRoutes
 from tq_node.facade import TaskQueue
@@ -63,7 +63,7 @@ def make_site(
         route_names={route.path.encode("ascii"): route.path for route in rooms.routes if "<" not in route.path},
         always_served=_ALWAYS_SERVED,
         heads=HeadRules(hosts, rooms.routes),
-        hot=HotPath(
+        hot=FastPath(
             [route for route in rooms.routes if route.hot and settings.hot_routes_direct],
             settings.body_bytes_max,
             hosts,

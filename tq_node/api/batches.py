@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.api.answering import Answering
-from tq_node.api.failures import SubmitNotConfirmed, item_error
+from tq_node.api.http.exchange import Exchange
+from tq_node.api.problems import SubmitNotConfirmed, item_error
 from tq_node.errors import OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, Submission, TaskQueue
 from tq_node.slices import Pace
@@ -75,7 +75,7 @@ def _of_item(why: TaskQueueError, submission: Submission) -> TaskQueueError:
 
 async def answer_batch(
     results: list[Accepted | TaskQueueError],
-    request: Answering,
+    request: Exchange,
     items: list[Submission | TaskQueueError],
     pace: Pace,
 ) -> None:

@@ -9,10 +9,10 @@ from msgspec import UNSET, UnsetType
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
-from tq_node.api.failures import PeerUnreachable
-from tq_node.api.loopback import refuse_strangers
+from tq_node.api.http.local_only import require_loopback
+from tq_node.api.http.request import ApiRequest
+from tq_node.api.problems import PeerUnreachable
 from tq_node.api.query import NodeParameters, NoParameters, RecoverParameters, read_query
-from tq_node.api.request import ApiRequest
 from tq_node.api.routes import Answer, Route
 from tq_node.facade import ClusterView, PartitionView, TaskQueue
 
@@ -146,7 +146,7 @@ class ClusterRoutes:
     # --- joining ---
     def join(self, request: ApiRequest) -> None:
         # First of all: what a stranger sent besides is not even looked at.
-        refuse_strangers(request)
+        require_loopback(request)
         read_query(request, NoParameters)
         invitation = self._queue.invite()
         answer = JoinAnswer(True, invitation.cluster_id, invitation.secret, invitation.peer)

@@ -15,9 +15,9 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from tq_node import errors, limits
-from tq_node.api.answers import event_data
+from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import ScopeParameters, read_query
-from tq_node.api.request import ApiRequest
+from tq_node.api.responses import event_data
 from tq_node.api.routes import Answer, Route
 from tq_node.api.settings import ApiSettings
 from tq_node.facade import EventBatch, Subscription, TaskQueue

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tq_node.api.failures import Problem
+from tq_node.api.problems import Problem
 from tq_node.api.routes import Answer, Route
 from tq_node.errors import BadParameter, Busy, CrossOrigin, Malformed, Misdirected, TaskQueueError
 

@@ -15,9 +15,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tq_node import limits
-from tq_node.api.answering import Answering
+from tq_node.api.http.exchange import Exchange
 from tq_node.api.names import NAME_PATTERN, is_shown
-from tq_node.api.schemas import TASK_ID_PATTERN
+from tq_node.api.requests import TASK_ID_PATTERN
 from tq_node.errors import BadParameter
 from tq_node.facade import ListQuery
 from tq_node.types import STATE_LABELS, STATE_OF_LABEL, State
@@ -108,7 +108,7 @@ class _Cursor(msgspec.Struct, array_like=True):
     id: str
 
 
-def read_query(request: Answering, kind: type[P]) -> P:
+def read_query(request: Exchange, kind: type[P]) -> P:
     """The request's parameters as a ``kind``. :raises BadParameter: naming the parameter."""
     given: dict[str, str] = {}
     for raw_name, raw_values in (request.args or {}).items():

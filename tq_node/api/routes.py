@@ -10,9 +10,9 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tq_node.api.failures import answer_failure
+from tq_node.api.http.request import ApiRequest
+from tq_node.api.problems import answer_failure
 from tq_node.api.query import NoParameters
-from tq_node.api.request import ApiRequest
 from tq_node.errors import TaskQueueError
 
 Handler = Callable[..., "Deferred[None] | Coroutine[Any, Any, None] | None"]

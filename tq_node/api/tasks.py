@@ -13,22 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import errors, limits
-from tq_node.api.answering import Answering
-from tq_node.api.answers import (
-    BatchAnswer,
-    ListAnswer,
-    QueueDone,
-    StatsAnswer,
-    Submitted,
-    TaskDone,
-    TaskOut,
-    state_counts,
-    task_out,
-)
 from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
-from tq_node.api.failures import PeerUnreachable, SubmitNotConfirmed
-from tq_node.api.gate import NOT_DONE, TOO_MANY_READS
-from tq_node.api.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
+from tq_node.api.http.concurrency_limit import NOT_DONE, TOO_MANY_READS
+from tq_node.api.http.exchange import Exchange
+from tq_node.api.http.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
+from tq_node.api.problems import PeerUnreachable, SubmitNotConfirmed
 from tq_node.api.query import (
     ListParameters,
     PauseParameters,
@@ -41,8 +30,19 @@ from tq_node.api.query import (
     to_list_query,
     write_cursor,
 )
+from tq_node.api.requests import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, SubmitRequest, idempotency_key
+from tq_node.api.responses import (
+    BatchAnswer,
+    ListAnswer,
+    QueueDone,
+    StatsAnswer,
+    Submitted,
+    TaskDone,
+    TaskOut,
+    state_counts,
+    task_out,
+)
 from tq_node.api.routes import Answer, Route
-from tq_node.api.schemas import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, SubmitRequest, idempotency_key
 from tq_node.api.settings import ApiSettings
 from tq_node.errors import NotJson, OutcomeUnknown
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
@@ -94,7 +94,7 @@ class TaskRoutes:
         self._waiting_max = settings.waiting_requests_max
 
     # --- submit ---
-    def submit(self, request: Answering) -> Deferred[None]:
+    def submit(self, request: Exchange) -> Deferred[None]:
         body = request.body()
         content_type = request.getHeader(b"content-type")
         if content_type is not None and content_type != JSON_TYPE:
@@ -109,13 +109,13 @@ class TaskRoutes:
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
-    async def _submit_large(self, request: Answering, body: bytes, key: str | None) -> None:
+    async def _submit_large(self, request: Exchange, body: bytes, key: str | None) -> None:
         submission = await self._bodies.large_submission(body, key, request.site.slices.pace(request.route))
         await self._queue.submit(submission).addCallbacks(
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
-    async def batch(self, request: Answering) -> None:
+    async def batch(self, request: Exchange) -> None:
         body = request.body()
         ndjson = takes_lines(request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
         refuse_encoded(request.getHeader(b"content-encoding"))
@@ -129,13 +129,13 @@ class TaskRoutes:
         await answer_batch(results, request, items, pace)
 
     # --- one task ---
-    def status(self, request: Answering) -> Deferred[None]:
+    def status(self, request: Exchange) -> Deferred[None]:
         sent = read_query(request, StatusParameters)
         if sent.wait > 0.0:
             return self._wait(request, sent)
         return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(self._answer_task, request)
 
-    def _wait(self, request: Answering, sent: StatusParameters) -> Deferred[None]:
+    def _wait(self, request: Exchange, sent: StatusParameters) -> Deferred[None]:
         site = request.site
         if site.waiting >= self._waiting_max:
             raise errors.Busy("too many requests wait for tasks")
@@ -151,40 +151,40 @@ class TaskRoutes:
         waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local")
         return waiting.addBoth(over).addCallback(self._answer_task, request)
 
-    def _answer_task(self, read: Read, request: Answering) -> None:
+    def _answer_task(self, read: Read, request: Exchange) -> None:
         out = task_out(read.row, read.node, self._queue.waiting_for)
         if read.age_s is not None:
             out.age = read.age_s
         request.answer(200, _encode(out))
 
-    def cancel(self, request: Answering) -> Deferred[None]:
+    def cancel(self, request: Exchange) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
         return self._queue.cancel(task_id).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
-    def retry(self, request: Answering) -> Deferred[None]:
+    def retry(self, request: Exchange) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
         return self._queue.retry(task_id).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
-    def purge(self, request: Answering) -> Deferred[None]:
+    def purge(self, request: Exchange) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
         return self._queue.purge(task_id).addCallbacks(
             _answer_purge, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
     # --- many tasks ---
-    async def list_tasks(self, request: Answering) -> None:
+    async def list_tasks(self, request: Exchange) -> None:
         query = to_list_query(read_query(request, ListParameters))
         await self._list(request, query, query)
 
-    async def dead(self, request: Answering) -> None:
+    async def dead(self, request: Exchange) -> None:
         asked = to_list_query(read_query(request, ListParameters))
         await self._list(request, asked, only_dead(asked))
 
-    async def _list(self, request: Answering, asked: ListQuery, query: ListQuery | None) -> None:
+    async def _list(self, request: Exchange, asked: ListQuery, query: ListQuery | None) -> None:
         """:param query: what is looked for; None: there can be nothing. :raises Busy: there is no room for another list."""
         site = request.site
         gate, cost = (site.reads, 1) if asked.limit <= limits.LIST_LIMIT_DEFAULT else (site.long_reads, asked.limit)
@@ -199,7 +199,7 @@ class TaskRoutes:
         finally:
             gate.leave(ticket, took_s, cost)
 
-    async def _answer_list(self, request: Answering, query: ListQuery, page: TaskPage) -> None:
+    async def _answer_list(self, request: Exchange, query: ListQuery, page: TaskPage) -> None:
         pace = request.site.slices.pace(request.route)
         pieces: list[bytes] = []
         for listed in page.tasks:
@@ -220,11 +220,11 @@ class TaskRoutes:
         )
         request.answer(200, b'{"tasks":[' + b",".join(pieces) + rest[len(b'{"tasks":[') :])
 
-    def stats(self, request: Answering) -> Deferred[None]:
+    def stats(self, request: Exchange) -> Deferred[None]:
         cluster = read_query(request, ScopeParameters).scope == "cluster"
         return self._queue.stats(cluster=cluster).addCallback(self._answer_stats, request, cluster)
 
-    def _answer_stats(self, stats: Stats, request: Answering, cluster: bool) -> None:
+    def _answer_stats(self, stats: Stats, request: Exchange, cluster: bool) -> None:
         every_copy = [mine + copied for mine, copied in zip(stats.primary, stats.replica, strict=True)]
         answer = StatsAnswer(
             node=self._queue.node_name,
@@ -238,11 +238,11 @@ class TaskRoutes:
         request.answer(200, _encode(answer))
 
     # --- queues ---
-    def pause(self, request: Answering) -> Deferred[None]:
+    def pause(self, request: Exchange) -> Deferred[None]:
         queue = read_query(request, PauseParameters).queue
         return self._queue.pause(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "paused"))
 
-    def resume(self, request: Answering) -> Deferred[None]:
+    def resume(self, request: Exchange) -> Deferred[None]:
         queue = read_query(request, QueueParameters).queue
         return self._queue.resume(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "active"))
 
@@ -359,7 +359,7 @@ class TaskRoutes:
         ]
 
 
-def _answer_submit(accepted: Accepted, request: Answering) -> None:
+def _answer_submit(accepted: Accepted, request: Exchange) -> None:
     # Ids and names hold no character that JSON or a URL would escape; the state is one of six words.
     body = b'{"success":true,"task_id":"%b","status":"%b","node":"%b"}' % (
         accepted.task_id.encode("ascii"),
@@ -388,13 +388,13 @@ def _name_task(failure: Failure, task_id: str) -> Failure:
     return failure
 
 
-def _answer_change(row: TaskRow, request: Answering) -> None:
+def _answer_change(row: TaskRow, request: Exchange) -> None:
     request.answer(200, _encode(TaskDone(True, row.id, STATE_LABELS[row.state])))
 
 
-def _answer_purge(row: TaskRow, request: Answering) -> None:
+def _answer_purge(row: TaskRow, request: Exchange) -> None:
     request.answer(200, _encode(TaskDone(True, row.id, PURGED)))
 
 
-def _answer_queue(_: None, request: Answering, done: QueueDone) -> None:
+def _answer_queue(_: None, request: Exchange, done: QueueDone) -> None:
     request.answer(200, _encode(done))

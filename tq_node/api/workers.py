@@ -9,9 +9,9 @@ from msgspec import UNSET, UnsetType
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
-from tq_node.api.answers import BackoffOut, seconds
+from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import NoParameters, read_query
-from tq_node.api.request import ApiRequest
+from tq_node.api.responses import BackoffOut, seconds
 from tq_node.api.routes import Answer, Route
 from tq_node.facade import HandlersReloaded, NodeHandlers, TaskQueue
 from tq_node.types import HandledType, HandlerKind

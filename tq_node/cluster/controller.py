@@ -29,7 +29,7 @@ from tq_node.cluster.commands import (
 )
 from tq_node.cluster.handlers import is_note_due
 from tq_node.cluster.liveness import Liveness
-from tq_node.cluster.moves import Outlook
+from tq_node.cluster.planner import Planner
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterMap, NodeEntry
 from tq_node.cluster.voters import RaftView, Wish, wish
 from tq_node.types import NodeId
@@ -80,7 +80,7 @@ def decide(
         return Decision(deaths, next_wish)
     if not plan:
         return Decision((), next_wish)
-    outlook = Outlook(cluster_map, liveness, view.me, now_ms)
+    outlook = Planner(cluster_map, liveness, view.me, now_ms)
     due = [*_on_partitions(outlook, pending), *_on_the_cluster(outlook, view, pending)]
     return Decision(tuple(due), next_wish, outlook.waiting)
 
@@ -109,7 +109,7 @@ def _deaths(
 
 
 # --- partitions ---
-def _on_partitions(outlook: Outlook, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
+def _on_partitions(outlook: Planner, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
     """Of each partition at most one thing at a time: every step is compare-and-set, a second one would be refused."""
     busy = partitions_in(pending)
 
@@ -137,7 +137,7 @@ def _on_partitions(outlook: Outlook, pending: Collection[AnyCommand]) -> Iterato
     yield from _batches(PlanPrimary, free(heirs), batch)
 
 
-def _is_anything_under_way(outlook: Outlook) -> bool:
+def _is_anything_under_way(outlook: Planner) -> bool:
     return any(entry.is_moving or entry.heir is not None for entry in outlook.map.partitions)
 
 
@@ -157,13 +157,13 @@ def _batches(kind: Callable[[Any], AnyCommand], steps: Sequence[_Step], size: in
 
 
 # --- the cluster ---
-def _on_the_cluster(outlook: Outlook, view: RaftView, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
+def _on_the_cluster(outlook: Planner, view: RaftView, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
     for command in (*_removals(outlook, view), *_levels(outlook.map), *_notes(outlook, view)):
         if command not in pending:
             yield command
 
 
-def _removals(outlook: Outlook, view: RaftView) -> Iterator[AnyCommand]:
+def _removals(outlook: Planner, view: RaftView) -> Iterator[AnyCommand]:
     """Section 6, leave: drained, moved, leadership and vote given up, and then removed."""
     leaving = [node for node in outlook.map.nodes.values() if node.is_member and node.is_leaving]
     if leaving:
@@ -181,7 +181,7 @@ def _levels(cluster_map: ClusterMap) -> Iterator[AnyCommand]:
         yield RaiseFeatureLevel(supported)
 
 
-def _notes(outlook: Outlook, view: RaftView) -> Iterator[AnyCommand]:
+def _notes(outlook: Planner, view: RaftView) -> Iterator[AnyCommand]:
     if len(view.voters) >= VOTERS_TO_NOTE and not outlook.map.has_had_three_voters:
         yield NoteThreeVoters()
     if is_note_due(outlook.map, outlook.liveness.handlers):

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from tq_node.cluster.pace import DEFAULT_PACE, Pace
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
 from tq_node.types import Announced, NodeId
 
 
@@ -63,7 +63,7 @@ def is_majority(reporters: Collection[NodeId], voters: Collection[NodeId]) -> bo
 class Liveness:
     """:param now_ms: when this node started to listen."""
 
-    def __init__(self, now_ms: int, pace: Pace = DEFAULT_PACE) -> None:
+    def __init__(self, now_ms: int, pace: ControllerSettings = DEFAULT_PACE) -> None:
         self.pace = pace
         self._granted_ms = now_ms
         self._ticked_ms = now_ms

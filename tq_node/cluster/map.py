@@ -26,17 +26,7 @@ from tq_node.cluster.commands import (
     ResumeQueue,
     feature_level_of,
 )
-from tq_node.cluster.draft import (
-    Applied,
-    Change,
-    Draft,
-    NodeChanged,
-    PartitionChanged,
-    QueueChanged,
-)
-from tq_node.cluster.move_rules import MOVE_RULES
-from tq_node.cluster.node_rules import NODE_RULES, entry_of
-from tq_node.cluster.partition_rules import PARTITION_RULES
+from tq_node.cluster.map_edit import Applied, Change, MapEdit, NodeChanged, PartitionChanged, QueueChanged
 from tq_node.cluster.records import (
     EMPTY,
     FEATURE_LEVEL_MAX,
@@ -48,6 +38,9 @@ from tq_node.cluster.records import (
     PartitionEntry,
 )
 from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.rules_moves import MOVE_RULES
+from tq_node.cluster.rules_nodes import NODE_RULES, entry_of
+from tq_node.cluster.rules_partitions import PARTITION_RULES
 from tq_node.types import Epoch, HandlerKind
 
 FORMAT = 1
@@ -85,7 +78,7 @@ def apply(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
 
 
 def _applied(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
-    draft = Draft(cluster_map, index)
+    draft = MapEdit(cluster_map, index)
     if isinstance(command, FoundCluster):
         return _found(draft, command)
     if not cluster_map.is_founded:
@@ -108,7 +101,7 @@ def _are_settings_sound(command: FoundCluster) -> bool:
     )
 
 
-def _found(draft: Draft, command: FoundCluster) -> Applied:
+def _found(draft: MapEdit, command: FoundCluster) -> Applied:
     if draft.before.is_founded:
         draft.refuse(Refusal.ALREADY_FOUNDED)
         return draft.finish()
@@ -138,7 +131,7 @@ def _found(draft: Draft, command: FoundCluster) -> Applied:
 
 
 # --- the cluster itself ---
-def _pause(draft: Draft, command: PauseQueue) -> None:
+def _pause(draft: MapEdit, command: PauseQueue) -> None:
     paused = draft.before.paused_queues
     if command.queue in paused:
         return
@@ -149,25 +142,25 @@ def _pause(draft: Draft, command: PauseQueue) -> None:
     draft.note_queue(command.queue, is_paused=True)
 
 
-def _resume(draft: Draft, command: ResumeQueue) -> None:
+def _resume(draft: MapEdit, command: ResumeQueue) -> None:
     paused = draft.before.paused_queues
     if command.queue in paused:
         draft.set(paused_queues=tuple(queue for queue in paused if queue != command.queue))
         draft.note_queue(command.queue, is_paused=False)
 
 
-def _rebalance(draft: Draft, _: Rebalance) -> None:
+def _rebalance(draft: MapEdit, _: Rebalance) -> None:
     draft.set(rebalance=draft.index)
 
 
-def _rebalance_done(draft: Draft, command: RebalanceDone) -> None:
+def _rebalance_done(draft: MapEdit, command: RebalanceDone) -> None:
     if draft.before.rebalance == 0 or command.requested_index != draft.before.rebalance:
         draft.refuse(Refusal.NOT_NEEDED)
     else:
         draft.set(rebalance=0)
 
 
-def is_supported_by_all(draft: Draft, feature_level: int) -> bool:
+def is_supported_by_all(draft: MapEdit, feature_level: int) -> bool:
     """F44: raised only when every member can apply what it allows."""
     return all(
         node.feature_level_min <= feature_level <= node.feature_level_max
@@ -176,7 +169,7 @@ def is_supported_by_all(draft: Draft, feature_level: int) -> bool:
     )
 
 
-def _raise_feature_level(draft: Draft, command: RaiseFeatureLevel) -> None:
+def _raise_feature_level(draft: MapEdit, command: RaiseFeatureLevel) -> None:
     if command.feature_level <= draft.before.feature_level:
         draft.refuse(Refusal.NOT_NEEDED)  # never lowered
     elif not is_supported_by_all(draft, command.feature_level):
@@ -187,17 +180,17 @@ def _raise_feature_level(draft: Draft, command: RaiseFeatureLevel) -> None:
         draft.set(feature_level=command.feature_level)
 
 
-def _note_three_voters(draft: Draft, _: NoteThreeVoters) -> None:
+def _note_three_voters(draft: MapEdit, _: NoteThreeVoters) -> None:
     if not draft.before.has_had_three_voters:
         draft.set(has_had_three_voters=True)
 
 
-def _note_handlers(draft: Draft, _: NoteHandlers) -> None:
+def _note_handlers(draft: MapEdit, _: NoteHandlers) -> None:
     if not draft.before.handlers_seen:
         draft.set(handlers_seen=True)
 
 
-RULES: dict[type, Callable[[Draft, Any], None]] = {
+RULES: dict[type, Callable[[MapEdit, Any], None]] = {
     **NODE_RULES,
     **PARTITION_RULES,
     **MOVE_RULES,

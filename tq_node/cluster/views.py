@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from tq_node.cluster.liveness import Liveness
-from tq_node.cluster.move_rules import MoveStage, are_in_sync, stage_of
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.cluster.rules_moves import MoveStage, are_in_sync, stage_of
 from tq_node.types import NodeId
 
 

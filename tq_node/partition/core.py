@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Generic
 
 from tq_node.errors import Unsound
-from tq_node.partition.confirming import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
-from tq_node.partition.copy import CopyLog, News, Stored
+from tq_node.partition.effects import AskEpoch, Event, Outbox, Ready, Step, SteppedDown, Wish
 from tq_node.partition.entries import Effect, Entry
-from tq_node.partition.following import Following
-from tq_node.partition.leading import Leading
+from tq_node.partition.leases import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
 from tq_node.partition.messages import (
     Ack,
     Addressed,
@@ -27,10 +25,12 @@ from tq_node.partition.messages import (
     Sync,
     SyncOk,
 )
-from tq_node.partition.outputs import AskEpoch, Event, Outbox, Ready, Step, SteppedDown, Wish
-from tq_node.partition.pace import DEFAULT_PACE, Budget, Pace
+from tq_node.partition.primary import Primary
+from tq_node.partition.progress import ReplicaProgress
 from tq_node.partition.record import Record
-from tq_node.partition.streams import Stream
+from tq_node.partition.replica import Replica
+from tq_node.partition.replica_log import News, ReplicaLog, Stored
+from tq_node.partition.settings import DEFAULT_PACE, Budget, ReplicationSettings
 from tq_node.types import NodeId, Token
 
 _ANSWERS = (SyncOk, Ack, Reject, SnapAck)
@@ -48,22 +48,22 @@ class PartitionCore(Generic[News]):
         me: NodeId,
         stored: Stored,
         *,
-        pace: Pace = DEFAULT_PACE,
+        pace: ReplicationSettings = DEFAULT_PACE,
         budget: Budget | None = None,
     ) -> None:
         self.partition = partition
         self.me = me
         self._pace = pace
         self._budget = budget if budget is not None else Budget()
-        self.log: CopyLog[News] = CopyLog(partition, stored, pace, self._budget)
+        self.log: ReplicaLog[News] = ReplicaLog(partition, stored, pace, self._budget)
         self.record: Record | None = None
         self._messages: list[Addressed] = []
         self._after: list[Addressed] = []
         self._steps: list[Step] = []
         self._wishes: list[Wish] = []
         self._events: list[Event] = []
-        self._following: Following[News] = Following(self.log, self._messages, self._after)
-        self._leading: Leading[News] | None = None
+        self._following: Replica[News] = Replica(self.log, self._messages, self._after)
+        self._leading: Primary[News] | None = None
         self._connected: set[NodeId] = set()
         self._number = 0
         self._ticked_ms: int | None = None
@@ -114,7 +114,7 @@ class PartitionCore(Generic[News]):
         return self._leading.effective if self._leading is not None else frozenset()
 
     @property
-    def streams(self) -> dict[NodeId, Stream]:
+    def streams(self) -> dict[NodeId, ReplicaProgress]:
         """Of the other copies, while it leads."""
         return self._leading.sending.streams if self._leading is not None else {}
 
@@ -169,7 +169,7 @@ class PartitionCore(Generic[News]):
         if self._following.is_receiving:
             self._following.abort_snapshot()
         self._following.promise(record.epoch)
-        self._leading = Leading(
+        self._leading = Primary(
             self.me,
             log,
             record,

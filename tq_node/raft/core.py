@@ -13,10 +13,9 @@ import msgspec
 
 from tq_node.errors import Unsound
 from tq_node.raft import soundness
-from tq_node.raft.arrears import Arrears, Claim
-from tq_node.raft.dice import Dice
 from tq_node.raft.election import Election
 from tq_node.raft.log import RaftLog, Write
+from tq_node.raft.lost_log import Claim, LostLog
 from tq_node.raft.membership import Membership
 from tq_node.raft.messages import (
     Append,
@@ -40,10 +39,11 @@ from tq_node.raft.messages import (
     VoteReply,
 )
 from tq_node.raft.progress import Mode
-from tq_node.raft.reads import Reads
+from tq_node.raft.read_index import ReadIndex
 from tq_node.raft.replication import Replication
+from tq_node.raft.rng import Rng
 from tq_node.raft.roles import Roles
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 from tq_node.raft.snapshots import Snapshots
 from tq_node.raft.state import NodeState
 from tq_node.raft.transfer import Transfer
@@ -51,7 +51,7 @@ from tq_node.types import NodeId
 
 FOUNDING_INDEX = 1
 FOUNDING_TERM = 1
-DEFAULT_SETTINGS = Settings()
+DEFAULT_SETTINGS = RaftSettings()
 _NO_HARD_STATE = HardState()
 _NO_SNAPSHOT = Snapshot()
 
@@ -91,14 +91,14 @@ class RaftCore:
         snapshot: Snapshot = _NO_SNAPSHOT,
         entries: Sequence[Entry] = (),
         applied_index: int = 0,
-        settings: Settings = DEFAULT_SETTINGS,
+        settings: RaftSettings = DEFAULT_SETTINGS,
         is_readable: Callable[[int, bytes], bool] = lambda log_index, data: True,
     ) -> None:
         self.log = RaftLog(snapshot, entries, applied_index)
-        self.state = state = NodeState(me, self.log, hard_state, settings, Dice(seed))
+        self.state = state = NodeState(me, self.log, hard_state, settings, Rng(seed))
         self._transfer = Transfer(state)
-        self._reads = Reads(state)
-        self._arrears = Arrears(state)
+        self._reads = ReadIndex(state)
+        self._arrears = LostLog(state)
         self._snapshots = Snapshots(state, self._arrears, is_readable)
         self._roles = Roles(state, self._reads, self._snapshots)
         self._replication = Replication(state, self._reads, self._snapshots, self._transfer, self._arrears)

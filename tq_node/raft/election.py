@@ -6,9 +6,9 @@ Dissertation, 3.4; pre-vote 9.6; loyalty to a live leader 4.2.3, check-quorum 6.
 from __future__ import annotations
 
 from tq_node.raft import quorum
-from tq_node.raft.arrears import Arrears
+from tq_node.raft.lost_log import LostLog
 from tq_node.raft.messages import Role, TimeoutNow, Vote, VoteReply
-from tq_node.raft.reads import Reads
+from tq_node.raft.read_index import ReadIndex
 from tq_node.raft.replication import Replication
 from tq_node.raft.roles import Roles
 from tq_node.raft.state import NodeState
@@ -25,9 +25,9 @@ class Election:
         state: NodeState,
         roles: Roles,
         replication: Replication,
-        reads: Reads,
+        reads: ReadIndex,
         transfer: Transfer,
-        arrears: Arrears,
+        arrears: LostLog,
     ) -> None:
         self._state = state
         self._roles = roles

@@ -17,7 +17,7 @@ import enum
 from collections import deque
 
 from tq_node.raft.messages import Snapshot
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 
 
 class Mode(enum.IntEnum):
@@ -71,13 +71,13 @@ class Progress:
         self.round_is_fast = False
 
     # --- flow ---
-    def is_paused(self, settings: Settings) -> bool:
+    def is_paused(self, settings: RaftSettings) -> bool:
         """May nothing be sent now? Bounds what is on its way to this follower (10.2.1)."""
         if self.mode is Mode.REPLICATE:
             return self.is_window_full(settings)
         return self.mode is Mode.SNAPSHOT or self.probe_sent
 
-    def is_window_full(self, settings: Settings) -> bool:
+    def is_window_full(self, settings: RaftSettings) -> bool:
         return (
             len(self.inflight) >= settings.inflight_messages_max
             or self.inflight_bytes + settings.message_bytes_max > settings.inflight_bytes_max
@@ -151,11 +151,11 @@ class Progress:
         self.silent_ticks = 0
         self.is_active = True
 
-    def is_silent(self, settings: Settings) -> bool:
+    def is_silent(self, settings: RaftSettings) -> bool:
         """For an election timeout; a new leader gives everybody that long."""
         return self.silent_ticks >= settings.election_ticks
 
-    def tick(self, last_index: int, settings: Settings) -> None:
+    def tick(self, last_index: int, settings: RaftSettings) -> None:
         """A round reaches what was the end of the log when it began; it is fast if that takes less than an election timeout."""
         self.silent_ticks += 1
         if self.is_silent(settings):
@@ -165,7 +165,7 @@ class Progress:
             if self.round_ticks > settings.election_ticks:
                 self.round_is_fast = False
 
-    def note_round(self, last_index: int, settings: Settings) -> None:
+    def note_round(self, last_index: int, settings: RaftSettings) -> None:
         """After ``match_index`` has moved."""
         if self.match_index >= self.round_end:
             self.round_is_fast = self.round_ticks <= settings.election_ticks

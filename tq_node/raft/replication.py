@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tq_node.errors import Busy, PayloadTooLarge, Unsound
 from tq_node.raft import quorum
-from tq_node.raft.arrears import Arrears
+from tq_node.raft.lost_log import LostLog
 from tq_node.raft.messages import (
     ENTRY_OVERHEAD_BYTES,
     Append,
@@ -20,7 +20,7 @@ from tq_node.raft.messages import (
     HeartbeatReply,
 )
 from tq_node.raft.progress import Mode, Progress
-from tq_node.raft.reads import Reads
+from tq_node.raft.read_index import ReadIndex
 from tq_node.raft.settings import NotLeader
 from tq_node.raft.snapshots import Snapshots
 from tq_node.raft.state import NodeState
@@ -30,7 +30,7 @@ from tq_node.types import NodeId
 
 class Replication:
     def __init__(
-        self, state: NodeState, reads: Reads, snapshots: Snapshots, transfer: Transfer, arrears: Arrears
+        self, state: NodeState, reads: ReadIndex, snapshots: Snapshots, transfer: Transfer, arrears: LostLog
     ) -> None:
         self._state = state
         self._reads = reads

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tq_node.raft.messages import Role
 from tq_node.raft.progress import Progress
-from tq_node.raft.reads import Reads
+from tq_node.raft.read_index import ReadIndex
 from tq_node.raft.snapshots import Snapshots
 from tq_node.raft.state import NodeState
 from tq_node.types import NodeId
@@ -16,7 +16,7 @@ from tq_node.types import NodeId
 class Roles:
     """Changes state and nothing else: what the new role then says is up to ``Election`` and ``Replication``."""
 
-    def __init__(self, state: NodeState, reads: Reads, snapshots: Snapshots) -> None:
+    def __init__(self, state: NodeState, reads: ReadIndex, snapshots: Snapshots) -> None:
         self._state = state
         self._reads = reads
         self._snapshots = snapshots

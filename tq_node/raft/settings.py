@@ -14,7 +14,7 @@ NUMBER_MAX = 2**62
 """No term, position or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Ticks are the driver's, 0.1 s each (replication.md, Defaults). Sizes in bytes."""
 
     heartbeat_ticks: int = 2

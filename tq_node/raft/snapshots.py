@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tq_node.errors import Unsound
-from tq_node.raft.arrears import Arrears
+from tq_node.raft.lost_log import LostLog
 from tq_node.raft.messages import AppendReply, Snapshot, SnapshotChunk, SnapshotReply
 from tq_node.raft.state import NodeState
 from tq_node.types import NodeId
@@ -18,7 +18,7 @@ from tq_node.types import NodeId
 class Snapshots:
     """:param is_readable: can the state machine become what a snapshot of ``log_index`` holds?"""
 
-    def __init__(self, state: NodeState, arrears: Arrears, is_readable: Callable[[int, bytes], bool]) -> None:
+    def __init__(self, state: NodeState, arrears: LostLog, is_readable: Callable[[int, bytes], bool]) -> None:
         self._state = state
         self._arrears = arrears
         self._is_readable = is_readable

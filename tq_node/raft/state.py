@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tq_node.raft.dice import Dice
 from tq_node.raft.log import RaftLog
 from tq_node.raft.messages import (
     AppendReply,
@@ -18,7 +17,8 @@ from tq_node.raft.messages import (
     VoteReply,
 )
 from tq_node.raft.progress import Progress
-from tq_node.raft.settings import Settings
+from tq_node.raft.rng import Rng
+from tq_node.raft.settings import RaftSettings
 from tq_node.types import NodeId
 
 _AFTER_PERSIST = frozenset({Vote, VoteReply, AppendReply, SnapshotReply})
@@ -53,7 +53,7 @@ class NodeState:
         "votes",
     )
 
-    def __init__(self, me: NodeId, log: RaftLog, hard_state: HardState, settings: Settings, dice: Dice) -> None:
+    def __init__(self, me: NodeId, log: RaftLog, hard_state: HardState, settings: RaftSettings, dice: Rng) -> None:
         assert hard_state.term >= log.last_term, "the hard state is older than the log"
         self.me = me
         self.settings = settings

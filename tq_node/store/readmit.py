@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from tq_node.store.lock import DirectoryLock, sync_directory
-from tq_node.store.opening import DATABASE_NAME
 from tq_node.store.private import replace
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 FAILED_MARK = f"{DATABASE_NAME}.failed"
 """There while the store has failed and has not been set aside; holds why."""

@@ -22,11 +22,10 @@ from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from tq_node.errors import Busy, OutcomeUnknown, TaskQueueError
-from tq_node.wire import bounds, failures
-from tq_node.wire.boxes import Box, BoxParser, cut, serialize
+from tq_node.wire import bounds, errors
 from tq_node.wire.calls import BODY, MORE, Calls, Values
 from tq_node.wire.deadlines import Deadlines
-from tq_node.wire.failures import (
+from tq_node.wire.errors import (
     AnswerTooLarge,
     BoxTooLarge,
     Internal,
@@ -39,8 +38,9 @@ from tq_node.wire.failures import (
     Unread,
     WireRefusal,
 )
-from tq_node.wire.outbox import Outbox
-from tq_node.wire.under_way import Asked, Budget
+from tq_node.wire.framing import Box, BoxParser, cut, serialize
+from tq_node.wire.inflight import Asked, Budget
+from tq_node.wire.send_buffer import SendBuffer
 
 WITHIN = "within_ms"
 Log = Logger(namespace="taskqueue.wire")
@@ -74,7 +74,7 @@ class BoundedAMP(amp.AMP):
         self.heard_at_s = 0.0
         self._served: Mapping[bytes, Responder] = {}
         self._parser = BoxParser(bounds.STRANGER)
-        self._outbox = Outbox(reactor, send_bytes_max, self._drained)
+        self._outbox = SendBuffer(reactor, send_bytes_max, self._drained)
         self._calls = Calls(reactor, lambda why: self.give_up(TooSlow(why)))
         self._asked: set[Asked] = set()
         self._asked_deadlines: Deadlines[Asked] = Deadlines(reactor, self._asked_expired)
@@ -255,13 +255,13 @@ class BoundedAMP(amp.AMP):
         command: type[amp.Command] | None = None,
         failure: Failure | None = None,
     ) -> None:
-        code = failures.declared_code(error)
+        code = errors.declared_code(error)
         if code is None or not isinstance(error, TaskQueueError):
             failure = failure or Failure(error)
             what = "a command" if command is None else command.__name__
             Log.failure("{command} failed in the responder", failure=failure, command=what, event="responder_failed")
             self.bug(what, failure)
-            code, error = failures.CODE_OF[Internal], Internal(f"{what} failed")
+            code, error = errors.CODE_OF[Internal], Internal(f"{what} failed")
         if self.ended is not None:
             return
         if tag is not None:
@@ -269,7 +269,7 @@ class BoundedAMP(amp.AMP):
                 amp.ERROR: tag,
                 amp.ERROR_CODE: code.encode(),
                 amp.ERROR_DESCRIPTION: error.detail[: bounds.DETAIL_CHARS_MAX].encode("utf-8", "replace"),
-                BODY: failures.encode_error(error),
+                BODY: errors.encode_error(error),
             }
             self._write_answer([serialize(box)])
         elif isinstance(error, MalformedBox):  # nobody waits to hear of it, and what comes next is no better

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.protocols.amp import AmpBox, Argument
 
 from tq_node.wire import bounds
-from tq_node.wire.failures import BoxTooLarge, MalformedBox
+from tq_node.wire.errors import BoxTooLarge, MalformedBox
 
 _NUMBER = re.compile(rb"0|[1-9][0-9]{0,18}")
 _NUMBER_MAX = 2**63 - 1

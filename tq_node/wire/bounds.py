@@ -111,7 +111,7 @@ PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 
 
-class Caps(msgspec.Struct, frozen=True):
+class WireLimits(msgspec.Struct, frozen=True):
     """What one connection may hold at a stage of its life."""
 
     box_bytes_max: int
@@ -120,8 +120,8 @@ class Caps(msgspec.Struct, frozen=True):
     """All bytes together; None: no bound but the box's."""
 
 
-STRANGER = Caps(STRANGER_BYTES_MAX, STRANGER_KEYS_MAX, STRANGER_BYTES_MAX)
-PEER = Caps(BOX_BYTES_MAX, BOX_KEYS_MAX, None)
+STRANGER = WireLimits(STRANGER_BYTES_MAX, STRANGER_KEYS_MAX, STRANGER_BYTES_MAX)
+PEER = WireLimits(BOX_BYTES_MAX, BOX_KEYS_MAX, None)
 
 assert VALUE_BYTES_MAX <= 65_535, "a value fits into AMP's length prefix"
 assert BLOB_BYTES_MAX // VALUE_BYTES_MAX + 10 < BOX_KEYS_MAX, (

@@ -10,10 +10,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.protocols import amp
 
 from tq_node.errors import OutcomeUnknown, TaskQueueError
-from tq_node.wire import bounds, failures
-from tq_node.wire.boxes import Box
+from tq_node.wire import bounds, errors
 from tq_node.wire.deadlines import Deadlines
-from tq_node.wire.failures import BoxTooLarge, Internal, MalformedBox
+from tq_node.wire.errors import BoxTooLarge, Internal, MalformedBox
+from tq_node.wire.framing import Box
 
 MORE = b"_more"
 """Stands in each box of a long answer but the last."""
@@ -92,7 +92,7 @@ class Calls:
         """:raises WireRefusal: not what was asked for; the connection must end."""
         self._known(tag)
         try:
-            error = failures.decode_error(box.get(amp.ERROR_CODE, b"").decode("latin-1"), box.get(BODY, b""))
+            error = errors.decode_error(box.get(amp.ERROR_CODE, b"").decode("latin-1"), box.get(BODY, b""))
         except MalformedBox:  # AMP's own errors have no body
             error = Internal(box.get(amp.ERROR_DESCRIPTION, b"").decode("utf-8", "replace")[: bounds.DETAIL_CHARS_MAX])
         waiter = self._taken(tag)

@@ -16,7 +16,7 @@ from msgspec import inspect
 from tq_node.raft.messages import AnyMessage, Message
 from tq_node.types import NodeId
 from tq_node.wire import bounds
-from tq_node.wire.failures import UNREADABLE, BoxTooLarge, MalformedBox
+from tq_node.wire.errors import UNREADABLE, BoxTooLarge, MalformedBox
 
 T = TypeVar("T")
 VERSION = 1

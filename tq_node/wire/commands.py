@@ -13,7 +13,7 @@ from twisted.protocols.amp import AmpBox, Argument, Command
 
 from tq_node.wire import bounds
 from tq_node.wire.arguments import Blob, Flag, Number, Octets, Word
-from tq_node.wire.failures import CODE_OF
+from tq_node.wire.errors import CODE_OF
 
 Arguments = list[tuple[bytes, Argument]]
 

@@ -23,7 +23,7 @@ from tq_node.types import NodeId, NodeName
 from tq_node.wire import bounds
 from tq_node.wire.codec import Codec
 from tq_node.wire.commands import Lane
-from tq_node.wire.failures import NoCommonProtocol, StaleSession, WrongCluster, WrongSecret
+from tq_node.wire.errors import NoCommonProtocol, StaleSession, WrongCluster, WrongSecret
 
 _Id = Annotated[str, Meta(min_length=1, max_length=bounds.ID_CHARS_MAX, pattern=r"^[\x21-\x7e]*$")]
 _MaybeId = Annotated[str, Meta(max_length=bounds.ID_CHARS_MAX, pattern=r"^[\x21-\x7e]*$")]

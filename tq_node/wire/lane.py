@@ -17,9 +17,9 @@ from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.amp import Log
 from tq_node.wire.commands import Lane
-from tq_node.wire.dialled import DialledPeer, Target
-from tq_node.wire.dialling import Dialling
-from tq_node.wire.failures import Stopped
+from tq_node.wire.connector import Connector
+from tq_node.wire.dialled_peer import DialledPeer, Target
+from tq_node.wire.errors import Stopped
 from tq_node.wire.handler import LaneWatcher
 
 
@@ -27,7 +27,7 @@ class PeerLane:
     """Three states: waiting (``_timer``), dialling (``_attempt``), connected (``connection``); or none of them: stopped."""
 
     def __init__(
-        self, dialling: Dialling, watcher: LaneWatcher, target: Target, lane: Lane, dice: random.Random
+        self, dialling: Connector, watcher: LaneWatcher, target: Target, lane: Lane, dice: random.Random
     ) -> None:
         self.target = target
         self.lane = lane
@@ -48,7 +48,7 @@ class PeerLane:
         self._dial()
 
     def stop(self) -> None:
-        """Nothing is dialled any more. The connection is closed; ``Dialling.close_all`` waits for its end."""
+        """Nothing is dialled any more. The connection is closed; ``Connector.close_all`` waits for its end."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 
-from tq_node.wire.doorman import Doorman
-from tq_node.wire.failures import Stopped
+from tq_node.wire.acceptor import Acceptor
+from tq_node.wire.errors import Stopped
 from tq_node.wire.handler import PeerHandler
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
 from tq_node.wire.peer import AcceptedPeer
@@ -30,7 +30,7 @@ class AcceptingFactory(Factory):
         reactor: IReactorTime,
         local: LocalIdentity,
         handler: PeerHandler,
-        doorman: Doorman,
+        doorman: Acceptor,
         tls: PeerTLS | None,
         gone: Callable[[], None],
     ) -> None:
@@ -72,7 +72,7 @@ class PeerListener:
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._endpoint = endpoint
-        self._doorman = Doorman(reactor, sessions, entropy)
+        self._doorman = Acceptor(reactor, sessions, entropy)
         self._factory = AcceptingFactory(reactor, local, handler, self._doorman, tls, self._gone)
         self._outer: IProtocolFactory = self._factory if tls is None else tls.server_factory(self._factory, reactor)
         self._port: IListeningPort | None = None

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from tq_node.socket_owner import is_own_users
 from tq_node.wire import bounds, handshake
+from tq_node.wire.acceptor import Acceptor
 from tq_node.wire.amp import BoundedAMP, Responder
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedResult, decode_messages
 from tq_node.wire.commands import (
@@ -33,8 +34,7 @@ from tq_node.wire.commands import (
     Raft,
     Register,
 )
-from tq_node.wire.doorman import Doorman
-from tq_node.wire.failures import (
+from tq_node.wire.errors import (
     AnswerTooLarge,
     BoxTooLarge,
     HandshakeRefused,
@@ -115,7 +115,7 @@ class AcceptedPeer(PeerConnection):
         reactor: IReactorTime,
         local: LocalIdentity,
         handler: PeerHandler,
-        doorman: Doorman,
+        doorman: Acceptor,
         names: Names | None,
         on_gone: Callable[[AcceptedPeer], None],
     ) -> None:

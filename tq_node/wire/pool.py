@@ -17,9 +17,9 @@ from tq_node.wire import bounds
 from tq_node.wire.calls import Values
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedCall, ForwardedResult, encode_messages
 from tq_node.wire.commands import Confirm, Data, Forward, Lane, PeerCommand, Raft, ToController
-from tq_node.wire.dialled import DialledPeer, Target
-from tq_node.wire.dialling import Dialling, unreachable
-from tq_node.wire.failures import BoxTooLarge, MalformedBox, Stopped, Superseded
+from tq_node.wire.connector import Connector, unreachable
+from tq_node.wire.dialled_peer import DialledPeer, Target
+from tq_node.wire.errors import BoxTooLarge, MalformedBox, Stopped, Superseded
 from tq_node.wire.handler import LaneWatcher
 from tq_node.wire.handshake import PeerIdentity
 from tq_node.wire.lane import PeerLane
@@ -41,7 +41,7 @@ class PeerPool(Service):
     :param dice: jitter of the back-off.
     """
 
-    def __init__(self, dialling: Dialling, watcher: LaneWatcher, dice: random.Random) -> None:
+    def __init__(self, dialling: Connector, watcher: LaneWatcher, dice: random.Random) -> None:
         self._dialling = dialling
         self._watcher = watcher
         self._dice = dice
@@ -206,6 +206,6 @@ class PeerPool(Service):
     async def dial(self, address: str, lane: Lane = Lane.CONSENSUS) -> DialledPeer:
         """A connection to whoever listens there, for a node that does not know the members yet. The caller closes it.
 
-        :raises Exception: as ``Dialling.open``.
+        :raises Exception: as ``Connector.open``.
         """
         return await self._dialling.open(Target(address), lane)

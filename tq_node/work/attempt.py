@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Claim, Lost, Notes, Outcome, Released
 from tq_node.work.handlers import Handler
-from tq_node.work.notebook import Notebook
+from tq_node.work.progress_buffer import ProgressBuffer
 from tq_node.work.results import make_error
 
 CANCEL_GRACE_S = limits.CANCEL_GRACE_MS / 1000
@@ -54,7 +54,7 @@ class Attempt(ABC):
         self.lease_until = lease_until
         """CLOCK_MONOTONIC, as is ``claimed_at``."""
         self.claimed_at = 0.0
-        self.notebook = Notebook(self._noted)
+        self.notebook = ProgressBuffer(self._noted)
         self.note_in_flight = False
         self.over = False
         self._host = host

@@ -25,14 +25,14 @@ from typing import NoReturn
 
 from tq_node import limits
 from tq_node.types import TaskError, Token
-from tq_node.work import frames
+from tq_node.work import protocol
 from tq_node.work.descendants import become_subreaper, children, has_children, kill_below
-from tq_node.work.frames import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
+from tq_node.work.handler_modules import load_handlers
 from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError, context_of
-from tq_node.work.loading import load_handlers
-from tq_node.work.notebook import Notebook
+from tq_node.work.process_environment import Surroundings, bind, loosen_memory
+from tq_node.work.progress_buffer import ProgressBuffer
+from tq_node.work.protocol import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
 from tq_node.work.results import BadResult, decode_payload, describe, encode_result, make_error
-from tq_node.work.surroundings import Surroundings, bind, loosen_memory
 
 _PR_SET_PDEATHSIG = 1
 _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
@@ -101,7 +101,9 @@ class Child:
     """The two loops of a worker process and what they share, which is guarded by ``_lock``."""
 
     def __init__(self) -> None:
-        self._long: frames.FrameReader[frames.ToWorker] = frames.FrameReader(frames.ToWorker, frames.RUN_BYTES_MAX)
+        self._long: protocol.FrameReader[protocol.ToWorker] = protocol.FrameReader(
+            protocol.ToWorker, protocol.RUN_BYTES_MAX
+        )
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._serial: int | None = None
@@ -109,7 +111,7 @@ class Child:
         self._printed_serial = 0
         """The last task that has printed something which the node had not read at its end."""
         self._context: Context | None = None
-        self._notebook: Notebook | None = None
+        self._notebook: ProgressBuffer | None = None
         self._say_at: float | None = None
         """When the control thread is to pass on what was said."""
         self._said_at = 0.0
@@ -125,7 +127,7 @@ class Child:
     def main(self) -> int:
         """Load, say hello, serve. Returns the exit code."""
         start = self._read_long()
-        if not isinstance(start, frames.Start):
+        if not isinstance(start, protocol.Start):
             return 1
         sys.path[:] = start.path
         if start.umask is not None:
@@ -140,41 +142,43 @@ class Child:
             loosen_memory()
             memory_bytes = start.bounds.memory_bytes
             under = "" if memory_bytes is None else f" (under --worker-memory, {memory_bytes} bytes)"
-            self._report(frames.Broken(f"{why}{under}"))
+            self._report(protocol.Broken(f"{why}{under}"))
             return 1
         except (MemoryError, OSError, ValueError) as why:
             loosen_memory()
-            self._report(frames.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}"))
+            self._report(
+                protocol.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}")
+            )
             return 1
         self._memory_bytes = start.bounds.memory_bytes
         self._spare = children() if has_children() else set()
         self._surroundings = Surroundings()
         self._variables = copy_context()
         threading.Thread(target=self._control, name="taskqueue-control", daemon=True).start()
-        self._report(frames.Hello(os.getpid()))
+        self._report(protocol.Hello(os.getpid()))
         while data := os.read(TASK_FD, _READ_BYTES):
             # Taken, so it is ours alone to run or to turn back.
-            frame: frames.ToWorker | frames.Follows | None = frames.decode_message(data)
-            if isinstance(frame, frames.Follows):
+            frame: protocol.ToWorker | protocol.Follows | None = protocol.decode_message(data)
+            if isinstance(frame, protocol.Follows):
                 frame = self._read_long()
-            if not isinstance(frame, frames.Run):
+            if not isinstance(frame, protocol.Run):
                 return 1
             if frame.heard < self._printed_serial:
-                self._report(frames.NotBegun(frame.serial))
+                self._report(protocol.NotBegun(frame.serial))
             elif not self._run(frame):
                 return 1
         return 0
 
-    def _read_long(self) -> frames.ToWorker | None:
+    def _read_long(self) -> protocol.ToWorker | None:
         """The next frame that comes through the pipe; there is one at a time. None: the node has gone."""
         while data := os.read(RUN_FD, _READ_BYTES):
             if found := self._long.feed(data):
                 return found[0]
         return None
 
-    def _run(self, run: frames.Run) -> bool:
+    def _run(self, run: protocol.Run) -> bool:
         """Run one task and report. False: the process should end, for the handler asked for it."""
-        notebook = Notebook(self._said_something)
+        notebook = ProgressBuffer(self._said_something)
         deadline = None if run.timeout_s is None else time.time() + run.timeout_s
         context = context_of(run, run.task_type, Token(run.epoch, run.sequence), deadline, notebook)
         # A handler of an earlier task may have put its own action there.
@@ -216,9 +220,9 @@ class Child:
             self._printed_serial = run.serial
         ran_us = int((time.monotonic() - began) * 1e6)
         if failed is None:
-            self._report(frames.Done(run.serial, result, ran_us, printed, leaving=not go_on))
+            self._report(protocol.Done(run.serial, result, ran_us, printed, leaving=not go_on))
         else:
-            self._report(frames.Failed(run.serial, *failed, leaving=not go_on, ran_us=ran_us, printed=printed))
+            self._report(protocol.Failed(run.serial, *failed, leaving=not go_on, ran_us=ran_us, printed=printed))
         return go_on
 
     def _clean_up(self) -> bool:
@@ -234,21 +238,21 @@ class Child:
             raise BadResult("no_handler", f"the worker process has no handler for {task_type!r}", final=False)
         return handler
 
-    def _report(self, frame: frames.FromWorker) -> None:
+    def _report(self, frame: protocol.FromWorker) -> None:
         with self._write_lock:
             self._write(frame)
 
-    def _report_notes(self, serial: int, notebook: Notebook) -> None:
+    def _report_notes(self, serial: int, notebook: ProgressBuffer) -> None:
         # Taken and written in one go: what the control thread took must not come after the report.
         with self._write_lock:
             if (noted := notebook.take()) is not None:
-                self._write(frames.Said(serial, noted.progress, noted.lines, noted.dropped))
+                self._write(protocol.Said(serial, noted.progress, noted.lines, noted.dropped))
 
-    def _write(self, frame: frames.FromWorker) -> None:
+    def _write(self, frame: protocol.FromWorker) -> None:
         if os.getpid() != self._pid:
             # A copy that the handler forked and that came back from it: the original reports.
             os._exit(0)
-        data = memoryview(frames.encode(frame))
+        data = memoryview(protocol.encode(frame))
         while data:
             data = data[os.write(REPORT_FD, data) :]
 
@@ -266,7 +270,7 @@ class Child:
 
     def _control(self) -> NoReturn:
         """The control thread."""
-        reader: frames.FrameReader[frames.ToWorkerControl] = frames.FrameReader(frames.ToWorkerControl)
+        reader: protocol.FrameReader[protocol.ToWorkerControl] = protocol.FrameReader(protocol.ToWorkerControl)
         poller = select.poll()
         poller.register(CONTROL_FD, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
@@ -282,8 +286,8 @@ class Child:
                     if not data:
                         break
                     for frame in reader.feed(data):
-                        if self._obey(frame) and isinstance(frame, frames.Lease):
-                            self._report(frames.Renewed(frame.serial, frame.until))
+                        if self._obey(frame) and isinstance(frame, protocol.Lease):
+                            self._report(protocol.Renewed(frame.serial, frame.until))
                 if say_at is not None and time.monotonic() >= say_at:
                     self._said_at = time.monotonic()
                     self._say()
@@ -294,15 +298,15 @@ class Child:
             os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
-    def _obey(self, frame: frames.ToWorkerControl) -> bool:
+    def _obey(self, frame: protocol.ToWorkerControl) -> bool:
         """False: it is for a task that is over."""
         with self._lock:
-            if isinstance(frame, frames.Cancel):
+            if isinstance(frame, protocol.Cancel):
                 # It may have overtaken its task, which comes over the other pipe.
                 self._cancelled_serial = frame.serial
             if frame.serial != self._serial or self._context is None:
                 return False
-            if isinstance(frame, frames.Lease):
+            if isinstance(frame, protocol.Lease):
                 _arm(frame.until)
             else:
                 self._context._cancelled = True

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from tq_node import limits
 from tq_node.types import Backoff, Token
-from tq_node.work.notebook import Notebook
+from tq_node.work.progress_buffer import ProgressBuffer
 
 WILDCARD = "*"
 """The type of the handler that takes every type without a handler of its own."""
@@ -73,7 +73,7 @@ class Context:
         attempt: int = 1,
         token: Token = _NO_TOKEN,
         deadline: float | None = None,
-        notebook: Notebook | None = None,
+        notebook: ProgressBuffer | None = None,
         *,
         type: str = "",  # noqa: A002 - a field's name
         queue: str = "default",
@@ -98,7 +98,7 @@ class Context:
         self.token = token
         self.deadline = deadline
         self._cancelled = cancelled
-        self._notebook = Notebook() if notebook is None else notebook
+        self._notebook = ProgressBuffer() if notebook is None else notebook
 
     def __repr__(self) -> str:
         return f"<Context of {self.task_id} ({self.type}), attempt {self.attempt} of {self.max_attempts}>"
@@ -158,7 +158,9 @@ class Claimed(Protocol):
     def tags(self) -> dict[str, str] | None: ...
 
 
-def context_of(claimed: Claimed, task_type: str, token: Token, deadline: float | None, notebook: Notebook) -> Context:
+def context_of(
+    claimed: Claimed, task_type: str, token: Token, deadline: float | None, notebook: ProgressBuffer
+) -> Context:
     """For a handler that is about to run."""
     most = claimed.max_attempts or limits.MAX_ATTEMPTS_DEFAULT
     return Context(

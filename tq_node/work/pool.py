@@ -19,14 +19,14 @@ from twisted.logger import Logger
 import tq_node
 from tq_node import limits
 from tq_node.facade import ReadyNote
-from tq_node.work import frames
-from tq_node.work.ahead import Ahead
+from tq_node.work import protocol
 from tq_node.work.attempt import CANCEL_GRACE_S, LEASE_EXPIRED
 from tq_node.work.descendants import MARK, TreeKiller
+from tq_node.work.prefetch import Prefetch
 from tq_node.work.process import WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
+from tq_node.work.process_environment import Bounds, environment_for
 from tq_node.work.roles import Phase
-from tq_node.work.surroundings import Bounds, environment_for
 
 _log = Logger()
 _BACKOFF_S = 0.25
@@ -44,7 +44,7 @@ class ProcessPool:
 
     An attempt waits until there is a process for it. Where processes can't be started, starts are spaced out; after
     ``limits.CHILD_START_FAILURES_MAX`` in a row the attempts that wait are given back, and ``slots`` is what is there.
-    While tasks are very short (``Ahead.depth``), a process that runs one has some more lying ready in it, so that it need
+    While tasks are very short (``Prefetch.depth``), a process that runs one has some more lying ready in it, so that it need
     not wait for the reactor, nor the reactor wake it, between two of them.
     """
 
@@ -55,7 +55,7 @@ class ProcessPool:
         size: int,
         processes: IReactorProcess,
         clock: IReactorTime,
-        ahead: Ahead,
+        ahead: Prefetch,
         lock_fd: int | None = None,
         umask: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -68,7 +68,7 @@ class ProcessPool:
         :param lock_fd: inherited by each process, see ``lease.WorkersLock``.
         :param umask: what handlers make files with; None: as the node.
         """
-        self._start = frames.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"), umask, bounds)
+        self._start = protocol.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"), umask, bounds)
         self._environment = dict(environment_for(os.environ, ()) if environment is None else environment)
         self._killer = TreeKiller()
         self._size = size
@@ -357,9 +357,9 @@ class ProcessPool:
             with open(os.devnull, "rb") as null:
                 child_fds: dict[int, str | int] = {
                     0: null.fileno(), 1: "r", 2: "r",
-                    frames.RUN_FD: "w", frames.REPORT_FD: "r", frames.CONTROL_FD: "w",
-                    frames.LOCK_FD: null.fileno() if self._lock_fd is None else self._lock_fd,
-                    frames.TASK_FD: process.channel.fileno(),
+                    protocol.RUN_FD: "w", protocol.REPORT_FD: "r", protocol.CONTROL_FD: "w",
+                    protocol.LOCK_FD: null.fileno() if self._lock_fd is None else self._lock_fd,
+                    protocol.TASK_FD: process.channel.fileno(),
                 }  # fmt: skip
                 self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
         except OSError as why:

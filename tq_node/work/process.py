@@ -17,15 +17,15 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed, Outcome
-from tq_node.work import frames
+from tq_node.work import protocol
 from tq_node.work.attempt import failed
-from tq_node.work.channel import TaskChannel
 from tq_node.work.descendants import TreeKiller
-from tq_node.work.endings import ending, outcome_of
-from tq_node.work.frames import CONTROL_FD, REPORT_FD, RUN_FD
+from tq_node.work.exit_status import ending, outcome_of
 from tq_node.work.output import Output
+from tq_node.work.protocol import CONTROL_FD, REPORT_FD, RUN_FD
 from tq_node.work.results import make_error
 from tq_node.work.roles import Owner, Phase, Running
+from tq_node.work.task_socket import TaskSocket
 
 _log = Logger()
 _STDOUT, _STDERR = 1, 2
@@ -57,7 +57,7 @@ class WorkerProcess(ProcessProtocol):
     is something; it then begins nothing more until it knows that this was heard.
     """
 
-    def __init__(self, owner: Owner, start: frames.Start, killer: TreeKiller, mark: str) -> None:
+    def __init__(self, owner: Owner, start: protocol.Start, killer: TreeKiller, mark: str) -> None:
         """:param mark: of what comes from it, see ``descendants.MARK``."""
         self._killer = killer
         self._mark = mark
@@ -69,7 +69,7 @@ class WorkerProcess(ProcessProtocol):
         """What the timer of the process is known to be set to, CLOCK_MONOTONIC; while it is busy."""
         self.changed_s = 0.0
         """When it became idle or was told to leave, by the owner's clock; kept by the owner."""
-        self.channel = TaskChannel()
+        self.channel = TaskSocket()
         self.printed_serial = 0
         """The last task of which it has said that it printed."""
         self._owner = owner
@@ -82,8 +82,8 @@ class WorkerProcess(ProcessProtocol):
         """Its output is not read as it comes."""
         self._is_settling = False
         self._had_task = False
-        self._reader: frames.FrameReader[frames.FromWorker] = frames.FrameReader(frames.FromWorker)
-        self._frames: deque[frames.FromWorker] = deque()
+        self._reader: protocol.FrameReader[protocol.FromWorker] = protocol.FrameReader(protocol.FromWorker)
+        self._frames: deque[protocol.FromWorker] = deque()
         self._output = Output()
         self._started = False
         self._killed_for: Outcome | None = None
@@ -108,10 +108,10 @@ class WorkerProcess(ProcessProtocol):
     def is_deaf(self) -> bool:
         return self._is_deaf
 
-    def give(self, running: Running, run: frames.Run) -> bool:
+    def give(self, running: Running, run: protocol.Run) -> bool:
         """Run a task, next or behind what it has. ``run.serial`` is the one that ``next_serial`` gave. False: not now."""
-        message = frames.encode_message(run)
-        is_long = len(message) > frames.MESSAGE_BYTES_MAX
+        message = protocol.encode_message(run)
+        is_long = len(message) > protocol.MESSAGE_BYTES_MAX
         if self._given:
             if is_long:
                 return False
@@ -120,9 +120,9 @@ class WorkerProcess(ProcessProtocol):
             # What was printed between tasks belongs to none.
             self._output.finish()
         if is_long:
-            if not self._send(RUN_FD, frames.framed(message)):
+            if not self._send(RUN_FD, protocol.framed(message)):
                 return False
-            message = frames.encode_message(frames.Follows(run.serial))
+            message = protocol.encode_message(protocol.Follows(run.serial))
         if not self.channel.send(message):
             return False
         self.phase = Phase.BUSY
@@ -137,11 +137,11 @@ class WorkerProcess(ProcessProtocol):
 
     def renew(self, lease_until: float) -> None:
         """Of the first."""
-        self._send(CONTROL_FD, frames.encode(frames.Lease(self._given[0].serial, lease_until)))
+        self._send(CONTROL_FD, protocol.encode(protocol.Lease(self._given[0].serial, lease_until)))
 
     def cancel(self) -> None:
         """The first."""
-        self._send(CONTROL_FD, frames.encode(frames.Cancel(self._given[0].serial)))
+        self._send(CONTROL_FD, protocol.encode(protocol.Cancel(self._given[0].serial)))
 
     def settle(self) -> None:
         """Take back what has not begun, and hear what has ended: at most one is left, and that one runs."""
@@ -202,7 +202,7 @@ class WorkerProcess(ProcessProtocol):
         writer = cast("ProcessWriter", self._process.pipes[RUN_FD])
         writer.enableReadHack = False
         writer.stopReading()
-        self._send(RUN_FD, frames.encode(self._start))
+        self._send(RUN_FD, protocol.encode(self._start))
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         self._bytes_seen += len(data)
@@ -216,7 +216,7 @@ class WorkerProcess(ProcessProtocol):
             self._frames.extend(self._reader.feed(data))
             while self._frames:
                 self._received(self._frames.popleft())
-        except frames.BadFrame as why:
+        except protocol.BadFrame as why:
             self._garbled = True
             self._frames.clear()
             self._fault("bad_frame", str(why))
@@ -280,38 +280,38 @@ class WorkerProcess(ProcessProtocol):
         self._given = deque(one for one in self._given if one.serial not in serials)
         return taken
 
-    def _received(self, frame: frames.FromWorker) -> None:
+    def _received(self, frame: protocol.FromWorker) -> None:
         kind = type(frame)
-        if kind is frames.Done or kind is frames.Failed:
+        if kind is protocol.Done or kind is protocol.Failed:
             # One that was killed for a reason that counts has said all that it had to say.
             if not self._doomed():
-                self._reported(cast("frames.Done | frames.Failed", frame))
-        elif isinstance(frame, frames.NotBegun):
+                self._reported(cast("protocol.Done | protocol.Failed", frame))
+        elif isinstance(frame, protocol.NotBegun):
             for one in self._given:
                 if one.serial == frame.serial:
                     self._given.remove(one)
                     one.running.not_begun()
                     break
             self._next()
-        elif isinstance(frame, frames.Said):
+        elif isinstance(frame, protocol.Said):
             if self._given and frame.serial == self._given[0].serial:
                 self._given[0].running.said(frame)
-        elif isinstance(frame, frames.Renewed):
+        elif isinstance(frame, protocol.Renewed):
             if self._given and frame.serial == self._given[0].serial:
                 self.lease_until = frame.until
-        elif isinstance(frame, frames.Hello):
+        elif isinstance(frame, protocol.Hello):
             self._started = True
             self._output.finish()
             if self.phase is Phase.STARTING:
                 self._owner.process_ready(self)
-        elif isinstance(frame, frames.Broken):
+        elif isinstance(frame, protocol.Broken):
             self._broken = frame.message
 
-    def _reported(self, frame: frames.Done | frames.Failed) -> None:
+    def _reported(self, frame: protocol.Done | protocol.Failed) -> None:
         if not self._given or frame.serial != self._given[0].serial:
-            raise frames.BadFrame(f"a report for task {frame.serial} of the process, which runs none or another")
-        if isinstance(frame, frames.Done) and len(frame.result) > limits.RESULT_BYTES_MAX:
-            raise frames.BadFrame("a result over the bound")
+            raise protocol.BadFrame(f"a report for task {frame.serial} of the process, which runs none or another")
+        if isinstance(frame, protocol.Done) and len(frame.result) > limits.RESULT_BYTES_MAX:
+            raise protocol.BadFrame("a result over the bound")
         taken: list[_Given] = []
         if frame.printed:
             # What the handler printed before it returned belongs to it.
@@ -328,7 +328,7 @@ class WorkerProcess(ProcessProtocol):
         if lines := self._output.finish():
             running.printed(lines)
         self._owner.process_ran(self, frame.ran_us / 1e6)
-        if isinstance(frame, frames.Done):
+        if isinstance(frame, protocol.Done):
             running.reported(Completed(frame.result))
         else:
             error = make_error(frame.error.type, frame.error.message, frame.error.traceback)

@@ -6,11 +6,11 @@ from typing import Protocol
 
 from tq_node.facade import Claim, Outcome
 from tq_node.types import LogLine
-from tq_node.work import frames
+from tq_node.work import protocol
 from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host
 from tq_node.work.handlers import Handler
-from tq_node.work.notebook import bounded_line
 from tq_node.work.process import WorkerProcess
+from tq_node.work.progress_buffer import bounded_line
 
 
 class Pool(Protocol):
@@ -49,7 +49,7 @@ class ProcessAttempt(Attempt):
     def assign(self, process: WorkerProcess) -> bool:
         """Let it run there, next or behind others. False: the process can't take it now."""
         claim = self.claim
-        run = frames.Run(
+        run = protocol.Run(
             process.next_serial(),
             claim.task_id,
             claim.task_type,
@@ -126,7 +126,7 @@ class ProcessAttempt(Attempt):
         if self._process is not None and self._lease_told < self.lease_until:
             self.renew(self.lease_until)
 
-    def said(self, said: frames.Said) -> None:
+    def said(self, said: protocol.Said) -> None:
         lines = [LogLine(line.at_us, bounded_line(line.line)) for line in said.lines]
         self.notebook.add(lines, progress=said.progress, dropped=said.dropped)
 

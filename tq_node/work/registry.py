@@ -14,8 +14,8 @@ from tq_node import limits
 from tq_node.facade import TypeDefaults
 from tq_node.types import Announced, HandledType, HandlerKind
 from tq_node.work import handlers
+from tq_node.work.handler_modules import load_handlers
 from tq_node.work.handlers import WILDCARD, Handler, HandlerError
-from tq_node.work.loading import load_handlers
 
 SIMULATED = "tq_node.work.simulated"
 """The module that ``--handlers simulated`` names, and that stands in where no other is named and that is no harm."""

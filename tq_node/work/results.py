@@ -11,7 +11,7 @@ import msgspec
 from tq_node import encoding, limits
 from tq_node.types import TaskError
 from tq_node.work.handlers import Reject, Retry
-from tq_node.work.notebook import bounded
+from tq_node.work.progress_buffer import bounded
 
 assert encoding.DEPTH_MAX == limits.JSON_DEPTH_MAX, "one rule for payloads and results"
 

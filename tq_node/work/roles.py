@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING, Protocol
 
 from tq_node.facade import Outcome
-from tq_node.work import frames
+from tq_node.work import protocol
 
 if TYPE_CHECKING:
     from tq_node.work.process import WorkerProcess
@@ -27,7 +27,7 @@ class Running(Protocol):
     def begun(self) -> None:
         """All that it was given before has ended."""
 
-    def said(self, said: frames.Said) -> None: ...
+    def said(self, said: protocol.Said) -> None: ...
 
     def printed(self, lines: list[str]) -> None: ...
 

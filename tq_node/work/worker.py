@@ -24,18 +24,18 @@ from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
 from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcome, ReadyNote, Released, TaskQueue
 from tq_node.types import Announced, Token
-from tq_node.work.ahead import Ahead
+from tq_node.work.async_attempt import AsyncAttempt
 from tq_node.work.attempt import CANCELLED, Attempt, failed
-from tq_node.work.executor import AsyncAttempt
+from tq_node.work.completer import Completer, WorkCounts
 from tq_node.work.failure_log import FailureLog, printable
-from tq_node.work.finishing import Finishing, WorkCounts
+from tq_node.work.handler_output import unwrap_streams, wrap_streams
+from tq_node.work.handler_reload import HandlerReload
 from tq_node.work.lease import WorkersLock, renew_leases
 from tq_node.work.pool import ProcessPool
+from tq_node.work.prefetch import Prefetch
 from tq_node.work.process_attempt import ProcessAttempt
+from tq_node.work.process_environment import Bounds
 from tq_node.work.registry import Registry
-from tq_node.work.reloading import Reloading
-from tq_node.work.speech import unwrap_streams, wrap_streams
-from tq_node.work.surroundings import Bounds
 
 _log = Logger()
 _LOOK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
@@ -45,7 +45,7 @@ _STOP_COMMIT_S = 5.0
 
 class WorkerService(Service):
     """Implements ``facade.Worker``. Never runs more attempts than ``concurrency``, and never holds and asks for more claims
-    than that and ``Ahead.claims`` together."""
+    than that and ``Prefetch.claims`` together."""
 
     name = "worker"
 
@@ -82,7 +82,7 @@ class WorkerService(Service):
         self._monotonic = monotonic
         self._echo = echo
         self._failures = FailureLog(self.clock)
-        self.ahead = Ahead(concurrency)
+        self.ahead = Prefetch(concurrency)
         self.pool = ProcessPool(
             registry.modules,
             size=concurrency,
@@ -103,7 +103,7 @@ class WorkerService(Service):
         self._async_running = 0
         self._is_starting = False
         self._look_call: IDelayedCall | None = None
-        self.finishing = Finishing(
+        self.finishing = Completer(
             queue,
             self.clock,
             self.counts,
@@ -115,7 +115,7 @@ class WorkerService(Service):
         self._stopping = False
         self._loops: list[LoopingCall] = []
         self._changed: Deferred[None] | None = None
-        self._reloading = Reloading(registry, self._took_handlers)
+        self._reloading = HandlerReload(registry, self._took_handlers)
 
     @property
     def running_count(self) -> int:

@@ -14,9 +14,9 @@ from textual.widgets import Input
 
 from tq_tui import format as f
 from tq_tui import keys, partition_map
+from tq_tui.charts import Line
 from tq_tui.client.api import Call
 from tq_tui.client.models import STATES
-from tq_tui.draw import Line
 from tq_tui.screens.columns import call_columns
 from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import RowTable

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.widget import Widget
 
 from tq_tui import keys, partition_map
-from tq_tui.draw import Line, filled
+from tq_tui.charts import Line, filled
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import node_columns
 from tq_tui.state import ClusterView, NodeView

@@ -8,8 +8,8 @@ from typing import ClassVar
 from textual.containers import VerticalScroll
 from textual.widget import Widget
 
-from tq_tui import draw, keys
-from tq_tui.draw import Line
+from tq_tui import charts, keys
+from tq_tui.charts import Line
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.state import ClusterView
 from tq_tui.widgets.drawn import Drawn
@@ -40,9 +40,9 @@ class OverviewScreen(ConsoleScreen):
 
 def overview(view: ClusterView, width: int, height: int) -> list[Line]:
     """Cards where they leave room for sums and charts; what remains of the height goes to the charts."""
-    head = draw.cards(view, width, max(len(view.nodes), height - CHART_LINES - 3))
-    lines = [*head, [("", "")], *draw.totals(view, width)]
+    head = charts.cards(view, width, max(len(view.nodes), height - CHART_LINES - 3))
+    lines = [*head, [("", "")], *charts.totals(view, width)]
     left = height - len(lines) - 1
     if left < 1:
-        return lines if left >= -1 else [*head, *draw.totals(view, width)]
-    return [*lines, [("", "")], *draw.charts(view, width, left)]
+        return lines if left >= -1 else [*head, *charts.totals(view, width)]
+    return [*lines, [("", "")], *charts.charts(view, width, left)]

@@ -13,7 +13,7 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Collapsible
 
-from tq_tui import draw, keys, story
+from tq_tui import charts, keys, task_view
 from tq_tui import format as f
 from tq_tui.client.api import ClientError
 from tq_tui.client.models import Event, Task
@@ -106,22 +106,22 @@ class TaskScreen(ConsoleScreen):
             )
             reason.display = False
             return
-        facts.show(lambda width, height: story.facts(task, view, width))
+        facts.show(lambda width, height: task_view.facts(task, view, width))
         reason.draw(self._error_line())
         reason.display = bool(self.error)
         width = max(20, self.size.width - 6)
-        self._part("attempts", story.attempts(task, width), f"Attempts ({len(task.attempts)})")
+        self._part("attempts", task_view.attempts(task, width), f"Attempts ({len(task.attempts)})")
         self._part("error", _error_lines(task), "Error", there=task.error is not None)
         self._part("payload", _json_lines(task.payload), f"Payload: {_kind(task.payload)}")
         there = task.result is not msgspec.UNSET
         self._part("result", _json_lines(task.result) if there else [], f"Result: {_kind(task.result)}", there=there)
-        self._part("progress", story.progress(task, width), "Progress", there=task.progress is not None)
-        self._part("log", story.log(task), f"Log ({len(task.log)})", there=bool(task.log) or bool(task.log_dropped))
+        self._part("progress", task_view.progress(task, width), "Progress", there=task.progress is not None)
+        self._part("log", task_view.log(task), f"Log ({len(task.log)})", there=bool(task.log) or bool(task.log_dropped))
 
-    def _error_line(self) -> list[draw.Line]:
+    def _error_line(self) -> list[charts.Line]:
         return [[("✘ ", "$error"), (self.error, "$error")]] if self.error else []
 
-    def _part(self, part: str, lines: list[draw.Line], title: str, *, there: bool = True) -> None:
+    def _part(self, part: str, lines: list[charts.Line], title: str, *, there: bool = True) -> None:
         fold = self.query_one(f"#fold-{part}", Collapsible)
         fold.display = there
         fold.title = title
@@ -140,18 +140,18 @@ class TaskScreen(ConsoleScreen):
         self.load()
 
 
-def _json_lines(value: object) -> list[draw.Line]:
+def _json_lines(value: object) -> list[charts.Line]:
     lines = f.pretty_json(value).split("\n")
-    shown: list[draw.Line] = [[(f.printable(line), "")] for line in lines[:LINES_MAX]]
+    shown: list[charts.Line] = [[(f.printable(line), "")] for line in lines[:LINES_MAX]]
     if len(lines) > LINES_MAX:
         shown.append([(f"… {f.plural(len(lines) - LINES_MAX, 'more line')}; Y copies all", "$foreground-muted")])
     return shown
 
 
-def _error_lines(task: Task) -> list[draw.Line]:
+def _error_lines(task: Task) -> list[charts.Line]:
     if task.error is None:
         return []
-    lines: list[draw.Line] = [[(f.printable(f"{task.error.type}: {task.error.message}"), "bold $error")]]
+    lines: list[charts.Line] = [[(f.printable(f"{task.error.type}: {task.error.message}"), "bold $error")]]
     return lines + [[(line, "$foreground-muted")] for line in f.printable_lines(task.error.traceback or "") if line]
 
 

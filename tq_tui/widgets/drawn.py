@@ -7,7 +7,7 @@ from collections.abc import Callable
 from textual.content import Content
 from textual.widget import Widget
 
-from tq_tui.draw import Line
+from tq_tui.charts import Line
 from tq_tui.widgets.plain import content
 
 Draw = Callable[[int, int], list[Line]]

@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tq_tui import format as f
-from tq_tui.draw import Line, shown
+from tq_tui.charts import Line, shown
 
 
 def content(lines: Iterable[Line]) -> Content:

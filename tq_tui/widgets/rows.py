@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from tq_tui import format as f
-from tq_tui.draw import Line, Piece
+from tq_tui.charts import Line, Piece
 from tq_tui.widgets.plain import content
 
 R = TypeVar("R")

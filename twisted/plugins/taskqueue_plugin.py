@@ -2,4 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-taskqueue = ServiceMaker("taskqueue", "tq_node.service", "A distributed, fault-tolerant task queue.", "taskqueue")
+taskqueue = ServiceMaker("taskqueue", "tq_node.node.service", "A distributed, fault-tolerant task queue.", "taskqueue")

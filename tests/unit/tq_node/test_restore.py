@@ -18,8 +18,8 @@ from tq_node.cluster import map as tables
 from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import FEATURE_LEVEL_MAX
 from tq_node.restore import EPOCHS_ABOVE, Refused
-from tq_node.runtime.founding import HANDLERS_SEEN, PAUSED, first_table
-from tq_node.runtime.identity import (
+from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, first_table
+from tq_node.runtime.bootstrap.identity import (
     Belonging,
     Birth,
     belonging_in,
@@ -29,9 +29,9 @@ from tq_node.runtime.identity import (
     new_node,
     next_start,
 )
-from tq_node.runtime.raft_driver import SNAPSHOT
+from tq_node.runtime.control.raft_driver import SNAPSHOT
 from tq_node.store.api import Batch, Store, Tombstone
-from tq_node.store.opening import DATABASE_NAME
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 from tq_node.types import HandlerKind, NodeId, NodeName
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.tq_node.api.talk import World
 from tq_node import errors
 from tq_node.errors import TaskQueueError
-from tq_node.wire.failures import PeerUnreachable
+from tq_node.wire.errors import PeerUnreachable
 
 ORDERS = [
     ("drain", "/cluster/drain?node=node-2", "node-2"),

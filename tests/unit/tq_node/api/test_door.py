@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.unit.tq_node.api.talk import Connection, World
 from tq_node import limits
-from tq_node.api.turning_away import TICK_S
+from tq_node.api.http.load_shedding import TICK_S
 
 BODY = b'{"type":"a"}'
 BATCH = b'{"tasks":[{"type":"a"}]}'

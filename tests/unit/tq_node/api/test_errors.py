@@ -8,9 +8,9 @@ import pytest
 from tests.conftest import LoggedErrors
 from tests.unit.tq_node.api.talk import World
 from tq_node import errors
-from tq_node.api.failures import PROBLEM_KINDS
+from tq_node.api.problems import PROBLEM_KINDS
 from tq_node.errors import TaskQueueError
-from tq_node.wire import failures as wire
+from tq_node.wire import errors as wire
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from zope.interface import implementer
 from tests.support.memory_cluster import CLUSTER_ID, SECRET
 from tests.unit.tq_node.api.talk import Reply, World
 from tq_node import errors
-from tq_node.api import loopback
 from tq_node.api.cluster import JoinAnswer
+from tq_node.api.http import local_only
 
 JOIN = "/cluster/join"
 
@@ -22,7 +22,7 @@ JOIN = "/cluster/join"
 @pytest.fixture(autouse=True)
 def _own_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connections of these tests are in memory; ``test_socket_owner`` has real ones."""
-    monkeypatch.setattr(loopback, "is_own_users", lambda transport: True)
+    monkeypatch.setattr(local_only, "is_own_users", lambda transport: True)
 
 
 @pytest.fixture
@@ -185,11 +185,11 @@ def test_another_user_of_this_machine_is_a_stranger(monkeypatch: pytest.MonkeyPa
     """A5 (a): any process of the machine got the secret, and with it could end any node."""
     world = World()
     try:
-        monkeypatch.setattr(loopback, "is_own_users", lambda transport: False)
+        monkeypatch.setattr(local_only, "is_own_users", lambda transport: False)
         reply = world.post(JOIN)
         assert (reply.status, reply.code) == (403, "denied")
         assert SECRET not in reply.body.decode()
-        monkeypatch.setattr(loopback, "is_own_users", lambda transport: None)
+        monkeypatch.setattr(local_only, "is_own_users", lambda transport: None)
         assert world.post(JOIN).status == 200, "where the kernel tells nobody, the address has to do"
     finally:
         world.close()

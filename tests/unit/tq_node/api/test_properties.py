@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.tq_node.api.reading import at_once, one_slice
 from tq_node.api.names import is_shown
 from tq_node.api.query import ListParameters, to_list_query, write_cursor
-from tq_node.api.schemas import Bodies, SubmitRequest, content_hash
+from tq_node.api.requests import Bodies, SubmitRequest, content_hash
 from tq_node.errors import FieldError, Malformed, TaskQueueError
 from tq_node.facade import Submission
 

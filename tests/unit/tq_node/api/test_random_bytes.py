@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.support.memory_queue import MemoryQueue
 from tq_node.api import ApiSettings, make_site
-from tq_node.api.site import ApiSite
+from tq_node.api.http.site import ApiSite
 from tq_node.observe.metrics import Metrics
 
 STRINGS = 1_000

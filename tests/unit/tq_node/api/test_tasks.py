@@ -9,7 +9,7 @@ import pytest
 from tests.unit.tq_node.api.talk import NOW_S, World
 from tq_node.errors import InvalidField, NotConfirmed, OutcomeUnknown, TaskQueueError
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow
-from tq_node.wire.failures import AnswerTooLarge, Internal, UnknownCommand
+from tq_node.wire.errors import AnswerTooLarge, Internal, UnknownCommand
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 DONE = TaskError("ValueError", "no such address", "Traceback …")

@@ -14,8 +14,8 @@ from tq_node.cluster import commands as c
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Health, Liveness
 from tq_node.cluster.map import PartitionEntry
-from tq_node.cluster.move_rules import next_isr
-from tq_node.cluster.pace import DEFAULT_PACE, Pace
+from tq_node.cluster.rules_moves import next_isr
+from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
 from tq_node.cluster.voters import RaftView, Wish, WishKind
 from tq_node.limits import MIB
 from tq_node.types import NodeId, PartitionId
@@ -34,7 +34,7 @@ class Settling:
         *,
         voters: tuple[NodeId, ...] | None = None,
         task_bytes: dict[int, int] | None = None,
-        pace: Pace = DEFAULT_PACE,
+        pace: ControllerSettings = DEFAULT_PACE,
         rng: random.Random | None = None,
         checked: bool = True,
     ) -> None:

@@ -12,7 +12,7 @@ from tq_node.cluster import commands as c
 from tq_node.cluster import controller
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Evidence, Health, Liveness
-from tq_node.cluster.moves import Outlook
+from tq_node.cluster.planner import Planner
 from tq_node.cluster.voters import RaftView
 from tq_node.limits import MIB
 
@@ -360,7 +360,7 @@ class TestWaiting:
 def test_the_order_of_copies_is_no_reason_to_move() -> None:
     table = Table(3)
     table.forge(0, 1, 2, 3)
-    outlook = Outlook(table.map, Liveness(0), nid(1), 0)
+    outlook = Planner(table.map, Liveness(0), nid(1), 0)
     assert not outlook.is_astray(table.entry(), set(ids(3, 2, 1)))
     assert outlook.is_astray(table.entry(1), set(ids(3, 2, 1)))
 

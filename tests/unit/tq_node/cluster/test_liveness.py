@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.tq_node.cluster.tables import Table, ids, nid, replace
 from tq_node.cluster.liveness import Evidence, Health, Liveness
-from tq_node.cluster.pace import DEFAULT_PACE, Pace
+from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
 from tq_node.types import NodeId
 
 FINE = Health()
@@ -248,10 +248,10 @@ class TestHealth:
 def test_the_relations_of_the_pace() -> None:
     assert DEFAULT_PACE.session_ms == 2_000
     with pytest.raises(AssertionError):
-        Pace(suspect_ms=2_000)
+        ControllerSettings(suspect_ms=2_000)
     with pytest.raises(AssertionError):
-        Pace(decide_ms=500)
+        ControllerSettings(decide_ms=500)
     with pytest.raises(AssertionError):
-        Pace(replace_after_ms=100)
+        ControllerSettings(replace_after_ms=100)
     with pytest.raises(AssertionError):
-        Pace(batch_max=0)
+        ControllerSettings(batch_max=0)

@@ -14,8 +14,8 @@ from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, later_release, 
 from tq_node import limits
 from tq_node.cluster import commands as c
 from tq_node.cluster import map as table_of
-from tq_node.cluster.draft import Draft
 from tq_node.cluster.map import EMPTY, QueueChanged, UnreadableMap, apply
+from tq_node.cluster.map_edit import MapEdit
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterSettings
 from tq_node.cluster.refusals import Refusal
 
@@ -225,7 +225,7 @@ class TestSharing:
 
     def test_what_comes_to_nothing_in_the_end_is_no_change(self) -> None:
         table = Table()
-        draft = Draft(table.map, 99)
+        draft = MapEdit(table.map, 99)
         draft.put(0, replace(table.entry(), min_isr=2))
         draft.put(0, replace(table.entry(), min_isr=1))
         draft.put_node(table.map.nodes[nid(1)])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.tq_node.cluster.tables import Table, ids, nid
 from tq_node.cluster import commands as c
-from tq_node.cluster.choosing import candidates
+from tq_node.cluster.primary_choice import candidates
 from tq_node.cluster.refusals import Refusal
 from tq_node.types import Epoch, PartitionId
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.unit.tq_node.cluster.tables import Table, ids, nid
 from tq_node import facade
+from tq_node.cluster import admin_requests
 from tq_node.cluster import commands as c
-from tq_node.cluster import requests
 from tq_node.cluster.liveness import Health, Liveness
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.views import (
@@ -22,7 +22,7 @@ from tq_node.cluster.views import (
     show_cluster,
     show_partitions,
 )
-from tq_node.types import NodeId
+from tq_node.types import Epoch, NodeId
 
 GROUP = Group(nid(1), nid(1), 4, ids(1, 2, 3), ids(4))
 
@@ -182,22 +182,26 @@ class TestRequests:
 
     def test_drain(self) -> None:
         table = Table(3)
-        assert requests.drain(table.map, nid(1)) == c.DrainNode(nid(1))
-        assert requests.drain(table.map, nid(9)) == Refusal.NO_SUCH_NODE
+        assert admin_requests.drain(table.map, nid(1)) == c.DrainNode(nid(1))
+        assert admin_requests.drain(table.map, nid(9)) == Refusal.NO_SUCH_NODE
 
     def test_drain_of_the_last(self) -> None:
-        assert requests.drain(Table(1).map, nid(1)) == Refusal.LAST_NODE
+        assert admin_requests.drain(Table(1).map, nid(1)) == Refusal.LAST_NODE
 
     def test_undrain(self) -> None:
         table = Table(3)
         table.do(c.RemoveNode(nid(3), table.session(3)))
-        assert requests.undrain(table.map, nid(1)) == c.UndrainNode(nid(1))
-        assert requests.undrain(table.map, nid(3)) == requests.undrain(table.map, nid(9)) == Refusal.NO_SUCH_NODE
+        assert admin_requests.undrain(table.map, nid(1)) == c.UndrainNode(nid(1))
+        assert (
+            admin_requests.undrain(table.map, nid(3))
+            == admin_requests.undrain(table.map, nid(9))
+            == Refusal.NO_SUCH_NODE
+        )
 
     def test_remove_of_the_living_is_a_drain_that_ends_with_it(self, liveness: Liveness) -> None:
         table = Table(3)
-        assert requests.remove(table.map, liveness, nid(2)) == c.DrainNode(nid(2), then_remove=True)
-        assert requests.remove(table.map, liveness, nid(9)) == Refusal.NO_SUCH_NODE
+        assert admin_requests.remove(table.map, liveness, nid(2)) == c.DrainNode(nid(2), then_remove=True)
+        assert admin_requests.remove(table.map, liveness, nid(9)) == Refusal.NO_SUCH_NODE
 
     def test_remove_of_the_dead_is_at_once_and_knows_what_was_empty(self, liveness: Liveness) -> None:
         table = Table(3)
@@ -205,13 +209,15 @@ class TestRequests:
         table.forge(3, 2)
         liveness.heard(nid(2), 0, 0, Health({3: 10}))
         table.down(2)
-        command = requests.remove(table.map, liveness, nid(2))
+        command = admin_requests.remove(table.map, liveness, nid(2))
         assert command == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))
         assert table.refusals(command) == [Refusal.LAST_COPY]
         table.do(command)
-        assert requests.remove(table.map, liveness, nid(2)) == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))
+        assert admin_requests.remove(table.map, liveness, nid(2)) == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))
 
     def test_unsafe_recover(self) -> None:
         table = Table(2)
-        assert requests.unsafe_recover(table.map, 9, nid(2)) == Refusal.NO_SUCH_PARTITION
-        assert requests.unsafe_recover(table.map, 1, nid(2)) == c.UnsafeRecover(table.seen(1).partition, 1, 1, nid(2))  # type: ignore[arg-type]
+        assert admin_requests.unsafe_recover(table.map, 9, nid(2)) == Refusal.NO_SUCH_PARTITION
+        assert admin_requests.unsafe_recover(table.map, 1, nid(2)) == c.UnsafeRecover(
+            table.seen(1).partition, Epoch(1), 1, nid(2)
+        )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from tests.simulation.data_handmade import A, B, C, Core, lead, leaving, persist, record
-from tq_node.partition.copy import Stored
+from tests.simulation.replication.handmade import A, B, C, Core, lead, leaving, persist, record
 from tq_node.partition.copy_rate import BURST_MS, UNLIMITED, CopyRate
 from tq_node.partition.core import PartitionCore
+from tq_node.partition.effects import AnyOutbox, ReadChunk, ReadLog
 from tq_node.partition.entries import DeleteTombstone, make_entry
 from tq_node.partition.messages import Ack, Addressed, Append, SnapAck, SnapChunk, Sync, SyncOk
-from tq_node.partition.outputs import AnyOutbox, ReadChunk, ReadLog
-from tq_node.partition.pace import Budget, Pace
+from tq_node.partition.replica_log import Stored
+from tq_node.partition.settings import Budget, ReplicationSettings
 
 RATE = 10_000
 TICK_MS = 50
@@ -64,7 +64,9 @@ class TestTheBucket:
 
 
 def primary(budget: Budget, log: Stored | None = None, **pace: int) -> Core:
-    return PartitionCore(0, A, log or Stored(), pace=Pace(keep_bytes=0, mark_bytes=1, **pace), budget=budget)
+    return PartitionCore(
+        0, A, log or Stored(), pace=ReplicationSettings(keep_bytes=0, mark_bytes=1, **pace), budget=budget
+    )
 
 
 def put(core: Core, size: int) -> dict[str, int]:
@@ -196,7 +198,7 @@ class TestSnapshots:
                 core.snapshot_chunk(C, 1, b"x" * 1_000)
                 box = core.outbox()
                 sent += sum(isinstance(message, SnapChunk) for _, message in box.messages)
-        assert sent == Pace().snapshot_window
+        assert sent == ReplicationSettings().snapshot_window
 
     def test_what_is_left_is_told(self) -> None:
         budget = Budget()

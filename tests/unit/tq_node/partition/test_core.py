@@ -6,23 +6,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.simulation.data_handmade import (
-    A,
-    B,
-    C,
-    Core,
-    a_core,
-    entry,
-    lead,
-    leaving,
-    persist,
-    record,
-    stored,
-)
+from tests.simulation.replication.handmade import A, B, C, Core, a_core, entry, lead, leaving, persist, record, stored
 from tq_node.errors import Divergence, Unsound
-from tq_node.partition.confirming import NEVER_MS
-from tq_node.partition.copy import Install, Stored
+from tq_node.partition.effects import (
+    Activated,
+    AskEpoch,
+    CloseSnapshot,
+    OpenSnapshot,
+    ProposeIsr,
+    ProposeStepDown,
+    ReadChunk,
+    ReadLog,
+    SteppedDown,
+)
 from tq_node.partition.entries import EpochStart, Horizon
+from tq_node.partition.leases import NEVER_MS
 from tq_node.partition.messages import (
     Ack,
     Append,
@@ -36,26 +34,16 @@ from tq_node.partition.messages import (
     Sync,
     SyncOk,
 )
-from tq_node.partition.outputs import (
-    Activated,
-    AskEpoch,
-    CloseSnapshot,
-    OpenSnapshot,
-    ProposeIsr,
-    ProposeStepDown,
-    ReadChunk,
-    ReadLog,
-    SteppedDown,
-)
-from tq_node.partition.pace import Pace
-from tq_node.partition.streams import Mode
+from tq_node.partition.progress import Mode
+from tq_node.partition.replica_log import Install, Stored
+from tq_node.partition.settings import ReplicationSettings
 from tq_node.types import Token
 
 PAIR: dict[str, Any] = {"isr": (A, B), "copies": (A, B)}
 
 
 def led_pair(**pace: int) -> Core:
-    core = a_core(A, pace=Pace(keep_bytes=0, mark_bytes=1, **pace))
+    core = a_core(A, pace=ReplicationSettings(keep_bytes=0, mark_bytes=1, **pace))
     lead(core, 1, (B,), **PAIR)
     return core
 
@@ -79,7 +67,7 @@ class TestBecomingPrimary:
         assert core.requeue_at_ms is None
         core.persisted(ready.number, 70)
         assert leaving(core) == [(B, Sync(0, 1, ((1, 1),), 1, 1))]
-        assert core.requeue_at_ms == 70 + Pace().lease_ms
+        assert core.requeue_at_ms == 70 + ReplicationSettings().lease_ms
 
     def test_r7_active_with_the_barrier_and_then_it_says_so(self) -> None:
         core = a_core(A)
@@ -509,7 +497,7 @@ class TestReplica:
 class TestSnapshots:
     def trimmed(self, **pace: int) -> Core:
         """a leads alone, its log begins late, and c is a new copy."""
-        core = a_core(A, Stored(1, ((1, 1),), 4, 3, 3), Pace(keep_bytes=0, mark_bytes=1, **pace))
+        core = a_core(A, Stored(1, ((1, 1),), 4, 3, 3), ReplicationSettings(keep_bytes=0, mark_bytes=1, **pace))
         core.connected(C, 0)
         core.follow(record(2, 2, A, isr=(A,), copies=(A, C), min_isr=1), 0)
         persist(core)
@@ -649,7 +637,7 @@ class TestTrimming:
         assert core.trim_to(4) == 4
 
     def test_a_replica_keeps_a_little(self) -> None:
-        core = a_core(B, pace=Pace(keep_bytes=150, mark_bytes=1))
+        core = a_core(B, pace=ReplicationSettings(keep_bytes=150, mark_bytes=1))
         core.receive(A, Sync(0, 1, ((1, 1),), 1, 4), 0)
         core.receive(A, Append(0, 1, 0, tuple(entry(s, 1) for s in range(1, 5)), 4), 0)
         persist(core)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.data_handmade import entry
+from tests.simulation.replication.handmade import entry
 from tq_node.partition.entries import Entry, is_intact
 from tq_node.partition.messages import (
     Ack,

@@ -22,7 +22,7 @@ from tq_node.raft.messages import (
     Vote,
     VoteReply,
 )
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 from tq_node.types import NodeId
 
 A, B, C, D, E = (NodeId(name) for name in "abcde")
@@ -40,7 +40,7 @@ def core_of(
     me: NodeId = A,
     vote: NodeId | None = None,
     term: int | None = None,
-    settings: Settings | None = None,
+    settings: RaftSettings | None = None,
 ) -> RaftCore:
     """Node ``me`` with entries of these terms behind the founding one (which is at index 1, term 1), all durable."""
     _, snapshot = founding(voters)
@@ -51,7 +51,7 @@ def core_of(
         hard_state=HardState(max((1, *terms)) if term is None else term, vote),
         snapshot=snapshot,
         entries=tuple(entry(each, index) for index, each in enumerate(terms, 2)),
-        settings=settings or Settings(),
+        settings=settings or RaftSettings(),
     )
 
 

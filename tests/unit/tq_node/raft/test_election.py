@@ -7,7 +7,6 @@ import pytest
 from tests.unit.tq_node.raft.single import A, B, C, D, asks, core_of, hear, lead, leader_of, only, said, step, tick
 from tq_node.errors import Unsound
 from tq_node.raft.core import RaftCore
-from tq_node.raft.dice import Dice
 from tq_node.raft.election import EVIDENCE_CAMPAIGNS_MAX
 from tq_node.raft.messages import (
     Append,
@@ -21,9 +20,10 @@ from tq_node.raft.messages import (
     Vote,
     VoteReply,
 )
-from tq_node.raft.settings import Settings
+from tq_node.raft.rng import Rng
+from tq_node.raft.settings import RaftSettings
 
-ELECTION = Settings().election_ticks
+ELECTION = RaftSettings().election_ticks
 
 
 class TestTime:
@@ -54,10 +54,10 @@ class TestTime:
         assert (core.role, core.leader) == (Role.FOLLOWER, None)
 
     def test_the_dice_are_the_same_for_the_same_seed(self) -> None:
-        assert [Dice(5).draw() for _ in range(3)] == [Dice(5).draw() for _ in range(3)]
-        assert Dice(5).draw() != Dice(6).draw()
+        assert [Rng(5).draw() for _ in range(3)] == [Rng(5).draw() for _ in range(3)]
+        assert Rng(5).draw() != Rng(6).draw()
         with pytest.raises(AssertionError):
-            Dice(1).below(0)
+            Rng(1).below(0)
 
 
 class TestPreVote:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tq_node.raft.messages import Snapshot
 from tq_node.raft.progress import Mode, Progress
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 
-SETTINGS = Settings(inflight_messages_max=2)
+SETTINGS = RaftSettings(inflight_messages_max=2)
 
 
 def replicating(match_index: int = 5) -> Progress:

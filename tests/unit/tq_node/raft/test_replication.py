@@ -35,7 +35,7 @@ from tq_node.raft.messages import (
     HeartbeatReply,
 )
 from tq_node.raft.progress import Mode
-from tq_node.raft.settings import NotLeader, Settings
+from tq_node.raft.settings import NotLeader, RaftSettings
 
 
 class TestFollower:
@@ -163,7 +163,7 @@ class TestProposals:
             core.propose(b"x" * (192 * 1024))
 
     def test_they_are_bounded_together_until_they_commit(self) -> None:
-        core = leader_of(settings=Settings(uncommitted_bytes_max=1_000, entry_bytes_max=1_000))
+        core = leader_of(settings=RaftSettings(uncommitted_bytes_max=1_000, entry_bytes_max=1_000))
         for _ in range(7):
             core.propose(b"x" * 100)
         with pytest.raises(Busy):
@@ -184,7 +184,7 @@ class TestFlow:
 
     def test_a_message_is_bounded(self) -> None:
         core = leader_of(
-            settings=Settings(
+            settings=RaftSettings(
                 message_bytes_max=500, entry_bytes_max=400, snapshot_chunk_bytes=100, inflight_messages_max=2
             )
         )
@@ -195,7 +195,7 @@ class TestFlow:
         assert len(appends) == 4, "and so many are under way to each"
 
     def test_a_full_window_opens_with_an_answer(self) -> None:
-        core = leader_of(settings=Settings(inflight_messages_max=1))
+        core = leader_of(settings=RaftSettings(inflight_messages_max=1))
         core.propose(b"x")
         core.propose(b"y")
         assert len(only(said(core), Append)) == 2
@@ -203,7 +203,7 @@ class TestFlow:
         assert [append.entries[0].data for append in more if append.entries] == [b"y"]
 
     def test_a_lost_append_is_noticed_at_the_next_heartbeat_even_with_a_full_window(self) -> None:
-        core = leader_of(settings=Settings(inflight_messages_max=1))
+        core = leader_of(settings=RaftSettings(inflight_messages_max=1))
         core.propose(b"x")
         said(core)
         tick(core, 2)
@@ -257,7 +257,7 @@ class TestReady:
         assert (second.soft_state, second.messages_after_persist, second.number) == (None, (), first.number + 1)
 
     def test_committed_entries_come_once_each_and_in_bounded_portions(self) -> None:
-        core = core_of(*[1] * 9, settings=Settings(committed_bytes_max=100))
+        core = core_of(*[1] * 9, settings=RaftSettings(committed_bytes_max=100))
         core.step(Append(B, A, 1, 10, 1, 10), 0)
         _, readies = drain(core)
         assert [each.log_index for ready in readies for each in ready.committed] == list(range(2, 11))

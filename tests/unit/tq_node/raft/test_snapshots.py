@@ -20,9 +20,9 @@ from tests.unit.tq_node.raft.single import (
 from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import Append, AppendReply, Configuration, Snapshot, SnapshotChunk, SnapshotReply
 from tq_node.raft.progress import Mode
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 
-SMALL = Settings(snapshot_chunk_bytes=4, snapshot_bytes_max=100)
+SMALL = RaftSettings(snapshot_chunk_bytes=4, snapshot_bytes_max=100)
 DATA = b"0123456789"
 
 

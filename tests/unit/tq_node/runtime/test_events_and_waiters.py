@@ -8,8 +8,8 @@ from tests.conftest import LoggedErrors
 from tq_node import limits
 from tq_node.errors import OutcomeUnknown
 from tq_node.facade import EventBatch
-from tq_node.runtime.events import EventLog
-from tq_node.runtime.waiters import CommitWaiters, Wait
+from tq_node.runtime.replication.commit_waiters import CommitWaiters, Wait
+from tq_node.runtime.tasks.event_log import EventLog
 from tq_node.types import State, TaskId, Transition
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from tq_node.runtime.node_side import HAND_OVER_LOOK_S, HAND_OVER_MS, NodeSide
+from tq_node.runtime.routing.node import HAND_OVER_LOOK_S, HAND_OVER_MS, Node
 
 
-class Stopping(NodeSide):
+class Stopping(Node):
     """Leads a partition that another node has in sync, as far as the table knows; nobody takes it."""
 
     def __init__(self, *, is_connected: bool) -> None:

@@ -13,8 +13,8 @@ from tests.support.node_world import NodeWorld
 from tq_node import limits
 from tq_node.errors import Busy, InvalidField, NotFinal, TaskPurged, TaskQueueError
 from tq_node.facade import Accepted, Submission
-from tq_node.runtime import submitting
-from tq_node.runtime.table import OTHER_QUEUES
+from tq_node.runtime.tasks import submit as submitting
+from tq_node.runtime.tasks.task_table import OTHER_QUEUES
 from tq_node.types import State
 
 FEW = 3

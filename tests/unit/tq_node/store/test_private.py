@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tq_node.store.lock import DirectoryLock
-from tq_node.store.opening import DATABASE_NAME, connect_writer
 from tq_node.store.private import NotOurs, create, refuse_link, replace, secure_directory
 from tq_node.store.readmit import FAILED_MARK, mark_failed
+from tq_node.store.sqlite.open_database import DATABASE_NAME, connect_writer
 from tq_node.work.lease import WorkersLock
 
 

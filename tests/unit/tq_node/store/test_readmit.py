@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tq_node.store.lock import DirectoryLock, DirectoryLocked
-from tq_node.store.opening import DATABASE_NAME
 from tq_node.store.readmit import FAILED_MARK, READMITTED_MARK, mark_failed, set_store_aside, why_failed
+from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 AT_S = 1_700_000_000.0
 STAMP = "20231114T221320Z"

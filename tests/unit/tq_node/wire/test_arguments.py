@@ -11,8 +11,8 @@ from twisted.protocols.amp import AmpBox, Argument
 
 from tq_node.wire import bounds
 from tq_node.wire.arguments import Blob, Flag, Number, Octets, Word
-from tq_node.wire.boxes import serialize
-from tq_node.wire.failures import BoxTooLarge, MalformedBox
+from tq_node.wire.errors import BoxTooLarge, MalformedBox
+from tq_node.wire.framing import serialize
 
 
 def there_and_back(argument: Argument, value: object) -> object:

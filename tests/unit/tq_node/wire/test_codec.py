@@ -31,11 +31,11 @@ from tq_node.raft.messages import (
     Vote,
     VoteReply,
 )
-from tq_node.raft.settings import Settings
+from tq_node.raft.settings import RaftSettings
 from tq_node.types import NodeId, TaskRow
 from tq_node.wire import bounds
 from tq_node.wire.codec import CALLS, Codec, ForwardedCall, decode_messages, encode_messages
-from tq_node.wire.failures import BoxTooLarge, MalformedBox
+from tq_node.wire.errors import BoxTooLarge, MalformedBox
 
 A, B = NodeId("a"), NodeId("b")
 COUNTS = st.integers(0, 2**63 - 1)
@@ -121,9 +121,9 @@ def test_batches_keep_within_their_bound_and_in_order() -> None:
 
 
 def test_what_consensus_sends_fits() -> None:
-    assert Settings().message_bytes_max < bounds.RAFT_BATCH_BYTES_MAX
-    assert Settings().snapshot_chunk_bytes < bounds.RAFT_BATCH_BYTES_MAX
-    assert 2 * Settings().inflight_bytes_max < bounds.CONSENSUS_SEND_BYTES_MAX
+    assert RaftSettings().message_bytes_max < bounds.RAFT_BATCH_BYTES_MAX
+    assert RaftSettings().snapshot_chunk_bytes < bounds.RAFT_BATCH_BYTES_MAX
+    assert 2 * RaftSettings().inflight_bytes_max < bounds.CONSENSUS_SEND_BYTES_MAX
 
 
 @given(st.binary(max_size=200))

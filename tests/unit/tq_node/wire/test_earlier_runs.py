@@ -12,8 +12,8 @@ from tests.unit.tq_node.wire.conftest import House
 from tests.unit.tq_node.wire.talk import ask_in, deferred, friend, greet, hold_answers, introduction, later_run
 from tq_node.wire import bounds, handshake
 from tq_node.wire.commands import Lane
-from tq_node.wire.dialled import Target
-from tq_node.wire.failures import EarlierRun, HandshakeRefused, Removed, StaleSession, Superseded, Unproven
+from tq_node.wire.dialled_peer import Target
+from tq_node.wire.errors import EarlierRun, HandshakeRefused, Removed, StaleSession, Superseded, Unproven
 from tq_node.wire.handshake import DIALLER, LISTENER
 
 

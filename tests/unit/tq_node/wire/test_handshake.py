@@ -25,8 +25,8 @@ from tq_node.errors import TaskQueueError
 from tq_node.wire import bounds, handshake
 from tq_node.wire.amp import BoundedAMP, Responder
 from tq_node.wire.commands import Greet, Hello, Lane, Prove, Register
-from tq_node.wire.dialled import Target
-from tq_node.wire.failures import (
+from tq_node.wire.dialled_peer import Target
+from tq_node.wire.errors import (
     HandshakeRefused,
     NoCommonProtocol,
     NotAMember,

@@ -21,7 +21,7 @@ from tests.unit.tq_node.wire.conftest import House
 from tests.unit.tq_node.wire.talk import deferred
 from tq_node.wire import bounds
 from tq_node.wire.commands import Lane, Register
-from tq_node.wire.failures import PeerUnreachable
+from tq_node.wire.errors import PeerUnreachable
 from tq_node.wire.pool import Member
 
 

@@ -24,12 +24,8 @@ from tq_node.wire import bounds
 from tq_node.wire.amp import BoundedAMP, Responder
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Data, Forward, Lane, Register
-from tq_node.wire.failures import (
-    Internal,
-    Stopped,
-    Unread,
-)
-from tq_node.wire.under_way import Budget
+from tq_node.wire.errors import Internal, Stopped, Unread
+from tq_node.wire.inflight import Budget
 
 
 # --- F35: deadlines and bounds ---

@@ -23,13 +23,7 @@ from tq_node.raft.messages import Heartbeat
 from tq_node.wire import bounds
 from tq_node.wire.codec import encode_messages
 from tq_node.wire.commands import Lane, Propose, Register
-from tq_node.wire.failures import (
-    MalformedBox,
-    Superseded,
-    TooSlow,
-    UnknownCommand,
-    Unread,
-)
+from tq_node.wire.errors import MalformedBox, Superseded, TooSlow, UnknownCommand, Unread
 
 
 # --- F34: nothing that a peer says in a bad form closes more than it must ---

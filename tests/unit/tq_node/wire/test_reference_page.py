@@ -7,7 +7,7 @@ import inspect
 from tests.support.harness import PROJECT
 from tq_node.limits import KIB, MIB
 from tq_node.wire import bounds, commands
-from tq_node.wire import failures as declared
+from tq_node.wire import errors as declared
 from tq_node.wire.commands import PeerCommand, ToController
 from tq_node.wire.handshake import _CONTEXT, DIALLER, LISTENER
 

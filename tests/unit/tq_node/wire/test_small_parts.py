@@ -18,11 +18,12 @@ from tq_node import errors
 from tq_node.errors import Busy, FieldError, NoController, NoSuchNode, NoSuchTask, TaskQueueError
 from tq_node.raft.settings import NotLeader
 from tq_node.types import NodeId, NodeName
-from tq_node.wire import bounds, failures, handshake
+from tq_node.wire import bounds, handshake
+from tq_node.wire import errors as failures
 from tq_node.wire.commands import Lane, PeerCommand
 from tq_node.wire.deadlines import Deadlines
 from tq_node.wire.endpoints import client_endpoint
-from tq_node.wire.failures import (
+from tq_node.wire.errors import (
     CODE_OF,
     Internal,
     MalformedBox,
@@ -32,7 +33,7 @@ from tq_node.wire.failures import (
     WrongSecret,
 )
 from tq_node.wire.handshake import DIALLER, INTRODUCTIONS, LISTENER, Introduction, LocalIdentity, PeerIdentity, Sessions
-from tq_node.wire.outbox import Outbox
+from tq_node.wire.send_buffer import SendBuffer
 
 
 # --- errors ---
@@ -166,7 +167,7 @@ class Sink:
 
 def test_the_outbox_has_a_bound_and_says_when_there_is_room() -> None:
     clock, sink, drained = Clock(), Sink(), []  # type: Clock, Sink, list[int]
-    outbox = Outbox(clock, 10_000, lambda: drained.append(1))
+    outbox = SendBuffer(clock, 10_000, lambda: drained.append(1))
     outbox.attach(sink)
     while outbox.has_room(700):
         outbox.write(bytes(700))
@@ -183,7 +184,7 @@ def test_a_transport_that_blocks_only_afterwards_is_bounded_too() -> None:
     """TLS collects what is written in a turn."""
     clock, sink, drained = Clock(), Sink(), []  # type: Clock, Sink, list[int]
     sink.write = lambda data: None  # type: ignore[method-assign]
-    outbox = Outbox(clock, 1_000_000, lambda: drained.append(1))
+    outbox = SendBuffer(clock, 1_000_000, lambda: drained.append(1))
     outbox.attach(sink)
     sent = 0
     while outbox.has_room(100_000):

@@ -15,7 +15,7 @@ from tests.unit.tq_node.work.conftest import ClockRig
 from tq_node import Context, Retry, limits
 from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome
 from tq_node.types import Token
-from tq_node.work.executor import AsyncAttempt
+from tq_node.work.async_attempt import AsyncAttempt
 from tq_node.work.handlers import Handler
 
 

@@ -11,36 +11,36 @@ from hypothesis import strategies as st
 
 from tq_node import Reject, Retry, limits
 from tq_node.types import LogLine, Progress, TaskError
-from tq_node.work import frames
-from tq_node.work.frames import BadFrame, FrameReader
-from tq_node.work.notebook import Notebook
+from tq_node.work import protocol
 from tq_node.work.output import Output
+from tq_node.work.progress_buffer import ProgressBuffer
+from tq_node.work.protocol import BadFrame, FrameReader
 from tq_node.work.results import BadResult, decode_payload, describe, encode_result, make_error
 
-FROM_WORKER: list[frames.FromWorker] = [
-    frames.Hello(7),
-    frames.Broken("why"),
-    frames.Said(1, Progress(0.5, "ü"), (LogLine(1, "a"),), 3),
-    frames.Renewed(1, 2.5),
-    frames.Done(2, b"null"),
-    frames.Done(3, b"null", 5, printed=True),
-    frames.NotBegun(4),
-    frames.Failed(3, TaskError("T", "m", None), 5, final=True, leaving=True),
+FROM_WORKER: list[protocol.FromWorker] = [
+    protocol.Hello(7),
+    protocol.Broken("why"),
+    protocol.Said(1, Progress(0.5, "ü"), (LogLine(1, "a"),), 3),
+    protocol.Renewed(1, 2.5),
+    protocol.Done(2, b"null"),
+    protocol.Done(3, b"null", 5, printed=True),
+    protocol.NotBegun(4),
+    protocol.Failed(3, TaskError("T", "m", None), 5, final=True, leaving=True),
 ]
-TO_WORKER: list[frames.ToWorker] = [
-    frames.Start(("a",), ("", "/x"), None),
-    frames.Run(1, "t", "x", b"{}", 1, 2, 3, None, 4.5),
+TO_WORKER: list[protocol.ToWorker] = [
+    protocol.Start(("a",), ("", "/x"), None),
+    protocol.Run(1, "t", "x", b"{}", 1, 2, 3, None, 4.5),
 ]
-MESSAGES: list[frames.Run | frames.Follows] = [
-    frames.Run(1, "t", "x", b"{}", 1, 2, 3, 1.5, 4.5, 7),
-    frames.Follows(2),
+MESSAGES: list[protocol.Run | protocol.Follows] = [
+    protocol.Run(1, "t", "x", b"{}", 1, 2, 3, 1.5, 4.5, 7),
+    protocol.Follows(2),
 ]
 
 
 @given(st.lists(st.integers(1, 40), max_size=30))
 def test_frames_come_out_however_the_bytes_are_cut(cuts: list[int]) -> None:
-    data = b"".join(frames.encode(frame) for frame in FROM_WORKER)
-    reader: FrameReader[Any] = FrameReader(frames.FromWorker)
+    data = b"".join(protocol.encode(frame) for frame in FROM_WORKER)
+    reader: FrameReader[Any] = FrameReader(protocol.FromWorker)
     seen: list[Any] = []
     for cut in cuts:
         seen += reader.feed(data[:cut])
@@ -50,19 +50,19 @@ def test_frames_come_out_however_the_bytes_are_cut(cuts: list[int]) -> None:
 
 
 def test_frames_to_the_worker() -> None:
-    reader: FrameReader[Any] = FrameReader(frames.ToWorker)
-    assert [frame for sent in TO_WORKER for frame in reader.feed(frames.encode(sent))] == TO_WORKER
-    control: FrameReader[Any] = FrameReader(frames.ToWorkerControl)
-    assert control.feed(frames.encode(frames.Lease(1, 2.0)) + frames.encode(frames.Cancel(1))) == [
-        frames.Lease(1, 2.0),
-        frames.Cancel(1),
+    reader: FrameReader[Any] = FrameReader(protocol.ToWorker)
+    assert [frame for sent in TO_WORKER for frame in reader.feed(protocol.encode(sent))] == TO_WORKER
+    control: FrameReader[Any] = FrameReader(protocol.ToWorkerControl)
+    assert control.feed(protocol.encode(protocol.Lease(1, 2.0)) + protocol.encode(protocol.Cancel(1))) == [
+        protocol.Lease(1, 2.0),
+        protocol.Cancel(1),
     ]
-    assert [frames.decode_message(frames.encode_message(message)) for message in MESSAGES] == MESSAGES
+    assert [protocol.decode_message(protocol.encode_message(message)) for message in MESSAGES] == MESSAGES
 
 
 @given(st.binary(min_size=1, max_size=200))
 def test_any_bytes_are_frames_wait_or_are_refused(data: bytes) -> None:
-    reader: FrameReader[Any] = FrameReader(frames.FromWorker)
+    reader: FrameReader[Any] = FrameReader(protocol.FromWorker)
     try:
         reader.feed(data)
     except BadFrame:
@@ -70,20 +70,20 @@ def test_any_bytes_are_frames_wait_or_are_refused(data: bytes) -> None:
 
 
 def test_a_length_over_the_bound_is_refused_before_the_bytes_come() -> None:
-    reader: FrameReader[Any] = FrameReader(frames.FromWorker)
+    reader: FrameReader[Any] = FrameReader(protocol.FromWorker)
     with pytest.raises(BadFrame, match="is over"):
         reader.feed((limits.CHILD_FRAME_BYTES_MAX + 1).to_bytes(4, "big"))
     with pytest.raises(BadFrame, match="is over"):
-        frames.encode(frames.Done(1, b"x" * limits.CHILD_FRAME_BYTES_MAX))
-    big = frames.Run(1, "t", "x", b"x" * (16 * limits.MIB), 1, 2, 3, None, 4.5)
-    tasks: FrameReader[Any] = FrameReader(frames.ToWorker, frames.RUN_BYTES_MAX)
-    assert tasks.feed(frames.encode(big, frames.RUN_BYTES_MAX)) == [big]
+        protocol.encode(protocol.Done(1, b"x" * limits.CHILD_FRAME_BYTES_MAX))
+    big = protocol.Run(1, "t", "x", b"x" * (16 * limits.MIB), 1, 2, 3, None, 4.5)
+    tasks: FrameReader[Any] = FrameReader(protocol.ToWorker, protocol.RUN_BYTES_MAX)
+    assert tasks.feed(protocol.encode(big, protocol.RUN_BYTES_MAX)) == [big]
 
 
 # --- notebook ---
 def test_a_notebook_keeps_the_newest_and_counts_the_rest() -> None:
     changes: list[int] = []
-    notebook = Notebook(lambda: changes.append(1))
+    notebook = ProgressBuffer(lambda: changes.append(1))
     assert notebook.take() is None
     for number in range(limits.LOG_LINES_MAX + 7):
         notebook.add_line(str(number))
@@ -96,7 +96,7 @@ def test_a_notebook_keeps_the_newest_and_counts_the_rest() -> None:
 
 
 def test_lines_and_notes_are_cut_and_can_be_written() -> None:
-    notebook = Notebook()
+    notebook = ProgressBuffer()
     notebook.add_line("x" * 10_000)
     notebook.add_line("a\udcff\r\nb\n\nc")
     notebook.add_line("")
@@ -112,7 +112,7 @@ def test_lines_and_notes_are_cut_and_can_be_written() -> None:
 
 
 def test_progress_is_a_number_between_0_and_1() -> None:
-    notebook = Notebook()
+    notebook = ProgressBuffer()
     for given_fraction, kept in ((-1, 0.0), (0.25, 0.25), (float("inf"), 1.0)):
         notebook.set_progress(given_fraction, None)
         noted = notebook.take()

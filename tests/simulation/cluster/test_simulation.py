@@ -1,0 +1,127 @@
+"""Whole nodes in a broken world: twenty seeds a push, thousands by ``python -m tests.simulation.cluster.run``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import tq_node.node.member
+import tq_node.node.service
+from tests.simulation.cluster import faults
+from tests.simulation.cluster import node as whole_node
+from tests.simulation.cluster import run as whole_run
+from tests.simulation.cluster.faults import Faults
+from tests.simulation.cluster.world import WholeWorld, replay_hint, simulate
+from tests.simulation.raft import run
+from tests.simulation.raft.checkers import Violation, need
+from tests.support.harness import PROJECT
+from tests.support.world import SECOND_US
+from tq_node.runtime.control import control_plane
+
+SEEDS = 20
+pytestmark = pytest.mark.slow
+CALM = Faults(nodes=3)
+BUSY = Faults(nodes=3, work_every_us=20_000, run_us=(200_000, 1_500_000))
+STOPS = Faults(actions=("restart", "restart", "step_down", "crash"))
+
+
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(5, SEEDS, 5))])
+def test_what_a_cluster_promises_holds_in_a_broken_world(base: int) -> None:
+    for seed in range(base, base + 5):
+        simulate(seed)
+
+
+def test_seeds_that_once_found_something() -> None:
+    """7159: a primary that slept hears of a claim when others have claimed the task since, and does not start it."""
+    simulate(7159)
+
+
+def test_nodes_that_stop_in_order_leave_nobody_waiting() -> None:
+    simulate(4, faults=STOPS)
+
+
+def test_nothing_is_refused_or_unknown_where_nothing_goes_wrong() -> None:
+    counts = simulate(1, faults=CALM).clients.counts
+    outcomes = {count.rpartition(" ")[2] for count in counts}
+    assert outcomes <= {"ok", "NoSuchTask", "IdConflict", "AlreadyFinal", "NotRetryable", "StaleAttempt"}
+    assert counts["submit ok"] > 20
+
+
+def test_nodes_with_free_slots_help_the_others() -> None:
+    assert simulate(1, faults=BUSY).checkers.helped > 10
+
+
+def test_the_classes_are_those_that_the_composition_root_wires() -> None:
+    """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
+    for name in ("Member", "Clock", "ClusterQueue", "ClusterQueueSettings", "NodeQueue", "QueueSettings", "Metrics"):
+        assert getattr(whole_node, name) is getattr(tq_node.node.service, name)
+    world = WholeWorld(0, faults=CALM)
+    with whole_node.composition(world, world.small):
+        world.be_born()
+    node = world.nodes[1]
+    plane, local = node.member.plane, node.local
+    parts: list[tuple[object, ModuleType, str]] = [
+        (node.queue, tq_node.node.service, "ClusterQueue"),
+        (node.member, tq_node.node.service, "Member"),
+        (local, tq_node.node.service, "NodeQueue"),
+        (plane, tq_node.node.member, "ControlPlane"),
+        (plane.pool, tq_node.node.member, "PeerPool"),
+        (plane.pool._dialling, tq_node.node.member, "Dialling"),
+        (plane.machine, control_plane, "ClusterMachine"),
+        (plane.consensus, control_plane, "RaftDriver"),
+        (plane.core, control_plane, "RaftCore"),
+        (plane.membership, control_plane, "Membership"),
+        (plane.listener, control_plane, "PeerListener"),
+    ]
+    for part, module, name in parts:
+        assert type(part) is getattr(module, name)
+    replaced = {
+        kind for kind in vars(whole_node).values() if isinstance(kind, type) and kind.__module__.startswith("tests.")
+    }
+    assert {kind.__name__ for kind in replaced} == {
+        "WholeNode", "VirtualInviter", "NodeReactor", "DiskStore", "Disk", "SimWorker", "ClientEndpoint", "ServerEndpoint",
+    }  # fmt: skip
+
+
+def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
+    code = "from tests.simulation.cluster.world import simulate; print([simulate(seed).summary() for seed in (2, 3)])"
+    summaries = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=PROJECT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(summaries) == 1
+    assert "trace" in summaries.pop()
+
+
+def test_a_failing_seed_says_how_to_replay_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def settle(world: WholeWorld) -> None:
+        need(False, "a promise", "made to be broken")
+
+    monkeypatch.setattr(faults, "SAFETY_US", SECOND_US)
+    monkeypatch.setattr(WholeWorld, "settle", settle)
+    with pytest.raises(Violation) as broken:
+        simulate(7)
+    assert replay_hint(7) in broken.value.__notes__[0]
+    assert whole_run.main(["--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint(7) in capsys.readouterr().out
+    assert whole_run.main(["--replay", "7"]) == 1
+    shown = capsys.readouterr()
+    assert "a promise made to be broken" in shown.err
+    assert " boot n0 1" in shown.out
+    assert whole_run.main(["--seeds", "2", "--seconds-max", "-1"]) == 0
+    assert run.main(["--world", "whole", "--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint(7) in capsys.readouterr().out

@@ -1,0 +1,357 @@
+"""The mutation table of the data plane: each rule of sections 5 to 8 switched off in the real code, to see that something
+notices.
+
+``python -m tests.simulation.replication.mutations [--seeds 60]`` prints, for three base seeds, how many seeds it took to catch
+each; ``-`` means that none of them did, and what is not caught is listed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from tests.simulation.raft.mutations import BASES, Mutation, always, seeds_to_catch
+from tests.simulation.replication import handmade, schedules
+from tests.simulation.replication import world as data_world
+from tests.simulation.replication.faults import CHANGES, LOSSY, READS, RESTARTS, SETS, SNAPSHOTS, Faults
+from tests.support.world import SECOND_US
+from tq_node.cluster import rules_partitions
+from tq_node.partition import core, primary
+from tq_node.partition import isr as in_sync
+from tq_node.partition.core import PartitionCore
+from tq_node.partition.effects import Activated
+from tq_node.partition.epochs import EpochTable
+from tq_node.partition.leases import Confirmations
+from tq_node.partition.messages import Ack
+from tq_node.partition.open_entry import OpenEntry
+from tq_node.partition.primary import Primary
+from tq_node.partition.progress import Mode, ReplicaProgress
+from tq_node.partition.replica import Replica
+from tq_node.partition.replica_log import ReplicaLog
+from tq_node.partition.sender import Sender
+from tq_node.partition.snapshot_send import Snapshots
+from tq_node.types import Token
+
+SEEDS_DEFAULT = 60
+SAFETY_US = 30 * SECOND_US
+
+
+def pressed(faults: Faults | None = None, *rule_breaks: str) -> Callable[[int], None]:
+    """A world that presses on one part of the rules; None: a swarm."""
+
+    def run(seed: int) -> None:
+        with mock.patch.object(data_world, "SAFETY_US", SAFETY_US):
+            data_world.simulate(seed, faults=faults, rule_breaks=frozenset(rule_breaks))
+
+    return run
+
+
+swarm = pressed()
+
+
+# --- rules, broken ---
+def _counts_learned(self: Primary[Any]) -> Any:
+    return frozenset(self.record.isr)
+
+
+def _counts_proposed(self: Primary[Any]) -> Any:
+    return self._proposed or frozenset(self.record.isr)
+
+
+def _remembers_last(self: Primary[Any], isr: Any, now_ms: int) -> None:
+    self._proposed, self._proposed_ms = isr, now_ms
+    self._recount()
+
+
+def _cuts_by_commit_mark(self: Replica[Any], sync: Any) -> int:
+    return self._log.committed if self.synced_epoch != sync.epoch else self._log.last_sequence
+
+
+def _cuts_nothing(self: Replica[Any], sync: Any) -> int:
+    return self._log.last_sequence
+
+
+def _promises_again(original: Any) -> Any:
+    def promise(self: Any, epoch: int) -> None:
+        if epoch > self._log.promised:
+            original(self, epoch)
+
+    return promise
+
+
+def _promises_in_memory(self: ReplicaLog[Any], epoch: int) -> None:
+    self.promised = self.durable_promised = epoch
+
+
+def _active_at_once(self: Primary[Any], connected: Any, now_ms: int) -> None:
+    if self.promise_durable_ms is None:
+        self.promise_durable_ms = now_ms
+        if not self.is_active:
+            self.is_active = True
+            self._events.append(Activated(self.epoch))
+        self.open_streams(connected, now_ms)
+
+
+def _acks_at_once(self: Replica[Any]) -> None:
+    if self._ack_to is not None:
+        log = self._log
+        self._messages.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
+        self._ack_to = None
+
+
+def _streams_at_once(self: Sender[Any], stream: ReplicaProgress, now_ms: int) -> None:
+    stream.become(Mode.STREAM)
+    stream.next_sequence = self._log.last_sequence
+    stream.sync_sent_ms = now_ms
+
+
+def _obeys(self: Replica[Any], message: Any) -> bool:
+    if message.epoch > self._log.promised:
+        self.promise(message.epoch)
+        self.synced_epoch = message.epoch
+    return bool(message.epoch == self._log.promised)
+
+
+def _no_new_claim_entry(self: OpenEntry[Any], claimed_before: int) -> Token:
+    return Token(self.epoch, self.sequence)
+
+
+def _trims_covering(original: Any) -> Any:
+    return lambda self, covering: original(self, covering + 1)
+
+
+def _floor_without_barrier(barrier: int, committed: int) -> int:
+    return committed
+
+
+def _joins_without_floor(standing: Any, floor: int) -> bool:
+    return bool(standing.is_up and standing.is_fit and not standing.lags)
+
+
+def _stays_behind(self: Sender[Any], stream: ReplicaProgress, wanted: int, *, counts: bool) -> int:
+    return wanted
+
+
+def hand(schedule: Callable[[], None]) -> Callable[[int], None]:
+    """The same for every seed."""
+    return lambda _seed: schedule()
+
+
+def rule(name: str, of: str, *patches: tuple[Any, str, Any], world: Callable[[int], None] = swarm) -> Mutation:
+    return Mutation(name, of, patches, world)
+
+
+_OLD_SNAPSHOTS = (Replica, "is_news", always(True))
+_NO_BARRIER = (primary, "may_commit", always(True))
+_COUNTS_ALL = (PartitionCore, "counts", always(True))
+_COUNTS_CUT = (ReplicaLog, "forget_writes_after", always(None))
+_TRIMS_ALL = (EpochTable, "trim", _trims_covering(EpochTable.trim))
+_TOLD_ONCE = (Replica, "forget_told", always(None))
+_ONE_ENTRY = (OpenEntry, "claim_token", _no_new_claim_entry)
+_NO_SYNC = ((Sender, "begin", _streams_at_once), (Replica, "is_synced", _obeys))
+_RESUMES = (
+    (PartitionCore, "may_begin", lambda self, epoch: epoch >= self.log.promised),
+    (Replica, "promise", _promises_again(Replica.promise)),
+)
+
+MUTATIONS = (
+    # --- what counts ---
+    rule("proposed sets are not counted", "R9, F17", (Primary, "counted_set", _counts_learned), world=pressed(SETS)),
+    rule(
+        "a set is acted on before it is learned",
+        "R9, F17",
+        (Primary, "counted_set", _counts_proposed),
+        (Primary, "note_proposal", _remembers_last),
+        world=pressed(SETS),
+    ),
+    rule(
+        "a timed-out proposal is forgotten (swarm)",
+        "R9",
+        (Primary, "note_proposal", _remembers_last),
+        world=pressed(SETS),
+    ),
+    rule(
+        "a timed-out proposal is forgotten (hand)",
+        "R9",
+        (Primary, "note_proposal", _remembers_last),
+        world=hand(handmade.two_proposals),
+    ),
+    rule(
+        "nobody resolves a lost proposal",
+        "R9",
+        (Primary, "_is_stuck", always(False)),
+        world=schedules.run_lost_proposal,
+    ),
+    rule(
+        "a primary counts itself before its own sync",
+        "R8",
+        (Primary, "own_sequence", lambda self: self._log.last_sequence),
+    ),
+    rule("less than the barrier is committed (swarm)", "R8", _NO_BARRIER, world=pressed(CHANGES)),
+    rule("less than the barrier is committed (hand)", "R8", _NO_BARRIER, world=hand(handmade.barrier)),
+    rule("answers of other epochs count (swarm)", "R8, F23", _COUNTS_ALL, world=pressed(CHANGES)),
+    rule("answers of other epochs count (hand)", "R8, F23", _COUNTS_ALL, world=hand(handmade.stale_ack)),
+    rule("a write counts although it was cut (swarm)", "R16", _COUNTS_CUT, world=pressed(RESTARTS)),
+    rule("a write counts although it was cut (hand)", "R16", _COUNTS_CUT, world=hand(handmade.write_that_was_cut)),
+    # --- epochs ---
+    rule("a primary goes on in its own epoch (swarm)", "R6, F20", *_RESUMES, world=pressed(RESTARTS)),
+    rule("a primary goes on in its own epoch (hand)", "R6, F20", *_RESUMES, world=hand(handmade.own_epoch_again)),
+    rule("an epoch is used before its promise is durable", "R6, F21", (Sender, "may_send", always(True))),
+    rule("promises are kept in memory", "R13, F22", (ReplicaLog, "promise", _promises_in_memory)),
+    rule(
+        "older epochs are obeyed",
+        "R13",
+        (Replica, "is_stale", always(False)),
+        (Replica, "is_synced", lambda self, message: message.epoch == self.synced_epoch),
+        world=pressed(CHANGES),
+    ),
+    rule(
+        "a refused primary goes on",
+        "R12",
+        (PartitionCore, "refused", always(None)),
+        world=hand(handmade.higher_promise),
+    ),
+    rule("active before the barrier", "R7", (Primary, "promise_durable", _active_at_once), world=pressed(CHANGES)),
+    # --- the set ---
+    rule(
+        "who lacks the barrier is let in",
+        "R10, F18",
+        (primary, "floor_to_join", _floor_without_barrier),
+        world=pressed(SETS),
+    ),
+    rule("whoever streams is let in", "R10", (in_sync, "may_join", _joins_without_floor), world=pressed(SETS)),
+    rule(
+        "the set shrinks below min_isr",
+        "R3, F16",
+        (in_sync, "may_shrink", lambda record: len(record.isr) > 1),
+        (rules_partitions, "is_enough", always(True)),
+        world=pressed(SETS),
+    ),
+    rule("idle hides failure", "F45", (ReplicaProgress, "is_silent", always(False)), world=schedules.run_idle),
+    rule("who lags stays", "6, shrink", (ReplicaProgress, "lags", always(False)), world=schedules.run_idle),
+    # --- the log ---
+    rule(
+        "the log is cut by the commit mark",
+        "R15, F19",
+        (Replica, "agreed", _cuts_by_commit_mark),
+        world=pressed(CHANGES),
+    ),
+    rule("the log is not cut", "R15, F19", (Replica, "agreed", _cuts_nothing), world=pressed(CHANGES)),
+    rule("the epoch before the start is forgotten (swarm)", "R15, trim", _TRIMS_ALL, world=pressed(SNAPSHOTS)),
+    rule(
+        "the epoch before the start is forgotten (hand)",
+        "R15, trim",
+        _TRIMS_ALL,
+        world=hand(handmade.epoch_before_the_start),
+    ),
+    rule("no Sync (swarm)", "R14", *_NO_SYNC, world=pressed(CHANGES)),
+    rule("no Sync (hand)", "R14", *_NO_SYNC, world=hand(handmade.append_without_sync)),
+    rule("acks leave before the sync", "R16", (Replica, "seal", _acks_at_once)),
+    rule("all answers leave before the sync (driver)", "R16", world=pressed(None, "ack before the sync")),
+    rule(
+        "what is not told to be committed is applied",
+        "R17",
+        (Replica, "appliable", lambda self: self._log.durable_sequence),
+    ),
+    rule("what an earlier epoch told is applied (swarm)", "R17", _TOLD_ONCE, world=pressed(CHANGES)),
+    rule(
+        "what an earlier epoch told is applied (hand)",
+        "R17",
+        _TOLD_ONCE,
+        world=hand(handmade.told_in_an_earlier_epoch),
+    ),
+    rule("clients hear before the commit (driver)", "R11", world=pressed(None, "answer before the commit")),
+    # --- snapshots ---
+    rule("an old snapshot is installed (swarm)", "6, catch-up", _OLD_SNAPSHOTS, world=pressed(SNAPSHOTS)),
+    rule("an old snapshot is installed (hand)", "6, catch-up", _OLD_SNAPSHOTS, world=hand(handmade.old_snapshot)),
+    rule("another history is kept", "Recovery", (ReplicaLog, "drop", always(None)), world=schedules.run_recovery),
+    # --- reads, claims, leases ---
+    rule(
+        "a read is answered without a round", "7, F24", (core, "is_read_confirmed", always(True)), world=pressed(READS)
+    ),
+    rule(
+        "a read joins the round in flight (driver)", "7, F24", world=pressed(READS, "a read joins the round in flight")
+    ),
+    rule(
+        "a read joins the round in flight (hand)",
+        "7, F24",
+        (core, "is_read_confirmed", lambda confirmed, needed: confirmed >= needed - 1),
+        world=hand(handmade.round_in_flight),
+    ),
+    rule("two claims of a task share an entry (swarm)", "8, F30a", _ONE_ENTRY),
+    rule("two claims of a task share an entry (hand)", "8, F30a", _ONE_ENTRY, world=hand(handmade.same_turn_claims)),
+    rule(
+        "inherited attempts are queued again at once",
+        "8",
+        (core, "requeue_at_ms", lambda at, lease: at),
+        world=pressed(CHANGES),
+    ),
+    rule(
+        "a lease rests on nobody's word",
+        "8",
+        (Confirmations, "sent_ms", lambda self, others, now_ms: now_ms),
+        world=pressed(READS),
+    ),
+    # --- streams ---
+    rule(
+        "the window of a replica has no bound",
+        "I15",
+        (ReplicaProgress, "has_room_for", always(True)),
+        (ReplicaProgress, "room_bytes", always(1 << 30)),
+    ),
+    rule("chunks in flight have no bound", "I15", (Snapshots, "has_room", always(True)), world=pressed(SNAPSHOTS)),
+    rule("what was lost is not sent again", "streams", (Sender, "is_stalled", always(False)), world=pressed(LOSSY)),
+    # --- not caught, and why ---
+    rule(
+        "members of the set hold back the trim no more",
+        "6, trim",
+        (Sender, "trim_floor", _stays_behind),
+        world=pressed(SNAPSHOTS),
+    ),
+    rule("nobody asks for a new epoch", "R6", (PartitionCore, "_ask_epoch", always(None)), world=pressed(RESTARTS)),
+)
+
+RARE = {
+    "a timed-out proposal is forgotten (swarm)",
+    "the epoch before the start is forgotten (swarm)",
+    "no Sync (swarm)",
+    "what an earlier epoch told is applied (swarm)",
+    "an old snapshot is installed (swarm)",
+    "a read joins the round in flight (driver)",
+}
+"""Hundreds of seeds: each has a (hand) beside it, which is not rare."""
+EXPLAINED = {
+    "members of the set hold back the trim no more": (
+        "what is trimmed is applied, so committed, so held by every member: the floor only saves reads"
+    ),
+    "nobody asks for a new epoch": "whoever restarts registers, and that alone brings a new choice (R2)",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.replication.mutations", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS_DEFAULT, help="at most so many from each base")
+    parser.add_argument("--only", default="", help="a part of the name")
+    options = parser.parse_args(arguments)
+    began_s = time.monotonic()
+    uncaught = []
+    print(f"{'rule switched off':<52} {'of':<20} seeds to catch, from {BASES}")
+    for mutation in MUTATIONS:
+        if options.only not in mutation.name:
+            continue
+        counts = [seeds_to_catch(mutation, base, options.seeds) for base in BASES]
+        print(f"{mutation.name:<52} {mutation.rule:<20} {' '.join(f'{c or chr(45):>4}' for c in counts)}", flush=True)
+        if None in counts:
+            uncaught.append((mutation, counts))
+    for mutation, counts in uncaught:
+        how_often = "never" if not any(counts) else "not from every base"
+        why = EXPLAINED.get(mutation.name, "rare")
+        print(f"caught {how_often} within {options.seeds} seeds: {mutation.name}: {why}")
+    print(f"{time.monotonic() - began_s:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Schedules of their own, where a swarm would rarely get: idle replicas, recovery outside the rules, a lost proposal."""
+
+from __future__ import annotations
+
+from tests.simulation.raft.checkers import need
+from tests.simulation.replication.faults import Faults
+from tests.simulation.replication.node import DataNode
+from tests.simulation.replication.world import PARTITIONS, DataWorld, replay_hint
+from tests.support.world import MS_US, SECOND_US
+from tq_node.cluster.commands import UnsafeRecover
+from tq_node.types import NodeId, PartitionId
+
+
+def quiet(seed: int, nodes: int, **pace: int) -> DataWorld:
+    """Nothing breaks by itself."""
+    world = DataWorld(seed, faults=Faults(nodes=nodes, pace=pace))
+    world.run(8 * SECOND_US)
+    for partition in range(PARTITIONS):
+        need(len(world.table.map.partitions[partition].isr) == 3, "a newborn cluster has all its copies soon")
+    return world
+
+
+def cut_pair(world: DataWorld, a: NodeId, b: NodeId) -> None:
+    """Between these two nothing passes; both still talk to the rest, the controller among them, so nobody is declared dead."""
+    world.table.leader = next(node for node in world.nodes if node not in (a, b))
+    world.network.cut[a, b] = world.network.cut[b, a] = True
+
+
+def run_idle(seed: int) -> None:
+    """F45: with no writes a replica falls silent; the set shrinks all the same, and grows again."""
+    world = quiet(seed, 3)
+    world._work_on = False
+    world.run(3 * SECOND_US)
+    entry = world.table.map.partitions[0]
+    assert entry.primary is not None
+    other = next(node for node in entry.isr if node != entry.primary)
+    cut_pair(world, entry.primary, other)
+    world.run(6 * SECOND_US)
+    now = world.table.map.partitions[0]
+    need(other not in now.isr, "idleness hides no failure (F45):", now)
+    world.heal()
+    world.settle()
+
+
+def run_recovery(seed: int) -> None:
+    """A copy that lags is made the partition; those that have another history start from nothing, and do not halt."""
+    world = quiet(seed, 5)
+    entry = world.table.map.partitions[0]
+    assert entry.primary is not None
+    lagging = next(node for node in entry.isr if node != entry.primary)
+    cut_pair(world, entry.primary, lagging)
+    world.run(6 * SECOND_US)
+    entry = world.table.map.partitions[0]
+    need(lagging not in entry.isr, "who lags leaves the set:", entry)
+    lost = [world.nodes[node] for node in entry.isr]
+    for node in lost:
+        world.crash(node)
+    world.network.heal()
+    world.run(3 * SECOND_US)
+    entry = world.table.map.partitions[0]
+    stored = world.nodes[lagging].store.partition(0)
+    history = world.checkers.histories[0]
+    kept = min(stored.last_sequence, history.length)
+    while kept and stored.epoch_at(kept) != history.epoch(kept):
+        kept -= 1
+    world.checkers.recovered(0, kept)
+    world.table.commit(UnsafeRecover(PartitionId(0), entry.epoch, entry.partition_version, lagging))
+    need(world.table.map.partitions[0].unsafe_recovered, "the recovery is recorded")
+    world.run(4 * SECOND_US)
+    for node in lost:
+        world.restart(node)
+    world.run(15 * SECOND_US)
+    world.heal()
+    world.settle()
+
+
+def run_lost_proposal(seed: int) -> None:
+    """R9: a larger set is proposed and the word of it is lost; the newcomer dies. It counts until a new epoch settles it."""
+    world = quiet(seed, 3)  # nobody could take its place
+    entry = world.table.map.partitions[0]
+    assert entry.primary is not None
+    primary = world.nodes[entry.primary]
+    other = next(node for node in entry.isr if node != entry.primary)
+    world.crash(world.nodes[other])
+    world.run(3 * SECOND_US)
+    tell, lost = primary._tell, []
+
+    def lose(node: DataNode, steps: list[object]) -> None:
+        lost.extend(steps)
+
+    primary._tell = lose  # type: ignore[assignment]
+    world.restart(world.nodes[other])
+    for _ in range(100):
+        world.run(50 * MS_US)
+        if lost:
+            break
+    world.crash(world.nodes[other])
+    primary._tell = tell
+    world.run(12 * SECOND_US)
+    now = world.primary_of(0)
+    committed = now.cores[0].committed
+    world.run(SECOND_US)
+    need(now.cores[0].committed > committed, "a lost proposal does not block for ever (R9)")
+    world.heal()
+    world.settle()
+
+
+SCHEDULES = (run_idle, run_recovery, run_lost_proposal)
+
+__all__ = ["SCHEDULES", "replay_hint", "run_idle", "run_lost_proposal", "run_recovery"]

@@ -1,0 +1,131 @@
+"""The files that peers know one another by: what is read, and what is refused in one line that names the option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.logger import LogEvent, globalLogPublisher
+
+from tests.support.wire_kinds import make_cluster_ca
+from tq_node.runtime.bootstrap.credentials import SECRET_BYTES_MAX, BadCredentials, peer_tls, read_secret
+from tq_node.wire import bounds
+
+SECRET = b"a secret of some bytes"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[bytes], Path]:
+    def make(content: bytes, mode: int = 0o600) -> Path:
+        path = tmp_path / "secret"
+        path.write_bytes(content)
+        path.chmod(mode)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        (SECRET, SECRET),
+        (SECRET + b"\n", SECRET),
+        (SECRET + b"\r\n", SECRET),
+        (SECRET + b"\n\n", SECRET + b"\n"),
+        (b" " + SECRET + b" ", b" " + SECRET + b" "),
+        (b"\0" * bounds.SECRET_BYTES_MIN, b"\0" * bounds.SECRET_BYTES_MIN),
+    ],
+)
+def test_one_newline_at_the_end_is_not_part_of_it(file: Callable[[bytes], Path], content: bytes, secret: bytes) -> None:
+    assert read_secret(file(content)) == secret
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "holds 0 bytes; a secret has at least 16"),
+        (b"x" * 15 + b"\n", "holds 15 bytes"),
+        (b"x" * (SECRET_BYTES_MAX + 1), "not a secret"),
+    ],
+)
+def test_what_is_no_secret(file: Callable[[bytes], Path], content: bytes, why: str) -> None:
+    with pytest.raises(BadCredentials, match=f"^--secret-file: .*{why}"):
+        read_secret(file(content))
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(BadCredentials, match=r"^--secret-file: .*No such file"):
+        read_secret(tmp_path / "gone")
+
+
+def said(read: Callable[[], object]) -> list[str]:
+    """The events in the log meanwhile."""
+    seen: list[LogEvent] = []
+    observer: Any = seen.append
+    globalLogPublisher.addObserver(observer)
+    try:
+        read()
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    return [event["event"] for event in seen]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
+def test_the_owner_and_its_group_may_read_it(file: Callable[[bytes, int], Path], mode: int) -> None:
+    assert said(lambda: read_secret(file(SECRET, mode))) == []
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602])
+def test_a_file_that_others_can_read_is_refused_unless_insecure(file: Callable[[bytes, int], Path], mode: int) -> None:
+    path = file(SECRET, mode)
+    with pytest.raises(BadCredentials, match=f"^--secret-file: .*mode {mode:o}.*chmod 600"):
+        read_secret(path)
+    assert said(lambda: read_secret(path, insecure=True)) == ["secret_exposed"]
+
+
+# --- certificates ---
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ca") / "ours"
+    assert make_cluster_ca(made, "a", "b").returncode == 0
+    return made
+
+
+def test_no_certificates_no_tls() -> None:
+    assert peer_tls(None, None, None) is None
+
+
+def test_the_three_files_make_mutual_tls(folder: Path) -> None:
+    assert peer_tls(folder / "a.crt", folder / "a.key", folder / "ca.crt") is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [
+        (("a.key", "a.key", "ca.crt"), "--peer-cert"),
+        (("a.crt", "a.crt", "ca.crt"), "--peer-key"),
+        (("a.crt", "b.key", "ca.crt"), "--peer-key"),
+        (("a.crt", "a.key", "a.key"), "--peer-ca"),
+        (("gone", "a.key", "ca.crt"), "--peer-cert"),
+    ],
+)
+def test_a_file_that_does_not_do_is_named_with_its_option(
+    folder: Path, names: tuple[str, str, str], option: str
+) -> None:
+    certificate, key, authority = (folder / name for name in names)
+    with pytest.raises(BadCredentials) as caught:
+        peer_tls(certificate, key, authority)
+    line = str(caught.value)
+    assert line.startswith(f"{option}: {folder}")
+    assert "\n" not in line
+
+
+def test_a_private_key_that_others_can_read_is_refused_unless_insecure(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "a.key"
+    key.write_bytes((folder / "a.key").read_bytes())
+    key.chmod(0o644)
+    with pytest.raises(BadCredentials, match=r"^--peer-key: .*mode 644"):
+        peer_tls(folder / "a.crt", key, folder / "ca.crt")
+    assert said(lambda: peer_tls(folder / "a.crt", key, folder / "ca.crt", insecure=True)) == ["secret_exposed"]

@@ -1,0 +1,189 @@
+"""A batch's body, cut into its items without reading them: in slices, for the sender chooses how long it is.
+
+A window of the body is cut where a brace is followed by a comma. Whether that is the end of an item, and not something within a
+string or an inner value, the decoder says: JSON that is cut anywhere else can't be closed by one bracket. Where no such cut is
+found near, one item is read alone to find its end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from tq_node import limits
+from tq_node.api.json_pointer import refusal
+from tq_node.errors import BodyTooLarge, Malformed
+from tq_node.slices import Pace
+
+
+class LooseBatch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The body of a batch with its items unread."""
+
+    tasks: list[msgspec.Raw]
+
+
+_decode = msgspec.json.Decoder(LooseBatch).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_begins = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"tasks"[ \t\r\n]*:[ \t\r\n]*\[').match
+_cut = re.compile(rb"\}[ \t\r\n]*,").match
+_space = re.compile(rb"[ \t\r\n]*").match
+_tokens = re.compile(rb'\\.|["\[\]{}]', re.DOTALL).finditer
+_find_end = json.JSONDecoder().raw_decode
+_CUTS_TRIED = 4
+_NEAR_BYTES = 4_096
+_LOOK_BYTES = 64
+_TOKENS_EACH = 1_000
+_SKIP_BYTES = 65_536
+_BACKSLASH, _QUOTE = b'\\"'
+_SPACE = b" \t\r\n"
+
+
+def _too_many(count: str) -> BodyTooLarge:
+    return BodyTooLarge(f"{count} tasks in one batch; at most {limits.BATCH_TASKS_MAX} are allowed")
+
+
+class BatchCutter:
+    """:param item_bytes_max: of one that is longer only so much, and a byte more, is kept: it can't be taken."""
+
+    def __init__(self, item_bytes_max: int) -> None:
+        self._item_bytes_max = item_bytes_max
+
+    async def of_array(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
+        """The items of ``{"tasks":[…]}``.
+
+        :raises Malformed, MissingField, UnknownField, InvalidField: it is something else.
+        :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``.
+        """
+        if len(body) <= limits.ITEMS_WINDOW_BYTES:
+            return self._counted(_loose(body))
+        begin = _begins(body)
+        if begin is None:
+            # What else it may be is not looked for in so much.
+            raise Malformed('the body must be a JSON object {"tasks":[…]}')
+        items: list[msgspec.Raw] = []
+        at = begin.end()
+        while len(body) - at > limits.ITEMS_WINDOW_BYTES:
+            if pace.is_over():
+                await pace.turn()
+            found, behind = self._window(body, at) or await self._alone(body, at, pace)
+            if not found:
+                break
+            items += found
+            self._counted(items)
+            at = behind
+        if pace.is_over():
+            await pace.turn()
+        items += _loose(b'{"tasks":[' + body[at:])
+        return self._counted(items)
+
+    async def of_lines(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
+        """The same of newline-delimited JSON; empty lines don't count."""
+        items: list[msgspec.Raw] = []
+        at, look = 0, _LOOK_BYTES
+        while at < len(body):
+            if pace.is_over():
+                await pace.turn()
+            if body[at] in _SPACE:
+                ahead = body[at : at + look]
+                at += len(ahead) - len(ahead.lstrip(_SPACE))
+                look = min(2 * look, limits.ITEMS_WINDOW_BYTES)
+                continue
+            look = _LOOK_BYTES
+            end = body.find(b"\n", at)
+            end = len(body) if end < 0 else end
+            items.append(msgspec.Raw(body[at : min(end, at + self._item_bytes_max + 1)]))
+            self._counted(items)
+            at = end
+        return items
+
+    def _counted(self, items: list[msgspec.Raw]) -> list[msgspec.Raw]:
+        if len(items) > limits.BATCH_TASKS_MAX:
+            raise _too_many(f"more than {limits.BATCH_TASKS_MAX}" if len(items) > 10**5 else f"{len(items)}")
+        return items
+
+    def _window(self, body: bytes, at: int) -> tuple[list[msgspec.Raw], int] | None:
+        """Items from ``at`` on, and where the next one begins; None where no cut is found near."""
+        for cut, behind in _cuts(body, at, at + limits.ITEMS_WINDOW_BYTES):
+            try:
+                return _decode_items(b"[%b]" % body[at:cut]), behind
+            except (ValueError, RecursionError):
+                continue
+        return None
+
+    async def _alone(self, body: bytes, at: int, pace: Pace) -> tuple[list[msgspec.Raw], int]:
+        """One item; none where the rest is to be read as a whole: there is one more at most."""
+        begin = _end_of_space(body, at)
+        if body[begin : begin + 1] == b"]":
+            return [], at
+        size = 0
+        for much in (_NEAR_BYTES, limits.ITEMS_WINDOW_BYTES, self._item_bytes_max):
+            try:
+                # Latin-1 keeps each byte a character; what it reads is thrown away.
+                _, size = _find_end(body[begin : begin + min(much, self._item_bytes_max)].decode("latin-1"))
+                break
+            except RecursionError:
+                raise Malformed("the body is nested too deeply to be read") from None
+            except ValueError as why:
+                if begin + much >= len(body):
+                    raise Malformed(f"not valid JSON: {str(why)[:200]}") from None
+        else:
+            size = await self._skipped(body, begin, pace) - begin
+        end = _end_of_space(body, begin + size)
+        follows = body[end : end + 1]
+        if follows == b"]" and size <= self._item_bytes_max:
+            return [], at
+        if follows not in (b",", b"]"):
+            raise Malformed("not valid JSON: a comma is expected between two tasks")
+        item = msgspec.Raw(body[begin : begin + min(size, self._item_bytes_max + 1)])
+        return [item], end + (follows == b",")
+
+    async def _skipped(self, body: bytes, begin: int, pace: Pace) -> int:
+        """Where an item ends that is too long to be taken."""
+        depth, in_string, at = 0, False, begin
+        while at < len(body):
+            end = min(at + _SKIP_BYTES, len(body))
+            while body[end - 1] == _BACKSLASH and end < len(body):
+                end += 1  # the two of an escape stay together
+            for count, token in enumerate(_tokens(body, at, end)):
+                if count % _TOKENS_EACH == 0 and pace.is_over():
+                    await pace.turn()
+                kind = body[token.start()]
+                if kind == _BACKSLASH:
+                    continue
+                if kind == _QUOTE:
+                    in_string = not in_string
+                elif not in_string:
+                    depth += 1 if kind in b"[{" else -1
+                if depth <= 0 and not in_string:
+                    return token.end()
+            at = end
+            if pace.is_over():
+                await pace.turn()
+        raise Malformed("not valid JSON: a task that does not end")
+
+
+def _end_of_space(body: bytes, at: int) -> int:
+    found = _space(body, at)
+    assert found is not None
+    return found.end()
+
+
+def _loose(body: bytes) -> list[msgspec.Raw]:
+    try:
+        return _decode(body).tasks
+    except (ValueError, RecursionError) as why:
+        raise refusal(body, LooseBatch, why) from None
+
+
+def _cuts(body: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Places where an item may end, the last ones before ``end``, each with where the next one would begin."""
+    for _ in range(_CUTS_TRIED):
+        end = body.rfind(b"}", begin, end)
+        if end < 0:
+            return
+        found = _cut(body, end, end + _NEAR_BYTES)
+        if found is not None:
+            yield end + 1, found.end()

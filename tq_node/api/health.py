@@ -1,0 +1,121 @@
+"""What is not about tasks: health, readiness, metrics, the description of the API, and pages for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from tq_node.api import html as page
+from tq_node.api.http.request import ApiRequest
+from tq_node.api.problems import PROBLEM_KINDS, NoSuchRoute
+from tq_node.api.routes import Answer, Route
+from tq_node.api.scrapes import Scrapes
+from tq_node.facade import NotReadyReason, ReadyNote, TaskQueue
+from tq_node.limits import RETRY_AFTER_S
+from tq_node.observe.exposition import Exposition, content_type_for
+
+HTML = "text/html; charset=utf-8"
+_encode = msgspec.json.Encoder().encode
+
+
+class Health(msgspec.Struct):
+    status: str
+    node: str
+    version: str
+
+
+class Readiness(msgspec.Struct):
+    """``reasons`` is empty when ready; ``notes`` never make it 503."""
+
+    ready: bool
+    reasons: list[NotReadyReason]
+    notes: list[ReadyNote]
+
+
+class ServiceRoutes:
+    def __init__(self, queue: TaskQueue, exposition: Exposition, version: str) -> None:
+        self._queue = queue
+        self._scrapes = Scrapes(queue, exposition)
+        self._version = version
+        self._openapi = b""
+
+    def describe(self, document: bytes) -> None:
+        """What ``/openapi.json`` says; known only when all routes are."""
+        self._openapi = document
+
+    def health(self, request: ApiRequest) -> None:
+        request.answer(200, _encode(Health("ok", self._queue.node_name, self._version)))
+
+    def ready(self, request: ApiRequest) -> None:
+        reasons = list(self._queue.not_ready())
+        body = _encode(Readiness(not reasons, reasons, list(self._queue.notes())))
+        if reasons:
+            request.answer(503, body, extra=b"Retry-After: %d\r\n" % RETRY_AFTER_S)
+        else:
+            request.answer(200, body)
+
+    def metrics(self, request: ApiRequest) -> Deferred[None]:
+        content_type = content_type_for((request.getHeader(b"accept") or b"").decode("latin-1"))
+        site = request.site
+        page = self._scrapes.page(content_type, site.slices, site.reactor)
+        return page.addCallback(lambda body: request.answer(200, body, content_type=content_type.encode("ascii")))
+
+    def openapi(self, request: ApiRequest) -> None:
+        request.answer(200, self._openapi)
+
+    def home(self, request: ApiRequest) -> None:
+        body = page.home(self._queue.node_name, self._version, self._queue.cluster(), self._queue.not_ready())
+        request.answer(200, body, content_type=HTML.encode("ascii"), extra=page.POLICY)
+
+    def problem(self, request: ApiRequest, code: str) -> None:
+        kinds = [kind for kind in PROBLEM_KINDS if kind.code == code]
+        if not kinds:
+            raise NoSuchRoute("there is no such problem")
+        request.route = "/problems/{code}"
+        request.answer(200, page.problem(code, kinds), content_type=HTML.encode("ascii"), extra=page.POLICY)
+
+    def routes(self) -> list[Route]:
+        alive = {200: Answer("the process lives", Health)}
+        ready = {200: Answer("it can serve", Readiness), 503: Answer("not yet", Readiness, headers=("Retry-After",))}
+        return [
+            Route("GET", "/health", self.health, "Whether the process lives", alive, open_query=True),
+            Route("GET", "/livez", self.health, "The same as /health", alive, open_query=True),
+            Route("GET", "/ready", self.ready, "Whether the node can serve", ready, open_query=True),
+            Route("GET", "/readyz", self.ready, "The same as /ready", ready, open_query=True),
+            Route(
+                "GET",
+                "/metrics",
+                self.metrics,
+                "Prometheus",
+                {200: Answer("text format, or OpenMetrics where Accept asks for it", content_type="text/plain")},
+                open_query=True,
+            ),
+            Route(
+                "GET",
+                "/openapi.json",
+                self.openapi,
+                "This description",
+                {200: Answer("OpenAPI 3.1", dict[str, Any])},
+                open_query=True,
+            ),
+            Route(
+                "GET",
+                "/",
+                self.home,
+                "A page for people",
+                {200: Answer("HTML", content_type="text/html")},
+                open_query=True,
+            ),
+            Route(
+                "GET",
+                "/problems/<code>",
+                self.problem,
+                "What a problem's code means",
+                {200: Answer("HTML", content_type="text/html")},
+                errors=(NoSuchRoute,),
+                open_query=True,
+                path_values={"code": {"type": "string", "enum": sorted({kind.code for kind in PROBLEM_KINDS})}},
+            ),
+        ]

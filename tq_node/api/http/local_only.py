@@ -1,0 +1,56 @@
+"""Who may be handed the cluster's secret: a program on this machine, and no page in its browser."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address
+
+from twisted.internet.address import IPv4Address as TcpAddress
+from twisted.internet.address import IPv6Address as Tcp6Address
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+from tq_node.api.http.request import ApiRequest
+from tq_node.errors import Denied
+from tq_node.socket_owner import is_own_users
+
+_PASSED_ON = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+_loopback_host = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.IGNORECASE).fullmatch
+
+
+def require_loopback(request: ApiRequest) -> None:
+    """Let through only what was sent from this machine, to this machine by a name that can't mean another.
+
+    The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS rebinding) asks from the reader's
+    browser: ``heads`` keeps out every name but the node's, and here only those count that are this machine's everywhere. And
+    what a proxy on this machine passes on comes from who knows where: most of them say that they did. Other users of the machine
+    are strangers too, and so is what they pass on (``ssh -L``): where the kernel says whose the connection is, that counts.
+
+    :raises Denied: it was not.
+    """
+    if not _is_loopback(request.getClientAddress()):
+        raise Denied("the cluster's secret is handed over on loopback only; give both nodes the same --secret-file")
+    if any(request.requestHeaders.hasHeader(name) for name in _PASSED_ON):
+        raise Denied("the cluster's secret is not handed over through a proxy")
+    if request.authority is None or _loopback_host(request.authority) is None:
+        raise Denied("the cluster's secret is handed over to who asks localhost, 127.0.0.1 or [::1] by that name only")
+    if is_own_users(request.transport) is False:
+        raise Denied(
+            "the cluster's secret is handed over to the user that runs this node, and to root; run both nodes as one user, "
+            "or give both the same --secret-file"
+        )
+
+
+def _is_loopback(address: IAddress) -> bool:
+    if isinstance(address, UNIXAddress):
+        return True
+    if not isinstance(address, TcpAddress | Tcp6Address):
+        return False
+    try:
+        ip = ip_address(address.host)
+    except ValueError:
+        return False
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        # A socket that takes both families shows its IPv4 peers like this.
+        ip = ip.ipv4_mapped
+    return ip.is_loopback

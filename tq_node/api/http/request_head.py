@@ -1,0 +1,208 @@
+"""Rules that the head of a request must keep (RFC 9112), judged before the body is read: the same for both ways in.
+
+``KnownHosts`` keeps pages of other sites out: one whose own name has been made to lead to this machine (DNS rebinding) is the
+same origin to its reader's browser, so neither ``Origin`` nor any other header shows it. Only ``Host`` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tq_node.api.http.media import JSON_TYPE, NDJSON, refuse_encoded, refuse_media_type
+from tq_node.api.problems import NoSuchRoute, WrongMethod
+from tq_node.errors import CrossOrigin, Malformed, Misdirected, TaskQueueError
+
+if TYPE_CHECKING:
+    from twisted.web.http_headers import Headers
+
+    from tq_node.api.routes import Route
+
+HEAD_BYTES_MAX = 16_384
+"""Request line and header lines; what is longer is refused on both ways in."""
+LENGTH_DIGITS_MAX = 18
+_VERDICTS_KEPT_MAX = 256
+_authority = re.compile(
+    rb"(\[[0-9A-Fa-f:.]{2,45}\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,255})(?::([0-9]{0,5}))?"
+).fullmatch
+_absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
+_is_target = re.compile(rb"[!\"$-~]+").fullmatch
+"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send quotes as they are."""
+_ONCE = frozenset(
+    b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
+)
+"""Headers that may stand once: which of two counts would be anybody's guess."""
+_SAFE = (b"GET", b"HEAD")
+_PROBLEMS = b"/problems/"
+_ANY_METHOD = ["GET", "HEAD", "POST"]
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The head of one request, judged.
+
+    :ivar target: path and query, also where the request said the whole address.
+    :ivar authority: the host that it is for, with its port, where it says so.
+    :ivar refusal: why the request is refused, whatever its body is.
+    """
+
+    target: bytes
+    authority: bytes | None
+    refusal: TaskQueueError | None
+
+
+class KnownHosts:
+    """The names under which this node may be asked.
+
+    :param names: besides every IP address; None: any name will do.
+    """
+
+    def __init__(self, names: Iterable[str] | None) -> None:
+        self._names = None if names is None else frozenset(_plain(name) for name in names)
+        self._verdicts: dict[bytes, TaskQueueError | None] = {}
+
+    def refusal(self, authority: bytes) -> TaskQueueError | None:
+        """Why a request for this ``HOST[:PORT]`` is refused; None where it is this node."""
+        try:
+            return self._verdicts[authority]
+        except KeyError:
+            pass
+        verdict = self._judge(authority)
+        if len(self._verdicts) >= _VERDICTS_KEPT_MAX:
+            self._verdicts.clear()
+        self._verdicts[authority] = verdict
+        return verdict
+
+    def _judge(self, authority: bytes) -> TaskQueueError | None:
+        match = _authority(authority)
+        if match is None or int(match[2] or 0) > 65_535:
+            return Malformed("Host: a name or an address is expected, with a port or without")
+        host = _plain(match[1].decode("ascii"))
+        if host.startswith("["):
+            return None if _is_address(host[1:-1]) else Malformed("Host: what is in brackets is no IPv6 address")
+        if self._names is None or host in self._names or _is_address(host):
+            return None
+        return Misdirected(f"this node is not known as {host[:100]}; --http-name says by which names it may be asked")
+
+
+def _plain(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class HeadRules:
+    """See the module's docstring.
+
+    :param routes: what there is; a path that is none of these is refused with the head.
+    """
+
+    def __init__(self, hosts: KnownHosts, routes: Sequence[Route]) -> None:
+        self.hosts = hosts
+        self._methods: dict[bytes, set[bytes]] = {}
+        self._takes_lines: dict[bytes, bool] = {}
+        for route in routes:
+            path = route.path.encode("ascii")
+            method = route.method.encode("ascii")
+            self._methods.setdefault(path, set()).update(_SAFE if method == b"GET" else (method,))
+            if route.bodies:
+                self._takes_lines[path] = NDJSON in route.bodies
+
+    def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
+        """:param headers: as they came, folded lines and what is none already refused."""
+        fields: dict[bytes, bytes] = {}
+        for name, values in headers.getAllRawHeaders():
+            fields[name] = values[0]
+            if len(values) > 1 and name in _ONCE:
+                return Head(target, None, Malformed(f"{name.decode('ascii')}: given more than once"))
+        authority = fields.get(b"Host")
+        if authority is None:
+            if version != b"HTTP/1.0":
+                return Head(target, None, Malformed("Host: is required"))
+            refusal = None
+        else:
+            refusal = self.hosts.refusal(authority)
+        if not _is_target(target):
+            return Head(target, None, Malformed("the request's target holds what no address can"))
+        if not target.startswith(b"/") and target != b"*" and not isinstance(refusal, Malformed):
+            try:
+                target, authority = _origin_form(method, target)
+            except TaskQueueError as why:
+                return Head(target, None, why)
+            refusal = self.hosts.refusal(authority)
+        return Head(target, authority, refusal or self._refusal(method, target, version, authority, fields))
+
+    def _refusal(
+        self, method: bytes, target: bytes, version: bytes, authority: bytes | None, fields: Mapping[bytes, bytes]
+    ) -> TaskQueueError | None:
+        if b"Transfer-Encoding" in fields and version == b"HTTP/1.0":
+            return Malformed("Transfer-Encoding: not in HTTP/1.0")
+        is_from_page = b"Origin" in fields or b"Sec-Fetch-Site" in fields
+        if is_from_page and method not in _SAFE and not _is_from_here(authority, fields):
+            return CrossOrigin("a POST that a page of another site has sent is refused")
+        path = target.partition(b"?")[0]
+        methods = self._methods.get(path)
+        if methods is None:
+            if path == b"*" and method == b"OPTIONS":
+                return WrongMethod("OPTIONS is not served", _ANY_METHOD)
+            if b"%" in path or not path.startswith(b"/") or path.startswith(b"//"):
+                # Klein would answer in plain text where it can't decode a path, and takes // for /. No route needs an escape.
+                return Malformed("the path is not one that this server could have")
+            return None if path.startswith(_PROBLEMS) else NoSuchRoute(f"there is no {path[:200].decode('ascii')}")
+        if method not in methods:
+            allowed = sorted(name.decode("ascii") for name in methods)
+            return WrongMethod(f"{path.decode('ascii')} takes {', '.join(allowed)}", allowed)
+        if fields.get(b"Content-Type", JSON_TYPE) != JSON_TYPE or b"Content-Encoding" in fields:
+            return self._media_refusal(path, fields)
+        return None
+
+    def _media_refusal(self, path: bytes, fields: Mapping[bytes, bytes]) -> TaskQueueError | None:
+        ndjson = self._takes_lines.get(path)
+        if ndjson is None:
+            return None
+        media_type = fields.get(b"Content-Type")
+        try:
+            if media_type is not None and media_type != JSON_TYPE:
+                refuse_media_type(media_type, ndjson=ndjson)
+            refuse_encoded(fields.get(b"Content-Encoding"))
+        except TaskQueueError as why:
+            return why
+        return None
+
+
+def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a target that is a whole address, and its host, which counts instead of ``Host`` (RFC 9112, 3.2.2).
+
+    :raises Malformed: it is none. :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it.
+    """
+    match = _absolute(target)
+    if match is None:
+        raise Malformed("the request's target is neither a path nor an address")
+    scheme, host, rest = match.groups()
+    if scheme.lower() != b"http":
+        raise Misdirected("this node answers for http: addresses only")
+    if not host:
+        raise Malformed("the request's target names no host")
+    if rest.startswith(b"/"):
+        return rest, host
+    return b"*" if method == b"OPTIONS" and not rest else b"/" + rest, host
+
+
+def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> bool:
+    """Whether no browser says that a page of another site sent this. A page may send a form, or a body without a type, to any
+    address it likes, so also to a node on its reader's machine; every browser then says ``Origin``, and newer ones
+    ``Sec-Fetch-Site``. Scripts never do.
+    """
+    if fields.get(b"Sec-Fetch-Site", b"none").lower() not in (b"same-origin", b"none"):
+        return False
+    origin = fields.get(b"Origin")
+    return origin is None or (authority is not None and origin.lower().partition(b"://")[2] == authority.lower())

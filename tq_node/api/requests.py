@@ -1,0 +1,280 @@
+"""Bodies of requests: what a submitter may send, checked field by field, turned into ``facade.Submission``.
+
+These structs are the one source: they validate, and ``openapi`` publishes them. The usual request costs one typed decode;
+only one that is refused is looked at a second time, to name the field (``pointers``). ``null`` counts as not sent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tq_node import limits
+from tq_node.api.batch_cutter import BatchCutter
+from tq_node.api.json_pointer import refusal
+from tq_node.api.names import NAME_PATTERN, refuse_unshown
+from tq_node.api.payloads import Payloads
+from tq_node.errors import FieldError, InvalidField, PayloadTooLarge, TaskQueueError
+from tq_node.facade import Submission
+from tq_node.slices import Pace
+from tq_node.types import Backoff
+
+TASK_ID_PATTERN = f"^[A-Za-z0-9._:-]{{1,{limits.TASK_ID_CHARS_MAX}}}$"
+_id_chars = f"[A-Za-z0-9._:-]{{1,{limits.TASK_ID_CHARS_MAX}}}"
+IDEMPOTENCY_KEY_SCHEMA = {
+    "type": "string",
+    "pattern": f'^({_id_chars}|"{_id_chars}")$',
+    "description": "the same as `id`, where the body has none; plain or in double quotes",
+}
+RUN_AT_S_MAX = 253_402_300_799
+"""The last second of the year 9999: beyond it RFC 3339 has no words."""
+
+TaskIdText = Annotated[
+    str, Meta(pattern=TASK_ID_PATTERN, description="own id; the same id with the same content is the same task")
+]
+_NAME_SCHEMA = {"pattern": NAME_PATTERN}
+"""Looked at by ``refuse_unshown``: names are printable nearly always, which is known for less than a pattern costs."""
+TypeText = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=limits.TASK_TYPE_CHARS_MAX,
+        description="which handler runs the task",
+        extra_json_schema=_NAME_SCHEMA,
+    ),
+]
+QueueText = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema=_NAME_SCHEMA)]
+BackoffSeconds = Annotated[float, Meta(ge=0, le=limits.BACKOFF_S_MAX)]
+Whole = Annotated[float, Meta(multiple_of=1, extra_json_schema={"type": "integer"})]
+"""An integer as JSON Schema has it: 3.0 is one, too."""
+TagName = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
+TagValue = Annotated[str, Meta(max_length=limits.TAG_CHARS_MAX)]
+
+
+class BackoffRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """How long a failed attempt waits for the next; times in seconds."""
+
+    kind: Literal["exponential", "linear", "constant"] = "exponential"
+    base: BackoffSeconds = 1.0
+    cap: BackoffSeconds = 3_600.0
+    jitter: bool = True
+
+
+class SubmitRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One task to be run."""
+
+    type: TypeText
+    # Not validated here: Raw takes any JSON value as it stands, and Payloads looks into it. The default of a Raw field
+    # can't be a Raw, which has no JSON Schema; None is what it means.
+    payload: Annotated[msgspec.Raw, Meta(description="any JSON value")] = None  # type: ignore[assignment]
+    id: TaskIdText | None = None
+    priority: Annotated[Whole, Meta(ge=0, le=limits.PRIORITY_MAX, description="9 first; 5 where not given")] | None = (
+        None
+    )
+    delay: (
+        Annotated[float, Meta(ge=0, le=limits.DELAY_S_MAX, description="seconds from now; not with run_at")] | None
+    ) = None
+    run_at: (
+        Annotated[datetime, Meta(tz=True, description="RFC 3339, or Unix seconds; not with delay")]
+        | Annotated[float, Meta(le=RUN_AT_S_MAX)]
+        | None
+    ) = None
+    max_attempts: Annotated[Whole, Meta(ge=1, le=limits.MAX_ATTEMPTS_MAX)] | None = None
+    timeout: Annotated[float, Meta(gt=0, le=limits.TIMEOUT_S_MAX, description="seconds for one attempt")] | None = None
+    backoff: BackoffSeconds | BackoffRequest | None = None
+    queue: QueueText | None = None
+    tags: Annotated[dict[TagName, TagValue], Meta(max_length=limits.TAGS_MAX)] | None = None
+
+
+class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Up to 10,000 tasks; each is accepted or refused by itself."""
+
+    tasks: Annotated[list[SubmitRequest], Meta(max_length=limits.BATCH_TASKS_MAX)]
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_RUN_AT_US_MAX = RUN_AT_S_MAX * 1_000_000 + 999_999
+_is_task_id = re.compile(TASK_ID_PATTERN.strip("^$")).fullmatch
+_encode_in_order = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Bodies:
+    """Turns bodies into submissions. Holds the decoders, which are built once, and the bound of one payload.
+
+    Every method may raise a ``TaskQueueError`` that names what is wrong; none lets a decoder's own error out.
+    """
+
+    def __init__(self, payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX) -> None:
+        self._decode_one = msgspec.json.Decoder(SubmitRequest).decode
+        self.item_bytes_max = payload_bytes_max + limits.ITEM_BYTES_MORE
+        self._items = BatchCutter(self.item_bytes_max)
+        self._payload = Payloads(payload_bytes_max).parse
+
+    def submission(self, body: bytes, key: str | None = None) -> Submission:
+        """The body of ``/tasks/submit``. ``key``: what the Idempotency-Key header says; counts where no id is given.
+
+        In one piece: for what is longer than ``limits.LARGE_BODY_BYTES`` there is ``large_submission``.
+        """
+        try:
+            task = self._decode_one(body)
+        except (ValueError, RecursionError) as why:
+            raise refusal(body, SubmitRequest, why) from None
+        return self._convert(task, "", key)
+
+    async def large_submission(self, body: bytes, key: str | None, pace: Pace) -> Submission:
+        """The same in slices."""
+        return await self._large(body, "", key, pace)
+
+    async def batch(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
+        """The body ``{"tasks":[…]}``: for each item a submission, or why it is refused."""
+        return await self._read(await self._items.of_array(body, pace), pace)
+
+    async def lines(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
+        """The same from newline-delimited JSON; empty lines don't count."""
+        return await self._read(await self._items.of_lines(body, pace), pace)
+
+    async def _read(self, items: list[msgspec.Raw], pace: Pace) -> list[Submission | TaskQueueError]:
+        results: list[Submission | TaskQueueError] = []
+        refused_count = 0
+        for place, item in enumerate(items):
+            if pace.is_over():
+                await pace.turn()
+            try:
+                if len(item) > limits.LARGE_BODY_BYTES:
+                    results.append(await self._large(bytes(item), f"/tasks/{place}", None, pace))
+                    continue
+                try:
+                    task = self._decode_one(item)
+                except (ValueError, RecursionError) as why:
+                    refused_count += 1
+                    within = refused_count <= limits.BATCH_REFUSALS_WITHIN_MAX
+                    results.append(refusal(bytes(item), SubmitRequest, why, f"/tasks/{place}", within=within))
+                    continue
+                results.append(self._convert(task, "", None))
+            except TaskQueueError as refused:
+                if isinstance(refused, FieldError) and not refused.field.startswith("/tasks/"):
+                    refused.field = f"/tasks/{place}{refused.field}"
+                results.append(refused)
+        return results
+
+    async def _large(self, body: bytes, at: str, key: str | None, pace: Pace) -> Submission:
+        """One task whose parts are enough work for a slice each."""
+        if len(body) > self.item_bytes_max:
+            raise PayloadTooLarge(
+                f"a task of {len(body)} bytes; at most {self.item_bytes_max} are allowed with all its fields"
+            )
+        try:
+            task = self._decode_one(body)
+        except (ValueError, RecursionError) as why:
+            refused: Exception = why
+            if pace.is_over():
+                await pace.turn()
+            raise refusal(body, SubmitRequest, refused, at) from None
+        parsed = None
+        if task.payload is not None:
+            if pace.is_over():
+                await pace.turn()
+            parsed = self._payload(task.payload, at)
+            if pace.is_over():
+                await pace.turn()
+        return self._convert(task, at, key, parsed)
+
+    def _convert(
+        self, task: SubmitRequest, at: str, key: str | None, parsed: tuple[object, bytes] | None = None
+    ) -> Submission:
+        """:param parsed: the payload, where it has been looked at before."""
+        raw = task.payload
+        value, payload = parsed or (self._payload(raw, at) if raw is not None else (None, b"null"))
+        task_id = task.id
+        if task_id is None:
+            task_id = key
+        elif not _is_task_id(task_id):
+            # The pattern's $ lets one newline at the end pass.
+            raise InvalidField("id: characters other than A-Z a-z 0-9 . _ : -", field=at + "/id")
+        delay, run_at, timeout, backoff = task.delay, task.run_at, task.timeout, task.backoff
+        delay_us = run_at_us = timeout_ms = None
+        if delay is not None:
+            if run_at is not None:
+                raise InvalidField("delay and run_at exclude one another", field=at + "/run_at")
+            delay_us = round(delay * 1_000_000)
+        elif run_at is not None:
+            run_at_us = _instant_us(run_at, at)
+        if timeout is not None:
+            timeout_ms = max(1, round(timeout * 1_000))
+        if not task.type.isprintable():
+            refuse_unshown("type", task.type, at)
+        if task.queue is not None and not task.queue.isprintable():
+            refuse_unshown("queue", task.queue, at)
+        return Submission(
+            task.type,
+            payload,
+            task_id,
+            task.queue,
+            None if task.priority is None else int(task.priority),
+            delay_us,
+            run_at_us,
+            None if task.max_attempts is None else int(task.max_attempts),
+            timeout_ms,
+            None if backoff is None else _backoff(backoff),
+            task.tags,
+            # Also where the node makes the id: whoever hears "outcome unknown" with it may send the same again (P4).
+            content_hash(task, value),
+        )
+
+
+def idempotency_key(header: bytes) -> str:
+    """The id in an Idempotency-Key header: plain, or quoted as the draft standard has it.
+
+    :raises InvalidField: it is not an id.
+    """
+    text = header.decode("latin-1").strip()
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    if not _is_task_id(text):
+        raise InvalidField(
+            f"Idempotency-Key: 1 to {limits.TASK_ID_CHARS_MAX} characters of A-Z a-z 0-9 . _ : - are allowed",
+            field="/id",
+        )
+    return text
+
+
+def content_hash(task: SubmitRequest, payload: object) -> bytes:
+    """16 bytes over the fields as sent but ``id``: what tells a repeated submit from another with the same id.
+
+    The canonical form is JSON with sorted keys of the fields that are not null. Part of the data format: it is stored.
+    """
+    sent: dict[str, object] = {} if payload is None else {"payload": payload}
+    for name in _HASHED:
+        value = getattr(task, name)
+        if value is not None:
+            sent[name] = value
+    return blake2b(_encode_in_order(sent), digest_size=16).digest()
+
+
+_HASHED = tuple(name for name in SubmitRequest.__struct_fields__ if name not in ("id", "payload"))
+
+
+def _instant_us(run_at: datetime | float, at: str) -> int:
+    """Microseconds since 1970, at least 0: what was due earlier is due at once all the same."""
+    if isinstance(run_at, datetime):
+        us = (run_at - _EPOCH) // _MICROSECOND
+        if us > _RUN_AT_US_MAX:
+            raise InvalidField("run_at: beyond the year 9999", field=at + "/run_at")
+        return max(0, us)
+    # The comparison first: a double may be so far below zero that its microseconds are beyond all doubles.
+    return math.floor(run_at * 1_000_000) if run_at > 0 else 0
+
+
+def _backoff(sent: BackoffRequest | float) -> Backoff:
+    if isinstance(sent, BackoffRequest):
+        return Backoff(sent.kind, round(sent.base * 1_000), round(sent.cap * 1_000), sent.jitter)
+    # A plain number is meant to the letter: no jitter, and no cap that would cut it.
+    base_ms = round(sent * 1_000)
+    return Backoff("constant", base_ms, max(base_ms, Backoff().cap_ms), False)

@@ -1,0 +1,272 @@
+"""What answers look like: structs that ``openapi`` publishes, and the way from the queue's values to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from tq_node.api.problems import ItemError
+from tq_node.types import STATE_LABELS, AttemptRecord, State, TaskError, TaskRow, Transition, WaitsFor
+
+
+class Submitted(msgspec.Struct):
+    """``node`` is the task's primary."""
+
+    success: bool
+    task_id: str
+    status: str
+    node: str
+
+
+class BatchItem(msgspec.Struct, omit_defaults=True):
+    """Either what was accepted, or why it was not."""
+
+    task_id: str | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+    error: ItemError | UnsetType = UNSET
+
+
+class BatchAnswer(msgspec.Struct):
+    success: bool
+    accepted: int
+    rejected: int
+    results: list[BatchItem]
+
+
+class ErrorOut(msgspec.Struct):
+    type: str
+    message: str
+    traceback: str | UnsetType = UNSET
+
+
+class AttemptOut(msgspec.Struct):
+    attempt: int
+    node: str
+    started_at: str
+    ended_at: str
+    outcome: str
+    error: ErrorOut | UnsetType = UNSET
+
+
+class BackoffOut(msgspec.Struct):
+    kind: str
+    base: float
+    cap: float
+    jitter: bool
+
+
+class ProgressOut(msgspec.Struct):
+    fraction: float
+    note: str | UnsetType = UNSET
+
+
+class LogLineOut(msgspec.Struct):
+    at: str
+    line: str
+
+
+class WaitsForOut(msgspec.Struct):
+    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the node that answers knows it."""
+
+    kind: str
+    since: str
+
+
+class TaskOut(msgspec.Struct):
+    """A task as it is. What is not there yet is left out; times are RFC 3339, UTC, durations seconds.
+
+    ``waiting_for`` stands only where something holds up a task that has not ended: why it does not run.
+
+    ``version`` rises by one with each change. ``age`` stands only in a local read: how old it may be. ``role`` stands only in
+    lists: whether this node's copy is the primary's.
+    """
+
+    id: str
+    type: str
+    payload: msgspec.Raw
+    status: str
+    queue: str
+    priority: int
+    attempt: int
+    max_attempts: int
+    created_at: str
+    run_at: str
+    node: str
+    partition: int
+    version: int
+    tags: dict[str, str]
+    backoff: BackoffOut
+    log: list[LogLineOut]
+    attempts: list[AttemptOut]
+    started_at: str | UnsetType = UNSET
+    completed_at: str | UnsetType = UNSET
+    result: msgspec.Raw | UnsetType = UNSET
+    error: ErrorOut | UnsetType = UNSET
+    worker: str | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+    progress: ProgressOut | UnsetType = UNSET
+    log_dropped: int | UnsetType = UNSET
+    waiting_for: list[WaitsForOut] | UnsetType = UNSET
+    role: str | UnsetType = UNSET
+    age: float | UnsetType = UNSET
+
+
+class ListAnswer(msgspec.Struct):
+    """``next`` is null at the end. Two stand with ``scope=cluster`` only. ``missing``: the nodes that did not answer.
+    ``partitions_missing``: the partitions that nobody has answered for; empty, nothing is missing.
+    """
+
+    tasks: list[TaskOut]
+    count: int
+    node: str
+    next: str | None
+    missing: list[str] | UnsetType = UNSET
+    partitions_missing: list[int] | UnsetType = UNSET
+
+
+class StateCounts(msgspec.Struct):
+    total: int
+    pending: int
+    processing: int
+    completed: int
+    failed: int
+    scheduled: int
+    cancelled: int
+
+
+class StatsAnswer(msgspec.Struct):
+    """``missing`` and ``partitions_missing`` as in ``ListAnswer``."""
+
+    node: str
+    stats: StateCounts
+    primary: StateCounts
+    replica: StateCounts
+    missing: list[str] | UnsetType = UNSET
+    partitions_missing: list[int] | UnsetType = UNSET
+
+
+class TaskDone(msgspec.Struct):
+    success: bool
+    task_id: str
+    status: str
+
+
+class QueueDone(msgspec.Struct):
+    """``status`` is ``paused`` or ``active``."""
+
+    success: bool
+    queue: str
+    status: str
+
+
+class EventData(msgspec.Struct, rename={"from_": "from"}):
+    """One transition, the ``data`` of an event. ``from`` is null at a task's birth.
+
+    ``node`` is the primary's name; null where another node's partition has none by the time it is told.
+    """
+
+    task_id: str
+    type: str
+    queue: str
+    from_: str | None
+    to: str
+    attempt: int
+    node: str | None
+    partition: int
+    at: str
+
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # naive on purpose: it spares isoformat the offset, which is always Z
+
+
+def time_text(us: int) -> str:
+    """RFC 3339 in UTC with microseconds, of a wall time in microseconds."""
+    return (_EPOCH + timedelta(0, 0, us)).isoformat(timespec="microseconds") + "Z"
+
+
+def seconds(ms: int) -> float | int:
+    """Milliseconds as seconds, whole where they are whole."""
+    whole, rest = divmod(ms, 1_000)
+    return ms / 1_000 if rest else whole
+
+
+def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
+    """:param node: name of the task's primary. :param waiting_for: says why a task that has not ended does not run."""
+    spec = row.spec
+    backoff = spec.backoff
+    out = TaskOut(
+        spec.id,
+        spec.type,
+        msgspec.Raw(spec.payload),
+        STATE_LABELS[row.state],
+        spec.queue,
+        spec.priority,
+        row.attempt,
+        spec.max_attempts,
+        time_text(spec.created_us),
+        time_text(row.run_at_us),
+        node,
+        row.partition,
+        row.rev,
+        spec.tags or {},
+        BackoffOut(backoff.kind, seconds(backoff.base_ms), seconds(backoff.cap_ms), backoff.jitter),
+        [LogLineOut(time_text(line.at_us), line.line) for line in row.log],
+        [_attempt_out(attempt) for attempt in row.attempts],
+    )
+    if row.started_us is not None:
+        out.started_at = time_text(row.started_us)
+    if row.ended_us is not None:
+        out.completed_at = time_text(row.ended_us)
+    if row.result is not None:
+        out.result = msgspec.Raw(row.result)
+    if row.error is not None:
+        out.error = _error_out(row.error)
+    if row.worker is not None:
+        out.worker = row.worker
+    if spec.timeout_ms is not None:
+        out.timeout = seconds(spec.timeout_ms)
+    if row.progress is not None:
+        out.progress = ProgressOut(row.progress.fraction, UNSET if row.progress.note is None else row.progress.note)
+    if row.log_dropped:
+        out.log_dropped = row.log_dropped
+    if row.state < State.PROCESSING and (reasons := waiting_for(row)):
+        out.waiting_for = [WaitsForOut(reason.kind, time_text(reason.since_us)) for reason in reasons]
+    return out
+
+
+def _error_out(error: TaskError) -> ErrorOut:
+    return ErrorOut(error.type, error.message, UNSET if error.traceback is None else error.traceback)
+
+
+def _attempt_out(attempt: AttemptRecord) -> AttemptOut:
+    return AttemptOut(
+        attempt.attempt,
+        attempt.node,
+        time_text(attempt.started_us),
+        time_text(attempt.ended_us),
+        attempt.outcome,
+        UNSET if attempt.error is None else _error_out(attempt.error),
+    )
+
+
+def state_counts(counts: list[int]) -> StateCounts:
+    """From rows by number of state."""
+    by_label = {label: counts[State(number)] for number, label in enumerate(STATE_LABELS)}
+    return StateCounts(total=sum(counts), **by_label)
+
+
+def event_data(change: Transition, node: str | None) -> EventData:
+    return EventData(
+        change.task_id,
+        change.task_type,
+        change.queue,
+        None if change.from_state is None else STATE_LABELS[change.from_state],
+        STATE_LABELS[change.to_state],
+        change.attempt,
+        node,
+        change.partition,
+        time_text(change.at_us),
+    )

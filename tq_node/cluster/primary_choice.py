@@ -1,0 +1,86 @@
+"""R1 to R3: who may become primary, what a choice does, and what happens to a set whose members die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tq_node.cluster.map_edit import MapEdit, replace
+from tq_node.cluster.records import NodeEntry, NodeStatus, PartitionEntry
+from tq_node.types import Epoch, NodeId
+
+Nodes = Mapping[NodeId, NodeEntry]
+
+
+def candidates(entry: PartitionEntry, nodes: Nodes) -> list[NodeId]:
+    """R1: only members of the in-sync set that are up. Any other copy may lack what was acknowledged (F13, F16)."""
+    return [node for node in entry.isr if nodes[node].is_up]
+
+
+def next_epoch(epoch: Epoch) -> Epoch:
+    """R2: each choice is a new epoch, even of the same node again: it may have forgotten what it sent in the last one (F20)."""
+    return Epoch(epoch + 1)
+
+
+def choice(
+    entry: PartitionEntry, nodes: Nodes, primaries_on: Callable[[NodeId], int], *, avoid: NodeId | None = None
+) -> NodeId | None:
+    """The best candidate: not ``avoid``, the heir, one that stays, then whoever leads least. None: nobody may lead."""
+
+    def rank(node: NodeId) -> tuple[bool, bool, bool, bool, int, NodeId]:
+        return (
+            node == avoid,
+            node != entry.heir,
+            node in entry.removing,
+            nodes[node].is_draining,
+            primaries_on(node),
+            node,
+        )
+
+    return min(candidates(entry, nodes), key=rank, default=None)
+
+
+def elect(draft: MapEdit, partition: int, *, avoid: NodeId | None = None) -> None:
+    """Choose anew: R2. None up: no primary, and wait; that is no choice, so the epoch stays."""
+    entry = draft.partition(partition)
+    chosen = choice(entry, draft.nodes, draft.primaries_on, avoid=avoid)
+    appoint(draft, partition, entry, chosen)
+
+
+def appoint(draft: MapEdit, partition: int, entry: PartitionEntry, chosen: NodeId | None) -> None:
+    epoch = entry.epoch if chosen is None else next_epoch(entry.epoch)
+    draft.put(partition, replace(entry, primary=chosen, epoch=epoch, heir=None))
+
+
+def may_shrink(members: int, min_isr: int) -> bool:
+    """R3: dead members leave the set only while more than ``min_isr`` remain; the rest stay in it, dead (F16)."""
+    return members > min_isr
+
+
+def without_dead(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
+    """R3 at a failure or a removal. Those that can never come back leave first."""
+    isr = list(entry.isr)
+    dead = sorted((n for n in isr if not nodes[n].is_up), key=lambda n: nodes[n].status != NodeStatus.REMOVED)
+    for node in dead:
+        if may_shrink(len(isr), entry.min_isr):
+            isr.remove(node)
+    if len(isr) == len(entry.isr):
+        return entry
+    return with_isr(entry, tuple(isr))
+
+
+def with_isr(entry: PartitionEntry, isr: tuple[NodeId, ...]) -> PartitionEntry:
+    """``isr`` changed: an heir that left it is none."""
+    return replace(entry, isr=isr, heir=entry.heir if entry.heir in isr else None)
+
+
+def without_removed(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
+    """A removed node never comes back: as soon as it is out of the set it is no copy either, nor part of a move."""
+    gone = [node for node in entry.copies if not nodes[node].is_member and node not in entry.isr]
+    if not gone:
+        return entry
+    return replace(
+        entry,
+        copies=tuple(node for node in entry.copies if node not in gone),
+        adding=tuple(node for node in entry.adding if node not in gone),
+        removing=tuple(node for node in entry.removing if node not in gone),
+    )

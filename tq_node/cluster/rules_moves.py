@@ -1,0 +1,165 @@
+"""Moves (section 6): the intent is in the table, so that any later leader goes on where the last one died (F27)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from tq_node.cluster.commands import AbortMove, BeginMove, FinishMove, MoveStep, Seen
+from tq_node.cluster.map_edit import MapEdit, replace
+from tq_node.cluster.primary_choice import Nodes
+from tq_node.cluster.records import PartitionEntry, copies_wanted
+from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.rules_partitions import staleness
+from tq_node.types import NodeId
+
+
+class MoveStage(enum.StrEnum):
+    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``, ``/metrics``)."""
+
+    COPYING = "copying"
+    """``BeginMove`` is applied: the newcomers learn, until they are in the set."""
+    HANDING_OVER = "handing_over"
+    """They are; the primary leaves, and another is to be chosen."""
+    SHRINKING = "shrinking"
+    """Another is, or need not be; who leaves is still in the set."""
+    FINISHING = "finishing"
+    """Nothing counts on who leaves; ``FinishMove`` comes next."""
+
+
+def stage_of(entry: PartitionEntry) -> MoveStage | None:
+    """None: it does not move."""
+    if not entry.is_moving:
+        return None
+    if not are_in_sync(entry):
+        return MoveStage.COPYING
+    if entry.primary in entry.removing:
+        return MoveStage.HANDING_OVER
+    return MoveStage.FINISHING if are_out_of_sync(entry) else MoveStage.SHRINKING
+
+
+def begin_move(draft: MapEdit, command: BeginMove) -> None:
+    """The newcomers become copies, not members of the set: that is R10's to say."""
+    for step in command.steps:
+        refusal = begin_refusal(draft, step)
+        if refusal is not None:
+            draft.refuse(refusal, step.partition)
+            continue
+        entry = draft.partition(step.partition)
+        draft.put(
+            step.partition,
+            replace(
+                entry, copies=entry.copies + step.adding, adding=step.adding, removing=entry.ordered(step.removing)
+            ),
+        )
+
+
+def begin_refusal(draft: MapEdit, step: MoveStep) -> Refusal | None:
+    stale = staleness(draft, step)
+    if stale is not None:
+        return stale
+    entry = draft.partition(step.partition)
+    if entry.is_moving:
+        return Refusal.MOVE_UNDER_WAY
+    if not step.adding and not step.removing:
+        return Refusal.NO_MOVE
+    if not are_targets(draft, entry, step):
+        return Refusal.BAD_TARGET
+    if not set(step.removing) <= set(entry.copies):
+        return Refusal.NOT_A_COPY
+    if not is_within_one_more(draft, entry, step):
+        return Refusal.TOO_MANY_COPIES
+    if not leaves_enough(draft, entry, step):
+        return Refusal.TOO_FEW_COPIES
+    return None
+
+
+def are_targets(draft: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
+    """Up, staying, each once, and not copies already."""
+    if len(set(step.adding)) != len(step.adding):
+        return False
+    return all(n in draft.nodes and draft.nodes[n].is_target and n not in entry.copies for n in step.adding)
+
+
+def is_within_one_more(draft: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
+    """Copies are at most RF + 1 in between: a move is not a way to copy everything everywhere."""
+    return not step.adding or len(entry.copies) + len(step.adding) <= draft.replication_factor + 1
+
+
+def leaves_enough(draft: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
+    """Never RF - 1: a move ends with as many copies as the members can hold, or with no fewer than there were.
+
+    Nor with fewer than ``min_isr``: it could never end.
+    """
+    left = len(entry.copies) + len(step.adding) - len(set(step.removing))
+    wanted = copies_wanted(draft.nodes, draft.replication_factor)
+    return left >= max(1, entry.min_isr, min(wanted, len(entry.copies)))
+
+
+def are_in_sync(entry: PartitionEntry) -> bool:
+    """The newcomers have everything (R10, said by the primary)."""
+    return all(node in entry.isr for node in entry.adding)
+
+
+def are_out_of_sync(entry: PartitionEntry) -> bool:
+    """Nothing counts on those that leave any more."""
+    return not any(node in entry.isr for node in entry.removing)
+
+
+def next_isr(entry: PartitionEntry, nodes: Nodes) -> tuple[NodeId, ...] | None:
+    """The smaller set that the *primary* should propose (``AlterIsr``): without a dead member, else without one that moves away.
+
+    None: nothing is due or allowed. Those that move away wait for all newcomers; a primary that moves away has an ``heir``.
+    """
+    if len(entry.isr) <= entry.min_isr:
+        return None
+    going = [node for node in entry.isr if not nodes[node].is_up]
+    if not going and are_in_sync(entry):
+        going = [node for node in entry.isr if node in entry.removing and node != entry.primary]
+    return tuple(node for node in entry.isr if node != going[0]) if going else None
+
+
+def finish_move(draft: MapEdit, command: FinishMove) -> None:
+    for seen in command.seen:
+        refusal = finish_refusal(draft, seen)
+        if refusal is not None:
+            draft.refuse(refusal, seen.partition)
+            continue
+        entry = draft.partition(seen.partition)
+        draft.put(seen.partition, replace(entry, copies=entry.intended, adding=(), removing=()))
+
+
+def finish_refusal(draft: MapEdit, seen: Seen) -> Refusal | None:
+    stale = staleness(draft, seen)
+    if stale is not None:
+        return stale
+    entry = draft.partition(seen.partition)
+    if not entry.is_moving:
+        return Refusal.NO_MOVE
+    if not are_in_sync(entry):
+        return Refusal.NOT_IN_SYNC
+    if not are_out_of_sync(entry):
+        return Refusal.STILL_IN_SYNC
+    return None
+
+
+def abort_move(draft: MapEdit, command: AbortMove) -> None:
+    """Newcomers that are in the set by now stay copies; the others never counted."""
+    for seen in command.seen:
+        stale = staleness(draft, seen)
+        entry = draft.partition(seen.partition) if stale is None else None
+        if entry is None:
+            draft.refuse(stale or Refusal.NO_SUCH_PARTITION, seen.partition)
+        elif not entry.is_moving:
+            draft.refuse(Refusal.NO_MOVE, seen.partition)
+        else:
+            kept = tuple(node for node in entry.copies if node in entry.isr or node not in entry.adding)
+            draft.put(seen.partition, replace(entry, copies=kept, adding=(), removing=()))
+
+
+MOVE_RULES: dict[type, Callable[[MapEdit, Any], None]] = {
+    BeginMove: begin_move,
+    FinishMove: finish_move,
+    AbortMove: abort_move,
+}

@@ -1,0 +1,124 @@
+"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk. And what it tells of its own life."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NamedTuple
+
+import msgspec
+
+from tq_node.partition.messages import Addressed
+from tq_node.partition.replica_log import Committed, News, PendingWrite
+from tq_node.types import NodeId
+
+
+# --- for the controller ---
+class ProposeIsr(NamedTuple):
+    """``AlterIsr`` (R4), batched over partitions. Counted from now on, whatever becomes of it (R9)."""
+
+    partition: int
+    epoch: int
+    partition_version: int
+    isr: tuple[NodeId, ...]
+
+
+class ProposeStepDown(NamedTuple):
+    """ "Choose another": everybody lags, or the heir may take over."""
+
+    partition: int
+    epoch: int
+
+
+class AskEpoch(NamedTuple):
+    """A new choice, which may be of this node again (``ElectPrimary``): R6, or a proposal that nobody can resolve."""
+
+    partition: int
+    epoch: int
+    partition_version: int
+
+
+Step = ProposeIsr | ProposeStepDown | AskEpoch
+
+
+# --- for the store ---
+class ReadLog(NamedTuple):
+    """Answer with ``log_read``. Durable entries; ``node`` is who needs them."""
+
+    node: NodeId
+    first: int
+    bytes_max: int
+
+
+class OpenSnapshot(NamedTuple):
+    """Begin a read transaction; answer with ``snapshot_opened`` or ``snapshot_failed``. It may wait for others to be closed."""
+
+    node: NodeId
+    snapshot_id: int
+
+
+class ReadChunk(NamedTuple):
+    """Answer with ``snapshot_chunk`` or ``snapshot_failed``. One at a time for each snapshot."""
+
+    node: NodeId
+    snapshot_id: int
+
+
+class CloseSnapshot(NamedTuple):
+    node: NodeId
+    snapshot_id: int
+
+
+Wish = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
+
+
+# --- its own life ---
+class Activated(NamedTuple):
+    """The barrier is committed (R7). All that was committed before it has been handed out by then, or is in the same
+    ``Outbox``."""
+
+    epoch: int
+
+
+class SteppedDown(NamedTuple):
+    """R12: whatever is in flight is answered ``Unknown``, overlay and heaps go; attempts run on until their deadline
+    (section 8)."""
+
+    epoch: int
+    was_active: bool
+
+
+Event = Activated | SteppedDown
+
+
+class Outbox(msgspec.Struct, Generic[News]):
+    """What need not wait for the disk. ``committed`` in order, each exactly once in a run of the process; before ``events``."""
+
+    messages: list[Addressed]
+    committed: list[Committed[News]]
+    events: list[Event]
+    steps: list[Step]
+    wishes: list[Wish]
+
+
+class Ready(msgspec.Struct):
+    """What one transaction shall make durable, and what goes with it. In this order:
+
+    1. Send ``messages`` at once: a primary's entries leave before its own disk has them. 2. Make ``draft`` durable, in one
+    transaction with the Readys of other partitions; Readys of one partition in the order of ``number``. 3. Then
+    ``persisted(number)``. 4. Then send ``messages_after``, which also wait for all earlier Readys, even where this one has
+    nothing to persist (R6, R13, R16).
+
+    ``draft.drop`` and ``draft.install`` put other rows in the place of the partition's: what the driver has of committed
+    effects that the rows do not show is void from this Ready on.
+    """
+
+    number: int
+    draft: PendingWrite
+    messages: list[Addressed]
+    messages_after: list[Addressed]
+
+    @property
+    def must_persist(self) -> bool:
+        return not self.draft.is_empty
+
+
+AnyOutbox = Outbox[Any]

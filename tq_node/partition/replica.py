@@ -1,0 +1,301 @@
+"""The replica's half: promises, cuts, appends, acknowledgements in the order received (R13 to R17), and snapshots coming in.
+
+Nothing here knows who is primary by the table: the epoch of a message says whom to obey.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Generic
+
+import msgspec
+
+from tq_node.errors import Divergence, Unsound
+from tq_node.partition.entries import Effect, decode_effects, is_intact
+from tq_node.partition.epochs import EpochTable, common_prefix
+from tq_node.partition.messages import (
+    Ack,
+    Addressed,
+    AnyMessage,
+    Append,
+    LogEntry,
+    Message,
+    Reject,
+    RejectCode,
+    SnapAck,
+    SnapBegin,
+    SnapChunk,
+    SnapEnd,
+    Sync,
+    SyncOk,
+)
+from tq_node.partition.record import Record
+from tq_node.partition.replica_log import Install, News, ReplicaLog, follows_on
+from tq_node.partition.settings import EPOCHS_AHEAD_MAX, JUMP_MAX
+from tq_node.types import NodeId
+
+
+class Replica(Generic[News]):
+    """:param messages: what may leave now. :param after: what must wait until all that is in the draft is durable (R16)."""
+
+    def __init__(self, log: ReplicaLog[News], messages: list[Addressed], after: list[Addressed]) -> None:
+        self._log = log
+        self._messages = messages
+        self._after = after
+        self.source: NodeId | None = None
+        self.obeyed_epoch = 0
+        """Of the latest ``Sync``."""
+        self.synced_epoch = 0
+        """The same, if this log is the primary's up to its end: only then it takes entries (R14)."""
+        self._told = 0
+        self._ack_to: NodeId | None = None
+        self._incoming: SnapBegin | None = None
+        self._next_chunk = 0
+
+    # --- R13 ---
+    def is_stale(self, message: Message) -> bool:
+        return message.epoch < self._log.promised
+
+    def refuse_stale(self, source: NodeId, message: Message) -> None:
+        self._reject(source, message, RejectCode.STALE_EPOCH)
+
+    def _reject(self, source: NodeId, message: Message, code: RejectCode) -> None:
+        log = self._log
+        self._messages.append((source, Reject(log.partition, message.epoch, code, log.promised)))
+
+    def refuse_unsynced(self, source: NodeId, message: Message) -> None:
+        self._reject(source, message, RejectCode.NOT_SYNCED)
+
+    def _is_far(self, sequence: int) -> bool:
+        return sequence - self._log.last_sequence > JUMP_MAX
+
+    def check_sync(self, message: Sync) -> None:
+        """:raises Unsound: no primary says this."""
+        last = message.last_sequence
+        epochs = message.epochs
+        if (
+            message.epoch - self._log.promised > JUMP_MAX
+            or self._is_far(last)
+            or not 1 <= message.log_start <= last + 1
+            or not EpochTable.are_sound(epochs, last)
+            or (epochs and epochs[-1][0] > message.epoch)
+            or message.reset_epoch > message.epoch
+        ):
+            raise Unsound(f"a log of epoch {message.epoch} that ends at {last} with the epochs {epochs!r:.200}")
+
+    def is_known_to_table(self, source: NodeId, sync: Sync, record: Record | None) -> bool:
+        """What can't be undone waits for this node's own table: a promise far ahead of it, and giving up what is here.
+
+        :raises Unsound: by the table that epoch is another's.
+        """
+        if record is None:
+            return True
+        if sync.epoch == record.epoch and record.primary not in (None, source):
+            raise Unsound(f"{source} says that it is primary of epoch {sync.epoch}, which is {record.primary}'s")
+        gives_up = self._log.promised < sync.reset_epoch and self._log.last_sequence > 0
+        return sync.epoch <= record.epoch + EPOCHS_AHEAD_MAX and not (
+            gives_up and record.reset_epoch < sync.reset_epoch
+        )
+
+    # --- R14, R15 ---
+    def on_sync(self, source: NodeId, message: Sync) -> None:
+        """Promise first, then cut; the answer leaves when both are durable."""
+        log = self._log
+        if message.epoch > log.promised:
+            if log.promised < message.reset_epoch and log.last_sequence:
+                log.drop()  # another history was chosen outside the rules; what is here belongs to no log any more
+            self.promise(message.epoch)
+            self.forget_told()
+        if self.is_receiving:
+            self.abort_snapshot()
+        self.source, self.obeyed_epoch = source, message.epoch
+        self._ack_to = None
+        prefix = self.agreed(message)
+        if prefix is None:
+            # The primary has trimmed all that could tell. What is committed here is its too; the rest stays until a snapshot
+            # takes its place: it may be the best that is left, should the primary be lost before that.
+            self.synced_epoch = 0
+            prefix = log.committed
+        else:
+            self.synced_epoch = message.epoch
+            if prefix < log.last_sequence:
+                log.cut_after(prefix)
+        self._after.append((source, SyncOk(log.partition, message.epoch, prefix)))
+
+    def promise(self, epoch: int) -> None:
+        """R13. Answers of older epochs that have not left yet never will: they speak of a log that may be cut by now."""
+        self._log.promise(epoch)
+        self._ack_to = None
+        self._after[:] = [addressed for addressed in self._after if addressed[1].epoch >= epoch]
+
+    def agreed(self, sync: Sync) -> int | None:
+        """R15: up to where this log is the primary's; None: that can't be told, and a snapshot is needed.
+
+        :raises Divergence: both know what must be committed, and it is not the same.
+        """
+        log = self._log
+        prefix = common_prefix(log.epochs, log.last_sequence, EpochTable(sync.epochs))
+        if prefix is not None:
+            return prefix
+        if sync.log_start > 1 and log.committed < sync.log_start - 1:
+            return None
+        if log.committed:
+            raise Divergence(
+                f"partition {log.partition}: the log up to {log.committed} is not that of epoch {sync.epoch}'s primary"
+            )
+        return 0
+
+    # --- R14, R16 ---
+    def on_append(self, source: NodeId, message: Append) -> None:
+        log = self._log
+        if not self.is_synced(message):
+            self._reject(source, message, RejectCode.NOT_SYNCED)
+            return
+        self._check_source(source, message)
+        entries = message.entries
+        fresh = entries
+        if message.prev_sequence != log.last_sequence:
+            if message.prev_sequence > log.last_sequence:
+                self._reject(source, message, RejectCode.NOT_SYNCED)
+                return
+            fresh = self._not_yet_had(message)
+        if fresh:
+            if not (follows_on(fresh, log.last_sequence) and all(map(is_intact, fresh))):
+                self._reject(source, message, RejectCode.NOT_SYNCED)  # damaged on its way
+                return
+            for entry, effects in zip(fresh, self._effects_of(fresh, message), strict=True):
+                log.append(entry, effects, [])
+        self._ack_to = source
+        if message.committed_sequence > self._told:
+            self._told = message.committed_sequence
+            self.apply_told()
+
+    def _check_source(self, source: NodeId, message: Message) -> None:
+        """An epoch has one primary, and it is the one whose ``Sync`` was obeyed. :raises Unsound:"""
+        if source != self.source:
+            raise Unsound(f"{source} speaks as primary of epoch {message.epoch}, which {self.source} is")
+
+    def _effects_of(self, entries: Sequence[LogEntry], message: Append) -> list[list[Effect]]:
+        """Decoded here, once, before they are in the log: one that can't be read would be met again at each start.
+
+        :raises Unsound: not what a primary of this epoch can have written.
+        """
+        log = self._log
+        epoch = log.epochs.last_epoch
+        found = []
+        for entry in entries:
+            if not epoch <= entry.epoch <= message.epoch or entry.partition != log.partition:
+                raise Unsound(f"entry {entry.sequence} of partition {entry.partition} and epoch {entry.epoch}")
+            epoch = entry.epoch
+            try:
+                found.append(decode_effects(entry.payload))
+            except (msgspec.DecodeError, ValueError, RecursionError) as why:
+                raise Unsound(f"entry {entry.sequence} can't be read: {why}") from None
+        return found
+
+    def is_synced(self, message: Message) -> bool:
+        """R14. Before a ``Sync`` this log may end in what the primary never had."""
+        return message.epoch == self._log.promised and message.epoch == self.synced_epoch
+
+    def is_obeyed(self, message: Message) -> bool:
+        return message.epoch == self._log.promised and message.epoch == self.obeyed_epoch
+
+    def _not_yet_had(self, message: Append) -> tuple[LogEntry, ...]:
+        """A message that was late, or sent twice: what is here already is the same, for the logs agree since the ``Sync``."""
+        log = self._log
+        had = min(log.last_sequence - message.prev_sequence, len(message.entries))
+        for entry in message.entries[:had]:
+            if entry.sequence >= log.log_start and log.epochs.at(entry.sequence) != entry.epoch:
+                raise Unsound(f"another entry {entry.sequence} than was sent before in epoch {message.epoch}")
+        return message.entries[had:]
+
+    # --- R17 ---
+    def appliable(self) -> int:
+        """What was told to be committed *in this epoch*, as far as it is here, and durable."""
+        return min(self._told, self._log.durable_sequence)
+
+    def forget_told(self) -> None:
+        """A new epoch: what was told in the last one was of another primary's log."""
+        self._told = 0
+
+    def apply_told(self) -> None:
+        log = self._log
+        if log.promised == self.synced_epoch:
+            sequence = self.appliable()
+            if sequence > log.committed:
+                log.commit_to(sequence)
+
+    def seal(self) -> None:
+        """One ``Ack`` for all that came since the last draft (R16)."""
+        if self._ack_to is not None:
+            log = self._log
+            self._after.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
+            self._ack_to = None
+
+    @property
+    def owes_answer(self) -> bool:
+        return self._ack_to is not None
+
+    # --- snapshots ---
+    @property
+    def is_receiving(self) -> bool:
+        return self._incoming is not None
+
+    def abort_snapshot(self) -> None:
+        """A new epoch, or a new beginning: what is staged counts for nothing."""
+        self._incoming = None
+        self._next_chunk = 0
+        self._log.unstage()
+
+    def on_snapshot(self, source: NodeId, message: AnyMessage) -> None:
+        if not self.is_obeyed(message):
+            self._reject(source, message, RejectCode.NOT_SYNCED)
+            return
+        self._check_source(source, message)
+        if isinstance(message, SnapBegin):
+            if not EpochTable.are_sound(message.epochs, message.applied) or self._is_far(message.applied):
+                raise Unsound(f"a snapshot of {message.applied} with the epochs {message.epochs!r:.200}")
+            if self.is_news(message):
+                self.abort_snapshot()
+                self._incoming = message
+        elif isinstance(message, SnapChunk):
+            self._on_chunk(source, message)
+        elif isinstance(message, SnapEnd):
+            self._on_end(source, message)
+
+    def is_news(self, begin: SnapBegin) -> bool:
+        """One that was late, or sent twice, must not take away what has been acknowledged since."""
+        log = self._log
+        return begin.applied > (log.last_sequence if self.synced_epoch == begin.epoch else log.committed)
+
+    def _is_present(self, snapshot_id: int) -> bool:
+        return self._incoming is not None and self._incoming.snapshot_id == snapshot_id
+
+    def _on_chunk(self, source: NodeId, chunk: SnapChunk) -> None:
+        if not self._is_present(chunk.snapshot_id) or chunk.number > self._next_chunk or not is_chunk_intact(chunk):
+            self._reject(source, chunk, RejectCode.NOT_SYNCED)
+            return
+        if chunk.number < self._next_chunk:
+            return
+        self._log.stage(chunk.number, chunk.data)
+        self._next_chunk += 1
+        ack = SnapAck(self._log.partition, chunk.epoch, chunk.snapshot_id, self._next_chunk)
+        self._after.append((source, ack))
+
+    def _on_end(self, source: NodeId, end: SnapEnd) -> None:
+        incoming = self._incoming
+        if incoming is None or incoming.snapshot_id != end.snapshot_id or end.chunks != self._next_chunk:
+            self._reject(source, end, RejectCode.NOT_SYNCED)
+            return
+        log = self._log
+        self._incoming, self._next_chunk = None, 0
+        if not self.is_news(incoming):
+            return
+        self.synced_epoch = end.epoch
+        log.install(Install(incoming.applied, incoming.epochs, incoming.horizon_us, end.chunks, end.digest))
+        self._after.append((source, SyncOk(log.partition, end.epoch, log.last_sequence)))
+
+
+def is_chunk_intact(chunk: SnapChunk) -> bool:
+    return zlib.crc32(chunk.data) == chunk.crc

@@ -1,0 +1,369 @@
+"""This node's copy of one partition's log: what is in it, what of that is durable, committed, applied; and what the disk owes.
+
+Both roles work on it. Writes are gathered in a draft, taken as one, and become durable in the order taken; several may be
+on their way. An entry is encoded once, and is the same object for the disk and for every replica.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Generic, TypeVar
+
+import msgspec
+
+from tq_node.errors import Divergence
+from tq_node.partition.entries import Effect, decode_effects
+from tq_node.partition.epochs import EpochTable, Runs
+from tq_node.partition.messages import LogEntry
+from tq_node.partition.settings import Budget, ReplicationSettings
+
+News = TypeVar("News")
+"""What the driver wants back when an effect commits; opaque here."""
+
+ENTRY_OVERHEAD_BYTES = 64
+"""Counted for an entry besides its payload, in every bound."""
+
+
+class Committed(Generic[News]):
+    """One entry, in the log and one day committed. ``news``: the proposer's, one for each effect that had any; none on a
+    replica.
+
+    The effects of an entry that came from elsewhere are decoded when they are asked for.
+    """
+
+    __slots__ = ("_effects", "_payload", "news", "sequence", "size")
+
+    def __init__(
+        self, sequence: int, effects: list[Effect] | None, payload: bytes, news: list[News], size: int
+    ) -> None:
+        self.sequence = sequence
+        self.news = news
+        self.size = size
+        self._effects = effects
+        self._payload = payload
+
+    @property
+    def effects(self) -> list[Effect]:
+        """:raises msgspec.DecodeError: not what an entry holds, though its checksum is right: an entry of a newer kind
+        (F44)."""
+        if self._effects is None:
+            self._effects = decode_effects(self._payload)
+        return self._effects
+
+
+class Tail(msgspec.Struct, frozen=True):
+    """An entry behind ``applied``, as read from the store at start."""
+
+    sequence: int
+    epoch: int
+    effects: list[Effect]
+    size: int = 0
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What the store has of a partition at start. ``epochs`` covers ``log_start`` - 1; ``tail`` is all of the log behind
+    ``applied``."""
+
+    promised: int = 0
+    epochs: tuple[tuple[int, int], ...] = ()
+    log_start: int = 1
+    last_sequence: int = 0
+    applied: int = 0
+    tail: tuple[Tail, ...] = ()
+
+
+class Install(msgspec.Struct, frozen=True):
+    """What is staged takes the place of the partition's content; the log is empty behind it."""
+
+    applied: int
+    epochs: tuple[tuple[int, int], ...]
+    horizon_us: int
+    chunks: int
+    digest: bytes
+
+
+class PendingWrite(msgspec.Struct):
+    """What one transaction shall do to the partition, in this order. Only the net effect: a cut takes entries of the draft
+    away."""
+
+    promise: int = 0
+    drop: bool = False
+    """Rows, tombstones, log, epochs, horizon, applied, what is staged: all go. The promise stays."""
+    unstage: bool = False
+    stage: list[tuple[int, bytes]] = []
+    install: Install | None = None
+    cut_after: int | None = None
+    epochs: list[tuple[int, int]] = []
+    entries: list[LogEntry] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not (
+            self.entries
+            or self.promise
+            or self.cut_after is not None
+            or self.stage
+            or self.unstage
+            or self.install
+            or self.drop
+        )
+
+
+class _Write:
+    """One draft on its way. ``last``: where the log ends once it is durable, less what was cut since."""
+
+    __slots__ = ("last", "number", "promise")
+
+    def __init__(self, number: int, last: int, promise: int) -> None:
+        self.number = number
+        self.last = last
+        self.promise = promise
+
+
+class ReplicaLog(Generic[News]):
+    """See the module's docstring. ``last_sequence`` counts what is in memory, ``durable_sequence`` what the disk has of it."""
+
+    def __init__(self, partition: int, stored: Stored, pace: ReplicationSettings, budget: Budget) -> None:
+        self.partition = partition
+        self.promised = self.durable_promised = stored.promised
+        self.epochs = EpochTable(stored.epochs)
+        self.log_start = stored.log_start
+        self.last_sequence = self.durable_sequence = stored.last_sequence
+        self.applied = self.committed = stored.applied
+        self.newly: list[Committed[News]] = []
+        """Committed and not yet taken."""
+        self.uncommitted: deque[Committed[News]] = deque()
+        self.uncommitted_bytes = 0
+        self.recent: deque[LogEntry] = deque()
+        self._recent_bytes = 0
+        self.draft = PendingWrite()
+        self._handed = stored.last_sequence
+        """Where the log ends once all that was taken is durable."""
+        self._writes: deque[_Write] = deque()
+        self._marks: deque[tuple[int, int]] = deque()
+        self._mark_bytes = 0
+        self._pace = pace
+        self._budget = budget
+        self._recover(stored)
+
+    def _recover(self, stored: Stored) -> None:
+        """The tail commits together with a later epoch's barrier, not before (R7, R8)."""
+        for entry in stored.tail:
+            if entry.sequence != self.committed + len(self.uncommitted) + 1:
+                raise Divergence(f"partition {self.partition}: the log has a gap before {entry.sequence}")
+            self._await_commit(Committed(entry.sequence, entry.effects, b"", [], entry.size + ENTRY_OVERHEAD_BYTES))
+        if self.committed + len(self.uncommitted) != self.last_sequence:
+            raise Divergence(f"partition {self.partition}: the log ends before {self.last_sequence}")
+        if not 1 <= self.log_start <= self.applied + 1 <= self.last_sequence + 1:
+            raise Divergence(f"partition {self.partition}: the log does not begin where the rows end")
+
+    def _await_commit(self, entry: Committed[News]) -> None:
+        self.uncommitted.append(entry)
+        self.uncommitted_bytes += entry.size
+        self._budget.uncommitted_bytes += entry.size
+
+    # --- growing ---
+    def promise(self, epoch: int) -> None:
+        """R13, I7: never decreases. Counts for others once it is durable."""
+        assert epoch > self.promised, "a promise only grows"
+        self.promised = self.draft.promise = epoch
+
+    def append(self, entry: LogEntry, effects: list[Effect] | None, news: list[News]) -> None:
+        """At the end. A new epoch must begin with the first entry of it."""
+        sequence = entry.sequence
+        assert sequence == self.last_sequence + 1, "the log has no gaps"
+        if entry.epoch != self.epochs.last_epoch:
+            self.epochs.append(entry.epoch, sequence)
+            self.draft.epochs.append((entry.epoch, sequence))
+        self.last_sequence = sequence
+        size = len(entry.payload) + ENTRY_OVERHEAD_BYTES
+        self.draft.entries.append(entry)
+        self._await_commit(Committed(sequence, effects, entry.payload, news, size))
+        self.recent.append(entry)
+        self._recent_bytes += size
+        if self._recent_bytes > self._pace.recent_bytes:
+            self._forget_recent()
+        self._mark_bytes += size
+        if self._mark_bytes >= self._pace.mark_bytes:
+            self._marks.append((sequence, self._mark_bytes))
+            self._mark_bytes = 0
+
+    def _forget_recent(self) -> None:
+        """Only what could be read again: what is not yet durable stays."""
+        recent, durable = self.recent, self.durable_sequence
+        while len(recent) > 1 and self._recent_bytes > self._pace.recent_bytes and recent[0].sequence <= durable:
+            self._recent_bytes -= len(recent.popleft().payload) + ENTRY_OVERHEAD_BYTES
+
+    def recent_from(self, first: int, bytes_max: int, entries_max: int) -> tuple[LogEntry, ...]:
+        """Entries from ``first`` on, at least one; empty if they must be read from the store."""
+        recent = self.recent
+        if not recent or not recent[0].sequence <= first <= recent[-1].sequence:
+            return ()
+        return head(islice(recent, first - recent[0].sequence, None), bytes_max, entries_max)
+
+    # --- shrinking ---
+    def cut_after(self, sequence: int) -> None:
+        """R15. :raises Divergence: it would take away what is committed (I5): this copy is not what the log says."""
+        assert sequence < self.last_sequence
+        if sequence < self.committed:
+            raise Divergence(
+                f"partition {self.partition}: a cut after {sequence}, though {self.committed} is committed here"
+            )
+        self.last_sequence = sequence
+        self.durable_sequence = min(self.durable_sequence, sequence)
+        self.epochs.cut_after(sequence)
+        while self.uncommitted and self.uncommitted[-1].sequence > sequence:
+            self._forget(self.uncommitted.pop())
+        while self.recent and self.recent[-1].sequence > sequence:
+            self._recent_bytes -= len(self.recent.pop().payload) + ENTRY_OVERHEAD_BYTES
+        while self._marks and self._marks[-1][0] > sequence:
+            self._marks.pop()
+        draft = self.draft
+        while draft.entries and draft.entries[-1].sequence > sequence:
+            draft.entries.pop()
+        while draft.epochs and draft.epochs[-1][1] > sequence:
+            draft.epochs.pop()
+        if self._handed > sequence:  # else the disk never heard of what goes
+            draft.cut_after = self._handed = sequence
+        self.forget_writes_after(sequence)
+
+    def forget_writes_after(self, sequence: int) -> None:
+        """What is on its way to the disk counts no further than the cut, though it gets there first."""
+        for write in self._writes:
+            write.last = min(write.last, sequence)
+
+    def _forget(self, entry: Committed[News]) -> None:
+        self.uncommitted_bytes -= entry.size
+        self._budget.uncommitted_bytes -= entry.size
+
+    def _forget_all(self) -> None:
+        while self.uncommitted:
+            self._forget(self.uncommitted.pop())
+        self.newly.clear()
+        self.recent.clear()
+        self._marks.clear()
+        self._recent_bytes = self._mark_bytes = 0
+        promise, unstage = self.draft.promise, self.draft.unstage
+        stage = self.draft.stage
+        self.draft = PendingWrite(promise=promise, unstage=unstage, stage=stage)
+
+    def drop(self) -> None:
+        """Start from nothing: another history was chosen outside the rules."""
+        self._forget_all()
+        self.draft.drop, self.draft.unstage, self.draft.stage = True, False, []
+        self.epochs = EpochTable()
+        self.log_start = 1
+        self.last_sequence = self.durable_sequence = self.applied = self.committed = 0
+        self._handed = 0
+        self.forget_writes_after(0)
+
+    # --- snapshots ---
+    def unstage(self) -> None:
+        self.draft.stage = []
+        self.draft.unstage = True
+
+    def stage(self, number: int, data: bytes) -> None:
+        self.draft.stage.append((number, data))
+
+    def install(self, install: Install) -> None:
+        """:raises Divergence: the snapshot is older than what is committed here."""
+        if install.applied < self.committed:
+            raise Divergence(
+                f"partition {self.partition}: a snapshot of {install.applied}, behind the committed {self.committed}"
+            )
+        self._forget_all()
+        self.draft.install = install
+        self.epochs = EpochTable(install.epochs)
+        self.durable_sequence = min(self.durable_sequence, self.committed)  # what is behind that was of no use
+        self.forget_writes_after(self.committed)
+        self.last_sequence = self.applied = self.committed = self._handed = install.applied
+        self.log_start = install.applied + 1
+
+    # --- committing ---
+    def commit_to(self, sequence: int) -> None:
+        """Everything up to here is committed; it is taken by ``take_newly``."""
+        assert self.committed < sequence <= self.last_sequence, "what is committed is in the log, and stays committed"
+        self.committed = sequence
+        uncommitted, newly = self.uncommitted, self.newly
+        size = 0
+        while uncommitted and uncommitted[0].sequence <= sequence:
+            entry = uncommitted.popleft()
+            size += entry.size
+            newly.append(entry)
+        self.uncommitted_bytes -= size
+        self._budget.uncommitted_bytes -= size
+
+    def take_newly(self) -> list[Committed[News]]:
+        newly, self.newly = self.newly, []
+        return newly
+
+    def abandon_news(self) -> None:
+        """Nobody waits any more for what is not committed: who proposed it hears that the outcome is not known (R12)."""
+        for entry in self.uncommitted:
+            entry.news = []
+
+    # --- the disk ---
+    def take(self, number: int) -> PendingWrite:
+        draft, self.draft = self.draft, PendingWrite()
+        self._handed = self.last_sequence
+        self._writes.append(_Write(number, self.last_sequence, draft.promise))
+        return draft
+
+    def persisted(self, number: int) -> None:
+        """Everything taken up to this number is durable."""
+        writes = self._writes
+        while writes and writes[0].number <= number:
+            write = writes.popleft()
+            self.durable_sequence = max(self.durable_sequence, write.last)
+            self.durable_promised = max(self.durable_promised, write.promise)
+        assert self.durable_sequence <= self.last_sequence, "what is cut is not durable"
+        if self._recent_bytes > self._pace.recent_bytes:
+            self._forget_recent()
+
+    # --- trimming ---
+    def bytes_after(self, sequence: int) -> int:
+        """Of the log behind ``sequence``, about: what was appended in this run of the process, by ``mark_bytes``."""
+        return self._mark_bytes + sum(size for last, size in self._marks if last > sequence)
+
+    def keeps_from(self, bytes_max: int) -> int:
+        """The sequence behind which the log holds at most about ``bytes_max``; 0: it holds less."""
+        size = self._mark_bytes
+        for last, marked in reversed(self._marks):
+            if size + marked > bytes_max:
+                return last
+            size += marked
+        return 0
+
+    def trimmed(self, sequence: int) -> None:
+        """The log up to and with ``sequence`` is given up."""
+        assert sequence <= self.committed, "never past what is committed, and so soon applied"
+        self.log_start = sequence + 1
+        self.epochs.trim(sequence)
+        while self._marks and self._marks[0][0] <= sequence:
+            self._marks.popleft()
+
+    # --- looking ---
+    def runs_up_to(self, sequence: int) -> Runs:
+        return tuple(run for run in self.epochs.runs if run[1] <= sequence)
+
+    def must_persist(self) -> bool:
+        return not self.draft.is_empty
+
+
+def head(entries: Iterable[LogEntry], bytes_max: int, entries_max: int) -> tuple[LogEntry, ...]:
+    """As many of them as fit; at least one."""
+    taken: list[LogEntry] = []
+    size = 0
+    for entry in entries:
+        size += len(entry.payload) + ENTRY_OVERHEAD_BYTES
+        if taken and (size > bytes_max or len(taken) >= entries_max):
+            break
+        taken.append(entry)
+    return tuple(taken)
+
+
+def follows_on(entries: Sequence[LogEntry], prev_sequence: int) -> bool:
+    """Are these, in order and without gaps, what comes behind ``prev_sequence``?"""
+    return all(entry.sequence == prev_sequence + number for number, entry in enumerate(entries, 1))

@@ -1,0 +1,134 @@
+"""Snapshots on their way out: rows and tombstones at one applied sequence, as opaque chunks (replication.md, section 6,
+catch-up)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Generic
+
+from tq_node.errors import Unsound
+from tq_node.partition.copy_rate import CopyRate
+from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, ReadChunk, Wish
+from tq_node.partition.messages import Addressed, SnapAck, SnapBegin, SnapChunk, SnapEnd
+from tq_node.partition.progress import ReplicaProgress, SnapshotTransfer
+from tq_node.partition.replica_log import News, ReplicaLog
+from tq_node.partition.settings import ReplicationSettings
+
+
+class Snapshots(Generic[News]):
+    """Of one epoch. One for each replica that needs one; the store limits how many are open, ``rate`` how fast they go."""
+
+    def __init__(
+        self,
+        log: ReplicaLog[News],
+        epoch: int,
+        pace: ReplicationSettings,
+        rate: CopyRate,
+        messages: list[Addressed],
+        wishes: list[Wish],
+    ) -> None:
+        self._log = log
+        self._epoch = epoch
+        self._pace = pace
+        self._rate = rate
+        self._messages = messages
+        self._wishes = wishes
+        self._last_id = 0
+
+    def open(self, stream: ReplicaProgress, now_ms: int) -> None:
+        """The log behind the present ``applied`` is held from now on: the read transaction begins later, so not below it."""
+        self._last_id += 1
+        stream.outgoing = SnapshotTransfer(self._last_id, self._log.applied, now_ms)
+        self._wishes.append(OpenSnapshot(stream.node, self._last_id))
+
+    def abort(self, stream: ReplicaProgress) -> None:
+        outgoing = stream.outgoing
+        if outgoing is not None:
+            stream.outgoing = None
+            self._wishes.append(CloseSnapshot(stream.node, outgoing.snapshot_id))
+
+    def is_present(self, stream: ReplicaProgress, snapshot_id: int) -> bool:
+        return stream.outgoing is not None and stream.outgoing.snapshot_id == snapshot_id
+
+    def opened(
+        self,
+        stream: ReplicaProgress,
+        snapshot_id: int,
+        applied: int,
+        epochs: Sequence[tuple[int, int]],
+        horizon_us: int,
+        now_ms: int,
+    ) -> None:
+        outgoing = stream.outgoing
+        if outgoing is None or outgoing.snapshot_id != snapshot_id:
+            return  # closed already; the driver was told so
+        assert applied >= outgoing.hold_from, "a snapshot from before it was asked for"
+        outgoing.applied = outgoing.hold_from = applied
+        outgoing.moved_ms = now_ms
+        begin = SnapBegin(self._log.partition, self._epoch, snapshot_id, applied, tuple(epochs), horizon_us)
+        self._messages.append((stream.node, begin))
+        self._read_on(stream, outgoing)
+
+    def _read_on(self, stream: ReplicaProgress, outgoing: SnapshotTransfer) -> None:
+        """One read at a time, no more on the way than the window holds, no faster than the node's rate."""
+        if self.may_read_on(outgoing) and self._rate.room_bytes > 0:
+            outgoing.is_reading = True
+            self._wishes.append(ReadChunk(stream.node, outgoing.snapshot_id))
+
+    def may_read_on(self, outgoing: SnapshotTransfer) -> bool:
+        """But for the rate."""
+        return outgoing.applied > 0 and not outgoing.is_reading and not outgoing.ended and self.has_room(outgoing)
+
+    def tick(self, stream: ReplicaProgress, now_ms: int) -> None:
+        """What the rate held up goes on. That it was held up is not the replica's silence."""
+        outgoing = stream.outgoing
+        if outgoing is not None and self.may_read_on(outgoing):
+            outgoing.moved_ms = now_ms
+            self._read_on(stream, outgoing)
+
+    def has_room(self, outgoing: SnapshotTransfer) -> bool:
+        return outgoing.sent - outgoing.staged < self._pace.snapshot_window
+
+    def chunk(self, stream: ReplicaProgress, snapshot_id: int, data: bytes | None, digest: bytes) -> None:
+        outgoing = stream.outgoing
+        if outgoing is None or outgoing.snapshot_id != snapshot_id:
+            return
+        assert outgoing.is_reading, "one read at a time"
+        outgoing.is_reading = False
+        partition, epoch = self._log.partition, self._epoch
+        if data is None:
+            outgoing.ended = True
+            self._messages.append((stream.node, SnapEnd(partition, epoch, snapshot_id, outgoing.sent, digest)))
+            return
+        message = SnapChunk(partition, epoch, snapshot_id, outgoing.sent, zlib.crc32(data), data)
+        outgoing.sent += 1
+        stream.copied(len(data))
+        self._messages.append((stream.node, message))
+        self._read_on(stream, outgoing)
+
+    def acked(self, stream: ReplicaProgress, ack: SnapAck, now_ms: int) -> None:
+        outgoing = stream.outgoing
+        if outgoing is None or outgoing.snapshot_id != ack.snapshot_id or ack.chunks <= outgoing.staged:
+            return
+        if ack.chunks > outgoing.sent:
+            raise Unsound(f"{stream.node} has staged {ack.chunks} chunks, and {outgoing.sent} were sent")
+        outgoing.staged = ack.chunks
+        outgoing.moved_ms = now_ms
+        self._read_on(stream, outgoing)
+
+    def is_over(self, stream: ReplicaProgress) -> bool:
+        """It has said that it has everything up to the snapshot."""
+        outgoing = stream.outgoing
+        return outgoing is not None and 0 < outgoing.applied <= stream.acked
+
+    def is_stalled(self, stream: ReplicaProgress, now_ms: int) -> bool:
+        """Nothing moves, or so much was written meanwhile that the log behind it was given up: begin again (``hold_max``)."""
+        outgoing = stream.outgoing
+        if outgoing is None:
+            return True
+        if outgoing.applied == 0:
+            return False  # it waits for its turn at the store
+        if outgoing.applied + 1 < self._log.log_start:
+            return True
+        return not outgoing.is_reading and now_ms - outgoing.moved_ms >= self._pace.snapshot_stall_ms

@@ -1,0 +1,167 @@
+"""The birth guard: a founder that an older cluster still looks for is a member that has lost its disk (F15a).
+
+Members dial a lost member's address at least every 0.5 s, and their first box says cluster, name and address
+(replication.md, section 2). A newborn cluster waits for such a greeting before it takes itself for real; as long as it holds no
+task, one that comes later ends it too.
+
+What a greeting says is not proven: the two clusters have different secrets. It ends the node only where something else proves
+it: a certificate of the authority that both have, or, where the secret is handed over on loopback, that such greetings come again
+and again from processes of this node's own user, who could end it anyway. Any other is noted, and the node is not ready, takes
+no task and no joiner, until none has come for some time: an older cluster's members never cease, so it never serves beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from tq_node.runtime.clock import Clock
+from tq_node.wire import bounds
+from tq_node.wire.handler import Greeting
+
+_log = Logger(namespace="taskqueue.node")
+
+STEPS = 8
+"""The wait is counted in so many parts: a process that is paused in the middle loses one of them, not the rest (F40)."""
+
+
+class Founder(msgspec.Struct, frozen=True):
+    """A node that has just founded a cluster. ``address``: where its peers dial it."""
+
+    cluster_id: str
+    name: str
+    address: str
+
+
+def is_of_older_cluster(greeting: Greeting, founder: Founder) -> bool:
+    """Whether whoever greets belongs to another cluster, and looks there for this node.
+
+    A dialler without a cluster is a joiner: it looks for nobody. Hosts are spelled in several ways (a name, an address), and the
+    greeting did reach this node; so of two addresses only the ports are compared.
+    """
+    if greeting.cluster in ("", founder.cluster_id):
+        return False
+    return greeting.name == founder.name or _place(greeting.address) == _place(founder.address)
+
+
+def _place(address: str) -> str:
+    return address if address.startswith("unix:") else address.rpartition(":")[2]
+
+
+class BootstrapGuard:
+    """From ``watch`` on; to be begun once the peer port listens.
+
+    :param has_tasks: whether this node holds any task now. Once it did, no greeting ends the cluster any more.
+    :param on_older_cluster: called once, with one line for the operator; the process must end with it.
+    :param guard_s: None: as long as the protocol says.
+    :param trusts_own_users: the secret is handed to processes of this node's user, so they are as good as members.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        founder: Founder,
+        *,
+        has_tasks: Callable[[], bool],
+        on_older_cluster: Callable[[str], None],
+        guard_s: float | None = None,
+        trusts_own_users: bool = True,
+    ) -> None:
+        self._clock = clock
+        self._founder = founder
+        self._has_tasks = has_tasks
+        self._on_older_cluster = on_older_cluster
+        self._step_s = (bounds.BIRTH_GUARD_S if guard_s is None else guard_s) / STEPS
+        self._steps_wanted = STEPS
+        self._quiet_steps = max(STEPS, round(bounds.BIRTH_GUARD_QUIET_S / bounds.BIRTH_GUARD_S * STEPS))
+        self._steps_done = 0
+        self._trusts_own_users = trusts_own_users
+        self._own_users: set[int] = set()
+        """The steps in which processes of this node's own user have greeted, counted through."""
+        self._turn = 0
+        self.doubt = ""
+        """What an unproven greeting says, for the operator, while it counts."""
+        self._timer: IDelayedCall | None = None
+        self._waiter: Deferred[bool] | None = None
+        self._is_over = False
+        self._is_disarmed = False
+
+    @property
+    def is_newborn(self) -> bool:
+        """The cluster is not ready yet: refuse submits and keep joiners waiting."""
+        return self._steps_done < self._steps_wanted and not self._is_disarmed
+
+    def watch(self) -> Deferred[bool]:
+        """Fires with True once the guard has passed, with False if it never will: it was tripped, or stopped."""
+        assert self._waiter is None, "begun twice"
+        self._waiter = Deferred()
+        if self._is_over:
+            self._waiter.callback(False)
+        else:
+            self._timer = self._clock.call_later(self._step_s, self._step)
+        return self._waiter
+
+    def greeted(self, greeting: Greeting) -> None:
+        """Somebody, anybody, greets this node."""
+        if self._is_over or self._is_disarmed or not is_of_older_cluster(greeting, self._founder):
+            return
+        if self._has_tasks():
+            self._is_disarmed = True  # real work was taken on: to end it now would be the greater harm
+            return
+        if not self._is_proven(greeting):
+            self._begin_anew(greeting)
+            return
+        self.stop()
+        self._on_older_cluster(
+            f"{self._founder.name} was a member of cluster {greeting.cluster}, whose members (node {greeting.dialler} at "
+            f"{greeting.source}) still look for it here; this directory holds no task: restore its disk, or remove "
+            f"{greeting.name or self._founder.name} there and start with --join"
+        )
+
+    def _is_proven(self, greeting: Greeting) -> bool:
+        if greeting.is_certified:
+            return True
+        if not self._trusts_own_users or not greeting.is_own_users():
+            return False
+        self._own_users.add(self._turn)
+        return len(self._own_users) >= bounds.BIRTH_GUARD_GREETINGS
+
+    def _begin_anew(self, greeting: Greeting) -> None:
+        line = (
+            f"node {greeting.dialler} at {greeting.source} says that {self._founder.name} was a member of cluster "
+            f"{greeting.cluster}, and does not prove it: if it was, restore its disk or start it with --join"
+        )
+        if not self.doubt:
+            _log.warn("{line}; not ready while it is said", line=line, event="birth_doubted")
+        self.doubt = line
+        self._steps_done, self._steps_wanted = 0, self._quiet_steps
+        if self._timer is None and self._waiter is not None:
+            self._timer = self._clock.call_later(self._step_s, self._step)
+
+    def stop(self) -> None:
+        """No more timers and no more decisions."""
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._settle(False)
+
+    def _step(self) -> None:
+        self._timer = None
+        self._turn += 1
+        self._steps_done += 1
+        if self.is_newborn and not self._has_tasks():
+            self._timer = self._clock.call_later(self._step_s, self._step)
+            return
+        self._steps_done = self._steps_wanted
+        self.doubt = ""
+        self._settle(True)
+
+    def _settle(self, passed: bool) -> None:
+        assert self._waiter is not None
+        if not self._waiter.called:
+            self._waiter.callback(passed)

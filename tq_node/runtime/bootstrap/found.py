@@ -1,0 +1,53 @@
+"""The first table of a cluster: what makes a store that of its first node (replication.md, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from tq_node.cluster.commands import FoundCluster, Registration
+from tq_node.cluster.map import EMPTY, apply, encode
+from tq_node.cluster.records import ClusterSettings
+from tq_node.limits import CLUSTER_NAME
+from tq_node.runtime.bootstrap.identity import Belonging
+from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, founding_values
+from tq_node.store.api import Store
+from tq_node.types import Epoch
+
+PAUSED = "paused_queues"
+"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where ``tq_node.restore`` puts them."""
+
+HANDLERS_SEEN = "handlers_seen"
+"""There where ``tq_node.restore`` found that a node of the old cluster had handlers of its own."""
+
+
+def is_founded(meta: Mapping[str, bytes]) -> bool:
+    """Whether the store has a table, or a part in one."""
+    return HARD_STATE in meta or SNAPSHOT in meta
+
+
+async def first_table(
+    store: Store, belonging: Belonging, registration: Registration, voters: int
+) -> dict[str, bytes | None]:
+    """Named values to be made durable with the node's identity, before consensus starts.
+
+    A store of release 0.1 has led partitions already: its table begins above the epochs that it has promised (R6).
+    """
+    birth = belonging.birth
+    assert birth is not None, "only the founder writes the first table"
+    settings = ClusterSettings(birth.partition_count, birth.replication_factor, birth.seed, voters, belonging.born_us)
+    born = apply(EMPTY, 1, FoundCluster(belonging.cluster_id, CLUSTER_NAME, settings, registration))
+    assert not born.refused, f"a cluster can't be founded like that: {born.refused}"
+    partitions = list(born.map.partitions)
+    for known in await store.partitions():
+        entry = partitions[known.partition]
+        partitions[known.partition] = msgspec.structs.replace(entry, epoch=Epoch(max(entry.epoch, known.promised + 1)))
+    paused = msgspec.json.decode(store.meta().get(PAUSED, b"[]"), type=list[str])
+    table = msgspec.structs.replace(
+        born.map,
+        partitions=tuple(partitions),
+        paused_queues=tuple(sorted(paused)),
+        handlers_seen=born.map.handlers_seen or HANDLERS_SEEN in store.meta(),
+    )
+    return {**founding_values(registration.node_id, encode(table)), PAUSED: None, HANDLERS_SEEN: None}

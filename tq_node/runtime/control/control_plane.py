@@ -1,0 +1,344 @@
+"""The control plane of one node, assembled: consensus, table, membership, and the peers it talks to.
+
+The data plane hears of the table through ``on_changed`` and answers forwarded calls through ``forward``; neither is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node.cluster.commands import Registration
+from tq_node.cluster.liveness import Health
+from tq_node.cluster.map import Change, ClusterMap
+from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.soundness import is_incarnation_near
+from tq_node.errors import NotReady
+from tq_node.raft.core import RaftCore
+from tq_node.raft.messages import AnyMessage, Message, SoftState
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.control.map_machine import ClusterMachine
+from tq_node.runtime.control.membership import Membership
+from tq_node.runtime.control.raft_driver import RaftDriver
+from tq_node.runtime.control.registration import Addresses
+from tq_node.runtime.rejection_log import RejectionLog
+from tq_node.store.api import Batch, Store
+from tq_node.types import NodeId
+from tq_node.wire import bounds
+from tq_node.wire.codec import ForwardedCall, ForwardedResult
+from tq_node.wire.commands import Lane
+from tq_node.wire.connector import Connector
+from tq_node.wire.errors import MalformedBox, Removed, StaleSession, Starting, WrongNode
+from tq_node.wire.handler import Answer, Greeting, Welcome
+from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
+from tq_node.wire.listener import PeerListener
+from tq_node.wire.pool import PeerPool
+
+if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not have
+    from tq_node.wire.tls import PeerTLS
+
+_log = Logger(namespace="taskqueue.control")
+
+MEMBERS = "cluster.members"
+_encode_addresses = msgspec.msgpack.Encoder().encode
+_decode_addresses = msgspec.msgpack.Decoder(Addresses).decode
+
+
+class Outside:
+    """What the control plane asks of the rest of the node; each method has an answer that fits a node without a data plane."""
+
+    def health(self) -> Health:
+        return Health()
+
+    def has_tasks(self) -> bool:
+        return False
+
+    def greeted(self, greeting: Greeting) -> None:
+        """Somebody, anybody, greets this node (birth guard)."""
+
+    def is_newborn(self) -> bool:
+        return False
+
+    def table_changed(self, changes: Sequence[Change]) -> None:
+        """The table is another; ``changes`` is empty after a snapshot, when all of it may be."""
+
+    def handlers_heard(self) -> None:
+        """A node has said which handlers it has now."""
+
+    def data(self, peer: PeerIdentity, body: bytes) -> None:
+        """Messages of the partitions' copies."""
+
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        """A ping of the partitions' layer, or its answer."""
+
+    def peer_connected(self, node: NodeId) -> None:
+        """Bulk goes both ways with it, over a connection that is new in at least one of them."""
+
+    def peer_lost(self, node: NodeId) -> None:
+        """Nothing can be sent to it."""
+
+    def refused(self, refusal: Refusal) -> None:
+        """The cluster will not have this node."""
+
+    def broken(self, why: BaseException) -> None:
+        """A promise is broken: the process must end (R20)."""
+
+    def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
+        return [ForwardedResult("not_ready", b"") for _ in calls]
+
+
+class ControlPlane:
+    """Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``.
+
+    :param dialling: shares ``sessions`` with the listener. :param seed: 64 random bits of this start.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        clock: Clock,
+        store: Store,
+        local: LocalIdentity,
+        registration: Registration,
+        endpoint: IStreamServerEndpoint,
+        dialling: Connector,
+        sessions: Sessions,
+        pool_of: Callable[[ControlPlane], PeerPool],
+        outside: Outside,
+        *,
+        seed: int,
+        tls: PeerTLS | None = None,
+    ) -> None:
+        self.local = local
+        self.machine = ClusterMachine(self._table_changed)
+        self.pool = pool_of(self)
+        self.consensus = RaftDriver(
+            local.node_id,
+            store,
+            clock,
+            self.machine,
+            seed=seed,
+            send=self._send,
+            on_soft_state=self._soft_state_changed,
+            on_broken=outside.broken,
+        )
+        self.membership = Membership(
+            local,
+            registration,
+            self.machine,
+            self.consensus,
+            self.pool,
+            clock,
+            health=outside.health,
+            on_refused=outside.refused,
+            on_handlers=outside.handlers_heard,
+        )
+        self.listener = PeerListener(reactor, endpoint, local, self, sessions, tls=tls)
+        self.has_certificates = tls is not None
+        self._is_started = False
+        self._outside = outside
+        self._clock = clock
+        self._store = store
+        self._known_members = b""
+        self._complaints = RejectionLog(clock)
+
+    def heir(self) -> NodeId | None:
+        """Who should lead after this node, which leads now; None where it does not, or nobody can."""
+        core = self.core
+        if core is None or not core.is_leader:
+            return None
+        voters = set(core.configuration.voters)
+        caught_up = [
+            node
+            for node, status in sorted(self.consensus.followers().items())
+            if node in voters and status.is_caught_up and self.pool.is_connected(node)
+        ]
+        return caught_up[0] if caught_up else None
+
+    @property
+    def core(self) -> RaftCore | None:
+        """Consensus as it is; None before it has been read from the store."""
+        return getattr(self.consensus, "core", None)
+
+    @property
+    def map(self) -> ClusterMap:
+        return self.machine.map
+
+    # --- life ---
+    def listen(self) -> Deferred[IListeningPort]:
+        """Accept connections; whoever wants more than a greeting before ``start`` is told to come again.
+
+        For TCP and Unix sockets the port is there at once. Fails with ``CannotListenError``.
+        """
+        return self.listener.listen()
+
+    async def start(self) -> None:
+        """Take up the log, dial the members, register this run. What this start is must be durable by now."""
+        self._known_members = self._store.meta().get(MEMBERS, b"")
+        if self._known_members:
+            # The table's end is in entries that only a leader knows to be committed, and answering it takes a lane to it.
+            self.membership.seed(_decode_addresses(self._known_members))
+        self.pool.startService()
+        await self.consensus.start()
+        self._is_started = True
+        self.membership.start()
+
+    async def stop(self) -> None:
+        """Nothing is left open. Leadership is not handed over here: whoever stops a leader in order transfers it first."""
+        await self.membership.stop()
+        await self.consensus.stop()
+        await self.pool.stopService()
+        await self.listener.stop()
+
+    # --- between the parts ---
+    def _send(self, messages: Sequence[Message]) -> None:
+        by_target: dict[NodeId, list[Message]] = {}
+        for message in messages:
+            by_target.setdefault(message.target, []).append(message)
+        for target, batch in by_target.items():
+            self.pool.send(target, batch)
+
+    def _soft_state_changed(self, state: SoftState) -> None:
+        self.membership.soft_state_changed(state)
+
+    def _table_changed(self, changes: Sequence[Change]) -> None:
+        self.membership.map_changed()
+        self._remember_members()
+        self._outside.table_changed(changes)
+
+    def _remember_members(self) -> None:
+        """Where to find the others after a restart, before anything of the log is known to be committed."""
+        members = _encode_addresses(self.membership.addresses())
+        if members != self._known_members and self.membership.is_registered:
+            self._known_members = members
+            self._store.commit(Batch(meta={MEMBERS: members})).addErrback(
+                lambda _: None
+            )  # the store says so itself (R18)
+
+    # --- PeerHandler ---
+    def greeted(self, greeting: Greeting) -> Welcome:
+        self._outside.greeted(greeting)
+        return Welcome(
+            self.local.cluster, self.local.name, newborn=self._outside.is_newborn(), has_tasks=self._outside.has_tasks()
+        )
+
+    def admit(self, peer: PeerIdentity) -> None:
+        """A node id and its name belong together for ever: with certificates, who has another name's key can't be it (F14).
+
+        One that nobody knows is let in to register, and for nothing else.
+        """
+        if not self._is_started:
+            raise Starting(f"node {self.local.name} is starting")
+        self._refuse_removed(peer)
+        entry = self.map.nodes.get(peer.node_id)
+        if entry is not None and entry.name != peer.name:
+            raise WrongNode(f"the node with id {peer.node_id} is {entry.name}, not {peer.name}")
+        if not is_incarnation_near(peer.node_id, peer.incarnation, self.map):
+            raise WrongNode(f"node {peer.name} says incarnation {peer.incarnation}: no node starts so often")
+
+    def _is_member(self, node: NodeId) -> bool:
+        """By the table, or else by the log of consensus, which is ahead of it; or by what members said to a run that is new."""
+        entry = self.map.nodes.get(node)
+        if entry is not None:
+            return entry.is_member
+        core = self.core
+        return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
+
+    def _refuse_strangers(self, peer: PeerIdentity, what: str) -> None:
+        """:raises NotReady: by all that is known here it is no member, or not yet; nothing was done."""
+        if not self._is_member(peer.node_id):
+            self._complaints.about(
+                peer.name, "peer_unknown", f"{what} of a node that is no member (yet)", is_usual=True
+            )
+            raise NotReady(f"node {self.local.name} does not know node {peer.name} as a member (yet)")
+
+    def _refuse_removed(self, peer: PeerIdentity) -> None:
+        """:raises Removed: the table says so. Its connection is closed with it."""
+        entry = self.map.nodes.get(peer.node_id)
+        if entry is not None and not entry.is_member:
+            raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
+
+    def let_in(self, peer: PeerIdentity) -> None:
+        if peer.lane is Lane.BULK:
+            # In the next turn it is open. What the peer said over an older one may be lost, so streams begin anew.
+            self._clock.call_later(0, self._bulk_open, peer.node_id)
+
+    def _bulk_open(self, node: NodeId) -> None:
+        if self.pool.is_connected(node, Lane.BULK):
+            self._outside.peer_connected(node)
+
+    def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
+        """:raises MalformedBox: one of them was refused; the others have had their effect.
+
+        A run that is not registered yet may know nobody who is still a member, and learns from consensus alone who is.
+        """
+        if self.membership.is_registered and not self._is_member(peer.node_id):
+            self.membership.met_stranger()
+            self._refuse_strangers(peer, "a message of consensus")
+        refused = self.consensus.receive(messages)
+        if refused is not None:
+            self._complaints.about(peer.name, "peer_unsound", str(refused))
+            raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
+
+    def data(self, peer: PeerIdentity, body: bytes) -> None:
+        self._refuse_strangers(peer, "a message of partitions")
+        try:
+            self._outside.data(peer, body)
+        except MalformedBox as why:
+            self._complaints.about(peer.name, "peer_unsound", why.detail)
+            raise
+
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        self._refuse_strangers(peer, "a ping of partitions")
+        self._outside.confirm(peer, body)
+
+    def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
+        self._refuse_strangers(peer, "a call")
+        return self._outside.forward(peer, calls, within_ms)
+
+    def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        return self.membership.registering.registered_by(peer, body)
+
+    def heartbeat(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        # The leader tells it nothing any more from the moment of its removal, so it may not have heard of that: it hears it now.
+        self._refuse_removed(peer)
+        self._refuse_strangers(peer, "a heartbeat")
+        return self.membership.heartbeat_of(peer, body)
+
+    def evidence(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        self._refuse_strangers(peer, "evidence")
+        return self.membership.evidence_of(peer, body)
+
+    def propose(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
+        self._refuse_strangers(peer, "a proposal")
+        return self.membership.proposed_by(peer, body)
+
+    def broken(self, what: str, failure: Failure) -> None:
+        self._outside.broken(cast("BaseException", failure.value))
+
+    # --- LaneWatcher ---
+    def lane_up(self, peer: PeerIdentity, at_ms: int) -> None:
+        self.membership.lane_up(peer)
+        if peer.lane is Lane.BULK:
+            self._outside.peer_connected(peer.node_id)
+
+    def lane_lost(self, peer: PeerIdentity, at_ms: int, broke: bool, why: str) -> None:
+        self.membership.lane_lost(peer, broke=broke)
+        if peer.lane is Lane.BULK:
+            self._outside.peer_lost(peer.node_id)
+
+    def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
+        """The pool dials again by itself; what a refused port means is the evidence collector's to find out."""
+        if isinstance(why, Removed):
+            self.membership.registering.refused(Refusal.REMOVED)
+        elif isinstance(why, StaleSession):
+            self.membership.registering.called_stale_by(node_id)
+
+    def lane_writable(self, node_id: NodeId, lane: Lane) -> None:
+        """Consensus sends again by itself."""

@@ -1,0 +1,68 @@
+"""The cluster's table as the state machine of the Raft log: every node applies the same entries and has the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tq_node.cluster import commands
+from tq_node.cluster import map as tables
+from tq_node.cluster.map import EMPTY, Change, ClusterMap, UnreadableMap
+from tq_node.cluster.refusals import Refused
+from tq_node.cluster.soundness import is_registration_sound, is_table_sound
+from tq_node.errors import Unsound
+from tq_node.raft.messages import Configuration
+from tq_node.runtime.control.raft_driver import StateMachine
+
+_OUTCOMES_KEPT = 1_024
+
+
+class ClusterMachine(StateMachine):
+    """:param on_changed: called after each entry that changed the table, with what changed; with nothing after a restore."""
+
+    def __init__(self, on_changed: Callable[[Sequence[Change]], None]) -> None:
+        self.map: ClusterMap = EMPTY
+        self._on_changed = on_changed
+        self._outcomes: dict[int, tuple[Refused, ...]] = {}
+
+    def apply(self, log_index: int, data: bytes) -> None:
+        """:raises UnreadableCommand: an entry of a later release; the node must stop (F44)."""
+        applied = tables.apply(self.map, log_index, commands.decode(data))
+        self.map = applied.map
+        self._outcomes[log_index] = applied.refused
+        if len(self._outcomes) > _OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
+        if applied.changes:
+            self._on_changed(applied.changes)
+
+    def outcome(self, log_index: int) -> tuple[Refused, ...]:
+        """What of an entry that was just applied was refused."""
+        return self._outcomes.get(log_index, ())
+
+    def configuration_changed(self, log_index: int, configuration: Configuration) -> None:
+        self._on_changed(())
+
+    def restore(self, log_index: int, data: bytes) -> None:
+        """:raises UnreadableMap: a snapshot of a later release."""
+        self.map = tables.decode(data) if data else EMPTY
+        self._on_changed(())
+
+    def check_entry(self, data: bytes) -> None:
+        try:
+            command = commands.decode(data)
+        except (commands.UnreadableCommand, ValueError, RecursionError) as why:
+            raise Unsound(f"an entry that is no command of the table: {why}") from None
+        if isinstance(command, commands.RegisterNode) and not is_registration_sound(command.node):
+            raise Unsound("the registration of a node that can't be one")
+
+    def can_restore(self, log_index: int, data: bytes) -> bool:
+        """A table of this cluster, as it was at ``log_index`` and no later."""
+        try:
+            table = tables.decode(data)
+        except (UnreadableMap, ValueError, RecursionError):
+            return False
+        known = self.map
+        is_ours = not known.is_founded or (table.cluster_id, table.settings) == (known.cluster_id, known.settings)
+        return is_ours and table.map_version <= log_index and is_table_sound(table)
+
+    def snapshot(self) -> bytes:
+        return tables.encode(self.map)

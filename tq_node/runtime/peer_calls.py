@@ -1,0 +1,199 @@
+"""The calls that one node makes of another: their names on the wire, the values that travel, and how errors travel in them.
+
+A call is one hop: whoever serves it looks at its own partitions only (section 6 of docs/explanation/replication.md). Names and
+the order of fields are part of the protocol between nodes; new fields go to the end and have a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from tq_node import limits
+from tq_node.errors import TaskQueueError
+from tq_node.facade import Accepted, Claim, EventBatch, ListQuery, Notes, Outcome, Read, Stats, Submission, TaskPage
+from tq_node.types import NodeId, TaskRow, Token
+from tq_node.wire import bounds
+from tq_node.wire.codec import Codec, ForwardedResult
+from tq_node.wire.errors import Internal, declared_code, decode_error, encode_error
+
+CALL_S = 10.0
+"""How long a forwarded call may take; a wait for a task's end has its own time besides."""
+BOX_CALLS_MAX = 1_000
+"""How many calls one box carries at most."""
+SUBMISSION_BYTES = 300
+"""What a submission takes besides its payload, roughly: it is only for cutting batches."""
+
+_WaitS = Annotated[float, Meta(ge=0, le=limits.WAIT_S_MAX)]
+
+
+class Item(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What became of one submission of a batch: ``error`` is empty, or a code with its body."""
+
+    accepted: Accepted | None
+    error: str = ""
+    body: bytes = b""
+
+
+class Get(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    task_id: str
+    wait_s: _WaitS = 0.0
+
+
+class Finish(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    claim: Claim
+    outcome: Outcome
+    notes: Notes | None
+
+
+class Note(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    claim: Claim
+    notes: Notes
+
+
+class Renew(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Attempts of one partition that go on running at the node that asks."""
+
+    partition: Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
+    attempts: list[tuple[str, Token]]
+
+
+class Stop(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """An attempt that runs at the node that is told; it holds its task no more."""
+
+    task_id: str
+    token: Token
+
+
+class WorkOffer(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The node has so many ready tasks beyond what it can start now."""
+
+    node: NodeId
+    backlog: int
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs any."""
+
+    node_name: str
+    limit: Annotated[int, Meta(ge=0, le=2**31)]
+    types: list[str] | None = None
+
+
+class ClaimGrant(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Committed claims for the node that asked, and how many ready tasks are left beyond what the primary itself can start."""
+
+    claims: list[Claim]
+    backlog: int
+
+
+class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """``after_id`` -1: from now on."""
+
+    after_id: Annotated[int, Meta(ge=-1, le=2**62)]
+    wait_s: _WaitS
+
+
+class Nothing(msgspec.Struct, frozen=True, array_like=True):
+    pass
+
+
+class PeerCall:
+    """One kind of call: its name on the wire, and what goes there and comes back.
+
+    :param is_read: it changes nothing, so that an outcome that is not known is a read that could not be confirmed.
+    :param is_routed: it goes to a primary, so that one that can't be reached is no primary for now.
+    """
+
+    def __init__(self, name: str, call: Any, result: Any, *, is_read: bool = False, is_routed: bool = True) -> None:
+        self.name = name
+        self.call: Codec[Any] = Codec(call)
+        self.result: Codec[Any] = Codec(result, bounds.ANSWER_BYTES_MAX)
+        self.is_read = is_read
+        self.is_routed = is_routed
+
+
+SUBMIT = PeerCall("submit", Submission, Accepted)
+SUBMIT_MANY = PeerCall("submit_many", list[Submission], list[Item])
+GET = PeerCall("get", Get, Read, is_read=True)
+CANCEL = PeerCall("cancel", str, TaskRow)
+RETRY = PeerCall("retry", str, TaskRow)
+PURGE = PeerCall("purge", str, TaskRow)
+FINISH = PeerCall("finish", Finish, Nothing)
+NOTE = PeerCall("note", Note, Nothing)
+RENEW = PeerCall("renew", Renew, list[bool])
+STOP = PeerCall("stop", Stop, Nothing, is_routed=False)
+OFFER = PeerCall("offer", WorkOffer, Nothing, is_routed=False)
+CLAIM = PeerCall("claim", ClaimRequest, ClaimGrant, is_routed=False)
+LIST = PeerCall("list", ListQuery, TaskPage, is_read=True, is_routed=False)
+EVENTS = PeerCall("events", EventsAfter, EventBatch, is_read=True, is_routed=False)
+STATS = PeerCall("stats", Nothing, Stats, is_read=True, is_routed=False)
+SHUTDOWN = PeerCall("shutdown", Nothing, Nothing, is_routed=False)
+_ALL = (
+    SUBMIT,
+    SUBMIT_MANY,
+    GET,
+    CANCEL,
+    RETRY,
+    PURGE,
+    FINISH,
+    NOTE,
+    RENEW,
+    STOP,
+    OFFER,
+    CLAIM,
+    LIST,
+    EVENTS,
+    STATS,
+    SHUTDOWN,
+)
+KINDS = {kind.name: kind for kind in _ALL}
+NOTHING = Nothing()
+
+
+def for_task(error: TaskQueueError, task_id: str | None) -> TaskQueueError:
+    """The same error for one of several callers, with the task that it is about for this one."""
+    told = decode_error(declared_code(error) or Internal.code, encode_error(error))
+    if task_id is not None:
+        told.task_id = task_id
+    return told
+
+
+def refused(error: TaskQueueError) -> ForwardedResult:
+    return ForwardedResult(declared_code(error) or Internal.code, encode_error(error))
+
+
+def item_of(result: Accepted | TaskQueueError) -> Item:
+    """For a batch: one result as it travels."""
+    if isinstance(result, Accepted):
+        return Item(result)
+    told = refused(result)
+    return Item(None, told.error, told.body)
+
+
+def result_of(item: Item, task_id: str | None) -> Accepted | TaskQueueError:
+    """Back from its travel."""
+    if item.accepted is not None:
+        return item.accepted
+    error = decode_error(item.error, item.body)
+    if error.task_id is None:
+        error.task_id = task_id
+    return error
+
+
+def parts_of(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
+    """As many at a time as travel well in one call."""
+    part: list[Submission] = []
+    size = 0
+    for submission in submissions:
+        cost = len(submission.payload) + SUBMISSION_BYTES
+        if part and (size + cost > bounds.FORWARD_BYTES_AIM or len(part) >= BOX_CALLS_MAX):
+            yield part
+            part, size = [], 0
+        part.append(submission)
+        size += cost
+    if part:
+        yield part

@@ -1,0 +1,102 @@
+"""Committed effects on their way to the rows: folded by task, written behind the log in bounded lag, a slice with each commit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from twisted.internet.defer import Deferred, succeed
+
+from tq_node import limits
+from tq_node.partition.apply_queue import ApplyQueue, Slice
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.replication.commit_waiters import Wait
+
+_APPLY_SHARE = 8
+"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog can't outrun it."""
+_APPLY_BYTES = limits.UNAPPLIED_BYTES_MAX // 8
+"""Rows are written with the next commit once they come to this many bytes, however few they are."""
+_HURRY = 4
+"""How many times the usual slice a commit carries while somebody waits for the rows."""
+
+
+class Applier:
+    """:param on_applied: called with (task id, sequence) once the task's row shows the entry."""
+
+    def __init__(self, clock: Clock, unapplied: ApplyQueue, on_applied: Callable[[str, int], None]) -> None:
+        self.unapplied = unapplied
+        self._clock = clock
+        self._on_applied = on_applied
+        self._flying: dict[int, int] = {}
+        self._settles: list[tuple[dict[int, int], Wait]] = []
+
+    @property
+    def has_any(self) -> bool:
+        """Is anything committed that no commit carries yet?"""
+        return self.unapplied.has_any
+
+    @property
+    def is_waited_for(self) -> bool:
+        return bool(self._settles)
+
+    @property
+    def is_overloaded(self) -> bool:
+        return self.unapplied.rows > limits.UNAPPLIED_ROWS_MAX or self.unapplied.bytes > limits.UNAPPLIED_BYTES_MAX
+
+    def settle(self) -> Deferred[None]:
+        """Fire once the rows in the store show everything that is committed now."""
+        # What a commit carries just now is not all of a partition that has gone on since.
+        behind = self._flying | self.unapplied.sequences()
+        if not behind:
+            return succeed(None)
+        wait = Wait(None, self._clock.now_ms())
+        self._settles.append((behind, wait))
+        return wait.deferred
+
+    def take(self, has_entries: bool, is_stopping: bool) -> Slice:
+        """What the next commit carries."""
+        backlog = self.unapplied.rows
+        in_a_hurry = bool(self._settles) or is_stopping
+        is_small = backlog < limits.APPLY_ROWS_PER_COMMIT and self.unapplied.bytes < _APPLY_BYTES
+        if has_entries and not in_a_hurry and is_small:
+            # Small commits stay small; the lag timer writes what gathers.
+            return Slice()
+        aim = limits.APPLY_ROWS_PER_COMMIT * (_HURRY if in_a_hurry else 1)
+        bytes_aim = limits.APPLY_BYTES_PER_COMMIT * (_HURRY if in_a_hurry else 1)
+        taken = self.unapplied.take(
+            max(aim, backlog // _APPLY_SHARE), max(bytes_aim, self.unapplied.bytes // _APPLY_SHARE)
+        )
+        self._flying = dict(taken.applied)
+        return taken
+
+    def durable(self, taken: Slice) -> list[Wait]:
+        """The slice is in the rows. Returns who has waited for that."""
+        self._flying = {}
+        for partition, fold in taken.rows:
+            assert fold.put is not None
+            self._on_applied(fold.put.id, taken.applied[partition])
+        for partition, tombstone in taken.tombstones:
+            self._on_applied(tombstone.id, taken.applied[partition])
+        return self._settled(taken.applied)
+
+    def forget(self, partition: int) -> list[Wait]:
+        """Other rows take the place of the partition's: what is committed and not in the rows is in those."""
+        self.unapplied.forget(partition)
+        return self._settled({partition: sys.maxsize})
+
+    def _settled(self, applied: Mapping[int, int]) -> list[Wait]:
+        done = []
+        for behind, wait in self._settles:
+            for partition in [one for one, sequence in behind.items() if applied.get(one, -1) >= sequence]:
+                del behind[partition]
+            if not behind:
+                done.append(wait)
+        if done:
+            self._settles = [(behind, wait) for behind, wait in self._settles if behind]
+        return done
+
+    def give_up(self) -> None:
+        """The store is broken."""
+        for _, wait in self._settles:
+            wait.give_up()
+        self._settles = []

@@ -1,0 +1,294 @@
+"""The copies of this node and everything that keeps them together: streams to peers, ping rounds, the table's records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+
+from tq_node.errors import NotActive, NotEnoughReplicas, TaskQueueError
+from tq_node.partition.apply_queue import ApplyQueue
+from tq_node.partition.effects import Step
+from tq_node.partition.record import Record
+from tq_node.partition.settings import Budget
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.replication.driver import Core, ReplicaDriver
+from tq_node.runtime.replication.peer_box import PeerBox, messages_in
+from tq_node.runtime.replication.read_index import ReadIndex
+from tq_node.runtime.replication.tick_schedule import TICK_S
+from tq_node.store.api import Store
+from tq_node.types import Change, NodeId, TaskSpec, Token
+from tq_node.wire import bounds
+from tq_node.wire.errors import UNREADABLE, MalformedBox
+
+SILENT_MS = 2_000
+"""A peer that has said nothing for so long can't be counted on for an acknowledgement, whatever its connection looks like."""
+LEFTOVER_KEPT_MS = 600_000
+"""A copy stays for so long after this node's own table has it elsewhere (section 6, move): a late node must not delete what
+it was just given again (F28)."""
+
+
+class Peers(Protocol):
+    """What replication asks of the wire and of the controller."""
+
+    def send_data(self, node: NodeId, body: bytes) -> bool:
+        """Messages of partitions, over the bulk lane. False: it did not leave."""
+
+    def send_confirm(self, node: NodeId, body: bytes) -> bool:
+        """A ping or its answer, over the lane of consensus."""
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        """Propose these; nobody waits for what becomes of it, the cores ask again."""
+
+    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
+        """Tell a node that an attempt that it runs holds its task no more; nobody waits for what becomes of it."""
+
+
+class Alone:
+    """``Peers`` of a node that has none."""
+
+    def send_data(self, node: NodeId, body: bytes) -> bool:
+        return False
+
+    def send_confirm(self, node: NodeId, body: bytes) -> bool:
+        return False
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        """There is no controller but the table's."""
+
+    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
+        """There is no other."""
+
+
+class Replication:
+    """:param cores: one for each partition, in order; those without a record do nothing.
+
+    :param on_led: a partition became active here, or (epoch 0) this node has stepped down from it. The other hooks are those
+        of ``ReplicaDriver``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        me: NodeId,
+        cores: list[Core],
+        unapplied: ApplyQueue,
+        budget: Budget,
+        peers: Peers,
+        *,
+        on_committed: Callable[[list[Change]], None],
+        on_applied: Callable[[str, int], None],
+        on_led: Callable[[int, int], None],
+        on_broken: Callable[[BaseException], None],
+        spec_of: Callable[[str], TaskSpec | None],
+    ) -> None:
+        self._clock = clock
+        self._me = me
+        self._on_led = on_led
+        self._records: dict[int, Record] = {}
+        self._names: dict[NodeId, str] = {}
+        self._begun_ms = clock.now_ms()
+        self._heard_ms: dict[NodeId, int] = {}
+        self._in_sync_ms: dict[int, int] = {}
+        """When each copy here was last seen in its set."""
+        self._connected: set[NodeId] = set()
+        self._lost: set[NodeId] = set()
+        self._left_ms: dict[int, int] = {}
+        """Leftovers, and since when they are."""
+        self._lost_call: IDelayedCall | None = None
+        self.refusals: dict[int, TaskQueueError] = {}
+        """Partitions led here that take no new work for now, and why."""
+        self.copies = ReplicaDriver(
+            store,
+            clock,
+            cores,
+            unapplied,
+            budget,
+            PeerBox(peers.send_data, self._not_sent),
+            on_committed=on_committed,
+            on_applied=on_applied,
+            on_led=self._led,
+            on_steps=peers.ask_controller,
+            on_broken=on_broken,
+            spec_of=spec_of,
+        )
+        self.confirming = ReadIndex(self.copies, clock, peers.send_confirm, self._leading, self._others)
+
+    # --- the table ---
+    def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
+        """:param records: of every partition, as the table has them now; those that are not new cost nothing."""
+        self._names = dict(names)
+        known = self._records
+        fresh = [(partition, record) for partition, record in records.items() if known.get(partition) != record]
+        self._records = dict(records)
+        if fresh:
+            self.copies.follow(fresh)
+            for partition, _ in fresh:
+                self._judge(partition)
+
+    def is_held(self, partition: int) -> bool:
+        """Does the table name this node for it? What else lies here is a leftover of a move."""
+        record = self._records.get(partition)
+        return record is not None and self._me in record.copies
+
+    def primary(self, partition: int) -> NodeId | None:
+        record = self._records.get(partition)
+        return None if record is None else record.primary
+
+    def primary_name(self, partition: int) -> str:
+        """Empty where there is none."""
+        primary = self.primary(partition)
+        return "" if primary is None else self._names.get(primary, primary)
+
+    def held(self) -> list[int]:
+        """The partitions that the table names this node for."""
+        return [partition for partition, record in self._records.items() if self._me in record.copies]
+
+    def age_s(self, partition: int) -> float:
+        """How old what is read here may be.
+
+        At the primary: since the others last confirmed it. At a member of the in-sync set, which lacks nothing that is committed:
+        since the primary was last heard. At any other copy: since it was last in the set.
+        """
+        now_ms, record = self._clock.now_ms(), self._records.get(partition)
+        since_ms = self._begun_ms
+        if record is not None and record.primary == self._me:
+            since_ms = max(since_ms, self.copies.cores[partition].confirmed_at_ms(now_ms))
+        elif record is not None and record.primary is not None and self._me in record.isr:
+            since_ms = self._heard_ms.get(record.primary, since_ms)
+        else:
+            since_ms = self._in_sync_ms.get(partition, since_ms)
+        return (now_ms - since_ms) / 1000
+
+    def _led(self, partition: int, epoch: int) -> None:
+        self._judge(partition)
+        if epoch:
+            self.confirming.begin_soon()  # nothing may run before the others have confirmed it (section 8)
+        else:
+            self.confirming.left(partition)
+        self._on_led(partition, epoch)
+
+    def _judge(self, partition: int) -> None:
+        """May new work be taken into it? Known before anything is appended (section 9)."""
+        core, record = self.copies.cores[partition], self._records.get(partition)
+        refusal: TaskQueueError | None = None
+        if core.is_leading and record is not None:
+            if core.is_handing_over:
+                refusal = NotActive("the partition is handed over to another node")
+            elif self._within_reach(core.effective_set, record) < record.min_isr:
+                refusal = NotEnoughReplicas("too few of the partition's in-sync copies can be reached")
+        if refusal is None:
+            self.refusals.pop(partition, None)
+        else:
+            self.refusals[partition] = refusal
+
+    def _within_reach(self, members: frozenset[NodeId], record: Record) -> int:
+        """How many members of the set could acknowledge now. Those that can't are soon removed, while ``min_isr`` remain."""
+        since_ms = self._clock.now_ms() - SILENT_MS
+        return sum(1 for node in members if node == self._me or (node in record.up and self._is_heard(node, since_ms)))
+
+    def _is_heard(self, node: NodeId, since_ms: int) -> bool:
+        """A cut that nobody tells of looks like a connection for a while (F35)."""
+        return node in self._connected and self._heard_ms.get(node, 0) >= since_ms
+
+    # --- peers ---
+    def connected(self, node: NodeId) -> None:
+        """There is a new connection with it, whoever dialled: streams begin anew."""
+        self._connected.add(node)
+        self._heard_ms[node] = self._clock.now_ms()
+        self.copies.connected(node)
+        self._judge_all()
+
+    def disconnected(self, node: NodeId) -> None:
+        self._connected.discard(node)
+        self.copies.disconnected(node)
+        self._judge_all()
+
+    def _judge_all(self) -> None:
+        cores, refusals = self.copies.cores, self.refusals
+        for partition in self._records:
+            if cores[partition].is_leading or partition in refusals:
+                self._judge(partition)
+
+    def received(self, source: NodeId, body: bytes) -> None:
+        """:raises MalformedBox: not what peers say; what of it was sound has had its effect."""
+        try:
+            messages = messages_in(body)
+        except UNREADABLE as why:
+            raise MalformedBox(f"messages of partitions: {why}"[: bounds.DETAIL_CHARS_MAX]) from None
+        count = len(self.copies.cores)
+        for message in messages:  # for each box: a generator would cost more than what it looks at
+            if message.partition >= count:
+                raise MalformedBox("a partition that there is not")
+        self._heard_ms[source] = self._clock.now_ms()
+        refused = self.copies.receive(source, messages)
+        if refused is not None:
+            raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
+
+    def asked(self, source: NodeId, body: bytes) -> None:
+        """A ping or its answer. :raises MalformedBox: it is neither."""
+        self._heard_ms[source] = self._clock.now_ms()
+        self.confirming.heard(source, body)
+
+    def _not_sent(self, node: NodeId) -> None:
+        # In a later turn: the cores are in the middle of something.
+        self._lost.add(node)
+        if self._lost_call is None:
+            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._lost_call = None
+        lost, self._lost = self._lost, set()
+        for node in sorted(lost):
+            self.copies.disconnected(node)
+            if node in self._connected:
+                self.copies.connected(node)
+
+    def led_with_others(self) -> list[tuple[int, int]]:
+        """(partition, epoch) of those led here of which another copy, in sync and up, could be primary."""
+        found = []
+        for core in self.copies.cores:
+            record = core.record
+            if core.is_leading and record is not None and record.up.intersection(record.isr) - {self._me}:
+                found.append((core.partition, core.epoch))
+        return found
+
+    def _leading(self) -> list[tuple[int, int]]:
+        return [(core.partition, core.epoch) for core in self.copies.cores if core.is_leading]
+
+    def _others(self) -> list[NodeId]:
+        return sorted({node for core in self.copies.cores if core.is_leading for node in core.streams})
+
+    # --- time ---
+    def round(self) -> None:
+        """Each ``confirming.ROUND_S``."""
+        self.copies.ticking.tick_all()
+        self.confirming.give_up_overdue()
+        self.confirming.begin()
+        self._judge_all()
+        self._note_in_sync()
+        self._drop_leftovers()
+
+    def _note_in_sync(self) -> None:
+        now_ms = self._clock.now_ms()
+        for partition, record in self._records.items():
+            if self._me in record.isr:
+                self._in_sync_ms[partition] = now_ms
+
+    def _drop_leftovers(self) -> None:
+        now_ms = self._clock.now_ms()
+        for partition, record in self._records.items():
+            if self._me in record.copies or not self.copies.cores[partition].last_sequence:
+                self._left_ms.pop(partition, None)
+            elif now_ms - self._left_ms.setdefault(partition, now_ms) >= LEFTOVER_KEPT_MS:
+                del self._left_ms[partition]
+                self.copies.drop(partition)
+
+    def stop(self) -> None:
+        self.confirming.stop()
+        self.copies.stop()
+        if self._lost_call is not None:
+            self._lost_call.cancel()
+            self._lost_call = None

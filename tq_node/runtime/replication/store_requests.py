@@ -1,0 +1,102 @@
+"""What a core wishes of the store besides commits: entries for a replica that lags, snapshots for one that lags further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node.errors import StoreBroken
+from tq_node.partition.core import PartitionCore
+from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, ReadChunk, ReadLog, Wish
+from tq_node.partition.entries import Entry
+from tq_node.store.api import PartitionSnapshot, Store
+from tq_node.types import Change, NodeId
+
+_log = Logger(namespace="taskqueue.log")
+Told = Callable[[int, Callable[[PartitionCore[Change], int], object]], None]
+_Place = tuple[int, NodeId, int]
+
+
+class StoreRequests:
+    """:param tell: (partition, event): enter the partition's core with the store's answer; the event takes core and now_ms."""
+
+    def __init__(self, store: Store, tell: Told) -> None:
+        self._store = store
+        self._tell = tell
+        self._opening: dict[_Place, Deferred[None]] = {}
+        self._open: dict[_Place, PartitionSnapshot] = {}
+
+    def grant(self, partition: int, wish: Wish) -> None:
+        """Begin; the answer comes in a later turn."""
+        if isinstance(wish, ReadLog):
+            self._read_log(partition, wish)
+        elif isinstance(wish, OpenSnapshot):
+            self._open_snapshot(partition, wish)
+        elif isinstance(wish, ReadChunk):
+            self._read_chunk(partition, wish)
+        else:
+            self._close(partition, wish)
+
+    def _read_log(self, partition: int, wish: ReadLog) -> None:
+        def read(entries: Sequence[Entry]) -> None:
+            self._tell(partition, lambda core, now_ms: core.log_read(wish.node, entries, now_ms))
+
+        reading = self._store.read_log(partition, wish.first, bytes_max=wish.bytes_max)
+        reading.addCallbacks(read, self._broken)
+
+    def _open_snapshot(self, partition: int, wish: OpenSnapshot) -> None:
+        place = partition, wish.node, wish.snapshot_id
+
+        def opened(snapshot: PartitionSnapshot) -> None:
+            del self._opening[place]
+            self._open[place] = snapshot
+            self._tell(
+                partition,
+                lambda core, now_ms: core.snapshot_opened(
+                    wish.node, wish.snapshot_id, snapshot.applied, snapshot.epochs, snapshot.horizon_us, now_ms
+                ),
+            )
+
+        def failed(why: Failure) -> None:
+            self._opening.pop(place, None)
+            if not why.check(CancelledError):
+                self._failed(place, why)
+
+        opening = self._store.open_snapshot(partition)
+        self._opening[place] = opening.addCallbacks(opened, failed)
+
+    def _read_chunk(self, partition: int, wish: ReadChunk) -> None:
+        place = partition, wish.node, wish.snapshot_id
+        snapshot = self._open.get(place)
+        if snapshot is None:
+            return
+
+        def read(data: bytes | None) -> None:
+            digest = snapshot.digest() if data is None else b""
+            self._tell(partition, lambda core, now_ms: core.snapshot_chunk(wish.node, wish.snapshot_id, data, digest))
+
+        snapshot.read().addCallbacks(read, lambda why: self._failed(place, why))
+
+    def _failed(self, place: _Place, why: Failure) -> None:
+        partition, node, snapshot_id = place
+        if place in self._open:
+            self._open.pop(place).close()
+        if why.check(StoreBroken):
+            return  # the store says so itself (R18)
+        self._tell(partition, lambda core, now_ms: core.snapshot_failed(node, snapshot_id, now_ms))
+
+    def _close(self, partition: int, wish: CloseSnapshot) -> None:
+        place = partition, wish.node, wish.snapshot_id
+        opening = self._opening.pop(place, None)
+        if opening is not None:
+            opening.cancel()
+        snapshot = self._open.pop(place, None)
+        if snapshot is not None:
+            snapshot.close()
+
+    def _broken(self, why: Failure) -> None:
+        if not why.check(StoreBroken):
+            _log.failure("entries could not be read", failure=why, event="read_failed")

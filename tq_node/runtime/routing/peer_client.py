@@ -1,0 +1,144 @@
+"""Calls for another node's partitions: gathered within one turn of the reactor, one box for each peer, one hop (section 6).
+
+Whoever serves them looks only at its own partitions: what it does not lead it refuses as ``NotPrimary``, so nothing travels on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, fail
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node.errors import NotConfirmed, NotPrimary, OutcomeUnknown, TaskQueueError
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.peer_calls import BOX_CALLS_MAX, CALL_S, PeerCall, for_task
+from tq_node.types import NodeId
+from tq_node.wire import bounds
+from tq_node.wire.codec import ForwardedCall, ForwardedResult
+from tq_node.wire.errors import (
+    MalformedBox,
+    PeerUnreachable,
+    WireRefusal,
+    decode_error,
+)
+from tq_node.wire.pool import PeerPool
+
+_log = Logger(namespace="taskqueue.forwarding")
+
+
+class _Waiting(msgspec.Struct, gc=False):
+    kind: PeerCall
+    task_id: str | None
+    deferred: Deferred[Any]
+
+
+class PeerClient:
+    """The caller's side. Nothing is sent twice: what failed is told, and the caller knows whether it may have happened."""
+
+    def __init__(self, pool: PeerPool, clock: Clock, name_of: Callable[[NodeId], str]) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._name_of = name_of
+        self._gathered: dict[NodeId, list[tuple[ForwardedCall, _Waiting]]] = {}
+        self._under_way: dict[int, list[_Waiting]] = {}
+        """Boxes that are not answered yet."""
+        self._boxes = 0
+
+    def call(self, node: NodeId, kind: PeerCall, value: Any, task_id: str | None = None) -> Deferred[Any]:
+        """Goes with whatever else this turn has for the node.
+
+        :raises TaskQueueError: what the node said; ``NotPrimary`` where it can't be reached, ``OutcomeUnknown`` where it did not
+            answer (``NotConfirmed`` for a read). (Through the Deferred.)
+        """
+        waiting, call = _Waiting(kind, task_id, Deferred()), _encoded(kind, value)
+        if isinstance(call, Failure):
+            return fail(call)
+        gathered = self._gathered.get(node)
+        if gathered is None:
+            gathered = self._gathered[node] = []
+            self._clock.call_later(0, self._leave, node)
+        gathered.append((call, waiting))
+        return waiting.deferred
+
+    def call_alone(self, node: NodeId, kind: PeerCall, value: Any, within_s: float, task_id: str | None = None) -> Any:
+        """In a box of its own: for what may take long, and must not hold up the answers of others."""
+        waiting, call = _Waiting(kind, task_id, Deferred()), _encoded(kind, value)
+        if isinstance(call, Failure):
+            return fail(call)
+        self._send(node, [(call, waiting)], within_s)
+        return waiting.deferred
+
+    def _leave(self, node: NodeId) -> None:
+        box: list[tuple[ForwardedCall, _Waiting]] = []
+        size = 0
+        for call, waiting in self._gathered.pop(node):
+            if box and (size + len(call.body) > bounds.FORWARD_BYTES_AIM or len(box) >= BOX_CALLS_MAX):
+                self._send(node, box, CALL_S)
+                box, size = [], 0
+            box.append((call, waiting))
+            size += len(call.body)
+        self._send(node, box, CALL_S)
+
+    def _send(self, node: NodeId, box: list[tuple[ForwardedCall, _Waiting]], within_s: float) -> None:
+        waiting = [one for _, one in box]
+        self._boxes += 1
+        number = self._boxes
+        self._under_way[number] = waiting
+
+        def over(result: Any) -> Any:
+            self._under_way.pop(number, None)
+            return result
+
+        self._pool.forward(node, [call for call, _ in box], within_s).addBoth(over).addCallbacks(
+            self._answered, self._failed, callbackArgs=(waiting,), errbackArgs=(waiting, node)
+        ).addErrback(lambda why: _log.failure("answers could not be told", failure=why, event="forward_failed"))
+
+    def stop(self) -> None:
+        """Who still waits for another node hears now that the outcome is not known, rather than a connection that breaks."""
+        error = OutcomeUnknown("the node stops before the answer has come")
+        for waiting in list(self._under_way.values()):
+            for one in waiting:
+                if not one.deferred.called:
+                    one.deferred.errback(_as_told(error, one))
+
+    def _answered(self, results: list[ForwardedResult], waiting: Sequence[_Waiting]) -> None:
+        for one, result in zip(waiting, results, strict=True):
+            if one.deferred.called:
+                continue  # its caller has gone
+            try:
+                if result.error:
+                    one.deferred.errback(_as_told(decode_error(result.error, result.body), one))
+                else:
+                    one.deferred.callback(one.kind.result.decode(result.body))
+            except MalformedBox as why:
+                one.deferred.errback(_as_told(OutcomeUnknown(f"its answer can't be read: {why}"), one))
+
+    def _failed(self, why: Failure, waiting: Sequence[_Waiting], node: NodeId) -> None:
+        error = why.value
+        if not isinstance(error, TaskQueueError):
+            _log.failure("a call could not be forwarded", failure=why, event="forward_failed")
+            error = OutcomeUnknown("forwarding failed")
+        for one in waiting:
+            if not one.deferred.called:
+                one.deferred.errback(_as_told(error, one, self._name_of(node)))
+
+
+def _encoded(kind: PeerCall, value: Any) -> ForwardedCall | Failure:
+    try:
+        return ForwardedCall(kind.name, kind.call.encode(value))
+    except WireRefusal:
+        return Failure()
+
+
+def _as_told(error: TaskQueueError, one: _Waiting, node: str = "the primary") -> TaskQueueError:
+    """The error in the words of the caller's own node; one of its own for each caller."""
+    if not error.definite:
+        kind = NotConfirmed if one.kind.is_read else OutcomeUnknown
+        return kind(f"{node} did not say what became of it: {error.detail}", task_id=one.task_id)
+    if one.kind.is_routed and isinstance(error, WireRefusal | PeerUnreachable):
+        return NotPrimary(f"{node} leads the task's partition and can't be reached", task_id=one.task_id)
+    return for_task(error, one.task_id)

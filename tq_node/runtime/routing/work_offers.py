@@ -1,0 +1,99 @@
+"""A node that has more ready tasks than free slots says so to its peers; ``helping`` is the other side (section 8).
+
+Nothing is said, and no timer runs, where nothing waits: an idle cluster stays idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.runtime import peer_calls as calls
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.routing.peer_client import PeerClient
+from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.types import NodeId
+from tq_node.wire.errors import WireRefusal
+
+
+class WorkOffers:
+    """:param peers: those that may be asked for help, in an order that stays.
+
+    :param types_of: what a peer's worker takes; None: any, or it did not say.
+    """
+
+    def __init__(
+        self,
+        local: LocalQueue,
+        forwarding: PeerClient,
+        clock: Clock,
+        peers: Callable[[], Sequence[NodeId]],
+        types_of: Callable[[NodeId], Collection[str] | None] = lambda _: None,
+    ) -> None:
+        self._local = local
+        self._forwarding = forwarding
+        self._clock = clock
+        self._peers = peers
+        self._types_of = types_of
+        self._turn = 0
+        self._telling: set[NodeId] = set()
+        self._unaware: set[NodeId] = set()
+        """Peers of an earlier version, which do not know the call."""
+        self._timer: IDelayedCall | None = None
+        self._is_over = False
+
+    def noticed(self) -> None:
+        """Something may be ready. Called for each task: what does not find a slot in a while is told then."""
+        if self._timer is None and not self._is_over:
+            self._timer = self._clock.call_later(limits.HELP_OFFER_MS / 1000, self._look)
+
+    def _look_again(self) -> None:
+        if not self._is_over:
+            self._timer = self._clock.call_later(limits.HELP_OFFER_AGAIN_MS / 1000, self._look)
+
+    def connected(self, node: NodeId) -> None:
+        """It may run another version than before."""
+        self._unaware.discard(node)
+
+    def stop(self) -> None:
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._local.backlog() <= 0:
+            return
+        backlogs = {node: self._local.backlog(self._types_of(node)) for node in self._peers()}
+        able = [node for node, backlog in backlogs.items() if backlog > 0]
+        if not able:
+            return  # what waits is for none of them; that one comes that may be asked is noticed
+        self._look_again()
+        for node in self._next(able):
+            self._tell(node, backlogs[node])
+
+    def _next(self, peers: Sequence[NodeId]) -> Sequence[NodeId]:
+        """All of them, or as many as are told at a time, each in its turn."""
+        if len(peers) <= limits.HELP_PEERS_MAX:
+            return peers
+        first = self._turn % len(peers)
+        self._turn = first + limits.HELP_PEERS_MAX
+        return [peers[(first + step) % len(peers)] for step in range(limits.HELP_PEERS_MAX)]
+
+    def _tell(self, node: NodeId, backlog: int) -> None:
+        if node in self._telling or node in self._unaware:
+            return
+        self._telling.add(node)
+        told = self._forwarding.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
+
+        def over(result: object) -> None:
+            """Whatever became of it, it is said again as long as it is so; but not to who can't understand it."""
+            self._telling.discard(node)
+            if isinstance(result, Failure) and result.check(WireRefusal):
+                self._unaware.add(node)
+
+        told.addBoth(over)

@@ -1,0 +1,189 @@
+"""A node with free slots claims tasks of a node that has more of them than it can start (section 8).
+
+The primary claims on its behalf, as for itself: same entry, same token. The attempt then runs here, is renewed and finished
+at the primary, as one whose partition has moved away; ``lending`` is the other side. Nobody is asked who has not said that
+there is something to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.errors import TaskQueueError
+from tq_node.facade import Claim, Worker
+from tq_node.runtime import peer_calls as calls
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.routing.lease_renewal import LeaseRenewer
+from tq_node.runtime.routing.peer_client import PeerClient
+from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.types import NodeId
+
+_log = Logger(namespace="taskqueue.running")
+Claims = Sequence[Claim]
+
+
+class _Loaded(msgspec.Struct):
+    """A peer that has said it has too much. ``empty``: answers in a row without a task."""
+
+    backlog: int = 0
+    heard_ms: int = 0
+    empty: int = 0
+    quiet_until_ms: int = 0
+    is_asked: bool = False
+
+
+class WorkStealer:
+    """:param worker: of this node. :param may_help: whether this node may start tasks of others now.
+
+    :param give_back: tell their primary that these claims are not run.
+    """
+
+    def __init__(
+        self,
+        local: LocalQueue,
+        forwarding: PeerClient,
+        renewing: LeaseRenewer,
+        clock: Clock,
+        worker: Callable[[], Worker | None],
+        *,
+        may_help: Callable[[], bool],
+        give_back: Callable[[Claims], None],
+    ) -> None:
+        self.claimed = 0
+        """Claims of other nodes' tasks that the worker here got."""
+        self._local = local
+        self._forwarding = forwarding
+        self._renewing = renewing
+        self._clock = clock
+        self._worker = worker
+        self._may_help = may_help
+        self._give_back = give_back
+        self._loaded: dict[NodeId, _Loaded] = {}
+        self._turned_away = False
+        """A slot came free while everybody who has something was being asked."""
+        self._waits: dict[Deferred[Claims], IDelayedCall] = {}
+        self._is_over = False
+
+    def offered(self, offer: calls.WorkOffer) -> None:
+        """A peer has more than it can start."""
+        worker = self._worker()
+        if worker is None or self._is_over or not self._may_help():
+            return
+        loaded = self._loaded.setdefault(offer.node, _Loaded())
+        loaded.backlog, loaded.heard_ms = offer.backlog, self._clock.now_ms()
+        if worker.slots_free > 0 and self._clock.now_ms() >= loaded.quiet_until_ms:
+            worker.wake()
+
+    def fill(self, own: Deferred[Claims], limit: int) -> Deferred[Claims]:
+        """What this node's partitions have for its worker; where they have nothing, what others do."""
+        return own.addCallback(self._found, limit) if self._loaded else own
+
+    def forget(self, node: NodeId) -> None:
+        """It is gone, and what it had too much of is another's by then."""
+        self._loaded.pop(node, None)
+
+    def stop(self) -> None:
+        """Who still waits gets nothing; what comes later is given back."""
+        self._is_over = True
+        for out in list(self._waits):
+            self._no_longer(out)
+
+    # --- asking ---
+    def _found(self, own: Claims, limit: int) -> Claims | Deferred[Claims]:
+        worker = self._worker()
+        if worker is None or self._is_over or len(own) >= limit or not self._may_help():
+            return own
+        types = worker.types
+        if types is not None and not types:
+            return own
+        node = self._most_loaded()
+        if node is None:
+            return own
+        if own:
+            worker.wake()  # its own begin now, and the slots that are left are asked for apart
+            return own
+        return self._ask(node, calls.ClaimRequest(self._local.node_name, limit, None if types is None else list(types)))
+
+    def _most_loaded(self) -> NodeId | None:
+        now_ms = self._clock.now_ms()
+        best: NodeId | None = None
+        for node, loaded in list(self._loaded.items()):
+            if loaded.is_asked:
+                self._turned_away = True
+            elif now_ms - loaded.heard_ms > limits.HELP_OFFER_MS_MAX and now_ms >= loaded.quiet_until_ms:
+                del self._loaded[node]
+            elif loaded.backlog <= 0 or now_ms < loaded.quiet_until_ms:
+                continue
+            elif best is None or loaded.backlog > self._loaded[best].backlog:
+                best = node
+        return best
+
+    def _ask(self, node: NodeId, ask: calls.ClaimRequest) -> Deferred[Claims]:
+        loaded = self._loaded[node]
+        loaded.is_asked = True
+        out: Deferred[Claims] = Deferred()
+        self._waits[out] = self._clock.call_later(limits.HELP_WAIT_MS / 1000, self._no_longer, out)
+        asked_ms = self._clock.now_ms()
+        answer: Deferred[calls.ClaimGrant] = self._forwarding.call_alone(node, calls.CLAIM, ask, calls.CALL_S)
+
+        def lent(lent: calls.ClaimGrant) -> None:
+            self._settle(loaded, len(lent.claims), lent.backlog)
+            self._take(out, lent.claims, asked_ms)
+
+        def refused(why: Failure) -> None:
+            self._settle(loaded, 0, loaded.backlog)
+            self._no_longer(out)
+            why.trap(TaskQueueError)
+
+        answer.addCallbacks(lent, refused).addErrback(_bug)
+        return out
+
+    def _settle(self, loaded: _Loaded, claims: int, backlog: int) -> None:
+        now_ms = self._clock.now_ms()
+        loaded.is_asked = False
+        loaded.backlog = backlog
+        if claims:
+            loaded.heard_ms, loaded.empty = now_ms, 0
+        else:
+            loaded.empty += 1
+            pause_ms = min(limits.HELP_OFFER_MS << min(loaded.empty, 10), limits.HELP_QUIET_MS_MAX)
+            loaded.quiet_until_ms = now_ms + pause_ms
+        turned_away, self._turned_away = self._turned_away, False
+        worker = self._worker()
+        if turned_away and claims and backlog > 0 and worker is not None:
+            worker.wake()
+
+    def _take(self, out: Deferred[Claims], claims: Claims, asked_ms: int) -> None:
+        """Meanwhile whoever waited may have gone, a partition may have come here, a queue been paused, this node drained."""
+        paused = self._local.paused_queues()
+        may_begin = out in self._waits and self._may_help()
+        taken: list[Claim] = []
+        left: list[Claim] = []
+        for claim in claims:
+            fits = may_begin and not self._local.leads(claim.partition) and claim.queue not in paused
+            (taken if fits else left).append(claim)
+        self._renewing.granted(taken, asked_ms)
+        self._local.hold(taken)
+        self.claimed += len(taken)
+        self._no_longer(out, taken)
+        if left:
+            self._give_back(left)
+
+    def _no_longer(self, out: Deferred[Claims], claims: Claims = ()) -> None:
+        timer = self._waits.pop(out, None)
+        if timer is None:
+            return
+        if timer.active():
+            timer.cancel()
+        out.callback(claims)
+
+
+def _bug(why: Failure) -> None:
+    _log.failure("claims at another node failed", failure=why, event="help_failed")

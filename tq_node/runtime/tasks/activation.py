@@ -1,0 +1,171 @@
+"""What a partition needs besides its log to be served here, and what goes when this node is its primary no more (R7, R12)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.replication.driver import ReplicaDriver
+from tq_node.runtime.tasks.claims import Claims
+from tq_node.runtime.tasks.recovery import recover_rows
+from tq_node.runtime.tasks.task_table import TaskTable
+from tq_node.store.api import Store
+
+_log = Logger(namespace="taskqueue.leading")
+LOSE_CHUNK = 1_000
+LOOK_FOR_WORKERS_S = 0.1
+LOOK_AGAIN_S = 1.0
+
+
+class Activation:
+    """See the module's docstring.
+
+    :param workers_are_gone: whether no worker process of an earlier start of this node lives; until it says so, what it ran
+        keeps its tasks for one lease.
+    :param on_serving: a partition is about to be served. :param on_served: some more are.
+    :param on_left: one is not led here any more.
+    :param on_broken: a promise is broken (R20).
+    """
+
+    def __init__(
+        self,
+        table: TaskTable,
+        copies: ReplicaDriver,
+        store: Store,
+        clock: Clock,
+        running: Claims,
+        *,
+        node_name: str,
+        workers_are_gone: Callable[[], bool],
+        on_serving: Callable[[int], None],
+        on_served: Callable[[], None],
+        on_left: Callable[[int], None],
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        self._table = table
+        self._copies = copies
+        self._store = store
+        self._clock = clock
+        self._running = running
+        self._node_name = node_name
+        self._workers_are_gone = workers_are_gone
+        self._on_serving = on_serving
+        self._on_served = on_served
+        self._on_left = on_left
+        self._on_broken = on_broken
+        self._fresh: dict[int, int] = {}
+        """Active by their log, with the epoch; their rows are not read yet."""
+        self._is_reading = False
+        self._looks: set[IDelayedCall] = set()
+        """Timers of those who look for lost attempts."""
+        self._over = False
+
+    def led(self, partition: int, epoch: int) -> None:
+        """A partition's barrier is committed in this epoch; or (0) this node has stepped down from it."""
+        if partition in self._table.leading:
+            self._table.leave(partition)
+        self._fresh.pop(partition, None)
+        if not epoch:
+            self._on_left(partition)
+            return
+        self._fresh[partition] = epoch
+        if not self._is_reading and not self._over:
+            # Those that become active in the same moment are read together, and so are those that do while others are read:
+            # each read passes all rows by, and one beside another would read the other's partitions again.
+            self._is_reading = True
+            self._clock.call_later(0, self._take_up)
+
+    def waiting(self) -> list[int]:
+        """Partitions that this node leads and does not serve yet."""
+        leading = self._table.leading
+        return [core.partition for core in self._copies.cores if core.is_leading and core.partition not in leading]
+
+    def stop(self) -> None:
+        """Nothing is taken up any more."""
+        self._over = True
+        for look in self._looks:
+            look.cancel()
+        self._looks.clear()
+
+    # --- taking up ---
+    def _take_up(self) -> None:
+        Deferred.fromCoroutine(self._serve_all()).addErrback(self._failed)
+
+    async def _serve_all(self) -> None:
+        while self._fresh and not self._over:
+            await self._serve(dict(self._fresh))
+        self._is_reading = False
+
+    async def _serve(self, fresh: dict[int, int]) -> None:
+        await self._copies.settle()
+        found = await recover_rows(self._store, list(fresh), self._table.ready.like())
+        # From here on nothing is awaited: what was read is what is there.
+        table = self._table
+        for partition, epoch in fresh.items():
+            if self._fresh.get(partition) != epoch or self._over:
+                found.ready.drop_partition(partition)
+                found.due.drop_partition(partition)
+                continue
+            del self._fresh[partition]
+            self._on_serving(partition)
+            table.lead(partition, epoch, found.counts[partition])
+        self._on_served()
+        table.ready.absorb(found.ready)
+        table.due.absorb(found.due)
+        if not self._over:
+            self._lose_inherited(found.running)
+            self._running.find_due()
+            self._running.wake()
+
+    # --- attempts of earlier primaries (section 8) ---
+    def _lose_inherited(self, task_ids: list[str]) -> None:
+        """Lost are those that nothing can be running any more: this node's own, once its earlier workers are gone, and any
+        others a lease after this primary's promise, unless they were renewed with it."""
+        if not task_ids or self._over:
+            return
+        own_are_gone, now_ms = self._workers_are_gone(), self._clock.now_ms()
+        lost: list[str] = []
+        left: list[str] = []
+        for task_id in task_ids:
+            partition = self._table.partition_of(task_id)
+            if partition not in self._table.leading:
+                continue  # whoever leads it now sees to it
+            over_ms = self._copies.cores[partition].requeue_at_ms
+            (lost if over_ms is not None and now_ms >= over_ms else left).append(task_id)
+        self._lose(lost, None)
+        if own_are_gone:
+            self._lose(left, self._node_name)
+        if left:
+            self._look_later(LOOK_FOR_WORKERS_S, left)
+
+    def _look_later(self, seconds: float, task_ids: list[str]) -> None:
+        def look() -> None:
+            self._looks.discard(call)
+            self._lose_inherited(task_ids)
+
+        if not self._over:
+            call = self._clock.call_later(seconds, look)
+            self._looks.add(call)
+
+    def _lose(self, task_ids: list[str], node: str | None) -> None:
+        for first in range(0, len(task_ids), LOSE_CHUNK):
+            losing = self._running.lose(task_ids[first : first + LOSE_CHUNK], node)
+            losing.addCallbacks(self._look_again if node is None else lambda _: None, self._not_lost)
+
+    def _look_again(self, kept: list[str]) -> None:
+        """Renewed at their new primary, they run on at another node, until they end or are renewed no more."""
+        if kept:
+            self._look_later(LOOK_AGAIN_S, kept)
+
+    def _not_lost(self, why: Failure) -> None:
+        _log.error("could not book lost attempts: {why}", why=why.getErrorMessage(), event="lose_failed")
+
+    def _failed(self, why: Failure) -> None:
+        if not self._over:
+            self._on_broken(cast("BaseException", why.value))

@@ -1,0 +1,487 @@
+"""The life of attempts: due, claimed, noted, finished, lost. Tells the worker, hears the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import cast
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.errors import StaleAttempt, TaskQueueError
+from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker
+from tq_node.partition.lifecycle import Complete, Due, Event, Fail, Lose, Note, Release
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.replication.commit_waiters import Wait
+from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.tasks.claim_round import ClaimRound
+from tq_node.runtime.tasks.handler_timeout import HandlerTimeout
+from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
+from tq_node.runtime.tasks.row_cache import Slot
+from tq_node.runtime.tasks.submit import NodeStatus
+from tq_node.runtime.tasks.task_table import Elsewhere, Found, TaskTable, existing
+from tq_node.types import State, TaskRow, Token
+
+_log = Logger(namespace="taskqueue.running")
+_LETTER_BYTES = 4
+"""At most, in UTF-8."""
+DUE_ROUND_MAX = 1_000
+"""Scheduled tasks made pending in one turn of the reactor; the rest follow in the next."""
+FOREVER_S = 86_400.0
+LEASE_AGAIN_S = 0.05
+SET_BACK_MAX = 64
+"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
+
+
+class Claims:
+    """Attempts of the tasks of this node's partitions."""
+
+    def __init__(
+        self,
+        table: TaskTable,
+        clock: Clock,
+        settings: QueueSettings,
+        status: NodeStatus,
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._settings = settings
+        self._status = status
+        self._worker: Worker | None = None
+        self._claims: dict[str, Claim] = {}
+        """Attempts that the worker holds, by task id."""
+        self._ending: dict[str, Token] = {}
+        """Attempts that no longer hold their task and whose handler may still run: no other starts beside it (I12)."""
+        self._ending_elsewhere: dict[str, tuple[Token, int]] = {}
+        """Those of them that run at other nodes: when their lease is over at the latest, monotonic ms."""
+        self._set_aside: set[str] = set()
+        """Tasks that wait for that."""
+        self._set_back: list[TaskRow] = []
+        """Met while their partition took no claims; hinted again with the next round of the safety net."""
+        self.giving_up = HandlerTimeout(table, clock)
+        self._away = RemoteAttempts(table, clock, settings, self._claims)
+        self._stopped = False
+        self._again_call: IDelayedCall | None = None
+        self._due_call: IDelayedCall | None = None
+        self._due_at_us = 0
+        """What the timer is set to."""
+
+    @property
+    def held(self) -> int:
+        return len(self._claims)
+
+    def attach(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def wake(self) -> None:
+        if self._worker is not None and self._status.is_active:
+            self._worker.wake()
+
+    # --- due ---
+    def schedule_due(self) -> None:
+        """Set the timer to the earliest due time."""
+        due_us = self._table.due.next_us()
+        if due_us is None or not self._status.is_active or self._stopped:
+            return
+        if self._due_call is not None:
+            if self._due_at_us <= due_us:
+                return
+            self._due_call.cancel()
+        self._due_at_us = due_us
+        wait_s = min(max(0.0, (due_us - self._clock.wall_us()) / 1e6), FOREVER_S)
+        self._due_call = self._clock.call_later(wait_s, self._due_now)
+
+    def _due_now(self) -> None:
+        self._due_call = None
+        self.find_due()
+
+    def find_due(self) -> None:
+        """Make every scheduled task pending whose time has come; also called by the safety net."""
+        if not self._status.is_active:
+            return
+        now_us = self._clock.wall_us()
+        due = self._table.due.pop_due(now_us, DUE_ROUND_MAX)
+        if due:
+            self._table.load([task_id for task_id, _ in due]).addCallbacks(self._make_pending, self._not_loaded)
+        else:
+            self.schedule_due()
+
+    def _make_pending(self, found: dict[str, Found]) -> None:
+        if not self._status.is_active or self._stopped:
+            return
+        now_us = self._clock.wall_us()
+        for slot in found.values():
+            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
+            if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.SCHEDULED:
+                continue
+            if slot.row.run_at_us <= now_us:
+                self._table.change(slot, Due(now_us), now_us)
+        self.schedule_due()
+
+    # --- claim ---
+    def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
+        """See ``facade.TaskQueue.claim``."""
+        worker = self._worker
+        types = None if worker is None else worker.types
+        return self._take(limit, ClaimRound(self._settings.node_name, types=types))
+
+    def backlog(self, types: Collection[str] | None = None) -> int:
+        """How many ready tasks of these types there are beyond what this node's own worker could start now."""
+        own = 0 if self._worker is None else self._worker.slots_free
+        waiting, shared = self._table.ready.waiting_for(types)
+        return waiting - min(own, shared)
+
+    def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
+        """Claim for the worker of another node what this one's own has no slots for (section 8).
+
+        The claim's own commit is the confirmation that the lease rests on: all of the effective set acknowledged it in this
+        epoch after the question came, so no later primary promised before that.
+        """
+        if types is not None and self._table.know(types):
+            self._read_hints_anew()
+        limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog(types))
+        return self._take(limit, ClaimRound(node, True, types, limits.HELP_BYTES_MAX))
+
+    def _take(self, limit: int, taking: ClaimRound) -> Deferred[Sequence[Claim]]:
+        if not self._status.is_active or self._status.is_stopping or limit <= 0:
+            return succeed([])
+        cold = self._claim_resident(limit, taking)
+        if not cold:
+            return self._when_claimed(taking.claims, taking.places)
+        done: Deferred[Sequence[Claim]] = Deferred()
+        self._claim_cold(cold, taking, done)
+        return done
+
+    def _claim_resident(self, limit: int, taking: ClaimRound) -> list[str]:
+        """Claim what is in memory, by rank; returns the ids that are not."""
+        ready = self._table.ready
+        find = self._table.find
+        cold: list[str] = []
+        now_us = self._clock.wall_us()
+        known = len(self._set_back)
+        while len(taking.claims) + len(cold) < limit and taking.bytes_left > 0:
+            if len(self._set_back) - known >= SET_BACK_MAX:
+                self._look_again_soon()
+                break
+            if len(taking.unfit) >= SET_BACK_MAX:
+                break
+            next_one = ready.pop_for(taking.types) if taking.is_lent else ready.pop()
+            if next_one is None:
+                break
+            slot = find(next_one[0])
+            if slot is None:
+                cold.append(next_one[0])
+            else:
+                self._claim_one(slot, now_us, taking)
+        self._leave_unfit(taking)
+        return cold
+
+    def _leave_unfit(self, taking: ClaimRound) -> None:
+        unfit, taking.unfit = taking.unfit, []
+        for pending in unfit:
+            self._table.hint(pending)
+
+    def _claim_one(self, slot: Slot, now_us: int, taking: ClaimRound) -> None:
+        pending = slot.row
+        if pending is None or pending.state is not State.PENDING:
+            return
+        if pending.spec.id in self._ending:
+            self._set_aside.add(pending.spec.id)
+            return
+        if self._table.ready.is_paused(pending.spec.queue):
+            self._table.hint(pending)  # paused while its row was being read
+            return
+        if slot.partition in self._table.refusals:
+            self._set_back.append(pending)  # no claims while it is handed over, or can't commit
+            return
+        if self.lease_ms(slot.partition) <= 0 or self._may_be_ending(pending):
+            # Nobody has confirmed this primary yet, and the attempt could only be given back; or see there.
+            self._set_back.append(pending)
+            self._look_again_soon()
+            return
+        if not taking.takes(pending):
+            taking.unfit.append(pending)
+            return
+        row = self._table.claim(slot, taking.node, now_us)
+        if row is None:
+            return
+        spec = row.spec
+        assert row.token is not None
+        claim = Claim(
+            spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms, spec.queue,
+            spec.max_attempts, row.failures, spec.created_us, spec.tags,
+        )  # fmt: skip
+        taking.claims.append(claim)
+        if taking.is_lent:
+            taking.bytes_left -= len(spec.payload)
+            if spec.tags:
+                taking.bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
+            self._away.lend(spec.id, row.token)
+        else:
+            self._claims[spec.id] = claim
+        taking.places[slot.partition] = slot.sequence
+
+    def _claim_cold(self, cold: list[str], taking: ClaimRound, done: Deferred[Sequence[Claim]]) -> None:
+        claims, places = taking.claims, taking.places
+
+        def loaded(found: dict[str, Found]) -> None:
+            now_us = self._clock.wall_us()
+            for slot in found.values():
+                if isinstance(slot, Slot):
+                    self._claim_one(slot, now_us, taking)
+            self._leave_unfit(taking)
+            # What there is goes out now; the worker asks again for the rest.
+            if self._table.ready.has_any:
+                self.wake()
+            # While the rows were read a partition may have been lost, and led again: its log goes on without those claims.
+            leading = self._table.leading
+            cut = [claim for claim in claims if leading.get(claim.partition) != claim.token.epoch]
+            if cut:
+                self._let_go_of_unstarted(cut)
+                claims[:] = [claim for claim in claims if leading.get(claim.partition) == claim.token.epoch]
+                kept = {claim.partition for claim in claims}
+                for partition in set(places).difference(kept):
+                    del places[partition]
+            self._when_claimed(claims, places, done)
+
+        self._table.load(cold).addCallbacks(loaded, done.errback)
+
+    def _may_be_ending(self, pending: TaskRow) -> bool:
+        """Cancelled under an earlier primary, and tried again: only that one knew whether the handler still runs. Until then
+        its lease may last (section 8)."""
+        if not pending.attempts or pending.attempts[-1].outcome != "cancelled":
+            return False
+        over_ms = self._table.driver.cores[pending.partition].requeue_at_ms
+        return over_ms is None or self._clock.now_ms() < over_ms
+
+    def _when_claimed(
+        self, claims: list[Claim], places: dict[int, int], out: Deferred[Sequence[Claim]] | None = None
+    ) -> Deferred[Sequence[Claim]]:
+        if out is None:
+            out = Deferred()
+        if not claims:
+            if not out.called:
+                out.callback(claims)
+            return out
+        wait = Wait(claims, self._clock.now_ms(), len(places), patient=True)
+        deferred = out
+
+        def committed(claims: Sequence[Claim]) -> None:
+            if deferred.called:
+                # Whoever asked has gone meanwhile; an attempt that nobody runs is given back.
+                for claim in claims:
+                    self.finish(claim, Released()).addErrback(lambda _: None)
+            else:
+                # One that was cancelled before its claim was committed is not even started.
+                wanted = [claim for claim in claims if self._is_held(claim)]
+                for claim in claims if len(wanted) < len(claims) else ():
+                    if not self._is_held(claim):
+                        self._ended(claim)
+                deferred.callback(wanted)
+
+        def stepped_down(why: Failure) -> None:
+            self._let_go_of_unstarted(claims)
+            if not deferred.called:
+                deferred.callback([])
+
+        self._table.driver.when_committed(wait, places.items()).addCallbacks(
+            cast("Callable[[object], None]", committed), stepped_down
+        )
+        return out
+
+    def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
+        """Of a partition among theirs this node is primary no more (R12). None of the attempts has begun."""
+        for claim in claims:
+            if self._is_held(claim):
+                self._forget(claim)
+                self.finish(claim, Released()).addErrback(lambda _: None)
+            self._ended(claim)
+
+    def _is_held(self, claim: Claim) -> bool:
+        """By this node's worker, or lent to another's."""
+        return self._claims.get(claim.task_id) is claim or self._away.has_lent(claim.task_id, claim.token)
+
+    def _forget(self, claim: Claim) -> None:
+        held = self._claims.get(claim.task_id)
+        if held is not None and held.token == claim.token:
+            del self._claims[claim.task_id]
+        self._away.ended(claim.task_id, claim.token)
+
+    # --- what a worker says ---
+    def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
+        """See ``facade.TaskQueue.note``."""
+        return self._say(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
+
+    def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
+        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is still held by the worker."""
+        now_us = self._clock.wall_us()
+        event: Event
+        if isinstance(outcome, Completed):
+            event = Complete(now_us, claim.token, outcome.result)
+        elif isinstance(outcome, AttemptFailed):
+            event = Fail(now_us, claim.token, outcome.error, outcome.retry_in_ms, outcome.final, self._settings.draw())
+        elif isinstance(outcome, Lost):
+            event = Lose(now_us, claim.token, self._settings.draw())
+        else:
+            event = Release(now_us, claim.token)
+        if notes is None:
+            return self._say(claim, (event,), is_end=True)
+        return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
+
+    def _let_go(self, claim: Claim) -> None:
+        self._ended(claim)
+        self._forget(claim)
+
+    def _ended(self, claim: Claim) -> None:
+        """The handler of an attempt that was stopped runs no more: its task may be started anew."""
+        self._end_of(claim.task_id, claim.token)
+
+    def _end_of(self, task_id: str, token: Token) -> None:
+        if self._ending_elsewhere.get(task_id, (None, 0))[0] == token:
+            del self._ending_elsewhere[task_id]
+        if self._ending.get(task_id) != token:
+            return
+        del self._ending[task_id]
+        if task_id in self._set_aside:
+            self._set_aside.discard(task_id)
+            self._table.load([task_id]).addCallbacks(self._hint_again, self._not_loaded)
+
+    def _hint_again(self, found: dict[str, Found]) -> None:
+        for slot in found.values():
+            if isinstance(slot, Slot) and slot.row is not None:
+                self._table.hint(slot.row)
+
+    def _say(self, claim: Claim, events: Sequence[Event], *, is_end: bool = False) -> Deferred[None]:
+        slot = self._table.find(claim.task_id)
+        if slot is None:
+            return self._table.load([claim.task_id]).addCallback(self._say_found, claim, events, is_end)
+        if is_end:
+            self._let_go(claim)
+        try:
+            return self._say_to(slot, events)
+        except TaskQueueError as why:
+            return fail(why)
+
+    def _say_found(
+        self, found: dict[str, Found], claim: Claim, events: Sequence[Event], is_end: bool
+    ) -> Deferred[None]:
+        one = found[claim.task_id]
+        if is_end and not isinstance(one, Elsewhere):
+            self._let_go(claim)
+        return self._say_to(existing(one, claim.task_id), events)
+
+    def _say_to(self, slot: Slot, events: Sequence[Event]) -> Deferred[None]:
+        if slot.row is None:
+            raise StaleAttempt("the task has been purged")
+        now_us = self._clock.wall_us()
+        before = slot.row
+        for event in events:
+            if isinstance(event, Note) and before.state.is_final:
+                continue  # the same news again: the ending below says whether it still counts
+            self._table.change(slot, event, now_us)
+        after = slot.row
+        wait = Wait(None, self._clock.now_ms(), 1, after.spec.id)
+        committed = self._table.committed_wait(slot, wait)
+        return succeed(None) if committed is None else cast("Deferred[None]", committed)
+
+    def end_elsewhere(self, task_id: str, token: Token) -> None:
+        """An attempt at another node no longer holds its task: nothing starts beside it until it has ended, or its lease has."""
+        self._ending[task_id] = token
+        self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
+        self._away.ended(task_id, token)
+
+    def let_go(self, claim: Claim) -> None:
+        """Its end is told at another node, which leads its partition."""
+        self._let_go(claim)
+
+    def stop_attempt(self, task_id: str, token: Token) -> None:
+        """Tell the worker that the attempt no longer holds its task."""
+        held = self._claims.get(task_id)
+        if self._worker is not None:
+            if held is not None and held.token == token:
+                del self._claims[task_id]
+                self._ending[task_id] = token
+            self._worker.stop_attempt(task_id, token)
+
+    # --- attempts that run elsewhere (section 8) ---
+    def hold(self, claims: Sequence[Claim]) -> None:
+        """Another primary has claimed them for this node's worker."""
+        for claim in claims:
+            self._claims[claim.task_id] = claim
+
+    def held_claims(self) -> list[Claim]:
+        """What this node's worker runs."""
+        return list(self._claims.values())
+
+    def renew(
+        self, partition: int, attempts: Sequence[tuple[str, Token]], confirmed: Deferred[None] | None
+    ) -> Deferred[list[bool]]:
+        """See ``RemoteAttempts.renew``."""
+        return self._away.renew(partition, attempts, confirmed)
+
+    # --- lost ---
+    def lose(self, task_ids: list[str], node: str | None) -> Deferred[list[str]]:
+        """See ``RemoteAttempts.lose``."""
+        return self._away.lose(task_ids, node)
+
+    def _not_loaded(self, why: object) -> None:
+        # The store is broken and the process about to end (R18); who waits hears it from the driver.
+        _log.error("could not load rows: {why}", why=str(why), event="load_failed")
+
+    # --- the safety net ---
+    def safety_net(self) -> None:
+        """Finds what an event missed: due tasks, and ready ones that nobody was woken for (F32)."""
+        self.find_due()
+        now_ms = self._clock.now_ms()
+        for task_id, (token, until_ms) in list(self._ending_elsewhere.items()):
+            if now_ms >= until_ms:
+                self._end_of(task_id, token)
+        self._away.lose_overdue(now_ms)
+        self._hint_set_back()
+        if self._table.ready.has_any:
+            self.wake()
+        if self._table.has_stale_hints:
+            self._read_hints_anew()
+
+    def _read_hints_anew(self) -> None:
+        Deferred.fromCoroutine(self._table.rebuild_hints()).addErrback(self._not_loaded)
+
+    def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
+        """See ``LocalQueue.follow_handlers``."""
+        self._table.follow_handlers(own, known)
+        if self._table.ready.is_misplaced:
+            self._read_hints_anew()
+        self.wake()
+
+    def _look_again_soon(self) -> None:
+        if self._again_call is None and not self._stopped:
+            self._again_call = self._clock.call_later(LEASE_AGAIN_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._again_call = None
+        self._hint_set_back()
+        if self._table.ready.has_any:
+            self.wake()
+
+    def _hint_set_back(self) -> None:
+        set_back, self._set_back = self._set_back, []
+        for row in set_back:
+            if row.partition in self._table.leading:
+                self._table.hint(row)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._due_call is not None:
+            self._due_call.cancel()
+            self._due_call = None
+        if self._again_call is not None:
+            self._again_call.cancel()
+            self._again_call = None
+
+    def lease_ms(self, partition: int) -> int:
+        """Of an attempt that this node claimed (section 8): how long it may run from now, as things are; 0: not any more."""
+        now_ms = self._clock.now_ms()
+        return max(0, self._table.driver.cores[partition].runs_until_ms(now_ms) - now_ms)

@@ -1,0 +1,111 @@
+"""Which handlers there are in the cluster, as this node knows: what its worker may run, whom to offer what, what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from twisted.logger import Logger
+
+from tq_node.cluster.handlers import Takers, may_simulate, takers
+from tq_node.cluster.records import ClusterMap
+from tq_node.facade import NodeHandlers, ReadyNote, Worker
+from tq_node.partition.waiting import Surroundings, waiting_for
+from tq_node.runtime.clock import Clock
+from tq_node.types import Announced, HandlerKind, NodeId, TaskRow, WaitsFor
+
+LOST_TYPES_MAX = 10_000
+"""Types whose last handler has gone, each with when; of others it is said that they never had one."""
+NO_HANDLERS = "no_handlers"
+_NONE_HERE = "this node has no handlers (--handlers) and runs no tasks; it keeps them for nodes that have"
+_log = Logger(namespace="taskqueue.running")
+
+
+class HandlerMap:
+    """``follow`` whenever the table, a peer's word or the own worker's handlers have changed."""
+
+    def __init__(self, me: NodeId, clock: Clock) -> None:
+        self.takers = Takers({})
+        self._me = me
+        self._clock = clock
+        self._seen: object = None
+        self._said: HandlerKind | None = None
+        self._lost_us: dict[str, int] = {}
+        self._any_lost_us = 0
+        self._since_us = 0
+        """From when on this node knows who takes what."""
+        self._around = Surroundings(self.without_handler_us)
+
+    def may_stand_in(self, table: ClusterMap, told: Mapping[NodeId, Announced]) -> bool:
+        """Whether simulated handlers that nobody asked for may run tasks here."""
+        return may_simulate(table, self._me, told)
+
+    def follow(self, table: ClusterMap, told: Mapping[NodeId, Announced], own: Collection[str] | None) -> bool:
+        """Returns whether anybody takes anything else than before."""
+        seen = (
+            [(node.node_id, told.get(node.node_id)) for node in table.nodes.values() if node.is_up],
+            None if own is None else frozenset(own),
+        )
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        before, now = self.takers, takers(table, told, self._me, own)
+        if now == before:
+            return False
+        self.takers = now
+        now_us = self._clock.wall_us()
+        self._since_us = self._since_us or now_us
+        if before.is_any_taken and not now.is_any_taken:
+            self._any_lost_us = now_us
+        for task_type in before.named - now.named:
+            if len(self._lost_us) < LOST_TYPES_MAX:
+                self._lost_us[task_type] = now_us
+        for task_type in now.named & self._lost_us.keys():
+            del self._lost_us[task_type]
+        return True
+
+    def types_of(self, node: NodeId) -> frozenset[str] | None:
+        """What a peer's worker takes; None: any, or it has not said."""
+        return self.takers.of.get(node)
+
+    # --- who waits ---
+    def has_taker(self, task_type: str) -> bool:
+        """Whether a node that is up has, or may have, a handler for it."""
+        return any(types is None or task_type in types for types in self.takers.of.values())
+
+    def without_handler_us(self, task_type: str) -> int | None:
+        """Since when nobody has a handler for it, as far as this node has seen; 0: it has seen none. None: somebody has."""
+        if self.has_taker(task_type):
+            return None
+        return max(self._lost_us.get(task_type, 0), self._any_lost_us)
+
+    def waited_us(self, task_type: str, since_us: int, now_us: int) -> int:
+        """How long a task that has been due since then has waited for a handler while this node looked; 0 where there is one."""
+        without_us = self.without_handler_us(task_type)
+        return 0 if without_us is None else now_us - max(without_us, since_us, self._since_us)
+
+    def waiting_for(self, row: TaskRow) -> tuple[WaitsFor, ...]:
+        """Why a task does not run."""
+        return waiting_for(row, self._around)
+
+    # --- what operators see ---
+    def notes(self, worker: Worker) -> tuple[ReadyNote, ...]:
+        return (ReadyNote(NO_HANDLERS, _NONE_HERE),) if worker.announced.kind is HandlerKind.NONE else ()
+
+    def say(self, kind: HandlerKind) -> None:
+        """In the log, where it is something else than before."""
+        if kind is self._said:
+            return
+        self._said = kind
+        if kind is HandlerKind.NONE:
+            _log.warn(_NONE_HERE, event=NO_HANDLERS)
+        elif kind is HandlerKind.SIMULATED:
+            _log.info("simulated handlers run the tasks of this node", event="simulated_handlers")
+
+    def shown(self, table: ClusterMap, told: Mapping[NodeId, Announced], own: Announced) -> list[NodeHandlers]:
+        """Of each node that is up and has said what it has, by name."""
+        said = {**told, self._me: own}
+        return [
+            NodeHandlers(node.name, said[node.node_id])
+            for node in sorted(table.members(), key=lambda node: node.name)
+            if node.is_up and node.node_id in said
+        ]

@@ -1,0 +1,224 @@
+"""Reads: one task, with waiting; pages of tasks; counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.errors import Busy, NoSuchTask, NotConfirmed, NotPrimary, NotReady, TaskPurged
+from tq_node.facade import ListedTask, ListQuery, Read, Stats, TaskPage
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.replication.commit_waiters import Wait
+from tq_node.runtime.replication.replicator import Replication
+from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.tasks.row_cache import Slot
+from tq_node.runtime.tasks.submit import NodeStatus
+from tq_node.runtime.tasks.task_table import Found, TaskTable, existing, row_of
+from tq_node.store.api import RowPage, RowQuery, Store, StoredRow, Tombstone
+from tq_node.types import State, Transition
+
+
+class _Watch:
+    """Somebody waits for a task's end."""
+
+    __slots__ = ("call", "deferred")
+
+    def __init__(self, deferred: Deferred[Read], call: IDelayedCall) -> None:
+        self.deferred = deferred
+        self.call = call
+
+
+class TaskReads:
+    """See the module's docstring."""
+
+    def __init__(
+        self, table: TaskTable, store: Store, clock: Clock, settings: QueueSettings, status: NodeStatus
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._status = status
+        self.replication: Replication
+        """Set at the start: it comes from what is on disk."""
+        self._watches: dict[str, list[_Watch]] = {}
+        self._watch_count = 0
+
+    # --- one task ---
+    def get(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
+        """See ``facade.TaskQueue.get``."""
+        if not self._status.is_active:
+            raise NotReady("the node is starting")
+        partition = self._table.partition_of(task_id)
+        if local and not (wait_s > 0 and partition in self._table.leading):
+            return self._get_copy(partition, task_id)
+        self._table.must_lead(partition, task_id)
+        confirming = None if local else self.replication.confirming.when_confirmed(partition)
+        if confirming is None:
+            return self._get(partition, task_id, wait_s, 0.0 if local else None)
+        return confirming.addCallbacks(
+            lambda _: self._get(partition, task_id, wait_s, None), lambda why: self._not_confirmed(why, task_id)
+        )
+
+    def _not_confirmed(self, why: Failure, task_id: str) -> Failure:
+        if isinstance(why.value, NotConfirmed):
+            return Failure(NotConfirmed(why.value.detail, task_id=task_id))
+        return why
+
+    def _get(self, partition: int, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+        slot = self._table.find(task_id)
+        if slot is None:
+            self._table.must_lead(partition, task_id)
+            return self._table.load([task_id]).addCallback(self._found, task_id, wait_s, age_s)
+        return self._read(slot, task_id, wait_s, age_s)
+
+    def _found(self, found: dict[str, Found], task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+        return self._read(existing(found[task_id], task_id), task_id, wait_s, age_s)
+
+    def _get_copy(self, partition: int, task_id: str) -> Deferred[Read]:
+        """What is applied here of a partition that another node leads: perhaps old, never uncommitted (P5).
+
+        :raises NotPrimary: there is no copy here.
+        """
+        if not self.replication.is_held(partition):
+            raise NotPrimary("this node has no copy of the task's partition", task_id=task_id)
+        node, age_s = self.replication.primary_name(partition), self.replication.age_s(partition)
+
+        def found(stored: dict[str, StoredRow | Tombstone]) -> Read:
+            one = stored.get(task_id)
+            if one is None:
+                raise NoSuchTask("this copy knows no task with this id", task_id=task_id)
+            if isinstance(one, Tombstone):
+                raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+            return Read(row_of(one), node, age_s)
+
+        return self._table.driver.settle().addCallback(lambda _: self._store.lookup([task_id])).addCallback(found)
+
+    def _read(self, slot: Slot, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+        row = slot.row
+        if row is None:
+            raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+        if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
+            return self._watch(task_id, wait_s, age_s)
+        read = Read(row, self._settings.node_name, age_s)
+        # A change that is proposed but not committed is waited for: what is read is never uncommitted (P5).
+        committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
+        return succeed(read) if committed is None else cast("Deferred[Read]", committed)
+
+    def _watch(self, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+        if self._watch_count >= limits.STATUS_WAITERS_MAX:
+            raise Busy(f"{limits.STATUS_WAITERS_MAX} callers wait for tasks already", task_id=task_id)
+        deferred: Deferred[Read] = Deferred(lambda _: self._forget(task_id, watch))
+
+        def over() -> None:
+            self._forget(task_id, watch)
+            maybeDeferred(self.get, task_id, 0.0, age_s is not None).chainDeferred(deferred)
+
+        watch = _Watch(deferred, self._clock.call_later(wait_s, over))
+        self._watches.setdefault(task_id, []).append(watch)
+        self._watch_count += 1
+        return deferred
+
+    def _forget(self, task_id: str, watch: _Watch) -> None:
+        watching = self._watches.get(task_id, [])
+        if watch in watching:
+            watching.remove(watch)
+            self._watch_count -= 1
+            if not watching:
+                del self._watches[task_id]
+        if watch.call.active():
+            watch.call.cancel()
+
+    def tell_ended(self, transitions: list[Transition]) -> None:
+        """Answer those who wait for tasks that have just ended. Called with each commit."""
+        if not self._watches:
+            return
+        for transition in transitions:
+            if not transition.to_state.is_final:
+                continue
+            for watch in self._watches.pop(transition.task_id, ()):
+                self._watch_count -= 1
+                watch.call.cancel()
+                if not watch.deferred.called:
+                    # Every other copy has just acknowledged the end: that is what a ping round would ask for (section 7).
+                    partition = transition.partition
+                    maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
+
+    def left(self, partition: int) -> None:
+        """The partition is not led here any more: who waits for its tasks hears so, and may wait at its new primary."""
+        self._end([task_id for task_id in self._watches if self._table.partition_of(task_id) == partition])
+
+    def stop(self) -> None:
+        """Nobody is left waiting: each hears the task as it is now, or why not."""
+        self._end(list(self._watches))
+
+    def _end(self, task_ids: Sequence[str]) -> None:
+        for task_id in task_ids:
+            for watch in list(self._watches[task_id]):
+                self._forget(task_id, watch)
+                if not watch.deferred.called:
+                    maybeDeferred(self.get, task_id, 0.0, False).chainDeferred(watch.deferred)
+
+    # --- many tasks ---
+    async def list(self, query: ListQuery) -> TaskPage:
+        """See ``facade.TaskQueue.list``."""
+        if not self._status.is_active:
+            raise NotReady("the node is starting")
+        await self._table.driver.settle()
+        partitions, led = self._wanted(query), list(self._table.leading.items())
+        if not partitions:
+            return TaskPage([], None, led=led)
+        page: RowPage = await self._store.page(
+            RowQuery(
+                states=query.states,
+                states_not=query.states_not,
+                types=query.types,
+                types_not=query.types_not,
+                queues=query.queues,
+                queues_not=query.queues_not,
+                partitions=None if len(partitions) == self._settings.partition_count else partitions,
+                text=query.text,
+                sort=query.sort,
+                descending=query.descending,
+                after=query.cursor,
+                limit=query.limit,
+                scan_rows_max=limits.LIST_SCAN_ROWS_MAX,
+                bytes_max=limits.LIST_BYTES_MAX,
+            )
+        )
+        pace = self._clock.slices.pace("a page of tasks")
+        listed = []
+        for stored in page.rows:
+            if pace.is_over():
+                await pace.turn()
+            role = "primary" if stored.partition in self._table.leading else "replica"
+            listed.append(ListedTask(row_of(stored), role, self.replication.primary_name(stored.partition)))
+        return TaskPage(listed, page.next, led=led)
+
+    def _wanted(self, query: ListQuery) -> frozenset[int]:
+        """The partitions whose copy here the query is about."""
+        leading, primary_name = self._table.leading, self.replication.primary_name
+        found = []
+        for partition in self.replication.held():
+            if query.role is not None and (query.role == "primary") is not (partition in leading):
+                continue
+            if query.nodes is not None and (primary_name(partition) in query.nodes) is query.nodes_not:
+                continue
+            found.append(partition)
+        return frozenset(found)
+
+    def stats(self) -> Stats:
+        """Every copy on this node counts, with the role that it has now."""
+        primary, replica = [0] * len(State), [0] * len(State)
+        leading, is_held = self._table.leading, self.replication.is_held
+        for partition, states in self._table.driver.states().items():
+            if is_held(partition):
+                counts = primary if partition in leading else replica
+                for state, rows in enumerate(states):
+                    counts[state] += rows
+        return Stats(primary, replica, led=list(leading.items()))

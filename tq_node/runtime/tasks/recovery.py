@@ -1,0 +1,102 @@
+"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from tq_node.errors import StoreBroken
+from tq_node.partition.apply_queue import ApplyQueue
+from tq_node.partition.copy_rate import CopyRate
+from tq_node.partition.core import PartitionCore
+from tq_node.partition.entries import decode_effects
+from tq_node.partition.ready_queue import DueSet, ReadySet
+from tq_node.partition.replica_log import Stored, Tail
+from tq_node.partition.settings import Budget
+from tq_node.runtime.tasks.ready_loader import load_hints
+from tq_node.runtime.tasks.task_table import Counts
+from tq_node.store.api import PartitionLog, Store
+from tq_node.types import Change, NodeId, State
+
+_READ_BYTES = 4 * 1024 * 1024
+
+
+class Recovered(msgspec.Struct):
+    """The copies by partition, with their unapplied tails in."""
+
+    cores: list[PartitionCore[Change]]
+    unapplied: ApplyQueue
+    budget: Budget
+
+
+async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_rate_bytes_s: int = 0) -> Recovered:
+    """Read every partition's state, the tail of its log behind ``applied``, and how many rows it has.
+
+    :param copy_rate_bytes_s: see ``CopyRate``.
+    :raises StoreBroken: an entry can't be decoded, though its checksum holds.
+    """
+    known: dict[int, PartitionLog] = {state.partition: state for state in await store.partitions()}
+    budget, unapplied = Budget(copying=CopyRate(copy_rate_bytes_s)), ApplyQueue()
+    cores: list[PartitionCore[Change]] = []
+    for partition in range(partition_count):
+        state = known.get(partition)
+        stored = Stored()
+        if state is not None:
+            stored = Stored(
+                state.promised,
+                tuple(state.epochs),
+                state.log_start,
+                state.last_sequence,
+                state.applied,
+                tuple(await _tail(store, state)),
+            )
+            if state.horizon_us:
+                unapplied.horizons[partition] = state.horizon_us
+        cores.append(PartitionCore(partition, me, stored, budget=budget))
+    for partition, _, state_number, rows in await store.counts():
+        unapplied.states_of(partition)[state_number] += rows
+    return Recovered(cores, unapplied, budget)
+
+
+async def _tail(store: Store, state: PartitionLog) -> list[Tail]:
+    tail: list[Tail] = []
+    sequence = state.applied + 1
+    while sequence <= state.last_sequence:
+        entries = await store.read_log(state.partition, sequence, bytes_max=_READ_BYTES)
+        if not entries:
+            raise StoreBroken(f"partition {state.partition}: entry {sequence} is missing from the log")
+        for entry in entries:
+            try:
+                tail.append(Tail(entry.sequence, entry.epoch, decode_effects(entry.payload), len(entry.payload)))
+            except msgspec.MsgspecError as why:
+                raise StoreBroken(f"partition {state.partition}: entry {entry.sequence} can't be decoded") from why
+        sequence = entries[-1].sequence + 1
+    return tail
+
+
+class RecoveredRows(msgspec.Struct):
+    """What the rows of some partitions say: how many there are, what waits, and which tasks were running."""
+
+    counts: dict[int, Counts]
+    ready: ReadySet
+    due: DueSet
+    running: list[str]
+
+
+async def recover_rows(store: Store, partitions: Collection[int], ready: ReadySet) -> RecoveredRows:
+    """Count the rows of partitions that are about to be served, and find what waits or runs in them.
+
+    Each row is looked at once: those that have ended where the store counts them, the others on their way to the heaps.
+
+    :param ready: empty, with the lanes that are wanted.
+    """
+    due = DueSet()
+    found: dict[int, Counts] = {partition: {} for partition in partitions}
+    if not found:
+        return RecoveredRows(found, ready, due, [])
+    ended = await store.counts(partitions, from_state=State.COMPLETED)
+    opened = await load_hints(store, ready, due, partitions)
+    for partition, queue, state, rows in [*ended, *((*key, rows) for key, rows in opened.counts.items())]:
+        found[partition].setdefault(queue, [0] * len(State))[state] += rows
+    return RecoveredRows(found, ready, due, opened.running)

@@ -1,0 +1,443 @@
+"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change a row.
+
+Every change goes through ``create`` or ``change``: row effect into the log, row into the table, hint into the heap,
+transition into the news of the commit. The rest of ``runtime`` decides *which* change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.cluster.placement import partition_of
+from tq_node.errors import NoSuchTask, NotActive, NotPrimary, TaskPurged, TaskQueueError
+from tq_node.partition.entries import Put
+from tq_node.partition.lifecycle import Claim, Event, transition
+from tq_node.partition.ready_queue import DueSet, ReadySet
+from tq_node.partition.row_codec import decode_row, put_born, put_changed, put_size, tombstone_of
+from tq_node.runtime.replication.commit_waiters import Wait
+from tq_node.runtime.replication.driver import ReplicaDriver
+from tq_node.runtime.tasks.ready_loader import load_hints
+from tq_node.runtime.tasks.row_cache import RowCache, Slot
+from tq_node.store.api import Store, StoredRow, Tombstone
+from tq_node.types import State, TaskRow, TaskSpec, Transition
+
+_STATES = len(State)
+_STALE_HINTS_MAX = 10_000
+OTHER_QUEUES = ""
+"""Stands for queues whose names are not kept; no queue is called so."""
+_ASKED_TYPES_MAX = 10_000
+PURGED = -1
+"""In place of the attempt: the row has gone."""
+
+
+class Elsewhere:
+    """In place of a row: its partition is not, or no longer, led here."""
+
+
+ELSEWHERE = Elsewhere()
+Found = Slot | Tombstone | Elsewhere | None
+"""What a load finds: the resident slot, the mark of a purged task, ``ELSEWHERE``, or nothing."""
+Counts = dict[str, list[int]]
+"""Rows by queue and state."""
+
+
+class TaskTable:
+    """See the module's docstring.
+
+    :param seed, partition_count: fixed when the cluster was born.
+    :param on_ready: there may be something to claim; on_due: the earliest due time may have changed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        seed: int,
+        partition_count: int,
+        on_ready: Callable[[], None],
+        on_due: Callable[[], None],
+        paused: Callable[[], Iterable[str]],
+    ) -> None:
+        self.rows = RowCache()
+        self.ready = ReadySet()
+        self.due = DueSet()
+        self.leading: dict[int, int] = {}
+        """The partitions that are led and active here, each with its epoch. Only their rows are ever resident."""
+        self.partition_counts: dict[int, Counts] = {}
+        """Committed rows of each by queue and state."""
+        self.open_tasks = 0
+        """Tasks proposed and not ended, committed or not: what admission looks at."""
+        self.open_queues: dict[str, int] = {}
+        """The same by queue; a queue without one is not in here."""
+        self._open_in: dict[int, dict[str, int]] = {}
+        """The same by partition and queue."""
+        self.driver: ReplicaDriver
+        """Set right after construction: driver and table know each other."""
+        self.refusals: Mapping[int, TaskQueueError] = {}
+        """Partitions led here that take no new work for now, and why."""
+        self._store = store
+        self._seed = seed
+        self._partition_count = partition_count
+        self._on_ready = on_ready
+        self._on_due = on_due
+        self.paused = paused
+        self._named: frozenset[str] = frozenset()
+        self._asked: frozenset[str] = frozenset()
+        """Types with lanes of their own: those that nodes have announced, and others that were asked for."""
+        self._hints_since: list[TaskRow] | None = None
+        """Hints given while the heaps are built anew."""
+        self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
+        """By id and the epoch in which the look began: what was read in an earlier one may have been overtaken elsewhere."""
+
+    def partition_of(self, task_id: str) -> int:
+        return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
+
+    # --- leading ---
+    def lead(self, partition: int, epoch: int, counts: Counts) -> None:
+        """The partition is active here: its barrier is committed and the rows in the store show all that is."""
+        self.leading[partition] = epoch
+        self.partition_counts[partition] = counts
+        self._open_in[partition] = {}
+        for queue, states in counts.items():
+            open_tasks = sum(rows for state, rows in enumerate(states) if not State(state).is_final)
+            if open_tasks:
+                self._open(partition, queue, open_tasks)
+        self._fold_queues(partition)
+
+    def leave(self, partition: int) -> Counts:
+        """Forget everything about a partition that is not led here any more (R12); returns what was counted."""
+        del self.leading[partition]
+        self.rows.drop_partition(partition)
+        self.ready.drop_partition(partition)
+        self.due.drop_partition(partition)
+        for queue, open_tasks in list(self._open_in[partition].items()):
+            self._open(partition, queue, -open_tasks)
+        del self._open_in[partition]
+        return self.partition_counts.pop(partition)
+
+    def must_lead(self, partition: int, task_id: str | None = None) -> None:
+        """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch has not begun yet (R7)."""
+        if partition not in self.leading:
+            cores = self.driver.cores
+            if partition < len(cores) and cores[partition].is_leading:  # peers name partitions too
+                raise NotActive("the partition is about to become active here", task_id=task_id)
+            raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
+
+    def must_accept(self, partition: int, task_id: str) -> None:
+        """As ``must_lead``, and :raises Draining, NotEnoughReplicas: new work could not be committed, or should go elsewhere."""
+        self.must_lead(partition, task_id)
+        refusal = self.refusals.get(partition)
+        if refusal is not None:
+            raise type(refusal)(refusal.detail, task_id=task_id)
+
+    # --- changing ---
+    def create(self, row: TaskRow) -> Slot:
+        """Propose a new row; its slot knows the entry's sequence."""
+        spec = row.spec
+        # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
+        # slot carries its claim in the same append.
+        self.hint(row)
+        self._open(row.partition, spec.queue, 1)
+        put = put_born(row)
+        news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
+        sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
+        slot = Slot(row.partition, row, sequence, body_bytes=len(put.body))
+        self.rows.add_dirty(spec.id, slot)
+        return slot
+
+    def change(self, slot: Slot, event: Event, at_us: int) -> int:
+        """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what ``transition`` raises.
+
+        Where nothing changes, the sequence is that of the row's last change: whoever hears "ok" may rely on that.
+        """
+        before = slot.row
+        assert before is not None
+        after = transition(before, event)
+        if after is before:
+            return slot.sequence
+        return self._propose(slot, before, after, put_changed(before, after), at_us)
+
+    def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
+        """Propose a claim of a pending task; None where it is not pending any more. The token is the entry's own place."""
+        before = slot.row
+        if before is None or before.state is not State.PENDING:
+            return None
+        log = self.driver.cores[slot.partition]
+        after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
+        put = put_changed(before, after)
+        if not log.will_share_entry(put_size(put)):
+            log.close_open()
+            after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
+            put = put_changed(before, after)
+        sequence = self._propose(slot, before, after, put, at_us)
+        slot.claimed = sequence
+        assert after.token == (log.epoch, sequence), "a token is its entry's place"
+        return after
+
+    def _propose(self, slot: Slot, before: TaskRow, after: TaskRow, put: Put, at_us: int) -> int:
+        spec = after.spec
+        news = None
+        if before.state is not after.state:
+            news = (
+                Transition(
+                    spec.id, spec.type, spec.queue, before.state, after.state, after.attempt, after.partition, at_us
+                ),
+                after,
+            )
+            if after.state.is_final:
+                self._open(after.partition, spec.queue, -1)
+            elif before.state.is_final:
+                self._open(after.partition, spec.queue, 1)
+            self.hint(after)
+        self.rows.must_be_resident(spec.id, slot)
+        sequence = self.driver.propose(after.partition, put, put_size(put), news)
+        self.rows.touch(spec.id, slot, after, sequence)
+        slot.body_bytes = len(put.body)
+        return sequence
+
+    def _open(self, partition: int, queue: str, more: int) -> None:
+        self.open_tasks += more
+        for counts in (self.open_queues, self._open_in[partition]):
+            left = counts.get(queue, 0) + more
+            if left:
+                counts[queue] = left
+            else:
+                del counts[queue]
+
+    def bury(self, slot: Slot, at_us: int) -> int:
+        """Propose that the row goes and its tombstone stays."""
+        row = slot.row
+        assert row is not None
+        news = Transition(
+            row.spec.id, row.spec.type, row.spec.queue, row.state, row.state, PURGED, row.partition, at_us
+        )
+        sequence = self.driver.propose(row.partition, tombstone_of(row, at_us), 64, (news, row))
+        slot.content_hash = row.spec.content_hash
+        self.rows.touch(row.spec.id, slot, None, sequence)
+        return sequence
+
+    @property
+    def has_stale_hints(self) -> bool:
+        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks themselves? Or are some where
+        nobody looks for them?"""
+        return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
+
+    def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
+        """Who takes what has changed."""
+        self.ready.set_own(own)
+        self._named = frozenset(known)
+        self.ready.set_known(self._named | self._asked)
+
+    def know(self, types: Collection[str]) -> bool:
+        """A worker asks for these, of which its node has said nothing: it is of an earlier release, or the news is on its way.
+
+        Returns whether tasks that were not expected to be asked for by type lie where nobody finds them: see ``rebuild_hints``.
+        """
+        new = frozenset(types) - self._named - self._asked
+        if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
+            self._asked |= new
+            self.ready.set_known(self._named | self._asked)
+        return self.ready.is_misplaced
+
+    async def rebuild_hints(self) -> None:
+        """Build the heaps anew from the rows; what is hinted meanwhile goes into both."""
+        if self._hints_since is not None:
+            return
+        self._hints_since = []
+        try:
+            while True:
+                led = dict(self.leading)
+                await self.driver.settle()
+                ready, due = self.ready.like(), DueSet()
+                await load_hints(self._store, ready, due, led)
+                # Else one that was taken up meanwhile may be missing, or lie where nobody looks any more.
+                if led == self.leading and ready.has_lanes_of(self.ready):
+                    break
+            for queue in self.paused():
+                ready.pause(queue)
+            since = self._hints_since
+        finally:
+            self._hints_since = None
+        self.ready, self.due = ready, due
+        for row in since:
+            if row.partition in self.leading:
+                self.hint(row)
+        self._on_ready()
+
+    def hint(self, row: TaskRow) -> None:
+        """Put a task that waits where whoever dispatches, or waits for its time, will find it."""
+        if self._hints_since is not None:
+            self._hints_since.append(row)
+        spec = row.spec
+        if row.state is State.PENDING:
+            self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us, spec.type)
+            self._on_ready()
+        elif row.state is State.SCHEDULED:
+            self.due.push(spec.id, row.partition, row.run_at_us)
+            self._on_due()
+
+    def count(self, transition_: Transition) -> None:
+        """Book one committed transition: what is counted and shown is committed."""
+        mine = self.partition_counts.get(transition_.partition)
+        if mine is None:
+            return  # committed with the barrier of a later epoch: counted from the rows once that is active
+        row = mine.get(transition_.queue)
+        if row is None:
+            row = mine[transition_.queue] = [0] * _STATES
+            if len(mine) > limits.QUEUE_NAMES_MAX:
+                self._fold_queues(transition_.partition)
+        gone = transition_.from_state
+        if transition_.attempt == PURGED:
+            gone = transition_.to_state
+        else:
+            row[transition_.to_state] += 1
+        if gone is not None:
+            if row[gone] == 0 and OTHER_QUEUES in mine:
+                row = mine[OTHER_QUEUES]  # counted there since its queue's name was folded
+            row[gone] -= 1
+
+    def spec_of(self, task_id: str) -> TaskSpec | None:
+        """What was submitted, if the row is in memory."""
+        slot = self.rows.get(task_id)
+        return slot.row.spec if slot is not None and slot.row is not None else None
+
+    def _fold_queues(self, partition: int) -> None:
+        """Keep few names: where a partition has had too many queues, those without open tasks are counted as one. Who submits
+        chooses the names, and what has ended is kept for days.
+        """
+        counts, is_open = self.partition_counts[partition], self._open_in[partition]
+        if len(counts) <= limits.QUEUE_NAMES_MAX:
+            return
+        others = counts.setdefault(OTHER_QUEUES, [0] * _STATES)
+        for queue in [queue for queue in counts if queue not in is_open and queue != OTHER_QUEUES]:
+            for state, rows in enumerate(counts.pop(queue)):
+                others[state] += rows
+
+    # --- finding ---
+    def find(self, task_id: str) -> Slot | None:
+        """The resident slot, without going to the store."""
+        return self.rows.get(task_id)
+
+    def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
+        """What there is of each id, resident where it is a row.
+
+        The result must be used in the same turn. Loads of one id that overlap share one look, and rows stay in memory until
+        all that were asked for are there: a row changes only while it is resident, so what comes back has not been overtaken.
+        """
+        done: Deferred[dict[str, Found]] = Deferred()
+        self._gather(list(dict.fromkeys(task_ids)), {}, done)
+        return done
+
+    def _gather(self, wanted: list[str], found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
+        missing = []
+        left = 1
+        epochs = {task_id: self.leading.get(self.partition_of(task_id)) for task_id in wanted}
+
+        def arrived(value: Found, task_id: str) -> None:
+            nonlocal left
+            found[task_id] = value
+            if not isinstance(value, Slot):
+                self.rows.pin(task_id)  # an absence too: should the task be born meanwhile, its row stays here
+            left -= 1
+            if left == 0:
+                self._gathered(found, epochs, done)
+
+        def failed(why: Failure) -> None:
+            if not done.called:
+                done.errback(why)
+
+        for task_id in wanted:
+            slot = self.rows.get(task_id)
+            if slot is not None:
+                self.rows.pin(task_id)
+                found[task_id] = slot
+                continue
+            left += 1
+            key = task_id, epochs[task_id]
+            waiting = self._loads.get(key)
+            if waiting is None:
+                waiting = self._loads[key] = []
+                missing.append(key)
+            one: Deferred[Found] = Deferred()
+            one.addCallbacks(arrived, failed, callbackArgs=(task_id,))
+            waiting.append(one)
+        left -= 1
+        if left == 0:
+            self._gathered(found, epochs, done)
+        elif missing:
+            self._store.lookup([task_id for task_id, _ in missing]).addCallbacks(
+                self._loaded, self._not_loaded, callbackArgs=(missing,), errbackArgs=(missing,)
+            )
+
+    def _gathered(
+        self, found: dict[str, Found], epochs: dict[str, int | None], done: Deferred[dict[str, Found]]
+    ) -> None:
+        """All are here. Where an absence came in an earlier turn the task may have been born since: then its row is resident."""
+        for task_id in found:
+            epoch = epochs[task_id]
+            if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
+                found[task_id] = ELSEWHERE
+            else:
+                slot = self.rows.get(task_id)
+                if slot is not None:
+                    found[task_id] = slot
+        if not done.called:
+            done.callback(found)
+        for task_id in found:
+            self.rows.unpin(task_id)
+
+    def _loaded(self, stored: dict[str, StoredRow | Tombstone], looks: list[tuple[str, int | None]]) -> None:
+        for task_id, epoch in looks:
+            for waiting in self._loads.pop((task_id, epoch)):
+                # Looked up anew for each waiter: the one before it may have brought the task to life.
+                waiting.callback(self._make_resident(task_id, stored.get(task_id), epoch))
+
+    def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None, epoch: int | None) -> Found:
+        if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
+            return ELSEWHERE
+        slot = self.rows.get(task_id)
+        if slot is not None:
+            self.rows.pin(task_id)
+            return slot
+        if isinstance(stored, StoredRow):
+            return self.rows.add_pinned(task_id, row_of(stored), len(stored.body))
+        return stored
+
+    def _not_loaded(self, why: Failure, looks: list[tuple[str, int | None]]) -> None:
+        for look in looks:
+            for waiting in self._loads.pop(look):
+                waiting.errback(why)
+
+    def committed_wait(self, slot: Slot, wait: Wait) -> Deferred[object] | None:
+        """Fire ``wait`` once the slot's newest change is committed; None where it is."""
+        if slot.sequence <= self.driver.cores[slot.partition].committed:
+            return None
+        return self.driver.when_committed(wait, [(slot.partition, slot.sequence)])
+
+
+def row_of(stored: StoredRow) -> TaskRow:
+    return decode_row(
+        stored.partition, stored.rev, stored.state, stored.run_at_us, stored.ended_us, stored.spec, stored.body
+    )
+
+
+def existing(found: Found, task_id: str) -> Slot:
+    """The slot of a task that is there.
+
+    :raises TaskPurged: it was, and its time is over.
+    :raises NoSuchTask: it never was.
+    :raises NotPrimary: this node does not know.
+    """
+    if isinstance(found, Elsewhere):
+        raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
+    if isinstance(found, Slot):
+        if found.row is not None:
+            return found
+        raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+    if isinstance(found, Tombstone):
+        raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+    raise NoSuchTask("no task has this id", task_id=task_id)

@@ -1,0 +1,147 @@
+"""The steps of a batch that change a whole partition: drops, staging, installs, cuts. In the writer's transaction.
+
+None of them touches more rows than it brings along: what a partition held is hidden at one stroke and deleted later
+(``slots``, ``sweeping``). Cut records go at once, for their sequences come again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from tq_node import limits
+from tq_node.errors import Divergence
+from tq_node.store.api import Batch, Install, StagedChunk
+from tq_node.store.checksums import epoch_crc, slot_crc
+from tq_node.store.snapshots import ChunkDamaged, decode_chunk
+from tq_node.store.sqlite import sql
+from tq_node.store.sqlite.generations import Extent, Generations, slot_of
+from tq_node.store.sqlite.log_index import LogIndex
+
+_to_json = msgspec.json.Encoder().encode
+
+Added = list[tuple[int, int, int, int]]
+"""(partition, sequence, position, bytes) of records written in this transaction and not in the index yet."""
+
+
+def reshapes(batch: Batch) -> bool:
+    return bool(batch.cuts or batch.stage or batch.installs or batch.drops or batch.unstage)
+
+
+class SnapshotInstaller:
+    """:param next_num: the first row number that is free; to be read and set by whoever else makes rows."""
+
+    def __init__(self, connection: sqlite3.Connection, slots: Generations, index: LogIndex, next_num: int) -> None:
+        self._connection = connection
+        self._slots = slots
+        self._index = index
+        self.next_num = next_num
+        self._emptied: set[int] = set()
+        self._cut: dict[int, int] = {}
+
+    def reshape(self, batch: Batch, added: Added, position: int) -> tuple[Added, int]:
+        """Take the batch's first steps, up to and with cuts; ``states`` are folded already, ``position`` is the next free one.
+
+        :returns: what is left of ``added``, and how many records were deleted. :raises Divergence: see ``api.Store.commit``.
+        """
+        deleted = 0
+        for partition in batch.drops:
+            self._slots.give_up(partition)
+            self._replace(partition, None, position)
+        for partition in batch.unstage:
+            self._slots.give_up(partition)
+        for chunk in batch.stage:
+            self._stage(chunk)
+        for install in batch.installs:
+            self._install(install, position)
+        emptied = {*batch.drops, *(install.partition for install in batch.installs)}
+        if emptied:
+            self._emptied |= emptied
+            added = [record for record in added if record[0] not in emptied]
+        for partition, kept in batch.cuts.items():
+            added, count = self._cut_log(partition, kept, added)
+            deleted += count
+        return added, deleted
+
+    def committed(self) -> None:
+        """Bring the index up to what is durable; records of this transaction are added to it afterwards."""
+        for partition in self._emptied:
+            self._index.forget(partition)
+        for partition, kept in self._cut.items():
+            self._index.cut(partition, kept)
+        self._emptied, self._cut = set(), {}
+
+    # --- staging ---
+    def _stage(self, chunk: StagedChunk) -> None:
+        partition = chunk.partition
+        if chunk.number == 0:
+            self._hide(self._slots.begin(partition))
+        staging = self._slots.staged.get(partition)
+        if staging is None:
+            raise Divergence(f"partition {partition}: chunk {chunk.number} of nothing that is staged")
+        staging.require_next(partition, chunk.number)
+        try:
+            content = decode_chunk(partition, chunk.data, staging.digest)
+        except ChunkDamaged as why:
+            raise Divergence(f"a chunk that was not checked: {why}") from why
+        staging.held.take_in(content)
+        slot = slot_of(partition, staging.held.generation)
+        births: list[Any] = []
+        num = self.next_num
+        for (
+            task_id, rev, state, run_at_us, ended_us, crc, task_type, queue, priority, created_us, fixed, spec, body
+        ) in content.rows:  # fmt: skip
+            inline: bytes | None = spec
+            if len(spec) > limits.INLINE_SPEC_BYTES_MAX:
+                self._connection.execute("INSERT INTO specs VALUES (?, ?)", (num, spec))
+                inline = None
+            births += (
+                num, task_id, slot, rev, state, run_at_us, ended_us, crc,
+                task_type, queue, priority, created_us, fixed, inline, body,
+            )  # fmt: skip
+            num += 1
+        self.next_num = num
+        graves = [value for task_id, *rest in content.graves for value in (task_id, slot, *rest)]
+        run, connection = sql.run_in_chunks, self._connection
+        try:
+            run(connection, sql.insert_tasks, sql.BIRTH_COLUMNS, births)
+            run(connection, sql.put_tombstones, sql.TOMBSTONE_COLUMNS, graves)
+        except sqlite3.IntegrityError as why:
+            raise Divergence(f"partition {partition}: a chunk holds a row twice: {why}") from why
+
+    def _install(self, install: Install, position: int) -> None:
+        partition = install.partition
+        staging = self._slots.staged.pop(partition, None)
+        if staging is not None:
+            staging.require_whole(partition, install.chunks, install.digest)
+            staged_slot = slot_of(partition, staging.held.generation)
+            self._connection.execute("DELETE FROM hidden WHERE slot = ?", (staged_slot,))
+        elif install.chunks:
+            raise Divergence(f"partition {partition}: {install.chunks} chunks to be installed, none staged")
+        self._replace(partition, staging.held if staging else None, position)
+        for epoch, first_sequence in install.epochs:
+            crc = epoch_crc(partition, epoch, first_sequence)
+            self._connection.execute("INSERT INTO epochs VALUES (?, ?, ?, ?)", (partition, epoch, first_sequence, crc))
+
+    def _replace(self, partition: int, held: Extent | None, position: int) -> None:
+        """``held`` counts from here on, nothing of the log does."""
+        replaced = self._slots.replace(partition, held, position)
+        if replaced is not None:
+            self._hide(replaced)
+        self._connection.execute("DELETE FROM epochs WHERE partition = ?", (partition,))
+
+    def _hide(self, slot: int) -> None:
+        self._connection.execute("INSERT INTO hidden VALUES (?, ?)", (slot, slot_crc(slot)))
+
+    # --- the log ---
+    def _cut_log(self, partition: int, kept: int, added: Added) -> tuple[Added, int]:
+        doomed = [] if partition in self._emptied else self._index.end(partition, kept)
+        doomed += [position for p, sequence, position, _ in added if p == partition and sequence > kept]
+        deleted = 0
+        if doomed:
+            deleted = self._connection.execute(sql.DELETE_RECORDS, (_to_json(doomed).decode(),)).rowcount
+        self._connection.execute("DELETE FROM epochs WHERE partition = ? AND first_sequence > ?", (partition, kept))
+        self._cut[partition] = min(kept, self._cut.get(partition, kept))
+        return [record for record in added if record[0] != partition or record[1] <= kept], deleted

@@ -1,0 +1,68 @@
+"""What one connection has written and its peer has not yet taken, bounded (F35): Twisted's transports buffer without end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from zope.interface import implementer
+
+from tq_node.wire import bounds
+
+
+@implementer(IPushProducer)
+class SendBuffer:
+    """``unsent_bytes`` is an upper bound: all that was written since the transport was last seen empty.
+
+    :param drained: called when a transport that was blocked has sent all it had.
+    """
+
+    def __init__(self, reactor: IReactorTime, bytes_max: int, drained: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._bytes_max = bytes_max
+        self._drained = drained
+        self._transport: Any = None
+        self._settling: IDelayedCall | None = None
+        self.is_blocked = False
+        self.unsent_bytes = 0
+
+    def attach(self, transport: Any) -> None:
+        self._transport = transport
+        transport.registerProducer(self, True)
+
+    def detach(self) -> None:
+        """Nothing is counted any more. A producer that is paused would keep the transport from ever closing in order."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        if self._transport is not None:
+            self._transport.unregisterProducer()
+            self._transport = None
+
+    def has_room(self, size: int) -> bool:
+        return self.unsent_bytes + size <= self._bytes_max
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self.unsent_bytes += len(data)
+        if self.unsent_bytes > bounds.TURN_BYTES and not self.is_blocked and self._settling is None:
+            # Over TLS what is written in one turn is collected, and the transport blocks only afterwards.
+            self._settling = self._reactor.callLater(0, self._settled)
+
+    def _settled(self) -> None:
+        self._settling = None
+        if not self.is_blocked:
+            self.resumeProducing()
+
+    # --- IPushProducer: the transport's side ---
+    def pauseProducing(self) -> None:
+        self.is_blocked = True
+
+    def resumeProducing(self) -> None:
+        self.is_blocked = False
+        self.unsent_bytes = 0
+        self._drained()
+
+    def stopProducing(self) -> None:
+        """``connectionLost`` follows."""

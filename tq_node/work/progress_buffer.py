@@ -1,0 +1,108 @@
+"""What a running attempt has said and nobody has passed on yet: its progress and its log lines, bounded."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from tq_node import limits
+from tq_node.types import LogLine, Progress
+
+
+class Noted(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What ``ProgressBuffer.take`` hands over. ``dropped`` counts the lines that were over the bound."""
+
+    progress: Progress | None = None
+    lines: tuple[LogLine, ...] = ()
+    dropped: int = 0
+
+
+def bounded(text: str, chars_max: int) -> str:
+    """Cut, and without what UTF-8 can't say: a lone surrogate (from a file name, say) would break what keeps it."""
+    if len(text) > chars_max:
+        text = text[: chars_max - 1] + "…"
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def bounded_line(text: str) -> str:
+    return bounded(text, limits.LOG_LINE_CHARS_MAX)
+
+
+class ProgressBuffer:
+    """Collects until taken. Keeps the newest ``limits.LOG_LINES_MAX`` lines: the end of a log tells why it ended.
+
+    ``on_change`` is called at each addition, outside the lock; it must be cheap. Safe to use from several threads, since
+    a handler in a worker process may have threads of its own.
+    """
+
+    __slots__ = ("_dropped", "_lines", "_lock", "_on_change", "_progress")
+
+    def __init__(self, on_change: Callable[[], None] | None = None) -> None:
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        self._lines: deque[LogLine] | None = None
+        self._dropped = 0
+
+    def set_progress(self, fraction: float, note: str | None) -> None:
+        """:raises TypeError, ValueError: ``fraction`` is not a number."""
+        number = float(fraction)
+        if math.isnan(number):
+            raise ValueError("progress must be a number, not NaN")
+        if note is not None:
+            note = bounded(str(note), limits.PROGRESS_NOTE_CHARS_MAX)
+        self._progress = Progress(min(1.0, max(0.0, number)), note)
+        if self._on_change is not None:
+            self._on_change()
+
+    def add_line(self, text: str) -> None:
+        """Add ``text``, as several lines where it has several. Cut to the bounds, never refused."""
+        now_us = time.time_ns() // 1000
+        # A text of megabytes is cut before it is split: what is over the bound of all lines can't be kept anyway.
+        kept = text[-(limits.LOG_LINES_MAX * limits.LOG_LINE_CHARS_MAX) :]
+        self.add([LogLine(now_us, bounded_line(line)) for line in kept.splitlines() or [""]])
+
+    def add(self, lines: Iterable[LogLine], *, progress: Progress | None = None, dropped: int = 0) -> None:
+        """Add what another notebook handed over; the lines are already bounded."""
+        with self._lock:
+            if progress is not None:
+                self._progress = progress
+            self._dropped += dropped
+            for line in lines:
+                if self._lines is None:
+                    self._lines = deque()
+                elif len(self._lines) >= limits.LOG_LINES_MAX:
+                    self._lines.popleft()
+                    self._dropped += 1
+                self._lines.append(line)
+        if self._on_change is not None:
+            self._on_change()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Those that nobody has taken."""
+        with self._lock:
+            return tuple(line.line for line in self._lines or ())
+
+    @property
+    def latest(self) -> Progress | None:
+        """The progress that nobody has taken."""
+        return self._progress
+
+    def take(self) -> Noted | None:
+        """All that was said since the last time, or None; the notebook is empty afterwards."""
+        if self._progress is None and self._lines is None and not self._dropped:
+            return None
+        with self._lock:
+            noted = Noted(self._progress, tuple(self._lines or ()), self._dropped)
+            self._progress, self._lines, self._dropped = None, None, 0
+        return noted
+
+    def detach(self) -> None:
+        """The attempt is over: nothing is passed on any more when an abandoned handler goes on talking."""
+        self._on_change = None
