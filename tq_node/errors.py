@@ -1,7 +1,7 @@
 """Every error that crosses a room, with what its receiver may conclude.
 
 ``definite`` means: not done, and it will not be. ``retryable`` means: the same call may succeed later. ``status``, ``code``
-and ``title`` are what HTTP says (contract.md, section 3); the table of ``replication.md`` section 9 is the source.
+and ``title`` are what HTTP says; docs/reference/http-api.md lists them.
 """
 
 from __future__ import annotations

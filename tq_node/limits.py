@@ -11,7 +11,7 @@ MIB = 1024 * KIB
 CLUSTER_NAME = "taskqueue"
 """Name of each cluster that this version founds."""
 
-# --- what a submitter may send (contract.md, sections 2 and 6) ---
+# --- what a submitter may send ---
 TASK_ID_CHARS_MAX = 200
 TASK_TYPE_CHARS_MAX = 100
 QUEUE_CHARS_MAX = 100

@@ -363,7 +363,7 @@ _NO_PEER_CREDENTIALS = "the peers have neither --secret-file nor --peer-cert, --
 
 
 def _http_unprotected(http: Listen, are_peers_protected: bool) -> str:
-    """Both sides must be protected (contract, section 12). This version has no tokens, so there is --insecure-http alone."""
+    """The refusal to serve HTTP beyond loopback without access tokens, which this version lacks."""
     also = "" if are_peers_protected else f", and {_NO_PEER_CREDENTIALS}"
     return (
         f"{http.host or http.endpoint} is not loopback, and this version has no access tokens for the HTTP side yet{also}: "

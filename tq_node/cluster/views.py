@@ -1,4 +1,4 @@
-"""The table for people: names instead of ids, the statuses of contract.md section 4. Field for field what ``facade`` wants.
+"""The cluster map for people: names instead of ids. Its fields are those that ``facade`` wants.
 
 ``facade`` is above this room (it knows Twisted), so the runtime copies: ``PartitionView(**msgspec.structs.asdict(shown))``.
 """

@@ -10,7 +10,7 @@
 
 Every event carries the time and, where one is needed, a random draw: nothing here reads a clock or rolls dice. A
 transition returns the new row, or the same object where the news was known already (nothing changes, answered ok).
-Sources: contract.md section 2; replication.md sections 3 and 8, F30, F30a, F31.
+Sources: docs/reference/task-states.md; docs/explanation/replication.md, sections 3 and 8, F30, F30a, F31.
 """
 
 from __future__ import annotations

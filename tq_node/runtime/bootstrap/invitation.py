@@ -1,7 +1,7 @@
 """What a joiner learns over HTTP from a member: which cluster it is, where its nodes register, and, on loopback, its secret.
 
-``GET /cluster`` and ``POST /cluster/join`` (contract.md, sections 1 and 4). Nothing that comes is believed beyond its form: that
-the other end belongs to the cluster, and knows its secret, is proven when its peer address is dialled.
+It asks ``GET /cluster`` and ``POST /cluster/join``. Nothing that comes is believed beyond its form:
+that the member belongs to the cluster, and knows its secret, is proven when its peer address is dialled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What people see (contract.md, section 4), and what an operator's call becomes."""
+"""What people see (docs/reference/http-api.md), and what an operator's call becomes."""
 
 from __future__ import annotations
 
