@@ -49,4 +49,6 @@ def test_what_todays_nodes_say_can_be_read_by_the_last_release(nodes: Nodes) -> 
     assert levels == {level}
     assert read.keys() >= frozen.commands.keys(), "each command was said"
     assert read["tq_node.partition.messages.SnapChunk"]
-    assert any(times for name, times in read.items() if name.endswith(".Finish")), "under the name that the release had for it"
+    assert any(times for name, times in read.items() if name.endswith(".Finish")), (
+        "under the name that the release had for it"
+    )
