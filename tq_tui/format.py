@@ -97,10 +97,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d{whole % 86_400 // 3_600:02}"
 
 
-def seconds_of(when: datetime | None) -> float | None:
-    return when.timestamp() if when is not None else None
-
-
 def age(when: datetime | None, now_s: float) -> str:
     """Since then; ``in 5s`` for what is to come."""
     if when is None:

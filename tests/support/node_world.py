@@ -8,7 +8,7 @@ checker compares what was told with what is there. One seed, one world; ``replay
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -48,9 +48,9 @@ from tq_node.facade import (
     TaskPage,
 )
 from tq_node.observe.metrics import Metrics
+from tq_node.partition.effects import Step
 from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, WallClock
-from tq_node.runtime.replication.replicator import Alone
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.store.api import StoredRow, Tombstone
@@ -58,6 +58,22 @@ from tq_node.types import NodeId, State, TaskError, TaskRow, Token
 
 ME = NodeId("a" * 32)
 START_US = 1_700_000_000_000_000
+
+
+class NoPeers:
+    """``Peers`` of a node that is the only one."""
+
+    def send_data(self, node: NodeId, body: bytes) -> bool:
+        return False
+
+    def send_confirm(self, node: NodeId, body: bytes) -> bool:
+        return False
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        """There is no controller."""
+
+    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
+        """There is no other."""
 
 
 class Violation(AssertionError):
@@ -151,7 +167,7 @@ class NodeWorld:
             Clock(self.clock, wall),
             settings,
             Metrics(),
-            peers=Alone(),
+            peers=NoPeers(),
             on_disk_floor=lambda: None,
             on_broken=self.broke,
         )

@@ -13,13 +13,18 @@ from typing import Any, NamedTuple, Protocol
 from twisted.internet.defer import Deferred
 
 from tests.support.model_store.store import MemoryStore
-from tq_node.partition.entries import Entry, EpochStart, checksum, make_entry
+from tq_node.partition.entries import Effect, Entry, EpochStart, checksum, encode_effects
 from tq_node.store.api import Batch, Install, RowWrite, StagedChunk, Store, Tombstone
 from tq_node.store.sqlite.group_commit import GroupWriter
 from tq_node.store.sqlite.log_index import LogIndex
 from tq_node.store.sqlite.open_database import DATABASE_NAME, load_log, load_states, next_task_number
 from tq_node.store.sqlite.store import SqliteStore, open_store
 from tq_node.types import State
+
+
+def make_entry(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> Entry:
+    payload = encode_effects(effects)
+    return Entry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
 
 
 class StoreKind(Protocol):

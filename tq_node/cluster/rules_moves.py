@@ -8,11 +8,9 @@ from typing import Any
 
 from tq_node.cluster.commands import AbortMove, BeginMove, FinishMove, MoveStep, Seen
 from tq_node.cluster.map_edit import MapEdit, replace
-from tq_node.cluster.primary_choice import Nodes
 from tq_node.cluster.records import PartitionEntry, copies_wanted
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.rules_partitions import staleness
-from tq_node.types import NodeId
 
 
 class MoveStage(enum.StrEnum):
@@ -105,19 +103,6 @@ def are_in_sync(entry: PartitionEntry) -> bool:
 def are_out_of_sync(entry: PartitionEntry) -> bool:
     """Nothing counts on those that leave any more."""
     return not any(node in entry.isr for node in entry.removing)
-
-
-def next_isr(entry: PartitionEntry, nodes: Nodes) -> tuple[NodeId, ...] | None:
-    """The smaller set that the *primary* should propose (``AlterIsr``): without a dead member, else without one that moves away.
-
-    None: nothing is due or allowed. Those that move away wait for all newcomers; a primary that moves away has an ``heir``.
-    """
-    if len(entry.isr) <= entry.min_isr:
-        return None
-    going = [node for node in entry.isr if not nodes[node].is_up]
-    if not going and are_in_sync(entry):
-        going = [node for node in entry.isr if node in entry.removing and node != entry.primary]
-    return tuple(node for node in entry.isr if node != going[0]) if going else None
 
 
 def finish_move(draft: MapEdit, command: FinishMove) -> None:

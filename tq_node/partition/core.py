@@ -339,11 +339,6 @@ class PartitionCore(Generic[News]):
         assert leading is not None, "only a primary proposes"
         return leading.open.add(effect, size, news)
 
-    @property
-    def open_sequence(self) -> int:
-        """The sequence that the next proposed effect will have."""
-        return self.log.last_sequence + 1
-
     def claim_token(self, claimed_before: int) -> Token:
         """The token of a claim that is proposed next: the place of the entry that carries it.
 
@@ -355,7 +350,7 @@ class PartitionCore(Generic[News]):
         return leading.open.claim_token(claimed_before)
 
     def will_share_entry(self, size: int) -> bool:
-        """Whether an effect of ``size`` proposed now goes into the entry of ``open_sequence``."""
+        """Whether an effect of ``size`` proposed now goes into the open entry."""
         return self._leading is None or self._leading.open.has_room(size)
 
     def close_open(self) -> None:

@@ -95,10 +95,5 @@ def checksum(partition: int, sequence: int, epoch: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(_place.pack(partition, sequence, epoch)))
 
 
-def make_entry(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> Entry:
-    payload = _encode(effects)
-    return Entry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
-
-
 def is_intact(entry: Entry) -> bool:
     return entry.crc == checksum(entry.partition, entry.sequence, entry.epoch, entry.payload)

@@ -15,7 +15,7 @@ import msgspec
 
 from tq_node.errors import Divergence
 from tq_node.partition.entries import Effect, decode_effects
-from tq_node.partition.epochs import EpochTable, Runs
+from tq_node.partition.epochs import EpochTable
 from tq_node.partition.messages import LogEntry
 from tq_node.partition.settings import Budget, ReplicationSettings
 
@@ -345,9 +345,6 @@ class ReplicaLog(Generic[News]):
             self._marks.popleft()
 
     # --- looking ---
-    def runs_up_to(self, sequence: int) -> Runs:
-        return tuple(run for run in self.epochs.runs if run[1] <= sequence)
-
     def must_persist(self) -> bool:
         return not self.draft.is_empty
 

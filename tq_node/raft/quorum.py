@@ -42,15 +42,3 @@ def tally(votes: Mapping[NodeId, bool], voters: Collection[NodeId]) -> Tally:
 
 def is_majority(members: Collection[NodeId], voters: Collection[NodeId]) -> bool:
     return sum(1 for voter in voters if voter in members) >= majority(len(voters))
-
-
-def majorities_overlap(one: Collection[NodeId], other: Collection[NodeId]) -> bool:
-    """Does every majority of the one share a node with every majority of the other? False where either is empty.
-
-    Two disjoint majorities are sought greedily: each takes first what the other has not.
-    """
-    if not one or not other:
-        return False
-    common = len(set(one) & set(other))
-    needed_from_common = sum(max(0, majority(len(group)) - (len(group) - common)) for group in (one, other))
-    return needed_from_common > common

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tests.support.quorums import majorities_overlap
 from tq_node.raft import quorum
 from tq_node.raft.messages import Append, AppendReply, Entry, Message, Ready, Role, SnapshotChunk, Vote, VoteReply
 from tq_node.raft.progress import Mode
@@ -180,7 +181,7 @@ class Checkers:
             if other is not node and other.is_up and other.core.configuration.voters != mine and self._may_lead(other):
                 theirs = other.core.configuration.voters
                 need(
-                    quorum.majorities_overlap(mine, theirs),
+                    majorities_overlap(mine, theirs),
                     "configurations in use overlap:",
                     *(node.me, mine, other.me, theirs),
                 )

@@ -45,22 +45,6 @@ class Peers(Protocol):
         """Tell a node that an attempt that it runs holds its task no more; nobody waits for what becomes of it."""
 
 
-class Alone:
-    """``Peers`` of a node that has none."""
-
-    def send_data(self, node: NodeId, body: bytes) -> bool:
-        return False
-
-    def send_confirm(self, node: NodeId, body: bytes) -> bool:
-        return False
-
-    def ask_controller(self, steps: Sequence[Step]) -> None:
-        """There is no controller but the table's."""
-
-    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
-        """There is no other."""
-
-
 class Replication:
     """:param cores: one for each partition, in order; those without a record do nothing.
 

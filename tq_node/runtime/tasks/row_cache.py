@@ -46,10 +46,6 @@ class RowCache:
     def __len__(self) -> int:
         return len(self._slots)
 
-    @property
-    def clean_bytes(self) -> int:
-        return self._clean_bytes
-
     def get(self, task_id: str) -> Slot | None:
         slot = self._slots.get(task_id)
         if slot is not None and task_id in self._clean:

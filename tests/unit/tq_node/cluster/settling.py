@@ -14,7 +14,8 @@ from tq_node.cluster import commands as c
 from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Health, Liveness
 from tq_node.cluster.map import PartitionEntry
-from tq_node.cluster.rules_moves import next_isr
+from tq_node.cluster.primary_choice import Nodes
+from tq_node.cluster.rules_moves import are_in_sync
 from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
 from tq_node.cluster.voters import RaftView, Wish, WishKind
 from tq_node.limits import MIB
@@ -23,6 +24,19 @@ from tq_node.types import NodeId, PartitionId
 TICK_MS = 100
 QUIET_TICK_MS = 900
 """Below what would count as a pause or as silence."""
+
+
+def next_isr(entry: PartitionEntry, nodes: Nodes) -> tuple[NodeId, ...] | None:
+    """The smaller set that the *primary* should propose (``AlterIsr``): without a dead member, else without one that moves away.
+
+    None: nothing is due or allowed. Those that move away wait for all newcomers; a primary that moves away has an ``heir``.
+    """
+    if len(entry.isr) <= entry.min_isr:
+        return None
+    going = [node for node in entry.isr if not nodes[node].is_up]
+    if not going and are_in_sync(entry):
+        going = [node for node in entry.isr if node in entry.removing and node != entry.primary]
+    return tuple(node for node in entry.isr if node != going[0]) if going else None
 
 
 class Settling:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.unit.tq_node.cluster.settling import next_isr
 from tests.unit.tq_node.cluster.tables import Table, ids, nid
 from tq_node.cluster import commands as c
 from tq_node.cluster.refusals import Refusal
-from tq_node.cluster.rules_moves import next_isr
 
 
 @pytest.fixture

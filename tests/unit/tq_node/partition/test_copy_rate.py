@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tests.simulation.replication.handmade import A, B, C, Core, lead, leaving, persist, record
+from tests.support.stores import make_entry
 from tq_node.partition.copy_rate import BURST_MS, UNLIMITED, CopyRate
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.effects import AnyOutbox, ReadChunk, ReadLog
-from tq_node.partition.entries import DeleteTombstone, make_entry
+from tq_node.partition.entries import DeleteTombstone
 from tq_node.partition.messages import Ack, Addressed, Append, SnapAck, SnapChunk, Sync, SyncOk
 from tq_node.partition.replica_log import Stored
 from tq_node.partition.settings import Budget, ReplicationSettings

@@ -165,4 +165,3 @@ def test_small_parts() -> None:
     assert head(entries, 1 << 20, 1) == entries[:1]
     assert log_entry(entries[0]) is entries[0]
     assert Committed[str](1, None, entries[0].payload, [], 0).effects == [Horizon(4)]
-    assert a_log(stored(1, 2)).runs_up_to(1) == ((1, 1),)

@@ -21,7 +21,7 @@ def test_least_recently_used_goes_first() -> None:
     add_clean(rows, "c")
     assert rows.get("b") is None
     assert rows.get("a") is not None
-    assert rows.clean_bytes <= 2_500
+    assert rows._clean_bytes <= 2_500
 
 
 def test_a_dirty_row_stays_until_the_store_shows_its_last_change() -> None:
