@@ -95,7 +95,7 @@ def _active_before_the_barrier(self: replicator.Replication, records: Any, names
     _follow(self, records, names)
     for core in self.copies.cores:
         if core.is_leading and not core.is_active:
-            self._on_led(core.partition, core.epoch)
+            self.copies._events.activated(core.partition, core.epoch)
 
 
 async def _no_heaps(store: Any, partitions: Any, ready: Any) -> Any:

@@ -60,22 +60,6 @@ ME = NodeId("a" * 32)
 START_US = 1_700_000_000_000_000
 
 
-class NoPeers:
-    """``Peers`` of a node that is the only one."""
-
-    def send_data(self, node: NodeId, body: bytes) -> bool:
-        return False
-
-    def send_confirm(self, node: NodeId, body: bytes) -> bool:
-        return False
-
-    def ask_controller(self, steps: Sequence[Step]) -> None:
-        """There is no controller."""
-
-    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
-        """There is no other."""
-
-
 class Violation(AssertionError):
     """A promise was broken; the text names it."""
 
@@ -116,6 +100,22 @@ class FakeWorker(AnyType):
 
     def stop_attempt(self, task_id: str, token: Token) -> None:
         self.stopped.append((task_id, token))
+
+
+class NoPeers:
+    """``Surroundings`` of a node that has no peers, and no controller but the test."""
+
+    @property
+    def link(self) -> NoPeers:
+        return self
+
+    def send_data(self, node: NodeId, body: bytes, /) -> bool:
+        return False
+
+    def send_confirm(self, node: NodeId, body: bytes, /) -> bool:
+        return False
+
+    def ask_controller(self, steps: Sequence[Step]) -> None: ...
 
 
 class NodeWorld:
@@ -167,7 +167,8 @@ class NodeWorld:
             Clock(self.clock, wall),
             settings,
             Metrics(),
-            peers=NoPeers(),
+            surroundings=NoPeers(),
+            stop_elsewhere=lambda *attempt: None,
             on_disk_floor=lambda: None,
             on_broken=self.broke,
         )

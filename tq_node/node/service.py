@@ -329,7 +329,8 @@ class NodeService(Service):
                 draw=random.random,
             ),
             self._metrics,
-            peers=self._queue,
+            surroundings=self._queue.plane,
+            stop_elsewhere=self._queue.stop_elsewhere,
             on_disk_floor=self._disk_floor,
             on_broken=self._promise_broken,
         )

@@ -162,7 +162,8 @@ class WholeNode:
                 draw=self._draws.random,
             ),
             Metrics(),
-            peers=self.queue,
+            surroundings=self.queue.plane,
+            stop_elsewhere=self.queue.stop_elsewhere,
             on_disk_floor=lambda: None,
             on_broken=broken,
         )

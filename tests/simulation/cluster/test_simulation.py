@@ -57,7 +57,7 @@ def test_nodes_with_free_slots_help_the_others() -> None:
 
 def test_the_classes_are_those_that_the_composition_root_wires() -> None:
     """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
-    for name in ("Member", "Clock", "ClusterQueue", "ClusterQueueSettings", "NodeQueue", "QueueSettings", "Metrics"):
+    for name in ("Member", "Clock", "ClusterQueue", "ClusterQueueSettings", "LocalQueue", "QueueSettings", "Metrics"):
         assert getattr(whole_node, name) is getattr(tq_node.node.service, name)
     world = WholeWorld(0, faults=CALM)
     with whole_node.composition(world, world.small):
@@ -67,10 +67,10 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
     parts: list[tuple[object, ModuleType, str]] = [
         (node.queue, tq_node.node.service, "ClusterQueue"),
         (node.member, tq_node.node.service, "Member"),
-        (local, tq_node.node.service, "NodeQueue"),
+        (local, tq_node.node.service, "LocalQueue"),
         (plane, tq_node.node.member, "ControlPlane"),
         (plane.pool, tq_node.node.member, "PeerPool"),
-        (plane.pool._dialling, tq_node.node.member, "Dialling"),
+        (plane.pool._dialling, tq_node.node.member, "Connector"),
         (plane.machine, control_plane, "ClusterMachine"),
         (plane.consensus, control_plane, "RaftDriver"),
         (plane.core, control_plane, "RaftCore"),

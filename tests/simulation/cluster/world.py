@@ -331,7 +331,7 @@ class WholeWorld:
         node = self._primary()
         if node.local is not None and not node.is_paused:
             led = self._chaos.sample(sorted(node.local._table.leading.items()), 1) if node.local._table.leading else []
-            node.queue.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
+            node.queue.plane.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
 
     def summary(self) -> str:
         checkers = self.checkers

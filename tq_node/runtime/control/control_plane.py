@@ -6,7 +6,7 @@ The data plane hears of the table through ``on_changed`` and answers forwarded c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -19,12 +19,14 @@ from tq_node.cluster.liveness import Health
 from tq_node.cluster.map import Change, ClusterMap
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.soundness import is_incarnation_near
-from tq_node.errors import NotReady
+from tq_node.errors import NotReady, TaskQueueError
+from tq_node.partition.effects import Step
 from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import AnyMessage, Message, SoftState
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.map_machine import ClusterMachine
 from tq_node.runtime.control.membership import Membership
+from tq_node.runtime.control.partition_records import commands_of
 from tq_node.runtime.control.raft_driver import RaftDriver
 from tq_node.runtime.control.registration import Addresses
 from tq_node.runtime.rejection_log import RejectionLog
@@ -71,12 +73,6 @@ class Outside:
     def handlers_heard(self) -> None:
         """A node has said which handlers it has now."""
 
-    def data(self, peer: PeerIdentity, body: bytes) -> None:
-        """Messages of the partitions' copies."""
-
-    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
-        """A ping of the partitions' layer, or its answer."""
-
     def peer_connected(self, node: NodeId) -> None:
         """Bulk goes both ways with it, over a connection that is new in at least one of them."""
 
@@ -91,6 +87,16 @@ class Outside:
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
         return [ForwardedResult("not_ready", b"") for _ in calls]
+
+
+class ReplicaPeer(Protocol):
+    """The replicas of this node, as a peer that speaks of partitions sees them."""
+
+    def received(self, source: NodeId, body: bytes) -> None:
+        """Take messages of partitions. :raises MalformedBox: they are none."""
+
+    def asked(self, source: NodeId, body: bytes) -> None:
+        """Take a ping, or the answer to one. :raises MalformedBox: it is neither."""
 
 
 class ControlPlane:
@@ -117,7 +123,9 @@ class ControlPlane:
     ) -> None:
         self.local = local
         self.machine = ClusterMachine(self._table_changed)
-        self.pool = pool_of(self)
+        self.link = self.pool = pool_of(self)
+        self.replication: ReplicaPeer | None = None
+        """Gets what peers say of partitions. None: this node keeps no replicas (yet); peers say it again."""
         self.consensus = RaftDriver(
             local.node_id,
             store,
@@ -195,6 +203,12 @@ class ControlPlane:
         await self.consensus.stop()
         await self.pool.stopService()
         await self.listener.stop()
+
+    def ask_controller(self, steps: Sequence[Step]) -> None:
+        """Propose what the cores of partitions want. Nobody waits for the outcome: they ask again."""
+        membership = self.membership
+        for command in commands_of(steps, self.local.node_id, membership.session_of(self.local.node_id)):
+            Deferred.fromCoroutine(membership.propose(command)).addErrback(_ask_failed)
 
     # --- between the parts ---
     def _send(self, messages: Sequence[Message]) -> None:
@@ -288,15 +302,18 @@ class ControlPlane:
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
         self._refuse_strangers(peer, "a message of partitions")
+        if self.replication is None:
+            return
         try:
-            self._outside.data(peer, body)
+            self.replication.received(peer.node_id, body)
         except MalformedBox as why:
             self._complaints.about(peer.name, "peer_unsound", why.detail)
             raise
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
         self._refuse_strangers(peer, "a ping of partitions")
-        self._outside.confirm(peer, body)
+        if self.replication is not None:
+            self.replication.asked(peer.node_id, body)
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
         self._refuse_strangers(peer, "a call")
@@ -342,3 +359,8 @@ class ControlPlane:
 
     def lane_writable(self, node_id: NodeId, lane: Lane) -> None:
         """Consensus sends again by itself."""
+
+
+def _ask_failed(why: Failure) -> None:
+    if not why.check(TaskQueueError):  # only a bug is worth a line
+        _log.failure("could not ask the controller", failure=why, event="ask_failed")

@@ -21,9 +21,11 @@ _HURRY = 4
 
 
 class Applier:
-    """:param on_applied: called with (task id, sequence) once the task's row shows the entry."""
+    """:param on_applied: called with the (task id, sequence) of each row that now shows the entry."""
 
-    def __init__(self, clock: Clock, unapplied: ApplyQueue, on_applied: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, clock: Clock, unapplied: ApplyQueue, on_applied: Callable[[list[tuple[str, int]]], None]
+    ) -> None:
         self.unapplied = unapplied
         self._clock = clock
         self._on_applied = on_applied
@@ -72,12 +74,15 @@ class Applier:
     def durable(self, taken: Slice) -> list[Wait]:
         """The slice is in the rows. Returns who has waited for that."""
         self._flying = {}
+        sequences = taken.applied
+        shown = []
         for partition, fold in taken.rows:
             assert fold.put is not None
-            self._on_applied(fold.put.id, taken.applied[partition])
+            shown.append((fold.put.id, sequences[partition]))
         for partition, tombstone in taken.tombstones:
-            self._on_applied(tombstone.id, taken.applied[partition])
-        return self._settled(taken.applied)
+            shown.append((tombstone.id, sequences[partition]))
+        self._on_applied(shown)
+        return self._settled(sequences)
 
     def forget(self, partition: int) -> list[Wait]:
         """Other rows take the place of the partition's: what is committed and not in the rows is in those."""

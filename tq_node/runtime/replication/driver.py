@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Protocol, cast
 
+import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -43,47 +44,89 @@ _log = Logger(namespace="taskqueue.log")
 Core = PartitionCore[Change]
 
 
-class ReplicaDriver:
-    """See the module's docstring.
+class Replicas(msgspec.Struct):
+    """Every replica that a node keeps, as recovered from its store."""
 
-    :param outgoing: the messages to peers. :param budget: that of the cores.
-    :param on_committed: called with the news of each commit, in order, before any caller hears its answer.
-    :param on_applied: called with (task id, sequence) once the task's row shows the entry.
-    :param on_led: a partition became active here, or (epoch 0) this node has stepped down from it.
-    :param on_steps: what the controller should be asked for; it is asked again as long as it is wanted.
-    :param on_broken: a promise is broken (a divergence, a failed assertion, a bug in here): the process must end (R20).
-    :param spec_of: what was submitted, of a task in memory; it spares decoding it.
+    me: NodeId
+    cores: list[Core]
+    """By partition; one without a record does nothing."""
+    unapplied: ApplyQueue
+    """Committed effects that the rows do not show yet."""
+    budget: Budget
+    """Shared by all cores."""
+
+
+class PeerLink(Protocol):
+    """How replication sends to peers; the pool of ``wire`` is one. Nothing is retried here."""
+
+    def send_data(self, node_id: NodeId, body: bytes, /) -> bool:
+        """Send messages of partitions over the bulk lane. False: dropped."""
+
+    def send_confirm(self, node_id: NodeId, body: bytes, /) -> bool:
+        """Send a ping or its answer over the lane of consensus. False: dropped."""
+
+
+class LeadEvents(Protocol):
+    """Changes of what this node leads."""
+
+    def activated(self, partition: int, epoch: int) -> None:
+        """The partition's barrier is committed in ``epoch``: this node may serve it (R7)."""
+
+    def stepped_down(self, partition: int) -> None:
+        """This node leads the partition no more: nothing may be proposed there (R12)."""
+
+
+class ReplicaEvents(LeadEvents, Protocol):
+    """What the node's tasks learn from the replicas; each call is made in the turn in which it becomes true."""
+
+    def committed(self, changes: list[Change]) -> None:
+        """News of one commit, in order, before any caller gets its answer."""
+
+    def applied(self, rows: list[tuple[str, int]]) -> None:
+        """The rows of these (task id, sequence) now show the entry."""
+
+    def broken(self, why: BaseException) -> None:
+        """A promise is broken (divergence, failed assertion, bug): the process must end (R20)."""
+
+    def spec_of(self, task_id: str) -> TaskSpec | None:
+        """Return what was submitted, if the task is in memory: it spares decoding it."""
+
+
+class DriverEvents(LeadEvents, Protocol):
+    """What ``Replication`` learns from its driver, before the node's tasks do."""
+
+    def unsent(self, node: NodeId) -> None:
+        """A box for this peer was dropped: its streams must begin anew, in a later turn."""
+
+    def wanted(self, steps: list[Step]) -> None:
+        """The cores want these from the controller; they ask again as long as they want them."""
+
+
+class ReplicaDriver:
+    """Runs every ``PartitionCore`` of this node against one store and one link to peers; see the module's docstring.
+
+    :param owner: notified of changes of leadership before ``events`` is.
     """
 
     def __init__(
         self,
         store: Store,
         clock: Clock,
-        cores: list[Core],
-        unapplied: ApplyQueue,
-        budget: Budget,
-        outgoing: PeerBox,
-        *,
-        on_committed: Callable[[list[Change]], None],
-        on_applied: Callable[[str, int], None],
-        on_led: Callable[[int, int], None],
-        on_steps: Callable[[list[Step]], None],
-        on_broken: Callable[[BaseException], None],
-        spec_of: Callable[[str], TaskSpec | None],
+        replicas: Replicas,
+        link: PeerLink,
+        events: ReplicaEvents,
+        owner: DriverEvents,
     ) -> None:
-        self.cores = cores
+        self.cores = cores = replicas.cores
         self._store = store
         self._clock = clock
-        self._applying = Applier(clock, unapplied, on_applied)
-        self._budget = budget
-        self._outgoing = outgoing
+        self._applying = Applier(clock, replicas.unapplied, events.applied)
+        self._budget = budget = replicas.budget
+        self._outgoing = PeerBox(link.send_data, owner.unsent)
         self._admission = Admission()
         self.disk_pace = DiskHealth()
-        self._on_committed = on_committed
-        self._on_led = on_led
-        self._on_steps = on_steps
-        self._on_broken = on_broken
-        self._spec_of = spec_of
+        self._events = events
+        self._owner = owner
         self._incoming = ChunkCheck()
         self._granting = StoreRequests(store, self._granted)
         self._waiters = [CommitWaiters() for _ in cores]
@@ -301,17 +344,19 @@ class ReplicaDriver:
         left = [partition for partition, event in events if isinstance(event, SteppedDown)]
         for partition in left:
             # All of them before anybody hears of anything: nothing may be proposed there any more (R12).
-            self._on_led(partition, 0)
+            self._owner.stepped_down(partition)
+            self._events.stepped_down(partition)
         for partition in left:
             for wait in self._waiters[partition].abandon():
                 wait.give_up()
         if changes:
-            self._on_committed(changes)
+            self._events.committed(changes)
         for partition, event in events:
             if isinstance(event, Activated) and self.cores[partition].epoch == event.epoch:
-                self._on_led(partition, event.epoch)
+                self._owner.activated(partition, event.epoch)
+                self._events.activated(partition, event.epoch)
         if steps:
-            self._on_steps(steps)
+            self._owner.wanted(steps)
         if busy and self.ticking.timer is None:
             self.ticking.wake()
         if self._dirty:
@@ -376,7 +421,7 @@ class ReplicaDriver:
             for wait in settled:
                 wait.step()
             return
-        add_slice(batch, taken, self._spec_of)
+        add_slice(batch, taken, self._events.spec_of)
         for partition, sequence in taken.applied.items():
             trim = self.cores[partition].trim_to(sequence)
             if trim:
@@ -456,7 +501,7 @@ class ReplicaDriver:
         """Effects may be lost on the way to the rows: going on would make that durable."""
         if not self._broken:
             self._failed(why)
-            self._on_broken(cast("BaseException", why.value))
+            self._events.broken(cast("BaseException", why.value))
 
     def _failed(self, why: Failure) -> None:
         """The store is broken: no further message (R18). The composition root ends the process."""

@@ -5,7 +5,7 @@ All reads of one turn share a round, and while one is on its way those that come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -38,24 +38,17 @@ class _Read:
 
 
 class ReadIndex:
-    """:param send: one body to one peer, over the lane of consensus: a megabyte of entries must not hold it up (F36).
-
-    :param led: (partition, epoch) of all that this node leads. :param peers: the others that have copies of them.
-    """
+    """:param send: one body to one peer, over the lane of consensus: a megabyte of entries must not hold it up (F36)."""
 
     def __init__(
         self,
         copies: ReplicaDriver,
         clock: Clock,
         send: Callable[[NodeId, bytes], bool],
-        led: Callable[[], Iterable[tuple[int, int]]],
-        peers: Callable[[], Iterable[NodeId]],
     ) -> None:
         self._copies = copies
         self._clock = clock
         self._send = send
-        self._led = led
-        self._peers = peers
         self._rounds = PingRounds()
         self._reads: dict[int, list[_Read]] = {}
         """By the number of the round that each needs."""
@@ -66,12 +59,13 @@ class ReadIndex:
     # --- rounds ---
     def begin(self) -> None:
         """Ask everybody. Also called every ``ROUND_S``: idle partitions need it too (F45)."""
-        led = list(self._led())
+        leading = [core for core in self._copies.cores if core.is_leading]
+        led = [(core.partition, core.epoch) for core in leading]
         if not led:
             return
         self._begun_ms = self._clock.now_ms()
         body = WORDS.encode(self._rounds.begin(self._begun_ms, led))
-        for node in self._peers():
+        for node in sorted({node for core in leading for node in core.streams}):
             self._send(node, body)
 
     def heard(self, source: NodeId, body: bytes) -> None:
@@ -155,7 +149,7 @@ class ReadIndex:
         before_ms = self._clock.now_ms() - READ_WAIT_MS
         self._give_up(lambda read: read.since_ms < before_ms)
 
-    def left(self, partition: int) -> None:
+    def stepped_down(self, partition: int) -> None:
         """This node is primary of it no more."""
         self._give_up(lambda read: read.partition == partition)
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 
 from tq_node.errors import NotActive, NotEnoughReplicas, TaskQueueError
-from tq_node.partition.apply_queue import ApplyQueue
 from tq_node.partition.effects import Step
 from tq_node.partition.record import Record
-from tq_node.partition.settings import Budget
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.replication.driver import Core, ReplicaDriver
-from tq_node.runtime.replication.peer_box import PeerBox, messages_in
+from tq_node.runtime.replication.driver import PeerLink, ReplicaDriver, ReplicaEvents, Replicas
+from tq_node.runtime.replication.peer_box import messages_in
 from tq_node.runtime.replication.read_index import ReadIndex
 from tq_node.runtime.replication.tick_schedule import TICK_S
 from tq_node.store.api import Store
-from tq_node.types import Change, NodeId, TaskSpec, Token
+from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.errors import UNREADABLE, MalformedBox
 
@@ -29,48 +27,26 @@ LEFTOVER_KEPT_MS = 600_000
 it was just given again (F28)."""
 
 
-class Peers(Protocol):
-    """What replication asks of the wire and of the controller."""
+class Surroundings(Protocol):
+    """What replication needs of the rest of the node; the control plane is one."""
 
-    def send_data(self, node: NodeId, body: bytes) -> bool:
-        """Messages of partitions, over the bulk lane. False: it did not leave."""
-
-    def send_confirm(self, node: NodeId, body: bytes) -> bool:
-        """A ping or its answer, over the lane of consensus."""
+    @property
+    def link(self) -> PeerLink:
+        """The way to peers."""
 
     def ask_controller(self, steps: Sequence[Step]) -> None:
-        """Propose these; nobody waits for what becomes of it, the cores ask again."""
-
-    def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
-        """Tell a node that an attempt that it runs holds its task no more; nobody waits for what becomes of it."""
+        """Propose these. Nobody waits for the outcome: the cores ask again."""
 
 
 class Replication:
-    """:param cores: one for each partition, in order; those without a record do nothing.
-
-    :param on_led: a partition became active here, or (epoch 0) this node has stepped down from it. The other hooks are those
-        of ``ReplicaDriver``.
-    """
+    """Feeds the replica driver with the cluster map, the peers and time, and tells what this node may serve."""
 
     def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        me: NodeId,
-        cores: list[Core],
-        unapplied: ApplyQueue,
-        budget: Budget,
-        peers: Peers,
-        *,
-        on_committed: Callable[[list[Change]], None],
-        on_applied: Callable[[str, int], None],
-        on_led: Callable[[int, int], None],
-        on_broken: Callable[[BaseException], None],
-        spec_of: Callable[[str], TaskSpec | None],
+        self, store: Store, clock: Clock, replicas: Replicas, surroundings: Surroundings, events: ReplicaEvents
     ) -> None:
         self._clock = clock
-        self._me = me
-        self._on_led = on_led
+        self._me = replicas.me
+        self._ask_controller = surroundings.ask_controller
         self._records: dict[int, Record] = {}
         self._names: dict[NodeId, str] = {}
         self._begun_ms = clock.now_ms()
@@ -84,21 +60,9 @@ class Replication:
         self._lost_call: IDelayedCall | None = None
         self.refusals: dict[int, TaskQueueError] = {}
         """Partitions led here that take no new work for now, and why."""
-        self.copies = ReplicaDriver(
-            store,
-            clock,
-            cores,
-            unapplied,
-            budget,
-            PeerBox(peers.send_data, self._not_sent),
-            on_committed=on_committed,
-            on_applied=on_applied,
-            on_led=self._led,
-            on_steps=peers.ask_controller,
-            on_broken=on_broken,
-            spec_of=spec_of,
-        )
-        self.confirming = ReadIndex(self.copies, clock, peers.send_confirm, self._leading, self._others)
+        link = surroundings.link
+        self.copies = ReplicaDriver(store, clock, replicas, link, events, self)
+        self.confirming = ReadIndex(self.copies, clock, link.send_confirm)
 
     # --- the table ---
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
@@ -146,14 +110,25 @@ class Replication:
             since_ms = self._in_sync_ms.get(partition, since_ms)
         return (now_ms - since_ms) / 1000
 
-    def _led(self, partition: int, epoch: int) -> None:
+    # --- DriverEvents ---
+    def activated(self, partition: int, epoch: int) -> None:
         self._judge(partition)
-        if epoch:
-            self.confirming.begin_soon()  # nothing may run before the others have confirmed it (section 8)
-        else:
-            self.confirming.left(partition)
-        self._on_led(partition, epoch)
+        self.confirming.begin_soon()  # nothing may run before the others have confirmed it (section 8)
 
+    def stepped_down(self, partition: int) -> None:
+        self._judge(partition)
+        self.confirming.stepped_down(partition)
+
+    def wanted(self, steps: list[Step]) -> None:
+        self._ask_controller(steps)
+
+    def unsent(self, node: NodeId) -> None:
+        # In a later turn: the cores are in the middle of something.
+        self._lost.add(node)
+        if self._lost_call is None:
+            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
+
+    # --- what may be served ---
     def _judge(self, partition: int) -> None:
         """May new work be taken into it? Known before anything is appended (section 9)."""
         core, record = self.copies.cores[partition], self._records.get(partition)
@@ -216,12 +191,6 @@ class Replication:
         self._heard_ms[source] = self._clock.now_ms()
         self.confirming.heard(source, body)
 
-    def _not_sent(self, node: NodeId) -> None:
-        # In a later turn: the cores are in the middle of something.
-        self._lost.add(node)
-        if self._lost_call is None:
-            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
-
     def _begin_anew(self) -> None:
         self._lost_call = None
         lost, self._lost = self._lost, set()
@@ -238,12 +207,6 @@ class Replication:
             if core.is_leading and record is not None and record.up.intersection(record.isr) - {self._me}:
                 found.append((core.partition, core.epoch))
         return found
-
-    def _leading(self) -> list[tuple[int, int]]:
-        return [(core.partition, core.epoch) for core in self.copies.cores if core.is_leading]
-
-    def _others(self) -> list[NodeId]:
-        return sorted({node for core in self.copies.cores if core.is_leading for node in core.streams})
 
     # --- time ---
     def round(self) -> None:

@@ -16,13 +16,13 @@ from tq_node.cluster.liveness import Health
 from tq_node.cluster.map import Change
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
-from tq_node.errors import NotReady, TaskQueueError
+from tq_node.errors import NotReady
 from tq_node.facade import Claim, NotReadyReason, ReadyNote, Worker
-from tq_node.partition.effects import ProposeStepDown, Step
+from tq_node.partition.effects import ProposeStepDown
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.control.control_plane import ControlPlane, Outside
-from tq_node.runtime.control.partition_records import commands_of, records_of
+from tq_node.runtime.control.partition_records import records_of
 from tq_node.runtime.routing.admin import ClusterAdmin
 from tq_node.runtime.routing.failover_retry import FailoverRetry
 from tq_node.runtime.routing.lease_renewal import LeaseRenewer
@@ -135,6 +135,7 @@ class Node(ClusterAdmin, Outside):
             await loop.over
         if self._local is not None:
             await self._local.stop()
+            self.plane.replication = None
         self._forwarding.stop()
 
     # --- the table ---
@@ -180,6 +181,7 @@ class Node(ClusterAdmin, Outside):
         self._tell_takers(local)
         for observer in list(self._observers):
             observer.begin(local)
+        self.plane.replication = local.replication
         for node in sorted(self._connected):
             local.replication.connected(node)
         if self.is_stopping:
@@ -302,27 +304,6 @@ class Node(ClusterAdmin, Outside):
         if self._local is not None and self._local.is_active:
             self._local.replication.disconnected(node)
 
-    def data(self, peer: PeerIdentity, body: bytes) -> None:
-        """Before there is a queue here nobody has copies to talk about: what is said then is said again."""
-        if self._local is not None and self._local.is_active:
-            self._local.replication.received(peer.node_id, body)
-
-    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
-        if self._local is not None and self._local.is_active:
-            self._local.replication.asked(peer.node_id, body)
-
-    # --- Peers: what the copies ask ---
-    def send_data(self, node: NodeId, body: bytes) -> bool:
-        return self.plane.pool.send_data(node, body)
-
-    def send_confirm(self, node: NodeId, body: bytes) -> bool:
-        return self.plane.pool.send_confirm(node, body)
-
-    def ask_controller(self, steps: Sequence[Step]) -> None:
-        membership = self.plane.membership
-        for command in commands_of(steps, self.node_id, membership.session_of(self.node_id)):
-            Deferred.fromCoroutine(membership.propose(command)).addErrback(_asked_again)
-
     def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
         node = self.map.node_named(node_name)
         if node is not None:
@@ -345,15 +326,9 @@ class Node(ClusterAdmin, Outside):
             await self.plane.membership.pause(HAND_OVER_LOOK_S)
 
     def _give_away(self, led: Sequence[tuple[int, int]]) -> None:
-        self.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
+        self.plane.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
 
     def forward(
         self, peer: PeerIdentity, forwarded: list[ForwardedCall], within_ms: int
     ) -> Answer[list[ForwardedResult]]:
         return self._serving.serve(forwarded)
-
-
-def _asked_again(why: Failure) -> None:
-    """The cores ask again as long as they want it; only a bug is worth a word."""
-    if not why.check(TaskQueueError):
-        _log.failure("could not ask the controller", failure=why, event="ask_failed")

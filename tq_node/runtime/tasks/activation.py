@@ -66,14 +66,19 @@ class Activation:
         """Timers of those who look for lost attempts."""
         self._over = False
 
-    def led(self, partition: int, epoch: int) -> None:
-        """A partition's barrier is committed in this epoch; or (0) this node has stepped down from it."""
+    def stepped_down(self, partition: int) -> None:
+        """Serve the partition no more: this node leads it no more."""
+        self._leave(partition)
+        self._on_left(partition)
+
+    def _leave(self, partition: int) -> None:
         if partition in self._table.leading:
             self._table.leave(partition)
         self._fresh.pop(partition, None)
-        if not epoch:
-            self._on_left(partition)
-            return
+
+    def activated(self, partition: int, epoch: int) -> None:
+        """Read the partition's rows in the next turn, then serve it: its barrier is committed in ``epoch``."""
+        self._leave(partition)
         self._fresh[partition] = epoch
         if not self._is_reading and not self._over:
             # Those that become active in the same moment are read together, and so are those that do while others are read:

@@ -43,7 +43,7 @@ from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.peer_calls import EventsAfter
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.read_index import ROUND_S
-from tq_node.runtime.replication.replicator import Peers, Replication
+from tq_node.runtime.replication.replicator import Replication, Surroundings
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.snapshot_taker import SnapshotTaker
 from tq_node.runtime.tasks.activation import Activation
@@ -57,7 +57,7 @@ from tq_node.runtime.tasks.row_cache import Slot
 from tq_node.runtime.tasks.submit import Submitter
 from tq_node.runtime.tasks.task_table import PURGED, TaskTable, existing
 from tq_node.store.api import Store
-from tq_node.types import Change, NodeId, State, TaskRow, Token
+from tq_node.types import Change, NodeId, State, TaskRow, TaskSpec, Token
 
 _log = Logger(namespace="taskqueue.queue")
 _EVENT_ID_BITS = 40
@@ -67,6 +67,7 @@ _EVENT_ID_BITS = 40
 class LocalQueue:
     """See the module's docstring.
 
+    :param stop_elsewhere: tell the node (named) that its attempt (task id, token) holds the task no more; nobody waits for it.
     :param on_disk_floor: called once when so little disk is left that the node must stop in order.
     :param on_broken: a promise is broken; the process must end at once (R20).
     """
@@ -78,7 +79,8 @@ class LocalQueue:
         settings: QueueSettings,
         metrics: Metrics,
         *,
-        peers: Peers,
+        surroundings: Surroundings,
+        stop_elsewhere: Callable[[str, str, Token], None],
         on_disk_floor: Callable[[], None],
         on_broken: Callable[[BaseException], None],
     ) -> None:
@@ -90,7 +92,8 @@ class LocalQueue:
         self._clock = clock
         self._settings = settings
         self._metrics = metrics
-        self._peers = peers
+        self._surroundings = surroundings
+        self._stop_elsewhere = stop_elsewhere
         self._on_disk_floor = on_disk_floor
         self._on_broken = on_broken
         self._horizons: dict[int, int] = {}
@@ -127,20 +130,7 @@ class LocalQueue:
             self._store, settings.node_id, settings.partition_count, settings.copy_rate_bytes_s
         )
         self._unapplied = recovered.unapplied
-        self.replication = Replication(
-            self._store,
-            self._clock,
-            settings.node_id,
-            recovered.cores,
-            recovered.unapplied,
-            recovered.budget,
-            self._peers,
-            on_committed=self._committed,
-            on_applied=self._table.rows.applied,
-            on_led=self._led,
-            on_broken=self._on_broken,
-            spec_of=self._table.spec_of,
-        )
+        self.replication = Replication(self._store, self._clock, recovered, self._surroundings, events=self)
         self._table.driver = driver = self.replication.copies
         self._table.refusals = self.replication.refusals
         self._reading.replication = self.replication
@@ -170,9 +160,6 @@ class LocalQueue:
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
         """:param records: of every partition, as the table has them now. :param names: of all nodes."""
         self.replication.follow(records, names)
-
-    def _led(self, partition: int, epoch: int) -> None:
-        self.leading.led(partition, epoch)
 
     def _serving(self, partition: int) -> None:
         """What is refused as too old depends on what is committed, and may have been another primary's to say."""
@@ -231,7 +218,23 @@ class LocalQueue:
     def _schedule_due(self) -> None:
         self._running.schedule_due()
 
-    def _committed(self, changes: list[Change]) -> None:
+    # --- ReplicaEvents ---
+    def activated(self, partition: int, epoch: int) -> None:
+        self.leading.activated(partition, epoch)
+
+    def stepped_down(self, partition: int) -> None:
+        self.leading.stepped_down(partition)
+
+    def applied(self, rows: list[tuple[str, int]]) -> None:
+        self._table.rows.applied(rows)
+
+    def spec_of(self, task_id: str) -> TaskSpec | None:
+        return self._table.spec_of(task_id)
+
+    def broken(self, why: BaseException) -> None:
+        self._on_broken(why)
+
+    def committed(self, changes: list[Change]) -> None:
         count = self._table.count
         measure = self._metrics.transition
         shown = []
@@ -333,7 +336,7 @@ class LocalQueue:
                 self._running.stop_attempt(before.spec.id, before.token)
             else:
                 self._running.end_elsewhere(before.spec.id, before.token)
-                self._peers.stop_elsewhere(before.worker, before.spec.id, before.token)
+                self._stop_elsewhere(before.worker, before.spec.id, before.token)
         assert slot.row is not None
         return slot.row
 

@@ -14,6 +14,7 @@ from tq_node.partition.entries import decode_effects
 from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.partition.replica_log import Stored, Tail
 from tq_node.partition.settings import Budget
+from tq_node.runtime.replication.driver import Replicas
 from tq_node.runtime.tasks.ready_loader import load_hints
 from tq_node.runtime.tasks.task_table import Counts
 from tq_node.store.api import PartitionLog, Store
@@ -22,15 +23,7 @@ from tq_node.types import Change, NodeId, State
 _READ_BYTES = 4 * 1024 * 1024
 
 
-class Recovered(msgspec.Struct):
-    """The copies by partition, with their unapplied tails in."""
-
-    cores: list[PartitionCore[Change]]
-    unapplied: ApplyQueue
-    budget: Budget
-
-
-async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_rate_bytes_s: int = 0) -> Recovered:
+async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_rate_bytes_s: int = 0) -> Replicas:
     """Read every partition's state, the tail of its log behind ``applied``, and how many rows it has.
 
     :param copy_rate_bytes_s: see ``CopyRate``.
@@ -56,7 +49,7 @@ async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_ra
         cores.append(PartitionCore(partition, me, stored, budget=budget))
     for partition, _, state_number, rows in await store.counts():
         unapplied.states_of(partition)[state_number] += rows
-    return Recovered(cores, unapplied, budget)
+    return Replicas(me, cores, unapplied, budget)
 
 
 async def _tail(store: Store, state: PartitionLog) -> list[Tail]:

@@ -7,6 +7,7 @@ so nobody ever decides on a row that has been overtaken.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -106,24 +107,21 @@ class RowCache:
         self.pin(task_id)
         return slot
 
-    def applied(self, task_id: str, sequence: int) -> None:
-        """The store shows every change of this task up to ``sequence``."""
-        slot = self._slots.get(task_id)
-        if slot is None or slot.sequence == 0 or slot.sequence > sequence:
-            return
-        if slot.row is None:
-            if task_id in self._pins:
-                slot.sequence = 0  # goes with the last pin
+    def applied(self, rows: Iterable[tuple[str, int]]) -> None:
+        """Make rows clean: the store shows every change of these (task id, sequence) up to ``sequence``."""
+        slots, pins = self._slots, self._pins
+        for task_id, sequence in rows:
+            slot = slots.get(task_id)
+            if slot is None or slot.sequence == 0 or slot.sequence > sequence:
+                continue
+            if task_id in pins:
+                slot.sequence = 0  # one that is being purged goes with the last pin
+            elif slot.row is None or slot.row.state is State.SCHEDULED:
+                # The time of a scheduled one may be far; the cache is for what is claimed or asked for soon.
+                del slots[task_id]
             else:
-                del self._slots[task_id]
-            return
-        if slot.row.state is State.SCHEDULED and task_id not in self._pins:
-            # Its time may be far; the cache is for what is claimed or asked for soon.
-            del self._slots[task_id]
-            return
-        slot.sequence = 0
-        if task_id not in self._pins:
-            self._keep(task_id, slot)
+                slot.sequence = 0
+                self._keep(task_id, slot)
 
     def _keep(self, task_id: str, slot: Slot) -> None:
         assert slot.row is not None

@@ -14,7 +14,7 @@ from tq_node.runtime.replication.applier import Applier
 
 
 def applying() -> Applier:
-    return Applier(Clock(VirtualClock()), ApplyQueue(), lambda task_id, sequence: None)
+    return Applier(Clock(VirtualClock()), ApplyQueue(), lambda rows: None)
 
 
 def test_nothing_to_wait_for() -> None:

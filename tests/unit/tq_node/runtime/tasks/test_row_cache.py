@@ -28,11 +28,11 @@ def test_a_dirty_row_stays_until_the_store_shows_its_last_change() -> None:
     rows = RowCache(bytes_max=0)
     row = lifecycle.born(spec("t"), 0, 0)
     rows.add_dirty("t", Slot(0, row, 5))
-    rows.applied("t", 4)
+    rows.applied([("t", 4)])
     assert rows.get("t") is not None
-    rows.applied("t", 5)
+    rows.applied([("t", 5)])
     assert rows.get("t") is None
-    rows.applied("t", 6)
+    rows.applied([("t", 6)])
 
 
 def test_a_pinned_row_stays() -> None:
@@ -40,7 +40,7 @@ def test_a_pinned_row_stays() -> None:
     slot = rows.add_pinned("t", lifecycle.born(spec("t"), 0, 0), 0)
     rows.pin("t")
     rows.touch("t", slot, slot.row, 7)
-    rows.applied("t", 7)
+    rows.applied([("t", 7)])
     rows.unpin("t")
     assert rows.get("t") is slot
     rows.unpin("t")
@@ -51,7 +51,7 @@ def test_a_buried_row_goes_when_its_grave_is_written() -> None:
     rows = RowCache()
     slot = add_clean(rows, "t")
     rows.touch("t", slot, None, 3)
-    rows.applied("t", 3)
+    rows.applied([("t", 3)])
     assert rows.get("t") is None
     assert len(rows) == 0
 
