@@ -1,11 +1,13 @@
-"""What can be done to tasks, queues and nodes: asked for, confirmed, sent to a node that lives, and reported."""
+"""The actions that change tasks, queues and nodes: each is confirmed, sent to a living node, and its outcome reported."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from textual.screen import Screen
 
 from tq_tui import format as f
 from tq_tui.client.api import ClientError, NodeClient, Refused, Unreachable
@@ -14,14 +16,14 @@ from tq_tui.filters import TaskQuery
 from tq_tui.requests import Requests, reported
 from tq_tui.screens.dialogs import ConfirmScreen, PromptScreen
 from tq_tui.screens.submit import SubmitScreen
+from tq_tui.state.cluster_view import ClusterView
+from tq_tui.state.event_log import EventLog
 
-if TYPE_CHECKING:
-    from tq_tui.app import Console
-
+T = TypeVar("T")
 TYPED_FROM = 100
 """Marked tasks from which on the count has to be typed. Where all that match are meant, it always has."""
 ALL_MAX = 10_000
-"""Tasks that one order for all takes at most; it can be given again."""
+"""Tasks that one "kill all" or "retry all" takes at most; it can be run again."""
 UNDO_S = 10.0
 SIMULATED = ("email", "image", "report")
 _PAGE = 1_000
@@ -29,25 +31,46 @@ _PAGE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """``run`` takes back what was done until ``until_s`` (monotonic)."""
+    """``run`` takes the last action back; not offered after ``until_s`` (monotonic)."""
 
     says: str
     until_s: float
     run: Callable[[], Awaitable[None]]
 
 
-class _Order(Protocol):
+class _Request(Protocol):
     def __call__(self, client: NodeClient, key: str, /) -> Awaitable[object]: ...
 
 
-class OperatorActions:
-    """The acts of the table of keys that change something. ``Console`` hands itself over."""
+class ActionHost(Protocol):
+    """What an action may use of the app: what is chosen and known, and how to ask and to inform the user."""
 
-    def __init__(self, console: Console, orders: Requests) -> None:
-        self._console, self._orders = console, orders
+    @property
+    def view(self) -> ClusterView: ...
+    @property
+    def events(self) -> EventLog: ...
+    def chosen_tasks(self) -> list[Task]: ...
+    def chosen_node(self) -> str | None: ...
+    def listed(self) -> tuple[TaskQuery, str]:
+        """The query of the list in front, and the filter that the user typed for it."""
+        ...
+
+    async def push_screen_wait(self, screen: Screen[T], /) -> T: ...
+    def notify(self, message: str, *, title: str = ..., markup: bool = ..., **options: Any) -> None: ...
+    def progress(self, done: int, of: int) -> None: ...
+    def remember(self, task_id: str) -> None: ...
+    def tasks_done(self, task_ids: Sequence[str]) -> None: ...
+    def nudge(self) -> None: ...
+
+
+class OperatorActions:
+    """The acts of ``keys.ACTS`` that change something, a method each."""
+
+    def __init__(self, console: ActionHost, requests: Requests) -> None:
+        self._console, self._requests = console, requests
         self._undo: Undo | None = None
 
-    # --- one task more ---
+    # --- submitting ---
     async def submit(self, like: Task | None = None) -> None:
         submission = await self._console.push_screen_wait(SubmitScreen(self._types(), like))
         if submission is None:
@@ -55,32 +78,32 @@ class OperatorActions:
         await self._send(submission)
 
     def _types(self) -> list[str]:
-        """Those that were seen lately, then the simulated ones."""
+        """Types of tasks in the event log, the latest first, then those of the simulated handlers."""
         seen: dict[str, None] = {}
-        for heard in reversed(self._console.events.found("")):
-            seen.setdefault(heard.event.type)
+        for logged in reversed(self._console.events.matching("")):
+            seen.setdefault(logged.event.type)
             if len(seen) > 8:
                 break
         return list(seen | dict.fromkeys(SIMULATED))
 
     async def _send(self, submission: Submission) -> None:
         try:
-            done = await self._orders.ask(lambda client: client.submit(submission))
+            done = await self._requests.ask(lambda client: client.submit(submission))
         except ClientError as why:
-            self._failed(f"{submission.type} was not submitted", why, submission.id)
+            self._report_failure(f"{submission.type} was not submitted", why, submission.id)
             return
         self._console.remember(done.task_id)
-        self._said(f"Submitted: {done.status} on {done.node}; 3 shows it.", done.task_id)
+        self._inform(f"Submitted: {done.status} on {done.node}; 3 shows it.", done.task_id)
 
     async def again(self) -> None:
         """The whole task is asked for first: a list or an event may not have all of it."""
         chosen = self._console.chosen_tasks()
         if not chosen:
-            return self._nothing("No task is chosen.")
+            return self._warn("No task is chosen.")
         try:
-            like = await self._orders.ask(lambda client: client.task(chosen[0].id))
+            like = await self._requests.ask(lambda client: client.task(chosen[0].id))
         except ClientError as why:
-            return self._failed(f"{chosen[0].id} can't be read", why)
+            return self._report_failure(f"{chosen[0].id} can't be read", why)
         return await self.submit(like)
 
     # --- tasks ---
@@ -88,7 +111,7 @@ class OperatorActions:
         chosen = self._console.chosen_tasks()
         tasks = [task for task in chosen if not task.is_final]
         if not tasks:
-            return self._nothing("Nothing to kill: it has ended." if chosen else "No task is chosen.")
+            return self._warn("Nothing to kill: it has ended." if chosen else "No task is chosen.")
         running = sum(task.status == "processing" for task in tasks)
         says: list[str] = []
         if running:
@@ -110,17 +133,17 @@ class OperatorActions:
         if back:
             self._may_undo(
                 f"{f.plural(len(back), 'pending task')} can be put back",
-                lambda: self._again_pending(back),
+                lambda: self._restore_pending(back),
             )
 
-    async def _again_pending(self, task_ids: Sequence[str]) -> None:
+    async def _restore_pending(self, task_ids: Sequence[str]) -> None:
         await self._bulk("Put back", task_ids, lambda client, key: client.retry(key))
 
     async def retry(self) -> None:
         chosen = self._console.chosen_tasks()
         tasks = [task for task in chosen if task.is_retryable]
         if not tasks:
-            return self._nothing("Only failed and cancelled tasks can be retried." if chosen else "No task is chosen.")
+            return self._warn("Only failed and cancelled tasks can be retried." if chosen else "No task is chosen.")
         if len(tasks) > 1:
             says = ["They become pending, with attempts counted from zero."]
             title = f"Retry {f.plural(len(tasks), 'task')}?"
@@ -136,16 +159,16 @@ class OperatorActions:
     async def retry_all(self) -> None:
         await self._all("Retry", "Sent back", lambda task: task.is_retryable, lambda client, key: client.retry(key))
 
-    async def _all(self, verb: str, past: str, wanted: Callable[[Task], bool], order: _Order) -> None:
-        """Count them first, through all pages; then say the number, and have it typed."""
+    async def _all(self, verb: str, past: str, wanted: Callable[[Task], bool], request: _Request) -> None:
+        """Count the tasks that match, through all pages; the user confirms by typing the number."""
         query, typed = self._console.listed()
-        self._said(f"Counting what {'matches ' + typed if typed else 'is there'} …")
+        self._inform(f"Counting what {'matches ' + typed if typed else 'is there'} …")
         try:
             found, more = await self._collect(query, wanted)
         except ClientError as why:
-            return self._failed("The list can't be read", why)
+            return self._report_failure("The list can't be read", why)
         if not found:
-            return self._nothing(f"{verb}: no task that matches can be.")
+            return self._warn(f"{verb}: no task that matches can be.")
         says = [f"All that match: {typed or 'no filter, so everything'}", ""]
         if more:
             says.append(f"These are the first {f.exact(ALL_MAX)}; there are more, for another time.")
@@ -156,7 +179,7 @@ class OperatorActions:
         says.append("Tasks that come later are not meant.")
         title = f"{verb} {f.plural(len(found), 'task')}?"
         if await self._confirmed(title, says, f"{verb} {len(found)}", str(len(found))):
-            await self._bulk(past, found, order)
+            await self._bulk(past, found, request)
         return None
 
     async def _collect(self, query: TaskQuery, wanted: Callable[[Task], bool]) -> tuple[list[str], bool]:
@@ -164,7 +187,7 @@ class OperatorActions:
         cursor: str | None = None
         while True:
             page_query = TaskQuery(query.choices, query.text, "id", _PAGE, cursor, query.dead)
-            page = await self._orders.ask(lambda client, asked=page_query: client.tasks(asked))  # type: ignore[misc]
+            page = await self._requests.ask(lambda client, asked=page_query: client.tasks(asked))  # type: ignore[misc]
             found |= dict.fromkeys(task.id for task in page.tasks if wanted(task))
             cursor = page.next
             if cursor is None or len(found) >= ALL_MAX:
@@ -237,11 +260,11 @@ class OperatorActions:
             lambda client, name: client.shutdown(name),
         )  # fmt: skip
 
-    async def _node(self, verb: str, past: str, says: list[str], order: _Order, *, typed: bool = False) -> bool:
-        """Ask, then order. Whether it was done."""
+    async def _node(self, verb: str, past: str, says: list[str], request: _Request, *, typed: bool = False) -> bool:
+        """Confirm an action on the chosen node, and request it. True: the node accepted it."""
         name = self._console.chosen_node()
         if name is None:
-            self._nothing("No node is chosen, or its name is not known yet.")
+            self._warn("No node is chosen, or its name is not known yet.")
             return False
         view = self._console.view
         led, held = view.held(name)
@@ -256,7 +279,7 @@ class OperatorActions:
         facts.append(f"{f.plural(left, 'other node')} will be there.")
         return await self._confirmed(
             f"{verb} {name}?", [*facts, "", *says], verb, name if typed else ""
-        ) and await self._one(f"{name} {past}.", lambda client: order(client, name))
+        ) and await self._one(f"{name} {past}.", lambda client: request(client, name))
 
     async def rebalance(self) -> None:
         moving = sum(entry.is_moving for entry in self._console.view.partitions)
@@ -272,7 +295,7 @@ class OperatorActions:
     async def undo(self) -> None:
         undo, self._undo = self._undo, None
         if undo is None or undo.until_s < time.monotonic():
-            return self._nothing(
+            return self._warn(
                 f"Nothing to undo: only pauses, drains and kills of pending tasks can be, within {UNDO_S:.0f} s."
             )
         return await undo.run()
@@ -281,24 +304,24 @@ class OperatorActions:
         self._undo = Undo(says, time.monotonic() + UNDO_S, run)
         self._console.notify(f"z undoes it for {UNDO_S:.0f} s: {says}.", timeout=UNDO_S)
 
-    # --- how it went ---
+    # --- confirming and reporting ---
     async def _confirmed(
         self, title: str, says: Sequence[str], yes: str, typed: str = "", things: Sequence[str] = ()
     ) -> bool:
         return await self._console.push_screen_wait(ConfirmScreen(title, says, yes=yes, typed=typed, things=things))
 
-    async def _one(self, said: str, question: Callable[[NodeClient], Awaitable[Any]]) -> bool:
+    async def _one(self, done: str, question: Callable[[NodeClient], Awaitable[Any]]) -> bool:
         try:
-            await self._orders.ask(question)
+            await self._requests.ask(question)
         except ClientError as why:
-            self._failed("Not done", why)
+            self._report_failure("Not done", why)
             return False
-        self._said(said)
+        self._inform(done)
         return True
 
-    async def _bulk(self, past: str, keys: Sequence[str], order: _Order) -> set[str]:
-        """Those for which it succeeded."""
-        outcomes = await self._orders.each(keys, order, self._console.progress)
+    async def _bulk(self, past: str, keys: Sequence[str], request: _Request) -> set[str]:
+        """Request it for each key, and report the outcomes. Returns the keys for which it succeeded."""
+        outcomes = await self._requests.each(keys, request, self._console.progress)
         words, good = reported(past, outcomes)
         done = {outcome.key for outcome in outcomes if outcome.ok}
         self._console.tasks_done(list(done))
@@ -307,14 +330,14 @@ class OperatorActions:
         self._console.notify(f"{words}.", severity="information" if good else "error", markup=False)
         return done
 
-    def _said(self, words: str, title: str = "") -> None:
+    def _inform(self, words: str, title: str = "") -> None:
         self._console.notify(words, title=title, markup=False)
         self._console.nudge()
 
-    def _nothing(self, words: str) -> None:
+    def _warn(self, words: str) -> None:
         self._console.notify(words, severity="warning", markup=False)
 
-    def _failed(self, what: str, why: ClientError, key: str = "") -> None:
+    def _report_failure(self, what: str, why: ClientError, key: str = "") -> None:
         unknown = (isinstance(why, Unreachable) and why.sent) or (isinstance(why, Refused) and why.outcome_unknown)
         words = f"Outcome unknown, it may have happened: {why}" if unknown else f"{what}: {why}"
         if unknown and key:
@@ -328,7 +351,7 @@ def _count_typed(number: int) -> str:
 
 
 def _named(tasks: Sequence[Task]) -> list[str]:
-    """The first few by name."""
+    """A line for each of the first five tasks."""
     lines = [
         f.printable(f"{f.GLYPHS.get(task.status, '?')} {task.id}  {task.type}  {task.status}") for task in tasks[:5]
     ]

@@ -19,19 +19,20 @@ from tq_tui import keys, task_view
 from tq_tui.actions import OperatorActions
 from tq_tui.client.api import Call, ClientError, ClusterClient
 from tq_tui.client.models import Event, Task
-from tq_tui.discovery import leavers, newcomers
 from tq_tui.filters import TaskQuery
-from tq_tui.messages import Heard, Observed
+from tq_tui.messages import EventsReceived, Observed
 from tq_tui.palette import ActionPalette
 from tq_tui.requests import Requests
 from tq_tui.screens.base import ConsoleScreen
-from tq_tui.screens.events import EventLog, EventsScreen
+from tq_tui.screens.events import EventsScreen
 from tq_tui.screens.help import CallsScreen, HelpScreen
 from tq_tui.screens.nodes import NodesScreen
 from tq_tui.screens.overview import OverviewScreen
 from tq_tui.screens.task_detail import TaskScreen
 from tq_tui.screens.tasks import DeadScreen, TaskListScreen, TasksScreen
-from tq_tui.state import Added, ClusterView, Dropped, Observation, Ticked, reduce
+from tq_tui.state.cluster_view import Added, ClusterView, Dropped, Observation, Ticked, reduce
+from tq_tui.state.discovery import leavers, newcomers
+from tq_tui.state.event_log import EventLog
 from tq_tui.styles import CSS
 from tq_tui.themes import THEMES
 from tq_tui.typeahead import TypeAhead
@@ -39,9 +40,9 @@ from tq_tui.watch import Watch
 
 CALLS_MAX = 500
 TICK_S = 1.0
-HEAR_S = 0.1
-"""Events are handed on in heaps, so often at most."""
-HEARD_MAX = 20_000
+EVENTS_EVERY_S = 0.1
+"""Pause between two batches of events that the screen in front gets."""
+PENDING_EVENTS_MAX = 20_000
 
 
 class Console(TypeAhead):
@@ -85,8 +86,8 @@ class Console(TypeAhead):
         self.held_changes = 0
         self.events = EventLog()
         self.calls: deque[Call] = deque(maxlen=CALLS_MAX)
-        self.orders = Requests(client, lambda: self.known)
-        self.acting = OperatorActions(self, self.orders)
+        self.requests = Requests(client, lambda: self.known)
+        self.actions = OperatorActions(self, self.requests)
         self._watches: dict[str, tuple[Watch, Worker[None]]] = {}
         self._pending: list[Event] = []
         self._missed = False
@@ -105,7 +106,7 @@ class Console(TypeAhead):
             self.observe(Added(address, now_s))
         if self.live:
             self.set_interval(TICK_S, lambda: self.observe(Ticked(self.clock())))
-            self.set_interval(HEAR_S, self._hand_on)
+            self.set_interval(EVENTS_EVERY_S, self._deliver_events)
             # The first screen is drawn before anybody is asked anything.
             self.call_after_refresh(self._begin)
 
@@ -121,8 +122,8 @@ class Console(TypeAhead):
         watch = Watch(
             self.client.at(address),
             address,
-            tell=lambda seen: self.post_message(Observed(seen)),
-            hear=lambda _, events: self.post_message(Heard(events)),
+            on_observation=lambda seen: self.post_message(Observed(seen)),
+            on_events=lambda events: self.post_message(EventsReceived(events)),
             clock=self.clock,
         )
         worker = self.run_worker(watch.run(), group="watch", name=f"watch {address}")
@@ -154,20 +155,20 @@ class Console(TypeAhead):
         if screen is not None and screen is self.screen:
             screen.show_all(self.view)
 
-    @on(Heard)
-    def _heard(self, message: Heard) -> None:
+    @on(EventsReceived)
+    def _events_received(self, message: EventsReceived) -> None:
         self._pending += message.events
         self._missed |= not message.events
-        del self._pending[:-HEARD_MAX]
+        del self._pending[:-PENDING_EVENTS_MAX]
 
-    def _hand_on(self) -> None:
-        """To the log always, to the screen unless it is frozen."""
+    def _deliver_events(self) -> None:
+        """Append the pending events to the log, and pass them to the screen in front unless it is frozen."""
         events, self._pending = self._pending, []
         missed, self._missed = self._missed, False
         if missed:
-            self.events.hear([])
+            self.events.add([])
         if events:
-            self.events.hear(events)
+            self.events.add(events)
         screen = self._in_front
         if screen is None or not (events or missed):
             return
@@ -176,9 +177,9 @@ class Console(TypeAhead):
             screen.show_all(self.view)
             return
         if missed:
-            screen.hear([])
+            screen.events_received([])
         if events:
-            screen.hear(events)
+            screen.events_received(events)
 
     def nudge(self) -> None:
         """All nodes are looked at now."""
@@ -280,7 +281,7 @@ class Console(TypeAhead):
     @work(exclusive=False, group="acts")
     async def _change(self, name: str) -> None:
         try:
-            await getattr(self.acting, name.replace("-", "_"))()
+            await getattr(self.actions, name.replace("-", "_"))()
         finally:
             self.release_keys(keep=True)
 
@@ -317,19 +318,19 @@ class Console(TypeAhead):
         self.action_command_palette()
 
     def act_calls(self) -> None:
-        self.push_screen(CallsScreen(list(self.calls)))
+        self.push_screen(CallsScreen(list(self.calls), self.copy))
 
     def act_freeze(self) -> None:
         self.frozen = not self.frozen
         self.held_changes = 0
         self._show()
         if not self.frozen and self._in_front is not None:
-            self._in_front.hear([])
+            self._in_front.events_received([])
 
     def act_refresh(self) -> None:
         self.nudge()
         if self._in_front is not None:
-            self._in_front.hear([])
+            self._in_front.events_received([])
 
     def act_theme(self) -> None:
         names = [theme.name for theme in THEMES]
@@ -360,14 +361,14 @@ class Console(TypeAhead):
         """The whole task is asked for: a list or an event may not have all of it."""
         for chosen in self.chosen_tasks()[:1]:
             try:
-                task = await self.orders.ask(lambda client, task_id=chosen.id: client.task(task_id))  # type: ignore[misc]
+                task = await self.requests.ask(lambda client, task_id=chosen.id: client.task(task_id))  # type: ignore[misc]
             except ClientError as why:
                 self.notify(f"{chosen.id} can't be read: {why}", severity="error", markup=False)
             else:
                 self.copy(f.task_json(task), "the task as JSON")
 
     def act_copy_curl(self) -> None:
-        addresses = self.orders.addresses()
+        addresses = self.requests.addresses()
         for task in self.chosen_tasks()[:1]:
             if addresses:
                 self.copy(task_view.status_curl(addresses[0], task.id), "a curl line")

@@ -8,8 +8,8 @@ from rich.cells import cell_len
 
 from tq_tui import format as f
 from tq_tui.client.models import STATES
-from tq_tui.health import JUST_NOW_S, node_trouble
-from tq_tui.state import ClusterView, NodeView, Phase, Sample
+from tq_tui.state.cluster_view import ClusterView, NodeView, Phase, Sample
+from tq_tui.state.health import JUST_NOW_S, node_trouble
 
 Piece = tuple[str, str]
 Line = list[Piece]

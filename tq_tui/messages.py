@@ -1,4 +1,4 @@
-"""What watches tell the console. Nothing else crosses from the network to the screens."""
+"""Messages from the watches of nodes to the console. Nothing else crosses from the network to the screens."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from textual.message import Message
 
 from tq_tui.client.models import Event
-from tq_tui.state import Observation
+from tq_tui.state.cluster_view import Observation
 
 
 class Observed(Message):
-    """Something was seen of a node."""
+    """A watch has polled a node, or failed to."""
 
     def __init__(self, observation: Observation) -> None:
         super().__init__()
         self.observation = observation
 
 
-class Heard(Message):
-    """Tasks have changed; an empty heap says that some changes were missed. Heaps that wait join into one."""
+class EventsReceived(Message):
+    """Tasks have changed; no events at all say that some changes were missed."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         super().__init__()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from tq_tui import keys
 
-if TYPE_CHECKING:
-    from tq_tui.app import Console
+
+class PaletteHost(Protocol):
+    """What the palette may use of the app: the screen in front, and a way to run an act of ``keys.ACTS``."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def readonly(self) -> bool: ...
+    def action_act(self, name: str) -> None: ...
 
 
 class ActionPalette(Provider):
@@ -18,7 +25,7 @@ class ActionPalette(Provider):
 
     def _commands(self) -> list[tuple[str, partial[None]]]:
         """What belongs to the screen comes before what works everywhere."""
-        console = cast("Console", self.app)
+        console = cast("PaletteHost", self.app)
         acts = keys.available(console.kind, readonly=console.readonly)
         acts = sorted(acts, key=lambda act: act.where == keys.EVERYWHERE)
         found = [
@@ -26,8 +33,8 @@ class ActionPalette(Provider):
             for act in acts
         ]
         return found + [
-            (f"{'':<10} Theme: {name}", partial(setattr, console, "theme", name))
-            for name in sorted(console.available_themes)
+            (f"{'':<10} Theme: {name}", partial(setattr, self.app, "theme", name))
+            for name in sorted(self.app.available_themes)
         ]
 
     async def discover(self) -> Hits:

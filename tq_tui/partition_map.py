@@ -5,7 +5,7 @@ from __future__ import annotations
 from tq_tui import format as f
 from tq_tui.charts import Line, filled, length
 from tq_tui.client.models import Partition
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
 
 PRIMARY, IN_SYNC, BEHIND, ADDING, REMOVING, NONE = "█", "▒", "!", "+", "-", "·"
 LEGEND = (

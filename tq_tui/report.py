@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
-from tq_tui import charts, health
+from tq_tui import charts
 from tq_tui import format as f
 from tq_tui.client.api import ClientError, ClusterClient
-from tq_tui.discovery import newcomers
-from tq_tui.state import Added, ClusterView, Failed, NodeView, Observation, reduce
+from tq_tui.state import health
+from tq_tui.state.cluster_view import Added, ClusterView, Failed, NodeView, Observation, reduce
+from tq_tui.state.discovery import newcomers
 from tq_tui.watch import look
 
 NOT_WRITTEN_STATUS = 74

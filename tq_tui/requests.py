@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tq_tui.client.api import ClientError, ClusterClient, NodeClient, Refused, Unreachable
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
 
 T = TypeVar("T")
 AT_ONCE = 16

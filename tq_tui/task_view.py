@@ -8,7 +8,7 @@ from tq_tui import format as f
 from tq_tui.charts import Line, filled
 from tq_tui.client.api import quoted
 from tq_tui.client.models import Task
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
 
 
 def why(task: Task, view: ClusterView) -> str:

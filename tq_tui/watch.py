@@ -1,4 +1,4 @@
-"""Watching one node: look again and again, listen to its events, come back with back-off. Tells observations, changes nothing.
+"""Watching one node: poll it, listen to its events, try again with back-off. Reports observations, changes nothing.
 
 Nothing here knows Textual: the console runs a ``watch`` for each node as a worker, ``--once`` takes a single ``look``.
 """
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from tq_tui.client.api import ClientError, NodeClient, Refused, Unreachable
 from tq_tui.client.models import ClusterInfo, Event
-from tq_tui.state import Failed, Observation, Polled
+from tq_tui.state.cluster_view import Failed, Observation, Polled
 
 T = TypeVar("T")
 LOOK_EVERY_S = 1.0
@@ -56,24 +56,26 @@ async def _nothing() -> None:
 
 
 class Watch:
-    """:param tell: gets observations. :param hear: gets events; an empty heap says that some were missed."""
+    """:param on_observation: gets what each poll has shown. :param on_events: gets events; an empty sequence says that
+    some were missed.
+    """
 
     def __init__(
         self,
         client: NodeClient,
         address: str,
-        tell: Callable[[Observation], object],
-        hear: Callable[[str, Sequence[Event]], object],
+        on_observation: Callable[[Observation], object],
+        on_events: Callable[[Sequence[Event]], object],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client, self._address = client, address
-        self._tell, self._hear, self._clock = tell, hear, clock
+        self._on_observation, self._on_events, self._clock = on_observation, on_events, clock
         self._nudge = asyncio.Event()
         self._is_up = False
         self._metrics_due_s = 0.0
 
     def nudge(self) -> None:
-        """Look now and not later: something was done, or somebody is impatient."""
+        """Poll the node now instead of at the end of the pause."""
         self._nudge.set()
 
     async def run(self) -> None:
@@ -94,11 +96,11 @@ class Watch:
                 failures += 1
                 self._is_up = False
                 now_s = self._clock()
-                self._tell(Failed(self._address, now_s, str(why) or "no answer in time", now_s + pause_s))
+                self._on_observation(Failed(self._address, now_s, str(why) or "no answer in time", now_s + pause_s))
             else:
                 pause_s, failures = LOOK_EVERY_S, 0
                 self._is_up = True
-                self._tell(seen)
+                self._on_observation(seen)
             await self._rest(pause_s)
 
     async def _look(self) -> Polled:
@@ -125,8 +127,8 @@ class Watch:
         """
         while True:
             try:
-                async for heap in self._client.events():
-                    self._hear(self._address, heap)
+                async for events in self._client.events():
+                    self._on_events(events)
             except Unreachable:
                 pass
             except Refused:

@@ -16,10 +16,13 @@ from tests.support.fake_cluster import FakeCluster
 from tq_tui.app import Console
 from tq_tui.client.api import ClientError
 from tq_tui.client.models import LogLine, Metrics, Progress, TaskError
-from tq_tui.state import Failed, Ticked
+from tq_tui.palette import PaletteHost
+from tq_tui.screens.base import ScreenHost
+from tq_tui.state.cluster_view import Failed, Ticked
 from tq_tui.watch import look
 
 LATENCY_S = 0.004
+_HOSTS: Callable[[Console], tuple[ScreenHost, PaletteHost]] = lambda app: (app, app)  # noqa: E731 (mypy checks that the app is both)
 
 
 def populated(**options: Any) -> FakeCluster:

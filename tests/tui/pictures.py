@@ -22,7 +22,7 @@ async def pictures() -> None:
     async with running(fake, size=SIZE) as (app, pilot):
         await work_on(app, fake, rounds=60)
         app.remember("task-0002")
-        app.events.hear(
+        app.events.add(
             [
                 Event(
                     task.id,

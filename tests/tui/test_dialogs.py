@@ -11,12 +11,13 @@ from textual.widgets import Input, TextArea
 from tests.tui.build import populated, running, settled, text_of, until
 from tests.tui.test_state import fold as folded
 from tests.tui.test_state import polled, whole
-from tq_tui import charts, health
+from tq_tui import charts
 from tq_tui.client.models import Metrics
 from tq_tui.screens.dialogs import ConfirmScreen
 from tq_tui.screens.submit import SubmitScreen
 from tq_tui.screens.tasks import TaskListScreen
-from tq_tui.state import Added, ClusterView, Failed
+from tq_tui.state import health
+from tq_tui.state.cluster_view import Added, ClusterView, Failed
 from tq_tui.widgets.plain import content
 
 

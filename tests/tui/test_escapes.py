@@ -19,7 +19,7 @@ from tq_tui import charts, partition_map
 from tq_tui import format as f
 from tq_tui.client.models import Partition
 from tq_tui.report import NOT_WRITTEN_STATUS, as_json_text, as_text, seen_once, written
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
 from tq_tui.widgets.plain import Plain, content
 
 CLIPBOARD = "\x1b]52;c;SEVMTE8=\x1b\\"
@@ -116,7 +116,7 @@ def test_words_of_others_reach_a_widget_by_one_way_only() -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Call)
         }
-        if path.name != "format.py" and path.name != "once.py":
+        if path.name != "format.py" and path.name != "report.py":
             assert "Text" not in made, path
 
 

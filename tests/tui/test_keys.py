@@ -256,7 +256,7 @@ async def test_an_event_changes_the_row_at_once() -> None:
         await pilot.press("2")
         await settled(app, pilot)
         assert re.search(r"task-0001 +image +○ pending", text_of(app))
-        listed(app).hear(events(("task-0001", "pending", "processing")))
+        listed(app).events_received(events(("task-0001", "pending", "processing")))
         await pilot.pause()
         assert re.search(r"task-0001 +image +▶ processing", text_of(app))
 
@@ -338,8 +338,8 @@ async def test_a_task_is_read_again_when_it_changes() -> None:
         assert isinstance(screen, TaskScreen)
         assert "○ pending" in text_of(app)
         fake.start("task-0001")
-        screen.hear(events(("other", None, "pending")))
-        screen.hear(events(("task-0001", "pending", "processing")))
+        screen.events_received(events(("other", None, "pending")))
+        screen.events_received(events(("task-0001", "pending", "processing")))
         await settled(app, pilot)
         assert "▶ processing" in text_of(app)
         app.open_task("never-was")
@@ -356,7 +356,7 @@ async def test_events_are_followed_held_and_found() -> None:
 
         async def hear(*moves: tuple[str, str | None, str]) -> None:
             app._pending += events(*moves)
-            app._hand_on()
+            app._deliver_events()
             screen._draw()
             await pilot.pause()
 
@@ -377,7 +377,7 @@ async def test_events_are_followed_held_and_found() -> None:
         await pilot.pause()
         assert "Events 31 of 31" in text_of(app)
         app._missed = True
-        app._hand_on()
+        app._deliver_events()
         screen._draw()
         await pilot.pause()
         assert "1 gap" in text_of(app)
@@ -394,7 +394,7 @@ async def test_freezing_holds_what_is_shown_and_counts() -> None:
         fake.stop("node-2")
         await work_on(app, fake, rounds=3)
         app._pending += events(("t", None, "pending"))
-        app._hand_on()
+        app._deliver_events()
         await pilot.pause()
         assert "HEALTHY" in text_of(app)
         assert "❄ frozen" in text_of(app)

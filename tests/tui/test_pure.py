@@ -16,11 +16,11 @@ from tq_tui.addresses import BadAddress, parse_addresses, same_place
 from tq_tui.client.models import Attempt, Metrics, Partition, Readiness, Reason, Task, TaskError, WaitsFor
 from tq_tui.filters import BadFilter, Choice, TaskQuery, parse
 from tq_tui.forms import BadField, read_delay, read_number, read_payload, read_type
-from tq_tui.health import node_note
 from tq_tui.requests import Outcome, reported
 from tq_tui.screens.help import help_lines
 from tq_tui.screens.overview import overview
-from tq_tui.state import Failed
+from tq_tui.state.cluster_view import Failed
+from tq_tui.state.health import node_note
 from tq_tui.widgets.plain import content
 from tq_tui.widgets.rows import Column, fitting
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import msgspec
 
-from tq_tui import health
 from tq_tui.addresses import natural
 from tq_tui.client.models import (
     ClusterConfig,
@@ -19,8 +18,8 @@ from tq_tui.client.models import (
     Reason,
     Stats,
 )
-from tq_tui.discovery import leavers, newcomers
-from tq_tui.state import (
+from tq_tui.state import health
+from tq_tui.state.cluster_view import (
     HISTORY_MAX,
     STALE_S,
     Added,
@@ -34,6 +33,7 @@ from tq_tui.state import (
     Ticked,
     reduce,
 )
+from tq_tui.state.discovery import leavers, newcomers
 
 NAMES = ("node-1", "node-2", "node-3")
 

@@ -14,7 +14,7 @@ from tq_tui import watch
 from tq_tui.app import Console
 from tq_tui.client.api import Refused
 from tq_tui.client.models import Event
-from tq_tui.state import Failed, Observation, Polled
+from tq_tui.state.cluster_view import Failed, Observation, Polled
 from tq_tui.watch import Watch
 
 
@@ -33,7 +33,7 @@ async def watching(
     seen: list[Observation] = []
     heard: list[Event] = []
 
-    def hear(address: str, events: Sequence[Event]) -> None:
+    def hear(events: Sequence[Event]) -> None:
         heard.extend(events)
 
     address = fake.address(name)

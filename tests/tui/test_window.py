@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tq_tui.client.models import Event, Task, TaskPage
-from tq_tui.window import FIRST_PAGE_ROWS_MAX, PAGES_MAX, TaskWindow, after
+from tq_tui.state.task_window import FIRST_PAGE_ROWS_MAX, PAGES_MAX, TaskWindow, after
 
 PAGE = 10
 
@@ -123,8 +123,8 @@ def test_an_event_changes_its_row(to: str, status: str, ended: bool) -> None:
     event = Event("t000001", "x", "q", to, "2026-01-01T00:00:00.5Z", before="pending", attempt=2, node="n", partition=1)
     window = TaskWindow()
     window.begin(page(server(5), None))
-    assert window.hear([event])
-    assert not window.hear([Event("other", "x", "q", to, "2026-01-01T00:00:00Z")])
+    assert window.apply_events([event])
+    assert not window.apply_events([Event("other", "x", "q", to, "2026-01-01T00:00:00Z")])
     task = window.rows[1]
     assert (task.status, task.attempt, task.node, task.completed_at is not None) == (status, 2, "n", ended)
     assert after(task, event).started_at == task.started_at

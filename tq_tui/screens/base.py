@@ -1,9 +1,9 @@
-"""What all six screens have: tabs and health above, keys below, a view that they are given, and tasks or a node that is meant."""
+"""The base of all six screens: tabs and health above, keys below, and the tasks or the node that an action is about."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, Protocol, cast
 
 from textual.app import ComposeResult
 from textual.screen import Screen
@@ -11,15 +11,40 @@ from textual.widget import Widget
 
 from tq_tui import keys
 from tq_tui.client.models import Event, Task
-from tq_tui.state import ClusterView
+from tq_tui.requests import Requests
+from tq_tui.state.cluster_view import ClusterView
+from tq_tui.state.event_log import EventLog
 from tq_tui.widgets.bars import HealthLine, KeyLine, TabLine
 
-if TYPE_CHECKING:
-    from tq_tui.app import Console
+
+class ScreenHost(Protocol):
+    """What a screen may use of the app that shows it."""
+
+    @property
+    def view(self) -> ClusterView:
+        """The view to draw; while the console is frozen an older one than is known."""
+        ...
+
+    @property
+    def frozen(self) -> bool: ...
+    @property
+    def readonly(self) -> bool: ...
+    @property
+    def badge(self) -> str:
+        """A note behind the tabs: read-only, frozen."""
+        ...
+
+    @property
+    def events(self) -> EventLog: ...
+    @property
+    def requests(self) -> Requests: ...
+    def open_task(self, task_id: str) -> None:
+        """Show the screen of one task."""
+        ...
 
 
 class ConsoleScreen(Screen[None]):
-    """``kind``: its name in the table of keys. ``show`` is called with each new view while the screen is in front."""
+    """``kind`` names the screen in ``keys.ACTS``. ``show`` is called with each new view while the screen is in front."""
 
     kind: ClassVar[str] = ""
 
@@ -33,8 +58,8 @@ class ConsoleScreen(Screen[None]):
         raise NotImplementedError
 
     @property
-    def console(self) -> Console:
-        return cast("Console", self.app)
+    def console(self) -> ScreenHost:
+        return cast("ScreenHost", self.app)
 
     def on_screen_resume(self) -> None:
         self.show_all(self.console.view)
@@ -43,7 +68,7 @@ class ConsoleScreen(Screen[None]):
         self.call_after_refresh(self.show_all, self.console.view)
 
     def show_all(self, view: ClusterView) -> None:
-        """The lines around, then what is the screen's own."""
+        """Draw tabs, health and keys, then the body."""
         if not self.is_mounted or not self.query(KeyLine):
             return
         self.query_one(TabLine).set_badge(self.console.badge)
@@ -54,8 +79,8 @@ class ConsoleScreen(Screen[None]):
     def show(self, view: ClusterView) -> None:
         raise NotImplementedError
 
-    def hear(self, events: Sequence[Event]) -> None:
-        """What has just happened to tasks; empty: some of it was missed."""
+    def events_received(self, events: Sequence[Event]) -> None:
+        """React to changes of tasks; no events at all say that some were missed."""
 
     # --- what an action is about ---
     def chosen_tasks(self) -> list[Task]:
@@ -66,4 +91,4 @@ class ConsoleScreen(Screen[None]):
         return None
 
     def tasks_done(self, task_ids: Sequence[str]) -> None:
-        """An order for these has succeeded: unmark them, and look again."""
+        """An action on these tasks has succeeded: unmark them, and ask for them again."""

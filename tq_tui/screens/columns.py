@@ -9,8 +9,8 @@ from tq_tui import format as f
 from tq_tui.charts import node_role, node_word, uptime
 from tq_tui.client.api import Call
 from tq_tui.client.models import Event, Task
-from tq_tui.health import node_note, node_trouble
-from tq_tui.state import ClusterView, NodeView
+from tq_tui.state.cluster_view import ClusterView, NodeView
+from tq_tui.state.health import node_note, node_trouble
 from tq_tui.widgets.rows import Column
 
 Now = Callable[[], float]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any, ClassVar, cast
 
-import msgspec
 from textual import on
 from textual.containers import Horizontal
 from textual.widget import Widget
@@ -19,48 +16,13 @@ from tq_tui import keys
 from tq_tui.client.models import Event, Task
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import event_columns
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
+from tq_tui.state.event_log import LoggedEvent
 from tq_tui.widgets.filter_line import FilterInput
 from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import Column, RowTable
 
-KEPT = 5_000
 DRAW_S = 0.1
-
-
-class Heard(msgspec.Struct, frozen=True):
-    """An event with a number of the console's own: nodes number theirs apart."""
-
-    number: int
-    event: Event
-
-
-class EventLog:
-    """The latest events of all nodes, in the order they came here. Bounded; kept while the screen is elsewhere."""
-
-    def __init__(self, kept: int = KEPT) -> None:
-        self._heard: deque[Heard] = deque(maxlen=kept)
-        self._numbers = count(1)
-        self.total = 0
-        self.missed = 0
-
-    def hear(self, events: Sequence[Event]) -> None:
-        if not events:
-            self.missed += 1
-        self.total += len(events)
-        self._heard.extend(Heard(next(self._numbers), event) for event in events)
-
-    def found(self, text: str) -> list[Heard]:
-        """Those that have every word somewhere."""
-        words = text.lower().split()
-        if not words:
-            return list(self._heard)
-        return [heard for heard in self._heard if _matches(heard.event, words)]
-
-
-def _matches(event: Event, words: Sequence[str]) -> bool:
-    text = f"{event.task_id} {event.type} {event.queue} {event.before} {event.to} {event.node}".lower()
-    return all((word[1:] not in text) if word.startswith("!") and len(word) > 1 else word in text for word in words)
 
 
 class EventsScreen(ConsoleScreen):
@@ -78,10 +40,10 @@ class EventsScreen(ConsoleScreen):
             yield Plain("/ ", id="filter-mark")
             yield FilterInput("words that an event must have, !word that it must not")
         columns = [_of_event(column) for column in event_columns()]
-        yield RowTable(columns, lambda heard: str(heard.number), widget_id="list", empty="nothing has happened yet")
+        yield RowTable(columns, lambda logged: str(logged.number), widget_id="list", empty="nothing has happened yet")
 
     @property
-    def table(self) -> RowTable[Heard]:
+    def table(self) -> RowTable[LoggedEvent]:
         return self.query_one("#list", RowTable)
 
     def on_mount(self) -> None:
@@ -94,15 +56,15 @@ class EventsScreen(ConsoleScreen):
         super().on_screen_resume()
         self._draw()
 
-    def hear(self, events: Sequence[Event]) -> None:
+    def events_received(self, events: Sequence[Event]) -> None:
         self._stale = True
 
     def _draw(self) -> None:
-        if not self._stale or self.console.frozen or self.console.screen is not self:
+        if not self._stale or self.console.frozen or self.app.screen is not self:
             return
         self._stale = False
         table = self.table
-        table.set_rows(self.console.events.found(self.typed))
+        table.set_rows(self.console.events.matching(self.typed))
         if self.following:
             table.go_to(len(table.rows) - 1)
         self.show(self.console.view)
@@ -113,8 +75,8 @@ class EventsScreen(ConsoleScreen):
         parts.append("following" if self.following and not self.console.frozen else "held: f follows")
         if self.typed:
             parts.append(f"find: {self.typed}")
-        if log.missed:
-            parts.append(f"{f.plural(log.missed, 'gap')} (a stream began anew)")
+        if log.gaps:
+            parts.append(f"{f.plural(log.gaps, 'gap')} (a stream began anew)")
         self.query_one("#list-title", Plain).say(" · ".join(parts))
 
     @on(RowTable.Moved)
@@ -162,14 +124,14 @@ class EventsScreen(ConsoleScreen):
         return True
 
     def chosen_tasks(self) -> list[Task]:
-        heard = self.table.current
-        if heard is None:
+        logged = self.table.current
+        if logged is None:
             return []
-        event = heard.event
+        event = logged.event
         return [Task(id=event.task_id, type=event.type, status=event.to, queue=event.queue, partition=event.partition)]
 
 
 def _of_event(column: Column[Event]) -> Column[Any]:
     """A column of events as one of what was heard."""
     cell = column.cell
-    return replace(cast("Column[Any]", column), cell=lambda heard: cell(heard.event))
+    return replace(cast("Column[Any]", column), cell=lambda logged: cell(logged.event))

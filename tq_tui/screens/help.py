@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -20,9 +20,6 @@ from tq_tui.client.models import STATES
 from tq_tui.screens.columns import call_columns
 from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import RowTable
-
-if TYPE_CHECKING:
-    from tq_tui.app import Console
 
 
 class HelpScreen(ModalScreen[None]):
@@ -89,15 +86,19 @@ def help_lines(kind: str, text: str, *, readonly: bool) -> list[Line]:
 
 
 class CallsScreen(ModalScreen[None]):
-    """The HTTP calls behind what was done, the latest last. Enter or ``y`` copies one as a curl line."""
+    """The HTTP calls behind what was done, the latest last. Enter or ``y`` copies one as a curl line.
+
+    :param copy: puts a text on the clipboard; its second argument names it for the user.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,tilde", "dismiss(None)", show=False),
         Binding("y,c", "copy", show=False),
     ]
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], copy: Callable[[str, str], None]) -> None:
         super().__init__()
+        self._copy = copy
         self._calls = [(str(number), call) for number, call in enumerate(calls)]
 
     def compose(self) -> ComposeResult:
@@ -114,10 +115,10 @@ class CallsScreen(ModalScreen[None]):
         table.set_rows([call for _, call in self._calls])
         table.go_to(len(self._calls) - 1)
         table.focus()
-        self._tell()
+        self._show_chosen()
 
     @on(RowTable.Moved)
-    def _tell(self) -> None:
+    def _show_chosen(self) -> None:
         call: Call | None = self.query_one("#calls", RowTable).current
         if call is not None:
             self.query_one("#call", Plain).say(call.curl + (f"\n✘ {call.error}" if call.error else ""))
@@ -126,4 +127,4 @@ class CallsScreen(ModalScreen[None]):
     def action_copy(self) -> None:
         call: Call | None = self.query_one("#calls", RowTable).current
         if call is not None:
-            cast("Console", self.app).copy(call.curl, "the call")
+            self._copy(call.curl, "the call")

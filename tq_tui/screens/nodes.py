@@ -13,7 +13,7 @@ from tq_tui import keys, partition_map
 from tq_tui.charts import Line, filled
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import node_columns
-from tq_tui.state import ClusterView, NodeView
+from tq_tui.state.cluster_view import ClusterView, NodeView
 from tq_tui.widgets.drawn import Drawn
 from tq_tui.widgets.rows import RowTable
 

@@ -11,7 +11,7 @@ from textual.widget import Widget
 from tq_tui import charts, keys
 from tq_tui.charts import Line
 from tq_tui.screens.base import ConsoleScreen
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
 from tq_tui.widgets.drawn import Drawn
 
 CHART_LINES = 4

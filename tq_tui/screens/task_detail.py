@@ -18,7 +18,7 @@ from tq_tui import format as f
 from tq_tui.client.api import ClientError
 from tq_tui.client.models import Event, Task
 from tq_tui.screens.base import ConsoleScreen
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
 from tq_tui.widgets.drawn import Drawn
 from tq_tui.widgets.plain import Plain
 
@@ -65,12 +65,12 @@ class TaskScreen(ConsoleScreen):
             self.load()
 
     def _refresh_sometimes(self) -> None:
-        if self.console.screen is not self or self.console.frozen or self.task_id is None:
+        if self.app.screen is not self or self.console.frozen or self.task_id is None:
             return
         if self.task_now is None or not self.task_now.is_final:
             self.load()
 
-    def hear(self, events: Sequence[Event]) -> None:
+    def events_received(self, events: Sequence[Event]) -> None:
         if not events or any(event.task_id == self.task_id for event in events):
             self.load()
 
@@ -82,7 +82,7 @@ class TaskScreen(ConsoleScreen):
         # Heaps of events are one question.
         await asyncio.sleep(0.05)
         try:
-            task = await self.console.orders.ask(lambda client: client.task(task_id))
+            task = await self.console.requests.ask(lambda client: client.task(task_id))
         except ClientError as why:
             self.error = str(why)
         else:

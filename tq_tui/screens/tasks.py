@@ -19,11 +19,11 @@ from tq_tui.client.models import STATES, Event, Task, TaskPage
 from tq_tui.filters import FIELDS, SORTS, BadFilter, TaskQuery, parse
 from tq_tui.screens.base import ConsoleScreen
 from tq_tui.screens.columns import dead_columns, task_columns
-from tq_tui.state import ClusterView
+from tq_tui.state.cluster_view import ClusterView
+from tq_tui.state.task_window import TaskWindow
 from tq_tui.widgets.filter_line import FilterInput
 from tq_tui.widgets.plain import Plain
 from tq_tui.widgets.rows import RowTable
-from tq_tui.window import TaskWindow
 
 PAGE = 200
 NEAR = 40
@@ -146,10 +146,10 @@ class TaskListScreen(ConsoleScreen):
     async def _load(self) -> None:
         query = self.query_now
         try:
-            page = await self.console.orders.ask(lambda client: client.tasks(query))
+            page = await self.console.requests.ask(lambda client: client.tasks(query))
             while not page.tasks and page.next is not None:
                 cursor = page.next
-                page = await self.console.orders.ask(lambda client, cursor=cursor: client.tasks(query.page(cursor)))  # type: ignore[misc]
+                page = await self.console.requests.ask(lambda client, cursor=cursor: client.tasks(query.page(cursor)))  # type: ignore[misc]
         except ClientError as why:
             self.error = str(why)
         else:
@@ -161,7 +161,7 @@ class TaskListScreen(ConsoleScreen):
     def _refresh_sometimes(self) -> None:
         now = asyncio.get_running_loop().time()
         due_s = REFRESH_S if self._changed or self.window.is_empty or self.error else REFRESH_IDLE_S
-        if self._loading or self.console.frozen or self.console.screen is not self:
+        if self._loading or self.console.frozen or self.app.screen is not self:
             return
         if now - self._asked_at < max(due_s, self._took_s / REFRESH_SHARE) - 0.05:
             return
@@ -180,7 +180,7 @@ class TaskListScreen(ConsoleScreen):
         start = self.window.start_of(in_sight[0].id) if in_sight else None
         query = self.query_now.page(start)
         try:
-            page = await self.console.orders.ask(lambda client: client.tasks(query))
+            page = await self.console.requests.ask(lambda client: client.tasks(query))
         except ClientError as why:
             self.error = str(why)
         else:
@@ -203,7 +203,7 @@ class TaskListScreen(ConsoleScreen):
             return
         query = self.query_now.page(start)
         try:
-            page = await self.console.orders.ask(lambda client: client.tasks(query))
+            page = await self.console.requests.ask(lambda client: client.tasks(query))
         except ClientError as why:
             self.error = str(why)
         else:
@@ -225,9 +225,9 @@ class TaskListScreen(ConsoleScreen):
     def _opened(self, message: RowTable.Opened) -> None:
         self.console.open_task(message.row.id)
 
-    def hear(self, events: Sequence[Event]) -> None:
+    def events_received(self, events: Sequence[Event]) -> None:
         self._changed = True
-        if events and self.window.hear(events):
+        if events and self.window.apply_events(events):
             self._redraw()
 
     # --- filter ---

@@ -7,8 +7,9 @@ from textual.content import Content
 from textual.widget import Widget
 
 from tq_tui import format as f
-from tq_tui import health, keys
-from tq_tui.state import ClusterView
+from tq_tui import keys
+from tq_tui.state import health
+from tq_tui.state.cluster_view import ClusterView
 
 
 class TabLine(Widget):

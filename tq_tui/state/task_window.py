@@ -145,7 +145,7 @@ class TaskWindow:
         self._update([task])
         self._rows = None
 
-    def hear(self, events: Sequence[Event]) -> bool:
+    def apply_events(self, events: Sequence[Event]) -> bool:
         """Apply transitions to the rows that are held. True: something is to be drawn again."""
         latest: dict[str, list[Event]] = {}
         for event in events:
@@ -153,8 +153,8 @@ class TaskWindow:
         changed = False
         for page in self._pages:
             for place, task in enumerate(page.tasks):
-                if heard := latest.get(task.id):
-                    page.tasks[place] = reduce(after, heard, task)
+                if changes := latest.get(task.id):
+                    page.tasks[place] = reduce(after, changes, task)
                     changed = True
         if changed:
             self._rows = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tq_tui.format import duration, plural
-from tq_tui.state import ClusterView, Health, NodeView, Phase
+from tq_tui.state.cluster_view import ClusterView, Health, NodeView, Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tq_tui.addresses import same_place
-from tq_tui.state import ClusterView, NodeView
+from tq_tui.state.cluster_view import ClusterView, NodeView
 
 
 def newcomers(view: ClusterView) -> tuple[str, ...]:
