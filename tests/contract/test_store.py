@@ -232,13 +232,13 @@ async def test_a_row_is_born_changed_and_deleted(store: Store, kind: StoreKind) 
     assert await store.lookup(["t"]) == {"t": expected}
     await store.commit(Batch(rows=[change("t", 4, State.COMPLETED, run_at_us=778, ended_us=9, partition=3)]))
     assert await store.ended_before(10, 5) == [StoredRow("t", 3, 4, State.COMPLETED, 778, 9, b"spec", b"changed")]
-    grave = Tombstone("t", 3, b"hash", 55)
-    await store.commit(Batch(deletes=[RowDelete("t", 4)], tombstones=[grave]))
-    assert await store.lookup(["t"]) == {"t": grave}
-    assert await store.tombstones_before(56, 5) == [grave]
+    tombstone = Tombstone("t", 3, b"hash", 55)
+    await store.commit(Batch(deletes=[RowDelete("t", 4)], tombstones=[tombstone]))
+    assert await store.lookup(["t"]) == {"t": tombstone}
+    assert await store.tombstones_before(56, 5) == [tombstone]
     assert await store.tombstones_before(55, 5) == []
     store = await kind.reopen()
-    assert await store.lookup(["t"]) == {"t": grave}
+    assert await store.lookup(["t"]) == {"t": tombstone}
     await store.commit(Batch(forgets=["t"]))
     assert await store.lookup(["t"]) == {}
     await store.commit(Batch(rows=[birth("t")]))

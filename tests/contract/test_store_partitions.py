@@ -368,7 +368,7 @@ async def test_what_is_installed_is_what_was_sent(store: Store, kind: StoreKind,
                 entries=[record(1, s, 2) for s in range(1, 13)],
                 epochs=[(1, 2, 1)],
                 rows=[birth("old", partition=1)],
-                tombstones=[Tombstone("old grave", 1, b"", 1)],
+                tombstones=[Tombstone("old tombstone", 1, b"", 1)],
                 applied={1: 3},
             )
         )
@@ -382,7 +382,7 @@ async def test_what_is_installed_is_what_was_sent(store: Store, kind: StoreKind,
             assert await store.read_log(1, 9, bytes_max=1000) == [record(1, 9, 6)]
             assert await ids_in(store) == sorted([*await ids_in(sender), "other"])
             assert store.sizes()[1] == sender.sizes()[1]
-            assert await store.lookup(["old", "old grave"]) == {}
+            assert await store.lookup(["old", "old tombstone"]) == {}
             store = await kind.crash()
         one, two, *_ = (await sender.page(RowQuery(limit=3))).rows
         await store.commit(Batch(rows=[change(one.id, 2, partition=1)], deletes=[RowDelete(two.id, 1)], applied={1: 9}))
@@ -530,8 +530,8 @@ async def test_questions_about_some_partitions(store: Store) -> None:
         )
         for n in range(200)
     ]
-    graves = [Tombstone(f"g{n}", n % 5, b"h", n) for n in range(50)]
-    await store.commit(Batch(rows=rows, tombstones=graves))
+    tombstones = [Tombstone(f"g{n}", n % 5, b"h", n) for n in range(50)]
+    await store.commit(Batch(rows=rows, tombstones=tombstones))
     for wanted in ({1}, {0, 3}, {0, 1, 2, 3, 4}, {7}, set[int](), None):
 
         def mine(things: Any, wanted: set[int] | None = wanted) -> list[Any]:
@@ -553,7 +553,7 @@ async def test_questions_about_some_partitions(store: Store) -> None:
         assert [(row.state, row.id) for row in found] == expected
         ended = sorted((row.ended_us, row.id) for row in mine(rows) if 0 < row.ended_us < 150)
         assert [(r.ended_us, r.id) for r in await store.ended_before(150, 9, wanted)] == ended[:9]
-        assert await store.tombstones_before(40, 6, wanted) == mine(graves[:40])[:6]
+        assert await store.tombstones_before(40, 6, wanted) == mine(tombstones[:40])[:6]
         oldest: dict[str, int] = {}
         for row in mine(rows):
             if row.state == State.PENDING:
@@ -573,8 +573,8 @@ async def test_sizes_follow_every_commit(store: Store, kind: StoreKind) -> None:
     assert store.sizes()[1] == PartitionSize(2, 0, one.bytes + 1_000)
     store = await kind.crash()
     assert store.sizes() == {1: PartitionSize(2, 0, one.bytes + 1_000)}
-    grave = Tombstone("t", 1, bytes(32), 5)
-    await store.commit(Batch(deletes=[RowDelete("t", 2)], tombstones=[grave], applied={1: 4}))
+    tombstone = Tombstone("t", 1, bytes(32), 5)
+    await store.commit(Batch(deletes=[RowDelete("t", 2)], tombstones=[tombstone], applied={1: 4}))
     two = store.sizes()[1]
     assert (two.rows, two.tombstones) == (1, 1)
     assert two.bytes < 400

@@ -101,10 +101,10 @@ async def test_rows_that_no_longer_count_leave_the_tables(
     monkeypatch.setattr(vacuum, "SWEEP_ROWS_PER_COMMIT", 16)
     monkeypatch.setattr(vacuum, "SWEEP_LOOKS_PER_COMMIT", 40)
     store = kind.open()
-    graves = [Tombstone(f"g{n:03}", 1, b"h", n) for n in range(100)]
-    await store.commit(Batch(rows=many(1, 150, spec=bytes(3_000)), tombstones=graves, applied={1: 1}))
+    tombstones = [Tombstone(f"g{n:03}", 1, b"h", n) for n in range(100)]
+    await store.commit(Batch(rows=many(1, 150, spec=bytes(3_000)), tombstones=tombstones, applied={1: 1}))
     await store.commit(Batch(rows=many(2, 200, spec=bytes(3_000)), applied={2: 1}))
-    sent = snapshot_of(1, many(1, 100, spec=bytes(2_500)), graves[:40])
+    sent = snapshot_of(1, many(1, 100, spec=bytes(2_500)), tombstones[:40])
     await store.commit(Batch(stage=sent.stage(1)))
     await store.commit(Batch(installs=[Install(1, 9, [], 0, len(sent.chunks))], drops=[3]))
     await store.commit(Batch(stage=snapshot_of(4, many(4, 30)).stage(4)))
@@ -399,8 +399,8 @@ def test_a_start_reads_what_the_writer_has_in_memory(tmp_path: Path) -> None:
     group.write([Batch(rows=[change("t1-00003", 2, partition=1, body=bytes(99))], deletes=[RowDelete("t3-00001", 1)])])
     states, slots = load_states(connection)
     load_log(connection, states, slots, LogIndex())
-    assert slots.sizes() == group._slots.sizes()
-    assert slots.live == group._slots.live
-    assert slots.dead == group._slots.dead
+    assert slots.sizes() == group._generations.sizes()
+    assert slots.live_slots == group._generations.live_slots
+    assert slots.dead_slots == group._generations.dead_slots
     assert states[1].as_partition_log(1) == group._states[1].as_partition_log(1)
     connection.close()

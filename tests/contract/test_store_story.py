@@ -27,7 +27,7 @@ class Story:
         self.applied = dict.fromkeys(range(3), 0)
         self.epoch = dict.fromkeys(range(3), 0)
         self.revs: dict[int, dict[str, int]] = {p: {} for p in range(3)}
-        self.graves: dict[int, set[str]] = {p: set() for p in range(3)}
+        self.tombstones: dict[int, set[str]] = {p: set() for p in range(3)}
         self.sent: dict[int, tuple[Sent, dict[str, int], set[str]]] = {}
         self.staged: dict[int, int] = {}
         self.made = 0
@@ -48,7 +48,7 @@ class Story:
             batch.drops.append(p)
             self.last[p] = self.applied[p] = 0
             self.epoch[p] += 1
-            self.revs[p], self.graves[p] = {}, set()
+            self.revs[p], self.tombstones[p] = {}, set()
             self.staged.pop(p, None)
         elif chance < 0.06:
             batch.unstage.append(p)
@@ -61,9 +61,9 @@ class Story:
             self.made += 1
             rows = [self._birth(f"s{self.made}-{p}-{n}", p) for n in range(self.draw.randrange(12))]
             rows += [self._birth(task_id, p) for task_id in self.revs[p] if self.draw.random() < 0.5]
-            graves = [Tombstone(f"h{self.made}-{p}-{n}", p, b"h", n) for n in range(self.draw.randrange(6))]
-            sent = snapshot_of(p, rows, graves, bytes_max=600)
-            self.sent[p] = sent, {row.id: 1 for row in rows}, {grave.id for grave in graves}
+            tombstones = [Tombstone(f"h{self.made}-{p}-{n}", p, b"h", n) for n in range(self.draw.randrange(6))]
+            sent = snapshot_of(p, rows, tombstones, bytes_max=600)
+            self.sent[p] = sent, {row.id: 1 for row in rows}, {tombstone.id for tombstone in tombstones}
             self.staged[p] = 0
         sent, revs, ids = self.sent[p]
         more = sent.stage(p)[self.staged[p] :][: self.draw.randrange(1, 4)]
@@ -75,7 +75,7 @@ class Story:
             digest = sent.digest if self.draw.random() < 0.5 else b""
             batch.installs.append(Install(p, applied, [(self.epoch[p], applied)], 5, len(sent.chunks), digest))
             self.last[p] = self.applied[p] = applied
-            self.revs[p], self.graves[p] = dict(revs), set(ids)
+            self.revs[p], self.tombstones[p] = dict(revs), set(ids)
             del self.staged[p]
 
     def _cut(self, batch: Batch, p: int) -> None:
@@ -107,7 +107,7 @@ class Story:
         )
 
     def _rows(self, batch: Batch, p: int) -> None:
-        revs, graves = self.revs[p], self.graves[p]
+        revs, tombstones = self.revs[p], self.tombstones[p]
         if not self.last[p]:
             return
         for task_id in sorted(revs):
@@ -116,16 +116,16 @@ class Story:
                 batch.deletes.append(RowDelete(task_id, revs.pop(task_id)))
                 if chance < 0.1:
                     batch.tombstones.append(Tombstone(task_id, p, b"t", self.draw.randrange(50)))
-                    graves.add(task_id)
+                    tombstones.add(task_id)
             elif chance < 0.4:
                 revs[task_id] += 1
                 body = self.draw.randbytes(self.draw.randrange(90))
                 batch.rows.append(
                     change(task_id, revs[task_id], self.draw.randrange(6), partition=p, body=body, run_at_us=100)
                 )
-        forgotten = {task_id for task_id in sorted(graves) if self.draw.random() < 0.1}
-        batch.forgets += sorted(forgotten - {grave.id for grave in batch.tombstones})
-        graves -= set(batch.forgets)
+        forgotten = {task_id for task_id in sorted(tombstones) if self.draw.random() < 0.1}
+        batch.forgets += sorted(forgotten - {tombstone.id for tombstone in batch.tombstones})
+        tombstones -= set(batch.forgets)
         for _ in range(self.draw.randrange(4)):
             self.made += 1
             batch.rows.append(self._birth(f"b{self.made}", p))
@@ -174,7 +174,7 @@ async def test_both_implementations_tell_the_same_story(seed: int, tmp_path: Pat
             assert await ask(stores[0]) == await ask(stores[1])
         assert stores[0].sizes() == stores[1].sizes()
         assert {p: (size.rows, size.tombstones) for p, size in stores[1].sizes().items()} == {
-            p: (len(story.revs[p]), len(story.graves[p])) for p in range(3) if story.revs[p] or story.graves[p]
+            p: (len(story.revs[p]), len(story.tombstones[p])) for p in range(3) if story.revs[p] or story.tombstones[p]
         }
         assert stores[0].meta() == stores[1].meta()
     assert memory.broken == sqlite.broken == []

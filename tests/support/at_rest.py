@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tq_node.store.sqlite import open_database
-from tq_node.store.sqlite.partition_reader import PartitionReader
+from tq_node.store.sqlite.snapshot_reads import PartitionReader
 
 READ_BYTES = 1024 * 1024
 

@@ -29,7 +29,7 @@ from tq_node.partition import row_codec as rows
 from tq_node.raft import messages as raft
 from tq_node.runtime import peer_calls
 from tq_node.runtime.control import membership, registration
-from tq_node.store.snapshots import GraveParts, RowParts
+from tq_node.store.snapshots import RowParts, TombstoneParts
 from tq_node.store.sqlite.upgrade import load_steps
 from tq_node.types import TaskSpec
 from tq_node.wire import bounds, codec, commands, errors, handshake
@@ -56,7 +56,7 @@ BODIES: dict[str, tuple[str, Any]] = {
     "effects": ("", list[entries.Effect]),
     "spec": ("", TaskSpec),
     "row": ("", rows._Body),
-    "chunk": ("", tuple[list[RowParts], list[GraveParts]]),
+    "chunk": ("", tuple[list[RowParts], list[TombstoneParts]]),
     "command": (COMMAND_HEAD, table.AnyCommand),
     "table": (f"{MAP_FORMAT:02x}", ClusterMap),
     "change": ("", raft.ConfigurationChange),

@@ -1,7 +1,9 @@
-"""Checksums of what the store keeps besides log records (those bring their own, ``partition.entries.checksum``).
+"""Checksums of what the store keeps besides log records (those bring their own,
+``partition.entries.checksum``).
 
-All are CRC-32 and part of the on-disk format. They cover the key too, so that content under a wrong key is damage.
-A task has two: one over what changes, one over what is fixed at birth, so that a change need not know the spec.
+All are CRC-32 and part of the on-disk format. They cover the key too, so that content under a wrong
+key is damage. A task has two: one over what changes, one over what is fixed at birth, so that a
+change need not know the spec.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def partition_crc(
 
 
 def partition_crc_3(crc: int, *columns: int) -> int:
-    """For the step to schema 3: the sum over all columns, once the one over the first five holds. :raises ValueError: damage."""
+    """For the step to schema 3: the sum over all columns, once the one over the first five holds.
+    :raises ValueError: damage.
+    """
     if crc != crc32(_partition_2(*columns[:5])):
         raise ValueError(f"the stored state of partition {columns[0]} is damaged")
     return partition_crc(*columns)

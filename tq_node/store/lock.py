@@ -1,4 +1,6 @@
-"""The operating system's lock on a data directory: two processes on one directory would each believe in their own log (F15)."""
+"""The operating system's lock on a data directory: two processes on one directory would each
+believe in their own log (F15).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class DirectoryLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go; a second call does nothing. The file stays: removing it would race with the next holder."""
+        """Let go; a second call does nothing. The file stays: removing it would race with the next
+        holder.
+        """
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -1,4 +1,5 @@
-"""What the node keeps is its own: files that no other user reads, a directory that no other user writes, no links followed.
+"""What the node keeps is its own: files that no other user reads, a directory that no other user
+writes, no links followed.
 
 A store holds every payload, and the cluster's secret where operators gave no file for it.
 """
@@ -12,7 +13,9 @@ from pathlib import Path
 
 PRIVATE_MODE = 0o600
 _OVERFLOW_UID = 65534
-"""Whom the kernel names where an owner has no number here, as in a container: who that is can't be known."""
+"""Whom the kernel names where an owner has no number here, as in a container: who that is can't be
+known.
+"""
 _OURS = ("taskqueue.sqlite3", "snapshot-", "twistd.pid", "lock", "workers.lock")
 
 
@@ -21,10 +24,11 @@ class NotOurs(PermissionError):
 
 
 def secure_directory(directory: Path) -> list[str]:
-    """Take what lies in the data directory from other users' eyes, before it is opened; nothing where there is none yet.
+    """Take what lies in the data directory from other users' eyes, before it is opened; nothing
+    where there is none yet.
 
-    :returns: a warning for each thing about it that its owner should mend. :raises NotOurs: it is another user's, who may change
-        whatever is in it. :raises OSError: it can't be looked at.
+    :returns: a warning for each thing about it that its owner should mend. :raises NotOurs: it is
+        another user's, who may change whatever is in it. :raises OSError: it can't be looked at.
     """
     try:
         found = directory.stat()
@@ -72,7 +76,9 @@ def refuse_link(path: Path) -> None:
 
 
 def create(path: Path) -> int:
-    """A new file that only its owner reads, as a descriptor. :raises FileExistsError: also for a link that leads nowhere."""
+    """A new file that only its owner reads, as a descriptor. :raises FileExistsError: also for a
+    link that leads nowhere.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(path, flags, PRIVATE_MODE)
     os.fchmod(fd, PRIVATE_MODE)  # the umask may have taken from the owner too

@@ -1,10 +1,12 @@
 """Setting a failed store aside, so that its node comes back as a new one (R18, ``--readmit``).
 
-After the first failed write a store may look whole and lack what was acknowledged: the cache shows what the disk never got. The
-node's next life is that of a new node; the old files are kept for whoever wants to look at them.
+After the first failed write a store may look whole and lack what was acknowledged: the cache shows
+what the disk never got. The node's next life is that of a new node; the old files are kept for
+whoever wants to look at them.
 
-``--readmit`` may be left on a command line by mistake. So a store that was begun by a readmission is not set aside by the next
-start, unless it has failed in its turn: else three nodes that are restarted would throw away three copies.
+``--readmit`` may be left on a command line by mistake. So a store that was begun by a readmission
+is not set aside by the next start, unless it has failed in its turn: else three nodes that are
+restarted would throw away three copies.
 """
 
 from __future__ import annotations
@@ -24,18 +26,23 @@ READMITTED_MARK = f"{DATABASE_NAME}.readmitted"
 """There when the present store, or the next, was begun by a readmission."""
 _WHY_CHARS_MAX = 500
 _SIDECARS = ("-wal", "-shm", "")
-"""The database itself goes last: one that is left without its write-ahead log would be an older one (F14)."""
+"""The database itself goes last: one that is left without its write-ahead log would be an older one
+(F14).
+"""
 
 
 def mark_failed(directory: Path, why: str) -> None:
-    """Say on disk that the store has failed. Does what it can: the disk is what has failed. Never raises."""
+    """Say on disk that the store has failed. Does what it can: the disk is what has failed. Never
+    raises.
+    """
     with contextlib.suppress(OSError):  # the exit code and the log say it too
         replace(directory / FAILED_MARK, " ".join(why.split()) + "\n")
         sync_directory(directory)
 
 
 def why_failed(directory: Path) -> str | None:
-    """What ``mark_failed`` said of the store that lies there; None where it has not failed. To be asked before it is opened.
+    """What ``mark_failed`` said of the store that lies there; None where it has not failed. To be
+    asked before it is opened.
 
     A mark without a store is what an interrupted ``set_store_aside`` leaves at its end; it goes.
     """
@@ -53,10 +60,12 @@ def why_failed(directory: Path) -> str | None:
 def set_store_aside(directory: Path, now_s: float | None = None) -> Path | None:
     """Rename the store's files to ``….failed-<time>``; the next store there is a new node's.
 
-    Interrupted at any point and called again, it does the rest. Holds the directory's lock meanwhile.
+    Interrupted at any point and called again, it does the rest. Holds the directory's lock
+    meanwhile.
 
-    :param now_s: wall clock, for the name only. :returns: the database under its new name, for ``sqlite3``; None where there was
-        none, or one that a readmission began and that has not failed since.
+    :param now_s: wall clock, for the name only. :returns: the database under its new name, for
+        ``sqlite3``; None where there was none, or one that a readmission began and that has not
+        failed since.
     :raises DirectoryLocked: a node runs on it. :raises OSError: a file could not be renamed.
     """
     database = directory / DATABASE_NAME

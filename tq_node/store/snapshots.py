@@ -1,9 +1,11 @@
-"""What a snapshot's chunks look like, and the digest over them. Both implementations share it; no IO.
+"""What a snapshot's chunks look like, and the digest over them. Both implementations share it; no
+IO.
 
-A chunk is msgpack: an array of rows and an array of tombstones, each of these an array again, in the order of the tuples below.
-Rows keep the checksums that they are stored under, which cover the partition's number: content of another partition is damage.
-The digest is BLAKE2b over the encoded rows and tombstones themselves, one after another, so that it does not matter how
-they are spread over chunks. Chunks and digest are part of the protocol between nodes.
+A chunk is msgpack: an array of rows and an array of tombstones, each of these an array again, in
+the order of the tuples below. Rows keep the checksums that they are stored under, which cover the
+partition's number: content of another partition is damage. The digest is BLAKE2b over the encoded
+rows and tombstones themselves, one after another, so that it does not matter how they are spread
+over chunks. Chunks and digest are part of the protocol between nodes.
 """
 
 from __future__ import annotations
@@ -16,23 +18,26 @@ from tq_node.errors import StoreBroken
 from tq_node.store.checksums import row_crc, spec_crc, tombstone_crc
 
 RowParts = tuple[str, int, int, int, int, int, str, str, int, int, int, bytes, bytes]
-"""id, rev, state, run_at_us, ended_us, crc, type, queue, priority, created_us, spec_crc, spec, body"""
-GraveParts = tuple[str, bytes, int, int]
+"""id, rev, state, run_at_us, ended_us, crc, type, queue, priority, created_us, spec_crc, spec, body
+"""
+TombstoneParts = tuple[str, bytes, int, int]
 """id, content_hash, at_us, crc"""
 
 DIGEST_BYTES = 16
 ROW_BYTES_ABOUT = 120
 """What a row costs in a chunk besides its spec and body."""
-GRAVE_BYTES_ABOUT = 90
+TOMBSTONE_BYTES_ABOUT = 90
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_chunk = msgspec.msgpack.Decoder(tuple[list[msgspec.Raw], list[msgspec.Raw]]).decode
 _decode_row = msgspec.msgpack.Decoder(RowParts).decode
-_decode_grave = msgspec.msgpack.Decoder(GraveParts).decode
+_decode_tombstone = msgspec.msgpack.Decoder(TombstoneParts).decode
 
 
 class ChunkDamaged(Exception):
-    """A chunk that came from elsewhere is not what its sender's store holds. Nothing was done with it."""
+    """A chunk that came from elsewhere is not what its sender's store holds. Nothing was done with
+    it.
+    """
 
 
 class Digest:
@@ -46,35 +51,35 @@ class Digest:
 
 class Chunk(msgspec.Struct, gc=False):
     rows: list[RowParts]
-    graves: list[GraveParts]
+    tombstones: list[TombstoneParts]
 
 
 def encode_chunk(chunk: Chunk, digest: Digest) -> bytes:
     """The chunk as bytes; ``digest`` grows by it."""
     rows = [_encode(row) for row in chunk.rows]
-    graves = [_encode(grave) for grave in chunk.graves]
+    tombstones = [_encode(tombstone) for tombstone in chunk.tombstones]
     for part in rows:
         digest.add(part)
-    for part in graves:
+    for part in tombstones:
         digest.add(part)
-    return _encode(([msgspec.Raw(part) for part in rows], [msgspec.Raw(part) for part in graves]))
+    return _encode(([msgspec.Raw(part) for part in rows], [msgspec.Raw(part) for part in tombstones]))
 
 
 def decode_chunk(partition: int, data: bytes, digest: Digest) -> Chunk:
     """:raises ChunkDamaged: it can't be read, or a checksum does not hold."""
     try:
-        rows, graves = _decode_chunk(data)
+        rows, tombstones = _decode_chunk(data)
         for part in rows:
             digest.add(part)
-        for part in graves:
+        for part in tombstones:
             digest.add(part)
-        chunk = Chunk([_decode_row(part) for part in rows], [_decode_grave(part) for part in graves])
+        chunk = Chunk([_decode_row(part) for part in rows], [_decode_tombstone(part) for part in tombstones])
     except msgspec.MsgspecError as why:
         raise ChunkDamaged(f"partition {partition}: a chunk can't be read: {why}") from why
     for row in chunk.rows:
         if not is_row_intact(partition, row):
             raise ChunkDamaged(f"partition {partition}: the row of task {row[0]} is damaged")
-    for task_id, content_hash, at_us, crc in chunk.graves:
+    for task_id, content_hash, at_us, crc in chunk.tombstones:
         if crc != tombstone_crc(task_id, partition, content_hash, at_us):
             raise ChunkDamaged(f"partition {partition}: the tombstone of task {task_id} is damaged")
     return chunk
@@ -94,7 +99,9 @@ def require_intact(partition: int, row: RowParts) -> None:
 
 
 class SnapshotCheck:
-    """What the receiver of a snapshot does with each chunk before it is staged, so that no peer can break this store."""
+    """What the receiver of a snapshot does with each chunk before it is staged, so that no peer can
+    break this store.
+    """
 
     def __init__(self, partition: int) -> None:
         self._partition = partition

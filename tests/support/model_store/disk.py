@@ -17,9 +17,8 @@ from tq_node.store.api import (
     Tombstone,
 )
 from tq_node.store.checksums import row_crc, spec_crc, tombstone_crc
-from tq_node.store.log_state import LogState, fold
-from tq_node.store.snapshots import ChunkDamaged, GraveParts, RowParts, decode_chunk, require_intact
-from tq_node.store.sqlite.generations import Extent, Staging
+from tq_node.store.partition_state import Extent, LogState, Staging, fold
+from tq_node.store.snapshots import ChunkDamaged, RowParts, TombstoneParts, decode_chunk, require_intact
 
 
 class Task(msgspec.Struct, gc=False):
@@ -74,7 +73,7 @@ class Disk:
         self.tasks: dict[str, Task] = {}
         self.tombstones: dict[str, Tombstone] = {}
         self.staged: dict[int, _Staged] = {}
-        self.held: dict[int, Extent] = {}
+        self.extents: dict[int, Extent] = {}
 
     def apply(self, batch: Batch) -> None:
         """:raises Divergence: the batch does not follow; some of it may be applied, so the store must end."""
@@ -99,16 +98,16 @@ class Disk:
             task = self.tasks.pop(delete.id, None)
             if task is None or task.rev != delete.expected_rev:
                 raise Divergence(f"task {delete.id}: to be deleted at revision {delete.expected_rev}")
-            held = self._held(task.partition)
-            held.rows -= 1
-            held.content_bytes -= len(task.spec) + len(task.body)
+            extent = self._extent(task.partition)
+            extent.rows -= 1
+            extent.content_bytes -= len(task.spec) + len(task.body)
         for tombstone in batch.tombstones:
             self.tombstones[tombstone.id] = tombstone
-            self._held(tombstone.partition).tombstones += 1
+            self._extent(tombstone.partition).tombstones += 1
         for task_id in batch.forgets:
             forgotten = self.tombstones.pop(task_id, None)
             if forgotten is not None:
-                self._held(forgotten.partition).tombstones -= 1
+                self._extent(forgotten.partition).tombstones -= 1
         for partition in changed:
             records = self.records.get(partition, {})
             trimmed = self.states[partition].trimmed
@@ -129,21 +128,21 @@ class Disk:
         self.consensus = dict(kept) | {record.log_index: record for record in write.records}
         self.consensus = {i: r for i, r in self.consensus.items() if i >= write.cut_below}
 
-    def tombstone_parts(self, tombstone: Tombstone) -> GraveParts:
+    def tombstone_parts(self, tombstone: Tombstone) -> TombstoneParts:
         crc = tombstone_crc(tombstone.id, tombstone.partition, tombstone.content_hash, tombstone.at_us)
         return tombstone.id, tombstone.content_hash, tombstone.at_us, crc
 
-    def _held(self, partition: int) -> Extent:
-        if partition not in self.held:
-            self.held[partition] = Extent()
+    def _extent(self, partition: int) -> Extent:
+        if partition not in self.extents:
+            self.extents[partition] = Extent()
             self.states.setdefault(partition, LogState())
-        return self.held[partition]
+        return self.extents[partition]
 
     def _put(self, row: RowWrite) -> None:
         task = self.tasks.get(row.id)
         if (task.rev if task else 0) != row.expected_rev:
             raise Divergence(f"task {row.id}: revision {row.rev} does not follow {task.rev if task else 0}")
-        held = self._held(row.partition)
+        extent = self._extent(row.partition)
         if task is None:
             if row.spec is None:
                 raise Divergence(f"task {row.id}: a new row without its spec")
@@ -152,11 +151,11 @@ class Disk:
                 row.type, row.queue, row.priority, row.created_us, row.spec, row.body,
             )  # fmt: skip
             task.spec_crc = task.sum_of_birth()
-            held.rows += 1
-            held.content_bytes += len(row.spec) + len(row.body)
+            extent.rows += 1
+            extent.content_bytes += len(row.spec) + len(row.body)
         elif task.partition != row.partition:
             raise Divergence(f"task {row.id}: of partition {task.partition}, not {row.partition}")
-        held.content_bytes += len(row.body) - len(task.body)
+        extent.content_bytes += len(row.body) - len(task.body)
         task.rev, task.state, task.body = row.rev, row.state, row.body
         task.run_at_us, task.ended_us = row.run_at_us, row.ended_us
         task.crc = task.sum_of_change()
@@ -167,7 +166,7 @@ class Disk:
         self.tombstones = {i: t for i, t in self.tombstones.items() if t.partition != partition}
         self.records[partition] = {}
         self.emptied_to[partition] = 0
-        self.held[partition] = Extent()
+        self.extents[partition] = Extent()
 
     def _stage(self, chunk: StagedChunk) -> None:
         partition = chunk.partition
@@ -190,9 +189,9 @@ class Disk:
                 task_id, partition, rev, state, run_at_us, ended_us,
                 task_type, queue, priority, created_us, spec, body, crc, fixed,
             )  # fmt: skip
-        for task_id, content_hash, at_us, _ in content.graves:
+        for task_id, content_hash, at_us, _ in content.tombstones:
             staged.tombstones[task_id] = Tombstone(task_id, partition, content_hash, at_us)
-        staged.staging.held.take_in(content)
+        staged.staging.extent.count_chunk(content)
 
     def _install(self, install: Install) -> None:
         partition = install.partition
@@ -205,4 +204,4 @@ class Disk:
         if staged is not None:
             self.tasks |= staged.tasks
             self.tombstones |= staged.tombstones
-            self.held[partition] = staged.staging.held
+            self.extents[partition] = staged.staging.extent

@@ -51,7 +51,7 @@ class PartitionCopy:
         self.epochs = [line for line in state.epochs if line[1] <= state.applied] if state else []
         self.digest = Digest()
         self._rows = sorted(task.parts() for task in disk.tasks.values() if task.partition == partition)
-        self._graves = sorted(
+        self._tombstones = sorted(
             disk.tombstone_parts(tombstone)
             for tombstone in disk.tombstones.values()
             if tombstone.partition == partition
@@ -61,19 +61,21 @@ class PartitionCopy:
     def read(self, bytes_max: int) -> bytes | None:
         chunk = Chunk([], [])
         left = bytes_max
-        while self._next < len(self._rows) + len(self._graves):
+        while self._next < len(self._rows) + len(self._tombstones):
             row = self._rows[self._next] if self._next < len(self._rows) else None
-            grave = self._graves[self._next - len(self._rows)] if row is None else None
-            left -= _ITEM_BYTES_FLAT + sum(len(part) for part in row or grave or () if isinstance(part, str | bytes))
-            if left < 0 and (chunk.rows or chunk.graves):
+            tombstone = self._tombstones[self._next - len(self._rows)] if row is None else None
+            left -= _ITEM_BYTES_FLAT + sum(
+                len(part) for part in row or tombstone or () if isinstance(part, str | bytes)
+            )
+            if left < 0 and (chunk.rows or chunk.tombstones):
                 break
             if row is not None:
                 require_intact(self._partition, row)
                 chunk.rows.append(row)
-            elif grave is not None:
-                chunk.graves.append(grave)
+            elif tombstone is not None:
+                chunk.tombstones.append(tombstone)
             self._next += 1
-        return encode_chunk(chunk, self.digest) if chunk.rows or chunk.graves else None
+        return encode_chunk(chunk, self.digest) if chunk.rows or chunk.tombstones else None
 
 
 def digest(disk: Disk, partition: int) -> tuple[int, bytes]:

@@ -19,8 +19,6 @@ from tq_node.errors import Divergence, StoreBroken
 from tq_node.partition.entries import Entry
 from tq_node.store.api import (
     SNAPSHOT_CHUNK_BYTES,
-    SNAPSHOTS_MAX,
-    SNAPSHOTS_WAITING_MAX,
     Batch,
     ConsensusRecord,
     OpenRow,
@@ -33,7 +31,7 @@ from tq_node.store.api import (
     StoredRow,
     Tombstone,
 )
-from tq_node.store.sqlite.turns import Turns
+from tq_node.store.sqlite.snapshot_reads import SnapshotLimit
 
 
 class MemorySnapshot:
@@ -61,7 +59,7 @@ class MemorySnapshot:
 
     def close(self) -> None:
         self._lost = SnapshotLost("the snapshot is closed")
-        self._store.let_go(self)
+        self._store.release(self)
 
 
 class MemoryStore:
@@ -86,7 +84,7 @@ class MemoryStore:
         self._pending: list[tuple[Batch, Deferred[None]]] = []
         self._failure: Exception | None = None
         self._over: str | None = None
-        self._turns = Turns(SNAPSHOTS_MAX, SNAPSHOTS_WAITING_MAX)
+        self._limit = SnapshotLimit()
         self._snapshots: list[MemorySnapshot] = []
 
     # --- what a simulation does ---
@@ -171,9 +169,9 @@ class MemoryStore:
     def open_snapshot(self, partition: int) -> Deferred[PartitionSnapshot]:
         if self._over is not None:
             return fail(StoreBroken(self._over))
-        return self._turns.take().addCallback(self._begin_snapshot, partition)
+        return self._limit.acquire().addCallback(self._begin_snapshot, partition)
 
-    def _begin_snapshot(self, _: None, partition: int) -> Deferred[PartitionSnapshot]:
+    def _begin_snapshot(self, _: object, partition: int) -> Deferred[PartitionSnapshot]:
         def begin() -> MemorySnapshot:
             snapshot = MemorySnapshot(self, PartitionCopy(self._disk, partition), partition)
             self._snapshots.append(snapshot)
@@ -181,17 +179,17 @@ class MemoryStore:
 
         return self.answer(begin)
 
-    def let_go(self, snapshot: MemorySnapshot) -> None:
+    def release(self, snapshot: MemorySnapshot) -> None:
         """A snapshot is closed."""
         if snapshot in self._snapshots:
             self._snapshots.remove(snapshot)
-            self._turns.give_back()
+            self._limit.release()
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
         return self.answer(lambda: digest(self._disk, partition))
 
     def sizes(self) -> dict[int, PartitionSize]:
-        return {partition: held.size() for partition, held in self._disk.held.items() if not held.is_empty}
+        return {partition: extent.size() for partition, extent in self._disk.extents.items() if not extent.is_empty}
 
     def partition_bytes(self) -> dict[int, int]:
         return {partition: size.bytes for partition, size in self.sizes().items()}
@@ -279,7 +277,7 @@ class MemoryStore:
         self.sync()
         if self._over is None:
             self._over = "the store is closed"
-        self._turns.end(StoreBroken(self._over))
+        self._limit.fail_waiting(StoreBroken(self._over))
         return succeed(None)
 
     # --- failing ---
@@ -303,7 +301,7 @@ class MemoryStore:
     def _break(self, why: Exception, tickets: list[Deferred[Any]]) -> None:
         self._over = f"the store is broken: {why}"
         waiting, self._pending = self._pending, []
-        self._turns.end(StoreBroken(self._over))
+        self._limit.fail_waiting(StoreBroken(self._over))
         try:
             if self._on_broken is not None:
                 self._on_broken(why)

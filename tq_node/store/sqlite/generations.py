@@ -1,17 +1,19 @@
-"""Where a partition's rows are in the tables, and how much each partition holds (docs/decisions/0008-slots.md).
+"""Where a partition's rows are in the tables: its live generation, and those that wait to be
+deleted (decision 0008).
 
-Rows and tombstones are stored under a *slot*: the partition's number and a generation. One slot of a partition counts. A
-snapshot is staged under the next generation, row by row, over many commits; what no longer counts is deleted over many
-commits; the moment in between, at which one takes the place of the other, changes a handful of rows. Generation 0 is the
-partition's number itself. The writer thread changes what is here; the reactor thread reads sizes.
+Rows and tombstones are stored under a *slot*: the partition's number and a generation. Exactly one
+generation of a partition is live. A snapshot is staged under the next one, row by row, over many
+commits; dead generations are deleted over many commits; the switch between them is one commit that
+changes a handful of rows. The slot of generation 0 is the partition's number.
+
+The writer thread changes what is here; the reactor thread reads ``sizes``.
 """
 
 from __future__ import annotations
 
 from tq_node import limits
-from tq_node.errors import Divergence
 from tq_node.store.api import PartitionSize
-from tq_node.store.snapshots import GRAVE_BYTES_ABOUT, ROW_BYTES_ABOUT, Chunk, Digest
+from tq_node.store.partition_state import Extent, Staging
 
 PARTITION_BITS = 16
 PARTITION_MASK = (1 << PARTITION_BITS) - 1
@@ -19,120 +21,82 @@ PARTITION_MASK = (1 << PARTITION_BITS) - 1
 assert limits.PARTITIONS_MAX <= PARTITION_MASK
 
 
-class Extent:
-    """What one slot holds. ``log_from``: records of the partition at lower positions no longer count."""
-
-    __slots__ = ("content_bytes", "generation", "log_from", "rows", "tombstones")
-
-    def __init__(
-        self, generation: int = 0, log_from: int = 0, rows: int = 0, tombstones: int = 0, content_bytes: int = 0
-    ) -> None:
-        self.generation = generation
-        self.log_from = log_from
-        self.rows = rows
-        self.tombstones = tombstones
-        self.content_bytes = content_bytes
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.rows or self.tombstones)
-
-    def size(self) -> PartitionSize:
-        total = self.content_bytes + self.rows * ROW_BYTES_ABOUT + self.tombstones * GRAVE_BYTES_ABOUT
-        return PartitionSize(self.rows, self.tombstones, total)
-
-    def take_in(self, chunk: Chunk) -> None:
-        self.rows += len(chunk.rows)
-        self.content_bytes += sum(len(row[11]) + len(row[12]) for row in chunk.rows)
-        self.tombstones += len(chunk.graves)
-
-
-class Staging:
-    """A snapshot on its way in. ``held.generation`` is the one that will count."""
-
-    __slots__ = ("chunks", "digest", "held")
-
-    def __init__(self, generation: int) -> None:
-        self.held = Extent(generation)
-        self.chunks = 0
-        self.digest = Digest()
-
-    def require_next(self, partition: int, number: int) -> None:
-        """:raises Divergence: a chunk is missing."""
-        if number != self.chunks:
-            raise Divergence(f"partition {partition}: chunk {number} after {self.chunks}")
-        self.chunks += 1
-
-    def require_whole(self, partition: int, chunks: int, digest: bytes) -> None:
-        """:raises Divergence: not what the installer means."""
-        if self.chunks != chunks:
-            raise Divergence(f"partition {partition}: {self.chunks} chunks are staged, not {chunks}")
-        if digest and digest != self.digest.value():
-            raise Divergence(f"partition {partition}: what is staged has another digest than the snapshot")
-
-
 class Generations:
-    """The slots of all partitions. ``live`` names those of a generation past 0; a partition not in it has its own number."""
+    """The generations of all partitions."""
 
     def __init__(self) -> None:
-        self.held: dict[int, Extent] = {}
-        self.live: dict[int, int] = {}
+        self.extents: dict[int, Extent] = {}
+        """By partition: the size of its live generation."""
+        self.live_slots: dict[int, int] = {}
+        """By partition, where the live generation is past 0; the slot of any other partition is its
+        number.
+        """
         self.staged: dict[int, Staging] = {}
-        self.dead: set[int] = set()
-        """Slots whose rows are to be deleted."""
+        self.dead_slots: set[int] = set()
+        """Slots whose rows and tombstones are to be deleted."""
         self._newest: dict[int, int] = {}
+        """By partition: the highest generation ever used. It only grows, so no slot is used twice
+        before it is empty.
+        """
 
-    def load(self, held: dict[int, Extent], hidden: set[int]) -> None:
-        """As found at opening: what is hidden was staged and given up, or replaced, and not all deleted yet."""
-        self.held = held
-        self.dead = hidden
-        for partition, found in held.items():
-            self._newest[partition] = found.generation
-            if found.generation:
-                self.live[partition] = slot_of(partition, found.generation)
+    def load(self, extents: dict[int, Extent], hidden: set[int]) -> None:
+        """Take over what opening the store found. Slots in ``hidden`` were staged or replaced, and
+        are dead.
+        """
+        self.extents = extents
+        self.dead_slots = hidden
+        for partition, extent in extents.items():
+            self._newest[partition] = extent.generation
+            if extent.generation:
+                self.live_slots[partition] = slot_of(partition, extent.generation)
         for slot in hidden:
             partition = slot & PARTITION_MASK
             self._newest[partition] = max(self._newest.get(partition, 0), slot >> PARTITION_BITS)
 
-    def of(self, partition: int) -> Extent:
-        held = self.held.get(partition)
-        if held is None:
-            held = self.held[partition] = Extent()
-        return held
+    def extent(self, partition: int) -> Extent:
+        """The size of the partition's live generation, to be counted up and down; an empty one is
+        made for a new partition.
+        """
+        extent = self.extents.get(partition)
+        if extent is None:
+            extent = self.extents[partition] = Extent()
+        return extent
 
-    def begin(self, partition: int) -> int:
-        """Begin to stage, anew if it has begun: the slot to write to."""
-        self.give_up(partition)
+    def begin_staging(self, partition: int) -> int:
+        """Begin to stage a snapshot and discard an unfinished one; return the slot to write to."""
+        self.discard_staged(partition)
         staging = self.staged[partition] = Staging(self._next_generation(partition))
-        return slot_of(partition, staging.held.generation)
+        return slot_of(partition, staging.extent.generation)
 
-    def give_up(self, partition: int) -> None:
-        """Stage nothing any more."""
+    def discard_staged(self, partition: int) -> None:
+        """Mark what is staged of the partition as dead, if anything is."""
         staging = self.staged.pop(partition, None)
         if staging is not None:
-            self.dead.add(slot_of(partition, staging.held.generation))
+            self.dead_slots.add(slot_of(partition, staging.extent.generation))
 
-    def replace(self, partition: int, held: Extent | None, log_from: int) -> int | None:
-        """``held`` counts from now on (None: an empty one). Returns the slot that has become dead, None if nothing was in it."""
-        before = self.of(partition)
-        if held is None:
-            held = Extent(before.generation if before.is_empty else self._next_generation(partition))
-        held.log_from = log_from
-        self.held[partition] = held
-        if held.generation:
-            self.live[partition] = slot_of(partition, held.generation)
+    def replace(self, partition: int, extent: Extent | None, log_from: int) -> int | None:
+        """Make ``extent`` the live generation (None: an empty one). Returns the slot that died,
+        None if nothing was in it.
+        """
+        before = self.extent(partition)
+        if extent is None:
+            extent = Extent(before.generation if before.is_empty else self._next_generation(partition))
+        extent.log_from = log_from
+        self.extents[partition] = extent
+        if extent.generation:
+            self.live_slots[partition] = slot_of(partition, extent.generation)
         if before.is_empty:
             return None
         dead = slot_of(partition, before.generation)
-        self.dead.add(dead)
+        self.dead_slots.add(dead)
         return dead
 
-    def buried(self, slots: set[int]) -> None:
-        """Nothing is left of these."""
-        self.dead -= slots
+    def slots_deleted(self, slots: set[int]) -> None:
+        """Forget dead slots of which no row or tombstone is left."""
+        self.dead_slots -= slots
 
     def sizes(self) -> dict[int, PartitionSize]:
-        return {partition: held.size() for partition, held in list(self.held.items()) if not held.is_empty}
+        return {partition: extent.size() for partition, extent in list(self.extents.items()) if not extent.is_empty}
 
     def _next_generation(self, partition: int) -> int:
         generation = self._newest[partition] = self._newest.get(partition, 0) + 1
@@ -140,4 +104,5 @@ class Generations:
 
 
 def slot_of(partition: int, generation: int) -> int:
+    """The number under which rows of this generation of the partition are stored."""
     return generation << PARTITION_BITS | partition

@@ -13,9 +13,9 @@ from tq_node import limits
 from tq_node.errors import Divergence
 from tq_node.store.api import Batch, ConsensusWrite
 from tq_node.store.checksums import consensus_crc, epoch_crc, meta_crc, partition_crc, row_crc, spec_crc, tombstone_crc
-from tq_node.store.log_state import LogState, fold
+from tq_node.store.partition_state import Extent, LogState, fold
 from tq_node.store.sqlite import sql
-from tq_node.store.sqlite.generations import PARTITION_MASK, Extent, Generations
+from tq_node.store.sqlite.generations import PARTITION_MASK, Generations
 from tq_node.store.sqlite.log_index import LogIndex
 from tq_node.store.sqlite.snapshot_install import Added, SnapshotInstaller, reshapes
 from tq_node.store.sqlite.vacuum import RecordSweeper, RowSweeper
@@ -29,15 +29,15 @@ _decode_weights = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 class GroupWriter:
     """Turns batches into statements on the write connection.
 
-    ``states``, the positions and the row numbers are what opening the store has found. After any exception the object is
-    ahead of the database: the store must end.
+    ``states``, the positions and the row numbers are what opening the store has found. After any
+    exception the object is ahead of the database: the store must end.
     """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
         states: dict[int, LogState],
-        slots: Generations,
+        generations: Generations,
         index: LogIndex,
         *,
         next_position: int,
@@ -47,14 +47,14 @@ class GroupWriter:
     ) -> None:
         self._connection = connection
         self._states = states
-        self._slots = slots
+        self._generations = generations
         self._index = index
         self._next_position = next_position
-        self._reshaper = SnapshotInstaller(connection, slots, index, next_num)
+        self._reshaper = SnapshotInstaller(connection, generations, index, next_num)
         self._records_sweeper = RecordSweeper(
             connection, index, next_position=next_position, rows=log_rows, total=log_bytes
         )
-        self._rows_sweeper = RowSweeper(connection, slots)
+        self._rows_sweeper = RowSweeper(connection, generations)
         connection.executescript(sql.WATCH_BODIES)
 
     @property
@@ -63,7 +63,9 @@ class GroupWriter:
         return self._rows_sweeper.is_due
 
     def sweep(self) -> None:
-        """Delete a slice of the rows that no longer count, in a commit of its own: for a writer that has nothing else to do."""
+        """Delete a slice of the rows that no longer count, in a commit of its own: for a writer
+        that has nothing else to do.
+        """
         self._connection.execute("BEGIN IMMEDIATE")
         self._rows_sweeper.sweep()
         self._connection.execute("COMMIT")
@@ -71,7 +73,8 @@ class GroupWriter:
     def write(self, batches: Seq[Batch]) -> tuple[int, int]:
         """Make the batches durable in one commit; return the numbers of (records, rows) written.
 
-        :raises Divergence: a batch does not follow from what is stored. :raises sqlite3.Error: the disk.
+        :raises Divergence: a batch does not follow from what is stored. :raises sqlite3.Error: the
+            disk.
         """
         if any(map(reshapes, batches)):
             # Readers that meet removed records wait for the index to know (``queries.read_log``).
@@ -86,7 +89,8 @@ class GroupWriter:
         clean = self._records_sweeper.is_due or self._rows_sweeper.is_due
         alone = not (changed or row_batches or others or clean)
         if alone and len(added) <= sql.ROWS_MAX:
-            # One statement is its own transaction: the commit happens within its only step (see statements.py).
+            # One statement is its own transaction: the commit happens within its only step (see
+            # statements.py).
             self._insert(records)
             rows = 0
         else:
@@ -100,7 +104,9 @@ class GroupWriter:
         return len(added), rows
 
     def _write_in_order(self, batches: Seq[Batch]) -> tuple[int, int]:
-        """As ``write``, one batch after another: what one of them removes may be what the one before it brought."""
+        """As ``write``, one batch after another: what one of them removes may be what the one
+        before it brought.
+        """
         changed: set[int] = set()
         added: Added = []
         written = rows = 0
@@ -197,10 +203,10 @@ class GroupWriter:
         parameters: list[Any] = []
         for partition in sorted(changed):
             state = self._states.setdefault(partition, LogState())
-            held = self._slots.of(partition)
+            extent = self._generations.extent(partition)
             values = (
                 partition, state.promised, state.applied, state.horizon_us, state.trimmed,
-                held.generation, held.log_from, held.rows, held.tombstones, held.content_bytes,
+                extent.generation, extent.log_from, extent.rows, extent.tombstones, extent.content_bytes,
             )  # fmt: skip
             parameters += values
             parameters.append(partition_crc(*values))
@@ -215,12 +221,12 @@ class GroupWriter:
         changes: list[Any] = []
         reschedules: list[Any] = []
         long_specs: list[tuple[int, bytes]] = []
-        live, known, num = self._slots.live, self._slots.held, self._reshaper.next_num
+        live_slots, extents, num = self._generations.live_slots, self._generations.extents, self._reshaper.next_num
         for batch in batches:
             changed.update([row.partition for row in batch.rows])
             for row in batch.rows:
                 body, partition = row.body, row.partition
-                slot = live.get(partition, partition)
+                slot = live_slots.get(partition, partition)
                 crc = row_crc(row.id, partition, row.rev, row.state, row.run_at_us, row.ended_us, body)
                 if row.expected_rev:
                     change = changes if row.state >= State.PROCESSING else reschedules
@@ -239,9 +245,9 @@ class GroupWriter:
                 spec = row.spec
                 if spec is None:
                     raise Divergence(f"task {row.id}: a new row without its spec")
-                held = known.get(partition) or self._slots.of(partition)
-                held.rows += 1
-                held.content_bytes += len(spec) + len(body)
+                extent = extents.get(partition) or self._generations.extent(partition)
+                extent.rows += 1
+                extent.content_bytes += len(spec) + len(body)
                 fixed = spec_crc(row.id, row.type, row.queue, row.priority, row.created_us, spec)
                 if len(spec) > limits.INLINE_SPEC_BYTES_MAX:
                     long_specs.append((num, spec))
@@ -274,8 +280,8 @@ class GroupWriter:
         for batch in batches:
             for t in batch.tombstones:
                 crc = tombstone_crc(t.id, t.partition, t.content_hash, t.at_us)
-                tombstones += (t.id, live.get(t.partition, t.partition), t.content_hash, t.at_us, crc)
-                self._slots.of(t.partition).tombstones += 1
+                tombstones += (t.id, live_slots.get(t.partition, t.partition), t.content_hash, t.at_us, crc)
+                self._generations.extent(t.partition).tombstones += 1
                 changed.add(t.partition)
         if tombstones:
             count += run(connection, sql.put_tombstones, sql.TOMBSTONE_COLUMNS, tombstones)
@@ -289,7 +295,8 @@ class GroupWriter:
         wanted = len(parameters) // columns
         done = sql.run_in_chunks(self._connection, statement, columns, parameters)
         if done < wanted and statement is sql.change_tasks:
-            # What was left has another run_at_us or another revision; what was changed no longer has the expected one.
+            # What was left has another run_at_us or another revision; what was changed no longer
+            # has the expected one.
             done += sql.run_in_chunks(self._connection, sql.reschedule_tasks, columns, parameters)
         if done != wanted:
             raise Divergence(f"{wanted - done} of {wanted} changed rows do not have the revision expected")
@@ -302,13 +309,13 @@ class GroupWriter:
             self._connection.execute(sql.CLEAR_GROWTH)
         for slot, grown in growth:
             partition = slot & PARTITION_MASK
-            self._slots.of(partition).content_bytes += grown
+            self._generations.extent(partition).content_bytes += grown
 
     def _delete(self, batch: Batch, changed: set[int]) -> int:
         wanted = _to_json([(delete.id, delete.expected_rev) for delete in batch.deletes]).decode()
-        for held, rows, total in self._weigh(sql.WEIGH_TASKS, wanted, changed):
-            held.rows -= rows
-            held.content_bytes -= total
+        for extent, rows, total in self._weigh(sql.WEIGH_TASKS, wanted, changed):
+            extent.rows -= rows
+            extent.content_bytes -= total
         self._connection.execute(sql.DELETE_SPECS, (wanted,))
         deleted = self._connection.execute(sql.DELETE_TASKS, (wanted,)).rowcount
         if deleted != len(batch.deletes):
@@ -317,8 +324,8 @@ class GroupWriter:
 
     def _forget(self, batch: Batch, changed: set[int]) -> int:
         wanted = _to_json(batch.forgets).decode()
-        for held, tombstones, _ in self._weigh(sql.WEIGH_TOMBSTONES, wanted, changed):
-            held.tombstones -= tombstones
+        for extent, tombstones, _ in self._weigh(sql.WEIGH_TOMBSTONES, wanted, changed):
+            extent.tombstones -= tombstones
         return self._connection.execute(sql.DELETE_TOMBSTONES, (wanted,)).rowcount
 
     def _weigh(self, statement: str, wanted: str, changed: set[int]) -> Iterator[tuple[Extent, int, int]]:
@@ -327,7 +334,7 @@ class GroupWriter:
         for slot, count, total in _decode_weights(text):
             partition = slot & PARTITION_MASK
             changed.add(partition)
-            yield self._slots.of(partition), count, total
+            yield self._generations.extent(partition), count, total
 
 
 def _independent_runs(batches: Seq[Batch]) -> Iterator[list[Batch]]:

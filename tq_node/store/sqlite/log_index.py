@@ -1,4 +1,5 @@
-"""Where in the ``log`` table each partition's records are: 12 bytes of memory a record instead of an index on disk.
+"""Where in the ``log`` table each partition's records are: 12 bytes of memory a record instead of
+an index on disk.
 
 The writer thread changes it after each commit, the reader threads ask it; a lock keeps them apart.
 """
@@ -38,13 +39,17 @@ class LogIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.settled = threading.Lock()
-        """Held by the writer from the transaction that removes records otherwise than at the front to the change here."""
+        """Held by the writer from the transaction that removes records otherwise than at the front
+        to the change here.
+        """
         self._records: dict[int, _Records] = {}
         self.kept = 0
         """Records that count, all partitions together."""
 
     def extend(self, added: Iterable[tuple[int, int, int, int]]) -> None:
-        """Add records as (partition, sequence, position, payload bytes), in the order of their positions."""
+        """Add records as (partition, sequence, position, payload bytes), in the order of their
+        positions.
+        """
         with self._lock:
             count = 0
             for partition, sequence, position, size in added:
@@ -102,7 +107,9 @@ class LogIndex:
             )
 
     def find(self, partition: int, first: int, bytes_max: int) -> list[int]:
-        """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at least one if there is one."""
+        """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at
+        least one if there is one.
+        """
         with self._lock:
             records = self._records.get(partition)
             if records is None or first < records.first:

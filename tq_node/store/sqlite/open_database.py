@@ -1,4 +1,6 @@
-"""From a directory to open connections and what the writer must know: everything here happens before the first call."""
+"""From a directory to open connections and what the writer must know: everything here happens
+before the first call.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import msgspec
 from tq_node.errors import StoreBroken
 from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc, slot_crc
 from tq_node.store.lock import sync_directory
-from tq_node.store.log_state import LogState
+from tq_node.store.partition_state import Extent, LogState
 from tq_node.store.private import create, refuse_link
-from tq_node.store.sqlite.generations import Extent, Generations
+from tq_node.store.sqlite.generations import Generations
 from tq_node.store.sqlite.log_index import LogIndex
 from tq_node.store.sqlite.upgrade import check_identity, load_steps, upgrade
 
@@ -21,7 +23,9 @@ DATABASE_NAME = "taskqueue.sqlite3"
 WRITER_CACHE_KIB = 32 * 1024
 READER_CACHE_KIB = 4 * 1024
 BUSY_S = 5.0
-"""SQLite waits so long for a lock of another connection. Ours meet only for moments, at checkpoints."""
+"""SQLite waits so long for a lock of another connection. Ours meet only for moments, at
+checkpoints.
+"""
 SQLITE_VERSION_LEAST = (3, 38, 0)
 """For UPDATE ... FROM (3.33) and JSON functions that are always there (3.38)."""
 _DATABASE_FILES = ("", "-wal", "-shm", "-journal")
@@ -31,7 +35,9 @@ _decode_scan = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 
 
 def make_directory(directory: Path) -> None:
-    """Create the data directory, readable by its owner only, if it is not there, and make its name durable."""
+    """Create the data directory, readable by its owner only, if it is not there, and make its name
+    durable.
+    """
     absolute = directory.absolute()
     missing = [path for path in (absolute, *absolute.parents) if not path.exists()]
     for path in reversed(missing):
@@ -59,7 +65,8 @@ def connect(database: Path, *, cache_kib: int, read_only: bool = False) -> sqlit
 def connect_writer(database: Path) -> sqlite3.Connection:
     """The one connection that writes, its durability settings read back, the schema up to date.
 
-    :raises StoreBroken: no database of ours, damaged, or a setting does not hold. :raises SchemaTooNew: by a later release.
+    :raises StoreBroken: no database of ours, damaged, or a setting does not hold. :raises
+        SchemaTooNew: by a later release.
     :raises OSError: a file of it is a link, or can't be made.
     """
     if sqlite3.sqlite_version_info < SQLITE_VERSION_LEAST:
@@ -90,10 +97,12 @@ def connect_writer(database: Path) -> sqlite3.Connection:
 
 
 def _settle_wal(connection: sqlite3.Connection) -> None:
-    """Bring what the write-ahead log holds into the database, synced, before anything is added behind it.
+    """Bring what the write-ahead log holds into the database, synced, before anything is added
+    behind it.
 
-    A sync that failed in the last run may have left pages that only the cache still shows (F8): a commit behind such a hole would
-    be acknowledged and lost with the next power cut. Copied and synced anew, they are on the disk, or the start fails here.
+    A sync that failed in the last run may have left pages that only the cache still shows (F8): a
+    commit behind such a hole would be acknowledged and lost with the next power cut. Copied and
+    synced anew, they are on the disk, or the start fails here.
     """
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
@@ -119,10 +128,11 @@ def load_meta(connection: sqlite3.Connection) -> dict[str, bytes]:
 def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Generations]:
     """Every partition's state but ``last``, which ``load_log`` fills in; and where its rows are.
 
-    What was staged when the last run ended is among the dead: a crash gives a snapshot up (replication.md, section 6).
+    What was staged when the last run ended is among the dead: a crash gives a snapshot up
+    (replication.md, section 6).
     """
     states: dict[int, LogState] = {}
-    held: dict[int, Extent] = {}
+    extents: dict[int, Extent] = {}
     for *values, crc in connection.execute(
         "SELECT partition, promised, applied, horizon_us, trimmed, "
         "generation, log_from, task_rows, tombstone_rows, content_bytes, crc FROM partitions"
@@ -131,7 +141,7 @@ def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Ge
             raise StoreBroken(f"the stored state of partition {values[0]} is damaged")
         partition = values[0]
         states[partition] = LogState(*values[1:5])
-        held[partition] = Extent(*values[5:])
+        extents[partition] = Extent(*values[5:])
     rows = connection.execute("SELECT partition, epoch, first_sequence, crc FROM epochs ORDER BY partition, epoch")
     for partition, epoch, first_sequence, crc in rows:
         if crc != epoch_crc(partition, epoch, first_sequence):
@@ -142,21 +152,23 @@ def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Ge
         if crc != slot_crc(slot):
             raise StoreBroken(f"the stored note about slot {slot} is damaged")
         hidden.add(slot)
-    slots = Generations()
-    slots.load(held, hidden)
-    return states, slots
+    generations = Generations()
+    generations.load(extents, hidden)
+    return states, generations
 
 
 def load_log(
-    connection: sqlite3.Connection, states: dict[int, LogState], slots: Generations, index: LogIndex
+    connection: sqlite3.Connection, states: dict[int, LogState], generations: Generations, index: LogIndex
 ) -> tuple[int, int, int]:
-    """Find every record that counts, without reading payloads; return (next position, records in the table, their bytes).
+    """Find every record that counts, without reading payloads; return (next position, records in
+    the table, their bytes).
 
     :raises StoreBroken: a record is missing between others.
     """
     last_position = rows = total = 0
-    # Positions from which a log begins anew are never given out again, though the table may have been emptied up to there.
-    log_from = {partition: held.log_from for partition, held in slots.held.items()}
+    # Positions from which a log begins anew are never given out again, though the table may have
+    # been emptied up to there.
+    log_from = {partition: extent.log_from for partition, extent in generations.extents.items()}
     next_position = max(log_from.values(), default=0)
     while True:
         (text,) = connection.execute(
@@ -188,7 +200,9 @@ def next_task_number(connection: sqlite3.Connection) -> int:
 
 
 def prune_epochs(connection: sqlite3.Connection, states: dict[int, LogState]) -> None:
-    """Drop epochs that ended before the log's start; each restart adds some, so each start is the time for it."""
+    """Drop epochs that ended before the log's start; each restart adds some, so each start is the
+    time for it.
+    """
     for partition, state in states.items():
         kept = state.as_partition_log(partition).epochs
         if len(kept) < len(state.epochs):

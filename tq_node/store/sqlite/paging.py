@@ -1,4 +1,6 @@
-"""A page of rows, by a walk along an index that never sorts and never looks at more rows than it may."""
+"""A page of rows, by a walk along an index that never sorts and never looks at more rows than it
+may.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def page(connection: sqlite3.Connection, query: RowQuery) -> RowPage:
 
 
 def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str] | None) -> tuple[int, str] | None:
-    """The last row looked at, or None if the walk ends there. ``last``: where the page was full, else it was looked through."""
+    """The last row looked at, or None if the walk ends there. ``last``: where the page was full,
+    else it was looked through.
+    """
     if last is None:
         walk, parameters = _walk(query)
         skip = query.scan_rows_max - 1
@@ -70,7 +74,9 @@ def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str]
 
 
 def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
-    """Rows in order behind ``after``: ``num``, ``k`` (the sort value), ``id`` and what the conditions need."""
+    """Rows in order behind ``after``: ``num``, ``k`` (the sort value), ``id`` and what the
+    conditions need.
+    """
     direction = "DESC" if query.descending else "ASC"
     beyond = "<" if query.descending else ">"
     parameters: dict[str, object] = {}
@@ -89,7 +95,8 @@ def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
             f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_id WHERE {behind} ORDER BY id {direction}",
             parameters,
         )
-    # One walk for each state, merged: a handful of failed tasks is found at once among a million completed ones.
+    # One walk for each state, merged: a handful of failed tasks is found at once among a million
+    # completed ones.
     arms = [
         f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_state WHERE state = {int(state)} AND {behind}"
         for state in State

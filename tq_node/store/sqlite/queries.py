@@ -1,7 +1,8 @@
 """What the readers ask, each as a function of a read-only connection, each verified by checksum.
 
-Every query returns one row with one JSON text, because each row more would cost a step, and each step a switch of threads
-(see statements.py). Blobs travel through it as hex. Rows in slots that do not count are not seen (slots.py).
+Every query returns one row with one JSON text, because each row more would cost a step, and each
+step a switch of threads (see statements.py). Blobs travel through it as hex. Rows in slots that do
+not count are not seen (slots.py).
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from tq_node.store.sqlite.log_index import LogIndex
 from tq_node.store.sqlite.sql import VISIBLE
 
 _Row = tuple[str, int, int, int, int, int, int, str, str, int, int, int, str, str]
-_Grave = tuple[str, int, str, int, int]
+_TombstoneColumns = tuple[str, int, str, int, int]
 
 _to_json = msgspec.json.Encoder().encode
 _decode_rows = msgspec.json.Decoder(list[_Row]).decode
-_decode_graves = msgspec.json.Decoder(list[_Grave]).decode
+_decode_tombstones = msgspec.json.Decoder(list[_TombstoneColumns]).decode
 _decode_records = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 _decode_counts = msgspec.json.Decoder(list[tuple[int, str, int, int]]).decode
 _decode_open = msgspec.json.Decoder(list[tuple[str, int, int, str, int, int, str]]).decode
@@ -45,12 +46,12 @@ _ROW = (
     "t.type, t.queue, t.priority, t.created_us, t.spec_crc, hex(coalesce(t.spec, s.spec)), hex(t.body)))"
 )
 _SPEC = "LEFT JOIN specs AS s ON s.num = t.num AND t.spec IS NULL"
-_GRAVE = f"json_group_array(json_array(id, partition & {PARTITION_MASK}, hex(content_hash), at_us, crc))"
+_TOMBSTONE = f"json_group_array(json_array(id, partition & {PARTITION_MASK}, hex(content_hash), at_us, crc))"
 
 _LOOKUP = (
     f"SELECT (SELECT {_ROW} FROM json_each(?1) AS j CROSS JOIN tasks AS t ON t.id = j.value {_SPEC} "
     f"WHERE {VISIBLE.format('t.partition')}), "
-    f"(SELECT {_GRAVE} FROM tombstones WHERE id IN (SELECT value FROM json_each(?1)) AND {VISIBLE_HERE})"
+    f"(SELECT {_TOMBSTONE} FROM tombstones WHERE id IN (SELECT value FROM json_each(?1)) AND {VISIBLE_HERE})"
 )
 _ROWS = f"SELECT {_ROW} FROM json_each(?) AS j CROSS JOIN tasks AS t ON t.num = j.value {_SPEC}"
 _RECORDS = (
@@ -79,8 +80,8 @@ _ENDED = (
     "(SELECT length(spec) FROM specs WHERE specs.num = tasks.num)) AS size FROM tasks INDEXED BY tasks_ended "
     f"WHERE ended_us > 0 AND ended_us < :us AND {WANTED} ORDER BY ended_us LIMIT :rows)"
 )
-_GRAVES = (
-    f"SELECT {_GRAVE} FROM (SELECT * FROM tombstones INDEXED BY tombstones_at "
+_TOMBSTONES = (
+    f"SELECT {_TOMBSTONE} FROM (SELECT * FROM tombstones INDEXED BY tombstones_at "
     f"WHERE at_us < :us AND {WANTED} ORDER BY at_us, id LIMIT :rows)"
 )
 # Steps from queue to queue instead of walking all pending rows.
@@ -124,8 +125,8 @@ def _parts(row: _Row) -> tuple[int, RowParts]:
     return partition, (task_id, *middle, bytes.fromhex(spec), bytes.fromhex(body))  # type: ignore[return-value]
 
 
-def _verified_grave(grave: _Grave) -> Tombstone:
-    task_id, partition, content_hash, at_us, crc = grave
+def _verified_tombstone(columns: _TombstoneColumns) -> Tombstone:
+    task_id, partition, content_hash, at_us, crc = columns
     tombstone = Tombstone(task_id, partition, bytes.fromhex(content_hash), at_us)
     if crc != tombstone_crc(task_id, partition, tombstone.content_hash, at_us):
         raise StoreBroken(f"the stored tombstone of task {task_id} is damaged")
@@ -151,9 +152,9 @@ def lookup(connection: sqlite3.Connection, ids: Seq[str]) -> dict[str, StoredRow
             wanted = _to_json(part).decode()
         except UnicodeEncodeError:  # an id that is no text can't be stored, but somebody may ask for it
             wanted = _to_json([task_id for task_id in part if storable(task_id) == task_id]).decode()
-        rows, graves = _one(connection, _LOOKUP, (wanted,))
-        for grave in _decode_graves(graves):
-            found[grave[0]] = _verified_grave(grave)
+        rows, tombstones = _one(connection, _LOOKUP, (wanted,))
+        for tombstone in _decode_tombstones(tombstones):
+            found[tombstone[0]] = _verified_tombstone(tombstone)
         for row in _decode_rows(rows):
             found[row[0]] = _verified(row)
     return found
@@ -187,7 +188,9 @@ def _rows_by_number(connection: sqlite3.Connection, numbers: list[int]) -> list[
 def read_records(
     connection: sqlite3.Connection, partition: int, first: int, positions: list[int]
 ) -> list[Entry] | None:
-    """The records at ``positions``, which follow one another from sequence ``first`` on; None if one is not there."""
+    """The records at ``positions``, which follow one another from sequence ``first`` on; None if
+    one is not there.
+    """
     (text,) = _one(connection, _RECORDS, (_to_json(positions).decode(),))
     records = _decode_records(text)
     if len(records) != len(positions):
@@ -204,7 +207,9 @@ def read_records(
 def read_log(
     connection: sqlite3.Connection, index: LogIndex, partition: int, first: int, bytes_max: int
 ) -> list[Entry]:
-    """See ``api.Store.read_log``. Records may be trimmed or cut between a look at the index and one at the table."""
+    """See ``api.Store.read_log``. Records may be trimmed or cut between a look at the index and one
+    at the table.
+    """
     positions = index.find(partition, first, bytes_max)
     entries = read_records(connection, partition, first, positions) if positions else []
     if entries is not None:
@@ -222,7 +227,9 @@ def read_log(
 def counts(
     connection: sqlite3.Connection, partitions: Collection[int] | None = None, from_state: int = 0
 ) -> list[tuple[int, str, int, int]]:
-    """In pieces, so that the sorting for each piece stays small; in one transaction, so that nothing counts twice."""
+    """In pieces, so that the sorting for each piece stays small; in one transaction, so that
+    nothing counts twice.
+    """
     totals: dict[tuple[int, str, int], int] = {}
     # An id may be there twice, in two slots of its partition.
     after: tuple[int, str, str, int] | None = (from_state, "", "", -1)
@@ -256,7 +263,9 @@ def open_rows(
 def ended_before(
     connection: sqlite3.Connection, us: int, limit: int, partitions: Collection[int] | None = None
 ) -> list[StoredRow]:
-    """Fewer than ``limit``, at least one, where they are long: as many as hold ``limits.LIST_BYTES_MAX``."""
+    """Fewer than ``limit``, at least one, where they are long: as many as hold
+    ``limits.LIST_BYTES_MAX``.
+    """
     connection.execute("BEGIN")
     try:
         (text,) = _one(connection, _ENDED, {"us": us, "rows": limit, "partitions": listed(partitions)})
@@ -275,8 +284,8 @@ def ended_before(
 def tombstones_before(
     connection: sqlite3.Connection, us: int, limit: int, partitions: Collection[int] | None = None
 ) -> list[Tombstone]:
-    (text,) = _one(connection, _GRAVES, {"us": us, "rows": limit, "partitions": listed(partitions)})
-    return [_verified_grave(grave) for grave in _decode_graves(text)]
+    (text,) = _one(connection, _TOMBSTONES, {"us": us, "rows": limit, "partitions": listed(partitions)})
+    return [_verified_tombstone(tombstone) for tombstone in _decode_tombstones(text)]
 
 
 def oldest_pending(connection: sqlite3.Connection, partitions: Collection[int] | None = None) -> dict[str, int]:

@@ -18,8 +18,8 @@ Query = Callable[[sqlite3.Connection], object]
 class Reader:
     """Answers in the order asked, except that all lookups that wait become one.
 
-    ``answer`` gets [(ticket, value), ...]; ``fail`` gets an exception and the tickets it is the answer for. Both are called in
-    this thread.
+    ``answer`` gets [(ticket, value), ...]; ``fail`` gets an exception and the tickets it is the
+    answer for. Both are called in this thread.
     """
 
     def __init__(
@@ -39,7 +39,9 @@ class Reader:
         """Hand in (query, ticket), or (ids, ticket) for a lookup."""
 
     def stop(self) -> None:
-        """Answer what has been asked, then close the connection; waits for that. Not for the reactor thread."""
+        """Answer what has been asked, then close the connection; waits for that. Not for the
+        reactor thread.
+        """
         self._queue.put(None)
         self._thread.join()
 

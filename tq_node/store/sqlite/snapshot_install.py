@@ -1,7 +1,8 @@
-"""The steps of a batch that change a whole partition: drops, staging, installs, cuts. In the writer's transaction.
+"""The steps of a batch that change a whole partition: drops, staging, installs, cuts. In the
+writer's transaction.
 
-None of them touches more rows than it brings along: what a partition held is hidden at one stroke and deleted later
-(``slots``, ``sweeping``). Cut records go at once, for their sequences come again.
+None of them touches more rows than it brings along: what a partition held is hidden at one stroke
+and deleted later (``slots``, ``sweeping``). Cut records go at once, for their sequences come again.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from tq_node import limits
 from tq_node.errors import Divergence
 from tq_node.store.api import Batch, Install, StagedChunk
 from tq_node.store.checksums import epoch_crc, slot_crc
+from tq_node.store.partition_state import Extent
 from tq_node.store.snapshots import ChunkDamaged, decode_chunk
 from tq_node.store.sqlite import sql
-from tq_node.store.sqlite.generations import Extent, Generations, slot_of
+from tq_node.store.sqlite.generations import Generations, slot_of
 from tq_node.store.sqlite.log_index import LogIndex
 
 _to_json = msgspec.json.Encoder().encode
 
 Added = list[tuple[int, int, int, int]]
-"""(partition, sequence, position, bytes) of records written in this transaction and not in the index yet."""
+"""(partition, sequence, position, bytes) of records written in this transaction and not in the
+index yet.
+"""
 
 
 def reshapes(batch: Batch) -> bool:
@@ -31,27 +35,33 @@ def reshapes(batch: Batch) -> bool:
 
 
 class SnapshotInstaller:
-    """:param next_num: the first row number that is free; to be read and set by whoever else makes rows."""
+    """:param next_num: the first row number that is free; to be read and set by whoever else makes
+    rows.
+    """
 
-    def __init__(self, connection: sqlite3.Connection, slots: Generations, index: LogIndex, next_num: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, generations: Generations, index: LogIndex, next_num: int
+    ) -> None:
         self._connection = connection
-        self._slots = slots
+        self._generations = generations
         self._index = index
         self.next_num = next_num
         self._emptied: set[int] = set()
         self._cut: dict[int, int] = {}
 
     def reshape(self, batch: Batch, added: Added, position: int) -> tuple[Added, int]:
-        """Take the batch's first steps, up to and with cuts; ``states`` are folded already, ``position`` is the next free one.
+        """Take the batch's first steps, up to and with cuts; ``states`` are folded already,
+        ``position`` is the next free one.
 
-        :returns: what is left of ``added``, and how many records were deleted. :raises Divergence: see ``api.Store.commit``.
+        :returns: what is left of ``added``, and how many records were deleted. :raises Divergence:
+            see ``api.Store.commit``.
         """
         deleted = 0
         for partition in batch.drops:
-            self._slots.give_up(partition)
+            self._generations.discard_staged(partition)
             self._replace(partition, None, position)
         for partition in batch.unstage:
-            self._slots.give_up(partition)
+            self._generations.discard_staged(partition)
         for chunk in batch.stage:
             self._stage(chunk)
         for install in batch.installs:
@@ -66,7 +76,9 @@ class SnapshotInstaller:
         return added, deleted
 
     def committed(self) -> None:
-        """Bring the index up to what is durable; records of this transaction are added to it afterwards."""
+        """Bring the index up to what is durable; records of this transaction are added to it
+        afterwards.
+        """
         for partition in self._emptied:
             self._index.forget(partition)
         for partition, kept in self._cut.items():
@@ -77,8 +89,8 @@ class SnapshotInstaller:
     def _stage(self, chunk: StagedChunk) -> None:
         partition = chunk.partition
         if chunk.number == 0:
-            self._hide(self._slots.begin(partition))
-        staging = self._slots.staged.get(partition)
+            self._hide(self._generations.begin_staging(partition))
+        staging = self._generations.staged.get(partition)
         if staging is None:
             raise Divergence(f"partition {partition}: chunk {chunk.number} of nothing that is staged")
         staging.require_next(partition, chunk.number)
@@ -86,8 +98,8 @@ class SnapshotInstaller:
             content = decode_chunk(partition, chunk.data, staging.digest)
         except ChunkDamaged as why:
             raise Divergence(f"a chunk that was not checked: {why}") from why
-        staging.held.take_in(content)
-        slot = slot_of(partition, staging.held.generation)
+        staging.extent.count_chunk(content)
+        slot = slot_of(partition, staging.extent.generation)
         births: list[Any] = []
         num = self.next_num
         for (
@@ -103,31 +115,31 @@ class SnapshotInstaller:
             )  # fmt: skip
             num += 1
         self.next_num = num
-        graves = [value for task_id, *rest in content.graves for value in (task_id, slot, *rest)]
+        tombstones = [value for task_id, *rest in content.tombstones for value in (task_id, slot, *rest)]
         run, connection = sql.run_in_chunks, self._connection
         try:
             run(connection, sql.insert_tasks, sql.BIRTH_COLUMNS, births)
-            run(connection, sql.put_tombstones, sql.TOMBSTONE_COLUMNS, graves)
+            run(connection, sql.put_tombstones, sql.TOMBSTONE_COLUMNS, tombstones)
         except sqlite3.IntegrityError as why:
             raise Divergence(f"partition {partition}: a chunk holds a row twice: {why}") from why
 
     def _install(self, install: Install, position: int) -> None:
         partition = install.partition
-        staging = self._slots.staged.pop(partition, None)
+        staging = self._generations.staged.pop(partition, None)
         if staging is not None:
             staging.require_whole(partition, install.chunks, install.digest)
-            staged_slot = slot_of(partition, staging.held.generation)
+            staged_slot = slot_of(partition, staging.extent.generation)
             self._connection.execute("DELETE FROM hidden WHERE slot = ?", (staged_slot,))
         elif install.chunks:
             raise Divergence(f"partition {partition}: {install.chunks} chunks to be installed, none staged")
-        self._replace(partition, staging.held if staging else None, position)
+        self._replace(partition, staging.extent if staging else None, position)
         for epoch, first_sequence in install.epochs:
             crc = epoch_crc(partition, epoch, first_sequence)
             self._connection.execute("INSERT INTO epochs VALUES (?, ?, ?, ?)", (partition, epoch, first_sequence, crc))
 
-    def _replace(self, partition: int, held: Extent | None, position: int) -> None:
-        """``held`` counts from here on, nothing of the log does."""
-        replaced = self._slots.replace(partition, held, position)
+    def _replace(self, partition: int, extent: Extent | None, position: int) -> None:
+        """``extent`` counts from here on, nothing of the log does."""
+        replaced = self._generations.replace(partition, extent, position)
         if replaced is not None:
             self._hide(replaced)
         self._connection.execute("DELETE FROM epochs WHERE partition = ?", (partition,))

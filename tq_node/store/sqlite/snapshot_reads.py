@@ -1,6 +1,8 @@
-"""Snapshots of partitions of a SQLite store, each on a connection of its own, one thread for all.
+"""Snapshots of single partitions of a SQLite store, and digests over their content.
 
-The desk's public calls come from the reactor thread, but for ``lose_all`` and ``stop``, which are the writer's.
+Each open snapshot is a read transaction on a connection opened for it. All of them are read in one
+thread, ``store-snapshots``. They hold back the write-ahead log: where it outgrows its bound, the
+writer thread has all of them given up (``lose_all``).
 """
 
 from __future__ import annotations
@@ -9,37 +11,83 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
-from twisted.internet.defer import Deferred, fail
+import msgspec
+from twisted.internet.defer import Deferred, DeferredSemaphore, fail
 from twisted.python.failure import Failure
 
+from tq_node.errors import Busy, StoreBroken
 from tq_node.store.api import SNAPSHOT_CHUNK_BYTES, SNAPSHOTS_MAX, SNAPSHOTS_WAITING_MAX, SnapshotLost
-from tq_node.store.sqlite.partition_reader import PartitionReader
+from tq_node.store.checksums import tombstone_crc
+from tq_node.store.snapshots import Chunk, Digest, TombstoneParts, encode_chunk
+from tq_node.store.sqlite.generations import slot_of
+from tq_node.store.sqlite.queries import rows_in_full
 from tq_node.store.sqlite.reader import Reader
-from tq_node.store.sqlite.turns import Turns
 
 _DIGEST_CHUNK_BYTES = 256 * 1024
+_CHUNK_ITEMS_MAX = 1_024
+_CHUNK_BYTES_FLAT = 16
+_ITEM_BYTES_FLAT = 80
+
+_decode_sizes = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
+_decode_tombstones = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
+
+# The index by id holds the slot too: the walk passes other partitions' entries without a look at
+# their rows.
+_ROWS = (
+    "SELECT json_group_array(json_array(num, id, size)) FROM (SELECT t.num AS num, t.id AS id, "
+    "length(CAST(t.id AS BLOB)) + length(CAST(t.type AS BLOB)) + length(CAST(t.queue AS BLOB)) + length(t.body) + "
+    "coalesce(length(t.spec), (SELECT length(spec) FROM specs WHERE specs.num = t.num)) AS size "
+    "FROM (SELECT num FROM tasks INDEXED BY tasks_id WHERE id > ? AND partition = ? ORDER BY id LIMIT ?) AS w "
+    "CROSS JOIN tasks AS t ON t.num = w.num)"
+)
+_TOMBSTONES = (
+    "SELECT json_group_array(json_array(id, hex(content_hash), at_us, crc)) FROM "
+    "(SELECT id, content_hash, at_us, crc FROM tombstones WHERE id > ? AND partition = ? ORDER BY id LIMIT ?)"
+)
 
 Ask = Callable[[Callable[[sqlite3.Connection], object]], Deferred[Any]]
+
+
+class SnapshotLimit(DeferredSemaphore):
+    """Lets ``SNAPSHOTS_MAX`` snapshots be open and ``SNAPSHOTS_WAITING_MAX`` calls wait, in order.
+
+    A call that waits may be cancelled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SNAPSHOTS_MAX)
+
+    def acquire(self) -> Deferred[Self]:
+        """:raises Busy: (through the Deferred) too many calls wait already."""
+        if len(self.waiting) >= SNAPSHOTS_WAITING_MAX:
+            return fail(Busy(f"{SNAPSHOTS_WAITING_MAX} wait for a snapshot already"))
+        return super().acquire()
+
+    def fail_waiting(self, why: Exception) -> None:
+        """The store is closed or broken: fail all calls that wait."""
+        waiting, self.waiting = self.waiting, []
+        for deferred in waiting:
+            deferred.errback(why)
 
 
 class SqliteSnapshot:
     """See ``api.PartitionSnapshot``."""
 
-    def __init__(self, desk: SnapshotReads, reader: PartitionReader) -> None:
+    def __init__(self, snapshots: SnapshotReads, reader: PartitionReader) -> None:
         self.partition = reader.partition
         self.applied: int = reader.applied
         self.epochs = reader.epochs
         self.horizon_us: int = reader.horizon_us
-        self._desk = desk
+        self._snapshots = snapshots
         self._reader = reader
         self._closed = False
 
     def read(self, bytes_max: int = SNAPSHOT_CHUNK_BYTES) -> Deferred[bytes | None]:
         if self._closed:
             return fail(SnapshotLost("the snapshot is closed"))
-        return self._desk.ask(partial(_read, self._reader, bytes_max)).addCallback(_raise_if_lost)
+        return self._snapshots.ask(partial(_read, self._reader, bytes_max)).addCallback(_raise_if_lost)
 
     def digest(self) -> bytes:
         return self._reader.digest.value()
@@ -47,68 +95,74 @@ class SqliteSnapshot:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._desk.let_go(self._reader)
+            self._snapshots.release(self._reader)
 
 
 class SnapshotReads:
-    """:param connect: makes a read-only connection. :param ask: puts a question to ``thread`` unless the store is over."""
+    """Opens snapshots and computes digests. Called in the reactor thread, but for ``lose_all`` and
+    ``stop`` (writer thread).
+
+    :param connect: opens a read-only connection. :param ask: runs a function in ``thread``, unless
+        the store is closed or broken.
+    """
 
     def __init__(self, thread: Reader, connect: Callable[[], sqlite3.Connection], ask: Ask) -> None:
         self.ask = ask
         self._thread = thread
         self._connect = connect
-        self._turns = Turns(SNAPSHOTS_MAX, SNAPSHOTS_WAITING_MAX)
+        self._limit = SnapshotLimit()
         self._open: dict[PartitionReader, sqlite3.Connection] = {}
-        """The thread's own."""
-        self._hurry = threading.Event()
+        """Used only by the snapshot thread."""
+        self._stop_digests = threading.Event()
 
     # --- in the reactor thread ---
     def open(self, partition: int) -> Deferred[SqliteSnapshot]:
-        return self._turns.take().addCallback(self._begin, partition)
+        return self._limit.acquire().addCallback(self._begin, partition)
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
         return self.ask(partial(self._digest, partition)).addCallback(_raise_if_lost)
 
-    def let_go(self, reader: PartitionReader) -> None:
+    def release(self, reader: PartitionReader) -> None:
+        """End the snapshot's transaction and let the next call that waits have its place."""
         self._thread.put((partial(self._end, reader), None))
-        self._turns.give_back()
+        self._limit.release()
 
-    def end(self, why: Exception) -> None:
-        """The store is over: nobody gets a turn any more."""
-        self._turns.end(why)
+    def fail_waiting(self, why: Exception) -> None:
+        """The store is closed or broken: fail all calls of ``open`` that wait."""
+        self._limit.fail_waiting(why)
 
-    def _begin(self, _: None, partition: int) -> Deferred[SqliteSnapshot]:
+    def _begin(self, _: object, partition: int) -> Deferred[SqliteSnapshot]:
         result: Deferred[SqliteSnapshot] = Deferred()
-        self.ask(partial(self._begin_here, partition)).addCallbacks(
-            self._hand_over, self._refused, callbackArgs=(result,), errbackArgs=(result,)
+        self.ask(partial(self._begin_in_thread, partition)).addCallbacks(
+            self._opened, self._open_failed, callbackArgs=(result,), errbackArgs=(result,)
         )
         return result
 
-    def _hand_over(self, reader: PartitionReader, result: Deferred[SqliteSnapshot]) -> None:
+    def _opened(self, reader: PartitionReader, result: Deferred[SqliteSnapshot]) -> None:
         snapshot = SqliteSnapshot(self, reader)
-        if result.called:  # given up meanwhile
+        if result.called:  # cancelled meanwhile
             snapshot.close()
         else:
             result.callback(snapshot)
 
-    def _refused(self, why: Failure, result: Deferred[SqliteSnapshot]) -> None:
-        self._turns.give_back()
+    def _open_failed(self, why: Failure, result: Deferred[SqliteSnapshot]) -> None:
+        self._limit.release()
         if not result.called:
             result.errback(why)
 
-    # --- in the writer's ---
+    # --- in the writer thread ---
     def lose_all(self) -> None:
-        """Let go of all snapshots: they hold back the write-ahead log."""
-        self._hurry.set()
+        """Give up all snapshots and digests under way: they hold back the write-ahead log."""
+        self._stop_digests.set()
         self._thread.put((self._lose, None))
 
     def stop(self) -> None:
-        self._hurry.set()
-        self._thread.put((self._lose, None))
+        """Give up all snapshots and wait for the end of the thread."""
+        self.lose_all()
         self._thread.stop()
 
-    # --- in the thread ---
-    def _begin_here(self, partition: int, _: sqlite3.Connection) -> PartitionReader:
+    # --- in the snapshot thread ---
+    def _begin_in_thread(self, partition: int, _: sqlite3.Connection) -> PartitionReader:
         connection = self._connect()
         try:
             reader = PartitionReader(connection, partition)
@@ -128,17 +182,97 @@ class SnapshotReads:
         for reader in list(self._open):
             reader.is_lost = True
             self._end(reader, connection)
-        self._hurry.clear()
+        self._stop_digests.clear()
 
     def _digest(self, partition: int, connection: sqlite3.Connection) -> tuple[int, bytes] | SnapshotLost:
         reader = PartitionReader(connection, partition)
         try:
             while reader.read(_DIGEST_CHUNK_BYTES) is not None:
-                if self._hurry.is_set():
+                if self._stop_digests.is_set():
                     return _lost()
             return reader.applied, reader.digest.value()
         finally:
             reader.end()
+
+
+class PartitionReader:
+    """Reads one partition's content in order of ids, in a transaction that ``connection`` is in
+    from here to ``end``.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, partition: int) -> None:
+        self.partition = partition
+        self.digest = Digest()
+        self.is_lost = False
+        """``lose_all`` has ended the transaction: no chunk can be read any more."""
+        self._connection = connection
+        self._after_row: str | None = ""
+        """Id of the last row read; None: all are read. Likewise for tombstones, which come after
+        all rows.
+        """
+        self._after_tombstone: str | None = ""
+        connection.execute("BEGIN")
+        found = connection.execute(
+            "SELECT applied, horizon_us, generation FROM partitions WHERE partition = ?", (partition,)
+        ).fetchone()
+        state: tuple[int, int, int] = found or (0, 0, 0)
+        self.applied, self.horizon_us, generation = state
+        self._slot = slot_of(partition, generation)
+        self.epochs: list[tuple[int, int]] = connection.execute(
+            "SELECT epoch, first_sequence FROM epochs WHERE partition = ? AND first_sequence <= ? ORDER BY epoch",
+            (partition, self.applied),
+        ).fetchall()
+
+    def read(self, bytes_max: int) -> bytes | None:
+        """The next chunk; None at the end. :raises StoreBroken: something in it is damaged."""
+        chunk = Chunk([], [])
+        bytes_left = self._read_rows(chunk, bytes_max - _CHUNK_BYTES_FLAT)
+        if self._after_row is None:
+            self._read_tombstones(chunk, bytes_left)
+        if not (chunk.rows or chunk.tombstones):
+            return None
+        return encode_chunk(chunk, self.digest)
+
+    def end(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def _read_rows(self, chunk: Chunk, bytes_left: int) -> int:
+        if self._after_row is None:
+            return bytes_left
+        limit = max(min(_CHUNK_ITEMS_MAX, bytes_left // _ITEM_BYTES_FLAT), 1)
+        (text,) = self._connection.execute(_ROWS, (self._after_row, self._slot, limit)).fetchone()
+        found = _decode_sizes(text)
+        numbers: list[int] = []
+        for number, task_id, size in found:
+            bytes_left -= size + _ITEM_BYTES_FLAT
+            if numbers and bytes_left < 0:
+                break
+            numbers.append(number)
+            self._after_row = task_id
+        if len(numbers) == len(found) < limit:
+            self._after_row = None
+        chunk.rows = rows_in_full(self._connection, self.partition, numbers)
+        return bytes_left
+
+    def _read_tombstones(self, chunk: Chunk, bytes_left: int) -> None:
+        if self._after_tombstone is None:
+            return
+        limit = max(min(_CHUNK_ITEMS_MAX, bytes_left // _ITEM_BYTES_FLAT), 0 if chunk.rows else 1)
+        (text,) = self._connection.execute(_TOMBSTONES, (self._after_tombstone, self._slot, limit)).fetchone()
+        found = _decode_tombstones(text)
+        for task_id, content_hash, at_us, crc in found:
+            bytes_left -= len(task_id.encode()) + len(content_hash) // 2 + _ITEM_BYTES_FLAT // 2
+            if bytes_left < 0 and (chunk.rows or chunk.tombstones):
+                return
+            chunk.tombstones.append(self._verified_parts(task_id, bytes.fromhex(content_hash), at_us, crc))
+            self._after_tombstone = task_id
+        if len(found) < limit:
+            self._after_tombstone = None
+
+    def _verified_parts(self, task_id: str, content_hash: bytes, at_us: int, crc: int) -> TombstoneParts:
+        if crc != tombstone_crc(task_id, self.partition, content_hash, at_us):
+            raise StoreBroken(f"the stored tombstone of task {task_id} is damaged")
+        return task_id, content_hash, at_us, crc
 
 
 def _read(reader: PartitionReader, bytes_max: int, _: sqlite3.Connection) -> bytes | SnapshotLost | None:

@@ -1,8 +1,9 @@
 """SQL with many rows in one statement.
 
-Every ``sqlite3_step`` gives up the GIL and, beside a busy reactor thread, waits a whole switch interval to get it back: a
-thousand single-row statements take seconds. So a statement carries many rows, and unused places are filled with NULL:
-fewer statements are worth more than the cost of binding a NULL (25 ns).
+Every ``sqlite3_step`` gives up the GIL and, beside a busy reactor thread, waits a whole switch
+interval to get it back: a thousand single-row statements take seconds. So a statement carries many
+rows, and unused places are filled with NULL: fewer statements are worth more than the cost of
+binding a NULL (25 ns).
 """
 
 from __future__ import annotations
@@ -91,9 +92,12 @@ def put_tombstones(rows: int) -> str:
 
 
 VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
-"""Of a column with slots. The table is empty but while something is staged or being deleted: that costs a look at one page."""
+"""Of a column with slots. The table is empty but while something is staged or being deleted: that
+costs a look at one page.
+"""
 
-# The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for the others.
+# The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for
+# the others.
 _DOOMED = (
     "json_each(?) AS j CROSS JOIN tasks AS t ON t.id = json_extract(j.value, '$[0]') "
     f"AND t.rev = json_extract(j.value, '$[1]') AND {VISIBLE.format('t.partition')}"
@@ -112,7 +116,8 @@ WEIGH_TOMBSTONES = (
 )
 DELETE_TOMBSTONES = f"DELETE {_FORGOTTEN}"
 
-# How much longer or shorter the bodies of a slot have become: an UPDATE can't say what was there before, a trigger can.
+# How much longer or shorter the bodies of a slot have become: an UPDATE can't say what was there
+# before, a trigger can.
 WATCH_BODIES = """
 CREATE TEMP TABLE IF NOT EXISTS growth (slot INTEGER PRIMARY KEY, bytes INTEGER NOT NULL);
 CREATE TEMP TRIGGER IF NOT EXISTS body_growth AFTER UPDATE OF body ON main.tasks WHEN length(OLD.body) <> length(NEW.body) BEGIN
@@ -134,7 +139,8 @@ DELETE_RECORDS = "DELETE FROM log WHERE pos IN (SELECT value FROM json_each(?))"
 def run_in_chunks(
     connection: sqlite3.Connection, statement: Callable[[int], str], columns: int, parameters: list[Any]
 ) -> int:
-    """Run ``statement`` over ``parameters``, ``columns`` of them a row; return the number of rows changed.
+    """Run ``statement`` over ``parameters``, ``columns`` of them a row; return the number of rows
+    changed.
 
     ``parameters`` may be lengthened.
     """

@@ -1,8 +1,10 @@
-"""The Store on SQLite: log and rows in one file, one writer thread, group commit (docs/reference/on-disk-format.md).
+"""The Store on SQLite: log and rows in one file, one writer thread, group commit
+(docs/reference/on-disk-format.md).
 
-Threads: ``store-writer`` writes, ``store-lookups`` answers what somebody waits for, ``store-scans`` answers what takes longer,
-``store-snapshots`` reads whole partitions, ``store-helper`` copies the WAL into the database and makes backups. Each has its own
-connection; results reach the reactor by one ``callFromThread`` for all that are ready.
+Threads: ``store-writer`` writes, ``store-lookups`` answers what somebody waits for, ``store-scans``
+answers what takes longer, ``store-snapshots`` reads whole partitions, ``store-helper`` copies the
+WAL into the database and makes backups. Each has its own connection; results reach the reactor by
+one ``callFromThread`` for all that are ready.
 """
 
 from __future__ import annotations
@@ -56,14 +58,18 @@ def open_store(
     on_broken: OnBroken,
     on_commit: OnCommit | None = None,
 ) -> SqliteStore:
-    """Open the store in ``directory``, making both where they are not there. Blocks: some seconds for a large log.
+    """Open the store in ``directory``, making both where they are not there. Blocks: some seconds
+    for a large log.
 
-    :param on_broken: called once, in the reactor thread, with the first failure (R18) before any Deferred hears of it; it
-        is to end the process.
-    :param on_commit: called in the reactor thread after each commit with (batches, log records, rows, seconds).
+    :param on_broken: called once, in the reactor thread, with the first failure (R18) before any
+        Deferred hears of it; it is to end the process.
+    :param on_commit: called in the reactor thread after each commit with (batches, log records,
+        rows, seconds).
 
-    :raises DirectoryLocked: another process has it open. :raises SchemaTooNew: a later release wrote it.
-    :raises StoreBroken: it is damaged or not ours. :raises OSError: the directory can't be made or read.
+    :raises DirectoryLocked: another process has it open. :raises SchemaTooNew: a later release
+        wrote it.
+    :raises StoreBroken: it is damaged or not ours. :raises OSError: the directory can't be made or
+        read.
     """
     return SqliteStore(Path(directory), reactor, on_broken, on_commit)
 
@@ -96,11 +102,11 @@ class SqliteStore:
     def _open(self) -> None:
         self._connection = connection = open_database.connect_writer(self._database)
         try:
-            self._states, self._slots = open_database.load_states(connection)
+            self._states, self._generations = open_database.load_states(connection)
             self._meta = open_database.load_meta(connection)
             self._index = LogIndex()
             next_position, log_rows, log_bytes = open_database.load_log(
-                connection, self._states, self._slots, self._index
+                connection, self._states, self._generations, self._index
             )
             open_database.prune_epochs(connection, self._states)
             next_num = open_database.next_task_number(connection)
@@ -118,7 +124,7 @@ class SqliteStore:
         group = GroupWriter(
             connection,
             self._states,
-            self._slots,
+            self._generations,
             self._index,
             next_position=next_position,
             log_rows=log_rows,
@@ -166,7 +172,7 @@ class SqliteStore:
         return self._snapshots.digest(partition)
 
     def sizes(self) -> dict[int, PartitionSize]:
-        return self._slots.sizes()
+        return self._generations.sizes()
 
     def partition_bytes(self) -> dict[int, int]:
         return {partition: size.bytes for partition, size in self.sizes().items()}
@@ -202,7 +208,9 @@ class SqliteStore:
         return self._scan(queries.newest_us)
 
     def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
-        """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made; the store is well."""
+        """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made;
+        the store is well.
+        """
         folder = Path(directory)
 
         def run(connection: sqlite3.Connection) -> Seq[str] | Exception:
@@ -241,7 +249,7 @@ class SqliteStore:
         else:
             self._closing = [done]
             self._stop_backup.set()
-            self._snapshots.end(StoreBroken("the store is closed"))
+            self._snapshots.fail_waiting(StoreBroken("the store is closed"))
             self._writer.stop()
         return done
 
@@ -277,7 +285,9 @@ class SqliteStore:
 
     # --- from the threads ---
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have it called in the reactor thread, in the order posted. Wakes the reactor only if it is not on its way already."""
+        """Have it called in the reactor thread, in the order posted. Wakes the reactor only if it
+        is not on its way already.
+        """
         self._outbox.append((function, arguments))
         if not self._outbox_told:
             self._outbox_told = True
@@ -353,7 +363,7 @@ class SqliteStore:
         try:
             if self._broken is None:
                 self._broken = why
-                self._snapshots.end(StoreBroken(f"the store is broken: {why}"))
+                self._snapshots.fail_waiting(StoreBroken(f"the store is broken: {why}"))
                 self._on_broken(why)
         finally:
             known = isinstance(why, StoreBroken | Divergence)

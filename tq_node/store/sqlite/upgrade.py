@@ -1,4 +1,6 @@
-"""The schema's numbered steps and the runner that applies them. ``PRAGMA user_version`` is the number of the last one."""
+"""The schema's numbered steps and the runner that applies them. ``PRAGMA user_version`` is the
+number of the last one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class SchemaTooNew(Exception):
 
 
 class Step(NamedTuple):
-    """``sql`` takes the schema from ``version`` - 1 to ``version``; it must not contain BEGIN or COMMIT."""
+    """``sql`` takes the schema from ``version`` - 1 to ``version``; it must not contain BEGIN or
+    COMMIT.
+    """
 
     version: int
     sql: str
@@ -39,7 +43,8 @@ def load_steps() -> list[Step]:
 def check_identity(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
     """The database's version, 0 where it is new; changes nothing.
 
-    :raises SchemaTooNew: ``steps`` does not reach its version. :raises StoreBroken: it belongs to another program.
+    :raises SchemaTooNew: ``steps`` does not reach its version. :raises StoreBroken: it belongs to
+        another program.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -53,7 +58,8 @@ def check_identity(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
 
 
 def upgrade(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
-    """Bring the database to the last step, each step in a transaction of its own; return how many were applied.
+    """Bring the database to the last step, each step in a transaction of its own; return how many
+    were applied.
 
     A crash in between leaves a whole older version, from which the next start goes on.
 

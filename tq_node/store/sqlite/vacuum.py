@@ -1,4 +1,6 @@
-"""What no longer counts leaves the tables in slices, so that no commit waits for a long one. In the writer's transactions."""
+"""What no longer counts leaves the tables in slices, so that no commit waits for a long one. In the
+writer's transactions.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ TRIM_ROWS_PER_COMMIT = 4_096
 TRIM_ROWS_LEAST = 256
 TRIM_BYTES_PER_COMMIT = 16 * limits.MIB
 DEAD_ROWS_MAX = 65_536
-"""Dead records behind one that is still needed; past it, and past the number of live ones, they are looked for and removed."""
+"""Dead records behind one that is still needed; past it, and past the number of live ones, they are
+looked for and removed.
+"""
 SWEEP_ROWS_PER_COMMIT = 64
 """Each some 50 µs: their index entries are all over the place."""
 SWEEP_LOOKS_PER_COMMIT = 8_192
@@ -24,7 +28,8 @@ SWEEP_LOOKS_PER_COMMIT = 8_192
 
 _to_json = msgspec.json.Encoder().encode
 _Entry = tuple[int, str, str, int]
-"""An index entry: state, id, queue, slot. An id may be there twice, in two slots of its partition."""
+"""An index entry: state, id, queue, slot. An id may be there twice, in two slots of its partition.
+"""
 _decode_rows = msgspec.json.Decoder(list[tuple[int, int, str, str, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
@@ -41,15 +46,15 @@ _LAST_ROW = (
 )
 _DELETE_SPECS = "DELETE FROM specs WHERE num IN (SELECT value FROM json_each(?))"
 _DELETE_ROWS = "DELETE FROM tasks WHERE num IN (SELECT value FROM json_each(?))"
-_FIND_GRAVES = (
+_FIND_TOMBSTONES = (
     "SELECT json_group_array(json_array(id, partition)) FROM (SELECT id, partition FROM "
     "(SELECT id, partition FROM tombstones WHERE (id, partition) > (:id, :slot) ORDER BY id, partition LIMIT :looks) "
     f"WHERE {_DEAD} LIMIT :rows)"
 )
-_LAST_GRAVE = (
+_LAST_TOMBSTONE = (
     "SELECT id, partition FROM tombstones WHERE (id, partition) > (?, ?) ORDER BY id, partition LIMIT 1 OFFSET ?"
 )
-_DELETE_GRAVES = (
+_DELETE_DEAD_TOMBSTONES = (
     "DELETE FROM tombstones WHERE (id, partition) IN "
     "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
 )
@@ -83,7 +88,9 @@ class RecordSweeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough is dead at the front, or so much is shut in behind live ones that looking for it pays."""
+        """Whether enough is dead at the front, or so much is shut in behind live ones that looking
+        for it pays.
+        """
         if self._live_from - self._lowest >= TRIM_ROWS_LEAST:
             return True
         return self._rows - self._index.kept > max(DEAD_ROWS_MAX, self._index.kept)
@@ -108,35 +115,36 @@ class RecordSweeper:
 
 
 class RowSweeper:
-    """Rows and tombstones of dead slots. No index leads to them: a pass walks all entries of one, a slice at a time.
+    """Rows and tombstones of dead slots. No index leads to them: a pass walks all entries of one, a
+    slice at a time.
 
     A row in a dead slot never changes, so a pass finds all that were dead when it began.
     """
 
-    def __init__(self, connection: sqlite3.Connection, slots: Generations) -> None:
+    def __init__(self, connection: sqlite3.Connection, generations: Generations) -> None:
         self._connection = connection
-        self._slots = slots
+        self._generations = generations
         self._sweeping: set[int] = set()
         self._row: _Entry | None = None
-        self._grave: tuple[str, int] | None = None
+        self._tombstone: tuple[str, int] | None = None
 
     @property
     def is_due(self) -> bool:
-        return bool(self._slots.dead)
+        return bool(self._generations.dead_slots)
 
     def sweep(self) -> None:
         """One slice of the pass, which begins if none is on its way."""
         if not self._sweeping:
-            self._sweeping = set(self._slots.dead)
-            self._row, self._grave = (-1, "", "", -1), ("", -1)
+            self._sweeping = set(self._generations.dead_slots)
+            self._row, self._tombstone = (-1, "", "", -1), ("", -1)
         dead = _to_json(list(self._sweeping)).decode()
         if self._row is not None:
             self._sweep_rows(dead, self._row)
-        elif self._grave is not None:
-            self._sweep_graves(dead, self._grave)
-        if self._row is None and self._grave is None:
+        elif self._tombstone is not None:
+            self._sweep_tombstones(dead, self._tombstone)
+        if self._row is None and self._tombstone is None:
             self._connection.execute("DELETE FROM hidden WHERE slot IN (SELECT value FROM json_each(?))", (dead,))
-            self._slots.buried(self._sweeping)
+            self._generations.slots_deleted(self._sweeping)
             self._sweeping = set()
 
     def _sweep_rows(self, dead: str, after: _Entry) -> None:
@@ -152,16 +160,16 @@ class RowSweeper:
             self._connection.execute(_DELETE_SPECS, (numbers,))
             self._connection.execute(_DELETE_ROWS, (numbers,))
 
-    def _sweep_graves(self, dead: str, after: tuple[str, int]) -> None:
+    def _sweep_tombstones(self, dead: str, after: tuple[str, int]) -> None:
         bound = {"id": after[0], "slot": after[1], **_slice(dead)}
-        (text,) = self._connection.execute(_FIND_GRAVES, bound).fetchone()
+        (text,) = self._connection.execute(_FIND_TOMBSTONES, bound).fetchone()
         found = _decode_ids(text)
         if len(found) == SWEEP_ROWS_PER_COMMIT:
-            self._grave = found[-1]
+            self._tombstone = found[-1]
         else:
-            self._grave = self._connection.execute(_LAST_GRAVE, (*after, SWEEP_LOOKS_PER_COMMIT - 1)).fetchone()
+            self._tombstone = self._connection.execute(_LAST_TOMBSTONE, (*after, SWEEP_LOOKS_PER_COMMIT - 1)).fetchone()
         if found:
-            self._connection.execute(_DELETE_GRAVES, (_to_json(found).decode(),))
+            self._connection.execute(_DELETE_DEAD_TOMBSTONES, (_to_json(found).decode(),))
 
 
 def _slice(dead: str) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Keeping the write-ahead log short without making a commit wait for it.
 
-A helper thread copies committed pages into the database file (a PASSIVE checkpoint) while the writer goes on appending.
-What was appended meanwhile is little; the writer copies that itself between two commits, and because nothing is left,
-its next commit begins the WAL from the front.
+A helper thread copies committed pages into the database file (a PASSIVE checkpoint) while the
+writer goes on appending. What was appended meanwhile is little; the writer copies that itself
+between two commits, and because nothing is left, its next commit begins the WAL from the front.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _max_frame = struct.Struct("=I").unpack_from
 class WalSize:
     """How much of the WAL is in use, from the index that SQLite shares between its connections.
 
-    The WAL's file does not shrink when it begins again, so its length says nothing. ``mxFrame`` is at byte 16 of the
-    ``-shm`` file (sqlite.org/walformat.html). The file is opened once and closed last: closing any descriptor of it would
-    drop the process's POSIX locks on it, SQLite's own among them. Mapped, because a read would give up the GIL.
+    The WAL's file does not shrink when it begins again, so its length says nothing. ``mxFrame`` is
+    at byte 16 of the ``-shm`` file (sqlite.org/walformat.html). The file is opened once and closed
+    last: closing any descriptor of it would drop the process's POSIX locks on it, SQLite's own
+    among them. Mapped, because a read would give up the GIL.
     """
 
     def __init__(self, database: Path) -> None:
@@ -65,7 +66,8 @@ class WalKeeper:
             self._next_at = limits.WAL_CHECKPOINT_BYTES
         self._last = used
         if used >= limits.WAL_BYTES_MAX:
-            # Somebody has been reading the same snapshot for very long, or the disk can't follow: now the writer waits.
+            # Somebody has been reading the same snapshot for very long, or the disk can't follow:
+            # now the writer waits.
             self._stop_backup()
             connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         elif self._finish.is_set():

@@ -1,4 +1,6 @@
-"""The writer thread: takes everything that waits, makes it durable in one commit, tells the reactor once."""
+"""The writer thread: takes everything that waits, makes it durable in one commit, tells the reactor
+once.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Writer:
         self._broken = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self.put = self._queue.put
-        """Hand in (batch, ticket), or (function, ticket) to be called between commits, behind all batches before it."""
+        """Hand in (batch, ticket), or (function, ticket) to be called between commits, behind all
+        batches before it.
+        """
         self._thread.start()
 
     def stop(self) -> None:

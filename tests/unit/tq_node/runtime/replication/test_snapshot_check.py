@@ -21,8 +21,8 @@ PARTITION, EPOCH = 3, 7
 
 def a_chunk(digest: Digest, *task_ids: str, partition: int = PARTITION) -> bytes:
     content = b"h" * 16
-    graves = [(task_id, content, 5, tombstone_crc(task_id, partition, content, 5)) for task_id in task_ids]
-    return encode_chunk(Chunk([], graves), digest)
+    tombstones = [(task_id, content, 5, tombstone_crc(task_id, partition, content, 5)) for task_id in task_ids]
+    return encode_chunk(Chunk([], tombstones), digest)
 
 
 def begin(snapshot_id: int = 1) -> SnapBegin:

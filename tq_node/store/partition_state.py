@@ -1,16 +1,21 @@
-"""What a store knows of each partition's log besides the records, and how a batch changes it. No IO.
+"""What a store keeps in memory of each partition, and how a batch changes it. No IO.
 
-Both implementations fold every batch through this, so that they refuse the same batches.
+``LogState`` is the state of a partition's log, ``Extent`` counts what the partition holds,
+``Staging`` is a snapshot that is being received. Every implementation of ``Store`` folds its
+batches through these, so that all refuse the same batches.
 """
 
 from __future__ import annotations
 
 from tq_node.errors import Divergence
-from tq_node.store.api import Batch, Install, PartitionLog
+from tq_node.store.api import Batch, Install, PartitionLog, PartitionSize
+from tq_node.store.snapshots import ROW_BYTES_ABOUT, TOMBSTONE_BYTES_ABOUT, Chunk, Digest
 
 
 class LogState:
-    """Records ``trimmed`` + 1 to ``last`` are kept."""
+    """The log of one partition. Invariant: the records ``trimmed`` + 1 to ``last`` are stored,
+    ``trimmed`` <= ``applied``.
+    """
 
     __slots__ = ("applied", "epochs", "horizon_us", "last", "promised", "trimmed")
 
@@ -23,7 +28,9 @@ class LogState:
         self.epochs: list[tuple[int, int]] = []
 
     def as_partition_log(self, partition: int) -> PartitionLog:
-        """``epochs`` begins with the one that covers the record before the log's start; older ones no longer matter."""
+        """``epochs`` begins with the one that covers the record before the log's start; older ones
+        no longer matter.
+        """
         first = 0
         while first + 1 < len(self.epochs) and self.epochs[first + 1][1] <= self.trimmed:
             first += 1
@@ -69,12 +76,75 @@ class LogState:
         self.applied = applied
 
 
+class Extent:
+    """How much one generation of a partition's content holds (see ``sqlite.generations``).
+
+    ``log_from``: the partition's log records at lower positions of the table belong to replaced
+    content and are dead.
+    """
+
+    __slots__ = ("content_bytes", "generation", "log_from", "rows", "tombstones")
+
+    def __init__(
+        self, generation: int = 0, log_from: int = 0, rows: int = 0, tombstones: int = 0, content_bytes: int = 0
+    ) -> None:
+        self.generation = generation
+        self.log_from = log_from
+        self.rows = rows
+        self.tombstones = tombstones
+        self.content_bytes = content_bytes
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.rows or self.tombstones)
+
+    def size(self) -> PartitionSize:
+        total = self.content_bytes + self.rows * ROW_BYTES_ABOUT + self.tombstones * TOMBSTONE_BYTES_ABOUT
+        return PartitionSize(self.rows, self.tombstones, total)
+
+    def count_chunk(self, chunk: Chunk) -> None:
+        """Add the rows and tombstones of a staged chunk."""
+        self.rows += len(chunk.rows)
+        self.content_bytes += sum(len(row[11]) + len(row[12]) for row in chunk.rows)
+        self.tombstones += len(chunk.tombstones)
+
+
+class Staging:
+    """A snapshot that is being received. ``extent.generation`` becomes the live generation when it
+    is installed.
+    """
+
+    __slots__ = ("chunks", "digest", "extent")
+
+    def __init__(self, generation: int) -> None:
+        self.extent = Extent(generation)
+        self.chunks = 0
+        self.digest = Digest()
+
+    def require_next(self, partition: int, number: int) -> None:
+        """Count chunk ``number``. :raises Divergence: the chunks before it are not all staged."""
+        if number != self.chunks:
+            raise Divergence(f"partition {partition}: chunk {number} after {self.chunks}")
+        self.chunks += 1
+
+    def require_whole(self, partition: int, chunks: int, digest: bytes) -> None:
+        """:raises Divergence: number or digest of the staged chunks are not those that the
+        ``Install`` names.
+        """
+        if self.chunks != chunks:
+            raise Divergence(f"partition {partition}: {self.chunks} chunks are staged, not {chunks}")
+        if digest and digest != self.digest.value():
+            raise Divergence(f"partition {partition}: what is staged has another digest than the snapshot")
+
+
 def fold(states: dict[int, LogState], batch: Batch) -> set[int]:
-    """Change ``states`` as the batch says, in the order of ``Batch``; return those of which more than log and epochs changed.
+    """Change ``states`` as the batch says, in the order of ``Batch``; return those of which more
+    than log and epochs changed.
 
     What only grows is never lowered. ``applied`` past the end of an empty log moves the log there.
 
-    :raises Divergence: the batch does not follow. ``states`` is then half changed: the store must end.
+    :raises Divergence: the batch does not follow. ``states`` is then half changed: the store must
+        end.
     """
     changed: set[int] = set()
     if batch.promises:
