@@ -18,6 +18,8 @@ from tests.support.harness import PROJECT
 RULE = re.compile(r"\b[FRIP][1-9][0-9]?[a-z]?\b")
 ROWS = tuple(PROJECT / "docs/explanation" / name for name in ("replication.md", "failures.md", "raft.md", "cluster.md"))
 MARKDOWN = re.compile(r"[\w./-]+\.md\b")
+PLACE = re.compile(r"`([\w./]+\.py)(?::([\w.]+))?`")
+"""``file:name`` as ARCHITECTURE and the glossary write it, the file below ``tq_node`` or from the top."""
 WRITTEN_BY_TESTS = {"page.md", "standard-webhooks.md"}
 """Pages that tests make for themselves, and one of somebody else's specification."""
 
@@ -76,3 +78,29 @@ def test_no_file_names_a_page_that_does_not_exist() -> None:
         for name in set(MARKDOWN.findall(path.read_text("utf-8"))) - WRITTEN_BY_TESTS:
             ending = "/" + re.sub(r"^(\.*/)+", "", name)
             assert any(page.endswith(ending) for page in paths), f"{path.relative_to(PROJECT)}: {name}"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "docs/explanation/glossary.md"])
+def test_each_place_in_the_code_that_a_page_names_exists(page: str) -> None:
+    places = PLACE.findall((PROJECT / page).read_text("utf-8"))
+    assert [place for place in places if not has(*place)] == []
+    assert len(places) > 20, page
+
+
+def has(file: str, name: str) -> bool:
+    """Whether ``name``, or ``Class.method``, is defined in that file."""
+    found = [path for path in (PROJECT / "tq_node" / file, PROJECT / file) if path.exists()]
+    body: list[ast.stmt] = ast.parse(found[0].read_text("utf-8")).body if found else []
+    for part in filter(None, name.split(".")):
+        inner = next((node for node in body if part in names_of(node)), None)
+        if inner is None:
+            return False
+        body = inner.body if isinstance(inner, ast.ClassDef) else []
+    return bool(found)
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
