@@ -44,7 +44,7 @@ def test_handmade(schedule: Callable[[], None]) -> None:
 
 
 def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
-    code = "from tests.simulation.data_world import simulate; print([simulate(seed).summary() for seed in (1, 2, 3)])"
+    code = "from tests.simulation.data_world import simulate; print([simulate(seed).summary() for seed in (1, 2)])"
     summaries = {
         subprocess.run(
             [sys.executable, "-c", code],
