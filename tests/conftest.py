@@ -78,6 +78,7 @@ def logged_errors() -> Iterator[LoggedErrors]:
         yield errors
         left = _taken_off(reactor, before)
         gc.collect()  # an error that nobody handled is logged when its Deferred goes
+        gc.freeze()  # what outlives a test, like its report, is not looked at again after each of the thousands to come
     finally:
         globalLogPublisher.removeObserver(errors)
     if errors.events:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOGS = PROJECT / "build" / "tests"
+PYCACHE = PROJECT / "build" / "pycache"
 END_S = 10
 """How long a part may take to end after Ctrl-C."""
 JOBS = 2
@@ -86,7 +87,7 @@ class Ran(NamedTuple):
 def environment() -> dict[str, str]:
     """This process's, but compiled modules are kept, below ``build``: hundreds of nodes are started, each imports them all."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return kept | {"PYTHONPYCACHEPREFIX": str(PROJECT / "build" / "pycache")}
+    return kept | {"PYTHONPYCACHEPREFIX": str(PYCACHE)}
 
 
 def run(part: Part, started: Callable[[subprocess.Popen[bytes]], None]) -> Ran:

@@ -9,6 +9,7 @@ import typing
 from collections import Counter
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,12 +20,19 @@ from tq_node.cluster.map import EMPTY, UnreadableMap, apply
 rngs = st.randoms(use_true_random=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rngs, st.integers(1, 80))
 def test_every_table_and_every_step_is_lawful(rng: random.Random, steps: int) -> None:
     world = RandomTable(rng)
     world.run(steps)
     world.replay()
+
+
+@pytest.mark.long
+@settings(max_examples=500, deadline=None)
+@given(rngs, st.integers(1, 80))
+def test_many_tables_and_their_steps_are_lawful(rng: random.Random, steps: int) -> None:
+    test_every_table_and_every_step_is_lawful.hypothesis.inner_test(rng, steps)  # type: ignore[attr-defined]
 
 
 def test_the_random_entries_are_worth_their_name() -> None:
@@ -67,7 +75,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([1, 2, 3, 4, 5, 6, *range(10, 16), *range(20, 24), *range(30, 36), 99]),
     st.lists(values, max_size=6),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -277,8 +278,11 @@ def test_of_who_stands_behind_whom(said: list[Any]) -> None:
 
 
 # --- calls ---
-@settings(calm, max_examples=400)
-@given(kind=st.sampled_from([kind for kind in KINDS.values() if kind.name != "shutdown"]), data=st.data())
+some_kind = st.sampled_from([kind for kind in KINDS.values() if kind.name != "shutdown"])
+
+
+@settings(calm, max_examples=120)
+@given(kind=some_kind, data=st.data())
 def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
     world = NodeWorld(1)
     world.submit()
@@ -296,6 +300,13 @@ def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
         assert -(2**63) <= value < 2**63, "SQLite holds 64 bits; more fails the write, and with it the store"
     world.crash()
     assert world.faults == []
+
+
+@pytest.mark.long
+@settings(calm, max_examples=2_000)
+@given(kind=some_kind, data=st.data())
+def test_of_many_calls(kind: PeerCall, data: st.DataObject) -> None:
+    test_of_calls.hypothesis.inner_test(kind, data)  # type: ignore[attr-defined]
 
 
 def _stored_numbers(world: NodeWorld) -> Iterator[int]:

@@ -90,7 +90,7 @@ def test_what_failed_beside_the_others_is_run_once_more_alone_and_named(
     file = tmp_path / "test_twice.py"
     file.write_text(TWICE.format(mark=str(tmp_path / "mark")) if passes else "def test_it():\n    assert False\n")
     monkeypatch.setattr(parts, "PROJECT", tmp_path)
-    part = parts.Part("twice", (sys.executable, "-m", "pytest", "-rfE", "test_twice.py"), 10)
+    part = parts.Part("twice", (sys.executable, "-m", "pytest", "-rfE", "-p", "no:schemathesis", "test_twice.py"), 10)
     monkeypatch.setattr(parts, "QUICK", (part,))
     monkeypatch.setattr(sys, "argv", ["parts"])
     assert parts.main() == (0 if passes else 1)

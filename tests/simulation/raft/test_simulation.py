@@ -1,4 +1,4 @@
-"""Fifty seeds a push; thousands by ``make simulate``. Schedules of their own for F4 to F6. The same seed is the same run."""
+"""Ten seeds of Raft a push, fifty in ``make long``, thousands by ``make simulate``; schedules for F4 to F6; replays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.world import SECOND_US, Disk, Network, VirtualTime, rng
 SEEDS = 50
 
 
-@pytest.mark.parametrize("base", range(0, SEEDS, 10))
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(10, SEEDS, 10))])
 def test_what_raft_promises_holds_in_a_broken_world(base: int) -> None:
     for seed in range(base, base + 10):
         simulate(seed)
@@ -29,6 +29,7 @@ def test_two_voters_do_not_lock_each_other_out(seed: int) -> None:
     simulate(seed)
 
 
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 10), marks=pytest.mark.long)], ids=str)
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -48,16 +49,16 @@ def test_two_voters_do_not_lock_each_other_out(seed: int) -> None:
     ],
     ids=lambda schedule: schedule.__name__,
 )
-def test_schedule(schedule: partitions.Schedule) -> None:
-    for seed in range(5):
+def test_schedule(schedule: partitions.Schedule, seeds: range) -> None:
+    for seed in seeds:
         schedule(seed)
 
 
 @pytest.mark.parametrize("number", range(len(partitions.CUTS)), ids=lambda number: str(partitions.CUTS[number]))
-def test_links_that_work_one_way_only(number: int) -> None:
+@pytest.mark.parametrize("round_", [0, *(pytest.param(more, marks=pytest.mark.long) for more in (1, 2))])
+def test_links_that_work_one_way_only(number: int, round_: int) -> None:
     """F5: every one of the 6 directed links of 3 nodes, alone and in pairs, under three first leaders."""
-    for round_ in range(3):
-        partitions.run_links(number + round_ * len(partitions.CUTS))
+    partitions.run_links(number + round_ * len(partitions.CUTS))
 
 
 def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:

@@ -1,4 +1,4 @@
-"""Replication in a broken world: fifty seeds a push (most without the tracer), thousands by its ``run``."""
+"""The data plane in a broken world: five seeds a push, fifty in ``make long``, thousands by ``its run``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.support.world import SECOND_US
 SEEDS = 50
 
 
-@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(10, SEEDS, 10))])
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(5, SEEDS, 5))])
 def test_what_replication_promises_holds_in_a_broken_world(base: int) -> None:
-    for seed in range(base, base + 10):
+    for seed in range(base, base + 5):
         simulate(seed)
 
 
@@ -32,10 +32,10 @@ def test_seeds_that_found_something(seed: int) -> None:
     simulate(seed)
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES, ids=lambda schedule: schedule.__name__)
-def test_schedule(schedule: Callable[[int], None]) -> None:
-    for seed in range(2):
-        schedule(seed)
+def test_schedule(schedule: Callable[[int], None], seed: int) -> None:
+    schedule(seed)
 
 
 @pytest.mark.parametrize("schedule", handmade.HANDMADE, ids=lambda schedule: schedule.__name__)
@@ -44,7 +44,9 @@ def test_handmade(schedule: Callable[[], None]) -> None:
 
 
 def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
-    code = "from tests.simulation.replication.world import simulate; print([simulate(seed).summary() for seed in (1, 2, 3)])"
+    code = (
+        "from tests.simulation.replication.world import simulate; print([simulate(seed).summary() for seed in (1, 2)])"
+    )
     summaries = {
         subprocess.run(
             [sys.executable, "-c", code],
