@@ -24,7 +24,12 @@ needs_callgrind = pytest.mark.skipif(
 @needs_callgrind
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "part", ["submit, 32 in flight", "commit of 1 entry", "row, 1,000 a commit", "request, submit"]
+    "part",
+    [
+        "submit, 32 in flight",
+        "request, submit",
+        *(pytest.param(part, marks=pytest.mark.long) for part in ("commit of 1 entry", "row, 1,000 a commit")),
+    ],
 )
 def test_instructions(part: str) -> None:
     before = measuring.load(BASELINE)
@@ -35,7 +40,7 @@ def test_instructions(part: str) -> None:
 
 
 @needs_callgrind
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_count_the_same() -> None:
     first, second = (measuring.measure("commit of 1 entry") for _ in range(2))
     assert first == pytest.approx(second, rel=0.01)

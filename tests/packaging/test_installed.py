@@ -108,6 +108,7 @@ def test_from_a_wheel(wheel: Path, python: Path, tmp_path: Path) -> None:
     assert_twistd_knows_it(python, tmp_path)
 
 
+@pytest.mark.long
 def test_from_an_sdist(sdist: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, sdist)
     assert_twistd_knows_it(python, tmp_path)
@@ -123,6 +124,7 @@ def test_the_sdist_holds_all_that_an_image_and_units_are_made_of(sdist: Path, so
     assert {name for line in copied for name in line.split()} <= held
 
 
+@pytest.mark.long
 def test_editable(source: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, "--config-settings", "editable_mode=compat", "--editable", source)
     assert_twistd_knows_it(python, tmp_path)

@@ -85,7 +85,7 @@ def kill_and_return(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", range(0, 60, 10))
+@pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(10, 60, 10))])
 def test_primaries_return_with_their_node_and_stay(base: int) -> None:
     for seed in range(base, base + 10):
         kill_and_return(seed)
@@ -106,7 +106,7 @@ def test_of_three_nodes_and_64_partitions_nobody_leads_more_than_22() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_in_the_simulator_of_the_data_plane(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node in turn is killed and returns, the controller's too, with clients at work."""
     partitions, nodes = 12, 3 + seed % 2

@@ -1,4 +1,4 @@
-"""The data plane in a broken world: five seeds a push, fifty in ``make long``, thousands by ``its run``."""
+"""Replication in a broken world: five seeds a push, fifty in ``make long``, thousands by its ``run``."""
 
 from __future__ import annotations
 
