@@ -177,6 +177,16 @@ CHILD_LEFTOVERS_S = 1.0
 WORKER_MEMORY_BYTES_MIN = 64 * MIB
 WORKER_MEMORY_RESERVE_BYTES = 16 * MIB
 """Of ``--worker-memory``, kept back for the report that it was reached."""
+NODE_VARIABLES = (
+    "TQ_*",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+)
+"""Patterns of environment variables that no worker process gets: the node's options, and the supervisor's protocol."""
 CHILD_SPARES = 2
 FILES_MIN = 128
 """Descriptors of a node beside its worker processes: store, peers, and some clients."""

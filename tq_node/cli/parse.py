@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
+from tq_node import limits
+
 T = TypeVar("T")
 
 
@@ -27,15 +29,11 @@ def parse_module(text: str) -> str:
     return text
 
 
-OWN_VARIABLES = ("TQ_*", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-"""Patterns of the node's own: its options, what they may hold, and its ways to its supervisor."""
-
-
 def parse_variable(text: str) -> str:
     """The name of an environment variable, or a pattern."""
     if not re.fullmatch(r"[A-Za-z_*?][A-Za-z0-9_*?]*", text, re.ASCII):
         raise ValueError("is not the name of a variable, nor a pattern such as AWS_*")
-    if any(fnmatchcase(text, pattern) for pattern in OWN_VARIABLES):
+    if any(fnmatchcase(text, pattern) for pattern in limits.NODE_VARIABLES):
         raise ValueError("is the node's own: worker processes never get it")
     return text
 

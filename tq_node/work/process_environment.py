@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from tq_node import limits
-from tq_node.cli.parse import OWN_VARIABLES
 
 ALWAYS_GIVEN = (
     "HOME", "LANG", "LANGUAGE", "LC_*", "LOGNAME", "PATH", "PYTHON*", "SHELL", "TMPDIR", "TZ", "USER",
@@ -37,7 +36,7 @@ def environment_for(environment: Mapping[str, str], names: tuple[str, ...]) -> d
     return {
         name: value
         for name, value in environment.items()
-        if _fits(name, wanted) and not _fits(name, OWN_VARIABLES)
+        if _fits(name, wanted) and not _fits(name, limits.NODE_VARIABLES)
     }  # fmt: skip
 
 
