@@ -599,7 +599,7 @@ class TestNastyValues:
 
 
 def test_the_reference_page_has_every_option_in_order() -> None:
-    page = (Path(__file__).parents[3] / "docs/reference/options.md").read_text()
+    page = (Path(__file__).parents[4] / "docs/reference/options.md").read_text()
     rows = re.findall(r"^\| `--([a-z-]+)(?: ([A-Z]+))?` \| (.*?) \| (.*?) \|", page, re.MULTILINE)
     assert [name for name, *_ in rows] == [option.name for option in OPTIONS]
     for (_, metavar, variables, default), option in zip(rows, OPTIONS, strict=True):

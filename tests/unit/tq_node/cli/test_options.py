@@ -151,7 +151,7 @@ def test_help_is_aligned_and_within_the_width(width: int) -> None:
 
 
 def test_the_reference_page_has_one_row_for_every_option() -> None:
-    rows = (Path(__file__).parents[3] / "docs/reference/options.md").read_text().splitlines()
+    rows = (Path(__file__).parents[4] / "docs/reference/options.md").read_text().splitlines()
     told = {row.split("`")[1]: row for row in rows if row.startswith("| `--")}
     assert list(told) == [f"--{option.name} {option.metavar}".strip() for option in OPTIONS]
     for option in OPTIONS:
