@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tests.support.lifecycle import SECOND_US, Violation, World, walk
 from tq_node import limits
 from tq_node.errors import Divergence, StaleAttempt
-from tq_node.partition import apply_queue, lifecycle, open_entry
+from tq_node.partition import apply_queue, lifecycle, primary
 from tq_node.types import State, TaskError, TaskRow, Token
 
 SEEDS = 300
@@ -174,7 +174,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "the fold forgets what was submitted": _attribute(apply_queue.ApplyQueue, "add", _fold_forgets_spec),
     "two claims of a task may share an entry": _attribute(
-        open_entry.OpenEntry, "claim_token", lambda self, before: Token(self.epoch, self._log.last_sequence + 1)
+        primary.OpenEntry, "claim_token", lambda self, before: Token(self.epoch, self._log.last_sequence + 1)
     ),
 }
 

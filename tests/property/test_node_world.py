@@ -94,7 +94,7 @@ _follow = replicator.Replication.follow
 def _active_before_the_barrier(self: replicator.Replication, records: Any, names: Any) -> None:
     _follow(self, records, names)
     for core in self.copies.cores:
-        if core.is_leading and not core.is_active:
+        if core.epoch is not None and not core.is_active:
             self.copies._events.activated(core.partition, core.epoch)
 
 

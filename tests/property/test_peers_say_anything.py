@@ -26,9 +26,18 @@ from tq_node.cluster.map import EMPTY, apply
 from tq_node.cluster.map import encode as encode_table
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.soundness import is_table_sound
-from tq_node.partition.entries import Effect, checksum, encode_effects
+from tq_node.partition.entries import (
+    Effect,
+    LogEntry,
+    checksum,
+    encode_effects,
+)
 from tq_node.partition.messages import AnyMessage as PartitionMessage
-from tq_node.partition.messages import LogEntry, Ping, Pong, encode
+from tq_node.partition.messages import (
+    Ping,
+    Pong,
+    encode,
+)
 from tq_node.partition.record import Record
 from tq_node.raft.messages import (
     AnyMessage,

@@ -14,10 +14,19 @@ from tq_node.errors import AlreadyFinal, Divergence, NotRetryable, StaleAttempt
 from tq_node.partition import lifecycle
 from tq_node.partition.apply_queue import ApplyQueue, Slice
 from tq_node.partition.core import PartitionCore
-from tq_node.partition.entries import Effect, Put, PutTombstone, decode_effects
+from tq_node.partition.entries import (
+    Effect,
+    Put,
+    PutTombstone,
+    decode_effects,
+    decode_row,
+    put_born,
+    put_changed,
+    put_size,
+    tombstone_of,
+)
 from tq_node.partition.record import Record
 from tq_node.partition.replica_log import Stored
-from tq_node.partition.row_codec import decode_row, put_born, put_changed, put_size, tombstone_of
 from tq_node.types import Backoff, NodeId, State, TaskError, TaskId, TaskRow, TaskSpec, Token
 
 REFUSALS = (StaleAttempt, AlreadyFinal, NotRetryable)
@@ -254,7 +263,7 @@ class World:
     def persist(self) -> None:
         while self.log.has_ready:
             ready = self.log.ready(0)
-            self.entries += [entry.payload for entry in ready.draft.entries]
+            self.entries += [entry.payload for entry in ready.write.entries]
             self.log.persisted(ready.number, 0)
             for committed in self.log.outbox().committed:
                 self.unapplied.add(0, committed.sequence, committed.effects)

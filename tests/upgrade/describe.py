@@ -25,7 +25,6 @@ from tq_node.cluster.map import FORMAT as MAP_FORMAT
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN, FIELD_LEVELS, ClusterMap
 from tq_node.partition import entries
 from tq_node.partition import messages as partition
-from tq_node.partition import row_codec as rows
 from tq_node.raft import messages as raft
 from tq_node.runtime import peer_calls
 from tq_node.runtime.control import membership, registration
@@ -55,7 +54,7 @@ BODIES: dict[str, tuple[str, Any]] = {
     "error": ("", errors.ErrorBody),
     "effects": ("", list[entries.Effect]),
     "spec": ("", TaskSpec),
-    "row": ("", rows._Body),
+    "row": ("", entries._Body),
     "chunk": ("", tuple[list[RowParts], list[TombstoneParts]]),
     "command": (COMMAND_HEAD, table.AnyCommand),
     "table": (f"{MAP_FORMAT:02x}", ClusterMap),

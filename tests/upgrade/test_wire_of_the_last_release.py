@@ -20,9 +20,11 @@ from tests.upgrade.taps import Said, boxes
 from tests.upgrade.versions import Recorded, last_recorded, line_of, said_in
 from tests.upgrade.wire_rules import breaks
 from tq_node.cluster import commands as table
-from tq_node.partition.entries import decode_effects
-from tq_node.partition.messages import LogEntry
-from tq_node.partition.row_codec import _Body
+from tq_node.partition.entries import (
+    LogEntry,
+    _Body,
+    decode_effects,
+)
 from tq_node.raft import messages as raft
 from tq_node.runtime import peer_calls
 from tq_node.runtime.bootstrap.credentials import read_secret

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Generic
 
 from tq_node.errors import Unsound
-from tq_node.partition.effects import AskEpoch, Event, Outbox, Ready, Step, SteppedDown, Wish
+from tq_node.partition.effects import AskEpoch, Outbox, Ready, SteppedDown
 from tq_node.partition.entries import Effect, Entry
 from tq_node.partition.leases import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
 from tq_node.partition.messages import (
     Ack,
-    Addressed,
     AnyMessage,
     Append,
     Reject,
@@ -57,13 +56,9 @@ class PartitionCore(Generic[News]):
         self._budget = budget if budget is not None else Budget()
         self.log: ReplicaLog[News] = ReplicaLog(partition, stored, pace, self._budget)
         self.record: Record | None = None
-        self._messages: list[Addressed] = []
-        self._after: list[Addressed] = []
-        self._steps: list[Step] = []
-        self._wishes: list[Wish] = []
-        self._events: list[Event] = []
-        self._following: Replica[News] = Replica(self.log, self._messages, self._after)
-        self._leading: Primary[News] | None = None
+        self._outbox: Outbox[News] = Outbox()
+        self._replica: Replica[News] = Replica(self.log, self._outbox)
+        self._primary: Primary[News] | None = None
         self._connected: set[NodeId] = set()
         self._number = 0
         self._ticked_ms: int | None = None
@@ -71,25 +66,25 @@ class PartitionCore(Generic[News]):
 
     # --- looking ---
     @property
-    def epoch(self) -> int:
-        """That it leads; 0: it does not."""
-        return self._leading.epoch if self._leading is not None else 0
+    def epoch(self) -> int | None:
+        """The epoch that this copy leads in; None while it does not lead."""
+        return self._primary.epoch if self._primary is not None else None
 
     @property
     def is_leading(self) -> bool:
         """It believes to be the primary; not yet ``is_active``."""
-        return self._leading is not None
+        return self._primary is not None
 
     @property
     def is_active(self) -> bool:
         """R7: its barrier is committed. Before that no reads, no claims, no answers."""
-        return self._leading is not None and self._leading.is_active
+        return self._primary is not None and self._primary.is_active
 
     @property
     def is_handing_over(self) -> bool:
         """The table names an heir: propose nothing new, it steps down as soon as all is committed."""
         record = self.record
-        return self._leading is not None and record is not None and record.heir not in (None, self.me)
+        return self._primary is not None and record is not None and record.heir not in (None, self.me)
 
     @property
     def primary(self) -> NodeId | None:
@@ -111,12 +106,12 @@ class PartitionCore(Generic[News]):
     @property
     def effective_set(self) -> frozenset[NodeId]:
         """Empty unless it leads."""
-        return self._leading.effective if self._leading is not None else frozenset()
+        return self._primary.commitment.effective if self._primary is not None else frozenset()
 
     @property
     def streams(self) -> dict[NodeId, ReplicaProgress]:
         """Of the other copies, while it leads."""
-        return self._leading.sending.streams if self._leading is not None else {}
+        return self._primary.sender.streams if self._primary is not None else {}
 
     def lag(self) -> dict[NodeId, int]:
         """Entries that each other copy is behind, while it leads; for people."""
@@ -124,13 +119,13 @@ class PartitionCore(Generic[News]):
 
     def copying(self, content_bytes: int) -> dict[NodeId, tuple[int, int]]:
         """(bytes sent, bytes left), about, of each copy that does not count yet, while it leads; for people."""
-        leading = self._leading
-        if leading is None:
+        primary = self._primary
+        if primary is None:
             return {}
         return {
-            node: (stream.copied_bytes, leading.sending.left_bytes(stream, content_bytes))
+            node: (stream.copied_bytes, primary.sender.left_bytes(stream, content_bytes))
             for node, stream in self.streams.items()
-            if node not in leading.effective
+            if node not in primary.commitment.effective
         }
 
     # --- the table ---
@@ -144,13 +139,13 @@ class PartitionCore(Generic[News]):
             newer = (record.epoch, record.partition_version) >= (known.epoch, known.partition_version)
             assert newer, "the table never goes back"
         self.record = record
-        leading = self._leading
-        if leading is not None:
-            if record.epoch == leading.epoch and record.primary == self.me:
-                leading.follow(record, now_ms)
-                leading.open_streams(self._connected, now_ms)
+        primary = self._primary
+        if primary is not None:
+            if record.epoch == primary.epoch and record.primary == self.me:
+                primary.follow(record, now_ms)
+                primary.open_streams(self._connected, now_ms)
                 return
-            if record.epoch >= leading.epoch:
+            if record.epoch >= primary.epoch:
                 self._step_down()
         if record.primary == self.me:
             if self.may_begin(record.epoch):
@@ -165,39 +160,29 @@ class PartitionCore(Generic[News]):
 
     def _begin_epoch(self, record: Record, now_ms: int) -> None:
         log = self.log
-        assert self._leading is None
-        if self._following.is_receiving:
-            self._following.abort_snapshot()
-        self._following.promise(record.epoch)
-        self._leading = Primary(
-            self.me,
-            log,
-            record,
-            self._pace,
-            self._budget,
-            messages=self._messages,
-            wishes=self._wishes,
-            steps=self._steps,
-            events=self._events,
-            now_ms=now_ms,
-        )
-        self._leading.open_streams(self._connected, now_ms)  # not before the promise is durable (R6)
+        assert self._primary is None
+        if self._replica.is_receiving:
+            self._replica.abort_snapshot()
+        self._replica.promise(record.epoch)
+        self._primary = Primary(self.me, log, record, self._pace, self._budget, self._outbox, now_ms)
+        self._primary.open_streams(self._connected, now_ms)  # not before the promise is durable (R6)
 
     def _step_down(self) -> None:
         """R12: at once. What it proposed and has not committed stays in the log until a ``Sync`` cuts it or a barrier
         commits it."""
-        leading = self._leading
-        assert leading is not None
-        leading.sending.close_all()
-        self._leading = None
-        self._messages[:] = [(node, message) for node, message in self._messages if type(message) in _ANSWERS]
-        self._steps.clear()
+        primary = self._primary
+        assert primary is not None
+        primary.sender.close_all()
+        self._primary = None
+        outbox = self._outbox
+        outbox.messages = [(node, message) for node, message in outbox.messages if type(message) in _ANSWERS]
+        outbox.steps = []
         self.log.abandon_news()
-        self._events.append(SteppedDown(leading.epoch, leading.is_active))
+        self._outbox.events.append(SteppedDown(primary.epoch, primary.is_active))
 
     def _ask_epoch(self, record: Record, now_ms: int) -> None:
         self._asked_ms = now_ms
-        self._steps.append(AskEpoch(self.partition, record.epoch, record.partition_version))
+        self._outbox.steps.append(AskEpoch(self.partition, record.epoch, record.partition_version))
 
     def drop(self) -> None:
         """Forget everything but the promise (R13). The copy is a leftover: by its own table this node is no replica (F28).
@@ -206,25 +191,25 @@ class PartitionCore(Generic[News]):
         """
         assert self.record is not None
         assert self.me not in self.record.copies, "only a leftover is dropped"
-        assert self._leading is None
-        if self._following.is_receiving:
-            self._following.abort_snapshot()
+        assert self._primary is None
+        if self._replica.is_receiving:
+            self._replica.abort_snapshot()
         self.log.drop()
 
     # --- peers ---
     def connected(self, node: NodeId, now_ms: int) -> None:
         """A new connection: whatever was on its way over an older one never arrives (the wire sees to that)."""
         self._connected.add(node)
-        leading = self._leading
-        if leading is not None and node in leading.sending.streams:
-            leading.sending.close(leading.sending.streams[node])
-            leading.open_streams(self._connected, now_ms)
+        primary = self._primary
+        if primary is not None and node in primary.sender.streams:
+            primary.sender.close(primary.sender.streams[node])
+            primary.open_streams(self._connected, now_ms)
 
     def disconnected(self, node: NodeId) -> None:
         self._connected.discard(node)
-        leading = self._leading
-        if leading is not None and node in leading.sending.streams:
-            leading.sending.close(leading.sending.streams[node])
+        primary = self._primary
+        if primary is not None and node in primary.sender.streams:
+            primary.sender.close(primary.sender.streams[node])
 
     def receive(self, source: NodeId, message: AnyMessage, now_ms: int) -> None:
         """A message of the present session with ``source``; in any order, late or twice.
@@ -235,11 +220,11 @@ class PartitionCore(Generic[News]):
         assert message.partition == self.partition, "a message for another partition"
         if type(message) is Ack:
             assert isinstance(message, Ack)
-            leading = self._leading
-            if leading is not None and self.counts(message):
-                stream = leading.sending.streams.get(source)
+            primary = self._primary
+            if primary is not None and self.counts(message):
+                stream = primary.sender.streams.get(source)
                 if stream is not None:
-                    leading.on_ack(stream, message, now_ms)
+                    primary.on_ack(stream, message, now_ms)
         elif isinstance(message, _ANSWERS):
             self._on_answer(source, message, now_ms)
         else:
@@ -250,47 +235,47 @@ class PartitionCore(Generic[News]):
         return answer.epoch == self.epoch
 
     def _on_answer(self, source: NodeId, message: Any, now_ms: int) -> None:
-        leading = self._leading
-        if leading is None:
+        primary = self._primary
+        if primary is None:
             return
         if isinstance(message, Reject) and message.code is RejectCode.STALE_EPOCH:
             self.refused(source, message.promised)
             return
-        stream = leading.sending.streams.get(source)
+        stream = primary.sender.streams.get(source)
         if stream is None or not self.counts(message):
             return
         if isinstance(message, SyncOk):
-            leading.on_sync_ok(stream, message, now_ms)
+            primary.on_sync_ok(stream, message, now_ms)
         elif isinstance(message, SnapAck):
-            leading.sending.snap_acked(stream, message, now_ms)
+            primary.sender.snap_acked(stream, message, now_ms)
         else:
-            leading.sending.not_synced(stream, now_ms)
+            primary.sender.not_synced(stream, now_ms)
 
     def _on_order(self, source: NodeId, message: AnyMessage) -> None:
         """From a primary."""
-        following = self._following
-        if following.is_stale(message):
-            following.refuse_stale(source, message)
+        replica = self._replica
+        if replica.is_stale(message):
+            replica.refuse_stale(source, message)
             return
-        leading = self._leading
+        primary = self._primary
         if isinstance(message, Sync):
-            following.check_sync(message)
-            if leading is not None and message.epoch == leading.epoch:
-                raise Unsound(f"{source} says that it is primary of epoch {leading.epoch}, as this node is")
-            if not following.is_known_to_table(source, message, self.record):
-                following.refuse_unsynced(source, message)
+            replica.check_sync(message)
+            if primary is not None and message.epoch == primary.epoch:
+                raise Unsound(f"{source} says that it is primary of epoch {primary.epoch}, as this node is")
+            if not replica.is_known_to_table(source, message, self.record):
+                replica.refuse_unsynced(source, message)
                 return
-            if leading is not None:
+            if primary is not None:
                 self._step_down()
-            following.on_sync(source, message)
+            replica.on_sync(source, message)
         elif isinstance(message, Append):
-            following.on_append(source, message)
+            replica.on_append(source, message)
         else:
-            following.on_snapshot(source, message)
+            replica.on_snapshot(source, message)
 
     def refused(self, node: NodeId, promised: int) -> None:
         """``node`` has promised this, by a ``Reject`` or a ``Pong`` (R12)."""
-        if self._leading is not None and promised > self._leading.epoch:
+        if self._primary is not None and promised > self._primary.epoch:
             self._step_down()
 
     def refuses(self, epoch: int) -> int | None:
@@ -300,23 +285,23 @@ class PartitionCore(Generic[News]):
     # --- reads and leases (sections 7 and 8) ---
     def confirmed(self, node: NodeId, epoch: int, number: int, sent_ms: int) -> None:
         """``node`` has answered, without refusing this partition, the round ``number`` that was sent at ``sent_ms``."""
-        leading = self._leading
-        if leading is not None and leading.epoch == epoch:
-            stream = leading.sending.streams.get(node)
+        primary = self._primary
+        if primary is not None and primary.epoch == epoch:
+            stream = primary.sender.streams.get(node)
             if stream is not None:
-                leading.confirm(stream, number, sent_ms)
+                primary.confirm(stream, number, sent_ms)
 
     def may_read(self, needed: int) -> bool:
         """May a strong read be answered whose first round after it came has this number? From a state that shows
         ``committed``."""
-        return self._leading is not None and is_read_confirmed(self._leading.confirmed_number(), needed)
+        return self._primary is not None and is_read_confirmed(self._primary.confirmed_number(), needed)
 
     def confirmed_at_ms(self, now_ms: int) -> int:
         """When the latest round was sent that every other member of the effective set has answered; alone: now."""
-        leading = self._leading
-        if leading is None or not leading.is_active:
+        primary = self._primary
+        if primary is None or not primary.is_active:
             return NEVER_MS
-        return leading.confirmations.sent_ms(leading.others, now_ms)
+        return primary.confirmations.sent_ms(primary.commitment.others, now_ms)
 
     def runs_until_ms(self, now_ms: int) -> int:
         """Until when an attempt that this node claimed may run, as things are."""
@@ -326,18 +311,18 @@ class PartitionCore(Generic[News]):
     def requeue_at_ms(self) -> int | None:
         """When attempts inherited from earlier primaries may be queued again, those that were not renewed; None: not yet
         known."""
-        leading = self._leading
-        if leading is None or leading.promise_durable_ms is None:
+        primary = self._primary
+        if primary is None or primary.promise_durable_ms is None:
             return None
-        return requeue_at_ms(leading.promise_durable_ms, self._pace.lease_ms)
+        return requeue_at_ms(primary.promise_durable_ms, self._pace.lease_ms)
 
     # --- proposing ---
     def propose(self, effect: Effect, size: int, news: News | None = None) -> int:
         """Add ``effect`` to the open entry and return its sequence. Only while ``is_leading``; before ``is_active`` it
         waits behind the barrier. ``size``: bytes of its payloads."""
-        leading = self._leading
-        assert leading is not None, "only a primary proposes"
-        return leading.open.add(effect, size, news)
+        primary = self._primary
+        assert primary is not None, "only a primary proposes"
+        return primary.open_entry.add(effect, size, news)
 
     def claim_token(self, claimed_before: int) -> Token:
         """The token of a claim that is proposed next: the place of the entry that carries it.
@@ -345,29 +330,29 @@ class PartitionCore(Generic[News]):
         :param claimed_before: the entry of the task's latest claim, 0 for none. Two claims of one task never share an entry,
             else they would share a token: claim, cancel, retry, claim within one turn did so.
         """
-        leading = self._leading
-        assert leading is not None, "only a primary claims"
-        return leading.open.claim_token(claimed_before)
+        primary = self._primary
+        assert primary is not None, "only a primary claims"
+        return primary.open_entry.claim_token(claimed_before)
 
     def will_share_entry(self, size: int) -> bool:
         """Whether an effect of ``size`` proposed now goes into the open entry."""
-        return self._leading is None or self._leading.open.has_room(size)
+        return self._primary is None or self._primary.open_entry.has_room(size)
 
     def close_open(self) -> None:
         """Start a new entry with the next effect."""
-        if self._leading is not None:
-            self._leading.open.close()
+        if self._primary is not None:
+            self._primary.open_entry.close()
 
     # --- time ---
     def tick(self, now_ms: int) -> bool:
         """Some 50 ms have passed; after a pause once, not once for each missed. False: nothing came of it."""
         slept = self._ticked_ms is not None and now_ms - self._ticked_ms > self._pace.pause_ms
         self._ticked_ms = now_ms
-        leading = self._leading
-        if leading is not None:
+        primary = self._primary
+        if primary is not None:
             if slept:
-                leading.slept(now_ms)
-            return leading.tick(now_ms)
+                primary.slept(now_ms)
+            return primary.tick(now_ms)
         record = self.record
         if record is None or record.primary != self.me or self._asked_ms is None:
             return False
@@ -380,52 +365,44 @@ class PartitionCore(Generic[News]):
     def has_ready(self) -> bool:
         """Is there anything for the disk, or anything that waits for it?"""
         log = self.log
-        if self._after or log.draft.entries:  # asked for each copy and turn: what is usual comes first
+        if self._replica.after_write or log.pending.entries:  # asked for each copy and turn: what is usual comes first
             return True
-        leading = self._leading
-        if leading is None:
-            return self._following.owes_answer or not log.draft.is_empty
-        return not (leading.open.is_empty and log.draft.is_empty)
+        primary = self._primary
+        if primary is None:
+            return self._replica.owes_answer or not log.pending.is_empty
+        return not (primary.open_entry.is_empty and log.pending.is_empty)
 
     def ready(self, now_ms: int) -> Ready:
         """Seal what was proposed, and hand out everything for the disk. The next may be taken before this one is durable."""
-        if self._leading is not None:
-            self._leading.seal(now_ms)
-        self._following.seal()
+        if self._primary is not None:
+            self._primary.seal(now_ms)
+        self._replica.seal()
         self._number += 1
-        ready = Ready(self._number, self.log.take(self._number), self._messages.copy(), self._after.copy())
-        self._messages.clear()
-        self._after.clear()
+        outbox, replica = self._outbox, self._replica
+        ready = Ready(self._number, self.log.take(self._number), outbox.messages, replica.after_write)
+        outbox.messages, replica.after_write = [], []
         return ready
 
     def persisted(self, number: int, now_ms: int) -> None:
         """All that Readys up to this number gave to persist is durable."""
         log = self.log
         log.persisted(number)
-        leading = self._leading
-        if leading is not None:
-            leading.advance()
-            if leading.promise_durable_ms is None and log.durable_promised >= leading.epoch:
-                leading.promise_durable(self._connected, now_ms)
+        primary = self._primary
+        if primary is not None:
+            primary.advance()
+            if primary.promise_durable_ms is None and log.durable_promised >= primary.epoch:
+                primary.promise_durable(self._connected, now_ms)
         else:
-            self._following.apply_told()
+            self._replica.apply_told()
 
     @property
     def has_outbox(self) -> bool:
-        return bool(self._messages or self.log.newly or self._events or self._steps or self._wishes)
+        box = self._outbox
+        return bool(box.messages or self.log.newly or box.events or box.steps or box.requests)
 
     def outbox(self) -> Outbox[News]:
         """What need not wait for the disk. Look after every event."""
-        box = Outbox(
-            self._messages.copy(),
-            self.log.take_newly(),
-            self._events.copy(),
-            self._steps.copy(),
-            self._wishes.copy(),
-        )
-        for taken in (self._messages, self._events, self._steps, self._wishes):
-            taken.clear()
-        return box
+        return self._outbox.take(self.log.take_newly())
 
     # --- the store's answers ---
     def applied(self, sequence: int) -> None:
@@ -443,8 +420,8 @@ class PartitionCore(Generic[News]):
         wanted = min(sequence, log.keeps_from(self._pace.keep_bytes))
         if wanted < log.log_start:
             return 0
-        if self._leading is not None:
-            wanted = self._leading.trim_floor(wanted)
+        if self._primary is not None:
+            wanted = self._primary.trim_floor(wanted)
             if wanted < log.log_start:
                 return 0
         log.trimmed(wanted)
@@ -453,8 +430,8 @@ class PartitionCore(Generic[News]):
     def log_read(self, node: NodeId, entries: Sequence[Entry], now_ms: int) -> None:
         """The answer to ``ReadLog``; empty if the store has nothing from there on any more."""
         stream = self.streams.get(node)
-        if stream is not None and self._leading is not None:
-            self._leading.sending.log_read(stream, entries, now_ms)
+        if stream is not None and self._primary is not None:
+            self._primary.sender.log_read(stream, entries, now_ms)
 
     def snapshot_opened(
         self,
@@ -467,17 +444,17 @@ class PartitionCore(Generic[News]):
     ) -> None:
         """The answer to ``OpenSnapshot``: the read transaction sees the rows at ``applied``."""
         stream = self.streams.get(node)
-        if stream is not None and self._leading is not None:
-            self._leading.sending.snapshot_opened(stream, snapshot_id, applied, epochs, horizon_us, now_ms)
+        if stream is not None and self._primary is not None:
+            self._primary.sender.snapshot_opened(stream, snapshot_id, applied, epochs, horizon_us, now_ms)
 
     def snapshot_chunk(self, node: NodeId, snapshot_id: int, data: bytes | None, digest: bytes = b"") -> None:
         """The answer to ``ReadChunk``; None: there are no more, and ``digest`` is of them all."""
         stream = self.streams.get(node)
-        if stream is not None and self._leading is not None:
-            self._leading.sending.snapshot_chunk(stream, snapshot_id, data, digest)
+        if stream is not None and self._primary is not None:
+            self._primary.sender.snapshot_chunk(stream, snapshot_id, data, digest)
 
     def snapshot_failed(self, node: NodeId, snapshot_id: int, now_ms: int) -> None:
         """It can't be opened or read on. Another is asked for."""
         stream = self.streams.get(node)
-        if stream is not None and self._leading is not None:
-            self._leading.sending.snapshot_failed(stream, snapshot_id, now_ms)
+        if stream is not None and self._primary is not None:
+            self._primary.sender.snapshot_failed(stream, snapshot_id, now_ms)

@@ -67,7 +67,7 @@ class CloseSnapshot(NamedTuple):
     snapshot_id: int
 
 
-Wish = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
+StoreRequest = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
 
 
 # --- its own life ---
@@ -90,35 +90,41 @@ Event = Activated | SteppedDown
 
 
 class Outbox(msgspec.Struct, Generic[News]):
-    """What need not wait for the disk. ``committed`` in order, each exactly once in a run of the process; before ``events``."""
+    """What a core wants done that need not wait for the disk.
 
-    messages: list[Addressed]
-    committed: list[Committed[News]]
-    events: list[Event]
-    steps: list[Step]
-    wishes: list[Wish]
+    The parts of a core add to one ``Outbox``; ``PartitionCore.outbox`` hands its content to the driver, which handles
+    ``committed`` before ``events``. Each committed entry is handed out in order and exactly once in a run of the process.
+    """
+
+    messages: list[Addressed] = []
+    committed: list[Committed[News]] = []
+    events: list[Event] = []
+    steps: list[Step] = []
+    requests: list[StoreRequest] = []
+
+    def take(self, committed: list[Committed[News]]) -> Outbox[News]:
+        """Return the content together with ``committed``, and empty this outbox."""
+        taken = Outbox(self.messages, committed, self.events, self.steps, self.requests)
+        self.messages, self.events, self.steps, self.requests = [], [], [], []
+        return taken
 
 
 class Ready(msgspec.Struct):
     """What one transaction shall make durable, and what goes with it. In this order:
 
-    1. Send ``messages`` at once: a primary's entries leave before its own disk has them. 2. Make ``draft`` durable, in one
+    1. Send ``messages`` at once: a primary's entries leave before its own disk has them. 2. Make ``write`` durable, in one
     transaction with the Readys of other partitions; Readys of one partition in the order of ``number``. 3. Then
     ``persisted(number)``. 4. Then send ``messages_after``, which also wait for all earlier Readys, even where this one has
     nothing to persist (R6, R13, R16).
 
-    ``draft.drop`` and ``draft.install`` put other rows in the place of the partition's: what the driver has of committed
+    ``write.drop`` and ``write.install`` put other rows in the place of the partition's: what the driver has of committed
     effects that the rows do not show is void from this Ready on.
     """
 
     number: int
-    draft: PendingWrite
+    write: PendingWrite
     messages: list[Addressed]
     messages_after: list[Addressed]
-
-    @property
-    def must_persist(self) -> bool:
-        return not self.draft.is_empty
 
 
 AnyOutbox = Outbox[Any]

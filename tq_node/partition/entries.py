@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tq_node.types import State
+from tq_node.types import AttemptRecord, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""
@@ -81,6 +81,10 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
+class LogEntry(Entry, frozen=True, gc=False, array_like=True):
+    """An ``Entry`` in the form in which it is sent to replicas; one object serves the disk and all of them."""
+
+
 def encode_effects(effects: list[Effect]) -> bytes:
     return _encode(effects)
 
@@ -95,5 +99,119 @@ def checksum(partition: int, sequence: int, epoch: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(_place.pack(partition, sequence, epoch)))
 
 
+def make_entry(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> LogEntry:
+    """The entry of these effects at this place of the log, encoded once for the disk and every replica."""
+    payload = _encode(effects)
+    return LogEntry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
+
+
+def log_entry(entry: Entry) -> LogEntry:
+    """``entry``, as read from the store, in the form that is sent to replicas."""
+    if type(entry) is LogEntry:
+        return entry
+    return LogEntry(entry.partition, entry.sequence, entry.epoch, entry.crc, entry.payload)
+
+
 def is_intact(entry: Entry) -> bool:
     return entry.crc == checksum(entry.partition, entry.sequence, entry.epoch, entry.payload)
+
+
+# --- rows ---
+class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What changes and no index needs. New fields go to the end with a default: old bytes stay readable."""
+
+    attempt: int
+    failures: int
+    losses: int
+    token: Token | None
+    worker: str | None
+    started_us: int | None
+    result: bytes | None
+    error: TaskError | None
+    progress: Progress | None
+    log: tuple[LogLine, ...]
+    log_dropped: int
+    attempts: tuple[AttemptRecord, ...]
+
+
+_decode_body = msgspec.msgpack.Decoder(_Body).decode
+decode_spec = msgspec.msgpack.Decoder(TaskSpec).decode
+
+
+def encode_spec(spec: TaskSpec) -> bytes:
+    return _encode(spec)
+
+
+def encode_body(row: TaskRow) -> bytes:
+    # A tuple encodes like the array-like struct and saves making one.
+    return _encode(
+        (
+            row.attempt,
+            row.failures,
+            row.losses,
+            row.token,
+            row.worker,
+            row.started_us,
+            row.result,
+            row.error,
+            row.progress,
+            row.log,
+            row.log_dropped,
+            row.attempts,
+        )
+    )
+
+
+def decode_row(
+    partition: int, rev: int, state: int, run_at_us: int, ended_us: int, spec: bytes, body: bytes
+) -> TaskRow:
+    """:raises msgspec.DecodeError: the bytes are not what ``encode_spec`` and ``encode_body`` made."""
+    rest = _decode_body(body)
+    return TaskRow(
+        decode_spec(spec),
+        partition,
+        rev,
+        State(state),
+        run_at_us,
+        rest.attempt,
+        rest.failures,
+        rest.losses,
+        rest.token,
+        rest.worker,
+        rest.started_us,
+        ended_us or None,
+        rest.result,
+        rest.error,
+        rest.progress,
+        rest.log,
+        rest.log_dropped,
+        rest.attempts,
+    )
+
+
+def put_born(row: TaskRow) -> Put:
+    """The effect that brings a new row."""
+    return Put(row.spec.id, 0, 1, -1, row.state, row.run_at_us, 0, encode_body(row), encode_spec(row.spec))
+
+
+def put_changed(before: TaskRow, after: TaskRow) -> Put:
+    """The effect that leads from one row to the next."""
+    return Put(
+        after.spec.id,
+        before.rev,
+        after.rev,
+        before.state,
+        after.state,
+        after.run_at_us,
+        after.ended_us or 0,
+        encode_body(after),
+    )
+
+
+def tombstone_of(row: TaskRow, at_us: int) -> PutTombstone:
+    return PutTombstone(row.spec.id, row.rev, row.state, row.spec.content_hash, at_us)
+
+
+def put_size(put: Put) -> int:
+    """Bytes of a row effect's payloads."""
+    return len(put.body) + (len(put.spec) if put.spec is not None else 0)

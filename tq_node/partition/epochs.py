@@ -18,17 +18,14 @@ class EpochTable:
     """Covers the log from ``log_start`` - 1 on: the epoch of the last entry that was trimmed must be known too. If it were
     not, a member of the set whose log ends there would find nothing in common with a primary that has trimmed up to there."""
 
-    __slots__ = ("_runs",)
+    __slots__ = ("_runs", "last_epoch")
 
     def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
         self._runs: list[tuple[int, int]] = []
+        self.last_epoch = 0
+        """The epoch of the log's last entry; 0 for an empty log."""
         for epoch, first in runs:
             self.append(epoch, first)
-
-    @property
-    def last_epoch(self) -> int:
-        """0 for an empty log."""
-        return self._runs[-1][0] if self._runs else 0
 
     @property
     def runs(self) -> Runs:
@@ -61,11 +58,13 @@ class EpochTable:
             assert first > last_first, "an epoch has at least its barrier"
         assert epoch > 0
         self._runs.append((epoch, first))
+        self.last_epoch = epoch
 
     def cut_after(self, sequence: int) -> None:
         """The log ends at ``sequence`` now."""
         while self._runs and self._runs[-1][1] > sequence:
             self._runs.pop()
+        self.last_epoch = self._runs[-1][0] if self._runs else 0
 
     def trim(self, covering: int) -> None:
         """Forget what is not needed to know the epoch of ``covering`` and of all behind it."""

@@ -1,13 +1,11 @@
-"""The in-sync set as its primary sees it: what counts (R8, R9), who may come in (R10), who must go (section 6). Plain
-functions."""
+"""The in-sync set as its primary sees it: what is committed (R8, R9), who may join (R10), who must leave (section 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-import msgspec
-
+from tq_node.partition.progress import ReplicaProgress
 from tq_node.partition.record import Record
 from tq_node.types import NodeId
 
@@ -31,6 +29,60 @@ def may_commit(sequence: int, barrier: int) -> bool:
 def floor_to_join(barrier: int, committed: int) -> int:
     """R10: at least the barrier. What the primary knows to be committed may lag what the one before it committed (F18)."""
     return max(barrier, committed)
+
+
+class Commitment:
+    """Up to where the log of one epoch is committed: what every member of the effective set has durable (R8, R9).
+
+    The committed sequence never decreases, and the first one is at least the barrier. A member's acknowledgement is
+    ``acked`` of its ``ReplicaProgress``; the primary counts by what is durable on its own disk.
+    """
+
+    __slots__ = ("_copies", "_learned", "_primary", "_proposed", "barrier", "effective", "others")
+
+    def __init__(self, primary: NodeId, barrier: int) -> None:
+        self._primary = primary
+        self.barrier = barrier
+        """The sequence of the epoch's first entry."""
+        self._learned: Members = frozenset()
+        self._proposed: Members = frozenset()
+        self.effective: Members = frozenset()
+        """Who counts: the set last learned, and all proposed since (R9)."""
+        self.others: tuple[NodeId, ...] = ()
+        """The effective set without the primary, in order."""
+        self._copies: tuple[ReplicaProgress, ...] = ()
+
+    def learn(self, isr: Collection[NodeId], copies: Mapping[NodeId, ReplicaProgress], *, settles: bool) -> None:
+        """The cluster map's set is ``isr``. ``settles``: by a version that resolves every proposal made before it."""
+        self._learned = frozenset(isr)
+        if settles:
+            self._proposed = frozenset()
+        self._recount(copies)
+
+    def propose(self, isr: Members, copies: Mapping[NodeId, ReplicaProgress]) -> None:
+        """``isr`` counts from before its proposal leaves (R9)."""
+        self._proposed |= isr
+        self._recount(copies)
+
+    def _recount(self, copies: Mapping[NodeId, ReplicaProgress]) -> None:
+        self.effective = effective_set(self._learned, self._proposed)
+        assert all(node == self._primary or node in copies for node in self.effective), "whoever counts is a copy"
+        self.others = tuple(node for node in sorted(self.effective) if node != self._primary)
+        self._copies = tuple(copies[node] for node in self.others)
+
+    def advance(self, own_durable: int, committed: int) -> int | None:
+        """The new committed sequence; None: it stays ``committed``. On the hot path.
+
+        The least that is durable over the effective set, never below the barrier (R8).
+        """
+        least = own_durable
+        for copy in self._copies:
+            least = min(least, copy.acked)
+        return least if least > committed and may_commit(least, self.barrier) else None
+
+    def unlearned(self) -> tuple[ReplicaProgress, ...]:
+        """The copies that count only because they were proposed."""
+        return tuple(copy for copy in self._copies if copy.node not in self._learned)
 
 
 # --- who should be in it ---
@@ -121,17 +173,3 @@ def first_to_leave(record: Record, me: NodeId) -> NodeId | None:
     if not all(node in record.isr for node in record.adding):
         return None
     return next((node for node in record.isr if node in record.removing and node != me), None)
-
-
-class Removals(msgspec.Struct):
-    """Of one copy, for lag: how many lately, and when the last one was."""
-
-    count: int = 0
-    last_ms: int = 0
-
-
-def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
-    """How long one that was removed for lag must keep up before it is proposed again: doubled at each removal."""
-    if removals.count == 0:
-        return 0
-    return int(min(most_ms, first_ms << min(removals.count - 1, 16)))

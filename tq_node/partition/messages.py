@@ -13,29 +13,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tq_node.partition.entries import Effect, Entry, checksum, encode_effects
+from tq_node.partition.entries import LogEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
 """No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
 Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
 """Held by the decoder, at no cost to speak of."""
-
-
-class LogEntry(Entry, frozen=True, gc=False, array_like=True):
-    """An entry as it travels, and as it is stored: made once."""
-
-
-def log_entry(entry: Entry) -> LogEntry:
-    """One that was read from the store."""
-    if type(entry) is LogEntry:
-        return entry
-    return LogEntry(entry.partition, entry.sequence, entry.epoch, entry.crc, entry.payload)
-
-
-def encoded(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> LogEntry:
-    payload = encode_effects(effects)
-    return LogEntry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -1,37 +1,92 @@
-"""The primary of one epoch: what it appends, what counts for it, when it is active, whom it wants in the set (R6 to R12)."""
+"""The primary of one epoch: what it appends, when it is active, which in-sync set it proposes (R6 to R12)."""
 
 from __future__ import annotations
 
 from typing import Generic
 
-from tq_node.partition.effects import Activated, AskEpoch, Event, ProposeIsr, ProposeStepDown, Step, Wish
-from tq_node.partition.entries import EpochStart
+from tq_node import limits
+from tq_node.partition.effects import Activated, AskEpoch, Outbox, ProposeIsr, ProposeStepDown
+from tq_node.partition.entries import Effect, EpochStart, make_entry
 from tq_node.partition.isr import (
+    Commitment,
     GiveUp,
     Larger,
     Members,
     Move,
     Standing,
-    effective_set,
     floor_to_join,
-    may_commit,
     next_move,
 )
 from tq_node.partition.leases import Confirmations
-from tq_node.partition.messages import Ack, Addressed, SyncOk
-from tq_node.partition.open_entry import OpenEntry
+from tq_node.partition.messages import Ack, SyncOk
 from tq_node.partition.progress import Mode, ReplicaProgress
 from tq_node.partition.record import Record
 from tq_node.partition.replica_log import News, ReplicaLog
 from tq_node.partition.sender import Sender
 from tq_node.partition.settings import Budget, ReplicationSettings
-from tq_node.types import NodeId
+from tq_node.types import NodeId, Token
 
 _BARRIER_BYTES = 16
+_EFFECT_OVERHEAD_BYTES = 100
+
+
+class OpenEntry(Generic[News]):
+    """What is proposed in one epoch between two seals: it shares one place in the log, which is what makes a batch cheap.
+
+    Its sequence is known from the first effect on: a claim's token is the place of the entry that carries it.
+    """
+
+    __slots__ = ("_bytes", "_effects", "_log", "_news", "epoch")
+
+    def __init__(self, log: ReplicaLog[News], epoch: int) -> None:
+        self._log = log
+        self.epoch = epoch
+        self._effects: list[Effect] = []
+        self._news: list[News] = []
+        self._bytes = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._effects
+
+    @property
+    def sequence(self) -> int:
+        """Of the next proposed effect, unless a large one starts another entry."""
+        return self._log.last_sequence + 1
+
+    def add(self, effect: Effect, size: int, news: News | None) -> int:
+        """Returns the sequence. ``size``: bytes of the effect's payloads, for cutting entries."""
+        if self._effects and not self.has_room(size):
+            self.close()
+        self._effects.append(effect)
+        self._bytes += size + _EFFECT_OVERHEAD_BYTES
+        if news is not None:
+            self._news.append(news)
+        return self._log.last_sequence + 1
+
+    def has_room(self, size: int) -> bool:
+        """Whether an effect of ``size`` proposed now goes into the entry of ``sequence``."""
+        return not self._effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
+
+    def claim_token(self, claimed_before: int) -> Token:
+        """See ``PartitionCore.claim_token``: two claims of one task never share an entry, else they would share a token
+        (F30a)."""
+        if self._effects and claimed_before == self._log.last_sequence + 1:
+            self.close()
+        return Token(self.epoch, self._log.last_sequence + 1)
+
+    def close(self) -> None:
+        """Encode it, once for the disk and all replicas, and put it at the end of the log."""
+        if not self._effects:
+            return
+        log = self._log
+        entry = make_entry(log.partition, log.last_sequence + 1, self.epoch, self._effects)
+        log.append(entry, self._effects, self._news)
+        self._effects, self._news, self._bytes = [], [], 0
 
 
 class Primary(Generic[News]):
-    """See the module's docstring. Made when the table's choice is learned; thrown away at a higher epoch."""
+    """This node as primary of one epoch. Made when the cluster map names it; thrown away at a higher epoch (R12)."""
 
     def __init__(
         self,
@@ -40,35 +95,26 @@ class Primary(Generic[News]):
         record: Record,
         pace: ReplicationSettings,
         budget: Budget,
-        *,
-        messages: list[Addressed],
-        wishes: list[Wish],
-        steps: list[Step],
-        events: list[Event],
+        outbox: Outbox[News],
         now_ms: int,
     ) -> None:
         self.epoch = record.epoch
         self.record = record
-        self.sending: Sender[News] = Sender(log, record, pace, budget, messages, wishes)
+        self.sender: Sender[News] = Sender(log, record, pace, budget, outbox)
         self.confirmations = Confirmations()
         self.promise_durable_ms: int | None = None
         self.is_active = False
         self._me = me
         self._log = log
         self._pace = pace
-        self._steps = steps
-        self._events = events
-        self._proposed: Members = frozenset()
+        self._outbox = outbox
         self._proposed_ms: int | None = None
         self._asked_ms: int | None = None
         self._heir_since_ms: int | None = None
-        self.effective: Members = frozenset()
-        self.others: tuple[NodeId, ...] = ()
-        self._counted: tuple[ReplicaProgress, ...] = ()
         self.spread_to = log.last_sequence
-        self.open: OpenEntry[News] = OpenEntry(log, self.epoch)
-        self.barrier = self.open.add(EpochStart(self.epoch), _BARRIER_BYTES, None)
-        self.open.close()
+        self.open_entry: OpenEntry[News] = OpenEntry(log, self.epoch)
+        self.commitment = Commitment(me, self.open_entry.add(EpochStart(self.epoch), _BARRIER_BYTES, None))
+        self.open_entry.close()
         self.follow(record, now_ms)
 
     # --- the table ---
@@ -79,50 +125,34 @@ class Primary(Generic[News]):
         assert record.primary == self._me
         assert self._me in record.isr, "a primary is in sync (I3)"
         assert len(record.isr) >= record.min_isr, "the table keeps enough (I3)"
-        if record.partition_version > self.record.partition_version:
-            self.settle_proposals()
+        is_newer = record.partition_version > self.record.partition_version
+        if is_newer:
+            self._proposed_ms = None
         if record.heir != self.record.heir or record.heir is None:
             self._heir_since_ms = None
         self.record = record
-        self.sending.follow(record, self._me, now_ms)
-        for stream in self.sending.streams.values():
+        self.sender.follow(record, self._me, now_ms)
+        for stream in self.sender.streams.values():
             if stream.node not in record.up:
                 stream.removals.count = 0  # whoever comes back from the dead has shown no slowness yet
-        self._recount()
+        self.commitment.learn(record.isr, self.sender.streams, settles=is_newer)
+        self._recounted()
 
-    def settle_proposals(self) -> None:
-        self._proposed = frozenset()
-        self._proposed_ms = None
-
-    def _recount(self) -> None:
-        """Who counts has changed: more may be committed, or less may be from now on."""
-        self.effective = self.sending.counting = self.counted_set()
-        streams = self.sending.streams
-        assert all(node == self._me or node in streams for node in self.effective), "whoever counts is a copy"
-        self.others = tuple(node for node in sorted(self.effective) if node != self._me)
-        self._counted = tuple(streams[node] for node in self.others)
+    def _recounted(self) -> None:
+        """The effective set has changed: more may be committed now, or less from now on."""
+        self.sender.counting = self.commitment.effective
         self.advance()
 
-    def counted_set(self) -> Members:
-        """R8, R9."""
-        return effective_set(self.record.isr, self._proposed)
-
     # --- committing ---
-    def own_sequence(self) -> int:
-        """R8: itself included, but only by its own sync."""
-        return self._log.durable_sequence
-
     def advance(self) -> None:
-        """R8: the least that is durable over the effective set, never below the barrier. On the hot path."""
+        """Commit what the effective set has durable; with the barrier the primary becomes active (R7, R8). A hot path."""
         log = self._log
-        least = self.own_sequence()
-        for stream in self._counted:
-            least = min(least, stream.acked)
-        if least > log.committed and may_commit(least, self.barrier):
-            log.commit_to(least)
-            if not self.is_active and least >= self.barrier:
+        sequence = self.commitment.advance(log.durable_sequence, log.committed)
+        if sequence is not None:
+            log.commit_to(sequence)
+            if not self.is_active and sequence >= self.commitment.barrier:
                 self.is_active = True
-                self._events.append(Activated(self.epoch))
+                self._outbox.events.append(Activated(self.epoch))
 
     # --- the disk ---
     def promise_durable(self, connected: frozenset[NodeId] | set[NodeId], now_ms: int) -> None:
@@ -132,28 +162,28 @@ class Primary(Generic[News]):
             self.open_streams(connected, now_ms)
 
     def open_streams(self, connected: frozenset[NodeId] | set[NodeId], now_ms: int) -> None:
-        if self.sending.may_send():
-            for node, stream in self.sending.streams.items():
+        if self.sender.may_send():
+            for node, stream in self.sender.streams.items():
                 if stream.mode is Mode.CLOSED and node in connected:
-                    self.sending.begin(stream, now_ms)
+                    self.sender.begin(stream, now_ms)
 
     def seal(self, now_ms: int) -> None:
         """What was proposed since the last call is an entry, and leaves: before the own disk has it, but not before the
         promise."""
-        self.open.close()
+        self.open_entry.close()
         log = self._log
         if self.spread_to < log.last_sequence:
             first = self.spread_to + 1
             self.spread_to = log.last_sequence
-            self.sending.spread(first, now_ms)
+            self.sender.spread(first, now_ms)
 
     # --- answers ---
     def on_sync_ok(self, stream: ReplicaProgress, message: SyncOk, now_ms: int) -> None:
-        self.sending.synced(stream, message.durable_sequence, now_ms)
+        self.sender.synced(stream, message.durable_sequence, now_ms)
         self.advance()
 
     def on_ack(self, stream: ReplicaProgress, message: Ack, now_ms: int) -> None:
-        if self.sending.acked(stream, message.durable_sequence, now_ms):
+        if self.sender.acked(stream, message.durable_sequence, now_ms):
             self.advance()
 
     # --- reads and leases ---
@@ -163,16 +193,16 @@ class Primary(Generic[News]):
 
     def confirmed_number(self) -> int:
         """R7: none before it is active."""
-        return self.confirmations.number(self.others) if self.is_active else 0
+        return self.confirmations.number(self.commitment.others) if self.is_active else 0
 
     # --- the set (section 6) ---
     def tick(self, now_ms: int) -> bool:
         """False: there was nothing to do."""
         if self._rests(now_ms):
             return False
-        for stream in self.sending.streams.values():
+        for stream in self.sender.streams.values():
             stream.note_nearness(now_ms)
-            self.sending.tick(stream, now_ms)
+            self.sender.tick(stream, now_ms)
         self._decide(now_ms)
         return True
 
@@ -182,10 +212,10 @@ class Primary(Generic[News]):
             return False
         log = self._log
         last_sequence, committed = log.last_sequence, log.committed
-        return all(stream.rests(last_sequence, committed, now_ms) for stream in self.sending.streams.values())
+        return all(stream.rests(last_sequence, committed, now_ms) for stream in self.sender.streams.values())
 
     def slept(self, now_ms: int) -> None:
-        for stream in self.sending.streams.values():
+        for stream in self.sender.streams.values():
             stream.slept(now_ms)
 
     def _decide(self, now_ms: int) -> None:
@@ -197,13 +227,13 @@ class Primary(Generic[News]):
         if self._is_stuck(now_ms):
             self._ask_epoch(now_ms)
             return
-        standings = {node: self._standing(stream, now_ms) for node, stream in self.sending.streams.items()}
+        standings = {node: self._standing(stream, now_ms) for node, stream in self.sender.streams.items()}
         move = self.next_move(standings)
         if move is not None:
             self._propose(move, now_ms)
 
     def next_move(self, standings: dict[NodeId, Standing]) -> Move | None:
-        return next_move(self.record, self._me, standings, floor_to_join(self.barrier, self._log.committed))
+        return next_move(self.record, self._me, standings, floor_to_join(self.commitment.barrier, self._log.committed))
 
     def _standing(self, stream: ReplicaProgress, now_ms: int) -> Standing:
         is_up = stream.node in self.record.up
@@ -213,7 +243,7 @@ class Primary(Generic[News]):
         record, log = self.record, self._log
         if isinstance(move, GiveUp):
             self._proposed_ms = now_ms
-            self._steps.append(ProposeStepDown(log.partition, self.epoch))
+            self._outbox.steps.append(ProposeStepDown(log.partition, self.epoch))
             return
         isr = frozenset(record.isr)
         if isinstance(move, Larger):
@@ -221,44 +251,42 @@ class Primary(Generic[News]):
         else:
             isr -= {move.node}
             if move.for_lag:
-                self.sending.streams[move.node].removed_for_lag(now_ms)
+                self.sender.streams[move.node].removed_for_lag(now_ms)
         self.note_proposal(isr, now_ms)
         step = ProposeIsr(log.partition, self.epoch, record.partition_version, record.ordered(isr))
-        self._steps.append(step)
+        self._outbox.steps.append(step)
 
     def note_proposal(self, isr: Members, now_ms: int) -> None:
-        """R9: it counts from before it leaves."""
-        self._proposed |= isr
+        """Count ``isr`` from before its proposal leaves (R9)."""
         self._proposed_ms = now_ms
-        self._recount()
+        self.commitment.propose(isr, self.sender.streams)
+        self._recounted()
 
     def _is_stuck(self, now_ms: int) -> bool:
         """Somebody counts who was proposed and never learned to be in, and who has fallen silent. The proposal may have
         been lost, or may yet be applied: only a new epoch tells, for it overtakes it (R9)."""
-        return any(
-            stream.node not in self.record.isr and (stream.lags(now_ms) or stream.node not in self.record.up)
-            for stream in self._counted
-        )
+        up = self.record.up
+        return any(stream.lags(now_ms) or stream.node not in up for stream in self.commitment.unlearned())
 
     def _ask_epoch(self, now_ms: int) -> None:
         if self._asked_ms is None or now_ms - self._asked_ms >= self._pace.proposal_ms:
             self._asked_ms = now_ms
-            self._steps.append(AskEpoch(self._log.partition, self.epoch, self.record.partition_version))
+            self._outbox.steps.append(AskEpoch(self._log.partition, self.epoch, self.record.partition_version))
 
     def _hand_over(self, now_ms: int) -> None:
         """It drains: the driver proposes nothing new (``is_handing_over``). When all is committed, or after some time, it
         steps down."""
         if self._heir_since_ms is None:
             self._heir_since_ms = now_ms
-        is_drained = self._log.committed == self._log.last_sequence and self.open.is_empty
+        is_drained = self._log.committed == self._log.last_sequence and self.open_entry.is_empty
         if not is_drained and now_ms - self._heir_since_ms < self._pace.handover_ms:
             return
         if self._asked_ms is None or now_ms - self._asked_ms >= self._pace.proposal_ms:
             self._asked_ms = now_ms
-            self._steps.append(ProposeStepDown(self._log.partition, self.epoch))
+            self._outbox.steps.append(ProposeStepDown(self._log.partition, self.epoch))
 
     # --- trimming ---
     def trim_floor(self, wanted: int) -> int:
-        for stream in self.sending.streams.values():
-            wanted = self.sending.trim_floor(stream, wanted, counts=stream.node in self.effective)
+        for stream in self.sender.streams.values():
+            wanted = self.sender.trim_floor(stream, wanted, counts=stream.node in self.commitment.effective)
         return wanted

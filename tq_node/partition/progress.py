@@ -17,8 +17,9 @@ from __future__ import annotations
 import enum
 from collections import deque
 
-from tq_node.partition.isr import Removals, stable_for_ms
-from tq_node.partition.messages import LogEntry
+import msgspec
+
+from tq_node.partition.entries import LogEntry
 from tq_node.partition.replica_log import ENTRY_OVERHEAD_BYTES
 from tq_node.partition.settings import Budget, ReplicationSettings
 from tq_node.types import NodeId
@@ -29,6 +30,20 @@ class Mode(enum.IntEnum):
     SYNC = 1
     STREAM = 2
     SNAPSHOT = 3
+
+
+class Removals(msgspec.Struct):
+    """Of one copy, for lag: how many lately, and when the last one was."""
+
+    count: int = 0
+    last_ms: int = 0
+
+
+def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
+    """How long one that was removed for lag must keep up before it is proposed again: doubled at each removal."""
+    if removals.count == 0:
+        return 0
+    return int(min(most_ms, first_ms << min(removals.count - 1, 16)))
 
 
 class SnapshotTransfer:

@@ -12,14 +12,14 @@ from typing import Generic
 import msgspec
 
 from tq_node.errors import Divergence, Unsound
-from tq_node.partition.entries import Effect, decode_effects, is_intact
+from tq_node.partition.effects import Outbox
+from tq_node.partition.entries import Effect, LogEntry, decode_effects, is_intact
 from tq_node.partition.epochs import EpochTable, common_prefix
 from tq_node.partition.messages import (
     Ack,
     Addressed,
     AnyMessage,
     Append,
-    LogEntry,
     Message,
     Reject,
     RejectCode,
@@ -37,12 +37,13 @@ from tq_node.types import NodeId
 
 
 class Replica(Generic[News]):
-    """:param messages: what may leave now. :param after: what must wait until all that is in the draft is durable (R16)."""
+    """Follows the primary of the highest epoch promised: keeps ``log`` a prefix of the primary's and acknowledges it."""
 
-    def __init__(self, log: ReplicaLog[News], messages: list[Addressed], after: list[Addressed]) -> None:
+    def __init__(self, log: ReplicaLog[News], outbox: Outbox[News]) -> None:
         self._log = log
-        self._messages = messages
-        self._after = after
+        self._outbox = outbox
+        self.after_write: list[Addressed] = []
+        """Answers that must wait until all that the log has pending is durable (R16)."""
         self.source: NodeId | None = None
         self.obeyed_epoch = 0
         """Of the latest ``Sync``."""
@@ -62,7 +63,7 @@ class Replica(Generic[News]):
 
     def _reject(self, source: NodeId, message: Message, code: RejectCode) -> None:
         log = self._log
-        self._messages.append((source, Reject(log.partition, message.epoch, code, log.promised)))
+        self._outbox.messages.append((source, Reject(log.partition, message.epoch, code, log.promised)))
 
     def refuse_unsynced(self, source: NodeId, message: Message) -> None:
         self._reject(source, message, RejectCode.NOT_SYNCED)
@@ -121,13 +122,13 @@ class Replica(Generic[News]):
             self.synced_epoch = message.epoch
             if prefix < log.last_sequence:
                 log.cut_after(prefix)
-        self._after.append((source, SyncOk(log.partition, message.epoch, prefix)))
+        self.after_write.append((source, SyncOk(log.partition, message.epoch, prefix)))
 
     def promise(self, epoch: int) -> None:
         """R13. Answers of older epochs that have not left yet never will: they speak of a log that may be cut by now."""
         self._log.promise(epoch)
         self._ack_to = None
-        self._after[:] = [addressed for addressed in self._after if addressed[1].epoch >= epoch]
+        self.after_write = [addressed for addressed in self.after_write if addressed[1].epoch >= epoch]
 
     def agreed(self, sync: Sync) -> int | None:
         """R15: up to where this log is the primary's; None: that can't be told, and a snapshot is needed.
@@ -230,7 +231,7 @@ class Replica(Generic[News]):
         """One ``Ack`` for all that came since the last draft (R16)."""
         if self._ack_to is not None:
             log = self._log
-            self._after.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
+            self.after_write.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
             self._ack_to = None
 
     @property
@@ -281,7 +282,7 @@ class Replica(Generic[News]):
         self._log.stage(chunk.number, chunk.data)
         self._next_chunk += 1
         ack = SnapAck(self._log.partition, chunk.epoch, chunk.snapshot_id, self._next_chunk)
-        self._after.append((source, ack))
+        self.after_write.append((source, ack))
 
     def _on_end(self, source: NodeId, end: SnapEnd) -> None:
         incoming = self._incoming
@@ -294,7 +295,7 @@ class Replica(Generic[News]):
             return
         self.synced_epoch = end.epoch
         log.install(Install(incoming.applied, incoming.epochs, incoming.horizon_us, end.chunks, end.digest))
-        self._after.append((source, SyncOk(log.partition, end.epoch, log.last_sequence)))
+        self.after_write.append((source, SyncOk(log.partition, end.epoch, log.last_sequence)))
 
 
 def is_chunk_intact(chunk: SnapChunk) -> bool:

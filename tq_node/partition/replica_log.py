@@ -14,9 +14,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from tq_node.errors import Divergence
-from tq_node.partition.entries import Effect, decode_effects
+from tq_node.partition.entries import Effect, LogEntry, decode_effects
 from tq_node.partition.epochs import EpochTable
-from tq_node.partition.messages import LogEntry
 from tq_node.partition.settings import Budget, ReplicationSettings
 
 News = TypeVar("News")
@@ -138,7 +137,7 @@ class ReplicaLog(Generic[News]):
         self.uncommitted_bytes = 0
         self.recent: deque[LogEntry] = deque()
         self._recent_bytes = 0
-        self.draft = PendingWrite()
+        self.pending = PendingWrite()
         self._handed = stored.last_sequence
         """Where the log ends once all that was taken is durable."""
         self._writes: deque[_Write] = deque()
@@ -168,7 +167,7 @@ class ReplicaLog(Generic[News]):
     def promise(self, epoch: int) -> None:
         """R13, I7: never decreases. Counts for others once it is durable."""
         assert epoch > self.promised, "a promise only grows"
-        self.promised = self.draft.promise = epoch
+        self.promised = self.pending.promise = epoch
 
     def append(self, entry: LogEntry, effects: list[Effect] | None, news: list[News]) -> None:
         """At the end. A new epoch must begin with the first entry of it."""
@@ -176,10 +175,10 @@ class ReplicaLog(Generic[News]):
         assert sequence == self.last_sequence + 1, "the log has no gaps"
         if entry.epoch != self.epochs.last_epoch:
             self.epochs.append(entry.epoch, sequence)
-            self.draft.epochs.append((entry.epoch, sequence))
+            self.pending.epochs.append((entry.epoch, sequence))
         self.last_sequence = sequence
         size = len(entry.payload) + ENTRY_OVERHEAD_BYTES
-        self.draft.entries.append(entry)
+        self.pending.entries.append(entry)
         self._await_commit(Committed(sequence, effects, entry.payload, news, size))
         self.recent.append(entry)
         self._recent_bytes += size
@@ -220,13 +219,13 @@ class ReplicaLog(Generic[News]):
             self._recent_bytes -= len(self.recent.pop().payload) + ENTRY_OVERHEAD_BYTES
         while self._marks and self._marks[-1][0] > sequence:
             self._marks.pop()
-        draft = self.draft
-        while draft.entries and draft.entries[-1].sequence > sequence:
-            draft.entries.pop()
-        while draft.epochs and draft.epochs[-1][1] > sequence:
-            draft.epochs.pop()
+        pending = self.pending
+        while pending.entries and pending.entries[-1].sequence > sequence:
+            pending.entries.pop()
+        while pending.epochs and pending.epochs[-1][1] > sequence:
+            pending.epochs.pop()
         if self._handed > sequence:  # else the disk never heard of what goes
-            draft.cut_after = self._handed = sequence
+            pending.cut_after = self._handed = sequence
         self.forget_writes_after(sequence)
 
     def forget_writes_after(self, sequence: int) -> None:
@@ -245,14 +244,14 @@ class ReplicaLog(Generic[News]):
         self.recent.clear()
         self._marks.clear()
         self._recent_bytes = self._mark_bytes = 0
-        promise, unstage = self.draft.promise, self.draft.unstage
-        stage = self.draft.stage
-        self.draft = PendingWrite(promise=promise, unstage=unstage, stage=stage)
+        promise, unstage = self.pending.promise, self.pending.unstage
+        stage = self.pending.stage
+        self.pending = PendingWrite(promise=promise, unstage=unstage, stage=stage)
 
     def drop(self) -> None:
         """Start from nothing: another history was chosen outside the rules."""
         self._forget_all()
-        self.draft.drop, self.draft.unstage, self.draft.stage = True, False, []
+        self.pending.drop, self.pending.unstage, self.pending.stage = True, False, []
         self.epochs = EpochTable()
         self.log_start = 1
         self.last_sequence = self.durable_sequence = self.applied = self.committed = 0
@@ -261,11 +260,11 @@ class ReplicaLog(Generic[News]):
 
     # --- snapshots ---
     def unstage(self) -> None:
-        self.draft.stage = []
-        self.draft.unstage = True
+        self.pending.stage = []
+        self.pending.unstage = True
 
     def stage(self, number: int, data: bytes) -> None:
-        self.draft.stage.append((number, data))
+        self.pending.stage.append((number, data))
 
     def install(self, install: Install) -> None:
         """:raises Divergence: the snapshot is older than what is committed here."""
@@ -274,7 +273,7 @@ class ReplicaLog(Generic[News]):
                 f"partition {self.partition}: a snapshot of {install.applied}, behind the committed {self.committed}"
             )
         self._forget_all()
-        self.draft.install = install
+        self.pending.install = install
         self.epochs = EpochTable(install.epochs)
         self.durable_sequence = min(self.durable_sequence, self.committed)  # what is behind that was of no use
         self.forget_writes_after(self.committed)
@@ -306,10 +305,10 @@ class ReplicaLog(Generic[News]):
 
     # --- the disk ---
     def take(self, number: int) -> PendingWrite:
-        draft, self.draft = self.draft, PendingWrite()
+        write, self.pending = self.pending, PendingWrite()
         self._handed = self.last_sequence
-        self._writes.append(_Write(number, self.last_sequence, draft.promise))
-        return draft
+        self._writes.append(_Write(number, self.last_sequence, write.promise))
+        return write
 
     def persisted(self, number: int) -> None:
         """Everything taken up to this number is durable."""
@@ -343,10 +342,6 @@ class ReplicaLog(Generic[News]):
         self.epochs.trim(sequence)
         while self._marks and self._marks[0][0] <= sequence:
             self._marks.popleft()
-
-    # --- looking ---
-    def must_persist(self) -> bool:
-        return not self.draft.is_empty
 
 
 def head(entries: Iterable[LogEntry], bytes_max: int, entries_max: int) -> tuple[LogEntry, ...]:

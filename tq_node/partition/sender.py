@@ -7,9 +7,9 @@ from typing import Generic
 
 from tq_node.errors import Divergence, Unsound
 from tq_node.partition.copy_rate import UNLIMITED
-from tq_node.partition.effects import ReadLog, Wish
-from tq_node.partition.entries import Entry
-from tq_node.partition.messages import Addressed, Append, LogEntry, SnapAck, Sync, log_entry
+from tq_node.partition.effects import Outbox, ReadLog
+from tq_node.partition.entries import Entry, LogEntry, log_entry
+from tq_node.partition.messages import Append, SnapAck, Sync
 from tq_node.partition.progress import Mode, ReplicaProgress, size_of
 from tq_node.partition.record import Record
 from tq_node.partition.replica_log import ENTRY_OVERHEAD_BYTES, News, ReplicaLog, head
@@ -19,7 +19,7 @@ from tq_node.types import NodeId
 
 
 class Sender(Generic[News]):
-    """:param messages, wishes: where what is to leave now, and what the store is asked for, is put."""
+    """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if the log begins too late."""
 
     def __init__(
         self,
@@ -27,8 +27,7 @@ class Sender(Generic[News]):
         record: Record,
         pace: ReplicationSettings,
         budget: Budget,
-        messages: list[Addressed],
-        wishes: list[Wish],
+        outbox: Outbox[News],
     ) -> None:
         self.epoch = record.epoch
         self.streams: dict[NodeId, ReplicaProgress] = {}
@@ -38,9 +37,8 @@ class Sender(Generic[News]):
         self._record = record
         self._pace = pace
         self._budget = budget
-        self._messages = messages
-        self._wishes = wishes
-        self._snapshots = Snapshots(log, record.epoch, pace, budget.copying, messages, wishes)
+        self._outbox = outbox
+        self._snapshots = Snapshots(log, record.epoch, pace, budget.copying, outbox)
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:
@@ -66,7 +64,7 @@ class Sender(Generic[News]):
         sync = Sync(
             log.partition, self.epoch, log.epochs.runs, log.log_start, log.last_sequence, self._record.reset_epoch
         )
-        self._messages.append((stream.node, sync))
+        self._outbox.messages.append((stream.node, sync))
 
     def close(self, stream: ReplicaProgress) -> None:
         self._snapshots.abort(stream)
@@ -98,7 +96,7 @@ class Sender(Generic[News]):
     def _send(self, stream: ReplicaProgress, append: Append, size: int, now_ms: int) -> None:
         stream.sent(append.entries[-1].sequence, len(append.entries), size, now_ms)
         stream.commit_sent = append.committed_sequence
-        self._messages.append((stream.node, append))
+        self._outbox.messages.append((stream.node, append))
 
     def pump(self, stream: ReplicaProgress, now_ms: int) -> None:
         """Whatever the window has room for: from memory, or else the store is asked. A copy that does not count yet catches up
@@ -117,7 +115,7 @@ class Sender(Generic[News]):
                 stream.is_reading = True
                 if stream.node not in self.counting:
                     stream.reserve(bytes_max)
-                self._wishes.append(ReadLog(stream.node, stream.next_sequence, bytes_max))
+                self._outbox.requests.append(ReadLog(stream.node, stream.next_sequence, bytes_max))
                 return
             self._send_entries(stream, entries, now_ms)
 
@@ -243,7 +241,7 @@ class Sender(Generic[News]):
             self.begin(stream, now_ms)
         elif mode is Mode.STREAM:
             self.pump(stream, now_ms)
-            self._tell_commit(stream)
+            self._send_commit(stream)
         elif mode is Mode.SNAPSHOT:
             self._snapshots.tick(stream, now_ms)
 
@@ -255,13 +253,13 @@ class Sender(Generic[News]):
         in_flight = stream.in_flight
         return bool(in_flight) and now_ms - in_flight[0].sent_ms >= self._pace.sync_again_ms
 
-    def _tell_commit(self, stream: ReplicaProgress) -> None:
+    def _send_commit(self, stream: ReplicaProgress) -> None:
         """An empty append, where no entries carried the news. It also finds out whether the last of them was lost."""
         log = self._log
         if stream.commit_sent < log.committed and not stream.in_flight:
             stream.commit_sent = log.committed
             tell = Append(log.partition, self.epoch, stream.next_sequence - 1, (), log.committed)
-            self._messages.append((stream.node, tell))
+            self._outbox.messages.append((stream.node, tell))
 
     # --- looking ---
     def left_bytes(self, stream: ReplicaProgress, content_bytes: int) -> int:

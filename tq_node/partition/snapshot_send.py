@@ -9,8 +9,8 @@ from typing import Generic
 
 from tq_node.errors import Unsound
 from tq_node.partition.copy_rate import CopyRate
-from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, ReadChunk, Wish
-from tq_node.partition.messages import Addressed, SnapAck, SnapBegin, SnapChunk, SnapEnd
+from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, Outbox, ReadChunk
+from tq_node.partition.messages import SnapAck, SnapBegin, SnapChunk, SnapEnd
 from tq_node.partition.progress import ReplicaProgress, SnapshotTransfer
 from tq_node.partition.replica_log import News, ReplicaLog
 from tq_node.partition.settings import ReplicationSettings
@@ -25,28 +25,26 @@ class Snapshots(Generic[News]):
         epoch: int,
         pace: ReplicationSettings,
         rate: CopyRate,
-        messages: list[Addressed],
-        wishes: list[Wish],
+        outbox: Outbox[News],
     ) -> None:
         self._log = log
         self._epoch = epoch
         self._pace = pace
         self._rate = rate
-        self._messages = messages
-        self._wishes = wishes
+        self._outbox = outbox
         self._last_id = 0
 
     def open(self, stream: ReplicaProgress, now_ms: int) -> None:
         """The log behind the present ``applied`` is held from now on: the read transaction begins later, so not below it."""
         self._last_id += 1
         stream.outgoing = SnapshotTransfer(self._last_id, self._log.applied, now_ms)
-        self._wishes.append(OpenSnapshot(stream.node, self._last_id))
+        self._outbox.requests.append(OpenSnapshot(stream.node, self._last_id))
 
     def abort(self, stream: ReplicaProgress) -> None:
         outgoing = stream.outgoing
         if outgoing is not None:
             stream.outgoing = None
-            self._wishes.append(CloseSnapshot(stream.node, outgoing.snapshot_id))
+            self._outbox.requests.append(CloseSnapshot(stream.node, outgoing.snapshot_id))
 
     def is_present(self, stream: ReplicaProgress, snapshot_id: int) -> bool:
         return stream.outgoing is not None and stream.outgoing.snapshot_id == snapshot_id
@@ -67,14 +65,14 @@ class Snapshots(Generic[News]):
         outgoing.applied = outgoing.hold_from = applied
         outgoing.moved_ms = now_ms
         begin = SnapBegin(self._log.partition, self._epoch, snapshot_id, applied, tuple(epochs), horizon_us)
-        self._messages.append((stream.node, begin))
+        self._outbox.messages.append((stream.node, begin))
         self._read_on(stream, outgoing)
 
     def _read_on(self, stream: ReplicaProgress, outgoing: SnapshotTransfer) -> None:
         """One read at a time, no more on the way than the window holds, no faster than the node's rate."""
         if self.may_read_on(outgoing) and self._rate.room_bytes > 0:
             outgoing.is_reading = True
-            self._wishes.append(ReadChunk(stream.node, outgoing.snapshot_id))
+            self._outbox.requests.append(ReadChunk(stream.node, outgoing.snapshot_id))
 
     def may_read_on(self, outgoing: SnapshotTransfer) -> bool:
         """But for the rate."""
@@ -99,12 +97,12 @@ class Snapshots(Generic[News]):
         partition, epoch = self._log.partition, self._epoch
         if data is None:
             outgoing.ended = True
-            self._messages.append((stream.node, SnapEnd(partition, epoch, snapshot_id, outgoing.sent, digest)))
+            self._outbox.messages.append((stream.node, SnapEnd(partition, epoch, snapshot_id, outgoing.sent, digest)))
             return
         message = SnapChunk(partition, epoch, snapshot_id, outgoing.sent, zlib.crc32(data), data)
         outgoing.sent += 1
         stream.copied(len(data))
-        self._messages.append((stream.node, message))
+        self._outbox.messages.append((stream.node, message))
         self._read_on(stream, outgoing)
 
     def acked(self, stream: ReplicaProgress, ack: SnapAck, now_ms: int) -> None:

@@ -107,7 +107,7 @@ class DataCheckers:
                 *(node.me, partition),
             )
             seen.promised, seen.committed = log.promised, log.committed
-            if core.is_leading:
+            if core.epoch is not None:
                 need(core.epoch >= seen.epoch, "who leads never goes back to an older epoch (I7):", node.me, partition)
                 seen.epoch = core.epoch
                 if core.is_active:

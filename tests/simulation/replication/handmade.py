@@ -13,21 +13,25 @@ from tests.simulation.raft.checkers import need
 from tq_node.errors import Divergence
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.effects import ProposeIsr, Ready
-from tq_node.partition.entries import Effect, EpochStart, Horizon
+from tq_node.partition.entries import (
+    Effect,
+    EpochStart,
+    Horizon,
+    LogEntry,
+    make_entry,
+)
 from tq_node.partition.epochs import EpochTable
 from tq_node.partition.leases import PingRounds
 from tq_node.partition.messages import (
     Ack,
     AnyMessage,
     Append,
-    LogEntry,
     Reject,
     SnapBegin,
     SnapChunk,
     SnapEnd,
     Sync,
     SyncOk,
-    encoded,
 )
 from tq_node.partition.record import Record
 from tq_node.partition.replica_log import Stored, Tail
@@ -53,7 +57,7 @@ def record(
 
 
 def entry(sequence: int, epoch: int, *effects: Effect) -> LogEntry:
-    return encoded(0, sequence, epoch, list(effects) or [Horizon(sequence)])
+    return make_entry(0, sequence, epoch, list(effects) or [Horizon(sequence)])
 
 
 def a_core(me: NodeId, stored: Stored | None = None, pace: ReplicationSettings = PACE) -> Core:
@@ -132,7 +136,7 @@ def write_that_was_cut() -> None:
     core.receive(C, Sync(0, 2, ((1, 1), (2, 2)), 1, 3), 0)
     core.receive(C, Append(0, 2, 1, tuple(entry(s, 2) for s in (2, 3)), 3), 0)
     second = core.ready(0)
-    need(second.draft.cut_after == 1, "the cut is decided by epochs (R15)")
+    need(second.write.cut_after == 1, "the cut is decided by epochs (R15)")
     core.persisted(first.number, 0)
     need(core.committed <= 1, "what was cut is not durable (R16)")
     core.persisted(second.number, 0)
@@ -151,7 +155,7 @@ def epoch_before_the_start() -> None:
     need(isinstance(sync, Sync), "a Sync comes first (R14)")
     member.receive(A, sync, 0)
     ready = persist(member)
-    need(ready.draft.cut_after is None, "nothing that was committed is cut (I5)")
+    need(ready.write.cut_after is None, "nothing that was committed is cut (I5)")
     need(ready.messages_after == [(A, SyncOk(0, 2, 3))], "the logs agree up to their end:", ready.messages_after)
 
 
@@ -168,7 +172,7 @@ def old_snapshot() -> None:
     for message in snapshot:
         core.receive(A, message, 0)
     ready = persist(core)
-    need(ready.draft.install is not None, "a snapshot is installed")
+    need(ready.write.install is not None, "a snapshot is installed")
     need(core.last_sequence == 4, "and the log goes on behind it")
     core.receive(A, Append(0, 1, 4, (entry(5, 1), entry(6, 1)), 4), 0)
     persist(core)

@@ -24,10 +24,10 @@ from tq_node.partition import isr as in_sync
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.effects import Activated
 from tq_node.partition.epochs import EpochTable
+from tq_node.partition.isr import Commitment
 from tq_node.partition.leases import Confirmations
 from tq_node.partition.messages import Ack
-from tq_node.partition.open_entry import OpenEntry
-from tq_node.partition.primary import Primary
+from tq_node.partition.primary import OpenEntry, Primary
 from tq_node.partition.progress import Mode, ReplicaProgress
 from tq_node.partition.replica import Replica
 from tq_node.partition.replica_log import ReplicaLog
@@ -53,17 +53,27 @@ swarm = pressed()
 
 
 # --- rules, broken ---
-def _counts_learned(self: Primary[Any]) -> Any:
-    return frozenset(self.record.isr)
+def _counts_learned(learned: Any, proposed: Any) -> Any:
+    return frozenset(learned)
 
 
-def _counts_proposed(self: Primary[Any]) -> Any:
-    return self._proposed or frozenset(self.record.isr)
+def _counts_proposed(learned: Any, proposed: Any) -> Any:
+    return frozenset(proposed or learned)
 
 
-def _remembers_last(self: Primary[Any], isr: Any, now_ms: int) -> None:
-    self._proposed, self._proposed_ms = isr, now_ms
-    self._recount()
+def _remembers_last(self: Commitment, isr: Any, copies: Any) -> None:
+    self._proposed = isr
+    self._recount(copies)
+
+
+def _counts_itself(original: Any) -> Any:
+    """What others have durable suffices; without others the primary's own disk must do."""
+
+    def advance(self: Commitment, own_durable: int, committed: int) -> Any:
+        durable = min((copy.acked for copy in self._copies), default=own_durable)
+        return original(self, durable, committed)
+
+    return advance
 
 
 def _cuts_by_commit_mark(self: Replica[Any], sync: Any) -> int:
@@ -91,14 +101,14 @@ def _active_at_once(self: Primary[Any], connected: Any, now_ms: int) -> None:
         self.promise_durable_ms = now_ms
         if not self.is_active:
             self.is_active = True
-            self._events.append(Activated(self.epoch))
+            self._outbox.events.append(Activated(self.epoch))
         self.open_streams(connected, now_ms)
 
 
 def _acks_at_once(self: Replica[Any]) -> None:
     if self._ack_to is not None:
         log = self._log
-        self._messages.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
+        self._outbox.messages.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
         self._ack_to = None
 
 
@@ -145,7 +155,7 @@ def rule(name: str, of: str, *patches: tuple[Any, str, Any], world: Callable[[in
 
 
 _OLD_SNAPSHOTS = (Replica, "is_news", always(True))
-_NO_BARRIER = (primary, "may_commit", always(True))
+_NO_BARRIER = (in_sync, "may_commit", always(True))
 _COUNTS_ALL = (PartitionCore, "counts", always(True))
 _COUNTS_CUT = (ReplicaLog, "forget_writes_after", always(None))
 _TRIMS_ALL = (EpochTable, "trim", _trims_covering(EpochTable.trim))
@@ -159,24 +169,24 @@ _RESUMES = (
 
 MUTATIONS = (
     # --- what counts ---
-    rule("proposed sets are not counted", "R9, F17", (Primary, "counted_set", _counts_learned), world=pressed(SETS)),
+    rule("proposed sets are not counted", "R9, F17", (in_sync, "effective_set", _counts_learned), world=pressed(SETS)),
     rule(
         "a set is acted on before it is learned",
         "R9, F17",
-        (Primary, "counted_set", _counts_proposed),
-        (Primary, "note_proposal", _remembers_last),
+        (in_sync, "effective_set", _counts_proposed),
+        (Commitment, "propose", _remembers_last),
         world=pressed(SETS),
     ),
     rule(
         "a timed-out proposal is forgotten (swarm)",
         "R9",
-        (Primary, "note_proposal", _remembers_last),
+        (Commitment, "propose", _remembers_last),
         world=pressed(SETS),
     ),
     rule(
         "a timed-out proposal is forgotten (hand)",
         "R9",
-        (Primary, "note_proposal", _remembers_last),
+        (Commitment, "propose", _remembers_last),
         world=hand(handmade.two_proposals),
     ),
     rule(
@@ -188,7 +198,7 @@ MUTATIONS = (
     rule(
         "a primary counts itself before its own sync",
         "R8",
-        (Primary, "own_sequence", lambda self: self._log.last_sequence),
+        (Commitment, "advance", _counts_itself(Commitment.advance)),
     ),
     rule("less than the barrier is committed (swarm)", "R8", _NO_BARRIER, world=pressed(CHANGES)),
     rule("less than the barrier is committed (hand)", "R8", _NO_BARRIER, world=hand(handmade.barrier)),

@@ -25,7 +25,7 @@ from tq_node.partition.effects import (
     ReadLog,
     Step,
     SteppedDown,
-    Wish,
+    StoreRequest,
 )
 from tq_node.partition.entries import Effect
 from tq_node.partition.leases import PingRounds
@@ -211,8 +211,8 @@ class DataNode(TaskSide):
                     self._answered(partition, entry.sequence, operation)
             for event in box.events:
                 self._lived(partition, event)
-            for wish in box.wishes:
-                self._wished(partition, wish)
+            for request in box.requests:
+                self._wished(partition, request)
             if box.steps:
                 self._tell(self, box.steps)
             if box.committed:
@@ -235,7 +235,7 @@ class DataNode(TaskSide):
             if not core.has_ready and len(unapplied) < self._apply_every:
                 continue
             ready = core.ready(self.now_ms)
-            if ready.draft.drop or ready.draft.install is not None:
+            if ready.write.drop or ready.write.install is not None:
                 unapplied = []
                 self._unapplied[partition] = []
                 self._replaced(partition, ready.number)
@@ -257,7 +257,7 @@ class DataNode(TaskSide):
                     for operation in entry.news:
                         self._answered(partition, entry.sequence, operation)
                     entry.news = []
-            writes.append(Write(partition, ready.draft, applies, trim))
+            writes.append(Write(partition, ready.write, applies, trim))
             numbers.append((partition, ready.number, ready.messages_after, applied))
         self._waiting.clear()
         if writes:
@@ -295,32 +295,32 @@ class DataNode(TaskSide):
         self._dirty |= self._waiting
 
     # --- what the core wants of the store ---
-    def _wished(self, partition: int, wish: Wish) -> None:
+    def _wished(self, partition: int, request: StoreRequest) -> None:
         delay_us = self._random.randint(100, 3_000)
-        if isinstance(wish, CloseSnapshot):
-            self._snapshots.pop((partition, wish.node, wish.snapshot_id), None)
+        if isinstance(request, CloseSnapshot):
+            self._snapshots.pop((partition, request.node, request.snapshot_id), None)
         else:
-            self._later(delay_us, self._fulfil, partition, wish)
+            self._later(delay_us, self._fulfil, partition, request)
 
-    def _fulfil(self, partition: int, wish: Wish) -> None:
+    def _fulfil(self, partition: int, request: StoreRequest) -> None:
         core = self.cores[partition]
         stored: StoredPartition = self.store.partition(partition)
         self._dirty.add(partition)
-        if isinstance(wish, ReadLog):
-            core.log_read(wish.node, stored.read(wish.first, wish.bytes_max), self.now_ms)
+        if isinstance(request, ReadLog):
+            core.log_read(request.node, stored.read(request.first, request.bytes_max), self.now_ms)
             return
-        key = (partition, wish.node, wish.snapshot_id)
-        if isinstance(wish, OpenSnapshot):
+        key = (partition, request.node, request.snapshot_id)
+        if isinstance(request, OpenSnapshot):
             opened = OpenedSnapshot(stored, 3)
             self._snapshots[key] = opened
-            core.snapshot_opened(wish.node, wish.snapshot_id, opened.applied, opened.epochs, 0, self.now_ms)
-        elif isinstance(wish, ReadChunk):
+            core.snapshot_opened(request.node, request.snapshot_id, opened.applied, opened.epochs, 0, self.now_ms)
+        elif isinstance(request, ReadChunk):
             snapshot = self._snapshots.get(key)
             if snapshot is None:
-                core.snapshot_failed(wish.node, wish.snapshot_id, self.now_ms)
+                core.snapshot_failed(request.node, request.snapshot_id, self.now_ms)
                 return
             data = snapshot.read()
-            core.snapshot_chunk(wish.node, wish.snapshot_id, data, snapshot.digest if data is None else b"")
+            core.snapshot_chunk(request.node, request.snapshot_id, data, snapshot.digest if data is None else b"")
 
     def _replaced(self, partition: int, number: int) -> None:
         """Other rows are coming: what is in memory of them is void. They are looked at again once they are durable."""
@@ -345,7 +345,7 @@ class DataNode(TaskSide):
         self.begin_round()
 
     def begin_round(self) -> int:
-        led = [(partition, core.epoch) for partition, core in self.cores.items() if core.is_leading]
+        led = [(partition, epoch) for partition, core in self.cores.items() if (epoch := core.epoch) is not None]
         ping = self.rounds.begin(self.now_ms, led)
         for node in self.map.nodes:
             if node != self.me:

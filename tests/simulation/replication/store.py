@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from tq_node.partition.entries import Effect, Put, decode_effects
-from tq_node.partition.messages import LogEntry
+from tq_node.partition.entries import (
+    Effect,
+    LogEntry,
+    Put,
+    decode_effects,
+)
 from tq_node.partition.replica_log import PendingWrite, Stored, Tail
 
 

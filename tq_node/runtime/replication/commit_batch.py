@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tq_node.partition.apply_queue import Slice
+from tq_node.partition.entries import decode_spec
 from tq_node.partition.replica_log import PendingWrite
-from tq_node.partition.row_codec import decode_spec
 from tq_node.store.api import Batch, Install, RowDelete, RowWrite, StagedChunk, Tombstone
 from tq_node.types import TaskSpec
 

@@ -336,8 +336,8 @@ class ReplicaDriver:
                     waits += self._waiters[partition].committed(core.committed)
                 events += [(partition, event) for event in box.events]
                 steps += box.steps
-                for wish in box.wishes:
-                    self._granting.grant(partition, wish)
+                for request in box.requests:
+                    self._granting.grant(partition, request)
             if core.has_ready:
                 self._dirty.add(partition)
         self._outgoing.send()
@@ -394,15 +394,15 @@ class ReplicaDriver:
             if core.has_ready:
                 self.ticking.busy.add(partition)
                 ready = core.ready(now_ms)
-                must_persist = must_persist or ready.must_persist
+                must_persist = must_persist or not ready.write.is_empty
                 readies.append((partition, ready))
                 if ready.messages:
                     self._outgoing.gather(ready.messages)
-                size += add_draft(batch, partition, ready.draft)
-                if ready.draft.drop or ready.draft.install is not None:
+                size += add_draft(batch, partition, ready.write)
+                if ready.write.drop or ready.write.install is not None:
                     settled += self._applying.forget(partition)
-                if ready.draft.install is not None:
-                    self._applying.unapplied.horizons[partition] = ready.draft.install.horizon_us
+                if ready.write.install is not None:
+                    self._applying.unapplied.horizons[partition] = ready.write.install.horizon_us
                     self._applying.unapplied.hold(partition)
             self._dirty.discard(partition)
             if size > limits.COMMIT_BYTES_AIM:
@@ -471,7 +471,7 @@ class ReplicaDriver:
             self.cores[partition].persisted(ready.number, now_ms)
             if ready.messages_after:
                 self._outgoing.gather(ready.messages_after)
-            if ready.draft.install is not None:
+            if ready.write.install is not None:
                 self._count_installed(partition)
         return self._pump([partition for partition, _ in readies])
 

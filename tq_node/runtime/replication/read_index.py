@@ -60,7 +60,7 @@ class ReadIndex:
     def begin(self) -> None:
         """Ask everybody. Also called every ``ROUND_S``: idle partitions need it too (F45)."""
         leading = [core for core in self._copies.cores if core.is_leading]
-        led = [(core.partition, core.epoch) for core in leading]
+        led = [(core.partition, epoch) for core in leading if (epoch := core.epoch) is not None]
         if not led:
             return
         self._begun_ms = self._clock.now_ms()

@@ -204,8 +204,9 @@ class Replication:
         found = []
         for core in self.copies.cores:
             record = core.record
-            if core.is_leading and record is not None and record.up.intersection(record.isr) - {self._me}:
-                found.append((core.partition, core.epoch))
+            epoch = core.epoch
+            if epoch is not None and record is not None and record.up.intersection(record.isr) - {self._me}:
+                found.append((core.partition, epoch))
         return found
 
     # --- time ---

@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from tq_node.errors import StoreBroken
 from tq_node.partition.core import PartitionCore
-from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, ReadChunk, ReadLog, Wish
+from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, ReadChunk, ReadLog, StoreRequest
 from tq_node.partition.entries import Entry
 from tq_node.store.api import PartitionSnapshot, Store
 from tq_node.types import Change, NodeId
@@ -29,26 +29,26 @@ class StoreRequests:
         self._opening: dict[_Place, Deferred[None]] = {}
         self._open: dict[_Place, PartitionSnapshot] = {}
 
-    def grant(self, partition: int, wish: Wish) -> None:
+    def grant(self, partition: int, request: StoreRequest) -> None:
         """Begin; the answer comes in a later turn."""
-        if isinstance(wish, ReadLog):
-            self._read_log(partition, wish)
-        elif isinstance(wish, OpenSnapshot):
-            self._open_snapshot(partition, wish)
-        elif isinstance(wish, ReadChunk):
-            self._read_chunk(partition, wish)
+        if isinstance(request, ReadLog):
+            self._read_log(partition, request)
+        elif isinstance(request, OpenSnapshot):
+            self._open_snapshot(partition, request)
+        elif isinstance(request, ReadChunk):
+            self._read_chunk(partition, request)
         else:
-            self._close(partition, wish)
+            self._close(partition, request)
 
-    def _read_log(self, partition: int, wish: ReadLog) -> None:
+    def _read_log(self, partition: int, request: ReadLog) -> None:
         def read(entries: Sequence[Entry]) -> None:
-            self._tell(partition, lambda core, now_ms: core.log_read(wish.node, entries, now_ms))
+            self._tell(partition, lambda core, now_ms: core.log_read(request.node, entries, now_ms))
 
-        reading = self._store.read_log(partition, wish.first, bytes_max=wish.bytes_max)
+        reading = self._store.read_log(partition, request.first, bytes_max=request.bytes_max)
         reading.addCallbacks(read, self._broken)
 
-    def _open_snapshot(self, partition: int, wish: OpenSnapshot) -> None:
-        place = partition, wish.node, wish.snapshot_id
+    def _open_snapshot(self, partition: int, request: OpenSnapshot) -> None:
+        place = partition, request.node, request.snapshot_id
 
         def opened(snapshot: PartitionSnapshot) -> None:
             del self._opening[place]
@@ -56,7 +56,7 @@ class StoreRequests:
             self._tell(
                 partition,
                 lambda core, now_ms: core.snapshot_opened(
-                    wish.node, wish.snapshot_id, snapshot.applied, snapshot.epochs, snapshot.horizon_us, now_ms
+                    request.node, request.snapshot_id, snapshot.applied, snapshot.epochs, snapshot.horizon_us, now_ms
                 ),
             )
 
@@ -68,15 +68,17 @@ class StoreRequests:
         opening = self._store.open_snapshot(partition)
         self._opening[place] = opening.addCallbacks(opened, failed)
 
-    def _read_chunk(self, partition: int, wish: ReadChunk) -> None:
-        place = partition, wish.node, wish.snapshot_id
+    def _read_chunk(self, partition: int, request: ReadChunk) -> None:
+        place = partition, request.node, request.snapshot_id
         snapshot = self._open.get(place)
         if snapshot is None:
             return
 
         def read(data: bytes | None) -> None:
             digest = snapshot.digest() if data is None else b""
-            self._tell(partition, lambda core, now_ms: core.snapshot_chunk(wish.node, wish.snapshot_id, data, digest))
+            self._tell(
+                partition, lambda core, now_ms: core.snapshot_chunk(request.node, request.snapshot_id, data, digest)
+            )
 
         snapshot.read().addCallbacks(read, lambda why: self._failed(place, why))
 
@@ -88,8 +90,8 @@ class StoreRequests:
             return  # the store says so itself (R18)
         self._tell(partition, lambda core, now_ms: core.snapshot_failed(node, snapshot_id, now_ms))
 
-    def _close(self, partition: int, wish: CloseSnapshot) -> None:
-        place = partition, wish.node, wish.snapshot_id
+    def _close(self, partition: int, request: CloseSnapshot) -> None:
+        place = partition, request.node, request.snapshot_id
         opening = self._opening.pop(place, None)
         if opening is not None:
             opening.cancel()

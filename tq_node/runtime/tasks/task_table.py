@@ -14,10 +14,9 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.cluster.placement import partition_of
 from tq_node.errors import NoSuchTask, NotActive, NotPrimary, TaskPurged, TaskQueueError
-from tq_node.partition.entries import Put
+from tq_node.partition.entries import Put, decode_row, put_born, put_changed, put_size, tombstone_of
 from tq_node.partition.lifecycle import Claim, Event, transition
 from tq_node.partition.ready_queue import DueSet, ReadySet
-from tq_node.partition.row_codec import decode_row, put_born, put_changed, put_size, tombstone_of
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.driver import ReplicaDriver
 from tq_node.runtime.tasks.ready_loader import load_hints

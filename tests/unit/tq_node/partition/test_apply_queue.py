@@ -6,8 +6,16 @@ from tests.support.lifecycle import spec
 from tq_node.errors import Divergence
 from tq_node.partition import lifecycle
 from tq_node.partition.apply_queue import ApplyQueue
-from tq_node.partition.entries import DeleteTombstone, EpochStart, Horizon, Put
-from tq_node.partition.row_codec import encode_spec, put_born, put_changed, tombstone_of
+from tq_node.partition.entries import (
+    DeleteTombstone,
+    EpochStart,
+    Horizon,
+    Put,
+    encode_spec,
+    put_born,
+    put_changed,
+    tombstone_of,
+)
 from tq_node.types import TaskRow, Token
 
 

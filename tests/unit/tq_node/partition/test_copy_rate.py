@@ -141,7 +141,7 @@ class TestStreams:
         budget.copying.refill(0)
         core.tick(0)
         room = RATE * BURST_MS // 1000
-        assert core.outbox().wishes == [ReadLog(C, 2, room)]
+        assert core.outbox().requests == [ReadLog(C, 2, room)]
         assert budget.copying.room_bytes == 0, "reserved"
         core.disconnected(C)
         assert budget.copying.room_bytes == room, "and given back: it was of no use"
@@ -154,7 +154,7 @@ class TestStreams:
 
 def reads(box: AnyOutbox) -> bool:
     """Is a chunk asked for? (Wishes are tuples: those of another kind may be equal.)"""
-    return any(isinstance(wish, ReadChunk) for wish in box.wishes)
+    return any(isinstance(request, ReadChunk) for request in box.requests)
 
 
 class TestSnapshots:

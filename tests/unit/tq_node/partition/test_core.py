@@ -19,12 +19,15 @@ from tq_node.partition.effects import (
     ReadLog,
     SteppedDown,
 )
-from tq_node.partition.entries import EpochStart, Horizon
+from tq_node.partition.entries import (
+    EpochStart,
+    Horizon,
+    LogEntry,
+)
 from tq_node.partition.leases import NEVER_MS
 from tq_node.partition.messages import (
     Ack,
     Append,
-    LogEntry,
     Reject,
     RejectCode,
     SnapAck,
@@ -62,7 +65,7 @@ class TestBecomingPrimary:
         core.follow(record(1, 1, A, **PAIR), 0)
         assert leaving(core) == []
         ready = core.ready(0)
-        assert (ready.draft.promise, ready.draft.epochs) == (1, [(1, 1)])
+        assert (ready.write.promise, ready.write.epochs) == (1, [(1, 1)])
         assert (ready.messages, ready.messages_after) == ([], [])
         assert core.requeue_at_ms is None
         core.persisted(ready.number, 70)
@@ -124,7 +127,7 @@ class TestWriting:
         (to_b, first), (to_c, second) = ready.messages
         assert (to_b, to_c, first is second) == (B, C, True)
         assert isinstance(first, Append)
-        assert first.entries[0] is ready.draft.entries[0]
+        assert first.entries[0] is ready.write.entries[0]
         core.receive(B, Ack(0, 1, 2), 0)
         core.receive(C, Ack(0, 1, 2), 0)
         assert core.outbox().committed == [], "R8: its own disk counts too"
@@ -233,16 +236,18 @@ class TestStreams:
         put(core, 5)
         core.connected(B, 0)
         core.receive(B, SyncOk(0, 1, 1), 0)
-        assert core.outbox().wishes == [ReadLog(B, 2, 1_000)]
+        assert core.outbox().requests == [ReadLog(B, 2, 1_000)]
         read = [LogEntry(0, s, 1, 0, b"") for s in (2, 3, 4)]
         core.log_read(B, read, 0)
         [(_, append)] = leaving(core)[-1:]
         assert isinstance(append, Append)
         assert [e.sequence for e in append.entries] == [2, 3]
         core.receive(B, Ack(0, 1, 3), 0)
-        assert core.outbox().wishes == [ReadLog(B, 4, 1_000)]
+        assert core.outbox().requests == [ReadLog(B, 4, 1_000)]
         core.log_read(B, [], 0)
-        assert [w.first for w in core.outbox().wishes if isinstance(w, ReadLog)] == [4], "nothing there: it looks again"
+        assert [w.first for w in core.outbox().requests if isinstance(w, ReadLog)] == [4], (
+            "nothing there: it looks again"
+        )
         core.log_read(C, [], 0)
         core.disconnected(B)
         core.log_read(B, read, 0)
@@ -428,7 +433,7 @@ class TestReplica:
         core.receive(A, Sync(0, 3, ((1, 1), (3, 3)), 1, 4), 0)
         core.receive(A, Append(0, 3, 2, (entry(3, 3), entry(4, 3)), 3), 0)
         ready = core.ready(0)
-        draft = ready.draft
+        draft = ready.write
         assert (draft.promise, draft.cut_after, draft.epochs) == (3, 2, [(3, 3)])
         assert [e.sequence for e in draft.entries] == [3, 4]
         assert ready.messages == []
@@ -456,7 +461,7 @@ class TestReplica:
         core.receive(A, Append(0, 1, 0, (entry(1, 1),), 0), 0)
         core.receive(A, Append(0, 1, 1, (entry(2, 1), entry(3, 1)), 0), 0)
         ready = persist(core)
-        assert [e.sequence for e in ready.draft.entries] == [1, 2, 3]
+        assert [e.sequence for e in ready.write.entries] == [1, 2, 3]
         assert ready.messages_after == [(A, SyncOk(0, 1, 0)), (A, Ack(0, 1, 3))], "one ack for all"
         core.receive(A, Append(0, 1, 0, (entry(1, 1),), 0), 0)
         assert core.has_ready
@@ -469,7 +474,7 @@ class TestReplica:
         core.receive(C, Sync(0, 2, ((2, 1),), 1, 1), 0)
         ready = persist(core)
         assert ready.messages_after == [(C, SyncOk(0, 2, 0))]
-        assert ready.draft.entries == []
+        assert ready.write.entries == []
 
     def test_i5_a_primary_that_lacks_what_is_committed_here_is_a_divergence(self) -> None:
         core = a_core(B, stored(1, 1, applied=2))
@@ -483,7 +488,7 @@ class TestReplica:
         core = a_core(B, stored(1, 1, applied=2))
         core.receive(A, Sync(0, 3, ((3, 1),), 1, 1, reset_epoch=2), 0)
         ready = persist(core)
-        assert (ready.draft.promise, ready.draft.drop) == (3, True)
+        assert (ready.write.promise, ready.write.drop) == (3, True)
         assert ready.messages_after == [(A, SyncOk(0, 3, 0))]
 
     def test_f30_two_entries_at_one_place_are_refused(self) -> None:
@@ -506,19 +511,19 @@ class TestSnapshots:
 
     def test_a_copy_behind_the_log_gets_the_rows_and_then_the_log(self) -> None:
         core = self.trimmed(snapshot_window=1)
-        assert core.outbox().wishes == [OpenSnapshot(C, 1)]
+        assert core.outbox().requests == [OpenSnapshot(C, 1)]
         core.applied(4)
         core.snapshot_opened(C, 1, 4, ((1, 1), (2, 4)), 99, 0)
         box = core.outbox()
         assert box.messages == [(C, SnapBegin(0, 2, 1, 4, ((1, 1), (2, 4)), 99))]
-        assert box.wishes == [ReadChunk(C, 1)]
+        assert box.requests == [ReadChunk(C, 1)]
         core.snapshot_chunk(C, 1, b"rows")
         box = core.outbox()
         assert box.messages == [(C, SnapChunk(0, 2, 1, 0, zlib.crc32(b"rows"), b"rows"))]
-        assert box.wishes == [], "the window is full"
+        assert box.requests == [], "the window is full"
         core.receive(C, SnapAck(0, 2, 1, 1), 0)
         core.receive(C, SnapAck(0, 2, 1, 1), 0)
-        assert core.outbox().wishes == [ReadChunk(C, 1)]
+        assert core.outbox().requests == [ReadChunk(C, 1)]
         core.snapshot_chunk(C, 1, None, b"digest")
         assert leaving(core) == [(C, SnapEnd(0, 2, 1, 1, b"digest"))]
         put(core)
@@ -526,7 +531,7 @@ class TestSnapshots:
         assert leaving(core) == [], "no entries meanwhile, and it counts for nothing"
         core.receive(C, SyncOk(0, 2, 4), 20)
         box = core.outbox()
-        assert box.wishes == [CloseSnapshot(C, 1)]
+        assert box.requests == [CloseSnapshot(C, 1)]
         assert [m.prev_sequence for _, m in box.messages if isinstance(m, Append)] == [4]
 
     def test_the_log_behind_it_is_held_within_a_bound(self) -> None:
@@ -542,7 +547,7 @@ class TestSnapshots:
         assert core.trim_to(core.committed) > 7
         core.tick(10)
         box = core.outbox()
-        assert box.wishes == [CloseSnapshot(C, 1)]
+        assert box.requests == [CloseSnapshot(C, 1)]
         assert [type(m) for _, m in box.messages] == [Sync], "it begins anew"
 
     def test_what_fails_or_stalls_begins_anew_and_late_answers_are_dropped(self) -> None:
@@ -581,14 +586,14 @@ class TestSnapshots:
         core.receive(A, chunk, 0)
         core.receive(A, chunk, 0)
         ready = persist(core)
-        assert (ready.draft.unstage, ready.draft.stage) == (True, [(0, b"rows")])
+        assert (ready.write.unstage, ready.write.stage) == (True, [(0, b"rows")])
         assert ready.messages_after == [(A, SnapAck(0, 9, 1, 1))]
         core.receive(A, msgspec.structs.replace(chunk, number=1, crc=1), 0)
         core.receive(A, SnapEnd(0, 9, 1, 3, b"digest"), 0)
         assert [type(m) for _, m in leaving(core)] == [Reject, Reject]
         core.receive(A, SnapEnd(0, 9, 1, 1, b"digest"), 0)
         ready = persist(core)
-        assert ready.draft.install == Install(4, ((8, 3),), 77, 1, b"digest")
+        assert ready.write.install == Install(4, ((8, 3),), 77, 1, b"digest")
         assert ready.messages_after == [(A, SyncOk(0, 9, 4))]
         core.receive(A, Append(0, 9, 4, (entry(5, 9),), 5), 0)
         persist(core)
@@ -601,16 +606,16 @@ class TestSnapshots:
         core.receive(A, SnapChunk(0, 1, 1, 0, zlib.crc32(b""), b""), 0)
         persist(core)
         core.receive(B, Sync(0, 2, ((2, 4),), 5, 5), 0)
-        assert persist(core).draft.unstage
+        assert persist(core).write.unstage
         core.receive(B, SnapBegin(0, 2, 1, 4, ((1, 3),), 0), 0)
         core.follow(record(3, 3, C, isr=(C,), copies=(C,), min_isr=1), 0)
-        assert core.log.draft.unstage
+        assert core.log.pending.unstage
 
     def test_a_primary_that_steps_down_lets_go(self) -> None:
         core = self.trimmed()
         core.outbox()
         core.follow(record(3, 3, C, isr=(A, C), copies=(A, C)), 0)
-        assert core.outbox().wishes == [CloseSnapshot(C, 1)]
+        assert core.outbox().requests == [CloseSnapshot(C, 1)]
 
 
 class TestTrimming:
@@ -661,4 +666,4 @@ def test_a_stream_whose_place_was_trimmed_away_gets_a_snapshot() -> None:
     assert core.trim_to(6) == 6
     core.log_read(B, [], 0)
     assert core.streams[B].mode is Mode.SNAPSHOT
-    assert OpenSnapshot(B, 1) in core.outbox().wishes
+    assert OpenSnapshot(B, 1) in core.outbox().requests

@@ -4,17 +4,18 @@ from typing import Any
 
 from tests.simulation.replication.handmade import A, B, C, record
 from tq_node.partition.isr import (
+    Commitment,
     GiveUp,
     Larger,
-    Removals,
     Smaller,
     Standing,
     effective_set,
     floor_to_join,
     may_commit,
     next_move,
-    stable_for_ms,
 )
+from tq_node.partition.progress import ReplicaProgress
+from tq_node.partition.settings import DEFAULT_PACE, Budget
 from tq_node.types import NodeId
 
 D = NodeId("d")
@@ -87,12 +88,59 @@ def test_who_moves_away_waits_for_the_newcomers_and_does_not_come_back() -> None
     assert moves(rec, standing(B), standing(C, acked=1)) is None, "a primary that moves away has an heir"
 
 
-def test_patience_doubles_with_each_removal_for_lag() -> None:
-    assert stable_for_ms(Removals(), 3_000, 60_000) == 0, "a copy that is new needs none"
-    assert [stable_for_ms(Removals(count), 3_000, 60_000) for count in (1, 2, 5, 6, 99)] == [
-        3_000,
-        6_000,
-        48_000,
-        60_000,
-        60_000,
-    ]
+# --- what is committed ---
+def copies_that_have(**acked: int) -> dict[NodeId, ReplicaProgress]:
+    copies = {}
+    for name, sequence in acked.items():
+        copies[NodeId(name)] = progress = ReplicaProgress(NodeId(name), DEFAULT_PACE, Budget(), 0)
+        progress.acked = sequence
+    return copies
+
+
+class TestCommitment:
+    def test_the_least_that_is_durable_over_the_effective_set(self) -> None:
+        copies = copies_that_have(b=7, c=5, d=1)
+        commitment = Commitment(A, 3)
+        commitment.learn((A, B, C), copies, settles=True)
+        assert commitment.others == (B, C)
+        assert commitment.advance(9, 2) == 5, "D is a copy and not in sync: it does not count"
+        assert commitment.advance(4, 2) == 4, "the primary counts by its own disk"
+
+    def test_it_never_goes_back(self) -> None:
+        copies = copies_that_have(b=7)
+        commitment = Commitment(A, 3)
+        commitment.learn((A, B), copies, settles=True)
+        assert commitment.advance(9, 7) is None
+        copies[B].acked = 4
+        assert commitment.advance(9, 7) is None, "a store that was set back takes back nothing that is committed"
+
+    def test_nothing_before_the_barrier(self) -> None:
+        copies = copies_that_have(b=2)
+        commitment = Commitment(A, 3)
+        commitment.learn((A, B), copies, settles=True)
+        assert commitment.advance(9, 1) is None
+        copies[B].acked = 3
+        assert commitment.advance(9, 1) == 3, "with it, all before it"
+
+    def test_alone_it_commits_what_is_on_its_disk(self) -> None:
+        commitment = Commitment(A, 1)
+        commitment.learn((A,), {}, settles=True)
+        assert commitment.advance(0, 0) is None
+        assert commitment.advance(6, 0) == 6
+
+    def test_who_is_proposed_counts_until_a_newer_version_settles_it(self) -> None:
+        copies = copies_that_have(b=7, c=5)
+        commitment = Commitment(A, 3)
+        commitment.learn((A, B), copies, settles=True)
+        assert commitment.advance(9, 2) == 7
+        commitment.propose(frozenset((A, B, C)), copies)
+        assert commitment.effective == {A, B, C}
+        assert commitment.unlearned() == (copies[C],)
+        assert commitment.advance(9, 2) == 5
+        commitment.propose(frozenset((A,)), copies)
+        assert commitment.effective == {A, B, C}, "a smaller set counts for nothing before it is learned"
+        commitment.learn((A, B), copies, settles=False)
+        assert commitment.effective == {A, B, C}, "this record settles nothing"
+        commitment.learn((A, B), copies, settles=True)
+        assert commitment.effective == {A, B}
+        assert commitment.unlearned() == ()

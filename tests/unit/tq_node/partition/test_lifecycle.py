@@ -13,7 +13,7 @@ from tq_node import limits
 from tq_node.errors import AlreadyFinal, NotRetryable, StaleAttempt
 from tq_node.partition import lifecycle
 from tq_node.partition.backoff import backoff_delay_ms
-from tq_node.partition.row_codec import decode_row, encode_body, encode_spec
+from tq_node.partition.entries import decode_row, encode_body, encode_spec
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow, Token
 
 TOKEN = Token(1, 2)

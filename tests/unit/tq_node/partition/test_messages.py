@@ -3,12 +3,16 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.replication.handmade import entry
-from tq_node.partition.entries import Entry, is_intact
+from tq_node.partition.entries import (
+    Entry,
+    LogEntry,
+    is_intact,
+    log_entry,
+)
 from tq_node.partition.messages import (
     Ack,
     AnyMessage,
     Append,
-    LogEntry,
     Reject,
     RejectCode,
     SnapAck,
@@ -19,7 +23,6 @@ from tq_node.partition.messages import (
     SyncOk,
     decode,
     encode,
-    log_entry,
 )
 
 MESSAGES: tuple[AnyMessage, ...] = (

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.simulation.replication.handmade import B
-from tq_node.partition.progress import Mode, ReplicaProgress
+from tq_node.partition.progress import Mode, Removals, ReplicaProgress, stable_for_ms
 from tq_node.partition.settings import Budget, ReplicationSettings
 
 
@@ -93,3 +93,14 @@ def test_after_a_removal_for_lag_it_must_keep_up_for_a_while() -> None:
     assert stream.removals.count == 1, "long ago"
     stream.become(Mode.SYNC)
     assert not stream.is_fit(10**9)
+
+
+def test_patience_doubles_with_each_removal_for_lag() -> None:
+    assert stable_for_ms(Removals(), 3_000, 60_000) == 0, "a copy that is new needs none"
+    assert [stable_for_ms(Removals(count), 3_000, 60_000) for count in (1, 2, 5, 6, 99)] == [
+        3_000,
+        6_000,
+        48_000,
+        60_000,
+        60_000,
+    ]

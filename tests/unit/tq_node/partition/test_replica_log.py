@@ -6,8 +6,10 @@ import pytest
 
 from tests.simulation.replication.handmade import entry, stored
 from tq_node.errors import Divergence
-from tq_node.partition.entries import Horizon
-from tq_node.partition.messages import log_entry
+from tq_node.partition.entries import (
+    Horizon,
+    log_entry,
+)
 from tq_node.partition.replica_log import Committed, Install, ReplicaLog, Stored, Tail, follows_on, head
 from tq_node.partition.settings import Budget, ReplicationSettings
 

@@ -7,8 +7,7 @@ from twisted.internet.task import Clock as VirtualClock
 from tests.support.lifecycle import spec
 from tq_node.partition import lifecycle
 from tq_node.partition.apply_queue import ApplyQueue
-from tq_node.partition.entries import EpochStart
-from tq_node.partition.row_codec import put_born
+from tq_node.partition.entries import EpochStart, put_born
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.applier import Applier
 

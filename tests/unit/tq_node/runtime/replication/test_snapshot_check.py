@@ -91,5 +91,5 @@ def test_the_core_misses_what_was_kept_back_and_asks_to_begin_anew() -> None:
         if incoming.is_sound(A, message):
             core.receive(A, message, 0)
     ready = core.ready(0)
-    assert ready.draft.stage == [(0, whole)]
+    assert ready.write.stage == [(0, whole)]
     assert (A, Reject(PARTITION, EPOCH, RejectCode.NOT_SYNCED, EPOCH)) in ready.messages
