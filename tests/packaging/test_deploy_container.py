@@ -87,6 +87,7 @@ class TestImage:
 
     @pytest.mark.slow
     @pytest.mark.cluster
+    @pytest.mark.long
     def test_its_build_steps_make_a_node_that_is_healthy(self, tmp_path: Path) -> None:
         """With this Python instead of the image's, and packages from wherever pip gets them here."""
         build, final = stages(DOCKERFILE)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     "mutation",
     [
-        pytest.param(mutation, marks=[] if number < 2 else [pytest.mark.long])
+        pytest.param(mutation, marks=[] if number < 1 else [pytest.mark.long])
         for number, mutation in enumerate(m for m in MUTATIONS if m.name not in RARE and m.name not in EXPLAINED)
     ],
     ids=lambda mutation: mutation.name,
