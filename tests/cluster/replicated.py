@@ -18,6 +18,8 @@ from tq_node.cluster.placement import partition_of
 from tq_node.store.sqlite.open_database import DATABASE_NAME
 
 HANDLERS = ("--handlers", "tests.support.cluster_handlers")
+PROCESS_HANDLERS = ("--handlers", "tests.support.cluster_processes")
+"""Each node then keeps two worker processes ready, whose starts cost as much CPU as half a node's."""
 NAMES = ("node-1", "node-2", "node-3")
 HARM = (
     r"closed the connection of|refused a connection from|the peer has ended|attempts of an earlier primary|"
@@ -27,9 +29,9 @@ ENDED_S = 40.0
 MakeCluster = Callable[..., Cluster]
 
 
-def started(make_cluster: MakeCluster, **options: Any) -> Cluster:
+def started(make_cluster: MakeCluster, *, handlers: tuple[str, ...] = HANDLERS, **options: Any) -> Cluster:
     """Three nodes with handlers for tests, whole, all copies in sync."""
-    cluster = make_cluster(options=(*HANDLERS, *options.pop("more", ())), **options)
+    cluster = make_cluster(options=(*handlers, *options.pop("more", ())), **options)
     cluster.start()
     cluster.wait_whole()
     cluster.wait_ready()

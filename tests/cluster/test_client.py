@@ -29,7 +29,7 @@ def there(queue: Queue) -> Counter[str]:
     return Counter(task.id for task in queue.list(queue=PAUSED))
 
 
-@pytest.mark.parametrize("batching", [True, False], ids=["batches", "one by one"])
+@pytest.mark.parametrize("batching", [True, pytest.param(False, marks=pytest.mark.long)], ids=["batches", "one by one"])
 def test_kill_nine_during_submits_from_asyncio(cluster: Cluster, batching: bool) -> None:
     tasks: list[AsyncTask] = []
     names: set[str] = set()

@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.clusters import Cluster
 from tests.cluster.replicated import (
     NAMES,
+    PROCESS_HANDLERS,
     MakeCluster,
     compare_at_rest,
     every_task,
@@ -195,7 +196,12 @@ def test_a_zombie_worker(make_cluster: MakeCluster, tmp_path: Path, how: str) ->
     ``asleep``: SIGSTOP, SIGCONT. ``cut off``: by its links; it gets to the end of its attempts meanwhile, and says so later.
     """
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, links=how == "cut off", environment={"TEST_LEDGER": str(ledger)})
+    cluster = started(
+        make_cluster,
+        handlers=PROCESS_HANDLERS,
+        links=how == "cut off",
+        environment={"TEST_LEDGER": str(ledger)},
+    )
     seed = seed_of(cluster)
     zombie = next(name for name in NAMES if name != cluster.leader())
     others = [name for name in NAMES if name != zombie]

@@ -19,7 +19,7 @@ from tests.support.harness import NodeProcess, Nodes, until
 
 pytestmark = pytest.mark.cluster
 
-ROUNDS = [4, pytest.param(20, marks=pytest.mark.long)]
+ROUNDS = [2, pytest.param(4, marks=pytest.mark.long), pytest.param(20, marks=pytest.mark.long)]
 HANDLERS = "tests.support.handlers"
 
 

@@ -66,7 +66,8 @@ def test_two_of_three(make_cluster: MakeCluster) -> None:
     cluster.assert_logs_are_clean(HARM)
 
 
-def test_one_of_three_promises_nothing(make_cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("refused_s", [60.0, pytest.param(5.0, marks=pytest.mark.long)])
+def test_one_of_three_promises_nothing(make_cluster: MakeCluster, refused_s: float) -> None:
     cluster = started(make_cluster)
     works(cluster, "three")
     left = cluster["node-1"]
@@ -88,7 +89,7 @@ def test_one_of_three_promises_nothing(make_cluster: MakeCluster) -> None:
     assert NOT_ENOUGH in answer_codes(submits(left, ids)), "where it is primary itself"
     began_s = time.monotonic()
     refused = submits(left, ids)
-    assert time.monotonic() - began_s < 60
+    assert time.monotonic() - began_s < refused_s
     assert answer_codes(refused) <= {NOT_ENOUGH, (503, "not_primary")}, (
         "refused, not waited for: that would end as unknown"
     )
@@ -135,7 +136,8 @@ def test_one_of_three_promises_nothing(make_cluster: MakeCluster) -> None:
     cluster.assert_logs_are_clean(HARM)
 
 
-def test_local_reads_do_not_wait_for_what_can_not_commit(make_cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("read_s", [15.0 * 30 / 12, pytest.param(5.0, marks=pytest.mark.long)])
+def test_local_reads_do_not_wait_for_what_can_not_commit(make_cluster: MakeCluster, read_s: float) -> None:
     """P5: old, never uncommitted, and served. A task that has become due has a change that nobody can commit now."""
     cluster = started(make_cluster)
     left = cluster["node-1"]
@@ -150,4 +152,4 @@ def test_local_reads_do_not_wait_for_what_can_not_commit(make_cluster: MakeClust
         found = list(pool.map(lambda task_id: left.get(path + task_id, deadline_s=15), due))
         seconds = time.monotonic() - began_s
     assert {(answer.status, answer.json["status"]) for answer in found} == {(200, "scheduled")}
-    assert seconds < 15 * len(due) / 12, "none waits for as long as a commit that never comes"
+    assert seconds < read_s, "none waits for as long as a commit that never comes"

@@ -82,7 +82,7 @@ def wait_steady(cluster: Cluster, able: set[str], deadline_s: float) -> float:
             since_s, leader = now_s, found
         if leader and now_s - since_s >= STEADY_S:  # the old one, too, if it stays
             return since_s - began_s
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise TimedOut(f"no steady leader within {deadline_s:g} s: {cluster.views(NAMES)}")
 
 
@@ -129,11 +129,11 @@ def works(cluster: Cluster, leader: str) -> None:
 
 
 # --- in the push run: every kind, seen from the leader L and its followers A and B ---
-KINDS = ("L→A", "A→L", "A→B", "L→A L→B", "A→L B→L", "L→A A→B", "L→A A→L")
-"""One each; a leader that is not heard, one that is deaf; a chain; a link as a whole."""
+KINDS = ("L→A", "A→L", "L→A L→B", "A→L B→L", "A→B", "L→A A→B", "L→A A→L")
+"""One each; a leader that is not heard, one that is deaf; in make long a link of followers; a chain; a link as a whole."""
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:-2], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[-2:])])
+@pytest.mark.parametrize("kind", [*KINDS[:-3], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[-3:])])
 def test_each_kind_of_cut(cluster: Cluster, kind: str) -> None:
     leader = cluster.leader()
     roles = dict(zip("LAB", [leader, *(name for name in NAMES if name != leader)], strict=True))

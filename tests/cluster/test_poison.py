@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.replicated import HARM, NAMES, MakeCluster, started, wait_copies, wait_ended
+from tests.cluster.replicated import HARM, NAMES, PROCESS_HANDLERS, MakeCluster, started, wait_copies, wait_ended
 from tests.support.harness import until
 
 pytestmark = pytest.mark.cluster
@@ -19,7 +19,7 @@ DEADS = 3
 @pytest.mark.long
 def test_a_poison_task_becomes_a_dead_letter(make_cluster: MakeCluster, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, environment={"TEST_LEDGER": str(ledger)})
+    cluster = started(make_cluster, handlers=PROCESS_HANDLERS, environment={"TEST_LEDGER": str(ledger)})
     bystanders = [cluster["node-1"].submit("noop", delay=1) for _ in range(30)]
     began_s = time.monotonic()
     task_id = "poison"

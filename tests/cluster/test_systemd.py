@@ -66,7 +66,7 @@ class Manager:
         until(lambda: line in self.lines(since_s), deadline_s=deadline_s, what=f"{line} of {self.heard[-5:]}")
 
 
-@pytest.fixture(params=["path", "abstract"])
+@pytest.fixture(params=["path", pytest.param("abstract", marks=pytest.mark.long)])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
     made = Manager(str(tmp_path / "notify") if request.param == "path" else f"@taskqueue-test-{secrets.token_hex(8)}")
     yield made
@@ -78,7 +78,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_what_it_says_from_start_to_end(manager: Manager, nodes: Nodes) -> None:
-    options = ("--node-id", "node-1", "--handlers", "tests.support.cluster_handlers")
+    options = ("--node-id", "node-1", "--handlers", "tests.support.cluster_processes")
     node = nodes.start(*options, environment={**GUARD, **manager.environment}, wait=False)
     until(lambda: node.is_ready or "READY=1" in manager.lines(), what="ready")
     manager.wait("READY=1")
@@ -183,7 +183,7 @@ def listening() -> Iterator[socket.socket]:
         yield made
 
 
-@pytest.mark.parametrize("which", ["name=http", "index=0"])
+@pytest.mark.parametrize("which", ["name=http", pytest.param("index=0", marks=pytest.mark.long)])
 def test_a_client_port_that_outlives_the_node(
     which: str, listening: socket.socket, nodes: Nodes, tmp_path: Path
 ) -> None:

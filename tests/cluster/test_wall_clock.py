@@ -20,7 +20,7 @@ def faked(nodes: Nodes, steps: Path, offset: str) -> NodeProcess:
     steps.write_text(f"{offset}\n")
     assert LIBRARY is not None
     return nodes.start(
-        "--node-id", "n", "--handlers", "tests.support.handlers",
+        "--node-id", "n", "--handlers", "tests.support.cluster_handlers",
         environment={
             "LD_PRELOAD": LIBRARY,
             "FAKETIME_TIMESTAMP_FILE": str(steps),

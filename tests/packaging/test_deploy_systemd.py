@@ -136,7 +136,7 @@ def test_node_and_workers_ask_the_kernel_for_nothing_that_is_forbidden(tmp_path:
         named = expanded(line.removeprefix("~").split(), look_up)
         allowed = allowed - named if line.startswith("~") else allowed | named
     port, counted = free_port(), tmp_path / "calls"
-    options = ["--node-id", "node-1", "--http", str(port), "--handlers", "tests.support.cluster_handlers"]
+    options = ["--node-id", "node-1", "--http", str(port), "--handlers", "tests.support.cluster_processes"]
     traced = subprocess.Popen(
         [strace, "-f", "-c", "-U", "name,calls", "-o", counted, TWISTD, "-n", "taskqueue", *options],
         cwd=tmp_path, env=clean_environment(TQ_TEST_BIRTH_GUARD_S="0.2"), stdin=subprocess.DEVNULL,

@@ -34,6 +34,7 @@ AHEAD = PROJECT / "tests" / "support" / "ahead"
 """Has the ``sitecustomize`` of processes whose wall clock is moved."""
 PATIENCE = 4
 """Deadlines are told for an idle machine; beside other load all takes so many times as long. Only a failure waits for it."""
+ASKED_EVERY_S, ASKED_EVERY_S_MAX = 0.02, 0.25
 _PORT_OFFSETS = (0, 1_000, 2_000)
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|\[[^\]\n]*#(?:warn|error|critical)\]|Unhandled")
 HELD = re.compile(r"the reactor was held for ([\d.]+) s.*")
@@ -85,15 +86,21 @@ def _is_free(port: int) -> bool:
 
 
 def until(condition: Callable[[], T], *, deadline_s: float = HTTP_S, what: str = "") -> T:
-    """Call ``condition`` until it gives something true, and return that. A file that is not there is not true."""
-    end = time.monotonic() + deadline_s * PATIENCE
+    """Call ``condition`` until it gives something true, and return that. A file that is not there is not true.
+
+    What is dear to ask is asked less often, so that the asking is not what keeps the nodes busy.
+    """
+    began_s = time.monotonic()
+    end_s = began_s + deadline_s * PATIENCE
     while True:
         with contextlib.suppress(FileNotFoundError):
             if result := condition():
                 return result
-        if time.monotonic() > end:
+        now_s = time.monotonic()
+        if now_s > end_s:
             raise TimedOut(f"not within {deadline_s * PATIENCE:g} s: {what or condition}")
-        time.sleep(0.02)
+        time.sleep(min(max(ASKED_EVERY_S, 3 * (now_s - began_s)), ASKED_EVERY_S_MAX))
+        began_s = time.monotonic()
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -39,6 +39,9 @@ KEEP = ("--retention", "87600h", "--dedupe-window", "87600h")
 """What was recorded gets older every day; it is not to be purged for that. The longest that may be said: ten years."""
 MOVING_ON = ("node", "role", "age")
 """Who is primary is decided anew."""
+*OLDER, LAST = every_recorded()
+EACH = [*(pytest.param(recorded, marks=pytest.mark.long) for recorded in OLDER), LAST]
+"""The last release in make test, those before it in make long."""
 Open = Callable[..., VersionedCluster]
 
 
@@ -91,7 +94,7 @@ def assert_it_went_on(task: dict[str, Any], was: dict[str, Any]) -> None:
     assert {key: task.get(key) for key in same} == {key: was.get(key) for key in same}
 
 
-@pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
+@pytest.mark.parametrize("recorded", EACH, ids=repr)
 def test_every_task_is_there_as_it_was_and_those_that_are_not_over_end(recorded: Recorded, opened: Open) -> None:
     known = recorded.manifest["states"]
     cluster = opened(recorded, "states")
@@ -143,7 +146,7 @@ def test_every_task_is_there_as_it_was_and_those_that_are_not_over_end(recorded:
     _end(cluster, copies=3)
 
 
-@pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
+@pytest.mark.parametrize("recorded", EACH, ids=repr)
 def test_a_move_that_was_under_way_is_carried_on(recorded: Recorded, opened: Open) -> None:
     known = recorded.manifest["moving"]
     assert known["partitions"], "nothing was on its way"
@@ -184,7 +187,7 @@ def _end(cluster: VersionedCluster, copies: int, names: tuple[str, ...] = NAMES)
     cluster.assert_logs_are_clean(rf"{HARM}|{FAILS}")
 
 
-@pytest.mark.parametrize("recorded", every_recorded(), ids=repr)
+@pytest.mark.parametrize("recorded", EACH, ids=repr)
 def test_a_snapshot_of_it_becomes_a_cluster_of_today(recorded: Recorded, nodes: Nodes, tmp_path: Path) -> None:
     known = recorded.manifest["states"]["tasks"]
     home = recorded.unpack("snapshot", tmp_path / "home")

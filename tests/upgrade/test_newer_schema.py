@@ -45,7 +45,7 @@ def rows(directory: Path, scratch: Path) -> list[str]:
     return [line for line in dump(directory, scratch) if not line.startswith('INSERT INTO "meta"')]
 
 
-@pytest.mark.parametrize("ended", ["in order", "killed"])
+@pytest.mark.parametrize("ended", ["in order", pytest.param("killed", marks=pytest.mark.long)])
 def test_a_newer_schema_is_refused_in_one_line_and_nothing_is_changed(ended: str, nodes: Nodes, tmp_path: Path) -> None:
     node = nodes.start("--node-id", "node-1", environment={"TQ_TEST_BIRTH_GUARD_S": "0.2"})
     task = node.submit("quick", delay=3600)
