@@ -60,7 +60,9 @@ def check_copies(settling: Settling) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nodes", "partitions", "few"), [(3, 64, 1), (30, 256, 10), pytest.param(100, 1_024, 10, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("nodes", "partitions", "few"), [(3, 64, 1), (30, 256, 10), pytest.param(100, 1_024, 10, marks=pytest.mark.long)]
+)
 def test_join_loss_and_drain_settle(nodes: int, partitions: int, few: int) -> None:
     """Printed: the cost of each, of an entry by its kind, and of a tick."""
     table = MeteredTable(nodes - few, partitions)
