@@ -63,7 +63,7 @@ test-ahead: $(VENV)/.dev-stamp
 	@test -n "$(FAKETIME)" || { echo 'taskqueue: libfaketime is not installed (Debian: apt-get install libfaketime)' >&2; exit 1; }
 	@LD_PRELOAD=$(FAKETIME) FAKETIME='$(AHEAD)' FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_FORCE_MONOTONIC_FIX=0 \
 		PYTHONPATH=$(CURDIR)/tests/support/ahead \
-		$(BIN)/python -m tests.parts $(or $(PARTS),processes pure rest slow console)
+		$(BIN)/python -m tests.parts $(or $(PARTS),processes clusters pure rest slow console)
 
 # --- other versions than the tested ones: environments of their own, made anew each time ---
 TRY ?= tests/unit tests/contract

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_what_one_part_ignores_another_runs() -> None:
         word for name in ("processes", "pure", "console") for word in by_name[name].command if word.startswith("tests/")
     }
     assert ignored == run - {"tests/tui/pytest.ini"}
+
+
+def test_each_file_of_real_nodes_runs_in_one_part() -> None:
+    globs = [
+        word.removeprefix("--ignore-glob=") for part in parts.QUICK for word in part.command if "ignore-glob" in word
+    ]
+    assert len(globs) == 2
+    for file in (PROJECT / "tests/cluster").glob("test_*.py"):
+        assert sum(fnmatch(str(file), glob) for glob in globs) == 1, file
 
 
 def test_a_part_that_fails_fails_the_suite_and_its_second_command_runs_all_the_same(
