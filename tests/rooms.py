@@ -17,9 +17,9 @@ SHARED = {"types", "errors", "limits", "encoding", "beats", "slices", "observe"}
 
 PAGE = """# The rooms
 
-Printed by `python -m tests.rooms`; `tests/test_rooms.py` looks that it is still true. An arrow points
-to what a room imports. Left out: arrows that a longer way replaces, and what nearly everybody
-imports ({shared}).
+Printed by `python -m tests.rooms`; `tests/test_rooms.py` looks that it is still true. An arrow
+points to what a room imports. Left out: arrows that a longer way replaces, and what nearly
+everybody imports ({shared}).
 What each room is: [ARCHITECTURE](../../ARCHITECTURE.md).
 
 ```mermaid

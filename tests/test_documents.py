@@ -104,3 +104,31 @@ def names_of(node: ast.stmt) -> set[str]:
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+PROSE_COLUMNS = 100
+GENERATED = {"python-client.md", "CHANGELOG.md"}
+"""Written by commands, out of docstrings and of fragments."""
+
+
+def test_prose_is_wrapped_so_that_a_diff_shows_the_changed_thought() -> None:
+    long = [
+        f"{page.relative_to(PROJECT)}:{number}: {line}"
+        for page in tracked("*.md")
+        if page.name not in GENERATED and page.parent.name != "newsfragments"
+        for number, line in prose_lines(page.read_text("utf-8"))
+        if len(line) > PROSE_COLUMNS and " " in line.strip()
+    ]
+    assert not long
+
+
+def prose_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are neither code, nor tables, nor kept from a measurement."""
+    is_code = is_measured = False
+    for number, line in enumerate(text.splitlines(), 1):
+        start = line.lstrip()
+        is_measured = (is_measured or start == "<!-- bench: begin -->") and start != "<!-- bench: end -->"
+        if start.startswith("```"):
+            is_code = not is_code
+        elif not is_code and not is_measured and not start.startswith(("|", "#", "![", "<")):
+            yield number, line
