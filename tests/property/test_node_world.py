@@ -93,9 +93,9 @@ _follow = replicator.Replication.follow
 
 def _active_before_the_barrier(self: replicator.Replication, records: Any, names: Any) -> None:
     _follow(self, records, names)
-    for core in self.copies.cores:
+    for core in self.driver.cores:
         if core.epoch is not None and not core.is_active:
-            self.copies._events.activated(core.partition, core.epoch)
+            self.driver._events.activated(core.partition, core.epoch)
 
 
 async def _no_heaps(store: Any, partitions: Any, ready: Any) -> Any:

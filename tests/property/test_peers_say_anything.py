@@ -55,8 +55,8 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.map_machine import ClusterMachine
 from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, RaftDriver
 from tq_node.runtime.peer_calls import KINDS, PeerCall
-from tq_node.runtime.replication.peer_box import _joined
 from tq_node.runtime.replication.read_index import WORDS
+from tq_node.runtime.replication.replicator import _joined
 from tq_node.runtime.routing.peer_server import PeerServer, handlers_of
 from tq_node.store.api import Batch
 from tq_node.types import NodeId, NodeName

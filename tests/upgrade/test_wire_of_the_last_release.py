@@ -28,7 +28,7 @@ from tq_node.partition.entries import (
 from tq_node.raft import messages as raft
 from tq_node.runtime import peer_calls
 from tq_node.runtime.bootstrap.credentials import read_secret
-from tq_node.runtime.replication.peer_box import messages_in
+from tq_node.runtime.replication.replicator import messages_in
 from tq_node.types import NodeId, TaskSpec
 from tq_node.wire import bounds, codec, commands, errors, handshake
 from tq_node.wire.handshake import INTRODUCTIONS

@@ -233,9 +233,9 @@ class Checkers:
                 if core.uncommitted_bytes and local.replication.is_held(core.partition)  # a leftover keeps what it had
             ],
             "bytes in flight": copies._budget.in_flight_bytes,
-            "settles": copies._applying._settles,
-            "snapshots": [*copies._granting._open, *copies._granting._opening, *node.store._snapshots],
-            "reads": local.replication.confirming._reads,
+            "settles": copies._applier._settles,
+            "snapshots": [*copies._store_requests._open, *copies._store_requests._opening, *node.store._snapshots],
+            "reads": local.replication.read_index._reads,
             "watches": local._reading._watches,
             "forwarded": node.queue._forwarding._gathered,
             "proposals": [p for p in plane.consensus._proposals.values() if not p.deferred.called],

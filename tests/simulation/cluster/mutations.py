@@ -30,13 +30,12 @@ from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import Ready as RaftReady
 from tq_node.runtime.control.map_machine import ClusterMachine
 from tq_node.runtime.control.partition_records import records_of
-from tq_node.runtime.replication import commit_batch, driver
+from tq_node.runtime.replication import driver
 from tq_node.runtime.replication.applier import Applier
 from tq_node.runtime.replication.commit_waiters import CommitWaiters, Wait
 from tq_node.runtime.replication.driver import ReplicaDriver
-from tq_node.runtime.replication.peer_box import PeerBox
 from tq_node.runtime.replication.read_index import ReadIndex
-from tq_node.runtime.replication.replicator import Replication
+from tq_node.runtime.replication.replicator import PeerBox, Replication
 from tq_node.runtime.routing import node as node_side
 from tq_node.runtime.routing.lease_renewal import LeaseRenewer
 from tq_node.runtime.routing.peer_client import PeerClient
@@ -126,11 +125,11 @@ def _raft_all_at_once(self: RaftCore) -> RaftReady:
     return msgspec.structs.replace(ready, messages=messages, messages_after_persist=())
 
 
-_add_draft = commit_batch.add_draft
+_add_write = driver.add_write
 
 
 def _forgets_promises(batch: Batch, partition: int, draft: Any) -> None:
-    _add_draft(batch, partition, draft)
+    _add_write(batch, partition, draft)
     batch.promises.pop(partition, None)
 
 
@@ -247,7 +246,7 @@ MUTATIONS = (
     # --- the disk before the word ---
     Mutation("messages of partitions leave before the disk", "R6, R16", ((PartitionCore, "ready", _all_at_once),), writes),
     Mutation("messages of Raft leave before the disk", "11 persist", ((RaftCore, "ready", _raft_all_at_once),), writes),
-    Mutation("promises are not written", "R13, F22", ((driver, "add_draft", _forgets_promises),), restarts),
+    Mutation("promises are not written", "R13, F22", ((driver, "add_write", _forgets_promises),), restarts),
     Mutation("incarnations are not counted", "2", ((member, "next_start", lambda meta, formatted: (1, {})),), restarts),
     # --- answers ---
     Mutation("answers come before the commit", "R11", ((ReplicaDriver, "when_committed", _at_once),), uncommitted),

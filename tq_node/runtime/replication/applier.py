@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred, succeed
 
 from tq_node import limits
 from tq_node.partition.apply_queue import ApplyQueue, Slice
+from tq_node.partition.entries import decode_spec
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
+from tq_node.runtime.replication.ports import ReplicaEvents
+from tq_node.store.api import Batch, RowDelete, RowWrite, Tombstone
 
 _APPLY_SHARE = 8
 """A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog can't outrun it."""
@@ -21,14 +24,16 @@ _HURRY = 4
 
 
 class Applier:
-    """:param on_applied: called with the (task id, sequence) of each row that now shows the entry."""
+    """Folds committed effects by task and hands them to commits in slices.
 
-    def __init__(
-        self, clock: Clock, unapplied: ApplyQueue, on_applied: Callable[[list[tuple[str, int]]], None]
-    ) -> None:
+    :param events: notified of the rows that show an entry; asked what was submitted.
+    """
+
+    def __init__(self, clock: Clock, unapplied: ApplyQueue, events: ReplicaEvents) -> None:
         self.unapplied = unapplied
         self._clock = clock
-        self._on_applied = on_applied
+        self._on_applied = events.applied
+        self._spec_of = events.spec_of
         self._flying: dict[int, int] = {}
         self._settles: list[tuple[dict[int, int], Wait]] = []
 
@@ -70,6 +75,30 @@ class Applier:
         )
         self._flying = dict(taken.applied)
         return taken
+
+    def add_to(self, batch: Batch, taken: Slice) -> None:
+        """Add a slice's rows to the commit that carries it."""
+        for partition, fold in taken.rows:
+            put = fold.put
+            assert put is not None
+            row = RowWrite(
+                put.id, partition, fold.stored_rev, put.rev, put.state, put.run_at_us, put.ended_us, put.body
+            )
+            if fold.spec is not None:
+                spec = self._spec_of(put.id) or decode_spec(fold.spec)
+                row.spec = fold.spec
+                row.type, row.queue, row.priority, row.created_us = (
+                    spec.type,
+                    spec.queue,
+                    spec.priority,
+                    spec.created_us,
+                )
+            batch.rows.append(row)
+        batch.deletes = [RowDelete(task_id, rev) for task_id, rev in taken.deletes]
+        batch.tombstones = [Tombstone(t.id, p, t.content_hash, t.at_us) for p, t in taken.tombstones]
+        batch.forgets = taken.forgets
+        batch.horizons = taken.horizons
+        batch.applied = taken.applied
 
     def durable(self, taken: Slice) -> list[Wait]:
         """The slice is in the rows. Returns who has waited for that."""

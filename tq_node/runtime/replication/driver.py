@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, cast
+from typing import cast
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -20,86 +19,25 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StoreBroken, Unsound
-from tq_node.partition.apply_queue import ApplyQueue, Slice
-from tq_node.partition.core import PartitionCore
+from tq_node.partition.apply_queue import Slice
 from tq_node.partition.effects import Activated, Event, Ready, Step, SteppedDown
 from tq_node.partition.entries import Effect
 from tq_node.partition.messages import AnyMessage
 from tq_node.partition.record import Record
-from tq_node.partition.settings import Budget
+from tq_node.partition.replica_log import PendingWrite
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.replication.admission import Admission
 from tq_node.runtime.replication.applier import Applier
-from tq_node.runtime.replication.commit_batch import add_draft, add_slice
 from tq_node.runtime.replication.commit_waiters import CommitWaiters, Wait
-from tq_node.runtime.replication.disk_health import DiskHealth
-from tq_node.runtime.replication.peer_box import PeerBox
+from tq_node.runtime.replication.overload import Admission, DiskHealth
+from tq_node.runtime.replication.ports import Core, DriverEvents, Outbox, ReplicaEvents, Replicas
 from tq_node.runtime.replication.snapshot_check import OF_SNAPSHOTS, ChunkCheck
 from tq_node.runtime.replication.store_requests import StoreRequests
-from tq_node.runtime.replication.tick_schedule import TickSchedule
-from tq_node.store.api import Batch, Store
-from tq_node.types import Change, NodeId, State, TaskSpec
+from tq_node.store.api import Batch, Install, StagedChunk, Store
+from tq_node.types import Change, NodeId, State
 
 _log = Logger(namespace="taskqueue.log")
-Core = PartitionCore[Change]
-
-
-class Replicas(msgspec.Struct):
-    """Every replica that a node keeps, as recovered from its store."""
-
-    me: NodeId
-    cores: list[Core]
-    """By partition; one without a record does nothing."""
-    unapplied: ApplyQueue
-    """Committed effects that the rows do not show yet."""
-    budget: Budget
-    """Shared by all cores."""
-
-
-class PeerLink(Protocol):
-    """How replication sends to peers; the pool of ``wire`` is one. Nothing is retried here."""
-
-    def send_data(self, node_id: NodeId, body: bytes, /) -> bool:
-        """Send messages of partitions over the bulk lane. False: dropped."""
-
-    def send_confirm(self, node_id: NodeId, body: bytes, /) -> bool:
-        """Send a ping or its answer over the lane of consensus. False: dropped."""
-
-
-class LeadEvents(Protocol):
-    """Changes of what this node leads."""
-
-    def activated(self, partition: int, epoch: int) -> None:
-        """The partition's barrier is committed in ``epoch``: this node may serve it (R7)."""
-
-    def stepped_down(self, partition: int) -> None:
-        """This node leads the partition no more: nothing may be proposed there (R12)."""
-
-
-class ReplicaEvents(LeadEvents, Protocol):
-    """What the node's tasks learn from the replicas; each call is made in the turn in which it becomes true."""
-
-    def committed(self, changes: list[Change]) -> None:
-        """News of one commit, in order, before any caller gets its answer."""
-
-    def applied(self, rows: list[tuple[str, int]]) -> None:
-        """The rows of these (task id, sequence) now show the entry."""
-
-    def broken(self, why: BaseException) -> None:
-        """A promise is broken (divergence, failed assertion, bug): the process must end (R20)."""
-
-    def spec_of(self, task_id: str) -> TaskSpec | None:
-        """Return what was submitted, if the task is in memory: it spares decoding it."""
-
-
-class DriverEvents(LeadEvents, Protocol):
-    """What ``Replication`` learns from its driver, before the node's tasks do."""
-
-    def unsent(self, node: NodeId) -> None:
-        """A box for this peer was dropped: its streams must begin anew, in a later turn."""
-
-    def wanted(self, steps: list[Step]) -> None:
-        """The cores want these from the controller; they ask again as long as they want them."""
+TICK_S = 0.05
+"""How often partitions that have anything to do are ticked; the others are with each ping round."""
 
 
 class ReplicaDriver:
@@ -113,26 +51,30 @@ class ReplicaDriver:
         store: Store,
         clock: Clock,
         replicas: Replicas,
-        link: PeerLink,
+        outbox: Outbox,
         events: ReplicaEvents,
         owner: DriverEvents,
     ) -> None:
         self.cores = cores = replicas.cores
         self._store = store
         self._clock = clock
-        self._applying = Applier(clock, replicas.unapplied, events.applied)
-        self._budget = budget = replicas.budget
-        self._outgoing = PeerBox(link.send_data, owner.unsent)
+        self._applier = Applier(clock, replicas.unapplied, events)
+        self._budget = replicas.budget
+        self._outbox = outbox
         self._admission = Admission()
-        self.disk_pace = DiskHealth()
+        self.disk_health = DiskHealth()
         self._events = events
         self._owner = owner
-        self._incoming = ChunkCheck()
-        self._granting = StoreRequests(store, self._granted)
+        self._chunk_check = ChunkCheck()
+        self._store_requests = StoreRequests(store, self._granted)
         self._waiters = [CommitWaiters() for _ in cores]
         self._dirty: set[int] = set()
         """Cores that have something for the disk, or that waits for it."""
-        self.ticking = TickSchedule(clock, cores, self._waiters, budget, self._admission, self._enter)
+        self._candidates: set[int] = set()
+        """Partitions that are led here, or are to be: those that are ticked."""
+        self._busy: set[int] = set()
+        """Those that had anything to do since the last tick; the others rest."""
+        self._tick_call: IDelayedCall | None = None
         self.commits = 0
         """Gathered so far: while it stays, what is proposed goes into the same one."""
         self._from = 0
@@ -156,9 +98,9 @@ class ReplicaDriver:
                 core = self.cores[partition]
                 core.follow(record, now_ms)
                 if core.is_leading or core.primary == core.me:
-                    self.ticking.members.add(partition)
+                    self._candidates.add(partition)
                 else:
-                    self.ticking.members.discard(partition)
+                    self._candidates.discard(partition)
                 touched.append(partition)
             return touched
 
@@ -180,7 +122,7 @@ class ReplicaDriver:
         def connect_all() -> Iterable[int]:
             for core in self.cores:
                 core.connected(node, now_ms)
-            return list(self.ticking.members)
+            return list(self._candidates)
 
         self._enter(connect_all)
 
@@ -188,7 +130,7 @@ class ReplicaDriver:
         def disconnect_all() -> Iterable[int]:
             for core in self.cores:
                 core.disconnected(node)
-            return list(self.ticking.members)
+            return list(self._candidates)
 
         self._enter(disconnect_all)
 
@@ -202,7 +144,7 @@ class ReplicaDriver:
             nonlocal refused
             touched: dict[int, None] = {}
             for message in messages:
-                if type(message) in OF_SNAPSHOTS and not self._incoming.is_sound(source, message):
+                if type(message) in OF_SNAPSHOTS and not self._chunk_check.is_sound(source, message):
                     continue
                 try:
                     cores[message.partition].receive(source, message, now_ms)
@@ -269,14 +211,14 @@ class ReplicaDriver:
         """Fire once the rows in the store show everything that is committed now."""
         if self._broken:
             return fail(StoreBroken("the store is broken"))
-        settled = self._applying.settle()
-        if self._applying.is_waited_for:
+        settled = self._applier.settle()
+        if self._applier.is_waited_for:
             self._schedule_flush()
         return settled
 
     def idle(self) -> Deferred[None]:
         """Fire once nothing is proposed, in flight or unapplied any more: for an orderly stop."""
-        if self._broken or not (self._in_flight or self._dirty or self._applying.has_any):
+        if self._broken or not (self._in_flight or self._dirty or self._applier.has_any):
             return succeed(None)
         done: Deferred[None] = Deferred()
         self._idle_waits.append(done)
@@ -285,12 +227,12 @@ class ReplicaDriver:
 
     def states(self) -> dict[int, list[int]]:
         """Committed rows of each partition that has any, by state."""
-        return self._applying.unapplied.states
+        return self._applier.unapplied.states
 
     def is_overloaded(self, *, is_large: bool) -> bool:
         """Whether more waits for disks and peers than may wait: new work is to be refused (F46, I15). See ``Admission``."""
         waiting = self._budget.uncommitted_bytes
-        return self._admission.is_full(waiting, is_large=is_large) or self._applying.is_overloaded
+        return self._admission.is_full(waiting, is_large=is_large) or self._applier.is_overloaded
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -321,26 +263,26 @@ class ReplicaDriver:
         waits: list[Wait] = []
         events: list[tuple[int, Event]] = []
         steps: list[Step] = []
-        busy = self.ticking.busy
+        busy = self._busy
         for partition in touched:
             busy.add(partition)
             core = self.cores[partition]
             while core.has_outbox:
                 box = core.outbox()
                 if box.messages:
-                    self._outgoing.gather(box.messages)
+                    self._outbox.gather(box.messages)
                 if box.committed:
                     for entry in box.committed:
-                        self._applying.unapplied.add(partition, entry.sequence, entry.effects)
+                        self._applier.unapplied.add(partition, entry.sequence, entry.effects)
                         changes += entry.news
                     waits += self._waiters[partition].committed(core.committed)
                 events += [(partition, event) for event in box.events]
                 steps += box.steps
                 for request in box.requests:
-                    self._granting.grant(partition, request)
+                    self._store_requests.grant(partition, request)
             if core.has_ready:
                 self._dirty.add(partition)
-        self._outgoing.send()
+        self._outbox.send()
         left = [partition for partition, event in events if isinstance(event, SteppedDown)]
         for partition in left:
             # All of them before anybody hears of anything: nothing may be proposed there any more (R12).
@@ -357,11 +299,11 @@ class ReplicaDriver:
                 self._events.activated(partition, event.epoch)
         if steps:
             self._owner.wanted(steps)
-        if busy and self.ticking.timer is None:
-            self.ticking.wake()
+        if busy and self._tick_call is None:
+            self._tick_call = self._clock.call_later(TICK_S, self._tick_busy)
         if self._dirty:
             self._schedule_flush()
-        elif self._applying.has_any and self._apply_call is None:
+        elif self._applier.has_any and self._apply_call is None:
             self._apply_call = self._clock.call_later(limits.APPLY_LAG_MS / 1000, self._apply_lag)
         return waits
 
@@ -392,18 +334,18 @@ class ReplicaDriver:
         for partition in self._turns():
             core = self.cores[partition]
             if core.has_ready:
-                self.ticking.busy.add(partition)
+                self._busy.add(partition)
                 ready = core.ready(now_ms)
                 must_persist = must_persist or not ready.write.is_empty
                 readies.append((partition, ready))
                 if ready.messages:
-                    self._outgoing.gather(ready.messages)
-                size += add_draft(batch, partition, ready.write)
+                    self._outbox.gather(ready.messages)
+                size += add_write(batch, partition, ready.write)
                 if ready.write.drop or ready.write.install is not None:
-                    settled += self._applying.forget(partition)
+                    settled += self._applier.forget(partition)
                 if ready.write.install is not None:
-                    self._applying.unapplied.horizons[partition] = ready.write.install.horizon_us
-                    self._applying.unapplied.hold(partition)
+                    self._applier.unapplied.horizons[partition] = ready.write.install.horizon_us
+                    self._applier.unapplied.hold(partition)
             self._dirty.discard(partition)
             if size > limits.COMMIT_BYTES_AIM:
                 # What is left goes into the next one: who waits for a little must not wait for all of it.
@@ -411,8 +353,8 @@ class ReplicaDriver:
                 break
         else:
             self._from = 0
-        self._outgoing.send()
-        taken = self._applying.take(must_persist, bool(self._idle_waits))
+        self._outbox.send()
+        taken = self._applier.take(must_persist, bool(self._idle_waits))
         if not (must_persist or taken.applied):
             if readies:
                 self._persisted(readies)  # nothing is on its way to the disk: what waited for it need not wait
@@ -421,13 +363,13 @@ class ReplicaDriver:
             for wait in settled:
                 wait.step()
             return
-        add_slice(batch, taken, self._events.spec_of)
+        self._applier.add_to(batch, taken)
         for partition, sequence in taken.applied.items():
             trim = self.cores[partition].trim_to(sequence)
             if trim:
                 batch.trim[partition] = trim
         self._in_flight = True
-        self.disk_pace.began(now_ms)
+        self.disk_health.began(now_ms)
         self._flying_waits = settled
         self._store.commit(batch).addCallbacks(
             self._durable, self._failed, callbackArgs=(readies, taken, settled)
@@ -443,16 +385,16 @@ class ReplicaDriver:
 
     def _durable(self, _: None, readies: list[tuple[int, Ready]], taken: Slice, waits: list[Wait]) -> None:
         self._in_flight = False
-        self.disk_pace.ended(self._clock.now_ms())
+        self.disk_health.ended(self._clock.now_ms())
         self._flying_waits = []
         for partition, sequence in taken.applied.items():
             core = self.cores[partition]
             if sequence <= core.committed:  # else the copy was dropped while this was on its way
                 core.applied(sequence)
-        waits += self._applying.durable(taken)
+        waits += self._applier.durable(taken)
         heard = self._told_persisted(readies)
         # The disk is free: the next batch leaves before anybody hears, and what the hearers propose goes into the one after.
-        if self._dirty or self._applying.is_waited_for or self._idle_waits:
+        if self._dirty or self._applier.is_waited_for or self._idle_waits:
             self._flush()
         for wait in waits:
             wait.step()
@@ -470,7 +412,7 @@ class ReplicaDriver:
         for partition, ready in readies:
             self.cores[partition].persisted(ready.number, now_ms)
             if ready.messages_after:
-                self._outgoing.gather(ready.messages_after)
+                self._outbox.gather(ready.messages_after)
             if ready.write.install is not None:
                 self._count_installed(partition)
         return self._pump([partition for partition, _ in readies])
@@ -482,7 +424,7 @@ class ReplicaDriver:
             states = [0] * len(State)
             for _, _, state, rows in found:
                 states[state] += rows
-            self._applying.unapplied.release(partition, states)
+            self._applier.unapplied.release(partition, states)
             self._schedule_flush()
 
         self._store.counts([partition]).addCallback(counted).addErrback(self._broke)
@@ -495,6 +437,29 @@ class ReplicaDriver:
         waits, self._idle_waits = self._idle_waits, []
         for done in waits:
             done.callback(None)
+
+    # --- time ---
+    def tick_all(self) -> None:
+        """Tick each partition that is led here or is to be. Called with each ping round: silence alone may end a rest."""
+        self._tick(self._candidates)
+
+    def _tick_busy(self) -> None:
+        self._tick_call = None
+        self._tick(self._candidates & self._busy)
+
+    def _tick(self, partitions: Iterable[int]) -> None:
+        now_ms = self._clock.now_ms()
+        self._budget.copying.refill(now_ms)
+        is_much = self._budget.uncommitted_bytes > limits.UNCOMMITTED_BYTES_FREE
+        since_ms = min(waiters.since_ms(now_ms) for waiters in self._waiters) if is_much else now_ms
+        self._admission.waited(now_ms - since_ms)
+        due = sorted(partitions)
+        self._busy.clear()
+
+        def tick() -> Iterable[int]:
+            return [partition for partition in due if self.cores[partition].tick(now_ms)]
+
+        self._enter(tick)
 
     # --- trouble ---
     def _broke(self, why: Failure) -> None:
@@ -514,7 +479,7 @@ class ReplicaDriver:
         for wait in self._flying_waits:
             wait.give_up()
         self._flying_waits = []
-        self._applying.give_up()
+        self._applier.give_up()
         self._tell_idle()
 
     def give_up_overdue(self) -> None:
@@ -527,10 +492,42 @@ class ReplicaDriver:
     def stop(self) -> None:
         """Nothing leaves any more; ``idle`` comes before. Who still waits for other nodes' disks hears that nobody knows."""
         self._stopped = True
-        for call in (self._flush_call, self._apply_call, self.ticking.timer):
+        for call in (self._flush_call, self._apply_call, self._tick_call):
             if call is not None and call.active():
                 call.cancel()
-        self._flush_call = self._apply_call = self.ticking.timer = None
+        self._flush_call = self._apply_call = self._tick_call = None
         for waiters in self._waiters:
             for wait in waiters.abandon():
                 wait.give_up()
+
+
+def add_write(batch: Batch, partition: int, write: PendingWrite) -> int:
+    """One partition's share; the store keeps to the order that ``PendingWrite`` has its fields in.
+
+    Returns the bytes of its entries.
+    """
+    if write.promise:
+        batch.promises[partition] = write.promise
+    if write.drop:
+        batch.drops.append(partition)
+    if write.unstage:
+        batch.unstage.append(partition)
+    for number, data in write.stage:
+        batch.stage.append(StagedChunk(partition, number, data))
+    if write.install is not None:
+        install = write.install
+        batch.installs.append(
+            Install(
+                partition, install.applied, list(install.epochs), install.horizon_us, install.chunks, install.digest
+            )
+        )
+    if write.cut_after is not None:
+        batch.cuts[partition] = write.cut_after
+    for epoch, first_sequence in write.epochs:
+        batch.epochs.append((partition, epoch, first_sequence))
+    entries = write.entries
+    batch.entries += entries
+    size = 0
+    for entry in entries:
+        size += len(entry.payload)
+    return size

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall
 
 from tq_node.errors import NotActive, NotEnoughReplicas, TaskQueueError
 from tq_node.partition.effects import Step
+from tq_node.partition.messages import Addressed, AnyMessage, encode
 from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.replication.driver import PeerLink, ReplicaDriver, ReplicaEvents, Replicas
-from tq_node.runtime.replication.peer_box import messages_in
+from tq_node.runtime.replication.driver import TICK_S, ReplicaDriver
+from tq_node.runtime.replication.ports import ReplicaEvents, Replicas, Surroundings
 from tq_node.runtime.replication.read_index import ReadIndex
-from tq_node.runtime.replication.tick_schedule import TICK_S
 from tq_node.store.api import Store
 from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.errors import UNREADABLE, MalformedBox
 
+BOX_BYTES_AIM = 1024 * 1024
+_decode = msgspec.msgpack.Decoder(list[AnyMessage]).decode
 SILENT_MS = 2_000
 """A peer that has said nothing for so long can't be counted on for an acknowledgement, whatever its connection looks like."""
 LEFTOVER_KEPT_MS = 600_000
 """A copy stays for so long after this node's own table has it elsewhere (section 6, move): a late node must not delete what
 it was just given again (F28)."""
-
-
-class Surroundings(Protocol):
-    """What replication needs of the rest of the node; the control plane is one."""
-
-    @property
-    def link(self) -> PeerLink:
-        """The way to peers."""
-
-    def ask_controller(self, steps: Sequence[Step]) -> None:
-        """Propose these. Nobody waits for the outcome: the cores ask again."""
 
 
 class Replication:
@@ -61,8 +52,8 @@ class Replication:
         self.refusals: dict[int, TaskQueueError] = {}
         """Partitions led here that take no new work for now, and why."""
         link = surroundings.link
-        self.copies = ReplicaDriver(store, clock, replicas, link, events, self)
-        self.confirming = ReadIndex(self.copies, clock, link.send_confirm)
+        self.driver = ReplicaDriver(store, clock, replicas, PeerBox(link.send_data, self._unsent), events, self)
+        self.read_index = ReadIndex(self.driver, clock, link.send_confirm)
 
     # --- the table ---
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
@@ -72,7 +63,7 @@ class Replication:
         fresh = [(partition, record) for partition, record in records.items() if known.get(partition) != record]
         self._records = dict(records)
         if fresh:
-            self.copies.follow(fresh)
+            self.driver.follow(fresh)
             for partition, _ in fresh:
                 self._judge(partition)
 
@@ -103,7 +94,7 @@ class Replication:
         now_ms, record = self._clock.now_ms(), self._records.get(partition)
         since_ms = self._begun_ms
         if record is not None and record.primary == self._me:
-            since_ms = max(since_ms, self.copies.cores[partition].confirmed_at_ms(now_ms))
+            since_ms = max(since_ms, self.driver.cores[partition].confirmed_at_ms(now_ms))
         elif record is not None and record.primary is not None and self._me in record.isr:
             since_ms = self._heard_ms.get(record.primary, since_ms)
         else:
@@ -113,25 +104,19 @@ class Replication:
     # --- DriverEvents ---
     def activated(self, partition: int, epoch: int) -> None:
         self._judge(partition)
-        self.confirming.begin_soon()  # nothing may run before the others have confirmed it (section 8)
+        self.read_index.begin_soon()  # nothing may run before the others have confirmed it (section 8)
 
     def stepped_down(self, partition: int) -> None:
         self._judge(partition)
-        self.confirming.stepped_down(partition)
+        self.read_index.stepped_down(partition)
 
     def wanted(self, steps: list[Step]) -> None:
         self._ask_controller(steps)
 
-    def unsent(self, node: NodeId) -> None:
-        # In a later turn: the cores are in the middle of something.
-        self._lost.add(node)
-        if self._lost_call is None:
-            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
-
     # --- what may be served ---
     def _judge(self, partition: int) -> None:
         """May new work be taken into it? Known before anything is appended (section 9)."""
-        core, record = self.copies.cores[partition], self._records.get(partition)
+        core, record = self.driver.cores[partition], self._records.get(partition)
         refusal: TaskQueueError | None = None
         if core.is_leading and record is not None:
             if core.is_handing_over:
@@ -157,16 +142,16 @@ class Replication:
         """There is a new connection with it, whoever dialled: streams begin anew."""
         self._connected.add(node)
         self._heard_ms[node] = self._clock.now_ms()
-        self.copies.connected(node)
+        self.driver.connected(node)
         self._judge_all()
 
     def disconnected(self, node: NodeId) -> None:
         self._connected.discard(node)
-        self.copies.disconnected(node)
+        self.driver.disconnected(node)
         self._judge_all()
 
     def _judge_all(self) -> None:
-        cores, refusals = self.copies.cores, self.refusals
+        cores, refusals = self.driver.cores, self.refusals
         for partition in self._records:
             if cores[partition].is_leading or partition in refusals:
                 self._judge(partition)
@@ -177,32 +162,38 @@ class Replication:
             messages = messages_in(body)
         except UNREADABLE as why:
             raise MalformedBox(f"messages of partitions: {why}"[: bounds.DETAIL_CHARS_MAX]) from None
-        count = len(self.copies.cores)
+        count = len(self.driver.cores)
         for message in messages:  # for each box: a generator would cost more than what it looks at
             if message.partition >= count:
                 raise MalformedBox("a partition that there is not")
         self._heard_ms[source] = self._clock.now_ms()
-        refused = self.copies.receive(source, messages)
+        refused = self.driver.receive(source, messages)
         if refused is not None:
             raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
 
     def asked(self, source: NodeId, body: bytes) -> None:
         """A ping or its answer. :raises MalformedBox: it is neither."""
         self._heard_ms[source] = self._clock.now_ms()
-        self.confirming.heard(source, body)
+        self.read_index.heard(source, body)
+
+    def _unsent(self, node: NodeId) -> None:
+        # In a later turn: the cores are in the middle of something.
+        self._lost.add(node)
+        if self._lost_call is None:
+            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
 
     def _begin_anew(self) -> None:
         self._lost_call = None
         lost, self._lost = self._lost, set()
         for node in sorted(lost):
-            self.copies.disconnected(node)
+            self.driver.disconnected(node)
             if node in self._connected:
-                self.copies.connected(node)
+                self.driver.connected(node)
 
     def led_with_others(self) -> list[tuple[int, int]]:
         """(partition, epoch) of those led here of which another copy, in sync and up, could be primary."""
         found = []
-        for core in self.copies.cores:
+        for core in self.driver.cores:
             record = core.record
             epoch = core.epoch
             if epoch is not None and record is not None and record.up.intersection(record.isr) - {self._me}:
@@ -212,9 +203,9 @@ class Replication:
     # --- time ---
     def round(self) -> None:
         """Each ``confirming.ROUND_S``."""
-        self.copies.ticking.tick_all()
-        self.confirming.give_up_overdue()
-        self.confirming.begin()
+        self.driver.tick_all()
+        self.read_index.give_up_overdue()
+        self.read_index.begin()
         self._judge_all()
         self._note_in_sync()
         self._drop_leftovers()
@@ -228,15 +219,76 @@ class Replication:
     def _drop_leftovers(self) -> None:
         now_ms = self._clock.now_ms()
         for partition, record in self._records.items():
-            if self._me in record.copies or not self.copies.cores[partition].last_sequence:
+            if self._me in record.copies or not self.driver.cores[partition].last_sequence:
                 self._left_ms.pop(partition, None)
             elif now_ms - self._left_ms.setdefault(partition, now_ms) >= LEFTOVER_KEPT_MS:
                 del self._left_ms[partition]
-                self.copies.drop(partition)
+                self.driver.drop(partition)
 
     def stop(self) -> None:
-        self.confirming.stop()
-        self.copies.stop()
+        self.read_index.stop()
+        self.driver.stop()
         if self._lost_call is not None:
             self._lost_call.cancel()
             self._lost_call = None
+
+
+class PeerBox:
+    """:param send: one body to one peer; False if it could not be sent.
+
+    :param on_lost: what was for this peer did not leave: its streams must begin anew. Called in a later turn.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[NodeId, bytes], bool],
+        on_lost: Callable[[NodeId], None],
+    ) -> None:
+        self._send = send
+        self._on_lost = on_lost
+        self._gathered: dict[NodeId, list[bytes]] = {}
+
+    def gather(self, messages: Iterable[Addressed]) -> None:
+        for node, message in messages:
+            box = self._gathered.get(node)
+            if box is None:
+                box = self._gathered[node] = []
+            box.append(encode(message))
+
+    def send(self) -> None:
+        """Everything that was gathered, in order."""
+        if not self._gathered:
+            return
+        gathered, self._gathered = self._gathered, {}
+        for node, box in gathered.items():
+            # What follows one that was lost must not arrive either.
+            if not all(self._send(node, body) for body in _bodies(box)):
+                self._on_lost(node)
+
+
+def _bodies(box: list[bytes]) -> Iterable[bytes]:
+    if sum(map(len, box)) <= BOX_BYTES_AIM:  # nearly always
+        return (_joined(box),)
+    return _cut(box)
+
+
+def _cut(box: list[bytes]) -> Iterator[bytes]:
+    part: list[bytes] = []
+    size = 0
+    for data in box:
+        if part and size + len(data) > BOX_BYTES_AIM:
+            yield _joined(part)
+            part, size = [], 0
+        part.append(data)
+        size += len(data)
+    yield _joined(part)
+
+
+def _joined(part: list[bytes]) -> bytes:
+    """The bytes of a list whose items are encoded already (msgpack's array of 32-bit length)."""
+    return b"".join((b"\xdd", len(part).to_bytes(4, "big"), *part))
+
+
+def messages_in(body: bytes) -> list[AnyMessage]:
+    """:raises msgspec.DecodeError: it is no such list."""
+    return _decode(body)

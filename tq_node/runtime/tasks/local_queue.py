@@ -42,8 +42,9 @@ from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.peer_calls import EventsAfter
 from tq_node.runtime.replication.commit_waiters import Wait
+from tq_node.runtime.replication.ports import Surroundings
 from tq_node.runtime.replication.read_index import ROUND_S
-from tq_node.runtime.replication.replicator import Replication, Surroundings
+from tq_node.runtime.replication.replicator import Replication
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.snapshot_taker import SnapshotTaker
 from tq_node.runtime.tasks.activation import Activation
@@ -131,7 +132,7 @@ class LocalQueue:
         )
         self._unapplied = recovered.unapplied
         self.replication = Replication(self._store, self._clock, recovered, self._surroundings, events=self)
-        self._table.driver = driver = self.replication.copies
+        self._table.driver = driver = self.replication.driver
         self._table.refusals = self.replication.refusals
         self._reading.replication = self.replication
         # Time goes on from where the store left it, whatever the system's clock says now (section 8, schedules).
@@ -199,16 +200,16 @@ class LocalQueue:
                 event="disk_low" if low else "disk_ok")  # fmt: skip
         if free < limits.DISK_FLOOR_BYTES:
             self._on_disk_floor()
-        pace = self._table.driver.disk_pace
-        if pace.look(self._clock.now_ms()):
-            say = _log.warn if pace.is_slow else _log.info
-            say("commits are {what}", what="slow: others are to lead" if pace.is_slow else "fast enough again",
-                event="disk_slow" if pace.is_slow else "disk_fast")  # fmt: skip
+        health = self._table.driver.disk_health
+        if health.look(self._clock.now_ms()):
+            say = _log.warn if health.is_slow else _log.info
+            say("commits are {what}", what="slow: others are to lead" if health.is_slow else "fast enough again",
+                event="disk_slow" if health.is_slow else "disk_fast")  # fmt: skip
 
     @property
     def may_lead(self) -> bool:
         """As far as the disk goes: it has room (F11), and its commits don't hold up everybody (F12)."""
-        return not (self.is_disk_low or self._table.driver.disk_pace.is_slow)
+        return not (self.is_disk_low or self._table.driver.disk_health.is_slow)
 
     # --- what the parts tell one another ---
     def _wake(self) -> None:
@@ -323,7 +324,7 @@ class LocalQueue:
 
     def _if_still_led(self, partition: int, told: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
         """What is told of a task without changing it is a strong read: another node may lead by now (section 7)."""
-        confirming = self.replication.confirming.when_confirmed(partition)
+        confirming = self.replication.read_index.when_confirmed(partition)
         return told() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: told()))
 
     def _cancel_slot(self, slot: Slot) -> TaskRow:
@@ -488,7 +489,7 @@ class LocalQueue:
 
         def renewed() -> Deferred[Sequence[bool]]:
             self._table.must_lead(partition)  # before a round is asked for that nobody would hear of
-            confirmed = self.replication.confirming.when_confirmed(partition)
+            confirmed = self.replication.read_index.when_confirmed(partition)
             return cast("Deferred[Sequence[bool]]", self._running.renew(partition, attempts, confirmed))
 
         return maybeDeferred(renewed)

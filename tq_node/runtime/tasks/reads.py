@@ -58,7 +58,7 @@ class TaskReads:
         if local and not (wait_s > 0 and partition in self._table.leading):
             return self._get_copy(partition, task_id)
         self._table.must_lead(partition, task_id)
-        confirming = None if local else self.replication.confirming.when_confirmed(partition)
+        confirming = None if local else self.replication.read_index.when_confirmed(partition)
         if confirming is None:
             return self._get(partition, task_id, wait_s, 0.0 if local else None)
         return confirming.addCallbacks(

@@ -14,7 +14,7 @@ from tq_node.partition.entries import decode_effects
 from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.partition.replica_log import Stored, Tail
 from tq_node.partition.settings import Budget
-from tq_node.runtime.replication.driver import Replicas
+from tq_node.runtime.replication.ports import Replicas
 from tq_node.runtime.tasks.ready_loader import load_hints
 from tq_node.runtime.tasks.task_table import Counts
 from tq_node.store.api import PartitionLog, Store

@@ -77,7 +77,7 @@ def test_while_a_commit_takes_long_batches_are_refused_and_small_tasks_are_not(w
     world.queue.submit_many(tasks(many))
     world.turn()  # it is sealed; the disk has not answered
     world.turn(limits.UNCOMMITTED_MS_MAX / 1000 + 0.1)
-    world.queue.replication.copies.ticking.tick_all()
+    world.queue.replication.driver.tick_all()
     refused: list[object] = []
     world.queue.submit_many(tasks(2, 10, "a")).addErrback(lambda why: refused.append(why.check(Busy)))
     world.queue.submit(tasks(1, limits.LARGE_BODY_BYTES + 1, "b")[0]).addErrback(
@@ -88,7 +88,7 @@ def test_while_a_commit_takes_long_batches_are_refused_and_small_tasks_are_not(w
     world.until(lambda: bool(small.called), "the small one is durable")
     assert isinstance(world.heard(small), Accepted)
     world.turn(0.1)
-    world.queue.replication.copies.ticking.tick_all()
+    world.queue.replication.driver.tick_all()
     again = world.queue.submit_many(tasks(1, 20, "c"))
     world.until(lambda: bool(again.called), "a batch is taken again")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import create_autospec
+
 from twisted.internet.task import Clock as VirtualClock
 
 from tests.support.lifecycle import spec
@@ -10,10 +12,11 @@ from tq_node.partition.apply_queue import ApplyQueue
 from tq_node.partition.entries import EpochStart, put_born
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.applier import Applier
+from tq_node.runtime.replication.ports import ReplicaEvents
 
 
 def applying() -> Applier:
-    return Applier(Clock(VirtualClock()), ApplyQueue(), lambda rows: None)
+    return Applier(Clock(VirtualClock()), ApplyQueue(), create_autospec(ReplicaEvents))
 
 
 def test_nothing_to_wait_for() -> None:

@@ -28,7 +28,7 @@ def test_partitions_that_become_active_while_others_are_read_are_read_next_and_t
         return held[-1][0]
 
     world.store.open_rows = open_rows  # type: ignore[method-assign]
-    cores = world.queue.replication.copies.cores
+    cores = world.queue.replication.driver.cores
     for partition in range(3):
         world.elect([partition])
         world.until(lambda: cores[partition].is_active, "the barrier is committed")  # noqa: B023 -- called at once
