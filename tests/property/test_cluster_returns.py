@@ -72,7 +72,7 @@ def kill_and_return(seed: int) -> None:
         table.register(int(node, 16), table.map.nodes[node].incarnation + 1)
         fewest = fewest_changes(table.map, nodes)
         # Those are still on their way to what was an even share without it; once there, they may have to go on.
-        late = sum(1 for entry in table.map.partitions if entry.heir is not None)
+        late = sum(1 for entry in table.map.partitions if entry.successor is not None)
         settling.run()
         settling.check_rest()
         settling.check_bounds()

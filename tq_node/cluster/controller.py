@@ -120,7 +120,7 @@ def _on_partitions(outlook: Planner, pending: Collection[AnyCommand]) -> Iterato
 
     batch = outlook.pace.batch_max
     finishes, aborts = free(outlook.finishes()), free(outlook.aborts())
-    elects, raises = free(outlook.overdue_heirs()), free(outlook.raises())
+    elects, raises = free(outlook.overdue_successors()), free(outlook.raises())
     yield from _batches(FinishMove, finishes, batch)
     yield from _batches(AbortMove, aborts, batch)
     yield from _batches(ElectPrimary, elects, batch)
@@ -128,17 +128,17 @@ def _on_partitions(outlook: Planner, pending: Collection[AnyCommand]) -> Iterato
     if aborts or elects or any(isinstance(command, CHANGES_THE_PLAN) for command in pending):
         return
     wanted = outlook.wanted_copies()
-    begins, heirs = outlook.begins(wanted), outlook.heirs(wanted)
-    if outlook.map.rebalance and not (begins or heirs or finishes or _is_anything_under_way(outlook)):
+    begins, successors = outlook.begins(wanted), outlook.successors(wanted)
+    if outlook.map.rebalance and not (begins or successors or finishes or _is_anything_under_way(outlook)):
         done = RebalanceDone(outlook.map.rebalance)
         if done not in pending:
             yield done
     yield from _batches(BeginMove, free(begins), batch)
-    yield from _batches(PlanPrimary, free(heirs), batch)
+    yield from _batches(PlanPrimary, free(successors), batch)
 
 
 def _is_anything_under_way(outlook: Planner) -> bool:
-    return any(entry.is_moving or entry.heir is not None for entry in outlook.map.partitions)
+    return any(entry.is_moving or entry.successor is not None for entry in outlook.map.partitions)
 
 
 def partitions_in(pending: Collection[AnyCommand]) -> set[int]:

@@ -76,7 +76,7 @@ class Liveness:
         self._handlers_serial: dict[NodeId, int] = {}
         self._evidence: dict[NodeId, dict[NodeId, Evidence]] = {}
         self._down_since_ms: dict[NodeId, int] = {}
-        self._heir_since_ms: dict[int, tuple[int, int]] = {}
+        self._successor_since_ms: dict[int, tuple[int, int]] = {}
         self._nodes: dict[NodeId, NodeEntry] = {}
         self._partitions: tuple[PartitionEntry, ...] = ()
 
@@ -107,10 +107,10 @@ class Liveness:
         if cluster_map.nodes is not self._nodes:
             self._follow_nodes(cluster_map.nodes, now_ms)
         if cluster_map.partitions is not self._partitions:
-            self._heir_since_ms = {
-                partition: self._heir_since(partition, entry, now_ms)
+            self._successor_since_ms = {
+                partition: self._successor_since(partition, entry, now_ms)
                 for partition, entry in enumerate(cluster_map.partitions)
-                if entry.heir is not None
+                if entry.successor is not None
             }
         self._nodes, self._partitions = cluster_map.nodes, cluster_map.partitions
 
@@ -129,8 +129,8 @@ class Liveness:
             else:
                 self._down_since_ms.setdefault(node_id, now_ms)
 
-    def _heir_since(self, partition: int, entry: PartitionEntry, now_ms: int) -> tuple[int, int]:
-        epoch, since_ms = self._heir_since_ms.get(partition, (entry.epoch, now_ms))
+    def _successor_since(self, partition: int, entry: PartitionEntry, now_ms: int) -> tuple[int, int]:
+        epoch, since_ms = self._successor_since_ms.get(partition, (entry.epoch, now_ms))
         return (epoch, since_ms) if epoch == entry.epoch else (entry.epoch, now_ms)
 
     def heard(self, node: NodeId, now_ms: int, table_index: int, health: Health) -> None:
@@ -191,9 +191,9 @@ class Liveness:
         """How long the table has had it down; 0 while it is up."""
         return now_ms - self._down_since_ms.get(node, now_ms)
 
-    def heir_ms(self, partition: int, now_ms: int) -> int:
-        """How long the primary of this epoch has known of an heir."""
-        _, since_ms = self._heir_since_ms.get(partition, (0, now_ms))
+    def successor_ms(self, partition: int, now_ms: int) -> int:
+        """How long the primary of this epoch has known of a successor."""
+        _, since_ms = self._successor_since_ms.get(partition, (0, now_ms))
         return now_ms - since_ms
 
     def has_reached(self, node: NodeId, log_index: int) -> bool:

@@ -191,9 +191,9 @@ class Planner:
         return any(not self.map.nodes[node].is_target for node in entry.adding) or self.is_held(entry)
 
     # --- primaries ---
-    def heirs(self, wanted: list[tuple[NodeId, ...]]) -> list[PrimaryStep]:
+    def successors(self, wanted: list[tuple[NodeId, ...]]) -> list[PrimaryStep]:
         """Primaries that should hand over: to leave a node, or because their node leads more than its share."""
-        leading = [entry.heir or entry.primary for entry in self.map.partitions]
+        leading = [entry.successor or entry.primary for entry in self.map.partitions]
         plan = plan_primaries(
             wanted, leading, able=self.able, seed=self.map.settings.seed, is_even=self.map.rebalance > 0
         )
@@ -202,27 +202,32 @@ class Planner:
         for partition, entry in enumerate(self.map.partitions):
             if plan[partition] == leading[partition] and not entry.removing:
                 continue
-            heir = self.heir(entry, plan[partition], load)
-            if heir is not None and heir != leading[partition]:
-                steps.append(self.primary_step(partition, heir))
+            successor = self.successor(entry, plan[partition], load)
+            if successor is not None and successor != leading[partition]:
+                steps.append(self.primary_step(partition, successor))
         return steps
 
-    def heir(self, entry: PartitionEntry, planned: NodeId | None, load: Counter[NodeId | None]) -> NodeId | None:
+    def successor(self, entry: PartitionEntry, planned: NodeId | None, load: Counter[NodeId | None]) -> NodeId | None:
         """None: the present primary stays."""
         if entry.primary is None:
             return None
         staying = [n for n in candidates(entry, self.map.nodes) if n not in entry.removing]
         if planned in staying and not entry.is_moving:
             return planned
-        if entry.primary in entry.removing and are_in_sync(entry) and (entry.heir is None or entry.heir not in staying):
+        if (
+            entry.primary in entry.removing
+            and are_in_sync(entry)
+            and (entry.successor is None or entry.successor not in staying)
+        ):
             return min(staying, key=lambda n: (n not in self.able, n != planned, load[n], n), default=None)
         return None
 
-    def overdue_heirs(self) -> list[PrimaryStep]:
+    def overdue_successors(self) -> list[PrimaryStep]:
         return [
-            self.primary_step(partition, entry.heir)
+            self.primary_step(partition, entry.successor)
             for partition, entry in enumerate(self.map.partitions)
-            if entry.heir is not None and self.liveness.heir_ms(partition, self.now_ms) >= self.pace.heir_ms
+            if entry.successor is not None
+            and self.liveness.successor_ms(partition, self.now_ms) >= self.pace.successor_ms
         ]
 
     def primary_step(self, partition: int, to: NodeId) -> PrimaryStep:

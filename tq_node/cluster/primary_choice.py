@@ -24,12 +24,12 @@ def next_epoch(epoch: Epoch) -> Epoch:
 def choice(
     entry: PartitionEntry, nodes: Nodes, primaries_on: Callable[[NodeId], int], *, avoid: NodeId | None = None
 ) -> NodeId | None:
-    """The best candidate: not ``avoid``, the heir, one that stays, then whoever leads least. None: nobody may lead."""
+    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least. None: nobody may lead."""
 
     def rank(node: NodeId) -> tuple[bool, bool, bool, bool, int, NodeId]:
         return (
             node == avoid,
-            node != entry.heir,
+            node != entry.successor,
             node in entry.removing,
             nodes[node].is_draining,
             primaries_on(node),
@@ -48,7 +48,7 @@ def elect(draft: MapEdit, partition: int, *, avoid: NodeId | None = None) -> Non
 
 def appoint(draft: MapEdit, partition: int, entry: PartitionEntry, chosen: NodeId | None) -> None:
     epoch = entry.epoch if chosen is None else next_epoch(entry.epoch)
-    draft.put(partition, replace(entry, primary=chosen, epoch=epoch, heir=None))
+    draft.put(partition, replace(entry, primary=chosen, epoch=epoch, successor=None))
 
 
 def may_shrink(members: int, min_isr: int) -> bool:
@@ -69,8 +69,8 @@ def without_dead(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
 
 
 def with_isr(entry: PartitionEntry, isr: tuple[NodeId, ...]) -> PartitionEntry:
-    """``isr`` changed: an heir that left it is none."""
-    return replace(entry, isr=isr, heir=entry.heir if entry.heir in isr else None)
+    """``isr`` changed: a successor that left it is none."""
+    return replace(entry, isr=isr, successor=entry.successor if entry.successor in isr else None)
 
 
 def without_removed(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:

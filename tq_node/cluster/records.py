@@ -79,7 +79,7 @@ class PartitionEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, for
     """``copies``: all, in the order in which they came; ``isr`` within it and in its order; ``primary`` in ``isr`` or None.
 
     ``adding`` and ``removing`` are the recorded intent of a move (section 6): ``adding`` are copies that are not in the set yet.
-    ``heir`` is who should be the next primary: the present one drains, then proposes ``StepDown``.
+    ``successor`` is who should be the next primary: the present one drains, then proposes ``StepDown``.
     """
 
     copies: tuple[NodeId, ...]
@@ -90,7 +90,7 @@ class PartitionEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, for
     min_isr: int
     adding: tuple[NodeId, ...] = ()
     removing: tuple[NodeId, ...] = ()
-    heir: NodeId | None = None
+    successor: NodeId | None = msgspec.field(default=None, name="heir")
     unsafe_recovered: tuple[Recovery, ...] = ()
 
     @property

@@ -145,8 +145,8 @@ def node_down(draft: MapEdit, command: NodeDown) -> None:
 
 
 def lose(draft: MapEdit, partition: int, entry: PartitionEntry, node: NodeId) -> None:
-    heir = None if entry.heir == node else entry.heir
-    smaller = without_dead(replace(entry, heir=heir), draft.nodes)
+    successor = None if entry.successor == node else entry.successor
+    smaller = without_dead(replace(entry, successor=successor), draft.nodes)
     draft.put(partition, without_removed(smaller, draft.nodes))
     if entry.primary == node:
         elect(draft, partition)

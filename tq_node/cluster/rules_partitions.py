@@ -145,7 +145,7 @@ def plan_primary(draft: MapEdit, command: PlanPrimary) -> None:
         elif entry.primary is None or step.to not in candidates(entry, draft.nodes):
             draft.refuse(Refusal.NO_SUCCESSOR, step.partition)
         else:
-            draft.put(step.partition, replace(entry, heir=None if step.to == entry.primary else step.to))
+            draft.put(step.partition, replace(entry, successor=None if step.to == entry.primary else step.to))
 
 
 def elect_primary(draft: MapEdit, command: ElectPrimary) -> None:

@@ -22,8 +22,8 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of uninterrupted life before a learner replaces a voter; of death before a voter is replaced."""
     replace_after_ms: int = 60_000
     """A copy on a dead node is made elsewhere after this; before, it is expected back."""
-    heir_ms: int = 10_000
-    """A primary that has not stepped down for its heir by then is replaced."""
+    successor_ms: int = 10_000
+    """A primary that has not stepped down for its successor by then is replaced."""
     big_bytes: int = 1 * MIB
     """A move that copies more is a big one."""
     big_moves_per_node: int = 2
@@ -34,7 +34,7 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
         assert 0 < self.suspect_ms < self.session_ms, "a node is suspect before it is dead"
         assert 0 < 2 * self.decide_ms < self.suspect_ms, "a leader that looks in time is not taken for one that sleeps"
         assert self.session_ms < self.health_ms <= self.replace_after_ms
-        assert min(self.refusals_apart_ms, self.heir_ms, self.big_moves_per_node, self.batch_max) > 0
+        assert min(self.refusals_apart_ms, self.successor_ms, self.big_moves_per_node, self.batch_max) > 0
 
 
 DEFAULT_PACE = ControllerSettings()

@@ -73,7 +73,7 @@ def _is_partition_sound(entry: PartitionEntry, table: ClusterMap) -> bool:
         and len(entry.isr) >= 1
         and all(node in copies for node in (*entry.isr, *entry.adding, *entry.removing))
         and (entry.primary is None or entry.primary in entry.isr)
-        and (entry.heir is None or entry.heir in copies)
+        and (entry.successor is None or entry.successor in copies)
         and 1 <= entry.min_isr <= len(entry.isr)
         and _are_numbers(entry.epoch, entry.partition_version)
         and all(_are_numbers(one.log_index, one.epoch) for one in entry.unsafe_recovered)

@@ -318,7 +318,7 @@ class Member:
 
     async def _resign(self) -> None:
         """Another leads the Raft group."""
-        target = self.plane.heir()
+        target = self.plane.successor()
         if target is None:
             return
         try:

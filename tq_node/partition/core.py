@@ -82,9 +82,9 @@ class PartitionCore(Generic[News]):
 
     @property
     def is_handing_over(self) -> bool:
-        """The table names an heir: propose nothing new, it steps down as soon as all is committed."""
+        """The table names a successor: propose nothing new, it steps down as soon as all is committed."""
         record = self.record
-        return self._primary is not None and record is not None and record.heir not in (None, self.me)
+        return self._primary is not None and record is not None and record.successor not in (None, self.me)
 
     @property
     def primary(self) -> NodeId | None:

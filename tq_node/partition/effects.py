@@ -22,7 +22,7 @@ class ProposeIsr(NamedTuple):
 
 
 class ProposeStepDown(NamedTuple):
-    """ "Choose another": everybody lags, or the heir may take over."""
+    """ "Choose another": everybody lags, or the successor may take over."""
 
     partition: int
     epoch: int

@@ -169,7 +169,7 @@ def first_to_join(record: Record, standings: Mapping[NodeId, Standing], floor: i
 
 
 def first_to_leave(record: Record, me: NodeId) -> NodeId | None:
-    """Who moves away waits for all newcomers; a primary that moves away has an heir."""
+    """Who moves away waits for all newcomers; a primary that moves away has a successor."""
     if not all(node in record.isr for node in record.adding):
         return None
     return next((node for node in record.isr if node in record.removing and node != me), None)

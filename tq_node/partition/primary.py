@@ -110,7 +110,7 @@ class Primary(Generic[News]):
         self._outbox = outbox
         self._proposed_ms: int | None = None
         self._asked_ms: int | None = None
-        self._heir_since_ms: int | None = None
+        self._successor_since_ms: int | None = None
         self.spread_to = log.last_sequence
         self.open_entry: OpenEntry[News] = OpenEntry(log, self.epoch)
         self.commitment = Commitment(me, self.open_entry.add(EpochStart(self.epoch), _BARRIER_BYTES, None))
@@ -128,8 +128,8 @@ class Primary(Generic[News]):
         is_newer = record.partition_version > self.record.partition_version
         if is_newer:
             self._proposed_ms = None
-        if record.heir != self.record.heir or record.heir is None:
-            self._heir_since_ms = None
+        if record.successor != self.record.successor or record.successor is None:
+            self._successor_since_ms = None
         self.record = record
         self.sender.follow(record, self._me, now_ms)
         for stream in self.sender.streams.values():
@@ -219,7 +219,7 @@ class Primary(Generic[News]):
             stream.slept(now_ms)
 
     def _decide(self, now_ms: int) -> None:
-        if self.record.heir is not None and self.record.heir != self._me:
+        if self.record.successor is not None and self.record.successor != self._me:
             self._hand_over(now_ms)
             return
         if self._proposed_ms is not None and now_ms - self._proposed_ms < self._pace.proposal_ms:
@@ -276,10 +276,10 @@ class Primary(Generic[News]):
     def _hand_over(self, now_ms: int) -> None:
         """It drains: the driver proposes nothing new (``is_handing_over``). When all is committed, or after some time, it
         steps down."""
-        if self._heir_since_ms is None:
-            self._heir_since_ms = now_ms
+        if self._successor_since_ms is None:
+            self._successor_since_ms = now_ms
         is_drained = self._log.committed == self._log.last_sequence and self.open_entry.is_empty
-        if not is_drained and now_ms - self._heir_since_ms < self._pace.handover_ms:
+        if not is_drained and now_ms - self._successor_since_ms < self._pace.handover_ms:
             return
         if self._asked_ms is None or now_ms - self._asked_ms >= self._pace.proposal_ms:
             self._asked_ms = now_ms

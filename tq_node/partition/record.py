@@ -23,13 +23,15 @@ class Record(msgspec.Struct, frozen=True):
     up: frozenset[NodeId]
     adding: tuple[NodeId, ...] = ()
     removing: tuple[NodeId, ...] = ()
-    heir: NodeId | None = None
+    successor: NodeId | None = None
     reset_epoch: int = 0
 
     @property
     def is_settled(self) -> bool:
         """Every copy is in sync and up, and none comes or goes: there is nothing to propose as long as none lags."""
-        return len(self.isr) == len(self.copies) == len(self.up) and not (self.adding or self.removing or self.heir)
+        return len(self.isr) == len(self.copies) == len(self.up) and not (
+            self.adding or self.removing or self.successor
+        )
 
     def ordered(self, members: frozenset[NodeId]) -> tuple[NodeId, ...]:
         """In the order of ``copies``: equal sets are equal values."""

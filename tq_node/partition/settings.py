@@ -39,7 +39,7 @@ class ReplicationSettings(msgspec.Struct, frozen=True, kw_only=True):
     proposal_ms: int = 1_000
     """A proposal that is not resolved by then may be followed by another; it stays in the effective set (R9)."""
     handover_ms: int = 2_000
-    """A primary with an heir steps down when all is committed, or after this."""
+    """A primary with a successor steps down when all is committed, or after this."""
     pause_ms: int = 1_000
     """A gap between ticks that is longer means that this process slept: who slept cannot say who was silent (F40)."""
     # --- the log ---

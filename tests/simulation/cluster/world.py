@@ -153,7 +153,7 @@ class WholeWorld:
             return False
         copies = min(3, self.node_count)
         for partition, entry in enumerate(tables.pop()):
-            if entry.primary is None or len(entry.isr) != copies or len(entry.copies) != copies or entry.heir:
+            if entry.primary is None or len(entry.isr) != copies or len(entry.copies) != copies or entry.successor:
                 return False
             primary = next(node for node in self.nodes if node.member.node_id == entry.primary)
             local = primary.local

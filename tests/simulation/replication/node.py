@@ -54,7 +54,7 @@ def record_of(cluster_map: ClusterMap, partition: int) -> Record:
         up=frozenset(node for node in entry.copies if cluster_map.nodes[node].is_up),
         adding=entry.adding,
         removing=entry.removing,
-        heir=entry.heir,
+        successor=entry.successor,
         reset_epoch=entry.unsafe_recovered[-1].epoch if entry.unsafe_recovered else 0,
     )
 

@@ -64,7 +64,9 @@ class DataWorld:
             network=self.network,
             checkers=self.checkers,
             trace=self.trace,
-            pace=TablePace(session_ms=1_500, suspect_ms=800, health_ms=3_000, replace_after_ms=5_000, heir_ms=3_000),
+            pace=TablePace(
+                session_ms=1_500, suspect_ms=800, health_ms=3_000, replace_after_ms=5_000, successor_ms=3_000
+            ),
             evidence=self.faults.evidence,
         )
         self.table.late_us = self.faults.late_us

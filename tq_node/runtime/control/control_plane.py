@@ -156,7 +156,7 @@ class ControlPlane:
         self._known_members = b""
         self._complaints = RejectionLog(clock)
 
-    def heir(self) -> NodeId | None:
+    def successor(self) -> NodeId | None:
         """Who should lead after this node, which leads now; None where it does not, or nobody can."""
         core = self.core
         if core is None or not core.is_leader:

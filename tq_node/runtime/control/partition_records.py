@@ -30,7 +30,7 @@ def records_of(table: ClusterMap, me: NodeId, *, may_lead: bool) -> dict[int, Re
             up=up.intersection(entry.copies),
             adding=entry.adding,
             removing=entry.removing,
-            heir=entry.heir,
+            successor=entry.successor,
             reset_epoch=max((recovery.epoch for recovery in entry.unsafe_recovered), default=0),
         )
         for partition, entry in enumerate(table.partitions)

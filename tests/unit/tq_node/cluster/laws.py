@@ -56,8 +56,12 @@ def check_entry(table: ClusterMap, p: int, entry: PartitionEntry) -> None:
     )
     need(set(entry.adding) <= copies and set(entry.removing) <= copies, "a move is about copies", p)
     need(not set(entry.adding) & set(entry.removing), "nobody comes and goes", p)
-    if entry.heir is not None:
-        need(entry.heir in isr and is_up(table, entry.heir) and entry.heir != entry.primary, "an heir can lead", p)
+    if entry.successor is not None:
+        need(
+            entry.successor in isr and is_up(table, entry.successor) and entry.successor != entry.primary,
+            "a successor can lead",
+            p,
+        )
     need(len(copies) <= table.settings.replication_factor + 1, "copies are RF + 1 at most", p, entry)
     for node in copies:
         need(node in table.nodes, "a copy is on a node", p)

@@ -29,7 +29,7 @@ QUIET_TICK_MS = 900
 def next_isr(entry: PartitionEntry, nodes: Nodes) -> tuple[NodeId, ...] | None:
     """The smaller set that the *primary* should propose (``AlterIsr``): without a dead member, else without one that moves away.
 
-    None: nothing is due or allowed. Those that move away wait for all newcomers; a primary that moves away has an ``heir``.
+    None: nothing is due or allowed. Those that move away wait for all newcomers; a primary that moves away has a ``successor``.
     """
     if len(entry.isr) <= entry.min_isr:
         return None
@@ -61,7 +61,7 @@ class Settling:
         self.is_batching = False
         """All that one node proposes in a round goes in one entry of each kind, as in the data plane's driver."""
         self.is_stubborn = False
-        """Primaries do not step down for their heirs."""
+        """Primaries do not step down for their successors."""
         self.rng = rng
         self.liveness = Liveness(0, pace)
         up = [node.node_id for node in table.map.nodes.values() if node.is_up]
@@ -157,7 +157,7 @@ class Settling:
             return None
         nodes = self.table.map.nodes
         session = nodes[entry.primary].session
-        if entry.heir is not None and not self.is_stubborn:
+        if entry.successor is not None and not self.is_stubborn:
             return c.StepDown(entry.primary, session, (c.Led(PartitionId(p), entry.epoch),))
         missing = [n for n in entry.copies if n not in entry.isr and nodes[n].is_up and n not in entry.removing]
         smaller = next_isr(entry, nodes)
@@ -227,7 +227,7 @@ class Settling:
         wanted = min(settings.replication_factor, len(holders))
         partitions = table.map.partitions
         for p, entry in enumerate(partitions):
-            need(not entry.is_moving and entry.heir is None, "nothing is left half done", p, entry)
+            need(not entry.is_moving and entry.successor is None, "nothing is left half done", p, entry)
             need(len(entry.copies) == wanted and set(entry.copies) <= set(holders), "all copies in place", p, entry)
             need(set(entry.isr) == set(entry.copies), "and in sync", p)
         total = len(partitions)

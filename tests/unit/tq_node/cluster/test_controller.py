@@ -387,7 +387,7 @@ class TestPrimaries:
 
     def test_a_primary_that_does_not_step_down_is_replaced_in_the_end(self) -> None:
         table = Table(3)
-        table.forge_all(1, 2, 3, min_isr=2, heir=nid(2))
+        table.forge_all(1, 2, 3, min_isr=2, successor=nid(2))
         leader = Leader(table)
         leader.decide()
         leader.now_ms = 9_999
@@ -399,11 +399,11 @@ class TestPrimaries:
         table.do(elect)
         assert {table.primary(p) for p in range(4)} == {2}
 
-    def test_an_heir_whose_turn_has_passed_is_taken_back(self) -> None:
+    def test_a_successor_whose_turn_has_passed_is_taken_back(self) -> None:
         table = Table(3, partitions=3)
         for p, order in enumerate(((1, 2, 3), (2, 3, 1), (3, 1, 2))):
             table.forge(p, *order, min_isr=2)
-        table.forge(0, 1, 2, 3, min_isr=2, heir=nid(2))
+        table.forge(0, 1, 2, 3, min_isr=2, successor=nid(2))
         leader = Leader(table)
         leader.hear({}, may_lead=(1, 3))
         plans = [command for command in leader.commands() if isinstance(command, c.PlanPrimary)]

@@ -211,16 +211,16 @@ class TestHealth:
         watch.liveness.follow(watch.table.map, 9_500)
         assert watch.liveness.down_ms(nid(2), 9_900) == 0
 
-    def test_heirs_are_timed_by_epoch(self, watch: Watch) -> None:
-        watch.table.forge(0, 1, 2, 3, heir=nid(2))
+    def test_successors_are_timed_by_epoch(self, watch: Watch) -> None:
+        watch.table.forge(0, 1, 2, 3, successor=nid(2))
         watch.liveness.follow(watch.table.map, 100)
         watch.table.do(watch.table.alter(1, 2))
         watch.liveness.follow(watch.table.map, 300)
-        assert watch.liveness.heir_ms(0, 600) == 500
-        assert watch.liveness.heir_ms(1, 600) == 0
-        watch.table.forge(0, 1, 2, 3, heir=nid(2), epoch=9)
+        assert watch.liveness.successor_ms(0, 600) == 500
+        assert watch.liveness.successor_ms(1, 600) == 0
+        watch.table.forge(0, 1, 2, 3, successor=nid(2), epoch=9)
         watch.liveness.follow(watch.table.map, 700)
-        assert watch.liveness.heir_ms(0, 800) == 100
+        assert watch.liveness.successor_ms(0, 800) == 100
 
     def test_sizes_come_from_the_primary(self, watch: Watch) -> None:
         entry = watch.table.entry()

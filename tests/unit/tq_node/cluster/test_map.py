@@ -144,7 +144,7 @@ class TestTheCluster:
 
 def a_busy_table() -> Table:
     table = Table(4)
-    table.forge(0, 1, 2, 3, adding=(nid(3),), removing=(nid(2),), heir=nid(2))
+    table.forge(0, 1, 2, 3, adding=(nid(3),), removing=(nid(2),), successor=nid(2))
     table.do(c.PauseQueue("q"))
     table.do(c.RemoveNode(nid(4), table.session(4)))
     table.do(c.UnsafeRecover(table.seen(1).partition, table.entry(1).epoch, table.entry(1).partition_version, nid(2)))

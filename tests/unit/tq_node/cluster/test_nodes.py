@@ -160,18 +160,18 @@ class TestDeath:
         table.down(2)
         assert table.refusals(c.NodeDown(nid(2), table.session(2))) == [Refusal.NOT_UP]
 
-    def test_an_heir_that_dies_is_none(self) -> None:
+    def test_a_successor_that_dies_is_none(self) -> None:
         table = Table(3)
-        table.forge(0, 1, 2, 3, heir=nid(2), min_isr=2)
-        table.forge(1, 1, 2, 3, isr=(1, 2), heir=nid(2), min_isr=2)
+        table.forge(0, 1, 2, 3, successor=nid(2), min_isr=2)
+        table.forge(1, 1, 2, 3, isr=(1, 2), successor=nid(2), min_isr=2)
         table.down(2)
-        assert (table.entry(0).heir, table.entry(1).heir) == (None, None)
+        assert (table.entry(0).successor, table.entry(1).successor) == (None, None)
 
-    def test_the_heir_follows_a_primary_that_dies(self) -> None:
+    def test_the_successor_follows_a_primary_that_dies(self) -> None:
         table = Table(3)
-        table.forge(0, 1, 2, 3, heir=nid(3))
+        table.forge(0, 1, 2, 3, successor=nid(3))
         table.down(1)
-        assert (table.primary(), table.entry().heir) == (3, None)
+        assert (table.primary(), table.entry().successor) == (3, None)
 
     def test_a_choice_prefers_who_stays(self) -> None:
         table = Table(4)

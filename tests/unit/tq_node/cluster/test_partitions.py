@@ -89,10 +89,10 @@ class TestR4:
         assert not table.refusals(table.alter(1, 3))
         assert table.copies() == {1, 3, 4}
 
-    def test_an_heir_that_leaves_the_set_is_none(self, table: Table) -> None:
+    def test_a_successor_that_leaves_the_set_is_none(self, table: Table) -> None:
         table.do(c.PlanPrimary((table.primary_step(3),)))
         table.do(table.alter(1, 2))
-        assert table.entry().heir is None
+        assert table.entry().successor is None
 
     def test_partitions_are_judged_one_by_one(self, table: Table) -> None:
         table.forge(1, 1, 2)
@@ -138,22 +138,22 @@ class TestPrimaries:
         assert table.refusals(late) == [Refusal.STALE_EPOCH]
         assert table.refusals(c.StepDown(nid(1), 1, (c.Led(PartitionId(9), Epoch(1)),))) == [Refusal.NO_SUCH_PARTITION]
 
-    def test_step_down_prefers_the_heir(self, table: Table) -> None:
+    def test_step_down_prefers_the_successor(self, table: Table) -> None:
         table.do(c.PlanPrimary((table.primary_step(3),)))
-        assert table.entry().heir == nid(3)
+        assert table.entry().successor == nid(3)
         table.do(table.step_down(1, 0))
-        assert (table.primary(), table.entry().heir) == (3, None)
+        assert (table.primary(), table.entry().successor) == (3, None)
 
     @pytest.mark.parametrize("to", [4, 5, 99, None])
-    def test_r1_an_heir_is_in_sync_and_up(self, table: Table, to: int | None) -> None:
+    def test_r1_a_successor_is_in_sync_and_up(self, table: Table, to: int | None) -> None:
         assert table.refusals(c.PlanPrimary((table.primary_step(to),))) == [Refusal.NO_SUCCESSOR]
 
-    def test_an_heir_can_be_taken_back(self, table: Table) -> None:
+    def test_a_successor_can_be_taken_back(self, table: Table) -> None:
         table.do(c.PlanPrimary((table.primary_step(3),)))
         assert not table.refusals(c.PlanPrimary((table.primary_step(1),)))
-        assert table.entry().heir is None
+        assert table.entry().successor is None
 
-    def test_a_partition_without_primary_has_no_heir(self, table: Table) -> None:
+    def test_a_partition_without_primary_has_no_successor(self, table: Table) -> None:
         table.down(1, 2, 3)
         assert table.refusals(c.PlanPrimary((table.primary_step(2),))) == [Refusal.NO_SUCCESSOR]
         assert table.refusals(c.ElectPrimary((table.primary_step(None),))) == [Refusal.NO_SUCCESSOR]

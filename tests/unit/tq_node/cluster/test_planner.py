@@ -29,7 +29,7 @@ def test_the_five_steps(table: Table) -> None:
     assert (table.copies(), table.isr(), table.entry().intended) == ({1, 2, 3, 4}, {1, 2, 3}, ids(2, 3, 4))
     assert smaller(table) is None
     table.do(table.alter(1, 2, 3, 4))
-    assert smaller(table) is None, "the primary moves away: it has an heir first"
+    assert smaller(table) is None, "the primary moves away: it has a successor first"
     table.do(c.PlanPrimary((table.primary_step(2),)))
     table.do(table.step_down(1, 0))
     assert smaller(table) == {2, 3, 4}

@@ -124,8 +124,8 @@ class Voting(Settling):
         able = min(wanted, len(self.voters) + len(ready))
         need(len(self.voters) >= (able if able % 2 else able - 1), "as many vote as can", self.voters, ready)
         if nodes[self.me].is_draining:
-            heirs = [n for n in self.voters if nodes[n].is_target and n not in self.slow]
-            need(not heirs, "leadership leaves a node that is drained", heirs)
+            successors = [n for n in self.voters if nodes[n].is_target and n not in self.slow]
+            need(not successors, "leadership leaves a node that is drained", successors)
         held = {node for entry in self.table.map.partitions for node in entry.copies}
         for node in self.table.map.members():
             if node.is_leaving and node.is_up and node.node_id not in held and node.node_id != self.me:

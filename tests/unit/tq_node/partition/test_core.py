@@ -371,10 +371,10 @@ class TestTheSet:
         core.tick(60_000)
         assert core.outbox().steps == []
 
-    def test_an_heir_takes_over_when_all_is_committed(self) -> None:
+    def test_a_successor_takes_over_when_all_is_committed(self) -> None:
         core = led_pair()
         put(core)
-        core.follow(record(1, 2, A, heir=B, **PAIR), 0)
+        core.follow(record(1, 2, A, successor=B, **PAIR), 0)
         assert core.is_handing_over
         core.tick(10)
         assert core.outbox().steps == []
@@ -386,10 +386,10 @@ class TestTheSet:
         core.tick(1_020)
         assert core.outbox().steps == [ProposeStepDown(0, 1)], "said again"
 
-    def test_an_heir_does_not_wait_for_ever(self) -> None:
+    def test_a_successor_does_not_wait_for_ever(self) -> None:
         core = led_pair()
         put(core)
-        core.follow(record(1, 2, A, heir=B, **PAIR), 0)
+        core.follow(record(1, 2, A, successor=B, **PAIR), 0)
         core.tick(0)
         core.tick(2_000)
         assert core.outbox().steps == [ProposeStepDown(0, 1)]

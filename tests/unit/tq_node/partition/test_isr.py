@@ -85,7 +85,7 @@ def test_who_moves_away_waits_for_the_newcomers_and_does_not_come_back() -> None
     rec = record(1, 1, A, isr=(A, B, D), copies=(A, B, C, D), adding=(D,), removing=(C,), up=(A, B, C, D))
     assert moves(rec, standing(B), standing(C), standing(D)) is None
     rec = record(1, 1, A, isr=(A, B), removing=(A,))
-    assert moves(rec, standing(B), standing(C, acked=1)) is None, "a primary that moves away has an heir"
+    assert moves(rec, standing(B), standing(C, acked=1)) is None, "a primary that moves away has a successor"
 
 
 # --- what is committed ---
