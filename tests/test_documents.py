@@ -87,6 +87,12 @@ def test_each_place_in_the_code_that_a_page_names_exists(page: str) -> None:
     assert len(places) > 20, page
 
 
+def test_each_test_that_a_failure_names_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (PROJECT / "docs/explanation/failures.md").read_text("utf-8"))
+    tests = [path.as_posix() for path in tracked("tests/*.py")]
+    assert [name for name in named if not any(path.endswith("/" + name) for path in tests)] == []
+
+
 def has(file: str, name: str) -> bool:
     """Whether ``name``, or ``Class.method``, is defined in that file."""
     found = [path for path in (PROJECT / "tq_node" / file, PROJECT / file) if path.exists()]

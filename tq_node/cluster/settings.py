@@ -8,7 +8,7 @@ from tq_node.limits import MIB
 
 
 class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Defaults for one data centre (replication.md, section 13, Defaults)."""
+    """Defaults for one data centre (docs/reference/limits.md)."""
 
     session_ms: int = 2_000
     """``T_session``: silence for so long is death (R5). How it was chosen: docs/reference/failover.md."""

@@ -1,6 +1,6 @@
 """One change of one server at a time, in effect when appended (dissertation, 4.1 to 4.3).
 
-Chosen over joint consensus: replication.md, section 11. The three conditions of ``refusal`` are what makes it sound; without the
+Chosen over joint consensus: docs/explanation/raft.md. The three conditions of ``refusal`` are what makes it sound; without the
 first, two leaders can commit changes from the same parent (raft-dev 2015, "bug in single-server membership changes"; F3).
 """
 
