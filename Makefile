@@ -114,11 +114,7 @@ failover: $(VENV)/.dev-stamp
 SEEDS ?= 10000
 SECONDS_MAX ?= 3600
 simulate: $(VENV)/.dev-stamp
-	$(BIN)/python -m tests.simulation.raft.run --seeds $(SEEDS) --jobs 2 --seconds-max $(SECONDS_MAX)
-	@half=$$(( $(SEEDS) / 2 )); data='$(BIN)/python -m tests.simulation.replication.run --seconds-max $(SECONDS_MAX)'; \
-	$$data --seeds $$half & first=$$!; \
-	$$data --first $$half --seeds $$(( $(SEEDS) - half )); code=$$?; \
-	wait $$first || code=1; exit $$code
+	$(BIN)/python -m tests.simulation.run raft replication --seeds $(SEEDS) --jobs 2 --seconds-max $(SECONDS_MAX)
 
 clean:
 	rm -rf build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \

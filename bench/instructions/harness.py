@@ -45,14 +45,14 @@ def submits(in_flight: int, batch: int = 0) -> Callable[[Counts, int], None]:
 
     def measure(counts: Counts, units: int) -> None:
         from tests.simulation.cluster.faults import Faults
-        from tests.simulation.cluster.node import WholeNode, composition
-        from tests.simulation.cluster.world import WholeWorld
+        from tests.simulation.cluster.node import SimulatedNode, composition
+        from tests.simulation.cluster.world import ClusterWorld
         from tq_node import limits
         from tq_node.partition.settings import ReplicationSettings
         from tq_node.runtime.control import raft_driver
 
-        world = WholeWorld(1, faults=Faults(nodes=3))
-        world.nodes = [WholeNode(world, index, PARTITIONS, 3) for index in range(3)]
+        world = ClusterWorld(1, faults=Faults(nodes=3))
+        world.nodes = [SimulatedNode(world, index, PARTITIONS, 3) for index in range(3)]
         as_wired = {
             "pace": ReplicationSettings(),
             "snapshot_every": raft_driver.SNAPSHOT_EVERY,

@@ -12,17 +12,17 @@ from unittest import mock
 
 from tests.costs.three_nodes import AS_WIRED
 from tests.simulation.cluster.faults import Faults
-from tests.simulation.cluster.node import WholeNode, composition
+from tests.simulation.cluster.node import SimulatedNode, composition
 from tests.simulation.cluster.time import NodeReactor
-from tests.simulation.cluster.world import WholeWorld
+from tests.simulation.cluster.world import ClusterWorld
 from tests.support.world import SECOND_US
 
 CALM_S, SECONDS, NODES = 5, 10, 3
 
 
 def test_an_idle_node() -> None:
-    world = WholeWorld(1, faults=Faults(nodes=NODES))
-    world.nodes = [WholeNode(world, index, 64, 3) for index in range(NODES)]
+    world = ClusterWorld(1, faults=Faults(nodes=NODES))
+    world.nodes = [SimulatedNode(world, index, 64, 3) for index in range(NODES)]
     timers: set[tuple[int, int]] = set()
     fire = NodeReactor._fire
 

@@ -13,8 +13,8 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from tests.simulation.cluster.faults import Faults
-from tests.simulation.cluster.node import WholeNode, composition
-from tests.simulation.cluster.world import WholeWorld
+from tests.simulation.cluster.node import SimulatedNode, composition
+from tests.simulation.cluster.world import ClusterWorld
 from tq_node import limits
 from tq_node.facade import Accepted, Submission
 from tq_node.partition.settings import ReplicationSettings
@@ -55,8 +55,8 @@ def costs(*, in_flight: int, tasks: int, batch: int = 0, own_ids: bool = False) 
 
     ``own_ids``: the callers', as those of the Python client, so that most tasks live at another node.
     """
-    world = WholeWorld(1, faults=Faults(nodes=3))
-    world.nodes = [WholeNode(world, index, PARTITIONS, 3) for index in range(3)]
+    world = ClusterWorld(1, faults=Faults(nodes=3))
+    world.nodes = [SimulatedNode(world, index, PARTITIONS, 3) for index in range(3)]
     gc.disable()
     try:
         with composition(world, AS_WIRED):
@@ -70,7 +70,7 @@ def costs(*, in_flight: int, tasks: int, batch: int = 0, own_ids: bool = False) 
 
 
 class _Load:
-    def __init__(self, world: WholeWorld, tasks: int, batch: int, own_ids: bool) -> None:
+    def __init__(self, world: ClusterWorld, tasks: int, batch: int, own_ids: bool) -> None:
         self._world = world
         self._numbers = itertools.count()
         self._own_ids = own_ids

@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.simulation.replication import world as data_world
 from tests.simulation.replication.faults import Faults
-from tests.simulation.replication.world import DataWorld
+from tests.simulation.replication.world import ReplicationWorld
 from tests.support.world import SECOND_US
 from tests.unit.tq_node.cluster.settling import Settling
 from tests.unit.tq_node.cluster.tables import Table
@@ -111,7 +111,7 @@ def test_in_the_simulator_of_the_data_plane(seed: int, monkeypatch: pytest.Monke
     """Every node in turn is killed and returns, the controller's too, with clients at work."""
     partitions, nodes = 12, 3 + seed % 2
     monkeypatch.setattr(data_world, "PARTITIONS", partitions)
-    world = DataWorld(seed, faults=Faults(nodes=nodes, evidence=bool(seed % 3)))
+    world = ReplicationWorld(seed, faults=Faults(nodes=nodes, evidence=bool(seed % 3)))
     cap = share_max(partitions, nodes)
     world.run(12 * SECOND_US)
     assert max(led(world.table.map).values()) <= cap

@@ -17,8 +17,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from tests.simulation.cluster.faults import Faults
-from tests.simulation.cluster.node import WholeNode, composition
-from tests.simulation.cluster.world import WholeWorld
+from tests.simulation.cluster.node import SimulatedNode, composition
+from tests.simulation.cluster.world import ClusterWorld
 from tests.support.world import SECOND_US
 from tq_node.facade import Submission
 
@@ -49,11 +49,11 @@ class Stories:
     """Tells each story to a fresh world, born and idle."""
 
     def __init__(self, seed: int) -> None:
-        self.world = WholeWorld(seed, faults=Faults(nodes=3))
+        self.world = ClusterWorld(seed, faults=Faults(nodes=3))
         self.world.is_healing = True
         self._own = 0
 
-    def _node(self, *, leads: bool) -> WholeNode:
+    def _node(self, *, leads: bool) -> SimulatedNode:
         """A node and whether it is the one that leads the Raft group."""
         return next(
             node for node in self.world.nodes if bool((core := node.member.plane.core) and core.is_leader) is leads

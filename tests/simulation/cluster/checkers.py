@@ -5,15 +5,15 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.raft.checkers import Violation, need
+from tests.simulation.families import Violation, need
 from tests.support.model_store.reads import digest
 from tq_node.facade import Claim, Completed, EventBatch, Outcome
 from tq_node.types import NodeId, State, TaskRow, Token
 
 if TYPE_CHECKING:
-    from tests.simulation.cluster.node import WholeNode
+    from tests.simulation.cluster.node import SimulatedNode
     from tests.simulation.cluster.work import Process
-    from tests.simulation.cluster.world import WholeWorld
+    from tests.simulation.cluster.world import ClusterWorld
 
 
 class Known:
@@ -46,7 +46,7 @@ class Known:
 
 
 class Checkers:
-    def __init__(self, world: WholeWorld) -> None:
+    def __init__(self, world: ClusterWorld) -> None:
         self._world = world
         self.tasks: dict[str, Known] = {}
         self._rows: dict[tuple[str, int], int] = {}
@@ -68,7 +68,7 @@ class Checkers:
         return found
 
     # --- after each event of a node ---
-    def look_at(self, node: WholeNode) -> None:
+    def look_at(self, node: SimulatedNode) -> None:
         """One leader to a term, one active primary to an epoch (I4, I14)."""
         core = node.member.plane.core
         me = node.member.node_id
@@ -84,7 +84,7 @@ class Checkers:
                 need(self._active.setdefault(place, me) == me, "one active primary for (partition, epoch)", place)
 
     # --- workers ---
-    def claimed(self, node: WholeNode, claim: Claim) -> None:
+    def claimed(self, node: SimulatedNode, claim: Claim) -> None:
         known = self.need_known(claim)
         need(claim.token > known.started, "tokens only grow (I10)", claim.task_id, claim.token, known.started)
         known.started = claim.token
@@ -211,7 +211,7 @@ class Checkers:
         is_whole = not (stats.missing or stats.partitions_missing)
         need(list(stats.primary) == counted and is_whole, "stats are the rows", stats, counted)
 
-    def _books_are_empty(self, node: WholeNode) -> None:
+    def _books_are_empty(self, node: SimulatedNode) -> None:
         """Nothing is left of what has been answered, whatever went wrong on the way (I15)."""
         local, plane = node.local, node.member.plane
         assert local is not None

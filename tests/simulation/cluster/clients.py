@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tests.simulation.raft.checkers import Violation
+from tests.simulation.families import Violation
 from tests.support.world import SECOND_US
 from tq_node.errors import (
     AlreadyFinal,
@@ -23,8 +23,8 @@ from tq_node.facade import Accepted, Claim, Completed, ListQuery, Read, Stats, S
 from tq_node.types import Backoff, TaskRow
 
 if TYPE_CHECKING:
-    from tests.simulation.cluster.node import WholeNode
-    from tests.simulation.cluster.world import WholeWorld
+    from tests.simulation.cluster.node import SimulatedNode
+    from tests.simulation.cluster.world import ClusterWorld
 
 ANSWER_US_MAX = 40 * SECOND_US
 """Waits for commits, forwarded calls, and both one after the other."""
@@ -34,7 +34,9 @@ OWN_IDS = 14
 class Call:
     """One call: ``wait_us`` is what its caller was ready to wait besides."""
 
-    def __init__(self, kind: str, node: WholeNode, began_us: int, wait_us: int, unknown: Callable[[], None]) -> None:
+    def __init__(
+        self, kind: str, node: SimulatedNode, began_us: int, wait_us: int, unknown: Callable[[], None]
+    ) -> None:
         self.kind = kind
         self.node = node
         self.run = node.runs
@@ -44,7 +46,7 @@ class Call:
 
 
 class Clients:
-    def __init__(self, world: WholeWorld) -> None:
+    def __init__(self, world: ClusterWorld) -> None:
         self._world = world
         self._random = world.rng("clients")
         self._serial = 0
@@ -57,7 +59,7 @@ class Clients:
     def call(
         self,
         kind: str,
-        node: WholeNode,
+        node: SimulatedNode,
         answer: Deferred[Any],
         hear: Callable[[Any], None],
         *allowed: type[Exception],
@@ -97,12 +99,12 @@ class Clients:
     def _bug(self, why: Failure) -> None:
         self._world.failures.append(why.getErrorMessage() if why.check(Violation) else why.getTraceback())
 
-    def node_died(self, node: WholeNode) -> None:
+    def node_died(self, node: SimulatedNode) -> None:
         """Its callers' connections end: nobody knows."""
         for serial in [serial for serial, call in self.open.items() if call.node is node and call.run == node.runs]:
             self.open.pop(serial).unknown()
 
-    def left_at(self, node: WholeNode, run: int) -> list[str]:
+    def left_at(self, node: SimulatedNode, run: int) -> list[str]:
         return [call.kind for call in self.open.values() if call.node is node and call.run == run]
 
     def look_for_unanswered(self) -> None:
@@ -136,13 +138,13 @@ class Clients:
     def _own(self) -> tuple[str, bytes]:
         return f"own-{self._random.randrange(OWN_IDS)}", self._random.choice([b"a", b"a", b"a", b"b"])
 
-    def submit(self, node: WholeNode) -> None:
+    def submit(self, node: SimulatedNode) -> None:
         self._submit(node, self._submission())
 
-    def submit_own(self, node: WholeNode) -> None:
+    def submit_own(self, node: SimulatedNode) -> None:
         self._submit(node, self._submission(*self._own()))
 
-    def _submit(self, node: WholeNode, submission: Submission) -> None:
+    def _submit(self, node: SimulatedNode, submission: Submission) -> None:
         checkers = self._world.checkers
         if submission.id is not None:
             self._may_exist(submission)
@@ -169,7 +171,7 @@ class Clients:
         assert submission.id is not None
         self._world.checkers.known(submission.id).may_exist = False
 
-    def submit_many(self, node: WholeNode) -> None:
+    def submit_many(self, node: SimulatedNode) -> None:
         r = self._random
         batch = [self._submission(*self._own()) if r.random() < 0.3 else self._submission() for _ in range(5)]
         for submission in batch:
@@ -204,13 +206,13 @@ class Clients:
         names = list(tasks)
         return names[max(0, len(names) - 1 - int(self._random.expovariate(0.05)))]
 
-    def read(self, node: WholeNode) -> None:
+    def read(self, node: SimulatedNode) -> None:
         self._read(node, "read", 0.0)
 
-    def wait(self, node: WholeNode) -> None:
+    def wait(self, node: SimulatedNode) -> None:
         self._read(node, "wait", self._random.choice([0.5, 3.0, 8.0]))
 
-    def _read(self, node: WholeNode, kind: str, wait_s: float) -> None:
+    def _read(self, node: SimulatedNode, kind: str, wait_s: float) -> None:
         task_id, checkers = self._some_task(), self._world.checkers
         known = checkers.known(task_id)
         floor, done = known.rev, known.done
@@ -227,7 +229,7 @@ class Clients:
         answer = node.queue.get(task_id, wait_s=wait_s)
         self.call(kind, node, answer, hear, NoSuchTask, refused=refused, wait_s=wait_s)
 
-    def read_local(self, node: WholeNode) -> None:
+    def read_local(self, node: SimulatedNode) -> None:
         task_id, checkers = self._some_task(), self._world.checkers
         floor = checkers.known(task_id).rev
 
@@ -236,7 +238,7 @@ class Clients:
 
         self.call("local", node, node.queue.get(task_id, local=True), hear, NoSuchTask)
 
-    def cancel(self, node: WholeNode) -> None:
+    def cancel(self, node: SimulatedNode) -> None:
         task_id = self._some_task()
         known = self._world.checkers.known(task_id)
         known.cancels += 1
@@ -254,10 +256,10 @@ class Clients:
         floor = known.rev
         self.call("cancel", node, node.queue.cancel(task_id), hear, AlreadyFinal, NoSuchTask, refused=refused)
 
-    def retry(self, node: WholeNode) -> None:
+    def retry(self, node: SimulatedNode) -> None:
         self._retry(node, self._some_task())
 
-    def _retry(self, node: WholeNode, task_id: str) -> None:
+    def _retry(self, node: SimulatedNode, task_id: str) -> None:
         known = self._world.checkers.known(task_id)
         floor = known.rev
 
@@ -272,7 +274,7 @@ class Clients:
     def _hearing(self, floor: int) -> Callable[[TaskRow], None]:
         return lambda row: self._world.checkers.heard_row(row, floor, is_strong=True)
 
-    def zombie(self, node: WholeNode) -> None:
+    def zombie(self, node: SimulatedNode) -> None:
         """A worker that was thought dead speaks, anywhere (F30)."""
         if not self.claims:
             return
@@ -290,7 +292,7 @@ class Clients:
         # A primary of before the task was born knows nothing of it; no worker of the claim's own node would ask that one.
         self.call("zombie", node, node.queue.finish(claim, outcome), hear, StaleAttempt, NoSuchTask)
 
-    def page(self, node: WholeNode) -> None:
+    def page(self, node: SimulatedNode) -> None:
         checkers = self._world.checkers
 
         def hear(page: TaskPage) -> None:
@@ -299,7 +301,7 @@ class Clients:
 
         self.call("page", node, node.queue.list(ListQuery(limit=1000, cluster=True)), hear)
 
-    def stats(self, node: WholeNode) -> None:
+    def stats(self, node: SimulatedNode) -> None:
         def hear(stats: Stats) -> None:
             if min(stats.primary) < 0:
                 raise Violation(f"a negative count: {stats}")

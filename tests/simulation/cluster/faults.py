@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import msgspec
-
+from tests.simulation.families import CommonFaults, drawn_actions
 from tests.support.world import SECOND_US
 from tq_node.partition.settings import ReplicationSettings
 
@@ -32,10 +31,7 @@ ACTIONS = (
 )
 
 
-class Faults(msgspec.Struct, frozen=True):
-    """``actions`` may repeat a name: it then comes oftener."""
-
-    actions: tuple[str, ...] = ()
+class Faults(CommonFaults, frozen=True):
     every_us: int = 1_500_000
     work_every_us: int = 70_000
     restart_us: tuple[int, int] = (50_000, 3_000_000)
@@ -49,9 +45,8 @@ class Faults(msgspec.Struct, frozen=True):
 
     @classmethod
     def swarm(cls, source: random.Random) -> Faults:
-        kinds = [name for name in ACTIONS if source.random() < 0.4]
         return cls(
-            actions=tuple(name for name in kinds for _ in range(source.randint(1, 3))),
+            actions=drawn_actions(source, ACTIONS, 0.4),
             every_us=source.choice((1_000_000, 2_000_000, 3_500_000)),
             reset_odds=source.choice((0.0, 0.0, 0.0002, 0.002)),
             run_us=source.choice(((5_000, 400_000), (2_000, 50_000), (200_000, 1_500_000))),
@@ -59,7 +54,7 @@ class Faults(msgspec.Struct, frozen=True):
 
 
 def small_bounds(source: random.Random, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Windows that fill, logs that are trimmed, snapshots in chunks, leases that end: see ``whole_node.composition``."""
+    """Windows that fill, logs that are trimmed, snapshots in chunks, leases that end: see ``node.composition``."""
     lease_ms, margin_ms = source.choice(((3_000, 300), (5_000, 500)))
     pace = ReplicationSettings(
         append_bytes_aim=source.choice((600, 3_000)),

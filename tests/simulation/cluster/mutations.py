@@ -1,13 +1,7 @@
-"""The mutation table of whole nodes: what the drivers owe the cores and the callers, neglected in the real code.
-
-``python -m tests.simulation.cluster.mutations [--seeds 20] [--only PART]`` prints, for two base seeds, how many seeds it took to
-catch each; ``-`` means that none of them did, and what is not caught is listed at the end.
-"""
+"""The mutations of whole nodes: what the drivers owe the cores and the callers, neglected in the real code."""
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +11,7 @@ from twisted.python.failure import Failure
 
 from tests.simulation.cluster import world
 from tests.simulation.cluster.faults import FAILOVER, LEASES, RESTARTS, Faults
-from tests.simulation.raft.mutations import Mutation, always, seeds_to_catch
+from tests.simulation.mutations import Mutation, always
 from tests.support.world import SECOND_US
 from tq_node import limits
 from tq_node.errors import OutcomeUnknown
@@ -289,8 +283,8 @@ MUTATIONS = (
 
 
 EXPLAINED = {
-    "messages of Raft leave before the disk": "an election and a crash within one sync; ``mutations`` catches it",
-    "promises are not written": "an older primary must speak after the crash; ``data_mutations`` catches it",
+    "messages of Raft leave before the disk": "an election and a crash within one sync; the mutations of raft catch it",
+    "promises are not written": "an older primary must speak after the crash; those of replication catch it",
     "who waits for an end is not told at a step-down": "such a wait has a deadline of its own",
     "an earlier run's partitions are led": "R6 stands behind it: what has been promised is not led again",
     "what could not be sent is forgotten": "buffers of 32 MiB do not fill here, and a new connection begins streams anew",
@@ -299,7 +293,7 @@ EXPLAINED = {
     "no ping rounds by themselves": "strong reads and activations begin rounds, too, and here they come all the time",
     "messages to peers go out of order": "a box seldom holds two of one partition, and a gap asks for a new ``Sync``",
     "renewals are granted without a round": "the attempt's node must still hear a primary that the leader does not",
-    "what was lent is lost by an old lease": "the partition must go and come back between two looks; ``test_lending`` catches it",
+    "what was lent is lost by an old lease": "the partition must go and come back between two looks; its unit test sees it",
 }
 """Not caught here, and why."""
 RARE = frozenset(
@@ -313,31 +307,3 @@ RARE = frozenset(
     }
 )
 """Caught, but not by so few seeds as a test runs."""
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.cluster.mutations", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS_DEFAULT, help="at most so many from each base")
-    parser.add_argument("--only", default="", help="a part of the name")
-    parser.add_argument("--base", type=int, action="append", help="instead of both")
-    options = parser.parse_args(arguments)
-    bases = tuple(options.base or BASES)
-    began_s = time.monotonic()
-    uncaught = []
-    print(f"{'duty neglected':<52} {'of':<14} seeds to catch, from {bases}")
-    for mutation in MUTATIONS:
-        if options.only not in mutation.name:
-            continue
-        counts = [seeds_to_catch(mutation, base, options.seeds) for base in bases]
-        print(f"{mutation.name:<52} {mutation.rule:<14} {' '.join(f'{c or chr(45):>4}' for c in counts)}", flush=True)
-        if None in counts:
-            uncaught.append((mutation, counts))
-    for mutation, counts in uncaught:
-        how_often = "never" if not any(counts) else "not from every base"
-        why = EXPLAINED.get(mutation.name, "")
-        print(f"caught {how_often} within {options.seeds} seeds: {mutation.name}{why and ': '}{why}")
-    print(f"{time.monotonic() - began_s:.0f} s")
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,7 @@ from tests.simulation.cluster.net import ClientEndpoint, ServerEndpoint
 from tests.simulation.cluster.store import Disk, DiskStore
 from tests.simulation.cluster.time import SOCKET, NodeReactor
 from tests.simulation.cluster.work import SimWorker
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.support.world import SECOND_US
 from tq_node import limits
 from tq_node.cli import config
@@ -43,17 +43,17 @@ from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.local_queue import LocalQueue
 
 if TYPE_CHECKING:
-    from tests.simulation.cluster.world import WholeWorld
+    from tests.simulation.cluster.world import ClusterWorld
 
 START_US = 1_700_000_000 * SECOND_US
 HTTP_PORT, PEER_PORT = 8080, 8081
 _ROWS_BYTES = 8_000
 
 
-class WholeNode:
+class SimulatedNode:
     """Its store, its disk and its clock's rate outlive its runs."""
 
-    def __init__(self, world: WholeWorld, index: int, partitions: int, replication_factor: int) -> None:
+    def __init__(self, world: ClusterWorld, index: int, partitions: int, replication_factor: int) -> None:
         self.world = world
         self.index = index
         self.name = f"n{index}"
@@ -255,7 +255,7 @@ class WholeNode:
 class VirtualInviter:
     """``invitations.Inviter`` without HTTP: the very answers of the member's queue."""
 
-    def __init__(self, world: WholeWorld, reactor: NodeReactor) -> None:
+    def __init__(self, world: ClusterWorld, reactor: NodeReactor) -> None:
         self._world = world
         self._reactor = reactor
 
@@ -287,7 +287,7 @@ class VirtualInviter:
 
 
 @contextmanager
-def composition(world: WholeWorld, small: dict[str, Any]) -> Iterator[None]:
+def composition(world: ClusterWorld, small: dict[str, Any]) -> Iterator[None]:
     """:param small: ``pace`` of the partitions, ``snapshot_every`` and ``kept_behind`` of Raft, ``lease_ms`` with its margin."""
     dice = world.rng("dice")
     patches: list[tuple[Any, str, Any]] = [

@@ -1,4 +1,4 @@
-"""Whole nodes in a broken world: twenty seeds a push, thousands by ``python -m tests.simulation.cluster.run``."""
+"""Whole nodes in a broken world: twenty seeds a push, thousands by ``python -m tests.simulation.run cluster``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pytest
 
 import tq_node.node.member
 import tq_node.node.service
+from tests.simulation import run
 from tests.simulation.cluster import faults
 from tests.simulation.cluster import node as whole_node
-from tests.simulation.cluster import run as whole_run
 from tests.simulation.cluster.faults import Faults
-from tests.simulation.cluster.world import WholeWorld, replay_hint, simulate
-from tests.simulation.raft import run
-from tests.simulation.raft.checkers import Violation, need
+from tests.simulation.cluster.world import ClusterWorld, simulate
+from tests.simulation.families import Violation, need, replay_hint
 from tests.support.harness import PROJECT
 from tests.support.world import SECOND_US
 from tq_node.runtime.control import control_plane
@@ -59,7 +58,7 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
     """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
     for name in ("Member", "Clock", "ClusterQueue", "ClusterQueueSettings", "LocalQueue", "QueueSettings", "Metrics"):
         assert getattr(whole_node, name) is getattr(tq_node.node.service, name)
-    world = WholeWorld(0, faults=CALM)
+    world = ClusterWorld(0, faults=CALM)
     with whole_node.composition(world, world.small):
         world.be_born()
     node = world.nodes[1]
@@ -83,7 +82,7 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
         kind for kind in vars(whole_node).values() if isinstance(kind, type) and kind.__module__.startswith("tests.")
     }
     assert {kind.__name__ for kind in replaced} == {
-        "WholeNode", "VirtualInviter", "NodeReactor", "DiskStore", "Disk", "SimWorker", "ClientEndpoint", "ServerEndpoint",
+        "SimulatedNode", "VirtualInviter", "NodeReactor", "DiskStore", "Disk", "SimWorker", "ClientEndpoint", "ServerEndpoint",
     }  # fmt: skip
 
 
@@ -108,20 +107,18 @@ def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
 def test_a_failing_seed_says_how_to_replay_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def settle(world: WholeWorld) -> None:
+    def settle(world: ClusterWorld) -> None:
         need(False, "a promise", "made to be broken")
 
     monkeypatch.setattr(faults, "SAFETY_US", SECOND_US)
-    monkeypatch.setattr(WholeWorld, "settle", settle)
+    monkeypatch.setattr(ClusterWorld, "settle", settle)
     with pytest.raises(Violation) as broken:
         simulate(7)
-    assert replay_hint(7) in broken.value.__notes__[0]
-    assert whole_run.main(["--seeds", "1", "--first", "7"]) == 1
-    assert replay_hint(7) in capsys.readouterr().out
-    assert whole_run.main(["--replay", "7"]) == 1
+    assert replay_hint("cluster", 7) in broken.value.__notes__[0]
+    assert run.main(["cluster", "--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint("cluster", 7) in capsys.readouterr().out
+    assert run.main(["cluster", "--replay", "7"]) == 1
     shown = capsys.readouterr()
     assert "a promise made to be broken" in shown.err
     assert " boot n0 1" in shown.out
-    assert whole_run.main(["--seeds", "2", "--seconds-max", "-1"]) == 0
-    assert run.main(["--world", "whole", "--seeds", "1", "--first", "7"]) == 1
-    assert replay_hint(7) in capsys.readouterr().out
+    assert run.main(["cluster", "--seeds", "2", "--seconds-max", "-1"]) == 0

@@ -22,7 +22,7 @@ from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome
 from tq_node.types import TaskError, Token
 
 if TYPE_CHECKING:
-    from tests.simulation.cluster.node import WholeNode
+    from tests.simulation.cluster.node import SimulatedNode
 
 SLOTS = 4
 FINISH_AGAIN_S = 0.1
@@ -49,7 +49,7 @@ class Process:
 class SimWorker(AnyType):
     """Implements ``facade.Worker``."""
 
-    def __init__(self, node: WholeNode) -> None:
+    def __init__(self, node: SimulatedNode) -> None:
         self._node = node
         self._world = node.world
         self._reactor = node.reactor

@@ -16,14 +16,14 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from tests.simulation.cluster import faults as whole_faults
+from tests.simulation.cluster import faults as cluster_faults
 from tests.simulation.cluster.checkers import Checkers
 from tests.simulation.cluster.clients import Clients
 from tests.simulation.cluster.faults import Faults, faults_for, small_bounds
 from tests.simulation.cluster.net import Net
-from tests.simulation.cluster.node import WholeNode, composition
+from tests.simulation.cluster.node import SimulatedNode, composition
 from tests.simulation.cluster.time import NodeReactor, Timeline
-from tests.simulation.raft.checkers import Violation
+from tests.simulation.families import Violation, replayable
 from tests.support.world import MS_US, SECOND_US, Trace, rng
 from tq_node.partition.effects import ProposeStepDown
 from tq_node.types import State
@@ -35,11 +35,7 @@ HEADING = "Unhandled error in Deferred:"
 """Twisted logs this line first and the failure itself in a second event."""
 
 
-def replay_hint(seed: int) -> str:
-    return f"python -m tests.simulation.cluster.run --replay {seed}"
-
-
-class WholeWorld:
+class ClusterWorld:
     """:param faults: None: what the seed says."""
 
     def __init__(self, seed: int, *, faults: Faults | None = None, trace_lines: int = 0) -> None:
@@ -58,11 +54,11 @@ class WholeWorld:
         self._chaos = self.rng("chaos")
         self.is_working = True
         self.is_healing = False
-        self.by_reactor: dict[int, WholeNode] = {}
+        self.by_reactor: dict[int, SimulatedNode] = {}
         self.checkers = Checkers(self)
         self.clients = Clients(self)
         partitions = shape.choice((4, 5, 8))
-        self.nodes = [WholeNode(self, index, partitions, 3) for index in range(self.node_count)]
+        self.nodes = [SimulatedNode(self, index, partitions, 3) for index in range(self.node_count)]
 
     def rng(self, concern: str, number: int = 0) -> random.Random:
         return rng(self.seed, f"whole {concern} {number}")
@@ -218,21 +214,21 @@ class WholeWorld:
         return results[0]
 
     # --- faults ---
-    def _some(self) -> WholeNode:
+    def _some(self) -> SimulatedNode:
         return self._chaos.choice(self.nodes)
 
-    def _primary(self) -> WholeNode:
+    def _primary(self) -> SimulatedNode:
         leading = [node for node in self.nodes if node.local is not None and node.local._table.leading]
         return self._chaos.choice(leading) if leading else self._some()
 
-    def _down(self, node: WholeNode, *, power: bool = False) -> None:
+    def _down(self, node: SimulatedNode, *, power: bool = False) -> None:
         if node.is_up:
             self._go_on(node)
             node.crash(power=power)
             low, high = self.faults.restart_us
             self.time.after(low + int(self._chaos.random() ** 2 * (high - low)), self._boot, node, node.runs)
 
-    def _boot(self, node: WholeNode, runs: int) -> None:
+    def _boot(self, node: SimulatedNode, runs: int) -> None:
         if not node.is_up and node.runs == runs:
             node.boot()
 
@@ -254,7 +250,7 @@ class WholeWorld:
         for node in self.nodes:
             self._down(node, power=power)
 
-    def _pause(self, node: WholeNode | None = None) -> None:
+    def _pause(self, node: SimulatedNode | None = None) -> None:
         node = node or self._some()
         if node.is_up and not node.is_paused:
             node.reactor.pause()
@@ -263,7 +259,7 @@ class WholeWorld:
     def _pause_primary(self) -> None:
         self._pause(self._primary())
 
-    def _go_on(self, node: WholeNode, runs: int = 0) -> None:
+    def _go_on(self, node: SimulatedNode, runs: int = 0) -> None:
         if node.is_paused and runs in (0, node.runs):
             node.reactor.go_on(timers_first=self._chaos.random() < 0.5)
 
@@ -276,7 +272,7 @@ class WholeWorld:
         one, other = self._chaos.sample(self.nodes, 2)
         self._cut([(one.host, other.host)])
 
-    def _isolate(self, node: WholeNode | None = None) -> None:
+    def _isolate(self, node: SimulatedNode | None = None) -> None:
         node = node or self._some()
         others = [other.host for other in self.nodes if other is not node]
         ways = self._chaos.choice(("both", "both", "in", "out"))
@@ -348,7 +344,7 @@ class WholeWorld:
 class LoggedFailures:
     """Whatever a node logs as a failure is one: nothing here is expected to."""
 
-    def __init__(self, world: WholeWorld) -> None:
+    def __init__(self, world: ClusterWorld) -> None:
         self._world = world
 
     def __call__(self, event: LogEvent) -> None:
@@ -363,24 +359,20 @@ class LoggedFailures:
 
 def simulate(
     seed: int, *, faults: Faults | None = None, trace_lines: int = 0, safety_us: int | None = None
-) -> WholeWorld:
+) -> ClusterWorld:
     """:raises Violation: a promise was broken; its notes say how to see it again, and what happened last."""
-    world = WholeWorld(seed, faults=faults, trace_lines=trace_lines)
+    world = ClusterWorld(seed, faults=faults, trace_lines=trace_lines)
     observer = LoggedFailures(world)
     gc.disable()  # when an error nobody handled comes up must not depend on what else there is in memory
     globalLogPublisher.addObserver(observer)
     try:
-        with composition(world, world.small):
+        with replayable("cluster", world), composition(world, world.small):
             world.be_born()
-            world.live(whole_faults.SAFETY_US if safety_us is None else safety_us)
+            world.live(cluster_faults.SAFETY_US if safety_us is None else safety_us)
             world.heal()
             world.settle()
             gc.collect()  # an error that nobody handled is logged when its Deferred goes
             world._raise_failures()
-    except Exception as broken:
-        broken.add_note(f"again: {replay_hint(seed)}")
-        broken.add_note("\n".join(world.trace.lines))
-        raise
     finally:
         globalLogPublisher.removeObserver(observer)
         for node in world.nodes:

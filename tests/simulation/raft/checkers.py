@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation.families import need
 from tests.support.quorums import majorities_overlap
 from tq_node.raft import quorum
 from tq_node.raft.messages import Append, AppendReply, Entry, Message, Ready, Role, SnapshotChunk, Vote, VoteReply
@@ -19,15 +20,6 @@ from tq_node.types import NodeId
 
 if TYPE_CHECKING:
     from tests.simulation.raft.node import RaftNode
-
-
-class Violation(AssertionError):
-    """A promise was broken; the text names it."""
-
-
-def need(condition: object, promise: str, *details: object) -> None:
-    if not condition:
-        raise Violation(" ".join([promise, *map(str, details)]))
 
 
 class Watched:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import msgspec
-
+from tests.simulation.families import CommonFaults, drawn_actions
 from tq_node.raft.settings import RaftSettings
 
 ACTIONS = (
@@ -29,19 +28,15 @@ ACTIONS = (
 )
 
 
-class Faults(msgspec.Struct, frozen=True):
-    """``actions`` may repeat a name: it then comes oftener."""
-
-    actions: tuple[str, ...] = ()
+class Faults(CommonFaults, frozen=True):
     loss: float = 0.0
     doubling: float = 0.0
     overtaking: float = 0.0
-    every_us: int = 1_000_000
     evidence: bool = True
     """Do peers notice a death by R5a?"""
     restart_us: tuple[int, int] = (10_000, 6_000_000)
     work_every_us: int = 120_000
-    """Mean time between two requests of the user, to a random node if a read, else to whoever thinks it leads."""
+    """Reads go to a random node, the rest to whoever thinks it leads."""
     read_share: float = 0.3
     eager_changes: bool = False
     """A change of membership is asked for as soon as somebody is elected."""
@@ -51,9 +46,8 @@ class Faults(msgspec.Struct, frozen=True):
 
     @classmethod
     def swarm(cls, source: random.Random) -> Faults:
-        kinds = [name for name in ACTIONS if source.random() < 0.5]
         return cls(
-            actions=tuple(name for name in kinds for _ in range(source.randint(1, 3))),
+            actions=drawn_actions(source, ACTIONS, 0.5),
             loss=source.choice((0.0, 0.0, 0.01, 0.05, 0.2)),
             doubling=source.choice((0.0, 0.02, 0.1)),
             overtaking=source.choice((0.0, 0.0, 0.05, 0.3)),
@@ -82,8 +76,7 @@ def small_settings(source: random.Random, **overrides: Any) -> RaftSettings:
 
 def focused(seed: int) -> Faults:
     """Runs that press on one part of the rules; every other seed is one of them, the rest are swarms."""
-    focus = seed // 2 % len(FOCUSES)
-    return FOCUSES[focus]
+    return FOCUSES[seed // 2 % len(FOCUSES)]
 
 
 _RESTLESS = ("crash_in_mid_step", "crash_leader", "split", "isolate", "transfer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.simulation.raft.faults import Faults
 from tests.simulation.raft.world import RaftWorld
 from tests.support.world import MS_US, SECOND_US

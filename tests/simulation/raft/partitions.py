@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.simulation.raft.faults import Faults
 from tests.simulation.raft.node import RaftNode
 from tests.simulation.raft.world import RaftWorld

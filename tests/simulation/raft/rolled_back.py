@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.simulation.raft.node import Durable, RaftNode
 from tests.simulation.raft.partitions import settled
 from tests.simulation.raft.world import RaftWorld

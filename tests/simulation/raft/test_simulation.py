@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from tests.simulation.raft import handmade, partitions, rolled_back, run
-from tests.simulation.raft.checkers import Violation, need
-from tests.simulation.raft.world import RaftWorld, replay_hint, simulate
+from tests.simulation import run
+from tests.simulation.families import Violation, need, replay_hint
+from tests.simulation.raft import handmade, partitions, rolled_back
+from tests.simulation.raft.world import RaftWorld, simulate
 from tests.support.harness import PROJECT
 from tests.support.world import SECOND_US, Disk, Network, VirtualTime, rng
 
@@ -98,10 +99,10 @@ def test_a_failing_seed_says_how_to_replay_it(
     monkeypatch.setattr("tests.simulation.raft.world.SAFETY_US", SECOND_US)
     with pytest.raises(Violation) as broken:
         simulate(7)
-    assert replay_hint(7) in broken.value.__notes__[0]
-    assert run.main(["--seeds", "1", "--first", "7"]) == 1
-    assert replay_hint(7) in capsys.readouterr().out
-    assert run.main(["--replay", "7"]) == 1
+    assert replay_hint("raft", 7) in broken.value.__notes__[0]
+    assert run.main(["raft", "--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint("raft", 7) in capsys.readouterr().out
+    assert run.main(["raft", "--replay", "7"]) == 1
     shown = capsys.readouterr()
     assert "a promise made to be broken" in shown.err
     assert "50000 n1 read refused no_controller" in shown.out
@@ -109,11 +110,11 @@ def test_a_failing_seed_says_how_to_replay_it(
 
 def test_many_seeds_print_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("tests.simulation.raft.world.SAFETY_US", SECOND_US)
-    assert run.main(["--seeds", "2", "--seconds-max", "60"]) == 0
-    assert capsys.readouterr().out.startswith("2 of 2 seeds from 0: 0 failed; 0.0 virtual hours, ")
-    assert run.main(["--seeds", "2", "--seconds-max", "-1"]) == 0
-    assert capsys.readouterr().out.startswith("0 of 2 seeds")
-    assert run.main(["--replay", "3"]) == 0
+    assert run.main(["raft", "--seeds", "2", "--seconds-max", "60"]) == 0
+    assert capsys.readouterr().out.startswith("raft: 2 of 2 seeds from 0: 0 failed; 0.01 virtual hours, ")
+    assert run.main(["raft", "--seeds", "2", "--seconds-max", "-1"]) == 0
+    assert capsys.readouterr().out.startswith("raft: 0 of 2 seeds")
+    assert run.main(["raft", "--replay", "3"]) == 0
 
 
 class TestWorld:

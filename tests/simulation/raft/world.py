@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tests.simulation.raft.checkers import Checkers, need
+from tests.simulation.families import need, replayable
+from tests.simulation.raft.checkers import Checkers
 from tests.simulation.raft.faults import PAIR, Faults, focused, small_settings
 from tests.simulation.raft.node import Durable, RaftNode
 from tests.support.world import MS_US, SECOND_US, Network, Trace, VirtualTime, rng
@@ -386,19 +387,11 @@ def simulate(
 ) -> RaftWorld:
     """One seed from beginning to end. :raises AssertionError: with the way to replay it."""
     world = RaftWorld(seed, voters=voters, faults=faults, rule_breaks=rule_breaks, trace_lines=trace_lines)
-    try:
+    with replayable("raft", world):
         world.run(SAFETY_US)
         world.heal()
         world.settle()
         world.check_works()
         world.check_change_works()
         world.check_failover()
-    except AssertionError as broken:
-        broken.add_note(f"at {world.time.now_us} us; {replay_hint(seed)}")
-        broken.add_note("\n".join(world.trace.lines))
-        raise
     return world
-
-
-def replay_hint(seed: int) -> str:
-    return f"replay: python -m tests.simulation.raft.run --replay {seed}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.simulation.replication.store import StoredPartition, Write
 from tq_node.cluster.map import ClusterMap
 from tq_node.partition.effects import Activated, Event

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import msgspec
-
+from tests.simulation.families import CommonFaults, drawn_actions
 from tq_node.partition.settings import ReplicationSettings
 
 ACTIONS = (
@@ -30,17 +29,12 @@ ACTIONS = (
 )
 
 
-class Faults(msgspec.Struct, frozen=True):
-    """``actions`` may repeat a name: it then comes oftener."""
-
-    actions: tuple[str, ...] = ()
+class Faults(CommonFaults, frozen=True):
     loss: float = 0.0
     doubling: float = 0.0
     overtaking: float = 0.0
-    every_us: int = 1_000_000
     evidence: bool = True
     late_us: int = 0
-    restart_us: tuple[int, int] = (10_000, 4_000_000)
     work_every_us: int = 40_000
     nodes: int = 0
     """0: drawn."""
@@ -48,9 +42,8 @@ class Faults(msgspec.Struct, frozen=True):
 
     @classmethod
     def swarm(cls, source: random.Random) -> Faults:
-        kinds = [name for name in ACTIONS if source.random() < 0.4]
         return cls(
-            actions=tuple(name for name in kinds for _ in range(source.randint(1, 3))),
+            actions=drawn_actions(source, ACTIONS, 0.4),
             loss=source.choice((0.0, 0.0, 0.01, 0.05)),
             doubling=source.choice((0.0, 0.02, 0.1)),
             overtaking=source.choice((0.0, 0.0, 0.05, 0.2)),

@@ -1,7 +1,7 @@
 """Schedules written by hand, of one core or a few: what a swarm meets once in thousands of schedules, or never in reach of
 a checker.
 
-Each is a promise by itself; ``data_mutations`` runs them with a rule switched off, the tests as they are.
+Each is a promise by itself; ``mutations`` runs them with a rule switched off, the tests as they are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tq_node.errors import Divergence
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.effects import ProposeIsr, Ready

@@ -1,19 +1,12 @@
-"""The mutation table of the data plane: each rule of sections 5 to 8 switched off in the real code, to see that something
-notices.
-
-``python -m tests.simulation.replication.mutations [--seeds 60]`` prints, for three base seeds, how many seeds it took to catch
-each; ``-`` means that none of them did, and what is not caught is listed at the end.
-"""
+"""The mutations of replication: each rule of sections 5 to 8 switched off in the real code."""
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from tests.simulation.raft.mutations import BASES, Mutation, always, seeds_to_catch
+from tests.simulation.mutations import Mutation, always
 from tests.simulation.replication import handmade, schedules
 from tests.simulation.replication import world as data_world
 from tests.simulation.replication.faults import CHANGES, LOSSY, READS, RESTARTS, SETS, SNAPSHOTS, Faults
@@ -35,6 +28,7 @@ from tq_node.partition.sender import Sender
 from tq_node.partition.snapshot_send import Snapshots
 from tq_node.types import Token
 
+BASES = (0, 100_000, 200_000)
 SEEDS_DEFAULT = 60
 SAFETY_US = 30 * SECOND_US
 
@@ -339,29 +333,3 @@ EXPLAINED = {
     ),
     "nobody asks for a new epoch": "whoever restarts registers, and that alone brings a new choice (R2)",
 }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation.replication.mutations", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS_DEFAULT, help="at most so many from each base")
-    parser.add_argument("--only", default="", help="a part of the name")
-    options = parser.parse_args(arguments)
-    began_s = time.monotonic()
-    uncaught = []
-    print(f"{'rule switched off':<52} {'of':<20} seeds to catch, from {BASES}")
-    for mutation in MUTATIONS:
-        if options.only not in mutation.name:
-            continue
-        counts = [seeds_to_catch(mutation, base, options.seeds) for base in BASES]
-        print(f"{mutation.name:<52} {mutation.rule:<20} {' '.join(f'{c or chr(45):>4}' for c in counts)}", flush=True)
-        if None in counts:
-            uncaught.append((mutation, counts))
-    for mutation, counts in uncaught:
-        how_often = "never" if not any(counts) else "not from every base"
-        why = EXPLAINED.get(mutation.name, "rare")
-        print(f"caught {how_often} within {options.seeds} seeds: {mutation.name}: {why}")
-    print(f"{time.monotonic() - began_s:.0f} s")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need
 from tests.simulation.replication.faults import Faults
 from tests.simulation.replication.node import DataNode
-from tests.simulation.replication.world import PARTITIONS, DataWorld, replay_hint
+from tests.simulation.replication.world import PARTITIONS, ReplicationWorld
 from tests.support.world import MS_US, SECOND_US
 from tq_node.cluster.commands import UnsafeRecover
 from tq_node.types import NodeId, PartitionId
 
 
-def quiet(seed: int, nodes: int, **pace: int) -> DataWorld:
+def quiet(seed: int, nodes: int, **pace: int) -> ReplicationWorld:
     """Nothing breaks by itself."""
-    world = DataWorld(seed, faults=Faults(nodes=nodes, pace=pace))
+    world = ReplicationWorld(seed, faults=Faults(nodes=nodes, pace=pace))
     world.run(8 * SECOND_US)
     for partition in range(PARTITIONS):
         need(len(world.table.map.partitions[partition].isr) == 3, "a newborn cluster has all its copies soon")
     return world
 
 
-def cut_pair(world: DataWorld, a: NodeId, b: NodeId) -> None:
+def cut_pair(world: ReplicationWorld, a: NodeId, b: NodeId) -> None:
     """Between these two nothing passes; both still talk to the rest, the controller among them, so nobody is declared dead."""
     world.table.leader = next(node for node in world.nodes if node not in (a, b))
     world.network.cut[a, b] = world.network.cut[b, a] = True
@@ -106,5 +106,3 @@ def run_lost_proposal(seed: int) -> None:
 
 
 SCHEDULES = (run_idle, run_recovery, run_lost_proposal)
-
-__all__ = ["SCHEDULES", "replay_hint", "run_idle", "run_lost_proposal", "run_recovery"]

@@ -1,4 +1,4 @@
-"""Replication in a broken world: five seeds a push, fifty in ``make long``, thousands by its ``run``."""
+"""Replication in a broken world: five seeds a push, fifty in ``make long``, thousands by ``make simulate``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.raft.checkers import Violation, need
-from tests.simulation.replication import handmade, run, schedules
-from tests.simulation.replication.world import DataWorld, replay_hint, simulate
+from tests.simulation import run
+from tests.simulation.families import Violation, need, replay_hint
+from tests.simulation.replication import handmade, schedules
+from tests.simulation.replication.world import ReplicationWorld, simulate
 from tests.support.harness import PROJECT
 from tests.support.world import SECOND_US
 
@@ -66,7 +67,7 @@ def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
 def test_different_seeds_are_different_runs() -> None:
     hashes = set()
     for seed in range(4):
-        world = DataWorld(seed)
+        world = ReplicationWorld(seed)
         world.run(5 * SECOND_US)
         hashes.add(world.trace.hash)
     assert len(hashes) == 4
@@ -75,19 +76,19 @@ def test_different_seeds_are_different_runs() -> None:
 def test_a_failing_seed_says_how_to_replay_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def settle(world: DataWorld) -> None:
+    def settle(world: ReplicationWorld) -> None:
         need(False, "a promise", "made to be broken")
 
     monkeypatch.setattr("tests.simulation.replication.world.SAFETY_US", SECOND_US)
-    assert run.main(["--replay", "3"]) in (0, 1)
-    monkeypatch.setattr(DataWorld, "settle", settle)
+    assert run.main(["replication", "--replay", "3"]) in (0, 1)
+    monkeypatch.setattr(ReplicationWorld, "settle", settle)
     with pytest.raises(Violation) as broken:
         simulate(7)
-    assert replay_hint(7) in broken.value.__notes__[0]
-    assert run.main(["--seeds", "1", "--first", "7"]) == 1
-    assert replay_hint(7) in capsys.readouterr().out
-    assert run.main(["--replay", "7"]) == 1
+    assert replay_hint("replication", 7) in broken.value.__notes__[0]
+    assert run.main(["replication", "--seeds", "1", "--first", "7"]) == 1
+    assert replay_hint("replication", 7) in capsys.readouterr().out
+    assert run.main(["replication", "--replay", "7"]) == 1
     shown = capsys.readouterr()
     assert "a promise made to be broken" in shown.err
     assert " table 1 " in shown.out
-    assert run.main(["--seeds", "2", "--seconds-max", "-1"]) == 0
+    assert run.main(["replication", "--seeds", "2", "--seconds-max", "-1"]) == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.simulation.raft.checkers import need
+from tests.simulation.families import need, replayable
 from tests.simulation.replication.checkers import DataCheckers
 from tests.simulation.replication.faults import Faults, focused, small_pace
 from tests.simulation.replication.node import DataNode
@@ -21,7 +21,7 @@ SETTLE_US = 40 * SECOND_US
 PARTITIONS = 2
 
 
-class DataWorld:
+class ReplicationWorld:
     """:param seed: of everything. :param rule_breaks: of the driver, for the mutation table."""
 
     def __init__(
@@ -422,10 +422,10 @@ def simulate(
     faults: Faults | None = None,
     rule_breaks: frozenset[str] = frozenset(),
     trace_lines: int = 0,
-) -> DataWorld:
+) -> ReplicationWorld:
     """One seed from beginning to end. :raises AssertionError: with the way to replay it."""
-    world = DataWorld(seed, faults=faults, rule_breaks=rule_breaks, trace_lines=trace_lines)
-    try:
+    world = ReplicationWorld(seed, faults=faults, rule_breaks=rule_breaks, trace_lines=trace_lines)
+    with replayable("replication", world):
         world.run(SAFETY_US)
         ending = rng(seed, "ending")
         members = world._names_up()
@@ -437,12 +437,4 @@ def simulate(
         else:
             world.heal()
         world.settle()
-    except Exception as broken:
-        broken.add_note(f"at {world.time.now_us} us; {replay_hint(seed)}")
-        broken.add_note("\n".join(world.trace.lines))
-        raise
     return world
-
-
-def replay_hint(seed: int) -> str:
-    return f"replay: python -m tests.simulation.replication.run --replay {seed}"
