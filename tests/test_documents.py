@@ -93,6 +93,37 @@ def test_each_test_that_a_failure_names_exists() -> None:
     assert [name for name in named if not any(path.endswith("/" + name) for path in tests)] == []
 
 
+def test_each_module_that_a_page_names_exists() -> None:
+    """``runtime.tasks.submit``, or ``api/html.py`` beside it; a name after the module is looked for by its letters."""
+    for page in tracked("*.md"):
+        if page.name == "CHANGELOG.md" or page.parent.name == "newsfragments":
+            continue
+        text = page.read_text("utf-8")
+        for name in set(re.findall(r"`(?:tq_node\.)?([a-z_]+(?:\.\w+)+)`", text)) - META_KEYS:
+            if (PROJECT / "tq_node" / name.partition(".")[0]).is_dir():
+                assert is_in_the_code(name.split(".")), f"{page.relative_to(PROJECT)}: {name}"
+        for name in re.findall(r"-m ((?:tests|bench|tq_node)(?:\.\w+)*)", text):
+            path = PROJECT / name.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: -m {name}"
+
+
+META_KEYS = {"cluster.members"}
+
+
+def is_in_the_code(parts: list[str]) -> bool:
+    path = PROJECT / "tq_node"
+    for place, part in enumerate(parts):
+        if (path / part).is_dir():
+            path /= part
+            continue
+        file = path / f"{part}.py"
+        rest = parts[place + 1 :]
+        if not file.exists():
+            file, rest = path / "__init__.py", parts[place:]
+        return not rest or re.search(rf"\b{rest[-1]}\b", file.read_text("utf-8")) is not None
+    return True
+
+
 def has(file: str, name: str) -> bool:
     """Whether ``name``, or ``Class.method``, is defined in that file."""
     found = [path for path in (PROJECT / "tq_node" / file, PROJECT / file) if path.exists()]
