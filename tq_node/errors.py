@@ -1,7 +1,7 @@
 """Every error that crosses a room, with what its receiver may conclude.
 
-``definite`` means: not done, and it will not be. ``retryable`` means: the same call may succeed later. ``status``, ``code``
-and ``title`` are what HTTP says; docs/reference/http-api.md lists them.
+``definite`` means: not done, and it will not be. ``retryable`` means: the same call may succeed
+later. ``status``, ``code`` and ``title`` are what HTTP says; docs/reference/http-api.md lists them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from tq_node import limits
 
 
 class TaskQueueError(Exception):
-    """Base of all. ``detail`` is one sentence for a person; it never carries a traceback or a secret."""
+    """Base of all. ``detail`` is one sentence for a person; it never carries a traceback or a
+    secret."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -81,7 +82,8 @@ class CrossOrigin(TaskQueueError):
 
 
 class Misdirected(TaskQueueError):
-    """The request is for a host that this node is not known as: a page elsewhere must not reach it by a name of its own."""
+    """The request is for a host that this node is not known as: a page elsewhere must not reach it
+    by a name of its own."""
 
     status, code, title = 421, "misdirected", "Not a name of this node"
 
@@ -143,7 +145,8 @@ class Denied(TaskQueueError):
 
 
 class StaleAttempt(TaskQueueError):
-    """Another claim holds the task, or it has ended: what the holder of this token says no longer counts."""
+    """Another claim holds the task, or it has ended: what the holder of this token says no longer
+    counts."""
 
     status, code, title = 409, "stale_attempt", "Attempt no longer holds the task"
 
@@ -188,7 +191,8 @@ class NotConfirmed(TaskQueueError):
 
 
 class Upgrading(TaskQueueError):
-    """Not every node knows the feature yet: the cluster is being upgraded (F44). ``detail`` names it."""
+    """Not every node knows the feature yet: the cluster is being upgraded (F44). ``detail`` names
+    it."""
 
     status, code, title, retryable = 503, "upgrading", "Not every node knows this yet", True
 
@@ -199,19 +203,23 @@ class DiskReserve(TaskQueueError):
 
 # --- unknown: it may have happened ---
 class OutcomeUnknown(TaskQueueError):
-    """Appended, but not known to be committed in time: ask for the task by its id, or send again with the same id."""
+    """Appended, but not known to be committed in time: ask for the task by its id, or send again
+    with the same id."""
 
     status, code, title, definite = 504, "outcome_unknown", "Outcome unknown", False
 
 
 # --- broken: the process must stop ---
 class StoreBroken(Exception):
-    """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process ends with code 74."""
+    """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process
+    ends with code 74."""
 
 
 class Unsound(Exception):
-    """What a peer says can't be so: nothing was done with it. It says nothing about this node's store, and ends nothing."""
+    """What a peer says can't be so: nothing was done with it. It says nothing about this node's
+    store, and ends nothing."""
 
 
 class Divergence(Exception):
-    """A row effect met a revision that it does not follow: this copy is not what the log says (section 3)."""
+    """A row effect met a revision that it does not follow: this copy is not what the log says
+    (section 3)."""

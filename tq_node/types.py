@@ -1,8 +1,8 @@
 """Value objects and names that every room shares.
 
-Everything here is frozen and free of behaviour that needs a clock, a disk or a random source. Structs that are held by
-the hundred thousand say ``gc=False``: they never form cycles, and a million tracked objects would cost a pause of 170 ms
-at each full collection.
+Everything here is frozen and free of behaviour that needs a clock, a disk or a random source.
+Structs that are held by the hundred thousand say ``gc=False``: they never form cycles, and a
+million tracked objects would cost a pause of 170 ms at each full collection.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Sequence = NewType("Sequence", int)
 
 
 class Token(NamedTuple):
-    """A claim's own place in its partition's log; all fencing compares tokens, never attempt numbers (F30a)."""
+    """A claim's own place in its partition's log; all fencing compares tokens, never attempt
+    numbers (F30a)."""
 
     epoch: int
     sequence: int
@@ -115,9 +116,9 @@ class LogLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A task as it is: the fixed part and what changes.
 
-    ``rev`` rises by one with each change. ``failures`` and ``losses`` are counted within the run (``retry`` starts a new
-    run and zeroes both); ``attempt`` is the number of the latest attempt of the run. ``run_at_us`` is the earliest time
-    the task may start, wall clock.
+    ``rev`` rises by one with each change. ``failures`` and ``losses`` are counted within the run
+    (``retry`` starts a new run and zeroes both); ``attempt`` is the number of the latest attempt of
+    the run. ``run_at_us`` is the earliest time the task may start, wall clock.
     """
 
     spec: TaskSpec
@@ -154,7 +155,8 @@ class HandlerKind(enum.IntEnum):
 
 
 class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A type that a node has a handler for, and what its ``@task`` says for tasks that don't; None where it says nothing."""
+    """A type that a node has a handler for, and what its ``@task`` says for tasks that don't; None
+    where it says nothing."""
 
     type: str
     queue: str | None = None
@@ -164,21 +166,24 @@ class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Announced(msgspec.Struct, frozen=True, array_like=True):
-    """The handlers that a node runs tasks with now; ``"*"`` among the types: any. At most ``limits.HANDLED_TYPES_MAX``."""
+    """The handlers that a node runs tasks with now; ``"*"`` among the types: any. At most
+    ``limits.HANDLED_TYPES_MAX``."""
 
     kind: HandlerKind
     handled: tuple[HandledType, ...] = ()
 
 
 class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One reason why a task does not run. ``kind`` is a stable word; ``since_us`` is wall clock, as the node knows it."""
+    """One reason why a task does not run. ``kind`` is a stable word; ``since_us`` is wall clock, as
+    the node knows it."""
 
     kind: str
     since_us: int
 
 
 class Transition(NamedTuple):
-    """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None at birth."""
+    """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None
+    at birth."""
 
     task_id: TaskId
     task_type: str

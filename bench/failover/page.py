@@ -11,7 +11,7 @@ from bench.failover.failures import FAILURES, Failure
 from bench.failover.rounds import WRITERS, Table
 from bench.failover.stalls import BATCH, CONNECTIONS, LARGEST, Silence
 from bench.failover.writers import AGAIN_S, CALL_S
-from tq_node.cluster.settings import DEFAULT_PACE
+from tq_node.cluster.settings import DEFAULT_SETTINGS
 
 _HEADS = ("failure", "rounds", "p50", "p99", "longest", "worst of a round, p50", "tries, p50", "goal")
 _TEMPLATE = Path(__file__).with_name("template.md")
@@ -95,5 +95,6 @@ def whole(about: Mapping[str, Any], found: Mapping[str, Table], silent: Sequence
     return _TEMPLATE.read_text("utf-8").format(
         heading=heading(about), table=table, writers=WRITERS, again=f"{AGAIN_S * 1000:.0f} ms", call=f"{CALL_S:g} s",
         others=_markdown([("", "seconds, p50 / p99"), *_OTHERS]), held_up=held_up, connections=CONNECTIONS, batch=BATCH,
-        largest=f"{LARGEST:,}", session=f"{DEFAULT_PACE.session_ms / 1000:g} s", suspect=f"{DEFAULT_PACE.suspect_ms / 1000:g} s",
+        largest=f"{LARGEST:,}", session=f"{DEFAULT_SETTINGS.session_ms / 1000:g} s",
+        suspect=f"{DEFAULT_SETTINGS.suspect_ms / 1000:g} s",
     )  # fmt: skip

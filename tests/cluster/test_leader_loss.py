@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.clusters import Cluster, Watch, watching
 from tests.cluster.replicated import wait_copies, wait_settled
 from tests.support.harness import until
-from tq_node.cluster.settings import DEFAULT_PACE
+from tq_node.cluster.settings import DEFAULT_SETTINGS
 from tq_node.runtime.control.membership import HEARTBEAT_S
 
 pytestmark = pytest.mark.cluster
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 LEADER_S_MEDIAN = 0.3
 LEADER_S_MAX = 0.8
 PRIMARIES_S_MAX = 0.5
-SESSION_S = DEFAULT_PACE.session_ms / 1000
+SESSION_S = DEFAULT_SETTINGS.session_ms / 1000
 SHARED = 10
 """How much slower it may be where other tests share two cores."""
 

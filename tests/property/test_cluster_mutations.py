@@ -19,6 +19,7 @@ from tq_node.cluster import commands as c
 from tq_node.cluster import (
     liveness,
     map,  # noqa: A004
+    map_edit,
     placement,
     planner,
     primary_choice,
@@ -27,7 +28,6 @@ from tq_node.cluster import (
     rules_partitions,
     voters,
 )
-from tq_node.cluster import map_edit as draft
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.planner import Planner
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, HANDLERS_LEVEL
@@ -136,7 +136,7 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     # --- R4 ---
     "R4: any epoch": (entries, off(rules_partitions, "is_epoch_present", True)),
     "R4: any version": (entries, off(rules_partitions, "is_version_present", True)),
-    "R4: twice in one entry": (entries, off(draft.MapEdit, "is_touched", False)),
+    "R4: twice in one entry": (entries, off(map_edit.MapEdit, "is_touched", False)),
     "R4: any sender": (entries, off(rules_partitions, "is_primary", True)),
     "R4: any session (F25)": (entries, off(rules_nodes, "is_session_present", lambda d, n, s: n in d.nodes)),
     "R4: the primary may leave": (entries, off(rules_partitions, "keeps_primary", True)),
@@ -178,7 +178,7 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     "a move ends while the leaver counts": (entries, off(rules_moves, "are_out_of_sync", True)),
     "changes do not raise the version": (
         entries,
-        off(draft, "raised_version", lambda before: before.partition_version),
+        off(map_edit, "raised_version", lambda before: before.partition_version),
     ),
     # --- R5, R5a ---
     "R5: nobody is ever silent": (deaths, off(Liveness, "is_silent", False)),
@@ -208,7 +208,7 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     ),
     "R5a: who is heard stays dead": (
         deaths,
-        off(Liveness, "heard", lambda self, n, t, i, h: self._heard_ms.__setitem__(n, t)),
+        off(Liveness, "record_heartbeat", lambda self, n, t, i, h: self._contact_ms.__setitem__(n, t)),
     ),
     "R5a: reports are not taken back": (deaths, off(Liveness, "retracted", None)),
     # --- bounds, fewest moves, throttle ---
@@ -244,7 +244,7 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     "no overdue successors": (shares_are_kept, off(Planner, "overdue_successors", lambda self: [])),
     "min_isr is never raised": (shares_are_kept, off(Planner, "raises", lambda self: [])),
     "waiting has no reason": (rest, off(Planner, "note_stuck", None)),
-    "a choice ignores how much a node leads": (shares_are_kept, off(draft.MapEdit, "primaries_on", 0)),
+    "a choice ignores how much a node leads": (shares_are_kept, off(map_edit.MapEdit, "primaries_on", 0)),
     "what makes up for a lost copy does not go first": (shares_are_kept, off(Planner, "is_urgent", False)),
     "who has not read the table is given copies": (shares_are_kept, off(Planner, "is_at_hand", True)),
     # --- voters ---

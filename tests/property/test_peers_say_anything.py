@@ -25,7 +25,7 @@ from tq_node.cluster.commands import encode as encode_command
 from tq_node.cluster.map import EMPTY, apply
 from tq_node.cluster.map import encode as encode_table
 from tq_node.cluster.records import ClusterSettings
-from tq_node.cluster.soundness import is_table_sound
+from tq_node.cluster.soundness import is_map_sound
 from tq_node.partition.entries import (
     Effect,
     LogEntry,
@@ -196,7 +196,7 @@ def test_of_consensus(said: list[Any], leads: bool) -> None:
     voter.crash()
     assert voter.broken == []
     assert voter.driver.core.term < 2**40
-    assert is_table_sound(voter.machine.map)
+    assert is_map_sound(voter.machine.map)
 
 
 def _vote(voter: OneVoter) -> Any:

@@ -1,4 +1,5 @@
-"""What an operator's call becomes: a command to propose, or why not. The table has the last word when it is applied."""
+"""What an operator's call becomes: a command to propose, or why not. The cluster map has the last
+word when it is applied."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False
 
 
 def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
-    """Stay after all: of a node that is drained, or that ``remove`` drains first. Of one that stays anyway it changes nothing."""
+    """Stay after all: of a node that is drained, or that ``remove`` drains first. Of one that stays
+    anyway it changes nothing."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE
@@ -28,7 +30,8 @@ def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
 
 
 def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:
-    """Of a living node: drain it, and ``decide`` removes it when it is empty. Of a dead one: at once; its store is given up."""
+    """Of a living node: drain it, and ``decide`` removes it when it is empty. Of a dead one: at
+    once; its store is given up."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE

@@ -1,11 +1,14 @@
-"""What may stand in an entry of the metadata log. Encoded: a version byte, then msgpack with a number for the kind.
+"""What may stand in an entry of the metadata log. Encoded: a version byte, then msgpack with a
+number for the kind.
 
-Nothing in a command is believed because it was proposed: ``map.apply`` checks it against the table as it is *then*. Hence
-compare-and-set on ``(epoch, partition_version)``, and ``session`` wherever a node speaks for itself. ``sender`` must be the node
-that the connection was authenticated as: the wire checks that, nodes do not lie.
+Nothing in a command is believed because it was proposed: ``map.apply`` checks it against the
+cluster map as it is *then*. Hence compare-and-set on ``(epoch, partition_version)``, and
+``session`` wherever a node speaks for itself. ``sender`` must be the node that the connection was
+authenticated as: the wire checks that, nodes do not lie.
 
-Numbers of kinds and positions of fields are part of the on-disk format. Unknown trailing fields are skipped; they stay in the
-log, whose bytes are never made again. An unknown kind cannot be skipped: the node stops (F44).
+Numbers of kinds and positions of fields are part of the on-disk format. Unknown trailing fields are
+skipped; they stay in the log, whose bytes are never made again. An unknown kind cannot be skipped:
+the node stops (F44).
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ FORMAT = 1
 
 
 class UnreadableCommand(Exception):
-    """Not an entry that this code can apply: damage, or a newer kind. The node stops: skipping it would be divergence (F44)."""
+    """Not an entry that this code can apply: damage, or a newer kind. The node stops: skipping it
+    would be divergence (F44)."""
 
 
 class Value(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -33,7 +37,8 @@ class Command(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Registration(Value, frozen=True):
-    """What a node says of itself. ``nonce``: random, new at each start; ``incarnation``: raised and synced at each start.
+    """What a node says of itself. ``nonce``: random, new at each start; ``incarnation``: raised and
+    synced at each start.
 
     ``handlers`` counts from ``HANDLERS_LEVEL`` on: who joins can't know the level before.
     """
@@ -82,7 +87,8 @@ class PrimaryStep(Value, frozen=True):
 
 
 class Led(Value, frozen=True):
-    """A partition that the sender leads in this epoch. The version is left out: whatever else changed, it wants to step down."""
+    """A partition that the sender leads in this epoch. The version is left out: whatever else
+    changed, it wants to step down."""
 
     partition: PartitionId
     epoch: Epoch
@@ -123,9 +129,11 @@ class UndrainNode(Command, frozen=True, tag=5):
 
 
 class RemoveNode(Command, frozen=True, tag=6):
-    """Of a node that holds no copies, or of one that is down for good: an operator's word that its store will not come back.
+    """Of a node that holds no copies, or of one that is down for good: an operator's word that its
+    store will not come back.
 
-    ``empty``: partitions that hold no task by the node's last report; they may start again elsewhere if it held their last copy.
+    ``empty``: partitions that hold no task by the node's last report; they may start again
+    elsewhere if it held their last copy.
     """
 
     node_id: NodeId
@@ -151,7 +159,8 @@ class StepDown(Command, frozen=True, tag=11):
 
 
 class PlanPrimary(Command, frozen=True, tag=12):
-    """Record who should be the next primary, so that the present one drains and steps down by itself. Itself: it stays."""
+    """Record who should be the next primary, so that the present one drains and steps down by
+    itself. Itself: it stays."""
 
     steps: tuple[PrimaryStep, ...]
 
@@ -190,7 +199,8 @@ class AbortMove(Command, frozen=True, tag=22):
     seen: tuple[Seen, ...]
 
 
-# 23 was ``HandOver``, from before there was replication. The number is not used again: who meets it in an old log stops (F44).
+# 23 was ``HandOver``, from before there was replication. The number is not used again: who meets it
+# in an old log stops (F44).
 
 
 # --- the cluster ---
@@ -215,7 +225,8 @@ class RaiseFeatureLevel(Command, frozen=True, tag=34):
 
 
 class NoteThreeVoters(Command, frozen=True, tag=35):
-    """The group has had three voters: from now on a replacement is promoted only after some time of health (section 6)."""
+    """The group has had three voters: from now on a replacement is promoted only after some time of
+    health (section 6)."""
 
 
 class NoteHandlers(Command, frozen=True, tag=36):
@@ -248,7 +259,8 @@ AnyCommand = (
 )
 
 FEATURE_LEVEL_OF: dict[type[Command], int] = {NoteHandlers: HANDLERS_LEVEL}
-"""Kinds that need more than the first feature level; nobody may propose them before the table has it."""
+"""Kinds that need more than the first feature level; nobody may propose them before the cluster map
+has it."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes | memoryview], AnyCommand] = msgspec.msgpack.Decoder(AnyCommand).decode

@@ -1,7 +1,9 @@
-"""``decide``: what the leader should propose now. Pure; the table's own rules (``map.apply``) have the last word.
+"""``decide``: what the leader should propose now. Pure; the cluster map's own rules (``map.apply``)
+have the last word.
 
-The driver calls it at each tick and after each change of the table while it leads, once it has applied an entry of its own term.
-It proposes the commands, hands the wish to Raft, and passes as ``pending`` whatever it proposed and has not seen applied or lost.
+The driver calls it at each tick and after each change of the cluster map while it leads, once it
+has applied an entry of its own term. It proposes the commands, hands the wish to Raft, and passes
+as ``pending`` whatever it proposed and has not seen applied or lost.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from tq_node.cluster.handlers import is_note_due
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.planner import Planner
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterMap, NodeEntry
-from tq_node.cluster.voters import RaftView, Wish, wish
+from tq_node.cluster.voters import RaftView, VoterChange, next_voter_change
 from tq_node.types import NodeId
 
 VOTERS_TO_NOTE = 3
@@ -46,7 +48,8 @@ CHANGES_THE_PLAN = (
     PlanPrimary,
     ElectPrimary,
 )
-"""While one of these is in flight nothing new is planned: the plan would be made for a table that is about to be another."""
+"""While one of these is in flight nothing new is planned: the plan would be made for a cluster map
+that is about to be another."""
 
 _Step = TypeVar("_Step")
 
@@ -55,7 +58,7 @@ class Decision(msgspec.Struct, frozen=True):
     """``waiting``: partitions that should move and do not, with the reason as a stable word."""
 
     commands: tuple[AnyCommand, ...] = ()
-    wish: Wish | None = None
+    voter_change: VoterChange | None = None
     waiting: dict[int, str] = {}
 
 
@@ -70,19 +73,20 @@ def decide(
 ) -> Decision:
     """:param plan: False: look for deaths and voters only, not at each partition.
 
-    :param pending: proposed and not yet applied, the data plane's proposals too; none of it is proposed again."""
+    :param pending: proposed and not yet applied, the data plane's proposals too; none of it is
+        proposed again."""
     if view.me not in cluster_map.nodes:
         return Decision()
-    next_wish = wish(cluster_map, liveness, view, now_ms)
+    voter_change = next_voter_change(cluster_map, liveness, view, now_ms)
     deaths = _deaths(cluster_map, liveness, view, now_ms, pending)
     if deaths:
         # Whatever else is due is looked at again once they are buried.
-        return Decision(deaths, next_wish)
+        return Decision(deaths, voter_change)
     if not plan:
-        return Decision((), next_wish)
-    outlook = Planner(cluster_map, liveness, view.me, now_ms)
-    due = [*_on_partitions(outlook, pending), *_on_the_cluster(outlook, view, pending)]
-    return Decision(tuple(due), next_wish, outlook.waiting)
+        return Decision((), voter_change)
+    planner = Planner(cluster_map, liveness, view.me, now_ms)
+    due = [*_on_partitions(planner, pending), *_on_the_cluster(planner, view, pending)]
+    return Decision(tuple(due), voter_change, planner.waiting)
 
 
 # --- deaths ---
@@ -109,8 +113,9 @@ def _deaths(
 
 
 # --- partitions ---
-def _on_partitions(outlook: Planner, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
-    """Of each partition at most one thing at a time: every step is compare-and-set, a second one would be refused."""
+def _on_partitions(planner: Planner, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
+    """Of each partition at most one thing at a time: every step is compare-and-set, a second one
+    would be refused."""
     busy = partitions_in(pending)
 
     def free(steps: Iterable[_Step]) -> list[_Step]:
@@ -118,27 +123,27 @@ def _on_partitions(outlook: Planner, pending: Collection[AnyCommand]) -> Iterato
         busy.update(step.partition for step in mine)
         return mine
 
-    batch = outlook.pace.batch_max
-    finishes, aborts = free(outlook.finishes()), free(outlook.aborts())
-    elects, raises = free(outlook.overdue_successors()), free(outlook.raises())
+    batch = planner.settings.batch_max
+    finishes, aborts = free(planner.finishes()), free(planner.aborts())
+    elects, raises = free(planner.overdue_successors()), free(planner.raises())
     yield from _batches(FinishMove, finishes, batch)
     yield from _batches(AbortMove, aborts, batch)
     yield from _batches(ElectPrimary, elects, batch)
     yield from _batches(RaiseMinIsr, raises, batch)
     if aborts or elects or any(isinstance(command, CHANGES_THE_PLAN) for command in pending):
         return
-    wanted = outlook.wanted_copies()
-    begins, successors = outlook.begins(wanted), outlook.successors(wanted)
-    if outlook.map.rebalance and not (begins or successors or finishes or _is_anything_under_way(outlook)):
-        done = RebalanceDone(outlook.map.rebalance)
+    wanted = planner.wanted_copies()
+    begins, successors = planner.begins(wanted), planner.successors(wanted)
+    if planner.map.rebalance and not (begins or successors or finishes or _is_anything_under_way(planner)):
+        done = RebalanceDone(planner.map.rebalance)
         if done not in pending:
             yield done
     yield from _batches(BeginMove, free(begins), batch)
     yield from _batches(PlanPrimary, free(successors), batch)
 
 
-def _is_anything_under_way(outlook: Planner) -> bool:
-    return any(entry.is_moving or entry.successor is not None for entry in outlook.map.partitions)
+def _is_anything_under_way(planner: Planner) -> bool:
+    return any(entry.is_moving or entry.successor is not None for entry in planner.map.partitions)
 
 
 def partitions_in(pending: Collection[AnyCommand]) -> set[int]:
@@ -157,32 +162,33 @@ def _batches(kind: Callable[[Any], AnyCommand], steps: Sequence[_Step], size: in
 
 
 # --- the cluster ---
-def _on_the_cluster(outlook: Planner, view: RaftView, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
-    for command in (*_removals(outlook, view), *_levels(outlook.map), *_notes(outlook, view)):
+def _on_the_cluster(planner: Planner, view: RaftView, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
+    for command in (*_removals(planner, view), *_levels(planner.map), *_notes(planner, view)):
         if command not in pending:
             yield command
 
 
-def _removals(outlook: Planner, view: RaftView) -> Iterator[AnyCommand]:
+def _removals(planner: Planner, view: RaftView) -> Iterator[AnyCommand]:
     """Section 6, leave: drained, moved, leadership and vote given up, and then removed."""
-    leaving = [node for node in outlook.map.nodes.values() if node.is_member and node.is_leaving]
+    leaving = [node for node in planner.map.nodes.values() if node.is_member and node.is_leaving]
     if leaving:
-        holders: set[NodeId] = {node for entry in outlook.map.partitions for node in entry.copies}
-        others = {node.node_id for node in outlook.map.nodes.values() if node.is_target}
+        holders: set[NodeId] = {node for entry in planner.map.partitions for node in entry.copies}
+        others = {node.node_id for node in planner.map.nodes.values() if node.is_target}
         for node in leaving:
             if node.node_id not in holders and node.node_id not in view.voters and others:
                 yield RemoveNode(node.node_id, node.session)
 
 
 def _levels(cluster_map: ClusterMap) -> Iterator[AnyCommand]:
-    """F44: as soon as every member supports it. This code too: what its node registered with may have been a later release."""
+    """F44: as soon as every member supports it. This code too: what its node registered with may
+    have been a later release."""
     supported = min(FEATURE_LEVEL_MAX, *(node.feature_level_max for node in cluster_map.members()))
     if supported > cluster_map.feature_level:
         yield RaiseFeatureLevel(supported)
 
 
-def _notes(outlook: Planner, view: RaftView) -> Iterator[AnyCommand]:
-    if len(view.voters) >= VOTERS_TO_NOTE and not outlook.map.has_had_three_voters:
+def _notes(planner: Planner, view: RaftView) -> Iterator[AnyCommand]:
+    if len(view.voters) >= VOTERS_TO_NOTE and not planner.map.has_had_three_voters:
         yield NoteThreeVoters()
-    if is_note_due(outlook.map, outlook.liveness.handlers):
+    if is_note_due(planner.map, planner.liveness.handlers):
         yield NoteHandlers()

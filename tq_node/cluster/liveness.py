@@ -1,7 +1,8 @@
 """Who is alive, as far as one node can tell: silence (R5), evidence of death (R5a), health.
 
-Kept on every member, so that a new leader knows the sizes and everybody can show who is suspect; only the leader acts on it.
-Safety never rests on it (R2, R12, R13). Nothing here reads a clock: each call says when it is, in monotonic ms.
+Kept on every member, so that a new leader knows the sizes and everybody can show who is suspect;
+only the leader acts on it. Safety never rests on it (R2, R12, R13). Nothing here reads a clock:
+each call says when it is, in monotonic ms.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
-from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
+from tq_node.cluster.settings import DEFAULT_SETTINGS, ControllerSettings
 from tq_node.types import Announced, NodeId
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True):
     """What a node says of itself with each heartbeat.
 
-    ``task_bytes``: of each partition of which it has a copy with tasks (finished ones and tombstones too), their size; one that
-    is not named has none. ``may_lead``: False while it stops, its disk is slow or low, or its wall clock is off by 5 s.
+    ``task_bytes``: of each partition of which it has a copy with tasks (finished ones and
+    tombstones too), their size; one that is not named has none. ``may_lead``: False while it stops,
+    its disk is slow or low, or its wall clock is off by 5 s.
     """
 
     task_bytes: dict[int, int] = {}
@@ -27,7 +29,8 @@ class Health(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, array_like=True):
-    """A voter's report that a node is dead (R5a). ``refused_at_ms``: when its port refused, by the reporter's monotonic clock."""
+    """A voter's report that a node is dead (R5a). ``refused_at_ms``: when its port refused, by the
+    reporter's monotonic clock."""
 
     reporter: NodeId
     reporter_session: int
@@ -39,7 +42,8 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True):
 
 
 def is_conclusive(evidence: Evidence, apart_ms: int) -> bool:
-    """R5a: the connection broke *and* the port refused twice, some time apart. A time-out is never evidence."""
+    """R5a: the connection broke *and* the port refused twice, some time apart. A time-out is never
+    evidence."""
     refused = evidence.refused_at_ms
     return evidence.is_broken and len(refused) >= 2 and max(refused) - min(refused) >= apart_ms
 
@@ -63,13 +67,13 @@ def is_majority(reporters: Collection[NodeId], voters: Collection[NodeId]) -> bo
 class Liveness:
     """:param now_ms: when this node started to listen."""
 
-    def __init__(self, now_ms: int, pace: ControllerSettings = DEFAULT_PACE) -> None:
-        self.pace = pace
+    def __init__(self, now_ms: int, settings: ControllerSettings = DEFAULT_SETTINGS) -> None:
+        self.settings = settings
         self._granted_ms = now_ms
         self._ticked_ms = now_ms
-        self._heard_ms: dict[NodeId, int] = {}
+        self._contact_ms: dict[NodeId, int] = {}
         self._steady_since_ms: dict[NodeId, int] = {}
-        self._table_index: dict[NodeId, int] = {}
+        self._applied_index: dict[NodeId, int] = {}
         self._health: dict[NodeId, Health] = {}
         self.handlers: dict[NodeId, Announced] = {}
         """What each node last said of its handlers, in its present session."""
@@ -82,28 +86,33 @@ class Liveness:
 
     # --- events ---
     def lead(self, now_ms: int) -> None:
-        """This node has become the leader: everybody gets a full ``T_session`` (R5, F7). Evidence is repeated to it (R5a)."""
+        """This node has become the leader: everybody gets a full ``T_session`` (R5, F7). Evidence
+        is repeated to it (R5a)."""
         self._granted_ms = now_ms
         self._evidence.clear()
         self._steady_since_ms = dict.fromkeys(self._steady_since_ms, now_ms)
 
     def tick(self, now_ms: int) -> None:
-        """Before each decision, which is due each ``pace.decide_ms``.
+        """Before each decision, which is due each ``settings.decide_ms``.
 
-        After a pause of this process its sockets are full of unread words: who slept cannot say who was silent. A short pause
-        does not count as anybody's silence; after a long one everybody gets time anew (F40).
+        After a pause of this process its sockets are full of unread words: who slept cannot say who
+        was silent. A short pause does not count as anybody's silence; after a long one everybody
+        gets time anew (F40).
         """
         passed_ms = now_ms - self._ticked_ms
         self._ticked_ms = now_ms
-        if passed_ms >= self.pace.suspect_ms:
+        if passed_ms >= self.settings.suspect_ms:
             self._granted_ms = now_ms
-        elif passed_ms >= 2 * self.pace.decide_ms:
-            late_ms = passed_ms - self.pace.decide_ms
+        elif passed_ms >= 2 * self.settings.decide_ms:
+            late_ms = passed_ms - self.settings.decide_ms
             self._granted_ms = min(now_ms, self._granted_ms + late_ms)
-            self._heard_ms = {node: min(now_ms, heard_ms + late_ms) for node, heard_ms in self._heard_ms.items()}
+            self._contact_ms = {
+                node: min(now_ms, contact_ms + late_ms) for node, contact_ms in self._contact_ms.items()
+            }
 
     def follow(self, cluster_map: ClusterMap, now_ms: int) -> None:
-        """The table has changed. A new session is as good as a word heard, and what its former run said no longer counts."""
+        """The cluster map has changed. A new session is as good as a word heard, and what its
+        former run said no longer counts."""
         if cluster_map.nodes is not self._nodes:
             self._follow_nodes(cluster_map.nodes, now_ms)
         if cluster_map.partitions is not self._partitions:
@@ -118,11 +127,11 @@ class Liveness:
         for node_id, node in nodes.items():
             known = self._nodes.get(node_id)
             if known is None or known.session != node.session:
-                self._heard_ms[node_id] = self._steady_since_ms[node_id] = now_ms
+                self._contact_ms[node_id] = self._steady_since_ms[node_id] = now_ms
                 self._health.pop(node_id, None)
                 self.handlers.pop(node_id, None)
                 self._handlers_serial.pop(node_id, None)
-                self._table_index.pop(node_id, None)
+                self._applied_index.pop(node_id, None)
                 self._evidence.pop(node_id, None)
             if node.is_up:
                 self._down_since_ms.pop(node_id, None)
@@ -133,17 +142,19 @@ class Liveness:
         epoch, since_ms = self._successor_since_ms.get(partition, (entry.epoch, now_ms))
         return (epoch, since_ms) if epoch == entry.epoch else (entry.epoch, now_ms)
 
-    def heard(self, node: NodeId, now_ms: int, table_index: int, health: Health) -> None:
-        """A heartbeat, in the node's present session (the wire drops others). Who is heard lives: evidence against it is void."""
-        if now_ms - self._heard_ms.get(node, now_ms) >= self.pace.suspect_ms or node not in self._steady_since_ms:
+    def record_heartbeat(self, node: NodeId, now_ms: int, applied_index: int, health: Health) -> None:
+        """A heartbeat, in the node's present session (the wire drops others). Who is heard lives:
+        evidence against it is void."""
+        if now_ms - self._contact_ms.get(node, now_ms) >= self.settings.suspect_ms or node not in self._steady_since_ms:
             self._steady_since_ms[node] = now_ms
-        self._heard_ms[node] = now_ms
-        self._table_index[node] = table_index
+        self._contact_ms[node] = now_ms
+        self._applied_index[node] = applied_index
         self._health[node] = health
         self._evidence.pop(node, None)
 
-    def heard_handlers(self, node: NodeId, serial: int, announced: Announced) -> None:
-        """In the node's present session, in which ``serial`` rises with each change. An earlier word changes nothing."""
+    def record_handlers(self, node: NodeId, serial: int, announced: Announced) -> None:
+        """In the node's present session, in which ``serial`` rises with each change. An earlier
+        word changes nothing."""
         if serial > self._handlers_serial.get(node, 0):
             self._handlers_serial[node] = serial
             self.handlers[node] = announced
@@ -152,26 +163,26 @@ class Liveness:
         """Has it changed its handlers since it was heard of them?"""
         return serial > self._handlers_serial.get(node, 0)
 
-    def reported(self, evidence: Evidence) -> None:
+    def add_evidence(self, evidence: Evidence) -> None:
         """R5a. May be repeated; does nothing unless it is conclusive."""
-        if is_conclusive(evidence, self.pace.refusals_apart_ms):
+        if is_conclusive(evidence, self.settings.refusals_apart_ms):
             self._evidence.setdefault(evidence.about, {})[evidence.reporter] = evidence
 
-    def retracted(self, reporter: NodeId, about: NodeId) -> None:
+    def withdraw_evidence(self, reporter: NodeId, about: NodeId) -> None:
         """The reporter is connected to it again."""
         self._evidence.get(about, {}).pop(reporter, None)
 
     # --- looking ---
     def silence_ms(self, node: NodeId, now_ms: int) -> int:
         """How long nothing was heard, though this node was listening as leader."""
-        return now_ms - max(self._heard_ms.get(node, self._granted_ms), self._granted_ms)
+        return now_ms - max(self._contact_ms.get(node, self._granted_ms), self._granted_ms)
 
     def is_silent(self, node: NodeId, now_ms: int) -> bool:
         """R5."""
-        return self.silence_ms(node, now_ms) >= self.pace.session_ms
+        return self.silence_ms(node, now_ms) >= self.settings.session_ms
 
     def is_suspect(self, node: NodeId, now_ms: int) -> bool:
-        return self.silence_ms(node, now_ms) >= self.pace.suspect_ms
+        return self.silence_ms(node, now_ms) >= self.settings.suspect_ms
 
     def is_proven_dead(
         self, node: NodeId, nodes: Mapping[NodeId, NodeEntry], voters: Collection[NodeId], me: NodeId
@@ -188,7 +199,7 @@ class Liveness:
         return now_ms - self._steady_since_ms.get(node, now_ms)
 
     def down_ms(self, node: NodeId, now_ms: int) -> int:
-        """How long the table has had it down; 0 while it is up."""
+        """How long the cluster map has had it down; 0 while it is up."""
         return now_ms - self._down_since_ms.get(node, now_ms)
 
     def successor_ms(self, partition: int, now_ms: int) -> int:
@@ -197,8 +208,8 @@ class Liveness:
         return now_ms - since_ms
 
     def has_reached(self, node: NodeId, log_index: int) -> bool:
-        """Has it applied the table up to here?"""
-        return self._table_index.get(node, 0) >= log_index
+        """Has it applied the cluster map up to here?"""
+        return self._applied_index.get(node, 0) >= log_index
 
     def unfit(self) -> frozenset[NodeId]:
         """Those that say of themselves that they may not lead."""

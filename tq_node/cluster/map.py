@@ -1,8 +1,10 @@
-"""``apply``: one committed entry of the metadata log changes the table, the same way on every node. The table as bytes.
+"""``apply``: one committed entry of the metadata log changes the cluster map, the same way on every
+node. The cluster map as bytes.
 
-Pure, total and deterministic: whatever is in an entry, the answer is a new table or a refusal (or that this code is too old to go
-on), and everything is judged against the table as it is *when the entry is applied*. Where replication.md says "the controller",
-its rules R1 to R4 are here; what should be proposed is ``controller.decide``.
+Pure, total and deterministic: whatever is in an entry, the answer is a new map or a refusal (or
+that this code is too old to go on), and everything is judged against the cluster map as it is *when
+the entry is applied*. Where replication.md says "the controller", its rules R1 to R4 are here; what
+should be proposed is ``controller.decide``.
 """
 
 from __future__ import annotations
@@ -50,11 +52,12 @@ SEED_MAX = 2**32 - 1
 
 
 class UnreadableMap(Exception):
-    """Not a table that this code can read or go on with: damage, or of a newer feature level. The node must stop (F44)."""
+    """Not a cluster map that this code can read or go on with: damage, or of a newer feature level.
+    The node must stop (F44)."""
 
 
 def can_apply(feature_level: int) -> bool:
-    """Does this code know all that a table of this level may hold?"""
+    """Does this code know all that a cluster map of this level may hold?"""
     return FEATURE_LEVEL_MIN <= feature_level <= FEATURE_LEVEL_MAX
 
 
@@ -64,11 +67,13 @@ def _refuse_level(feature_level: int) -> None:
 
 
 def apply(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
-    """The table after the entry at Raft index ``index``. Untouched parts are shared with the table before.
+    """The cluster map after the entry at Raft index ``index``. Untouched parts are shared with the
+    cluster map before.
 
     :raises AssertionError: ``index`` was applied before; the driver is broken.
-    :raises UnreadableMap: the entry raises the table to a level that this code can't apply. The other members have raised it:
-        refusing would be divergence. Who gets here runs an older release than it registered with, or has not registered.
+    :raises UnreadableMap: the entry raises the cluster map to a level that this code can't apply.
+        The other members have raised it: refusing would be divergence. Who gets here runs an older
+        release than it registered with, or has not registered.
     """
     assert index > cluster_map.map_version, "an entry is applied twice"
     applied = _applied(cluster_map, index, command)
@@ -78,16 +83,16 @@ def apply(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
 
 
 def _applied(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
-    draft = MapEdit(cluster_map, index)
+    edit = MapEdit(cluster_map, index)
     if isinstance(command, FoundCluster):
-        return _found(draft, command)
+        return _found(edit, command)
     if not cluster_map.is_founded:
-        draft.refuse(Refusal.NOT_FOUNDED)
+        edit.refuse(Refusal.NOT_FOUNDED)
     elif feature_level_of(command) > cluster_map.feature_level:
-        draft.refuse(Refusal.FEATURE_LEVEL)
+        edit.refuse(Refusal.FEATURE_LEVEL)
     else:
-        RULES[type(command)](draft, command)
-    return draft.finish()
+        RULES[type(command)](edit, command)
+    return edit.finish()
 
 
 # --- birth ---
@@ -101,14 +106,14 @@ def _are_settings_sound(command: FoundCluster) -> bool:
     )
 
 
-def _found(draft: MapEdit, command: FoundCluster) -> Applied:
-    if draft.before.is_founded:
-        draft.refuse(Refusal.ALREADY_FOUNDED)
-        return draft.finish()
+def _found(edit: MapEdit, command: FoundCluster) -> Applied:
+    if edit.before.is_founded:
+        edit.refuse(Refusal.ALREADY_FOUNDED)
+        return edit.finish()
     if not _are_settings_sound(command):
-        draft.refuse(Refusal.BAD_SETTINGS)
-        return draft.finish()
-    node = entry_of(command.node, draft.index)
+        edit.refuse(Refusal.BAD_SETTINGS)
+        return edit.finish()
+    node = entry_of(command.node, edit.index)
     me = (node.node_id,)
     entry = PartitionEntry(copies=me, isr=me, primary=node.node_id, epoch=Epoch(1), partition_version=1, min_isr=1)
     born = ClusterMap(
@@ -119,11 +124,11 @@ def _found(draft: MapEdit, command: FoundCluster) -> Applied:
         nodes={node.node_id: node},
         partitions=(entry,) * command.settings.partition_count,
         paused_queues=(),
-        map_version=draft.index,
+        map_version=edit.index,
     )
     if born.feature_level >= HANDLERS_LEVEL:
         born = msgspec.structs.replace(
-            born, handlers_since=draft.index, handlers_seen=command.node.handlers is HandlerKind.OWN
+            born, handlers_since=edit.index, handlers_seen=command.node.handlers is HandlerKind.OWN
         )
     changes: list[Change] = [NodeChanged(node.node_id, None, node)]
     changes += [PartitionChanged(partition, None, entry) for partition in range(len(born.partitions))]
@@ -131,63 +136,63 @@ def _found(draft: MapEdit, command: FoundCluster) -> Applied:
 
 
 # --- the cluster itself ---
-def _pause(draft: MapEdit, command: PauseQueue) -> None:
-    paused = draft.before.paused_queues
+def _pause(edit: MapEdit, command: PauseQueue) -> None:
+    paused = edit.before.paused_queues
     if command.queue in paused:
         return
     if len(paused) >= limits.QUEUES_MAX or not 1 <= len(command.queue) <= limits.QUEUE_CHARS_MAX:
-        draft.refuse(Refusal.TOO_MANY)
+        edit.refuse(Refusal.TOO_MANY)
         return
-    draft.set(paused_queues=tuple(sorted((*paused, command.queue))))
-    draft.note_queue(command.queue, is_paused=True)
+    edit.set(paused_queues=tuple(sorted((*paused, command.queue))))
+    edit.note_queue(command.queue, is_paused=True)
 
 
-def _resume(draft: MapEdit, command: ResumeQueue) -> None:
-    paused = draft.before.paused_queues
+def _resume(edit: MapEdit, command: ResumeQueue) -> None:
+    paused = edit.before.paused_queues
     if command.queue in paused:
-        draft.set(paused_queues=tuple(queue for queue in paused if queue != command.queue))
-        draft.note_queue(command.queue, is_paused=False)
+        edit.set(paused_queues=tuple(queue for queue in paused if queue != command.queue))
+        edit.note_queue(command.queue, is_paused=False)
 
 
-def _rebalance(draft: MapEdit, _: Rebalance) -> None:
-    draft.set(rebalance=draft.index)
+def _rebalance(edit: MapEdit, _: Rebalance) -> None:
+    edit.set(rebalance=edit.index)
 
 
-def _rebalance_done(draft: MapEdit, command: RebalanceDone) -> None:
-    if draft.before.rebalance == 0 or command.requested_index != draft.before.rebalance:
-        draft.refuse(Refusal.NOT_NEEDED)
+def _rebalance_done(edit: MapEdit, command: RebalanceDone) -> None:
+    if edit.before.rebalance == 0 or command.requested_index != edit.before.rebalance:
+        edit.refuse(Refusal.NOT_NEEDED)
     else:
-        draft.set(rebalance=0)
+        edit.set(rebalance=0)
 
 
-def is_supported_by_all(draft: MapEdit, feature_level: int) -> bool:
+def is_supported_by_all(edit: MapEdit, feature_level: int) -> bool:
     """F44: raised only when every member can apply what it allows."""
     return all(
         node.feature_level_min <= feature_level <= node.feature_level_max
-        for node in draft.nodes.values()
+        for node in edit.nodes.values()
         if node.is_member
     )
 
 
-def _raise_feature_level(draft: MapEdit, command: RaiseFeatureLevel) -> None:
-    if command.feature_level <= draft.before.feature_level:
-        draft.refuse(Refusal.NOT_NEEDED)  # never lowered
-    elif not is_supported_by_all(draft, command.feature_level):
-        draft.refuse(Refusal.FEATURE_LEVEL)
+def _raise_feature_level(edit: MapEdit, command: RaiseFeatureLevel) -> None:
+    if command.feature_level <= edit.before.feature_level:
+        edit.refuse(Refusal.NOT_NEEDED)  # never lowered
+    elif not is_supported_by_all(edit, command.feature_level):
+        edit.refuse(Refusal.FEATURE_LEVEL)
     else:
-        if draft.before.feature_level < HANDLERS_LEVEL <= command.feature_level:
-            draft.set(handlers_since=draft.index)
-        draft.set(feature_level=command.feature_level)
+        if edit.before.feature_level < HANDLERS_LEVEL <= command.feature_level:
+            edit.set(handlers_since=edit.index)
+        edit.set(feature_level=command.feature_level)
 
 
-def _note_three_voters(draft: MapEdit, _: NoteThreeVoters) -> None:
-    if not draft.before.has_had_three_voters:
-        draft.set(has_had_three_voters=True)
+def _note_three_voters(edit: MapEdit, _: NoteThreeVoters) -> None:
+    if not edit.before.has_had_three_voters:
+        edit.set(has_had_three_voters=True)
 
 
-def _note_handlers(draft: MapEdit, _: NoteHandlers) -> None:
-    if not draft.before.handlers_seen:
-        draft.set(handlers_seen=True)
+def _note_handlers(edit: MapEdit, _: NoteHandlers) -> None:
+    if not edit.before.handlers_seen:
+        edit.set(handlers_seen=True)
 
 
 RULES: dict[type, Callable[[MapEdit, Any], None]] = {
@@ -209,14 +214,16 @@ _decode = msgspec.msgpack.Decoder(ClusterMap).decode
 
 
 def encode(cluster_map: ClusterMap) -> bytes:
-    """The whole table, for Raft's snapshots: equal tables, equal bytes. Without the fields that not every member knows (F44)."""
+    """The whole cluster map, for Raft's snapshots: equal maps, equal bytes. Without the fields that
+    not every member knows (F44)."""
     late = sum(cluster_map.feature_level < level for level in FIELD_LEVELS.values())
     written = msgspec.structs.astuple(cluster_map)[:-late] if late else cluster_map
     return bytes((FORMAT,)) + _encode(written)
 
 
 def decode(data: bytes) -> ClusterMap:
-    """:raises UnreadableMap: see there. Fields that this code does not know are refused: they come with a feature level."""
+    """:raises UnreadableMap: see there. Fields that this code does not know are refused: they come
+    with a feature level."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableMap(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:

@@ -1,4 +1,5 @@
-"""The next table while one entry is applied: what does not change is shared with the one before."""
+"""The next cluster map while one entry is applied: what does not change is shared with the one
+before."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ Change = NodeChanged | PartitionChanged | QueueChanged
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What one entry did: the same on every node. ``changes``: nodes, then partitions, then queues, each in order."""
+    """What one entry did: the same on every node. ``changes``: nodes, then partitions, then queues,
+    each in order."""
 
     map: ClusterMap
     changes: tuple[Change, ...] = ()
@@ -43,12 +45,14 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 def raised_version(before: PartitionEntry) -> int:
-    """Each entry that changes a partition's record raises its version by one: what compare-and-set looks at."""
+    """Each entry that changes a partition's record raises its version by one: what compare-and-set
+    looks at."""
     return before.partition_version + 1
 
 
 class MapEdit:
-    """One entry being applied. A rule calls ``refuse`` *before* it changes anything of the same item."""
+    """One entry being applied. A rule calls ``refuse`` *before* it changes anything of the same
+    item."""
 
     __slots__ = (
         "_changed_nodes",
@@ -120,7 +124,7 @@ class MapEdit:
         self._changed_partitions.add(partition)
 
     def set(self, **fields: Any) -> None:
-        """Change fields of the table itself."""
+        """Change fields of the cluster map itself."""
         self._fields.update(fields)
 
     def note_queue(self, queue: str, *, is_paused: bool) -> None:

@@ -1,8 +1,10 @@
-"""Where a task lives (a pure function of its id) and where a partition's copies live (rendezvous hashing within bounds).
+"""Where a task lives (a pure function of its id) and where a partition's copies live (rendezvous
+hashing within bounds).
 
-Each partition would like the nodes with the highest weight for it: highest random weight hashing (Thaler and Ravishankar, "A
-Name-Based Mapping Scheme for Rendezvous", 1996). Two things bend that: no node holds more than its share, rounded up, and what is
-placed stays where it is unless a bound forbids it, for every move copies data.
+Each partition would like the nodes with the highest weight for it: highest random weight hashing
+(Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996). Two things bend that:
+no node holds more than its share, rounded up, and what is placed stays where it is unless a bound
+forbids it, for every move copies data.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ _U32 = 0xFFFFFFFF
 def partition_of(task_id: str, *, seed: int, partition_count: int) -> int:
     """The partition of ``task_id``: murmur3_32 over its UTF-8 bytes, unsigned, modulo the count.
 
-    The function is part of the data format: values are pinned in a test, seed and count are fixed when the cluster is
-    born. Source: replication.md, section 9.
+    The function is part of the data format: values are pinned in a test, seed and count are fixed
+    when the cluster is born. Source: replication.md, section 9.
     """
     return mmh3.hash(task_id, seed, signed=False) % partition_count
 
@@ -31,7 +33,8 @@ def partition_of(task_id: str, *, seed: int, partition_count: int) -> int:
 def first_in(
     head: str, tails: Sequence[str], begin: int, partitions: Collection[int], *, seed: int, partition_count: int
 ) -> int | None:
-    """Which of ``tails``, from ``begin`` on, makes ``head`` an id whose ``partition_of`` is among ``partitions``; None: none.
+    """Which of ``tails``, from ``begin`` on, makes ``head`` an id whose ``partition_of`` is among
+    ``partitions``; None: none.
 
     The formula again, without a call for each try: tens of them go to one id.
     """
@@ -104,7 +107,8 @@ class _Layout:
                 self.drop(partition, max(nodes, key=lambda n: (len(self.held[n]), -self.weight(n, partition), n)))
 
     def fill(self, wanted: int) -> None:
-        """Fewer copies than wanted. Directly wherever that is possible, before anything else is pushed about."""
+        """Fewer copies than wanted. Directly wherever that is possible, before anything else is
+        pushed about."""
         for find in (self.find_place, self.find_place_in_two):
             for partition, nodes in enumerate(self.copies):
                 while self.is_movable(partition) and len(nodes) < wanted and find(partition):
@@ -139,7 +143,8 @@ class _Layout:
         return bool(able)
 
     def find_place_in_two(self, partition: int) -> bool:
-        """Nodes with room all hold it already: put it on a full one, and something of that one onto a node with room."""
+        """Nodes with room all hold it already: put it on a full one, and something of that one onto
+        a node with room."""
         nodes = self.copies[partition]
         roomy = [node for node in self.targets if self.has_room(node)]
         full = [node for node in self.targets if not self.has_room(node) and node not in nodes]
@@ -194,13 +199,15 @@ def plan_copies(
 ) -> list[tuple[NodeId, ...]]:
     """For each partition the nodes that should hold it, with as few moves as the bounds allow.
 
-    :param keepers: may keep what they hold (also one that is down, for a while); others are emptied.
+    :param keepers: may keep what they hold (also one that is down, for a while); others are
+        emptied.
     :param targets: those of them that may be given something: up and not draining.
     :param wanted: copies of each partition, if there are as many keepers.
     :param pinned: partitions that cannot move.
     :param is_even: hold the share rounded down as well, at the price of more moves.
 
-    No keeper has more than ``share_max`` in the end, unless what is pinned or where nobody has room stands against it.
+    No keeper has more than ``share_max`` in the end, unless what is pinned or where nobody has room
+    stands against it.
     """
     if not keepers:
         return list(current)
@@ -254,12 +261,14 @@ class _Primaries:
                 self.give(partition, min(nodes, key=lambda n: (len(self.led[n]), -weight(n, partition, self.seed), n)))
 
     def even_out(self, source: NodeId, is_enough: Callable[[], bool], is_open: Callable[[NodeId], bool]) -> None:
-        """Take partitions from ``source`` until it is enough, each to the nearest node that is open."""
+        """Take partitions from ``source`` until it is enough, each to the nearest node that is
+        open."""
         while not is_enough() and self.shift(source, is_open):
             pass
 
     def shift(self, source: NodeId, is_open: Callable[[NodeId], bool]) -> bool:
-        """One less at ``source``, one more at an open node, by the shortest chain of nodes that share partitions."""
+        """One less at ``source``, one more at an open node, by the shortest chain of nodes that
+        share partitions."""
         came: dict[NodeId, tuple[NodeId, int]] = {}
         queue = [source]
         for node in queue:
@@ -289,7 +298,8 @@ def plan_primaries(
     seed: int,
     is_even: bool = False,
 ) -> list[NodeId | None]:
-    """For each partition the copy that should lead it: the present one, unless its node leads more than its share.
+    """For each partition the copy that should lead it: the present one, unless its node leads more
+    than its share.
 
     :param able: nodes that may lead. A partition with no copy on any of them gets None.
     """

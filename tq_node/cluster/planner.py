@@ -1,7 +1,8 @@
-"""From the table to what should change in it: copies to where placement wants them, primaries likewise, step by step (section 6).
+"""From the cluster map to what should change in it: copies to where placement wants them, primaries
+likewise, step by step (section 6).
 
-Each function looks at the whole table and says what is due *now*; nothing is remembered between two looks, so that any later
-leader goes on where the last one died (F27).
+Each function looks at the whole cluster map and says what is due *now*; nothing is remembered
+between two looks, so that any later leader goes on where the last one died (F27).
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ WAITING_FOR_TURN = "waiting_for_turn"
 
 
 class Planner:
-    """The table, seen by the leader ``me`` at one moment."""
+    """The cluster map, seen by the leader ``me`` at one moment."""
 
     def __init__(self, cluster_map: ClusterMap, liveness: Liveness, me: NodeId, now_ms: int) -> None:
         self.map = cluster_map
         self.liveness = liveness
         self.me = me
         self.now_ms = now_ms
-        self.pace = liveness.pace
+        self.settings = liveness.settings
         self.waiting: dict[int, str] = {}
         """Why a partition that should move does not."""
         nodes = cluster_map.nodes.values()
@@ -48,7 +49,8 @@ class Planner:
 
     # --- looking ---
     def is_at_hand(self, node: NodeEntry) -> bool:
-        """Heard of late, and it has read the table up to its own registration: what it is given now it will look after."""
+        """Heard of late, and it has read the cluster map up to its own registration: what it is
+        given now it will look after."""
         if node.node_id == self.me:
             return True
         heard = not self.liveness.is_suspect(node.node_id, self.now_ms)
@@ -58,7 +60,7 @@ class Planner:
         """One that is down is expected back for a while; after that its copies are made elsewhere."""
         if (
             node.status == NodeStatus.DOWN
-            and self.liveness.down_ms(node.node_id, self.now_ms) >= self.pace.replace_after_ms
+            and self.liveness.down_ms(node.node_id, self.now_ms) >= self.settings.replace_after_ms
         ):
             return False
         return node.is_member and not node.is_draining
@@ -122,7 +124,8 @@ class Planner:
         return bool(wished.difference(entry.copies)) or len(entry.copies) > self.copies_left_min(entry)
 
     def note_stuck(self, wanted: list[tuple[NodeId, ...]]) -> None:
-        """What stays on a node that should not have it, or not so much of it, and what has begun to move and cannot end: why?"""
+        """What stays on a node that should not have it, or not so much of it, and what has begun to
+        move and cannot end: why?"""
         load = Counter(node for nodes in wanted for node in nodes)
         cap = share_max(sum(load.values()), max(1, len(self.keepers)))
         crowded = {node for node, held in load.items() if held > cap}
@@ -138,7 +141,8 @@ class Planner:
                 self.waiting[partition] = reason
 
     def is_held(self, entry: PartitionEntry) -> bool:
-        """``min_isr`` lets nobody go, and no newcomer is to come who could change that: it has lost too many since it began."""
+        """``min_isr`` lets nobody go, and no newcomer is to come who could change that: it has lost
+        too many since it began."""
         return are_in_sync(entry) and not are_out_of_sync(entry) and len(entry.isr) <= entry.min_isr
 
     def copies_left_min(self, entry: PartitionEntry) -> int:
@@ -149,7 +153,8 @@ class Planner:
         return len(candidates(entry, self.map.nodes)) < self.map.settings.replication_factor
 
     def step_towards(self, partition: int, entry: PartitionEntry, wanted: tuple[NodeId, ...]) -> MoveStep | None:
-        """At most RF + 1 copies in between, and in the end no fewer than the members can hold. None: ``min_isr`` forbids it."""
+        """At most RF + 1 copies in between, and in the end no fewer than the members can hold.
+        None: ``min_isr`` forbids it."""
         factor = self.map.settings.replication_factor
         adding = tuple(node for node in wanted if node not in entry.copies)[: max(0, factor + 1 - len(entry.copies))]
         spare = len(entry.copies) + len(adding) - max(self.copies_left_min(entry), entry.min_isr)
@@ -164,7 +169,8 @@ class Planner:
         return MoveStep(PartitionId(partition), entry.epoch, entry.partition_version, adding, tuple(removing))
 
     def leaves_first(self, node: NodeId) -> tuple[bool, bool]:
-        """A node that is to be emptied before a dead one, which may be resting; that before one that lives."""
+        """A node that is to be emptied before a dead one, which may be resting; that before one
+        that lives."""
         entry = self.map.nodes[node]
         return not entry.is_draining, entry.is_up
 
@@ -176,7 +182,8 @@ class Planner:
         ]
 
     def aborts(self) -> list[Seen]:
-        """Moves that will not get on: what is still missing is planned anew, from what is there by now."""
+        """Moves that will not get on: what is still missing is planned anew, from what is there by
+        now."""
         return [
             self.seen(p) for p, entry in enumerate(self.map.partitions) if entry.is_moving and self.is_hopeless(entry)
         ]
@@ -184,15 +191,17 @@ class Planner:
     def is_hopeless(self, entry: PartitionEntry) -> bool:
         """A newcomer died or leaves, or the move is held.
 
-        While a move is under way no other copy is made, so one that is held for a copy that is lost for good would never end.
-        Nothing is lost by ending it: its newcomers are in the set, and stay copies. Nor can it begin again as it was and flap:
-        ``step_towards`` takes nobody out of a set that has no more than ``min_isr``, unless newcomers make up for it.
+        While a move is under way no other copy is made, so one that is held for a copy that is lost
+        for good would never end. Nothing is lost by ending it: its newcomers are in the set, and
+        stay copies. Nor can it begin again as it was and flap: ``step_towards`` takes nobody out of
+        a set that has no more than ``min_isr``, unless newcomers make up for it.
         """
         return any(not self.map.nodes[node].is_target for node in entry.adding) or self.is_held(entry)
 
     # --- primaries ---
     def successors(self, wanted: list[tuple[NodeId, ...]]) -> list[PrimaryStep]:
-        """Primaries that should hand over: to leave a node, or because their node leads more than its share."""
+        """Primaries that should hand over: to leave a node, or because their node leads more than
+        its share."""
         leading = [entry.successor or entry.primary for entry in self.map.partitions]
         plan = plan_primaries(
             wanted, leading, able=self.able, seed=self.map.settings.seed, is_even=self.map.rebalance > 0
@@ -227,7 +236,7 @@ class Planner:
             self.primary_step(partition, entry.successor)
             for partition, entry in enumerate(self.map.partitions)
             if entry.successor is not None
-            and self.liveness.successor_ms(partition, self.now_ms) >= self.pace.successor_ms
+            and self.liveness.successor_ms(partition, self.now_ms) >= self.settings.successor_ms
         ]
 
     def primary_step(self, partition: int, to: NodeId) -> PrimaryStep:
@@ -247,18 +256,18 @@ class Planner:
 class _Turns:
     """Throttle: a node takes part in at most so many big moves; small ones go together."""
 
-    def __init__(self, outlook: Planner) -> None:
-        self._outlook = outlook
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
         self._big: Counter[NodeId] = Counter()
-        for partition, entry in enumerate(outlook.map.partitions):
+        for partition, entry in enumerate(planner.map.partitions):
             copying = [node for node in entry.adding if node not in entry.isr]
             if copying and self.is_big(partition):
                 self._big.update(self.parties(entry, copying))
 
     def is_big(self, partition: int) -> bool:
         """Not known counts as big."""
-        size = self._outlook.task_bytes(partition)
-        return size is None or size > self._outlook.pace.big_bytes
+        size = self._planner.task_bytes(partition)
+        return size is None or size > self._planner.settings.big_bytes
 
     def parties(self, entry: PartitionEntry, adding: list[NodeId]) -> list[NodeId]:
         return [*adding, *([entry.primary] if entry.primary is not None else [])]
@@ -268,7 +277,7 @@ class _Turns:
         if not step.adding or not self.is_big(partition):
             return True
         parties = self.parties(entry, list(step.adding))
-        if any(self._big[node] >= self._outlook.pace.big_moves_per_node for node in parties):
+        if any(self._big[node] >= self._planner.settings.big_moves_per_node for node in parties):
             return False
         self._big.update(parties)
         return True

@@ -1,4 +1,5 @@
-"""R1 to R3: who may become primary, what a choice does, and what happens to a set whose members die."""
+"""R1 to R3: who may become primary, what a choice does, and what happens to a set whose members
+die."""
 
 from __future__ import annotations
 
@@ -12,19 +13,22 @@ Nodes = Mapping[NodeId, NodeEntry]
 
 
 def candidates(entry: PartitionEntry, nodes: Nodes) -> list[NodeId]:
-    """R1: only members of the in-sync set that are up. Any other copy may lack what was acknowledged (F13, F16)."""
+    """R1: only members of the in-sync set that are up. Any other copy may lack what was
+    acknowledged (F13, F16)."""
     return [node for node in entry.isr if nodes[node].is_up]
 
 
 def next_epoch(epoch: Epoch) -> Epoch:
-    """R2: each choice is a new epoch, even of the same node again: it may have forgotten what it sent in the last one (F20)."""
+    """R2: each choice is a new epoch, even of the same node again: it may have forgotten what it
+    sent in the last one (F20)."""
     return Epoch(epoch + 1)
 
 
 def choice(
     entry: PartitionEntry, nodes: Nodes, primaries_on: Callable[[NodeId], int], *, avoid: NodeId | None = None
 ) -> NodeId | None:
-    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least. None: nobody may lead."""
+    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least.
+    None: nobody may lead."""
 
     def rank(node: NodeId) -> tuple[bool, bool, bool, bool, int, NodeId]:
         return (
@@ -39,20 +43,21 @@ def choice(
     return min(candidates(entry, nodes), key=rank, default=None)
 
 
-def elect(draft: MapEdit, partition: int, *, avoid: NodeId | None = None) -> None:
+def elect(edit: MapEdit, partition: int, *, avoid: NodeId | None = None) -> None:
     """Choose anew: R2. None up: no primary, and wait; that is no choice, so the epoch stays."""
-    entry = draft.partition(partition)
-    chosen = choice(entry, draft.nodes, draft.primaries_on, avoid=avoid)
-    appoint(draft, partition, entry, chosen)
+    entry = edit.partition(partition)
+    chosen = choice(entry, edit.nodes, edit.primaries_on, avoid=avoid)
+    appoint(edit, partition, entry, chosen)
 
 
-def appoint(draft: MapEdit, partition: int, entry: PartitionEntry, chosen: NodeId | None) -> None:
+def appoint(edit: MapEdit, partition: int, entry: PartitionEntry, chosen: NodeId | None) -> None:
     epoch = entry.epoch if chosen is None else next_epoch(entry.epoch)
-    draft.put(partition, replace(entry, primary=chosen, epoch=epoch, successor=None))
+    edit.put(partition, replace(entry, primary=chosen, epoch=epoch, successor=None))
 
 
 def may_shrink(members: int, min_isr: int) -> bool:
-    """R3: dead members leave the set only while more than ``min_isr`` remain; the rest stay in it, dead (F16)."""
+    """R3: dead members leave the set only while more than ``min_isr`` remain; the rest stay in it,
+    dead (F16)."""
     return members > min_isr
 
 
@@ -74,7 +79,8 @@ def with_isr(entry: PartitionEntry, isr: tuple[NodeId, ...]) -> PartitionEntry:
 
 
 def without_removed(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
-    """A removed node never comes back: as soon as it is out of the set it is no copy either, nor part of a move."""
+    """A removed node never comes back: as soon as it is out of the set it is no copy either, nor
+    part of a move."""
     gone = [node for node in entry.copies if not nodes[node].is_member and node not in entry.isr]
     if not gone:
         return entry

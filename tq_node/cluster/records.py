@@ -1,7 +1,9 @@
-"""The values of the cluster's table: nodes, partitions, settings. Frozen; ``tq_node.cluster.map`` alone makes new ones.
+"""The values of the cluster map: nodes, partitions, settings. Frozen; ``tq_node.cluster.map`` alone
+makes new ones.
 
-Everything is array-like msgpack and part of the on-disk format (docs/decisions/0001): new fields go to the end, with a default,
-and are written only once ``feature_level`` says that every member can read them (F44).
+Everything is array-like msgpack and part of the on-disk format (docs/decisions/0001): new fields go
+to the end, with a default, and are written only once ``feature_level`` says that every member can
+read them (F44).
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from tq_node.types import Epoch, NodeId, NodeName
 
 FEATURE_LEVEL_MIN = 1
 FEATURE_LEVEL_MAX = 2
-"""What this code can apply. A table of a higher level is refused: the node stops."""
+"""What this code can apply. A cluster map of a higher level is refused: the node stops."""
 HANDLERS_LEVEL = 2
-"""From this level on nodes say which handlers they have, and the table keeps that one has had handlers of its own."""
+"""From this level on nodes say which handlers they have, and the cluster map keeps that one has had
+handlers of its own."""
 MEMBERS_FOR_TWO_COPIES = 3
-"""With fewer members one durable copy must be enough, else losing the second of two would stop all writes (section 6)."""
+"""With fewer members one durable copy must be enough, else losing the second of two would stop all
+writes (section 6)."""
 
 
 class NodeStatus(enum.IntEnum):
-    """As the table knows it. Draining is kept beside it: a node that crashes while it is drained goes on being drained."""
+    """As the cluster map knows it. Draining is kept beside it: a node that crashes while it is
+    drained goes on being drained."""
 
     UP = 0
     DOWN = 1
@@ -64,9 +69,11 @@ class NodeEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_u
 
 
 class Recovery(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
-    """A choice outside R1, kept for ever. ``reason``: ``unsafe`` (an operator's order) or ``removed_empty``.
+    """A choice outside R1, kept for ever. ``reason``: ``unsafe`` (an operator's order) or
+    ``removed_empty``.
 
-    A copy whose promise is below ``epoch`` holds another history: it starts again from nothing instead of halting (R15, I5).
+    A copy whose promise is below ``epoch`` holds another history: it starts again from nothing
+    instead of halting (R15, I5).
     """
 
     log_index: int
@@ -76,10 +83,12 @@ class Recovery(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_un
 
 
 class PartitionEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
-    """``copies``: all, in the order in which they came; ``isr`` within it and in its order; ``primary`` in ``isr`` or None.
+    """``copies``: all, in the order in which they came; ``isr`` within it and in its order;
+    ``primary`` in ``isr`` or None.
 
-    ``adding`` and ``removing`` are the recorded intent of a move (section 6): ``adding`` are copies that are not in the set yet.
-    ``successor`` is who should be the next primary: the present one drains, then proposes ``StepDown``.
+    ``adding`` and ``removing`` are the recorded intent of a move (section 6): ``adding`` are copies
+    that are not in the set yet. ``successor`` is who should be the next primary: the present one
+    drains, then proposes ``StepDown``.
     """
 
     copies: tuple[NodeId, ...]
@@ -122,7 +131,8 @@ class ClusterSettings(msgspec.Struct, frozen=True, gc=False, array_like=True, fo
 
 
 class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The whole table after ``map_version``, the Raft index of the last entry that changed it. ``nodes`` is in order of id."""
+    """The whole cluster map after ``map_version``, the Raft index of the last entry that changed
+    it. ``nodes`` is in order of id."""
 
     cluster_id: str
     name: str
@@ -136,9 +146,11 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Raft index of an operator's request to spread evenly that is not yet fulfilled; 0: none."""
     has_had_three_voters: bool = False
     handlers_seen: bool = False
-    """A node has, or has had, handlers of its own: simulated ones may not stand in for them any more. Never taken back."""
+    """A node has, or has had, handlers of its own: simulated ones may not stand in for them any
+    more. Never taken back."""
     handlers_since: int = 0
-    """Raft index from which on registrations count for ``handlers_seen``: who registered earlier was not asked."""
+    """Raft index from which on registrations count for ``handlers_seen``: who registered earlier
+    was not asked."""
 
     @property
     def is_founded(self) -> bool:
@@ -152,7 +164,8 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 FIELD_LEVELS = {"handlers_seen": HANDLERS_LEVEL, "handlers_since": HANDLERS_LEVEL}
-"""The table's fields that came after the first feature level, all at its end: below theirs they are not written (F44)."""
+"""The cluster map's fields that came after the first feature level, all at its end: below theirs
+they are not written (F44)."""
 
 EMPTY = ClusterMap("", "", 0, ClusterSettings(0, 0, 0, 0), {}, (), (), 0)
 """Before anything is applied."""
@@ -165,5 +178,6 @@ def min_isr_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -
 
 
 def copies_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -> int:
-    """How many copies a partition should keep. One that is down still counts: its data may only be resting."""
+    """How many copies a partition should keep. One that is down still counts: its data may only be
+    resting."""
     return min(replication_factor, sum(1 for node in nodes.values() if node.is_member and not node.is_draining))

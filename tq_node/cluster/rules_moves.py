@@ -1,4 +1,5 @@
-"""Moves (section 6): the intent is in the table, so that any later leader goes on where the last one died (F27)."""
+"""Moves (section 6): the intent is in the cluster map, so that any later leader goes on where the
+last one died (F27)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tq_node.cluster.rules_partitions import staleness
 
 
 class MoveStage(enum.StrEnum):
-    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``, ``/metrics``)."""
+    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``,
+    ``/metrics``)."""
 
     COPYING = "copying"
     """``BeginMove`` is applied: the newcomers learn, until they are in the set."""
@@ -37,15 +39,15 @@ def stage_of(entry: PartitionEntry) -> MoveStage | None:
     return MoveStage.FINISHING if are_out_of_sync(entry) else MoveStage.SHRINKING
 
 
-def begin_move(draft: MapEdit, command: BeginMove) -> None:
+def begin_move(edit: MapEdit, command: BeginMove) -> None:
     """The newcomers become copies, not members of the set: that is R10's to say."""
     for step in command.steps:
-        refusal = begin_refusal(draft, step)
+        refusal = begin_refusal(edit, step)
         if refusal is not None:
-            draft.refuse(refusal, step.partition)
+            edit.refuse(refusal, step.partition)
             continue
-        entry = draft.partition(step.partition)
-        draft.put(
+        entry = edit.partition(step.partition)
+        edit.put(
             step.partition,
             replace(
                 entry, copies=entry.copies + step.adding, adding=step.adding, removing=entry.ordered(step.removing)
@@ -53,45 +55,46 @@ def begin_move(draft: MapEdit, command: BeginMove) -> None:
         )
 
 
-def begin_refusal(draft: MapEdit, step: MoveStep) -> Refusal | None:
-    stale = staleness(draft, step)
+def begin_refusal(edit: MapEdit, step: MoveStep) -> Refusal | None:
+    stale = staleness(edit, step)
     if stale is not None:
         return stale
-    entry = draft.partition(step.partition)
+    entry = edit.partition(step.partition)
     if entry.is_moving:
         return Refusal.MOVE_UNDER_WAY
     if not step.adding and not step.removing:
         return Refusal.NO_MOVE
-    if not are_targets(draft, entry, step):
+    if not are_targets(edit, entry, step):
         return Refusal.BAD_TARGET
     if not set(step.removing) <= set(entry.copies):
         return Refusal.NOT_A_COPY
-    if not is_within_one_more(draft, entry, step):
+    if not is_within_one_more(edit, entry, step):
         return Refusal.TOO_MANY_COPIES
-    if not leaves_enough(draft, entry, step):
+    if not leaves_enough(edit, entry, step):
         return Refusal.TOO_FEW_COPIES
     return None
 
 
-def are_targets(draft: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
+def are_targets(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
     """Up, staying, each once, and not copies already."""
     if len(set(step.adding)) != len(step.adding):
         return False
-    return all(n in draft.nodes and draft.nodes[n].is_target and n not in entry.copies for n in step.adding)
+    return all(n in edit.nodes and edit.nodes[n].is_target and n not in entry.copies for n in step.adding)
 
 
-def is_within_one_more(draft: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
+def is_within_one_more(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
     """Copies are at most RF + 1 in between: a move is not a way to copy everything everywhere."""
-    return not step.adding or len(entry.copies) + len(step.adding) <= draft.replication_factor + 1
+    return not step.adding or len(entry.copies) + len(step.adding) <= edit.replication_factor + 1
 
 
-def leaves_enough(draft: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
-    """Never RF - 1: a move ends with as many copies as the members can hold, or with no fewer than there were.
+def leaves_enough(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
+    """Never RF - 1: a move ends with as many copies as the members can hold, or with no fewer than
+    there were.
 
     Nor with fewer than ``min_isr``: it could never end.
     """
     left = len(entry.copies) + len(step.adding) - len(set(step.removing))
-    wanted = copies_wanted(draft.nodes, draft.replication_factor)
+    wanted = copies_wanted(edit.nodes, edit.replication_factor)
     return left >= max(1, entry.min_isr, min(wanted, len(entry.copies)))
 
 
@@ -105,21 +108,21 @@ def are_out_of_sync(entry: PartitionEntry) -> bool:
     return not any(node in entry.isr for node in entry.removing)
 
 
-def finish_move(draft: MapEdit, command: FinishMove) -> None:
+def finish_move(edit: MapEdit, command: FinishMove) -> None:
     for seen in command.seen:
-        refusal = finish_refusal(draft, seen)
+        refusal = finish_refusal(edit, seen)
         if refusal is not None:
-            draft.refuse(refusal, seen.partition)
+            edit.refuse(refusal, seen.partition)
             continue
-        entry = draft.partition(seen.partition)
-        draft.put(seen.partition, replace(entry, copies=entry.intended, adding=(), removing=()))
+        entry = edit.partition(seen.partition)
+        edit.put(seen.partition, replace(entry, copies=entry.intended, adding=(), removing=()))
 
 
-def finish_refusal(draft: MapEdit, seen: Seen) -> Refusal | None:
-    stale = staleness(draft, seen)
+def finish_refusal(edit: MapEdit, seen: Seen) -> Refusal | None:
+    stale = staleness(edit, seen)
     if stale is not None:
         return stale
-    entry = draft.partition(seen.partition)
+    entry = edit.partition(seen.partition)
     if not entry.is_moving:
         return Refusal.NO_MOVE
     if not are_in_sync(entry):
@@ -129,18 +132,18 @@ def finish_refusal(draft: MapEdit, seen: Seen) -> Refusal | None:
     return None
 
 
-def abort_move(draft: MapEdit, command: AbortMove) -> None:
+def abort_move(edit: MapEdit, command: AbortMove) -> None:
     """Newcomers that are in the set by now stay copies; the others never counted."""
     for seen in command.seen:
-        stale = staleness(draft, seen)
-        entry = draft.partition(seen.partition) if stale is None else None
+        stale = staleness(edit, seen)
+        entry = edit.partition(seen.partition) if stale is None else None
         if entry is None:
-            draft.refuse(stale or Refusal.NO_SUCH_PARTITION, seen.partition)
+            edit.refuse(stale or Refusal.NO_SUCH_PARTITION, seen.partition)
         elif not entry.is_moving:
-            draft.refuse(Refusal.NO_MOVE, seen.partition)
+            edit.refuse(Refusal.NO_MOVE, seen.partition)
         else:
             kept = tuple(node for node in entry.copies if node in entry.isr or node not in entry.adding)
-            draft.put(seen.partition, replace(entry, copies=kept, adding=(), removing=()))
+            edit.put(seen.partition, replace(entry, copies=kept, adding=(), removing=()))
 
 
 MOVE_RULES: dict[type, Callable[[MapEdit, Any], None]] = {

@@ -21,26 +21,28 @@ from tq_node.types import HandlerKind, NodeId
 
 
 # --- registration (sections 2 and 6) ---
-def is_wrong_cluster(draft: MapEdit, command: RegisterNode) -> bool:
+def is_wrong_cluster(edit: MapEdit, command: RegisterNode) -> bool:
     """F15: two clusters joined by a wrong address."""
-    return command.cluster_id != draft.before.cluster_id
+    return command.cluster_id != edit.before.cluster_id
 
 
-def is_removed(draft: MapEdit, node: Registration) -> bool:
+def is_removed(edit: MapEdit, node: Registration) -> bool:
     """Ids are never used again."""
-    known = draft.nodes.get(node.node_id)
+    known = edit.nodes.get(node.node_id)
     return known is not None and not known.is_member
 
 
-def is_name_taken(draft: MapEdit, node: Registration) -> bool:
-    """F13: a wiped disk is a new node. It may not replace a member by itself, whose data may only be resting."""
-    holder = next((n for n in draft.nodes.values() if n.is_member and n.name == node.name), None)
+def is_name_taken(edit: MapEdit, node: Registration) -> bool:
+    """F13: a wiped disk is a new node. It may not replace a member by itself, whose data may only
+    be resting."""
+    holder = next((n for n in edit.nodes.values() if n.is_member and n.name == node.name), None)
     return holder is not None and holder.node_id != node.node_id
 
 
-def is_store_cloned(draft: MapEdit, node: Registration) -> bool:
-    """F14: each start raises the incarnation; one that does not comes from a copied or rolled-back store."""
-    known = draft.nodes.get(node.node_id)
+def is_store_cloned(edit: MapEdit, node: Registration) -> bool:
+    """F14: each start raises the incarnation; one that does not comes from a copied or rolled-back
+    store."""
+    known = edit.nodes.get(node.node_id)
     return known is not None and node.incarnation <= known.incarnation and not is_same_run(known, node)
 
 
@@ -48,21 +50,21 @@ def is_same_run(known: NodeEntry, node: Registration) -> bool:
     return known.incarnation == node.incarnation and known.nonce == node.nonce
 
 
-def is_feature_level_missing(draft: MapEdit, node: Registration) -> bool:
+def is_feature_level_missing(edit: MapEdit, node: Registration) -> bool:
     """F44: it could not apply what the cluster may write."""
-    return not node.feature_level_min <= draft.before.feature_level <= node.feature_level_max
+    return not node.feature_level_min <= edit.before.feature_level <= node.feature_level_max
 
 
-def registration_refusal(draft: MapEdit, command: RegisterNode) -> Refusal | None:
-    if is_wrong_cluster(draft, command):
+def registration_refusal(edit: MapEdit, command: RegisterNode) -> Refusal | None:
+    if is_wrong_cluster(edit, command):
         return Refusal.WRONG_CLUSTER
-    if is_removed(draft, command.node):
+    if is_removed(edit, command.node):
         return Refusal.REMOVED
-    if is_store_cloned(draft, command.node):
+    if is_store_cloned(edit, command.node):
         return Refusal.STORE_CLONED
-    if is_name_taken(draft, command.node):
+    if is_name_taken(edit, command.node):
         return Refusal.NAME_TAKEN
-    if is_feature_level_missing(draft, command.node):
+    if is_feature_level_missing(edit, command.node):
         return Refusal.FEATURE_LEVEL
     return None
 
@@ -85,36 +87,42 @@ def entry_of(node: Registration, index: int) -> NodeEntry:
     )
 
 
-def register(draft: MapEdit, command: RegisterNode) -> None:
+def register(edit: MapEdit, command: RegisterNode) -> None:
     """A new session, unless the same run says the same again."""
-    refusal = registration_refusal(draft, command)
+    refusal = registration_refusal(edit, command)
     if refusal is not None:
-        draft.refuse(refusal)
+        edit.refuse(refusal)
         return
-    if is_handlers_news(draft, command.node):
-        draft.set(handlers_seen=True)
-    node = entry_of(command.node, draft.index)
-    known = draft.nodes.get(node.node_id)
+    if is_handlers_news(edit, command.node):
+        edit.set(handlers_seen=True)
+    node = entry_of(command.node, edit.index)
+    known = edit.nodes.get(node.node_id)
     if known is None:
-        draft.put_node(node)
+        edit.put_node(node)
     elif not (known.is_up and is_same_run(known, command.node)):
-        draft.put_node(
+        edit.put_node(
             replace(node, is_draining=known.is_draining, is_leaving=known.is_leaving, joined_index=known.joined_index)
         )
-        choose_after_registration(draft, node.node_id)
+        choose_after_registration(edit, node.node_id)
 
 
-def is_handlers_news(draft: MapEdit, node: Registration) -> bool:
-    """The first node with handlers of its own. Below the level nobody keeps it: an older release could not (F44)."""
-    table = draft.before
-    return node.handlers is HandlerKind.OWN and table.feature_level >= HANDLERS_LEVEL and not table.handlers_seen
+def is_handlers_news(edit: MapEdit, node: Registration) -> bool:
+    """The first node with handlers of its own. Below the level nobody keeps it: an older release
+    could not (F44)."""
+    cluster_map = edit.before
+    return (
+        node.handlers is HandlerKind.OWN
+        and cluster_map.feature_level >= HANDLERS_LEVEL
+        and not cluster_map.handlers_seen
+    )
 
 
-def choose_after_registration(draft: MapEdit, node: NodeId) -> None:
-    """R2, in the same entry: what it led gets a new choice (F20), and what waits for a member of its set gets one."""
-    for partition, entry in draft.partitions():
+def choose_after_registration(edit: MapEdit, node: NodeId) -> None:
+    """R2, in the same entry: what it led gets a new choice (F20), and what waits for a member of
+    its set gets one."""
+    for partition, entry in edit.partitions():
         if is_choice_due(entry, node):
-            elect(draft, partition, avoid=node)
+            elect(edit, partition, avoid=node)
 
 
 def is_choice_due(entry: PartitionEntry, node: NodeId) -> bool:
@@ -122,126 +130,132 @@ def is_choice_due(entry: PartitionEntry, node: NodeId) -> bool:
 
 
 # --- death ---
-def is_session_present(draft: MapEdit, node_id: NodeId, session: int) -> bool:
-    """What was said of an earlier run of a node, or by it, does not count for the present one (F25)."""
-    node = draft.nodes.get(node_id)
+def is_session_present(edit: MapEdit, node_id: NodeId, session: int) -> bool:
+    """What was said of an earlier run of a node, or by it, does not count for the present one
+    (F25)."""
+    node = edit.nodes.get(node_id)
     return node is not None and node.session == session
 
 
-def node_down(draft: MapEdit, command: NodeDown) -> None:
-    """Section 6, failover, in one entry: the node is down, it leaves the sets (R3), its partitions get new primaries (R1, R2)."""
-    node = draft.nodes.get(command.node_id)
+def node_down(edit: MapEdit, command: NodeDown) -> None:
+    """Section 6, failover, in one entry: the node is down, it leaves the sets (R3), its partitions
+    get new primaries (R1, R2)."""
+    node = edit.nodes.get(command.node_id)
     if node is None:
-        draft.refuse(Refusal.NO_SUCH_NODE)
-    elif not is_session_present(draft, node.node_id, command.session):
-        draft.refuse(Refusal.STALE_SESSION)
+        edit.refuse(Refusal.NO_SUCH_NODE)
+    elif not is_session_present(edit, node.node_id, command.session):
+        edit.refuse(Refusal.STALE_SESSION)
     elif not node.is_up:
-        draft.refuse(Refusal.NOT_UP)
+        edit.refuse(Refusal.NOT_UP)
     else:
-        draft.put_node(replace(node, status=NodeStatus.DOWN))
-        for partition, entry in draft.partitions():
+        edit.put_node(replace(node, status=NodeStatus.DOWN))
+        for partition, entry in edit.partitions():
             if node.node_id in entry.isr:
-                lose(draft, partition, entry, node.node_id)
+                lose(edit, partition, entry, node.node_id)
 
 
-def lose(draft: MapEdit, partition: int, entry: PartitionEntry, node: NodeId) -> None:
+def lose(edit: MapEdit, partition: int, entry: PartitionEntry, node: NodeId) -> None:
     successor = None if entry.successor == node else entry.successor
-    smaller = without_dead(replace(entry, successor=successor), draft.nodes)
-    draft.put(partition, without_removed(smaller, draft.nodes))
+    smaller = without_dead(replace(entry, successor=successor), edit.nodes)
+    edit.put(partition, without_removed(smaller, edit.nodes))
     if entry.primary == node:
-        elect(draft, partition)
+        elect(edit, partition)
 
 
 # --- leaving ---
-def is_last_node(draft: MapEdit, node: NodeEntry) -> bool:
+def is_last_node(edit: MapEdit, node: NodeEntry) -> bool:
     """Is there nobody else who could hold anything?"""
-    return not any(other.is_target for other in draft.nodes.values() if other.node_id != node.node_id)
+    return not any(other.is_target for other in edit.nodes.values() if other.node_id != node.node_id)
 
 
-def drain(draft: MapEdit, command: DrainNode) -> None:
-    node = draft.nodes.get(command.node_id)
+def drain(edit: MapEdit, command: DrainNode) -> None:
+    node = edit.nodes.get(command.node_id)
     if node is None:
-        draft.refuse(Refusal.NO_SUCH_NODE)
+        edit.refuse(Refusal.NO_SUCH_NODE)
     elif not node.is_member:
-        draft.refuse(Refusal.REMOVED)
-    elif is_last_node(draft, node):
-        draft.refuse(Refusal.LAST_NODE)
+        edit.refuse(Refusal.REMOVED)
+    elif is_last_node(edit, node):
+        edit.refuse(Refusal.LAST_NODE)
     else:
-        draft.put_node(replace(node, is_draining=True, is_leaving=node.is_leaving or command.then_remove))
+        edit.put_node(replace(node, is_draining=True, is_leaving=node.is_leaving or command.then_remove))
 
 
-def undrain(draft: MapEdit, command: UndrainNode) -> None:
-    node = draft.nodes.get(command.node_id)
+def undrain(edit: MapEdit, command: UndrainNode) -> None:
+    node = edit.nodes.get(command.node_id)
     if node is None:
-        draft.refuse(Refusal.NO_SUCH_NODE)
+        edit.refuse(Refusal.NO_SUCH_NODE)
     elif not node.is_member:
-        draft.refuse(Refusal.REMOVED)
+        edit.refuse(Refusal.REMOVED)
     else:
-        draft.put_node(replace(node, is_draining=False, is_leaving=False))
+        edit.put_node(replace(node, is_draining=False, is_leaving=False))
 
 
-def holds_copies(draft: MapEdit, node: NodeId) -> bool:
-    return any(node in entry.copies for _, entry in draft.partitions())
+def holds_copies(edit: MapEdit, node: NodeId) -> bool:
+    return any(node in entry.copies for _, entry in edit.partitions())
 
 
-def is_last_copy(draft: MapEdit, entry: PartitionEntry, node: NodeId) -> bool:
+def is_last_copy(edit: MapEdit, entry: PartitionEntry, node: NodeId) -> bool:
     """Would nobody be left who has everything that was acknowledged?"""
-    return node in entry.isr and not any(n != node and draft.nodes[n].is_member for n in entry.isr)
+    return node in entry.isr and not any(n != node and edit.nodes[n].is_member for n in entry.isr)
 
 
-def removal_refusal(draft: MapEdit, command: RemoveNode) -> Refusal | None:
-    node = draft.nodes.get(command.node_id)
+def removal_refusal(edit: MapEdit, command: RemoveNode) -> Refusal | None:
+    node = edit.nodes.get(command.node_id)
     if node is None:
         return Refusal.NO_SUCH_NODE
     if not node.is_member:
         return Refusal.REMOVED
-    if not is_session_present(draft, node.node_id, command.session):
+    if not is_session_present(edit, node.node_id, command.session):
         return Refusal.STALE_SESSION
-    if is_last_node(draft, node):
+    if is_last_node(edit, node):
         return Refusal.LAST_NODE
     if node.is_up:
-        return Refusal.HOLDS_COPIES if holds_copies(draft, node.node_id) else None
+        return Refusal.HOLDS_COPIES if holds_copies(edit, node.node_id) else None
     empty = frozenset(command.empty)
-    for partition, entry in draft.partitions():
-        if is_last_copy(draft, entry, node.node_id) and partition not in empty:
+    for partition, entry in edit.partitions():
+        if is_last_copy(edit, entry, node.node_id) and partition not in empty:
             return Refusal.LAST_COPY
     return None
 
 
-def remove(draft: MapEdit, command: RemoveNode) -> None:
-    """For ever. Of a dead node: it leaves the sets as R3 allows, after ``min_isr`` was lowered if so few members remain."""
-    refusal = removal_refusal(draft, command)
+def remove(edit: MapEdit, command: RemoveNode) -> None:
+    """For ever. Of a dead node: it leaves the sets as R3 allows, after ``min_isr`` was lowered if
+    so few members remain."""
+    refusal = removal_refusal(edit, command)
     if refusal is not None:
-        draft.refuse(refusal)
+        edit.refuse(refusal)
         return
-    node = replace(draft.nodes[command.node_id], status=NodeStatus.REMOVED, is_draining=False, is_leaving=False)
-    restarted = [p for p, entry in draft.partitions() if is_last_copy(draft, entry, node.node_id)]
-    draft.put_node(node)
+    node = replace(edit.nodes[command.node_id], status=NodeStatus.REMOVED, is_draining=False, is_leaving=False)
+    restarted = [p for p, entry in edit.partitions() if is_last_copy(edit, entry, node.node_id)]
+    edit.put_node(node)
     for partition in restarted:
-        restart_empty(draft, partition)
-    for partition, entry in draft.partitions():
-        lowered = replace(entry, min_isr=lowered_min_isr(draft, entry))
-        draft.put(partition, without_removed(without_dead(lowered, draft.nodes), draft.nodes))
+        restart_empty(edit, partition)
+    for partition, entry in edit.partitions():
+        lowered = replace(entry, min_isr=lowered_min_isr(edit, entry))
+        edit.put(partition, without_removed(without_dead(lowered, edit.nodes), edit.nodes))
 
 
-def lowered_min_isr(draft: MapEdit, entry: PartitionEntry) -> int:
-    """Section 6: only an operator's ``remove`` lowers it, and only to what the members that remain ask for."""
-    return min(entry.min_isr, min_isr_wanted(draft.nodes, draft.replication_factor))
+def lowered_min_isr(edit: MapEdit, entry: PartitionEntry) -> int:
+    """Section 6: only an operator's ``remove`` lowers it, and only to what the members that remain
+    ask for."""
+    return min(entry.min_isr, min_isr_wanted(edit.nodes, edit.replication_factor))
 
 
-def restart_empty(draft: MapEdit, partition: int) -> None:
-    """Its only store is gone for good and held no task: it starts again on the node that leads least. Recorded."""
-    targets = [node.node_id for node in draft.nodes.values() if node.is_target]
-    entry = draft.partition(partition)
-    to = min(targets, key=lambda n: (draft.primaries_on(n), n))
-    sole_copy(draft, partition, entry, to, reason="removed_empty")
+def restart_empty(edit: MapEdit, partition: int) -> None:
+    """Its only store is gone for good and held no task: it starts again on the node that leads
+    least. Recorded."""
+    targets = [node.node_id for node in edit.nodes.values() if node.is_target]
+    entry = edit.partition(partition)
+    to = min(targets, key=lambda n: (edit.primaries_on(n), n))
+    sole_copy(edit, partition, entry, to, reason="removed_empty")
 
 
-def sole_copy(draft: MapEdit, partition: int, entry: PartitionEntry, to: NodeId, *, reason: str) -> None:
-    """``to`` alone is the partition from now on, in a new epoch. Outside R1, so it is recorded for ever."""
+def sole_copy(edit: MapEdit, partition: int, entry: PartitionEntry, to: NodeId, *, reason: str) -> None:
+    """``to`` alone is the partition from now on, in a new epoch. Outside R1, so it is recorded for
+    ever."""
     epoch = next_epoch(entry.epoch)
-    record = Recovery(draft.index, epoch, to, reason)
-    draft.put(
+    record = Recovery(edit.index, epoch, to, reason)
+    edit.put(
         partition,
         PartitionEntry(
             copies=(to,),

@@ -1,4 +1,5 @@
-"""What the entries about sets and primaries do: R4, planned and forced changes of primary, ``min_isr``, unsafe recovery."""
+"""What the entries about sets and primaries do: R4, planned and forced changes of primary,
+``min_isr``, unsafe recovery."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ from tq_node.types import NodeId
 
 
 # --- compare-and-set ---
-def has_partition(draft: MapEdit, partition: int) -> bool:
-    return 0 <= partition < len(draft.before.partitions)
+def has_partition(edit: MapEdit, partition: int) -> bool:
+    return 0 <= partition < len(edit.before.partitions)
 
 
 def is_epoch_present(entry: PartitionEntry, epoch: int) -> bool:
@@ -38,14 +39,15 @@ def is_version_present(entry: PartitionEntry, partition_version: int) -> bool:
     return entry.partition_version == partition_version
 
 
-def staleness(draft: MapEdit, seen: Seen | IsrStep | MoveStep | PrimaryStep | UnsafeRecover) -> Refusal | None:
-    """Is the partition still what its proposer saw? Judged when the entry is applied, never when it is proposed (F25, F27)."""
-    if not has_partition(draft, seen.partition):
+def staleness(edit: MapEdit, seen: Seen | IsrStep | MoveStep | PrimaryStep | UnsafeRecover) -> Refusal | None:
+    """Is the partition still what its proposer saw? Judged when the entry is applied, never when it
+    is proposed (F25, F27)."""
+    if not has_partition(edit, seen.partition):
         return Refusal.NO_SUCH_PARTITION
-    entry = draft.partition(seen.partition)
+    entry = edit.partition(seen.partition)
     if not is_epoch_present(entry, seen.epoch):
         return Refusal.STALE_EPOCH
-    if draft.is_touched(seen.partition) or not is_version_present(entry, seen.partition_version):
+    if edit.is_touched(seen.partition) or not is_version_present(entry, seen.partition_version):
         return Refusal.STALE_VERSION
     return None
 
@@ -60,18 +62,20 @@ def keeps_primary(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
 
 
 def is_one_step(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
-    """Exactly one member more or one less: then the old set and the new one always share what R8 counts."""
+    """Exactly one member more or one less: then the old set and the new one always share what R8
+    counts."""
     return len(isr.symmetric_difference(entry.isr)) == 1
 
 
-def is_copy_up(draft: MapEdit, entry: PartitionEntry, added: frozenset[NodeId]) -> bool:
-    return all(node in entry.copies and draft.nodes[node].is_up for node in added)
+def is_copy_up(edit: MapEdit, entry: PartitionEntry, added: frozenset[NodeId]) -> bool:
+    return all(node in entry.copies and edit.nodes[node].is_up for node in added)
 
 
-def dead_go_first(draft: MapEdit, entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
-    """No live member is removed while a dead one stays: else a dead primary's late word could leave only the dead (F25)."""
-    removes_live = any(draft.nodes[node].is_up for node in entry.isr if node not in isr)
-    return not (removes_live and any(not draft.nodes[node].is_up for node in entry.isr if node in isr))
+def dead_go_first(edit: MapEdit, entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
+    """No live member is removed while a dead one stays: else a dead primary's late word could leave
+    only the dead (F25)."""
+    removes_live = any(edit.nodes[node].is_up for node in entry.isr if node not in isr)
+    return not (removes_live and any(not edit.nodes[node].is_up for node in entry.isr if node in isr))
 
 
 def is_enough(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
@@ -79,12 +83,12 @@ def is_enough(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
     return len(isr) >= entry.min_isr
 
 
-def step_refusal(draft: MapEdit, sender: NodeId, step: IsrStep) -> Refusal | None:
+def step_refusal(edit: MapEdit, sender: NodeId, step: IsrStep) -> Refusal | None:
     """R4 to the letter."""
-    stale = staleness(draft, step)
+    stale = staleness(edit, step)
     if stale is not None:
         return stale
-    entry = draft.partition(step.partition)
+    entry = edit.partition(step.partition)
     isr = frozenset(step.isr)
     if not is_primary(entry, sender):
         return Refusal.NOT_PRIMARY
@@ -92,93 +96,93 @@ def step_refusal(draft: MapEdit, sender: NodeId, step: IsrStep) -> Refusal | Non
         return Refusal.PRIMARY_STAYS
     if not is_one_step(entry, isr):
         return Refusal.NOT_ONE_STEP
-    if not is_copy_up(draft, entry, isr.difference(entry.isr)):
+    if not is_copy_up(edit, entry, isr.difference(entry.isr)):
         return Refusal.NOT_A_COPY
     if not is_enough(entry, isr):
         return Refusal.MIN_ISR
-    if not dead_go_first(draft, entry, isr):
+    if not dead_go_first(edit, entry, isr):
         return Refusal.DEAD_GO_FIRST
     return None
 
 
-def alter_isr(draft: MapEdit, command: AlterIsr) -> None:
-    if not is_session_present(draft, command.sender, command.session):
-        draft.refuse(Refusal.STALE_SESSION)
+def alter_isr(edit: MapEdit, command: AlterIsr) -> None:
+    if not is_session_present(edit, command.sender, command.session):
+        edit.refuse(Refusal.STALE_SESSION)
         return
     for step in command.steps:
-        refusal = step_refusal(draft, command.sender, step)
+        refusal = step_refusal(edit, command.sender, step)
         if refusal is not None:
-            draft.refuse(refusal, step.partition)
+            edit.refuse(refusal, step.partition)
             continue
-        entry = draft.partition(step.partition)
+        entry = edit.partition(step.partition)
         altered = with_isr(entry, entry.ordered(step.isr))
-        draft.put(step.partition, without_removed(altered, draft.nodes))
+        edit.put(step.partition, without_removed(altered, edit.nodes))
 
 
 # --- primaries ---
-def step_down(draft: MapEdit, command: StepDown) -> None:
+def step_down(edit: MapEdit, command: StepDown) -> None:
     """The primary is slow, draining or stopping: another is chosen. With nobody else it stays."""
-    if not is_session_present(draft, command.sender, command.session):
-        draft.refuse(Refusal.STALE_SESSION)
+    if not is_session_present(edit, command.sender, command.session):
+        edit.refuse(Refusal.STALE_SESSION)
         return
     for led in command.led:
-        if not has_partition(draft, led.partition):
-            draft.refuse(Refusal.NO_SUCH_PARTITION, led.partition)
+        if not has_partition(edit, led.partition):
+            edit.refuse(Refusal.NO_SUCH_PARTITION, led.partition)
             continue
-        entry = draft.partition(led.partition)
+        entry = edit.partition(led.partition)
         if not is_epoch_present(entry, led.epoch):
-            draft.refuse(Refusal.STALE_EPOCH, led.partition)
+            edit.refuse(Refusal.STALE_EPOCH, led.partition)
         elif not is_primary(entry, command.sender):
-            draft.refuse(Refusal.NOT_PRIMARY, led.partition)
-        elif candidates(entry, draft.nodes) == [command.sender]:
-            draft.refuse(Refusal.NO_SUCCESSOR, led.partition)
+            edit.refuse(Refusal.NOT_PRIMARY, led.partition)
+        elif candidates(entry, edit.nodes) == [command.sender]:
+            edit.refuse(Refusal.NO_SUCCESSOR, led.partition)
         else:
-            elect(draft, led.partition, avoid=command.sender)
+            elect(edit, led.partition, avoid=command.sender)
 
 
-def plan_primary(draft: MapEdit, command: PlanPrimary) -> None:
+def plan_primary(edit: MapEdit, command: PlanPrimary) -> None:
     for step in command.steps:
-        stale = staleness(draft, step)
-        entry = draft.partition(step.partition) if stale is None else None
+        stale = staleness(edit, step)
+        entry = edit.partition(step.partition) if stale is None else None
         if entry is None:
-            draft.refuse(stale or Refusal.NO_SUCH_PARTITION, step.partition)
-        elif entry.primary is None or step.to not in candidates(entry, draft.nodes):
-            draft.refuse(Refusal.NO_SUCCESSOR, step.partition)
+            edit.refuse(stale or Refusal.NO_SUCH_PARTITION, step.partition)
+        elif entry.primary is None or step.to not in candidates(entry, edit.nodes):
+            edit.refuse(Refusal.NO_SUCCESSOR, step.partition)
         else:
-            draft.put(step.partition, replace(entry, successor=None if step.to == entry.primary else step.to))
+            edit.put(step.partition, replace(entry, successor=None if step.to == entry.primary else step.to))
 
 
-def elect_primary(draft: MapEdit, command: ElectPrimary) -> None:
+def elect_primary(edit: MapEdit, command: ElectPrimary) -> None:
     for step in command.steps:
-        stale = staleness(draft, step)
+        stale = staleness(edit, step)
         if stale is not None:
-            draft.refuse(stale, step.partition)
+            edit.refuse(stale, step.partition)
             continue
-        entry = draft.partition(step.partition)
-        able = candidates(entry, draft.nodes)
+        entry = edit.partition(step.partition)
+        able = candidates(entry, edit.nodes)
         if not able or (step.to is not None and step.to not in able):
-            draft.refuse(Refusal.NO_SUCCESSOR, step.partition)
+            edit.refuse(Refusal.NO_SUCCESSOR, step.partition)
         elif step.to is None:
-            elect(draft, step.partition)
+            elect(edit, step.partition)
         else:
-            appoint(draft, step.partition, entry, step.to)
+            appoint(edit, step.partition, entry, step.to)
 
 
-def raise_min_isr(draft: MapEdit, command: RaiseMinIsr) -> None:
+def raise_min_isr(edit: MapEdit, command: RaiseMinIsr) -> None:
     """Section 6: as soon as the set allows; I3 holds before and after."""
-    wanted = min_isr_wanted(draft.nodes, draft.replication_factor)
+    wanted = min_isr_wanted(edit.nodes, edit.replication_factor)
     for seen in command.seen:
-        stale = staleness(draft, seen)
+        stale = staleness(edit, seen)
         if stale is not None:
-            draft.refuse(stale, seen.partition)
+            edit.refuse(stale, seen.partition)
             continue
-        entry = draft.partition(seen.partition)
+        entry = edit.partition(seen.partition)
         if wanted <= entry.min_isr:
-            draft.refuse(Refusal.NOT_NEEDED, seen.partition)
+            edit.refuse(Refusal.NOT_NEEDED, seen.partition)
         elif not allows_min_isr(entry, wanted):
-            draft.refuse(Refusal.MIN_ISR, seen.partition)
+            edit.refuse(Refusal.MIN_ISR, seen.partition)
         else:
-            draft.put(seen.partition, replace(entry, min_isr=wanted))
+            edit.put(seen.partition, replace(entry, min_isr=wanted))
 
 
 def allows_min_isr(entry: PartitionEntry, wanted: int) -> bool:
@@ -187,24 +191,24 @@ def allows_min_isr(entry: PartitionEntry, wanted: int) -> bool:
 
 
 # --- outside the rules ---
-def is_in_service(draft: MapEdit, entry: PartitionEntry) -> bool:
+def is_in_service(edit: MapEdit, entry: PartitionEntry) -> bool:
     """It has a primary, and the living members of its set are enough: nothing needs to be given up."""
-    return entry.primary is not None and len(candidates(entry, draft.nodes)) == len(entry.isr)
+    return entry.primary is not None and len(candidates(entry, edit.nodes)) == len(entry.isr)
 
 
-def unsafe_recover(draft: MapEdit, command: UnsafeRecover) -> None:
-    stale = staleness(draft, command)
-    node = draft.nodes.get(command.node_id)
+def unsafe_recover(edit: MapEdit, command: UnsafeRecover) -> None:
+    stale = staleness(edit, command)
+    node = edit.nodes.get(command.node_id)
     if stale is not None:
-        draft.refuse(stale, command.partition)
+        edit.refuse(stale, command.partition)
     elif node is None:
-        draft.refuse(Refusal.NO_SUCH_NODE, command.partition)
+        edit.refuse(Refusal.NO_SUCH_NODE, command.partition)
     elif not node.is_up:
-        draft.refuse(Refusal.NOT_UP, command.partition)
-    elif is_in_service(draft, draft.partition(command.partition)):
-        draft.refuse(Refusal.NOT_NEEDED, command.partition)
+        edit.refuse(Refusal.NOT_UP, command.partition)
+    elif is_in_service(edit, edit.partition(command.partition)):
+        edit.refuse(Refusal.NOT_NEEDED, command.partition)
     else:
-        sole_copy(draft, command.partition, draft.partition(command.partition), node.node_id, reason="unsafe")
+        sole_copy(edit, command.partition, edit.partition(command.partition), node.node_id, reason="unsafe")
 
 
 PARTITION_RULES: dict[type, Callable[[MapEdit, Any], None]] = {

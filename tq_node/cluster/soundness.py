@@ -1,7 +1,9 @@
-"""What a table or a registration of another node must be before it is taken up: whatever is in it stays, and is acted upon.
+"""What a cluster map or a registration of another node must be before it is taken up: whatever is
+in it stays, and is acted upon.
 
-The rules of ``map.apply`` judge commands against the table, so a table that was made by them alone is always sound. One that
-comes as a snapshot was made elsewhere; the wire has seen only that its types are right.
+The rules of ``map.apply`` judge commands against the cluster map, so a cluster map that was made by
+them alone is always sound. One that comes as a snapshot was made elsewhere; the wire has seen only
+that its types are right.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No epoch, version, session or incarnation is greater; each fits into the store's 64 bits with its sign."""
+"""No epoch, version, session or incarnation is greater; each fits into the store's 64 bits with its
+sign."""
 INCARNATIONS_SKIPPED_MAX = 2**32
 """No node starts so often while the others don't see it."""
 ID_CHARS_MAX = 64
@@ -44,20 +47,20 @@ def is_registration_sound(node: Registration) -> bool:
     )
 
 
-def is_incarnation_near(node_id: NodeId, incarnation: int, table: ClusterMap) -> bool:
-    """Of a run of a node that the table knows, if it does."""
-    known = table.nodes.get(node_id)
+def is_incarnation_near(node_id: NodeId, incarnation: int, cluster_map: ClusterMap) -> bool:
+    """Of a run of a node that the cluster map knows, if it does."""
+    known = cluster_map.nodes.get(node_id)
     return known is None or incarnation - known.incarnation <= INCARNATIONS_SKIPPED_MAX
 
 
-def is_table_sound(table: ClusterMap) -> bool:
+def is_map_sound(cluster_map: ClusterMap) -> bool:
     """Nothing in it refers to what is not there, and no number is absurd."""
-    settings = table.settings
+    settings = cluster_map.settings
     return (
-        1 <= settings.partition_count == len(table.partitions) <= limits.PARTITIONS_MAX
-        and _are_numbers(table.map_version, table.rebalance, settings.replication_factor, settings.seed)
-        and all(node_id == node.node_id and _is_node_sound(node) for node_id, node in table.nodes.items())
-        and all(_is_partition_sound(entry, table) for entry in table.partitions)
+        1 <= settings.partition_count == len(cluster_map.partitions) <= limits.PARTITIONS_MAX
+        and _are_numbers(cluster_map.map_version, cluster_map.rebalance, settings.replication_factor, settings.seed)
+        and all(node_id == node.node_id and _is_node_sound(node) for node_id, node in cluster_map.nodes.items())
+        and all(_is_partition_sound(entry, cluster_map) for entry in cluster_map.partitions)
     )
 
 
@@ -65,11 +68,11 @@ def _is_node_sound(node: NodeEntry) -> bool:
     return _is_word(node.node_id, ID_CHARS_MAX) and _are_numbers(node.session, node.incarnation, node.joined_index)
 
 
-def _is_partition_sound(entry: PartitionEntry, table: ClusterMap) -> bool:
+def _is_partition_sound(entry: PartitionEntry, cluster_map: ClusterMap) -> bool:
     copies = entry.copies
     return (
         len(set(copies)) == len(copies) >= 1
-        and all(node in table.nodes for node in copies)
+        and all(node in cluster_map.nodes for node in copies)
         and len(entry.isr) >= 1
         and all(node in copies for node in (*entry.isr, *entry.adding, *entry.removing))
         and (entry.primary is None or entry.primary in entry.isr)

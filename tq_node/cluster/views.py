@@ -1,6 +1,7 @@
 """The cluster map for people: names instead of ids. Its fields are those that ``facade`` wants.
 
-``facade`` is above this room (it knows Twisted), so the runtime copies: ``PartitionView(**msgspec.structs.asdict(shown))``.
+``facade`` is above this room (it knows Twisted), so the runtime copies:
+``PartitionView(**msgspec.structs.asdict(shown))``.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class PartitionShown(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the data plane of this node knows of a partition. ``lag``: entries that each replica is behind."""
+    """What the data plane of this node knows of a partition. ``lag``: entries that each replica is
+    behind."""
 
     is_active: bool
     last_sequence: int | None = None
@@ -86,7 +88,7 @@ NOBODY_WAITS: Mapping[int, str] = {}
 
 
 def status_of(node: NodeEntry, liveness: Liveness, group: Group, now_ms: int) -> str:
-    """``down`` is R5 and R5a, as the table has it; ``suspect`` is this node's own impression."""
+    """``down`` is R5 and R5a, as the cluster map has it; ``suspect`` is this node's own impression."""
     if not node.is_up:
         return "down"
     if node.node_id != group.me and liveness.is_suspect(node.node_id, now_ms):
@@ -126,7 +128,8 @@ def show_partitions(
     progress: Mapping[int, Progress] = NOTHING_KNOWN,
     waiting: Mapping[int, str] = NOBODY_WAITS,
 ) -> list[PartitionShown]:
-    """:param progress: of the partitions that this node leads; of the others nothing is known here but the table."""
+    """:param progress: of the partitions that this node leads; of the others nothing is known here
+    but the cluster map."""
     names = _Names(cluster_map)
     return [
         _show_partition(partition, entry, names, progress.get(partition), waiting.get(partition))
@@ -176,7 +179,8 @@ def _state(entry: PartitionEntry, known: Progress | None) -> str:
 
 
 def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
-    """Moves by stage, of the partitions that this node leads by the table: each is counted at one node."""
+    """Moves by stage, of the partitions that this node leads by the cluster map: each is counted at
+    one node."""
     counts = {str(stage): 0 for stage in MoveStage}
     for entry in cluster_map.partitions:
         stage = stage_of(entry) if entry.primary == me else None
@@ -186,7 +190,8 @@ def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
 
 
 def count_short(cluster_map: ClusterMap) -> tuple[int, int]:
-    """Partitions with fewer copies in sync, on nodes that are up, than they should have; and those without a primary."""
+    """Partitions with fewer copies in sync, on nodes that are up, than they should have; and those
+    without a primary."""
     up = {node.node_id for node in cluster_map.members() if node.is_up}
     entries = cluster_map.partitions
     under_replicated = sum(len(up.intersection(entry.isr)) < len(entry.intended) for entry in entries)

@@ -1,4 +1,5 @@
-"""Who should vote (section 6): 1, 3 or 5, never kept at 2 or 4; of two members only one. One wish at a time."""
+"""Who should vote (section 6): 1, 3 or 5, never kept at 2 or 4; of two members only one. One wish
+at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from tq_node.types import NodeId
 
 
 class RaftView(msgspec.Struct, frozen=True):
-    """What the leader, ``me``, knows of its group: the configuration in effect, and who is within one round of the log's end."""
+    """What the leader, ``me``, knows of its group: the configuration in effect, and who is within
+    one round of the log's end."""
 
     me: NodeId
     voters: tuple[NodeId, ...]
@@ -21,7 +23,7 @@ class RaftView(msgspec.Struct, frozen=True):
     is_change_pending: bool = False
 
 
-class WishKind(enum.StrEnum):
+class VoterChangeKind(enum.StrEnum):
     ADD_LEARNER = "add_learner"
     PROMOTE = "promote"
     DEMOTE = "demote"
@@ -29,10 +31,11 @@ class WishKind(enum.StrEnum):
     TRANSFER = "transfer"
 
 
-class Wish(msgspec.Struct, frozen=True):
-    """For ``RaftCore.propose_change``, or ``transfer_leadership`` to ``node``. A refusal is harmless: it is wished again."""
+class VoterChange(msgspec.Struct, frozen=True):
+    """For ``RaftCore.propose_change``, or ``transfer_leadership`` to ``node``. A refusal is
+    harmless: it is wished again."""
 
-    kind: WishKind
+    kind: VoterChangeKind
     node: NodeId
 
 
@@ -50,7 +53,7 @@ class _Group:
         return self.map.nodes[node]
 
     def by_age(self, nodes: tuple[NodeId, ...]) -> list[NodeId]:
-        """Those that the table knows, the first to join first."""
+        """Those that the cluster map knows, the first to join first."""
         return sorted((n for n in nodes if n in self.map.nodes), key=lambda n: (self.node(n).joined_index, n))
 
     def is_able(self, node: NodeId) -> bool:
@@ -66,31 +69,36 @@ class _Group:
         return self.is_able(node) and self.is_trusted(node)
 
     def is_trusted(self, node: NodeId) -> bool:
-        """At once until the group first had three voters; a later replacement has shown some time of health."""
+        """At once until the group first had three voters; a later replacement has shown some time
+        of health."""
         if not self.map.has_had_three_voters:
             return True
-        return self.liveness.steady_ms(node, self.now_ms) >= self.liveness.pace.health_ms
+        return self.liveness.steady_ms(node, self.now_ms) >= self.liveness.settings.health_ms
 
     def is_dead_long(self, node: NodeId) -> bool:
         """Down for longer than a restart takes."""
-        return not self.node(node).is_up and self.liveness.down_ms(node, self.now_ms) >= self.liveness.pace.health_ms
+        return (
+            not self.node(node).is_up and self.liveness.down_ms(node, self.now_ms) >= self.liveness.settings.health_ms
+        )
 
     def is_replaceable(self, node: NodeId) -> bool:
         return self.node(node).is_draining or self.is_dead_long(node)
 
     def stand_ins(self) -> list[NodeId]:
-        """Learners that may be promoted at once because the group would shrink without them: three that vote, one of them new to
-        it, are better than a single one. Those that are trusted first."""
+        """Learners that may be promoted at once because the group would shrink without them: three
+        that vote, one of them new to it, are better than a single one. Those that are trusted
+        first."""
         able = [node for node in self.by_age(self.view.learners) if self.is_able(node)]
         return sorted(able, key=lambda node: not self.is_trusted(node))
 
     def is_one_coming(self) -> bool:
-        """A learner that may yet catch up. A new leader does not know of any at first who is; and 30 s are enough."""
+        """A learner that may yet catch up. A new leader does not know of any at first who is; and
+        30 s are enough."""
         return self.map.has_had_three_voters and any(
             self.node(node).is_target
             and node not in self.view.caught_up
             and not self.liveness.is_suspect(node, self.now_ms)
-            and self.liveness.steady_ms(node, self.now_ms) < self.liveness.pace.health_ms
+            and self.liveness.steady_ms(node, self.now_ms) < self.liveness.settings.health_ms
             for node in self.by_age(self.view.learners)
         )
 
@@ -105,7 +113,7 @@ def count_wanted(able: int, wanted: int) -> int:
     return able if able % 2 else max(1, able - 1)
 
 
-def wish(cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int) -> Wish | None:
+def next_voter_change(cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int) -> VoterChange | None:
     """The next change of membership, or None: one is pending, or all is well."""
     if view.is_change_pending:
         return None
@@ -113,18 +121,18 @@ def wish(cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: in
     return _members(group) or _votes(group)
 
 
-def _members(group: _Group) -> Wish | None:
+def _members(group: _Group) -> VoterChange | None:
     """Everybody registered is a learner at least; who was removed is neither."""
     view = group.view
     known = {*view.voters, *view.learners}
     for node in sorted(known):
         if node in group.map.nodes and not group.node(node).is_member:
-            return Wish(WishKind.REMOVE, node)
+            return VoterChange(VoterChangeKind.REMOVE, node)
     new = tuple(node.node_id for node in group.map.nodes.values() if node.is_up and node.node_id not in known)
-    return Wish(WishKind.ADD_LEARNER, group.by_age(new)[0]) if new else None
+    return VoterChange(VoterChangeKind.ADD_LEARNER, group.by_age(new)[0]) if new else None
 
 
-def _votes(group: _Group) -> Wish | None:
+def _votes(group: _Group) -> VoterChange | None:
     voters = tuple(group.by_age(group.view.voters))
     if len(voters) % 2 == 0:
         return _settle_even(group, voters)
@@ -132,35 +140,38 @@ def _votes(group: _Group) -> Wish | None:
     bad = [node for node in group.by_age(voters) if group.is_replaceable(node)]
     if bad and ready:
         dead = [node for node in bad if not group.node(node).is_up]
-        # A dead voter goes first: one more voter would only raise the majority that the living have to make up.
-        return _demote(group, dead[0]) if dead and len(voters) > 1 else Wish(WishKind.PROMOTE, ready[0])
-    # From a single vote to three one of the two new ones will do that is not trusted yet: it is what replaces a lost disk.
+        # A dead voter goes first: one more voter would only raise the majority that the living have
+        # to make up.
+        return _demote(group, dead[0]) if dead and len(voters) > 1 else VoterChange(VoterChangeKind.PROMOTE, ready[0])
+    # From a single vote to three one of the two new ones will do that is not trusted yet: it is
+    # what replaces a lost disk.
     untrusted = int(len(voters) == 1 and len(group.stand_ins()) > len(ready))
     if ready and count_wanted(len(voters) + len(ready) + untrusted, group.wanted) > len(voters):
-        return Wish(WishKind.PROMOTE, ready[0])
+        return VoterChange(VoterChangeKind.PROMOTE, ready[0])
     leaving = [node for node in bad if group.must_go(node)]
     return _leave(group, voters, leaving) if leaving else _hand_over(group, voters)
 
 
-def _leave(group: _Group, voters: tuple[NodeId, ...], leaving: list[NodeId]) -> Wish | None:
-    """Nothing is left on them but their votes. While one of them lives, its vote is worth more than none in its place."""
+def _leave(group: _Group, voters: tuple[NodeId, ...], leaving: list[NodeId]) -> VoterChange | None:
+    """Nothing is left on them but their votes. While one of them lives, its vote is worth more than
+    none in its place."""
     if any(group.node(node).is_up for node in leaving):
         if stand_ins := group.stand_ins():
-            return Wish(WishKind.PROMOTE, stand_ins[0])
+            return VoterChange(VoterChangeKind.PROMOTE, stand_ins[0])
         if group.is_one_coming():
             return _hand_over(group, voters)
     return _demote(group, leaving[0]) if len(voters) > 1 else _hand_over(group, voters)
 
 
-def _hand_over(group: _Group, voters: tuple[NodeId, ...]) -> Wish | None:
+def _hand_over(group: _Group, voters: tuple[NodeId, ...]) -> VoterChange | None:
     return _transfer(group, voters) if group.node(group.view.me).is_draining else None
 
 
-def _settle_even(group: _Group, voters: tuple[NodeId, ...]) -> Wish | None:
+def _settle_even(group: _Group, voters: tuple[NodeId, ...]) -> VoterChange | None:
     """Passed through, never kept: up if that can be done now, else down."""
     if len(voters) < group.wanted:
         if stand_ins := group.stand_ins():
-            return Wish(WishKind.PROMOTE, stand_ins[0])
+            return VoterChange(VoterChangeKind.PROMOTE, stand_ins[0])
         if group.is_one_coming():
             return None
 
@@ -171,13 +182,13 @@ def _settle_even(group: _Group, voters: tuple[NodeId, ...]) -> Wish | None:
     return _demote(group, min(voters, key=rank))
 
 
-def _demote(group: _Group, node: NodeId) -> Wish | None:
+def _demote(group: _Group, node: NodeId) -> VoterChange | None:
     """A leader cannot demote itself: leadership goes away first."""
-    return _transfer(group, group.view.voters) if node == group.view.me else Wish(WishKind.DEMOTE, node)
+    return _transfer(group, group.view.voters) if node == group.view.me else VoterChange(VoterChangeKind.DEMOTE, node)
 
 
-def _transfer(group: _Group, voters: tuple[NodeId, ...]) -> Wish | None:
+def _transfer(group: _Group, voters: tuple[NodeId, ...]) -> VoterChange | None:
     able = [
         n for n in group.by_age(voters) if n != group.view.me and group.node(n).is_target and n in group.view.caught_up
     ]
-    return Wish(WishKind.TRANSFER, able[0]) if able else None
+    return VoterChange(VoterChangeKind.TRANSFER, able[0]) if able else None

@@ -1,1 +1,2 @@
-"""PURE. The data plane of one partition: its log, its tasks' lifecycle, what is durable and what is committed."""
+"""PURE. The data plane of one partition: its log, its tasks' lifecycle, what is durable and what is
+committed."""

@@ -1,9 +1,10 @@
 """Committed effects that the rows do not show yet, folded by task.
 
-Rows are written behind the log, in bounded lag: a task that is submitted, claimed and completed within that lag costs one
-row written instead of three. The log is the truth meanwhile; a crash replays it from ``applied`` on. A slice takes
-everything of a partition or nothing of it, so that ``applied`` stays one number for each partition and rows at equal
-``applied`` are byte-equal on every copy (I11).
+Rows are written behind the log, in bounded lag: a task that is submitted, claimed and completed
+within that lag costs one row written instead of three. The log is the truth meanwhile; a crash
+replays it from ``applied`` on. A slice takes everything of a partition or nothing of it, so that
+``applied`` stays one number for each partition and rows at equal ``applied`` are byte-equal on
+every copy (I11).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tq_node.types import State
 
 
 class Fold(msgspec.Struct, gc=False):
-    """What several effects on one task come to. ``stored_rev`` is the revision that the store has (0: none)."""
+    """What several effects on one task come to. ``stored_rev`` is the revision that the store has
+    (0: none)."""
 
     stored_rev: int
     rev: int
@@ -68,7 +70,8 @@ class ApplyQueue:
         self._held.add(partition)
 
     def release(self, partition: int, states: list[int]) -> None:
-        """:param states: rows by state, as they were when it was held; what was added since is counted already."""
+        """:param states: rows by state, as they were when it was held; what was added since is
+        counted already."""
         self._held.discard(partition)
         mine = self.states_of(partition)
         for state, rows in enumerate(states):
@@ -88,7 +91,8 @@ class ApplyQueue:
         return bool(self._partitions)
 
     def sequences(self) -> dict[int, int]:
-        """The last entry of each partition with something to write, the one that waits longest first."""
+        """The last entry of each partition with something to write, the one that waits longest
+        first."""
         return {partition: pending.sequence for partition, pending in self._partitions.items()}
 
     def add(self, partition: int, sequence: int, effects: list[Effect]) -> None:
@@ -116,7 +120,8 @@ class ApplyQueue:
                     self.bytes += len(effect.body) + (len(effect.spec) if effect.spec is not None else 0)
                     continue
                 if fold.tombstone is not None:
-                    # Its horizon would have to pass within the lag of the rows: minutes within milliseconds.
+                    # Its horizon would have to pass within the lag of the rows: minutes within
+                    # milliseconds.
                     raise Divergence(f"task {effect.id}: buried and born again before the rows show it")
                 if fold.rev != effect.expected_rev:
                     raise Divergence(
@@ -163,8 +168,8 @@ class ApplyQueue:
         fold.rev, fold.put, fold.spec, fold.tombstone = 0, None, None, effect
 
     def take(self, rows_aim: int, bytes_aim: int = sys.maxsize) -> Slice:
-        """Remove whole partitions, the one that waits longest first, until at least ``rows_aim`` rows are taken, or
-        ``bytes_aim`` bytes."""
+        """Remove whole partitions, the one that waits longest first, until at least ``rows_aim``
+        rows are taken, or ``bytes_aim`` bytes."""
         taken = Slice()
         count = 0
         bytes_floor = self.bytes - bytes_aim

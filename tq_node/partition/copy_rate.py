@@ -1,7 +1,9 @@
-"""How fast a node fills copies that count for nothing yet: moves, and nodes that come back (replication.md, section 6).
+"""How fast a node fills copies that count for nothing yet: moves, and nodes that come back
+(replication.md, section 6).
 
-One object for all partitions of a node. What the in-sync copies are sent never asks here, nor do entries that leave as they are
-written: a move slows nobody down, and a copy that is nearly there gets there.
+One object for all partitions of a node. What the in-sync copies are sent never asks here, nor do
+entries that leave as they are written: a move slows nobody down, and a copy that is nearly there
+gets there.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class CopyRate:
 
     @property
     def room_bytes(self) -> int:
-        """What may leave now; 0: nothing, until a later tick. One entry or chunk may be longer, and is paid off afterwards."""
+        """What may leave now; 0: nothing, until a later tick. One entry or chunk may be longer, and
+        is paid off afterwards."""
         if not self.bytes_s:
             return UNLIMITED
         return max(0, int(self._level))

@@ -1,8 +1,10 @@
-"""``PartitionCore``: one node's copy of one partition, in both roles. Events go in, an ``Outbox`` and ``Ready``s come out.
+"""``PartitionCore``: one node's copy of one partition, in both roles. Events go in, an ``Outbox``
+and ``Ready``s come out.
 
-No clock, disk, socket or dice: every call says what time it is, in monotonic ms. Everything is synchronous and belongs to
-one thread. A failed assertion or a ``Divergence`` means that a promise is broken: the process must stop (R20). Rules and
-invariants in brackets are those of replication.md.
+No clock, disk, socket or dice: every call says what time it is, in monotonic ms. Everything is
+synchronous and belongs to one thread. A failed assertion or a ``Divergence`` means that a promise
+is broken: the process must stop (R20). Rules and invariants in brackets are those of
+replication.md.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tq_node.partition.progress import ReplicaProgress
 from tq_node.partition.record import Record
 from tq_node.partition.replica import Replica
 from tq_node.partition.replica_log import News, ReplicaLog, Stored
-from tq_node.partition.settings import DEFAULT_PACE, Budget, ReplicationSettings
+from tq_node.partition.settings import DEFAULT_SETTINGS, Budget, ReplicationSettings
 from tq_node.types import NodeId, Token
 
 _ANSWERS = (SyncOk, Ack, Reject, SnapAck)
@@ -47,14 +49,14 @@ class PartitionCore(Generic[News]):
         me: NodeId,
         stored: Stored,
         *,
-        pace: ReplicationSettings = DEFAULT_PACE,
+        settings: ReplicationSettings = DEFAULT_SETTINGS,
         budget: Budget | None = None,
     ) -> None:
         self.partition = partition
         self.me = me
-        self._pace = pace
+        self._settings = settings
         self._budget = budget if budget is not None else Budget()
-        self.log: ReplicaLog[News] = ReplicaLog(partition, stored, pace, self._budget)
+        self.log: ReplicaLog[News] = ReplicaLog(partition, stored, settings, self._budget)
         self.record: Record | None = None
         self._outbox: Outbox[News] = Outbox()
         self._replica: Replica[News] = Replica(self.log, self._outbox)
@@ -82,13 +84,14 @@ class PartitionCore(Generic[News]):
 
     @property
     def is_handing_over(self) -> bool:
-        """The table names a successor: propose nothing new, it steps down as soon as all is committed."""
+        """The cluster map names a successor: propose nothing new, it steps down as soon as all is
+        committed."""
         record = self.record
         return self._primary is not None and record is not None and record.successor not in (None, self.me)
 
     @property
     def primary(self) -> NodeId | None:
-        """By the table."""
+        """By the cluster map."""
         return self.record.primary if self.record is not None else None
 
     @property
@@ -118,7 +121,8 @@ class PartitionCore(Generic[News]):
         return {node: self.log.last_sequence - stream.acked for node, stream in self.streams.items()}
 
     def copying(self, content_bytes: int) -> dict[NodeId, tuple[int, int]]:
-        """(bytes sent, bytes left), about, of each copy that does not count yet, while it leads; for people."""
+        """(bytes sent, bytes left), about, of each copy that does not count yet, while it leads;
+        for people."""
         primary = self._primary
         if primary is None:
             return {}
@@ -128,11 +132,13 @@ class PartitionCore(Generic[News]):
             if node not in primary.commitment.effective
         }
 
-    # --- the table ---
+    # --- the cluster map ---
     def follow(self, record: Record, now_ms: int) -> None:
-        """The table's record, each version in order; again, when only ``up`` has changed. Late is harmless.
+        """The cluster map's record, each version in order; again, when only ``up`` has changed.
+        Late is harmless.
 
-        :raises Divergence: the table has this node as primary, though its copy belongs to another history.
+        :raises Divergence: the cluster map has this node as primary, though its copy belongs to
+            another history.
         """
         known = self.record
         if known is not None:
@@ -154,8 +160,8 @@ class PartitionCore(Generic[News]):
                 self._ask_epoch(record, now_ms)
 
     def may_begin(self, epoch: int) -> bool:
-        """R6: it never goes on in an epoch that it may have led before a restart: it would use places again that replicas have
-        already filled (F20)."""
+        """R6: it never goes on in an epoch that it may have led before a restart: it would use
+        places again that replicas have already filled (F20)."""
         return epoch > self.log.promised
 
     def _begin_epoch(self, record: Record, now_ms: int) -> None:
@@ -164,12 +170,12 @@ class PartitionCore(Generic[News]):
         if self._replica.is_receiving:
             self._replica.abort_snapshot()
         self._replica.promise(record.epoch)
-        self._primary = Primary(self.me, log, record, self._pace, self._budget, self._outbox, now_ms)
+        self._primary = Primary(self.me, log, record, self._settings, self._budget, self._outbox, now_ms)
         self._primary.open_streams(self._connected, now_ms)  # not before the promise is durable (R6)
 
     def _step_down(self) -> None:
-        """R12: at once. What it proposed and has not committed stays in the log until a ``Sync`` cuts it or a barrier
-        commits it."""
+        """R12: at once. What it proposed and has not committed stays in the log until a ``Sync``
+        cuts it or a barrier commits it."""
         primary = self._primary
         assert primary is not None
         primary.sender.close_all()
@@ -185,7 +191,8 @@ class PartitionCore(Generic[News]):
         self._outbox.steps.append(AskEpoch(self.partition, record.epoch, record.partition_version))
 
     def drop(self) -> None:
-        """Forget everything but the promise (R13). The copy is a leftover: by its own table this node is no replica (F28).
+        """Forget everything but the promise (R13). The copy is a leftover: by its own cluster map
+        this node is no replica (F28).
 
         :raises AssertionError: it is.
         """
@@ -198,7 +205,8 @@ class PartitionCore(Generic[News]):
 
     # --- peers ---
     def connected(self, node: NodeId, now_ms: int) -> None:
-        """A new connection: whatever was on its way over an older one never arrives (the wire sees to that)."""
+        """A new connection: whatever was on its way over an older one never arrives (the wire sees
+        to that)."""
         self._connected.add(node)
         primary = self._primary
         if primary is not None and node in primary.sender.streams:
@@ -214,8 +222,8 @@ class PartitionCore(Generic[News]):
     def receive(self, source: NodeId, message: AnyMessage, now_ms: int) -> None:
         """A message of the present session with ``source``; in any order, late or twice.
 
-        :raises Divergence: this copy is not what the log says. :raises Unsound: no peer that keeps to the protocol says this;
-            it changed nothing.
+        :raises Divergence: this copy is not what the log says. :raises Unsound: no peer that keeps
+            to the protocol says this; it changed nothing.
         """
         assert message.partition == self.partition, "a message for another partition"
         if type(message) is Ack:
@@ -262,7 +270,7 @@ class PartitionCore(Generic[News]):
             replica.check_sync(message)
             if primary is not None and message.epoch == primary.epoch:
                 raise Unsound(f"{source} says that it is primary of epoch {primary.epoch}, as this node is")
-            if not replica.is_known_to_table(source, message, self.record):
+            if not replica.is_in_cluster_map(source, message, self.record):
                 replica.refuse_unsynced(source, message)
                 return
             if primary is not None:
@@ -279,12 +287,14 @@ class PartitionCore(Generic[News]):
             self._step_down()
 
     def refuses(self, epoch: int) -> int | None:
-        """What to answer a ``Ping`` about this partition: the promise, if it is above the epoch asked about."""
+        """What to answer a ``Ping`` about this partition: the promise, if it is above the epoch
+        asked about."""
         return self.log.promised if self.log.promised > epoch else None
 
     # --- reads and leases (sections 7 and 8) ---
     def confirmed(self, node: NodeId, epoch: int, number: int, sent_ms: int) -> None:
-        """``node`` has answered, without refusing this partition, the round ``number`` that was sent at ``sent_ms``."""
+        """``node`` has answered, without refusing this partition, the round ``number`` that was
+        sent at ``sent_ms``."""
         primary = self._primary
         if primary is not None and primary.epoch == epoch:
             stream = primary.sender.streams.get(node)
@@ -292,12 +302,13 @@ class PartitionCore(Generic[News]):
                 primary.confirm(stream, number, sent_ms)
 
     def may_read(self, needed: int) -> bool:
-        """May a strong read be answered whose first round after it came has this number? From a state that shows
-        ``committed``."""
+        """May a strong read be answered whose first round after it came has this number? From a
+        state that shows ``committed``."""
         return self._primary is not None and is_read_confirmed(self._primary.confirmed_number(), needed)
 
     def confirmed_at_ms(self, now_ms: int) -> int:
-        """When the latest round was sent that every other member of the effective set has answered; alone: now."""
+        """When the latest round was sent that every other member of the effective set has answered;
+        alone: now."""
         primary = self._primary
         if primary is None or not primary.is_active:
             return NEVER_MS
@@ -305,21 +316,21 @@ class PartitionCore(Generic[News]):
 
     def runs_until_ms(self, now_ms: int) -> int:
         """Until when an attempt that this node claimed may run, as things are."""
-        return runs_until_ms(self.confirmed_at_ms(now_ms), self._pace.lease_ms, self._pace.lease_margin_ms)
+        return runs_until_ms(self.confirmed_at_ms(now_ms), self._settings.lease_ms, self._settings.lease_margin_ms)
 
     @property
     def requeue_at_ms(self) -> int | None:
-        """When attempts inherited from earlier primaries may be queued again, those that were not renewed; None: not yet
-        known."""
+        """When attempts inherited from earlier primaries may be queued again, those that were not
+        renewed; None: not yet known."""
         primary = self._primary
         if primary is None or primary.promise_durable_ms is None:
             return None
-        return requeue_at_ms(primary.promise_durable_ms, self._pace.lease_ms)
+        return requeue_at_ms(primary.promise_durable_ms, self._settings.lease_ms)
 
     # --- proposing ---
     def propose(self, effect: Effect, size: int, news: News | None = None) -> int:
-        """Add ``effect`` to the open entry and return its sequence. Only while ``is_leading``; before ``is_active`` it
-        waits behind the barrier. ``size``: bytes of its payloads."""
+        """Add ``effect`` to the open entry and return its sequence. Only while ``is_leading``;
+        before ``is_active`` it waits behind the barrier. ``size``: bytes of its payloads."""
         primary = self._primary
         assert primary is not None, "only a primary proposes"
         return primary.open_entry.add(effect, size, news)
@@ -327,8 +338,9 @@ class PartitionCore(Generic[News]):
     def claim_token(self, claimed_before: int) -> Token:
         """The token of a claim that is proposed next: the place of the entry that carries it.
 
-        :param claimed_before: the entry of the task's latest claim, 0 for none. Two claims of one task never share an entry,
-            else they would share a token: claim, cancel, retry, claim within one turn did so.
+        :param claimed_before: the entry of the task's latest claim, 0 for none. Two claims of one
+            task never share an entry, else they would share a token: claim, cancel, retry, claim
+            within one turn did so.
         """
         primary = self._primary
         assert primary is not None, "only a primary claims"
@@ -345,18 +357,19 @@ class PartitionCore(Generic[News]):
 
     # --- time ---
     def tick(self, now_ms: int) -> bool:
-        """Some 50 ms have passed; after a pause once, not once for each missed. False: nothing came of it."""
-        slept = self._ticked_ms is not None and now_ms - self._ticked_ms > self._pace.pause_ms
+        """Some 50 ms have passed; after a pause once, not once for each missed. False: nothing came
+        of it."""
+        paused = self._ticked_ms is not None and now_ms - self._ticked_ms > self._settings.pause_ms
         self._ticked_ms = now_ms
         primary = self._primary
         if primary is not None:
-            if slept:
-                primary.slept(now_ms)
+            if paused:
+                primary.paused(now_ms)
             return primary.tick(now_ms)
         record = self.record
         if record is None or record.primary != self.me or self._asked_ms is None:
             return False
-        if now_ms - self._asked_ms >= self._pace.proposal_ms and not self.may_begin(record.epoch):
+        if now_ms - self._asked_ms >= self._settings.proposal_ms and not self.may_begin(record.epoch):
             self._ask_epoch(record, now_ms)
         return True
 
@@ -373,7 +386,8 @@ class PartitionCore(Generic[News]):
         return not (primary.open_entry.is_empty and log.pending.is_empty)
 
     def ready(self, now_ms: int) -> Ready:
-        """Seal what was proposed, and hand out everything for the disk. The next may be taken before this one is durable."""
+        """Seal what was proposed, and hand out everything for the disk. The next may be taken
+        before this one is durable."""
         if self._primary is not None:
             self._primary.seal(now_ms)
         self._replica.seal()
@@ -393,7 +407,7 @@ class PartitionCore(Generic[News]):
             if primary.promise_durable_ms is None and log.durable_promised >= primary.epoch:
                 primary.promise_durable(self._connected, now_ms)
         else:
-            self._replica.apply_told()
+            self._replica.commit_received()
 
     @property
     def has_outbox(self) -> bool:
@@ -411,13 +425,15 @@ class PartitionCore(Generic[News]):
         self.log.applied = max(self.log.applied, sequence)
 
     def trim_to(self, sequence: int) -> int:
-        """For a transaction that brings the rows to ``sequence``: up to and with which entry it may drop the log; 0: nothing.
+        """For a transaction that brings the rows to ``sequence``: up to and with which entry it may
+        drop the log; 0: nothing.
 
-        What is said here is given up at once. Never past ``sequence``; kept for replicas that lag, within bounds (section 6).
+        What is said here is given up at once. Never past ``sequence``; kept for replicas that lag,
+        within bounds (section 6).
         """
         log = self.log
         sequence = min(sequence, log.durable_sequence)
-        wanted = min(sequence, log.keeps_from(self._pace.keep_bytes))
+        wanted = min(sequence, log.keeps_from(self._settings.keep_bytes))
         if wanted < log.log_start:
             return 0
         if self._primary is not None:

@@ -1,4 +1,5 @@
-"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk. And what it tells of its own life."""
+"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk. And what it tells of its own
+life."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class ProposeStepDown(NamedTuple):
 
 
 class AskEpoch(NamedTuple):
-    """A new choice, which may be of this node again (``ElectPrimary``): R6, or a proposal that nobody can resolve."""
+    """A new choice, which may be of this node again (``ElectPrimary``): R6, or a proposal that
+    nobody can resolve."""
 
     partition: int
     epoch: int
@@ -49,7 +51,8 @@ class ReadLog(NamedTuple):
 
 
 class OpenSnapshot(NamedTuple):
-    """Begin a read transaction; answer with ``snapshot_opened`` or ``snapshot_failed``. It may wait for others to be closed."""
+    """Begin a read transaction; answer with ``snapshot_opened`` or ``snapshot_failed``. It may wait
+    for others to be closed."""
 
     node: NodeId
     snapshot_id: int
@@ -72,15 +75,15 @@ StoreRequest = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
 
 # --- its own life ---
 class Activated(NamedTuple):
-    """The barrier is committed (R7). All that was committed before it has been handed out by then, or is in the same
-    ``Outbox``."""
+    """The barrier is committed (R7). All that was committed before it has been handed out by then,
+    or is in the same ``Outbox``."""
 
     epoch: int
 
 
 class SteppedDown(NamedTuple):
-    """R12: whatever is in flight is answered ``Unknown``, overlay and heaps go; attempts run on until their deadline
-    (section 8)."""
+    """R12: whatever is in flight is answered ``Unknown``, overlay and heaps go; attempts run on
+    until their deadline (section 8)."""
 
     epoch: int
     was_active: bool
@@ -92,8 +95,9 @@ Event = Activated | SteppedDown
 class Outbox(msgspec.Struct, Generic[News]):
     """What a core wants done that need not wait for the disk.
 
-    The parts of a core add to one ``Outbox``; ``PartitionCore.outbox`` hands its content to the driver, which handles
-    ``committed`` before ``events``. Each committed entry is handed out in order and exactly once in a run of the process.
+    The parts of a core add to one ``Outbox``; ``PartitionCore.outbox`` hands its content to the
+    driver, which handles ``committed`` before ``events``. Each committed entry is handed out in
+    order and exactly once in a run of the process.
     """
 
     messages: list[Addressed] = []
@@ -117,8 +121,8 @@ class Ready(msgspec.Struct):
     ``persisted(number)``. 4. Then send ``messages_after``, which also wait for all earlier Readys, even where this one has
     nothing to persist (R6, R13, R16).
 
-    ``write.drop`` and ``write.install`` put other rows in the place of the partition's: what the driver has of committed
-    effects that the rows do not show is void from this Ready on.
+    ``write.drop`` and ``write.install`` put other rows in the place of the partition's: what the
+    driver has of committed effects that the rows do not show is void from this Ready on.
     """
 
     number: int

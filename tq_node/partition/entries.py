@@ -1,7 +1,8 @@
 """What a partition's log holds: row effects, never commands (replication.md, section 3).
 
-The primary decides once; a replica only compares revisions. An entry is a list of effects, so that a batch of submits
-costs one entry for each partition that it touches. The encoding is msgpack, made once and passed on as bytes.
+The primary decides once; a replica only compares revisions. An entry is a list of effects, so that
+a batch of submits costs one entry for each partition that it touches. The encoding is msgpack, made
+once and passed on as bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from msgspec import Meta
 from tq_node.types import AttemptRecord, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
-"""What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""
+"""What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the
+store (R18)."""
 _State = Annotated[int, Meta(ge=0, le=int(max(State)))]
 _StateBefore = Annotated[int, Meta(ge=-1, le=int(max(State)))]
 
@@ -28,9 +30,11 @@ class EpochStart(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Put(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """A task's row after a change. ``spec`` is there only where the row is born (``expected_rev`` 0).
+    """A task's row after a change. ``spec`` is there only where the row is born (``expected_rev``
+    0).
 
-    ``was`` is the state before, -1 at birth: whoever applies the effect can keep its counts without reading the row.
+    ``was`` is the state before, -1 at birth: whoever applies the effect can keep its counts without
+    reading the row.
     """
 
     id: str
@@ -82,7 +86,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogEntry(Entry, frozen=True, gc=False, array_like=True):
-    """An ``Entry`` in the form in which it is sent to replicas; one object serves the disk and all of them."""
+    """An ``Entry`` in the form in which it is sent to replicas; one object serves the disk and all
+    of them."""
 
 
 def encode_effects(effects: list[Effect]) -> bytes:
@@ -95,12 +100,14 @@ def decode_effects(payload: bytes) -> list[Effect]:
 
 
 def checksum(partition: int, sequence: int, epoch: int, payload: bytes) -> int:
-    """CRC-32 over the entry's place and its payload, so that an entry under a wrong key is damage too."""
+    """CRC-32 over the entry's place and its payload, so that an entry under a wrong key is damage
+    too."""
     return zlib.crc32(payload, zlib.crc32(_place.pack(partition, sequence, epoch)))
 
 
 def make_entry(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> LogEntry:
-    """The entry of these effects at this place of the log, encoded once for the disk and every replica."""
+    """The entry of these effects at this place of the log, encoded once for the disk and every
+    replica."""
     payload = _encode(effects)
     return LogEntry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
 
@@ -118,7 +125,8 @@ def is_intact(entry: Entry) -> bool:
 
 # --- rows ---
 class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What changes and no index needs. New fields go to the end with a default: old bytes stay readable."""
+    """What changes and no index needs. New fields go to the end with a default: old bytes stay
+    readable."""
 
     attempt: int
     failures: int

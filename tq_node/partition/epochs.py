@@ -1,8 +1,8 @@
 """Which epoch each position of a log is of, and up to where two logs are one (R15).
 
-A table is a list of (epoch, first_sequence), ascending: a pure function of the log and the snapshot before it. An epoch
-begins with its barrier, written once by its one primary, so two logs that have the same epoch at a position are equal up
-to it (I6).
+A table is a list of (epoch, first_sequence), ascending: a pure function of the log and the snapshot
+before it. An epoch begins with its barrier, written once by its one primary, so two logs that have
+the same epoch at a position are equal up to it (I6).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ Runs = tuple[tuple[int, int], ...]
 
 
 class EpochTable:
-    """Covers the log from ``log_start`` - 1 on: the epoch of the last entry that was trimmed must be known too. If it were
-    not, a member of the set whose log ends there would find nothing in common with a primary that has trimmed up to there."""
+    """Covers the log from ``log_start`` - 1 on: the epoch of the last entry that was trimmed must
+    be known too. If it were not, a member of the set whose log ends there would find nothing in
+    common with a primary that has trimmed up to there."""
 
     __slots__ = ("_runs", "last_epoch")
 
@@ -75,9 +76,11 @@ class EpochTable:
 
 
 def common_prefix(mine: EpochTable, my_last: int, theirs: EpochTable) -> int | None:
-    """The last sequence up to which my epoch at each position is the primary's; None: no epoch that both tables know.
+    """The last sequence up to which my epoch at each position is the primary's; None: no epoch that
+    both tables know.
 
-    The primary's newest epoch is open-ended: what I have of it came from it, be its ``Sync`` older than that or not.
+    The primary's newest epoch is open-ended: what I have of it came from it, be its ``Sync`` older
+    than that or not.
 
     :raises Divergence: an epoch begins at two places.
 

@@ -1,4 +1,5 @@
-"""The in-sync set as its primary sees it: what is committed (R8, R9), who may join (R10), who must leave (section 6)."""
+"""The in-sync set as its primary sees it: what is committed (R8, R9), who may join (R10), who must
+leave (section 6)."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ Members = frozenset[NodeId]
 
 # --- what counts ---
 def effective_set(learned: Collection[NodeId], proposed: Collection[NodeId]) -> Members:
-    """The set last learned, united with every set proposed and unresolved (R9). Counting less is bug F17.
+    """The set last learned, united with every set proposed and unresolved (R9). Counting less is
+    bug F17.
 
-    A smaller set counts for nothing before it is learned; a larger one counts from before its proposal leaves.
+    A smaller set counts for nothing before it is learned; a larger one counts from before its
+    proposal leaves.
     """
     return frozenset(learned) | frozenset(proposed)
 
@@ -27,15 +30,18 @@ def may_commit(sequence: int, barrier: int) -> bool:
 
 
 def floor_to_join(barrier: int, committed: int) -> int:
-    """R10: at least the barrier. What the primary knows to be committed may lag what the one before it committed (F18)."""
+    """R10: at least the barrier. What the primary knows to be committed may lag what the one before
+    it committed (F18)."""
     return max(barrier, committed)
 
 
 class Commitment:
-    """Up to where the log of one epoch is committed: what every member of the effective set has durable (R8, R9).
+    """Up to where the log of one epoch is committed: what every member of the effective set has
+    durable (R8, R9).
 
-    The committed sequence never decreases, and the first one is at least the barrier. A member's acknowledgement is
-    ``acked`` of its ``ReplicaProgress``; the primary counts by what is durable on its own disk.
+    The committed sequence never decreases, and the first one is at least the barrier. A member's
+    acknowledgement is ``acked`` of its ``ReplicaProgress``; the primary counts by what is durable
+    on its own disk.
     """
 
     __slots__ = ("_copies", "_learned", "_primary", "_proposed", "barrier", "effective", "others")
@@ -53,7 +59,8 @@ class Commitment:
         self._copies: tuple[ReplicaProgress, ...] = ()
 
     def learn(self, isr: Collection[NodeId], copies: Mapping[NodeId, ReplicaProgress], *, settles: bool) -> None:
-        """The cluster map's set is ``isr``. ``settles``: by a version that resolves every proposal made before it."""
+        """The cluster map's set is ``isr``. ``settles``: by a version that resolves every proposal
+        made before it."""
         self._learned = frozenset(isr)
         if settles:
             self._proposed = frozenset()
@@ -89,8 +96,8 @@ class Commitment:
 class Standing(NamedTuple):
     """One copy besides the primary.
 
-    ``lags``: silent, or with something unacknowledged, for longer than ``replica_lag_max``. ``is_fit``: streaming, and
-    stable for as long as a removal for lag asks for.
+    ``lags``: silent, or with something unacknowledged, for longer than ``replica_lag_max``.
+    ``is_fit``: streaming, and stable for as long as a removal for lag asks for.
     """
 
     node: NodeId
@@ -119,8 +126,8 @@ Move = Smaller | Larger | GiveUp
 
 
 def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], floor: int) -> Move | None:
-    """What to propose now; None: all is well, or nothing is allowed. At most one proposal at a time is the caller's to see
-    to."""
+    """What to propose now; None: all is well, or nothing is allowed. At most one proposal at a time
+    is the caller's to see to."""
     others = [standings[node] for node in record.isr if node != me]
     may_go = may_shrink(record)
     if may_go:
@@ -145,12 +152,14 @@ def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], 
 
 
 def may_shrink(record: Record) -> bool:
-    """R3: never below ``min_isr``, else the last store's loss is the loss of what was acknowledged (F16)."""
+    """R3: never below ``min_isr``, else the last store's loss is the loss of what was acknowledged
+    (F16)."""
     return len(record.isr) > record.min_isr
 
 
 def is_fault_here(lagging: Collection[Standing], living: Collection[Standing]) -> bool:
-    """All of several. Of one other alone it cannot be told whose fault it is; then the set shrinks, where it may."""
+    """All of several. Of one other alone it cannot be told whose fault it is; then the set shrinks,
+    where it may."""
     return len(living) > 1 and len(lagging) == len(living)
 
 

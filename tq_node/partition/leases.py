@@ -1,9 +1,10 @@
-"""Who still stands behind a primary, and what may rest on that: strong reads and leases (replication.md, sections 7 and 8).
+"""Who still stands behind a primary, and what may rest on that: strong reads and leases
+(replication.md, sections 7 and 8).
 
-A round is one ``Ping`` to every peer, numbered. A member of the effective set that answers it without refusal had, at that
-moment, promised nothing higher: whoever is primary next comes from among them, so nothing was committed elsewhere before
-the round began. Reads compare round numbers and so involve no clock; leases rest on the *send* time of a round, by the
-sender's monotonic clock.
+A round is one ``Ping`` to every peer, numbered. A member of the effective set that answers it
+without refusal had, at that moment, promised nothing higher: whoever is primary next comes from
+among them, so nothing was committed elsewhere before the round began. Reads compare round numbers
+and so involve no clock; leases rest on the *send* time of a round, by the sender's monotonic clock.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ROUNDS_KEPT = 64
 
 
 class Answered(NamedTuple):
-    """A round that one peer has answered: pass it to ``PartitionCore.confirmed`` of each partition in ``led``."""
+    """A round that one peer has answered: pass it to ``PartitionCore.confirmed`` of each partition
+    in ``led``."""
 
     number: int
     sent_ms: int
@@ -38,8 +40,8 @@ class PingRounds:
         self._rounds: OrderedDict[int, tuple[int, tuple[tuple[int, int], ...]]] = OrderedDict()
 
     def begin(self, now_ms: int, led: Iterable[tuple[int, int]]) -> Ping:
-        """``led``: (partition, epoch). A read that came before this call may be answered once the round's ``number`` is
-        confirmed."""
+        """``led``: (partition, epoch). A read that came before this call may be answered once the
+        round's ``number`` is confirmed."""
         self.number += 1
         self._rounds[self.number] = (now_ms, tuple(led))
         while len(self._rounds) > ROUNDS_KEPT:
@@ -72,7 +74,8 @@ class Confirmations:
             self._latest[node] = (number, sent_ms)
 
     def number(self, others: Iterable[NodeId]) -> int:
-        """The latest round answered by all of ``others``, the members of the effective set but the primary; 0: none yet."""
+        """The latest round answered by all of ``others``, the members of the effective set but the
+        primary; 0: none yet."""
         latest = self._latest
         return min((latest[node][0] if node in latest else 0 for node in others), default=ALWAYS)
 
@@ -83,8 +86,8 @@ class Confirmations:
 
 
 def is_read_confirmed(confirmed: int, needed: int) -> bool:
-    """Section 7: every other member has answered the first round that began after the read came. Less would be a stale
-    read (F24)."""
+    """Section 7: every other member has answered the first round that began after the read came.
+    Less would be a stale read (F24)."""
     return confirmed >= needed
 
 
@@ -95,12 +98,12 @@ def runs_until_ms(confirmed_at_ms: int, lease_ms: int, margin_ms: int) -> int:
 
 
 def renewed_until_ms(asked_at_ms: int, lease_ms: int, margin_ms: int) -> int:
-    """An attempt elsewhere: from when its node *sent* the request, if the answer rests on a round begun after the request
-    came."""
+    """An attempt elsewhere: from when its node *sent* the request, if the answer rests on a round
+    begun after the request came."""
     return asked_at_ms + lease_ms - margin_ms
 
 
 def requeue_at_ms(promise_durable_ms: int, lease_ms: int) -> int:
-    """When a new primary may take it that the attempts it inherited have ended: no older primary was confirmed after its
-    promise."""
+    """When a new primary may take it that the attempts it inherited have ended: no older primary
+    was confirmed after its promise."""
     return promise_durable_ms + lease_ms

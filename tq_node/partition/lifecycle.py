@@ -1,4 +1,5 @@
-"""The task lifecycle: one table from (state, event) to what becomes of the row. Runs at the primary only.
+"""The task lifecycle: one table from (state, event) to what becomes of the row. Runs at the primary
+only.
 
     born ──> scheduled ──due──> pending ──claim──> processing ──complete──> completed
       └────────────────────────────^ ^ ^ │            │ │ │ └──fail, last──> failed ──retry──> pending
@@ -8,9 +9,10 @@
                                    └── (over scheduled, after the back-off)
     scheduled, pending, processing ──cancel──> cancelled ──retry──> pending
 
-Every event carries the time and, where one is needed, a random draw: nothing here reads a clock or rolls dice. A
-transition returns the new row, or the same object where the news was known already (nothing changes, answered ok).
-Sources: docs/reference/task-states.md; docs/explanation/replication.md, sections 3 and 8, F30, F30a, F31.
+Every event carries the time and, where one is needed, a random draw: nothing here reads a clock or
+rolls dice. A transition returns the new row, or the same object where the news was known already
+(nothing changes, answered ok). Sources: docs/reference/task-states.md;
+docs/explanation/replication.md, sections 3 and 8, F30, F30a, F31.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from tq_node.partition.backoff import backoff_delay_ms
 from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
 
 LOST_BACKOFF = Backoff()
-"""Lost attempts wait too, whatever the task says: a task that kills its node must not do so in a tight loop (F31)."""
+"""Lost attempts wait too, whatever the task says: a task that kills its node must not do so in a
+tight loop (F31)."""
 
 
 class Due(msgspec.Struct, frozen=True, gc=False):
@@ -37,7 +40,8 @@ class Due(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An attempt starts on ``node``. ``token`` is the place of the very entry that carries this claim."""
+    """An attempt starts on ``node``. ``token`` is the place of the very entry that carries this
+    claim."""
 
     at_us: int
     token: Token
@@ -259,7 +263,8 @@ def _cancel(row: TaskRow, event: Cancel) -> TaskRow:
 
 
 def _retry(row: TaskRow, event: Retry) -> TaskRow:
-    # The history of the earlier run stays: whoever sends a task back wants to see what it did before.
+    # The history of the earlier run stays: whoever sends a task back wants to see what it did
+    # before.
     return replace(
         row,
         rev=row.rev + 1,
@@ -284,7 +289,8 @@ def _unhandled(row: TaskRow, event: Unhandled) -> TaskRow:
 
 
 def _same_news(row: TaskRow, event: Complete | Fail) -> TaskRow:
-    """An attempt tells a second time how it ended. The token of the attempt that ended last is kept for this."""
+    """An attempt tells a second time how it ended. The token of the attempt that ended last is kept
+    for this."""
     if row.token != event.token:
         raise StaleAttempt(task_id=row.id)
     return row

@@ -1,7 +1,9 @@
-"""What the copies of a partition say to each other (replication.md, section 4), and the node's ``Ping`` for all of them.
+"""What the copies of a partition say to each other (replication.md, section 4), and the node's
+``Ping`` for all of them.
 
-Frozen, array-like msgpack with a number for the kind: part of the protocol between nodes, new fields go to the end with a
-default (F44). Nothing in a message is believed but what its epoch allows: R13 to R16 are in ``following``, R8 in ``leading``.
+Frozen, array-like msgpack with a number for the kind: part of the protocol between nodes, new
+fields go to the end with a default (F44). Nothing in a message is believed but what its epoch
+allows: R13 to R16 are in ``following``, R8 in ``leading``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from tq_node.partition.entries import LogEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
+"""No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and
+sums of two of them do."""
 Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
 """Held by the decoder, at no cost to speak of."""
 
@@ -30,9 +33,11 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Sync(Message, frozen=True, tag=1):
-    """First of an epoch and of a connection. ``epochs``: the primary's table; its last one is open-ended (R15).
+    """First of an epoch and of a connection. ``epochs``: the primary's cluster map; its last one is
+    open-ended (R15).
 
-    ``reset_epoch``: a copy whose promise is below it holds another history and starts from nothing (unsafe recovery); 0: none.
+    ``reset_epoch``: a copy whose promise is below it holds another history and starts from nothing
+    (unsafe recovery); 0: none.
     """
 
     epochs: tuple[tuple[Number, Number], ...]
@@ -108,7 +113,8 @@ AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | Sna
 
 
 class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
-    """Node to node, once for all partitions that the sender leads: (partition, epoch). ``number`` only grows."""
+    """Node to node, once for all partitions that the sender leads: (partition, epoch). ``number``
+    only grows."""
 
     number: Number
     led: tuple[tuple[Number, Number], ...]
@@ -123,8 +129,8 @@ class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
 
 encode: Callable[[AnyMessage], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes | memoryview], AnyMessage] = msgspec.msgpack.Decoder(AnyMessage).decode
-"""For one message; the wire packs many into a box: ``msgspec.msgpack.Decoder(list[AnyMessage])``. :raises
-msgspec.DecodeError:"""
+"""For one message; the wire packs many into a box: ``msgspec.msgpack.Decoder(list[AnyMessage])``.
+:raises msgspec.DecodeError:"""
 
 Addressed = tuple[NodeId, AnyMessage]
 """To whom, and what."""

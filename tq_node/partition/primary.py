@@ -1,4 +1,5 @@
-"""The primary of one epoch: what it appends, when it is active, which in-sync set it proposes (R6 to R12)."""
+"""The primary of one epoch: what it appends, when it is active, which in-sync set it proposes (R6
+to R12)."""
 
 from __future__ import annotations
 
@@ -31,9 +32,11 @@ _EFFECT_OVERHEAD_BYTES = 100
 
 
 class OpenEntry(Generic[News]):
-    """What is proposed in one epoch between two seals: it shares one place in the log, which is what makes a batch cheap.
+    """What is proposed in one epoch between two seals: it shares one place in the log, which is
+    what makes a batch cheap.
 
-    Its sequence is known from the first effect on: a claim's token is the place of the entry that carries it.
+    Its sequence is known from the first effect on: a claim's token is the place of the entry that
+    carries it.
     """
 
     __slots__ = ("_bytes", "_effects", "_log", "_news", "epoch")
@@ -69,8 +72,8 @@ class OpenEntry(Generic[News]):
         return not self._effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
 
     def claim_token(self, claimed_before: int) -> Token:
-        """See ``PartitionCore.claim_token``: two claims of one task never share an entry, else they would share a token
-        (F30a)."""
+        """See ``PartitionCore.claim_token``: two claims of one task never share an entry, else they
+        would share a token (F30a)."""
         if self._effects and claimed_before == self._log.last_sequence + 1:
             self.close()
         return Token(self.epoch, self._log.last_sequence + 1)
@@ -86,27 +89,28 @@ class OpenEntry(Generic[News]):
 
 
 class Primary(Generic[News]):
-    """This node as primary of one epoch. Made when the cluster map names it; thrown away at a higher epoch (R12)."""
+    """This node as primary of one epoch. Made when the cluster map names it; thrown away at a
+    higher epoch (R12)."""
 
     def __init__(
         self,
         me: NodeId,
         log: ReplicaLog[News],
         record: Record,
-        pace: ReplicationSettings,
+        settings: ReplicationSettings,
         budget: Budget,
         outbox: Outbox[News],
         now_ms: int,
     ) -> None:
         self.epoch = record.epoch
         self.record = record
-        self.sender: Sender[News] = Sender(log, record, pace, budget, outbox)
+        self.sender: Sender[News] = Sender(log, record, settings, budget, outbox)
         self.confirmations = Confirmations()
         self.promise_durable_ms: int | None = None
         self.is_active = False
         self._me = me
         self._log = log
-        self._pace = pace
+        self._settings = settings
         self._outbox = outbox
         self._proposed_ms: int | None = None
         self._asked_ms: int | None = None
@@ -117,10 +121,10 @@ class Primary(Generic[News]):
         self.open_entry.close()
         self.follow(record, now_ms)
 
-    # --- the table ---
+    # --- the cluster map ---
     def follow(self, record: Record, now_ms: int) -> None:
-        """Of the same epoch. A higher version settles every proposal: it was that one, or compare-and-set refuses it for
-        ever (R9)."""
+        """Of the same epoch. A higher version settles every proposal: it was that one, or
+        compare-and-set refuses it for ever (R9)."""
         assert record.epoch == self.epoch
         assert record.primary == self._me
         assert self._me in record.isr, "a primary is in sync (I3)"
@@ -145,7 +149,8 @@ class Primary(Generic[News]):
 
     # --- committing ---
     def advance(self) -> None:
-        """Commit what the effective set has durable; with the barrier the primary becomes active (R7, R8). A hot path."""
+        """Commit what the effective set has durable; with the barrier the primary becomes active
+        (R7, R8). A hot path."""
         log = self._log
         sequence = self.commitment.advance(log.durable_sequence, log.committed)
         if sequence is not None:
@@ -168,8 +173,8 @@ class Primary(Generic[News]):
                     self.sender.begin(stream, now_ms)
 
     def seal(self, now_ms: int) -> None:
-        """What was proposed since the last call is an entry, and leaves: before the own disk has it, but not before the
-        promise."""
+        """What was proposed since the last call is an entry, and leaves: before the own disk has
+        it, but not before the promise."""
         self.open_entry.close()
         log = self._log
         if self.spread_to < log.last_sequence:
@@ -198,7 +203,7 @@ class Primary(Generic[News]):
     # --- the set (section 6) ---
     def tick(self, now_ms: int) -> bool:
         """False: there was nothing to do."""
-        if self._rests(now_ms):
+        if self._is_idle(now_ms):
             return False
         for stream in self.sender.streams.values():
             stream.note_nearness(now_ms)
@@ -206,23 +211,24 @@ class Primary(Generic[News]):
         self._decide(now_ms)
         return True
 
-    def _rests(self, now_ms: int) -> bool:
-        """Whether there is nothing to send, to tell or to decide: the usual case, asked for each partition at each tick."""
+    def _is_idle(self, now_ms: int) -> bool:
+        """Whether there is nothing to send, to tell or to decide: the usual case, asked for each
+        partition at each tick."""
         if not self.record.is_settled:
             return False
         log = self._log
         last_sequence, committed = log.last_sequence, log.committed
-        return all(stream.rests(last_sequence, committed, now_ms) for stream in self.sender.streams.values())
+        return all(stream.is_idle(last_sequence, committed, now_ms) for stream in self.sender.streams.values())
 
-    def slept(self, now_ms: int) -> None:
+    def paused(self, now_ms: int) -> None:
         for stream in self.sender.streams.values():
-            stream.slept(now_ms)
+            stream.paused(now_ms)
 
     def _decide(self, now_ms: int) -> None:
         if self.record.successor is not None and self.record.successor != self._me:
             self._hand_over(now_ms)
             return
-        if self._proposed_ms is not None and now_ms - self._proposed_ms < self._pace.proposal_ms:
+        if self._proposed_ms is not None and now_ms - self._proposed_ms < self._settings.proposal_ms:
             return
         if self._is_stuck(now_ms):
             self._ask_epoch(now_ms)
@@ -263,25 +269,26 @@ class Primary(Generic[News]):
         self._recounted()
 
     def _is_stuck(self, now_ms: int) -> bool:
-        """Somebody counts who was proposed and never learned to be in, and who has fallen silent. The proposal may have
-        been lost, or may yet be applied: only a new epoch tells, for it overtakes it (R9)."""
+        """Somebody counts who was proposed and never learned to be in, and who has fallen silent.
+        The proposal may have been lost, or may yet be applied: only a new epoch tells, for it
+        overtakes it (R9)."""
         up = self.record.up
         return any(stream.lags(now_ms) or stream.node not in up for stream in self.commitment.unlearned())
 
     def _ask_epoch(self, now_ms: int) -> None:
-        if self._asked_ms is None or now_ms - self._asked_ms >= self._pace.proposal_ms:
+        if self._asked_ms is None or now_ms - self._asked_ms >= self._settings.proposal_ms:
             self._asked_ms = now_ms
             self._outbox.steps.append(AskEpoch(self._log.partition, self.epoch, self.record.partition_version))
 
     def _hand_over(self, now_ms: int) -> None:
-        """It drains: the driver proposes nothing new (``is_handing_over``). When all is committed, or after some time, it
-        steps down."""
+        """It drains: the driver proposes nothing new (``is_handing_over``). When all is committed,
+        or after some time, it steps down."""
         if self._successor_since_ms is None:
             self._successor_since_ms = now_ms
         is_drained = self._log.committed == self._log.last_sequence and self.open_entry.is_empty
-        if not is_drained and now_ms - self._successor_since_ms < self._pace.handover_ms:
+        if not is_drained and now_ms - self._successor_since_ms < self._settings.handover_ms:
             return
-        if self._asked_ms is None or now_ms - self._asked_ms >= self._pace.proposal_ms:
+        if self._asked_ms is None or now_ms - self._asked_ms >= self._settings.proposal_ms:
             self._asked_ms = now_ms
             self._outbox.steps.append(ProposeStepDown(self._log.partition, self.epoch))
 

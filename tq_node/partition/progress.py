@@ -7,9 +7,9 @@
     SYNC ------------------------------------> SNAPSHOT ----------------------------------> STREAM
                 the log begins too late                   SyncOk: the snapshot is installed
 
-CLOSED: no connection, or nothing of this epoch may leave yet. SYNC: a ``Sync`` is on its way, nothing else. STREAM:
-appends follow one another without waiting, within a window. SNAPSHOT: chunks, within a window of their own; the copy
-counts for nothing.
+CLOSED: no connection, or nothing of this epoch may leave yet. SYNC: a ``Sync`` is on its way,
+nothing else. STREAM: appends follow one another without waiting, within a window. SNAPSHOT: chunks,
+within a window of their own; the copy counts for nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Removals(msgspec.Struct):
 
 
 def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
-    """How long one that was removed for lag must keep up before it is proposed again: doubled at each removal."""
+    """How long one that was removed for lag must keep up before it is proposed again: doubled at
+    each removal."""
     if removals.count == 0:
         return 0
     return int(min(most_ms, first_ms << min(removals.count - 1, 16)))
@@ -83,12 +84,12 @@ def size_of(entries: tuple[LogEntry, ...]) -> int:
 
 
 class ReplicaProgress:
-    """``acked``: durable there in this epoch; it decreases only where the replica says itself that its store was set back (F14).
-    ``next_sequence``: what is sent next, always above it."""
+    """``acked``: durable there in this epoch; it decreases only where the replica says itself that
+    its store was set back (F14). ``next_sequence``: what is sent next, always above it."""
 
     __slots__ = (
         "_budget",
-        "_pace",
+        "_settings",
         "acked",
         "answered_ms",
         "behind_since_ms",
@@ -108,9 +109,9 @@ class ReplicaProgress:
         "sync_sent_ms",
     )
 
-    def __init__(self, node: NodeId, pace: ReplicationSettings, budget: Budget, now_ms: int) -> None:
+    def __init__(self, node: NodeId, settings: ReplicationSettings, budget: Budget, now_ms: int) -> None:
         self.node = node
-        self._pace = pace
+        self._settings = settings
         self._budget = budget
         self.mode = Mode.CLOSED
         self.acked = 0
@@ -170,15 +171,18 @@ class ReplicaProgress:
         return count <= self.room_entries() and (size <= self.room_bytes() or not self.in_flight)
 
     def room_bytes(self) -> int:
-        """How much may be sent now; 0 or less: nothing. With nothing on its way one append may go, however long."""
-        if self.in_flight_entries >= self._pace.window_entries:
+        """How much may be sent now; 0 or less: nothing. With nothing on its way one append may go,
+        however long."""
+        if self.in_flight_entries >= self._settings.window_entries:
             return 0
         budget = self._budget
-        room = min(self._pace.window_bytes - self.in_flight_bytes, budget.in_flight_bytes_max - budget.in_flight_bytes)
+        room = min(
+            self._settings.window_bytes - self.in_flight_bytes, budget.in_flight_bytes_max - budget.in_flight_bytes
+        )
         return max(room, 1) if not self.in_flight else room
 
     def room_entries(self) -> int:
-        return self._pace.window_entries - self.in_flight_entries
+        return self._settings.window_entries - self.in_flight_entries
 
     def sent(self, last: int, count: int, size: int, now_ms: int) -> None:
         """An append of ``count`` entries up to ``last`` has left."""
@@ -222,27 +226,29 @@ class ReplicaProgress:
         return 0 if self.behind_since_ms is None else now_ms - self.behind_since_ms
 
     def lags(self, now_ms: int) -> bool:
-        """Silence counts as much as entries: with no writes, lag would never show a dead replica (F45)."""
-        most = self._pace.replica_lag_max_ms
+        """Silence counts as much as entries: with no writes, lag would never show a dead replica
+        (F45)."""
+        most = self._settings.replica_lag_max_ms
         return self.owes_ms(now_ms) > most or self.is_silent(now_ms)
 
     def is_silent(self, now_ms: int) -> bool:
-        return now_ms - self.answered_ms > self._pace.replica_lag_max_ms
+        return now_ms - self.answered_ms > self._settings.replica_lag_max_ms
 
-    def rests(self, last_sequence: int, committed: int, now_ms: int) -> bool:
-        """It has everything and knows it, keeps near the end, and was heard lately: a tick would do nothing."""
+    def is_idle(self, last_sequence: int, committed: int, now_ms: int) -> bool:
+        """It has everything and knows it, keeps near the end, and was heard lately: a tick would do
+        nothing."""
         return (
             self.mode is Mode.STREAM
             and self.behind_since_ms is None
             and self.next_sequence > last_sequence
             and self.commit_sent >= committed
             and self.near_since_ms is not None
-            and now_ms - self.answered_ms <= self._pace.replica_lag_max_ms
+            and now_ms - self.answered_ms <= self._settings.replica_lag_max_ms
         )
 
     def note_nearness(self, now_ms: int) -> None:
         """At each tick: since when has it kept within ``near_end_ms`` of the end of the log?"""
-        if self.mode is not Mode.STREAM or self.owes_ms(now_ms) > self._pace.near_end_ms or self.lags(now_ms):
+        if self.mode is not Mode.STREAM or self.owes_ms(now_ms) > self._settings.near_end_ms or self.lags(now_ms):
             self.near_since_ms = None
         elif self.near_since_ms is None:
             self.near_since_ms = now_ms
@@ -251,20 +257,20 @@ class ReplicaProgress:
         """May it be proposed, as far as patience goes? Who was never removed for lag needs none."""
         if self.mode is not Mode.STREAM:
             return False
-        patience_ms = stable_for_ms(self.removals, self._pace.stable_for_ms, self._pace.stable_for_ms_max)
+        patience_ms = stable_for_ms(self.removals, self._settings.stable_for_ms, self._settings.stable_for_ms_max)
         if patience_ms == 0:
             return True
         return self.near_since_ms is not None and now_ms - self.near_since_ms >= patience_ms
 
     def removed_for_lag(self, now_ms: int) -> None:
         removals = self.removals
-        if removals.count and now_ms - removals.last_ms > self._pace.removal_memory_ms:
+        if removals.count and now_ms - removals.last_ms > self._settings.removal_memory_ms:
             removals.count = 0
         removals.count += 1
         removals.last_ms = now_ms
         self.near_since_ms = None
 
-    def slept(self, now_ms: int) -> None:
+    def paused(self, now_ms: int) -> None:
         """This process did: what it did not hear meanwhile says nothing (F40)."""
         self.answered_ms = now_ms
         if self.behind_since_ms is not None:

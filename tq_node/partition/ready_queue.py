@@ -1,14 +1,17 @@
-"""What may start, in order: one line over all partitions that a node leads, kept as a heap for each of them.
+"""What may start, in order: one line over all partitions that a node leads, kept as a heap for each
+of them.
 
-Entries are bytes, not objects: a million of them cost about 100 MB and nothing to the garbage collector, and comparing them
-is one memcmp. They are hints: an entry says that a task was pending (or scheduled) when it was pushed; whoever pops it
-looks at the row. The heads of all heaps are a heap themselves, so that taking a partition up or letting it go looks at none of
-the others' entries, however many wait.
+Entries are bytes, not objects: a million of them cost about 100 MB and nothing to the garbage
+collector, and comparing them is one memcmp. They are hints: an entry says that a task was pending
+(or scheduled) when it was pushed; whoever pops it looks at the row. The heads of all heaps are a
+heap themselves, so that taking a partition up or letting it go looks at none of the others'
+entries, however many wait.
 
-**Order.** The rank of a task is the time it became due, plus ``AGE_STEP_MS`` for each priority below 9; the smallest rank
-starts first. So of two tasks that are due the higher priority starts first, unless the lower one has been due for longer
-by (difference of priorities) x ``AGE_STEP_MS``: that is the bound on starving. Priority 0 waits at most nine steps, nine
-minutes, behind any number of tasks of priority 9 that became due after it.
+**Order.** The rank of a task is the time it became due, plus ``AGE_STEP_MS`` for each priority
+below 9; the smallest rank starts first. So of two tasks that are due the higher priority starts
+first, unless the lower one has been due for longer by (difference of priorities) x ``AGE_STEP_MS``:
+that is the bound on starving. Priority 0 waits at most nine steps, nine minutes, behind any number
+of tasks of priority 9 that became due after it.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ Lane = tuple[str, str]
 _UNKNOWN = ""
 """In place of a type that nobody is known to name: no task has it."""
 _HEADS_MAX = 50_000
-"""A line that is asked for nothing collects stale heads; past this they are made anew when it is."""
+"""A line that is asked for nothing collects stale heads; past this they are made anew when it is.
+"""
 _LINES_MAX = 8
 """Lines of other workers that are kept, besides this node's own."""
 
@@ -58,7 +62,8 @@ class _Heaps:
         return heap[0] is key
 
     def pop(self, partition: int, key: bytes) -> list[bytes] | None:
-        """Remove ``key`` and return what is left of its heap; None where it is not a first entry any more."""
+        """Remove ``key`` and return what is left of its heap; None where it is not a first entry
+        any more."""
         heap = self.of.get(partition)
         if not heap or heap[0] != key:
             return None
@@ -85,7 +90,8 @@ class _Heaps:
 class _Line:
     """The heads of all lanes that one kind of worker may take from, as a heap.
 
-    Some are stale: only one that is its heap's first entry counts. ``heads`` None: to be made anew when they are asked for.
+    Some are stale: only one that is its heap's first entry counts. ``heads`` None: to be made anew
+    when they are asked for.
     """
 
     __slots__ = ("heads", "types")
@@ -99,10 +105,12 @@ class _Line:
 
 
 class ReadySet:
-    """Pending tasks by rank, in a lane for each queue and type; types that no worker is known to name share one.
+    """Pending tasks by rank, in a lane for each queue and type; types that no worker is known to
+    name share one.
 
-    A lane that may not be taken from costs nothing, however much lies in it: of a paused queue, or of a type that the worker
-    which asks has no handler for. ``own`` is what this node's worker takes; ``pop_for`` asks for those of other nodes.
+    A lane that may not be taken from costs nothing, however much lies in it: of a paused queue, or
+    of a type that the worker which asks has no handler for. ``own`` is what this node's worker
+    takes; ``pop_for`` asks for those of other nodes.
     """
 
     def __init__(self, own: Collection[str] | None = None, known: Collection[str] = frozenset()) -> None:
@@ -112,9 +120,11 @@ class ReadySet:
         self._known = frozenset(known)
         self._own = _Line(own)
         self._lines = [self._own]
-        """Behind this node's own line, those of other workers that ask; the one that asked last is the last."""
+        """Behind this node's own line, those of other workers that ask; the one that asked last is
+        the last."""
         self.is_misplaced = False
-        """Tasks may lie in the lane of unknown types whose type is known by now: they are to be read anew."""
+        """Tasks may lie in the lane of unknown types whose type is known by now: they are to be
+        read anew."""
 
     def like(self) -> ReadySet:
         """An empty one with the same lanes, and no queue paused."""
@@ -140,7 +150,8 @@ class ReadySet:
         self._own.heads = None
 
     def set_known(self, types: Collection[str]) -> None:
-        """The types that workers name anywhere. What is dropped keeps its lanes until they are empty."""
+        """The types that workers name anywhere. What is dropped keeps its lanes until they are
+        empty."""
         known = frozenset(types)
         if not known <= self._known and any(lane[1] == _UNKNOWN for lane in self._lanes):
             self.is_misplaced = True
@@ -169,13 +180,15 @@ class ReadySet:
                     line.heads = None
 
     def extend(self, tasks: list[tuple[str, int, str, int, int, str]]) -> None:
-        """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before ``arrange``."""
+        """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before
+        ``arrange``."""
         for task_id, partition, queue, priority, run_at_us, task_type in tasks:
             key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
             self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).push(partition, key)
 
     def arrange(self) -> None:
-        """Show what ``extend`` has brought. The heaps are in order already: a million entries at once would hold the reactor."""
+        """Show what ``extend`` has brought. The heaps are in order already: a million entries at
+        once would hold the reactor."""
         self._forget_heads()
 
     # --- taking out ---
@@ -184,7 +197,8 @@ class ReadySet:
         return self.pop(self._line_of(types))
 
     def pop(self, line: _Line | None = None) -> tuple[str, int] | None:
-        """The (task_id, partition) of least rank that this node's worker may start; None where there is none."""
+        """The (task_id, partition) of least rank that this node's worker may start; None where
+        there is none."""
         if line is None:
             line = self._own
         heads = line.heads
@@ -242,11 +256,13 @@ class ReadySet:
         return bool(self._make_heads(self._own) if heads is None else heads)
 
     def kinds(self) -> set[str]:
-        """The types of which something waits in a queue that is not paused; empty text: some that nobody names."""
+        """The types of which something waits in a queue that is not paused; empty text: some that
+        nobody names."""
         return {kind for queue, kind in self._lanes if queue not in self._paused}
 
     def waiting_for(self, types: Collection[str] | None) -> tuple[int, int]:
-        """How many entries ``pop_for`` may come to, and how many of those ``pop`` may come to as well."""
+        """How many entries ``pop_for`` may come to, and how many of those ``pop`` may come to as
+        well."""
         line, own = _Line(types), self._own
         all_of_them = shared = 0
         for lane, heaps in self._lanes.items():

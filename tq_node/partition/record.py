@@ -1,4 +1,5 @@
-"""The table's record of one partition, as far as its copies need it. The driver makes it from ``cluster``'s entry."""
+"""The cluster map's record of one partition, as far as its copies need it. The driver makes it from
+``cluster``'s entry."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ from tq_node.types import NodeId
 
 
 class Record(msgspec.Struct, frozen=True):
-    """``up``: which of the copies the table has as up; it may change while ``partition_version`` does not.
+    """``up``: which of the copies the cluster map has as up; it may change while
+    ``partition_version`` does not.
 
-    ``reset_epoch``: that of the latest choice outside R1, 0 if there was none. A copy whose promise is below it holds another
-    history.
+    ``reset_epoch``: that of the latest choice outside R1, 0 if there was none. A copy whose promise
+    is below it holds another history.
     """
 
     epoch: int
@@ -28,7 +30,8 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def is_settled(self) -> bool:
-        """Every copy is in sync and up, and none comes or goes: there is nothing to propose as long as none lags."""
+        """Every copy is in sync and up, and none comes or goes: there is nothing to propose as long
+        as none lags."""
         return len(self.isr) == len(self.copies) == len(self.up) and not (
             self.adding or self.removing or self.successor
         )

@@ -1,6 +1,7 @@
-"""The replica's half: promises, cuts, appends, acknowledgements in the order received (R13 to R17), and snapshots coming in.
+"""The replica's half: promises, cuts, appends, acknowledgements in the order received (R13 to R17),
+and snapshots coming in.
 
-Nothing here knows who is primary by the table: the epoch of a message says whom to obey.
+Nothing here knows who is primary by the cluster map: the epoch of a message says whom to obey.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from tq_node.types import NodeId
 
 
 class Replica(Generic[News]):
-    """Follows the primary of the highest epoch promised: keeps ``log`` a prefix of the primary's and acknowledges it."""
+    """Follows the primary of the highest epoch promised: keeps ``log`` a prefix of the primary's
+    and acknowledges it."""
 
     def __init__(self, log: ReplicaLog[News], outbox: Outbox[News]) -> None:
         self._log = log
@@ -48,8 +50,9 @@ class Replica(Generic[News]):
         self.obeyed_epoch = 0
         """Of the latest ``Sync``."""
         self.synced_epoch = 0
-        """The same, if this log is the primary's up to its end: only then it takes entries (R14)."""
-        self._told = 0
+        """The same, if this log is the primary's up to its end: only then it takes entries (R14).
+        """
+        self._received_commit = 0
         self._ack_to: NodeId | None = None
         self._incoming: SnapBegin | None = None
         self._next_chunk = 0
@@ -85,10 +88,11 @@ class Replica(Generic[News]):
         ):
             raise Unsound(f"a log of epoch {message.epoch} that ends at {last} with the epochs {epochs!r:.200}")
 
-    def is_known_to_table(self, source: NodeId, sync: Sync, record: Record | None) -> bool:
-        """What can't be undone waits for this node's own table: a promise far ahead of it, and giving up what is here.
+    def is_in_cluster_map(self, source: NodeId, sync: Sync, record: Record | None) -> bool:
+        """What can't be undone waits for this node's own cluster map: a promise far ahead of it,
+        and giving up what is here.
 
-        :raises Unsound: by the table that epoch is another's.
+        :raises Unsound: by the cluster map that epoch is another's.
         """
         if record is None:
             return True
@@ -107,15 +111,16 @@ class Replica(Generic[News]):
             if log.promised < message.reset_epoch and log.last_sequence:
                 log.drop()  # another history was chosen outside the rules; what is here belongs to no log any more
             self.promise(message.epoch)
-            self.forget_told()
+            self.forget_received_commit()
         if self.is_receiving:
             self.abort_snapshot()
         self.source, self.obeyed_epoch = source, message.epoch
         self._ack_to = None
         prefix = self.agreed(message)
         if prefix is None:
-            # The primary has trimmed all that could tell. What is committed here is its too; the rest stays until a snapshot
-            # takes its place: it may be the best that is left, should the primary be lost before that.
+            # The primary has trimmed all that could tell. What is committed here is its too; the
+            # rest stays until a snapshot takes its place: it may be the best that is left, should
+            # the primary be lost before that.
             self.synced_epoch = 0
             prefix = log.committed
         else:
@@ -125,13 +130,15 @@ class Replica(Generic[News]):
         self.after_write.append((source, SyncOk(log.partition, message.epoch, prefix)))
 
     def promise(self, epoch: int) -> None:
-        """R13. Answers of older epochs that have not left yet never will: they speak of a log that may be cut by now."""
+        """R13. Answers of older epochs that have not left yet never will: they speak of a log that
+        may be cut by now."""
         self._log.promise(epoch)
         self._ack_to = None
         self.after_write = [addressed for addressed in self.after_write if addressed[1].epoch >= epoch]
 
     def agreed(self, sync: Sync) -> int | None:
-        """R15: up to where this log is the primary's; None: that can't be told, and a snapshot is needed.
+        """R15: up to where this log is the primary's; None: that can't be told, and a snapshot is
+        needed.
 
         :raises Divergence: both know what must be committed, and it is not the same.
         """
@@ -168,9 +175,9 @@ class Replica(Generic[News]):
             for entry, effects in zip(fresh, self._effects_of(fresh, message), strict=True):
                 log.append(entry, effects, [])
         self._ack_to = source
-        if message.committed_sequence > self._told:
-            self._told = message.committed_sequence
-            self.apply_told()
+        if message.committed_sequence > self._received_commit:
+            self._received_commit = message.committed_sequence
+            self.commit_received()
 
     def _check_source(self, source: NodeId, message: Message) -> None:
         """An epoch has one primary, and it is the one whose ``Sync`` was obeyed. :raises Unsound:"""
@@ -178,7 +185,8 @@ class Replica(Generic[News]):
             raise Unsound(f"{source} speaks as primary of epoch {message.epoch}, which {self.source} is")
 
     def _effects_of(self, entries: Sequence[LogEntry], message: Append) -> list[list[Effect]]:
-        """Decoded here, once, before they are in the log: one that can't be read would be met again at each start.
+        """Decoded here, once, before they are in the log: one that can't be read would be met again
+        at each start.
 
         :raises Unsound: not what a primary of this epoch can have written.
         """
@@ -203,7 +211,8 @@ class Replica(Generic[News]):
         return message.epoch == self._log.promised and message.epoch == self.obeyed_epoch
 
     def _not_yet_had(self, message: Append) -> tuple[LogEntry, ...]:
-        """A message that was late, or sent twice: what is here already is the same, for the logs agree since the ``Sync``."""
+        """A message that was late, or sent twice: what is here already is the same, for the logs
+        agree since the ``Sync``."""
         log = self._log
         had = min(log.last_sequence - message.prev_sequence, len(message.entries))
         for entry in message.entries[:had]:
@@ -214,13 +223,13 @@ class Replica(Generic[News]):
     # --- R17 ---
     def appliable(self) -> int:
         """What was told to be committed *in this epoch*, as far as it is here, and durable."""
-        return min(self._told, self._log.durable_sequence)
+        return min(self._received_commit, self._log.durable_sequence)
 
-    def forget_told(self) -> None:
+    def forget_received_commit(self) -> None:
         """A new epoch: what was told in the last one was of another primary's log."""
-        self._told = 0
+        self._received_commit = 0
 
-    def apply_told(self) -> None:
+    def commit_received(self) -> None:
         log = self._log
         if log.promised == self.synced_epoch:
             sequence = self.appliable()

@@ -1,7 +1,9 @@
-"""This node's copy of one partition's log: what is in it, what of that is durable, committed, applied; and what the disk owes.
+"""This node's copy of one partition's log: what is in it, what of that is durable, committed,
+applied; and what the disk owes.
 
-Both roles work on it. Writes are gathered in a draft, taken as one, and become durable in the order taken; several may be
-on their way. An entry is encoded once, and is the same object for the disk and for every replica.
+Both roles work on it. Writes are gathered in a draft, taken as one, and become durable in the order
+taken; several may be on their way. An entry is encoded once, and is the same object for the disk
+and for every replica.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ ENTRY_OVERHEAD_BYTES = 64
 
 
 class Committed(Generic[News]):
-    """One entry, in the log and one day committed. ``news``: the proposer's, one for each effect that had any; none on a
-    replica.
+    """One entry, in the log and one day committed. ``news``: the proposer's, one for each effect
+    that had any; none on a replica.
 
     The effects of an entry that came from elsewhere are decoded when they are asked for.
     """
@@ -45,8 +47,8 @@ class Committed(Generic[News]):
 
     @property
     def effects(self) -> list[Effect]:
-        """:raises msgspec.DecodeError: not what an entry holds, though its checksum is right: an entry of a newer kind
-        (F44)."""
+        """:raises msgspec.DecodeError: not what an entry holds, though its checksum is right: an
+        entry of a newer kind (F44)."""
         if self._effects is None:
             self._effects = decode_effects(self._payload)
         return self._effects
@@ -62,8 +64,8 @@ class Tail(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """What the store has of a partition at start. ``epochs`` covers ``log_start`` - 1; ``tail`` is all of the log behind
-    ``applied``."""
+    """What the store has of a partition at start. ``epochs`` covers ``log_start`` - 1; ``tail`` is
+    all of the log behind ``applied``."""
 
     promised: int = 0
     epochs: tuple[tuple[int, int], ...] = ()
@@ -84,12 +86,13 @@ class Install(msgspec.Struct, frozen=True):
 
 
 class PendingWrite(msgspec.Struct):
-    """What one transaction shall do to the partition, in this order. Only the net effect: a cut takes entries of the draft
-    away."""
+    """What one transaction shall do to the partition, in this order. Only the net effect: a cut
+    takes entries of the draft away."""
 
     promise: int = 0
     drop: bool = False
-    """Rows, tombstones, log, epochs, horizon, applied, what is staged: all go. The promise stays."""
+    """Rows, tombstones, log, epochs, horizon, applied, what is staged: all go. The promise stays.
+    """
     unstage: bool = False
     stage: list[tuple[int, bytes]] = []
     install: Install | None = None
@@ -111,7 +114,8 @@ class PendingWrite(msgspec.Struct):
 
 
 class _Write:
-    """One draft on its way. ``last``: where the log ends once it is durable, less what was cut since."""
+    """One draft on its way. ``last``: where the log ends once it is durable, less what was cut
+    since."""
 
     __slots__ = ("last", "number", "promise")
 
@@ -122,9 +126,10 @@ class _Write:
 
 
 class ReplicaLog(Generic[News]):
-    """See the module's docstring. ``last_sequence`` counts what is in memory, ``durable_sequence`` what the disk has of it."""
+    """See the module's docstring. ``last_sequence`` counts what is in memory, ``durable_sequence``
+    what the disk has of it."""
 
-    def __init__(self, partition: int, stored: Stored, pace: ReplicationSettings, budget: Budget) -> None:
+    def __init__(self, partition: int, stored: Stored, settings: ReplicationSettings, budget: Budget) -> None:
         self.partition = partition
         self.promised = self.durable_promised = stored.promised
         self.epochs = EpochTable(stored.epochs)
@@ -143,7 +148,7 @@ class ReplicaLog(Generic[News]):
         self._writes: deque[_Write] = deque()
         self._marks: deque[tuple[int, int]] = deque()
         self._mark_bytes = 0
-        self._pace = pace
+        self._settings = settings
         self._budget = budget
         self._recover(stored)
 
@@ -182,17 +187,17 @@ class ReplicaLog(Generic[News]):
         self._await_commit(Committed(sequence, effects, entry.payload, news, size))
         self.recent.append(entry)
         self._recent_bytes += size
-        if self._recent_bytes > self._pace.recent_bytes:
+        if self._recent_bytes > self._settings.recent_bytes:
             self._forget_recent()
         self._mark_bytes += size
-        if self._mark_bytes >= self._pace.mark_bytes:
+        if self._mark_bytes >= self._settings.mark_bytes:
             self._marks.append((sequence, self._mark_bytes))
             self._mark_bytes = 0
 
     def _forget_recent(self) -> None:
         """Only what could be read again: what is not yet durable stays."""
         recent, durable = self.recent, self.durable_sequence
-        while len(recent) > 1 and self._recent_bytes > self._pace.recent_bytes and recent[0].sequence <= durable:
+        while len(recent) > 1 and self._recent_bytes > self._settings.recent_bytes and recent[0].sequence <= durable:
             self._recent_bytes -= len(recent.popleft().payload) + ENTRY_OVERHEAD_BYTES
 
     def recent_from(self, first: int, bytes_max: int, entries_max: int) -> tuple[LogEntry, ...]:
@@ -204,7 +209,8 @@ class ReplicaLog(Generic[News]):
 
     # --- shrinking ---
     def cut_after(self, sequence: int) -> None:
-        """R15. :raises Divergence: it would take away what is committed (I5): this copy is not what the log says."""
+        """R15. :raises Divergence: it would take away what is committed (I5): this copy is not what
+        the log says."""
         assert sequence < self.last_sequence
         if sequence < self.committed:
             raise Divergence(
@@ -229,7 +235,8 @@ class ReplicaLog(Generic[News]):
         self.forget_writes_after(sequence)
 
     def forget_writes_after(self, sequence: int) -> None:
-        """What is on its way to the disk counts no further than the cut, though it gets there first."""
+        """What is on its way to the disk counts no further than the cut, though it gets there
+        first."""
         for write in self._writes:
             write.last = min(write.last, sequence)
 
@@ -299,7 +306,8 @@ class ReplicaLog(Generic[News]):
         return newly
 
     def abandon_news(self) -> None:
-        """Nobody waits any more for what is not committed: who proposed it hears that the outcome is not known (R12)."""
+        """Nobody waits any more for what is not committed: who proposed it hears that the outcome
+        is not known (R12)."""
         for entry in self.uncommitted:
             entry.news = []
 
@@ -318,12 +326,13 @@ class ReplicaLog(Generic[News]):
             self.durable_sequence = max(self.durable_sequence, write.last)
             self.durable_promised = max(self.durable_promised, write.promise)
         assert self.durable_sequence <= self.last_sequence, "what is cut is not durable"
-        if self._recent_bytes > self._pace.recent_bytes:
+        if self._recent_bytes > self._settings.recent_bytes:
             self._forget_recent()
 
     # --- trimming ---
     def bytes_after(self, sequence: int) -> int:
-        """Of the log behind ``sequence``, about: what was appended in this run of the process, by ``mark_bytes``."""
+        """Of the log behind ``sequence``, about: what was appended in this run of the process, by
+        ``mark_bytes``."""
         return self._mark_bytes + sum(size for last, size in self._marks if last > sequence)
 
     def keeps_from(self, bytes_max: int) -> int:

@@ -1,4 +1,5 @@
-"""Getting the log to the other copies: the primary's half of every stream, in one epoch (replication.md, sections 4 and 6)."""
+"""Getting the log to the other copies: the primary's half of every stream, in one epoch
+(replication.md, sections 4 and 6)."""
 
 from __future__ import annotations
 
@@ -19,26 +20,28 @@ from tq_node.types import NodeId
 
 
 class Sender(Generic[News]):
-    """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if the log begins too late."""
+    """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if
+    the log begins too late."""
 
     def __init__(
         self,
         log: ReplicaLog[News],
         record: Record,
-        pace: ReplicationSettings,
+        settings: ReplicationSettings,
         budget: Budget,
         outbox: Outbox[News],
     ) -> None:
         self.epoch = record.epoch
         self.streams: dict[NodeId, ReplicaProgress] = {}
         self.counting: frozenset[NodeId] = frozenset()
-        """The effective set. Its members are never held up; the others are filled at the node's ``CopyRate``."""
+        """The effective set. Its members are never held up; the others are filled at the node's
+        ``CopyRate``."""
         self._log = log
         self._record = record
-        self._pace = pace
+        self._settings = settings
         self._budget = budget
         self._outbox = outbox
-        self._snapshots = Snapshots(log, record.epoch, pace, budget.copying, outbox)
+        self._snapshots = Snapshots(log, record.epoch, settings, budget.copying, outbox)
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:
@@ -46,13 +49,13 @@ class Sender(Generic[News]):
         self._record = record
         for node in record.copies:
             if node != me and node not in self.streams:
-                self.streams[node] = ReplicaProgress(node, self._pace, self._budget, now_ms)
+                self.streams[node] = ReplicaProgress(node, self._settings, self._budget, now_ms)
         for node in [node for node in self.streams if node not in record.copies]:
             self.close(self.streams.pop(node))
 
     def may_send(self) -> bool:
-        """R6, I4: nothing of this epoch leaves before the promise of it is durable. Else a crash could forget that this
-        epoch was begun, and begin it again with other entries (F21)."""
+        """R6, I4: nothing of this epoch leaves before the promise of it is durable. Else a crash
+        could forget that this epoch was begun, and begin it again with other entries (F21)."""
         return self._log.durable_promised >= self.epoch
 
     def begin(self, stream: ReplicaProgress, now_ms: int) -> None:
@@ -76,9 +79,10 @@ class Sender(Generic[News]):
 
     # --- entries ---
     def spread(self, first: int, now_ms: int) -> None:
-        """There are entries from ``first`` on that nobody was sent. The usual case is one message, the same for all."""
+        """There are entries from ``first`` on that nobody was sent. The usual case is one message,
+        the same for all."""
         log = self._log
-        entries = log.recent_from(first, self._pace.append_bytes_aim, self._pace.window_entries)
+        entries = log.recent_from(first, self._settings.append_bytes_aim, self._settings.window_entries)
         append: Append | None = None
         size = size_of(entries)
         for stream in self.streams.values():
@@ -99,14 +103,15 @@ class Sender(Generic[News]):
         self._outbox.messages.append((stream.node, append))
 
     def pump(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Whatever the window has room for: from memory, or else the store is asked. A copy that does not count yet catches up
-        no faster than the node's rate; what that holds up goes on at a later tick."""
+        """Whatever the window has room for: from memory, or else the store is asked. A copy that
+        does not count yet catches up no faster than the node's rate; what that holds up goes on at
+        a later tick."""
         log = self._log
         while stream.mode is Mode.STREAM and stream.next_sequence <= log.last_sequence and not stream.is_reading:
             room = min(stream.room_bytes(), self.copy_room_bytes(stream))
             if room <= 0:
                 return
-            bytes_max = min(room, self._pace.append_bytes_aim)
+            bytes_max = min(room, self._settings.append_bytes_aim)
             entries = log.recent_from(stream.next_sequence, bytes_max, stream.room_entries())
             if not entries:
                 if stream.next_sequence < log.log_start:
@@ -132,7 +137,8 @@ class Sender(Generic[News]):
         self._send(stream, append, size, now_ms)
 
     def log_read(self, stream: ReplicaProgress, entries: Sequence[Entry], now_ms: int) -> None:
-        """What the store had. Of no use if the stream has begun anew since, or a cut came in between."""
+        """What the store had. Of no use if the stream has begun anew since, or a cut came in
+        between."""
         if not stream.is_reading:
             return
         stream.is_reading = False
@@ -148,17 +154,19 @@ class Sender(Generic[News]):
             and entries[-1].sequence <= log.last_sequence
             and log.epochs.at(entries[-1].sequence) == entries[-1].epoch
         ):
-            fitting = head(map(log_entry, entries), self._pace.append_bytes_aim, stream.room_entries())
+            fitting = head(map(log_entry, entries), self._settings.append_bytes_aim, stream.room_entries())
             self._send_entries(stream, fitting, now_ms)
         self.pump(stream, now_ms)
 
     # --- answers ---
     def synced(self, stream: ReplicaProgress, durable_sequence: int, now_ms: int) -> None:
-        """``SyncOk``. An old one is as good as an ``Ack``: within an epoch nothing that was acknowledged is cut again.
+        """``SyncOk``. An old one is as good as an ``Ack``: within an epoch nothing that was
+        acknowledged is cut again.
 
-        One that says less than was acknowledged is the answer to an earlier ``Sync``, or its store was set back to an older state
-        (F14). Both ways it is sent again what it may lack, and what it had does not count (R10). If the log does not reach back
-        so far, a member of the set lags until it is out of it, or says better.
+        One that says less than was acknowledged is the answer to an earlier ``Sync``, or its store
+        was set back to an older state (F14). Both ways it is sent again what it may lack, and what
+        it had does not count (R10). If the log does not reach back so far, a member of the set lags
+        until it is out of it, or says better.
         """
         log = self._log
         if durable_sequence > log.last_sequence:
@@ -233,7 +241,8 @@ class Sender(Generic[News]):
 
     # --- time ---
     def tick(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """What nobody answered begins again; what is committed is told; what waited for the node's budget may go."""
+        """What nobody answered begins again; what is committed is told; what waited for the node's
+        budget may go."""
         mode = stream.mode
         if mode is Mode.CLOSED:
             return
@@ -247,14 +256,15 @@ class Sender(Generic[News]):
 
     def is_stalled(self, stream: ReplicaProgress, now_ms: int) -> bool:
         if stream.mode is Mode.SYNC:
-            return now_ms - stream.sync_sent_ms >= self._pace.sync_again_ms
+            return now_ms - stream.sync_sent_ms >= self._settings.sync_again_ms
         if stream.mode is Mode.SNAPSHOT:
             return self._snapshots.is_stalled(stream, now_ms)
         in_flight = stream.in_flight
-        return bool(in_flight) and now_ms - in_flight[0].sent_ms >= self._pace.sync_again_ms
+        return bool(in_flight) and now_ms - in_flight[0].sent_ms >= self._settings.sync_again_ms
 
     def _send_commit(self, stream: ReplicaProgress) -> None:
-        """An empty append, where no entries carried the news. It also finds out whether the last of them was lost."""
+        """An empty append, where no entries carried the news. It also finds out whether the last of
+        them was lost."""
         log = self._log
         if stream.commit_sent < log.committed and not stream.in_flight:
             stream.commit_sent = log.committed
@@ -263,7 +273,8 @@ class Sender(Generic[News]):
 
     # --- looking ---
     def left_bytes(self, stream: ReplicaProgress, content_bytes: int) -> int:
-        """About what the copy still lacks; for people. ``content_bytes``: of the whole partition, were it sent anew."""
+        """About what the copy still lacks; for people. ``content_bytes``: of the whole partition,
+        were it sent anew."""
         log = self._log
         if stream.acked >= log.last_sequence:
             return 0
@@ -278,12 +289,13 @@ class Sender(Generic[News]):
 
     # --- trimming ---
     def trim_floor(self, stream: ReplicaProgress, wanted: int, *, counts: bool) -> int:
-        """Up to where the log may go, as far as this replica is concerned. ``counts``: it is in the effective set."""
+        """Up to where the log may go, as far as this replica is concerned. ``counts``: it is in the
+        effective set."""
         log = self._log
         if counts:
             return min(wanted, stream.acked)  # a member of the set never needs a snapshot (I1)
         if stream.mode is Mode.SNAPSHOT and stream.outgoing is not None:
-            return min(wanted, max(stream.outgoing.hold_from, log.keeps_from(self._pace.hold_bytes_max)))
+            return min(wanted, max(stream.outgoing.hold_from, log.keeps_from(self._settings.hold_bytes_max)))
         if stream.acked >= wanted:
             return wanted
-        return min(wanted, max(stream.acked, log.keeps_from(self._pace.retain_bytes)))
+        return min(wanted, max(stream.acked, log.keeps_from(self._settings.retain_bytes)))

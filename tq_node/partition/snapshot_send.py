@@ -1,5 +1,5 @@
-"""Snapshots on their way out: rows and tombstones at one applied sequence, as opaque chunks (replication.md, section 6,
-catch-up)."""
+"""Snapshots on their way out: rows and tombstones at one applied sequence, as opaque chunks
+(replication.md, section 6, catch-up)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from tq_node.partition.settings import ReplicationSettings
 
 
 class Snapshots(Generic[News]):
-    """Of one epoch. One for each replica that needs one; the store limits how many are open, ``rate`` how fast they go."""
+    """Of one epoch. One for each replica that needs one; the store limits how many are open,
+    ``rate`` how fast they go."""
 
     def __init__(
         self,
         log: ReplicaLog[News],
         epoch: int,
-        pace: ReplicationSettings,
+        settings: ReplicationSettings,
         rate: CopyRate,
         outbox: Outbox[News],
     ) -> None:
         self._log = log
         self._epoch = epoch
-        self._pace = pace
+        self._settings = settings
         self._rate = rate
         self._outbox = outbox
         self._last_id = 0
 
     def open(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """The log behind the present ``applied`` is held from now on: the read transaction begins later, so not below it."""
+        """The log behind the present ``applied`` is held from now on: the read transaction begins
+        later, so not below it."""
         self._last_id += 1
         stream.outgoing = SnapshotTransfer(self._last_id, self._log.applied, now_ms)
         self._outbox.requests.append(OpenSnapshot(stream.node, self._last_id))
@@ -69,7 +71,8 @@ class Snapshots(Generic[News]):
         self._read_on(stream, outgoing)
 
     def _read_on(self, stream: ReplicaProgress, outgoing: SnapshotTransfer) -> None:
-        """One read at a time, no more on the way than the window holds, no faster than the node's rate."""
+        """One read at a time, no more on the way than the window holds, no faster than the node's
+        rate."""
         if self.may_read_on(outgoing) and self._rate.room_bytes > 0:
             outgoing.is_reading = True
             self._outbox.requests.append(ReadChunk(stream.node, outgoing.snapshot_id))
@@ -86,7 +89,7 @@ class Snapshots(Generic[News]):
             self._read_on(stream, outgoing)
 
     def has_room(self, outgoing: SnapshotTransfer) -> bool:
-        return outgoing.sent - outgoing.staged < self._pace.snapshot_window
+        return outgoing.sent - outgoing.staged < self._settings.snapshot_window
 
     def chunk(self, stream: ReplicaProgress, snapshot_id: int, data: bytes | None, digest: bytes) -> None:
         outgoing = stream.outgoing
@@ -121,7 +124,8 @@ class Snapshots(Generic[News]):
         return outgoing is not None and 0 < outgoing.applied <= stream.acked
 
     def is_stalled(self, stream: ReplicaProgress, now_ms: int) -> bool:
-        """Nothing moves, or so much was written meanwhile that the log behind it was given up: begin again (``hold_max``)."""
+        """Nothing moves, or so much was written meanwhile that the log behind it was given up:
+        begin again (``hold_max``)."""
         outgoing = stream.outgoing
         if outgoing is None:
             return True
@@ -129,4 +133,4 @@ class Snapshots(Generic[News]):
             return False  # it waits for its turn at the store
         if outgoing.applied + 1 < self._log.log_start:
             return True
-        return not outgoing.is_reading and now_ms - outgoing.moved_ms >= self._pace.snapshot_stall_ms
+        return not outgoing.is_reading and now_ms - outgoing.moved_ms >= self._settings.snapshot_stall_ms

@@ -1,4 +1,5 @@
-"""Why a task that has not ended does not run: one function, to which each reason is added that there comes to be."""
+"""Why a task that has not ended does not run: one function, to which each reason is added that
+there comes to be."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from tq_node.types import State, TaskRow, WaitsFor
 class Surroundings(msgspec.Struct, frozen=True):
     """What a row does not say itself.
 
-    ``without_handler_us``: since when no worker of the cluster has a handler for a type, wall clock; None where one has, or may
-    have.
+    ``without_handler_us``: since when no worker of the cluster has a handler for a type, wall
+    clock; None where one has, or may have.
     """
 
     without_handler_us: Callable[[str], int | None]

@@ -1,1 +1,2 @@
-"""PURE. Consensus for the metadata log (Raft); payloads are opaque bytes to it. See docs/explanation/raft.md."""
+"""PURE. Consensus for the metadata log (Raft); payloads are opaque bytes to it. See
+docs/explanation/raft.md."""

@@ -1,7 +1,9 @@
-"""``RaftCore``: one node's consensus. Events go in, a ``Ready`` comes out; nothing here has a clock, a disk, a socket or dice.
+"""``RaftCore``: one node's consensus. Events go in, a ``Ready`` comes out; nothing here has a
+clock, a disk, a socket or dice.
 
-The driver's loop is at ``messages.Ready`` and in docs/explanation/raft.md. Everything is synchronous and belongs to one thread. A
-failed assertion means that a promise of Raft is broken: the process must stop (R20).
+The driver's loop is at ``messages.Ready`` and in docs/explanation/raft.md. Everything is
+synchronous and belongs to one thread. A failed assertion means that a promise of Raft is broken:
+the process must stop (R20).
 """
 
 from __future__ import annotations
@@ -57,9 +59,11 @@ _NO_SNAPSHOT = Snapshot()
 
 
 def founding(voters: Sequence[NodeId], data: bytes = b"") -> tuple[HardState, Snapshot]:
-    """What the first node of a cluster persists before it starts: a snapshot as if one entry had been committed.
+    """What the first node of a cluster persists before it starts: a snapshot as if one entry had
+    been committed.
 
-    It is at index 1, so that whoever joins gets it, and the first configuration with it, as a snapshot.
+    It is at index 1, so that whoever joins gets it, and the first configuration with it, as a
+    snapshot.
     """
     configuration = Configuration(tuple(sorted(voters)))
     return HardState(FOUNDING_TERM), Snapshot(FOUNDING_INDEX, FOUNDING_TERM, configuration, FOUNDING_INDEX, data)
@@ -75,11 +79,14 @@ class FollowerStatus(msgspec.Struct, frozen=True):
 
 
 class RaftCore:
-    """:param hard_state, snapshot, entries: as read from the disk, see ``RaftLog``; a node that joins has none.
+    """:param hard_state, snapshot, entries: as read from the disk, see ``RaftLog``; a node that
+    joins has none.
 
     :param seed: 64 random bits, different at each start.
-    :param applied_index: up to where the driver's state machine is durable, if that is more than the snapshot.
-    :param is_readable: can the driver's state machine become what a snapshot of this index holds? One that it can't is not taken.
+    :param applied_index: up to where the driver's state machine is durable, if that is more than
+        the snapshot.
+    :param is_readable: can the driver's state machine become what a snapshot of this index holds?
+        One that it can't is not taken.
     """
 
     def __init__(
@@ -98,12 +105,12 @@ class RaftCore:
         self.state = state = NodeState(me, self.log, hard_state, settings, Rng(seed))
         self._transfer = Transfer(state)
         self._reads = ReadIndex(state)
-        self._arrears = LostLog(state)
-        self._snapshots = Snapshots(state, self._arrears, is_readable)
+        self._lost_log = LostLog(state)
+        self._snapshots = Snapshots(state, self._lost_log, is_readable)
         self._roles = Roles(state, self._reads, self._snapshots)
-        self._replication = Replication(state, self._reads, self._snapshots, self._transfer, self._arrears)
+        self._replication = Replication(state, self._reads, self._snapshots, self._transfer, self._lost_log)
         self._membership = Membership(state, self._replication)
-        self._election = Election(state, self._roles, self._replication, self._reads, self._transfer, self._arrears)
+        self._election = Election(state, self._roles, self._replication, self._reads, self._transfer, self._lost_log)
         self._handed_soft_state = state.soft_state
         self._ready_number = 0
         self._from_leader: dict[type[Message], Callable[[Any], None]] = {
@@ -161,8 +168,9 @@ class RaftCore:
 
     @property
     def claim(self) -> Claim | None:
-        """A leader's word that this node had acknowledged more than it has; it votes and campaigns accordingly (``arrears``)."""
-        return self._arrears.claim
+        """A leader's word that this node had acknowledged more than it has; it votes and campaigns
+        accordingly (``LostLog``)."""
+        return self._lost_log.claim
 
     def followers(self) -> dict[NodeId, FollowerStatus]:
         """At a leader, of every other member; empty elsewhere."""
@@ -174,7 +182,8 @@ class RaftCore:
 
     # --- events ---
     def tick(self, now_ms: int) -> None:
-        """0.1 s have passed. After a pause once, not once for each missed: so sockets are read before elections begin."""
+        """0.1 s have passed. After a pause once, not once for each missed: so sockets are read
+        before elections begin."""
         self.state.now_ms = now_ms
         self._election.tick()
 
@@ -184,9 +193,11 @@ class RaftCore:
         self._election.wake()
 
     def leader_died(self, node: NodeId, now_ms: int) -> None:
-        """R5a's evidence about ``node``: its connection broke *and* its port refused twice, 50 ms apart. Never a mere timeout.
+        """R5a's evidence about ``node``: its connection broke *and* its port refused twice, 50 ms
+        apart. Never a mere timeout.
 
-        Nothing happens unless it is believed to be the leader. Evidence may be repeated; a wrong one costs at most a pre-vote.
+        Nothing happens unless it is believed to be the leader. Evidence may be repeated; a wrong
+        one costs at most a pre-vote.
         """
         self.state.now_ms = now_ms
         self._election.leader_died(node)
@@ -194,7 +205,8 @@ class RaftCore:
     def step(self, message: Message, now_ms: int) -> None:
         """A message has come, in any order, late or twice.
 
-        :raises Unsound: it can't be so, and changed nothing but, if that is all that is right in it, the term.
+        :raises Unsound: it can't be so, and changed nothing but, if that is all that is right in
+            it, the term.
         """
         state = self.state
         assert message.target == state.me, "a message for another node"
@@ -212,13 +224,14 @@ class RaftCore:
             self._from_leader[kind](message)
         elif kind in self._from_follower:
             if state.is_leader and message.source in state.progress:
-                state.progress[message.source].heard()
+                state.progress[message.source].note_contact()
                 self._from_follower[kind](message)
         else:
             self._from_anyone[kind](message)
 
     def _settle_term(self, message: Message) -> bool:
-        """Terms differ: take up the higher one, or answer. True if the message is then still to be looked at (3.3)."""
+        """Terms differ: take up the higher one, or answer. True if the message is then still to be
+        looked at (3.3)."""
         state = self.state
         if message.term < state.term:
             self.answer_old_term(message)
@@ -235,7 +248,8 @@ class RaftCore:
         return True
 
     def answer_old_term(self, message: Message) -> None:
-        """A stale leader, or a candidate that is stuck, learns the term from the answer; else neither would ever move (6.2)."""
+        """A stale leader, or a candidate that is stuck, learns the term from the answer; else
+        neither would ever move (6.2)."""
         state = self.state
         if isinstance(message, Vote):
             state.send(VoteReply(state.me, message.source, state.term, granted=False, pre=message.pre))
@@ -249,9 +263,11 @@ class RaftCore:
 
     # --- calls ---
     def propose(self, data: bytes) -> int:
-        """Append an entry. Returns its log_index; it is committed when ``Ready.committed`` holds that index with *this* ``term``.
+        """Append an entry. Returns its log_index; it is committed when ``Ready.committed`` holds
+        that index with *this* ``term``.
 
-        :raises NotLeader: ``leader`` says who to ask. :raises Busy: too much waits, or leadership is being handed over.
+        :raises NotLeader: ``leader`` says who to ask. :raises Busy: too much waits, or leadership
+            is being handed over.
         :raises PayloadTooLarge: more than ``entry_bytes_max``. All: nothing was done.
         """
         return self._replication.propose(data)
@@ -259,29 +275,35 @@ class RaftCore:
     def propose_change(self, change: Change, context: bytes = b"") -> int:
         """Append a change of the configuration, in effect here at once. Returns its log_index.
 
-        :raises NotLeader, Busy: as ``propose``. :raises ChangeRefused: ``why`` is the stable word for it. All: nothing was done.
+        :raises NotLeader, Busy: as ``propose``. :raises ChangeRefused: ``why`` is the stable word
+            for it. All: nothing was done.
         """
         return self._membership.propose(change, context)
 
     def transfer_leadership(self, target: NodeId) -> None:
-        """Try to make this voter the leader, within an election timeout; given up after that. Watch ``soft_state``.
+        """Try to make this voter the leader, within an election timeout; given up after that. Watch
+        ``soft_state``.
 
-        :raises NotLeader: not the leader. :raises ChangeRefused: ``no_such_member`` or ``not_active``.
+        :raises NotLeader: not the leader. :raises ChangeRefused: ``no_such_member`` or
+            ``not_active``.
         """
         self._transfer.begin(target)
 
     def read_index(self) -> int:
-        """Ask for a ``ReadState``, here or, on a follower or learner, from the leader. Returns its ``read_id``.
+        """Ask for a ``ReadState``, here or, on a follower or learner, from the leader. Returns its
+        ``read_id``.
 
-        A read that came *before this call* may be served once ``ReadState.log_index`` is applied. An answer can be lost or come
-        twice: the driver has a deadline, and each attempt asks anew; ids are never used again.
+        A read that came *before this call* may be served once ``ReadState.log_index`` is applied.
+        An answer can be lost or come twice: the driver has a deadline, and each attempt asks anew;
+        ids are never used again.
         :raises NotLeader: no leader is known. :raises Busy: too many wait.
         """
         return self._reads.read_index()
 
     # --- snapshots ---
     def snapshot_at(self, log_index: int, data: bytes) -> Snapshot | None:
-        """What to persist for a state machine that has applied everything up to ``log_index``. None: a newer one came in.
+        """What to persist for a state machine that has applied everything up to ``log_index``.
+        None: a newer one came in.
 
         Queue its write before the next Ready's; call ``compact`` when it is durable.
         """
@@ -294,7 +316,8 @@ class RaftCore:
         return Snapshot(log_index, term, configuration, configuration_index, data)
 
     def compact(self, snapshot: Snapshot, first_kept: int) -> int:
-        """This snapshot is durable: entries below ``first_kept`` may go, at most up to its end. Keep some for slow followers.
+        """This snapshot is durable: entries below ``first_kept`` may go, at most up to its end.
+        Keep some for slow followers.
 
         Returns the first log_index still held; the driver may delete what is below it on disk.
         """
@@ -317,7 +340,8 @@ class RaftCore:
         )
 
     def ready(self) -> Ready:
-        """Everything to be done that has not been handed out before. The next may be taken before this one is persisted."""
+        """Everything to be done that has not been handed out before. The next may be taken before
+        this one is persisted."""
         state = self.state
         self._ready_number += 1
         hard_state = state.hard_state if state.hard_state != state.handed_hard_state else None

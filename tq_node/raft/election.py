@@ -1,6 +1,7 @@
 """Elections: who campaigns when, who votes for whom, and when a leader gives up.
 
-Dissertation, 3.4; pre-vote 9.6; loyalty to a live leader 4.2.3, check-quorum 6.2: all are needed, see replication.md F4, F5.
+Dissertation, 3.4; pre-vote 9.6; loyalty to a live leader 4.2.3, check-quorum 6.2: all are needed,
+see replication.md F4, F5.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tq_node.raft.transfer import Transfer
 from tq_node.types import NodeId
 
 EVIDENCE_CAMPAIGNS_MAX = 4
-"""Then election timeouts take over. The pauses double, so that a slow disk's votes are waited for; together about one timeout."""
+"""Then election timeouts take over. The pauses double, so that a slow disk's votes are waited for;
+together about one timeout."""
 
 
 class Election:
@@ -27,14 +29,14 @@ class Election:
         replication: Replication,
         reads: ReadIndex,
         transfer: Transfer,
-        arrears: LostLog,
+        lost_log: LostLog,
     ) -> None:
         self._state = state
         self._roles = roles
         self._replication = replication
         self._reads = reads
         self._transfer = transfer
-        self._arrears = arrears
+        self._lost_log = lost_log
         self._heartbeat_elapsed = 0
         self._evidence_campaigns = 0
         """How many more are made on the same evidence."""
@@ -67,7 +69,8 @@ class Election:
             self._reads.begin_round()
 
     def has_lost_quorum(self) -> bool:
-        """Check-quorum (6.2; F5): a leader whom no majority answers for an election timeout is none."""
+        """Check-quorum (6.2; F5): a leader whom no majority answers for an election timeout is
+        none."""
         state = self._state
         heard = {
             node
@@ -78,7 +81,8 @@ class Election:
 
     # --- evidence of the leader's death (R5a) ---
     def leader_died(self, node: NodeId) -> None:
-        """Forget it at once, so that pre-votes are granted; campaign after 0 to 150 ms, drawn so that few collide."""
+        """Forget it at once, so that pre-votes are granted; campaign after 0 to 150 ms, drawn so
+        that few collide."""
         state = self._state
         if state.is_leader or state.leader != node:
             return
@@ -92,7 +96,8 @@ class Election:
         self._state.election_elapsed = 0
 
     def wake(self) -> None:
-        """Campaign by evidence, and again while nobody has won: a split vote would else cost a whole election timeout."""
+        """Campaign by evidence, and again while nobody has won: a split vote would else cost a
+        whole election timeout."""
         state = self._state
         if state.campaign_at_ms is None or state.now_ms < state.campaign_at_ms:
             return
@@ -110,7 +115,8 @@ class Election:
 
     # --- campaigning ---
     def may_campaign(self) -> bool:
-        """Only a voter of its own configuration. What still waits for the disk is durable before its own vote is, and counts."""
+        """Only a voter of its own configuration. What still waits for the disk is durable before
+        its own vote is, and counts."""
         return self._state.me in self._state.voters
 
     def campaign(self) -> None:
@@ -135,11 +141,11 @@ class Election:
         state.votes[source] = granted
         result = quorum.tally(state.votes, state.voters)
         if state.role is Role.PRE_CANDIDATE:
-            self._arrears.saw_grants({voter for voter, is_granted in state.votes.items() if is_granted})
+            self._lost_log.saw_grants({voter for voter, is_granted in state.votes.items() if is_granted})
         if result is quorum.Tally.LOST:
             self._roles.become_follower(state.term, None)
         elif result is quorum.Tally.WON and state.role is Role.PRE_CANDIDATE:
-            if self._arrears.may_campaign():  # else it goes on listening to who has no more than it has
+            if self._lost_log.may_campaign():  # else it goes on listening to who has no more than it has
                 self.campaign_for_real()
         elif result is quorum.Tally.WON:
             self._roles.become_leader()
@@ -147,7 +153,8 @@ class Election:
             self._replication.open_term()
 
     def own_vote_durable(self) -> None:
-        """The disk has a hard state. If it holds this candidate's vote for itself, the vote counts now (F1)."""
+        """The disk has a hard state. If it holds this candidate's vote for itself, the vote counts
+        now (F1)."""
         state = self._state
         durable = state.durable_hard_state
         if state.role is Role.CANDIDATE and (durable.term, durable.vote) == (state.term, state.me):
@@ -155,15 +162,16 @@ class Election:
 
     # --- voting ---
     def is_loyal(self) -> bool:
-        """Within an election timeout of hearing a leader no vote is given and no term taken up (4.2.3)."""
+        """Within an election timeout of hearing a leader no vote is given and no term taken up
+        (4.2.3)."""
         state = self._state
         return state.is_leader or (state.leader is not None and state.election_elapsed < state.settings.election_ticks)
 
     def on_vote(self, message: Vote) -> None:
         """The term is ours by now, or the message asks for a pre-vote in a higher one."""
         state = self._state
-        self._arrears.saw_candidate(message)
-        granted = self.may_vote_for(message) and self.is_log_good(message) and self._arrears.may_vote_for(message)
+        self._lost_log.saw_candidate(message)
+        granted = self.may_vote_for(message) and self.is_log_good(message) and self._lost_log.may_vote_for(message)
         if granted and not message.pre:
             state.vote = message.source
             state.election_elapsed = 0
@@ -194,5 +202,5 @@ class Election:
         """The leader hands over: no pre-vote, and voters are not to be loyal to it (3.10)."""
         state = self._state
         is_asked = state.role is Role.FOLLOWER and state.leader == message.source
-        if is_asked and self.may_campaign() and self._arrears.may_campaign():
+        if is_asked and self.may_campaign() and self._lost_log.may_campaign():
             self.campaign_for_real(force=True)

@@ -1,12 +1,14 @@
-"""The log as this node holds it in memory: what is kept, what is on its way to the disk, what is durable, what is committed.
+"""The log as this node holds it in memory: what is kept, what is on its way to the disk, what is
+durable, what is committed.
 
 ::
 
-    ... dropped | offset | entries ............................................ last_index
-                          ^ applied_index <= commit_index     ^ durable_index   ^ handed_index (given to the driver to write)
+    ... dropped | offset | entries ............................................ last_index ^
+                          applied_index <= commit_index     ^ durable_index   ^ handed_index (given
+                          to the driver to write)
 
-The configuration is a function of the log (dissertation, 4.1): the last CONFIGURATION entry in it, committed or not, or what the
-snapshot says. Cutting the log goes back to the earlier one.
+The configuration is a function of the log (dissertation, 4.1): the last CONFIGURATION entry in it,
+committed or not, or what the snapshot says. Cutting the log goes back to the earlier one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from tq_node.raft.messages import Configuration, Entry, EntryKind, HardState, Sn
 
 
 class Write:
-    """What one ``Ready`` gave the driver to make durable. ``upto`` shrinks when the log is cut before the disk has answered."""
+    """What one ``Ready`` gave the driver to make durable. ``upto`` shrinks when the log is cut
+    before the disk has answered."""
 
     __slots__ = ("hard_state", "number", "upto")
 
@@ -29,11 +32,14 @@ class Write:
 
 
 class RaftLog:
-    """Invariant: offset_index <= applied_index <= commit_index <= last_index, except while a snapshot waits for the disk.
+    """Invariant: offset_index <= applied_index <= commit_index <= last_index, except while a
+    snapshot waits for the disk.
 
     :param snapshot: the latest durable one; index 0 for none.
-    :param entries: the durable ones, without gaps; they may begin before the snapshot's end, not after the one that follows.
-    :param applied_index: what the driver's state machine reflects durably, if that is more than the snapshot.
+    :param entries: the durable ones, without gaps; they may begin before the snapshot's end, not
+        after the one that follows.
+    :param applied_index: what the driver's state machine reflects durably, if that is more than the
+        snapshot.
     """
 
     __slots__ = (
@@ -56,7 +62,8 @@ class RaftLog:
         self.offset_index, self.offset_term = snapshot.log_index, snapshot.term
         self.entries = list(entries)
         if entries and entries[0].log_index <= snapshot.log_index:
-            # Kept for slow followers. The first one stands for what is before it: only its index and term are needed.
+            # Kept for slow followers. The first one stands for what is before it: only its index
+            # and term are needed.
             self.offset_index, self.offset_term = entries[0].log_index, entries[0].term
             del self.entries[0]
         for position, entry in enumerate(self.entries, self.offset_index + 1):
@@ -89,7 +96,8 @@ class RaftLog:
         return self.configurations[-1][0]
 
     def configuration_at(self, log_index: int) -> tuple[int, Configuration]:
-        """The configuration in effect at a position not below the snapshot's, and the index of its entry."""
+        """The configuration in effect at a position not below the snapshot's, and the index of its
+        entry."""
         return next(pair for pair in reversed(self.configurations) if pair[0] <= log_index)
 
     def term(self, log_index: int) -> int | None:
@@ -100,7 +108,8 @@ class RaftLog:
         return self.entries[position - 1].term if 0 < position <= len(self.entries) else None
 
     def matches(self, log_index: int, term: int) -> bool:
-        """The consistency check of AppendEntries (3.5): equal here means that everything before is equal too."""
+        """The consistency check of AppendEntries (3.5): equal here means that everything before is
+        equal too."""
         return self.term(log_index) == term
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
@@ -120,8 +129,9 @@ class RaftLog:
         return tuple(self.entries[start:stop])
 
     def agreement_at_most(self, log_index: int, term: int) -> tuple[int, int]:
-        """The greatest position not above ``log_index`` whose term is not above ``term``: the last that may agree with a log that
-        has ``term`` at ``log_index`` (3.5). (0, 0) where that would be below the offset.
+        """The greatest position not above ``log_index`` whose term is not above ``term``: the last
+        that may agree with a log that has ``term`` at ``log_index`` (3.5). (0, 0) where that would
+        be below the offset.
         """
         position = min(log_index, self.last_index)
         while (known := self.term(position)) is not None and known > term:
@@ -136,9 +146,11 @@ class RaftLog:
         self._note_configurations(entries)
 
     def try_append(self, prev_index: int, prev_term: int, entries: Sequence[Entry]) -> int | None:
-        """What a follower does with an Append (3.5). Returns the index of the last entry now known to be the leader's, or None.
+        """What a follower does with an Append (3.5). Returns the index of the last entry now known
+        to be the leader's, or None.
 
-        What is here already stays; the log is cut only where an entry conflicts, for an old Append may come late.
+        What is here already stays; the log is cut only where an entry conflicts, for an old Append
+        may come late.
         """
         if not self.matches(prev_index, prev_term):
             return None
@@ -151,14 +163,16 @@ class RaftLog:
         return prev_index + len(entries)
 
     def first_conflict(self, entries: Sequence[Entry]) -> int | None:
-        """Position within ``entries`` of the first that is missing here or differs; None if all are here."""
+        """Position within ``entries`` of the first that is missing here or differs; None if all are
+        here."""
         for position, entry in enumerate(entries):
             if not self.matches(entry.log_index, entry.term):
                 return position
         return None
 
     def cut_from(self, log_index: int) -> None:
-        """Drop this entry and all behind it. :raises AssertionError: a committed entry would be lost."""
+        """Drop this entry and all behind it. :raises AssertionError: a committed entry would be
+        lost."""
         assert log_index > self.commit_index, f"cutting at {log_index}, committed up to {self.commit_index}"
         del self.entries[log_index - self.offset_index - 1 :]
         self.durable_index = min(self.durable_index, log_index - 1)
@@ -167,8 +181,8 @@ class RaftLog:
         self._roll_back_configuration(log_index)
 
     def _forget_writes_from(self, log_index: int) -> None:
-        # A write on its way holds entries that are cut now. Even if the same entries come back, the disk has them only when
-        # *their* write is done: in between it holds something else.
+        # A write on its way holds entries that are cut now. Even if the same entries come back, the
+        # disk has them only when *their* write is done: in between it holds something else.
         for write in self.writes:
             write.upto = min(write.upto, log_index - 1)
 
@@ -189,7 +203,8 @@ class RaftLog:
 
     # --- snapshots ---
     def restore(self, snapshot: Snapshot) -> None:
-        """Replace everything by a snapshot newer than ``commit_index``. Nothing more is applied until the disk has it (F6)."""
+        """Replace everything by a snapshot newer than ``commit_index``. Nothing more is applied
+        until the disk has it (F6)."""
         assert snapshot.log_index > self.commit_index, "an old snapshot would undo what is committed"
         self._forget_writes_from(0)
         self.snapshot, self.snapshot_waits = snapshot, True
@@ -204,7 +219,8 @@ class RaftLog:
         return snapshot.configuration_index, snapshot.configuration
 
     def compact(self, snapshot: Snapshot, first_kept: int) -> int:
-        """Drop entries below ``first_kept``, at most up to the end of the (durable) snapshot. Returns the first entry kept.
+        """Drop entries below ``first_kept``, at most up to the end of the (durable) snapshot.
+        Returns the first entry kept.
 
         An older snapshot than the one held changes nothing.
         """
@@ -243,7 +259,8 @@ class RaftLog:
 
     @property
     def appliable_index(self) -> int:
-        """What may be applied: committed, and durable here, so that a restart never finds less than was applied."""
+        """What may be applied: committed, and durable here, so that a restart never finds less than
+        was applied."""
         return min(self.commit_index, self.durable_index)
 
     def has_committed(self) -> bool:

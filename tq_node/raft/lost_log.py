@@ -1,19 +1,24 @@
-"""What this node is said to have acknowledged, and does not have: by such a claim it gives no vote that could do harm (F14).
+"""What this node is said to have acknowledged, and does not have: by such a claim it gives no vote
+that could do harm (F14).
 
-A leader tells a follower of no commit beyond what that follower has acknowledged. If it does, either this node's disk shows an
-older state than it once had, or the leader lies, or is no leader. Which of them can't be told here, so the claim neither marks
-the store nor ends the process. But should it be true, then a vote for a log that lacks the entry could lose it for good. So this
-node votes as if its log ended where the claim says, does not campaign, and asks the leader to send again what is missing.
+A leader tells a follower of no commit beyond what that follower has acknowledged. If it does,
+either this node's disk shows an older state than it once had, or the leader lies, or is no leader.
+Which of them can't be told here, so the claim neither marks the store nor ends the process. But
+should it be true, then a vote for a log that lacks the entry could lose it for good. So this node
+votes as if its log ended where the claim says, does not campaign, and asks the leader to send again
+what is missing.
 
-Only what an earlier run of this node acknowledged can be lost so. Once this run has taken entries of a leader, what leaders of
-later terms count on was acknowledged by this very run, which knows better: such a claim is shown and logged, and binds nothing.
+Only what an earlier run of this node acknowledged can be lost so. Once this run has taken entries
+of a leader, what leaders of later terms count on was acknowledged by this very run, which knows
+better: such a claim is shown and logged, and binds nothing.
 
-A claim is settled once an entry agrees: the log has come to the place that was claimed, as the leader of that term or a later
-one has it; or it holds an entry of a later term, and with it all that was committed before. It is also settled once no other
-voter has more than this one: each has granted a pre-vote that was asked for since, or has asked for a vote itself, in a later
-term, with a log that ends before that place. Then nobody committed the entry, and to wait for it would only give one liar the
-power to stop elections. It is not kept over a restart: what an older disk does before a leader has spoken to it nobody can help,
-and an operator can so end a claim that nothing settles.
+A claim is settled once an entry agrees: the log has come to the place that was claimed, as the
+leader of that term or a later one has it; or it holds an entry of a later term, and with it all
+that was committed before. It is also settled once no other voter has more than this one: each has
+granted a pre-vote that was asked for since, or has asked for a vote itself, in a later term, with a
+log that ends before that place. Then nobody committed the entry, and to wait for it would only give
+one liar the power to stop elections. It is not kept over a restart: what an older disk does before
+a leader has spoken to it nobody can help, and an operator can so end a claim that nothing settles.
 """
 
 from __future__ import annotations
@@ -36,7 +41,8 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> tuple[int, int]:
-        """As the end of a log: the entry itself may be of an earlier term, and is never of a later one."""
+        """As the end of a log: the entry itself may be of an earlier term, and is never of a later
+        one."""
         return self.term, self.log_index
 
 
@@ -50,7 +56,8 @@ class LostLog:
         """Other voters whose log, as they have shown since, ends before the claim."""
 
     def claimed(self, source: NodeId, term: int, log_index: int) -> None:
-        """The leader of ``term`` counts on more than there is. The furthest such claim counts, of those that may be true."""
+        """The leader of ``term`` counts on more than there is. The furthest such claim counts, of
+        those that may be true."""
         claim = Claim(source, term, log_index, binds=self.may_bind(term))
         known = self.claim
         if known is None or (claim.binds, claim.place) > (known.binds, known.place):
@@ -61,7 +68,8 @@ class LostLog:
         return not 0 < self._agreed_term < term
 
     def may_vote_for(self, message: Vote) -> bool:
-        """Would a log that ended where the claim says let this candidate win (3.6.1)? A pre-vote promises nothing."""
+        """Would a log that ended where the claim says let this candidate win (3.6.1)? A pre-vote
+        promises nothing."""
         claim = self.claim
         if claim is None or not claim.binds or message.pre:
             return True

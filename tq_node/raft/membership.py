@@ -1,7 +1,13 @@
 """One change of one server at a time, in effect when appended (dissertation, 4.1 to 4.3).
 
+<<<<<<< HEAD
 Chosen over joint consensus: docs/explanation/raft.md. The three conditions of ``refusal`` are what makes it sound; without the
 first, two leaders can commit changes from the same parent (raft-dev 2015, "bug in single-server membership changes"; F3).
+=======
+Chosen over joint consensus: replication.md, section 11. The three conditions of ``refusal`` are
+what makes it sound; without the first, two leaders can commit changes from the same parent
+(raft-dev 2015, "bug in single-server membership changes"; F3).
+>>>>>>> 4d96580 (The cluster map is called by one name, settings by theirs; prose of the pure rooms is wrapped at 100 columns)
 """
 
 from __future__ import annotations
@@ -23,7 +29,8 @@ from tq_node.types import NodeId
 
 
 def changed(configuration: Configuration, change: Change) -> Configuration:
-    """The configuration after the change. :raises ChangeRefused: the node is not what the change expects it to be."""
+    """The configuration after the change. :raises ChangeRefused: the node is not what the change
+    expects it to be."""
     voters, learners = set(configuration.voters), set(configuration.learners)
     node = change.node
     if change.kind == ChangeKind.ADD_LEARNER:
@@ -89,11 +96,13 @@ class Membership:
         return self._state.own_term_committed()
 
     def is_change_pending(self) -> bool:
-        """At most one change that is not committed: two steps at once need not overlap with where they began."""
+        """At most one change that is not committed: two steps at once need not overlap with where
+        they began."""
         return self._state.log.configuration_index > self._state.log.commit_index
 
     def loses_leader(self, configuration: Configuration) -> bool:
-        """A leader would go on leading a group that it does not belong to (4.2.2): it transfers first."""
+        """A leader would go on leading a group that it does not belong to (4.2.2): it transfers
+        first."""
         return self._state.me not in configuration.voters
 
     def is_caught_up(self, node: NodeId) -> bool:

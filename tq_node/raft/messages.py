@@ -1,7 +1,9 @@
-"""The values of consensus: what is in the log, what nodes say to each other, and ``Ready``, what the driver must do.
+"""The values of consensus: what is in the log, what nodes say to each other, and ``Ready``, what
+the driver must do.
 
-Everything here is frozen. ``term`` is Raft's election number, ``log_index`` a position in its log, from 1. Sections in brackets
-are those of Ongaro's dissertation, "Consensus: Bridging Theory and Practice".
+Everything here is frozen. ``term`` is Raft's election number, ``log_index`` a position in its log,
+from 1. Sections in brackets are those of Ongaro's dissertation, "Consensus: Bridging Theory and
+Practice".
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class EntryKind(enum.IntEnum):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One position of the log. Equal (term, log_index) means an equal entry and an equal log before it."""
+    """One position of the log. Equal (term, log_index) means an equal entry and an equal log before
+    it."""
 
     term: int
     log_index: int
@@ -40,7 +43,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
-    """Who votes and who only listens. Both sorted, so that equal sets are equal values. Empty for a node that has not joined."""
+    """Who votes and who only listens. Both sorted, so that equal sets are equal values. Empty for a
+    node that has not joined."""
 
     voters: tuple[NodeId, ...] = ()
     learners: tuple[NodeId, ...] = ()
@@ -65,7 +69,8 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ConfigurationChange(msgspec.Struct, frozen=True, array_like=True):
-    """What a CONFIGURATION entry holds: the *whole* new configuration, the change that led to it, and the proposer's words.
+    """What a CONFIGURATION entry holds: the *whole* new configuration, the change that led to it,
+    and the proposer's words.
 
     ``context`` is opaque; it comes back to whoever applies the entry.
     """
@@ -93,7 +98,8 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """The state machine after ``log_index``, with the configuration in effect there and the index of its entry (4.1, 5.1)."""
+    """The state machine after ``log_index``, with the configuration in effect there and the index
+    of its entry (4.1, 5.1)."""
 
     log_index: int = 0
     term: int = 0
@@ -114,7 +120,8 @@ class Role(enum.IntEnum):
 
 
 class SoftState(msgspec.Struct, frozen=True):
-    """Not durable; for the driver's decisions and for people. ``leader`` is None while none is known."""
+    """Not durable; for the driver's decisions and for people. ``leader`` is None while none is
+    known."""
 
     role: Role
     leader: NodeId | None
@@ -122,7 +129,8 @@ class SoftState(msgspec.Struct, frozen=True):
 
 
 class ReadState(msgspec.Struct, frozen=True):
-    """The answer to ``read_index``: serve the read once ``log_index`` is applied. None: could not be confirmed; ask anew."""
+    """The answer to ``read_index``: serve the read once ``log_index`` is applied. None: could not
+    be confirmed; ask anew."""
 
     read_id: int
     log_index: int | None
@@ -130,7 +138,8 @@ class ReadState(msgspec.Struct, frozen=True):
 
 # --- what nodes say to each other ---
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """``term`` is the sender's, except in a pre-vote and its grant, where it is the term that would be (9.6)."""
+    """``term`` is the sender's, except in a pre-vote and its grant, where it is the term that would
+    be (9.6)."""
 
     source: NodeId
     target: NodeId
@@ -138,7 +147,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Vote(Message, frozen=True, array_like=True, tag="vote"):
-    """Asks for a vote (3.4), or with ``pre`` whether one would be given (9.6). ``force``: the leader itself wishes it (3.10)."""
+    """Asks for a vote (3.4), or with ``pre`` whether one would be given (9.6). ``force``: the
+    leader itself wishes it (3.10)."""
 
     last_log_index: int
     last_log_term: int
@@ -152,7 +162,8 @@ class VoteReply(Message, frozen=True, array_like=True, tag="vote_reply"):
 
 
 class Append(Message, frozen=True, array_like=True, tag="append"):
-    """Entries that follow (``prev_log_index``, ``prev_log_term``), at most ``Settings.message_bytes_max`` of them (3.5)."""
+    """Entries that follow (``prev_log_index``, ``prev_log_term``), at most
+    ``Settings.message_bytes_max`` of them (3.5)."""
 
     prev_log_index: int
     prev_log_term: int
@@ -163,11 +174,12 @@ class Append(Message, frozen=True, array_like=True, tag="append"):
 class AppendReply(Message, frozen=True, array_like=True, tag="append_reply"):
     """Accepted: everything up to ``log_index`` is durable and equal to the leader's.
 
-    Rejected: ``log_index`` repeats the append's ``prev_log_index``; (``hint_index``, ``hint_term``) is the last position here
-    that may still agree (3.5, the optimization at its end).
+    Rejected: ``log_index`` repeats the append's ``prev_log_index``; (``hint_index``, ``hint_term``)
+    is the last position here that may still agree (3.5, the optimization at its end).
 
-    ``lost``: the leader counts on ``log_index``, and it is not here; what is missing is wanted again, and nothing above the hint
-    counts (``arrears``). It comes with ``rejected``, which is all that a node of an earlier release sees of it.
+    ``lost``: the leader counts on ``log_index``, and it is not here; what is missing is wanted
+    again, and nothing above the hint counts (``LostLog``). It comes with ``rejected``, which is all
+    that a node of an earlier release sees of it.
     """
 
     log_index: int
@@ -178,7 +190,8 @@ class AppendReply(Message, frozen=True, array_like=True, tag="append_reply"):
 
 
 class Heartbeat(Message, frozen=True, array_like=True, tag="heartbeat"):
-    """``round`` numbers the leader's rounds within its term; reads are confirmed by a round begun after they came (6.4)."""
+    """``round`` numbers the leader's rounds within its term; reads are confirmed by a round begun
+    after they came (6.4)."""
 
     commit_index: int
     round: int
@@ -201,7 +214,8 @@ class SnapshotChunk(Message, frozen=True, array_like=True, tag="snapshot_chunk")
 
 
 class SnapshotReply(Message, frozen=True, array_like=True, tag="snapshot_reply"):
-    """The follower has the snapshot of ``log_index`` up to byte ``offset`` and waits for what follows."""
+    """The follower has the snapshot of ``log_index`` up to byte ``offset`` and waits for what
+    follows."""
 
     log_index: int
     offset: int

@@ -7,8 +7,8 @@
     PROBE <--------------- REPLICATE    PROBE <--------------------------------- SNAPSHOT
               rejected                          the follower has what it says
 
-PROBE: one append at a time, until the point of agreement is found. REPLICATE: appends follow one another without waiting, within
-a window. SNAPSHOT: no appends; one chunk at a time.
+PROBE: one append at a time, until the point of agreement is found. REPLICATE: appends follow one
+another without waiting, within a window. SNAPSHOT: no appends; one chunk at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Mode(enum.IntEnum):
 
 
 class Progress:
-    """``match_index``: durable there and equal to ours; decreases only where the follower says that it has lost it.
+    """``match_index``: durable there and equal to ours; decreases only where the follower says that
+    it has lost it.
 
     ``next_index``: what is sent next, always above it."""
 
@@ -110,7 +111,8 @@ class Progress:
         return is_news
 
     def rejected(self, prev_index: int, next_hint: int) -> bool:
-        """The follower does not have (or not the same) entry at ``prev_index``. False if the news is old."""
+        """The follower does not have (or not the same) entry at ``prev_index``. False if the news
+        is old."""
         if self.mode is Mode.SNAPSHOT or prev_index <= self.match_index:
             return False
         if self.mode is Mode.REPLICATE:
@@ -123,7 +125,8 @@ class Progress:
         return True
 
     def set_back(self, next_hint: int) -> None:
-        """It says that it lost what it had acknowledged: nothing of that counts any more, and it is sent again (F14)."""
+        """It says that it lost what it had acknowledged: nothing of that counts any more, and it is
+        sent again (F14)."""
         self.match_index = 0
         self._become(Mode.PROBE)
         self.next_index = next_hint
@@ -147,7 +150,7 @@ class Progress:
         self.next_index = self.match_index + 1
 
     # --- being heard from (6.2), and rounds of catching up (4.2.1) ---
-    def heard(self) -> None:
+    def note_contact(self) -> None:
         self.silent_ticks = 0
         self.is_active = True
 
@@ -156,7 +159,8 @@ class Progress:
         return self.silent_ticks >= settings.election_ticks
 
     def tick(self, last_index: int, settings: RaftSettings) -> None:
-        """A round reaches what was the end of the log when it began; it is fast if that takes less than an election timeout."""
+        """A round reaches what was the end of the log when it began; it is fast if that takes less
+        than an election timeout."""
         self.silent_ticks += 1
         if self.is_silent(settings):
             self.is_active = False

@@ -15,14 +15,17 @@ class Tally(IntEnum):
 
 
 def majority(voters: int) -> int:
-    """The least number that is more than half. 1 for a single voter; also 1 for none, so that nothing is ever won there."""
+    """The least number that is more than half. 1 for a single voter; also 1 for none, so that
+    nothing is ever won there."""
     return voters // 2 + 1
 
 
 def majority_value(values: Mapping[NodeId, int], voters: Collection[NodeId]) -> int:
-    """The greatest value that a majority of the voters has reached; a voter without a value counts as 0, no voters as 0.
+    """The greatest value that a majority of the voters has reached; a voter without a value counts
+    as 0, no voters as 0.
 
-    With match indexes this is what may be committed by counting (dissertation, 3.5); with acknowledged rounds, what is confirmed.
+    With match indexes this is what may be committed by counting (dissertation, 3.5); with
+    acknowledged rounds, what is confirmed.
     """
     if not voters:
         return 0
@@ -31,7 +34,8 @@ def majority_value(values: Mapping[NodeId, int], voters: Collection[NodeId]) -> 
 
 
 def tally(votes: Mapping[NodeId, bool], voters: Collection[NodeId]) -> Tally:
-    """Votes of others than the voters do not count. LOST as soon as a majority can no longer be reached."""
+    """Votes of others than the voters do not count. LOST as soon as a majority can no longer be
+    reached."""
     granted = sum(1 for voter in voters if votes.get(voter) is True)
     refused = sum(1 for voter in voters if votes.get(voter) is False)
     needed = majority(len(voters))

@@ -1,8 +1,10 @@
-"""Rounds of heartbeats, and the reads that they confirm: ReadIndex (dissertation, 6.4), never a clock lease.
+"""Rounds of heartbeats, and the reads that they confirm: ReadIndex (dissertation, 6.4), never a
+clock lease.
 
-A read is registered with the commit index of its arrival and answered once a majority has acknowledged, in this term, a round
-that was *begun after* the read came. A round in flight does not do: its acknowledgements may lie in this node's sockets since
-before a pause in which others elected a leader and committed (etcd-io/etcd#20418). Read ids are made here, never used twice.
+A read is registered with the commit index of its arrival and answered once a majority has
+acknowledged, in this term, a round that was *begun after* the read came. A round in flight does not
+do: its acknowledgements may lie in this node's sockets since before a pause in which others elected
+a leader and committed (etcd-io/etcd#20418). Read ids are made here, never used twice.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ class _Read(NamedTuple):
 
 
 class ReadIndex:
-    """At a leader: the rounds of its term and the reads that wait for them. Elsewhere: requests are sent on."""
+    """At a leader: the rounds of its term and the reads that wait for them. Elsewhere: requests are
+    sent on."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self._ids_from = (state.dice.draw() & 0x7FFF_FFFF) << _COUNTER_BITS
-        """Differs at each start of the node: a late answer to an earlier run's read meets nobody."""
+        """Differs at each start of the node: a late answer to an earlier run's read meets nobody.
+        """
         self._ids = 0
         self.round = 0
         self.confirmed_round = 0
@@ -88,7 +92,8 @@ class ReadIndex:
             self.begin_round()
 
     def may_register(self) -> bool:
-        """Only once the no-op is committed: an earlier commit index may lag what the last leader answered for."""
+        """Only once the no-op is committed: an earlier commit index may lag what the last leader
+        answered for."""
         return self._state.own_term_committed()
 
     def round_for_new_read(self) -> int:
@@ -106,7 +111,8 @@ class ReadIndex:
         self.confirm()
 
     def check_round(self, message: HeartbeatReply) -> None:
-        """:raises Unsound: it answers a round that was never begun: it would confirm what nobody stands behind."""
+        """:raises Unsound: it answers a round that was never begun: it would confirm what nobody
+        stands behind."""
         if message.round > self.round:
             raise Unsound(f"an answer to round {message.round}, of {self.round}")
 
@@ -116,7 +122,8 @@ class ReadIndex:
         self.confirm()
 
     def confirm(self) -> None:
-        """Answer what is confirmed. Also called when the configuration or the commit index has moved."""
+        """Answer what is confirmed. Also called when the configuration or the commit index has
+        moved."""
         if self.early and self.may_register():
             early, self.early = self.early, deque()
             for read_id, source in early:

@@ -1,4 +1,5 @@
-"""Getting entries onto a majority: the leader's appends and its commit index, the follower's side of both.
+"""Getting entries onto a majority: the leader's appends and its commit index, the follower's side
+of both.
 
 Dissertation, 3.5 and 3.6; flow as in 10.2.
 """
@@ -30,23 +31,24 @@ from tq_node.types import NodeId
 
 class Replication:
     def __init__(
-        self, state: NodeState, reads: ReadIndex, snapshots: Snapshots, transfer: Transfer, arrears: LostLog
+        self, state: NodeState, reads: ReadIndex, snapshots: Snapshots, transfer: Transfer, lost_log: LostLog
     ) -> None:
         self._state = state
         self._reads = reads
         self._snapshots = snapshots
         self._transfer = transfer
-        self._arrears = arrears
+        self._lost_log = lost_log
 
     # --- leader: the log grows ---
     def open_term(self) -> None:
-        """A new leader's first act: an entry of its own term, with which all before it commits (3.6.2, F2)."""
+        """A new leader's first act: an entry of its own term, with which all before it commits
+        (3.6.2, F2)."""
         state = self._state
         log = state.log
         state.term_start_index = log.last_index + 1
         state.uncommitted_bytes = sum(e.size_bytes for e in log.slice(log.commit_index + 1, log.last_index, 1 << 62))
         self.append(EntryKind.NO_OP, b"")
-        self._arrears.saw_agreement(state.term, log.last_index)
+        self._lost_log.saw_agreement(state.term, log.last_index)
 
     def propose(self, data: bytes) -> int:
         """See ``RaftCore.propose``."""
@@ -67,7 +69,8 @@ class Replication:
         return self._state.uncommitted_bytes + size_bytes <= self._state.settings.uncommitted_bytes_max
 
     def append(self, kind: EntryKind, data: bytes) -> int:
-        """An entry of this term, at once in this log, and sent before it is on this disk. Returns its index."""
+        """An entry of this term, at once in this log, and sent before it is on this disk. Returns
+        its index."""
         state = self._state
         assert state.is_leader
         entry = Entry(state.term, state.log.last_index + 1, kind, data)
@@ -78,7 +81,8 @@ class Replication:
         return entry.log_index
 
     def follow_configuration(self) -> None:
-        """Progress for exactly the members of the configuration in effect. A member that is gone gets nothing more."""
+        """Progress for exactly the members of the configuration in effect. A member that is gone
+        gets nothing more."""
         state = self._state
         members = state.configuration.members
         if len(members) != len(state.progress) or any(node not in state.progress for node in members):
@@ -92,9 +96,11 @@ class Replication:
             self.send(node)
 
     def send(self, target: NodeId, *, after_heartbeat: bool = False) -> None:
-        """Whatever the follower's window has room for: entries, or news of the commit index, or a probe.
+        """Whatever the follower's window has room for: entries, or news of the commit index, or a
+        probe.
 
-        ``after_heartbeat``: it lacks something and may have lost it; even with a full window an empty append will tell.
+        ``after_heartbeat``: it lacks something and may have lost it; even with a full window an
+        empty append will tell.
         """
         while self._send_one(target, after_heartbeat):
             after_heartbeat = False
@@ -124,16 +130,18 @@ class Replication:
         return bool(entries) and progress.next_index <= self.sendable_index()
 
     def sendable_index(self) -> int:
-        """Entries leave before they are on this disk (10.2.1); a change of the configuration and what follows it do not.
+        """Entries leave before they are on this disk (10.2.1); a change of the configuration and
+        what follows it do not.
 
-        Else two voters can lock each other out: the demoted one has the change and may not campaign; the leader has lost it in a
-        crash and gets no vote, its log being the shorter one.
+        Else two voters can lock each other out: the demoted one has the change and may not
+        campaign; the leader has lost it in a crash and gets no vote, its log being the shorter one.
         """
         log = self._state.log
         return log.last_index if log.configuration_index <= log.durable_index else log.configuration_index - 1
 
     def own_disk_moved(self, durable_before: int) -> None:
-        """More of the log is durable here: it may complete a majority, or let a change of the configuration leave."""
+        """More of the log is durable here: it may complete a majority, or let a change of the
+        configuration leave."""
         log = self._state.log
         self.advance_commit()
         if durable_before < log.configuration_index <= log.durable_index:
@@ -165,7 +173,8 @@ class Replication:
         self.send(source)
 
     def _on_loss(self, progress: Progress, message: AppendReply) -> None:
-        """Fill the follower again, from where the logs may still agree. A word that was late changes nothing."""
+        """Fill the follower again, from where the logs may still agree. A word that was late
+        changes nothing."""
         if 0 < message.log_index <= progress.match_index:
             hint_index, _ = self._state.log.agreement_at_most(message.hint_index, message.hint_term)
             progress.set_back(min(message.log_index, hint_index + 1))
@@ -189,7 +198,8 @@ class Replication:
         return self._state.log.durable_index
 
     def may_commit(self, log_index: int) -> bool:
-        """Only entries of the current term are committed by counting (3.6.2; F2, figure 8 of the paper)."""
+        """Only entries of the current term are committed by counting (3.6.2; F2, figure 8 of the
+        paper)."""
         return self._state.log.term(log_index) == self._state.term
 
     def advance_commit(self) -> None:
@@ -212,7 +222,8 @@ class Replication:
         state = self._state
         log = state.log
         if message.prev_log_index < log.commit_index:
-            # Late, or sent before the leader knew how far this log is. What is committed here is the leader's too.
+            # Late, or sent before the leader knew how far this log is. What is committed here is
+            # the leader's too.
             self._accept(message.source, log.commit_index)
             return
         last_new = log.try_append(message.prev_log_index, message.prev_log_term, message.entries)
@@ -221,11 +232,12 @@ class Replication:
             state.send(AppendReply(state.me, message.source, state.term, message.prev_log_index, True, *hint))
             return
         log.commit_to(self.commit_after(message, last_new))
-        self._arrears.saw_agreement(message.term, last_new)
+        self._lost_log.saw_agreement(message.term, last_new)
         self._accept(message.source, last_new)
 
     def commit_after(self, message: Append, last_new: int) -> int:
-        """Not beyond what this message has proven equal: behind it there may be leftovers of another term (3.5)."""
+        """Not beyond what this message has proven equal: behind it there may be leftovers of
+        another term (3.5)."""
         return min(message.commit_index, last_new)
 
     def _accept(self, leader: NodeId, log_index: int) -> None:
@@ -233,12 +245,13 @@ class Replication:
         state.send(AppendReply(state.me, leader, state.term, log_index))
 
     def on_heartbeat(self, message: Heartbeat) -> None:
-        """Its commit index is never beyond what this node has said to have. Where it is, this node says that it lacks it and
-        gives no answer that counts, be it that its own disk shows an older state (F14) or that the leader is none."""
+        """Its commit index is never beyond what this node has said to have. Where it is, this node
+        says that it lacks it and gives no answer that counts, be it that its own disk shows an
+        older state (F14) or that the leader is none."""
         state = self._state
         log = state.log
         if message.commit_index > log.last_index:
-            self._arrears.claimed(message.source, message.term, message.commit_index)
+            self._lost_log.claimed(message.source, message.term, message.commit_index)
             ends = (log.last_index, log.last_term)
             state.send(AppendReply(state.me, message.source, state.term, message.commit_index, True, *ends, lost=True))
             return

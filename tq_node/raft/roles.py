@@ -14,7 +14,8 @@ from tq_node.types import NodeId
 
 
 class Roles:
-    """Changes state and nothing else: what the new role then says is up to ``Election`` and ``Replication``."""
+    """Changes state and nothing else: what the new role then says is up to ``Election`` and
+    ``Replication``."""
 
     def __init__(self, state: NodeState, reads: ReadIndex, snapshots: Snapshots) -> None:
         self._state = state
@@ -23,7 +24,8 @@ class Roles:
         self._draw_timeout()
 
     def become_follower(self, term: int, leader: NodeId | None) -> None:
-        """Of this leader, or of nobody yet. A higher term forgets the vote; the same term never does (F1)."""
+        """Of this leader, or of nobody yet. A higher term forgets the vote; the same term never
+        does (F1)."""
         state = self._state
         assert term >= state.term, "terms never decrease"
         if leader is not None:

@@ -1,7 +1,9 @@
-"""Snapshots in chunks: what a leader sends to a follower that its log no longer reaches, and how the follower puts it together.
+"""Snapshots in chunks: what a leader sends to a follower that its log no longer reaches, and how
+the follower puts it together.
 
-Dissertation, chapter 5. One chunk is on its way at a time; the follower says which byte it waits for, so a lost, doubled or late
-chunk costs time and nothing else. Until the last chunk the follower's log is as it was: nothing to undo at a crash (F6).
+Dissertation, chapter 5. One chunk is on its way at a time; the follower says which byte it waits
+for, so a lost, doubled or late chunk costs time and nothing else. Until the last chunk the
+follower's log is as it was: nothing to undo at a crash (F6).
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from tq_node.types import NodeId
 class Snapshots:
     """:param is_readable: can the state machine become what a snapshot of ``log_index`` holds?"""
 
-    def __init__(self, state: NodeState, arrears: LostLog, is_readable: Callable[[int, bytes], bool]) -> None:
+    def __init__(self, state: NodeState, lost_log: LostLog, is_readable: Callable[[int, bytes], bool]) -> None:
         self._state = state
-        self._arrears = arrears
+        self._lost_log = lost_log
         self._is_readable = is_readable
         self._assembling: tuple[NodeId, int, int, int, int] | None = None
-        """(leader, its term, log_index, log_term, total bytes) of what the buffer holds a part of."""
+        """(leader, its term, log_index, log_term, total bytes) of what the buffer holds a part of.
+        """
         self.buffer = bytearray()
 
     # --- leader ---
@@ -50,7 +53,8 @@ class Snapshots:
         )
 
     def on_reply(self, message: SnapshotReply) -> None:
-        """Send what the follower waits for; not what was sent last, lest one doubled message double all that follow."""
+        """Send what the follower waits for; not what was sent last, lest one doubled message double
+        all that follow."""
         progress = self._state.progress[message.source]
         snapshot = progress.snapshot
         if snapshot is None or snapshot.log_index != message.log_index or message.offset == progress.snapshot_offset:
@@ -89,7 +93,8 @@ class Snapshots:
         state.send(SnapshotReply(state.me, message.source, state.term, message.log_index, len(self.buffer)))
 
     def is_news(self, message: SnapshotChunk) -> bool:
-        """Only what is newer than ``commit_index`` is installed: an old snapshot may come after newer entries (F6)."""
+        """Only what is newer than ``commit_index`` is installed: an old snapshot may come after
+        newer entries (F6)."""
         return message.log_index > self._state.log.commit_index
 
     def _install(self, message: SnapshotChunk) -> None:
@@ -104,7 +109,7 @@ class Snapshots:
             log.restore(
                 Snapshot(message.log_index, message.log_term, message.configuration, message.configuration_index, data)
             )
-        self._arrears.saw_agreement(message.term, message.log_index)
+        self._lost_log.saw_agreement(message.term, message.log_index)
         self._accept(message.source)
 
     def _accept(self, leader: NodeId) -> None:

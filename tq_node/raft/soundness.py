@@ -1,7 +1,8 @@
 """What a message of a peer may say at all. Nothing in it is believed before it has passed here.
 
-A term that was taken up is never given back, a log that begins at 2**62 is never appended to again, and an entry that can't be
-read is met again at each start. So whatever is absurd is refused before it changes anything, and the sender answers for it alone.
+A term that was taken up is never given back, a log that begins at 2**62 is never appended to again,
+and an entry that can't be read is met again at each start. So whatever is absurd is refused before
+it changes anything, and the sender answers for it alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Handing leadership over, for restarts, drains, and before a leader's own removal (dissertation, 3.10)."""
+"""Handing leadership over, for restarts, drains, and before a leader's own removal (dissertation,
+3.10)."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ from tq_node.types import NodeId
 
 
 class Transfer:
-    """While one is on its way the leader takes no proposals. It ends with its term, or is given up after an election timeout."""
+    """While one is on its way the leader takes no proposals. It ends with its term, or is given up
+    after an election timeout."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
 
     def begin(self, target: NodeId) -> None:
-        """:raises NotLeader: not the leader. :raises ChangeRefused: not another voter that is heard from."""
+        """:raises NotLeader: not the leader. :raises ChangeRefused: not another voter that is heard
+        from."""
         state = self._state
         if not state.is_leader:
             raise NotLeader(state.leader)

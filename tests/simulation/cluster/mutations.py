@@ -204,7 +204,7 @@ def _always_may_lead(table: Any, me: Any, *, may_lead: bool) -> Any:
 
 
 def _keeps_lease(self: PartitionCore[Any], now_ms: int) -> int:
-    return now_ms + self._pace.lease_ms
+    return now_ms + self._settings.lease_ms
 
 
 def _reads_uncommitted(self: TaskReads, slot: Any, task_id: str, wait_s: float, age_s: float | None) -> Any:

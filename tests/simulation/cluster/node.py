@@ -306,6 +306,6 @@ def composition(world: ClusterWorld, small: dict[str, Any]) -> Iterator[None]:
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(
-            mock.patch("tq_node.runtime.tasks.recovery.PartitionCore", partial(PartitionCore, pace=small["pace"]))
+            mock.patch("tq_node.runtime.tasks.recovery.PartitionCore", partial(PartitionCore, settings=small["pace"]))
         )
         yield

@@ -124,7 +124,7 @@ def run_lie_at_start(seed: int) -> None:
     for node in nodes:
         if node.me != liar:
             _lie_to(world, liar, node)
-            need(not node.core._arrears.may_campaign(), "a claim that may be true binds")
+            need(not node.core._lost_log.may_campaign(), "a claim that may be true binds")
     world.run(60 * SECOND_US)
     for node in nodes:
         need(node.core.claim is None, "a claim that nobody's log bears out is settled:", node.me)

@@ -61,7 +61,7 @@ def entry(sequence: int, epoch: int, *effects: Effect) -> LogEntry:
 
 
 def a_core(me: NodeId, stored: Stored | None = None, pace: ReplicationSettings = PACE) -> Core:
-    return PartitionCore(0, me, stored or Stored(), pace=pace)
+    return PartitionCore(0, me, stored or Stored(), settings=pace)
 
 
 def stored(*epochs_of: int, promised: int = 0, applied: int = 0) -> Stored:

@@ -142,7 +142,9 @@ class DataNode(TaskSide):
         self._snapshots: dict[tuple[int, NodeId, int], OpenedSnapshot] = {}
         for partition in range(self._partitions):
             stored = self.store.partition(partition)
-            core = PartitionCore[Operation](partition, self.me, stored.stored(), pace=self._pace, budget=self.budget)
+            core = PartitionCore[Operation](
+                partition, self.me, stored.stored(), settings=self._pace, budget=self.budget
+            )
             self.cores[partition] = core
             self.views[partition] = stored.rows.copy()
             self._unapplied[partition] = []

@@ -253,7 +253,7 @@ class Table:
                 entry = self.map.nodes.get(node_id)
                 if entry is not None and entry.is_up and entry.session == node.session:
                     sizes = {p: len(core.log.epochs) for p, core in node.cores.items() if core.committed}
-                    self.liveness.heard(node_id, now_ms, node.table_index, Health(sizes))
+                    self.liveness.record_heartbeat(node_id, now_ms, node.table_index, Health(sizes))
 
     def crashed(self, node: DataNode) -> None:
         """R5a, if peers notice: the entry names the session, so it can't kill the next run."""

@@ -8,7 +8,7 @@ from tq_node.cluster import commands
 from tq_node.cluster import map as tables
 from tq_node.cluster.map import EMPTY, Change, ClusterMap, UnreadableMap
 from tq_node.cluster.refusals import Refused
-from tq_node.cluster.soundness import is_registration_sound, is_table_sound
+from tq_node.cluster.soundness import is_map_sound, is_registration_sound
 from tq_node.errors import Unsound
 from tq_node.raft.messages import Configuration
 from tq_node.runtime.control.raft_driver import StateMachine
@@ -62,7 +62,7 @@ class ClusterMachine(StateMachine):
             return False
         known = self.map
         is_ours = not known.is_founded or (table.cluster_id, table.settings) == (known.cluster_id, known.settings)
-        return is_ours and table.map_version <= log_index and is_table_sound(table)
+        return is_ours and table.map_version <= log_index and is_map_sound(table)
 
     def snapshot(self) -> bytes:
         return tables.encode(self.map)

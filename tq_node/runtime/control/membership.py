@@ -17,8 +17,8 @@ from tq_node.cluster.controller import Decision, decide
 from tq_node.cluster.liveness import Evidence, Health, Liveness
 from tq_node.cluster.map import ClusterMap
 from tq_node.cluster.refusals import Refusal
-from tq_node.cluster.settings import DEFAULT_PACE
-from tq_node.cluster.voters import RaftView, Wish, WishKind
+from tq_node.cluster.settings import DEFAULT_SETTINGS
+from tq_node.cluster.voters import RaftView, VoterChange, VoterChangeKind
 from tq_node.errors import NoController, TaskQueueError
 from tq_node.raft.messages import Change, ChangeKind, SoftState
 from tq_node.raft.settings import NotLeader
@@ -47,7 +47,7 @@ from tq_node.wire.pool import Member, PeerPool
 _log = Logger(namespace="taskqueue.membership")
 
 HEARTBEAT_S = 0.25
-CONTROLLER_S = DEFAULT_PACE.decide_ms / 1000
+CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
 PLAN_REST_MS = 500
 """So long the controller may leave the partitions alone while nothing changes; deaths are looked for each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
@@ -75,10 +75,10 @@ WANTS_HANDLERS = b"?"
 """Answers a beat whose sender's handlers are not known here."""
 EVIDENCES: Codec[Evidence] = Codec(Evidence)
 _CHANGES = {
-    WishKind.ADD_LEARNER: ChangeKind.ADD_LEARNER,
-    WishKind.PROMOTE: ChangeKind.PROMOTE,
-    WishKind.DEMOTE: ChangeKind.DEMOTE,
-    WishKind.REMOVE: ChangeKind.REMOVE,
+    VoterChangeKind.ADD_LEARNER: ChangeKind.ADD_LEARNER,
+    VoterChangeKind.PROMOTE: ChangeKind.PROMOTE,
+    VoterChangeKind.DEMOTE: ChangeKind.DEMOTE,
+    VoterChangeKind.REMOVE: ChangeKind.REMOVE,
 }
 
 
@@ -291,7 +291,7 @@ class Membership:
             return
         serial = self._handlers_serial
         beat = Beat(self.session_of(self.me), self._raft.applied_index, self._health(), serial)
-        self.liveness.heard(self.me, self._clock.now_ms(), beat.table_index, beat.health)
+        self.liveness.record_heartbeat(self.me, self._clock.now_ms(), beat.table_index, beat.health)
         if self.liveness.lacks_handlers(self.me, serial):
             self._hear_handlers(self.me, msgspec.structs.replace(beat, handlers=self._handlers))
         body, whole = BEATS.encode(beat), b""
@@ -320,7 +320,7 @@ class Membership:
 
     def _hear_handlers(self, node: NodeId, beat: Beat) -> None:
         if beat.handlers is not None and self.liveness.lacks_handlers(node, beat.handlers_serial):
-            self.liveness.heard_handlers(node, beat.handlers_serial, beat.handlers)
+            self.liveness.record_handlers(node, beat.handlers_serial, beat.handlers)
             self._on_handlers()
             self.control_soon()
 
@@ -329,7 +329,7 @@ class Membership:
         if beat.handlers is not None and len(beat.handlers.handled) > limits.HANDLED_TYPES_MAX:
             raise MalformedBox(f"a node with handlers for {len(beat.handlers.handled)} types")
         if beat.session == self.session_of(peer.node_id):
-            self.liveness.heard(peer.node_id, self._clock.now_ms(), beat.table_index, beat.health)
+            self.liveness.record_heartbeat(peer.node_id, self._clock.now_ms(), beat.table_index, beat.health)
             self._hear_handlers(peer.node_id, beat)
             if self.liveness.lacks_handlers(peer.node_id, beat.handlers_serial):
                 return WANTS_HANDLERS
@@ -339,7 +339,7 @@ class Membership:
     def lane_up(self, peer: PeerIdentity) -> None:
         self.registering.let_in_by(peer.node_id)
         if self._evidence.lane_up(peer):
-            self.liveness.retracted(self.me, peer.node_id)
+            self.liveness.withdraw_evidence(self.me, peer.node_id)
 
     def lane_lost(self, peer: PeerIdentity, *, broke: bool) -> None:
         self._evidence.lane_lost(peer, broke=broke)
@@ -348,7 +348,7 @@ class Membership:
         known = self.map.nodes.get(evidence.about)
         name = evidence.about if known is None else known.name
         _log.info("node {node} is gone: its port refuses", node=name, event="death_seen")
-        self.liveness.reported(evidence)
+        self.liveness.add_evidence(evidence)
         self._raft.leader_died(evidence.about)
         self._repeat_evidence()
         self.control_soon()
@@ -360,14 +360,14 @@ class Membership:
             if entry is None or not entry.is_up or entry.session != evidence.about_session:
                 self._evidence.forget(evidence.about)
             elif leader == self.me:
-                self.liveness.reported(evidence)
+                self.liveness.add_evidence(evidence)
             elif leader is not None:
                 self._pool.ask(leader, wire.Evidence, EVIDENCES.encode(evidence), 1.0).addErrback(lambda _: None)
 
     def evidence_of(self, peer: PeerIdentity, body: bytes) -> bytes:
         evidence = EVIDENCES.decode(body)
         if evidence.reporter == peer.node_id and evidence.about in self.map.nodes:
-            self.liveness.reported(evidence)
+            self.liveness.add_evidence(evidence)
             self.control_soon()
         return b""
 
@@ -464,18 +464,18 @@ class Membership:
             serial = self._pending_serial
             self._pending[serial] = command
             self._raft.propose(commands.encode(command)).addBoth(self._settled, serial)
-        if decision.wish is not None:
-            self._grant(decision.wish)
+        if decision.voter_change is not None:
+            self._grant(decision.voter_change)
 
     def _settled(self, result: object, serial: int) -> None:
         self._pending.pop(serial, None)
         if isinstance(result, Failure) and not result.check(TaskQueueError):
             _log.failure("a decision could not be proposed", failure=result, event="decision_failed")
 
-    def _grant(self, wish: Wish) -> None:
-        if wish.kind is WishKind.TRANSFER:
+    def _grant(self, change: VoterChange) -> None:
+        if change.kind is VoterChangeKind.TRANSFER:
             try:
-                self._raft.transfer_leadership(wish.node)
+                self._raft.transfer_leadership(change.node)
             except TaskQueueError:
                 return
             return
@@ -485,4 +485,4 @@ class Membership:
             self._change_pending = False
             self.control_soon()
 
-        self._raft.propose_change(Change(_CHANGES[wish.kind], wish.node)).addBoth(over)
+        self._raft.propose_change(Change(_CHANGES[change.kind], change.node)).addBoth(over)

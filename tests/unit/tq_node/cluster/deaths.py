@@ -51,7 +51,7 @@ class DeathWorld:
 
     def hear(self) -> None:
         node = self.anybody()
-        self.liveness.heard(node, self.now_ms, 0, Health())
+        self.liveness.record_heartbeat(node, self.now_ms, 0, Health())
         self.heard_ms[node] = self.now_ms
         self.reports = [report for report in self.reports if report.about != node]
 
@@ -59,7 +59,7 @@ class DeathWorld:
         about = self.rng.choice(list(self.table.map.nodes)[1:])
         for reporter in self.rng.sample(list(self.table.map.nodes), self.rng.randint(1, len(self.table.map.nodes))):
             if self.rng.random() < 0.1:
-                self.liveness.retracted(reporter, about)
+                self.liveness.withdraw_evidence(reporter, about)
                 self.reports = [r for r in self.reports if (r.reporter, r.about) != (reporter, about)]
                 continue
             nodes = self.table.map.nodes
@@ -72,7 +72,7 @@ class DeathWorld:
                 self.rng.random() < 0.9,
                 refused,
             )
-            self.liveness.reported(evidence)
+            self.liveness.add_evidence(evidence)
             if evidence.is_broken and len(refused) > 1 and refused[-1] - refused[0] >= 50:
                 self.reports = [r for r in self.reports if (r.reporter, r.about) != (reporter, about)]
                 self.reports.append(evidence)

@@ -16,8 +16,8 @@ from tq_node.cluster.liveness import Health, Liveness
 from tq_node.cluster.map import PartitionEntry
 from tq_node.cluster.primary_choice import Nodes
 from tq_node.cluster.rules_moves import are_in_sync
-from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
-from tq_node.cluster.voters import RaftView, Wish, WishKind
+from tq_node.cluster.settings import DEFAULT_SETTINGS, ControllerSettings
+from tq_node.cluster.voters import RaftView, VoterChange, VoterChangeKind
 from tq_node.limits import MIB
 from tq_node.types import NodeId, PartitionId
 
@@ -48,7 +48,7 @@ class Settling:
         *,
         voters: tuple[NodeId, ...] | None = None,
         task_bytes: dict[int, int] | None = None,
-        pace: ControllerSettings = DEFAULT_PACE,
+        pace: ControllerSettings = DEFAULT_SETTINGS,
         rng: random.Random | None = None,
         checked: bool = True,
     ) -> None:
@@ -68,7 +68,7 @@ class Settling:
         self.voters = set(voters or up[:1])
         self.learners: set[NodeId] = set()
         self.me = next(node for node in sorted(self.voters) if node in up)
-        self.wishes: list[Wish] = []
+        self.voter_changes: list[VoterChange] = []
         self.rounds = 0
         self.peak_big: Counter[NodeId] = Counter()
         self.waiting: dict[int, str] = {}
@@ -113,8 +113,8 @@ class Settling:
                     need(
                         not is_held(entry), "a move begins that cannot end: it would be aborted and begin again", entry
                     )
-        if decision.wish is not None:
-            self.grant(decision.wish)
+        if decision.voter_change is not None:
+            self.grant(decision.voter_change)
         self.note_peaks()
         acts = [act for p, entry in enumerate(table.map.partitions) if (act := self.act(p, entry)) is not None]
         if self.is_batching:
@@ -124,7 +124,7 @@ class Settling:
             acts = acts[: self.rng.randint(0, len(acts))] if self.rng.random() < 0.5 else acts
         done = [table.do(act) for act in acts]
         need(not any(applied.refused for applied in done), "a primary proposes what is refused", acts, done)
-        return bool(decision.commands or decision.wish or acts)
+        return bool(decision.commands or decision.voter_change or acts)
 
     def hear(self) -> None:
         self.liveness.tick(self.now_ms)
@@ -133,7 +133,7 @@ class Settling:
             if node.is_up:
                 sizes = {p: size for p, size in self.task_bytes.items() if node.node_id in self.table.entry(p).copies}
                 health = Health(sizes, may_lead=node.node_id not in self.unfit)
-                self.liveness.heard(node.node_id, self.now_ms, self.table.index, health)
+                self.liveness.record_heartbeat(node.node_id, self.now_ms, self.table.index, health)
 
     def decide(self) -> Decision:
         if not self.checked:
@@ -168,27 +168,27 @@ class Settling:
             entry.primary, session, (c.IsrStep(PartitionId(p), entry.epoch, entry.partition_version, isr),)
         )
 
-    def grant(self, wish: Wish) -> None:
+    def grant(self, change: VoterChange) -> None:
         """Raft does what is wished, and would have refused some things."""
-        self.wishes.append(wish)
-        node = wish.node
-        match wish.kind:
-            case WishKind.ADD_LEARNER:
+        self.voter_changes.append(change)
+        node = change.node
+        match change.kind:
+            case VoterChangeKind.ADD_LEARNER:
                 need(node not in self.voters | self.learners, "a member is added again")
                 self.learners.add(node)
-            case WishKind.PROMOTE:
+            case VoterChangeKind.PROMOTE:
                 need(node in self.learners and node not in self.slow, "one that is not caught up is promoted")
                 self.learners.remove(node)
                 self.voters.add(node)
-            case WishKind.DEMOTE:
+            case VoterChangeKind.DEMOTE:
                 need(node in self.voters and node != self.me, "a leader demotes itself")
                 self.voters.remove(node)
                 self.learners.add(node)
-            case WishKind.REMOVE:
+            case VoterChangeKind.REMOVE:
                 need(node != self.me, "a leader removes itself")
                 self.voters.discard(node)
                 self.learners.discard(node)
-            case WishKind.TRANSFER:
+            case VoterChangeKind.TRANSFER:
                 need(node in self.voters and self.table.map.nodes[node].is_up, "leadership goes to a living voter")
                 self.me = node
                 self.liveness.lead(self.now_ms)
@@ -200,7 +200,7 @@ class Settling:
         busy: Counter[NodeId] = Counter()
         for p, entry in enumerate(self.table.map.partitions):
             copying = [node for node in entry.adding if node not in entry.isr]
-            if copying and self.task_bytes.get(p, 0) > self.liveness.pace.big_bytes:
+            if copying and self.task_bytes.get(p, 0) > self.liveness.settings.big_bytes:
                 busy.update([*copying, *([entry.primary] if entry.primary else [])])
         for node, count in busy.items():
             self.peak_big[node] = max(self.peak_big[node], count)

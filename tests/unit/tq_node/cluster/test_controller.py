@@ -33,7 +33,7 @@ class Leader:
             number = int(node.node_id, 16)
             if node.is_up and number not in but:
                 health = Health(sizes, may_lead=number in may_lead)
-                self.liveness.heard(node.node_id, self.now_ms, self.table.index, health)
+                self.liveness.record_heartbeat(node.node_id, self.now_ms, self.table.index, health)
 
     def decide(self, pending: Collection[c.AnyCommand] = ()) -> Decision:
         self.liveness.follow(self.table.map, self.now_ms)
@@ -67,7 +67,7 @@ class TestDeaths:
     def test_r5a_evidence(self) -> None:
         leader = Leader(Table(3), (1, 2, 3))
         for reporter in (1, 2):
-            leader.liveness.reported(Evidence(nid(reporter), reporter, nid(3), 3, True, (0, 50)))
+            leader.liveness.add_evidence(Evidence(nid(reporter), reporter, nid(3), 3, True, (0, 50)))
         assert leader.commands() == (c.NodeDown(nid(3), 3, "evidence"),)
 
     def test_nothing_is_planned_while_somebody_is_dying(self) -> None:
@@ -107,7 +107,7 @@ class TestBirth:
         leader.table.register(2)
         leader.liveness.follow(leader.table.map, 0)
         assert leader.commands() == ()
-        leader.liveness.heard(nid(2), 0, leader.table.index, Health())
+        leader.liveness.record_heartbeat(nid(2), 0, leader.table.index, Health())
         assert leader.commands() != ()
 
     def test_a_suspect_is_given_nothing(self) -> None:
@@ -360,9 +360,9 @@ class TestWaiting:
 def test_the_order_of_copies_is_no_reason_to_move() -> None:
     table = Table(3)
     table.forge(0, 1, 2, 3)
-    outlook = Planner(table.map, Liveness(0), nid(1), 0)
-    assert not outlook.is_astray(table.entry(), set(ids(3, 2, 1)))
-    assert outlook.is_astray(table.entry(1), set(ids(3, 2, 1)))
+    planner = Planner(table.map, Liveness(0), nid(1), 0)
+    assert not planner.is_astray(table.entry(), set(ids(3, 2, 1)))
+    assert planner.is_astray(table.entry(1), set(ids(3, 2, 1)))
 
 
 class TestPrimaries:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.tq_node.cluster.tables import Table, ids, nid, replace
 from tq_node.cluster.liveness import Evidence, Health, Liveness
-from tq_node.cluster.settings import DEFAULT_PACE, ControllerSettings
+from tq_node.cluster.settings import DEFAULT_SETTINGS, ControllerSettings
 from tq_node.types import NodeId
 
 FINE = Health()
@@ -24,11 +24,11 @@ class Watch:
         self.voters = ids(*range(1, nodes + 1))
 
     def heard(self, number: int, now_ms: int, health: Health = FINE, table_index: int = 0) -> None:
-        self.liveness.heard(nid(number), now_ms, table_index, health)
+        self.liveness.record_heartbeat(nid(number), now_ms, table_index, health)
 
     def report(self, by: int, of: int, **fields: Any) -> None:
         evidence = Evidence(nid(by), self.table.session(by), nid(of), self.table.session(of), True, (1_000, 1_050))
-        self.liveness.reported(replace(evidence, **fields))
+        self.liveness.add_evidence(replace(evidence, **fields))
 
     def is_proven_dead(self, number: int, me: int = 1) -> bool:
         return self.liveness.is_proven_dead(nid(number), self.table.map.nodes, self.voters, nid(me))
@@ -84,7 +84,7 @@ class TestSilence:
         while not watch.liveness.is_silent(nid(2), at):
             at += 500
             watch.liveness.tick(at)
-        assert at == 500 * DEFAULT_PACE.session_ms // DEFAULT_PACE.decide_ms
+        assert at == 500 * DEFAULT_SETTINGS.session_ms // DEFAULT_SETTINGS.decide_ms
 
     def test_one_that_was_never_heard_of_is_given_time_from_the_start(self, watch: Watch) -> None:
         assert watch.liveness.silence_ms(nid(99), 700) == 700
@@ -160,10 +160,10 @@ class TestEvidence:
         assert not watch.is_proven_dead(3)
 
     def test_a_report_can_be_taken_back(self, watch: Watch) -> None:
-        watch.liveness.retracted(nid(2), nid(3))
+        watch.liveness.withdraw_evidence(nid(2), nid(3))
         watch.report(1, 3)
         watch.report(2, 3)
-        watch.liveness.retracted(nid(2), nid(3))
+        watch.liveness.withdraw_evidence(nid(2), nid(3))
         assert not watch.is_proven_dead(3)
 
     def test_reports_are_repeated_to_a_new_leader(self, watch: Watch) -> None:
@@ -246,7 +246,7 @@ class TestHealth:
 
 
 def test_the_relations_of_the_pace() -> None:
-    assert DEFAULT_PACE.session_ms == 2_000
+    assert DEFAULT_SETTINGS.session_ms == 2_000
     with pytest.raises(AssertionError):
         ControllerSettings(suspect_ms=2_000)
     with pytest.raises(AssertionError):

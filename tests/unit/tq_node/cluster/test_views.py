@@ -45,7 +45,7 @@ def test_statuses() -> None:
     liveness = Liveness(0)
     liveness.follow(table.map, 0)
     for number in (2, 4, 5, 6, 7):
-        liveness.heard(nid(number), 900, 0, Health())
+        liveness.record_heartbeat(nid(number), 900, 0, Health())
     table.down(4)
     table.do(c.DrainNode(nid(2)))
     table.do(c.RemoveNode(nid(7), table.session(7)))
@@ -207,7 +207,7 @@ class TestRequests:
         table = Table(3)
         table.forge(0, 2)
         table.forge(3, 2)
-        liveness.heard(nid(2), 0, 0, Health({3: 10}))
+        liveness.record_heartbeat(nid(2), 0, 0, Health({3: 10}))
         table.down(2)
         command = admin_requests.remove(table.map, liveness, nid(2))
         assert command == c.RemoveNode(nid(2), 2, (table.seen(0).partition,))

@@ -9,7 +9,7 @@ from tests.unit.tq_node.cluster.settling import Settling
 from tests.unit.tq_node.cluster.tables import Table
 from tq_node.cluster import commands as c
 from tq_node.cluster.records import NodeEntry
-from tq_node.cluster.voters import Wish, WishKind
+from tq_node.cluster.voters import VoterChange, VoterChangeKind
 from tq_node.types import NodeId
 
 HEALTH_MS = 30_000
@@ -75,26 +75,26 @@ class Voting(Settling):
                 self.up_since_ms.pop(node_id, None)
 
     # --- what must hold ---
-    def grant(self, wish: Wish) -> None:
-        node = self.table.map.nodes[wish.node]
-        if wish.kind is WishKind.PROMOTE:
+    def grant(self, change: VoterChange) -> None:
+        node = self.table.map.nodes[change.node]
+        if change.kind is VoterChangeKind.PROMOTE:
             need(node.is_target, "who is promoted is up and stays")
-            steady_ms = self.now_ms - self.up_since_ms[wish.node]
+            steady_ms = self.now_ms - self.up_since_ms[change.node]
             need(
                 not self.had_three or steady_ms >= HEALTH_MS or self.would_shrink(),
                 "a replacement has shown 30 s of health, unless fewer would vote without it",
                 steady_ms,
             )
-        if wish.kind is WishKind.DEMOTE and not node.is_up and len(self.voters) % 2:
-            down_ms = self.now_ms - self.down_since_ms[wish.node]
+        if change.kind is VoterChangeKind.DEMOTE and not node.is_up and len(self.voters) % 2:
+            down_ms = self.now_ms - self.down_since_ms[change.node]
             need(down_ms >= HEALTH_MS, "a voter that is down is given the time of a restart", down_ms)
         if (
-            wish.kind is WishKind.DEMOTE
+            change.kind is VoterChangeKind.DEMOTE
             and len(self.voters) <= self.table.map.settings.voters_wanted
             and (node.is_up or len(self.voters) % 2 == 0)
         ):
             need(not self.able(), "nobody gives up a vote while somebody could take it", self.voters, self.able())
-        super().grant(wish)
+        super().grant(change)
         self.had_three = self.had_three or len(self.voters) >= 3
 
     def able(self) -> set[NodeId]:

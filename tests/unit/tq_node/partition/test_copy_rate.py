@@ -66,7 +66,7 @@ class TestTheBucket:
 
 def primary(budget: Budget, log: Stored | None = None, **pace: int) -> Core:
     return PartitionCore(
-        0, A, log or Stored(), pace=ReplicationSettings(keep_bytes=0, mark_bytes=1, **pace), budget=budget
+        0, A, log or Stored(), settings=ReplicationSettings(keep_bytes=0, mark_bytes=1, **pace), budget=budget
     )
 
 

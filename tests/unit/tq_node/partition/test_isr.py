@@ -15,7 +15,7 @@ from tq_node.partition.isr import (
     next_move,
 )
 from tq_node.partition.progress import ReplicaProgress
-from tq_node.partition.settings import DEFAULT_PACE, Budget
+from tq_node.partition.settings import DEFAULT_SETTINGS, Budget
 from tq_node.types import NodeId
 
 D = NodeId("d")
@@ -92,7 +92,7 @@ def test_who_moves_away_waits_for_the_newcomers_and_does_not_come_back() -> None
 def copies_that_have(**acked: int) -> dict[NodeId, ReplicaProgress]:
     copies = {}
     for name, sequence in acked.items():
-        copies[NodeId(name)] = progress = ReplicaProgress(NodeId(name), DEFAULT_PACE, Budget(), 0)
+        copies[NodeId(name)] = progress = ReplicaProgress(NodeId(name), DEFAULT_SETTINGS, Budget(), 0)
         progress.acked = sequence
     return copies
 

@@ -73,7 +73,7 @@ def test_f45_silence_is_lag() -> None:
 def test_f40_who_slept_cannot_say_who_was_silent() -> None:
     stream = a_stream()
     stream.behind_since_ms = 10
-    stream.slept(60_000)
+    stream.paused(60_000)
     assert not stream.lags(61_000)
 
 

@@ -91,10 +91,10 @@ def test_a_snapshot_ends_when_the_follower_has_what_it_says() -> None:
 def test_caught_up_means_within_one_round_of_the_end() -> None:
     """Dissertation, 4.2.1: a round that takes less than an election timeout."""
     progress = Progress(100)
-    progress.heard()
+    progress.note_contact()
     for _ in range(SETTINGS.election_ticks + 1):
         progress.tick(100, SETTINGS)
-        progress.heard()
+        progress.note_contact()
     progress.accepted(100)
     progress.note_round(150, SETTINGS)
     assert not progress.is_caught_up, "the first round was slow"
@@ -103,7 +103,7 @@ def test_caught_up_means_within_one_round_of_the_end() -> None:
     assert bool(progress.is_caught_up)
     for _ in range(SETTINGS.election_ticks + 1):
         progress.tick(160, SETTINGS)
-        progress.heard()
+        progress.note_contact()
     assert not progress.is_caught_up, "it falls behind"
 
 
@@ -111,7 +111,7 @@ def test_who_is_silent_for_an_election_timeout_is_not_active() -> None:
     progress = Progress(1)
     assert not progress.is_active, "not heard from yet"
     assert not progress.is_silent(SETTINGS), "but it has an election timeout's time"
-    progress.heard()
+    progress.note_contact()
     seen = []
     for _ in range(SETTINGS.election_ticks):
         seen.append(progress.is_active)
