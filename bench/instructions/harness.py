@@ -193,7 +193,7 @@ def requests(what: str, hot: bool) -> Callable[[Counts, int], None]:
         # A door that measures how long its answers take, and a Date that changes, would make two runs differ.
         time.time = lambda: 1_700_000_000.0
         time.perf_counter = partial(next, itertools.count(0.0, 0.000_1))
-        world = World(hot_routes_direct=hot)
+        world = World(fast_path=hot)
         task_id = world.submit()
         body = b'{"type":"email","payload":%b}' % PAYLOAD
         sent = {

@@ -52,7 +52,7 @@ def world() -> Iterator[World]:
 def asked(world: World, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[Any, Reactor]:
     """The answer, and what the calls of the reactor took that led to it."""
     reactor = Reactor()
-    world.site.slices = Slices(cast("Any", reactor))
+    world.site.server.slices = Slices(cast("Any", reactor))
     client = world.connect()
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
     head += "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())

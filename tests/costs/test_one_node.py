@@ -21,7 +21,7 @@ BODY = b'{"type":"noop"}'
 
 @pytest.fixture(params=[False, True], ids=["klein", "hot"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    world = World(hot_routes_direct=request.param)
+    world = World(fast_path=request.param)
     yield world
     world.close()
 
@@ -51,7 +51,7 @@ def test_calls_of_a_request(world: World, what: str, bounds: dict[bool, float]) 
         else b"GET /tasks/status?id=%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % task_id.encode()
     )
     found = calls_of(world, data)
-    is_hot = world.site.hot.is_open
+    is_hot = world.site.server.settings.fast_path
     print(f"\n{what}, {'hot' if is_hot else 'klein'}: {found:.0f} calls")
     assert found < bounds[is_hot]
 

@@ -1,4 +1,4 @@
-"""Puts the HTTP side together: the one call that the composition root makes."""
+"""Builds the HTTP server: ``make_site`` is the one call that the composition root makes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 
+from tq_node.api import openapi
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
 from tq_node.api.health import ServiceRoutes
-from tq_node.api.http.fast_path import FastPath
-from tq_node.api.http.request_head import HeadRules, KnownHosts
+from tq_node.api.http.routing import Routing
+from tq_node.api.http.server_state import ServerState
 from tq_node.api.http.site import ApiSite
-from tq_node.api.routes import Route, klein_app
+from tq_node.api.routes import Route
 from tq_node.api.settings import ApiSettings
 from tq_node.api.tasks import TaskRoutes
 from tq_node.api.workers import WorkerRoutes
@@ -25,14 +26,14 @@ from tq_node.slices import Slices
 _ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/metrics"})
 
 
-class _Rooms:
+class _Routes:
     def __init__(self, queue: TaskQueue, settings: ApiSettings, metrics: Metrics, shutdown: Callable[[], None]) -> None:
         self.tasks = TaskRoutes(queue, settings)
         self.events = EventRoutes(queue, settings, metrics)
         self.cluster = ClusterRoutes(queue, shutdown)
         self.service = ServiceRoutes(queue, Exposition(metrics), settings.version)
-        rooms = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.service)
-        self.routes = [route for room in rooms for route in room.routes()]
+        groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.service)
+        self.routes = [route for group in groups for route in group.routes()]
 
 
 def make_site(
@@ -44,39 +45,22 @@ def make_site(
     reactor: IReactorTime,
     slices: Slices | None = None,
 ) -> ApiSite:
-    """The site that serves the whole API; may listen on several ports. End it with ``ApiSite.close``.
+    """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
-    :param slices: those of the rooms below, if there are any.
-    :param shutdown: ends this node in order; called when somebody asks for it over HTTP.
+    :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
+    :param slices: shared with the queue, if it works in slices.
     """
-    # Here, and not above: `python -m tq_node.api.openapi` would find itself imported already, and Python warns of that.
-    from tq_node.api import openapi
-
-    rooms = _Rooms(queue, settings, metrics, shutdown)
-    hosts = KnownHosts(settings.host_names)
-    rooms.service.describe(openapi.document(rooms.routes, settings.version))
-    site = ApiSite(
-        klein_app(rooms.routes),
-        settings,
-        metrics,
-        reactor,
-        route_names={route.path.encode("ascii"): route.path for route in rooms.routes if "<" not in route.path},
-        always_served=_ALWAYS_SERVED,
-        heads=HeadRules(hosts, rooms.routes),
-        hot=FastPath(
-            [route for route in rooms.routes if route.hot and settings.hot_routes_direct],
-            settings.body_bytes_max,
-            hosts,
-        ),
-        slices=slices,
-    )
-    site.on_close(rooms.events.close)
-    metrics.sources.http_connections = lambda: len(site.channels)
+    made = _Routes(queue, settings, metrics, shutdown)
+    made.service.describe(openapi.document(made.routes, settings.version))
+    server = ServerState(settings, metrics, reactor, slices)
+    site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings))
+    site.on_close(made.events.close)
+    metrics.sources.http_connections = lambda: len(server.connections.open)
     metrics.sources.paused_queues = queue.paused_queues
     return site
 
 
 def documented_routes() -> list[Route]:
-    """The table alone, for the document: nothing in it is called."""
+    """The route table for the OpenAPI document; its handlers can't be called."""
     nothing = cast("TaskQueue", None)
-    return _Rooms(nothing, ApiSettings(), Metrics(), lambda: None).routes
+    return _Routes(nothing, ApiSettings(), Metrics(), lambda: None).routes

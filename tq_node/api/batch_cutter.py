@@ -1,8 +1,8 @@
-"""A batch's body, cut into its items without reading them: in slices, for the sender chooses how long it is.
+"""Cuts the body of a batch into its items, undecoded, in slices: the sender chooses how long it is.
 
-A window of the body is cut where a brace is followed by a comma. Whether that is the end of an item, and not something within a
-string or an inner value, the decoder says: JSON that is cut anywhere else can't be closed by one bracket. Where no such cut is
-found near, one item is read alone to find its end.
+A window of the body is cut where a brace is followed by a comma. The decoder tells whether an item
+ends there, and not a part of a string or of an inner value: JSON cut anywhere else can't be closed
+by one bracket. If no cut is near, one item is decoded alone to find its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tq_node.slices import Pace
 
 
 class LooseBatch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The body of a batch with its items unread."""
+    """The body of a batch, its items undecoded."""
 
     tasks: list[msgspec.Raw]
 
@@ -46,7 +46,10 @@ def _too_many(count: str) -> BodyTooLarge:
 
 
 class BatchCutter:
-    """:param item_bytes_max: of one that is longer only so much, and a byte more, is kept: it can't be taken."""
+    """Cuts bodies of both forms.
+
+    :param item_bytes_max: a longer item is truncated to one byte more, by which it will be refused.
+    """
 
     def __init__(self, item_bytes_max: int) -> None:
         self._item_bytes_max = item_bytes_max
@@ -54,14 +57,13 @@ class BatchCutter:
     async def of_array(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
         """The items of ``{"tasks":[…]}``.
 
-        :raises Malformed, MissingField, UnknownField, InvalidField: it is something else.
+        :raises Malformed, MissingField, UnknownField, InvalidField: the body has another form.
         :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``.
         """
         if len(body) <= limits.ITEMS_WINDOW_BYTES:
             return self._counted(_loose(body))
         begin = _begins(body)
         if begin is None:
-            # What else it may be is not looked for in so much.
             raise Malformed('the body must be a JSON object {"tasks":[…]}')
         items: list[msgspec.Raw] = []
         at = begin.end()
@@ -80,7 +82,10 @@ class BatchCutter:
         return self._counted(items)
 
     async def of_lines(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
-        """The same of newline-delimited JSON; empty lines don't count."""
+        """The items of newline-delimited JSON; empty lines are skipped.
+
+        :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``.
+        """
         items: list[msgspec.Raw] = []
         at, look = 0, _LOOK_BYTES
         while at < len(body):
@@ -105,7 +110,9 @@ class BatchCutter:
         return items
 
     def _window(self, body: bytes, at: int) -> tuple[list[msgspec.Raw], int] | None:
-        """Items from ``at`` on, and where the next one begins; None where no cut is found near."""
+        """The items of the window at ``at``, and where the next one begins; None: no cut is
+        found.
+        """
         for cut, behind in _cuts(body, at, at + limits.ITEMS_WINDOW_BYTES):
             try:
                 return _decode_items(b"[%b]" % body[at:cut]), behind
@@ -114,7 +121,9 @@ class BatchCutter:
         return None
 
     async def _alone(self, body: bytes, at: int, pace: Pace) -> tuple[list[msgspec.Raw], int]:
-        """One item; none where the rest is to be read as a whole: there is one more at most."""
+        """One item and where the next begins; no item if at most one remains, for ``of_array`` to
+        decode.
+        """
         begin = _end_of_space(body, at)
         if body[begin : begin + 1] == b"]":
             return [], at
@@ -130,7 +139,7 @@ class BatchCutter:
                 if begin + much >= len(body):
                     raise Malformed(f"not valid JSON: {str(why)[:200]}") from None
         else:
-            size = await self._skipped(body, begin, pace) - begin
+            size = await self._end_of_too_long(body, begin, pace) - begin
         end = _end_of_space(body, begin + size)
         follows = body[end : end + 1]
         if follows == b"]" and size <= self._item_bytes_max:
@@ -140,8 +149,8 @@ class BatchCutter:
         item = msgspec.Raw(body[begin : begin + min(size, self._item_bytes_max + 1)])
         return [item], end + (follows == b",")
 
-    async def _skipped(self, body: bytes, begin: int, pace: Pace) -> int:
-        """Where an item ends that is too long to be taken."""
+    async def _end_of_too_long(self, body: bytes, begin: int, pace: Pace) -> int:
+        """Where an item ends that is too long to be accepted."""
         depth, in_string, at = 0, False, begin
         while at < len(body):
             end = min(at + _SKIP_BYTES, len(body))
@@ -179,7 +188,9 @@ def _loose(body: bytes) -> list[msgspec.Raw]:
 
 
 def _cuts(body: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Places where an item may end, the last ones before ``end``, each with where the next one would begin."""
+    """Where an item may end, and where the next one would begin; the last such places before
+    ``end``.
+    """
     for _ in range(_CUTS_TRIED):
         end = body.rfind(b"}", begin, end)
         if end < 0:

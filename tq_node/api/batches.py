@@ -1,4 +1,4 @@
-"""A batch on its way into the queue and out again: some tasks at a time, one result for each, in order."""
+"""Submits a batch to the queue in parts, and answers with one result for each item, in order."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def submit_parts(queue: TaskQueue, good: list[Submission], pace: Pace) -> list[Accepted | TaskQueueError]:
-    """Some at a time, without waiting for them in between: they become durable together.
+    """Submit in parts, one behind the other without waiting, so that all become durable together.
 
-    :raises TaskQueueError: none was taken, for a reason that is no item's own.
+    :raises TaskQueueError: the whole batch is refused, and no task was accepted.
     """
     parts: list[list[Submission]] = []
-    under_way: list[Deferred[list[Accepted | TaskQueueError]]] = []
+    in_flight: list[Deferred[list[Accepted | TaskQueueError]]] = []
     try:
         for part in _parts(good):
-            if under_way and pace.is_over():
+            if in_flight and pace.is_over():
                 await pace.turn()
             parts.append(part)
-            under_way.append(queue.submit_many(part).addErrback(_explain_batch, part))
-            if len(under_way) == 1 and under_way[0].called:
-                await under_way[0]  # a refusal: it is the whole batch's, and nothing has been taken
+            in_flight.append(queue.submit_many(part).addErrback(_explain_batch, part))
+            if len(in_flight) == 1 and in_flight[0].called:
+                await in_flight[0]  # raises if the whole batch is refused: nothing was accepted
         results: list[Accepted | TaskQueueError] = []
         failed: TaskQueueError | None = None
-        for part, call in zip(parts, under_way, strict=True):
+        for part, call in zip(parts, in_flight, strict=True):
             try:
                 results += await call
             except TaskQueueError as why:
                 failed = why
                 results += [_of_item(why, submission) for submission in part]
     except BaseException:
-        for call in under_way:
+        for call in in_flight:
             call.addErrback(lambda _: None).cancel()
         raise
     if failed is not None and not any(isinstance(result, Accepted) for result in results):
@@ -53,7 +53,7 @@ async def submit_parts(queue: TaskQueue, good: list[Submission], pace: Pace) -> 
 
 
 def _parts(submissions: list[Submission]) -> Iterator[list[Submission]]:
-    """As many at a time as are taken in within a slice."""
+    """Parts that the queue takes within a slice each."""
     part: list[Submission] = []
     size = 0
     for submission in submissions:
@@ -63,11 +63,11 @@ def _parts(submissions: list[Submission]) -> Iterator[list[Submission]]:
             yield part
             part, size = [], 0
     if part or not submissions:
-        yield part  # a batch of none is judged, too
+        yield part  # an empty batch may be refused, too
 
 
 def _of_item(why: TaskQueueError, submission: Submission) -> TaskQueueError:
-    """The failure of a part of a batch as that of one of its tasks."""
+    """The error of a part of a batch, for one task of that part."""
     if not hides_outcome(why):
         return why
     return OutcomeUnknown(why.detail, task_id=submission.id)
@@ -79,6 +79,11 @@ async def answer_batch(
     items: list[Submission | TaskQueueError],
     pace: Pace,
 ) -> None:
+    """Answer a batch.
+
+    :param items: as sent: a submission, or why it was refused before.
+    :param results: of the submissions among ``items``, in order.
+    """
     pieces: list[bytes] = []
     accepted_count = 0
     next_result = iter(results)
@@ -104,7 +109,7 @@ async def answer_batch(
 
 
 def _explain_batch(failure: Failure, good: list[Submission]) -> Failure:
-    """The same for a whole batch, where each task that could be in has an id of its own."""
+    """Turn an unknown outcome into ``SubmitNotConfirmed`` if each task has the caller's id."""
     why = failure.value
     if hides_outcome(why) and all(map(has_own_id, good)):
         raise SubmitNotConfirmed(why.detail)
@@ -112,9 +117,12 @@ def _explain_batch(failure: Failure, good: list[Submission]) -> Failure:
 
 
 def hides_outcome(why: object) -> TypeGuard[TaskQueueError]:
-    """Also what another node failed with while it was at it, not ``OutcomeUnknown`` alone."""
+    """Whether the error leaves open what was done: ``OutcomeUnknown``, or what another node failed
+    with.
+    """
     return isinstance(why, TaskQueueError) and not why.definite
 
 
 def has_own_id(submission: Submission) -> bool:
+    """Whether the caller chose the task's id, so that the submit can be sent again."""
     return submission.id is not None and not submission.made

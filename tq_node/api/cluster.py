@@ -1,4 +1,4 @@
-"""``/cluster/…``: what the cluster looks like, and the orders that operators give it."""
+"""``/cluster/…``: views of the cluster, and the operator's requests to change it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NodeServices(msgspec.Struct):
-    """``HOST:PORT`` each."""
+    """Addresses of a node, each ``HOST:PORT``."""
 
     http: str
     peer: str
@@ -57,8 +57,11 @@ class ClusterAnswer(msgspec.Struct):
 
 
 class MoveOut(msgspec.Struct):
-    """``stage``: ``copying``, ``handing_over``, ``shrinking``, ``finishing``. The other two are null but at the primary;
-    ``percent`` is 100 once all newcomers are in sync.
+    """A move in progress; ``stage`` is ``copying``, ``handing_over``, ``shrinking`` or
+    ``finishing``.
+
+    ``bytes_left`` and ``percent`` are null but at the primary; ``percent`` is 100 once all
+    newcomers are in sync.
     """
 
     stage: str
@@ -67,10 +70,11 @@ class MoveOut(msgspec.Struct):
 
 
 class PartitionOut(msgspec.Struct):
-    """Names, not ids; null where unknown. ``replicas`` are the copies but the primary, ``in_sync`` has the primary first.
+    """One partition; nodes by name, null if unknown. ``replicas`` exclude the primary, ``in_sync``
+    begins with it.
 
-    ``lag``: how many sequences each replica is behind, where known. ``waiting`` stands only where there is something to say:
-    why the partition stays where it should not. ``move`` stands only while it moves.
+    ``lag``: how many sequences each replica is behind, if known. ``waiting`` stands only while the
+    partition should move and can't: why. ``move`` stands only while it moves.
     """
 
     partition: int
@@ -94,7 +98,9 @@ class PartitionsAnswer(msgspec.Struct):
 
 
 class JoinAnswer(msgspec.Struct):
-    """``secret`` in hexadecimal; ``peer`` (``HOST:PORT``) is where to register."""
+    """What a node needs to join: the ``secret`` in hexadecimal, and ``peer`` (``HOST:PORT``) to
+    register at.
+    """
 
     success: bool
     cluster_id: str
@@ -102,19 +108,19 @@ class JoinAnswer(msgspec.Struct):
     peer: str
 
     def __repr__(self) -> str:
-        """Without the secret: this could end up in a log."""
+        """Excludes the secret: this could end up in a log."""
         return f"JoinAnswer({self.cluster_id!r}, peer={self.peer!r})"
 
 
 class NodeDone(msgspec.Struct):
-    """``node`` is the one that was named, or the one that was asked."""
+    """``node`` is the node in the request, else the node that answers."""
 
     success: bool
     node: str
 
 
 class SnapshotDone(msgspec.Struct):
-    """``path`` is on the node's own disk; ``kept`` are all snapshots there, this one first, then the newest."""
+    """``path`` is on the node's disk; ``kept`` are all snapshots there, newest first."""
 
     success: bool
     node: str
@@ -122,18 +128,22 @@ class SnapshotDone(msgspec.Struct):
     kept: Sequence[str]
 
 
-_ORDER_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnreachable, errors.OutcomeUnknown)
-"""Of what goes through the leader. None of it says that the work is done: it has been decided, and begins."""
+_CHANGE_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnreachable, errors.OutcomeUnknown)
+"""Of a change that goes through the leader. Its success says that the change is decided, not that
+it is done."""
 
 
 class ClusterRoutes:
-    """``shutdown`` is called, once the answer is on its way, to end this node in order as SIGTERM does."""
+    """Routes below ``/cluster``.
+
+    :param shutdown: called after the answer to end this node in order, as SIGTERM does.
+    """
 
     def __init__(self, queue: TaskQueue, shutdown: Callable[[], None]) -> None:
         self._queue = queue
         self._shutdown = shutdown
 
-    # --- looking ---
+    # --- views ---
     def cluster(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
         request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster(), self._queue.paused_queues()))))
@@ -145,14 +155,14 @@ class ClusterRoutes:
 
     # --- joining ---
     def join(self, request: ApiRequest) -> None:
-        # First of all: what a stranger sent besides is not even looked at.
+        # Before anything else of an unauthorized request is read.
         require_loopback(request)
         read_query(request, NoParameters)
         invitation = self._queue.invite()
         answer = JoinAnswer(True, invitation.cluster_id, invitation.secret, invitation.peer)
         request.answer(200, _encode(answer))
 
-    # --- orders ---
+    # --- changes ---
     def drain(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
         return self._queue.drain(node).addCallback(_answer_begun, request, node)
@@ -178,8 +188,8 @@ class ClusterRoutes:
         if node != self._queue.node_name:
             return self._queue.shutdown(node).addCallback(_answer_begun, request, node)
         _answer_begun(None, request, node)
-        # In a later turn: the answer shall be in the socket before the site begins to close.
-        request.site.reactor.callLater(0.0, self._shutdown)
+        # In a later turn, so that the answer is in the socket before the site begins to close.
+        request.server.reactor.callLater(0.0, self._shutdown)
         return None
 
     def snapshot(self, request: ApiRequest) -> Deferred[None]:
@@ -190,10 +200,10 @@ class ClusterRoutes:
 
         return self._queue.backup().addCallback(answer)
 
-    # --- the table ---
+    # --- the route table ---
     def routes(self) -> list[Route]:
         begun = {202: Answer("begun", NodeDone)}
-        node_errors = (errors.NoSuchNode, errors.LastNode, errors.ClusterRefused, *_ORDER_ERRORS)
+        node_errors = (errors.NoSuchNode, errors.LastNode, errors.ClusterRefused, *_CHANGE_ERRORS)
         return [
             Route(
                 "GET", "/cluster", self.cluster, "The nodes and the leader", {200: Answer("the cluster", ClusterAnswer)}
@@ -246,7 +256,7 @@ class ClusterRoutes:
                 self.rebalance,
                 "Spread the partitions evenly",
                 begun,
-                errors=(errors.ClusterRefused, *_ORDER_ERRORS),
+                errors=(errors.ClusterRefused, *_CHANGE_ERRORS),
             ),
             Route(
                 "POST",
@@ -255,7 +265,7 @@ class ClusterRoutes:
                 "End a node in order, as SIGTERM does",
                 begun,
                 query=NodeParameters,
-                errors=(errors.NoSuchNode, errors.ClusterRefused, *_ORDER_ERRORS),
+                errors=(errors.NoSuchNode, errors.ClusterRefused, *_CHANGE_ERRORS),
             ),
             Route(
                 "POST",

@@ -1,7 +1,8 @@
 """``/tasks/events``: server-sent events, bounded for each client.
 
-A client that reads more slowly than tasks change has its events kept for it up to a bound; past that it is cut off. It may
-come back with ``Last-Event-ID`` and goes on where it was, or hears ``reset`` where that is too far back.
+Events are buffered for a client that reads more slowly than tasks change; past a bound its
+connection is reset. It may reconnect with ``Last-Event-ID`` and continues there, or gets ``reset``
+if that event is too old.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventRoutes:
-    """Holds the open streams. ``close`` ends them all; no new one begins after it."""
+    """Holds the open streams. ``close`` ends them all; after it no stream begins."""
 
     def __init__(self, queue: TaskQueue, settings: ApiSettings, metrics: Metrics) -> None:
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
         self._streams: set[_Stream] = set()
-        self._closed = False
+        self._stopped = False
         self._renderers = (_Renderer(queue, cluster=False), _Renderer(queue, cluster=True))
 
     def events(self, request: ApiRequest) -> Deferred[None] | None:
         cluster = read_query(request, ScopeParameters).scope == "cluster"
-        if self._closed:
+        if self._stopped:
             raise errors.Draining("the node is stopping")
         if len(self._streams) >= self._settings.event_clients_max:
             raise errors.Busy("too many event streams")
@@ -58,17 +59,17 @@ class EventRoutes:
             request.finish()
             return None
         stream = _Stream(self, self._renderers[cluster], request, self._settings)
-        # First of all: if this is refused there is no stream yet, and the refusal can be the answer.
+        # Before the head is sent, so that a refusal can be the answer.
         stream.subscribe(self._queue, after_id)
         request.start_stream(EVENT_STREAM.encode("ascii"))
         self._streams.add(stream)
         stream.begin(too_old)
-        return stream.over
+        return stream.ended
 
-    def dropped(self) -> None:
+    def count_dropped(self) -> None:
         self._metrics.event_clients_dropped += 1
 
-    def ended(self, stream: _Stream) -> None:
+    def remove(self, stream: _Stream) -> None:
         self._streams.discard(stream)
         if not self._streams:
             for renderer in self._renderers:
@@ -76,7 +77,7 @@ class EventRoutes:
 
     def close(self) -> None:
         """End every stream in order, so that clients see an end and not a broken connection."""
-        self._closed = True
+        self._stopped = True
         for stream in list(self._streams):
             stream.end()
 
@@ -96,7 +97,9 @@ class EventRoutes:
 
 
 class _Renderer:
-    """Events of a scope as bytes; what was made last is kept, for usually all who watch want the same next."""
+    """Renders the events of one scope; caches the last piece, for most streams ask for the same one
+    next.
+    """
 
     def __init__(self, queue: TaskQueue, *, cluster: bool) -> None:
         self._queue = queue
@@ -106,7 +109,9 @@ class _Renderer:
         self._last_end = 0
 
     def render(self, batch: EventBatch, start: int) -> tuple[bytes, int]:
-        """From the event at ``start`` on, up to ``limits.EVENT_CHUNK_BYTES``; and where to go on."""
+        """About ``limits.EVENT_CHUNK_BYTES`` of a batch from the event at ``start`` on, and where
+        to continue.
+        """
         last = self._last
         if last is None or last[0] is not batch or last[1] != start:
             pieces = [_RESET] if batch.reset and not start else []
@@ -124,16 +129,19 @@ class _Renderer:
         return self._last_piece, self._last_end
 
     def _primaries(self) -> dict[int, str | None]:
-        """As they are now: an event does not say which node it came from."""
+        """Each partition's primary now: an event does not say which node it came from."""
         return {view.partition: view.primary for view in self._queue.partition_views()}
 
     def forget(self) -> None:
+        """Drop the cached piece."""
         self._last, self._last_piece = None, b""
 
 
 @implementer(IPushProducer)
 class _Stream:
-    """One client. ``over`` fires when it has ended; Klein cancels it when the client hangs up."""
+    """The stream of one client. ``ended`` fires at its end; Klein cancels it when the client hangs
+    up.
+    """
 
     def __init__(self, routes: EventRoutes, renderer: _Renderer, request: ApiRequest, settings: ApiSettings) -> None:
         self._routes = routes
@@ -141,59 +149,65 @@ class _Stream:
         self._request = request
         self._backlog_max = settings.event_backlog_max
         self._backlog: deque[EventBatch] = deque()
-        """What is still to be made, of lists that all who watch share; ``_start`` says from where on in the first of them."""
+        """Batches that are not rendered whole; shared with other streams."""
         self._start = 0
-        self._left = 0
-        """Events in the backlog."""
+        """The next event in the first batch of the backlog."""
+        self._backlog_events = 0
         self._has_begun = False
         self._is_writing = False
         self.host = request.channel.host
         self._paused = False
-        self._ended = False
+        self._stopped = False
         self._subscription: Subscription | None = None
         self._comments = LoopingCall(self._comment)
-        self._comments.clock = request.site.reactor
+        self._comments.clock = request.server.reactor
         self._comment_s = settings.event_comment_s
-        self.over: Deferred[None] = Deferred(self._hung_up)
+        self.ended: Deferred[None] = Deferred(self._on_cancel)
 
     def subscribe(self, queue: TaskQueue, after_id: int | None) -> None:
-        """The first batch comes during this call, and is kept for ``begin``."""
+        """Subscribe to events. The first batch arrives during this call, and is buffered until
+        ``begin``.
+        """
         if self._renderer.cluster:
             self._subscription = queue.watch(self._observe, after_id=after_id, cluster=True)
         else:
             self._subscription = queue.watch(self._observe, after_id=after_id)
 
     def begin(self, too_old: bool) -> None:
+        """Start to write. ``too_old``: the client's last event is unknown, so tell it to start
+        over.
+        """
         request = self._request
         self._comments.start(self._comment_s, now=False)
         request.registerProducer(self, True)
         self._has_begun = True
-        # What was missed is made as it is taken, so it doesn't count against the client.
-        self._backlog_max += self._left
+        # What it missed before doesn't count against the client: it is rendered as the client takes
+        # it.
+        self._backlog_max += self._backlog_events
         request.write(b"retry: %d\n\n%b" % (RECONNECT_MS, _RESET if too_old else b""))
         self._write()
 
     def _observe(self, batch: EventBatch) -> None:
-        if self._ended:
+        if self._stopped:
             return
         self._backlog.append(batch)
-        self._left += len(batch.transitions)
+        self._backlog_events += len(batch.transitions)
         if not self._has_begun:
             return
-        if self._paused and self._left > self._backlog_max:
-            self._cut_off()
+        if self._paused and self._backlog_events > self._backlog_max:
+            self._reset_slow_client()
         else:
             self._write()
 
     def _write(self) -> None:
-        """As much as the client takes, a chunk at a time: the transport pauses this where it takes no more for now."""
+        """Write the backlog chunk by chunk until it is empty or the transport pauses the stream."""
         if self._is_writing:
             return
         self._is_writing = True
-        while self._backlog and not self._paused and not self._ended:
+        while self._backlog and not self._paused and not self._stopped:
             batch = self._backlog[0]
             piece, end = self._renderer.render(batch, self._start)
-            self._left -= end - self._start
+            self._backlog_events -= end - self._start
             self._start = end
             if end >= len(batch.transitions):
                 self._backlog.popleft()
@@ -204,7 +218,7 @@ class _Stream:
 
     def _comment(self) -> None:
         if not self._paused:
-            self._request.write(b": %b\n\n" % self._request.site.date())
+            self._request.write(b": %b\n\n" % self._request.server.date())
 
     def pauseProducing(self) -> None:
         self._paused = True
@@ -213,35 +227,36 @@ class _Stream:
         self._paused = False
         self._write()
 
-    def _hung_up(self, _: Deferred[None]) -> None:
-        self._let_go()
+    def _on_cancel(self, _: Deferred[None]) -> None:
+        self._stop()
 
     def stopProducing(self) -> None:
-        self._let_go()
+        self._stop()
 
     def end(self) -> None:
-        if self._let_go():
+        """End the answer in order, so that the client sees an end and not a broken connection."""
+        if self._stop():
             self._request.unregisterProducer()
             self._request.finish()
-            self.over.callback(None)
+            self.ended.callback(None)
 
-    def _cut_off(self) -> None:
-        """The client doesn't read, so no word of ours would reach it: reset the connection."""
-        self._routes.dropped()
-        if self._let_go():
+    def _reset_slow_client(self) -> None:
+        """Reset the connection of a client that doesn't read: no farewell would reach it."""
+        self._routes.count_dropped()
+        if self._stop():
             self._request.channel.forceAbortClient()
 
-    def _let_go(self) -> bool:
-        """Stop watching; whether that was still to be done."""
-        if self._ended:
+    def _stop(self) -> bool:
+        """Unsubscribe and leave the routes' set; False: already stopped."""
+        if self._stopped:
             return False
-        self._ended = True
+        self._stopped = True
         self._backlog.clear()
         if self._comments.running:
             self._comments.stop()
         if self._subscription is not None:
             self._subscription.close()
-        self._routes.ended(self)
+        self._routes.remove(self)
         return True
 
 
@@ -249,7 +264,9 @@ _RESET = b"event: reset\ndata: {}\n\n"
 
 
 def _last_event_id(header: bytes | None) -> tuple[int | None, bool]:
-    """What to go on behind, and whether it is no id of ours and so as good as too old."""
+    """The event id in the header, if there is one, and whether it is malformed, which counts as too
+    old.
+    """
     if header is None or not header.strip():
         return None, False
     text = header.strip()

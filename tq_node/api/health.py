@@ -1,4 +1,4 @@
-"""What is not about tasks: health, readiness, metrics, the description of the API, and pages for people."""
+"""Health, readiness, metrics, the OpenAPI document, and HTML pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 
-from tq_node.api import html as page
+from tq_node.api import html
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import PROBLEM_KINDS, NoSuchRoute
 from tq_node.api.routes import Answer, Route
@@ -27,7 +27,7 @@ class Health(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """``reasons`` is empty when ready; ``notes`` never make it 503."""
+    """``reasons`` why the node is not ready, empty if it is; ``notes`` don't make it 503."""
 
     ready: bool
     reasons: list[NotReadyReason]
@@ -42,7 +42,7 @@ class ServiceRoutes:
         self._openapi = b""
 
     def describe(self, document: bytes) -> None:
-        """What ``/openapi.json`` says; known only when all routes are."""
+        """Set the answer of ``/openapi.json``, which can be made only when all routes are known."""
         self._openapi = document
 
     def health(self, request: ApiRequest) -> None:
@@ -58,23 +58,23 @@ class ServiceRoutes:
 
     def metrics(self, request: ApiRequest) -> Deferred[None]:
         content_type = content_type_for((request.getHeader(b"accept") or b"").decode("latin-1"))
-        site = request.site
-        page = self._scrapes.page(content_type, site.slices, site.reactor)
+        server = request.server
+        page = self._scrapes.page(content_type, server.slices, server.reactor)
         return page.addCallback(lambda body: request.answer(200, body, content_type=content_type.encode("ascii")))
 
     def openapi(self, request: ApiRequest) -> None:
         request.answer(200, self._openapi)
 
     def home(self, request: ApiRequest) -> None:
-        body = page.home(self._queue.node_name, self._version, self._queue.cluster(), self._queue.not_ready())
-        request.answer(200, body, content_type=HTML.encode("ascii"), extra=page.POLICY)
+        body = html.home(self._queue.node_name, self._version, self._queue.cluster(), self._queue.not_ready())
+        request.answer(200, body, content_type=HTML.encode("ascii"), extra=html.POLICY)
 
     def problem(self, request: ApiRequest, code: str) -> None:
         kinds = [kind for kind in PROBLEM_KINDS if kind.code == code]
         if not kinds:
             raise NoSuchRoute("there is no such problem")
         request.route = "/problems/{code}"
-        request.answer(200, page.problem(code, kinds), content_type=HTML.encode("ascii"), extra=page.POLICY)
+        request.answer(200, html.problem(code, kinds), content_type=HTML.encode("ascii"), extra=html.POLICY)
 
     def routes(self) -> list[Route]:
         alive = {200: Answer("the process lives", Health)}

@@ -1,4 +1,4 @@
-"""Pages for people: one file each, no script, nothing loaded from elsewhere."""
+"""HTML pages: one file each, no script, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _CALLS = (
 
 
 def home(node: str, version: str, cluster: ClusterView, reasons: Sequence[NotReadyReason]) -> bytes:
-    """What this node is, how it is, and where to go from here."""
+    """The page at ``/``: state of the node, nodes of the cluster, links, and how to submit."""
     state = "ready" if not reasons else "not ready: " + "; ".join(reason.detail for reason in reasons)
     nodes = "\n".join(
         f"<tr><td>{escape(one.name)}{' (leader)' if one.name == cluster.leader else ''}</td>"
@@ -82,7 +82,9 @@ def home(node: str, version: str, cluster: ClusterView, reasons: Sequence[NotRea
 
 
 def problem(code: str, kinds: Sequence[type[TaskQueueError]]) -> bytes:
-    """What one code means, and what a client may conclude from it."""
+    """The page at ``/problems/<code>``: what the code means, and what a client may conclude from
+    it.
+    """
     rows = "\n".join(f"<tr><td>{kind.status}</td><td>{escape(kind.title)}</td></tr>" for kind in dict.fromkeys(kinds))
     if not all(kind.definite for kind in kinds):
         conclusion = "It may have been done. Ask for the task by its id, or send the same again under the same id."

@@ -1,7 +1,8 @@
-"""Which field is wrong, as a JSON Pointer: the second look at a value that its struct has refused.
+"""Finds the field that makes a body invalid, as a JSON Pointer.
 
-``msgspec`` says so in an English sentence only. Here the value is taken apart along its type instead, one field at a time,
-until the part that doesn't fit is found. Off the fast path: only refused input comes here.
+``msgspec`` names it in an English sentence only. Here the body is decoded again along its type, one
+field at a time, until the part that doesn't fit is found. Only for bodies that a decoder has
+refused.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ _LINES_HINT = (
     "; one task on each line goes to /tasks/batch with Content-Type: application/x-ndjson (with curl: --data-binary)"
 )
 _PARTS_LOOKED_AT_MAX = 100
-"""Of a mapping: the sender chooses how many there are, and past the first ones it is the field that is named."""
+"""Of a mapping, whose size the sender chooses; for a wrong part behind these the pointer names the
+field."""
 _decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def refusal(
     body: bytes, kind: type[msgspec.Struct], why: Exception, at: str = "", *, within: bool = True
 ) -> TaskQueueError:
-    """Why ``body`` is not a ``kind``. ``why`` is what the decoder of ``kind`` raised; ``at`` points to the body itself.
+    """The error that says why ``body`` is not a ``kind``, with a pointer to the field.
 
-    :param within: look for the value that doesn't fit; else only for fields that are unknown or missing, which costs less than
-        to take a body, and leave the place to the sentence.
+    :param why: what the decoder of ``kind`` raised.
+    :param at: pointer to the body itself.
+    :param within: look for the wrong value; else only for unknown and missing fields, which is
+        cheaper than to accept a body, and a wrong value is named in the sentence.
     """
     if isinstance(why, RecursionError):
         return Malformed("the body is nested too deeply to be read")
     if not isinstance(why, msgspec.ValidationError):
         return _no_json(why)
     try:
-        # What is skipped unread is not checked for UTF-8, and a body that is no JSON comes before a field that is wrong.
+        # What is skipped unread is not checked for UTF-8, and a body that is no JSON comes before a
+        # field that is wrong.
         body.decode("utf-8")
         raw_fields = _decode_parts(body)
     except msgspec.ValidationError:
@@ -58,7 +63,9 @@ def _no_json(why: Exception) -> Malformed:
 
 
 class _Field(msgspec.Struct, frozen=True):
-    """One field of a struct, with the decoder of its type: making one costs more than all that it decodes here."""
+    """One field of a struct, with the decoder of its type; cached, for a decoder is expensive to
+    make.
+    """
 
     type: Any
     required: bool
@@ -114,7 +121,7 @@ def _first_bad_field(sent: dict[str, msgspec.Raw], kind: type[msgspec.Struct], a
 
 
 def _inside(raw: msgspec.Raw, type_: object, why: Exception, at: str, name: str) -> FieldError:
-    """The innermost part of one field that doesn't fit, or the field itself."""
+    """The error of a wrong field, with a pointer to the innermost part that doesn't fit."""
     whole = InvalidField(f"{name}: {_sentence(why)}", field=at)
     if len(raw) > limits.ITEM_BYTES_MORE:
         return whole
@@ -144,7 +151,7 @@ def _inside_mapping(parts: dict[str, msgspec.Raw], type_: object, at: str, name:
 
 
 def _options(type_: object) -> list[object]:
-    """The types that an optional, annotated or union type allows."""
+    """The alternatives of an optional, annotated or union type."""
     if get_origin(type_) is Annotated:
         return _options(get_args(type_)[0])
     if get_origin(type_) in (Union, types.UnionType):
@@ -153,7 +160,7 @@ def _options(type_: object) -> list[object]:
 
 
 def _sentence(why: Exception) -> str:
-    """msgspec's sentence without its own way of naming the place."""
+    """The sentence of msgspec without its ``- at $.path``."""
     return str(why).split(" - at ", 1)[0][:200].replace("Expected", "expected", 1)
 
 

@@ -1,4 +1,4 @@
-"""Names that callers choose and operators see: of task types and queues. They reach terminals, logs and pages."""
+"""Names of task types and queues: callers choose them, and they reach terminals, logs and pages."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import re
 from tq_node.errors import InvalidField
 
 _UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""C0, DEL and C1, which terminals obey; ends of lines; marks that turn the direction of writing. Joiners of emoji may stay."""
+"""C0, DEL and C1, which terminals obey; ends of lines; marks of the direction of writing. Joiners
+of emoji are allowed."""
 NAME_PATTERN = f"^[^{_UNSHOWN}]*$"
 _unshown = re.compile(f"[{_UNSHOWN}]").search
 
 
 def is_shown(name: str) -> bool:
+    """Whether the name has no control characters and no marks of direction."""
     return name.isprintable() or _unshown(name) is None
 
 
 def refuse_unshown(field: str, name: str, at: str) -> None:
-    """:raises InvalidField: the name of ``field`` has a letter that is obeyed and not shown."""
+    """Refuse a name with control characters or marks of direction.
+
+    :param at: JSON Pointer of the task in the body.
+    :raises InvalidField: with a pointer to ``field``.
+    """
     if not is_shown(name):
         raise InvalidField(f"{field}: control characters and marks of direction are not allowed", field=f"{at}/{field}")

@@ -1,4 +1,4 @@
-"""Errors as answers: ``application/problem+json`` (RFC 9457), from one table, never HTML and never a traceback."""
+"""Errors as answers: ``application/problem+json`` (RFC 9457), never HTML and never a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from tq_node import errors
-from tq_node.api.http.exchange import Exchange
+from tq_node.api.http.concurrency_limit import TOO_MANY
+from tq_node.api.http.exchange import Exchange, head_of, whole_head
+from tq_node.api.http.server_state import ServerState
 from tq_node.errors import TaskQueueError
 from tq_node.observe.log import EventLog
 
@@ -23,7 +25,9 @@ _READS = (b"GET", b"HEAD")
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
-    """Why a request was refused or failed; ``code`` is a stable word, ``field`` a JSON Pointer into the body."""
+    """Why a request was refused or failed; ``code`` is a stable word, ``field`` a JSON Pointer into
+    the body.
+    """
 
     type: str
     title: str
@@ -47,10 +51,14 @@ class ItemError(msgspec.Struct, omit_defaults=True):
 
 
 class NoSuchRoute(TaskQueueError):
+    """No route has this path."""
+
     status, code, title = 404, "not_found", "No such page"
 
 
 class WrongMethod(TaskQueueError):
+    """The path has a route, but not for this method."""
+
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
     def __init__(self, detail: str, allowed: list[str]) -> None:
@@ -59,20 +67,24 @@ class WrongMethod(TaskQueueError):
 
 
 class SubmitNotConfirmed(errors.NotConfirmed):
-    """A submit under the caller's own id whose outcome is not known: unlike one without, it is safe to send again."""
+    """The outcome of a submit with the caller's id is not known: it is safe to send it again, for
+    the id tells.
+    """
 
     title = "Submit not confirmed in time"
 
 
 class PeerUnreachable(TaskQueueError):
-    """Another node that this had to go to was not there, or refused this node; nothing was done. Also stands for what nodes
-    refuse one another and callers have no word for."""
+    """Another node that the call needs is unreachable or refuses this node; nothing was done.
+
+    Also stands for refusals between nodes that the HTTP API has no code for.
+    """
 
     status, code, title, retryable = 503, "peer_unreachable", "Another node could not be asked", True
 
 
 class Unexpected(TaskQueueError):
-    """Stands for an error that nobody meant to let out. What it was is in the log, under the request's id."""
+    """A bug: an error that no handler meant to raise. The log has it, with the request's id."""
 
 
 PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
@@ -116,17 +128,19 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     PeerUnreachable,
     errors.OutcomeUnknown,
 )
-"""Every kind that a caller may meet; ``/problems/<code>`` explains each."""
+"""Every kind of error in an answer; ``/problems/<code>`` explains each."""
 _CODES = frozenset(kind.code for kind in PROBLEM_KINDS)
 
 _encode = msgspec.json.Encoder().encode
 
 
 def public_error(error: TaskQueueError, *, changes: bool) -> TaskQueueError:
-    """The error as callers may know it. Errors of rooms below, and of other nodes, may have kinds that are not in the table.
+    """The error as the HTTP API publishes it, one of ``PROBLEM_KINDS``.
 
-    :param changes: whether the call was to change something. If so, what is not definite is an unknown outcome, whatever it was
-        that hid it. What only reads has no outcome: it was not proven, and may be asked again.
+    Errors of lower layers, and of other nodes, may have other kinds.
+
+    :param changes: whether the call was to change something. If so, an error that is not definite
+        becomes ``OutcomeUnknown``. A read has no outcome: it becomes ``NotConfirmed``.
     """
     if not error.definite:
         if changes:
@@ -153,7 +167,7 @@ def problem_of(error: TaskQueueError, request_id: str | None) -> Problem:
 
 
 def item_error(error: TaskQueueError) -> ItemError:
-    """The same for one item of a batch."""
+    """The error of one item of a batch, as the HTTP API publishes it."""
     error = public_error(error, changes=True)
     return ItemError(
         code=error.code,
@@ -166,7 +180,7 @@ def item_error(error: TaskQueueError) -> ItemError:
 
 
 def answer_error(request: Exchange, error: TaskQueueError) -> None:
-    """Answer the request with the error. Does nothing where the client has gone."""
+    """Answer the request with the error. Does nothing if the client is gone."""
     error = public_error(error, changes=request.method not in _READS)
     request.answer(
         error.status,
@@ -176,10 +190,33 @@ def answer_error(request: Exchange, error: TaskQueueError) -> None:
     )
 
 
+def refused_submit_answer(server: ServerState, request_id: bytes) -> bytes:
+    """The bytes of an answer that refuses a submit for want of room (``TOO_MANY``); cheap to
+    make.
+    """
+    # An id holds nothing that JSON would escape, and stands last.
+    body = b'%b,"request_id":"%b"}' % (_TOO_MANY_BODY, request_id)
+    extra = b"Connection: close\r\n" if server.closing else b""
+    return whole_head(TOO_MANY.status, PROBLEM, server.date(), request_id, body, _TOO_MANY_EXTRA + extra) + body
+
+
+def closing_answer(server: ServerState, error: TaskQueueError, request_id: bytes) -> bytes:
+    """The bytes of a whole answer with ``Connection: close``, for what can't become a request."""
+    body = _encode(problem_of(error, request_id.decode("ascii")))
+    return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%bConnection: close\r\n\r\n%b" % (
+        head_of(error.status, PROBLEM),
+        server.date(),
+        request_id,
+        len(body),
+        headers_of(error),
+        body,
+    )
+
+
 def answer_failure(request: Exchange, failure: Failure) -> None:
-    """The last stop of every failed request: Klein's error handler. Logs what nobody expected, once."""
+    """Answer what a handler raised; an error that no handler meant to raise is logged, once."""
     if request.gone:
-        # The client hung up, and its own call was cancelled for it. There is nobody to tell.
+        # The client hung up, which cancelled the handler: an answer would reach nobody.
         if not failure.check(CancelledError, TaskQueueError, HTTPException):
             _log_unexpected(request, failure)
         return
@@ -213,7 +250,7 @@ def _log_unexpected(request: Exchange, failure: Failure) -> None:
 
 
 def headers_of(error: TaskQueueError) -> bytes:
-    """Header lines that belong to the error, each with its line end."""
+    """Header lines for the error (``Allow``, ``Retry-After``), each with its line end."""
     if isinstance(error, WrongMethod):
         return b"Allow: %b\r\n" % ", ".join(error.allowed).encode("latin-1")
     if error.retry_after_s is not None:
@@ -223,3 +260,7 @@ def headers_of(error: TaskQueueError) -> bytes:
 
 def _shown(path: bytes) -> str:
     return path[:200].decode("latin-1")
+
+
+_TOO_MANY_BODY = _encode(problem_of(TOO_MANY, None))[:-1]
+_TOO_MANY_EXTRA = headers_of(TOO_MANY)

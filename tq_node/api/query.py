@@ -1,8 +1,8 @@
-"""Query parameters: structs that check them, and that ``openapi`` publishes.
+"""Query parameters: structs that validate them, and that ``openapi`` publishes.
 
-A parameter that doesn't exist, is given twice or doesn't fit is refused by name. An empty filter or cursor counts as not
-given, so that a script may leave its variable empty. What is not given is UNSET rather than None, for which ``convert`` would
-take the text ``null``.
+A parameter that is unknown, given twice or invalid is refused by name. An empty filter or cursor
+counts as not given, so that a script may leave its variable empty. What is not given is UNSET and
+not None, for which ``convert`` would accept the text ``null``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Scope = Annotated[Literal["node", "cluster"], Meta(description="cluster: each ta
 
 
 class NoParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """For calls that take none."""
+    """No parameter is accepted."""
 
 
 class TaskParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,7 +82,9 @@ class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PauseParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """A queue that was paused under any name can be resumed; none is paused under one that can't be shown."""
+    """Unlike ``QueueParameters``, refuses a name with control characters; a queue paused under one
+    can be resumed.
+    """
 
     queue: Annotated[
         str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
@@ -109,7 +111,10 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 def read_query(request: Exchange, kind: type[P]) -> P:
-    """The request's parameters as a ``kind``. :raises BadParameter: naming the parameter."""
+    """The request's parameters, validated.
+
+    :raises BadParameter: names the parameter.
+    """
     given: dict[str, str] = {}
     for raw_name, raw_values in (request.args or {}).items():
         try:
@@ -127,7 +132,7 @@ def read_query(request: Exchange, kind: type[P]) -> P:
 
 
 def _refusal(given: dict[str, str], kind: type[P], why: Exception) -> BadParameter:
-    """Off the usual path: which parameter is wrong."""
+    """The error that names the wrong parameter, looked for one by one."""
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name in given:
         if name not in fields:
@@ -146,7 +151,10 @@ def _refusal(given: dict[str, str], kind: type[P], why: Exception) -> BadParamet
 
 
 def to_list_query(sent: ListParameters) -> ListQuery:
-    """:raises BadParameter: a state that there isn't, or a cursor that is none or belongs to another order."""
+    """The list query that the parameters ask for.
+
+    :raises BadParameter: an unknown state, or a cursor that is malformed or of another ``sort``.
+    """
     states = None
     names, states_not = _words(sent.status)
     if names is not None:
@@ -176,14 +184,16 @@ def to_list_query(sent: ListParameters) -> ListQuery:
 
 
 def only_dead(query: ListQuery) -> ListQuery | None:
-    """The same among the dead letters; None where its states leave none of them."""
+    """The query, narrowed to failed tasks; None if its states exclude them."""
     if query.states is not None and (State.FAILED in query.states) is query.states_not:
         return None
     return msgspec.structs.replace(query, states=frozenset({int(State.FAILED)}), states_not=False)
 
 
 def write_cursor(place: tuple[int, str] | None, query: ListQuery) -> str | None:
-    """Opaque and URL-safe: base64 of the order and the place in it."""
+    """The cursor for ``next``: URL-safe base64 of the sort order and the place in it; None at the
+    end.
+    """
     if place is None:
         return None
     sort = "-" + query.sort if query.descending else query.sort
@@ -203,7 +213,7 @@ def _read_cursor(text: str, sort: str) -> tuple[int, str]:
 
 
 def _words(text: str | UnsetType) -> tuple[frozenset[str] | None, bool]:
-    """A comma list, and whether it stands for all others."""
+    """The words of a comma list (None: no list), and whether a leading ``!`` inverts it."""
     if not text:
         return None, False
     inverse = text.startswith("!")

@@ -1,7 +1,9 @@
-"""Bodies of requests: what a submitter may send, checked field by field, turned into ``facade.Submission``.
+"""Bodies of requests: what a submitter may send, checked field by field, turned into
+``facade.Submission``.
 
-These structs are the one source: they validate, and ``openapi`` publishes them. The usual request costs one typed decode;
-only one that is refused is looked at a second time, to name the field (``pointers``). ``null`` counts as not sent.
+These structs are the one source: they validate, and ``openapi`` publishes them. A valid request
+costs one typed decode; only one that is refused is read a second time, to name the field
+(``json_pointer``). ``null`` counts as not sent.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from tq_node import limits
 from tq_node.api.batch_cutter import BatchCutter
 from tq_node.api.json_pointer import refusal
 from tq_node.api.names import NAME_PATTERN, refuse_unshown
-from tq_node.api.payloads import Payloads
-from tq_node.errors import FieldError, InvalidField, PayloadTooLarge, TaskQueueError
+from tq_node.errors import FieldError, InvalidField, Malformed, PayloadTooLarge, TaskQueueError
 from tq_node.facade import Submission
 from tq_node.slices import Pace
 from tq_node.types import Backoff
@@ -33,13 +34,13 @@ IDEMPOTENCY_KEY_SCHEMA = {
     "description": "the same as `id`, where the body has none; plain or in double quotes",
 }
 RUN_AT_S_MAX = 253_402_300_799
-"""The last second of the year 9999: beyond it RFC 3339 has no words."""
+"""The last second of the year 9999, which is the last that RFC 3339 can write."""
 
 TaskIdText = Annotated[
     str, Meta(pattern=TASK_ID_PATTERN, description="own id; the same id with the same content is the same task")
 ]
 _NAME_SCHEMA = {"pattern": NAME_PATTERN}
-"""Looked at by ``refuse_unshown``: names are printable nearly always, which is known for less than a pattern costs."""
+"""Published only; ``refuse_unshown`` checks it, for less than a pattern costs."""
 TypeText = Annotated[
     str,
     Meta(
@@ -52,7 +53,7 @@ TypeText = Annotated[
 QueueText = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema=_NAME_SCHEMA)]
 BackoffSeconds = Annotated[float, Meta(ge=0, le=limits.BACKOFF_S_MAX)]
 Whole = Annotated[float, Meta(multiple_of=1, extra_json_schema={"type": "integer"})]
-"""An integer as JSON Schema has it: 3.0 is one, too."""
+"""An integer as JSON Schema defines it: 3.0 is one, too."""
 TagName = Annotated[str, Meta(min_length=1, max_length=limits.TAG_CHARS_MAX)]
 TagValue = Annotated[str, Meta(max_length=limits.TAG_CHARS_MAX)]
 
@@ -70,7 +71,8 @@ class SubmitRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One task to be run."""
 
     type: TypeText
-    # Not validated here: Raw takes any JSON value as it stands, and Payloads looks into it. The default of a Raw field
+    # Not validated here: Raw takes any JSON value as it stands, and Payloads looks into it. The
+    # default of a Raw field
     # can't be a Raw, which has no JSON Schema; None is what it means.
     payload: Annotated[msgspec.Raw, Meta(description="any JSON value")] = None  # type: ignore[assignment]
     id: TaskIdText | None = None
@@ -98,6 +100,115 @@ class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     tasks: Annotated[list[SubmitRequest], Meta(max_length=limits.BATCH_TASKS_MAX)]
 
 
+# --- payloads ---
+_decode_value = msgspec.json.Decoder().decode
+_encode_value = msgspec.json.Encoder().encode
+# 19 digits are the fewest that can be beyond 64 bits. Inside a string they are harmless, but worth
+# a look.
+_has_long_number = re.compile(rb"\d{19}").search
+_json_string = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+_empty_container = re.compile(rb"\[\s*\]|\{\s*\}")
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+
+_VALUES_UNCOUNTED_BYTES = 2 * limits.PAYLOAD_VALUES_MAX
+"""A payload up to this size can't hold too many values: each takes two bytes at least."""
+
+
+class Payloads:
+    """Turns the JSON of a payload into compact and valid JSON.
+
+    What is stored must be readable by every handler in every language, so a payload is decoded and
+    encoded again: whitespace goes, of equal keys in an object the last stays, bad UTF-8 and numbers
+    that no double holds are refused.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+
+    def parse(self, raw: msgspec.Raw, at: str) -> tuple[object, bytes]:
+        """The value and its compact JSON.
+
+        :param at: JSON Pointer of the task in the body, for what is refused.
+        :raises PayloadTooLarge: as sent or as stored it is over the bound.
+        :raises Malformed: it is not JSON in UTF-8.
+        :raises InvalidField: a number out of range, nesting deeper than ``limits.JSON_DEPTH_MAX``,
+            or more values than ``limits.PAYLOAD_VALUES_MAX``.
+        """
+        size = len(raw)
+        if size > self._bytes_max:
+            raise self._too_large(size)
+        if size > _VALUES_UNCOUNTED_BYTES:
+            _check_count(bytes(raw), at)
+        try:
+            value = _decode_value(raw)
+        except msgspec.ValidationError as why:
+            raise InvalidField(f"payload: {str(why)[:200].lower()}", field=at + "/payload") from None
+        except RecursionError:
+            raise _too_deep(at) from None
+        except ValueError as why:
+            raise Malformed(f"payload: {str(why)[:200]}") from None
+        encoded = _encode_value(value)
+        size = len(encoded)
+        if size >= 19 and (
+            _has_long_number(encoded) or encoded.count(b"[") + encoded.count(b"{") > limits.JSON_DEPTH_MAX
+        ):
+            _check_shape(value, at)
+        if size > self._bytes_max:
+            raise self._too_large(size)
+        return value, encoded
+
+    def _too_large(self, size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(f"a payload of {size} bytes; at most {self._bytes_max} are allowed")
+
+
+def _check_count(raw: bytes, at: str) -> None:
+    """Refuse a payload of too many values before it is decoded, which is what would cost.
+
+    Each element but the first of its container stands behind a comma. Strings may hold commas, too:
+    if that could matter, they are removed first.
+    """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < limits.PAYLOAD_VALUES_MAX:
+        return
+    bare = _json_string.sub(b"", raw)
+    containers = bare.count(b"[") + bare.count(b"{") - len(_empty_container.findall(bare))
+    values = 1 + containers + bare.count(b",")
+    if values > limits.PAYLOAD_VALUES_MAX:
+        raise InvalidField(
+            f"payload: {values} values; at most {limits.PAYLOAD_VALUES_MAX} are allowed", field=at + "/payload"
+        )
+
+
+def _check_shape(value: object, at: str) -> None:
+    """Refuse integers beyond 64 bits and deep nesting. No recursion: the input decides the
+    depth.
+    """
+    level: list[object] = [value]
+    depth = 0
+    while level:
+        deeper: list[object] = []
+        containers = False
+        for item in level:
+            kind = type(item)
+            if kind is dict:
+                containers = True
+                deeper.extend(item.values())  # type: ignore[attr-defined]  # its type was just looked at
+            elif kind is list:
+                containers = True
+                deeper.extend(item)  # type: ignore[arg-type]  # its type was just looked at
+            elif kind is int and not _INT_MIN <= item <= _INT_MAX:  # type: ignore[operator]  # as above
+                raise InvalidField("payload: an integer beyond 64 bits", field=at + "/payload")
+        depth += containers
+        if depth > limits.JSON_DEPTH_MAX:
+            raise _too_deep(at)
+        level = deeper
+
+
+def _too_deep(at: str) -> InvalidField:
+    return InvalidField(f"payload: nested deeper than {limits.JSON_DEPTH_MAX} levels", field=at + "/payload")
+
+
+# --- from bodies to submissions ---
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _RUN_AT_US_MAX = RUN_AT_S_MAX * 1_000_000 + 999_999
@@ -106,9 +217,9 @@ _encode_in_order = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Bodies:
-    """Turns bodies into submissions. Holds the decoders, which are built once, and the bound of one payload.
+    """Turns bodies of requests into submissions; decoders are built once.
 
-    Every method may raise a ``TaskQueueError`` that names what is wrong; none lets a decoder's own error out.
+    Each method may raise a ``TaskQueueError`` that names the field; none raises a decoder's error.
     """
 
     def __init__(self, payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX) -> None:
@@ -118,9 +229,11 @@ class Bodies:
         self._payload = Payloads(payload_bytes_max).parse
 
     def submission(self, body: bytes, key: str | None = None) -> Submission:
-        """The body of ``/tasks/submit``. ``key``: what the Idempotency-Key header says; counts where no id is given.
+        """The task in the body of ``/tasks/submit``, decoded in one piece.
 
-        In one piece: for what is longer than ``limits.LARGE_BODY_BYTES`` there is ``large_submission``.
+        A body over ``limits.LARGE_BODY_BYTES`` goes to ``large_submission``.
+
+        :param key: of the ``Idempotency-Key`` header: the task's id if the body has none.
         """
         try:
             task = self._decode_one(body)
@@ -129,15 +242,19 @@ class Bodies:
         return self._convert(task, "", key)
 
     async def large_submission(self, body: bytes, key: str | None, pace: Pace) -> Submission:
-        """The same in slices."""
+        """The task in a large body of ``/tasks/submit``, decoded in slices; parameters as of
+        ``submission``.
+        """
         return await self._large(body, "", key, pace)
 
     async def batch(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
-        """The body ``{"tasks":[…]}``: for each item a submission, or why it is refused."""
+        """The items of a body ``{"tasks":[…]}``: each a submission, or why it is refused."""
         return await self._read(await self._items.of_array(body, pace), pace)
 
     async def lines(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
-        """The same from newline-delimited JSON; empty lines don't count."""
+        """The items of newline-delimited JSON: each a submission, or why it is refused. Empty lines
+        are skipped.
+        """
         return await self._read(await self._items.of_lines(body, pace), pace)
 
     async def _read(self, items: list[msgspec.Raw], pace: Pace) -> list[Submission | TaskQueueError]:
@@ -165,7 +282,10 @@ class Bodies:
         return results
 
     async def _large(self, body: bytes, at: str, key: str | None, pace: Pace) -> Submission:
-        """One task whose parts are enough work for a slice each."""
+        """A large task; decoding, the payload and the rest are a slice each.
+
+        :param at: JSON Pointer of the task in the body.
+        """
         if len(body) > self.item_bytes_max:
             raise PayloadTooLarge(
                 f"a task of {len(body)} bytes; at most {self.item_bytes_max} are allowed with all its fields"
@@ -189,7 +309,10 @@ class Bodies:
     def _convert(
         self, task: SubmitRequest, at: str, key: str | None, parsed: tuple[object, bytes] | None = None
     ) -> Submission:
-        """:param parsed: the payload, where it has been looked at before."""
+        """The submission of a decoded task.
+
+        :param parsed: its payload, if that is parsed already.
+        """
         raw = task.payload
         value, payload = parsed or (self._payload(raw, at) if raw is not None else (None, b"null"))
         task_id = task.id
@@ -224,13 +347,14 @@ class Bodies:
             timeout_ms,
             None if backoff is None else _backoff(backoff),
             task.tags,
-            # Also where the node makes the id: whoever hears "outcome unknown" with it may send the same again (P4).
+            # Also if the node makes the id: a client that learns it with "outcome unknown" may send
+            # it again (P4).
             content_hash(task, value),
         )
 
 
 def idempotency_key(header: bytes) -> str:
-    """The id in an Idempotency-Key header: plain, or quoted as the draft standard has it.
+    """The id in an ``Idempotency-Key`` header: plain, or quoted as in the draft standard.
 
     :raises InvalidField: it is not an id.
     """
@@ -246,9 +370,11 @@ def idempotency_key(header: bytes) -> str:
 
 
 def content_hash(task: SubmitRequest, payload: object) -> bytes:
-    """16 bytes over the fields as sent but ``id``: what tells a repeated submit from another with the same id.
+    """16 bytes over all fields as sent but ``id``: tells a repeated submit from a different task
+    with its id.
 
-    The canonical form is JSON with sorted keys of the fields that are not null. Part of the data format: it is stored.
+    Hashed is the JSON, with sorted keys, of the fields that are not null. It is stored, so part of
+    the data format.
     """
     sent: dict[str, object] = {} if payload is None else {"payload": payload}
     for name in _HASHED:
@@ -262,13 +388,14 @@ _HASHED = tuple(name for name in SubmitRequest.__struct_fields__ if name not in 
 
 
 def _instant_us(run_at: datetime | float, at: str) -> int:
-    """Microseconds since 1970, at least 0: what was due earlier is due at once all the same."""
+    """Microseconds since 1970; 0 for earlier times, which are due at once, too."""
     if isinstance(run_at, datetime):
         us = (run_at - _EPOCH) // _MICROSECOND
         if us > _RUN_AT_US_MAX:
             raise InvalidField("run_at: beyond the year 9999", field=at + "/run_at")
         return max(0, us)
-    # The comparison first: a double may be so far below zero that its microseconds are beyond all doubles.
+    # The comparison first: a double may be so far below zero that its microseconds are beyond all
+    # doubles.
     return math.floor(run_at * 1_000_000) if run_at > 0 else 0
 
 

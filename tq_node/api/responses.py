@@ -1,4 +1,4 @@
-"""What answers look like: structs that ``openapi`` publishes, and the way from the queue's values to them."""
+"""Bodies of answers: structs that ``openapi`` publishes, and how the queue's values become them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Submitted(msgspec.Struct):
 
 
 class BatchItem(msgspec.Struct, omit_defaults=True):
-    """Either what was accepted, or why it was not."""
+    """``task_id`` and ``status`` of an accepted task, or the error of a refused one."""
 
     task_id: str | UnsetType = UNSET
     status: str | UnsetType = UNSET
@@ -69,19 +69,21 @@ class LogLineOut(msgspec.Struct):
 
 
 class WaitsForOut(msgspec.Struct):
-    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the node that answers knows it."""
+    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the
+    node that answers knows it.
+    """
 
     kind: str
     since: str
 
 
 class TaskOut(msgspec.Struct):
-    """A task as it is. What is not there yet is left out; times are RFC 3339, UTC, durations seconds.
+    """A task. Fields without a value yet are left out; times are RFC 3339 in UTC, durations
+    seconds.
 
-    ``waiting_for`` stands only where something holds up a task that has not ended: why it does not run.
-
-    ``version`` rises by one with each change. ``age`` stands only in a local read: how old it may be. ``role`` stands only in
-    lists: whether this node's copy is the primary's.
+    ``version`` rises by one with each change. Only on a task that has not ended: ``waiting_for``,
+    what holds it up. Only in a local read: ``age``, how old the copy may be. Only in lists:
+    ``role``, whether this node's copy is the primary's.
     """
 
     id: str
@@ -115,8 +117,8 @@ class TaskOut(msgspec.Struct):
 
 
 class ListAnswer(msgspec.Struct):
-    """``next`` is null at the end. Two stand with ``scope=cluster`` only. ``missing``: the nodes that did not answer.
-    ``partitions_missing``: the partitions that nobody has answered for; empty, nothing is missing.
+    """One page; ``next`` is null on the last one. Only with ``scope=cluster``: ``missing``, the
+    nodes that did not answer, and ``partitions_missing``, the partitions that no node answered for.
     """
 
     tasks: list[TaskOut]
@@ -138,7 +140,7 @@ class StateCounts(msgspec.Struct):
 
 
 class StatsAnswer(msgspec.Struct):
-    """``missing`` and ``partitions_missing`` as in ``ListAnswer``."""
+    """Number of tasks by state; ``missing`` and ``partitions_missing`` as in ``ListAnswer``."""
 
     node: str
     stats: StateCounts
@@ -163,9 +165,9 @@ class QueueDone(msgspec.Struct):
 
 
 class EventData(msgspec.Struct, rename={"from_": "from"}):
-    """One transition, the ``data`` of an event. ``from`` is null at a task's birth.
+    """One state transition, the ``data`` of an event; ``from`` is null when the task was created.
 
-    ``node`` is the primary's name; null where another node's partition has none by the time it is told.
+    ``node`` is the primary's name; null if the partition has no primary when the event is sent.
     """
 
     task_id: str
@@ -183,18 +185,22 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # naive on purpose: it spares iso
 
 
 def time_text(us: int) -> str:
-    """RFC 3339 in UTC with microseconds, of a wall time in microseconds."""
+    """RFC 3339 in UTC, of a wall time in microseconds since 1970."""
     return (_EPOCH + timedelta(0, 0, us)).isoformat(timespec="microseconds") + "Z"
 
 
 def seconds(ms: int) -> float | int:
-    """Milliseconds as seconds, whole where they are whole."""
+    """Milliseconds as seconds; an int if they are whole seconds."""
     whole, rest = divmod(ms, 1_000)
     return ms / 1_000 if rest else whole
 
 
 def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
-    """:param node: name of the task's primary. :param waiting_for: says why a task that has not ended does not run."""
+    """The body that shows a task.
+
+    :param node: name of the task's primary.
+    :param waiting_for: why a task that has not ended does not run.
+    """
     spec = row.spec
     backoff = spec.backoff
     out = TaskOut(
@@ -253,7 +259,7 @@ def _attempt_out(attempt: AttemptRecord) -> AttemptOut:
 
 
 def state_counts(counts: list[int]) -> StateCounts:
-    """From rows by number of state."""
+    """Counts by label, from counts by number of the state."""
     by_label = {label: counts[State(number)] for number, label in enumerate(STATE_LABELS)}
     return StateCounts(total=sum(counts), **by_label)
 

@@ -1,4 +1,6 @@
-"""The table of routes: what Klein is told, and what ``openapi`` describes, so that the two can't differ."""
+"""The route table: Klein and the fast path route by it, and ``openapi`` describes it, so that they
+can't differ.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +12,29 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from tq_node.api.http.request import ApiRequest
+from tq_node.api.http.exchange import Exchange
 from tq_node.api.problems import answer_failure
 from tq_node.api.query import NoParameters
 from tq_node.errors import TaskQueueError
 
 Handler = Callable[..., "Deferred[None] | Coroutine[Any, Any, None] | None"]
-"""Takes the request, and what the path says. Calls ``request.answer``, now or before its Deferred fires; errors may be raised or
-left to the Deferred."""
+"""Takes the request, and the variable parts of the path. Calls ``request.answer`` at once, or
+before its Deferred fires. An error may be raised, or left to the Deferred."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One way a route may answer well. ``body`` is a struct, or None for what is not JSON."""
+    """One successful answer of a route."""
 
     text: str
+    """Its description in the OpenAPI document."""
     body: Any = None
+    """The struct that is sent; None: not JSON."""
     content_type: str = "application/json"
     headers: tuple[str, ...] = ()
 
 
 class Route(msgspec.Struct, frozen=True):
-    """``bodies``: content type of the request -> struct. ``errors``: what it may be refused with, besides what any may.
-
-    ``open_query``: parameters are not looked at (probes and scrapers add their own).
-    """
+    """One method of one path."""
 
     method: str
     path: str
@@ -42,25 +43,28 @@ class Route(msgspec.Struct, frozen=True):
     answers: dict[int, Answer]
     query: type[msgspec.Struct] = NoParameters
     bodies: dict[str, Any] = {}
+    """Content type of the request -> the struct of its body."""
     errors: tuple[type[TaskQueueError], ...] = ()
+    """What it may be refused with, besides what any request may."""
     headers: dict[str, dict[str, Any]] = {}
-    """Request headers that mean something here, each with its JSON Schema."""
+    """Request headers that the route reads, each with its JSON Schema."""
     path_values: dict[str, dict[str, Any]] = {}
-    """The same for what the path holds."""
+    """Variable parts of the path, each with its JSON Schema."""
     open_query: bool = False
-    hot: bool = False
-    """Worth a way in of its own, see ``ApiSettings.hot_routes_direct``."""
+    """Parameters are not read: probes and scrapers add some of theirs."""
+    fast: bool = False
+    """Called so often that ``FastPath`` serves it (``ApiSettings.fast_path``)."""
 
 
 def klein_app(routes: Sequence[Route]) -> Klein:
-    """A Klein that knows these routes and answers every error by ``failures``."""
+    """A Klein app with these routes; ``answer_failure`` answers every error."""
     app = Klein()
     # Werkzeug would answer a doubled slash with a redirect, in HTML.
     app.url_map.merge_slashes = False
     for route in routes:
         app.route(route.path, methods=[route.method], endpoint=f"{route.method} {route.path}")(route.handler)
 
-    def failed(request: ApiRequest, failure: Failure) -> None:
+    def failed(request: Exchange, failure: Failure) -> None:
         answer_failure(request, failure)
 
     app.handle_errors(Exception)(failed)  # type: ignore[arg-type]  # Klein says IRequest; the site makes ours

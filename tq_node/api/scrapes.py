@@ -1,4 +1,6 @@
-"""Pages of metrics: made in slices, one at a time, for all who ask meanwhile or shortly after."""
+"""Renders the metrics in slices; requests during a rendering, or shortly after it, share the
+page.
+"""
 
 from __future__ import annotations
 
@@ -15,66 +17,67 @@ from tq_node.slices import Slices
 ROUTE = "/metrics"
 
 
-class _Flight:
-    """A page that is being made, and who waits for it."""
+class _Rendering:
+    """A page that is being made, and the requests that wait for it."""
 
     def __init__(self) -> None:
         self.waiting: list[Deferred[bytes]] = []
-        self.making: Deferred[bytes] | None = None
+        self.task: Deferred[bytes] | None = None
 
     def join(self) -> Deferred[bytes]:
-        mine: Deferred[bytes] = Deferred(self._left)
-        self.waiting.append(mine)
-        return mine
+        waiter: Deferred[bytes] = Deferred(self._cancelled)
+        self.waiting.append(waiter)
+        return waiter
 
-    def _left(self, one: Deferred[bytes]) -> None:
+    def _cancelled(self, one: Deferred[bytes]) -> None:
         self.waiting.remove(one)
-        if not self.waiting and self.making is not None:
-            self.making.cancel()
+        if not self.waiting and self.task is not None:
+            self.task.cancel()
 
 
 class Scrapes:
-    """Hands out pages of ``exposition``, by content type."""
+    """Pages of ``exposition`` by content type; ``queue`` adds the ages of the oldest tasks."""
 
     def __init__(self, queue: TaskQueue, exposition: Exposition) -> None:
         self._queue = queue
         self._exposition = exposition
         self._made: dict[str, tuple[float, bytes]] = {}
-        """Each format's last page, with the second in which it was finished."""
-        self._flights: dict[str, _Flight] = {}
+        """Content type -> when the last page was finished, in seconds, and the page."""
+        self._renderings: dict[str, _Rendering] = {}
 
     def page(self, content_type: str, slices: Slices, clock: IReactorTime) -> Deferred[bytes]:
-        """The page of now, or of up to ``limits.METRICS_PAGE_S`` ago.
+        """The page; up to ``limits.METRICS_PAGE_S`` old.
 
-        Cancelled, it goes on for the others who wait for it; when the last one is, it is not made to the end.
+        When every request that waits for it is cancelled, so is its rendering.
         """
         made = self._made.get(content_type)
         if made is not None and 0 <= clock.seconds() - made[0] < METRICS_PAGE_S:
             return succeed(made[1])
-        flight = self._flights.get(content_type)
-        if flight is None:
-            flight = self._flights[content_type] = _Flight()
+        rendering = self._renderings.get(content_type)
+        if rendering is None:
+            rendering = self._renderings[content_type] = _Rendering()
 
-            mine = flight.join()
-            flight.making = Deferred.fromCoroutine(self._make(content_type, slices, clock))
-            flight.making.addBoth(self._landed, content_type, clock)
+            mine = rendering.join()
+            rendering.task = Deferred.fromCoroutine(self._render(content_type, slices, clock))
+            rendering.task.addBoth(self._finish, content_type, clock)
             return mine
-        return flight.join()
+        return rendering.join()
 
-    def _landed(self, page: bytes | Failure, content_type: str, clock: IReactorTime) -> None:
+    def _finish(self, page: bytes | Failure, content_type: str, clock: IReactorTime) -> None:
         if isinstance(page, bytes):
             self._made[content_type] = (clock.seconds(), page)
-        for one in self._flights.pop(content_type).waiting:
+        for one in self._renderings.pop(content_type).waiting:
             if isinstance(page, bytes):
                 one.callback(page)
             else:
                 one.errback(page)
 
-    async def _make(self, content_type: str, slices: Slices, clock: IReactorTime) -> bytes:
+    async def _render(self, content_type: str, slices: Slices, clock: IReactorTime) -> bytes:
         try:
             ages_s = await self._queue.oldest_pending_age_s().addTimeout(METRICS_AGES_S, clock)
         except (TaskQueueError, TimeoutError):
-            # Numbers without the ages are better than none: a node in trouble is when they are wanted most.
+            # A page without the ages is better than none: metrics matter most when a node is in
+            # trouble.
             ages_s = {}
         pace = slices.pace(ROUTE)
         return "".join(await pace.each(self._exposition.blocks(content_type, ages_s), str)).encode()

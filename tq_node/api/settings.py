@@ -1,4 +1,4 @@
-"""What the HTTP side can be told by the composition root."""
+"""Settings of the HTTP server, made by the composition root."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from tq_node import limits
 
 
 class ApiSettings(msgspec.Struct, frozen=True):
-    """Bounds are those of ``limits``, but where an option changes them. Times in seconds, sizes in bytes."""
+    """Bounds as in ``limits``, unless an option changes them. Times in seconds, sizes in bytes."""
 
     version: str = "0"
     body_bytes_max: int = limits.BODY_BYTES_MAX
     payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX
     bodies_held_bytes_max: int = 4 * limits.BODY_BYTES_MAX
-    """All bodies together that are being received or have not been answered; past it a request is refused as busy."""
+    """Bound of all bodies together that are being received or whose request is not answered; past
+    it: 429."""
     connections_max: int = limits.HTTP_CONNECTIONS_MAX
     connections_of_address_max: int = limits.HTTP_CONNECTIONS_OF_ADDRESS_MAX
     requests_in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX
@@ -25,15 +26,15 @@ class ApiSettings(msgspec.Struct, frozen=True):
     event_comment_s: float = limits.EVENT_COMMENT_S
     idle_s: float = limits.HTTP_IDLE_S
     linger_s: float = 5.0
-    """How long a refused body is still read and thrown away, so that its sender gets to see the answer."""
+    """How long a refused body is still read and discarded, so that its sender sees the answer."""
     host_names: frozenset[str] | None = frozenset({"localhost"})
-    """Names, besides every IP address, under which this node may be asked; None: any."""
-    hot_routes_direct: bool = True
-    """Answer the hot routes without Klein, and where the request is plain enough without a ``Request`` (``hot``). The same
-    handlers, the same answers, at a fifth of the cost."""
+    """Host names that requests may use, besides any IP address; None: any name."""
+    fast_path: bool = True
+    """Call handlers of the fast routes without Klein, and without a ``twisted.web`` Request where
+    the request is plain (``http.fast_path``). Answers are the same, at a fifth of the cost."""
 
 
 def connections_max(descriptors: int) -> int:
-    """How many connections of clients a process may have that may open so many files."""
+    """How many connections of clients fit in a process's bound of open files."""
     fit = int((descriptors - limits.DESCRIPTORS_KEPT) / limits.DESCRIPTORS_PER_CONNECTION)
     return max(limits.HTTP_PROBES_MAX, min(limits.HTTP_CONNECTIONS_MAX, fit))

@@ -1,7 +1,7 @@
-"""``/tasks/…``: parse, ask the queue, render.
+"""``/tasks/…``: parse, call the queue, render.
 
-The handlers that carry the load are plain functions that hand back the queue's own Deferred; a coroutine would cost each of
-them several microseconds more.
+The most called handlers are plain functions that return the queue's Deferred: a coroutine would
+cost each call several microseconds more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from tq_node import errors, limits
 from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
-from tq_node.api.http.concurrency_limit import NOT_DONE, TOO_MANY_READS
+from tq_node.api.http.concurrency_limit import TOO_MANY_READS
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.http.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
 from tq_node.api.problems import PeerUnreachable, SubmitNotConfirmed
@@ -49,7 +49,7 @@ from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPag
 from tq_node.types import STATE_LABELS, TaskRow
 
 PURGED = "purged"
-"""In place of a state: the task has none any more."""
+"""``status`` of a task that is purged and has no state any more."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -86,7 +86,7 @@ _BODY_ERRORS = (
 
 
 class TaskRoutes:
-    """What clients call. Holds the queue and the decoders."""
+    """Routes below ``/tasks``, but ``/tasks/events``."""
 
     def __init__(self, queue: TaskQueue, settings: ApiSettings) -> None:
         self._queue = queue
@@ -110,7 +110,7 @@ class TaskRoutes:
         )
 
     async def _submit_large(self, request: Exchange, body: bytes, key: str | None) -> None:
-        submission = await self._bodies.large_submission(body, key, request.site.slices.pace(request.route))
+        submission = await self._bodies.large_submission(body, key, request.server.slices.pace(request.route))
         await self._queue.submit(submission).addCallbacks(
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
@@ -120,9 +120,10 @@ class TaskRoutes:
         ndjson = takes_lines(request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
         refuse_encoded(request.getHeader(b"content-encoding"))
         if request.getHeader(b"idempotency-key") is not None:
-            # One key can't stand for many tasks, and ignoring it would double them all when the batch is sent again.
+            # One key can't identify many tasks; ignored, a batch that is sent again would double
+            # them.
             raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")
-        pace = request.site.slices.pace(request.route)
+        pace = request.server.slices.pace(request.route)
         items = await (self._bodies.lines(body, pace) if ndjson else self._bodies.batch(body, pace))
         del body
         results = await submit_parts(self._queue, [item for item in items if isinstance(item, Submission)], pace)
@@ -136,20 +137,20 @@ class TaskRoutes:
         return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(self._answer_task, request)
 
     def _wait(self, request: Exchange, sent: StatusParameters) -> Deferred[None]:
-        site = request.site
-        if site.waiting >= self._waiting_max:
+        server = request.server
+        if server.waiting >= self._waiting_max:
             raise errors.Busy("too many requests wait for tasks")
-        # It holds next to nothing while it waits, so it doesn't take the place of requests that want an answer now.
-        site.waiting += 1
+        # A waiting request holds next to nothing, so it takes no place of requests in flight.
+        server.waiting += 1
         request.leave_flight()
         request.route = "/tasks/status?wait"
 
-        def over(result: Read | Failure) -> Read | Failure:
-            site.waiting -= 1
+        def stop_waiting(result: Read | Failure) -> Read | Failure:
+            server.waiting -= 1
             return result
 
         waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local")
-        return waiting.addBoth(over).addCallback(self._answer_task, request)
+        return waiting.addBoth(stop_waiting).addCallback(self._answer_task, request)
 
     def _answer_task(self, read: Read, request: Exchange) -> None:
         out = task_out(read.row, read.node, self._queue.waiting_for)
@@ -185,22 +186,28 @@ class TaskRoutes:
         await self._list(request, asked, only_dead(asked))
 
     async def _list(self, request: Exchange, asked: ListQuery, query: ListQuery | None) -> None:
-        """:param query: what is looked for; None: there can be nothing. :raises Busy: there is no room for another list."""
-        site = request.site
-        gate, cost = (site.reads, 1) if asked.limit <= limits.LIST_LIMIT_DEFAULT else (site.long_reads, asked.limit)
-        ticket = gate.enter(cost)
-        if not ticket:
+        """Answer with a page.
+
+        :param query: finds the tasks; None: no task can match.
+        :raises Busy: there is no room for another list.
+        """
+        server = request.server
+        is_long = asked.limit > limits.LIST_LIMIT_DEFAULT
+        limit, cost = (server.long_list_limit, asked.limit) if is_long else (server.list_limit, 1)
+        ticket = limit.enter(cost)
+        if ticket is None:
             raise TOO_MANY_READS
-        began_s, took_s = time.perf_counter(), NOT_DONE
+        began_s = time.perf_counter()
         try:
             page = TaskPage([], None) if query is None else await self._queue.list(query)
             await self._answer_list(request, asked, page)
-            took_s = time.perf_counter() - began_s
-        finally:
-            gate.leave(ticket, took_s, cost)
+        except BaseException:
+            limit.abandon(cost)
+            raise
+        limit.leave(ticket, time.perf_counter() - began_s, cost)
 
     async def _answer_list(self, request: Exchange, query: ListQuery, page: TaskPage) -> None:
-        pace = request.site.slices.pace(request.route)
+        pace = request.server.slices.pace(request.route)
         pieces: list[bytes] = []
         for listed in page.tasks:
             if pace.is_over():
@@ -228,7 +235,7 @@ class TaskRoutes:
         every_copy = [mine + copied for mine, copied in zip(stats.primary, stats.replica, strict=True)]
         answer = StatsAnswer(
             node=self._queue.node_name,
-            # Across the cluster each task counts once: where its primary is.
+            # With scope=cluster each task counts once, at its primary.
             stats=state_counts(stats.primary if cluster else every_copy),
             primary=state_counts(stats.primary),
             replica=state_counts(stats.replica),
@@ -246,7 +253,7 @@ class TaskRoutes:
         queue = read_query(request, QueueParameters).queue
         return self._queue.resume(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "active"))
 
-    # --- the table ---
+    # --- the route table ---
     def routes(self) -> list[Route]:
         id_errors = (errors.NoSuchTask, errors.TaskPurged, *_READ_ERRORS)
         accepted = Answer("accepted and durable", Submitted, headers=("Location",))
@@ -263,7 +270,7 @@ class TaskRoutes:
                 bodies={"application/json": SubmitRequest},
                 errors=(*_BODY_ERRORS, errors.IdConflict, errors.IdTooOld, *_WRITE_ERRORS),
                 headers={"Idempotency-Key": IDEMPOTENCY_KEY_SCHEMA},
-                hot=True,
+                fast=True,
             ),
             Route(
                 "POST",
@@ -282,7 +289,7 @@ class TaskRoutes:
                 {200: Answer("the task", TaskOut)},
                 query=StatusParameters,
                 errors=id_errors,
-                hot=True,
+                fast=True,
             ),
             Route(
                 "GET",
@@ -360,7 +367,8 @@ class TaskRoutes:
 
 
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
-    # Ids and names hold no character that JSON or a URL would escape; the state is one of six words.
+    # Ids and names hold no character that JSON or a URL would escape; the state is one of six
+    # words.
     body = b'{"success":true,"task_id":"%b","status":"%b","node":"%b"}' % (
         accepted.task_id.encode("ascii"),
         STATE_LABELS[accepted.state].encode("ascii"),
@@ -373,7 +381,7 @@ def _answer_submit(accepted: Accepted, request: Exchange) -> None:
 
 
 def _explain_submit(failure: Failure, submission: Submission) -> Failure:
-    """Under the caller's own id an unknown outcome is no danger: the same can be sent again."""
+    """Turn an unknown outcome into ``SubmitNotConfirmed`` if the task has the caller's id."""
     why = failure.value
     if hides_outcome(why) and has_own_id(submission):
         raise SubmitNotConfirmed(why.detail, task_id=submission.id)
@@ -381,7 +389,7 @@ def _explain_submit(failure: Failure, submission: Submission) -> Failure:
 
 
 def _name_task(failure: Failure, task_id: str) -> Failure:
-    """An unknown outcome tells which task to ask for, wherever it was lost on the way."""
+    """Add the task's id to an unknown outcome, so that the caller can ask for the task."""
     why = failure.value
     if hides_outcome(why) and why.task_id is None:
         raise OutcomeUnknown(why.detail, task_id=task_id)

@@ -1,4 +1,6 @@
-"""``/handlers`` and ``/workers/…``: which types have handlers, where, and loading those of this node anew."""
+"""``/handlers`` and ``/workers/…``: which types have handlers, where, and loading those of this
+node anew.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class HandlerDefaults(msgspec.Struct, omit_defaults=True):
-    """What ``@task`` says for tasks that don't. What it does not say is left out."""
+    """Arguments of ``@task``, the defaults of tasks of the type; what is not given is left out."""
 
     queue: str | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
@@ -29,8 +31,10 @@ class HandlerDefaults(msgspec.Struct, omit_defaults=True):
 
 
 class HandlerOut(msgspec.Struct):
-    """``type`` ``*``: the handler takes every type without one of its own. Nodes that differ in the defaults, as during a
-    deploy, or in whether the handler is simulated, stand in different items.
+    """A handler and the nodes that have it; type ``*`` handles every type without a handler.
+
+    Nodes with other defaults, as during a deploy, or that differ in ``simulated``, are another
+    item.
     """
 
     type: str
@@ -40,14 +44,14 @@ class HandlerOut(msgspec.Struct):
 
 
 class HandlersAnswer(msgspec.Struct):
-    """By type. ``nodes_without`` are up and run nothing: they have no handlers."""
+    """Handlers by type; ``nodes_without`` are the nodes that are up and have no handlers."""
 
     handlers: list[HandlerOut]
     nodes_without: list[str]
 
 
 class ReloadDone(msgspec.Struct):
-    """``types``: those that have a handler now."""
+    """``types`` are all that have a handler after the reload."""
 
     success: bool
     node: str

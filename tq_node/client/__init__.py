@@ -1,4 +1,5 @@
-"""The client: submit tasks and follow them, from threads (``Queue``) or from asyncio (``AsyncQueue``).
+"""The client: submit tasks and follow them, from threads (``Queue``) or from asyncio
+(``AsyncQueue``).
 
     from tq_node.client import Queue
 

@@ -29,8 +29,9 @@ class Address(NamedTuple):
 
 
 def parse_addresses(said: str | Iterable[str], *, tls: bool) -> list[Address]:
-    """``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of such; a bare port takes the host before it.
-    ``https://`` before one means TLS, as ``tls`` does for all. Each once, in order.
+    """``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of such; a bare
+    port takes the host before it. ``https://`` before one means TLS, as ``tls`` does for all. Each
+    once, in order.
 
     :raises BadAddress: one of them is none, or there is none.
     """

@@ -59,9 +59,12 @@ class AsyncTask:
 class AsyncQueue:
     """A cluster of nodes, for coroutines of one event loop. ``async with`` closes it.
 
-    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will do. The others are learnt.
-    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a checked certificate alone.
-    :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means the same for that one.
+    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will
+        do. The others are learnt.
+    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a
+        checked certificate alone.
+    :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means
+        the same for that one.
     :param deadline: seconds that a call may take where it does not say otherwise.
     :param batching: send what is submitted at the same time as one request.
     :param discover: ask the nodes who else is there.
@@ -104,7 +107,9 @@ class AsyncQueue:
         return self._engine
 
     async def close(self) -> None:
-        """Submits that are under way have five seconds to end. Calls after this raise ``Closed``."""
+        """Submits that are under way have five seconds to end. Calls after this raise
+        ``Closed``.
+        """
         self._is_closed = True
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -137,12 +142,15 @@ class AsyncQueue:
         """Submit a task. When this returns, it is on the disk of every in-sync copy.
 
         :param type: which handler runs it.
-        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the like among it.
+        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the
+            like among it.
         :param queue: where it waits.
         :param priority: 0 to 9, 9 first.
         :param delay: seconds from now until it is due.
-        :param run_at: when it is due, instead of ``delay``: a datetime with a zone, RFC 3339, or Unix seconds.
-        :param id: a name of your own: the same id with the same content again is the same task. Without one, the client makes it.
+        :param run_at: when it is due, instead of ``delay``: a datetime with a zone, RFC 3339, or
+            Unix seconds.
+        :param id: a name of your own: the same id with the same content again is the same task.
+            Without one, the client makes it.
         :param max_attempts: 1 to 100.
         :param timeout: seconds for one attempt.
         :param backoff: pause between attempts: seconds, or a ``Backoff``.
@@ -152,7 +160,8 @@ class AsyncQueue:
         :raises Unavailable: nobody took it within the deadline.
         :raises OutcomeUnknown: it may have been taken; the same ``id`` may be sent again.
         :raises TooManyWaiting: this client holds too many already.
-        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime); the line says what.
+        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime);
+            the line says what.
         """
         engine = self._open()
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
@@ -185,7 +194,9 @@ class AsyncQueue:
 
     # --- one task ---
     async def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now, at any node. :raises NotFound: there never was one. :raises TaskPurged: it was forgotten."""
+        """The task as it is now, at any node. :raises NotFound: there never was one. :raises
+        TaskPurged: it was forgotten.
+        """
         return await self._open().get(task_id, deadline)
 
     async def wait(self, task_id: str, timeout: float | None = None) -> TaskInfo:
@@ -217,7 +228,9 @@ class AsyncQueue:
         return await self._open().retry(task_id, deadline)
 
     async def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, now; its id stays known as after its retention. :raises NotFinal: it has not ended."""
+        """Forget a task that has ended, now; its id stays known as after its retention. :raises
+        NotFinal: it has not ended.
+        """
         await self._open().purge(task_id, deadline)
 
     # --- queues ---
@@ -230,7 +243,9 @@ class AsyncQueue:
         await self._open().switch("resume", queue, deadline)
 
     async def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """How many tasks there are in each state. :param partial: count what can be reached, instead of ``Incomplete``."""
+        """How many tasks there are in each state. :param partial: count what can be reached,
+        instead of ``Incomplete``.
+        """
         return await self._open().stats(partial=partial, deadline=deadline)
 
     async def list(
@@ -249,9 +264,11 @@ class AsyncQueue:
     ) -> AsyncIterator[TaskInfo]:
         """The tasks of the cluster, each once, page after page.
 
-        :param status, type, queue, node: one or several; ``"!failed"`` means all others. ``node`` is the primary.
+        :param status, type, queue, node: one or several; ``"!failed"`` means all others. ``node``
+            is the primary.
         :param q: text in id or type.
-        :param sort: ``id``, ``created_at``, ``run_at`` or ``priority``; with ``-`` before it, the last first.
+        :param sort: ``id``, ``created_at``, ``run_at`` or ``priority``; with ``-`` before it, the
+            last first.
         :param dead: only those that failed for good.
         :param partial: what can be reached, instead of ``Incomplete``.
         :param page: how many are asked for at once; at most 10,000.

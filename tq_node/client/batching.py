@@ -1,8 +1,9 @@
-"""Submits on their way: gathered while others are in flight, sent as batches, each told its own outcome.
+"""Submits on their way: gathered while others are in flight, sent as batches, each told its own
+outcome.
 
-The first one leaves at once. Those that come while it is in flight leave together when it lands, when there are enough of them,
-or after 5 ms, whatever is first. On a fast network that makes one batch of all that waits, and nobody waits for company that may
-not come.
+The first one leaves at once. Those that come while it is in flight leave together when it lands,
+when there are enough of them, or after 5 ms, whatever is first. On a fast network that makes one
+batch of all that waits, and nobody waits for company that may not come.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from tq_node.client.roster import Roster
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """``status`` is the task's when it was answered. ``node``: its primary; a batch's answer does not say."""
+    """``status`` is the task's when it was answered. ``node``: its primary; a batch's answer does
+    not say.
+    """
 
     task_id: str
     status: str
@@ -47,7 +50,8 @@ _decode_batch = msgspec.json.Decoder(_Batch).decode
 class Submit:
     """One task on its way.
 
-    :param body: the JSON of the task, id and all; the same bytes at each try. :param end_s: loop time of the deadline.
+    :param body: the JSON of the task, id and all; the same bytes at each try. :param end_s: loop
+        time of the deadline.
     :param tell: called once in the loop, when ``outcome`` is there.
     """
 

@@ -50,7 +50,9 @@ def is_worth_another(error: TaskQueueError) -> bool:
 
 
 class Trials:
-    """What has come of one call so far. :param changes: it is to change something, so that a lost answer matters."""
+    """What has come of one call so far. :param changes: it is to change something, so that a lost
+    answer matters.
+    """
 
     __slots__ = ("_changes", "last", "task_id", "tries", "unknown")
 
@@ -101,8 +103,9 @@ async def call(
     """The body of a good answer, from the first node that gives one.
 
     :param end_s: loop time at which it is over. :param attempt_s: how long one node may take.
-    :raises TaskQueueError: what was refused at once; at the deadline, what ``trials`` says. A ``Conflict`` comes as it is, also
-        where an earlier try of the same call may be what it is in conflict with.
+    :raises TaskQueueError: what was refused at once; at the deadline, what ``trials`` says. A
+        ``Conflict`` comes as it is, also where an earlier try of the same call may be what it is in
+        conflict with.
     """
     loop = asyncio.get_running_loop()
     node: Node | None = None

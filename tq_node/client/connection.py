@@ -1,4 +1,6 @@
-"""One connection to a node: a request, its answer, and the next. No pipelining: nodes answer one after the other anyway."""
+"""One connection to a node: a request, its answer, and the next. No pipelining: nodes answer one
+after the other anyway.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from tq_node.client.reading import Answer, AnswerReader, NotHttp
 class Lost(Exception):
     """No answer. The message is for a person.
 
-    ``sent``: the request may have arrived. ``stale``: the connection was an old one that broke before a byte came back.
-    ``blames``: it says something about the node, unlike a stale connection or a caller in a hurry.
+    ``sent``: the request may have arrived. ``stale``: the connection was an old one that broke
+    before a byte came back. ``blames``: it says something about the node, unlike a stale connection
+    or a caller in a hurry.
     """
 
     def __init__(self, detail: str, *, sent: bool, stale: bool = False, blames: bool = True) -> None:
@@ -41,7 +44,9 @@ class Connection(asyncio.Protocol):
         return self._asked is None and not self._broken
 
     def ask(self, request: bytes, timeout_s: float) -> asyncio.Future[Answer]:
-        """Send a request. The future ends with the answer, or fails with ``Lost``. Cancelling it closes the connection."""
+        """Send a request. The future ends with the answer, or fails with ``Lost``. Cancelling it
+        closes the connection.
+        """
         assert self._transport is not None
         assert self.is_free
         self._uses += 1

@@ -96,7 +96,9 @@ def make_settings(
     batching: bool,
     discover: bool,
 ) -> Settings:
-    """:raises ValueError: an address that is none, a token that fits into no header, a deadline that is not above 0."""
+    """:raises ValueError: an address that is none, a token that fits into no header, a deadline
+    that is not above 0.
+    """
     parsed = tuple(parse_addresses(addresses, tls=tls is not False))
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ValueError("a token has no spaces, and no letters but ASCII")
@@ -110,7 +112,8 @@ def make_settings(
 
 
 def named(task: NewTask) -> tuple[str, bytes]:
-    """Its id, made where it has none, and its JSON. The same bytes go out at each try: other bytes would be other content.
+    """Its id, made where it has none, and its JSON. The same bytes go out at each try: other bytes
+    would be other content.
 
     :raises TypeError: the payload has no clear form in JSON; the line says why.
     """
@@ -197,7 +200,8 @@ class Engine:
         return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
-        """Until it has ended. A node that goes away meanwhile costs nothing: its connection breaks, and the next one is asked.
+        """Until it has ended. A node that goes away meanwhile costs nothing: its connection breaks,
+        and the next one is asked.
 
         :param timeout: seconds; None: as long as it takes.
         :raises NotFinished: it has not ended by then.
@@ -295,8 +299,9 @@ class Engine:
     ) -> Gathered:
         """Ask until nothing can be missing: until every partition has been answered for.
 
-        Nodes of the release before don't say that. There, a dead member does not answer, but after a moment others lead what it
-        led, and have answered for it: so ask once more after the map of partitions says that.
+        Nodes of the release before don't say that. There, a dead member does not answer, but after
+        a moment others lead what it led, and have answered for it: so ask once more after the map
+        of partitions says that.
 
         :raises Incomplete: at the deadline.
         """
@@ -369,7 +374,9 @@ def result_of(task: TaskInfo) -> object:
 
 
 def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
-    """Heaps of named tasks, each a batch at most. :raises TypeError: a payload is no JSON, or something is no ``NewTask``."""
+    """Heaps of named tasks, each a batch at most. :raises TypeError: a payload is no JSON, or
+    something is no ``NewTask``.
+    """
     chunk: list[tuple[str, bytes]] = []
     size = 0
     for task in tasks:

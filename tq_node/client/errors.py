@@ -1,8 +1,10 @@
 """What can come instead of an answer. Three kinds, as everywhere in taskqueue:
 
-- ``Refused``: the request is wrong, or the task is not in that state. Nothing was done, and nothing would be.
+- ``Refused``: the request is wrong, or the task is not in that state. Nothing was done, and nothing
+  would be.
 - ``Unavailable``: nothing was done within the deadline. The same call may succeed later.
-- ``OutcomeUnknown``: it may have been done. Asking for the task's id tells, and sending the same id again is safe.
+- ``OutcomeUnknown``: it may have been done. Asking for the task's id tells, and sending the same id
+  again is safe.
 
 ``code`` is the stable word of the HTTP API.
 """
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What a decoder raises; the last for what is nested deeper than it goes, as some results of old stores are."""
+"""What a decoder raises; the last for what is nested deeper than it goes, as some results of old
+stores are."""
 
 
 class TaskQueueError(Exception):
@@ -71,11 +74,15 @@ class Refused(TaskQueueError):
 
 
 class InvalidTask(Refused):
-    """A field that is unknown, missing or wrong, or something that is too large; ``field`` says which."""
+    """A field that is unknown, missing or wrong, or something that is too large; ``field`` says
+    which.
+    """
 
 
 class NotUnderstood(Refused):
-    """What the node answered can't be read: it is from no node, or a result of an old store is nested too deep."""
+    """What the node answered can't be read: it is from no node, or a result of an old store is
+    nested too deep.
+    """
 
     code = "not_understood"
 
@@ -134,7 +141,9 @@ class Denied(Refused):
 
 # --- refused for now ---
 class Unavailable(TaskQueueError):
-    """Nothing was done within the deadline; ``code`` is what was said last. The same call may succeed later."""
+    """Nothing was done within the deadline; ``code`` is what was said last. The same call may
+    succeed later.
+    """
 
 
 class Busy(Unavailable):
@@ -150,8 +159,10 @@ class Unreachable(Unavailable):
 
 
 class Incomplete(Unavailable):
-    """Tasks are missing from a list or from counts: the nodes that ``missing`` names did not answer, and nobody has answered for
-    the partitions of ``partitions_missing``. ``partial=True`` takes what is there."""
+    """Tasks are missing from a list or from counts: the nodes that ``missing`` names did not
+    answer, and nobody has answered for the partitions of ``partitions_missing``. ``partial=True``
+    takes what is there.
+    """
 
     code = "incomplete"
 
@@ -165,7 +176,9 @@ class Incomplete(Unavailable):
 
 # --- unknown ---
 class OutcomeUnknown(TaskQueueError):
-    """It may have been done: no node could say within the deadline. ``task_id`` is the id to ask for, or to send again."""
+    """It may have been done: no node could say within the deadline. ``task_id`` is the id to ask
+    for, or to send again.
+    """
 
     code = "outcome_unknown"
 
@@ -202,7 +215,9 @@ class TaskCancelled(NoResult):
 
 
 class BatchRefused(TaskQueueError):
-    """Some of many were not accepted. ``results`` has one for each in order: a task, or the error it met."""
+    """Some of many were not accepted. ``results`` has one for each in order: a task, or the error
+    it met.
+    """
 
     code = "batch_refused"
 
@@ -243,13 +258,15 @@ _KINDS: dict[str, type[TaskQueueError]] = {
 }
 _STATUSES = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 413: InvalidTask, 422: InvalidTask, 429: Busy}
 OF_THE_NODE = frozenset({"busy", "draining", "not_ready"})
-"""These say something about the node that answered: it is left alone for as long as it asks. The others are about a partition."""
+"""These say something about the node that answered: it is left alone for as long as it asks. The
+others are about a partition."""
 UNPROVEN = frozenset({"not_confirmed"})
 """Safe to send again, but it may have been done."""
 
 
 def error_of(problem: Problem) -> TaskQueueError:
-    """The kind goes by ``code``; where that is a new word, or none (a proxy answered), by the status.
+    """The kind goes by ``code``; where that is a new word, or none (a proxy answered), by the
+    status.
 
     5xx other than 503 is no promise that nothing was done: ``OutcomeUnknown``.
     """

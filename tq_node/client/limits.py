@@ -1,4 +1,6 @@
-"""Every default and bound of the client, with the relations between them. Times in seconds, sizes in bytes."""
+"""Every default and bound of the client, with the relations between them. Times in seconds, sizes
+in bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ MIB = 1_024 * KIB
 DEADLINE_S = 30.0
 """How long a call may take where the caller does not say."""
 ATTEMPT_S = 5.0
-"""How long one node may take for one request; then the next is asked. Sending again is safe: the id is the same."""
+"""How long one node may take for one request; then the next is asked. Sending again is safe: the id
+is the same."""
 CONNECT_S = 1.0
 """For a connection."""
 WAIT_S = 20.0
@@ -23,13 +26,16 @@ CLOSE_S = 5.0
 
 # --- trying again ---
 AGAIN_S = 0.025
-"""Pause before the next node is asked; doubled each time. A failover takes a fraction of a second."""
+"""Pause before the next node is asked; doubled each time. A failover takes a fraction of a
+second."""
 AGAIN_S_MAX = 1.0
 """The longest such pause."""
 JITTER = 0.5
-"""A pause is this share of itself at least, and random above, so that clients do not come back all at once."""
+"""A pause is this share of itself at least, and random above, so that clients do not come back all
+at once."""
 DOWN_S = 0.1
-"""How long a node that can't be reached is skipped; doubled each time. Then it is tried in the background."""
+"""How long a node that can't be reached is skipped; doubled each time. Then it is tried in the
+background."""
 DOWN_S_MAX = 5.0
 """The longest such time."""
 RETRY_AFTER_S_MAX = 10.0
@@ -47,7 +53,8 @@ NODES_MAX = 256
 CONNECTIONS_MAX = 64
 """To one node, for everything that is answered at once."""
 WAITING_CONNECTIONS_MAX = 256
-"""To one node, for calls that wait for the end of a task; apart, so that they never take the place of others."""
+"""To one node, for calls that wait for the end of a task; apart, so that they never take the place
+of others."""
 HEAD_BYTES_MAX = 64 * KIB
 """Status line and headers of an answer."""
 ANSWER_BYTES_MAX = 256 * MIB
@@ -55,7 +62,8 @@ ANSWER_BYTES_MAX = 256 * MIB
 
 # --- batches ---
 GATHER_S = 0.005
-"""How long a submit waits for company while others are in flight. One that comes when nothing is in flight never waits."""
+"""How long a submit waits for company while others are in flight. One that comes when nothing is in
+flight never waits."""
 BATCH_TASKS_MAX = 1_000
 BATCH_BYTES_MAX = 4 * MIB
 """A batch is as large as the first of these allows; a single task may be larger."""
@@ -64,7 +72,8 @@ FLIGHTS_MAX = 8
 SINGLES_MAX = 128
 """The same where every submit is a request of its own (``batching=False``)."""
 CHUNKS_MAX = 4
-"""Heaps of so many tasks that ``submit_many`` has handed over and not heard of; it reads on when the first of them has ended."""
+"""Heaps of so many tasks that ``submit_many`` has handed over and not heard of; it reads on when
+the first of them has ended."""
 
 # --- what may wait ---
 OPEN_TASKS_MAX = 10_000

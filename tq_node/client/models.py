@@ -1,4 +1,6 @@
-"""What goes in and what comes out: frozen values, named as in the HTTP API. Fields that a newer node may add are ignored."""
+"""What goes in and what comes out: frozen values, named as in the HTTP API. Fields that a newer
+node may add are ignored.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ FINAL = frozenset({"completed", "failed", "cancelled"})
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant; times in seconds."""
+    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant;
+    times in seconds.
+    """
 
     kind: str = "exponential"
     base: float = 1.0
@@ -21,7 +25,8 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewTask(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task to be. What is None is left to the handler or to the nodes. ``delay`` and ``timeout`` in seconds.
+    """A task to be. What is None is left to the handler or to the nodes. ``delay`` and ``timeout``
+    in seconds.
 
     ``timeout`` is for one attempt. ``run_at``: a datetime with a zone, RFC 3339, or Unix seconds.
     """
@@ -73,14 +78,18 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True):
-    """Why a task that has not ended does not run. ``kind`` is a stable word: ``no_handler``, no node has one for its type."""
+    """Why a task that has not ended does not run. ``kind`` is a stable word: ``no_handler``, no
+    node has one for its type.
+    """
 
     kind: str
     since: datetime | None = None
 
 
 class TaskInfo(msgspec.Struct, frozen=True):
-    """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it runs or ran."""
+    """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it
+    runs or ran.
+    """
 
     id: str
     type: str
@@ -115,8 +124,9 @@ class TaskInfo(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """How many tasks are in which state, each counted once. ``missing``: nodes that did not answer; ``partitions_missing``: what
-    was not counted."""
+    """How many tasks are in which state, each counted once. ``missing``: nodes that did not answer;
+    ``partitions_missing``: what was not counted.
+    """
 
     total: int
     pending: int

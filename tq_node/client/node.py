@@ -14,7 +14,9 @@ from tq_node.client.reading import Answer
 
 
 class Lane:
-    """Connections to one node for one purpose, at most so many; who finds none waits for his turn."""
+    """Connections to one node for one purpose, at most so many; who finds none waits for his
+    turn.
+    """
 
     def __init__(self, node: Node, connections_max: int) -> None:
         self._node = node
@@ -230,7 +232,9 @@ class Node:
             self._probe = None
 
     async def _answers(self) -> bool:
-        """A process that was stopped still has its port: only an answer says that somebody is there."""
+        """A process that was stopped still has its port: only an answer says that somebody is
+        there.
+        """
         try:
             connection = await self.connect(limits.CONNECT_S)
         except Lost:

@@ -119,7 +119,9 @@ class AnswerReader:
         return None
 
     def end(self) -> Answer | None:
-        """The connection has ended. The answer, where it was to last until then. What else is missing was cut off."""
+        """The connection has ended. The answer, where it was to last until then. What else is
+        missing was cut off.
+        """
         if self._head is None or self._chunked or self._left is not None:
             return None
         return self._whole(keeps=False)

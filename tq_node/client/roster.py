@@ -39,8 +39,8 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 class Roster:
     """:param discover: ask the nodes who else is there.
-    :param token: goes to the addresses that were given, and to others only by TLS with their certificate checked: whoever answers
-        at a given address may name any other.
+    :param token: goes to the addresses that were given, and to others only by TLS with their
+        certificate checked: whoever answers at a given address may name any other.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class Roster:
                 spare = node
         if spare is not None:
             return spare, 0.0
-        # Nobody is known to be well. One that can't be reached may be back; one that asked for a pause gets it.
+        # Nobody is known to be well. One that can't be reached may be back; one that asked for a
+        # pause gets it.
         rotated = [nodes[number % count] for number in range(turn, turn + count)]
         node = min(rotated, key=lambda one: (one.not_before_s > now_s, one.not_before_s, one is after))
         return node, max(0.0, node.not_before_s - now_s)
@@ -133,7 +134,9 @@ class Roster:
             self._learning = None
 
     def _may_learn(self, address: Address) -> bool:
-        """Whether a node that was only named gets the token, without which it is of no use. Without one anybody may be asked."""
+        """Whether a node that was only named gets the token, without which it is of no use. Without
+        one anybody may be asked.
+        """
         if self._token is None:
             return True
         return (
@@ -162,6 +165,7 @@ class Roster:
             self._learnt.pop(place).close(at_once=False)
         for place, address in wanted.items():
             if place not in self._given and place not in self._learnt:
-                # Where nodes know themselves by names that are of no use here, nobody's call finds that out.
+                # Where nodes know themselves by names that are of no use here, nobody's call finds
+                # that out.
                 self._learnt[place] = self._node(address, is_up=False)
         self._nodes = [*self._given.values(), *self._learnt.values()]

@@ -61,14 +61,18 @@ class Task:
 
 
 class Queue:
-    """A cluster of nodes, for any number of threads. ``with`` closes it; one that is never closed ends with the process.
+    """A cluster of nodes, for any number of threads. ``with`` closes it; one that is never closed
+    ends with the process.
 
-    What several threads submit at the same time goes out together. In a child that was forked it begins afresh, with connections
-    of its own.
+    What several threads submit at the same time goes out together. In a child that was forked it
+    begins afresh, with connections of its own.
 
-    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will do. The others are learnt.
-    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a checked certificate alone.
-    :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means the same for that one.
+    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will
+        do. The others are learnt.
+    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a
+        checked certificate alone.
+    :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means
+        the same for that one.
     :param deadline: seconds that a call may take where it does not say otherwise.
     :param batching: send what is submitted at the same time as one request.
     :param discover: ask the nodes who else is there.
@@ -117,7 +121,9 @@ class Queue:
             return self._thread
 
     def close(self) -> None:
-        """Submits that are under way have five seconds to end. Calls after this raise ``Closed``."""
+        """Submits that are under way have five seconds to end. Calls after this raise
+        ``Closed``.
+        """
         with self._starting:
             self._is_closed = True
             self._thread, end = None, self._end
@@ -151,12 +157,15 @@ class Queue:
         """Submit a task. When this returns, it is on the disk of every in-sync copy.
 
         :param type: which handler runs it.
-        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the like among it.
+        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the
+            like among it.
         :param queue: where it waits.
         :param priority: 0 to 9, 9 first.
         :param delay: seconds from now until it is due.
-        :param run_at: when it is due, instead of ``delay``: a datetime with a zone, RFC 3339, or Unix seconds.
-        :param id: a name of your own: the same id with the same content again is the same task. Without one, the client makes it.
+        :param run_at: when it is due, instead of ``delay``: a datetime with a zone, RFC 3339, or
+            Unix seconds.
+        :param id: a name of your own: the same id with the same content again is the same task.
+            Without one, the client makes it.
         :param max_attempts: 1 to 100.
         :param timeout: seconds for one attempt.
         :param backoff: pause between attempts: seconds, or a ``Backoff``.
@@ -166,7 +175,8 @@ class Queue:
         :raises Unavailable: nobody took it within the deadline.
         :raises OutcomeUnknown: it may have been taken; the same ``id`` may be sent again.
         :raises TooManyWaiting: this client holds too many already.
-        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime); the line says what.
+        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime);
+            the line says what.
         """
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
         task_id, body = named(task)
@@ -201,7 +211,9 @@ class Queue:
 
     # --- one task ---
     def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now, at any node. :raises NotFound: there never was one. :raises TaskPurged: it was forgotten."""
+        """The task as it is now, at any node. :raises NotFound: there never was one. :raises
+        TaskPurged: it was forgotten.
+        """
         thread = self._open()
         return thread.run(thread.engine.get(task_id, deadline))
 
@@ -238,7 +250,9 @@ class Queue:
         return thread.run(thread.engine.retry(task_id, deadline))
 
     def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, now; its id stays known as after its retention. :raises NotFinal: it has not ended."""
+        """Forget a task that has ended, now; its id stays known as after its retention. :raises
+        NotFinal: it has not ended.
+        """
         thread = self._open()
         thread.run(thread.engine.purge(task_id, deadline))
 
@@ -254,7 +268,9 @@ class Queue:
         thread.run(thread.engine.switch("resume", queue, deadline))
 
     def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """How many tasks there are in each state. :param partial: count what can be reached, instead of ``Incomplete``."""
+        """How many tasks there are in each state. :param partial: count what can be reached,
+        instead of ``Incomplete``.
+        """
         thread = self._open()
         return thread.run(thread.engine.stats(partial=partial, deadline=deadline))
 
@@ -274,9 +290,11 @@ class Queue:
     ) -> Iterator[TaskInfo]:
         """The tasks of the cluster, each once, page after page.
 
-        :param status, type, queue, node: one or several; ``"!failed"`` means all others. ``node`` is the primary.
+        :param status, type, queue, node: one or several; ``"!failed"`` means all others. ``node``
+            is the primary.
         :param q: text in id or type.
-        :param sort: ``id``, ``created_at``, ``run_at`` or ``priority``; with ``-`` before it, the last first.
+        :param sort: ``id``, ``created_at``, ``run_at`` or ``priority``; with ``-`` before it, the
+            last first.
         :param dead: only those that failed for good.
         :param partial: what can be reached, instead of ``Incomplete``.
         :param page: how many are asked for at once; at most 10,000.
@@ -299,8 +317,10 @@ _inherited: list[LoopThread] = []
 
 
 def _after_fork() -> None:
-    """In a child. The parent's thread is not here, but its sockets and its epoll are: nothing of them may be used or closed by
-    name, or the parent's loop would go deaf. They are kept, and left alone."""
+    """In a child. The parent's thread is not here, but its sockets and its epoll are: nothing of
+    them may be used or closed by name, or the parent's loop would go deaf. They are kept, and left
+    alone.
+    """
     for queue in _queues:
         if queue._thread is not None:
             _inherited.append(queue._thread)

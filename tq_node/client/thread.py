@@ -1,7 +1,8 @@
 """The event loop of a ``Queue``, in a thread of its own, and the way into it.
 
-A submit does not go through ``run_coroutine_threadsafe``: that makes a coroutine, a task and two futures of each, and wakes the
-loop for each. Here it is left in an inbox, one wake-up takes along all that is there, and the thread waits on a lock.
+A submit does not go through ``run_coroutine_threadsafe``: that makes a coroutine, a task and two
+futures of each, and wakes the loop for each. Here it is left in an inbox, one wake-up takes along
+all that is there, and the thread waits on a lock.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ T = TypeVar("T")
 _LOOK_S = 5.0
 """How often a thread that waits looks whether the loop still runs."""
 _GRACE_S = 5.0
-"""Past a deadline that the loop should have kept, for a process that was stopped or is very busy."""
+"""Past a deadline that the loop should have kept, for a process that was stopped or is very
+busy."""
 
 
 class LoopThread:
@@ -78,7 +80,8 @@ class LoopThread:
         submit = Submit(task_id, body, time.monotonic() + wait_s, lambda _: told.release())
         self._inbox.append(submit)
         if not self._is_awake:
-            # Seen True by others until the loop has looked: it clears the flag first, then empties the inbox.
+            # Seen True by others until the loop has looked: it clears the flag first, then empties
+            # the inbox.
             self._is_awake = True
             self._wake(self._take_in)
         if self._has_ended:

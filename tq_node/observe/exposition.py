@@ -47,7 +47,8 @@ class Exposition:
         GCCollector(registry=self._registry)
 
     def blocks(self, content_type: str, oldest_ready_age_s: Mapping[str, float]) -> Iterator[str]:
-        """The page piece by piece, each of some ten microseconds: whoever makes it may give way between two.
+        """The page piece by piece, each of some ten microseconds: whoever makes it may give way
+        between two.
 
         Numbers are those of the moment at which their block is made.
         """

@@ -1,4 +1,6 @@
-"""Names that callers choose, as labels of metrics: bounded in number and in length, and one that is unused makes room."""
+"""Names that callers choose, as labels of metrics: bounded in number and in length, and one that is
+unused makes room.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ _ELLIPSIS = "…"
 _CUT_BYTES = limits.METRICS_LABEL_BYTES_MAX - len(_ELLIPSIS.encode())
 _NEVER_CUT_CHARS = limits.METRICS_LABEL_BYTES_MAX // 4
 SWEEP_EVERY_S = 1.0
-"""A full table is looked through for unused entries at most so often, however many new names come."""
+"""A full table is looked through for unused entries at most so often, however many new names
+come."""
 
 
 class Entry(Protocol):
@@ -39,14 +42,17 @@ def cut(name: str) -> str:
 
 
 class LabelTable(Generic[K, E]):
-    """The first names that come, ``count_max`` of them; one unused for ``limits.METRICS_LABEL_IDLE_S`` makes room for a new one.
+    """The first names that come, ``count_max`` of them; one unused for
+    ``limits.METRICS_LABEL_IDLE_S`` makes room for a new one.
 
-    What was counted under a name that made room is dropped, and not added to ``rest``: a sum of rates must not jump.
-    A caller may look into ``known`` by itself, and sets ``is_used`` of what it finds.
+    What was counted under a name that made room is dropped, and not added to ``rest``: a sum of
+    rates must not jump. A caller may look into ``known`` by itself, and sets ``is_used`` of what it
+    finds.
 
     :param make: a new entry for this key. :param other: the key of ``rest``.
     :param on_dropped: called with the key of an entry that made room.
-    :param before_sweep: called before the table looks at ``is_used``, for those who mark other entries instead.
+    :param before_sweep: called before the table looks at ``is_used``, for those who mark other
+        entries instead.
     """
 
     def __init__(
@@ -85,7 +91,9 @@ class LabelTable(Generic[K, E]):
         return entry
 
     def offer(self, key: K) -> E:
-        """As ``find``, for what is there and not in use: nobody makes room for it, and it stays as used as it was."""
+        """As ``find``, for what is there and not in use: nobody makes room for it, and it stays as
+        used as it was.
+        """
         entry = self.known.get(key)
         if entry is not None:
             return entry

@@ -1,4 +1,6 @@
-"""Log lines that can be queried: each carries ``event=``, a stable word, and its facts as fields."""
+"""Log lines that can be queried: each carries ``event=``, a stable word, and its facts as
+fields.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from twisted.python.failure import Failure
 class EventLog:
     """A ``twisted.logger`` under a namespace whose lines all name their event.
 
-    ``text`` is a format string of ``twisted.logger``, over the fields. One line for one thing, at the room that decides.
+    ``text`` is a format string of ``twisted.logger``, over the fields. One line for one thing, at
+    the room that decides.
     """
 
     def __init__(self, namespace: str) -> None:

@@ -1,7 +1,8 @@
 """The reactor's health: how late it runs its timers, and which of its calls held it for how long.
 
-How late it is says what callers feel, and depends on the machine. What one call takes of the CPU depends on this program only: a
-call that takes over ``limits.LOOP_HELD_MS`` is a fault, and is logged with what ran.
+How late it is says what callers feel, and depends on the machine. What one call takes of the CPU
+depends on this program only: a call that takes over ``limits.LOOP_HELD_MS`` is a fault, and is
+logged with what ran.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ _EVENT_METHODS = ("_doReadOrWrite", "_doWriteOrRead")
 
 
 class CallMeter:
-    """Measures the CPU time of each call that a reactor makes: delayed calls, calls from threads, reads and writes.
+    """Measures the CPU time of each call that a reactor makes: delayed calls, calls from threads,
+    reads and writes.
 
-    Reading the CPU clock is dear, so it is read only after a call that ends ``limits.LOOP_LOOK_MS`` or more after the last
-    look: what is told of a call may contain so much of the calls before it, not more.
+    Reading the CPU clock is dear, so it is read only after a call that ends ``limits.LOOP_LOOK_MS``
+    or more after the last look: what is told of a call may contain so much of the calls before it,
+    not more.
 
-    :param on_call: hears the seconds of CPU, and what was called, of each call that was looked at and took a look's time.
+    :param on_call: hears the seconds of CPU, and what was called, of each call that was looked at
+        and took a look's time.
     :param cpu_s: CPU time of the thread that the reactor runs in.
     """
 
@@ -136,9 +140,11 @@ def name_of(what: object) -> str:
 
 
 class LoopMonitor(Service):
-    """Samples, every ``limits.LOOP_LAG_SAMPLE_S``, how much later than asked for the reactor ran the sample; measures its calls.
+    """Samples, every ``limits.LOOP_LAG_SAMPLE_S``, how much later than asked for the reactor ran
+    the sample; measures its calls.
 
-    :param reactor: or a ``Clock``. Its ``seconds`` should be monotonic; a step back counts as no delay.
+    :param reactor: or a ``Clock``. Its ``seconds`` should be monotonic; a step back counts as no
+        delay.
     """
 
     def __init__(self, metrics: Metrics, reactor: Any, *, sample_s: float = limits.LOOP_LAG_SAMPLE_S) -> None:
@@ -191,7 +197,8 @@ class LoopMonitor(Service):
     def _sample(self) -> None:
         now_s = self._clock.seconds()
         self._sample_call = self._clock.callLater(until_beat(self._clock, self._sample_s), self._sample)
-        # Beats that were missed are skipped: the time since the last sample, not since the last beat, is what shows the whole
+        # Beats that were missed are skipped: the time since the last sample, not since the last
+        # beat, is what shows the whole
         # of a long stall.
         delay_s = max(0.0, now_s - self._last_s - self._sample_s)
         self._last_s = now_s

@@ -1,7 +1,8 @@
-"""What the node counts while it works. Recording is a dictionary look-up and an addition, well below a microsecond.
+"""What the node counts while it works. Recording is a dictionary look-up and an addition, well
+below a microsecond.
 
-``exposition`` writes these numbers down when somebody scrapes. Labels are bounded (``labels``): a queue, a type or a pair of both
-beyond the bound is counted under ``other``.
+``exposition`` writes these numbers down when somebody scrapes. Labels are bounded (``labels``): a
+queue, a type or a pair of both beyond the bound is counted under ``other``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _FIRST_FINAL = State.COMPLETED
 
 
 class Histogram:
-    """Counts by bucket and the sum; ``counts`` has one more place than ``bounds``, for what is above all of them."""
+    """Counts by bucket and the sum; ``counts`` has one more place than ``bounds``, for what is
+    above all of them.
+    """
 
     __slots__ = ("bounds", "counts", "heads", "total")
 
@@ -74,13 +77,15 @@ class PairCounts:
 
 
 class Sources(msgspec.Struct):
-    """Facts that are asked for at a scrape rather than counted; whoever owns the fact puts its callable here.
+    """Facts that are asked for at a scrape rather than counted; whoever owns the fact puts its
+    callable here.
 
     ``workers``: number by state (``idle``, ``busy``, ...). Each must be cheap and must not raise.
     """
 
     task_counts: Callable[[], Iterable[tuple[str, Sequence[int]]]] | None = None
-    """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of several queues: ``""``."""
+    """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of
+    several queues: ``""``."""
     paused_queues: Callable[[], Iterable[str]] | None = None
     workers: Callable[[], Mapping[str, int]] | None = None
     disk_free_bytes: Callable[[], int] | None = None
@@ -98,7 +103,8 @@ class Sources(msgspec.Struct):
     nodes: Callable[[], Mapping[str, int]] | None = None
     """By status, as this node sees them."""
     partitions_short: Callable[[], tuple[int, int]] | None = None
-    """Partitions with fewer copies in sync than they should have, and those without a primary, by this node's map."""
+    """Partitions with fewer copies in sync than they should have, and those without a primary, by
+    this node's map."""
 
 
 class Metrics:
@@ -138,12 +144,15 @@ class Metrics:
         self.reactor_held_s = Histogram(HELD_BUCKETS_S)
         self.reactor_held_max_s = 0.0
         self.doing = "nothing yet"
-        """The route, or the job in slices, that ran last: what a call that holds the reactor is logged with."""
+        """The route, or the job in slices, that ran last: what a call that holds the reactor is
+        logged with."""
         self.event_clients_dropped = 0
 
     # --- tasks ---
     def transition(self, change: Transition, row: TaskRow) -> None:
-        """One committed change of a task whose primary is here; ``row`` is the task as it is after it."""
+        """One committed change of a task whose primary is here; ``row`` is the task as it is after
+        it.
+        """
         pair = self.pairs.known.get((change.queue, change.task_type)) or self._pair(change.queue, change.task_type)
         pair.is_used = True
         old, new = change.from_state, change.to_state
@@ -179,7 +188,9 @@ class Metrics:
 
     # --- store ---
     def committed(self, batches: int, entries: int, rows: int, sync_s: float) -> None:
-        """One group commit became durable: log entries and rows in it, and how long the write and the sync took."""
+        """One group commit became durable: log entries and rows in it, and how long the write and
+        the sync took.
+        """
         self.commit_entries.observe(entries)
         self.commit_rows.observe(rows)
         self.sync_s.observe(sync_s)
@@ -212,7 +223,9 @@ class Metrics:
         return self.types.find(self._whole_or_cut(name))
 
     def sweep(self) -> None:
-        """Note which names are in use: at each scrape, so that none makes room that was used within the hour."""
+        """Note which names are in use: at each scrape, so that none makes room that was used within
+        the hour.
+        """
         for table in (self.queues, self.types, self.pairs):
             table.sweep()
 

@@ -1,4 +1,6 @@
-"""Prometheus's text formats, written by hand: what stands before a number is made once, and a page in blocks of some lines."""
+"""Prometheus's text formats, written by hand: what stands before a number is made once, and a page
+in blocks of some lines.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def labelled(names: Sequence[str], values: Sequence[str]) -> str:
 
 
 def family(name: str, kind: str, text: str, *, is_openmetrics: bool) -> str:
-    """What stands before the samples of a counter, gauge or histogram. A counter's ``name`` is without ``_total``."""
+    """What stands before the samples of a counter, gauge or histogram. A counter's ``name`` is
+    without ``_total``.
+    """
     if kind == "counter" and not is_openmetrics:
         name += "_total"
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"

@@ -1,10 +1,14 @@
-"""One connection: ``twisted.web``'s channel with bounds, errors in our form, and the short way for hot requests (``hot``)."""
+"""One connection: ``twisted.web``'s channel with bounds, errors in our form, and the fast path.
+
+Bytes go to ``FastPath`` first, while nothing of an earlier request is left; what it does not take
+goes to ``twisted.web``. A request behind a fast one is read when that one is answered.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
@@ -14,66 +18,75 @@ from twisted.web import http
 from tq_node import limits
 from tq_node.api.http.connections import host_of
 from tq_node.api.http.exchange import request_id_of
-from tq_node.api.http.fast_path import FastRequest, Found
-from tq_node.api.http.load_shedding import TurnedAway
+from tq_node.api.http.fast_path import FastRequest, NoRequest, PlainRequest
+from tq_node.api.http.load_shedding import QueuedRefusal
+from tq_node.api.http.request import ApiRequest
 from tq_node.api.http.request_head import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
+from tq_node.api.http.routing import Routing
+from tq_node.api.http.server_state import ServerState
+from tq_node.api.problems import closing_answer, refused_submit_answer
 from tq_node.errors import Busy, Malformed, TaskQueueError
 
-if TYPE_CHECKING:
-    from tq_node.api.http.request import ApiRequest
-    from tq_node.api.http.site import ApiSite
-
-_BEGINS_LINE = frozenset(
+_LINE_STARTS = frozenset(
     bytes([byte]) for byte in b"!#$%&'*+-.^_`|~0123456789\rABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
+"""Bytes that a line of a head may begin with."""
 _is_refused_line = re.compile(
     rb"[ \t]|transfer-encoding:(?![ \t]*chunked[ \t]*\Z)|content-length:[ \t]*[0-9]{%d}" % (LENGTH_DIGITS_MAX + 1),
     re.IGNORECASE,
 ).match
-"""A folded line (RFC 9112 section 5.2): two readers may take two headers for it. A coding that is not known here, and a length
-that ``int`` would not read."""
-BEHIND_BYTES_MAX = 16_384
-"""So much of the requests behind a hot one is read before it is answered."""
+"""A folded line (RFC 9112 section 5.2), which two readers may take for two headers; a transfer
+coding that is not known here; a length that ``int`` would not read."""
+PIPELINED_BYTES_MAX = 16_384
+"""Bytes read of the requests behind a fast one before it is answered."""
 
 
 class ApiChannel(http.HTTPChannel):
-    """Bounds the headers; says what is wrong, in our form, with what is not HTTP.
+    """One client's connection, a ``Connection`` of ``Connections``."""
 
-    The short way is open only between requests: at the start, and where nothing is left of what came before.
-    """
-
-    site: ApiSite
+    server: ServerState
+    routing: Routing
     maxHeaders = 100
     totalHeadersSize = HEAD_BYTES_MAX
     _abort: IDelayedCall | None = None
-    _is_between = True
+    _is_between_requests = True
+    """Nothing of an earlier request is left, so the next bytes go to the fast path."""
     _begun = b""
-    _begun_bytes = 0
-    _hot: FastRequest | TurnedAway | None = None
-    _behind = b""
-    _held = b""
-    """Requests behind one that was answered the long way, while there is no room for further answers."""
+    """Of a plain request, up to where it has arrived."""
+    _begun_body_bytes = 0
+    """What ``_begun`` counts in ``ServerState.bodies_held_bytes``."""
+    _fast: FastRequest | QueuedRefusal | None = None
+    """The fast request, or the refusal of one, that is not answered yet."""
+    _pipelined = b""
+    """Bytes behind the fast request."""
+    _unread = b""
+    """Bytes behind a request of ``twisted.web``, while the transport is full."""
     host = ""
-    active = 0
-    """The site's count of requests when the last one of this channel was whole."""
+    last_active = 0
+    """``Connections.activity`` when the last request was whole."""
     only_probes = False
-    """All other places are taken: this one is for whoever asks for health."""
+    """It has one of the places for health probes: all others were taken."""
     unsent_bytes = 0
-    _taken: object = None
-    _taken_s = 0.0
+    """Given to the transport since it last was empty."""
+    _send_position: object = None
+    """How far the transport had sent when last looked at, ..."""
+    _send_position_s = 0.0
+    """... and since when."""
     _arriving_s = 0.0
+    """When the first byte of the request arrived."""
     _arrived_bytes = 0
     _has_head = False
     _is_refused = False
+    """A final answer to what is no request was written: nothing more is read."""
     _linger: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         assert self.transport is not None
-        connections = self.site.connections
+        connections = self.server.connections
         self.host = host_of(self.transport.getPeer())
         self.only_probes = connections.is_full
-        self._is_between = not self.only_probes
-        connections.made(self)
+        self._is_between_requests = not self.only_probes
+        connections.add(self)
         cast("Any", self.transport).bufferSize = limits.UNSENT_UNCOUNTED_BYTES
         super().connectionMade()
 
@@ -82,175 +95,193 @@ class ApiChannel(http.HTTPChannel):
             self._abort.cancel()
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
-        self._let_go_of_begun()
+        self._take_begun()
         super().connectionLost(reason)
-        self.site.channel_gone(self)
+        self.server.connections.remove(self)
 
-    # --- the short way ---
+    # --- the fast path ---
     def dataReceived(self, data: bytes) -> None:
-        if not self._is_between:
+        if not self._is_between_requests:
             self._read_lines(data)
             return
-        if self._hot is not None or self._waitingForTransport:
-            self._behind += data
-            if len(self._behind) > BEHIND_BYTES_MAX:
+        if self._fast is not None or self._waitingForTransport:
+            self._pipelined += data
+            if len(self._pipelined) > PIPELINED_BYTES_MAX:
                 self._networkProducer.pauseProducing()
             return
         if self._begun:
-            data = self._let_go_of_begun() + data
-        site = self.site
-        found = site.hot.read(data)
-        if isinstance(found, Found) and site.has_room(len(found.body)):
+            data = self._take_begun() + data
+        server = self.server
+        plain = self.routing.fast_path.read(data)
+        if isinstance(plain, PlainRequest) and server.has_room(len(plain.body)):
             self.resetTimeout()
-            connections = site.connections
-            connections.order = self.active = connections.order + 1
+            connections = server.connections
+            connections.activity = self.last_active = connections.activity + 1
             if connections.arriving:
                 connections.arriving.discard(self)
-            ticket = site.submits.enter() if found.args is None else 0
-            if not ticket and found.args is None:
-                self._turn_away(found)
-                return
-            self._hot = request = FastRequest(self, found, ticket)
+            ticket = None
+            if plain.args is None:
+                ticket = server.submit_limit.enter()
+                if ticket is None:
+                    self._refuse_submit(plain)
+                    return
+            self._fast = request = FastRequest(self, plain, ticket)
             self.requests.append(request)
-            request.run(found.route.handler)
-        elif found is True and site.has_room(body_bytes := len(data) - data.index(b"\r\n\r\n") - 4):
+            request.call(plain.route.handler)
+        elif plain is NoRequest.INCOMPLETE and server.has_room(body_bytes := len(data) - data.index(b"\r\n\r\n") - 4):
             self.resetTimeout()
             self._begun = data
-            self._begun_bytes = body_bytes
-            site.bodies_held_bytes += body_bytes
-            self._arrives(0, has_head=True)
+            self._begun_body_bytes = body_bytes
+            server.bodies_held_bytes += body_bytes
+            self._note_arrival(0, has_head=True)
             self._arrived_bytes = body_bytes
         else:
-            self._is_between = False
+            self._is_between_requests = False
             self._read_lines(data)
 
-    def _turn_away(self, found: Found) -> None:
-        """There is no room for another submit. Most of what comes while there is too much ends here, so it must cost little."""
+    def _refuse_submit(self, plain: PlainRequest) -> None:
+        """Refuse a submit for want of room. Most requests of an overload end here, so it must be
+        cheap.
+        """
 
-        def answer() -> None:
+        def send() -> None:
             assert self.transport is not None
-            self.transport.write(site.busy_answer(request_id_of(found.head.headers.get(b"x-request-id"))))
-            site.metrics.http(found.route.path, Busy.status, 0.0)
-            if self._hot is not None or site.closing:
-                self.hot_done()
+            request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
+            self.transport.write(refused_submit_answer(server, request_id))
+            server.metrics.http(plain.route.path, Busy.status, 0.0)
+            if self._fast is not None or server.closing:
+                self.fast_request_done()
 
-        site = self.site
-        self._hot = site.refusals.tell(answer)
-        if self._hot is not None:
-            self.requests.append(self._hot)
+        server = self.server
+        self._fast = server.shedder.refuse(send)
+        if self._fast is not None:
+            self.requests.append(self._fast)
 
-    def _let_go_of_begun(self) -> bytes:
+    def _take_begun(self) -> bytes:
         begun, self._begun = self._begun, b""
-        self.site.bodies_held_bytes -= self._begun_bytes
-        self._begun_bytes = 0
+        self.server.bodies_held_bytes -= self._begun_body_bytes
+        self._begun_body_bytes = 0
         return begun
 
-    def hot_done(self) -> None:
-        """The hot request is answered."""
-        self._hot = None
+    def fast_request_done(self) -> None:
+        """The fast request is answered: read what arrived behind it."""
+        self._fast = None
         self.requests.clear()
-        if self.site.closing:
+        if self.server.closing:
             self.loseConnection()
             return
         self.resetTimeout()
-        if self._behind and not self._waitingForTransport:
-            behind, self._behind = self._behind, b""
+        if self._pipelined and not self._waitingForTransport:
+            pipelined, self._pipelined = self._pipelined, b""
             self._networkProducer.resumeProducing()
-            self.dataReceived(behind)
+            self.dataReceived(pipelined)
 
     def requestDone(self, request: http.Request) -> None:
-        connections = self.site.connections
-        connections.order = self.active = connections.order + 1
+        connections = self.server.connections
+        connections.activity = self.last_active = connections.activity + 1
         super().requestDone(request)
         if self.persistent and not self.requests:
             rest = self.clearLineBuffer()
             if rest:
                 self.setLineMode(rest)
-            elif not self._held:
-                self._is_between = not self.only_probes
+            elif not self._unread:
+                self._is_between_requests = not self.only_probes
 
-    # --- what is not sent yet ---
+    # --- answers that are not sent yet ---
     def write(self, data: bytes) -> None:
         assert self.transport is not None
         self.transport.write(data)
         if self._waitingForTransport:
-            self.site.connections.unsent(self, len(data))
+            self.server.connections.note_unsent(self, len(data))
 
     def writeSequence(self, iovec: Sequence[bytes]) -> None:
         assert self.transport is not None
         self.transport.writeSequence(iovec)
         if self._waitingForTransport:
-            self.site.connections.unsent(self, sum(map(len, iovec)))
+            self.server.connections.note_unsent(self, sum(map(len, iovec)))
 
     def setLineMode(self, extra: bytes = b"") -> object:
         if extra and self._waitingForTransport:
-            # The next request is not looked at before the answers to those before it have gone.
-            self._held += extra
+            # The next request is not read before the answers to earlier ones are sent.
+            self._unread += extra
             extra = b""
         return super().setLineMode(extra)
 
     def resumeProducing(self) -> None:
-        """All that was given to the transport has gone to the system."""
-        self.site.connections.sent(self)
+        """The transport has given all its bytes to the system: read the requests behind."""
+        self.server.connections.note_sent(self)
         super().resumeProducing()
-        if self._hot is not None:
+        if self._fast is not None:
             return
-        if self._behind:
-            behind, self._behind = self._behind, b""
-            self.dataReceived(behind)
-        elif self._held:
-            held, self._held = self._held, b""
-            self.setLineMode(held)
+        if self._pipelined:
+            pipelined, self._pipelined = self._pipelined, b""
+            self.dataReceived(pipelined)
+        elif self._unread:
+            unread, self._unread = self._unread, b""
+            self.setLineMode(unread)
 
-    def takes_nothing(self, now_s: float) -> bool:
-        """Whether the peer has taken no byte of what waits for ``limits.UNSENT_STALL_S``."""
+    def is_stalled(self, now_s: float) -> bool:
+        """Whether the peer has taken no byte for ``limits.UNSENT_STALL_S``."""
         transport = self.transport
-        taken = getattr(transport, "offset", 0), len(getattr(transport, "dataBuffer", b""))
-        if taken != self._taken:
-            self._taken, self._taken_s = taken, now_s
-        return now_s - self._taken_s >= limits.UNSENT_STALL_S
+        position = getattr(transport, "offset", 0), len(getattr(transport, "dataBuffer", b""))
+        if position != self._send_position:
+            self._send_position, self._send_position_s = position, now_s
+        return now_s - self._send_position_s >= limits.UNSENT_STALL_S
 
-    # --- a request that comes bit by bit ---
+    # --- a request that arrives piece by piece ---
     @property
-    def is_quiet(self) -> bool:
-        """Nothing is done for it."""
-        return self._hot is None and not self._handlingRequest
+    def is_idle(self) -> bool:
+        """No handler works for it."""
+        return self._fast is None and not self._handlingRequest
 
-    def _arrives(self, size: int, *, has_head: bool) -> None:
-        connections = self.site.connections
+    def _note_arrival(self, size: int, *, has_head: bool) -> None:
+        """``size`` bytes of a request have arrived that is not whole."""
+        connections = self.server.connections
         if self not in connections.arriving:
             connections.arriving.add(self)
             connections.watch()
-            self._arriving_s, self._arrived_bytes = self.site.reactor.seconds(), 0
+            self._arriving_s, self._arrived_bytes = self.server.reactor.seconds(), 0
         self._arrived_bytes += size
         self._has_head = has_head
 
-    def comes_too_slowly(self, now_s: float) -> bool:
+    def is_too_slow(self, now_s: float) -> bool:
+        """Whether its request arrives too slowly: the head within ``limits.HTTP_HEAD_S``, then the
+        body.
+
+        The body has to come at ``limits.HTTP_BODY_BYTES_S_MIN``.
+        """
         over_s = now_s - self._arriving_s - limits.HTTP_HEAD_S
         if over_s < 0:
             return False
         return not self._has_head or self._arrived_bytes < over_s * limits.HTTP_BODY_BYTES_S_MIN
 
-    # --- the long way: what twisted.web takes and RFC 9112 does not ---
+    # --- twisted.web, and what it accepts against RFC 9112 ---
     def _read_lines(self, data: bytes) -> None:
-        """Refuse what can't become a line any more as soon as it is seen: TLS at this port, or lines that end without CR. Their
-        senders wait for an answer, and would until the connection has been idle for too long.
+        """Let ``twisted.web`` read, and refuse at once what can't become a line any more.
+
+        That is TLS at this port, or lines that end without CR. Their senders wait for an answer,
+        and would until the connection has been idle for too long.
         """
-        if self._held:
-            self._held += data
+        if self._unread:
+            self._unread += data
             return
         if self._is_refused:
             return
         super().dataReceived(data)
-        connections = self.site.connections
-        if self._handlingRequest or self._is_between or self._is_refused or not (self.requests or self._buffer):
+        connections = self.server.connections
+        if (
+            self._handlingRequest
+            or self._is_between_requests
+            or self._is_refused
+            or not (self.requests or self._buffer)
+        ):
             connections.arriving.discard(self)
         else:
-            self._arrives(len(data), has_head=not self.line_mode)
+            self._note_arrival(len(data), has_head=not self.line_mode)
         if self._busyReceiving or self._is_refused or not self.line_mode:
             return
         rest = self._buffer  # of LineReceiver: a line that isn't whole
-        if rest and (b"\n" in rest or rest[:1] not in _BEGINS_LINE):
+        if rest and (b"\n" in rest or rest[:1] not in _LINE_STARTS):
             self._respondToBadRequestAndDisconnect()
 
     def lineReceived(self, line: bytes) -> None:
@@ -261,13 +292,14 @@ class ApiChannel(http.HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         request: ApiRequest = self.requests[-1]
-        head = self.site.heads.judge(self._command, self._path, self._version, request.requestHeaders)
+        head = self.routing.heads.judge(self._command, self._path, self._version, request.requestHeaders)
         self._path = head.target
         request.authority = head.authority
         request.refusal = head.refusal
         if isinstance(head.refusal, Malformed):
-            # Who sends such a head may mean another request by it than is read here: nothing behind it is read at all.
-            self.site.metrics.http(self.site.route_of(head.target), head.refusal.status, 0.0)
+            # The sender may mean another request by such a head than is read here: nothing behind
+            # it is read at all.
+            self.server.metrics.http(self.routing.name_of(head.target), head.refusal.status, 0.0)
             self._refuse_and_end(head.refusal, request.getHeader(b"x-request-id"))
         else:
             super().allHeadersReceived()
@@ -281,22 +313,30 @@ class ApiChannel(http.HTTPChannel):
         ]
 
     def _send100Continue(self) -> None:
-        # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes is not asked for.
+        # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes
+        # is not asked for.
         if self.length != 0 and self.requests[-1].wants_body:
             super()._send100Continue()
 
-    # --- what ends it ---
+    # --- the end ---
     def refuse(self, error: TaskQueueError, request_id: bytes) -> None:
-        """Write a whole answer, outside of any request that could, with ``Connection: close``. Doesn't close."""
+        """Write a whole answer with ``Connection: close``, outside of a request. Doesn't close."""
         assert self.transport is not None
-        self.transport.write(self.site.closing_answer(error, request_id))
+        self.transport.write(closing_answer(self.server, error, request_id))
+
+    def close_in_order(self) -> None:
+        """Close at once if no request has begun; else the answer closes, for
+        ``ServerState.closing`` is set.
+        """
+        if not self.requests:
+            self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._respondToBadRequestAndDisconnect()
 
     def timeoutConnection(self) -> None:
-        if self._hot is not None:
-            # It is not the client that is idle.
+        if self._fast is not None:
+            # The client is not idle: it waits for the node.
             self.setTimeout(self.timeOut)
             return
         # The inherited one logs a line for each; that a client left an idle connection is no news.
@@ -304,11 +344,12 @@ class ApiChannel(http.HTTPChannel):
         self.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.
+        # Not public in twisted.web: should it go by another name one day, its bare 400 is what
+        # clients get.
         self._refuse_and_end(Malformed("this is not a valid HTTP/1.1 request"), None)
 
     def _refuse_and_end(self, error: TaskQueueError, request_id: bytes | None) -> None:
-        """Answer, and read no further."""
+        """Answer with the error, read no further, and close."""
         if self._is_refused:
             return
         self._is_refused = True
@@ -319,12 +360,13 @@ class ApiChannel(http.HTTPChannel):
             self.loseConnection()  # its body was no longer wanted, and is none: the answer is on its way
             return
         self.refuse(error, request_id_of(request_id))
-        self._end_in_order()
+        self._close_after_linger()
 
-    def _end_in_order(self) -> None:
-        """Say that nothing follows, and throw away for a moment what still comes: closing at once would reset the connection, and
-        the sender would never see the answer.
+    def _close_after_linger(self) -> None:
+        """Send the end of the stream, discard for ``linger_s`` what still arrives, then close.
+
+        To close at once would reset the connection, and the sender would never see the answer.
         """
-        say_end = getattr(self.transport, "loseWriteConnection", self.loseConnection)
-        say_end()
-        self._linger = self.callLater(self.site.settings.linger_s, self.loseConnection)
+        close_write = getattr(self.transport, "loseWriteConnection", self.loseConnection)
+        close_write()
+        self._linger = self.callLater(self.server.settings.linger_s, self.loseConnection)

@@ -2,8 +2,8 @@
 
 The limit knows nothing of what is slow: the disk, a peer, the reactor, or another program. Admitted
 requests share the same resources, so latency grows with concurrency. ``ConcurrencyLimit`` compares
-each request's latency with the target: it admits fewer where that is missed, and more where it is met
-and requests were waiting. It reads no clock: the caller reports the latency of each request.
+the mean latency with a target: it admits fewer where the target is missed, and more where it is met
+and requests were refused. It reads no clock: the caller reports the latency of each request.
 """
 
 from __future__ import annotations
@@ -14,173 +14,186 @@ from tq_node.errors import Busy
 TOO_MANY = Busy("the node works on as many tasks as it can take in time")
 TOO_LARGE = Busy("the node works on as many bytes of tasks as it can take in time")
 TOO_MANY_READS = Busy("the node works on as many lists as it can make in time")
-NOT_DONE = -1.0
-"""In place of how long it took: it was refused on the way, or its client has gone."""
-ALONE = 4
-"""With so many in the house at most, what one of them takes is what it takes on an idle node."""
+UNLOADED_MAX = 4
+"""A request among at most this many others has the latency of an idle node."""
 OVERLOAD = 4
-"""It is no burst where one is refused for so many that are let in: most of those who would be refused wait to hear it."""
+"""Overload, and no burst: more than one request is refused for this many that are answered."""
 _SHRINK = 0.75
 _SHRINK_LEAST = 0.25
 _GROW = 1.25
-_ALONE_WEIGHT = 1 / 16
+_UNLOADED_WEIGHT = 1 / 16
 
 
 class ConcurrencyLimit:
-    """One kind of work, measured by count or by bytes.
+    """Admits requests of one kind up to ``limit``, measured in requests or in bytes.
 
-    :param room_min: is let in however long it takes: with less, group commit has nothing to group. One that is larger is let in
-        alone.
-    :param room_least: the same in an overload (``OVERLOAD``), which will not be over soon.
-    :param room: let in at first, and again where all are in time; ``room_max``: and at most.
-    :param wait_s: who is in the house longer than this on average is there too long.
-    :param times: the same, as a multiple of what it takes alone, once that is known; within ``wait_s_min`` and ``wait_s_max``.
-        0: ``wait_s`` stays.
+    A request that costs more than the whole limit is admitted while no other is in progress.
+
+    :param limit: at first, and again after an overload.
+    :param limit_min: admitted at any latency: with less, group commit has nothing to group.
+    :param limit_overload: takes the place of ``limit_min`` in an overload (``OVERLOAD``).
+    :param target_s: the mean latency that is still in time, in seconds.
+    :param target_multiple: the target as a multiple of the unloaded latency, once that is measured,
+        within ``target_s_min`` and ``target_s_max``; 0: ``target_s`` stays.
     """
 
     __slots__ = (
-        "_alone_s",
-        "_alone_times",
-        "_in_all_s",
-        "_left",
+        "_answered",
+        "_latency_sum_s",
+        "_limit_first",
         "_refused",
-        "_room_first",
-        "_round",
-        "_wait_s_max",
-        "_wait_s_min",
-        "entered",
-        "held",
-        "room",
-        "room_least",
-        "room_max",
-        "room_min",
-        "wait_s",
+        "_round_left",
+        "_target_multiple",
+        "_target_s_max",
+        "_target_s_min",
+        "_unloaded_s",
+        "admitted",
+        "in_progress",
+        "limit",
+        "limit_max",
+        "limit_min",
+        "limit_overload",
+        "target_s",
     )
 
     def __init__(
         self,
         *,
-        room_min: int,
-        room_least: int,
-        room: int,
-        room_max: int,
-        wait_s: float,
-        times: int = 0,
-        wait_s_min: float = 0.0,
-        wait_s_max: float = 0.0,
+        limit_min: int,
+        limit_overload: int,
+        limit: int,
+        limit_max: int,
+        target_s: float,
+        target_multiple: int = 0,
+        target_s_min: float = 0.0,
+        target_s_max: float = 0.0,
     ) -> None:
-        assert 0 < room_least <= room_min <= room <= room_max
-        self.room_least, self.room_min, self.room, self.room_max = room_least, room_min, room, room_max
-        self._room_first = room
-        self.wait_s = wait_s
-        self.held = 0
-        self.entered = 0
-        """How many were ever let in."""
-        self._alone_times = times
-        self._alone_s = 0.0
-        """What it takes one that is alone, on average; 0: not known."""
-        self._wait_s_min, self._wait_s_max = wait_s_min, wait_s_max
-        # A round is over when as much has left as may be in: what is judged then began under the room that is judged.
-        self._round = room
-        self._left = 0
-        self._in_all_s = 0.0
+        assert 0 < limit_overload <= limit_min <= limit <= limit_max
+        self.limit_overload, self.limit_min = limit_overload, limit_min
+        self.limit, self.limit_max = limit, limit_max
+        self._limit_first = limit
+        self.target_s = target_s
+        self.in_progress = 0
+        """Summed cost of the requests that are admitted and not answered."""
+        self.admitted = 0
+        """Number of requests admitted since the start."""
+        self._target_multiple = target_multiple
+        self._unloaded_s = 0.0
+        """Moving average of the unloaded latency; 0: not measured yet."""
+        self._target_s_min, self._target_s_max = target_s_min, target_s_max
+        # One round of measurement answers a whole limit: each request of it began under that limit.
+        self._round_left = limit
+        self._answered = 0
+        self._latency_sum_s = 0.0
         self._refused = 0
 
     def has_room(self, cost: int) -> bool:
-        """Whether one of this size would be let in now."""
-        return self.held + cost <= self.room or not self.held
+        """Whether ``enter`` would admit a request of this cost now."""
+        return self.in_progress + cost <= self.limit or not self.in_progress
 
-    def enter(self, cost: int = 1) -> int:
-        """:returns: 0, and nothing else is done: there is no room. Else what ``leave`` wants to hear."""
-        held = self.held + cost
-        if held > self.room and self.held:
+    def enter(self, cost: int = 1) -> int | None:
+        """Admit a request.
+
+        :returns: its ticket for ``leave``; None: refused, and nothing is to be given back.
+        """
+        in_progress = self.in_progress + cost
+        if in_progress > self.limit and self.in_progress:
             self._refused += 1
-            return 0
-        has_company = self.held > ALONE
-        self.held = held
-        self.entered += 1
-        return -1 if has_company else self.entered
+            return None
+        is_loaded = self.in_progress > UNLOADED_MAX
+        self.in_progress = in_progress
+        self.admitted += 1
+        # A ticket is the count of admissions from which on others count as company.
+        return self.admitted - UNLOADED_MAX - 1 if is_loaded else self.admitted
 
-    def leave(self, ticket: int, took_s: float, cost: int = 1) -> None:
-        """:param took_s: how long it was in the house, or ``NOT_DONE``."""
-        self.held -= cost
-        if took_s < 0.0:
-            return
-        if ticket > 0 and self.entered - ticket <= ALONE and not self._refused and self.room >= self.room_min:
-            self._learn(took_s)
-        self._left += 1
-        self._in_all_s += took_s
-        self._round -= cost
-        if self._round <= 0 or not self.held:
-            self._judge()
+    def leave(self, ticket: int, latency_s: float, cost: int = 1) -> None:
+        """A request is answered: its cost is free again, and its latency may move the limit."""
+        self.in_progress -= cost
+        is_unloaded = self.admitted - ticket <= UNLOADED_MAX
+        if is_unloaded and not self._refused and self.limit >= self.limit_min:
+            self._measure_unloaded(latency_s)
+        self._answered += 1
+        self._latency_sum_s += latency_s
+        self._round_left -= cost
+        if self._round_left <= 0 or not self.in_progress:
+            self._adjust()
 
-    def _learn(self, took_s: float) -> None:
-        """It had no company from beginning to end."""
-        if self._alone_s:
-            self._alone_s += (took_s - self._alone_s) * _ALONE_WEIGHT
+    def abandon(self, cost: int = 1) -> None:
+        """A request ends without the work: refused for its content, or its client is gone.
+
+        Its latency says nothing of the node's speed, so only its cost is given back.
+        """
+        self.in_progress -= cost
+
+    def _measure_unloaded(self, latency_s: float) -> None:
+        if self._unloaded_s:
+            self._unloaded_s += (latency_s - self._unloaded_s) * _UNLOADED_WEIGHT
         else:
-            self._alone_s = took_s
-        if self._alone_times:
-            self.wait_s = min(max(self._alone_s * self._alone_times, self._wait_s_min), self._wait_s_max)
+            self._unloaded_s = latency_s
+        if self._target_multiple:
+            target_s = self._unloaded_s * self._target_multiple
+            self.target_s = min(max(target_s, self._target_s_min), self._target_s_max)
 
-    def _judge(self) -> None:
-        if self._in_all_s > self.wait_s * self._left:
-            floor = min(self.room, self.room_min)
-            if self._refused * OVERLOAD > self._left:
-                floor = self.room_least
-            # What is twice as long in the house as it should be leaves half the room.
-            shrink = min(max(self.wait_s * self._left / self._in_all_s, _SHRINK_LEAST), _SHRINK)
-            self.room = max(floor, int(self.room * shrink))
-        elif self._refused or self.room < self._room_first:
-            # After an overload the room for a burst comes back, wanted or not.
-            self.room = min(self.room_max, int(self.room * _GROW) + 1)
-        self._round = max(self.held, self.room_min)
-        self._left = self._refused = 0
-        self._in_all_s = 0.0
+    def _adjust(self) -> None:
+        """Set the limit by the round that ends here, and begin the next round."""
+        target_sum_s = self.target_s * self._answered
+        if self._latency_sum_s > target_sum_s:
+            floor = min(self.limit, self.limit_min)
+            if self._refused * OVERLOAD > self._answered:
+                floor = self.limit_overload
+            # Twice the target latency halves the limit.
+            shrink = min(max(target_sum_s / self._latency_sum_s, _SHRINK_LEAST), _SHRINK)
+            self.limit = max(floor, int(self.limit * shrink))
+        elif self._refused or self.limit < self._limit_first:
+            # After an overload the first limit comes back by itself, ready for a burst.
+            self.limit = min(self.limit_max, int(self.limit * _GROW) + 1)
+        self._round_left = max(self.in_progress, self.limit_min)
+        self._answered = self._refused = 0
+        self._latency_sum_s = 0.0
 
 
-def gate_of_submits() -> ConcurrencyLimit:
-    """By count: single tasks."""
+def submit_limit() -> ConcurrencyLimit:
+    """Counts single submits."""
     return ConcurrencyLimit(
-        room_min=limits.SUBMITS_AT_ONCE_MIN,
-        room_least=limits.SUBMITS_AT_ONCE_LEAST,
-        room=limits.SUBMITS_AT_ONCE,
-        room_max=limits.REQUESTS_IN_FLIGHT_MAX,
-        wait_s=limits.SUBMIT_WAIT_MS / 1000,
-        times=limits.SUBMIT_WAIT_TIMES,
-        wait_s_min=limits.SUBMIT_WAIT_MS_MIN / 1000,
-        wait_s_max=limits.SUBMIT_WAIT_MS_MAX / 1000,
+        limit_min=limits.SUBMITS_AT_ONCE_MIN,
+        limit_overload=limits.SUBMITS_AT_ONCE_LEAST,
+        limit=limits.SUBMITS_AT_ONCE,
+        limit_max=limits.REQUESTS_IN_FLIGHT_MAX,
+        target_s=limits.SUBMIT_WAIT_MS / 1000,
+        target_multiple=limits.SUBMIT_WAIT_TIMES,
+        target_s_min=limits.SUBMIT_WAIT_MS_MIN / 1000,
+        target_s_max=limits.SUBMIT_WAIT_MS_MAX / 1000,
     )
 
 
-def gate_of_bytes() -> ConcurrencyLimit:
-    """By bytes of bodies: batches, and single tasks with a long body."""
+def large_body_limit() -> ConcurrencyLimit:
+    """Counts the bytes of bodies: of batches, and of single submits over ``LARGE_BODY_BYTES``."""
     return ConcurrencyLimit(
-        room_min=limits.LARGE_AT_ONCE_BYTES,
-        room_least=limits.LARGE_AT_ONCE_BYTES_LEAST,
-        room=limits.LARGE_AT_ONCE_BYTES,
-        room_max=limits.LARGE_AT_ONCE_BYTES_MAX,
-        wait_s=limits.LARGE_WAIT_MS / 1000,
+        limit_min=limits.LARGE_AT_ONCE_BYTES,
+        limit_overload=limits.LARGE_AT_ONCE_BYTES_LEAST,
+        limit=limits.LARGE_AT_ONCE_BYTES,
+        limit_max=limits.LARGE_AT_ONCE_BYTES_MAX,
+        target_s=limits.LARGE_WAIT_MS / 1000,
     )
 
 
-def gate_of_reads() -> ConcurrencyLimit:
-    """By count: lists of a usual length."""
+def list_limit() -> ConcurrencyLimit:
+    """Counts lists of up to ``LIST_LIMIT_DEFAULT`` tasks."""
     return ConcurrencyLimit(
-        room_min=limits.READS_AT_ONCE,
-        room_least=limits.READS_AT_ONCE,
-        room=2 * limits.READS_AT_ONCE,
-        room_max=limits.REQUESTS_IN_FLIGHT_MAX,
-        wait_s=limits.READ_WAIT_MS / 1000,
+        limit_min=limits.READS_AT_ONCE,
+        limit_overload=limits.READS_AT_ONCE,
+        limit=2 * limits.READS_AT_ONCE,
+        limit_max=limits.REQUESTS_IN_FLIGHT_MAX,
+        target_s=limits.READ_WAIT_MS / 1000,
     )
 
 
-def gate_of_long_reads() -> ConcurrencyLimit:
-    """By the tasks that are asked for."""
+def long_list_limit() -> ConcurrencyLimit:
+    """Counts the tasks that longer lists ask for."""
     return ConcurrencyLimit(
-        room_min=limits.LIST_LIMIT_MAX,
-        room_least=limits.LIST_LIMIT_MAX,
-        room=limits.LONG_READ_ROWS_AT_ONCE,
-        room_max=4 * limits.LONG_READ_ROWS_AT_ONCE,
-        wait_s=limits.READ_WAIT_MS / 1000,
+        limit_min=limits.LIST_LIMIT_MAX,
+        limit_overload=limits.LIST_LIMIT_MAX,
+        limit=limits.LONG_READ_ROWS_AT_ONCE,
+        limit_max=4 * limits.LONG_READ_ROWS_AT_ONCE,
+        target_s=limits.READ_WAIT_MS / 1000,
     )

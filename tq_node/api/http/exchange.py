@@ -1,4 +1,4 @@
-"""What a handler sees of a request, whichever way it came in, and how a whole answer is put together."""
+"""A request as handlers see it, and the bytes of an answer's head."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tq_node import limits
-
-if TYPE_CHECKING:
-    from tq_node.api.http.site import ApiSite
+from tq_node.api.http.server_state import ServerState
 
 JSON = b"application/json"
 SERVER = b"taskqueue"
@@ -25,40 +23,49 @@ _heads: dict[tuple[int, bytes], bytes] = {}
 
 
 class Exchange(Protocol):
-    """A request that can be answered: ``request.ApiRequest``, or a ``hot.HotRequest``.
-
-    ``gone``: the client has hung up; ``route``: a name for metrics; ``args``: what the query says, None where there is none.
+    """A request that can be answered, as handlers see it: an ``ApiRequest`` or a
+    ``FastRequest``.
     """
 
-    site: ApiSite
+    server: ServerState
     route: str
+    """Name of its route in the metrics."""
     gone: bool
+    """The client has hung up: an answer would reach nobody."""
     request_id: bytes
+    """Stands in the answer and in the log."""
     method: bytes
     path: bytes
 
     @property
-    def args(self) -> Mapping[bytes, Sequence[bytes]] | None: ...
+    def args(self) -> Mapping[bytes, Sequence[bytes]] | None:
+        """The query's parameters; None: the request has no query."""
+        ...
 
     def body(self) -> bytes:
-        """The whole body. Can be taken once."""
+        """The whole body. Can be called once."""
         ...
 
     def getHeader(self, key: bytes) -> bytes | None:
-        """The header of that name, in lower case; the last one, where there are several."""
+        """The last header of that name, which is given in lower case."""
         ...
 
     def leave_flight(self) -> None:
-        """No longer count as in flight: for what waits on purpose, and is bounded by a count of its own."""
+        """Stop counting as in flight: for what waits on purpose, under another bound."""
         ...
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
-        """Write the whole answer and finish. ``extra``: header lines of trusted content, each with its line end."""
+        """Write the whole answer, unless the client is gone or has one.
+
+        :param extra: header lines of trusted content, each with its line end.
+        """
         ...
 
 
 def request_id_of(header: bytes | None) -> bytes:
-    """The caller's id without what could hurt a log or a header, bounded; or one made here."""
+    """The request's id: the caller's, bounded and without what could hurt a log or a header; else a
+    new one.
+    """
     if header is not None:
         wanted = _unwanted_in_id(b"", header)[: limits.REQUEST_ID_CHARS_MAX]
         if wanted:
@@ -67,7 +74,7 @@ def request_id_of(header: bytes | None) -> bytes:
 
 
 def head_of(code: int, content_type: bytes) -> bytes:
-    """Status line and the headers that are the same for all answers of this kind."""
+    """Status line and constant headers of an answer; made once for each code and type."""
     head = _heads.get((code, content_type))
     if head is None:
         head = _heads[code, content_type] = (
@@ -77,7 +84,10 @@ def head_of(code: int, content_type: bytes) -> bytes:
 
 
 def whole_head(code: int, content_type: bytes, date: bytes, request_id: bytes, body: bytes, extra: bytes) -> bytes:
-    """Everything before the body."""
+    """The bytes of an answer before its body.
+
+    :param extra: header lines, each with its line end.
+    """
     return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%b\r\n" % (
         head_of(code, content_type),
         date,

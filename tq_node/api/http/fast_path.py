@@ -1,36 +1,35 @@
-"""The hot routes, answered without a ``twisted.web`` Request: what a Request costs is most of what a submit costs.
+"""The fast path: requests of the most called routes, answered without a ``twisted.web`` Request.
 
-``FastPath.read`` takes a request only if it is whole, alone and plain in every way: a hot route, HTTP/1.1, known headers once
-each, a host that is this node, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as it came;
-there ``heads`` judges. So the two ways in can't differ in what they refuse, and the handlers are the same.
+What a Request costs is most of what a submit costs. ``FastPath.read`` takes a request only if it is
+whole, alone and plain in every way: a fast route, HTTP/1.1, known headers once each, a host that is
+this node, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as
+it came, where ``request_head`` judges it. So the two ways in can't differ in what they refuse, and
+the handlers are the same.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.api.http.concurrency_limit import NOT_DONE
 from tq_node.api.http.exchange import JSON, request_id_of, whole_head
+from tq_node.api.http.lifecycle import RequestLifecycle
 from tq_node.api.http.request_head import HEAD_BYTES_MAX, KnownHosts
-
-if TYPE_CHECKING:
-    from tq_node.api.http.channel import ApiChannel
-    from tq_node.api.http.site import ApiSite
-    from tq_node.api.routes import Handler, Route
+from tq_node.api.http.server_state import ServerState
+from tq_node.api.routes import Handler, Route
 
 HELD_BYTES_MAX = 65_536
-"""A request up to this size, head and body, is put together here when it comes in pieces."""
-_HEADS_KEPT_MAX = 256
-_HEAD_BYTES_MAX = 1_024
-_KNOWN = frozenset(
+"""A request up to this size, head and body, is put together here when it arrives in pieces."""
+_HEADS_CACHED_MAX = 256
+_CACHED_HEAD_BYTES_MAX = 1_024
+_PLAIN_HEADERS = frozenset(
     {
         b"host",
         b"user-agent",
@@ -43,30 +42,45 @@ _KNOWN = frozenset(
         b"x-request-id",
     }
 )
-"""Headers that a hot request may have; none of them changes how the request is read but the length."""
+"""Headers that a plain request may have; of these, only the length changes how the request is
+read."""
 _is_value = re.compile(rb"[^\x00\r\n]*").fullmatch
 _is_number = re.compile(rb"[0-9]{1,6}").fullmatch
 _is_query = re.compile(rb"id=([A-Za-z0-9._:-]{1,%d})" % limits.TASK_ID_CHARS_MAX).fullmatch
 
 
 class PlainHead(msgspec.Struct, frozen=True):
-    """The header lines of a request. Clients send the same ones again and again."""
+    """The header lines of a request, parsed. Cached, for clients repeat their header lines."""
 
     headers: dict[bytes, bytes]
-    length: int
+    """Names are in lower case."""
+    length: int | None
+    """Of the body; None: there is no ``Content-Length``."""
 
 
-class Found(msgspec.Struct, frozen=True):
-    """A request that is whole."""
+class PlainRequest(msgspec.Struct, frozen=True):
+    """A whole request of a fast route."""
 
     route: Route
     head: PlainHead
     body: bytes
     args: dict[bytes, list[bytes]] | None
+    """The query of a GET; None: the request is a POST."""
+
+
+class NoRequest(enum.Enum):
+    """Why ``FastPath.read`` finds no request in what has arrived."""
+
+    INCOMPLETE = enum.auto()
+    """A plain request has begun: read again with what follows."""
+    NOT_PLAIN = enum.auto()
+    """``twisted.web`` reads it."""
 
 
 class FastPath:
-    """Knows the hot routes, and the heads that it has seen lately."""
+    """Reads requests of the fast routes from the bytes of a connection; caches the heads seen
+    lately.
+    """
 
     def __init__(self, routes: Sequence[Route], body_bytes_max: int, hosts: KnownHosts) -> None:
         self._hosts = hosts
@@ -82,20 +96,16 @@ class FastPath:
         self._handlers = {(route.method.encode("ascii"), route.path.encode("ascii")): route.handler for route in routes}
         self._heads: dict[bytes, PlainHead] = {}
 
-    @property
-    def is_open(self) -> bool:
-        return bool(self._handlers)
-
     def handler_of(self, method: bytes, path: bytes) -> Handler | None:
-        """Of a hot route, for a request that is not plain enough for ``read``."""
+        """The handler of a fast route, for a request that is not plain enough for ``read``."""
         return self._handlers.get((method, path))
 
-    def read(self, data: bytes) -> Found | bool:
-        """:returns: a request; True: more of it may come; False: it is for ``twisted.web``."""
+    def read(self, data: bytes) -> PlainRequest | NoRequest:
+        """The request that ``data`` is, from its first to its last byte."""
         line_end = data.find(b"\r\n")
         head_end = data.find(b"\r\n\r\n", line_end)
         if line_end < 0 or head_end < 0 or head_end > HEAD_BYTES_MAX:
-            return False
+            return NoRequest.NOT_PLAIN
         line = data[:line_end]
         args = None
         route = self._posts.get(line)
@@ -104,28 +114,32 @@ class FastPath:
             route = self._gets.get(target)
             query = None if route is None or rest[-9:] != b" HTTP/1.1" else _is_query(rest[:-9])
             if route is None or query is None:
-                return False
+                return NoRequest.NOT_PLAIN
             args = {b"id": [query[1]]}
         lines = data[line_end + 2 : head_end]
-        head = self._heads.get(lines) or self._parsed(lines)
-        if head is None or (head.length < 0) is not (args is not None):
-            return False
-        if args is not None:
-            return Found(route, head, b"", args) if len(data) == head_end + 4 else False
+        head = self._heads.get(lines) or self._parse(lines)
+        if head is None:
+            return NoRequest.NOT_PLAIN
+        length = head.length
+        if length is None or args is not None:
+            is_read = length is None and args is not None and len(data) == head_end + 4
+            return PlainRequest(route, head, b"", args) if is_read else NoRequest.NOT_PLAIN
         body = data[head_end + 4 :]
-        missing = head.length - len(body)
-        if missing == 0:
-            # No socket gives so much at a time, and what is long is let in by its bytes.
-            return head.length <= limits.LARGE_BODY_BYTES and Found(route, head, body, None)
-        # One that is too long is refused by its length alone, so at once.
-        return missing > 0 and head.length <= self._body_bytes_max and head_end + head.length < HELD_BYTES_MAX
+        missing = length - len(body)
+        # A large body is admitted by its bytes; no socket gives so many at a time anyway.
+        if missing == 0 and length <= limits.LARGE_BODY_BYTES:
+            return PlainRequest(route, head, body, None)
+        # What is too long is refused by its length alone, so at once.
+        fits = length <= self._body_bytes_max and head_end + length < HELD_BYTES_MAX
+        return NoRequest.INCOMPLETE if missing > 0 and fits else NoRequest.NOT_PLAIN
 
-    def _parsed(self, lines: bytes) -> PlainHead | None:
+    def _parse(self, lines: bytes) -> PlainHead | None:
+        """The head of these header lines; None: it is not plain."""
         headers: dict[bytes, bytes] = {}
         for line in lines.split(b"\r\n"):
             name, colon, value = line.partition(b":")
             name = name.lower()
-            if not colon or name not in _KNOWN or name in headers or not _is_value(value):
+            if not colon or name not in _PLAIN_HEADERS or name in headers or not _is_value(value):
                 return None
             headers[name] = value.strip(b" \t")
         length = headers.get(b"content-length")
@@ -134,113 +148,85 @@ class FastPath:
             return None
         if length is not None and not _is_number(length):
             return None
-        head = PlainHead(headers, -1 if length is None else int(length))
-        if len(lines) <= _HEAD_BYTES_MAX and b"x-request-id" not in headers and b"idempotency-key" not in headers:
-            if len(self._heads) >= _HEADS_KEPT_MAX:
+        head = PlainHead(headers, None if length is None else int(length))
+        if (
+            len(lines) <= _CACHED_HEAD_BYTES_MAX
+            and b"x-request-id" not in headers
+            and b"idempotency-key" not in headers
+        ):
+            if len(self._heads) >= _HEADS_CACHED_MAX:
                 self._heads.clear()
             self._heads[lines] = head
         return head
 
 
-class FastRequest:
-    """One request on its way through a handler: an ``answering.Answering``.
+class FastChannel(Protocol):
+    """A connection as a ``FastRequest`` sees it."""
 
-    :param ticket: of the gate of submits; 0 where the request is none.
+    server: ServerState
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of an answer."""
+        ...
+
+    def fast_request_done(self) -> None:
+        """The request is answered: the next one may be read."""
+        ...
+
+
+class FastRequest(RequestLifecycle):
+    """One plain request from its head to its answer: an ``Exchange``.
+
+    :param ticket: of the limit of submits; None: it is no submit.
     """
 
     __slots__ = (
-        "_body",
-        "_call",
-        "_channel",
-        "_head",
-        "_in_flight",
-        "_is_answered",
-        "_started_s",
-        "_ticket",
-        "args",
-        "gone",
-        "method",
-        "path",
-        "request_id",
-        "route",
-        "site",
-    )
+        "_body", "_channel", "_head", "args", "finished", "method", "path", "request_id", "route", "server"
+    )  # fmt: skip
 
-    def __init__(self, channel: ApiChannel, found: Found, ticket: int) -> None:
-        self.site: ApiSite = channel.site
-        self.args: Mapping[bytes, Sequence[bytes]] | None = found.args
+    def __init__(self, channel: FastChannel, plain: PlainRequest, ticket: int | None) -> None:
+        self.server = server = channel.server
+        self.args: Mapping[bytes, Sequence[bytes]] | None = plain.args
         self.gone = False
-        self.method = b"POST" if found.args is None else b"GET"
-        self.route = found.route.path
+        self.method = b"POST" if plain.args is None else b"GET"
+        self.route = plain.route.path
         self.path = self.route.encode("ascii")
-        self.request_id = request_id_of(found.head.headers.get(b"x-request-id"))
+        self.request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
         self._channel = channel
-        self._head = found.head
-        self._body = found.body
+        self._head = plain.head
+        self._body = plain.body
+        self._held_bytes = len(plain.body)
         self._in_flight = True
-        self._is_answered = False
-        self._call: Deferred[None] | None = None
+        self.finished = False
+        self._call = None
+        self._limit = server.submit_limit
         self._ticket = ticket
+        self._cost = 1
         self._started_s = time.perf_counter()
-        self.site.in_flight += 1
-        self.site.bodies_held_bytes += len(found.body)
-
-    def run(self, handler: Handler) -> None:
-        """What the handler raises is answered; it is cancelled when the client hangs up."""
-        self.site.metrics.doing = self.route
-        try:
-            call = handler(self)
-        except Exception:
-            self.site.answer_failure(self, Failure())
-        else:
-            if isinstance(call, Deferred) and not self._is_answered:
-                self._call = call.addErrback(self._failed)
-
-    def _failed(self, failure: Failure) -> None:
-        self.site.answer_failure(self, failure)
+        server.in_flight += 1
+        server.bodies_held_bytes += self._held_bytes
+        server.metrics.doing = self.route
 
     def body(self) -> bytes:
-        return self._body
+        body, self._body = self._body, b""
+        return body
 
     def getHeader(self, key: bytes) -> bytes | None:
         return self._head.headers.get(key)
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
-        if self.gone or self._is_answered:
+        if self.gone or self.finished:
             return
-        self._is_answered = True
-        site = self.site
-        if site.closing:
+        self.finished = True
+        server = self.server
+        if server.closing:
             extra += b"Connection: close\r\n"
-        head = whole_head(code, content_type, site.date(), self.request_id, body, extra)
+        head = whole_head(code, content_type, server.date(), self.request_id, body, extra)
         channel = self._channel
         channel.write(head + body)
-        took_s = time.perf_counter() - self._started_s
-        site.metrics.http(self.route, code, took_s)
-        if self._ticket:
-            site.submits.leave(self._ticket, took_s if code < 300 or code == 504 else NOT_DONE)
-            self._ticket = 0
-        self._let_go()
-        channel.hot_done()
+        self._end(code)
+        channel.fast_request_done()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The channel says so of each of its requests."""
-        self.gone = True
-        call = self._call
-        if self._ticket:
-            self.site.submits.leave(self._ticket, NOT_DONE)
-            self._ticket = 0
-        self._let_go()
-        if call is not None:
-            call.cancel()
-
-    def leave_flight(self) -> None:
-        if self._in_flight:
-            self._in_flight = False
-            self.site.in_flight -= 1
-
-    def _let_go(self) -> None:
-        self.leave_flight()
-        self.site.bodies_held_bytes -= len(self._body)
-        self._body = b""
-        self._call = None
+        """The channel calls this when the client hangs up."""
+        self._hang_up()

@@ -1,8 +1,10 @@
-"""Refusals for want of room, not faster than a node can bear: who comes again at once would have it do nothing else.
+"""Rate-limits refusals, so that clients that retry at once can't keep the node busy with refusing.
 
-A refusal is cheap, and ten times as many requests as a node can serve are still more work than all that it serves. So only so
-many are answered in a while; the others wait, in order and not for long. Meanwhile nothing more is read of their connections,
-and a client that waits for its answer sends nothing. One that keeps to ``Retry-After`` does not notice.
+A refusal is cheap, and ten times as many requests as a node can serve are still more work than all
+that it serves. ``LoadShedder`` sends ``limits.REFUSALS_PER_S`` of them; later ones are queued, in
+order, for at most ``limits.REFUSAL_WAIT_MS_MAX``. Meanwhile nothing more is read of their
+connections, and a client that waits for its answer sends nothing. A client that keeps to
+``Retry-After`` sees no difference.
 """
 
 from __future__ import annotations
@@ -21,75 +23,84 @@ _PER_TICK = max(1, round(limits.REFUSALS_PER_S * TICK_S))
 _TICKS_MAX = round(limits.REFUSAL_WAIT_MS_MAX / 1000 / TICK_S)
 
 
-class TurnedAway(msgspec.Struct, gc=False):
-    """One that waits to hear that it is refused. Stands among its channel's requests; None: its client has gone, or has heard."""
+class QueuedRefusal(msgspec.Struct, gc=False):
+    """A refusal that waits to be sent; stands among the requests of its channel.
 
-    answer: Callable[[], None] | None
+    :ivar send: None once it is sent, or its client is gone.
+    :ivar tick: in which it was queued.
+    """
+
+    send: Callable[[], None] | None
     tick: int
     cost: int
 
-    def tell(self) -> None:
-        if self.answer is not None:
-            answer, self.answer = self.answer, None
-            answer()
+    def send_now(self) -> None:
+        """Send it, unless its client is gone."""
+        if self.send is not None:
+            send, self.send = self.send, None
+            send()
 
     def connectionLost(self, reason: Failure) -> None:
-        self.answer = None
+        """The channel calls this when its client hangs up."""
+        self.send = None
 
 
 class LoadShedder:
-    """Of one site."""
+    """Sends the refusals of one server at a bounded rate; ``len`` is the number that is queued."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._waiting: deque[TurnedAway] = deque()
-        self._left = _PER_TICK
+        self._queue: deque[QueuedRefusal] = deque()
+        self._budget = _PER_TICK
+        """Cost of refusals that may still be sent in this tick; negative after an expensive one."""
         self._tick = 0
         self._timer: IDelayedCall | None = None
-        self._is_closed = False
+        """None while nothing is queued and the budget is whole."""
+        self._stopped = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._queue)
 
-    def tell(self, answer: Callable[[], None], cost: int = 1) -> TurnedAway | None:
-        """Call ``answer``: now, and None is returned, or when it is its turn.
+    def refuse(self, send: Callable[[], None], cost: int = 1) -> QueuedRefusal | None:
+        """Call ``send`` now if the budget allows, and return None; else queue and return it.
 
-        :param cost: of the refusal, in small ones.
+        :param cost: 1 for a small refusal.
         """
-        if self._is_closed:
-            answer()
+        if self._stopped:
+            send()
             return None
         if self._timer is None:
-            self._timer = self._reactor.callLater(TICK_S, self._next)
-        if self._left > 0 and not self._waiting:
-            self._left -= cost
-            answer()
+            self._timer = self._reactor.callLater(TICK_S, self._next_tick)
+        if self._budget > 0 and not self._queue:
+            self._budget -= cost
+            send()
             return None
-        one = TurnedAway(answer, self._tick, cost)
-        self._waiting.append(one)
-        return one
+        refusal = QueuedRefusal(send, self._tick, cost)
+        self._queue.append(refusal)
+        return refusal
 
-    def _next(self) -> None:
+    def _next_tick(self) -> None:
+        """Refill the budget; send what it allows, and all that waited for too long."""
         self._tick += 1
-        self._left = min(self._left, 0) + _PER_TICK
-        waiting = self._waiting
+        self._budget = min(self._budget, 0) + _PER_TICK
+        queue = self._queue
         overdue = self._tick - _TICKS_MAX
-        while waiting and (self._left > 0 or waiting[0].tick <= overdue):
-            one = waiting.popleft()
-            if one.answer is not None:
-                self._left -= one.cost
-                one.tell()
-        # What was spent beyond this tick is not owed for longer than anybody would wait for it.
-        self._left = max(self._left, -_PER_TICK * _TICKS_MAX)
-        is_idle = not waiting and self._left == _PER_TICK
-        self._timer = None if is_idle else self._reactor.callLater(TICK_S, self._next)
+        while queue and (self._budget > 0 or queue[0].tick <= overdue):
+            refusal = queue.popleft()
+            if refusal.send is not None:
+                self._budget -= refusal.cost
+                refusal.send_now()
+        # A debt older than the longest wait is forgiven.
+        self._budget = max(self._budget, -_PER_TICK * _TICKS_MAX)
+        is_idle = not queue and self._budget == _PER_TICK
+        self._timer = None if is_idle else self._reactor.callLater(TICK_S, self._next_tick)
 
     def close(self) -> None:
-        """Nobody waits any more."""
-        self._is_closed = True
+        """Send all that is queued; from now on ``refuse`` sends at once."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        waiting, self._waiting = self._waiting, deque()
-        for one in waiting:
-            one.tell()
+        queue, self._queue = self._queue, deque()
+        for refusal in queue:
+            refusal.send_now()

@@ -19,12 +19,15 @@ _loopback_host = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[
 
 
 def require_loopback(request: ApiRequest) -> None:
-    """Let through only what was sent from this machine, to this machine by a name that can't mean another.
+    """Let through only what was sent from this machine, to this machine by a name that can't mean
+    another.
 
-    The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS rebinding) asks from the reader's
-    browser: ``heads`` keeps out every name but the node's, and here only those count that are this machine's everywhere. And
-    what a proxy on this machine passes on comes from who knows where: most of them say that they did. Other users of the machine
-    are strangers too, and so is what they pass on (``ssh -L``): where the kernel says whose the connection is, that counts.
+    The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS
+    rebinding) asks from the reader's browser: ``heads`` keeps out every name but the node's, and
+    here only those count that are this machine's everywhere. And what a proxy on this machine
+    passes on comes from who knows where: most of them say that they did. Other users of the machine
+    are strangers too, and so is what they pass on (``ssh -L``): where the kernel says whose the
+    connection is, that counts.
 
     :raises Denied: it was not.
     """

@@ -1,76 +1,104 @@
-"""One request and its connection: ``twisted.web`` with what this API needs of every answer.
+"""A request on the long way, read by ``twisted.web`` and mostly routed by Klein.
 
-- Every answer carries ``X-Request-Id`` and ``Cache-Control: no-store``, also one that never reached a route.
-- A body is refused as soon as it is known to be too long, and is never held beyond the bound.
-- An answer leaves in one write, put together from ready-made pieces; ``responseHeaders`` are for streams only.
-- Answering a client that has gone does nothing.
+- Every answer has ``X-Request-Id`` and ``Cache-Control: no-store``, also one that reached no route.
+- A body is refused as soon as it is known to be too long, and never more than the bound is held.
+- An answer leaves in one write, built from constant pieces; ``responseHeaders`` are for streams
+  only.
+- To answer a client that is gone does nothing.
 """
 
 from __future__ import annotations
 
 import time
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from klein.interfaces import IKleinRequest
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from twisted.web import server
+from werkzeug.routing import MapAdapter
 from zope.interface import implementer
 
 from tq_node import limits
-from tq_node.api.http.concurrency_limit import NOT_DONE, TOO_LARGE, TOO_MANY, ConcurrencyLimit
+from tq_node.api.http.concurrency_limit import TOO_LARGE, TOO_MANY
 from tq_node.api.http.exchange import JSON, SERVER, request_id_of, whole_head
+from tq_node.api.http.lifecycle import RequestLifecycle
+from tq_node.api.http.routing import Routing
+from tq_node.api.http.server_state import ServerState
+from tq_node.api.problems import answer_error
 from tq_node.errors import BodyTooLarge, Busy, TaskQueueError
-
-if TYPE_CHECKING:
-    from werkzeug.routing import MapAdapter
-
-    from tq_node.api.http.channel import ApiChannel
-    from tq_node.api.http.site import ApiSite
-    from tq_node.api.routes import Handler
 
 _TASK = b'"type"'
 SUBMIT = b"/tasks/submit"
-GATED = frozenset({SUBMIT, b"/tasks/batch"})
-"""What is let in only where it can be answered in time (``gate``)."""
+LIMITED = frozenset({SUBMIT, b"/tasks/batch"})
+"""POSTs that a concurrency limit admits."""
+_DISCARDED_BYTES_MAX = 16_384
+"""Before a refusal that only needed the head, a body up to this length is read and discarded, so
+that the connection stays of use; but not if the client asks first (``Expect``). A longer body is
+refused at once, and the connection closes."""
 
 
-_SWALLOWED_BYTES_MAX = 16_384
-"""A body up to this length is read before a refusal that only needed the head, unless the client asks first: so the connection
-stays of use. A longer one is refused at once, and the connection closes."""
+class RequestChannel(Protocol):
+    """A connection as an ``ApiRequest`` sees it."""
+
+    server: ServerState
+    routing: Routing
+    host: str
+    only_probes: bool
+    """It has one of the places for health probes."""
+    persistent: bool
+    """Another request may follow."""
+    _path: bytes
+    """Target of the request that is being read; of ``twisted.web``."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def writeSequence(self, iovec: list[bytes]) -> None: ...
+
+    def refuse(self, error: TaskQueueError, request_id: bytes) -> None:
+        """Write a whole answer with ``Connection: close``, and don't close."""
+        ...
+
+    def loseConnection(self) -> None: ...
+
+    def forceAbortClient(self) -> None: ...
 
 
 @implementer(IKleinRequest)
-class ApiRequest(server.Request):
-    """See the module's docstring. ``gone``: the client has hung up; ``route``: a name for metrics; ``authority``: the host
-    that it is for; ``refusal``: what its head has decided already."""
+class ApiRequest(RequestLifecycle, server.Request):
+    """One request from its head to its answer: an ``Exchange``."""
 
-    site: ApiSite
-    channel: ApiChannel
+    channel: RequestChannel  # type: ignore[assignment]  # what is used of it
     content: BytesIO
-    # Klein looks these up through an adapter of its own for each request; providing its interface saves that.
+    # Klein looks these up through an adapter that it makes for each request; to provide its
+    # interface saves that.
     mapper: MapAdapter
     branch_segments = ("",)
 
     request_id = b""
     route = "other"
     authority: bytes | None = None
+    """``HOST[:PORT]`` that the request is for; None: the request does not say."""
     refusal: TaskQueueError | None = None
-    gone = False
-    started_s = 0.0
-    _held_bytes = 0
+    """Why the head alone refuses the request."""
+    _discarded_bytes = 0
     _refused = False
-    _shed = False
-    _gate: ConcurrencyLimit | None = None
-    _ticket = 0
-    _cost = 0
+    """A final answer was sent before the whole body: the rest is discarded."""
+    _discards = False
+    """There is no room for the body: it is discarded as it arrives, and the request refused at its
+    end."""
     _announced_bytes = 0
     _is_stream = False
-    _in_flight = False
     _linger: IDelayedCall | None = None
-    _call: Deferred[None] | None = None
+
+    def __init__(self, channel: RequestChannel, *args: Any, **kw: Any) -> None:
+        super().__init__(channel, *args, **kw)
+        self.server = channel.server
+        self.gone = self._in_flight = False
+        self._held_bytes = self._cost = 0
+        self._limit = self._ticket = self._call = None
+        self._started_s = 0.0
 
     def __conform__(self, interface: object) -> object:
         return self if interface is IKleinRequest else super().getComponent(interface)
@@ -79,25 +107,30 @@ class ApiRequest(server.Request):
         """Part of ``IKleinRequest``."""
         return self.mapper.build(*args, **kw)
 
-    # --- the body, as it comes in ---
+    # --- the body, as it arrives ---
     def gotLength(self, length: int | None) -> None:
-        site = self.channel.site
+        body_bytes_max = self.server.settings.body_bytes_max
         self.content = BytesIO()
         self._announced_bytes = length or 0
         refusal = self.refusal
-        if refusal is None and length is not None and length > site.settings.body_bytes_max:
-            self._refuse(BodyTooLarge(f"a body of {length} bytes; at most {site.settings.body_bytes_max} are allowed"))
-        elif refusal is not None and length != 0 and (length is None or length > _SWALLOWED_BYTES_MAX or self._asks()):
+        if refusal is None and length is not None and length > body_bytes_max:
+            self._refuse(BodyTooLarge(f"a body of {length} bytes; at most {body_bytes_max} are allowed"))
+        elif (
+            refusal is not None and length != 0 and (length is None or length > _DISCARDED_BYTES_MAX or self._expects())
+        ):
             self._refuse(refusal)
-        elif length is not None and length > limits.LARGE_BODY_BYTES and not site.large.has_room(length):
-            if self._asks():
+        elif (
+            length is not None
+            and length > limits.LARGE_BODY_BYTES
+            and not self.server.large_body_limit.has_room(length)
+        ):
+            if self._expects():
                 self._refuse(TOO_LARGE)
             else:
-                # It is thrown away as it comes, and answered when it is over: so the connection stays of use.
-                self._shed = True
+                self._discards = True
 
-    def _asks(self) -> bool:
-        """Whether the client waits to hear that its body is wanted (``Expect: 100-continue``)."""
+    def _expects(self) -> bool:
+        """Whether the client sends the body only when asked to (``Expect: 100-continue``)."""
         return (self.getHeader(b"expect") or b"").lower() == b"100-continue"
 
     @property
@@ -106,129 +139,115 @@ class ApiRequest(server.Request):
         return not self._refused
 
     def handleContentChunk(self, data: bytes) -> None:
-        site = self.channel.site
+        server = self.server
+        settings = server.settings
         size = len(data)
-        if self._shed:
+        if self._discards:
             return
         if self._refused:
-            self._held_bytes += size
-            # What is thrown away is bounded, too: a sender who doesn't listen is cut off.
-            if self._held_bytes > 4 * site.settings.body_bytes_max:
+            self._discarded_bytes += size
+            # A sender that doesn't listen is cut off: what is discarded is bounded, too.
+            if self._discarded_bytes > 4 * settings.body_bytes_max:
                 self.channel.loseConnection()
             return
         self._held_bytes += size
-        site.bodies_held_bytes += size
-        if self._held_bytes > site.settings.body_bytes_max:
-            self._refuse(BodyTooLarge(f"a body over {site.settings.body_bytes_max} bytes"))
-        elif site.bodies_held_bytes > site.settings.bodies_held_bytes_max:
+        server.bodies_held_bytes += size
+        if self._held_bytes > settings.body_bytes_max:
+            self._refuse(BodyTooLarge(f"a body over {settings.body_bytes_max} bytes"))
+        elif server.bodies_held_bytes > settings.bodies_held_bytes_max:
             self._refuse(Busy("too many bodies at once"))
         else:
             self.content.write(data)
 
     def _refuse(self, error: TaskQueueError) -> None:
-        """Answer before the body is complete, and close. What still comes is thrown away for a moment: closing at once
-        would reset the connection, and the sender would never see the answer."""
-        self._let_go_of_body()
+        """Answer before the whole body is there, discard for ``linger_s`` what still arrives, then
+        close.
+
+        To close at once would reset the connection, and the sender would never see the answer.
+        """
+        self._release(None)
         self._refused = True
         self.content = BytesIO()
-        channel = self.channel
+        channel, server = self.channel, self.server
         channel.persistent = False
         channel.refuse(error, self.request_id or request_id_of(self.getHeader(b"x-request-id")))
-        channel.site.metrics.http(channel.site.route_of(channel._path), error.status, 0.0)
-        self._linger = channel.site.reactor.callLater(channel.site.settings.linger_s, channel.loseConnection)
+        server.metrics.http(channel.routing.name_of(channel._path), error.status, 0.0)
+        self._linger = server.reactor.callLater(server.settings.linger_s, channel.loseConnection)
 
     def body(self) -> bytes:
-        """The whole body. Can be taken once."""
         body: bytes = self.content.getvalue()
         self.content.close()
         return body
 
     # --- from request to answer ---
     def process(self) -> None:
-        channel = self.channel
+        channel, server = self.channel, self.server
         if self._refused:
             channel.loseConnection()
             return
-        site = self.site = channel.site
-        self.started_s = time.perf_counter()
+        routing = channel.routing
+        self._started_s = time.perf_counter()
         self.request_id = request_id_of(self.getHeader(b"x-request-id"))
         self.defaultContentType = None
         path = self.path
-        if path in site.route_names:
-            self.route = site.metrics.doing = site.route_names[path]
-        if channel.only_probes and path not in site.always_served:
+        if path in routing.names:
+            self.route = server.metrics.doing = routing.names[path]
+        if channel.only_probes and path not in routing.always_served:
             channel.persistent = False
-            site.answer_error(self, Busy("the node has as many connections as it can take"))
+            answer_error(self, Busy("the node has as many connections as it can take"))
             return
-        if site.in_flight >= site.settings.requests_in_flight_max and path not in site.always_served:
-            site.answer_error(self, Busy("too many requests at once"))
+        if server.in_flight >= server.settings.requests_in_flight_max and path not in routing.always_served:
+            answer_error(self, Busy("too many requests at once"))
             return
         if self.refusal is not None:
-            site.answer_error(self, self.refusal)
+            answer_error(self, self.refusal)
             return
-        if self._shed or (self.method == b"POST" and path in GATED and not self._enter(path)):
-            error = TOO_MANY if self._gate is site.submits else TOO_LARGE
+        if self._discards or (self.method == b"POST" and path in LIMITED and not self._enter(path)):
+            error = TOO_MANY if self._limit is server.submit_limit else TOO_LARGE
             cost = 1 + self._announced_bytes // limits.REFUSAL_BYTES
-            site.refusals.tell(lambda: site.answer_error(self, error), cost)
+            server.shedder.refuse(lambda: answer_error(self, error), cost)
             return
         self._in_flight = True
-        site.in_flight += 1
-        if site.hot.is_open and (handler := site.hot.handler_of(self.method, path)) is not None:
-            self._run(handler)
+        server.in_flight += 1
+        handler = routing.fast_path.handler_of(self.method, path)
+        if handler is not None:
+            self.call(handler)
             return
         self.prepath = []
         self.postpath = path[1:].split(b"/")
         try:
             # Klein answers through the Deferreds that it makes; what it returns is NOT_DONE_YET.
-            site.resource.render(self)
+            routing.klein.render(self)
         except Exception:
             self.processingFailed(Failure())
 
     def _enter(self, path: bytes) -> bool:
-        """Past the gate, before the body is decoded."""
+        """Whether the concurrency limit admits the request; the body is not decoded before."""
         size = self._held_bytes
         if path == SUBMIT and size <= limits.LARGE_BODY_BYTES:
-            self._gate, self._cost = self.site.submits, 1
+            self._limit, self._cost = self.server.submit_limit, 1
         else:
-            tasks = self.content.getvalue().count(_TASK)  # a glance: they are counted when they are decoded
-            self._gate, self._cost = self.site.large, size + tasks * limits.LARGE_TASK_BYTES
-        self._ticket = self._gate.enter(self._cost)
-        return self._ticket != 0
-
-    def _leave(self, took_s: float) -> None:
-        if self._ticket and self._gate is not None:
-            self._gate.leave(self._ticket, took_s, self._cost)
-            self._ticket = 0
-
-    def _run(self, handler: Handler) -> None:
-        """Call a handler as Klein would: what it raises is answered, and it is cancelled when the client hangs up."""
-        try:
-            call = handler(self)
-        except Exception:
-            self.processingFailed(Failure())
-        else:
-            if isinstance(call, Deferred) and not self.finished:
-                self._call = call.addErrback(self.processingFailed)
-
-    def processingFailed(self, reason: Failure) -> None:
-        self.site.answer_failure(self, reason)
+            tasks = self.content.getvalue().count(_TASK)  # an estimate: decoding will count them
+            self._limit, self._cost = self.server.large_body_limit, size + tasks * limits.LARGE_TASK_BYTES
+        self._ticket = self._limit.enter(self._cost)
+        return self._ticket is not None
 
     def getRequestHostname(self) -> bytes:
-        # Routes don't depend on the host, which has been judged, and Klein stumbles over some of them.
+        # Routes don't depend on the host, which has been judged, and Klein stumbles over some of
+        # them.
         return b"localhost"
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
-        """Write the whole answer and finish. ``extra``: header lines of trusted content, each with its line end."""
         if self.gone or self.finished:
             return
         self.code = code
         channel = self.channel
-        if self.site.closing:
+        if self.server.closing:
             channel.persistent = False
         if not channel.persistent:
             extra += b"Connection: close\r\n"
         self.startedWriting = 1
-        head = whole_head(code, content_type, self.site.date(), self.request_id, body, extra)
+        head = whole_head(code, content_type, self.server.date(), self.request_id, body, extra)
         if self.method == b"HEAD":
             channel.write(head)
         elif len(body) < 65_536:
@@ -238,13 +257,16 @@ class ApiRequest(server.Request):
         self.finish()
 
     def start_stream(self, content_type: bytes) -> None:
-        """Send the headers of an answer without a known end; ``write`` and ``finish`` do the rest."""
+        """Send the head of an answer without a known end; ``write`` and ``finish`` send the rest.
+
+        It no longer counts as in flight, and the metrics count it as answered.
+        """
         self.leave_flight()
         self._is_stream = True
-        self._count()
+        self.server.metrics.http(self.route, self.code, time.perf_counter() - self._started_s)
         for name, value in (
             (b"Server", SERVER),
-            (b"Date", self.site.date()),
+            (b"Date", self.server.date()),
             (b"Content-Type", content_type),
             (b"Cache-Control", b"no-store"),
             (b"X-Accel-Buffering", b"no"),
@@ -254,42 +276,21 @@ class ApiRequest(server.Request):
         self.write(b"")
 
     def finish(self) -> None:
-        """End the answer. Does nothing where it has ended, or the client has gone."""
+        """End the answer. Does nothing the second time, or if the client is gone."""
         if self.gone or self.finished:
             return
-        if not self._is_stream:
-            self._count()
-        is_done = self.code < 300 or self.code == 504
-        self._leave(time.perf_counter() - self.started_s if is_done else NOT_DONE)
-        self._let_go()
+        if self._is_stream:
+            self._release(None)
+        else:
+            self._end(self.code)
         super().finish()
 
     def connectionLost(self, reason: Failure) -> None:
         self.gone = True
-        call = self._call
-        self._leave(NOT_DONE)
-        self._let_go()
         super().connectionLost(reason)
-        if call is not None:
-            call.cancel()
+        self._hang_up()
 
-    def leave_flight(self) -> None:
-        """No longer count as in flight: for what waits on purpose, and is bounded by a count of its own."""
-        if self._in_flight:
-            self._in_flight = False
-            self.site.in_flight -= 1
-
-    def _count(self) -> None:
-        self.site.metrics.http(self.route, self.code, time.perf_counter() - self.started_s)
-
-    def _let_go(self) -> None:
-        self.leave_flight()
-        self._let_go_of_body()
-        self._call = None
+    def _release(self, latency_s: float | None) -> None:
+        super()._release(latency_s)
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
-
-    def _let_go_of_body(self) -> None:
-        if not self._refused:
-            self.channel.site.bodies_held_bytes -= self._held_bytes
-            self._held_bytes = 0

@@ -1,7 +1,9 @@
-"""Rules that the head of a request must keep (RFC 9112), judged before the body is read: the same for both ways in.
+"""Rules that the head of a request must keep (RFC 9112), judged before the body is read: the same
+for both ways in.
 
-``KnownHosts`` keeps pages of other sites out: one whose own name has been made to lead to this machine (DNS rebinding) is the
-same origin to its reader's browser, so neither ``Origin`` nor any other header shows it. Only ``Host`` does.
+``KnownHosts`` keeps pages of other sites out: one whose own name has been made to lead to this
+machine (DNS rebinding) is the same origin to its reader's browser, so neither ``Origin`` nor any
+other header shows it. Only ``Host`` does.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _authority = re.compile(
 ).fullmatch
 _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
-"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send quotes as they are."""
+"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send
+quotes as they are."""
 _ONCE = frozenset(
     b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
 )
@@ -155,7 +158,8 @@ class HeadRules:
             if path == b"*" and method == b"OPTIONS":
                 return WrongMethod("OPTIONS is not served", _ANY_METHOD)
             if b"%" in path or not path.startswith(b"/") or path.startswith(b"//"):
-                # Klein would answer in plain text where it can't decode a path, and takes // for /. No route needs an escape.
+                # Klein would answer in plain text where it can't decode a path, and takes // for /.
+                # No route needs an escape.
                 return Malformed("the path is not one that this server could have")
             return None if path.startswith(_PROBLEMS) else NoSuchRoute(f"there is no {path[:200].decode('ascii')}")
         if method not in methods:
@@ -180,9 +184,11 @@ class HeadRules:
 
 
 def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """Path and query of a target that is a whole address, and its host, which counts instead of ``Host`` (RFC 9112, 3.2.2).
+    """Path and query of a target that is a whole address, and its host, which counts instead of
+    ``Host`` (RFC 9112, 3.2.2).
 
-    :raises Malformed: it is none. :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it.
+    :raises Malformed: it is none. :raises Misdirected: of another protocol, HTTPS too: nothing here
+        has deciphered it.
     """
     match = _absolute(target)
     if match is None:
@@ -198,9 +204,9 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> bool:
-    """Whether no browser says that a page of another site sent this. A page may send a form, or a body without a type, to any
-    address it likes, so also to a node on its reader's machine; every browser then says ``Origin``, and newer ones
-    ``Sec-Fetch-Site``. Scripts never do.
+    """Whether no browser says that a page of another site sent this. A page may send a form, or a
+    body without a type, to any address it likes, so also to a node on its reader's machine; every
+    browser then says ``Origin``, and newer ones ``Sec-Fetch-Site``. Scripts never do.
     """
     if fields.get(b"Sec-Fetch-Site", b"none").lower() not in (b"same-origin", b"none"):
         return False

@@ -24,7 +24,7 @@ def main() -> None:
     chosen = options.parse_args()
     site = make_site(
         MemoryQueue(reactor, nodes=("node-1", "node-2", "node-3"), keep=chosen.keep),
-        ApiSettings(hot_routes_direct=chosen.direct),
+        ApiSettings(fast_path=chosen.direct),
         Metrics(node="node-1"),
         shutdown=lambda: None,
         reactor=reactor,

@@ -175,10 +175,10 @@ class World:
 
     def close(self) -> None:
         """End what is open, and show that nothing is left ticking."""
-        for channel in list(self.site.channels):
-            channel.transport.hang_up()  # type: ignore[union-attr]  # it is a Transport
+        for channel in list(self.site.server.connections.open):
+            channel.transport.hang_up()  # type: ignore[attr-defined]  # an ApiChannel has one
         assert self.clock.getDelayedCalls() == []
-        assert self.site.in_flight == 0
-        assert self.site.waiting == 0
-        assert self.site.bodies_held_bytes == 0
+        assert self.site.server.in_flight == 0
+        assert self.site.server.waiting == 0
+        assert self.site.server.bodies_held_bytes == 0
         assert self.queue.watchers == 0

@@ -31,7 +31,7 @@ def test_one_more_submit_is_refused_before_it_is_read(world: World) -> None:
     assert world.get("/health").status == 200
     world.queue.release()
     assert {client.replies()[0].status for client in clients} == {201}
-    assert world.site.submits.held == 0
+    assert world.site.server.submit_limit.in_progress == 0
     assert world.post("/tasks/submit", BODY).status == 201
     world.clock.advance(TICK_S)
 
@@ -83,9 +83,9 @@ def test_who_hangs_up_waits_no_more_and_leaves_its_place(world: World) -> None:
     world.clock.pump([TICK_S] * 2)
     assert not late[-1].received
     clients[0].transport.hang_up()
-    assert world.site.submits.held == limits.SUBMITS_AT_ONCE - 1
+    assert world.site.server.submit_limit.in_progress == limits.SUBMITS_AT_ONCE - 1
     world.queue.release()
-    assert world.site.submits.held == 0
+    assert world.site.server.submit_limit.in_progress == 0
 
 
 def test_the_site_closes_while_somebody_waits_for_a_refusal(world: World) -> None:
@@ -96,7 +96,7 @@ def test_the_site_closes_while_somebody_waits_for_a_refusal(world: World) -> Non
     world.site.close(1.0)
     assert late[-1].replies()[0].headers["connection"] == "close"
     world.queue.release()
-    assert not world.site.channels
+    assert not world.site.server.connections.open
     assert world.clock.getDelayedCalls() == []
 
 
@@ -111,12 +111,12 @@ class TestLarge:
         world.queue.hold()
         first, second = world.connect(), world.connect()
         first.request("POST", "/tasks/batch", long_batch(1_000, 8_500))
-        assert world.site.large.held > limits.LARGE_AT_ONCE_BYTES
-        held = world.site.bodies_held_bytes
+        assert world.site.server.large_body_limit.in_progress > limits.LARGE_AT_ONCE_BYTES
+        held = world.site.server.bodies_held_bytes
         body = long_batch(1, LONG)
         second.request("POST", "/tasks/batch", body[:1_000], Content_Length=str(len(body)))
         second.send(body[1_000:-1])
-        assert world.site.bodies_held_bytes == held
+        assert world.site.server.bodies_held_bytes == held
         assert not second.received
         second.send(body[-1:])
         (reply,) = second.replies()
@@ -124,29 +124,32 @@ class TestLarge:
         assert not second.has_ended(), "and the connection is good for more"
         world.queue.release()
         assert first.replies()[0].json["accepted"] == 1_000
-        assert world.site.large.held == 0
+        assert world.site.server.large_body_limit.in_progress == 0
         world.clock.pump([TICK_S] * 3)
 
     def test_a_batch_that_is_too_large_for_the_room_is_let_in_alone(self, world: World) -> None:
         reply = world.post("/tasks/batch", long_batch(10, limits.PAYLOAD_BYTES_MAX - 2))
         assert reply.json["accepted"] == 10
-        assert world.site.large.held == 0
+        assert world.site.server.large_body_limit.in_progress == 0
 
     def test_many_small_tasks_count_for_more_than_their_bytes(self, world: World) -> None:
         world.queue.hold()
         client = world.connect()
         body = long_batch(1_000, 1)
         client.request("POST", "/tasks/batch", body)
-        assert world.site.large.held == len(body) + 1_000 * limits.LARGE_TASK_BYTES
+        assert world.site.server.large_body_limit.in_progress == len(body) + 1_000 * limits.LARGE_TASK_BYTES
         world.queue.release()
 
     def test_a_long_submit_counts_by_its_bytes(self, world: World) -> None:
         world.queue.hold()
         client = world.connect()
         client.request("POST", "/tasks/submit", b'{"type":"a","payload":"%b"}' % (b"x" * LONG))
-        assert (world.site.submits.held, world.site.large.held > LONG) == (0, True)
+        assert (world.site.server.submit_limit.in_progress, world.site.server.large_body_limit.in_progress > LONG) == (
+            0,
+            True,
+        )
         client.transport.hang_up()
-        assert world.site.large.held == 0
+        assert world.site.server.large_body_limit.in_progress == 0
 
     def test_single_submits_are_let_in_beside_batches(self, world: World) -> None:
         world.queue.hold()
@@ -160,7 +163,10 @@ class TestLarge:
 def test_what_is_refused_for_its_content_says_nothing_about_time(world: World) -> None:
     for _ in range(limits.SUBMITS_AT_ONCE * 3):
         assert world.post("/tasks/submit", b'{"type":1}').status == 422
-    assert (world.site.submits.held, world.site.submits.room) == (0, limits.SUBMITS_AT_ONCE)
+    assert (world.site.server.submit_limit.in_progress, world.site.server.submit_limit.limit) == (
+        0,
+        limits.SUBMITS_AT_ONCE,
+    )
 
 
 def test_refusals_are_counted_like_other_answers(world: World) -> None:

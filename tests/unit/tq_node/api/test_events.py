@@ -50,7 +50,7 @@ def test_the_head_comes_at_once(world: World) -> None:
     assert "cache-control: no-store" in head
     assert "x-request-id: abc" in head
     assert blocks(client) == [b"retry: 2000"]
-    assert world.site.in_flight == 0
+    assert world.site.server.in_flight == 0
 
 
 def test_every_transition_is_an_event(world: World) -> None:

@@ -214,7 +214,7 @@ TAKEN = {
 @pytest.fixture(scope="module", params=[False, True], ids=["klein", "direct"])
 def site(request: pytest.FixtureRequest) -> Iterator[World]:
     """One for the whole table: nothing of one request may be left for the next."""
-    world = World(hot_routes_direct=request.param)
+    world = World(fast_path=request.param)
     yield world
     world.close()
 
@@ -320,7 +320,7 @@ class TestRefusedBeforeTheBody:
         assert [reply.status for reply in client.replies()] == [int(status), int(status), 201]
 
     def test_where_there_is_no_room_either(self, world: World) -> None:
-        world.site.large.enter(world.site.large.room)
+        world.site.server.large_body_limit.enter(world.site.server.large_body_limit.limit)
         client = world.connect()
         client.send(POST + HOST + b"Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
         (reply,) = client.replies()
@@ -351,12 +351,12 @@ def test_close_among_other_options_is_honoured(world: World) -> None:
 
 def test_names_that_the_node_is_given() -> None:
     for direct in (False, True):
-        world = World(hot_routes_direct=direct, host_names=frozenset({"localhost", "tq.example.org"}))
+        world = World(fast_path=direct, host_names=frozenset({"localhost", "tq.example.org"}))
         assert world.post("/tasks/submit", BODY, Host="tq.example.org").status == 201
         assert world.post("/tasks/submit", BODY, Host="TQ.example.org:80").status == 201
         assert world.post("/tasks/submit", BODY, Host="example.org").status == 421
         world.close()
-        world = World(hot_routes_direct=direct, host_names=None)
+        world = World(fast_path=direct, host_names=None)
         assert world.post("/tasks/submit", BODY, Host="any.example").status == 201
         assert world.post("/tasks/submit", BODY, Host="a b").status == 400
         world.close()
@@ -365,4 +365,4 @@ def test_names_that_the_node_is_given() -> None:
 def test_names_asked_for_are_not_kept_for_ever(world: World) -> None:
     for number in range(1_000):
         assert world.get("/health", Host=f"h{number}.example").status == 421
-    assert len(world.site.heads.hosts._verdicts) <= 256
+    assert len(world.site.routing.heads.hosts._verdicts) <= 256

@@ -116,7 +116,7 @@ class TestList:
 
     def test_many_rows_are_rendered_in_several_turns(self, world: World) -> None:
         world.post("/tasks/batch", {"tasks": [{"type": "a", "id": f"t{number:04}"} for number in range(1_201)]})
-        world.site.slices.slice_s = 0.0  # it is cut behind each task
+        world.site.server.slices.slice_s = 0.0  # it is cut behind each task
         client = world.connect()
         client.request("GET", "/tasks/list?limit=2000")
         assert client.received == b""

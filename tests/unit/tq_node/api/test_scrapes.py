@@ -29,14 +29,14 @@ def slow_clock(world: World, *, between: Callable[[int], object] = lambda number
     :param between: called with its number before each slice but the first.
     """
     looks = itertools.count()
-    world.site.slices.now_s = lambda: next(looks) / 1_000
+    world.site.server.slices.now_s = lambda: next(looks) / 1_000
     slices: list[int] = []
 
     def counted(what: str) -> None:
         slices.append(len(slices))
         between(slices[-1])
 
-    world.site.slices.on_slice = counted
+    world.site.server.slices.on_slice = counted
     return slices
 
 

@@ -360,11 +360,11 @@ class TestWait:
         client = world.connect()
         client.request("GET", f"/tasks/status?id={task_id}&wait=60")
         assert client.received == b""
-        assert (world.site.waiting, world.site.in_flight) == (1, 0)
+        assert (world.site.server.waiting, world.site.server.in_flight) == (1, 0)
         world.queue.start_task(task_id)
         world.queue.finish_task(task_id)
         assert client.replies()[0].json["status"] == "completed"
-        assert world.site.waiting == 0
+        assert world.site.server.waiting == 0
 
     def test_else_with_the_task_as_it_is_then(self, world: World) -> None:
         task_id = world.submit()
@@ -387,7 +387,7 @@ class TestWait:
         for client in (first, second):
             client.request("GET", f"/tasks/status?id={task_id}&wait=60")
         first.transport.hang_up()
-        assert (world.queue.cancelled_calls, world.site.waiting) == (1, 1)
+        assert (world.queue.cancelled_calls, world.site.server.waiting) == (1, 1)
         world.queue.start_task(task_id)
         world.queue.finish_task(task_id)
         assert second.replies()[0].json["status"] == "completed"

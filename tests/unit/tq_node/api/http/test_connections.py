@@ -61,12 +61,12 @@ class TestUnsent:
         for one in (client, other):
             fill(one)
             one.send(ask)
-        unsent = world.site.connections.unsent_bytes
+        unsent = world.site.server.connections.unsent_bytes
         assert unsent > 2 * limits.UNSENT_UNCOUNTED_BYTES
         client.channel.resumeProducing()
-        assert 0 < world.site.connections.unsent_bytes < unsent
+        assert 0 < world.site.server.connections.unsent_bytes < unsent
         other.transport.hang_up()
-        assert world.site.connections.unsent_bytes == 0
+        assert world.site.server.connections.unsent_bytes == 0
 
     def test_where_there_is_too_much_whoever_has_most_is_reset(self, world: World, ask: bytes) -> None:
         most, least = world.connect(), world.connect()
@@ -75,7 +75,7 @@ class TestUnsent:
         with mock.patch.object(limits, "UNSENT_BYTES_MAX", 2 * limits.UNSENT_UNCOUNTED_BYTES + 2_000):
             most.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert most.was_reset()
-            assert world.site.connections.unsent_bytes == 0
+            assert world.site.server.connections.unsent_bytes == 0
             least.send(ask)
             assert not least.was_reset()
 

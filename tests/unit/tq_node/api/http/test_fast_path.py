@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.tq_node.api.talk import World
-from tq_node.api.http.fast_path import FastPath, Found
+from tq_node.api.http.fast_path import FastPath, NoRequest, PlainRequest
 from tq_node.api.http.request_head import KnownHosts
 from tq_node.api.routes import Route
 
@@ -31,7 +31,7 @@ def test_plain_requests_are_taken(data: bytes) -> None:
     hot = path()
     for _ in range(2):
         found = hot.read(data)
-        assert isinstance(found, Found)
+        assert isinstance(found, PlainRequest)
         assert found.body == (BODY if b"POST" in data else b"")
         assert found.args == (None if b"POST" in data else {b"id": [b"a"]})
 
@@ -74,18 +74,18 @@ def test_plain_requests_are_taken(data: bytes) -> None:
 )
 def test_everything_else_is_left_to_twisted_web(data: bytes) -> None:
     hot = path()
-    assert [hot.read(data), hot.read(data)] == [False, False]
+    assert [hot.read(data), hot.read(data)] == [NoRequest.NOT_PLAIN] * 2
 
 
 def test_a_body_that_is_on_its_way_is_waited_for() -> None:
-    assert [path().read(SUBMIT[:-missing]) for missing in (1, 12)] == [True, True]
+    assert [path().read(SUBMIT[:-missing]) for missing in (1, 12)] == [NoRequest.INCOMPLETE] * 2
 
 
 def test_heads_are_kept_within_a_bound() -> None:
     hot = path()
     for number in range(1_000):
-        assert isinstance(hot.read(with_line(b"User-Agent: %d" % number)), Found)
-        assert isinstance(hot.read(with_line(b"X-Request-Id: %d" % number)), Found)
+        assert isinstance(hot.read(with_line(b"User-Agent: %d" % number)), PlainRequest)
+        assert isinstance(hot.read(with_line(b"X-Request-Id: %d" % number)), PlainRequest)
     assert len(hot._heads) <= 256
 
 
@@ -129,7 +129,7 @@ def test_a_client_that_goes_with_more_behind_leaves_nothing(world: World) -> Non
     client.send(SUBMIT)
     client.send(SUBMIT)
     client.transport.hang_up()
-    assert (world.site.in_flight, world.site.bodies_held_bytes) == (0, 0)
+    assert (world.site.server.in_flight, world.site.server.bodies_held_bytes) == (0, 0)
     world.queue.release()
 
 

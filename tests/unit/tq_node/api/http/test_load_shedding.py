@@ -21,23 +21,23 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def refusals(clock: Clock) -> LoadShedder:
+def shedder(clock: Clock) -> LoadShedder:
     return LoadShedder(clock)
 
 
-def test_a_few_are_told_at_once(refusals: LoadShedder, clock: Clock) -> None:
+def test_a_few_are_told_at_once(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     for number in range(PER_TICK):
-        assert refusals.tell(partial(told.append, number)) is None
+        assert shedder.refuse(partial(told.append, number)) is None
     assert told == list(range(PER_TICK))
     clock.advance(TICK_S)
     assert clock.getDelayedCalls() == [], "nothing ticks where nothing happens"
 
 
-def test_more_wait_for_their_turn(refusals: LoadShedder, clock: Clock) -> None:
+def test_more_wait_for_their_turn(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     for number in range(PER_TICK * 5):
-        refusals.tell(partial(told.append, number))
+        shedder.refuse(partial(told.append, number))
     for tick in range(1, 5):
         assert told == list(range(PER_TICK * tick))
         clock.advance(TICK_S)
@@ -46,29 +46,29 @@ def test_more_wait_for_their_turn(refusals: LoadShedder, clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_who_comes_later_does_not_overtake(refusals: LoadShedder, clock: Clock) -> None:
+def test_who_comes_later_does_not_overtake(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     for number in range(PER_TICK + 1):
-        refusals.tell(partial(told.append, number))
+        shedder.refuse(partial(told.append, number))
     clock.advance(TICK_S)
-    refusals.tell(lambda: told.append(99))
+    shedder.refuse(lambda: told.append(99))
     assert told == [*range(PER_TICK + 1), 99]
 
 
-def test_none_waits_longer_than_the_bound_however_many_there_are(refusals: LoadShedder, clock: Clock) -> None:
+def test_none_waits_longer_than_the_bound_however_many_there_are(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     many = limits.REFUSALS_PER_S * 20
     for number in range(many):
-        refusals.tell(partial(told.append, number))
+        shedder.refuse(partial(told.append, number))
     clock.pump([TICK_S] * (round(limits.REFUSAL_WAIT_MS_MAX / 1000 / TICK_S) + 1))
     assert len(told) == many
-    assert len(refusals) == 0
+    assert len(shedder) == 0
 
 
-def test_a_large_one_counts_for_many(refusals: LoadShedder, clock: Clock) -> None:
+def test_a_large_one_counts_for_many(shedder: LoadShedder, clock: Clock) -> None:
     told: list[str] = []
-    refusals.tell(lambda: told.append("large"), PER_TICK * 3)
-    refusals.tell(lambda: told.append("small"))
+    shedder.refuse(lambda: told.append("large"), PER_TICK * 3)
+    shedder.refuse(lambda: told.append("small"))
     assert told == ["large"]
     clock.pump([TICK_S] * 2)
     assert told == ["large"]
@@ -76,9 +76,9 @@ def test_a_large_one_counts_for_many(refusals: LoadShedder, clock: Clock) -> Non
     assert told == ["large", "small"]
 
 
-def test_who_has_gone_is_not_told_and_takes_nobody_s_turn(refusals: LoadShedder, clock: Clock) -> None:
+def test_who_has_gone_is_not_told_and_takes_nobody_s_turn(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
-    waiting = [refusals.tell(partial(told.append, number)) for number in range(PER_TICK * 3)]
+    waiting = [shedder.refuse(partial(told.append, number)) for number in range(PER_TICK * 3)]
     for one in waiting[PER_TICK : PER_TICK * 2]:
         assert one is not None
         one.connectionLost(Failure(ConnectionLost()))
@@ -86,12 +86,12 @@ def test_who_has_gone_is_not_told_and_takes_nobody_s_turn(refusals: LoadShedder,
     assert told == [*range(PER_TICK), *range(PER_TICK * 2, PER_TICK * 3)]
 
 
-def test_the_end(refusals: LoadShedder, clock: Clock) -> None:
+def test_the_end(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     for number in range(PER_TICK * 3):
-        refusals.tell(partial(told.append, number))
-    refusals.close()
+        shedder.refuse(partial(told.append, number))
+    shedder.close()
     assert told == list(range(PER_TICK * 3))
-    refusals.tell(lambda: told.append(-1))
+    shedder.refuse(lambda: told.append(-1))
     assert told[-1] == -1
     assert clock.getDelayedCalls() == []

@@ -96,7 +96,7 @@ class TestBodies:
         assert (reply.status, reply.code) == (413, "body_too_large")
         assert reply.headers["connection"] == "close"
         assert reply.headers["x-request-id"] == "abc"
-        assert world.site.bodies_held_bytes == 0
+        assert world.site.server.bodies_held_bytes == 0
         # The sender may go on for a moment, so that it gets to read the answer instead of a reset.
         assert not client.has_ended()
         client.send(b"x" * (1_001 - sent))
@@ -121,11 +121,11 @@ class TestBodies:
         for _ in range(10):
             client.send(b"64\r\n" + b" " * 100 + b"\r\n")
         assert client.received == b""
-        assert world.site.bodies_held_bytes == 1_000
+        assert world.site.server.bodies_held_bytes == 1_000
         client.send(b"1\r\n \r\n")
         (reply,) = client.replies()
         assert (reply.status, reply.code) == (413, "body_too_large")
-        assert world.site.bodies_held_bytes == 0
+        assert world.site.server.bodies_held_bytes == 0
         client.send(b"0\r\n\r\n")
         assert client.has_ended()
         world.close()
@@ -166,9 +166,9 @@ class TestBodies:
     def test_a_client_that_goes_in_the_middle_of_its_body_leaves_nothing(self, world: World) -> None:
         client = world.connect()
         client.request("POST", "/tasks/submit", BODY, Content_Length="100")
-        assert world.site.bodies_held_bytes == len(BODY)
+        assert world.site.server.bodies_held_bytes == len(BODY)
         client.transport.hang_up()
-        assert world.site.bodies_held_bytes == 0
+        assert world.site.server.bodies_held_bytes == 0
 
 
 class TestHangUp:
@@ -193,7 +193,7 @@ class TestHangUp:
             client.request(method, path, body)
         first.transport.hang_up()
         assert (world.queue.cancelled_calls, len(world.queue.held)) == (1, 1)
-        assert world.site.in_flight == 1
+        assert world.site.server.in_flight == 1
         world.queue.release()
         assert first.received == b""
         assert len(second.replies()) == 1
@@ -210,10 +210,10 @@ class TestHangUp:
 
     def test_in_the_middle_of_a_long_list(self, world: World) -> None:
         world.post("/tasks/batch", {"tasks": [{"type": "a"}] * 1_001})
-        world.site.slices.slice_s = 0.0  # it is cut behind each task
+        world.site.server.slices.slice_s = 0.0  # it is cut behind each task
         client = world.connect()
         client.request("GET", "/tasks/list?limit=5000")
-        assert len(world.site.slices) == 1
+        assert len(world.site.server.slices) == 1
         client.transport.hang_up()
         world.clock.pump([0, 0, 0])
         assert client.received == b""

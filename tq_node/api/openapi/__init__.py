@@ -1,6 +1,7 @@
 """OpenAPI 3.1, generated from the route table and from the structs that validate and render.
 
-``python -m tq_node.api.openapi > docs/reference/openapi.json`` writes the copy that the documentation keeps.
+``python -m tq_node.api.openapi > docs/reference/openapi.json`` writes the copy that the
+documentation keeps.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def document(routes: Sequence[Route], version: str) -> bytes:
 
 
 def _schema_components(types: Sequence[Any]) -> tuple[Sequence[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """References to the types, and the schemas; a docstring is described without its margin, whatever msgspec does with it."""
+    """References to the types, and the schemas; a docstring is described without its margin,
+    whatever msgspec does with it.
+    """
     references, components = msgspec.json.schema_components(types, ref_template=_REF)
     return references, {name: _without_margins(schema) for name, schema in components.items()}
 
@@ -169,16 +172,3 @@ def _common_headers(more: Sequence[str]) -> dict[str, Any]:
 
 def _text(description: str) -> dict[str, Any]:
     return {"type": "string", "description": description}
-
-
-def main() -> None:
-    """Print the document, readable: sorted and indented."""
-    from tq_node.api.assembly import documented_routes
-
-    print(  # noqa: T201  # this is a command
-        msgspec.json.format(document(documented_routes(), "0"), indent=2).decode("utf-8")
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,103 @@
+"""The life cycle of a request, the same for both ways in: count it, call its handler, give back
+what it took.
+
+``call`` -> the handler answers -> ``_end``; or the client hangs up first -> ``_hang_up``. Both give
+back the place in flight, the bytes of the body and the ticket of the concurrency limit, each once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tq_node.api.http.concurrency_limit import ConcurrencyLimit
+from tq_node.api.http.exchange import Exchange
+from tq_node.api.http.server_state import ServerState
+from tq_node.api.problems import answer_failure
+from tq_node.api.routes import Handler
+
+
+class RequestLifecycle:
+    """Base of ``ApiRequest`` and ``FastRequest``, which are both an ``Exchange``."""
+
+    __slots__ = ("_call", "_cost", "_held_bytes", "_in_flight", "_limit", "_started_s", "_ticket", "gone")
+
+    server: ServerState
+    route: str
+    gone: bool
+    finished: int
+    """Whether the answer has been written."""
+    _started_s: float
+    _in_flight: bool
+    """Counts in ``ServerState.in_flight``."""
+    _held_bytes: int
+    """What the body counts in ``ServerState.bodies_held_bytes``."""
+    _limit: ConcurrencyLimit | None
+    """Which limit admitted it; None: none had to."""
+    _ticket: int | None
+    """Of ``_limit``; None: it holds none, or has given it back."""
+    _cost: int
+    """What it counts in ``_limit``."""
+    _call: Deferred[None] | None
+    """What the handler returned; None before, and after the answer."""
+
+    def call(self, handler: Handler) -> None:
+        """Call the handler. What it raises becomes the answer; a hang-up cancels what it
+        returned.
+        """
+        try:
+            call = handler(self)
+        except Exception:
+            self.processingFailed(Failure())
+        else:
+            if isinstance(call, Deferred) and not self.finished:
+                self._call = call.addErrback(self.processingFailed)
+
+    def processingFailed(self, reason: Failure) -> None:
+        """Answer with the error that the handler raised. Klein calls this, too."""
+        answer_failure(cast("Exchange", self), reason)
+
+    def leave_flight(self) -> None:
+        """Stop counting as in flight: for what waits on purpose, under another bound."""
+        if self._in_flight:
+            self._in_flight = False
+            self.server.in_flight -= 1
+
+    def _end(self, code: int) -> None:
+        """The answer is written: count it, and give back what the request took."""
+        latency_s = time.perf_counter() - self._started_s
+        self.server.metrics.http(self.route, code, latency_s)
+        # An error is not the work: its latency would pass for speed.
+        self._release(latency_s if code < 300 or code == 504 else None)
+
+    def _hang_up(self) -> None:
+        """The client is gone: give back what the request took, and cancel its handler."""
+        self.gone = True
+        call = self._call
+        self._release(None)
+        if call is not None:
+            call.cancel()
+
+    def _release(self, latency_s: float | None) -> None:
+        """Give back what the request took. Does nothing the second time.
+
+        :param latency_s: None: the work was not done.
+        """
+        ticket = self._ticket
+        if ticket is not None:
+            limit = self._limit
+            assert limit is not None
+            self._ticket = None
+            if latency_s is None:
+                limit.abandon(self._cost)
+            else:
+                limit.leave(ticket, latency_s, self._cost)
+        if self._in_flight:
+            self._in_flight = False
+            self.server.in_flight -= 1
+        self.server.bodies_held_bytes -= self._held_bytes
+        self._held_bytes = 0
+        self._call = None

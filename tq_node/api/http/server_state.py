@@ -1,0 +1,67 @@
+"""What all connections and requests of one HTTP server share: settings, limits, counts."""
+
+from __future__ import annotations
+
+import time
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import datetimeToString
+
+from tq_node.api.http.concurrency_limit import large_body_limit, list_limit, long_list_limit, submit_limit
+from tq_node.api.http.connections import Connections
+from tq_node.api.http.load_shedding import LoadShedder
+from tq_node.api.settings import ApiSettings
+from tq_node.observe.metrics import Metrics
+from tq_node.slices import Slices
+
+
+class ServerState:
+    """Shared by both ways in (``ApiRequest``, ``FastRequest``) and on all ports of the server.
+
+    Each request gives back what it took of the counts and limits: ``RequestLifecycle`` does.
+
+    :param slices: shared with the rooms below, so that a turn of the reactor runs one slice of all.
+    """
+
+    def __init__(
+        self, settings: ApiSettings, metrics: Metrics, reactor: IReactorTime, slices: Slices | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.reactor = reactor
+        self.slices = Slices(reactor) if slices is None else slices
+        self.slices.on_slice = metrics.note_doing
+        self.connections = Connections(reactor, settings)
+        self.shedder = LoadShedder(reactor)
+        self.submit_limit = submit_limit()
+        self.large_body_limit = large_body_limit()
+        self.list_limit = list_limit()
+        self.long_list_limit = long_list_limit()
+        self.in_flight = 0
+        """Requests whose handler has been called and that are not answered, but the ``waiting``
+        ones."""
+        self.waiting = 0
+        """Requests that wait for a task to end (``wait=``)."""
+        self.bodies_held_bytes = 0
+        """Bytes of bodies that are being received, or whose request is not answered."""
+        self.closing = False
+        """No connection is accepted any more, and each one closes after its answer."""
+        self._date = b""
+        self._date_s = -1
+
+    def has_room(self, body_bytes: int) -> bool:
+        """Whether the counts allow one more request with a body of that size."""
+        settings = self.settings
+        return (
+            self.in_flight < settings.requests_in_flight_max
+            and self.bodies_held_bytes + body_bytes <= settings.bodies_held_bytes_max
+            and body_bytes <= settings.body_bytes_max
+        )
+
+    def date(self) -> bytes:
+        """The value of the ``Date`` header, made once a second."""
+        now_s = int(time.time())
+        if now_s != self._date_s:
+            self._date_s = now_s
+            self._date = datetimeToString(now_s)
+        return self._date
