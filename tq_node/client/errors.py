@@ -12,13 +12,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import msgspec
 
-if TYPE_CHECKING:
-    from tq_node.client.models import TaskInfo
-
+from tq_node.client.models import TaskInfo
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What a decoder raises; the last for what is nested deeper than it goes, as some results of old

@@ -1,4 +1,4 @@
-"""The numbers of ``metrics`` as a page for Prometheus, made in blocks when somebody scrapes."""
+"""Renders ``Metrics`` as a page for Prometheus, block by block, when a scraper asks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def content_type_for(accept: str) -> str:
 
 
 class Exposition:
-    """Writes one ``Metrics`` down. ``prometheus_client`` adds what is known of the process."""
+    """Renders one ``Metrics``; ``prometheus_client`` adds the metrics of the process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -47,10 +47,9 @@ class Exposition:
         GCCollector(registry=self._registry)
 
     def blocks(self, content_type: str, oldest_ready_age_s: Mapping[str, float]) -> Iterator[str]:
-        """The page piece by piece, each of some ten microseconds: whoever makes it may give way
-        between two.
+        """The blocks of a page, each made in some ten microseconds, so that a caller may yield between two.
 
-        Numbers are those of the moment at which their block is made.
+        Numbers are as of the moment when their block is made.
         """
         self._metrics.sweep()
         start = partial(family, is_openmetrics=content_type == OPENMETRICS)
@@ -127,7 +126,7 @@ class Exposition:
                 yield f"{head(name, labels)}{of(queue)!r}\n"
 
     def _label(self, queue: str, states: Sequence[int]) -> str:
-        """Where tasks of this queue are shown. One that has open tasks is in use."""
+        """The label under which a queue's tasks are counted; open tasks mark it as used."""
         if not queue:
             return OTHER
         if any(states[:_FIRST_FINAL]):
@@ -235,7 +234,7 @@ class Exposition:
 
 
 class _Queue:
-    """What the gauges say of a queue, or of all that share one label."""
+    """Values of the gauges of one queue, or of all queues that share a label."""
 
     __slots__ = ("age_s", "is_paused", "states")
 

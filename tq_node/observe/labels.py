@@ -1,6 +1,4 @@
-"""Names that callers choose, as labels of metrics: bounded in number and in length, and one that is
-unused makes room.
-"""
+"""Labels of metrics that callers choose: bounded in number and length; unused ones are evicted."""
 
 from __future__ import annotations
 
@@ -14,17 +12,16 @@ _ELLIPSIS = "…"
 _CUT_BYTES = limits.METRICS_LABEL_BYTES_MAX - len(_ELLIPSIS.encode())
 _NEVER_CUT_CHARS = limits.METRICS_LABEL_BYTES_MAX // 4
 SWEEP_EVERY_S = 1.0
-"""A full table is looked through for unused entries at most so often, however many new names
-come."""
+"""Least time between two searches of a full table for an unused entry."""
 
 
 class Entry(Protocol):
-    """What is counted under one label, or under several."""
+    """The counts of one label, or of one combination of labels."""
 
     is_used: bool
-    """Set by whoever counts; a table sets it back when it looks."""
+    """Set by whoever counts; ``LabelTable.sweep`` clears it."""
     seen_s: float
-    """When the table saw last that it was used."""
+    """When a sweep last found it used."""
 
 
 K = TypeVar("K", bound=Hashable)
@@ -32,7 +29,7 @@ E = TypeVar("E", bound=Entry)
 
 
 def cut(name: str) -> str:
-    """At most ``limits.METRICS_LABEL_BYTES_MAX`` bytes of UTF-8; what is missing shows as ``…``."""
+    """The name, cut to ``limits.METRICS_LABEL_BYTES_MAX`` bytes of UTF-8; a cut name ends in ``…``."""
     if len(name) <= _NEVER_CUT_CHARS:
         return name
     data = name.encode("utf-8", "replace")
@@ -42,17 +39,16 @@ def cut(name: str) -> str:
 
 
 class LabelTable(Generic[K, E]):
-    """The first names that come, ``count_max`` of them; one unused for
-    ``limits.METRICS_LABEL_IDLE_S`` makes room for a new one.
+    """Entries of up to ``count_max`` keys; further keys share ``rest``.
 
-    What was counted under a name that made room is dropped, and not added to ``rest``: a sum of
-    rates must not jump. A caller may look into ``known`` by itself, and sets ``is_used`` of what it
-    finds.
+    A full table evicts an entry unused for ``limits.METRICS_LABEL_IDLE_S`` in favour of a new key. Its
+    counts are dropped, and not added to ``rest``: a sum of rates must not jump. A caller may look up
+    ``known`` directly, and then sets ``is_used``.
 
-    :param make: a new entry for this key. :param other: the key of ``rest``.
-    :param on_dropped: called with the key of an entry that made room.
-    :param before_sweep: called before the table looks at ``is_used``, for those who mark other
-        entries instead.
+    :param make: makes the entry of a key.
+    :param other: the key of ``rest``.
+    :param on_dropped: called with the key of an evicted entry.
+    :param before_sweep: called before a sweep reads ``is_used``, to set it on related entries.
     """
 
     def __init__(
@@ -67,7 +63,7 @@ class LabelTable(Generic[K, E]):
     ) -> None:
         self.known: dict[K, E] = {}
         self.rest: E | None = None
-        """Of all names that found no room; None until there is one."""
+        """The entry of all keys without an entry; None until there is one."""
         self.missed = 0
         """How often something was counted in ``rest``."""
         self._count_max = count_max
@@ -79,11 +75,11 @@ class LabelTable(Generic[K, E]):
         self._next_sweep_s = -1.0
 
     def __len__(self) -> int:
-        """Entries, ``rest`` among them."""
+        """Number of entries, with ``rest``."""
         return len(self.known) + (self.rest is not None)
 
     def find(self, key: K) -> E:
-        """The entry of this key, a new one, or ``rest``; it counts as used now."""
+        """The entry of the key, made if there is room, else ``rest``; marks it as used."""
         entry = self.known.get(key)
         if entry is None:
             entry = self._new(key)
@@ -91,18 +87,16 @@ class LabelTable(Generic[K, E]):
         return entry
 
     def offer(self, key: K) -> E:
-        """As ``find``, for what is there and not in use: nobody makes room for it, and it stays as
-        used as it was.
-        """
+        """The entry of a key that is not in use: as ``find``, but evicts none and marks nothing as used."""
         entry = self.known.get(key)
         if entry is not None:
             return entry
         if len(self.known) < self._count_max:
             return self._new(key)
-        return self._missed()
+        return self._count_missed()
 
     def sweep(self) -> None:
-        """Note what has been used since the last look."""
+        """Set ``seen_s`` of the entries used since the last sweep."""
         self._before_sweep()
         now_s = self._now_s()
         self._next_sweep_s = now_s + SWEEP_EVERY_S
@@ -111,7 +105,7 @@ class LabelTable(Generic[K, E]):
                 entry.is_used, entry.seen_s = False, now_s
 
     def entries(self) -> list[tuple[K, E]]:
-        """Of now, ``rest`` among them."""
+        """All keys and entries, with ``rest``."""
         return [*self.known.items(), *([(self._other, self.rest)] if self.rest is not None else [])]
 
     def drop(self, key: K) -> None:
@@ -119,20 +113,20 @@ class LabelTable(Generic[K, E]):
         self._on_dropped(key)
 
     def _new(self, key: K) -> E:
-        # The common name's own key is never among the known, so nothing is told twice.
-        if key != self._other and (len(self.known) < self._count_max or self._make_room()):
+        # The key of rest never has an entry, so that no label is exported twice.
+        if key != self._other and (len(self.known) < self._count_max or self._evict()):
             entry = self.known[key] = self._make(key)
             entry.seen_s = self._now_s()
             return entry
-        return self._missed()
+        return self._count_missed()
 
-    def _missed(self) -> E:
+    def _count_missed(self) -> E:
         self.missed += 1
         if self.rest is None:
             self.rest = self._make(self._other)
         return self.rest
 
-    def _make_room(self) -> bool:
+    def _evict(self) -> bool:
         if self._now_s() < self._next_sweep_s:
             return False
         self.sweep()
@@ -140,5 +134,5 @@ class LabelTable(Generic[K, E]):
         if oldest is None or self._now_s() - self.known[oldest].seen_s < limits.METRICS_LABEL_IDLE_S:
             return False
         self.drop(oldest)
-        self._next_sweep_s = -1.0  # there may be more of them
+        self._next_sweep_s = -1.0  # more may be unused
         return True

@@ -1,6 +1,4 @@
-"""Log lines that can be queried: each carries ``event=``, a stable word, and its facts as
-fields.
-"""
+"""Structured log lines: each has ``event=``, a stable word, and its facts as fields."""
 
 from __future__ import annotations
 
@@ -9,10 +7,9 @@ from twisted.python.failure import Failure
 
 
 class EventLog:
-    """A ``twisted.logger`` under a namespace whose lines all name their event.
+    """A ``twisted.logger`` whose lines all name their event.
 
-    ``text`` is a format string of ``twisted.logger``, over the fields. One line for one thing, at
-    the room that decides.
+    ``text`` is a format string of ``twisted.logger`` over the fields. What decides a thing logs it, once.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -31,5 +28,5 @@ class EventLog:
         self._logger.error(text, event=event, **fields)
 
     def failure(self, event: str, text: str, failure: Failure, **fields: object) -> None:
-        """With the traceback, at level critical."""
+        """Log a failure with its traceback, at level critical."""
         self._logger.failure(text, failure, LogLevel.critical, event=event, **fields)

@@ -1,8 +1,7 @@
-"""The reactor's health: how late it runs its timers, and which of its calls held it for how long.
+"""Measures the reactor: how late it runs timers, and which of its calls take how much CPU.
 
-How late it is says what callers feel, and depends on the machine. What one call takes of the CPU
-depends on this program only: a call that takes over ``limits.LOOP_HELD_MS`` is a fault, and is
-logged with what ran.
+The delay is what callers feel, and depends on the machine. The CPU of one call depends on this program
+only: a call over ``limits.LOOP_HELD_MS`` is a fault, and is logged with the name of what ran.
 """
 
 from __future__ import annotations
@@ -23,23 +22,22 @@ _log = EventLog("taskqueue.reactor")
 
 WARN_DELAY_S = 1.0
 LOG_EVERY_S = 1.0
-"""Holds are logged at most so often; what is left out is counted in the next line."""
+"""Least time between two ``reactor_held`` lines; the next line counts those left out."""
 _LOOK_S = limits.LOOP_LOOK_MS / 1000
 _HELD_S = limits.LOOP_HELD_MS / 1000
 _EVENT_METHODS = ("_doReadOrWrite", "_doWriteOrRead")
-"""What Twisted's reactors call for each socket that is ready (poll, epoll and select; kqueue)."""
+"""Methods that Twisted's reactors call for each ready socket (poll, epoll and select; kqueue)."""
 
 
 class CallMeter:
     """Measures the CPU time of each call that a reactor makes: delayed calls, calls from threads,
     reads and writes.
 
-    Reading the CPU clock is dear, so it is read only after a call that ends ``limits.LOOP_LOOK_MS``
-    or more after the last look: what is told of a call may contain so much of the calls before it,
-    not more.
+    The CPU clock is expensive, so it is read only after a call that ends ``limits.LOOP_LOOK_MS`` or more
+    after the last reading: the CPU of a call may include up to that much of earlier calls.
 
-    :param on_call: hears the seconds of CPU, and what was called, of each call that was looked at
-        and took a look's time.
+    :param on_call: called with the CPU seconds of a call of ``limits.LOOP_LOOK_MS`` or more, and with
+        what was called.
     :param cpu_s: CPU time of the thread that the reactor runs in.
     """
 
@@ -55,11 +53,12 @@ class CallMeter:
         self._on_call = on_call
         self._cpu_s = cpu_s
         self._now_s = now_s
-        self._looked_s = 0.0
-        self._looked_cpu_s = 0.0
+        self._read_s = 0.0
+        self._read_cpu_s = 0.0
         self._hooked: list[tuple[str, object]] = []
 
     def start(self) -> None:
+        """Wrap the methods of the reactor that make calls."""
         reactor = self._reactor
         self.forget()
         for name, wrapped in (("callLater", self._later), ("callFromThread", self._from_thread)):
@@ -69,7 +68,7 @@ class CallMeter:
                 self._hook(name, self._event(getattr(reactor, name)))
 
     def stop(self) -> None:
-        """Measure no more. Calls that are under way still pass through here."""
+        """Restore the reactor's methods. Calls that are scheduled still pass through the meter."""
         for name, before in reversed(self._hooked):
             if before is None:
                 delattr(self._reactor, name)
@@ -78,9 +77,9 @@ class CallMeter:
         self._hooked.clear()
 
     def forget(self) -> None:
-        """What has run until now is nobody's."""
-        self._looked_s = self._now_s()
-        self._looked_cpu_s = self._cpu_s()
+        """Start anew: the CPU used until now counts for no call."""
+        self._read_s = self._now_s()
+        self._read_cpu_s = self._cpu_s()
 
     def _hook(self, name: str, function: object) -> None:
         # On the instance, over the class's own method, or over another meter's hook.
@@ -104,13 +103,13 @@ class CallMeter:
         return call_from_thread
 
     def _event(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        now_s, look = self._now_s, self._look
+        now_s, read_clocks = self._now_s, self._read_clocks
 
         def do_read_or_write(selectable: object, fd: object, event: object) -> None:
             inner(selectable, fd, event)
             ended_s = now_s()
-            if ended_s - self._looked_s >= _LOOK_S:
-                look(ended_s, selectable)
+            if ended_s - self._read_s >= _LOOK_S:
+                read_clocks(ended_s, selectable)
 
         return do_read_or_write
 
@@ -119,19 +118,19 @@ class CallMeter:
             call(*args, **kw)
         finally:
             ended_s = self._now_s()
-            if ended_s - self._looked_s >= _LOOK_S:
-                self._look(ended_s, call)
+            if ended_s - self._read_s >= _LOOK_S:
+                self._read_clocks(ended_s, call)
 
-    def _look(self, ended_s: float, what: object) -> None:
+    def _read_clocks(self, ended_s: float, what: object) -> None:
         cpu_s = self._cpu_s()
-        took_s = cpu_s - self._looked_cpu_s
-        self._looked_s, self._looked_cpu_s = ended_s, cpu_s
+        took_s = cpu_s - self._read_cpu_s
+        self._read_s, self._read_cpu_s = ended_s, cpu_s
         if took_s >= _LOOK_S:
             self._on_call(took_s, what)
 
 
 def name_of(what: object) -> str:
-    """Of a callable, or of a socket by the protocol that it serves."""
+    """The name of a callable, or of the protocol that a socket serves."""
     prefix = getattr(what, "logPrefix", None)
     if prefix is not None:
         return str(prefix()).partition(",")[0]
@@ -155,7 +154,7 @@ class LoopMonitor(Service):
         self._sample_call: IDelayedCall | None = None
         self._meter = CallMeter(reactor, self.took) if hasattr(reactor, "callFromThread") else None
         self._worst_s = 0.0
-        """Of the calls since the last sample."""
+        """CPU of the longest call since the last sample."""
         self._worst_what: object = None
         self._logged_s = -LOG_EVERY_S
         self._unlogged = 0
@@ -176,7 +175,7 @@ class LoopMonitor(Service):
             self._meter.stop()
 
     def took(self, cpu_s: float, what: object) -> None:
-        """A call of the reactor has taken so much CPU, or up to ``limits.LOOP_LOOK_MS`` less."""
+        """Count a call of the reactor that took ``cpu_s``, and log it if it is a fault."""
         self._metrics.reactor_held(cpu_s)
         if cpu_s > self._worst_s:
             self._worst_s, self._worst_what = cpu_s, what
@@ -197,9 +196,7 @@ class LoopMonitor(Service):
     def _sample(self) -> None:
         now_s = self._clock.seconds()
         self._sample_call = self._clock.callLater(until_beat(self._clock, self._sample_s), self._sample)
-        # Beats that were missed are skipped: the time since the last sample, not since the last
-        # beat, is what shows the whole
-        # of a long stall.
+        # Missed beats are skipped, so the delay counts from the last sample: it shows a long stall whole.
         delay_s = max(0.0, now_s - self._last_s - self._sample_s)
         self._last_s = now_s
         self._metrics.reactor_delay(delay_s)

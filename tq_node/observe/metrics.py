@@ -1,8 +1,7 @@
-"""What the node counts while it works. Recording is a dictionary look-up and an addition, well
-below a microsecond.
+"""The node's counters and histograms. To record is a dictionary look-up and an addition.
 
-``exposition`` writes these numbers down when somebody scrapes. Labels are bounded (``labels``): a
-queue, a type or a pair of both beyond the bound is counted under ``other``.
+``exposition`` renders them. Labels are bounded (``labels``): a queue, a type or a pair of both beyond the
+bound is counted under ``other``.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
         self.heads: tuple[str, ...] = ()
-        """What stands before each number on the page; made by ``exposition`` once."""
+        """Name and labels of each sample; a cache of ``exposition``."""
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -50,20 +49,20 @@ class Histogram:
 
 
 class Label:
-    """A queue that has figures of its own, or a type."""
+    """The counts of one queue, or of one type."""
 
     __slots__ = ("histogram", "is_used", "seen_s", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.histogram = Histogram(TASK_BUCKETS_S)
-        """Of a queue: how long its tasks waited; of a type: how long its attempts ran."""
+        """For a queue: how long its tasks waited; for a type: how long its attempts ran."""
         self.is_used = False
         self.seen_s = 0.0
 
 
 class PairCounts:
-    """What is counted for one (queue, type)."""
+    """The counts of one queue and type."""
 
     __slots__ = ("attempts", "finished", "is_used", "retries", "seen_s", "submitted")
 
@@ -77,8 +76,7 @@ class PairCounts:
 
 
 class Sources(msgspec.Struct):
-    """Facts that are asked for at a scrape rather than counted; whoever owns the fact puts its
-    callable here.
+    """Callables for what is read at a scrape and not counted; whoever owns a fact sets its callable.
 
     ``workers``: number by state (``idle``, ``busy``, ...). Each must be cheap and must not raise.
     """
@@ -108,7 +106,7 @@ class Sources(msgspec.Struct):
 
 
 class Metrics:
-    """One per process, handed to every room that has something to count. Reactor thread only."""
+    """All counters of a process, handed to whatever counts. Reactor thread only."""
 
     def __init__(
         self,
@@ -118,7 +116,7 @@ class Metrics:
         labels_max: int = limits.METRICS_LABELS,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """:param labels_max: names of queues, and of types, that have figures of their own."""
+        """:param labels_max: queues, and types, that are counted under their names."""
         self.version = version
         self.node = node
         self.sources = Sources()
@@ -134,7 +132,7 @@ class Metrics:
             limits.METRICS_PAIRS_MAX, lambda key: PairCounts(), (OTHER, OTHER), now_s, before_sweep=spread
         )
         self.names_cut = 0
-        """How often something was counted under a name that is not whole."""
+        """How often something was counted under a name that was cut."""
         self.leases_lost: dict[str, int] = {}
         self.http_s: dict[tuple[str, int], Histogram] = {}
         self.sync_s = Histogram(SYNC_BUCKETS_S)
@@ -144,8 +142,7 @@ class Metrics:
         self.reactor_held_s = Histogram(HELD_BUCKETS_S)
         self.reactor_held_max_s = 0.0
         self.doing = "nothing yet"
-        """The route, or the job in slices, that ran last: what a call that holds the reactor is
-        logged with."""
+        """The route, or the job in slices, that ran last; logged with a call that held the reactor."""
         self.event_clients_dropped = 0
 
     # --- tasks ---
@@ -200,7 +197,7 @@ class Metrics:
         self.reactor_delay_s.observe(seconds)
 
     def reactor_held(self, seconds: float) -> None:
-        """One call of the reactor took so much CPU. Short ones are not told."""
+        """Count a call of the reactor that took ``seconds`` of CPU; short calls are not counted."""
         self.reactor_held_s.observe(seconds)
         self.reactor_held_max_s = max(self.reactor_held_max_s, seconds)
 
@@ -216,7 +213,7 @@ class Metrics:
 
     # --- labels ---
     def queue_seen(self, name: str) -> Label:
-        """Export the queue from now on, with zeros, where there is room."""
+        """The counts of a queue, which is exported from now on if there is room."""
         return self.queues.find(self._whole_or_cut(name))
 
     def type_seen(self, name: str) -> Label:
@@ -230,7 +227,7 @@ class Metrics:
             table.sweep()
 
     def _spread_use(self) -> None:
-        """Who counts marks the pair alone."""
+        """Mark the queue and the type of each used pair as used: only pairs are marked when counting."""
         for (queue, kind), pair in self.pairs.known.items():
             if pair.is_used:
                 pair.is_used, pair.seen_s = False, self._now_s()
@@ -249,6 +246,6 @@ class Metrics:
         return text
 
     def _dropped(self, part: int, name: str) -> None:
-        """A queue (part 0) or a type (1) has made room, and with it go its pairs."""
+        """Drop the pairs of an evicted queue (part 0) or type (1)."""
         for key in [key for key in self.pairs.known if key[part] == name]:
             self.pairs.drop(key)

@@ -1,6 +1,4 @@
-"""Prometheus's text formats, written by hand: what stands before a number is made once, and a page
-in blocks of some lines.
-"""
+"""Prometheus's text formats, in blocks of a few lines; what precedes a number is made once."""
 
 from __future__ import annotations
 
@@ -14,25 +12,24 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def labelled(names: Sequence[str], values: Sequence[str]) -> str:
-    """``a="1",b="2"``, escaped."""
+    """The labels of a sample, ``a="1",b="2"``, escaped."""
     return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in zip(names, values, strict=True))
 
 
 def family(name: str, kind: str, text: str, *, is_openmetrics: bool) -> str:
-    """What stands before the samples of a counter, gauge or histogram. A counter's ``name`` is
-    without ``_total``.
-    """
+    """The ``HELP`` and ``TYPE`` lines of a metric; a counter's ``name`` is without ``_total``."""
     if kind == "counter" and not is_openmetrics:
         name += "_total"
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
 def head(name: str, labels: str = "") -> str:
-    """What stands before the number of a sample."""
+    """Name and labels of a sample, up to its number."""
     return f"{name}{{{labels}}} " if labels else f"{name} "
 
 
 def histogram_block(name: str, labels: str, histogram: Histogram) -> str:
+    """All samples of a histogram."""
     heads = histogram.heads
     if not heads:
         comma = "," if labels else ""
@@ -52,5 +49,5 @@ def histogram_block(name: str, labels: str, histogram: Histogram) -> str:
 
 
 def number_block(name: str, label: str, values: Iterable[tuple[str, float]]) -> str:
-    """A sample for each value of one label."""
+    """One sample for each value of one label."""
     return "".join(f"{head(name, labelled((label,), (value,)))}{number!r}\n" for value, number in values)

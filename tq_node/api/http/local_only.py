@@ -1,4 +1,4 @@
-"""Who may be handed the cluster's secret: a program on this machine, and no page in its browser."""
+"""Hands the cluster's secret only to a program on this machine, and to no page in its browser."""
 
 from __future__ import annotations
 

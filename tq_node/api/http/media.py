@@ -1,4 +1,4 @@
-"""What the body of a request says it is: JSON, or JSON line by line."""
+"""Media types of bodies: JSON, or newline-delimited JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ JSON_TYPE = b"application/json"
 
 
 def refuse_media_type(header: bytes, *, ndjson: bool) -> None:
-    """:raises NotJson: whatever the body is."""
+    """Refuse a ``Content-Type`` that no body could make acceptable.
+
+    :raises NotJson: neither JSON nor, if allowed, newline-delimited JSON.
+    """
     takes_lines(header, b"{", ndjson=ndjson)
 
 
@@ -38,7 +41,10 @@ def takes_lines(header: bytes, body: bytes, *, ndjson: bool) -> bool:
 
 
 def refuse_encoded(encoding: bytes | None) -> None:
-    """:raises NotJson: the body is compressed."""
+    """Refuse a ``Content-Encoding``.
+
+    :raises NotJson: the body is compressed.
+    """
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise NotJson(
             f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"

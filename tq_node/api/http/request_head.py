@@ -11,23 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
 
 import msgspec
+from twisted.web.http_headers import Headers
 
 from tq_node.api.http.media import JSON_TYPE, NDJSON, refuse_encoded, refuse_media_type
 from tq_node.api.problems import NoSuchRoute, WrongMethod
+from tq_node.api.routes import Route
 from tq_node.errors import CrossOrigin, Malformed, Misdirected, TaskQueueError
 
-if TYPE_CHECKING:
-    from twisted.web.http_headers import Headers
-
-    from tq_node.api.routes import Route
-
 HEAD_BYTES_MAX = 16_384
-"""Request line and header lines; what is longer is refused on both ways in."""
+"""Bound of request line and header lines together, on both ways in."""
 LENGTH_DIGITS_MAX = 18
-_VERDICTS_KEPT_MAX = 256
+_VERDICTS_CACHED_MAX = 256
 _authority = re.compile(
     rb"(\[[0-9A-Fa-f:.]{2,45}\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,255})(?::([0-9]{0,5}))?"
 ).fullmatch
@@ -35,10 +31,10 @@ _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
 """Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send
 quotes as they are."""
-_ONCE = frozenset(
+_SINGLE = frozenset(
     b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
 )
-"""Headers that may stand once: which of two counts would be anybody's guess."""
+"""Headers that are refused if given twice: two readers may take different ones."""
 _SAFE = (b"GET", b"HEAD")
 _PROBLEMS = b"/problems/"
 _ANY_METHOD = ["GET", "HEAD", "POST"]
@@ -58,9 +54,9 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class KnownHosts:
-    """The names under which this node may be asked.
+    """The host names that requests may use; caches its verdicts.
 
-    :param names: besides every IP address; None: any name will do.
+    :param names: accepted besides any IP address; None: any name is.
     """
 
     def __init__(self, names: Iterable[str] | None) -> None:
@@ -68,13 +64,13 @@ class KnownHosts:
         self._verdicts: dict[bytes, TaskQueueError | None] = {}
 
     def refusal(self, authority: bytes) -> TaskQueueError | None:
-        """Why a request for this ``HOST[:PORT]`` is refused; None where it is this node."""
+        """Why a request for this ``HOST[:PORT]`` is refused; None: it is a name of this node."""
         try:
             return self._verdicts[authority]
         except KeyError:
             pass
         verdict = self._judge(authority)
-        if len(self._verdicts) >= _VERDICTS_KEPT_MAX:
+        if len(self._verdicts) >= _VERDICTS_CACHED_MAX:
             self._verdicts.clear()
         self._verdicts[authority] = verdict
         return verdict
@@ -104,28 +100,31 @@ def _is_address(host: str) -> bool:
 
 
 class HeadRules:
-    """See the module's docstring.
+    """Judges the head of a request before its body is read.
 
-    :param routes: what there is; a path that is none of these is refused with the head.
+    :param routes: a path of none of these is refused with the head.
     """
 
     def __init__(self, hosts: KnownHosts, routes: Sequence[Route]) -> None:
         self.hosts = hosts
         self._methods: dict[bytes, set[bytes]] = {}
-        self._takes_lines: dict[bytes, bool] = {}
+        self._takes_ndjson: dict[bytes, bool] = {}
         for route in routes:
             path = route.path.encode("ascii")
             method = route.method.encode("ascii")
             self._methods.setdefault(path, set()).update(_SAFE if method == b"GET" else (method,))
             if route.bodies:
-                self._takes_lines[path] = NDJSON in route.bodies
+                self._takes_ndjson[path] = NDJSON in route.bodies
 
     def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
-        """:param headers: as they came, folded lines and what is none already refused."""
+        """Judge one head.
+
+        :param headers: as sent; folded and malformed lines have been refused before.
+        """
         fields: dict[bytes, bytes] = {}
         for name, values in headers.getAllRawHeaders():
             fields[name] = values[0]
-            if len(values) > 1 and name in _ONCE:
+            if len(values) > 1 and name in _SINGLE:
                 return Head(target, None, Malformed(f"{name.decode('ascii')}: given more than once"))
         authority = fields.get(b"Host")
         if authority is None:
@@ -170,7 +169,7 @@ class HeadRules:
         return None
 
     def _media_refusal(self, path: bytes, fields: Mapping[bytes, bytes]) -> TaskQueueError | None:
-        ndjson = self._takes_lines.get(path)
+        ndjson = self._takes_ndjson.get(path)
         if ndjson is None:
             return None
         media_type = fields.get(b"Content-Type")
