@@ -143,6 +143,21 @@ def names_of(node: ast.stmt) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
+def test_links_to_a_section_lead_to_a_section() -> None:
+    for page in tracked("*.md"):
+        for target, section in re.findall(r"\]\(([\w./-]*)#([^)\s]+)\)", page.read_text("utf-8")):
+            path = page.parent / target if target else page
+            assert section in sections(path), f"{page.relative_to(PROJECT)}: {target}#{section}"
+
+
+@cache
+def sections(page: Path) -> frozenset[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text("utf-8"), re.MULTILINE)
+    plain = (re.sub(r"\]\([^)]*\)", "", heading).lower() for heading in headings)
+    return frozenset(re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain)
+
+
 PROSE_COLUMNS = 100
 GENERATED = {"python-client.md", "CHANGELOG.md"}
 """Written by commands, out of docstrings and of fragments."""
