@@ -1,13 +1,8 @@
 """One change of one server at a time, in effect when appended (dissertation, 4.1 to 4.3).
 
-<<<<<<< HEAD
-Chosen over joint consensus: docs/explanation/raft.md. The three conditions of ``refusal`` are what makes it sound; without the
-first, two leaders can commit changes from the same parent (raft-dev 2015, "bug in single-server membership changes"; F3).
-=======
-Chosen over joint consensus: replication.md, section 11. The three conditions of ``refusal`` are
-what makes it sound; without the first, two leaders can commit changes from the same parent
-(raft-dev 2015, "bug in single-server membership changes"; F3).
->>>>>>> 4d96580 (The cluster map is called by one name, settings by theirs; prose of the pure rooms is wrapped at 100 columns)
+Chosen over joint consensus: docs/explanation/raft.md. The three conditions of ``refusal`` are what
+makes it sound; without the first, two leaders can commit changes from the same parent (raft-dev
+2015, "bug in single-server membership changes"; F3).
 """
 
 from __future__ import annotations
