@@ -16,7 +16,20 @@ from twisted.internet.defer import Deferred
 
 from tq_node import limits
 from tq_node.errors import TaskQueueError
-from tq_node.types import Announced, Backoff, LogLine, Progress, State, TaskError, TaskRow, Token, Transition, WaitsFor
+from tq_node.types import (
+    Announced,
+    Backoff,
+    ClusterView,
+    LogLine,
+    PartitionView,
+    Progress,
+    State,
+    TaskError,
+    TaskRow,
+    Token,
+    Transition,
+    WaitsFor,
+)
 
 # Bounds of what nodes tell one another in these values, held by the decoder. At the door of the API the same are told in words.
 _Id = Annotated[str, Meta(max_length=limits.TASK_ID_CHARS_MAX)]
@@ -235,50 +248,6 @@ class Worker(Protocol):
 
     def stop_attempt(self, task_id: str, token: Token) -> None:
         """The attempt no longer holds its task (cancelled): stop its handler."""
-
-
-class ClusterNode(msgspec.Struct, frozen=True):
-    id: str
-    name: str
-    http: str
-    peer: str
-    status: str
-    voter: bool
-    """``HOST:PORT`` for both addresses."""
-
-
-class ClusterView(msgspec.Struct, frozen=True):
-    cluster_id: str
-    cluster_name: str
-    nodes: list[ClusterNode]
-    leader: str | None
-    term: int
-    partition_count: int
-    replication_factor: int
-
-
-class PartitionView(msgspec.Struct, frozen=True):
-    """Names, not ids. ``in_sync`` has the primary first."""
-
-    partition: int
-    primary: str | None
-    replicas: list[str]
-    in_sync: list[str]
-    epoch: int
-    version: int
-    last_sequence: int | None
-    committed_sequence: int | None
-    lag: dict[str, int]
-    adding: list[str]
-    removing: list[str]
-    state: str
-    waiting: str | None = None
-    """Why it stays where it should not; known at the leader."""
-    move_stage: str | None = None
-    """What its move is at; None: it does not move."""
-    move_bytes_left: int | None = None
-    """What the newcomers still lack, about; known at the primary, as is the next."""
-    move_percent: int | None = None
 
 
 class Invitation(msgspec.Struct, frozen=True):

@@ -197,3 +197,56 @@ class Transition(NamedTuple):
 
 Change = tuple[Transition, TaskRow]
 """One committed transition, and the row as it is after it."""
+
+
+class ClusterNode(msgspec.Struct, frozen=True):
+    """A member of the cluster, as operators see it."""
+
+    id: str
+    name: str
+    http: str
+    """``HOST:PORT``, as is ``peer``."""
+    peer: str
+    status: str
+    """joining, active, suspect, down, draining"""
+    voter: bool
+    """It has a vote in the Raft group."""
+
+
+class ClusterView(msgspec.Struct, frozen=True):
+    """The cluster, as operators see it; ``leader`` is the name of the node that leads the Raft group."""
+
+    cluster_id: str
+    cluster_name: str
+    nodes: list[ClusterNode]
+    leader: str | None
+    term: int
+    partition_count: int
+    replication_factor: int
+
+
+class PartitionView(msgspec.Struct, frozen=True):
+    """A partition, as operators see it: nodes by name. ``in_sync`` has the primary first."""
+
+    partition: int
+    primary: str | None
+    replicas: list[str]
+    in_sync: list[str]
+    epoch: int
+    version: int
+    last_sequence: int | None
+    committed_sequence: int | None
+    lag: dict[str, int]
+    """Entries that each replica is behind; known at the primary."""
+    adding: list[str]
+    removing: list[str]
+    state: str
+    """active, starting, offline"""
+    waiting: str | None = None
+    """Why it does not move although it should; known at the leader."""
+    move_stage: str | None = None
+    """What its move is at (``MoveStage``); None: it does not move."""
+    move_bytes_left: int | None = None
+    """What the newcomers still lack, about; known at the primary."""
+    move_percent: int | None = None
+    """Of what the newcomers get; known at the primary."""

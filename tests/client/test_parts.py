@@ -16,7 +16,7 @@ from tq_node.client.calls import is_definite, is_worth_another
 from tq_node.client.engine import make_settings
 from tq_node.client.errors import error_in
 from tq_node.client.ids import new_id
-from tq_node.runtime.tasks.ids import made_at_us
+from tq_node.runtime.tasks.id_allocator import made_at_us
 
 
 class TestAddresses:

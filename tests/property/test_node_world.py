@@ -185,14 +185,16 @@ def test_a_rule_switched_off_is_caught(
 def test_a_task_born_while_a_batch_waits_is_seen() -> None:
     """A batch asks for A and B; A is not there, then it is born, stored and dropped from memory; then B arrives."""
     world = NodeWorld(0, cache_bytes=0)
-    own = world.queue._table
+    own = world.queue.table
     own.load(["b"])
     results: list[Any] = []
-    world.queue.submit_many([world.submission("a", b"x"), world.submission("b", b"x")]).addCallback(results.append)
+    world.queue.submitter.submit_many([world.submission("a", b"x"), world.submission("b", b"x")]).addCallback(
+        results.append
+    )
     look_b, look_a = world.store.late
     world.store.late = [look_a]
     world.store.deliver()
-    born = world.queue.submit(world.submission("a", b"x"))
+    born = world.queue.submitter.submit(world.submission("a", b"x"))
     world.settle()
     assert own.find("a") is not None, "a row that somebody waits beside stays in memory"
     assert world.heard(born).created
@@ -205,8 +207,10 @@ def test_a_task_born_while_a_batch_waits_is_seen() -> None:
 
 def test_two_absences_that_never_arrive_together_are_answered() -> None:
     world, answers = NodeWorld(0), list[Any]()
-    world.queue.get("a").addErrback(lambda why: None)
-    world.queue.submit_many([world.submission("a", b"x"), world.submission("b", b"x")]).addCallback(answers.append)
+    world.queue.reads.get("a").addErrback(lambda why: None)
+    world.queue.submitter.submit_many([world.submission("a", b"x"), world.submission("b", b"x")]).addCallback(
+        answers.append
+    )
     for _ in range(200):
         if not getattr(world.store, "late", None):
             break
@@ -219,7 +223,7 @@ def test_two_absences_that_never_arrive_together_are_answered() -> None:
 def test_tombstones_go_once_the_horizon_has_passed_them() -> None:
     """F46: what was purged is remembered for the dedupe window, and then forgotten; its made id is refused from then on."""
     world = NodeWorld(0, dedupe_ms=600_000)
-    sent = world.queue.submit(world.submission("own", b"x"))
+    sent = world.queue.submitter.submit(world.submission("own", b"x"))
     world.settle()
     assert world.heard(sent).created
     world.queue.cancel("own")
@@ -230,7 +234,7 @@ def test_tombstones_go_once_the_horizon_has_passed_them() -> None:
     assert "own" not in world.store._disk.tasks
     assert world.store._disk.tombstones == {}
     world.states.pop("own")
-    again = world.queue.submit(world.submission("own", b"y"))
+    again = world.queue.submitter.submit(world.submission("own", b"y"))
     world.settle()
     assert world.heard(again).created, "after retention and dedupe window the id is free"
 

@@ -299,7 +299,7 @@ def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
     row = next(iter(world.acknowledged), "t")
     decoder: Any = getattr(kind.call._decode, "__self__")  # noqa: B009 (a bound method of msgspec's)
     values = anything(decoder.type, partition=st.integers(-1, 5), task_id=st.just(row), limit=st.integers(0, 3))
-    serving = PeerServer(handlers_of(lambda: world.queue, lambda offer: None, lambda: None))
+    serving = PeerServer(handlers_of(lambda: world.queue, world.queue._clock, lambda offer: None, lambda: None))
     for value in data.draw(st.lists(values, max_size=4)):
         answers: list[Any] = []
         serving.serve([ForwardedCall(kind.name, b"\x01" + _encode(value))]).addBoth(answers.append)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import msgspec
 
 from tq_node.errors import ClusterRefused, LastNode, NoController, NoSuchNode, NoSuchPartition, NotReady
-from tq_node.facade import ClusterNode, ClusterView, Invitation, PartitionView
+from tq_node.facade import Invitation
+from tq_node.types import ClusterNode, ClusterView, PartitionView
 from tq_node.wire.errors import PeerUnreachable
 
 CLUSTER_ID = "f" * 32

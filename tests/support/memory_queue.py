@@ -25,7 +25,6 @@ from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotFinal, NotRe
 from tq_node.facade import (
     Accepted,
     Claim,
-    ClusterView,
     EventBatch,
     HandlersReloaded,
     Invitation,
@@ -35,7 +34,6 @@ from tq_node.facade import (
     Notes,
     NotReadyReason,
     Outcome,
-    PartitionView,
     Read,
     ReadyNote,
     Stats,
@@ -47,7 +45,9 @@ from tq_node.facade import (
 from tq_node.types import (
     AttemptRecord,
     Backoff,
+    ClusterView,
     LogLine,
+    PartitionView,
     Progress,
     State,
     TaskError,

@@ -52,7 +52,7 @@ from tq_node.partition.effects import Step
 from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, WallClock
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
 from tq_node.store.api import StoredRow, Tombstone
 from tq_node.types import NodeId, State, TaskError, TaskRow, Token
 
@@ -162,26 +162,26 @@ class NodeWorld:
             return int(clock.seconds() * 1e9)
 
         wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
-        self.queue = LocalQueue(
-            self.store,
-            Clock(self.clock, wall),
-            settings,
-            Metrics(),
-            surroundings=NoPeers(),
+        hooks = QueueHooks(
             stop_elsewhere=lambda *attempt: None,
             on_disk_floor=lambda: None,
             on_broken=self.broke,
+            workers_are_gone=lambda: True,
         )
-        self.queue._table.rows._bytes_max = self.cache_bytes
+        opened: list[LocalQueue] = []
+        opening = open_local_queue(
+            self.store, Clock(self.clock, wall), settings, Metrics(), surroundings=NoPeers(), hooks=hooks
+        )
+        Deferred.fromCoroutine(opening).addCallbacks(opened.append, self.fault)
+        self.until(lambda: bool(opened), "the node starts")
+        self.queue = opened[0]
+        self.queue.table.rows._bytes_max = self.cache_bytes
         self.worker = FakeWorker()
-        self.queue.attach(self.worker)
+        self.queue.claims.attach(self.worker)
         incarnation = self.incarnation
-        self.queue.watch(lambda batch: self.see_events(batch) if incarnation == self.incarnation else None)
-        started = Deferred.fromCoroutine(self.queue.start(workers_are_gone=lambda: True))
-        started.addErrback(self.fault)
-        self.until(lambda: self.queue.is_active, "the node starts")
+        self.queue.events.watch(lambda batch: self.see_events(batch) if incarnation == self.incarnation else None, None)
         self.elect(range(self.partitions))
-        self.until(lambda: not self.queue.leading.waiting(), "the node leads")
+        self.until(lambda: not self.queue.activation.waiting(), "the node leads")
 
     def choose(self, partitions: Iterable[int], primary: NodeId | None) -> None:
         """The table chooses anew."""
@@ -319,7 +319,7 @@ class NodeWorld:
         )  # fmt: skip
 
     def submit(self) -> None:
-        self.expect(self.queue.submit(self.submission()), self.hear_accepted)
+        self.expect(self.queue.submitter.submit(self.submission()), self.hear_accepted)
 
     def submit_many(self) -> None:
         batch = [self.submission(*self.own() if self.random.random() < 0.3 else ()) for _ in range(5)]
@@ -331,7 +331,7 @@ class NodeWorld:
                 elif not isinstance(result, IdConflict | TaskPurged | NotPrimary | NotActive):
                     raise result
 
-        self.expect(self.queue.submit_many(batch), hear)
+        self.expect(self.queue.submitter.submit_many(batch), hear)
 
     def own(self) -> tuple[str, bytes]:
         return f"own-{self.random.randrange(12)}", self.random.choice([b"a", b"a", b"a", b"b"])
@@ -345,7 +345,7 @@ class NodeWorld:
                 raise Violation(f"{task_id} was accepted with two contents")
             self.hear_accepted(accepted)
 
-        self.expect(self.queue.submit(self.submission(task_id, content)), hear, IdConflict)
+        self.expect(self.queue.submitter.submit(self.submission(task_id, content)), hear, IdConflict)
 
     def claim(self) -> None:
         def hear(claims: list[Claim]) -> None:
@@ -357,7 +357,7 @@ class NodeWorld:
                 self.started[claim.task_id].add(claim.token)
             self.claims += claims
 
-        self.expect(self.queue.claim(self.random.randint(1, 8)), hear)
+        self.expect(self.queue.claims.claim(self.random.randint(1, 8)), hear)
 
     def finish(self, forced: Outcome | None = None) -> None:
         if not self.claims:
@@ -381,10 +381,10 @@ class NodeWorld:
                 self.claims.append(claim)  # the worker holds on to it, and says so again
             return why
 
-        finished = self.queue.finish(claim, outcome, notes).addErrback(not_here)
+        finished = self.queue.claims.finish(claim, outcome, notes).addErrback(not_here)
         self.expect(finished, lambda _: self.hear_end(claim, outcome))
         if self.random.random() < 0.1:
-            self.expect(self.queue.finish(claim, outcome), lambda _: None)  # says it again
+            self.expect(self.queue.claims.finish(claim, outcome), lambda _: None)  # says it again
 
     def hear_end(self, claim: Claim, outcome: Outcome) -> None:
         self.answers += 1
@@ -393,7 +393,7 @@ class NodeWorld:
 
     def note(self) -> None:
         if self.claims:
-            self.expect(self.queue.note(self.random.choice(self.claims), Notes(dropped=1)), lambda _: None)
+            self.expect(self.queue.claims.note(self.random.choice(self.claims), Notes(dropped=1)), lambda _: None)
 
     def zombie(self) -> None:
         if self.zombies:
@@ -404,7 +404,7 @@ class NodeWorld:
                 if max(self.started[claim.task_id]) > claim.token:
                     raise Violation(f"a zombie's completion of {claim.task_id} was taken (F30)")
 
-            self.expect(self.queue.finish(claim, Completed(b'"zombie"')), accepted)
+            self.expect(self.queue.claims.finish(claim, Completed(b'"zombie"')), accepted)
 
     def known(self) -> str | None:
         if self.random.random() < 0.1:
@@ -429,7 +429,7 @@ class NodeWorld:
         task_id = self.known()
         if task_id:
             wait_s = self.random.choice([0.0, 0.0, 5.0])
-            self.expect(self.queue.get(task_id, wait_s=wait_s), self.hearing_read(), NoSuchTask)
+            self.expect(self.queue.reads.get(task_id, wait_s=wait_s), self.hearing_read(), NoSuchTask)
 
     def page(self) -> None:
         hear = self.hearing()
@@ -438,7 +438,7 @@ class NodeWorld:
             for listed in page.tasks:
                 hear(listed.row)
 
-        self.expect(self.queue.list(ListQuery(limit=1000)), hear_page)
+        self.expect(self.queue.reads.list(ListQuery(limit=1000)), hear_page)
 
     def pause(self) -> None:
         self.queue.set_paused(self.random.choice([[], ["mail"], ["mail", "slow"], ["slow"]]))
@@ -458,7 +458,7 @@ class NodeWorld:
         """No more faults: every accepted task ends (P6), nothing acknowledged is missing (P1), the books are right."""
         self.queue.set_paused([])
         self.restore()
-        self.until(lambda: not self.queue.leading.waiting(), "the node leads again")
+        self.until(lambda: not self.queue.activation.waiting(), "the node leads again")
 
         def all_ended() -> bool:
             self.claim()
@@ -466,7 +466,7 @@ class NodeWorld:
             while self.claims:
                 self.finish(Completed(b'"done"'))
             self.turn(30.0)
-            stats = self.queue._reading.stats().primary
+            stats = self.queue.reads.stats().primary
             return sum(stats[: State.COMPLETED]) == 0
 
         self.until(all_ended, "every accepted task ends")
@@ -476,11 +476,11 @@ class NodeWorld:
 
         def hear(page: TaskPage) -> None:
             present.update({t.row.id: t.row for t in page.tasks})
-            stats.extend(self.queue._reading.stats().primary)
+            stats.extend(self.queue.reads.stats().primary)
 
-        self.expect(self.queue.list(ListQuery(limit=10_000)), hear)
+        self.expect(self.queue.reads.list(ListQuery(limit=10_000)), hear)
         for task_id in sorted(self.acknowledged):
-            self.expect(self.queue.get(task_id), self.hearing_read())
+            self.expect(self.queue.reads.get(task_id), self.hearing_read())
         self.settle()
         missing = self.acknowledged - set(present) - self.purged
         if missing:
@@ -495,7 +495,7 @@ class NodeWorld:
             raise Violation(f"stats say {stats}, the rows {counted}")
         if self.open_answers:
             raise Violation(f"{self.open_answers} callers never heard")
-        if self.queue._table.open_tasks or self.queue._table.open_queues or self.queue._running.held:
+        if self.queue.table.open_tasks or self.queue.table.open_queues or self.queue.claims.held:
             raise Violation("tasks or attempts are left in the books")
         if self.faults:
             raise Violation(f"unexpected: {self.faults[0]}")

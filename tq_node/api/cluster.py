@@ -14,7 +14,8 @@ from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import PeerUnreachable
 from tq_node.api.query import NodeParameters, NoParameters, RecoverParameters, read_query
 from tq_node.api.routes import Answer, Route
-from tq_node.facade import ClusterView, PartitionView, TaskQueue
+from tq_node.facade import TaskQueue
+from tq_node.types import ClusterView, PartitionView
 
 _encode = msgspec.json.Encoder().encode
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from tq_node.errors import TaskQueueError
-from tq_node.facade import ClusterView, NotReadyReason
+from tq_node.facade import NotReadyReason
+from tq_node.types import ClusterView
 
 POLICY = b"Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'\r\n"
 

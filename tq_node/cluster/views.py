@@ -1,8 +1,4 @@
-"""The cluster map for people: names instead of ids. Its fields are those that ``facade`` wants.
-
-``facade`` is above this room (it knows Twisted), so the runtime copies:
-``PartitionView(**msgspec.structs.asdict(shown))``.
-"""
+"""The cluster map for people: names instead of ids, and the status of each node and partition."""
 
 from __future__ import annotations
 
@@ -13,51 +9,7 @@ import msgspec
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.cluster.rules_moves import MoveStage, are_in_sync, stage_of
-from tq_node.types import NodeId
-
-
-class NodeShown(msgspec.Struct, frozen=True):
-    id: str
-    name: str
-    http: str
-    peer: str
-    status: str
-    """joining, active, suspect, down, draining"""
-    voter: bool
-
-
-class ClusterShown(msgspec.Struct, frozen=True):
-    cluster_id: str
-    cluster_name: str
-    nodes: list[NodeShown]
-    leader: str | None
-    term: int
-    partition_count: int
-    replication_factor: int
-
-
-class PartitionShown(msgspec.Struct, frozen=True):
-    partition: int
-    primary: str | None
-    replicas: list[str]
-    in_sync: list[str]
-    epoch: int
-    version: int
-    last_sequence: int | None
-    committed_sequence: int | None
-    lag: dict[str, int]
-    adding: list[str]
-    removing: list[str]
-    state: str
-    """active, starting, offline"""
-    waiting: str | None
-    """Why it does not move although it should; known at the leader."""
-    move_stage: str | None
-    """What its move is at (``MoveStage``); None: it does not move."""
-    move_bytes_left: int | None
-    """What the newcomers still lack, about; known at the primary."""
-    move_percent: int | None
-    """Of what they get; known at the primary."""
+from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionView
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -98,15 +50,15 @@ def status_of(node: NodeEntry, liveness: Liveness, group: Group, now_ms: int) ->
     return "active" if node.node_id in group.voters or node.node_id in group.learners else "joining"
 
 
-def show_cluster(cluster_map: ClusterMap, liveness: Liveness, group: Group, now_ms: int) -> ClusterShown:
+def show_cluster(cluster_map: ClusterMap, liveness: Liveness, group: Group, now_ms: int) -> ClusterView:
     """Members in order of name; removed ones are gone."""
     names = _Names(cluster_map)
     members = sorted(cluster_map.members(), key=lambda node: (node.name, node.node_id))
-    return ClusterShown(
+    return ClusterView(
         cluster_id=cluster_map.cluster_id,
         cluster_name=cluster_map.name,
         nodes=[
-            NodeShown(
+            ClusterNode(
                 id=node.node_id,
                 name=node.name,
                 http=node.http,
@@ -127,7 +79,7 @@ def show_partitions(
     cluster_map: ClusterMap,
     progress: Mapping[int, Progress] = NOTHING_KNOWN,
     waiting: Mapping[int, str] = NOBODY_WAITS,
-) -> list[PartitionShown]:
+) -> list[PartitionView]:
     """:param progress: of the partitions that this node leads; of the others nothing is known here
     but the cluster map."""
     names = _Names(cluster_map)
@@ -139,11 +91,11 @@ def show_partitions(
 
 def _show_partition(
     partition: int, entry: PartitionEntry, names: _Names, known: Progress | None, waiting: str | None
-) -> PartitionShown:
+) -> PartitionView:
     primary = entry.primary
     stage = stage_of(entry)
     bytes_left, percent = (None, None) if stage is None or known is None else _copied(entry, known)
-    return PartitionShown(
+    return PartitionView(
         partition=partition,
         primary=None if primary is None else names.one(primary),
         replicas=names.many(node for node in entry.copies if node != primary),

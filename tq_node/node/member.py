@@ -43,8 +43,7 @@ from tq_node.runtime.bootstrap.identity import (
 from tq_node.runtime.bootstrap.invitation import Invited, Inviter, JoinRefused
 from tq_node.runtime.bootstrap.join import Joiner, refusal_line
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.control.control_plane import ControlPlane
-from tq_node.runtime.routing.cluster_queue import ClusterQueue
+from tq_node.runtime.control.control_plane import ControlPlane, Outside
 from tq_node.store.api import Batch, Store
 from tq_node.types import HandlerKind, NodeId
 from tq_node.wire.connector import Connector
@@ -56,7 +55,7 @@ from tq_node.wire.pool import PeerPool
 _log = Logger(namespace="taskqueue.node")
 _NONCE_BYTES = 16
 _SEED_BYTES = 8
-HAND_OVER_S = 1.0
+RESIGN_S = 1.0
 """How long a leader that stops waits for another to take its place; if none does, the others elect one."""
 _NEWBORN = NotReadyReason("not_ready", "the cluster is newborn: the node waits whether an older one looks for it")
 
@@ -66,7 +65,7 @@ class PeerPortTaken(Exception):
 
 
 class Member:
-    """In the order of a node's life: ``identify``, ``assemble``, ``start``, ``join``, ``give_away``, ``hand_over``, ``stop``.
+    """In the order of a node's life: ``identify``, ``assemble``, ``start``, ``join``, ``leave_gracefully``, ``stop``.
 
     :param handlers: what this run registers with.
 
@@ -98,7 +97,6 @@ class Member:
         self._secret: bytes | None = None
         self._registration: Registration
         self._local: LocalIdentity
-        self._queue: ClusterQueue
         self._guard: BootstrapGuard | None = None
         self._joiner: Joiner | None = None
         self._on_older_cluster: Callable[[str], None]
@@ -163,15 +161,18 @@ class Member:
     def node_id(self) -> NodeId:
         return self._formatted.node_id
 
-    def secret_to_hand_over(self) -> bytes | None:
+    def secret_for_joiners(self) -> bytes | None:
         """To a node that joins over loopback; None where operators keep the secret in a file, or certificates do its work."""
         return None if self._secret_in_file is not None or self._tls is not None else self._local.secret
 
     # --- assembly ---
-    def assemble(self, queue: ClusterQueue, *, on_older_cluster: Callable[[str], None]) -> None:
-        """:param on_older_cluster: one line for the operator; the process must end with it (F15a)."""
+    def assemble(self, outside: Outside, *, on_older_cluster: Callable[[str], None]) -> ControlPlane:
+        """Make the control plane, and the birth guard of a cluster that is founded here.
+
+        :param outside: the rest of the node, which the control plane calls back once it has started.
+        :param on_older_cluster: one line for the operator; the process must end with it (F15a).
+        """
         settings, belonging = self._settings, self._belonging
-        self._queue = queue
         self._on_older_cluster = on_older_cluster
         cluster_id = None if belonging is None else belonging.cluster_id
         self._local = local = LocalIdentity(
@@ -201,21 +202,21 @@ class Member:
             dialling,
             sessions,
             lambda plane: PeerPool(dialling, plane, random.Random()),  # noqa: S311 (jitter)
-            queue,
+            outside,
             seed=int.from_bytes(self._random_bytes(_SEED_BYTES), "big"),
             tls=self._tls,
         )
-        queue.joins(self.plane)
         if belonging is not None and belonging.is_newborn:
             founder = Founder(belonging.cluster_id, settings.node_name, str(settings.peer_public))
             self._guard = BootstrapGuard(
                 self._clock,
                 founder,
-                has_tasks=queue.has_tasks,
+                has_tasks=outside.has_tasks,
                 on_older_cluster=self._older_cluster,
                 guard_s=settings.birth_guard_s,
-                trusts_own_users=self.secret_to_hand_over() is not None,
+                trusts_own_users=self.secret_for_joiners() is not None,
             )
+        return self.plane
 
     def listen(self) -> None:
         """:raises PeerPortTaken: the peers' address is in use or not ours."""
@@ -304,20 +305,16 @@ class Member:
         if self._guard is not None:
             self._guard.stop()
 
-    async def give_away(self) -> None:
-        """Others become primary of what this node leads, while its handlers run on."""
-        if self._is_started:
-            await self._queue.hand_over()
-
-    async def hand_over(self) -> None:
-        """A node that stops does not just vanish: the others would notice only by its port, and wait for it till then."""
-        await self.give_away()
+    async def leave_gracefully(self) -> None:
+        """Another leads the Raft group, and the others hear that this node leaves: a node that just vanished they would notice
+        only by its port, and wait for it till then.
+        """
         if self._is_started:
             await self._resign()
             await self.plane.membership.depart()
 
     async def _resign(self) -> None:
-        """Another leads the Raft group."""
+        """Transfer the leadership of the Raft group to a member that lacks nothing, if this node leads it."""
         target = self.plane.successor()
         if target is None:
             return
@@ -325,7 +322,7 @@ class Member:
             self.plane.consensus.transfer_leadership(target)
         except TaskQueueError:
             return
-        for _ in range(int(HAND_OVER_S / 0.02)):
+        for _ in range(int(RESIGN_S / 0.02)):
             if not self.plane.consensus.core.is_leader:
                 return
             await self.plane.membership.pause(0.02)

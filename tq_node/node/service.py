@@ -7,6 +7,7 @@ import random
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -52,10 +53,12 @@ from tq_node.runtime.bootstrap.identity import IsCopy, NeverJoined, NoSecret, Wr
 from tq_node.runtime.bootstrap.invitation import JoinRefused
 from tq_node.runtime.bootstrap.join import refusal_line
 from tq_node.runtime.clock import Clock, make_reactor_monotonic
+from tq_node.runtime.routing.admin import ClusterAdmin
 from tq_node.runtime.routing.cluster_queue import ClusterQueue
-from tq_node.runtime.routing.node import ClusterQueueSettings
+from tq_node.runtime.routing.node import Node, NodeHooks
+from tq_node.runtime.routing.node_state import ClusterQueueSettings
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
 from tq_node.store.lock import DirectoryLocked
 from tq_node.store.private import replace, secure_directory
 from tq_node.store.readmit import FAILED_MARK, mark_failed, set_store_aside, why_failed
@@ -123,6 +126,8 @@ class NodeService(Service):
         self._metrics: Metrics
         self._store: SqliteStore
         self._member: Member
+        self._node: Node
+        self._admin: ClusterAdmin
         self._queue: ClusterQueue
         self._worker: WorkerService
         self._loop_monitor: LoopMonitor
@@ -183,26 +188,28 @@ class NodeService(Service):
         self._undo.append(self._lock.close)
         # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
         self._workers_gone = self._lock.prove_alone()
-        self._queue = ClusterQueue(
+        node = self._node = Node(
             self._clock,
             ClusterQueueSettings(
                 node_id=member.node_id,
                 node_name=settings.node_name,
-                make_local=self._local_queue,
+                open_local=self._open_local_queue,
                 no_handler_after_ms=settings.no_handler_after_ms,
-                workers_are_gone=lambda: self._workers_gone or self._prove_alone(),
-                random_bytes=os.urandom,
                 draw=random.random,
-                secret_to_hand_over=member.secret_to_hand_over,
+                secret_for_joiners=member.secret_for_joiners,
                 notes=self._notes(),
             ),
-            guard=member.guarded,
-            on_greeted=member.greeted,
-            on_shutdown=self._shutdown_asked,
-            on_refused=self._refused_by_cluster,
-            on_broken=self._promise_broken,
+            partial(member.assemble, on_older_cluster=self._end_with_line),
+            NodeHooks(
+                guard=member.guarded,
+                on_greeted=member.greeted,
+                on_shutdown=self._shutdown_asked,
+                on_refused=self._refused_by_cluster,
+                on_broken=self._promise_broken,
+            ),
         )
-        member.assemble(self._queue, on_older_cluster=self._end_with_line)
+        self._admin = ClusterAdmin(node.state, self._clock, self._shutdown_asked)
+        self._queue = ClusterQueue(node.state, node.work, self._admin, self._clock)
         self._worker = WorkerService(
             self._queue,
             self.registry,
@@ -268,18 +275,18 @@ class NodeService(Service):
 
     def _assemble_site(self, metrics: Metrics) -> None:
         settings = self._settings
-        metrics.sources.task_counts = self._queue.task_counts
-        metrics.sources.is_leader = self._queue.is_leader
+        metrics.sources.task_counts = self._admin.task_counts
+        metrics.sources.is_leader = self._admin.is_leader
         metrics.sources.is_ready = lambda: not self._queue.not_ready()
-        metrics.sources.nodes = self._queue.nodes_by_status
-        metrics.sources.partitions_short = self._queue.partitions_short
+        metrics.sources.nodes = self._admin.nodes_by_status
+        metrics.sources.partitions_short = self._admin.partitions_short
         metrics.sources.disk_free_bytes = self._store.disk_free_bytes
         metrics.sources.store_bytes = self._store.bytes_on_disk
-        metrics.sources.uncommitted_bytes = self._queue.uncommitted_bytes
-        metrics.sources.moves = self._queue.moves
-        metrics.sources.moves_waiting = self._queue.moves_waiting
-        metrics.sources.copy_bytes_left = self._queue.copy_bytes_left
-        metrics.sources.copied_bytes = self._queue.copied_bytes
+        metrics.sources.uncommitted_bytes = self._admin.uncommitted_bytes
+        metrics.sources.moves = self._admin.moves
+        metrics.sources.moves_waiting = self._admin.moves_waiting
+        metrics.sources.copy_bytes_left = self._admin.copy_bytes_left
+        metrics.sources.copied_bytes = self._admin.copied_bytes
         metrics.sources.workers = lambda: {
             "busy": self._worker.running_count,
             "idle": settings.concurrency - self._worker.running_count,
@@ -305,9 +312,9 @@ class NodeService(Service):
                 self._ports.append(listen_now(endpoint.listen(self._site)))
                 self._undo.append(self._ports[-1].stopListening)
 
-    def _local_queue(self, cluster: ClusterSettings) -> LocalQueue:
+    async def _open_local_queue(self, cluster: ClusterSettings) -> LocalQueue:
         settings = self._settings
-        return LocalQueue(
+        return await open_local_queue(
             self._store,
             self._clock,
             QueueSettings(
@@ -329,16 +336,19 @@ class NodeService(Service):
                 draw=random.random,
             ),
             self._metrics,
-            surroundings=self._queue.plane,
-            stop_elsewhere=self._queue.stop_elsewhere,
-            on_disk_floor=self._disk_floor,
-            on_broken=self._promise_broken,
+            surroundings=self._node.state.plane,
+            hooks=QueueHooks(
+                stop_elsewhere=self._node.stop_elsewhere,
+                on_disk_floor=self._disk_floor,
+                on_broken=self._promise_broken,
+                workers_are_gone=lambda: self._workers_gone or self._prove_alone(),
+            ),
         )
 
     async def _start(self) -> None:
         self._loop_monitor.startService()
         await self._member.start()
-        self._queue.start()
+        self._node.start()
         self._worker.startService()
         try:
             await self._member.join()
@@ -404,7 +414,7 @@ class NodeService(Service):
         self._is_stopping = True
         self._ending.begun(EXIT_SOFTWARE)
         self._notifier.stopping()
-        self._queue.begin_to_stop()
+        self._node.begin_to_stop()
         self._member.stop_joining()
         stopping = Deferred.fromCoroutine(self._stop())
         # twistd would drop it without a word, and end with 0.
@@ -414,13 +424,14 @@ class NodeService(Service):
         if self._starting is not None:
             await self._starting
         handlers_over = self._worker.stopService() if self._worker.running else _done()
-        await self._member.give_away()
-        self._queue.refuse_work()
+        await self._node.transfer_partitions()
+        self._node.refuse_work()
         await handlers_over
-        await self._member.hand_over()
+        await self._node.transfer_partitions()  # also what has come here since
+        await self._member.leave_gracefully()
         for port in self._ports:
             await cast("Deferred[object]", port.stopListening() or _done())
-        await self._queue.stop()
+        await self._node.stop()
         await self._site.close(SITE_CLOSE_S)
         await self._member.stop()
         self._loop_monitor.stopService()
@@ -444,7 +455,7 @@ class NodeService(Service):
     def _refused_by_cluster(self, refusal: Refusal) -> None:
         line = refusal_line(refusal, self._settings.node_name)
         if refusal is Refusal.STORE_CLONED and not self._is_stopping:
-            self._queue.refuse_work()
+            self._node.refuse_work()
             self._member.remember_copy().addBoth(
                 lambda _: self._end_with_line(line)
             )  # a store that fails says so itself (R18)
@@ -458,14 +469,14 @@ class NodeService(Service):
         _log.critical("{line}", line=line, event="node_refused")
         say(line)
         self._exit_code = EXIT_REFUSED
-        self._queue.refuse_work()
+        self._node.refuse_work()
         self._reactor.callLater(0, stop_once, self._reactor)
 
     def _disk_floor(self) -> None:
         if not self._is_stopping:
             _log.critical("the disk is full; the node stops in order", event="disk_floor")
             self._exit_code = EXIT_DISK_FULL
-            self._queue.refuse_work()
+            self._node.refuse_work()
             self._reactor.callLater(0, stop_once, self._reactor)
 
     def _store_broken(self, why: Exception) -> None:

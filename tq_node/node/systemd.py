@@ -13,9 +13,10 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from tq_node.facade import ClusterView, NotReadyReason
+from tq_node.facade import NotReadyReason
 from tq_node.limits import STOP_MARGIN_S
 from tq_node.runtime.clock import Clock, Loop
+from tq_node.types import ClusterView
 
 _log = Logger(namespace="taskqueue.notify")
 

@@ -77,7 +77,7 @@ class Checkers:
         local = node.local
         if local is None:
             return
-        leading = local._table.leading
+        leading = local.table.leading
         if leading != self._last_active.get(me):
             self._last_active[me] = dict(leading)
             for place in leading.items():
@@ -165,7 +165,7 @@ class Checkers:
     def at_the_end(self) -> None:
         """All is whole and quiet: copies are equal, nothing is lost, what is there was asked for, books are empty."""
         nodes = self._world.nodes
-        table = nodes[0].queue.map
+        table = nodes[0].node.state.map
         rows: dict[str, Any] = {}
         by_id = {node.member.node_id: node for node in nodes}
         for partition, entry in enumerate(table.partitions):
@@ -215,7 +215,7 @@ class Checkers:
         """Nothing is left of what has been answered, whatever went wrong on the way (I15)."""
         local, plane = node.local, node.member.plane
         assert local is not None
-        table, running, copies = local._table, local._running, local._table.driver
+        table, running, copies = local.table, local.claims, local.table.driver
         books = {
             "open tasks": table.open_tasks,
             "loads": table._loads,
@@ -224,8 +224,8 @@ class Checkers:
             "ending": running._ending,
             "set aside": running._set_aside,
             "set back": running._set_back,
-            "renewed": running._away._renewed,
-            "lent": running._away._lent,
+            "renewed": running.remote._renewed,
+            "lent": running.remote._lent,
             "waits": [waiting for waiters in copies._waiters for waiting in waiters._waiting],
             "uncommitted": [
                 (core.partition, core.uncommitted_bytes)
@@ -236,8 +236,8 @@ class Checkers:
             "settles": copies._applier._settles,
             "snapshots": [*copies._store_requests._open, *copies._store_requests._opening, *node.store._snapshots],
             "reads": local.replication.read_index._reads,
-            "watches": local._reading._watches,
-            "forwarded": node.queue._forwarding._gathered,
+            "watches": local.reads._watches,
+            "forwarded": node.node.state.client._gathered,
             "proposals": [p for p in plane.consensus._proposals.values() if not p.deferred.called],
             "raft reads": [*plane.consensus._reads, *plane.consensus._served],
         }

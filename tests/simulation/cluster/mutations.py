@@ -161,10 +161,10 @@ def _sends_again(self: PeerClient, node: Any, box: Any, within_s: float) -> None
     self._pool.forward(node, calls, 1.0).addCallback(self._answered, [one for _, one in box]).addErrback(failed)
 
 
-_renew = Claims.renew
+_renew = RemoteAttempts.renew
 
 
-def _grants_at_once(self: Claims, partition: int, attempts: Any, confirmed: Deferred[None] | None) -> Any:
+def _grants_at_once(self: RemoteAttempts, partition: int, attempts: Any, confirmed: Deferred[None] | None) -> Any:
     if confirmed is not None:
         confirmed.addErrback(lambda _: None)
     return _renew(self, partition, attempts, None)
@@ -265,7 +265,7 @@ MUTATIONS = (
     # --- running ---
     Mutation("claims go out before their commit", "R11", ((Claims, "_when_claimed", _claims_at_once),), leases),
     Mutation("leases need no confirmation", "8", ((PartitionCore, "runs_until_ms", _keeps_lease),), holds),
-    Mutation("renewals are granted without a round", "8", ((Claims, "renew", _grants_at_once),), leases),
+    Mutation("renewals are granted without a round", "8", ((RemoteAttempts, "renew", _grants_at_once),), leases),
     Mutation("inherited attempts are lost at once", "8", ((PartitionCore, "requeue_at_ms", property(always(0))),), leases),
     Mutation("inherited attempts are never lost", "8, P6", ((Activation, "_lose_inherited", always(None)),), failover),
     Mutation("attempts that end elsewhere are not waited for", "I12", ((Claims, "end_elsewhere", always(None)),), cancels),

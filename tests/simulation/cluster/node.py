@@ -37,10 +37,12 @@ from tq_node.runtime.bootstrap.invitation import Invited, NotInvited
 from tq_node.runtime.bootstrap.join import Joiner
 from tq_node.runtime.clock import Clock, WallClock
 from tq_node.runtime.control import raft_driver
+from tq_node.runtime.routing.admin import ClusterAdmin
 from tq_node.runtime.routing.cluster_queue import ClusterQueue
-from tq_node.runtime.routing.node import ClusterQueueSettings
+from tq_node.runtime.routing.node import Node, NodeHooks
+from tq_node.runtime.routing.node_state import ClusterQueueSettings
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
 
 if TYPE_CHECKING:
     from tests.simulation.cluster.world import ClusterWorld
@@ -67,6 +69,7 @@ class SimulatedNode:
         self.is_up = self.is_stopping = False
         self.reactor: NodeReactor
         self.member: Member
+        self.node: Node
         self.queue: ClusterQueue
         self.worker: SimWorker
         self._starting: Deferred[None]
@@ -103,35 +106,36 @@ class SimulatedNode:
         clock = Clock(reactor, WallClock(self._wall_ns, lambda: int(reactor.seconds() * 1e9)))
         member = self.member = Member(self._settings, reactor, random_bytes=self._draws.randbytes)
         member.identify(self.store, clock)
-        self.queue = ClusterQueue(
+        node = self.node = Node(
             clock,
             ClusterQueueSettings(
                 node_id=member.node_id,
                 node_name=self.name,
-                make_local=partial(self._local_queue, clock, member, broken),
-                workers_are_gone=lambda: not world.checkers.runs_at(self.host),
-                random_bytes=self._draws.randbytes,
+                open_local=partial(self._open_local_queue, clock, member, broken),
                 draw=self._draws.random,
-                secret_to_hand_over=member.secret_to_hand_over,
+                secret_for_joiners=member.secret_for_joiners,
             ),
-            guard=member.guarded,
-            on_greeted=member.greeted,
-            on_shutdown=lambda: None,
-            on_refused=lambda refusal: self._broken("the cluster refuses the node", RuntimeError(str(refusal))),
-            on_broken=broken,
+            partial(member.assemble, on_older_cluster=lambda line: self._broken("birth guard", RuntimeError(line))),
+            NodeHooks(
+                guard=member.guarded,
+                on_greeted=member.greeted,
+                on_shutdown=lambda: None,
+                on_refused=lambda refusal: self._broken("the cluster refuses the node", RuntimeError(str(refusal))),
+                on_broken=broken,
+            ),
         )
-        member.assemble(self.queue, on_older_cluster=lambda line: self._broken("birth guard", RuntimeError(line)))
+        self.queue = ClusterQueue(node.state, node.work, ClusterAdmin(node.state, clock, lambda: None), clock)
         self.worker = SimWorker(self)
         member.listen()
         self._watch(self.queue)
-        starting = self._starting = Deferred.fromCoroutine(self._start(member, self.queue, self.worker))
+        starting = self._starting = Deferred.fromCoroutine(self._start(member, node, self.worker))
         starting.addErrback(self._not_started)
-        self.graveyard.append((reactor, member, self.queue, self.worker, starting, self.store))
+        self.graveyard.append((reactor, member, node, self.queue, self.worker, starting, self.store))
         world.trace.add(f"{world.time.now_us} boot {self.name} {self.runs}")
 
-    async def _start(self, member: Member, queue: ClusterQueue, worker: SimWorker) -> None:
+    async def _start(self, member: Member, node: Node, worker: SimWorker) -> None:
         await member.start()
-        queue.start()
+        node.start()
         worker.start()
         await member.join()
 
@@ -141,11 +145,11 @@ class SimulatedNode:
     def _wall_ns(self) -> int:
         return (START_US + self.world.time.now_us + self.wall_skew_us) * 1000
 
-    def _local_queue(
+    async def _open_local_queue(
         self, clock: Clock, member: Member, broken: Callable[[BaseException], None], cluster: ClusterSettings
     ) -> LocalQueue:
-        """As ``service.NodeService._local_queue``."""
-        local = LocalQueue(
+        """As ``service.NodeService._open_local_queue``."""
+        local = await open_local_queue(
             self.store,
             clock,
             QueueSettings(
@@ -162,12 +166,15 @@ class SimulatedNode:
                 draw=self._draws.random,
             ),
             Metrics(),
-            surroundings=self.queue.plane,
-            stop_elsewhere=self.queue.stop_elsewhere,
-            on_disk_floor=lambda: None,
-            on_broken=broken,
+            surroundings=self.node.state.plane,
+            hooks=QueueHooks(
+                stop_elsewhere=self.node.stop_elsewhere,
+                on_disk_floor=lambda: None,
+                on_broken=broken,
+                workers_are_gone=lambda: not self.world.checkers.runs_at(self.host),
+            ),
         )
-        local._table.rows._bytes_max = _ROWS_BYTES
+        local.table.rows._bytes_max = _ROWS_BYTES
         return local
 
     def _watch(self, queue: ClusterQueue) -> None:
@@ -180,8 +187,7 @@ class SimulatedNode:
     @property
     def local(self) -> LocalQueue | None:
         """The queue of its own partitions, once it is active."""
-        local = self.queue._local if self.is_up else None
-        return local if local is not None and local.is_active else None
+        return self.node.state.local if self.is_up else None
 
     # --- the end ---
     def stop(self, stopped: Callable[[], None]) -> None:
@@ -198,20 +204,21 @@ class SimulatedNode:
             self.world.trace.add(f"{self.world.time.now_us} stopped {self.name}")
             stopped()
 
-        stopping = Deferred.fromCoroutine(self._stop(self.member, self.queue, self.worker, self.store))
+        stopping = Deferred.fromCoroutine(self._stop(self.member, self.node, self.worker, self.store))
         stopping.addCallback(over).addErrback(self._not_started)
         self.graveyard.append(stopping)
 
-    async def _stop(self, member: Member, queue: ClusterQueue, worker: SimWorker, store: DiskStore) -> None:
-        queue.begin_to_stop()
+    async def _stop(self, member: Member, node: Node, worker: SimWorker, store: DiskStore) -> None:
+        node.begin_to_stop()
         member.stop_joining()
         await self._starting
         handlers_over = Deferred.fromCoroutine(worker.stop())
-        await member.give_away()
-        queue.refuse_work()
+        await node.transfer_partitions()
+        node.refuse_work()
         await handlers_over
-        await member.hand_over()
-        await queue.stop()
+        await node.transfer_partitions()
+        await member.leave_gracefully()
+        await node.stop()
         await self._answered()
         await member.stop()
         await store.close()

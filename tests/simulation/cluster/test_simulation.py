@@ -56,7 +56,19 @@ def test_nodes_with_free_slots_help_the_others() -> None:
 
 def test_the_classes_are_those_that_the_composition_root_wires() -> None:
     """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
-    for name in ("Member", "Clock", "ClusterQueue", "ClusterQueueSettings", "LocalQueue", "QueueSettings", "Metrics"):
+    for name in (
+        "Member",
+        "Clock",
+        "ClusterQueue",
+        "ClusterQueueSettings",
+        "Node",
+        "NodeHooks",
+        "open_local_queue",
+        "QueueHooks",
+        "ClusterAdmin",
+        "QueueSettings",
+        "Metrics",
+    ):
         assert getattr(whole_node, name) is getattr(tq_node.node.service, name)
     world = ClusterWorld(0, faults=CALM)
     with whole_node.composition(world, world.small):
@@ -65,6 +77,7 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
     plane, local = node.member.plane, node.local
     parts: list[tuple[object, ModuleType, str]] = [
         (node.queue, tq_node.node.service, "ClusterQueue"),
+        (node.node, tq_node.node.service, "Node"),
         (node.member, tq_node.node.service, "Member"),
         (local, tq_node.node.service, "LocalQueue"),
         (plane, tq_node.node.member, "ControlPlane"),

@@ -144,7 +144,7 @@ class ClusterWorld:
         for node in self.nodes:
             if not node.is_up or node.local is None or not node.member.plane.membership.is_registered:
                 return False
-            tables.add(node.queue.map.partitions)
+            tables.add(node.node.state.map.partitions)
         if len(tables) != 1:
             return False
         copies = min(3, self.node_count)
@@ -153,9 +153,9 @@ class ClusterWorld:
                 return False
             primary = next(node for node in self.nodes if node.member.node_id == entry.primary)
             local = primary.local
-            if local is None or local._table.leading.get(partition) != entry.epoch:
+            if local is None or local.table.leading.get(partition) != entry.epoch:
                 return False
-        return all(len(node.queue.map.nodes) == self.node_count for node in self.nodes)
+        return all(len(node.node.state.map.nodes) == self.node_count for node in self.nodes)
 
     def _is_quiet(self) -> bool:
         return (
@@ -163,7 +163,7 @@ class ClusterWorld:
             and self._is_whole()
             and all(
                 node.local is not None
-                and not node.local._table.open_tasks
+                and not node.local.table.open_tasks
                 and not node.worker.finishing
                 and not node.worker.processes
                 for node in self.nodes
@@ -177,12 +177,12 @@ class ClusterWorld:
             if local is None:
                 parts.append(f"{node.name}: not active (up {node.is_up})")
                 continue
-            stats = [f"{State(i).label} {n}" for i, n in enumerate(local._reading.stats().primary) if n and i < 3]
+            stats = [f"{State(i).label} {n}" for i, n in enumerate(local.reads.stats().primary) if n and i < 3]
             parts.append(
-                f"{node.name}: leads {sorted(local._table.leading)} waits {local.leading.waiting()} {stats} "
+                f"{node.name}: leads {sorted(local.table.leading)} waits {local.activation.waiting()} {stats} "
                 f"finishing {node.worker.finishing} runs {len(node.worker.processes)}"
             )
-        entries = self.nodes[0].queue.map.partitions
+        entries = self.nodes[0].node.state.map.partitions
         names = {node.member.node_id: node.name for node in self.nodes if hasattr(node, "member")}
         table = [
             (
@@ -218,7 +218,7 @@ class ClusterWorld:
         return self._chaos.choice(self.nodes)
 
     def _primary(self) -> SimulatedNode:
-        leading = [node for node in self.nodes if node.local is not None and node.local._table.leading]
+        leading = [node for node in self.nodes if node.local is not None and node.local.table.leading]
         return self._chaos.choice(leading) if leading else self._some()
 
     def _down(self, node: SimulatedNode, *, power: bool = False) -> None:
@@ -326,8 +326,8 @@ class ClusterWorld:
         """As a drain, or a disk that is slow, would ask for."""
         node = self._primary()
         if node.local is not None and not node.is_paused:
-            led = self._chaos.sample(sorted(node.local._table.leading.items()), 1) if node.local._table.leading else []
-            node.queue.plane.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
+            led = self._chaos.sample(sorted(node.local.table.leading.items()), 1) if node.local.table.leading else []
+            node.member.plane.ask_controller([ProposeStepDown(partition, epoch) for partition, epoch in led])
 
     def summary(self) -> str:
         checkers = self.checkers

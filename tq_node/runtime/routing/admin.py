@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tq_node import limits
@@ -24,23 +23,15 @@ from tq_node.errors import (
     NotReady,
     TaskQueueError,
 )
-from tq_node.facade import (
-    ClusterNode,
-    ClusterView,
-    Invitation,
-    NotReadyReason,
-    PartitionView,
-    ReadyNote,
-)
+from tq_node.facade import Invitation, NotReadyReason, ReadyNote
 from tq_node.limits import CLUSTER_NAME
 from tq_node.raft.lost_log import Claim
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.control_plane import ControlPlane
 from tq_node.runtime.control.registration import TableRefused
-from tq_node.runtime.routing.peer_client import PeerClient
-from tq_node.runtime.tasks.local_queue import LocalQueue
-from tq_node.types import NodeId
+from tq_node.runtime.routing.node_state import NodeState
+from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionView
 
 EVERYWHERE_MS = 1_000
 """How long an order waits until all nodes know of it; they tell with each heartbeat."""
@@ -54,76 +45,57 @@ _SENTENCES = {
 
 
 class ClusterAdmin:
-    """Half of ``ClusterQueue``."""
+    """See the module's docstring.
 
-    def __init__(
-        self,
-        clock: Clock,
-        node_id: NodeId,
-        node_name: str,
-        on_shutdown: Callable[[], None],
-        secret_to_hand_over: Callable[[], bytes | None],
-    ) -> None:
-        self.node_id = node_id
-        self.node_name = node_name
-        self.plane: ControlPlane
-        """From ``joins`` on."""
-        self.is_stopping = False
+    :param on_shutdown: an operator wants this node to end, in order.
+    """
+
+    def __init__(self, state: NodeState, clock: Clock, on_shutdown: Callable[[], None]) -> None:
+        self._state = state
         self._clock = clock
         self._on_shutdown = on_shutdown
-        self._forwarding: PeerClient
-        self._local: LocalQueue | None = None
-        self._secret_to_hand_over = secret_to_hand_over
 
     @property
-    def map(self) -> ClusterMap:
-        return self.plane.map
+    def _plane(self) -> ControlPlane:
+        return self._state.plane
 
-    def _guarded(self) -> NotReadyReason | None:
-        raise NotImplementedError
+    @property
+    def _map(self) -> ClusterMap:
+        return self._state.plane.map
 
     # --- what there is to see ---
     def cluster(self) -> ClusterView:
-        core = self.plane.core
-        if not self.map.is_founded or core is None:
-            registration = self.plane.membership.registration
-            me = ClusterNode(self.node_id, self.node_name, registration.http, registration.peer, "joining", voter=False)
+        core = self._plane.core
+        if not self._map.is_founded or core is None:
+            own = self._plane.membership.registration
+            me = ClusterNode(self._state.node_id, self._state.node_name, own.http, own.peer, "joining", voter=False)
             return ClusterView("", CLUSTER_NAME, [me], None, 0, 0, 0)
-        group = Group(self.node_id, core.leader, core.term, core.configuration.voters, core.configuration.learners)
-        shown = show_cluster(self.map, self.plane.membership.liveness, group, self._clock.now_ms())
-        nodes = [ClusterNode(**msgspec.structs.asdict(node)) for node in shown.nodes]
-        return ClusterView(
-            shown.cluster_id,
-            shown.cluster_name,
-            nodes,
-            shown.leader,
-            shown.term,
-            shown.partition_count,
-            shown.replication_factor,
+        group = Group(
+            self._state.node_id, core.leader, core.term, core.configuration.voters, core.configuration.learners
         )
+        return show_cluster(self._map, self._plane.membership.liveness, group, self._clock.now_ms())
 
     def partition_views(self) -> Sequence[PartitionView]:
-        progress = {} if self._local is None else self._local.progress()
-        shown = show_partitions(self.map, progress, self._waiting())
-        return [PartitionView(**msgspec.structs.asdict(partition)) for partition in shown]
+        progress = {} if self._state.local is None else self._state.local.progress()
+        return show_partitions(self._map, progress, self._waiting())
 
     def _waiting(self) -> Mapping[int, str]:
         """Only a leader knows; what one that was deposed last thought is not shown."""
-        core = self.plane.core
-        return self.plane.membership.waiting if core is not None and core.is_leader else {}
+        core = self._plane.core
+        return self._plane.membership.waiting if core is not None and core.is_leader else {}
 
     def moves(self) -> Mapping[str, int]:
         """Of the partitions that this node leads, by stage; for metrics."""
-        return count_moves(self.map, self.node_id)
+        return count_moves(self._map, self._state.node_id)
 
     def copy_bytes_left(self) -> int:
         """What the copies that do not count yet still lack of partitions led here; for metrics."""
-        progress = {} if self._local is None else self._local.progress()
+        progress = {} if self._state.local is None else self._state.local.progress()
         return sum(left for known in progress.values() for _, left in known.copying.values())
 
     def copied_bytes(self) -> int:
         """Sent by this run of the node to copies that did not count; for metrics."""
-        return 0 if self._local is None else self._local.copied_bytes()
+        return 0 if self._state.local is None else self._state.local.copied_bytes()
 
     def nodes_by_status(self) -> Mapping[str, int]:
         """Members of the cluster as this node sees them; for metrics."""
@@ -134,16 +106,20 @@ class ClusterAdmin:
 
     def is_leader(self) -> bool:
         """Of the cluster; for metrics."""
-        core = self.plane.core
+        core = self._plane.core
         return core is not None and core.is_leader
 
     def partitions_short(self) -> tuple[int, int]:
         """(under-replicated, offline), by this node's map; for metrics."""
-        return count_short(self.map)
+        return count_short(self._map)
 
     def task_counts(self) -> Iterable[tuple[str, Sequence[int]]]:
         """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
-        return () if self._local is None else self._local.task_counts()
+        return () if self._state.local is None else self._state.local.task_counts()
+
+    def uncommitted_bytes(self) -> int:
+        """Proposed and not yet durable; for metrics."""
+        return 0 if self._state.local is None else self._state.local.uncommitted_bytes()
 
     def moves_waiting(self) -> Mapping[str, int]:
         """Of all partitions, by reason, at the leader; for metrics."""
@@ -151,32 +127,32 @@ class ClusterAdmin:
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         reasons = []
-        guarded = self._guarded()
-        core = self.plane.core
+        guarded = self._state.guard()
+        core = self._plane.core
         if guarded is not None:
             reasons.append(guarded)
-        if self.is_stopping:
+        if self._state.is_stopping:
             reasons.append(NotReadyReason("draining", "the node is stopping"))
-        if not self.map.is_founded:
+        if not self._map.is_founded:
             reasons.append(NotReadyReason("joining", "the node has not joined its cluster yet"))
-        elif not self.plane.membership.is_registered:
+        elif not self._plane.membership.is_registered:
             reasons.append(NotReadyReason("joining", "the cluster does not know this run of the node yet"))
-        if self.map.is_founded and (core is None or core.leader is None):
+        if self._map.is_founded and (core is None or core.leader is None):
             reasons.append(NotReadyReason("no_controller", "the cluster has no leader for now"))
         if core is not None and core.claim is not None and core.claim.binds:
-            reasons.append(_disagreement(core.claim, core.log.last_index, self.map))
-        if self._local is not None:
-            reasons += self._local.not_ready()
-        elif self.map.is_founded:
+            reasons.append(_disagreement(core.claim, core.log.last_index, self._map))
+        if self._state.local is not None:
+            reasons += self._state.local.not_ready()
+        elif self._map.is_founded:
             reasons.append(NotReadyReason("not_ready", "the node is reading its store"))
         return reasons
 
     def notes(self) -> Sequence[ReadyNote]:
         """What an operator should see, though the node can serve."""
-        core = self.plane.core
+        core = self._plane.core
         if core is None or core.claim is None or core.claim.binds:
             return ()
-        reason = _disagreement(core.claim, core.log.last_index, self.map)
+        reason = _disagreement(core.claim, core.log.last_index, self._map)
         return (ReadyNote(reason.code, reason.detail),)
 
     # --- joining ---
@@ -185,29 +161,29 @@ class ClusterAdmin:
         reasons = [reason for reason in self.not_ready() if reason.code != "not_active"]
         if reasons:
             raise NotReady(reasons[0].detail)
-        secret = self._secret_to_hand_over()
-        if secret is None and self.plane.has_certificates:
+        secret = self._state.settings.secret_for_joiners()
+        if secret is None and self._plane.has_certificates:
             raise Denied(
                 "this cluster uses certificates: give --peer-cert, --peer-key and --peer-ca to the node that joins"
             )
         if secret is None:
             raise Denied("the secret of this cluster is kept in a file: give --secret-file to the node that joins")
-        return Invitation(self.map.cluster_id, secret.hex(), self.plane.membership.registration.peer)
+        return Invitation(self._map.cluster_id, secret.hex(), self._plane.membership.registration.peer)
 
     # --- orders ---
     def drain(self, node: str) -> Deferred[None]:
-        return self._order(node, lambda node_id: admin_requests.drain(self.map, node_id))
+        return self._order(node, lambda node_id: admin_requests.drain(self._map, node_id))
 
     def undrain(self, node: str) -> Deferred[None]:
-        return self._order(node, lambda node_id: admin_requests.undrain(self.map, node_id))
+        return self._order(node, lambda node_id: admin_requests.undrain(self._map, node_id))
 
     def remove(self, node: str) -> Deferred[None]:
-        return self._order(node, lambda node_id: admin_requests.remove(self.map, self._liveness, node_id))
+        return self._order(node, lambda node_id: admin_requests.remove(self._map, self._liveness, node_id))
 
     def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
-        if not 0 <= partition < len(self.map.partitions):
+        if not 0 <= partition < len(self._map.partitions):
             return fail(NoSuchPartition(f"there is no partition {partition}"))
-        return self._order(node, lambda node_id: admin_requests.unsafe_recover(self.map, partition, node_id))
+        return self._order(node, lambda node_id: admin_requests.unsafe_recover(self._map, partition, node_id))
 
     def rebalance(self) -> Deferred[None]:
         return self._propose(Rebalance())
@@ -216,7 +192,7 @@ class ClusterAdmin:
         """Start nothing more of a queue. The last places are for queues that are in use: names that nobody works with must not
         take away from operators what they need in an emergency.
         """
-        paused = self.map.paused_queues
+        paused = self._map.paused_queues
         if len(paused) >= limits.PAUSED_UNUSED_MAX and queue not in paused and not self._uses(queue):
             return fail(
                 ClusterRefused(f"{len(paused)} queues are paused already, and {queue!r} has no open task at this node")
@@ -226,25 +202,28 @@ class ClusterAdmin:
     def resume(self, queue: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self._everywhere(ResumeQueue(queue)))
 
+    def paused_queues(self) -> frozenset[str]:
+        return frozenset(self._map.paused_queues)
+
     def _uses(self, queue: str) -> bool:
-        return self._local is not None and self._local.uses(queue)
+        return self._state.local is not None and self._state.local.submitter.uses(queue)
 
     def shutdown(self, node: str) -> Deferred[None]:
-        known = self.map.node_named(node)
-        if node == self.node_name:
+        known = self._map.node_named(node)
+        if node == self._state.node_name:
             self._on_shutdown()
             return succeed(None)
         if known is None:
             return fail(NoSuchNode(f"there is no node {node}"))
-        told = self._forwarding.call(known.node_id, calls.SHUTDOWN, calls.NOTHING)
+        told = self._state.client.call(known.node_id, calls.SHUTDOWN, calls.NOTHING)
         return told.addCallback(lambda _: None)
 
     @property
     def _liveness(self) -> Liveness:
-        return self.plane.membership.liveness
+        return self._plane.membership.liveness
 
     def _order(self, node: str, command_for: Callable[[NodeId], AnyCommand | Refusal]) -> Deferred[None]:
-        known = self.map.node_named(node)
+        known = self._map.node_named(node)
         if known is None:
             return fail(NoSuchNode(f"there is no node {node}"))
         command = command_for(known.node_id)
@@ -260,19 +239,19 @@ class ClusterAdmin:
         log_index = await self._proposed(command)
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
         while self._clock.now_ms() < deadline_ms and not all(
-            self.plane.consensus.applied_index >= log_index
-            if node.node_id == self.node_id
+            self._plane.consensus.applied_index >= log_index
+            if node.node_id == self._state.node_id
             else self._liveness.has_reached(node.node_id, log_index)
-            for node in self.map.members()
+            for node in self._map.members()
             if node.is_up
         ):
-            await self.plane.membership.pause(EVERYWHERE_LOOK_S)
+            await self._plane.membership.pause(EVERYWHERE_LOOK_S)
 
     async def _proposed(self, command: AnyCommand) -> int:
-        if not self.plane.membership.is_registered:
+        if not self._plane.membership.is_registered:
             raise NotReady("the node is not, or not yet, a member of a cluster")
         try:
-            outcome = await self.plane.membership.propose(command)
+            outcome = await self._plane.membership.propose(command)
         except TableRefused as why:
             raise as_error(why.refusal) from None
         if outcome.refused:

@@ -17,66 +17,59 @@ from tq_node.errors import Draining, IdConflict, NotActive, NotPrimary, OutcomeU
 from tq_node.runtime.clock import Clock
 
 T = TypeVar("T")
-PATIENCE_MS = 750
+RETRY_MS = 750
 UNKNOWN_MS = 5_000
 """A submit that hears only after so long that nobody knows is not tried again: its caller has waited enough. It is more than
 ``T_session``, so that a call which waits for a silent primary is repeated at the next one."""
 AGAIN_S_MIN, AGAIN_S_MAX = 0.01, 0.04
 """Between two tries, drawn at random, so that those who wait don't all come back at once (F32a)."""
-PATIENT_MAX = 1_000
-"""So many calls may wait; further ones are refused at once."""
+WAITING_MAX = 1_000
+"""Calls that may wait at a time; further ones are refused at once."""
 
 
 class FailoverRetry:
-    """:param draw: random numbers in [0, 1). :param is_over: nobody waits any more: the node is stopping."""
+    """:param draw: random numbers in [0, 1). :param is_stopping: nobody waits any more: the node is stopping."""
 
-    def __init__(self, clock: Clock, draw: Callable[[], float], is_over: Callable[[], bool]) -> None:
+    def __init__(self, clock: Clock, draw: Callable[[], float], is_stopping: Callable[[], bool]) -> None:
         self._clock = clock
         self._draw = draw
-        self._is_over = is_over
+        self._is_stopping = is_stopping
         self.waiting = 0
 
-    def until_served(self, attempt: Callable[[], Deferred[T]]) -> Deferred[T]:
+    def read(self, attempt: Callable[[], Deferred[T]]) -> Deferred[T]:
         """What ``attempt`` gives, now or when it is tried again."""
         tried: Deferred[T] = attempt().addErrback(self._refused, attempt, None)
         return tried
 
-    def until_known(
-        self, attempt: Callable[[], Deferred[T]], repeat: Callable[[], Deferred[T]], first: Deferred[T] | None = None
-    ) -> Deferred[T]:
-        """The same; and where nobody knows what became of ``attempt``, what ``repeat`` gives, which must do nothing twice.
+    def failed_write(
+        self, why: Failure, attempt: Callable[[], Deferred[Any]], repeat: Callable[[], Deferred[Any]], begun_ms: int
+    ) -> Any:
+        """For the errback of a write: what ``attempt``, tried again, gives; where nobody knows what became of it, what
+        ``repeat`` gives, which must do nothing twice.
 
         Once an attempt may have happened no later refusal says that it has not (P4): then it stays unknown.
 
-        :param first: the first attempt, where it has begun already.
+        :param begun_ms: when the write began, monotonic.
         """
-        begun_ms = self._clock.now_ms()
-        tried = attempt() if first is None else first
-        known: Deferred[T] = tried.addErrback(self._not_served, attempt, repeat, begun_ms)
-        return known
-
-    def _not_served(
-        self, why: Failure, attempt: Callable[[], Deferred[Any]], repeat: Callable[[], Deferred[Any]], begun_ms: int
-    ) -> Any:
         refused = self._refused(why, attempt, None)
         if isinstance(refused, Deferred):
             return refused.addErrback(self._unknown, repeat, begun_ms)
         return self._unknown(refused, repeat, begun_ms)
 
     def _unknown(self, why: Failure, repeat: Callable[[], Deferred[Any]], begun_ms: int) -> Any:
-        if not why.check(OutcomeUnknown) or self._is_over() or self._clock.now_ms() - begun_ms >= UNKNOWN_MS:
+        if not why.check(OutcomeUnknown) or self._is_stopping() or self._clock.now_ms() - begun_ms >= UNKNOWN_MS:
             return why
 
         def still_unknown(later: Failure) -> Failure:
             return later if later.check(IdConflict) else why
 
-        return self.until_served(repeat).addErrback(still_unknown)
+        return self.read(repeat).addErrback(still_unknown)
 
     def _refused(self, why: Failure, attempt: Callable[[], Deferred[Any]], until_ms: int | None) -> Any:
-        if not why.check(NotPrimary, NotActive, Draining) or self._is_over() or self.waiting >= PATIENT_MAX:
+        if not why.check(NotPrimary, NotActive, Draining) or self._is_stopping() or self.waiting >= WAITING_MAX:
             return why
         now_ms = self._clock.now_ms()
-        until_ms = now_ms + PATIENCE_MS if until_ms is None else until_ms
+        until_ms = now_ms + RETRY_MS if until_ms is None else until_ms
         if now_ms >= until_ms:
             return why
         self.waiting += 1

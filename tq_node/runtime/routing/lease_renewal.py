@@ -27,12 +27,12 @@ class LeaseRenewer:
     def __init__(
         self,
         local: LocalQueue,
-        forwarding: PeerClient,
+        client: PeerClient,
         clock: Clock,
         primary_of: Callable[[int], NodeId | None],
     ) -> None:
         self._local = local
-        self._forwarding = forwarding
+        self._client = client
         self._clock = clock
         self._primary_of = primary_of
         self._until_ms: dict[tuple[str, Token], int] = {}
@@ -41,7 +41,7 @@ class LeaseRenewer:
     def lease_ms(self, claim: Claim) -> int:
         """See ``facade.TaskQueue.lease_ms``."""
         if self._local.leads(claim.partition):
-            return self._local.lease_ms(claim.partition)
+            return self._local.claims.lease_ms(claim.partition)
         return max(0, self._until_ms.get((claim.task_id, claim.token), 0) - self._clock.now_ms())
 
     def granted(self, claims: Iterable[Claim], asked_ms: int) -> None:
@@ -54,7 +54,7 @@ class LeaseRenewer:
         """Each third of a lease or so: ask for every attempt that runs here and is another primary's."""
         away: dict[int, list[Claim]] = {}
         granted: dict[tuple[str, Token], int] = {}
-        for claim in self._local.held_claims():
+        for claim in self._local.claims.held_claims():
             if not self._local.leads(claim.partition):
                 away.setdefault(claim.partition, []).append(claim)
                 key = claim.task_id, claim.token
@@ -73,14 +73,14 @@ class LeaseRenewer:
     def _ask(self, primary: NodeId, partition: int, claims: list[Claim]) -> None:
         sent_ms = self._clock.now_ms()
         asked = calls.Renew(partition, [(claim.task_id, claim.token) for claim in claims])
-        answer: Deferred[list[bool]] = self._forwarding.call(primary, calls.RENEW, asked)
+        answer: Deferred[list[bool]] = self._client.call(primary, calls.RENEW, asked)
 
         def granted(holds: list[bool]) -> None:
             # One that was not granted is none the better for the others of its partition.
             self.granted([claim for claim, holds_it in zip(claims, holds, strict=False) if holds_it], sent_ms)
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:
-                    self._local.stop_attempt(claim.task_id, claim.token)
+                    self._local.claims.stop_attempt(claim.task_id, claim.token)
 
         answer.addCallbacks(granted, _not_renewed).addErrback(_bug)
 

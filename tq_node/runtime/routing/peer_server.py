@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import TaskQueueError
 from tq_node.facade import LIST_SORTS, ListQuery, Submission, TaskPage
 from tq_node.runtime import peer_calls as calls
+from tq_node.runtime.clock import Clock
 from tq_node.runtime.peer_calls import KINDS, NOTHING, Nothing, refused
+from tq_node.runtime.tasks.event_log import events_after
 from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.errors import Internal, MalformedBox, WireRefusal, declared_code
@@ -23,22 +25,25 @@ Handlers = dict[str, Callable[[Any], Any]]
 
 
 def handlers_of(
-    local: Callable[[], LocalQueue], on_offer: Callable[[calls.WorkOffer], None], on_shutdown: Callable[[], None]
+    local: Callable[[], LocalQueue],
+    clock: Clock,
+    on_offer: Callable[[calls.WorkOffer], None],
+    on_shutdown: Callable[[], None],
 ) -> Handlers:
     """:param local: the queue of this node; raises ``NotReady`` where there is none yet."""
 
     def submit_many(submissions: list[Submission]) -> Deferred[list[calls.Item]]:
-        done = local().submit_many(submissions)
+        done = local().submitter.submit_many(submissions)
         return done.addCallback(lambda results: [calls.item_of(result) for result in results])
 
     def finish(finish: calls.Finish) -> Deferred[Nothing]:
-        return local().finish(finish.claim, finish.outcome, finish.notes).addCallback(lambda _: NOTHING)
+        return local().claims.finish(finish.claim, finish.outcome, finish.notes).addCallback(lambda _: NOTHING)
 
     def note(note: calls.Note) -> Deferred[Nothing]:
-        return local().note(note.claim, note.notes).addCallback(lambda _: NOTHING)
+        return local().claims.note(note.claim, note.notes).addCallback(lambda _: NOTHING)
 
     def stop(stop: calls.Stop) -> Nothing:
-        local().stop_attempt(stop.task_id, stop.token)
+        local().claims.stop_attempt(stop.task_id, stop.token)
         return NOTHING
 
     def offer(offer: calls.WorkOffer) -> Nothing:
@@ -47,22 +52,22 @@ def handlers_of(
 
     def claim(ask: calls.ClaimRequest) -> Deferred[calls.ClaimGrant]:
         types = None if ask.types is None else frozenset(ask.types)
-        claimed = local().lend(ask.limit, ask.node_name, types)
-        return claimed.addCallback(lambda claims: calls.ClaimGrant(list(claims), local().backlog(types)))
+        claimed = local().claims.lend(ask.limit, ask.node_name, types)
+        return claimed.addCallback(lambda claims: calls.ClaimGrant(list(claims), local().claims.backlog(types)))
 
     def list_(query: ListQuery) -> Deferred[TaskPage]:
         if query.sort not in LIST_SORTS:
             raise MalformedBox(f"a list sorted by {query.sort[:50]!r}")
-        return local().list(query)
+        return local().reads.list(query)
 
     def shutdown(_: Nothing) -> Nothing:
         on_shutdown()
         return NOTHING
 
     return {
-        calls.SUBMIT.name: lambda submission: local().submit(submission),
+        calls.SUBMIT.name: lambda submission: local().submitter.submit(submission),  # noqa: PLW0108 (may raise)
         calls.SUBMIT_MANY.name: submit_many,
-        calls.GET.name: lambda get: local().get(get.task_id, wait_s=get.wait_s),
+        calls.GET.name: lambda get: local().reads.get(get.task_id, wait_s=get.wait_s),
         calls.CANCEL.name: lambda task_id: local().cancel(task_id),
         calls.RETRY.name: lambda task_id: local().retry(task_id),
         calls.PURGE.name: lambda task_id: local().purge(task_id),
@@ -73,8 +78,8 @@ def handlers_of(
         calls.OFFER.name: offer,
         calls.CLAIM.name: claim,
         calls.LIST.name: list_,
-        calls.EVENTS.name: lambda question: local().events_after(question),
-        calls.STATS.name: lambda _: local().stats(),
+        calls.EVENTS.name: lambda question: events_after(local().events, clock, question),
+        calls.STATS.name: lambda _: local().reads.stats(),
         calls.SHUTDOWN.name: shutdown,
     }
 
@@ -87,40 +92,19 @@ class PeerServer:
 
     def serve(self, calls: Sequence[ForwardedCall]) -> Deferred[list[ForwardedResult]]:
         """One result for each call, in order; fires once all are there."""
-        results: list[ForwardedResult | None] = [None] * len(calls)
-        done: Deferred[list[ForwardedResult]] = Deferred()
-        left = len(calls)
-
-        def arrived(result: ForwardedResult, index: int) -> None:
-            nonlocal left
-            results[index] = result
-            left -= 1
-            if left == 0 and not done.called:
-                done.callback([one for one in results if one is not None])
-
-        for index, call in enumerate(calls):
-            self._one(call).addCallback(arrived, index)
-        if not calls:
-            done.callback([])
-        return done
+        return gatherResults([self._one(call) for call in calls])
 
     def _one(self, call: ForwardedCall) -> Deferred[ForwardedResult]:
         kind = KINDS.get(call.kind)
         handler = self._handlers.get(call.kind)
         if kind is None or handler is None:
-            return _now(refused(WireRefusal(f"this version knows no call {call.kind[:50]!r}")))
+            return succeed(refused(WireRefusal(f"this version knows no call {call.kind[:50]!r}")))
         try:
             value = kind.call.decode(call.body)
         except MalformedBox as why:
-            return _now(refused(why))
+            return succeed(refused(why))
         answer: Deferred[Any] = maybeDeferred(handler, value)
         return answer.addCallback(lambda result: ForwardedResult("", kind.result.encode(result))).addErrback(_refusal)
-
-
-def _now(result: ForwardedResult) -> Deferred[ForwardedResult]:
-    done: Deferred[ForwardedResult] = Deferred()
-    done.callback(result)
-    return done
 
 
 def _refusal(why: Failure) -> ForwardedResult:

@@ -1,4 +1,4 @@
-"""What all nodes answer together: pages of tasks, sums. Each task once, by its primary.
+"""What all nodes do or answer together: batches of submissions, pages of tasks, sums. Each task once, by its primary.
 
 Who did not answer is named, and so is each partition that nobody has answered for: one that changes hands while the nodes are
 asked is led by none of them, or by one that has been deposed by then.
@@ -10,20 +10,24 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from tq_node.errors import TaskQueueError
-from tq_node.facade import ListedTask, ListQuery, Stats, TaskPage
+from tq_node.errors import OutcomeUnknown, TaskQueueError
+from tq_node.facade import Accepted, ListedTask, ListQuery, Stats, Submission, TaskPage
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.routing.peer_client import PeerClient
+from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.types import NodeId
 
+_log = Logger(namespace="taskqueue.forwarding")
 T = TypeVar("T")
 GATHER_S = 5.0
 """A node that has not answered by then is missing."""
 Others = Sequence[tuple[NodeId, str]]
 """Id and name of each other member."""
+Results = list[Accepted | TaskQueueError]
 Key = tuple[int | str, str]
 Entry = tuple[NodeId | None, int]
 """Of one partition: its primary, and the epoch."""
@@ -52,14 +56,63 @@ class Covered:
         return [p for p, (_, epoch) in enumerate(self._entries()) if self._epochs.get(p, -1) < epoch]
 
 
-async def all_stats(
-    mine: Deferred[Stats], me: NodeId, others: Others, forwarding: PeerClient, covered: Covered
-) -> Stats:
+def submit_to_all(
+    local: LocalQueue,
+    client: PeerClient,
+    submissions: Sequence[Submission],
+    groups: dict[NodeId, list[int]],
+    results: list[Accepted | TaskQueueError | None],
+) -> Deferred[Results]:
+    """A batch over several primaries: each gets its share, and where a share fails, only its own submissions fail.
+
+    :param groups: for each primary the places of its submissions. :param results: those that have none are filled in.
+    """
+
+    def arrived(found: Results | Failure, indexes: list[int]) -> None:
+        if isinstance(found, Failure):
+            found = [_error_of(found, submissions[index].id) for index in indexes]
+        for index, result in zip(indexes, found, strict=True):
+            results[index] = result
+
+    shares = []
+    for node, indexes in groups.items():
+        mine = [submissions[index] for index in indexes]
+        is_here = node == local.node_id
+        share = local.submitter.submit_many(mine) if is_here else _forward(client, node, mine)
+        shares.append(share.addBoth(arrived, indexes))
+    # A caller that goes away cancels ``done`` and nothing of the shares: what becomes of them is no failure of the batch.
+    done: Deferred[Results] = Deferred()
+    gatherResults(shares).addCallback(lambda _: done.callback(cast("Results", results)))
+    return done
+
+
+def _forward(client: PeerClient, node: NodeId, submissions: list[Submission]) -> Deferred[Results]:
+    """In as many calls as boxes want."""
+
+    def arrived(items: list[calls.Item] | Failure, part: list[Submission]) -> Results:
+        if isinstance(items, Failure):
+            return [_error_of(items, submission.id) for submission in part]
+        return [calls.result_of(item, submission.id) for item, submission in zip(items, part, strict=True)]
+
+    parts = [client.call(node, calls.SUBMIT_MANY, part).addBoth(arrived, part) for part in calls.parts_of(submissions)]
+    return gatherResults(parts).addCallback(lambda found: [result for part in found for result in part])
+
+
+def _error_of(why: Failure, task_id: str | None) -> TaskQueueError:
+    """The failure of a whole call as that of one of its submissions."""
+    error = why.value
+    if not isinstance(error, TaskQueueError):
+        _log.failure("a batch failed", failure=why, event="batch_failed")
+        return OutcomeUnknown("the batch failed", task_id=task_id)
+    return calls.for_task(error, task_id)
+
+
+async def all_stats(own: Deferred[Stats], me: NodeId, others: Others, client: PeerClient, covered: Covered) -> Stats:
     """The sum over primaries."""
-    asked = [(node, name, _heard(forwarding.call(node, calls.STATS, calls.NOTHING))) for node, name in others]
-    own = await mine
-    covered.add(own.led, me)
-    primary, missing = list(own.primary), []
+    asked = [(node, name, _or_none(client.call(node, calls.STATS, calls.NOTHING))) for node, name in others]
+    own_stats = await own
+    covered.add(own_stats.led, me)
+    primary, missing = list(own_stats.primary), []
     for node, name, answer in asked:
         stats: Stats | None = await answer
         if stats is None:
@@ -71,12 +124,12 @@ async def all_stats(
 
 
 async def all_pages(
-    query: ListQuery, mine: Deferred[TaskPage], me: NodeId, others: Others, forwarding: PeerClient, covered: Covered
+    query: ListQuery, own: Deferred[TaskPage], me: NodeId, others: Others, client: PeerClient, covered: Covered
 ) -> TaskPage:
-    """One page over all nodes. ``query`` asks each for its primaries; ``mine`` is this node's answer to it."""
+    """One page over all nodes. ``query`` asks each for its primaries; ``own`` is this node's answer to it."""
     alone = msgspec.structs.replace(query, cluster=False)
-    asked = [(node, name, _heard(forwarding.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
-    pages, missing = [await mine], []
+    asked = [(node, name, _or_none(client.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
+    pages, missing = [await own], []
     covered.add(pages[0].led, me)
     for node, name, answer in asked:
         page: TaskPage | None = await answer
@@ -88,7 +141,7 @@ async def all_pages(
     return msgspec.structs.replace(merged(query, pages, missing), partitions_missing=covered.missing())
 
 
-def _heard(answer: Deferred[T]) -> Deferred[T | None]:
+def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
     """None where the node did not answer. At once: if this node can't answer itself, nobody comes to hear of the others."""
 
     def missing(why: Failure) -> None:

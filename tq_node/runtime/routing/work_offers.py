@@ -28,13 +28,13 @@ class WorkOffers:
     def __init__(
         self,
         local: LocalQueue,
-        forwarding: PeerClient,
+        client: PeerClient,
         clock: Clock,
         peers: Callable[[], Sequence[NodeId]],
         types_of: Callable[[NodeId], Collection[str] | None] = lambda _: None,
     ) -> None:
         self._local = local
-        self._forwarding = forwarding
+        self._client = client
         self._clock = clock
         self._peers = peers
         self._types_of = types_of
@@ -43,15 +43,15 @@ class WorkOffers:
         self._unaware: set[NodeId] = set()
         """Peers of an earlier version, which do not know the call."""
         self._timer: IDelayedCall | None = None
-        self._is_over = False
+        self._stopped = False
 
     def noticed(self) -> None:
         """Something may be ready. Called for each task: what does not find a slot in a while is told then."""
-        if self._timer is None and not self._is_over:
+        if self._timer is None and not self._stopped:
             self._timer = self._clock.call_later(limits.HELP_OFFER_MS / 1000, self._look)
 
     def _look_again(self) -> None:
-        if not self._is_over:
+        if not self._stopped:
             self._timer = self._clock.call_later(limits.HELP_OFFER_AGAIN_MS / 1000, self._look)
 
     def connected(self, node: NodeId) -> None:
@@ -59,16 +59,16 @@ class WorkOffers:
         self._unaware.discard(node)
 
     def stop(self) -> None:
-        self._is_over = True
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _look(self) -> None:
         self._timer = None
-        if self._local.backlog() <= 0:
+        if self._local.claims.backlog() <= 0:
             return
-        backlogs = {node: self._local.backlog(self._types_of(node)) for node in self._peers()}
+        backlogs = {node: self._local.claims.backlog(self._types_of(node)) for node in self._peers()}
         able = [node for node, backlog in backlogs.items() if backlog > 0]
         if not able:
             return  # what waits is for none of them; that one comes that may be asked is noticed
@@ -88,7 +88,7 @@ class WorkOffers:
         if node in self._telling or node in self._unaware:
             return
         self._telling.add(node)
-        told = self._forwarding.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
+        told = self._client.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
 
         def over(result: object) -> None:
             """Whatever became of it, it is said again as long as it is so; but not to who can't understand it."""

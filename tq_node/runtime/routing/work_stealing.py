@@ -48,8 +48,8 @@ class WorkStealer:
     def __init__(
         self,
         local: LocalQueue,
-        forwarding: PeerClient,
-        renewing: LeaseRenewer,
+        client: PeerClient,
+        leases: LeaseRenewer,
         clock: Clock,
         worker: Callable[[], Worker | None],
         *,
@@ -59,8 +59,8 @@ class WorkStealer:
         self.claimed = 0
         """Claims of other nodes' tasks that the worker here got."""
         self._local = local
-        self._forwarding = forwarding
-        self._renewing = renewing
+        self._client = client
+        self._leases = leases
         self._clock = clock
         self._worker = worker
         self._may_help = may_help
@@ -69,12 +69,12 @@ class WorkStealer:
         self._turned_away = False
         """A slot came free while everybody who has something was being asked."""
         self._waits: dict[Deferred[Claims], IDelayedCall] = {}
-        self._is_over = False
+        self._stopped = False
 
     def offered(self, offer: calls.WorkOffer) -> None:
         """A peer has more than it can start."""
         worker = self._worker()
-        if worker is None or self._is_over or not self._may_help():
+        if worker is None or self._stopped or not self._may_help():
             return
         loaded = self._loaded.setdefault(offer.node, _Loaded())
         loaded.backlog, loaded.heard_ms = offer.backlog, self._clock.now_ms()
@@ -91,14 +91,14 @@ class WorkStealer:
 
     def stop(self) -> None:
         """Who still waits gets nothing; what comes later is given back."""
-        self._is_over = True
+        self._stopped = True
         for out in list(self._waits):
             self._no_longer(out)
 
     # --- asking ---
     def _found(self, own: Claims, limit: int) -> Claims | Deferred[Claims]:
         worker = self._worker()
-        if worker is None or self._is_over or len(own) >= limit or not self._may_help():
+        if worker is None or self._stopped or len(own) >= limit or not self._may_help():
             return own
         types = worker.types
         if types is not None and not types:
@@ -131,7 +131,7 @@ class WorkStealer:
         out: Deferred[Claims] = Deferred()
         self._waits[out] = self._clock.call_later(limits.HELP_WAIT_MS / 1000, self._no_longer, out)
         asked_ms = self._clock.now_ms()
-        answer: Deferred[calls.ClaimGrant] = self._forwarding.call_alone(node, calls.CLAIM, ask, calls.CALL_S)
+        answer: Deferred[calls.ClaimGrant] = self._client.call_alone(node, calls.CLAIM, ask, calls.CALL_S)
 
         def lent(lent: calls.ClaimGrant) -> None:
             self._settle(loaded, len(lent.claims), lent.backlog)
@@ -169,8 +169,8 @@ class WorkStealer:
         for claim in claims:
             fits = may_begin and not self._local.leads(claim.partition) and claim.queue not in paused
             (taken if fits else left).append(claim)
-        self._renewing.granted(taken, asked_ms)
-        self._local.hold(taken)
+        self._leases.granted(taken, asked_ms)
+        self._local.claims.hold(taken)
         self.claimed += len(taken)
         self._no_longer(out, taken)
         if left:

@@ -39,7 +39,7 @@ class Activation:
         copies: ReplicaDriver,
         store: Store,
         clock: Clock,
-        running: Claims,
+        claims: Claims,
         *,
         node_name: str,
         workers_are_gone: Callable[[], bool],
@@ -52,7 +52,7 @@ class Activation:
         self._copies = copies
         self._store = store
         self._clock = clock
-        self._running = running
+        self._claims = claims
         self._node_name = node_name
         self._workers_are_gone = workers_are_gone
         self._on_serving = on_serving
@@ -125,8 +125,8 @@ class Activation:
         table.due.absorb(found.due)
         if not self._over:
             self._lose_inherited(found.running)
-            self._running.find_due()
-            self._running.wake()
+            self._claims.find_due()
+            self._claims.wake()
 
     # --- attempts of earlier primaries (section 8) ---
     def _lose_inherited(self, task_ids: list[str]) -> None:
@@ -160,7 +160,7 @@ class Activation:
 
     def _lose(self, task_ids: list[str], node: str | None) -> None:
         for first in range(0, len(task_ids), LOSE_CHUNK):
-            losing = self._running.lose(task_ids[first : first + LOSE_CHUNK], node)
+            losing = self._claims.remote.lose(task_ids[first : first + LOSE_CHUNK], node)
             losing.addCallbacks(self._look_again if node is None else lambda _: None, self._not_lost)
 
     def _look_again(self, kept: list[str]) -> None:

@@ -62,7 +62,7 @@ class Claims:
         self._set_back: list[TaskRow] = []
         """Met while their partition took no claims; hinted again with the next round of the safety net."""
         self.giving_up = HandlerTimeout(table, clock)
-        self._away = RemoteAttempts(table, clock, settings, self._claims)
+        self.remote = RemoteAttempts(table, clock, settings, self._claims)
         self._stopped = False
         self._again_call: IDelayedCall | None = None
         self._due_call: IDelayedCall | None = None
@@ -129,7 +129,9 @@ class Claims:
         return self._take(limit, ClaimRound(self._settings.node_name, types=types))
 
     def backlog(self, types: Collection[str] | None = None) -> int:
-        """How many ready tasks of these types there are beyond what this node's own worker could start now."""
+        """How many ready tasks of these types (None: any) there are beyond what this node's own worker could start now."""
+        if not self._status.is_active or self._status.is_stopping:
+            return 0
         own = 0 if self._worker is None else self._worker.slots_free
         waiting, shared = self._table.ready.waiting_for(types)
         return waiting - min(own, shared)
@@ -219,7 +221,7 @@ class Claims:
             taking.bytes_left -= len(spec.payload)
             if spec.tags:
                 taking.bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
-            self._away.lend(spec.id, row.token)
+            self.remote.lend(spec.id, row.token)
         else:
             self._claims[spec.id] = claim
         taking.places[slot.partition] = slot.sequence
@@ -302,13 +304,13 @@ class Claims:
 
     def _is_held(self, claim: Claim) -> bool:
         """By this node's worker, or lent to another's."""
-        return self._claims.get(claim.task_id) is claim or self._away.has_lent(claim.task_id, claim.token)
+        return self._claims.get(claim.task_id) is claim or self.remote.has_lent(claim.task_id, claim.token)
 
     def _forget(self, claim: Claim) -> None:
         held = self._claims.get(claim.task_id)
         if held is not None and held.token == claim.token:
             del self._claims[claim.task_id]
-        self._away.ended(claim.task_id, claim.token)
+        self.remote.ended(claim.task_id, claim.token)
 
     # --- what a worker says ---
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
@@ -331,7 +333,8 @@ class Claims:
             return self._say(claim, (event,), is_end=True)
         return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
 
-    def _let_go(self, claim: Claim) -> None:
+    def let_go(self, claim: Claim) -> None:
+        """Forget an attempt of this node's worker, which has ended: it has been reported to its partition's primary."""
         self._ended(claim)
         self._forget(claim)
 
@@ -359,7 +362,7 @@ class Claims:
         if slot is None:
             return self._table.load([claim.task_id]).addCallback(self._say_found, claim, events, is_end)
         if is_end:
-            self._let_go(claim)
+            self.let_go(claim)
         try:
             return self._say_to(slot, events)
         except TaskQueueError as why:
@@ -370,7 +373,7 @@ class Claims:
     ) -> Deferred[None]:
         one = found[claim.task_id]
         if is_end and not isinstance(one, Elsewhere):
-            self._let_go(claim)
+            self.let_go(claim)
         return self._say_to(existing(one, claim.task_id), events)
 
     def _say_to(self, slot: Slot, events: Sequence[Event]) -> Deferred[None]:
@@ -391,11 +394,7 @@ class Claims:
         """An attempt at another node no longer holds its task: nothing starts beside it until it has ended, or its lease has."""
         self._ending[task_id] = token
         self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
-        self._away.ended(task_id, token)
-
-    def let_go(self, claim: Claim) -> None:
-        """Its end is told at another node, which leads its partition."""
-        self._let_go(claim)
+        self.remote.ended(task_id, token)
 
     def stop_attempt(self, task_id: str, token: Token) -> None:
         """Tell the worker that the attempt no longer holds its task."""
@@ -416,17 +415,6 @@ class Claims:
         """What this node's worker runs."""
         return list(self._claims.values())
 
-    def renew(
-        self, partition: int, attempts: Sequence[tuple[str, Token]], confirmed: Deferred[None] | None
-    ) -> Deferred[list[bool]]:
-        """See ``RemoteAttempts.renew``."""
-        return self._away.renew(partition, attempts, confirmed)
-
-    # --- lost ---
-    def lose(self, task_ids: list[str], node: str | None) -> Deferred[list[str]]:
-        """See ``RemoteAttempts.lose``."""
-        return self._away.lose(task_ids, node)
-
     def _not_loaded(self, why: object) -> None:
         # The store is broken and the process about to end (R18); who waits hears it from the driver.
         _log.error("could not load rows: {why}", why=str(why), event="load_failed")
@@ -439,7 +427,7 @@ class Claims:
         for task_id, (token, until_ms) in list(self._ending_elsewhere.items()):
             if now_ms >= until_ms:
                 self._end_of(task_id, token)
-        self._away.lose_overdue(now_ms)
+        self.remote.lose_overdue(now_ms)
         self._hint_set_back()
         if self._table.ready.has_any:
             self.wake()

@@ -1,16 +1,19 @@
-"""Where a task lands that brings no id: in a partition that this node leads, the same one for all that one commit gathers.
+"""Where a task gets its id: one of a partition that this node leads, which all submits of one commit share.
 
-A task's place is a function of its id (section 9), so whoever makes the id chooses the place. Two costs go away: nothing is
-forwarded, and what a partition costs each time it has something to say (an entry, a message to each copy, an acknowledgement,
+A task's partition is a function of its id (section 9), so whoever makes the id chooses the partition. Two costs go away: nothing
+is forwarded, and what a partition costs each time it has something to say (an entry, a message to each copy, an acknowledgement,
 on three nodes) is shared by many tasks instead of paid by each. The next commit goes on with the next partition, so that all
 that are led here fill alike.
+
+Ids are ``task-<uuid7>``, sortable by the time they were made (RFC 9562, section 5.7).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 
-from tq_node.runtime.tasks.ids import IdMaker
+from tq_node.cluster.placement import first_in
 
 TASKS_EACH = 64
 """Tasks that land in the same place within one commit: enough to share its cost."""
@@ -18,11 +21,96 @@ TASKS_EACH_OF_BATCH = 32
 """A batch is spread over so many places that each gets about so many tasks: the more places fit, the fewer hashes an id costs."""
 DRAWS_EACH = 64
 """Hashes that one id may cost, about: of more partitions than that, several are as good as one."""
+_MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
+
+_POOL_BYTES = 4_096
+_TAIL_DIGITS = 16
+_VERSION = 7 << 12
+_VARIANT_DIGIT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+TAILS = 1_024
+"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little else."""
+_A_MS = 1 << 12
+"""In the units of an id's time."""
+_ROUNDS_MAX = 4
+
+
+class IdMaker:
+    """:param random_bytes: asked for 4 KiB at a time: each system call lets go of the interpreter, and at tens of thousands of
+    ids a second the other threads would take it at every one of them.
+    """
+
+    __slots__ = ("_at", "_random_bytes", "_tails", "_units")
+
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._tails: list[str] = []
+        self._at = 0
+        self._units = 0
+
+    def make(self, wall_us: int) -> str:
+        """A fresh id: 48 bits of milliseconds, 12 bits of the fraction below them, 62 random bits."""
+        if not self._tails:
+            self._refill()
+        return f"task-{_head(_units_of(wall_us))}{self._tails.pop()}"
+
+    def make_in(self, wall_us: int, partitions: Collection[int], *, seed: int, partition_count: int) -> str:
+        """One whose task lives in one of ``partitions``, by ``placement.partition_of`` with this seed and count.
+
+        Each ending is used once at most, and tried as often as it takes: the random bits of an id are those among 62 that fit.
+        Where none does, the time goes on by a quarter of a microsecond. Without any luck the id is one of any partition.
+        """
+        tails = self._tails
+        while len(tails) < TAILS:
+            self._refill()
+        units = _units_of(wall_us)
+        if units < self._units < units + _A_MS:
+            units = self._units  # all endings were tried with less
+        begin = self._at
+        for _ in range(_ROUNDS_MAX):
+            head = f"task-{_head(units)}"
+            at = first_in(head, tails, begin, partitions, seed=seed, partition_count=partition_count)
+            if at is not None:
+                made = head + tails[at]
+                tails[at] = tails[-1]
+                del tails[-1]
+                self._at, self._units = at, units
+                return made
+            begin = 0
+            units += 1
+        return self.make(wall_us)
+
+    def _refill(self) -> None:
+        """Endings: the variant's two bits and 62 random ones, as an id has them after its third dash."""
+        digits, variant = self._random_bytes(_POOL_BYTES).hex(), _VARIANT_DIGIT
+        self._tails += [
+            f"{variant[digits[at]]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + _TAIL_DIGITS]}"
+            for at in range(0, len(digits), _TAIL_DIGITS)
+        ]
+
+
+def _units_of(wall_us: int) -> int:
+    """The time in an id: milliseconds, and 12 bits below them."""
+    millis, micros = divmod(wall_us, 1000)
+    return millis << 12 | (micros << 12) // 1000
+
+
+def _head(units: int) -> str:
+    text = f"{(units >> 12) << 16 | _VERSION | (units & 0xFFF):016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:]}-"
+
+
+def made_at_us(task_id: str) -> int | None:
+    """When an id of that form was made, wall clock; None for an id of another form."""
+    match = _MADE.match(task_id)
+    if match is None:
+        return None
+    return int(match[1] + match[2], 16) * 1000
 
 
 class IdAllocator:
-    """:param led: the partitions that are led and active here. :param refusals: those of them that take no new work for now.
+    """Chooses the partition of each new task among those led here, and makes an id that hashes to it.
 
+    :param led: the partitions that are led and active here. :param refusals: those of them that take no new work for now.
     :param commits: how many commits have been gathered so far.
     :param seed, partition_count: fixed when the cluster was born.
     """
@@ -31,7 +119,7 @@ class IdAllocator:
         self,
         ids: IdMaker,
         led: Mapping[int, object],
-        refusals: Callable[[], Mapping[int, object]],
+        refusals: Mapping[int, object],
         commits: Callable[[], int],
         *,
         seed: int,
@@ -43,46 +131,45 @@ class IdAllocator:
         self._commits = commits
         self._seed = seed
         self._partition_count = partition_count
-        self._places_at_once = -(-partition_count // DRAWS_EACH)
-        self._places: frozenset[int] = frozenset()
-        self.is_here = False
-        """Whether what was made last lives at this node: for this turn."""
+        self._partitions_at_once = -(-partition_count // DRAWS_EACH)
+        self._partitions: frozenset[int] = frozenset()
+        """Where ids of the present commit lead to; empty where this node leads nothing."""
         self._newest = -1
-        self._left = 0
+        """The partition that had its turn last."""
+        self._ids_left = 0
+        """Ids that these partitions still get in the present commit."""
         self._commit = -1
 
-    def make_id(self, wall_us: int) -> str:
-        """The id of a new task. Where this node leads nothing, any: its task goes to whoever leads it."""
+    def allocate(self, wall_us: int) -> tuple[str, bool]:
+        """The id of a new task, and whether this node leads its partition, in this turn of the reactor."""
         commit = self._commits()
-        if self._left == 0 or commit != self._commit or not self._still_take():
+        if self._ids_left == 0 or commit != self._commit or not self._still_take():
             self._commit = commit
-            self._places = self._next_places(self._places_at_once)
-            self._left = TASKS_EACH * max(len(self._places), 1)
-        self._left -= 1
-        self.is_here = bool(self._places)
-        return self._make(wall_us, self._places)
+            self._partitions = self._next_partitions(self._partitions_at_once)
+            self._ids_left = TASKS_EACH * max(len(self._partitions), 1)
+        self._ids_left -= 1
+        return self._make(wall_us, self._partitions), bool(self._partitions)
 
-    def make_ids(self, wall_us: int, count: int) -> list[str]:
-        """The ids of so many new tasks that come together."""
-        places = self._next_places(max(self._places_at_once, -(-count // TASKS_EACH_OF_BATCH)))
-        self.is_here = bool(places)
-        return [self._make(wall_us, places) for _ in range(count)]
+    def allocate_many(self, wall_us: int, count: int) -> tuple[list[str], bool]:
+        """As ``allocate``, for ``count`` tasks that come together."""
+        partitions = self._next_partitions(max(self._partitions_at_once, -(-count // TASKS_EACH_OF_BATCH)))
+        return [self._make(wall_us, partitions) for _ in range(count)], bool(partitions)
 
-    def _make(self, wall_us: int, places: frozenset[int]) -> str:
-        if not places:
+    def _make(self, wall_us: int, partitions: frozenset[int]) -> str:
+        if not partitions:
             return self._ids.make(wall_us)
-        return self._ids.make_in(wall_us, places, seed=self._seed, partition_count=self._partition_count)
+        return self._ids.make_in(wall_us, partitions, seed=self._seed, partition_count=self._partition_count)
 
     def _still_take(self) -> bool:
         """A partition may go within a commit: and where nothing is proposed any more, no other commit follows."""
-        return self._places <= self._led.keys() and self._places.isdisjoint(self._refusals())
+        return self._partitions <= self._led.keys() and self._partitions.isdisjoint(self._refusals)
 
-    def _next_places(self, count: int) -> frozenset[int]:
-        """So many, or all that there are, from the one after the last that had its turn."""
-        refusals = self._refusals()
+    def _next_partitions(self, count: int) -> frozenset[int]:
+        """``count`` partitions that take work, or all that there are, from the one after the last that had its turn."""
+        refusals = self._refusals
         taking = sorted([partition for partition in self._led if partition not in refusals])
         after = [partition for partition in taking if partition > self._newest]
-        places = (after + taking)[: min(count, len(taking))]
-        if places:
-            self._newest = places[-1]
-        return frozenset(places)
+        partitions = (after + taking)[: min(count, len(taking))]
+        if partitions:
+            self._newest = partitions[-1]
+        return frozenset(partitions)

@@ -37,28 +37,36 @@ class TaskReads:
     """See the module's docstring."""
 
     def __init__(
-        self, table: TaskTable, store: Store, clock: Clock, settings: QueueSettings, status: NodeStatus
+        self,
+        table: TaskTable,
+        store: Store,
+        clock: Clock,
+        settings: QueueSettings,
+        status: NodeStatus,
+        replication: Replication,
     ) -> None:
         self._table = table
         self._store = store
         self._clock = clock
         self._settings = settings
         self._status = status
-        self.replication: Replication
-        """Set at the start: it comes from what is on disk."""
+        self._replication = replication
         self._watches: dict[str, list[_Watch]] = {}
         self._watch_count = 0
 
     # --- one task ---
-    def get(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
+    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
         """See ``facade.TaskQueue.get``."""
+        return maybeDeferred(self._look_up, task_id, wait_s, local)
+
+    def _look_up(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
         if not self._status.is_active:
             raise NotReady("the node is starting")
         partition = self._table.partition_of(task_id)
         if local and not (wait_s > 0 and partition in self._table.leading):
             return self._get_copy(partition, task_id)
         self._table.must_lead(partition, task_id)
-        confirming = None if local else self.replication.read_index.when_confirmed(partition)
+        confirming = None if local else self._replication.read_index.when_confirmed(partition)
         if confirming is None:
             return self._get(partition, task_id, wait_s, 0.0 if local else None)
         return confirming.addCallbacks(
@@ -85,9 +93,9 @@ class TaskReads:
 
         :raises NotPrimary: there is no copy here.
         """
-        if not self.replication.is_held(partition):
+        if not self._replication.is_held(partition):
             raise NotPrimary("this node has no copy of the task's partition", task_id=task_id)
-        node, age_s = self.replication.primary_name(partition), self.replication.age_s(partition)
+        node, age_s = self._replication.primary_name(partition), self._replication.age_s(partition)
 
         def found(stored: dict[str, StoredRow | Tombstone]) -> Read:
             one = stored.get(task_id)
@@ -117,7 +125,7 @@ class TaskReads:
 
         def over() -> None:
             self._forget(task_id, watch)
-            maybeDeferred(self.get, task_id, 0.0, age_s is not None).chainDeferred(deferred)
+            self.get(task_id, local=age_s is not None).chainDeferred(deferred)
 
         watch = _Watch(deferred, self._clock.call_later(wait_s, over))
         self._watches.setdefault(task_id, []).append(watch)
@@ -162,11 +170,14 @@ class TaskReads:
             for watch in list(self._watches[task_id]):
                 self._forget(task_id, watch)
                 if not watch.deferred.called:
-                    maybeDeferred(self.get, task_id, 0.0, False).chainDeferred(watch.deferred)
+                    self.get(task_id).chainDeferred(watch.deferred)
 
     # --- many tasks ---
-    async def list(self, query: ListQuery) -> TaskPage:
-        """See ``facade.TaskQueue.list``."""
+    def list(self, query: ListQuery) -> Deferred[TaskPage]:
+        """See ``facade.TaskQueue.list``: of the copies at this node."""
+        return Deferred.fromCoroutine(self._list(query))
+
+    async def _list(self, query: ListQuery) -> TaskPage:
         if not self._status.is_active:
             raise NotReady("the node is starting")
         await self._table.driver.settle()
@@ -197,14 +208,14 @@ class TaskReads:
             if pace.is_over():
                 await pace.turn()
             role = "primary" if stored.partition in self._table.leading else "replica"
-            listed.append(ListedTask(row_of(stored), role, self.replication.primary_name(stored.partition)))
+            listed.append(ListedTask(row_of(stored), role, self._replication.primary_name(stored.partition)))
         return TaskPage(listed, page.next, led=led)
 
     def _wanted(self, query: ListQuery) -> frozenset[int]:
         """The partitions whose copy here the query is about."""
-        leading, primary_name = self._table.leading, self.replication.primary_name
+        leading, primary_name = self._table.leading, self._replication.primary_name
         found = []
-        for partition in self.replication.held():
+        for partition in self._replication.held():
             if query.role is not None and (query.role == "primary") is not (partition in leading):
                 continue
             if query.nodes is not None and (primary_name(partition) in query.nodes) is query.nodes_not:
@@ -215,7 +226,7 @@ class TaskReads:
     def stats(self) -> Stats:
         """Every copy on this node counts, with the role that it has now."""
         primary, replica = [0] * len(State), [0] * len(State)
-        leading, is_held = self._table.leading, self.replication.is_held
+        leading, is_held = self._table.leading, self._replication.is_held
         for partition, states in self._table.driver.states().items():
             if is_held(partition):
                 counts = primary if partition in leading else replica

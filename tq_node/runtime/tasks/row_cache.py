@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from tq_node import limits
-from tq_node.types import State, TaskRow
+from tq_node.types import State, TaskRow, TaskSpec
 
 _ROW_OVERHEAD_BYTES = 1_000
 
@@ -52,6 +52,11 @@ class RowCache:
         if slot is not None and task_id in self._clean:
             self._clean.move_to_end(task_id)
         return slot
+
+    def spec_of(self, task_id: str) -> TaskSpec | None:
+        """What was submitted, if the row is in memory."""
+        slot = self.get(task_id)
+        return slot.row.spec if slot is not None and slot.row is not None else None
 
     def pin(self, task_id: str) -> None:
         """Keep a resident row until ``unpin``: somebody waits for others to be read beside it."""

@@ -25,8 +25,7 @@ from tq_node.partition.lifecycle import born
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.id_allocator import IdAllocator
-from tq_node.runtime.tasks.ids import IdMaker, made_at_us
+from tq_node.runtime.tasks.id_allocator import IdAllocator, IdMaker, made_at_us
 from tq_node.runtime.tasks.row_cache import Slot
 from tq_node.runtime.tasks.task_table import Elsewhere, Found, TaskTable
 from tq_node.store.api import Tombstone
@@ -61,29 +60,29 @@ class Submitter:
         self._settings = settings
         self._status = status
         self._horizons = horizons
-        self._landing = IdAllocator(
+        driver = table.driver
+        self._ids = IdAllocator(
             IdMaker(settings.random_bytes),
             table.leading,
-            lambda: table.refusals,
-            lambda: table.driver.commits,
+            table.refusals,
+            lambda: driver.commits,
             seed=settings.seed,
             partition_count=settings.partition_count,
         )
 
-    def name(self, submission: Submission) -> bool:
-        """Give it an id, of a partition that is led here, if there is one; returns whether there is, in this turn."""
-        landing = self._landing
-        submission.id = landing.make_id(self._clock.wall_us())
+    def submit_new(self, submission: Submission) -> Deferred[Accepted] | None:
+        """Give it an id and take it in. None: it has an id now, of a partition that another node leads."""
+        submission.id, is_local = self._ids.allocate(self._clock.wall_us())
         submission.made = True
-        return landing.is_here
+        return self.submit(submission) if is_local else None
 
-    def name_all(self, submissions: Sequence[Submission]) -> bool:
-        """The same for those that come together."""
-        made = self._landing.make_ids(self._clock.wall_us(), len(submissions))
+    def name_many(self, submissions: Sequence[Submission]) -> bool:
+        """Give ids to those that come together; returns whether this node leads all their partitions, in this turn."""
+        made, are_local = self._ids.allocate_many(self._clock.wall_us(), len(submissions))
         for submission, task_id in zip(submissions, made, strict=True):
             submission.id = task_id
             submission.made = True
-        return self._landing.is_here
+        return are_local
 
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """See ``facade.TaskQueue.submit``."""
@@ -147,7 +146,7 @@ class Submitter:
     def _accept(self, submission: Submission, found: Found, now_us: int) -> tuple[Accepted, Slot]:
         """Propose the task, or find the one that is there under the same id."""
         node = self._settings.node_name
-        task_id = self._landing.make_id(now_us) if submission.id is None else submission.id
+        task_id = self._ids.allocate(now_us)[0] if submission.id is None else submission.id
         partition = self._table.partition_of(task_id)
         if submission.id is not None and not submission.made:
             self._table.must_lead(partition, task_id)

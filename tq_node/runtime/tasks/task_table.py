@@ -22,7 +22,7 @@ from tq_node.runtime.replication.driver import ReplicaDriver
 from tq_node.runtime.tasks.ready_loader import load_hints
 from tq_node.runtime.tasks.row_cache import RowCache, Slot
 from tq_node.store.api import Store, StoredRow, Tombstone
-from tq_node.types import State, TaskRow, TaskSpec, Transition
+from tq_node.types import State, TaskRow, Transition
 
 _STATES = len(State)
 _STALE_HINTS_MAX = 10_000
@@ -47,13 +47,17 @@ Counts = dict[str, list[int]]
 class TaskTable:
     """See the module's docstring.
 
+    :param refusals: by partition led here that takes no new work for now, why.
     :param seed, partition_count: fixed when the cluster was born.
-    :param on_ready: there may be something to claim; on_due: the earliest due time may have changed.
+    :param on_ready: there may be something to claim. :param on_due: the earliest due time may have changed.
     """
 
     def __init__(
         self,
         store: Store,
+        driver: ReplicaDriver,
+        rows: RowCache,
+        refusals: Mapping[int, TaskQueueError],
         *,
         seed: int,
         partition_count: int,
@@ -61,7 +65,9 @@ class TaskTable:
         on_due: Callable[[], None],
         paused: Callable[[], Iterable[str]],
     ) -> None:
-        self.rows = RowCache()
+        self.driver = driver
+        self.rows = rows
+        self.refusals = refusals
         self.ready = ReadySet()
         self.due = DueSet()
         self.leading: dict[int, int] = {}
@@ -74,10 +80,6 @@ class TaskTable:
         """The same by queue; a queue without one is not in here."""
         self._open_in: dict[int, dict[str, int]] = {}
         """The same by partition and queue."""
-        self.driver: ReplicaDriver
-        """Set right after construction: driver and table know each other."""
-        self.refusals: Mapping[int, TaskQueueError] = {}
-        """Partitions led here that take no new work for now, and why."""
         self._store = store
         self._seed = seed
         self._partition_count = partition_count
@@ -298,11 +300,6 @@ class TaskTable:
             if row[gone] == 0 and OTHER_QUEUES in mine:
                 row = mine[OTHER_QUEUES]  # counted there since its queue's name was folded
             row[gone] -= 1
-
-    def spec_of(self, task_id: str) -> TaskSpec | None:
-        """What was submitted, if the row is in memory."""
-        slot = self.rows.get(task_id)
-        return slot.row.spec if slot is not None and slot.row is not None else None
 
     def _fold_queues(self, partition: int) -> None:
         """Keep few names: where a partition has had too many queues, those without open tasks are counted as one. Who submits

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock as FakeReactor
 
-from tq_node.facade import ClusterNode, ClusterView, NotReadyReason
+from tq_node.facade import NotReadyReason
 from tq_node.limits import STOP_MARGIN_S
 from tq_node.node.systemd import LOOK_S, READY_WAIT_S, Notifier
 from tq_node.runtime.clock import Clock
+from tq_node.types import ClusterNode, ClusterView
 
 WAITING = NotReadyReason("no_controller", "the cluster has no leader for now")
 

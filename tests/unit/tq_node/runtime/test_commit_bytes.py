@@ -39,7 +39,7 @@ def carried(world: NodeWorld) -> Counter[int]:
 
 
 def test_a_commit_carries_so_many_bytes_and_each_partition_has_its_turn(world: NodeWorld) -> None:
-    answer = world.queue.submit_many(tasks(32))
+    answer = world.queue.submitter.submit_many(tasks(32))
     world.turn()
     seen: list[Counter[int]] = []
     while commit := carried(world):
@@ -56,13 +56,13 @@ def test_a_commit_carries_so_many_bytes_and_each_partition_has_its_turn(world: N
 
 def test_a_small_task_does_not_wait_for_all_that_came_before_it(world: NodeWorld) -> None:
     """Each commit has room for those that had none in the one before, whatever comes in meanwhile."""
-    world.queue.submit_many(tasks(32))
+    world.queue.submitter.submit_many(tasks(32))
     world.turn()
     first = set(carried(world))
     world.store.sync()
     heard: list[Accepted] = []
-    number = next(n for n in range(100, 1_000) if world.queue._table.partition_of(f"t{n}") in first)
-    world.queue.submit(Submission("email", b"1", id=f"t{number}", made=True)).addCallback(heard.append)
+    number = next(n for n in range(100, 1_000) if world.queue.table.partition_of(f"t{n}") in first)
+    world.queue.submitter.submit(Submission("email", b"1", id=f"t{number}", made=True)).addCallback(heard.append)
     commits = 0
     while not heard:
         world.turn()
@@ -74,32 +74,32 @@ def test_a_small_task_does_not_wait_for_all_that_came_before_it(world: NodeWorld
 
 def test_while_a_commit_takes_long_batches_are_refused_and_small_tasks_are_not(world: NodeWorld) -> None:
     many = limits.UNCOMMITTED_BYTES_FREE // PAYLOAD_BYTES + 1
-    world.queue.submit_many(tasks(many))
+    world.queue.submitter.submit_many(tasks(many))
     world.turn()  # it is sealed; the disk has not answered
     world.turn(limits.UNCOMMITTED_MS_MAX / 1000 + 0.1)
     world.queue.replication.driver.tick_all()
     refused: list[object] = []
-    world.queue.submit_many(tasks(2, 10, "a")).addErrback(lambda why: refused.append(why.check(Busy)))
-    world.queue.submit(tasks(1, limits.LARGE_BODY_BYTES + 1, "b")[0]).addErrback(
+    world.queue.submitter.submit_many(tasks(2, 10, "a")).addErrback(lambda why: refused.append(why.check(Busy)))
+    world.queue.submitter.submit(tasks(1, limits.LARGE_BODY_BYTES + 1, "b")[0]).addErrback(
         lambda why: refused.append(why.check(Busy))
     )
     assert refused == [Busy, Busy]
-    small = world.queue.submit(Submission("email", b"1", id="small", made=True))
+    small = world.queue.submitter.submit(Submission("email", b"1", id="small", made=True))
     world.until(lambda: bool(small.called), "the small one is durable")
     assert isinstance(world.heard(small), Accepted)
     world.turn(0.1)
     world.queue.replication.driver.tick_all()
-    again = world.queue.submit_many(tasks(1, 20, "c"))
+    again = world.queue.submitter.submit_many(tasks(1, 20, "c"))
     world.until(lambda: bool(again.called), "a batch is taken again")
 
 
 def test_past_the_bound_all_are_refused(world: NodeWorld) -> None:
-    world.queue.submit_many(tasks(limits.UNCOMMITTED_BYTES_MAX // PAYLOAD_BYTES + 1 + PARTITIONS))
+    world.queue.submitter.submit_many(tasks(limits.UNCOMMITTED_BYTES_MAX // PAYLOAD_BYTES + 1 + PARTITIONS))
     world.turn()  # an entry that is still open, one of each partition, is not counted yet
     refused: list[object] = []
     small = Submission("email", b"1", id="small", made=True)
-    world.queue.submit(small).addErrback(lambda why: refused.append(why.check(Busy)))
+    world.queue.submitter.submit(small).addErrback(lambda why: refused.append(why.check(Busy)))
     assert refused == [Busy]
     world.until(lambda: not world.store._pending and world.queue.uncommitted_bytes() == 0, "all is durable")
-    again = world.queue.submit(small)
+    again = world.queue.submitter.submit(small)
     world.until(lambda: bool(again.called), "it is taken once there is room")

@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from tq_node.runtime.routing.node import HAND_OVER_LOOK_S, HAND_OVER_MS, Node
+from tq_node.runtime.routing.node import TRANSFER_LOOK_S, TRANSFER_MS, Node
 
 
 class Stopping(Node):
-    """Leads a partition that another node has in sync, as far as the table knows; nobody takes it."""
+    """Leads a partition that another node has in sync, as far as the cluster map knows; nobody takes it."""
 
     def __init__(self, *, is_connected: bool) -> None:
         self.asked = self.paused = self.now_ms = 0
         self._clock: Any = SimpleNamespace(now_ms=lambda: self.now_ms)
-        self._local: Any = SimpleNamespace(
-            is_active=True, replication=SimpleNamespace(led_with_others=lambda: [(0, 1)])
-        )
-        self.plane: Any = SimpleNamespace(membership=SimpleNamespace(is_connected=is_connected, pause=self._pause))
+        local = SimpleNamespace(replication=SimpleNamespace(led_with_others=lambda: [(0, 1)]))
+        plane = SimpleNamespace(membership=SimpleNamespace(is_connected=is_connected, pause=self._pause))
+        self.state: Any = SimpleNamespace(local=local, plane=plane)
 
     def _pause(self, seconds: float) -> Deferred[None]:
         self.paused += 1
@@ -29,15 +28,13 @@ class Stopping(Node):
         done.callback(None)
         return done
 
-    def _give_away(self, led: object) -> None:
+    def _propose_step_down(self, led: object) -> None:
         self.asked += 1
 
 
-@pytest.mark.parametrize(
-    ("is_connected", "rounds"), [(False, 0), (True, round(HAND_OVER_MS / 1000 / HAND_OVER_LOOK_S))]
-)
+@pytest.mark.parametrize(("is_connected", "rounds"), [(False, 0), (True, round(TRANSFER_MS / 1000 / TRANSFER_LOOK_S))])
 def test_only_a_node_that_is_connected_is_waited_for(is_connected: bool, rounds: int) -> None:
     stopping = Stopping(is_connected=is_connected)
-    over = Deferred.fromCoroutine(stopping.hand_over())
+    over = Deferred.fromCoroutine(stopping.transfer_partitions())
     assert over.called
     assert (stopping.asked, stopping.paused) == (rounds, rounds)

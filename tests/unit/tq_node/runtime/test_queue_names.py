@@ -39,9 +39,10 @@ def task(queue: str | None, **fields: Any) -> Submission:
 
 def submit(world: NodeWorld, queue: str | None, **fields: Any) -> Accepted | TaskQueueError:
     one = task(queue, **fields)
-    if one.id is None:
-        world.queue.name(one)
-    result: Accepted | TaskQueueError = answer(world, world.queue.submit(one))
+    submitter = world.queue.submitter
+    submitted = submitter.submit_new(one) if one.id is None else submitter.submit(one)
+    assert submitted is not None, "it leads all partitions"
+    result: Accepted | TaskQueueError = answer(world, submitted)
     return result
 
 
@@ -60,16 +61,16 @@ def test_a_name_too_many_is_refused_by_name_and_not_with_soon(world: NodeWorld) 
 
 def test_the_bound_holds_within_a_batch(world: NodeWorld) -> None:
     batch = [task(f"q{number % 10}") for number in range(20)]
-    world.queue.name_all(batch)
-    results = answer(world, world.queue.submit_many(batch))
+    world.queue.submitter.name_many(batch)
+    results = answer(world, world.queue.submitter.submit_many(batch))
     taken = [isinstance(result, Accepted) for result in results]
     assert taken == ([True] * FEW + [False] * (10 - FEW)) * 2
     assert all(isinstance(result, InvalidField) for result in results if not isinstance(result, Accepted))
 
 
 def test_default_and_those_in_use_and_those_of_handlers_are_never_refused(world: NodeWorld) -> None:
-    settings = world.queue._submitting._settings
-    world.queue._submitting._settings = msgspec.structs.replace(settings, declared_queues=lambda: frozenset({"mail"}))
+    settings = world.queue.submitter._settings
+    world.queue.submitter._settings = msgspec.structs.replace(settings, declared_queues=lambda: frozenset({"mail"}))
     fill(world)
     for queue in (None, "default", "mail", "q0"):
         assert isinstance(submit(world, queue), Accepted), queue
@@ -90,11 +91,11 @@ def test_a_queue_without_open_tasks_makes_room_at_once(world: NodeWorld) -> None
 def test_what_is_led_elsewhere_does_not_count(world: NodeWorld) -> None:
     fill(world)
     world.choose(range(world.partitions), None)
-    assert world.queue._table.open_queues == {}
-    assert world.queue._table.open_tasks == 0
+    assert world.queue.table.open_queues == {}
+    assert world.queue.table.open_tasks == 0
     world.restore()
-    world.until(lambda: not world.queue.leading.waiting(), "it leads again")
-    assert world.queue._table.open_queues == {f"q{number}": 1 for number in range(FEW)}
+    world.until(lambda: not world.queue.activation.waiting(), "it leads again")
+    assert world.queue.table.open_queues == {f"q{number}": 1 for number in range(FEW)}
     assert isinstance(submit(world, "newcomer"), InvalidField)
 
 
@@ -102,7 +103,7 @@ def test_names_of_queues_whose_tasks_have_ended_are_not_kept_for_each(
     world: NodeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "QUEUE_NAMES_MAX", 2 * FEW)
-    table = world.queue._table
+    table = world.queue.table
     ids = []
     for number in range(60):
         accepted = submit(world, f"q{number}", id=f"own-{number}")
@@ -128,8 +129,8 @@ def test_a_flood_in_one_queue_leaves_room_for_few_in_others(world: NodeWorld, mo
     monkeypatch.setattr(limits, "OPEN_TASKS_FEW", 2)
     monkeypatch.setattr(submitting, "_OPEN_TASKS_FOR_ALL", 14)
     flood = [task("flood") for _ in range(30)]
-    world.queue.name_all(flood)
-    results = answer(world, world.queue.submit_many(flood))
+    world.queue.submitter.name_many(flood)
+    results = answer(world, world.queue.submitter.submit_many(flood))
     assert [isinstance(result, Accepted) for result in results] == [True] * 14 + [False] * 16
     refused = results[-1]
     assert isinstance(refused, Busy)
@@ -148,22 +149,22 @@ class TestPurge:
         answer(world, world.queue.cancel("own"))
         row = answer(world, world.queue.purge("own"))
         assert (row.id, row.state) == ("own", State.CANCELLED)
-        for again in (world.queue.purge("own"), world.queue.get("own"), world.queue.retry("own")):
+        for again in (world.queue.purge("own"), world.queue.reads.get("own"), world.queue.retry("own")):
             assert isinstance(answer(world, again), TaskPurged)
         assert isinstance(submit(world, "q0", id="own", content_hash=b"a"), TaskPurged)
         world.settle()
-        assert sum(world.queue._reading.stats().primary) == 0
+        assert sum(world.queue.reads.stats().primary) == 0
 
     def test_it_outlives_a_crash(self, world: NodeWorld) -> None:
         submit(world, "q0", id="own")
         answer(world, world.queue.cancel("own"))
         answer(world, world.queue.purge("own"))
         world.crash()
-        assert isinstance(answer(world, world.queue.get("own")), TaskPurged)
+        assert isinstance(answer(world, world.queue.reads.get("own")), TaskPurged)
 
     def test_one_that_runs_is_not_purged(self, world: NodeWorld) -> None:
         one = Submission(type="email", payload=b"1", id="own")
-        answer(world, world.queue.submit(one))
-        (claim,) = answer(world, world.queue.claim(1))
+        answer(world, world.queue.submitter.submit(one))
+        (claim,) = answer(world, world.queue.claims.claim(1))
         assert claim.task_id == "own"
         assert isinstance(answer(world, world.queue.purge("own")), NotFinal)

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from tq_node import errors
 from tq_node.errors import TaskQueueError
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.routing.failover_retry import PATIENCE_MS, PATIENT_MAX, UNKNOWN_MS, FailoverRetry
+from tq_node.runtime.routing.failover_retry import RETRY_MS, UNKNOWN_MS, WAITING_MAX, FailoverRetry
 
 Attempt = Callable[[], Deferred[str]]
 
@@ -36,7 +36,13 @@ class World:
     def __init__(self) -> None:
         self.timers = Timers()
         self.is_over = False
-        self.patience = FailoverRetry(Clock(self.timers), lambda: 0.5, lambda: self.is_over)
+        self.retry = FailoverRetry(Clock(self.timers), lambda: 0.5, lambda: self.is_over)
+
+    def write(self, attempt: Tried, repeat: Tried) -> Deferred[str]:
+        """As ``ClusterQueue.submit``."""
+        begun_ms = round(self.timers.seconds() * 1000)
+        written: Deferred[str] = attempt().addErrback(self.retry.failed_write, attempt, repeat, begun_ms)
+        return written
 
     def go(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.005)):
@@ -58,20 +64,20 @@ def result_of(deferred: Deferred[str]) -> list[object]:
     return found
 
 
-class TestUntilServed:
+class TestRead:
     @pytest.mark.parametrize("kind", [errors.NotPrimary, errors.NotActive, errors.Draining])
     def test_who_is_refused_for_now_is_tried_again(self, world: World, kind: type[TaskQueueError]) -> None:
         """Draining too: a primary that stops gives its partitions to others first."""
         tried = Tried(kind("for now"), kind("for now"), "done")
-        found = result_of(world.patience.until_served(tried))
-        assert (found, world.patience.waiting) == ([], 1)
+        found = result_of(world.retry.read(tried))
+        assert (found, world.retry.waiting) == ([], 1)
         world.go(0.2)
-        assert (found, tried.asked, world.patience.waiting) == (["done"], 3, 0)
+        assert (found, tried.asked, world.retry.waiting) == (["done"], 3, 0)
 
     def test_not_for_ever(self, world: World) -> None:
         refused = errors.NotPrimary("for good")
-        found = result_of(world.patience.until_served(Tried(refused)))
-        world.go(PATIENCE_MS / 1000 - 0.05)
+        found = result_of(world.retry.read(Tried(refused)))
+        world.go(RETRY_MS / 1000 - 0.05)
         assert found == []
         world.go(0.15)
         assert found == [refused]
@@ -80,35 +86,35 @@ class TestUntilServed:
     def test_other_refusals_are_told_at_once(self, world: World) -> None:
         for error in (errors.Busy("full"), errors.NotEnoughReplicas("two are down"), errors.OutcomeUnknown("late")):
             tried = Tried(error, "done")
-            assert result_of(world.patience.until_served(tried)) == [error]
+            assert result_of(world.retry.read(tried)) == [error]
             assert tried.asked == 1
 
     def test_a_node_that_stops_lets_nobody_wait(self, world: World) -> None:
         world.is_over = True
         refused = errors.Draining()
-        assert result_of(world.patience.until_served(Tried(refused))) == [refused]
+        assert result_of(world.retry.read(Tried(refused))) == [refused]
 
     def test_so_many_wait_and_no_more(self, world: World) -> None:
         refused = errors.NotPrimary("for now")
-        for _ in range(PATIENT_MAX):
-            world.patience.until_served(Tried(refused, "done"))
-        assert result_of(world.patience.until_served(Tried(refused, "done"))) == [refused]
+        for _ in range(WAITING_MAX):
+            world.retry.read(Tried(refused, "done"))
+        assert result_of(world.retry.read(Tried(refused, "done"))) == [refused]
         world.go(0.1)
-        assert world.patience.waiting == 0
+        assert world.retry.waiting == 0
 
 
-class TestUntilKnown:
+class TestWrite:
     def test_what_may_have_happened_is_repeated(self, world: World) -> None:
         first, repeat = Tried(errors.OutcomeUnknown("the primary died")), Tried(errors.NotPrimary("for now"), "there")
-        found = result_of(world.patience.until_known(first, repeat))
+        found = result_of(world.write(first, repeat))
         world.go(0.1)
         assert (found, first.asked, repeat.asked) == (["there"], 1, 2)
 
     def test_what_is_known_is_not_repeated(self, world: World) -> None:
         repeat = Tried("twice")
-        assert result_of(world.patience.until_known(Tried("once"), repeat)) == ["once"]
+        assert result_of(world.write(Tried("once"), repeat)) == ["once"]
         refused = errors.Busy("full")
-        assert result_of(world.patience.until_known(Tried(refused), repeat)) == [refused]
+        assert result_of(world.write(Tried(refused), repeat)) == [refused]
         assert repeat.asked == 0
 
     @pytest.mark.parametrize("kind", [errors.NotPrimary, errors.Busy, errors.NotEnoughReplicas, errors.OutcomeUnknown])
@@ -116,19 +122,19 @@ class TestUntilKnown:
         self, world: World, kind: type[TaskQueueError]
     ) -> None:
         unknown = errors.OutcomeUnknown("the primary died")
-        found = result_of(world.patience.until_known(Tried(unknown), Tried(kind("no"))))
+        found = result_of(world.write(Tried(unknown), Tried(kind("no"))))
         world.go(2.0)
         assert found == [unknown]
 
     def test_but_another_task_with_that_id_does(self, world: World) -> None:
         conflict = errors.IdConflict("other content")
         unknown = errors.OutcomeUnknown("the primary died")
-        assert result_of(world.patience.until_known(Tried(unknown), Tried(conflict))) == [conflict]
+        assert result_of(world.write(Tried(unknown), Tried(conflict))) == [conflict]
 
     def test_who_has_waited_long_is_not_made_to_wait_again(self, world: World) -> None:
         answer: Deferred[str] = Deferred()
         repeat = Tried("there")
-        found = result_of(world.patience.until_known(Tried(answer), repeat))
+        found = result_of(world.write(Tried(answer), repeat))
         world.go(UNKNOWN_MS / 1000 + 0.1)
         unknown = errors.OutcomeUnknown("no commit in time")
         answer.errback(unknown)
@@ -137,4 +143,4 @@ class TestUntilKnown:
     def test_a_node_that_stops_repeats_nothing(self, world: World) -> None:
         world.is_over = True
         unknown = errors.OutcomeUnknown("the primary died")
-        assert result_of(world.patience.until_known(Tried(unknown), Tried("there"))) == [unknown]
+        assert result_of(world.write(Tried(unknown), Tried("there"))) == [unknown]

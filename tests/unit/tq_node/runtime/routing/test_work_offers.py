@@ -27,10 +27,10 @@ class Helped:
     def submit(self, *ids: str, task_type: str = "email", payload: bytes = b"1", queue: str | None = None) -> None:
         for task_id in ids:
             submission = Submission(type=task_type, payload=payload, id=task_id, queue=queue, content_hash=b"a")
-            self.result(self.world.queue.submit(submission))
+            self.result(self.world.queue.submitter.submit(submission))
 
     def lend(self, limit: int = 10, types: Collection[str] | None = None) -> list[Claim]:
-        return list(self.result(self.world.queue.lend(limit, HELPER, types)))
+        return list(self.result(self.world.queue.claims.lend(limit, HELPER, types)))
 
     def result(self, answer: Deferred[Any]) -> Any:
         results: list[Any] = []
@@ -41,7 +41,7 @@ class Helped:
         return results[0]
 
     def row(self, task_id: str) -> TaskRow:
-        row = self.result(self.world.queue.get(task_id)).row
+        row = self.result(self.world.queue.reads.get(task_id)).row
         assert isinstance(row, TaskRow)
         return row
 
@@ -69,17 +69,17 @@ def test_a_claim_for_a_helper_is_a_claim_like_any_other(helped: Helped) -> None:
     assert (row.state, row.attempt, row.worker) == (State.PROCESSING, 1, HELPER)
     assert row.token == next(claim.token for claim in claims if claim.task_id == "a")
     assert [claim.queue for claim in claims] == ["default"] * 2
-    helped.result(helped.world.queue.finish(claims[0], Completed(b'"done"')))
+    helped.result(helped.world.queue.claims.finish(claims[0], Completed(b'"done"')))
     assert helped.row(claims[0].task_id).state is State.COMPLETED
 
 
 def test_own_slots_come_first(helped: Helped) -> None:
     helped.submit("a", "b", "c")
     helped.world.worker.slots_free = 2
-    assert helped.world.queue.backlog() == 1
+    assert helped.world.queue.claims.backlog() == 1
     assert len(helped.lend()) == 1
     assert helped.lend() == []
-    assert len(helped.result(helped.world.queue.claim(2))) == 2
+    assert len(helped.result(helped.world.queue.claims.claim(2))) == 2
 
 
 def test_what_is_lent_is_lost_when_its_lease_is_over_and_not_before(helped: Helped) -> None:
@@ -91,7 +91,7 @@ def test_what_is_lent_is_lost_when_its_lease_is_over_and_not_before(helped: Help
     row = helped.row("a")
     assert [(attempt.outcome, attempt.node) for attempt in row.attempts] == [("lost", HELPER)]
     with pytest.raises(StaleAttempt):
-        helped.result(helped.world.queue.finish(claim, Completed(b"1")))
+        helped.result(helped.world.queue.claims.finish(claim, Completed(b"1")))
 
 
 def test_what_its_node_renews_goes_on(helped: Helped) -> None:
@@ -102,9 +102,9 @@ def test_what_its_node_renews_goes_on(helped: Helped) -> None:
         helped.renew(kept)
     assert helped.row(kept.task_id).state is State.PROCESSING
     assert [attempt.outcome for attempt in helped.row(dropped.task_id).attempts] == ["lost"]
-    helped.result(helped.world.queue.finish(kept, Completed(b"1")))
+    helped.result(helped.world.queue.claims.finish(kept, Completed(b"1")))
     assert helped.row(kept.task_id).state is State.COMPLETED
-    assert helped.world.queue._running._away._lent == {}
+    assert helped.world.queue.claims.remote._lent == {}
 
 
 def test_an_old_lease_says_nothing_in_a_later_epoch(helped: Helped) -> None:
@@ -114,7 +114,7 @@ def test_an_old_lease_says_nothing_in_a_later_epoch(helped: Helped) -> None:
     helped.pass_by(limits.LEASE_MS - 3_000)
     helped.world.choose([claim.partition], None)
     helped.world.elect([claim.partition])
-    helped.world.until(lambda: not helped.world.queue.leading.waiting(), "it leads again")
+    helped.world.until(lambda: not helped.world.queue.activation.waiting(), "it leads again")
     helped.pass_by(6_000)
     assert helped.row("a").state is State.PROCESSING
     helped.renew(claim)
@@ -130,7 +130,7 @@ def test_types_without_a_handler_there_stay_for_others(helped: Helped) -> None:
     helped.submit("c")
     assert [claim.task_id for claim in helped.lend(types=["email"])] == ["c"]
     assert helped.lend(types=["email"]) == []
-    assert {claim.task_id for claim in helped.result(helped.world.queue.claim(9))} == {"a", "b"}
+    assert {claim.task_id for claim in helped.result(helped.world.queue.claims.claim(9))} == {"a", "b"}
 
 
 def test_a_worker_that_nobody_has_heard_of_gets_its_types_too(helped: Helped) -> None:
@@ -138,7 +138,7 @@ def test_a_worker_that_nobody_has_heard_of_gets_its_types_too(helped: Helped) ->
     helped.submit("a", "b", task_type="picture")
     helped.submit("c")
     assert helped.lend(types=["email"]) == []
-    helped.world.until(lambda: helped.world.queue.backlog(["email"]) == 1, "it is found")
+    helped.world.until(lambda: helped.world.queue.claims.backlog(["email"]) == 1, "it is found")
     assert [claim.task_id for claim in helped.lend(types=["email"])] == ["c"]
 
 
@@ -149,15 +149,15 @@ def test_a_worker_claims_nothing_that_it_can_not_run(helped: Helped) -> None:
     helped.submit(*(f"p{n}" for n in range(200)), task_type="picture")
     helped.submit("x", task_type="unheard of")
     helped.submit("e")
-    assert [claim.task_id for claim in helped.result(queue.claim(9))] == ["e"]
-    assert helped.result(queue.claim(9)) == []
+    assert [claim.task_id for claim in helped.result(queue.claims.claim(9))] == ["e"]
+    assert helped.result(queue.claims.claim(9)) == []
     worker.slots_free = 7
-    assert queue.backlog(["picture"]) == 200, "own slots are of no use to them"
+    assert queue.claims.backlog(["picture"]) == 200, "own slots are of no use to them"
     assert len(helped.lend(types=["picture"])) == 10
     worker.types = ("unheard of",)
     queue.follow_handlers(worker.types, {"email", "picture", "unheard of"})
-    helped.world.until(lambda: not queue._table.ready.is_misplaced, "they are read anew")
-    assert [claim.task_id for claim in helped.result(queue.claim(9))] == ["x"]
+    helped.world.until(lambda: not queue.table.ready.is_misplaced, "they are read anew")
+    assert [claim.task_id for claim in helped.result(queue.claims.claim(9))] == ["x"]
 
 
 def test_an_answer_is_bounded_by_its_bytes(helped: Helped, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,18 +170,18 @@ def test_an_answer_is_bounded_by_its_bytes(helped: Helped, monkeypatch: pytest.M
 def test_paused_queues_are_no_backlog(helped: Helped) -> None:
     helped.world.queue.set_paused(["still"])
     helped.submit("a", "b", queue="still")
-    assert helped.world.queue.backlog() == 0
+    assert helped.world.queue.claims.backlog() == 0
     assert helped.lend() == []
     helped.world.queue.set_paused([])
-    assert helped.world.queue.backlog() == 2
+    assert helped.world.queue.claims.backlog() == 2
     assert len(helped.lend()) == 2
 
 
 def test_a_node_that_stops_lends_nothing(helped: Helped) -> None:
     helped.submit("a")
     helped.world.queue.refuse_work()
-    assert helped.world.queue.backlog() == 0
-    assert list(helped.result(helped.world.queue.lend(5, HELPER, None))) == []
+    assert helped.world.queue.claims.backlog() == 0
+    assert list(helped.result(helped.world.queue.claims.lend(5, HELPER, None))) == []
 
 
 def cancelled(helped: Helped, task_id: str) -> None:
@@ -203,7 +203,7 @@ def test_a_cancelled_one_holds_its_task_until_it_has_ended_there(helped: Helped,
     assert helped.lend() == []
     if says:
         with pytest.raises(StaleAttempt):
-            helped.result(helped.world.queue.finish(claim, Completed(b"1")))
+            helped.result(helped.world.queue.claims.finish(claim, Completed(b"1")))
     else:
         helped.pass_by(limits.LEASE_MS + 3_000)
     assert [again.attempt for again in helped.lend()] == [1]
@@ -213,7 +213,7 @@ def test_one_that_is_cancelled_before_its_claim_is_committed_is_not_sent(helped:
     helped.pass_by(limits.LEASE_MS + 500)
     helped.submit("a", "b")
     answers: list[Any] = []
-    helped.world.queue.lend(5, HELPER, None).addCallback(answers.append)
+    helped.world.queue.claims.lend(5, HELPER, None).addCallback(answers.append)
     helped.world.queue.cancel("a")
     helped.world.until(lambda: bool(answers), "the claims")
     assert [claim.task_id for claim in answers[0]] == ["b"]
@@ -222,8 +222,8 @@ def test_one_that_is_cancelled_before_its_claim_is_committed_is_not_sent(helped:
 
 
 def test_rows_that_are_not_in_memory_are_lent_too(helped: Helped) -> None:
-    look: Callable[[str], Any] = helped.world.queue._table.find
-    helped.world.queue._table.rows._bytes_max = 0
+    look: Callable[[str], Any] = helped.world.queue.table.find
+    helped.world.queue.table.rows._bytes_max = 0
     helped.submit("a", "b")
     helped.pass_by(1_000)
     assert look("a") is None

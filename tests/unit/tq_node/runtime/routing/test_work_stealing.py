@@ -53,6 +53,7 @@ class Local:
     node_id, node_name = ME, "me"
 
     def __init__(self) -> None:
+        self.claims = self
         self.waiting = 0
         self.held: list[Claim] = []
         self.paused: set[str] = set()

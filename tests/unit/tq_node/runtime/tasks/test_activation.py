@@ -14,7 +14,7 @@ def test_partitions_that_become_active_while_others_are_read_are_read_next_and_t
     """Each read passes all rows by: one beside another would do that for nothing, and read the other's partitions again."""
     world = NodeWorld(1)
     world.choose(range(world.partitions), None)
-    world.until(lambda: not world.queue._table.leading, "the node leads nothing")
+    world.until(lambda: not world.queue.table.leading, "the node leads nothing")
     asked: list[list[int]] = []
     held: list[tuple[Deferred[list[OpenRow]], Deferred[list[OpenRow]]]] = []
     ask = world.store.open_rows
@@ -44,4 +44,4 @@ def test_partitions_that_become_active_while_others_are_read_are_read_next_and_t
             world.store.sync()
             world.turn(0.01)
     assert asked == [[0], [1, 2]]
-    assert sorted(world.queue._table.leading) == [0, 1, 2]
+    assert sorted(world.queue.table.leading) == [0, 1, 2]

@@ -103,6 +103,8 @@ def test_what_waits_too_long_for_a_handler_fails_and_nothing_else() -> None:
     queue.give_up_unhandled(handling, 30_000_000)
     helped.world.until(lambda: helped.row("new").state is State.FAILED, "so is that, which was put back")
     assert (
-        helped.result(queue.submit(Submission(type="nobody's", payload=b"1", id="old", content_hash=b"a"))).state
+        helped.result(
+            queue.submitter.submit(Submission(type="nobody's", payload=b"1", id="old", content_hash=b"a"))
+        ).state
         is State.FAILED
     )

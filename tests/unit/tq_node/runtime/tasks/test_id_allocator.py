@@ -6,8 +6,7 @@ import random
 from collections import Counter
 
 from tq_node.cluster.placement import partition_of
-from tq_node.runtime.tasks.id_allocator import DRAWS_EACH, TASKS_EACH, TASKS_EACH_OF_BATCH, IdAllocator
-from tq_node.runtime.tasks.ids import IdMaker
+from tq_node.runtime.tasks.id_allocator import DRAWS_EACH, TASKS_EACH, TASKS_EACH_OF_BATCH, IdAllocator, IdMaker
 
 NOW_US = 1_700_000_000_000_000
 SEED = 11
@@ -21,10 +20,10 @@ class Node:
         self.refusals: dict[int, object] = {}
         self.commits = 0
         self._partition_count = partition_count
-        self._landing = IdAllocator(
+        self._allocator = IdAllocator(
             IdMaker(random.Random(1).randbytes),
             self.led,
-            lambda: self.refusals,
+            self.refusals,
             lambda: self.commits,
             seed=SEED,
             partition_count=partition_count,
@@ -32,12 +31,12 @@ class Node:
 
     def land(self, tasks: int = 1) -> list[int]:
         """The partitions of so many new tasks."""
-        ids = [self._landing.make_id(NOW_US) for _ in range(tasks)]
+        ids = [self._allocator.allocate(NOW_US)[0] for _ in range(tasks)]
         return self._places_of(ids)
 
     def land_batch(self, tasks: int) -> list[int]:
         """Those of so many that come together."""
-        return self._places_of(self._landing.make_ids(NOW_US, tasks))
+        return self._places_of(self._allocator.allocate_many(NOW_US, tasks)[0])
 
     def _places_of(self, ids: list[str]) -> list[int]:
         assert len(set(ids)) == len(ids)

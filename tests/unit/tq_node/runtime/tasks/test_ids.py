@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tq_node.cluster.placement import partition_of
-from tq_node.runtime.tasks.ids import TAILS, IdMaker, made_at_us
+from tq_node.runtime.tasks.id_allocator import TAILS, IdMaker, made_at_us
 
 NOW_US = 1_700_000_000_123_456
 
