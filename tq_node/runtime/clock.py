@@ -81,9 +81,48 @@ class Clock:
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> IDelayedCall:
         return self._reactor.callLater(seconds, call, *args)
 
+    def timer(self, call: Callable[[], object]) -> Timer:
+        """Return a timer for ``call``, not started."""
+        return Timer(self._reactor, call)
+
     def every(self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str) -> Loop:
         """Call now and then each ``seconds``; see ``Loop``."""
         return Loop(self._reactor, seconds, call, what)
+
+
+class Timer:
+    """One call that is due at most once at a time: what a turn asks for many times happens once, in a later one."""
+
+    __slots__ = ("_call", "_delayed", "_reactor")
+
+    def __init__(self, reactor: IReactorTime, call: Callable[[], object]) -> None:
+        self._reactor = reactor
+        self._call = call
+        self._delayed: IDelayedCall | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        return self._delayed is not None
+
+    def start(self, seconds: float = 0.0) -> None:
+        """Call after ``seconds``, or in the next turn. A call that is pending stays as it is."""
+        if self._delayed is None:
+            self._delayed = self._reactor.callLater(seconds, self._fire)
+
+    def restart(self, seconds: float = 0.0) -> None:
+        """Call after ``seconds`` from now, in place of a call that is pending."""
+        self.cancel()
+        self._delayed = self._reactor.callLater(seconds, self._fire)
+
+    def cancel(self) -> None:
+        """Drop the call that is pending, if any."""
+        if self._delayed is not None:
+            self._delayed.cancel()
+            self._delayed = None
+
+    def _fire(self) -> None:
+        self._delayed = None
+        self._call()
 
 
 class Loop:

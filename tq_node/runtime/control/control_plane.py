@@ -172,7 +172,7 @@ class ControlPlane:
     @property
     def core(self) -> RaftCore | None:
         """Consensus as it is; None before it has been read from the store."""
-        return getattr(self.consensus, "core", None)
+        return self.consensus.core if self.consensus.is_started else None
 
     @property
     def map(self) -> ClusterMap:

@@ -124,11 +124,11 @@ class Membership:
         self._beats_out: set[NodeId] = set()
         self._change_pending = False
         self._leader: NodeId | None = None
-        self._control_due = False
+        self._control_timer = clock.timer(self._control)
         self._loops: list[Loop] = []
         self._seeds: Addresses = ()
         self._asked_ms = clock.now_ms() - ASK_MEMBERS_EVERY_MS
-        self._over = False
+        self._stopped = False
         self._departs = False
         self._up: set[NodeId] = set()
         self._rested: ClusterMap | None = None
@@ -146,7 +146,8 @@ class Membership:
         self._loops.append(self._clock.every(CONTROLLER_S, self._control, "the controller"))
 
     async def stop(self) -> None:
-        self._over = True
+        self._stopped = True
+        self._control_timer.cancel()
         await self._evidence.stop()
         for pause in list(self._pauses):
             pause.reset(0)
@@ -257,7 +258,7 @@ class Membership:
     def met_stranger(self) -> None:
         """Somebody speaks of whom nothing is known here. Asks who is a member, now and then."""
         now_ms = self._clock.now_ms()
-        if self._over or now_ms - self._asked_ms < ASK_MEMBERS_EVERY_MS:
+        if self._stopped or now_ms - self._asked_ms < ASK_MEMBERS_EVERY_MS:
             return
         self._asked_ms = now_ms
         Deferred.fromCoroutine(self.registering.ask_who_is_a_member()).addErrback(
@@ -416,17 +417,13 @@ class Membership:
 
     # --- the controller ---
     def control_soon(self) -> None:
-        if not self._control_due and not self._over:
-            self._control_due = True
-            self._clock.call_later(0, self._control_now)
-
-    def _control_now(self) -> None:
-        self._control_due = False
-        self._control()
+        """Let the controller decide in the next turn, as something has changed."""
+        if not self._stopped:
+            self._control_timer.start()
 
     def _control(self) -> None:
         core = self._raft.core
-        if self._over or not core.is_leader or not core.state.own_term_committed():
+        if self._stopped or not core.is_leader or not core.state.own_term_committed():
             return
         now_ms = self._clock.now_ms()
         self.liveness.tick(now_ms)

@@ -12,7 +12,6 @@ from typing import cast
 
 import msgspec
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -112,6 +111,8 @@ class RaftDriver:
     ) -> None:
         self.me = me
         self.core: RaftCore
+        """Read from the store by ``start``: there once ``is_started``."""
+        self.is_started = False
         self.applied_index = 0
         self._store = store
         self._clock = clock
@@ -128,10 +129,10 @@ class RaftDriver:
         """Readys in order, each with whether its own write is durable."""
         self._snapshot_under_way = False
         self._snapshot_index = 0
-        self._wake_call: IDelayedCall | None = None
+        self._wake_timer = clock.timer(self._wake)
         self._wake_at_ms: int | None = None
         self._loop: Loop | None = None
-        self._over = False
+        self._stopped = False
 
     # --- life ---
     async def start(self) -> None:
@@ -150,6 +151,7 @@ class RaftDriver:
             settings=self._settings,
             is_readable=self._machine.can_restore,
         )
+        self.is_started = True
         self._snapshot_index = self.applied_index = snapshot.log_index
         if snapshot.log_index:
             self._machine.restore(snapshot.log_index, snapshot.data)
@@ -160,9 +162,8 @@ class RaftDriver:
 
     async def stop(self) -> None:
         """No further message. What waits hears that the outcome is not known."""
-        self._over = True
-        if self._wake_call is not None and self._wake_call.active():
-            self._wake_call.cancel()
+        self._stopped = True
+        self._wake_timer.cancel()
         if self._loop is not None:
             self._loop.stop()
             await self._loop.over
@@ -215,7 +216,7 @@ class RaftDriver:
         return self._append(lambda: self.core.propose_change(change))
 
     def _append(self, call: Callable[[], int]) -> Deferred[int]:
-        if self._over:
+        if self._stopped:
             return fail(NoController("the node is stopping"))
         try:
             log_index = call()
@@ -254,7 +255,7 @@ class RaftDriver:
 
     # --- the loop ---
     def _enter(self, event: Callable[[], object]) -> None:
-        if self._over:
+        if self._stopped:
             return
         try:
             event()
@@ -263,7 +264,7 @@ class RaftDriver:
             self._break(Failure())
 
     def _pump(self) -> None:
-        while self.core.has_ready and not self._over:
+        while self.core.has_ready and not self._stopped:
             ready = self.core.ready()
             if ready.messages:
                 self._send(ready.messages)
@@ -367,11 +368,9 @@ class RaftDriver:
         if due_ms == self._wake_at_ms:
             return
         self._wake_at_ms = due_ms
-        if self._wake_call is not None and self._wake_call.active():
-            self._wake_call.cancel()
+        self._wake_timer.cancel()
         if due_ms is not None:
-            wait_s = max(0.0, (due_ms - self._clock.now_ms()) / 1000)
-            self._wake_call = self._clock.call_later(wait_s, self._wake)
+            self._wake_timer.start(max(0.0, (due_ms - self._clock.now_ms()) / 1000))
 
     def _wake(self) -> None:
         self._wake_at_ms = None
@@ -385,8 +384,8 @@ class RaftDriver:
                     proposal.deferred.errback(OutcomeUnknown("not known to be committed in time"))
 
     def _break(self, why: Failure) -> None:
-        if self._over:
+        if self._stopped:
             return
-        self._over = True
+        self._stopped = True
         _log.critical("consensus has failed: {why}", why=why.getTraceback(), event="raft_broken")
         self._on_broken(cast("BaseException", why.value))

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -74,15 +73,15 @@ class ReplicaDriver:
         """Partitions that are led here, or are to be: those that are ticked."""
         self._busy: set[int] = set()
         """Those that had anything to do since the last tick; the others rest."""
-        self._tick_call: IDelayedCall | None = None
+        self._tick_timer = clock.timer(self._tick_busy)
         self.commits = 0
         """Gathered so far: while it stays, what is proposed goes into the same one."""
         self._from = 0
         """The first partition that the last commit had no room for."""
         self._in_flight = False
         self._flying_waits: list[Wait] = []
-        self._flush_call: IDelayedCall | None = None
-        self._apply_call: IDelayedCall | None = None
+        self._flush_timer = clock.timer(self._flush_or_break)
+        self._apply_timer = clock.timer(self._flush_or_break)
         self._idle_waits: list[Deferred[None]] = []
         self._broken = False
         self._stopped = False
@@ -191,8 +190,7 @@ class ReplicaDriver:
     def propose(self, partition: int, effect: Effect, size: int, news: Change | None = None) -> int:
         """Append ``effect`` to the partition's open entry; it leaves with the next commit. Returns its sequence."""
         self._dirty.add(partition)
-        if self._flush_call is None:
-            self._schedule_flush()
+        self._schedule_flush()
         return self.cores[partition].propose(effect, size, news)
 
     def when_committed(self, wait: Wait, places: Iterable[tuple[int, int]]) -> Deferred[object]:
@@ -299,21 +297,17 @@ class ReplicaDriver:
                 self._events.activated(partition, event.epoch)
         if steps:
             self._owner.wanted(steps)
-        if busy and self._tick_call is None:
-            self._tick_call = self._clock.call_later(TICK_S, self._tick_busy)
+        if busy:
+            self._tick_timer.start(TICK_S)
         if self._dirty:
             self._schedule_flush()
-        elif self._applier.has_any and self._apply_call is None:
-            self._apply_call = self._clock.call_later(limits.APPLY_LAG_MS / 1000, self._apply_lag)
+        elif self._applier.has_any:
+            self._apply_timer.start(limits.APPLY_LAG_MS / 1000)
         return waits
 
     def _schedule_flush(self) -> None:
-        if self._flush_call is None and not self._in_flight and not self._broken and not self._stopped:
-            self._flush_call = self._clock.call_later(0, self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush_call = None
-        self._flush_or_break()
+        if not (self._in_flight or self._broken or self._stopped):
+            self._flush_timer.start()
 
     def _flush_or_break(self) -> None:
         try:
@@ -429,10 +423,6 @@ class ReplicaDriver:
 
         self._store.counts([partition]).addCallback(counted).addErrback(self._broke)
 
-    def _apply_lag(self) -> None:
-        self._apply_call = None
-        self._flush_or_break()
-
     def _tell_idle(self) -> None:
         waits, self._idle_waits = self._idle_waits, []
         for done in waits:
@@ -444,7 +434,6 @@ class ReplicaDriver:
         self._tick(self._candidates)
 
     def _tick_busy(self) -> None:
-        self._tick_call = None
         self._tick(self._candidates & self._busy)
 
     def _tick(self, partitions: Iterable[int]) -> None:
@@ -492,10 +481,8 @@ class ReplicaDriver:
     def stop(self) -> None:
         """Nothing leaves any more; ``idle`` comes before. Who still waits for other nodes' disks hears that nobody knows."""
         self._stopped = True
-        for call in (self._flush_call, self._apply_call, self._tick_call):
-            if call is not None and call.active():
-                call.cancel()
-        self._flush_call = self._apply_call = self._tick_call = None
+        for timer in (self._flush_timer, self._apply_timer, self._tick_timer):
+            timer.cancel()
         for waiters in self._waiters:
             for wait in waiters.abandon():
                 wait.give_up()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 
 from tq_node.errors import NotConfirmed
 from tq_node.partition.leases import PingRounds
@@ -53,8 +52,7 @@ class ReadIndex:
         self._reads: dict[int, list[_Read]] = {}
         """By the number of the round that each needs."""
         self._begun_ms = 0
-        self._begin_due = False
-        self._begin_call: IDelayedCall
+        self._begin_timer = clock.timer(self.begin)
 
     # --- rounds ---
     def begin(self) -> None:
@@ -111,16 +109,11 @@ class ReadIndex:
 
     def begin_soon(self) -> None:
         """In the next turn, or once the round that is on its way has had its time."""
-        if self._begin_due:
+        if self._begin_timer.is_pending:
             return
-        self._begin_due = True
         is_under_way = any(number <= self._rounds.number for number in self._reads)
         wait_ms = max(0, self._begun_ms + ROUND_WAIT_MS - self._clock.now_ms()) if is_under_way else 0
-        self._begin_call = self._clock.call_later(wait_ms / 1000, self._begin_now)
-
-    def _begin_now(self) -> None:
-        self._begin_due = False
-        self.begin()
+        self._begin_timer.start(wait_ms / 1000)
 
     def _serve(self) -> None:
         """Answer whoever waits for a round that is confirmed by now."""
@@ -137,9 +130,9 @@ class ReadIndex:
                 self._reads[number] = left
             else:
                 del self._reads[number]
-        if self._begin_due and not any(number <= self._rounds.number for number in self._reads):
+        if self._begin_timer.is_pending and not any(number <= self._rounds.number for number in self._reads):
             # The round that was on its way is over: the next need not wait any longer.
-            self._begin_call.reset(0)
+            self._begin_timer.restart()
         for read in ready:
             if not read.deferred.called:
                 read.deferred.callback(None)
@@ -155,9 +148,7 @@ class ReadIndex:
 
     def stop(self) -> None:
         self._give_up(lambda read: True)
-        if self._begin_due:
-            self._begin_due = False
-            self._begin_call.cancel()
+        self._begin_timer.cancel()
 
     def _give_up(self, is_over: Callable[[_Read], bool]) -> None:
         for number, waiting in list(self._reads.items()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
-from twisted.internet.interfaces import IDelayedCall
 
 from tq_node.errors import NotActive, NotEnoughReplicas, TaskQueueError
 from tq_node.partition.effects import Step
@@ -48,7 +47,7 @@ class Replication:
         self._lost: set[NodeId] = set()
         self._left_ms: dict[int, int] = {}
         """Leftovers, and since when they are."""
-        self._lost_call: IDelayedCall | None = None
+        self._lost_timer = clock.timer(self._begin_anew)
         self.refusals: dict[int, TaskQueueError] = {}
         """Partitions led here that take no new work for now, and why."""
         link = surroundings.link
@@ -179,11 +178,9 @@ class Replication:
     def _unsent(self, node: NodeId) -> None:
         # In a later turn: the cores are in the middle of something.
         self._lost.add(node)
-        if self._lost_call is None:
-            self._lost_call = self._clock.call_later(TICK_S, self._begin_anew)
+        self._lost_timer.start(TICK_S)
 
     def _begin_anew(self) -> None:
-        self._lost_call = None
         lost, self._lost = self._lost, set()
         for node in sorted(lost):
             self.driver.disconnected(node)
@@ -228,9 +225,7 @@ class Replication:
     def stop(self) -> None:
         self.read_index.stop()
         self.driver.stop()
-        if self._lost_call is not None:
-            self._lost_call.cancel()
-            self._lost_call = None
+        self._lost_timer.cancel()
 
 
 class PeerBox:

@@ -134,3 +134,44 @@ def test_a_loop_s_round_that_waits_is_awaited_and_beats_are_skipped() -> None:
     gates[1].callback(None)
     assert [loop.over.called] == [True]
     assert not virtual.getDelayedCalls()
+
+
+class Rings:
+    """A timer in virtual time, and when it has called."""
+
+    def __init__(self) -> None:
+        self.time = VirtualClock()
+        self.at: list[float] = []
+        self.timer = Clock(self.time).timer(self.ring)
+        self.again_s = 0.0
+
+    def ring(self) -> None:
+        self.at.append(self.time.seconds())
+        if self.again_s:
+            self.timer.start(self.again_s)
+
+
+def test_a_timer_is_pending_once_however_often_it_is_started() -> None:
+    rings = Rings()
+    rings.timer.start(2)
+    rings.timer.start(1)
+    rings.time.pump([1, 1])
+    assert rings.at == [2]
+    rings.timer.start()
+    rings.time.advance(0)
+    assert rings.at == [2, 2]
+
+
+def test_a_timer_can_be_moved_and_cancelled_and_started_by_its_own_call() -> None:
+    rings = Rings()
+    rings.timer.cancel()
+    rings.again_s = 5
+    rings.timer.start(3)
+    rings.timer.restart(1)
+    rings.time.advance(1)
+    assert rings.at == [1]
+    assert rings.timer.is_pending
+    rings.timer.cancel()
+    rings.time.advance(9)
+    assert rings.at == [1]
+    assert not rings.time.getDelayedCalls()
