@@ -100,7 +100,7 @@ def long_submit(stage: Stage) -> None:
     assert stage.node.post("/tasks/submit", body, deadline_s=DEADLINE_S).status in (201, 422)
 
 
-@attack("A1 three nodes, a batch of 10,000 empty items to each", nodes=3)
+@attack("A1 three nodes, a batch of 10,000 empty items to each", nodes=3, is_long=True)
 def one_to_each(stage: Stage) -> None:
     leader = stage.node.get("/cluster").json["cluster"]["leader"]
     threads = [

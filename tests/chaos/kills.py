@@ -46,7 +46,7 @@ def kill_controller(stage: Stage) -> str:
     return f"five submits acknowledged {max(waits):.1f} s after the kill, at the latest"
 
 
-@scenario("kill-all", is_short=True)
+@scenario("kill-all")
 def kill_every_node(stage: Stage) -> None:
     """kill -9 of all three at one moment, as when the power fails; they start again in another order (F26)."""
     kill_all(stage.cluster)

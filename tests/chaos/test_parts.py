@@ -62,5 +62,5 @@ def test_the_last_line() -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len(SCENARIOS) >= 20
-    assert {name for name, one in SCENARIOS.items() if one.is_short} == {"kill-primary", "kill-all"}
+    assert {name for name, one in SCENARIOS.items() if one.is_short} == {"kill-primary"}
     assert all(one.told.endswith((".", ")")) for one in SCENARIOS.values())

@@ -179,7 +179,9 @@ def test_snapshots_under_load_hold_all_that_was_acknowledged_before(make_cluster
 
 
 def test_what_it_refuses(make_cluster: MakeCluster, tmp_path: Path) -> None:
-    cluster = started(make_cluster)
+    cluster = make_cluster(["node-1"], options=HANDLERS)
+    cluster.start()
+    cluster.wait_ready()
     cluster["node-1"].submit("noop")
     (one,) = snapshots(cluster, ["node-1"])
     other = make_cluster(["node-1"], home=tmp_path / "other", options=("--partitions", "8"))

@@ -7,11 +7,22 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import EXIT_S, TWISTD, NodeHttp, Nodes, clean_environment, free_port, group_members, until
+from tests.support.harness import (
+    EXIT_S,
+    TWISTD,
+    NodeHttp,
+    NodeProcess,
+    Nodes,
+    clean_environment,
+    free_port,
+    group_members,
+    until,
+)
 from tq_node import limits
 
 pytestmark = pytest.mark.cluster
@@ -42,30 +53,14 @@ def home(tmp_path: Path) -> Path:
     ("arguments", "environment", "named"),
     [
         (["--nonsense"], {}, "--nonsense"),
-        (["--nod", "x"], {}, "--node-id"),
-        ([], {"TQ_RETENTION": "1" * 400}, "--retention (TQ_RETENTION)"),
-        (["--http", "99999"], {}, "--http"),
-        (["--http", "0.0.0.0:8080"], {}, "--http"),
-        (["--node-id", "a b"], {}, "--node-id"),
-        (["--partitions", "2000"], {}, "--partitions"),
-        (["--voters", "2"], {}, "--voters"),
-        (["--max-payload", "2MiB"], {}, "--max-payload"),
-        (["--join", "localhost"], {}, "--join"),
         ([], {"JOIN_ADDR": "nonsense"}, "--join (JOIN_ADDR)"),
-        (["--readmit"], {}, "--readmit"),
-        (["--peer", "10.0.0.1:9080"], {}, "--secret-file"),
-        (["--secret-file", "/dev/null"], {}, "--secret-file"),
         (["--handlers", "no.such.module"], {}, "--handlers"),
-        (["--config", "nowhere.toml"], {}, "--config"),
-        (["--data-dir", "/dev/null/below"], {}, "--data-dir"),
-        ([], {"HTTP_ADDR": "nonsense"}, "--http (HTTP_ADDR)"),
-        ([], {"TQ_CONCURRENCY": "0"}, "--concurrency (TQ_CONCURRENCY)"),
-        (["8080"], {}, "8080"),
     ],
 )
 def test_a_bad_option_is_one_line_code_one_and_nothing_on_disk(
     nodes: Nodes, home: Path, arguments: list[str], environment: dict[str, str], named: str
 ) -> None:
+    """One of the parser, one of the settings, one that the start finds; all others are in tests/unit (test_options.py)."""
     ended = nodes.run(*arguments, cwd=home, environment=environment)
     assert ended.code == 1
     assert ended.out == ""
@@ -75,18 +70,15 @@ def test_a_bad_option_is_one_line_code_one_and_nothing_on_disk(
     assert list(home.iterdir()) == []
 
 
-def test_help_and_version(nodes: Nodes, home: Path) -> None:
+def test_help(nodes: Nodes, home: Path) -> None:
     helped = nodes.run("--help", cwd=home)
     assert (helped.code, helped.err) == (0, "")
     assert "--replication-factor" in helped.out
-    told = nodes.run("--version", cwd=home)
-    assert told.code == 0
-    assert told.out.startswith("taskqueue ")
     assert list(home.iterdir()) == []
 
 
 # --- directories and pid files ---
-def test_two_nodes_in_one_directory(nodes: Nodes, home: Path) -> None:
+def test_two_nodes_in_one_directory_and_neither_in_the_others(nodes: Nodes, home: Path) -> None:
     one = nodes.start("--node-id", "node-1", cwd=home)
     two = nodes.start("--node-id", "node-2", cwd=home)
     for name, node in (("node-1", one), ("node-2", two)):
@@ -96,45 +88,8 @@ def test_two_nodes_in_one_directory(nodes: Nodes, home: Path) -> None:
     for node in (one, two):
         assert node.terminate() == 0
         node.assert_log_is_clean()
-
-
-def test_a_second_process_on_one_data_directory(nodes: Nodes, home: Path) -> None:
-    first = nodes.start(cwd=home)
-    second = nodes.run("--http", str(free_port()), cwd=home)
-    assert second.code == 1
-    (line,) = second.err.splitlines()
-    assert line.startswith("taskqueue: ")
-    assert "in use" in line
-    assert "Traceback" not in second.out
-    assert int((home / "data/node-1/twistd.pid").read_text()) == first.pid
-    assert first.get("/ready").status == 200
-    assert first.terminate() == 0
-
-
-def test_a_stale_pid_file_does_not_block_a_start(nodes: Nodes, home: Path) -> None:
-    first = nodes.start(cwd=home)
-    task_id = first.submit()
-    first.kill9()
-    pid_file = home / "data/node-1/twistd.pid"
-    assert int(pid_file.read_text()) == first.pid
-    pid_file.write_text(str(os.getpid()))  # the number was given to somebody else meanwhile
-    second = nodes.start(cwd=home)
-    assert second.status(task_id)["id"] == task_id
-    assert int(pid_file.read_text()) == second.pid
-    assert second.terminate() == 0
-
-
-def test_a_pid_file_of_twistd_in_the_working_directory_does_not_matter(nodes: Nodes, home: Path) -> None:
-    (home / "twistd.pid").write_text(str(os.getpid()))
-    node = nodes.start(cwd=home)
-    assert node.terminate() == 0
-    assert (home / "twistd.pid").read_text() == str(os.getpid())
-
-
-def test_another_node_s_directory_is_refused(nodes: Nodes, home: Path) -> None:
-    assert nodes.start("--node-id", "node-1", "--data-dir", "d", cwd=home).terminate() == 0
-    other = nodes.run("--node-id", "node-2", "--data-dir", "d", cwd=home)
-    assert other.code == 1
+    other = nodes.run("--node-id", "node-2", "--data-dir", "data/node-1", cwd=home)
+    assert other.code == 1, "another node's directory is refused"
     (line,) = other.err.splitlines()
     assert "node-1" in line
     assert "Traceback" not in other.out
@@ -174,6 +129,64 @@ def lives(pid: int) -> bool:
         return False
 
 
+# --- one plain node for all that only ask it ---
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """Its working directory has a pid file of twistd's; it ends by Ctrl-C."""
+    nodes = Nodes(tmp_path_factory.mktemp("plain"))
+    foreign = nodes.directory / "twistd.pid"
+    foreign.write_text(str(os.getpid()))
+    try:
+        node = nodes.start()
+        yield node
+        node.signal(signal.SIGINT)
+        assert node.wait() == 0
+        assert not (nodes.directory / "data/node-1/twistd.pid").exists()
+        assert foreign.read_text() == str(os.getpid()), "of no matter to the node"
+        node.assert_log_is_clean()
+        assert not nodes.holds()
+    finally:
+        nodes.close()
+
+
+def test_a_second_process_on_one_data_directory(plain: NodeProcess, nodes: Nodes) -> None:
+    home = plain.log_path.parent
+    second = nodes.run("--http", str(free_port()), cwd=home)
+    assert second.code == 1
+    (line,) = second.err.splitlines()
+    assert line.startswith("taskqueue: ")
+    assert "in use" in line
+    assert "Traceback" not in second.out
+    assert int((home / "data/node-1/twistd.pid").read_text()) == plain.pid
+    assert plain.get("/ready").status == 200
+
+
+def test_without_that_variable_nothing_listens_there(plain: NodeProcess) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        plain.get("/health", port=plain.http_port + 2_000)
+
+
+def test_a_node_listens_on_loopback_alone(plain: NodeProcess) -> None:
+    listening = {
+        line.split()[1]
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{plain.pid}/net/{table}").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{plain.http_port:04X}")
+    }
+    assert listening == {f"0100007F:{plain.http_port:04X}"}
+
+
+def test_a_stopped_and_continued_node_goes_on(plain: NodeProcess) -> None:
+    task_id = plain.submit()
+    plain.stop()
+    try:
+        with pytest.raises(OSError):
+            plain.get("/health", deadline_s=0.3)
+    finally:
+        plain.cont()
+    assert plain.status(task_id, wait_s=10)["status"] == "completed"
+
+
 # --- ports ---
 def test_the_original_variables_and_the_port_2000_further(nodes: Nodes, home: Path) -> None:
     port = free_port()
@@ -186,23 +199,6 @@ def test_the_original_variables_and_the_port_2000_further(nodes: Nodes, home: Pa
     assert there.json["node"] == "from-environment"
     assert (home / "data/from-environment/twistd.pid").exists()
     assert node.terminate() == 0
-
-
-def test_without_that_variable_nothing_listens_there(nodes: Nodes, home: Path) -> None:
-    node = nodes.start(cwd=home)
-    with pytest.raises(ConnectionRefusedError):
-        node.get("/health", port=node.http_port + 2_000)
-
-
-def test_a_node_listens_on_loopback_alone(nodes: Nodes, home: Path) -> None:
-    node = nodes.start(cwd=home)
-    listening = {
-        line.split()[1]
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{node.pid}/net/{table}").read_text().splitlines()[1:]
-        if line.split()[3] == "0A" and line.split()[1].endswith(f":{node.http_port:04X}")
-    }
-    assert listening == {f"0100007F:{node.http_port:04X}"}
 
 
 def test_a_port_in_use_is_said_in_one_line(nodes: Nodes, home: Path) -> None:
@@ -295,14 +291,6 @@ def test_sigterm_ends_with_0_and_leaves_nothing_but_the_store(nodes: Nodes, home
     node.assert_log_is_clean()
 
 
-def test_ctrl_c_ends_in_order_too(nodes: Nodes, home: Path) -> None:
-    node = nodes.start(cwd=home)
-    node.signal(signal.SIGINT)
-    assert node.wait() == 0
-    assert not (home / "data/node-1/twistd.pid").exists()
-    node.assert_log_is_clean()
-
-
 def test_two_sigterms_are_one(nodes: Nodes, home: Path) -> None:
     node = nodes.start(cwd=home)
     node.submit("report")
@@ -311,40 +299,19 @@ def test_two_sigterms_are_one(nodes: Nodes, home: Path) -> None:
     node.assert_log_is_clean()
 
 
-def test_a_restart_keeps_tasks(nodes: Nodes, home: Path) -> None:
-    first = nodes.start(cwd=home)
-    done = first.submit()
-    assert first.status(done, wait_s=10)["status"] == "completed"
-    later = first.submit(delay=3600)
-    assert first.terminate() == 0
-    second = nodes.start(cwd=home)
-    assert second.status(done)["result"] == "Email sent: user@example.com"
-    assert second.status(later)["status"] == "scheduled"
-    assert second.get("/tasks/stats").json["stats"]["total"] == 2
-    assert second.terminate() == 0
-    second.assert_log_is_clean()
-
-
-def test_kill_9_loses_nothing_acknowledged(nodes: Nodes, home: Path) -> None:
+def test_kill_9_loses_nothing_acknowledged_and_a_stale_pid_file_blocks_no_start(nodes: Nodes, home: Path) -> None:
     first = nodes.start(cwd=home)
     ids = [first.submit(payload=f"user{number}@example.com") for number in range(20)]
     first.kill9()
+    pid_file = home / "data/node-1/twistd.pid"
+    assert int(pid_file.read_text()) == first.pid
+    pid_file.write_text(str(os.getpid()))  # the number was given to somebody else meanwhile
     second = nodes.start(cwd=home)
+    assert int(pid_file.read_text()) == second.pid
     for task_id in ids:
         assert second.status(task_id, wait_s=60)["status"] == "completed"
     assert second.terminate() == 0
     second.assert_log_is_clean()
-
-
-def test_a_stopped_and_continued_node_goes_on(nodes: Nodes, home: Path) -> None:
-    node = nodes.start(cwd=home)
-    task_id = node.submit()
-    node.stop()
-    with pytest.raises(OSError):
-        node.get("/health", deadline_s=0.3)
-    node.cont()
-    assert node.status(task_id, wait_s=10)["status"] == "completed"
-    assert node.terminate() == 0
 
 
 # --- handlers ---
@@ -358,11 +325,17 @@ def test_handlers_from_the_working_directory(nodes: Nodes, home: Path) -> None:
     node.assert_log_is_clean()
 
 
-# --- several starts at once ---
-def test_a_node_goes_back_to_its_own_cluster_whatever_join_says(nodes: Nodes, home: Path) -> None:
+# --- several starts ---
+def test_a_restart_keeps_tasks_whatever_join_says(nodes: Nodes, home: Path) -> None:
+    """The node goes back to its own cluster."""
     first = nodes.start(cwd=home)
-    task_id = first.submit()
+    done = first.submit()
+    assert first.status(done, wait_s=10)["status"] == "completed"
+    later = first.submit(delay=3600)
     assert first.terminate() == 0
-    again = nodes.start("--join", "localhost:1", cwd=home)
-    assert again.status(task_id)["id"] == task_id
-    assert again.terminate() == 0
+    second = nodes.start("--join", "localhost:1", cwd=home)
+    assert second.status(done)["result"] == "Email sent: user@example.com"
+    assert second.status(later)["status"] == "scheduled"
+    assert second.get("/tasks/stats").json["stats"]["total"] == 2
+    assert second.terminate() == 0
+    second.assert_log_is_clean()

@@ -131,17 +131,18 @@ def test_it_may_be_told_to_end_at_any_time(tmp_path: Path, number: signal.Signal
     assert_nothing_is_left(port, tmp_path)
 
 
-def test_ctrl_c_on_a_terminal_reaches_the_demo_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["--node-id node-3", pytest.param("one cluster", marks=pytest.mark.long)])
+def test_ctrl_c_on_a_terminal_reaches_the_demo_alone(tmp_path: Path, words: str) -> None:
     """What ran it, ``make`` say, goes on and sees code 0."""
     port = first_port()
     parent, terminal = pty.fork()
     if parent == 0:  # the child: a session of its own on the new terminal, as a shell would give it
         os.chdir(tmp_path)
-        words = " ".join([*COMMAND, str(port)])
-        os.execvpe("sh", ["sh", "-c", f"{words}; echo code=$?"], clean_environment())
+        command = " ".join([*COMMAND, str(port)])
+        os.execvpe("sh", ["sh", "-c", f"{command}; echo code=$?"], clean_environment())
     shown = ""
     try:
-        while "one cluster" not in shown:
+        while words not in shown:
             shown += os.read(terminal, 4096).decode()
         os.write(terminal, b"\x03")
         end = time.monotonic() + EXIT_S

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/usr/bin/strace"), reason="strace is not installed"),
 ]
 
-SUBMITS = 40
+SUBMITS = 20
 _RESUMED = re.compile(
     r"^\d+ +(\d+\.\d+) (?:<\.\.\. (?:fdatasync|fsync) resumed.*|(?:fdatasync|fsync)\(.*)= 0$", re.MULTILINE
 )

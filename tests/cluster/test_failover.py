@@ -16,8 +16,8 @@ from tests.cluster.replicated import MakeCluster, started
 pytestmark = pytest.mark.cluster
 
 MARGIN = 10.0
-PUSHED = [("kill9", 1), ("sigstop", 1), ("cut", 1), pytest.param("rolling", 1, marks=pytest.mark.long)]
-"""Where a node ends in order, test_hand_over.py and test_three_nodes.py look in make test."""
+PUSHED = [("kill9", 1), *(pytest.param(name, 1, marks=pytest.mark.long) for name in ("sigstop", "cut", "rolling"))]
+"""In make test test_hand_over.py has a primary that sleeps and one that ends in order, test_isolation.py one that is cut off."""
 ROUNDS = 20
 BY_NAME = {failure.name: failure for failure in FAILURES}
 

@@ -37,7 +37,7 @@ NEW = (
     OLD
     + """
 @task("b")
-def b(payload, context):
+async def b(payload, context):
     return "b"
 """
 )
@@ -61,7 +61,7 @@ def kinds(task: dict[str, Any]) -> list[str]:
 
 
 def whole(cluster: Cluster) -> None:
-    cluster.wait_whole()
+    cluster.wait_whole(voters=3 if len(cluster.running) > 2 else 1)
     cluster.wait_ready()
     wait_settled(cluster)
 
@@ -71,7 +71,13 @@ def wait_notes(node: NodeHttp, *codes: str) -> None:
 
 
 def wait_unhandled(node: NodeHttp, task: str) -> None:
-    until(lambda: kinds(node.status(task)) == ["no_handler"], deadline_s=DEADLINE_S, what=f"{task} says why it waits")
+    """Asked again where a partition changes hands just then."""
+
+    def says_why() -> bool:
+        answer = node.get(f"/tasks/status?id={task}")
+        return answer.status == 200 and kinds(answer.json) == ["no_handler"]
+
+    until(says_why, deadline_s=DEADLINE_S, what=f"{task} says why it waits")
 
 
 def settled(node: NodeHttp, *tasks: str) -> list[dict[str, Any]]:
@@ -135,9 +141,7 @@ class TestStandIns:
         cluster["node-3"].terminate()
         cluster.start("node-3")
         cluster["node-3"].wait_ready()
-        until(
-            lambda: kinds(cluster["node-3"].status(waiting)) == ["no_handler"], deadline_s=DEADLINE_S, what="it waits"
-        )
+        wait_unhandled(cluster["node-3"], waiting)
         assert notes(cluster["node-3"]) == ["no_handlers"]
         cluster.start("node-1")
         cluster["node-1"].wait_ready()
@@ -168,7 +172,7 @@ class TestStandIns:
         assert settled(node, node.submit("charge_card", 1))[0]["worker"] == "node-2"
 
     def test_where_nobody_has_any_they_are_what_is_there(self, make_cluster: MakeCluster) -> None:
-        cluster = make_cluster()
+        cluster = make_cluster(("node-1", "node-2"))
         cluster.start()
         whole(cluster)
         until(lambda: all(notes(cluster[name]) == [] for name in cluster.ports), deadline_s=DEADLINE_S, what="all run")
@@ -181,6 +185,7 @@ class TestStandIns:
 
     def test_by_name_they_run_beside_others(self, make_cluster: MakeCluster, home: Path) -> None:
         cluster = make_cluster(
+            ("node-1", "node-2"),
             home=home,
             own_options=lambda name: ("--handlers", "shop" if name == "node-2" else "simulated"),
         )
@@ -212,6 +217,7 @@ class TestRollingDeploy:
     def test_they_wait_until_somebody_has_the_handler(self, make_cluster: MakeCluster, home: Path) -> None:
         deployed: set[str] = set()
         cluster = make_cluster(
+            ("node-1", "node-2"),
             home=home,
             own_options=lambda name: ("--handlers", "new" if name in deployed else "old"),
         )
@@ -221,7 +227,7 @@ class TestRollingDeploy:
         batch = [{"id": name, "type": "b", "max_attempts": 1} for name in names]
         assert cluster["node-1"].post("/tasks/batch", {"tasks": batch}).json["accepted"] == 30
         others = [cluster[name].submit("a") for name in cluster.ports]
-        assert [task["result"] for task in settled(cluster["node-1"], *others)] == ["a"] * 3, "others pass by"
+        assert [task["result"] for task in settled(cluster["node-1"], *others)] == ["a"] * 2, "others pass by"
         for name in cluster.ports:
             listed = cluster[name].get("/tasks/list?scope=cluster&type=b").json["tasks"]
             assert len(listed) == 30
@@ -236,8 +242,9 @@ class TestRollingDeploy:
         assert all("waiting_for" not in task for task in found)
 
     def test_a_handler_for_all_takes_all(self, make_cluster: MakeCluster, home: Path) -> None:
-        (home / "every.py").write_text("from tq_node import task\n@task('*')\ndef every(p, c): return 'taken'\n")
+        (home / "every.py").write_text("from tq_node import task\n@task('*')\nasync def every(p, c): return 'taken'\n")
         cluster = make_cluster(
+            ("node-1", "node-2"),
             home=home,
             own_options=lambda name: ("--handlers", "old" if name == "node-1" else "every"),
         )
@@ -246,7 +253,7 @@ class TestRollingDeploy:
         names = [cluster["node-1"].submit("whatever", id=f"any-{n}") for n in range(20)]
         found = settled(cluster["node-1"], *names)
         assert {task["result"] for task in found} == {"taken"}
-        assert {task["worker"] for task in found} <= {"node-2", "node-3"}
+        assert {task["worker"] for task in found} == {"node-2"}
 
 
 class TestGivingUp:

@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,15 @@ from tests.cluster.replicated import (
     wait_ended,
     wait_settled,
 )
-from tests.support.harness import until
+from tests.support.harness import Nodes, until
 
 pytestmark = pytest.mark.cluster
 
 SLOTS = 64
-STOPS = r"refused a connection from .*: the node stops"
-"""Who stops late is dialled meanwhile by those that stop later."""
-LOADS = ((0.2, 960), pytest.param(0.2, 1_920, marks=pytest.mark.long), pytest.param(0.5, 960, marks=pytest.mark.long))
+LOADS = (
+    (0.2, 480),
+    *(pytest.param(runs_s, count, marks=pytest.mark.long) for runs_s, count in ((0.2, 960), (0.2, 1_920), (0.5, 960))),
+)
 """Seconds that a task sleeps in the reactor, so that slots are the bound and not the machine; and how many there are."""
 LEASE_S = 15.0
 PATIENT_S = 90.0
@@ -103,33 +104,22 @@ def wait_running(
 
 @pytest.mark.parametrize(("runs_s", "count"), LOADS)
 def test_three_nodes_share_a_load_that_is_all_one_nodes(make_cluster: MakeCluster, runs_s: float, count: int) -> None:
-    """Every task is in a partition that node-1 leads. What one node needs alone is measured in a cluster of one."""
-    alone = make_cluster(("node-1",), options=(*HANDLERS, "--concurrency", str(SLOTS)))
-    alone.start()
-    alone.wait_ready()
-    ids = skewed(alone, "node-1", "alone", count)
-    submit(alone, "node-1", ids, runs_s)
-    wait_ended(alone, deadline_s=PATIENT_S)
-    one_s = span_s(every_task(alone))
-    alone.stop()
-    alone.assert_logs_are_clean(STOPS)
-    alone.close()
-
-    cluster = started(make_cluster, more=("--concurrency", str(SLOTS)), home=alone.home.parent / "three")
+    """Every task is in a partition that node-1 leads."""
+    cluster = started(make_cluster, more=("--concurrency", str(SLOTS)))
     ids = skewed(cluster, "node-1", "shared", count)
     submit(cluster, "node-1", ids, runs_s)
     wait_ended(cluster, deadline_s=PATIENT_S)
     tasks = every_task(cluster)
     three_s, ran = span_s(tasks), by_worker(tasks)
     print(
-        f"\n{count} tasks of {runs_s:g} s, {SLOTS} slots a node: one node {one_s:.2f} s, three {three_s:.2f} s, "
-        f"ratio {three_s / one_s:.2f} (slots alone: {count * runs_s / SLOTS:.2f} s); by node {dict(sorted(ran.items()))}"
+        f"\n{count} tasks of {runs_s:g} s, {SLOTS} slots a node: {three_s:.2f} s on three nodes "
+        f"(slots of one alone: {count * runs_s / SLOTS:.2f} s); by node {dict(sorted(ran.items()))}"
     )
     assert_each_ran_once(tasks)
     assert set(ran) == set(NAMES)
     assert min(ran.values()) > count / 10, f"each takes a good part of it: {ran}"
     cluster.stop()
-    cluster.assert_logs_are_clean(STOPS)
+    cluster.assert_logs_are_clean()
 
 
 @pytest.mark.long
@@ -161,8 +151,12 @@ def test_a_helper_is_killed(make_cluster: MakeCluster, tmp_path: Path) -> None:
     cluster.assert_logs_are_clean(HARM)
 
 
-def test_the_helped_primary_is_killed(make_cluster: MakeCluster, tmp_path: Path) -> None:
-    """What helpers run for it goes on, is renewed at the new primary, and ends there with the token that the dead one gave."""
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_the_helped_primary_is_killed(make_cluster: MakeCluster, tmp_path: Path, all_of_them: bool) -> None:
+    """What helpers run for it goes on, is renewed at the new primary, and ends there with the token that the dead one gave.
+
+    In the long run it is waited for what the dead node itself ran, too: begun again once its lease is over.
+    """
     ledger = tmp_path / "ledger"
     cluster = started(make_cluster, more=("--concurrency", "8"), environment={"TEST_LEDGER": str(ledger)})
     victim = next(name for name in NAMES if name != cluster.leader())
@@ -176,7 +170,7 @@ def test_the_helped_primary_is_killed(make_cluster: MakeCluster, tmp_path: Path)
     # On the ledger they have begun, so that what the dead node had still to say is heard.
     until(lambda: all(task_id in ledger.read_text() for task_id in helped), what="the helpers run them")
     cluster[victim].kill9()
-    tasks = wait_completed(cluster, others[0], ids, LEASE_S + PATIENT_S)
+    tasks = wait_completed(cluster, others[0], ids if all_of_them else helped, LEASE_S + PATIENT_S)
     for task_id in helped:
         task = tasks[task_id]
         assert task["node"] in others, "another is primary"
@@ -217,26 +211,27 @@ def test_a_task_that_runs_on_a_drained_node_ends_there(make_cluster: MakeCluster
     )
 
 
-def test_a_cancel_reaches_the_node_that_helps(make_cluster: MakeCluster, tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger"
-    cluster = started(make_cluster, more=("--concurrency", "2"), environment={"TEST_LEDGER": str(ledger)})
-    ids = skewed(cluster, "node-1", "cancelled", 6)
-    submit(cluster, "node-1", ids, 60.0)
-    wait_running(cluster, "node-1", ids, lambda counts: counts.total() == 6 and set(counts) == set(NAMES))
-    for task_id in ids:
-        assert cluster["node-3"].post(f"/tasks/cancel?id={task_id}").status == 200
-    # The slots are free again, on all of them: the next ones run at once, and not after a minute.
-    fresh = skewed(cluster, "node-1", "fresh", 6)
-    submit(cluster, "node-1", fresh, 0.5)
-    wait_ended(cluster, deadline_s=PATIENT_S / 2)
-    tasks = every_task(cluster)
-    assert {tasks[task_id]["status"] for task_id in ids} == {"cancelled"}
-    assert {tasks[task_id]["status"] for task_id in fresh} == {"completed"}
-    assert "ended" not in [line.split()[3] for line in ledger.read_text().splitlines() if line.startswith("cancelled")]
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two slots a node, and a ledger; whole from the first to the last test that takes it."""
+    nodes = Nodes(tmp_path_factory.mktemp("helping"))
+    environment = {"TEST_LEDGER": str(nodes.directory / "ledger")}
+    cluster = Cluster(nodes, NAMES, options=(*HANDLERS, "--concurrency", "2"), environment=environment)
+    try:
+        cluster.start()
+        cluster.wait_whole()
+        cluster.wait_ready()
+        wait_settled(cluster)
+        yield cluster
+        assert not nodes.holds()
+    finally:
+        cluster.close()
+        nodes.close()
 
 
-def test_a_queue_that_is_paused_starts_nowhere(make_cluster: MakeCluster) -> None:
-    cluster = started(make_cluster, more=("--concurrency", "2"))
+def test_a_queue_that_is_paused_starts_nowhere(lasting: Cluster) -> None:
+    """The first of the two: until the other queue is worked off nothing may be cancelled there."""
+    cluster = lasting
     assert cluster["node-2"].post("/tasks/pause?queue=still").status == 200
     still = skewed(cluster, "node-1", "still", 30)
     submit(cluster, "node-1", still, 0.1, queue="still")
@@ -254,6 +249,23 @@ def test_a_queue_that_is_paused_starts_nowhere(make_cluster: MakeCluster) -> Non
     assert set(by_worker({task_id: tasks[task_id] for task_id in going})) == set(NAMES)
     assert cluster["node-2"].post("/tasks/resume?queue=still").status == 200
     wait_ended(cluster, deadline_s=PATIENT_S)
+
+
+def test_a_cancel_reaches_the_node_that_helps(lasting: Cluster) -> None:
+    cluster, ledger = lasting, lasting.nodes.directory / "ledger"
+    ids = skewed(cluster, "node-1", "cancelled", 6)
+    submit(cluster, "node-1", ids, 60.0)
+    wait_running(cluster, "node-1", ids, lambda counts: counts.total() == 6 and set(counts) == set(NAMES))
+    for task_id in ids:
+        assert cluster["node-3"].post(f"/tasks/cancel?id={task_id}").status == 200
+    # The slots are free again, on all of them: the next ones run at once, and not after a minute.
+    fresh = skewed(cluster, "node-1", "fresh", 6)
+    submit(cluster, "node-1", fresh, 0.5)
+    wait_ended(cluster, deadline_s=PATIENT_S / 2)
+    tasks = every_task(cluster)
+    assert {tasks[task_id]["status"] for task_id in ids} == {"cancelled"}
+    assert {tasks[task_id]["status"] for task_id in fresh} == {"completed"}
+    assert "ended" not in [line.split()[3] for line in ledger.read_text().splitlines() if line.startswith("cancelled")]
 
 
 def test_a_node_takes_only_what_it_has_handlers_for(make_cluster: MakeCluster) -> None:

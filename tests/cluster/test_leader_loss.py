@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
 from tests.cluster.clusters import Cluster, Watch, watching
 from tests.cluster.replicated import wait_copies, wait_settled
-from tests.support.harness import until
+from tests.support.harness import Nodes, until
 from tq_node.cluster.settings import DEFAULT_SETTINGS
 from tq_node.runtime.control.membership import HEARTBEAT_S
 
@@ -27,6 +28,22 @@ SHARED = 10
 """How much slower it may be where other tests share two cores."""
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Each test leaves it whole; those that leave words of a sleeper in the logs come last."""
+    nodes = Nodes(tmp_path_factory.mktemp("losses"))
+    cluster = Cluster(nodes)
+    try:
+        cluster.start()
+        cluster.wait_whole()
+        cluster.wait_ready()
+        yield cluster
+        assert not nodes.holds()
+    finally:
+        cluster.close()
+        nodes.close()
+
+
 class Times(NamedTuple):
     leader: float
     """From the kill until a survivor shows another leader."""
@@ -36,10 +53,10 @@ class Times(NamedTuple):
     """Until all survivors show that it is no partition's primary."""
 
 
-def loss(cluster: Cluster, name: str) -> Times:
-    """kill -9 of the node and what the others show after it, looked at every 5 ms."""
+def loss(cluster: Cluster, name: str, every_s: float = 0.02) -> Times:
+    """kill -9 of the node and what the others show after it."""
     survivors = cluster.others(name)
-    with watching(cluster, *survivors, partitions=True) as watches:
+    with watching(cluster, *survivors, partitions=True, every_s=every_s) as watches:
         until(lambda: all(watch.samples for watch in watches), what="the watches look")
         killed_s = time.monotonic()
         cluster[name].kill9()
@@ -65,11 +82,11 @@ def shown(name: str, seconds: list[float]) -> str:
     return f"{name} {statistics.median(seconds):.3f} s in the median, {max(seconds):.3f} s at worst"
 
 
-def rounds(cluster: Cluster, count: int) -> list[Times]:
+def rounds(cluster: Cluster, count: int, every_s: float = 0.02) -> list[Times]:
     times = []
     for _ in range(count):
         leader = cluster.leader()
-        times.append(loss(cluster, leader))
+        times.append(loss(cluster, leader, every_s))
         term = cluster.wait(lambda view: True, what="one leader").term
         cluster.start(leader)
         view = cluster.wait_whole()
@@ -84,8 +101,9 @@ def rounds(cluster: Cluster, count: int) -> list[Times]:
     return times
 
 
-def test_two_leaders_die(cluster: Cluster) -> None:
-    times = rounds(cluster, 2)
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_leaders_die(cluster: Cluster, count: int) -> None:
+    times = rounds(cluster, count)
     assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN * SHARED
     assert max(one.leader for one in times) < LEADER_S_MAX * SHARED
     assert max(one.primaries for one in times) < PRIMARIES_S_MAX * SHARED
@@ -93,7 +111,7 @@ def test_two_leaders_die(cluster: Cluster) -> None:
 
 @pytest.mark.long
 def test_twenty_leaders_die(cluster: Cluster) -> None:
-    times = rounds(cluster, 20)
+    times = rounds(cluster, 20, every_s=0.005)
     assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN
     assert max(one.leader for one in times) < LEADER_S_MAX
     assert max(one.primaries for one in times) < PRIMARIES_S_MAX
@@ -106,7 +124,7 @@ def pause_and_kill(cluster: Cluster, name: str) -> float:
     before = cluster.partitions(other)
     mine = {one["partition"] for one in before if one["primary"] == name}
     assert 20 <= len(mine) <= 22
-    with watching(cluster, *cluster.others(name), partitions=True, every_s=0.02) as watches:
+    with watching(cluster, *cluster.others(name), partitions=True, every_s=0.05) as watches:
         cluster[name].stop()
         time.sleep(SESSION_S - 1.0)
         cluster[name].cont()
@@ -143,7 +161,41 @@ def test_a_pause_changes_no_primary_and_a_death_changes_all(cluster: Cluster, wh
     cluster.assert_logs_are_clean()
 
 
+def test_all_at_once(cluster: Cluster) -> None:
+    """F26: kill -9 of all three, back in some other order: the same cluster, nothing lost."""
+    wait_settled(cluster)
+    ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(30)]
+    view = cluster.wait_whole()
+    for name in list(cluster.running):
+        cluster[name].kill9()
+    cluster.start("node-2", "node-3", "node-1")
+    again = cluster.wait_whole()
+    wait_settled(cluster)  # a strong read can't be proven fresh while its partition changes hands
+    cluster.wait_ready()
+    assert again.cluster_id == view.cluster_id
+    assert again.term > view.term
+    assert all(cluster["node-3"].status(task_id)["status"] == "scheduled" for task_id in ids)
+    cluster.assert_logs_are_clean()
+
+
 # --- a sleeper wakes ---
+def test_a_leader_that_wakes_finds_another(cluster: Cluster) -> None:
+    """F40: it does not act on what it believed when it fell asleep."""
+    before = cluster.wait_whole()
+    sleeper = before.leader
+    assert sleeper is not None
+    with watching(cluster, every_s=0.05):
+        cluster[sleeper].stop()
+        view = cluster.wait_gone(sleeper)
+        assert view.leader != sleeper
+        time.sleep(0.5)
+        cluster[sleeper].cont()
+        after = cluster.wait_whole()
+        assert (after.leader, after.term) == (view.leader, view.term), "the sleeper follows"
+        wait_settled(cluster)
+    cluster.assert_logs_are_clean()
+
+
 @pytest.mark.parametrize("sleep_s", [4.0, pytest.param(40.0, marks=pytest.mark.long)])
 def test_a_follower_that_wakes_disturbs_nobody(cluster: Cluster, sleep_s: float) -> None:
     before = cluster.wait_whole()
@@ -152,7 +204,7 @@ def test_a_follower_that_wakes_disturbs_nobody(cluster: Cluster, sleep_s: float)
     sleeper = next(name for name in cluster.running if name != before.leader)
     mine = {one["partition"] for one in held if one["primary"] == sleeper}
     others = cluster.others(sleeper)
-    with watching(cluster, *others, every_s=0.02) as watches:
+    with watching(cluster, *others, every_s=0.05) as watches:
         stopped_s = time.monotonic()
         cluster[sleeper].stop()
         cluster.wait_gone(sleeper)
@@ -175,38 +227,3 @@ def test_a_follower_that_wakes_disturbs_nobody(cluster: Cluster, sleep_s: float)
     done = cluster[sleeper].status(cluster[others[0]].submit("email"), wait_s=10)
     assert done["status"] == "completed"
     cluster.assert_logs_are_clean(r"nothing heard for \d+ s")
-
-
-def test_a_leader_that_wakes_finds_another(cluster: Cluster) -> None:
-    """F40: it does not act on what it believed when it fell asleep."""
-    before = cluster.wait_whole()
-    sleeper = before.leader
-    assert sleeper is not None
-    with watching(cluster, every_s=0.02):
-        cluster[sleeper].stop()
-        view = cluster.wait_gone(sleeper)
-        assert view.leader != sleeper
-        time.sleep(0.5)
-        cluster[sleeper].cont()
-        after = cluster.wait_whole()
-        assert (after.leader, after.term) == (view.leader, view.term), "the sleeper follows"
-        wait_settled(cluster)
-    cluster.assert_logs_are_clean()
-
-
-@pytest.mark.long  # kill-all of tests/chaos is in the push run
-def test_all_at_once(cluster: Cluster) -> None:
-    """F26: kill -9 of all three, back in some other order: the same cluster, nothing lost."""
-    wait_settled(cluster)
-    ids = [cluster["node-1"].submit("noop", number, delay=3600) for number in range(30)]
-    view = cluster.wait_whole()
-    for name in list(cluster.running):
-        cluster[name].kill9()
-    cluster.start("node-2", "node-3", "node-1")
-    again = cluster.wait_whole()
-    wait_settled(cluster)  # a strong read can't be proven fresh while its partition changes hands
-    cluster.wait_ready()
-    assert again.cluster_id == view.cluster_id
-    assert again.term > view.term
-    assert all(cluster["node-3"].status(task_id)["status"] == "scheduled" for task_id in ids)
-    cluster.assert_logs_are_clean()

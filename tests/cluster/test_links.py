@@ -92,7 +92,7 @@ def cut_and_healed(
     links = links_of(cluster)
     before = cluster.wait_whole()
     able = majority(cut)
-    with watching(cluster, every_s=0.02) as watches:
+    with watching(cluster, every_s=0.05) as watches:
         for source, sink in cut:
             links.cut(source, sink, how)
         try:

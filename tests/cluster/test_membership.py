@@ -78,7 +78,7 @@ def change(cluster: Cluster, what: str, action: Callable[[], object], names: Ite
     names = set(names)
     witness = next(name for name in cluster.running if name in names)
     before = held_by(cluster, witness)
-    with watching(cluster, witness, partitions=True, every_s=0.01) as watches:
+    with watching(cluster, witness, partitions=True, every_s=0.03) as watches:
         until(lambda: watches[0].samples, what="the watch looks")
         began_s = time.monotonic()
         action()

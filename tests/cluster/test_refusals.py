@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,14 +54,27 @@ def assert_unharmed(cluster: Cluster, task_id: str) -> None:
     cluster.assert_logs_are_clean("refused a connection|refuses node|cluster secret differs")
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for all that are refused and harm nobody: each test leaves them as they were, whole and ready."""
+    nodes = Nodes(tmp_path_factory.mktemp("refusals"))
+    cluster = Cluster(nodes)
+    try:
+        cluster.start()
+        cluster.wait_whole()
+        cluster.wait_ready()
+        wait_settled(cluster)
+        yield cluster
+        cluster.stop()
+        assert not nodes.holds()
+    finally:
+        cluster.close()
+        nodes.close()
+
+
 @pytest.fixture
-def task_id(cluster: Cluster) -> str:
-    until(
-        lambda: all(max(cluster.primaries(name).values()) <= 22 for name in cluster.running),
-        what="partitions shared out",
-    )
-    cluster.wait_ready()
-    return cluster["node-1"].submit("noop", delay=3600)
+def task_id(lasting: Cluster) -> str:
+    return lasting["node-1"].submit("noop", delay=3600)
 
 
 # --- secrets ---
@@ -99,13 +112,13 @@ def test_a_member_with_another_secret(make_cluster: MakeCluster, tmp_path: Path)
 
 
 # --- clusters ---
-def test_a_directory_of_another_cluster_goes_back_to_its_own(cluster: Cluster, task_id: str, tmp_path: Path) -> None:
-    other = Cluster(cluster.nodes, ["node-1"], home=tmp_path / "elsewhere")
+def test_a_directory_of_another_cluster_goes_back_to_its_own(lasting: Cluster, task_id: str, tmp_path: Path) -> None:
+    other = Cluster(lasting.nodes, ["node-1"], home=tmp_path / "elsewhere")
     other.start()
     other.wait_ready()
-    cluster.stop("node-3")
-    cluster.start("node-3", extra=["--join", f"localhost:{other.ports['node-1']}"])
-    assert_unharmed(cluster, task_id)
+    lasting.stop("node-3")
+    lasting.start("node-3", extra=["--join", f"localhost:{other.ports['node-1']}"])
+    assert_unharmed(lasting, task_id)
     view = other.view("node-1")
     assert view is not None
     assert view.statuses == {"node-1": "active"}
@@ -152,42 +165,39 @@ def clone(cluster: Cluster, name: str, copy: Path) -> list[str]:
     ]
 
 
-def test_a_cloned_data_directory(cluster: Cluster, task_id: str, tmp_path: Path) -> None:
+def test_a_cloned_data_directory(lasting: Cluster, task_id: str, tmp_path: Path) -> None:
     """Also when it tries again and again, as a supervisor would have it (each start counts the incarnation up)."""
-    cluster.stop("node-2")
-    command = clone(cluster, "node-2", tmp_path / "copy")
-    cluster.start("node-2")
-    cluster.wait_whole()
-    for _ in range(3):
-        line = the_line(run(cluster, *command))
+    lasting.stop("node-2")
+    command = clone(lasting, "node-2", tmp_path / "copy")
+    lasting.start("node-2")
+    lasting.wait_whole()
+    for _ in range(2):
+        line = the_line(run(lasting, *command))
         assert "copy" in line
         assert "--readmit" in line
-        assert_unharmed(cluster, task_id)
+        assert_unharmed(lasting, task_id)
 
 
-def test_a_copy_of_a_node_that_runs(cluster: Cluster, task_id: str, tmp_path: Path) -> None:
+def test_a_copy_of_a_node_that_runs(lasting: Cluster, task_id: str, tmp_path: Path) -> None:
     """The copy's first start is a later one than the original's, and yet it is the original that lives and answers."""
-    wait_settled(cluster)
-    before = cluster.wait_whole()
-    epochs = [(one["primary"], one["epoch"], one["in_sync"]) for one in cluster.partitions()]
+    wait_settled(lasting)
+    before = lasting.wait_whole()
+    epochs = [(one["primary"], one["epoch"], one["in_sync"]) for one in lasting.partitions()]
     leader = before.leader or ""
-    for name in (leader, cluster.others(leader)[0]):
-        command = clone(cluster, name, tmp_path / f"copy-of-{name}")
-        for _ in range(2):
-            assert "copy" in the_line(run(cluster, *command))
-            assert_unharmed(cluster, task_id)
-    assert cluster.wait_whole() == before, "neither leader nor term has changed"
-    assert [(one["primary"], one["epoch"], one["in_sync"]) for one in cluster.partitions()] == epochs
+    for name in (leader, lasting.others(leader)[0]):
+        assert "copy" in the_line(run(lasting, *clone(lasting, name, tmp_path / f"copy-of-{name}")))
+        assert_unharmed(lasting, task_id)
+    assert lasting.wait_whole() == before, "neither leader nor term has changed"
+    assert [(one["primary"], one["epoch"], one["in_sync"]) for one in lasting.partitions()] == epochs
 
 
-def test_a_data_directory_set_back(cluster: Cluster, task_id: str, tmp_path: Path) -> None:
+def test_a_data_directory_set_back(cluster: Cluster, tmp_path: Path) -> None:
     """F14: the node starts again from an older state of its own disk."""
     cluster.stop("node-2")
     shutil.copytree(cluster.data("node-2"), tmp_path / "older")
-    for _ in range(2):
-        cluster.start("node-2")
-        cluster.wait_whole()
-        cluster.stop("node-2")
+    cluster.start("node-2")
+    cluster.wait_whole()
+    cluster.stop("node-2")
     shutil.rmtree(cluster.data("node-2"))
     shutil.copytree(tmp_path / "older", cluster.data("node-2"))
     cluster.start("node-2")
@@ -197,22 +207,21 @@ def test_a_data_directory_set_back(cluster: Cluster, task_id: str, tmp_path: Pat
     assert sorted(cluster.running) == ["node-1", "node-3"]
 
 
-def test_a_second_process_on_one_directory(cluster: Cluster, task_id: str) -> None:
-    for name in ("node-1", "node-3"):
-        line = the_line(run(cluster, *cluster.command(name), "--http", str(free_port())))
-        assert "in use" in line, "its own ports are another matter"
-        line = the_line(run(cluster, *cluster.command(name), "--http", str(cluster.ports[name])))
-        assert "in use" in line
-    assert_unharmed(cluster, task_id)
+def test_a_second_process_on_one_directory(lasting: Cluster, task_id: str) -> None:
+    line = the_line(run(lasting, *lasting.command("node-3"), "--http", str(free_port())))
+    assert "in use" in line, "its own ports are another matter"
+    line = the_line(run(lasting, *lasting.command("node-1"), "--http", str(lasting.ports["node-1"])))
+    assert "in use" in line
+    assert_unharmed(lasting, task_id)
 
 
-def test_a_port_in_use_is_named_by_its_option(cluster: Cluster) -> None:
-    taken = cluster.ports["node-1"]
+def test_a_port_in_use_is_named_by_its_option(lasting: Cluster) -> None:
+    taken = lasting.ports["node-1"]
     for option, arguments in {
         "--http": ["--http", str(taken), "--peer", f"127.0.0.1:{free_port()}"],
         "--peer": ["--http", str(free_port()), "--peer", f"127.0.0.1:{taken + PEER_OFFSET}"],
     }.items():
-        line = the_line(run(cluster, "--node-id", "node-9", *arguments))
+        line = the_line(run(lasting, "--node-id", "node-9", *arguments))
         assert line.startswith(f"taskqueue: {option}: "), line
         assert "in use" in line
 
@@ -225,11 +234,10 @@ def test_a_wiped_first_node_with_its_usual_command(cluster: Cluster) -> None:
     cluster.wait_gone("node-1")
     cluster_id = cluster.wait(lambda view: True, what="a leader").cluster_id
     shutil.rmtree(cluster.data("node-1"))
-    for _ in range(2):
-        line = the_line(run(cluster, *usual, guard_s=""))
-        assert cluster_id in line
-        assert "disk" in line
-        assert "--join" in line
+    line = the_line(run(cluster, *usual, guard_s=""))
+    assert cluster_id in line
+    assert "disk" in line
+    assert "--join" in line
     view = cluster.wait(lambda view: True, what="a leader")
     assert view.statuses == {"node-1": "down", "node-2": "active", "node-3": "active"}
     assert cluster["node-2"].post("/cluster/remove?node=node-1").status == 202
@@ -242,11 +250,11 @@ def test_a_wiped_first_node_with_its_usual_command(cluster: Cluster) -> None:
 
 
 # --- removed ---
-def test_a_removed_node_starts_again(cluster: Cluster) -> None:
+def test_a_node_is_removed_while_it_runs_and_starts_again(cluster: Cluster) -> None:
     until(lambda: max(cluster.primaries().values()) <= 22, what="partitions shared out")
-    cluster.stop("node-3")
-    cluster.wait_gone("node-3")
     assert cluster["node-1"].post("/cluster/remove?node=node-3").status == 202
+    line = line_in_log(cluster["node-3"])
+    assert "node-3 was removed" in line
     cluster.wait_gone("node-3", None)
     until(
         lambda: set(cluster.primaries()) == {"node-1", "node-2"}, what="its partitions, which were empty, are elsewhere"
@@ -262,26 +270,38 @@ def test_a_removed_node_starts_again(cluster: Cluster) -> None:
     assert "node-3" not in cluster.wait(lambda view: True, what="a leader").statuses
 
 
-def test_a_node_is_removed_while_it_runs(cluster: Cluster) -> None:
+@pytest.mark.long
+def test_a_node_that_was_away_is_removed_and_starts_again(cluster: Cluster) -> None:
     until(lambda: max(cluster.primaries().values()) <= 22, what="partitions shared out")
+    cluster.stop("node-3")
+    cluster.wait_gone("node-3")
     assert cluster["node-1"].post("/cluster/remove?node=node-3").status == 202
-    line = line_in_log(cluster["node-3"])
-    assert "node-3 was removed" in line
     cluster.wait_gone("node-3", None)
-    until(lambda: set(cluster.primaries()) == {"node-1", "node-2"}, what="its partitions are elsewhere")
+    until(
+        lambda: set(cluster.primaries()) == {"node-1", "node-2"}, what="its partitions, which were empty, are elsewhere"
+    )
+    cluster.wait_ready()
+    line = the_line(run(cluster, *cluster.command("node-3"), "--http", str(cluster.ports["node-3"])))
+    assert "node-3 was removed" in line
+    assert "--data-dir" in line
 
 
 # --- strangers ---
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--http", "0.0.0.0:{port}", "--advertise", "127.0.0.1"], "--http"),
-        (["--http", "0.0.0.0:{port}", "--peer", "127.0.0.1:{peer}", "--advertise", "127.0.0.1"], "--http"),
+        pytest.param(["--http", "0.0.0.0:{port}", "--advertise", "127.0.0.1"], "--http", marks=pytest.mark.long),
+        pytest.param(
+            ["--http", "0.0.0.0:{port}", "--peer", "127.0.0.1:{peer}", "--advertise", "127.0.0.1"],
+            "--http",
+            marks=pytest.mark.long,
+        ),
         (["--http", "127.0.0.1:{port}", "--peer", "0.0.0.0:{peer}", "--advertise", "127.0.0.1"], "--peer"),
-        (["--http", "127.0.0.1:{port}", "--peer-cert", "x.crt"], "--peer-cert"),
+        pytest.param(["--http", "127.0.0.1:{port}", "--peer-cert", "x.crt"], "--peer-cert", marks=pytest.mark.long),
     ],
 )
 def test_not_loopback_without_credentials(nodes: Nodes, tmp_path: Path, arguments: list[str], named: str) -> None:
+    """One of them with a real process in make test; in tests/unit/tq_node/test_options.py the lines of them all."""
     home = tmp_path / "home"
     home.mkdir()
     port = free_port()

@@ -107,7 +107,7 @@ def assert_ends_by_signals(node: NodeProcess) -> None:
     assert node.wait() == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("kind", ["deferred", "thread"])
+@pytest.mark.parametrize("kind", [pytest.param("deferred", marks=pytest.mark.long), "thread"])
 def test_no_thread_of_a_handler_keeps_a_stopped_node(nodes: Nodes, home: Path, kind: str) -> None:
     node = nodes.start("--handlers", "mine", "--stop-timeout", "500ms", cwd=home)
     started_task(node, kind)

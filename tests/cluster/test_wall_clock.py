@@ -40,7 +40,7 @@ def delayed(node: NodeProcess) -> tuple[float, dict[str, str]]:
 
 
 @pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed")
-@pytest.mark.parametrize("step", ["-3600", "+3600"])
+@pytest.mark.parametrize("step", ["-3600", pytest.param("+3600", marks=pytest.mark.long)])
 def test_a_step_of_an_hour_changes_no_delay(nodes: Nodes, tmp_path: Path, step: str) -> None:
     steps = tmp_path / "steps"
     node = faked(nodes, steps, "+0")

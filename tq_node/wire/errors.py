@@ -157,7 +157,7 @@ class Unread(WireRefusal):
 
 
 class Stopped(WireRefusal):
-    code, title, closes = "stopped", "Closed from this side", True
+    code, title, closes, is_ordinary = "stopped", "Closed from this side", True, True
 
 
 def _codes() -> dict[type[TaskQueueError], str]:

@@ -81,6 +81,51 @@ def test_one_line_exit_code_one_nothing_on_disk(
     assert list(empty_directory.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        ([], {"TQ_RETENTION": "1" * 400}, "--retention (TQ_RETENTION)"),
+        (["--http", "99999"], {}, "--http"),
+        (["--http", "0.0.0.0:8080"], {}, "--http"),
+        (["--http", "0.0.0.0:8080", "--advertise", "127.0.0.1"], {}, "--http"),
+        (["--http", "0.0.0.0:8080", "--peer", "127.0.0.1:9080", "--advertise", "127.0.0.1"], {}, "--http"),
+        (["--http", "127.0.0.1:8080", "--peer", "0.0.0.0:9080", "--advertise", "127.0.0.1"], {}, "--peer"),
+        (["--http", "127.0.0.1:8080", "--peer-cert", "x.crt"], {}, "--peer-cert"),
+        (["--node-id", "a b"], {}, "--node-id"),
+        (["--partitions", "2000"], {}, "--partitions"),
+        (["--max-payload", "2MiB"], {}, "--max-payload"),
+        (["--join", "localhost"], {}, "--join"),
+        ([], {"JOIN_ADDR": "nonsense"}, "--join (JOIN_ADDR)"),
+        (["--readmit"], {}, "--readmit"),
+        (["--peer", "10.0.0.1:9080"], {}, "--secret-file"),
+        (["--secret-file", "/dev/null"], {}, "--secret-file"),
+        (["--config", "nowhere.toml"], {}, "--config"),
+        (["--data-dir", "/dev/null/below"], {}, "--data-dir"),
+        ([], {"HTTP_ADDR": "nonsense"}, "--http (HTTP_ADDR)"),
+        ([], {"TQ_CONCURRENCY": "0"}, "--concurrency (TQ_CONCURRENCY)"),
+    ],
+)
+def test_one_line_that_names_what_is_wrong(
+    arguments: list[str],
+    environment: dict[str, str],
+    named: str,
+    empty_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        parsed(*arguments)
+    assert caught.value.code == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("taskqueue: ")
+    assert named in line
+    assert list(empty_directory.iterdir()) == []
+
+
 def test_refuse_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         refuse("--handlers: no module\nnamed 'x'")
