@@ -119,12 +119,11 @@ def read_query(request: Exchange, kind: type[P]) -> P:
     for raw_name, raw_values in (request.args or {}).items():
         try:
             name = raw_name.decode("utf-8")
-            values = [raw.decode("utf-8") for raw in raw_values]
+            given[name] = raw_values[0].decode("utf-8")
         except UnicodeDecodeError:
             raise BadParameter(f"{raw_name[:100].decode('latin-1')}: not UTF-8") from None
-        if len(values) > 1:
+        if len(raw_values) > 1:
             raise BadParameter(f"{name[:100]}: given more than once")
-        given[name] = values[0]
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as why:

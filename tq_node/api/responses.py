@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tq_node.api.problems import ItemError
-from tq_node.types import STATE_LABELS, AttemptRecord, State, TaskError, TaskRow, Transition, WaitsFor
+from tq_node.types import STATE_LABELS, AttemptRecord, Backoff, State, TaskError, TaskRow, Transition, WaitsFor
 
 
 class Submitted(msgspec.Struct):
@@ -195,6 +195,15 @@ def seconds(ms: int) -> float | int:
     return ms / 1_000 if rest else whole
 
 
+def _backoff_out(backoff: Backoff) -> BackoffOut:
+    return BackoffOut(backoff.kind, seconds(backoff.base_ms), seconds(backoff.cap_ms), backoff.jitter)
+
+
+_DEFAULT_BACKOFF = Backoff()
+_DEFAULT_BACKOFF_OUT = _backoff_out(_DEFAULT_BACKOFF)
+_PROCESSING = int(State.PROCESSING)
+
+
 def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
     """The body that shows a task.
 
@@ -218,9 +227,9 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
         row.partition,
         row.rev,
         spec.tags or {},
-        BackoffOut(backoff.kind, seconds(backoff.base_ms), seconds(backoff.cap_ms), backoff.jitter),
-        [LogLineOut(time_text(line.at_us), line.line) for line in row.log],
-        [_attempt_out(attempt) for attempt in row.attempts],
+        _DEFAULT_BACKOFF_OUT if backoff == _DEFAULT_BACKOFF else _backoff_out(backoff),
+        [LogLineOut(time_text(line.at_us), line.line) for line in row.log] if row.log else [],
+        [_attempt_out(attempt) for attempt in row.attempts] if row.attempts else [],
     )
     if row.started_us is not None:
         out.started_at = time_text(row.started_us)
@@ -238,7 +247,7 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
         out.progress = ProgressOut(row.progress.fraction, UNSET if row.progress.note is None else row.progress.note)
     if row.log_dropped:
         out.log_dropped = row.log_dropped
-    if row.state < State.PROCESSING and (reasons := waiting_for(row)):
+    if row.state < _PROCESSING and (reasons := waiting_for(row)):
         out.waiting_for = [WaitsForOut(reason.kind, time_text(reason.since_us)) for reason in reasons]
     return out
 

@@ -114,7 +114,6 @@ class ApiChannel(http.HTTPChannel):
         server = self.server
         plain = self.routing.fast_path.read(data)
         if isinstance(plain, PlainRequest) and server.has_room(len(plain.body)):
-            self.resetTimeout()
             connections = server.connections
             connections.activity = self.last_active = connections.activity + 1
             if connections.arriving:
@@ -152,6 +151,7 @@ class ApiChannel(http.HTTPChannel):
             if self._fast is not None or server.closing:
                 self.fast_request_done()
 
+        self.resetTimeout()
         server = self.server
         self._fast = server.shedder.refuse(send)
         if self._fast is not None:

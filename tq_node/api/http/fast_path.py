@@ -181,7 +181,7 @@ class FastRequest(RequestLifecycle):
     """
 
     __slots__ = (
-        "_body", "_channel", "_head", "args", "finished", "method", "path", "request_id", "route", "server"
+        "_body", "_channel", "_head", "args", "finished", "method", "request_id", "route", "server"
     )  # fmt: skip
 
     def __init__(self, channel: FastChannel, plain: PlainRequest, ticket: int | None) -> None:
@@ -190,7 +190,6 @@ class FastRequest(RequestLifecycle):
         self.gone = False
         self.method = b"POST" if plain.args is None else b"GET"
         self.route = plain.route.path
-        self.path = self.route.encode("ascii")
         self.request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
         self._channel = channel
         self._head = plain.head
@@ -206,6 +205,11 @@ class FastRequest(RequestLifecycle):
         server.in_flight += 1
         server.bodies_held_bytes += self._held_bytes
         server.metrics.doing = self.route
+
+    @property
+    def path(self) -> bytes:
+        """The path of the route, which is that of the request."""
+        return self.route.encode("ascii")
 
     def body(self) -> bytes:
         body, self._body = self._body, b""
