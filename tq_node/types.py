@@ -11,7 +11,7 @@ import enum
 from typing import Annotated, NamedTuple, NewType
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from tq_node import limits
 
@@ -200,33 +200,50 @@ Change = tuple[Transition, TaskRow]
 
 
 class ClusterNode(msgspec.Struct, frozen=True):
-    """A member of the cluster, as operators see it."""
+    """A member of the cluster, as operators see it. Addresses are ``HOST:PORT``."""
 
     id: str
     name: str
     http: str
-    """``HOST:PORT``, as is ``peer``."""
     peer: str
     status: str
-    """joining, active, suspect, down, draining"""
+    """``joining``, ``active``, ``suspect``, ``down`` or ``draining``."""
     voter: bool
-    """It has a vote in the Raft group."""
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """The cluster, as operators see it; ``leader`` is the name of the node that leads the Raft group."""
+    """The cluster as operators see it; ``nodes`` are its members in order of name."""
 
     cluster_id: str
     cluster_name: str
     nodes: list[ClusterNode]
     leader: str | None
+    """Name of the Raft leader, if this node knows one."""
     term: int
     partition_count: int
     replication_factor: int
 
 
+class PartitionMove(msgspec.Struct, frozen=True):
+    """A move in progress; ``stage`` is ``copying``, ``handing_over``, ``shrinking`` or
+    ``finishing``.
+
+    ``bytes_left`` and ``percent`` are null but at the primary; ``percent`` is 100 once all
+    newcomers are in sync.
+    """
+
+    stage: str
+    bytes_left: int | None
+    percent: int | None
+
+
 class PartitionView(msgspec.Struct, frozen=True):
-    """A partition, as operators see it: nodes by name. ``in_sync`` has the primary first."""
+    """One partition; nodes by name, null if unknown. ``replicas`` exclude the primary, ``in_sync``
+    begins with it.
+
+    ``lag``: how many sequences each replica is behind, if known. ``waiting`` stands only while the
+    partition should move and can't: why. ``move`` stands only while it moves.
+    """
 
     partition: int
     primary: str | None
@@ -237,16 +254,10 @@ class PartitionView(msgspec.Struct, frozen=True):
     last_sequence: int | None
     committed_sequence: int | None
     lag: dict[str, int]
-    """Entries that each replica is behind; known at the primary."""
     adding: list[str]
     removing: list[str]
     state: str
-    """active, starting, offline"""
-    waiting: str | None = None
-    """Why it does not move although it should; known at the leader."""
-    move_stage: str | None = None
-    """What its move is at (``MoveStage``); None: it does not move."""
-    move_bytes_left: int | None = None
-    """What the newcomers still lack, about; known at the primary."""
-    move_percent: int | None = None
-    """Of what the newcomers get; known at the primary."""
+    """``active``, ``starting`` or ``offline``."""
+    waiting: str | UnsetType = UNSET
+    """Known at the leader."""
+    move: PartitionMove | UnsetType = UNSET

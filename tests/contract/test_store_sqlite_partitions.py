@@ -241,7 +241,7 @@ def test_a_reader_waits_for_the_index_where_records_were_cut(tmp_path: Path, mon
             answers.append(why)
 
     reader = threading.Thread(target=read)
-    committed = group._reshaper.committed
+    committed = group._installer.committed
 
     def read_before() -> None:
         reader.start()
@@ -249,7 +249,7 @@ def test_a_reader_waits_for_the_index_where_records_were_cut(tmp_path: Path, mon
         assert answers == [], "it waits"
         committed()
 
-    monkeypatch.setattr(group._reshaper, "committed", read_before)
+    monkeypatch.setattr(group._installer, "committed", read_before)
     group.write([Batch(cuts={1: 3})])
     reader.join(10)
     assert answers == [[2, 3]]

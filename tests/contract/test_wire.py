@@ -259,7 +259,7 @@ async def test_a_lost_connection_leaves_calls_unknown_and_comes_back(
     waiting: Deferred[bytes] = Deferred()
     b.handler.answers["register"] = lambda _: waiting
     call = a.pool.ask(b.node_id, Register, b"x")
-    await wire.until(lambda: b.listener._doorman.budgets[Lane.CONSENSUS].held_bytes, "the call at the handler")
+    await wire.until(lambda: b.listener._acceptor.budgets[Lane.CONSENSUS].held_bytes, "the call at the handler")
     for connection in list(b.listener._factory.connections):
         connection.transport.abortConnection()
     assert isinstance(await failure_of(wire, call), OutcomeUnknown)
@@ -306,7 +306,6 @@ async def test_a_session_that_rises_is_told_to_the_peers(wire: Wire, pair: tuple
     connection = a.pool.connection(b.node_id, Lane.CONSENSUS)
     assert connection is not None
     await wire.until(lambda: connection.peer is not None and connection.peer.session == 42, "b's session at a")
-    assert connection.round_trip_s is not None
     assert (await wire.wait(connection.call(Ping, session=41)))["session"] == 42
     assert a.pool.is_connected(b.node_id, Lane.BULK)
 

@@ -14,8 +14,7 @@ from tq_node.types import NodeId, NodeName
 from tq_node.wire.codec import CALLS, ForwardedCall, encode_messages
 from tq_node.wire.commands import Confirm, Data, Evidence, Forward, Lane, Propose, Raft, Register
 from tq_node.wire.commands import Heartbeat as Beat
-from tq_node.wire.connector import Connector
-from tq_node.wire.dialled_peer import DialledPeer, Target
+from tq_node.wire.connector import Connector, DialledPeer, Target
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handshake import LocalIdentity, Sessions
 

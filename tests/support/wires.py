@@ -224,9 +224,9 @@ def clean(wire: Wire, nodes: list[WireNode]) -> Iterator[str]:
     for node in nodes:
         if node.dialling._open:
             yield f"{node.name} has dialled connections"
-        if node.listener._factory.connections or node.listener._doorman.guests:
+        if node.listener._factory.connections or accepted(node.listener):
             yield f"{node.name} has accepted connections"
-        for lane, budget in node.listener._doorman.budgets.items():
+        for lane, budget in node.listener._acceptor.budgets.items():
             if budget.held_bytes:
                 yield f"{node.name} holds {budget.held_bytes} bytes of {lane}"
     if isinstance(wire, MemoryWire):
@@ -300,3 +300,9 @@ def serve(name: str) -> None:
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(node.listen()).addCallback(listening))
     reactor.run()
+
+
+def accepted(listener: PeerListener) -> list[Any]:
+    """Connections that a listener has accepted and not closed, authenticated or not."""
+    acceptor = listener._acceptor
+    return [*acceptor._unauthenticated, *acceptor._peers.values()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
-from msgspec import UNSET, UnsetType
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
@@ -57,45 +56,8 @@ class ClusterAnswer(msgspec.Struct):
     cluster: ClusterOut
 
 
-class MoveOut(msgspec.Struct):
-    """A move in progress; ``stage`` is ``copying``, ``handing_over``, ``shrinking`` or
-    ``finishing``.
-
-    ``bytes_left`` and ``percent`` are null but at the primary; ``percent`` is 100 once all
-    newcomers are in sync.
-    """
-
-    stage: str
-    bytes_left: int | None
-    percent: int | None
-
-
-class PartitionOut(msgspec.Struct):
-    """One partition; nodes by name, null if unknown. ``replicas`` exclude the primary, ``in_sync``
-    begins with it.
-
-    ``lag``: how many sequences each replica is behind, if known. ``waiting`` stands only while the
-    partition should move and can't: why. ``move`` stands only while it moves.
-    """
-
-    partition: int
-    primary: str | None
-    replicas: list[str]
-    in_sync: list[str]
-    epoch: int
-    version: int
-    last_sequence: int | None
-    committed_sequence: int | None
-    lag: dict[str, int]
-    adding: list[str]
-    removing: list[str]
-    state: str
-    waiting: str | UnsetType = UNSET
-    move: MoveOut | UnsetType = UNSET
-
-
 class PartitionsAnswer(msgspec.Struct):
-    partitions: list[PartitionOut]
+    partitions: list[PartitionView]
 
 
 class JoinAnswer(msgspec.Struct):
@@ -151,8 +113,7 @@ class ClusterRoutes:
 
     def partitions(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
-        views = [_partition_out(view) for view in self._queue.partition_views()]
-        request.answer(200, _encode(PartitionsAnswer(views)))
+        request.answer(200, _encode(PartitionsAnswer(list(self._queue.partition_views()))))
 
     # --- joining ---
     def join(self, request: ApiRequest) -> None:
@@ -290,25 +251,6 @@ class ClusterRoutes:
 
 def _answer_begun(_: None, request: ApiRequest, node: str) -> None:
     request.answer(202, _encode(NodeDone(True, node)))
-
-
-def _partition_out(view: PartitionView) -> PartitionOut:
-    return PartitionOut(
-        view.partition,
-        view.primary,
-        view.replicas,
-        view.in_sync,
-        view.epoch,
-        view.version,
-        view.last_sequence,
-        view.committed_sequence,
-        view.lag,
-        view.adding,
-        view.removing,
-        view.state,
-        UNSET if view.waiting is None else view.waiting,
-        UNSET if view.move_stage is None else MoveOut(view.move_stage, view.move_bytes_left, view.move_percent),
-    )
 
 
 def _cluster_out(view: ClusterView, paused_queues: Iterable[str]) -> ClusterOut:

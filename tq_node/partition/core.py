@@ -1,11 +1,4 @@
-"""``PartitionCore``: one node's copy of one partition, in both roles. Events go in, an ``Outbox``
-and ``Ready``s come out.
-
-No clock, disk, socket or dice: every call says what time it is, in monotonic ms. Everything is
-synchronous and belongs to one thread. A failed assertion or a ``Divergence`` means that a promise
-is broken: the process must stop (R20). Rules and invariants in brackets are those of
-replication.md.
-"""
+"""``PartitionCore``: one node's copy of one partition, in both roles (R6 to R17)."""
 
 from __future__ import annotations
 
@@ -38,9 +31,11 @@ _ANSWERS = (SyncOk, Ack, Reject, SnapAck)
 
 
 class PartitionCore(Generic[News]):
-    """:param stored: what the store has of the partition; nothing, for a copy that is new.
+    """One node's copy of one partition, as replica or primary. The package's docstring says how to
+    drive it.
 
-    :param budget: one for all cores of the node.
+    :param stored: what the store has of the partition; empty for a new copy.
+    :param budget: what all cores of the node share.
     """
 
     def __init__(
@@ -74,24 +69,24 @@ class PartitionCore(Generic[News]):
 
     @property
     def is_leading(self) -> bool:
-        """It believes to be the primary; not yet ``is_active``."""
+        """Whether this copy leads an epoch, though perhaps it is not yet ``is_active``."""
         return self._primary is not None
 
     @property
     def is_active(self) -> bool:
-        """R7: its barrier is committed. Before that no reads, no claims, no answers."""
+        """Whether the barrier is committed. Before that: no reads, no claims, no answers (R7)."""
         return self._primary is not None and self._primary.is_active
 
     @property
     def is_handing_over(self) -> bool:
-        """The cluster map names a successor: propose nothing new, it steps down as soon as all is
-        committed."""
+        """Whether the cluster map names a successor: propose nothing new; the primary steps down
+        once all is committed."""
         record = self.record
         return self._primary is not None and record is not None and record.successor not in (None, self.me)
 
     @property
     def primary(self) -> NodeId | None:
-        """By the cluster map."""
+        """The partition's primary by the cluster map, as far as it is known here."""
         return self.record.primary if self.record is not None else None
 
     @property
@@ -108,21 +103,22 @@ class PartitionCore(Generic[News]):
 
     @property
     def effective_set(self) -> frozenset[NodeId]:
-        """Empty unless it leads."""
+        """The nodes whose disks a commit waits for (R9); empty unless this copy leads."""
         return self._primary.commitment.effective if self._primary is not None else frozenset()
 
     @property
     def streams(self) -> dict[NodeId, ReplicaProgress]:
-        """Of the other copies, while it leads."""
+        """The primary's view of each other copy; empty unless this copy leads."""
         return self._primary.sender.streams if self._primary is not None else {}
 
     def lag(self) -> dict[NodeId, int]:
-        """Entries that each other copy is behind, while it leads; for people."""
+        """By how many entries each other copy is behind; empty unless this copy leads. Shown to
+        operators."""
         return {node: self.log.last_sequence - stream.acked for node, stream in self.streams.items()}
 
     def copying(self, content_bytes: int) -> dict[NodeId, tuple[int, int]]:
-        """(bytes sent, bytes left), about, of each copy that does not count yet, while it leads;
-        for people."""
+        """About how many bytes were sent to, and are missing at, each copy that does not count yet.
+        Shown to operators."""
         primary = self._primary
         if primary is None:
             return {}
@@ -134,11 +130,11 @@ class PartitionCore(Generic[News]):
 
     # --- the cluster map ---
     def follow(self, record: Record, now_ms: int) -> None:
-        """The cluster map's record, each version in order; again, when only ``up`` has changed.
-        Late is harmless.
+        """Take up a record of the cluster map: each version in order, and again when only ``up``
+        has changed. Learning it late is harmless.
 
-        :raises Divergence: the cluster map has this node as primary, though its copy belongs to
-            another history.
+        :raises Divergence: the record names this node primary, though its copy belongs to another
+            history.
         """
         known = self.record
         if known is not None:
@@ -160,8 +156,8 @@ class PartitionCore(Generic[News]):
                 self._ask_epoch(record, now_ms)
 
     def may_begin(self, epoch: int) -> bool:
-        """R6: it never goes on in an epoch that it may have led before a restart: it would use
-        places again that replicas have already filled (F20)."""
+        """Whether this copy may lead ``epoch``: not one that it may have led before a restart. It
+        would use sequences again that replicas have filled (R6, F20)."""
         return epoch > self.log.promised
 
     def _begin_epoch(self, record: Record, now_ms: int) -> None:
@@ -174,8 +170,8 @@ class PartitionCore(Generic[News]):
         self._primary.open_streams(self._connected, now_ms)  # not before the promise is durable (R6)
 
     def _step_down(self) -> None:
-        """R12: at once. What it proposed and has not committed stays in the log until a ``Sync``
-        cuts it or a barrier commits it."""
+        """Go from primary to replica at once (R12). What is proposed and not committed stays in the
+        log until a ``Sync`` cuts it or a barrier commits it."""
         primary = self._primary
         assert primary is not None
         primary.sender.close_all()
@@ -191,10 +187,10 @@ class PartitionCore(Generic[News]):
         self._outbox.steps.append(AskEpoch(self.partition, record.epoch, record.partition_version))
 
     def drop(self) -> None:
-        """Forget everything but the promise (R13). The copy is a leftover: by its own cluster map
-        this node is no replica (F28).
+        """Forget everything but the promise (R13): the cluster map does not list this node as a
+        copy any more (F28).
 
-        :raises AssertionError: it is.
+        :raises AssertionError: the cluster map lists it, or this copy leads.
         """
         assert self.record is not None
         assert self.me not in self.record.copies, "only a leftover is dropped"
@@ -205,8 +201,8 @@ class PartitionCore(Generic[News]):
 
     # --- peers ---
     def connected(self, node: NodeId, now_ms: int) -> None:
-        """A new connection: whatever was on its way over an older one never arrives (the wire sees
-        to that)."""
+        """There is a new connection with ``node``. Nothing that was sent over an older one arrives
+        any more."""
         self._connected.add(node)
         primary = self._primary
         if primary is not None and node in primary.sender.streams:
@@ -220,10 +216,11 @@ class PartitionCore(Generic[News]):
             primary.sender.close(primary.sender.streams[node])
 
     def receive(self, source: NodeId, message: AnyMessage, now_ms: int) -> None:
-        """A message of the present session with ``source``; in any order, late or twice.
+        """Handle a message of the present session with ``source``; messages may come in any order,
+        late or twice.
 
-        :raises Divergence: this copy is not what the log says. :raises Unsound: no peer that keeps
-            to the protocol says this; it changed nothing.
+        :raises Divergence: this copy's log contradicts what is committed.
+        :raises Unsound: no peer that keeps to the protocol sends this; nothing has changed.
         """
         assert message.partition == self.partition, "a message for another partition"
         if type(message) is Ack:
@@ -239,7 +236,8 @@ class PartitionCore(Generic[News]):
             self._on_order(source, message)
 
     def counts(self, answer: AnyMessage) -> bool:
-        """R8: only what is said in this epoch counts for it (F23)."""
+        """Whether ``answer`` is of the epoch that this copy leads; no other answer counts for it
+        (R8, F23)."""
         return answer.epoch == self.epoch
 
     def _on_answer(self, source: NodeId, message: Any, now_ms: int) -> None:
@@ -260,7 +258,7 @@ class PartitionCore(Generic[News]):
             primary.sender.not_synced(stream, now_ms)
 
     def _on_order(self, source: NodeId, message: AnyMessage) -> None:
-        """From a primary."""
+        """Handle a message that only a primary sends."""
         replica = self._replica
         if replica.is_stale(message):
             replica.refuse_stale(source, message)
@@ -282,19 +280,20 @@ class PartitionCore(Generic[News]):
             replica.on_snapshot(source, message)
 
     def refused(self, node: NodeId, promised: int) -> None:
-        """``node`` has promised this, by a ``Reject`` or a ``Pong`` (R12)."""
+        """``node`` answered a ``Reject`` or ``Pong`` with this promise; if it is above this
+        primary's epoch, step down (R12)."""
         if self._primary is not None and promised > self._primary.epoch:
             self._step_down()
 
     def refuses(self, epoch: int) -> int | None:
-        """What to answer a ``Ping`` about this partition: the promise, if it is above the epoch
-        asked about."""
+        """The promise to answer a ``Ping`` with, if it is above the ``epoch`` asked about; else
+        None."""
         return self.log.promised if self.log.promised > epoch else None
 
     # --- reads and leases (sections 7 and 8) ---
     def confirmed(self, node: NodeId, epoch: int, number: int, sent_ms: int) -> None:
-        """``node`` has answered, without refusing this partition, the round ``number`` that was
-        sent at ``sent_ms``."""
+        """``node`` answered round ``number``, sent at ``sent_ms``, and did not refuse this
+        partition."""
         primary = self._primary
         if primary is not None and primary.epoch == epoch:
             stream = primary.sender.streams.get(node)
@@ -302,26 +301,26 @@ class PartitionCore(Generic[News]):
                 primary.confirm(stream, number, sent_ms)
 
     def may_read(self, needed: int) -> bool:
-        """May a strong read be answered whose first round after it came has this number? From a
-        state that shows ``committed``."""
+        """Whether a strong read may be answered, from a state that shows ``committed``. ``needed``:
+        the first round that began after the read came."""
         return self._primary is not None and is_read_confirmed(self._primary.confirmed_number(), needed)
 
     def confirmed_at_ms(self, now_ms: int) -> int:
-        """When the latest round was sent that every other member of the effective set has answered;
-        alone: now."""
+        """When the latest round was sent that the whole effective set has answered; ``now_ms`` for
+        a primary that is alone in it."""
         primary = self._primary
         if primary is None or not primary.is_active:
             return NEVER_MS
         return primary.confirmations.sent_ms(primary.commitment.others, now_ms)
 
     def runs_until_ms(self, now_ms: int) -> int:
-        """Until when an attempt that this node claimed may run, as things are."""
+        """Until when an attempt that this node claimed may run, by the rounds confirmed so far."""
         return runs_until_ms(self.confirmed_at_ms(now_ms), self._settings.lease_ms, self._settings.lease_margin_ms)
 
     @property
     def requeue_at_ms(self) -> int | None:
-        """When attempts inherited from earlier primaries may be queued again, those that were not
-        renewed; None: not yet known."""
+        """When inherited attempts that were not renewed may be queued again; None: the promise is
+        not durable yet."""
         primary = self._primary
         if primary is None or primary.promise_durable_ms is None:
             return None
@@ -336,11 +335,11 @@ class PartitionCore(Generic[News]):
         return primary.open_entry.add(effect, size, news)
 
     def claim_token(self, claimed_before: int) -> Token:
-        """The token of a claim that is proposed next: the place of the entry that carries it.
+        """The token of the claim proposed next: the place of the entry that will carry it.
 
         :param claimed_before: the entry of the task's latest claim, 0 for none. Two claims of one
-            task never share an entry, else they would share a token: claim, cancel, retry, claim
-            within one turn did so.
+            task never share an entry, else they would share a token, as happened to claim, cancel,
+            retry, claim within one turn (F30a).
         """
         primary = self._primary
         assert primary is not None, "only a primary claims"
@@ -351,14 +350,14 @@ class PartitionCore(Generic[News]):
         return self._primary is None or self._primary.open_entry.has_room(size)
 
     def close_open(self) -> None:
-        """Start a new entry with the next effect."""
+        """Make the next effect begin a new entry."""
         if self._primary is not None:
             self._primary.open_entry.close()
 
     # --- time ---
     def tick(self, now_ms: int) -> bool:
-        """Some 50 ms have passed; after a pause once, not once for each missed. False: nothing came
-        of it."""
+        """Look at timeouts, about every 50 ms; after a pause once, not once for each missed tick.
+        False: there was nothing to do."""
         paused = self._ticked_ms is not None and now_ms - self._ticked_ms > self._settings.pause_ms
         self._ticked_ms = now_ms
         primary = self._primary
@@ -376,7 +375,7 @@ class PartitionCore(Generic[News]):
     # --- the disk ---
     @property
     def has_ready(self) -> bool:
-        """Is there anything for the disk, or anything that waits for it?"""
+        """Whether ``ready`` would give a write, or an answer that waits for one."""
         log = self.log
         if self._replica.after_write or log.pending.entries:  # asked for each copy and turn: what is usual comes first
             return True
@@ -386,8 +385,8 @@ class PartitionCore(Generic[News]):
         return not (primary.open_entry.is_empty and log.pending.is_empty)
 
     def ready(self, now_ms: int) -> Ready:
-        """Seal what was proposed, and hand out everything for the disk. The next may be taken
-        before this one is durable."""
+        """Close the open entry and return everything for the disk. The next may be taken before
+        this one is durable."""
         if self._primary is not None:
             self._primary.seal(now_ms)
         self._replica.seal()
@@ -398,7 +397,7 @@ class PartitionCore(Generic[News]):
         return ready
 
     def persisted(self, number: int, now_ms: int) -> None:
-        """All that Readys up to this number gave to persist is durable."""
+        """The writes of all Readys up to ``number`` are durable."""
         log = self.log
         log.persisted(number)
         primary = self._primary
@@ -415,21 +414,21 @@ class PartitionCore(Generic[News]):
         return bool(box.messages or self.log.newly or box.events or box.steps or box.requests)
 
     def outbox(self) -> Outbox[News]:
-        """What need not wait for the disk. Look after every event."""
+        """Take what need not wait for the disk. Look after every call."""
         return self._outbox.take(self.log.take_newly())
 
     # --- the store's answers ---
     def applied(self, sequence: int) -> None:
-        """The rows show everything up to here, durably."""
+        """The rows show every entry up to ``sequence``, durably."""
         assert sequence <= self.log.committed, "only what is committed is applied (R17)"
         self.log.applied = max(self.log.applied, sequence)
 
     def trim_to(self, sequence: int) -> int:
-        """For a transaction that brings the rows to ``sequence``: up to and with which entry it may
-        drop the log; 0: nothing.
+        """The last entry that a transaction which brings the rows to ``sequence`` may drop from the
+        log; 0: none.
 
-        What is said here is given up at once. Never past ``sequence``; kept for replicas that lag,
-        within bounds (section 6).
+        The entries are given up by this call. Never past ``sequence``; some are kept for replicas
+        that lag, within the bounds of ``ReplicationSettings``.
         """
         log = self.log
         sequence = min(sequence, log.durable_sequence)
@@ -444,7 +443,8 @@ class PartitionCore(Generic[News]):
         return wanted
 
     def log_read(self, node: NodeId, entries: Sequence[Entry], now_ms: int) -> None:
-        """The answer to ``ReadLog``; empty if the store has nothing from there on any more."""
+        """Answer to ``ReadLog``: ``entries`` is empty if the store has nothing from there on any
+        more."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.log_read(stream, entries, now_ms)
@@ -458,19 +458,20 @@ class PartitionCore(Generic[News]):
         horizon_us: int,
         now_ms: int,
     ) -> None:
-        """The answer to ``OpenSnapshot``: the read transaction sees the rows at ``applied``."""
+        """Answer to ``OpenSnapshot``: the read transaction sees the rows at ``applied``."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.snapshot_opened(stream, snapshot_id, applied, epochs, horizon_us, now_ms)
 
     def snapshot_chunk(self, node: NodeId, snapshot_id: int, data: bytes | None, digest: bytes = b"") -> None:
-        """The answer to ``ReadChunk``; None: there are no more, and ``digest`` is of them all."""
+        """Answer to ``ReadChunk``. ``data`` None: there are no more chunks, and ``digest`` is of
+        them all."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.snapshot_chunk(stream, snapshot_id, data, digest)
 
     def snapshot_failed(self, node: NodeId, snapshot_id: int, now_ms: int) -> None:
-        """It can't be opened or read on. Another is asked for."""
+        """The snapshot can't be opened or read on; the core will ask for another."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.snapshot_failed(stream, snapshot_id, now_ms)

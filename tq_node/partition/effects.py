@@ -14,7 +14,8 @@ from tq_node.types import NodeId
 
 # --- for the controller ---
 class ProposeIsr(NamedTuple):
-    """``AlterIsr`` (R4), batched over partitions. Counted from now on, whatever becomes of it (R9)."""
+    """Propose this in-sync set (``AlterIsr``, R4). It counts from now on, whether or not it is
+    accepted (R9)."""
 
     partition: int
     epoch: int
@@ -23,15 +24,15 @@ class ProposeIsr(NamedTuple):
 
 
 class ProposeStepDown(NamedTuple):
-    """ "Choose another": everybody lags, or the successor may take over."""
+    """Propose that another node becomes primary: everybody lags, or the successor may take over."""
 
     partition: int
     epoch: int
 
 
 class AskEpoch(NamedTuple):
-    """A new choice, which may be of this node again (``ElectPrimary``): R6, or a proposal that
-    nobody can resolve."""
+    """Ask for a new epoch, perhaps of this node again (``ElectPrimary``): after a restart (R6), or
+    to settle a lost proposal."""
 
     partition: int
     epoch: int
@@ -43,7 +44,7 @@ Step = ProposeIsr | ProposeStepDown | AskEpoch
 
 # --- for the store ---
 class ReadLog(NamedTuple):
-    """Answer with ``log_read``. Durable entries; ``node`` is who needs them."""
+    """Read durable entries that ``node`` needs; answer with ``log_read``."""
 
     node: NodeId
     first: int
@@ -51,15 +52,16 @@ class ReadLog(NamedTuple):
 
 
 class OpenSnapshot(NamedTuple):
-    """Begin a read transaction; answer with ``snapshot_opened`` or ``snapshot_failed``. It may wait
-    for others to be closed."""
+    """Begin a read transaction, perhaps once others are closed; answer with ``snapshot_opened`` or
+    ``snapshot_failed``."""
 
     node: NodeId
     snapshot_id: int
 
 
 class ReadChunk(NamedTuple):
-    """Answer with ``snapshot_chunk`` or ``snapshot_failed``. One at a time for each snapshot."""
+    """Read the next chunk; answer with ``snapshot_chunk`` or ``snapshot_failed``. One at a time for
+    each snapshot."""
 
     node: NodeId
     snapshot_id: int
@@ -75,15 +77,15 @@ StoreRequest = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
 
 # --- its own life ---
 class Activated(NamedTuple):
-    """The barrier is committed (R7). All that was committed before it has been handed out by then,
-    or is in the same ``Outbox``."""
+    """The barrier is committed (R7). All that was committed before it was handed out, or is in the
+    same ``Outbox``."""
 
     epoch: int
 
 
 class SteppedDown(NamedTuple):
-    """R12: whatever is in flight is answered ``Unknown``, overlay and heaps go; attempts run on
-    until their deadline (section 8)."""
+    """The primary's epoch is over (R12): answer what is in flight with ``Unknown``, drop overlay
+    and heaps. Attempts run on until their deadline."""
 
     epoch: int
     was_active: bool
@@ -116,13 +118,15 @@ class Outbox(msgspec.Struct, Generic[News]):
 class Ready(msgspec.Struct):
     """What one transaction shall make durable, and what goes with it. In this order:
 
-    1. Send ``messages`` at once: a primary's entries leave before its own disk has them. 2. Make ``write`` durable, in one
-    transaction with the Readys of other partitions; Readys of one partition in the order of ``number``. 3. Then
-    ``persisted(number)``. 4. Then send ``messages_after``, which also wait for all earlier Readys, even where this one has
-    nothing to persist (R6, R13, R16).
+    1. Send ``messages`` at once: a primary's entries leave before its own disk has them.
+    2. Make ``write`` durable, in one transaction with the Readys of other partitions; Readys of one
+       partition in the order of ``number``.
+    3. Call ``persisted(number)``.
+    4. Send ``messages_after``, which also wait for all earlier Readys, even where this one has
+       nothing to persist (R6, R13, R16).
 
-    ``write.drop`` and ``write.install`` put other rows in the place of the partition's: what the
-    driver has of committed effects that the rows do not show is void from this Ready on.
+    ``write.drop`` and ``write.install`` replace the partition's rows: committed effects that the
+    driver holds and the rows do not show are void from this Ready on.
     """
 
     number: int

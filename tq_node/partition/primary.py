@@ -54,11 +54,12 @@ class OpenEntry(Generic[News]):
 
     @property
     def sequence(self) -> int:
-        """Of the next proposed effect, unless a large one starts another entry."""
+        """The sequence of the next effect, unless a large one starts another entry."""
         return self._log.last_sequence + 1
 
     def add(self, effect: Effect, size: int, news: News | None) -> int:
-        """Returns the sequence. ``size``: bytes of the effect's payloads, for cutting entries."""
+        """Add an effect and return its sequence. ``size``: bytes of its payloads, by which entries
+        are cut."""
         if self._effects and not self.has_room(size):
             self.close()
         self._effects.append(effect)
@@ -68,18 +69,18 @@ class OpenEntry(Generic[News]):
         return self._log.last_sequence + 1
 
     def has_room(self, size: int) -> bool:
-        """Whether an effect of ``size`` proposed now goes into the entry of ``sequence``."""
+        """Whether an effect of ``size`` goes into this entry."""
         return not self._effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
 
     def claim_token(self, claimed_before: int) -> Token:
-        """See ``PartitionCore.claim_token``: two claims of one task never share an entry, else they
-        would share a token (F30a)."""
+        """The token of the next claim; begins a new entry if the task's latest claim is in this one
+        (F30a)."""
         if self._effects and claimed_before == self._log.last_sequence + 1:
             self.close()
         return Token(self.epoch, self._log.last_sequence + 1)
 
     def close(self) -> None:
-        """Encode it, once for the disk and all replicas, and put it at the end of the log."""
+        """Encode the effects once, for the disk and all replicas, and append the entry to the log."""
         if not self._effects:
             return
         log = self._log
@@ -123,8 +124,8 @@ class Primary(Generic[News]):
 
     # --- the cluster map ---
     def follow(self, record: Record, now_ms: int) -> None:
-        """Of the same epoch. A higher version settles every proposal: it was that one, or
-        compare-and-set refuses it for ever (R9)."""
+        """Take up a record of this epoch. A higher version settles every proposal: it is one of
+        them, or compare-and-set refuses them for ever (R9)."""
         assert record.epoch == self.epoch
         assert record.primary == self._me
         assert self._me in record.isr, "a primary is in sync (I3)"
@@ -161,7 +162,7 @@ class Primary(Generic[News]):
 
     # --- the disk ---
     def promise_durable(self, connected: frozenset[NodeId] | set[NodeId], now_ms: int) -> None:
-        """R6: only now may anything of this epoch leave."""
+        """The promise of this epoch is durable: from now on its messages may leave (R6)."""
         if self.promise_durable_ms is None:
             self.promise_durable_ms = now_ms
             self.open_streams(connected, now_ms)
@@ -173,8 +174,8 @@ class Primary(Generic[News]):
                     self.sender.begin(stream, now_ms)
 
     def seal(self, now_ms: int) -> None:
-        """What was proposed since the last call is an entry, and leaves: before the own disk has
-        it, but not before the promise."""
+        """Close the open entry and send what is new, before this node's disk has it but not before
+        the promise is durable."""
         self.open_entry.close()
         log = self._log
         if self.spread_to < log.last_sequence:
@@ -197,12 +198,13 @@ class Primary(Generic[News]):
         stream.answered_ms = max(stream.answered_ms, sent_ms)
 
     def confirmed_number(self) -> int:
-        """R7: none before it is active."""
+        """The latest round that the whole effective set answered; 0 before the primary is active
+        (R7)."""
         return self.confirmations.number(self.commitment.others) if self.is_active else 0
 
     # --- the set (section 6) ---
     def tick(self, now_ms: int) -> bool:
-        """False: there was nothing to do."""
+        """Look at each stream and at the set. False: there was nothing to do."""
         if self._is_idle(now_ms):
             return False
         for stream in self.sender.streams.values():
@@ -212,8 +214,8 @@ class Primary(Generic[News]):
         return True
 
     def _is_idle(self, now_ms: int) -> bool:
-        """Whether there is nothing to send, to tell or to decide: the usual case, asked for each
-        partition at each tick."""
+        """Whether there is nothing to send or decide: the usual case, checked for each partition at
+        each tick."""
         if not self.record.is_settled:
             return False
         log = self._log
@@ -269,9 +271,11 @@ class Primary(Generic[News]):
         self._recounted()
 
     def _is_stuck(self, now_ms: int) -> bool:
-        """Somebody counts who was proposed and never learned to be in, and who has fallen silent.
-        The proposal may have been lost, or may yet be applied: only a new epoch tells, for it
-        overtakes it (R9)."""
+        """Whether a copy that counts only because it was proposed has fallen silent.
+
+        The proposal may be lost or may yet be applied; only a new epoch, which overtakes it,
+        settles that (R9).
+        """
         up = self.record.up
         return any(stream.lags(now_ms) or stream.node not in up for stream in self.commitment.unlearned())
 
@@ -281,8 +285,8 @@ class Primary(Generic[News]):
             self._outbox.steps.append(AskEpoch(self._log.partition, self.epoch, self.record.partition_version))
 
     def _hand_over(self, now_ms: int) -> None:
-        """It drains: the driver proposes nothing new (``is_handing_over``). When all is committed,
-        or after some time, it steps down."""
+        """Step down for the successor when all is committed, or after ``handover_ms``. The driver
+        proposes nothing new meanwhile."""
         if self._successor_since_ms is None:
             self._successor_since_ms = now_ms
         is_drained = self._log.committed == self._log.last_sequence and self.open_entry.is_empty
@@ -294,6 +298,7 @@ class Primary(Generic[News]):
 
     # --- trimming ---
     def trim_floor(self, wanted: int) -> int:
+        """The lowest floor that any replica needs, at most ``wanted``."""
         for stream in self.sender.streams.values():
             wanted = self.sender.trim_floor(stream, wanted, counts=stream.node in self.commitment.effective)
         return wanted

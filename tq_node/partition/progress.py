@@ -33,14 +33,14 @@ class Mode(enum.IntEnum):
 
 
 class Removals(msgspec.Struct):
-    """Of one copy, for lag: how many lately, and when the last one was."""
+    """How often one copy was removed from the set for lag lately, and when last."""
 
     count: int = 0
     last_ms: int = 0
 
 
 def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
-    """How long one that was removed for lag must keep up before it is proposed again: doubled at
+    """How long a copy that was removed for lag must keep up before it is proposed again; doubled by
     each removal."""
     if removals.count == 0:
         return 0
@@ -65,7 +65,7 @@ class SnapshotTransfer:
 
 
 class Sent:
-    """One append on its way."""
+    """One ``Append`` that is not acknowledged yet."""
 
     __slots__ = ("entries", "last", "sent_ms", "size")
 
@@ -84,8 +84,11 @@ def size_of(entries: tuple[LogEntry, ...]) -> int:
 
 
 class ReplicaProgress:
-    """``acked``: durable there in this epoch; it decreases only where the replica says itself that
-    its store was set back (F14). ``next_sequence``: what is sent next, always above it."""
+    """What the primary of one epoch knows of one other copy.
+
+    ``acked`` is durable there; it decreases only where the replica reports that its store was set
+    back (F14). ``next_sequence`` is sent next, and always above ``acked``.
+    """
 
     __slots__ = (
         "_budget",
@@ -157,12 +160,12 @@ class ReplicaProgress:
         self._budget.copying.reserve(size)
 
     def give_back(self) -> None:
-        """What was read is here, or is of no use any more."""
+        """Return the reserved room: what was read is here, or is of no use."""
         self._budget.copying.give_back(self.reserved_bytes)
         self.reserved_bytes = 0
 
     def copied(self, size: int) -> None:
-        """So much has left to fill it."""
+        """``size`` bytes left to fill this copy, which does not count yet."""
         self.copied_bytes += size
         self._budget.copying.spend(size)
 
@@ -171,8 +174,8 @@ class ReplicaProgress:
         return count <= self.room_entries() and (size <= self.room_bytes() or not self.in_flight)
 
     def room_bytes(self) -> int:
-        """How much may be sent now; 0 or less: nothing. With nothing on its way one append may go,
-        however long."""
+        """How many bytes may be sent now; 0 or less: none. With nothing in flight one ``Append`` of
+        any length may go."""
         if self.in_flight_entries >= self._settings.window_entries:
             return 0
         budget = self._budget
@@ -185,7 +188,7 @@ class ReplicaProgress:
         return self._settings.window_entries - self.in_flight_entries
 
     def sent(self, last: int, count: int, size: int, now_ms: int) -> None:
-        """An append of ``count`` entries up to ``last`` has left."""
+        """An ``Append`` of ``count`` entries up to ``last`` has left."""
         self.in_flight.append(Sent(last, count, size, now_ms))
         self.in_flight_bytes += size
         self.in_flight_entries += count
@@ -193,7 +196,7 @@ class ReplicaProgress:
         self.next_sequence = last + 1
 
     def acknowledged(self, sequence: int, last_sequence: int, now_ms: int) -> bool:
-        """It has everything up to ``sequence``. True if that is news."""
+        """The replica has everything up to ``sequence``. True: that is more than before."""
         if sequence <= self.acked:
             return False
         self.acked = sequence
@@ -212,7 +215,7 @@ class ReplicaProgress:
         return True
 
     def set_back(self, sequence: int, now_ms: int) -> None:
-        """It has no more than this, whatever it acknowledged before."""
+        """The replica has no more than ``sequence``, whatever it acknowledged before (F14)."""
         self.acked = sequence
         self.next_sequence = sequence + 1
         self.owes_since(now_ms)
@@ -226,8 +229,8 @@ class ReplicaProgress:
         return 0 if self.behind_since_ms is None else now_ms - self.behind_since_ms
 
     def lags(self, now_ms: int) -> bool:
-        """Silence counts as much as entries: with no writes, lag would never show a dead replica
-        (F45)."""
+        """Whether it owes an acknowledgement, or was silent, for too long. Without writes only
+        silence shows a dead replica (F45)."""
         most = self._settings.replica_lag_max_ms
         return self.owes_ms(now_ms) > most or self.is_silent(now_ms)
 
@@ -235,8 +238,8 @@ class ReplicaProgress:
         return now_ms - self.answered_ms > self._settings.replica_lag_max_ms
 
     def is_idle(self, last_sequence: int, committed: int, now_ms: int) -> bool:
-        """It has everything and knows it, keeps near the end, and was heard lately: a tick would do
-        nothing."""
+        """Whether a tick would do nothing: it has everything and knows it, keeps near the end, and
+        answered lately."""
         return (
             self.mode is Mode.STREAM
             and self.behind_since_ms is None
@@ -247,14 +250,15 @@ class ReplicaProgress:
         )
 
     def note_nearness(self, now_ms: int) -> None:
-        """At each tick: since when has it kept within ``near_end_ms`` of the end of the log?"""
+        """At each tick: note since when it has kept within ``near_end_ms`` of the log's end."""
         if self.mode is not Mode.STREAM or self.owes_ms(now_ms) > self._settings.near_end_ms or self.lags(now_ms):
             self.near_since_ms = None
         elif self.near_since_ms is None:
             self.near_since_ms = now_ms
 
     def is_fit(self, now_ms: int) -> bool:
-        """May it be proposed, as far as patience goes? Who was never removed for lag needs none."""
+        """Whether it streams, and has kept up for long enough after its removals for lag. One that
+        was never removed need not wait."""
         if self.mode is not Mode.STREAM:
             return False
         patience_ms = stable_for_ms(self.removals, self._settings.stable_for_ms, self._settings.stable_for_ms_max)
@@ -271,7 +275,8 @@ class ReplicaProgress:
         self.near_since_ms = None
 
     def paused(self, now_ms: int) -> None:
-        """This process did: what it did not hear meanwhile says nothing (F40)."""
+        """This process did not run for a while: that it got no answer meanwhile proves nothing
+        (F40)."""
         self.answered_ms = now_ms
         if self.behind_since_ms is not None:
             self.behind_since_ms = now_ms

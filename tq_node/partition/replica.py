@@ -75,7 +75,7 @@ class Replica(Generic[News]):
         return sequence - self._log.last_sequence > JUMP_MAX
 
     def check_sync(self, message: Sync) -> None:
-        """:raises Unsound: no primary says this."""
+        """:raises Unsound: no primary can have such a log."""
         last = message.last_sequence
         epochs = message.epochs
         if (
@@ -89,10 +89,10 @@ class Replica(Generic[News]):
             raise Unsound(f"a log of epoch {message.epoch} that ends at {last} with the epochs {epochs!r:.200}")
 
     def is_in_cluster_map(self, source: NodeId, sync: Sync, record: Record | None) -> bool:
-        """What can't be undone waits for this node's own cluster map: a promise far ahead of it,
-        and giving up what is here.
+        """Whether this node's cluster map has what a ``Sync`` asks for that can't be undone: a
+        promise far ahead, or giving up the log for another history.
 
-        :raises Unsound: by the cluster map that epoch is another's.
+        :raises Unsound: by the cluster map another node is primary of that epoch.
         """
         if record is None:
             return True
@@ -105,7 +105,8 @@ class Replica(Generic[News]):
 
     # --- R14, R15 ---
     def on_sync(self, source: NodeId, message: Sync) -> None:
-        """Promise first, then cut; the answer leaves when both are durable."""
+        """Promise the epoch and cut the log back to the primary's (R14, R15); the answer leaves
+        when both are durable."""
         log = self._log
         if message.epoch > log.promised:
             if log.promised < message.reset_epoch and log.last_sequence:
@@ -130,17 +131,17 @@ class Replica(Generic[News]):
         self.after_write.append((source, SyncOk(log.partition, message.epoch, prefix)))
 
     def promise(self, epoch: int) -> None:
-        """R13. Answers of older epochs that have not left yet never will: they speak of a log that
-        may be cut by now."""
+        """Obey no epoch below ``epoch`` from now on (R13). Pending answers of older epochs are
+        dropped: their log may be cut."""
         self._log.promise(epoch)
         self._ack_to = None
         self.after_write = [addressed for addressed in self.after_write if addressed[1].epoch >= epoch]
 
     def agreed(self, sync: Sync) -> int | None:
-        """R15: up to where this log is the primary's; None: that can't be told, and a snapshot is
-        needed.
+        """Up to where this log is the primary's (R15); None: the primary has trimmed what would
+        tell, a snapshot is needed.
 
-        :raises Divergence: both know what must be committed, and it is not the same.
+        :raises Divergence: the two logs differ where both are committed.
         """
         log = self._log
         prefix = common_prefix(log.epochs, log.last_sequence, EpochTable(sync.epochs))
@@ -180,15 +181,18 @@ class Replica(Generic[News]):
             self.commit_received()
 
     def _check_source(self, source: NodeId, message: Message) -> None:
-        """An epoch has one primary, and it is the one whose ``Sync`` was obeyed. :raises Unsound:"""
+        """An epoch has one primary: the one whose ``Sync`` was obeyed.
+
+        :raises Unsound: another node sends as primary of this epoch.
+        """
         if source != self.source:
             raise Unsound(f"{source} speaks as primary of epoch {message.epoch}, which {self.source} is")
 
     def _effects_of(self, entries: Sequence[LogEntry], message: Append) -> list[list[Effect]]:
-        """Decoded here, once, before they are in the log: one that can't be read would be met again
-        at each start.
+        """Decode the effects before the entries are in the log: an unreadable one there would fail
+        each start.
 
-        :raises Unsound: not what a primary of this epoch can have written.
+        :raises Unsound: a primary of this epoch can't have written these.
         """
         log = self._log
         epoch = log.epochs.last_epoch
@@ -204,14 +208,15 @@ class Replica(Generic[News]):
         return found
 
     def is_synced(self, message: Message) -> bool:
-        """R14. Before a ``Sync`` this log may end in what the primary never had."""
+        """Whether the log is the primary's up to its end (R14). Before a ``Sync`` it may end in
+        what the primary never had."""
         return message.epoch == self._log.promised and message.epoch == self.synced_epoch
 
     def is_obeyed(self, message: Message) -> bool:
         return message.epoch == self._log.promised and message.epoch == self.obeyed_epoch
 
     def _not_yet_had(self, message: Append) -> tuple[LogEntry, ...]:
-        """A message that was late, or sent twice: what is here already is the same, for the logs
+        """The entries that this log lacks. Those it has are equal to the message's, for the logs
         agree since the ``Sync``."""
         log = self._log
         had = min(log.last_sequence - message.prev_sequence, len(message.entries))
@@ -222,11 +227,12 @@ class Replica(Generic[News]):
 
     # --- R17 ---
     def appliable(self) -> int:
-        """What was told to be committed *in this epoch*, as far as it is here, and durable."""
+        """Up to where the primary said *in this epoch* that the log is committed, as far as it is
+        durable here (R17)."""
         return min(self._received_commit, self._log.durable_sequence)
 
     def forget_received_commit(self) -> None:
-        """A new epoch: what was told in the last one was of another primary's log."""
+        """Forget the committed sequence of an earlier epoch: it was of another primary's log."""
         self._received_commit = 0
 
     def commit_received(self) -> None:
@@ -237,7 +243,7 @@ class Replica(Generic[News]):
                 log.commit_to(sequence)
 
     def seal(self) -> None:
-        """One ``Ack`` for all that came since the last draft (R16)."""
+        """Acknowledge all entries that came since the last write with one ``Ack`` (R16)."""
         if self._ack_to is not None:
             log = self._log
             self.after_write.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
@@ -253,7 +259,7 @@ class Replica(Generic[News]):
         return self._incoming is not None
 
     def abort_snapshot(self) -> None:
-        """A new epoch, or a new beginning: what is staged counts for nothing."""
+        """Stop receiving a snapshot and drop the chunks staged so far."""
         self._incoming = None
         self._next_chunk = 0
         self._log.unstage()
@@ -275,7 +281,8 @@ class Replica(Generic[News]):
             self._on_end(source, message)
 
     def is_news(self, begin: SnapBegin) -> bool:
-        """One that was late, or sent twice, must not take away what has been acknowledged since."""
+        """Whether the snapshot goes beyond this log. One that comes late or twice must not undo
+        what was acknowledged since."""
         log = self._log
         return begin.applied > (log.last_sequence if self.synced_epoch == begin.epoch else log.committed)
 

@@ -1,9 +1,9 @@
 """This node's copy of one partition's log: what is in it, what of that is durable, committed,
 applied; and what the disk owes.
 
-Both roles work on it. Writes are gathered in a draft, taken as one, and become durable in the order
-taken; several may be on their way. An entry is encoded once, and is the same object for the disk
-and for every replica.
+Both roles work on it. Writes are gathered in ``pending``, taken as one, and become durable in the
+order taken; several may be on their way. An entry is encoded once, and is the same object for the
+disk and for every replica.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ ENTRY_OVERHEAD_BYTES = 64
 
 
 class Committed(Generic[News]):
-    """One entry, in the log and one day committed. ``news``: the proposer's, one for each effect
-    that had any; none on a replica.
+    """One entry from append to commit. ``news``: what the proposer gave with its effects; empty on
+    a replica.
 
-    The effects of an entry that came from elsewhere are decoded when they are asked for.
+    The effects of an entry of another node are decoded when they are asked for.
     """
 
     __slots__ = ("_effects", "_payload", "news", "sequence", "size")
@@ -47,8 +47,11 @@ class Committed(Generic[News]):
 
     @property
     def effects(self) -> list[Effect]:
-        """:raises msgspec.DecodeError: not what an entry holds, though its checksum is right: an
-        entry of a newer kind (F44)."""
+        """The entry's effects.
+
+        :raises msgspec.DecodeError: they can't be read though the checksum is right: of a newer
+            kind (F44).
+        """
         if self._effects is None:
             self._effects = decode_effects(self._payload)
         return self._effects
@@ -76,7 +79,7 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Install(msgspec.Struct, frozen=True):
-    """What is staged takes the place of the partition's content; the log is empty behind it."""
+    """The staged chunks take the place of the partition's content; the log behind them is empty."""
 
     applied: int
     epochs: tuple[tuple[int, int], ...]
@@ -86,8 +89,8 @@ class Install(msgspec.Struct, frozen=True):
 
 
 class PendingWrite(msgspec.Struct):
-    """What one transaction shall do to the partition, in this order. Only the net effect: a cut
-    takes entries of the draft away."""
+    """What one transaction shall do to the partition, in the order of the fields. Only the net
+    effect: a cut removes entries from it."""
 
     promise: int = 0
     drop: bool = False
@@ -114,8 +117,8 @@ class PendingWrite(msgspec.Struct):
 
 
 class _Write:
-    """One draft on its way. ``last``: where the log ends once it is durable, less what was cut
-    since."""
+    """One write on its way to the disk. ``last``: where the log ends once it is durable, less what
+    was cut since."""
 
     __slots__ = ("last", "number", "promise")
 
@@ -126,8 +129,8 @@ class _Write:
 
 
 class ReplicaLog(Generic[News]):
-    """See the module's docstring. ``last_sequence`` counts what is in memory, ``durable_sequence``
-    what the disk has of it."""
+    """This copy's log. ``last_sequence`` counts what is in memory, ``durable_sequence`` what the
+    disk has, ``committed`` and ``applied`` what is known to be."""
 
     def __init__(self, partition: int, stored: Stored, settings: ReplicationSettings, budget: Budget) -> None:
         self.partition = partition
@@ -153,7 +156,8 @@ class ReplicaLog(Generic[News]):
         self._recover(stored)
 
     def _recover(self, stored: Stored) -> None:
-        """The tail commits together with a later epoch's barrier, not before (R7, R8)."""
+        """Queue the stored tail: it commits together with a later epoch's barrier, not before (R7,
+        R8)."""
         for entry in stored.tail:
             if entry.sequence != self.committed + len(self.uncommitted) + 1:
                 raise Divergence(f"partition {self.partition}: the log has a gap before {entry.sequence}")
@@ -170,12 +174,13 @@ class ReplicaLog(Generic[News]):
 
     # --- growing ---
     def promise(self, epoch: int) -> None:
-        """R13, I7: never decreases. Counts for others once it is durable."""
+        """Obey no lower epoch. It never decreases, and counts for others once it is durable (R13,
+        I7)."""
         assert epoch > self.promised, "a promise only grows"
         self.promised = self.pending.promise = epoch
 
     def append(self, entry: LogEntry, effects: list[Effect] | None, news: list[News]) -> None:
-        """At the end. A new epoch must begin with the first entry of it."""
+        """Add ``entry`` at the end; a new epoch begins with its first entry."""
         sequence = entry.sequence
         assert sequence == self.last_sequence + 1, "the log has no gaps"
         if entry.epoch != self.epochs.last_epoch:
@@ -195,7 +200,7 @@ class ReplicaLog(Generic[News]):
             self._mark_bytes = 0
 
     def _forget_recent(self) -> None:
-        """Only what could be read again: what is not yet durable stays."""
+        """Drop the oldest entries from memory, but none that is not durable yet."""
         recent, durable = self.recent, self.durable_sequence
         while len(recent) > 1 and self._recent_bytes > self._settings.recent_bytes and recent[0].sequence <= durable:
             self._recent_bytes -= len(recent.popleft().payload) + ENTRY_OVERHEAD_BYTES
@@ -209,8 +214,10 @@ class ReplicaLog(Generic[News]):
 
     # --- shrinking ---
     def cut_after(self, sequence: int) -> None:
-        """R15. :raises Divergence: it would take away what is committed (I5): this copy is not what
-        the log says."""
+        """Drop the entries behind ``sequence`` (R15).
+
+        :raises Divergence: it would drop what is committed (I5).
+        """
         assert sequence < self.last_sequence
         if sequence < self.committed:
             raise Divergence(
@@ -235,8 +242,7 @@ class ReplicaLog(Generic[News]):
         self.forget_writes_after(sequence)
 
     def forget_writes_after(self, sequence: int) -> None:
-        """What is on its way to the disk counts no further than the cut, though it gets there
-        first."""
+        """Let writes on their way to the disk count no further than the cut."""
         for write in self._writes:
             write.last = min(write.last, sequence)
 
@@ -256,7 +262,7 @@ class ReplicaLog(Generic[News]):
         self.pending = PendingWrite(promise=promise, unstage=unstage, stage=stage)
 
     def drop(self) -> None:
-        """Start from nothing: another history was chosen outside the rules."""
+        """Start from an empty log: another history was chosen by unsafe recovery."""
         self._forget_all()
         self.pending.drop, self.pending.unstage, self.pending.stage = True, False, []
         self.epochs = EpochTable()
@@ -274,7 +280,10 @@ class ReplicaLog(Generic[News]):
         self.pending.stage.append((number, data))
 
     def install(self, install: Install) -> None:
-        """:raises Divergence: the snapshot is older than what is committed here."""
+        """Replace the log by a snapshot.
+
+        :raises Divergence: the snapshot is older than what is committed here.
+        """
         if install.applied < self.committed:
             raise Divergence(
                 f"partition {self.partition}: a snapshot of {install.applied}, behind the committed {self.committed}"
@@ -289,7 +298,7 @@ class ReplicaLog(Generic[News]):
 
     # --- committing ---
     def commit_to(self, sequence: int) -> None:
-        """Everything up to here is committed; it is taken by ``take_newly``."""
+        """Commit everything up to ``sequence``; ``take_newly`` hands it out."""
         assert self.committed < sequence <= self.last_sequence, "what is committed is in the log, and stays committed"
         self.committed = sequence
         uncommitted, newly = self.uncommitted, self.newly
@@ -306,8 +315,8 @@ class ReplicaLog(Generic[News]):
         return newly
 
     def abandon_news(self) -> None:
-        """Nobody waits any more for what is not committed: who proposed it hears that the outcome
-        is not known (R12)."""
+        """Drop the proposers' news of uncommitted entries: their outcome is answered as unknown
+        (R12)."""
         for entry in self.uncommitted:
             entry.news = []
 
@@ -319,7 +328,7 @@ class ReplicaLog(Generic[News]):
         return write
 
     def persisted(self, number: int) -> None:
-        """Everything taken up to this number is durable."""
+        """Everything taken up to ``number`` is durable."""
         writes = self._writes
         while writes and writes[0].number <= number:
             write = writes.popleft()
@@ -331,8 +340,8 @@ class ReplicaLog(Generic[News]):
 
     # --- trimming ---
     def bytes_after(self, sequence: int) -> int:
-        """Of the log behind ``sequence``, about: what was appended in this run of the process, by
-        ``mark_bytes``."""
+        """About how many bytes of log lie behind ``sequence``, of those appended since the process
+        began."""
         return self._mark_bytes + sum(size for last, size in self._marks if last > sequence)
 
     def keeps_from(self, bytes_max: int) -> int:
@@ -345,7 +354,7 @@ class ReplicaLog(Generic[News]):
         return 0
 
     def trimmed(self, sequence: int) -> None:
-        """The log up to and with ``sequence`` is given up."""
+        """The log up to and including ``sequence`` is given up."""
         assert sequence <= self.committed, "never past what is committed, and so soon applied"
         self.log_start = sequence + 1
         self.epochs.trim(sequence)
@@ -354,7 +363,7 @@ class ReplicaLog(Generic[News]):
 
 
 def head(entries: Iterable[LogEntry], bytes_max: int, entries_max: int) -> tuple[LogEntry, ...]:
-    """As many of them as fit; at least one."""
+    """The first entries that fit into both bounds; at least one."""
     taken: list[LogEntry] = []
     size = 0
     for entry in entries:
@@ -366,5 +375,5 @@ def head(entries: Iterable[LogEntry], bytes_max: int, entries_max: int) -> tuple
 
 
 def follows_on(entries: Sequence[LogEntry], prev_sequence: int) -> bool:
-    """Are these, in order and without gaps, what comes behind ``prev_sequence``?"""
+    """Whether ``entries`` follow ``prev_sequence`` in order and without gaps."""
     return all(entry.sequence == prev_sequence + number for number, entry in enumerate(entries, 1))

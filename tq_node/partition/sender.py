@@ -45,7 +45,8 @@ class Sender(Generic[News]):
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:
-        """A stream for exactly the other copies. A copy that is none any more gets nothing more."""
+        """Keep a ``ReplicaProgress`` for exactly the other copies; a node that is no copy any more
+        gets nothing."""
         self._record = record
         for node in record.copies:
             if node != me and node not in self.streams:
@@ -54,12 +55,12 @@ class Sender(Generic[News]):
             self.close(self.streams.pop(node))
 
     def may_send(self) -> bool:
-        """R6, I4: nothing of this epoch leaves before the promise of it is durable. Else a crash
-        could forget that this epoch was begun, and begin it again with other entries (F21)."""
+        """Whether the promise of this epoch is durable. Before that nothing may leave: after a
+        crash this epoch could begin again with other entries (R6, I4, F21)."""
         return self._log.durable_promised >= self.epoch
 
     def begin(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """``Sync``, the first message of an epoch and of a connection (R14)."""
+        """Send ``Sync``, the first message of an epoch and of a connection (R14): any mode to SYNC."""
         self._snapshots.abort(stream)
         stream.become(Mode.SYNC)
         stream.sync_sent_ms = now_ms
@@ -70,6 +71,7 @@ class Sender(Generic[News]):
         self._outbox.messages.append((stream.node, sync))
 
     def close(self, stream: ReplicaProgress) -> None:
+        """Send nothing more until ``begin``: any mode to CLOSED."""
         self._snapshots.abort(stream)
         stream.become(Mode.CLOSED)
 
@@ -79,8 +81,8 @@ class Sender(Generic[News]):
 
     # --- entries ---
     def spread(self, first: int, now_ms: int) -> None:
-        """There are entries from ``first`` on that nobody was sent. The usual case is one message,
-        the same for all."""
+        """Send the entries from ``first`` on, which nobody has, to all. Usually it is one message,
+        equal for all."""
         log = self._log
         entries = log.recent_from(first, self._settings.append_bytes_aim, self._settings.window_entries)
         append: Append | None = None
@@ -103,9 +105,8 @@ class Sender(Generic[News]):
         self._outbox.messages.append((stream.node, append))
 
     def pump(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Whatever the window has room for: from memory, or else the store is asked. A copy that
-        does not count yet catches up no faster than the node's rate; what that holds up goes on at
-        a later tick."""
+        """Send what the window has room for, from memory, or ask the store for it. A copy that does
+        not count yet is held to the node's ``CopyRate`` and goes on at a later tick."""
         log = self._log
         while stream.mode is Mode.STREAM and stream.next_sequence <= log.last_sequence and not stream.is_reading:
             room = min(stream.room_bytes(), self.copy_room_bytes(stream))
@@ -125,7 +126,7 @@ class Sender(Generic[News]):
             self._send_entries(stream, entries, now_ms)
 
     def copy_room_bytes(self, stream: ReplicaProgress) -> int:
-        """By the node's rate, which is for copies that nothing waits for."""
+        """Room by the node's ``CopyRate``; unlimited for members of the effective set."""
         return UNLIMITED if stream.node in self.counting else self._budget.copying.room_bytes
 
     def _send_entries(self, stream: ReplicaProgress, entries: tuple[LogEntry, ...], now_ms: int) -> None:
@@ -137,8 +138,7 @@ class Sender(Generic[News]):
         self._send(stream, append, size, now_ms)
 
     def log_read(self, stream: ReplicaProgress, entries: Sequence[Entry], now_ms: int) -> None:
-        """What the store had. Of no use if the stream has begun anew since, or a cut came in
-        between."""
+        """Send what the store read, unless the stream began anew or a cut came since."""
         if not stream.is_reading:
             return
         stream.is_reading = False
@@ -160,13 +160,13 @@ class Sender(Generic[News]):
 
     # --- answers ---
     def synced(self, stream: ReplicaProgress, durable_sequence: int, now_ms: int) -> None:
-        """``SyncOk``. An old one is as good as an ``Ack``: within an epoch nothing that was
-        acknowledged is cut again.
+        """Handle ``SyncOk``: SYNC to STREAM or SNAPSHOT, SNAPSHOT to STREAM once it is installed. A
+        late one counts as an ``Ack``.
 
-        One that says less than was acknowledged is the answer to an earlier ``Sync``, or its store
-        was set back to an older state (F14). Both ways it is sent again what it may lack, and what
-        it had does not count (R10). If the log does not reach back so far, a member of the set lags
-        until it is out of it, or says better.
+        One below what was acknowledged answers an earlier ``Sync``, or the replica's store was set
+        back (F14). Either way entries are sent again and what it had does not count (R10). If the
+        log does not reach back so far, a member of the set lags until it leaves the set or
+        acknowledges more.
         """
         log = self._log
         if durable_sequence > log.last_sequence:
@@ -188,7 +188,8 @@ class Sender(Generic[News]):
             self.pump(stream, now_ms)
 
     def _start(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """From where the replica is, if the log still reaches back so far; else a snapshot."""
+        """Go on from where the replica is: SYNC to STREAM if the log reaches back so far, else to
+        SNAPSHOT."""
         if stream.next_sequence >= self._log.log_start:
             stream.become(Mode.STREAM)
             self.pump(stream, now_ms)
@@ -202,7 +203,7 @@ class Sender(Generic[News]):
         self._snapshots.open(stream, now_ms)
 
     def acked(self, stream: ReplicaProgress, durable_sequence: int, now_ms: int) -> bool:
-        """True if it is news."""
+        """Handle ``Ack``. True: it acknowledges more than before."""
         log = self._log
         if durable_sequence > log.last_sequence:
             raise Unsound(f"{stream.node} has {durable_sequence}, and its primary's log ends at {log.last_sequence}")
@@ -213,7 +214,8 @@ class Sender(Generic[News]):
         return True
 
     def not_synced(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """It lost its place. With a ``Sync`` on its way this is old news."""
+        """Handle a ``Reject`` of a replica that lost its place: begin again, unless a ``Sync`` is
+        on its way."""
         if stream.mode in (Mode.STREAM, Mode.SNAPSHOT) and now_ms > stream.sync_sent_ms:
             self.begin(stream, now_ms)
 
@@ -241,8 +243,7 @@ class Sender(Generic[News]):
 
     # --- time ---
     def tick(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """What nobody answered begins again; what is committed is told; what waited for the node's
-        budget may go."""
+        """Begin again what got no answer; else send what waited for room, and what is committed."""
         mode = stream.mode
         if mode is Mode.CLOSED:
             return
@@ -263,8 +264,8 @@ class Sender(Generic[News]):
         return bool(in_flight) and now_ms - in_flight[0].sent_ms >= self._settings.sync_again_ms
 
     def _send_commit(self, stream: ReplicaProgress) -> None:
-        """An empty append, where no entries carried the news. It also finds out whether the last of
-        them was lost."""
+        """Send an empty ``Append`` where no entries carried the committed sequence. It also shows
+        whether the last ones were lost."""
         log = self._log
         if stream.commit_sent < log.committed and not stream.in_flight:
             stream.commit_sent = log.committed
@@ -273,8 +274,8 @@ class Sender(Generic[News]):
 
     # --- looking ---
     def left_bytes(self, stream: ReplicaProgress, content_bytes: int) -> int:
-        """About what the copy still lacks; for people. ``content_bytes``: of the whole partition,
-        were it sent anew."""
+        """About how many bytes the copy lacks, for operators. ``content_bytes``: of the whole
+        partition, were it sent anew."""
         log = self._log
         if stream.acked >= log.last_sequence:
             return 0
@@ -289,8 +290,8 @@ class Sender(Generic[News]):
 
     # --- trimming ---
     def trim_floor(self, stream: ReplicaProgress, wanted: int, *, counts: bool) -> int:
-        """Up to where the log may go, as far as this replica is concerned. ``counts``: it is in the
-        effective set."""
+        """Up to where this replica lets the log be trimmed, at most ``wanted``. ``counts``: it is
+        in the effective set."""
         log = self._log
         if counts:
             return min(wanted, stream.acked)  # a member of the set never needs a snapshot (I1)

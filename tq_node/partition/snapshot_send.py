@@ -17,8 +17,8 @@ from tq_node.partition.settings import ReplicationSettings
 
 
 class Snapshots(Generic[News]):
-    """Of one epoch. One for each replica that needs one; the store limits how many are open,
-    ``rate`` how fast they go."""
+    """Sends snapshots in one epoch, one to each replica that needs one. The store limits how many
+    are open, ``rate`` how fast they go."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class Snapshots(Generic[News]):
         self._last_id = 0
 
     def open(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """The log behind the present ``applied`` is held from now on: the read transaction begins
-        later, so not below it."""
+        """Ask the store for a snapshot, and hold the log behind the present ``applied``: the read
+        transaction begins later, so not below it."""
         self._last_id += 1
         stream.outgoing = SnapshotTransfer(self._last_id, self._log.applied, now_ms)
         self._outbox.requests.append(OpenSnapshot(stream.node, self._last_id))
@@ -71,18 +71,17 @@ class Snapshots(Generic[News]):
         self._read_on(stream, outgoing)
 
     def _read_on(self, stream: ReplicaProgress, outgoing: SnapshotTransfer) -> None:
-        """One read at a time, no more on the way than the window holds, no faster than the node's
-        rate."""
+        """Ask for the next chunk: one read at a time, within the window and the node's rate."""
         if self.may_read_on(outgoing) and self._rate.room_bytes > 0:
             outgoing.is_reading = True
             self._outbox.requests.append(ReadChunk(stream.node, outgoing.snapshot_id))
 
     def may_read_on(self, outgoing: SnapshotTransfer) -> bool:
-        """But for the rate."""
+        """Whether the next chunk may be read, but for the rate."""
         return outgoing.applied > 0 and not outgoing.is_reading and not outgoing.ended and self.has_room(outgoing)
 
     def tick(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """What the rate held up goes on. That it was held up is not the replica's silence."""
+        """Go on with what the rate held up; such a wait does not count as the replica's silence."""
         outgoing = stream.outgoing
         if outgoing is not None and self.may_read_on(outgoing):
             outgoing.moved_ms = now_ms
@@ -119,13 +118,13 @@ class Snapshots(Generic[News]):
         self._read_on(stream, outgoing)
 
     def is_over(self, stream: ReplicaProgress) -> bool:
-        """It has said that it has everything up to the snapshot."""
+        """Whether the replica acknowledged everything up to the snapshot."""
         outgoing = stream.outgoing
         return outgoing is not None and 0 < outgoing.applied <= stream.acked
 
     def is_stalled(self, stream: ReplicaProgress, now_ms: int) -> bool:
-        """Nothing moves, or so much was written meanwhile that the log behind it was given up:
-        begin again (``hold_max``)."""
+        """Whether to begin again: nothing moves, or the log behind the snapshot was given up
+        (``hold_bytes_max``)."""
         outgoing = stream.outgoing
         if outgoing is None:
             return True

@@ -18,7 +18,7 @@ from tq_node.partition.entries import Entry
 
 
 class RowWrite(msgspec.Struct, gc=False):
-    """A row as it shall be, several effects on one task already folded together.
+    """The new content of a row, several effects on one task folded together.
 
     ``expected_rev`` is the revision stored before (0: not there). ``spec`` and the four columns
     behind it are given where the row is born, and only there.
@@ -126,8 +126,8 @@ class Batch(msgspec.Struct):
     unstage: list[int] = []
     """Partitions of which nothing shall be staged any more."""
     stage: list[StagedChunk] = []
-    """Kept apart until it is installed; seen by no read. The next opening forgets what was not: a
-    crash gives the snapshot up.
+    """Chunks stored apart until installed, seen by no read. Opening the store discards them: a
+    crash gives up the snapshot.
     """
     installs: list[Install] = []
     """Rows, tombstones, epochs and ``applied`` are then the snapshot's, the log is empty behind
@@ -288,7 +288,9 @@ class PartitionSnapshot(Protocol):
         """
 
     def close(self) -> None:
-        """Let go; a second time does nothing. The next who waits for a snapshot gets its turn."""
+        """Release the snapshot; a second call does nothing. The next call of ``open_snapshot`` that
+        waits goes on.
+        """
 
 
 class Store(Protocol):
@@ -352,7 +354,7 @@ class Store(Protocol):
         """
 
     def partition_bytes(self) -> dict[int, int]:
-        """Of ``sizes``, the bytes alone."""
+        """``PartitionSize.bytes`` by partition."""
 
     def lookup(self, ids: Seq[str]) -> Deferred[dict[str, StoredRow | Tombstone]]:
         """Rows and tombstones by id as of some moment after the call; ids that are neither are left
@@ -383,7 +385,7 @@ class Store(Protocol):
     def tombstones_before(
         self, us: int, limit: int, partitions: Collection[int] | None = None
     ) -> Deferred[list[Tombstone]]:
-        """Those whose ``at_us`` is below ``us``, oldest first, then by id."""
+        """Tombstones whose ``at_us`` is below ``us``, oldest first, then by id."""
 
     def oldest_pending(self, partitions: Collection[int] | None = None) -> Deferred[dict[str, int]]:
         """For each queue with a pending row, the least ``run_at_us`` among them."""
@@ -401,9 +403,9 @@ class Store(Protocol):
         """
 
     def disk_free_bytes(self, directory: str | None = None) -> int:
-        """Where the store is, or where this directory is, or would be."""
+        """Free bytes of the disk with the store, or of the one where ``directory`` is or would be."""
 
     def bytes_on_disk(self) -> int: ...
 
     def close(self) -> Deferred[None]:
-        """Finish what was accepted, then let go of files and locks. Snapshots are lost."""
+        """Finish all accepted batches, then release files and locks. Open snapshots are lost."""

@@ -1,5 +1,5 @@
-"""What the node keeps is its own: files that no other user reads, a directory that no other user
-writes, no links followed.
+"""File permissions of the data directory: no other user reads its files or writes in it, and no
+links are followed.
 
 A store holds every payload, and the cluster's secret where operators gave no file for it.
 """
@@ -13,19 +13,19 @@ from pathlib import Path
 
 PRIVATE_MODE = 0o600
 _OVERFLOW_UID = 65534
-"""Whom the kernel names where an owner has no number here, as in a container: who that is can't be
-known.
+"""The uid that the kernel shows for an owner without a number here, as in a container: unknown who
+that is.
 """
 _OURS = ("taskqueue.sqlite3", "snapshot-", "twistd.pid", "lock", "workers.lock")
 
 
 class NotOurs(PermissionError):
-    """One line: whose the directory is."""
+    """The directory belongs to another user. The message is one line."""
 
 
 def secure_directory(directory: Path) -> list[str]:
-    """Take what lies in the data directory from other users' eyes, before it is opened; nothing
-    where there is none yet.
+    """Make the files of the data directory private before it is opened; does nothing where there is
+    none yet.
 
     :returns: a warning for each thing about it that its owner should mend. :raises NotOurs: it is
         another user's, who may change whatever is in it. :raises OSError: it can't be looked at.
@@ -54,7 +54,9 @@ def secure_directory(directory: Path) -> list[str]:
 
 
 def _hide(path: str) -> None:
-    """By a descriptor that takes no part in locks: closing any other would drop SQLite's."""
+    """Remove the mode bits of others. Through an O_PATH descriptor: closing any other would drop
+    SQLite's locks.
+    """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -86,7 +88,7 @@ def create(path: Path) -> int:
 
 
 def replace(path: Path, text: str) -> None:
-    """A file of ours with this in it; what was there, a link too, makes way."""
+    """Write a private file; replaces whatever had that name, a link too."""
     path.unlink(missing_ok=True)
     fd = create(path)
     try:

@@ -35,13 +35,11 @@ _decode_tombstone = msgspec.msgpack.Decoder(TombstoneParts).decode
 
 
 class ChunkDamaged(Exception):
-    """A chunk that came from elsewhere is not what its sender's store holds. Nothing was done with
-    it.
-    """
+    """A received chunk is not what its sender's store holds. Nothing was done with it."""
 
 
 class Digest:
-    """Grows with what goes out or comes in."""
+    """Running digest over the rows and tombstones that were encoded or decoded."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -55,7 +53,7 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 def encode_chunk(chunk: Chunk, digest: Digest) -> bytes:
-    """The chunk as bytes; ``digest`` grows by it."""
+    """Encode a chunk and add it to ``digest``."""
     rows = [_encode(row) for row in chunk.rows]
     tombstones = [_encode(tombstone) for tombstone in chunk.tombstones]
     for part in rows:
@@ -66,7 +64,9 @@ def encode_chunk(chunk: Chunk, digest: Digest) -> bytes:
 
 
 def decode_chunk(partition: int, data: bytes, digest: Digest) -> Chunk:
-    """:raises ChunkDamaged: it can't be read, or a checksum does not hold."""
+    """Decode a received chunk and add it to ``digest``. :raises ChunkDamaged: unreadable, or a
+    checksum fails.
+    """
     try:
         rows, tombstones = _decode_chunk(data)
         for part in rows:
@@ -93,15 +93,13 @@ def is_row_intact(partition: int, row: RowParts) -> bool:
 
 
 def require_intact(partition: int, row: RowParts) -> None:
-    """:raises StoreBroken: a row of our own does not hold."""
+    """:raises StoreBroken: a row of this store fails its checksum."""
     if not is_row_intact(partition, row):
         raise StoreBroken(f"the stored row of task {row[0]} is damaged")
 
 
 class SnapshotCheck:
-    """What the receiver of a snapshot does with each chunk before it is staged, so that no peer can
-    break this store.
-    """
+    """Checks each received chunk before it is staged, so that no peer can break this store."""
 
     def __init__(self, partition: int) -> None:
         self._partition = partition
@@ -109,10 +107,10 @@ class SnapshotCheck:
         self.chunks = 0
 
     def take(self, data: bytes) -> None:
-        """:raises ChunkDamaged: do not stage it; give the snapshot up."""
+        """Check a chunk. :raises ChunkDamaged: do not stage it; give the snapshot up."""
         decode_chunk(self._partition, data, self._digest)
         self.chunks += 1
 
     def digest(self) -> bytes:
-        """Of all taken so far; to be compared with the sender's at the end."""
+        """Digest of all chunks so far; at the end it must equal the sender's."""
         return self._digest.value()

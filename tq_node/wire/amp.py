@@ -1,11 +1,21 @@
-"""AMP made fit for peers that are slow, broken or hostile: one connection of it, without knowing what the commands mean.
+"""One AMP connection for peers that may be slow, broken or hostile. It does not know what the
+commands mean.
 
-What differs from ``twisted.protocols.amp.AMP`` (``replication.md`` section 12):
+Of ``twisted.protocols.amp.AMP`` little is left: the box format on the wire, ``amp.Command`` with
+its argument types, and the ``IBoxReceiver`` names that a transport or a command calls. Nearly every
+method of it is overridden here, because AMP
 
-- bounds are held while bytes arrive (F33), and on all that waits: calls, commands under way, unsent bytes (F35);
-- every call has a deadline; one that is not answered at all closes the connection (F35);
-- an exception in a responder is an answer, never the end of the connection (F34);
-- ``StartTLS``, protocol switches, file descriptors and ``amp_…`` methods can't be reached: only what is served is served (F37).
+- buffers a box until it is complete, whoever sends it: here bounds hold while bytes arrive (F33);
+- keeps any number of questions, answers and unsent bytes: here calls, commands under way and unsent
+  bytes are bounded, and every call has a deadline; a peer that does not answer at all loses its
+  connection (F35);
+- ends the connection where a responder raises: here an exception is an answer (F34);
+- finds responders by attribute and serves ``StartTLS``, protocol switches and file descriptors:
+  here a command that was not passed to ``serve`` can't be reached (F37).
+
+To inherit all the same keeps ``callRemote``, interfaces and Twisted's documentation valid for
+readers who know AMP. The price is the last section of ``BoundedAMP``: methods that exist only to
+close what AMP would open. (``docs/explanation/replication.md``, section 12.)
 """
 
 from __future__ import annotations
@@ -23,8 +33,7 @@ from twisted.python.failure import Failure
 
 from tq_node.errors import Busy, OutcomeUnknown, TaskQueueError
 from tq_node.wire import bounds, errors
-from tq_node.wire.calls import BODY, MORE, Calls, Values
-from tq_node.wire.deadlines import Deadlines
+from tq_node.wire.calls import BODY, MORE, ByteBudget, Deadlines, InboundCall, OutboundCalls, Values
 from tq_node.wire.errors import (
     AnswerTooLarge,
     BoxTooLarge,
@@ -39,7 +48,6 @@ from tq_node.wire.errors import (
     WireRefusal,
 )
 from tq_node.wire.framing import Box, BoxParser, cut, serialize
-from tq_node.wire.inflight import Asked, Budget
 from tq_node.wire.send_buffer import SendBuffer
 
 WITHIN = "within_ms"
@@ -47,16 +55,25 @@ Log = Logger(namespace="taskqueue.wire")
 
 
 class Responder(NamedTuple):
-    """:param respond: takes the command's arguments; gives the answer's values, a Deferred of them, or a coroutine."""
+    """Serves one command.
+
+    :param respond: takes the command's arguments; returns the answer's values, a Deferred of them,
+        or a coroutine.
+    """
 
     command: type[amp.Command]
     respond: Callable[..., Any]
     is_counted: bool = True
-    """Refused as busy when too much is under way. Not so what must always go through and is done at once."""
+    """Whether the command counts against the bounds, and is refused as busy past them. False for
+    what is done at once.
+    """
 
 
 class BoundedAMP(amp.AMP):
-    """:param send_bytes_max: what may wait in the transport; past it calls are ``Busy`` and messages dropped.
+    """One connection, in both roles.
+
+    :param send_bytes_max: what may wait in the transport; past it calls fail with ``Busy`` and
+        messages are dropped.
     :param is_dialler: this side opened the connection; it asks, the other side answers.
     """
 
@@ -65,42 +82,44 @@ class BoundedAMP(amp.AMP):
     def __init__(self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool) -> None:
         super().__init__()
         self._reactor = reactor
-        self._budget = Budget(bounds.BOX_BYTES_MAX)
+        self._budget = ByteBudget(bounds.BOX_BYTES_MAX)
         self.is_dialler = is_dialler
         self.ended: TaskQueueError | None = None
         """Why the connection is over; None while it is not."""
         self.broke = False
-        """It ended by the peer or the network, not by this side (R5a)."""
+        """The peer or the network ended it, not this side (R5a)."""
         self.heard_at_s = 0.0
         self._served: Mapping[bytes, Responder] = {}
-        self._parser = BoxParser(bounds.STRANGER)
-        self._outbox = SendBuffer(reactor, send_bytes_max, self._drained)
-        self._calls = Calls(reactor, lambda why: self.give_up(TooSlow(why)))
-        self._asked: set[Asked] = set()
-        self._asked_deadlines: Deadlines[Asked] = Deadlines(reactor, self._asked_expired)
-        self._has_refused = False
-        self._is_deaf = False
+        self._parser = BoxParser(bounds.UNAUTHENTICATED)
+        self._send_buffer = SendBuffer(reactor, send_bytes_max, self._drained)
+        self._calls = OutboundCalls(reactor, lambda why: self.give_up(TooSlow(why)))
+        self._inbound: set[InboundCall] = set()
+        self._inbound_deadlines: Deadlines[InboundCall] = Deadlines(reactor, self._inbound_expired)
+        self._was_full = False
+        self._is_reading_paused = False
         self._lingering: IDelayedCall | None = None
 
     # --- for subclasses ---
     def opened(self) -> None:
-        """The transport is there; nothing is authenticated."""
+        """Hook: the transport is connected; nothing is authenticated."""
 
     def lost(self) -> None:
-        """It is over, and ``ended`` says why."""
+        """Hook: the connection has ended, ``ended`` says why."""
 
     def writable(self) -> None:
-        """Something was refused for want of room, and there is room again."""
+        """Hook: a call or message was refused for want of room, and there is room again."""
 
     def bug(self, what: str, failure: Failure) -> None:
-        """A responder raised what it does not declare. It is logged and answered already."""
+        """Hook: a responder raised an undeclared exception. It is logged and answered already."""
 
     def serve(self, *responders: Responder) -> None:
-        """These commands from here on, and no others."""
+        """Serve exactly these commands from here on."""
         self._served = {responder.command.commandName: responder for responder in responders}
 
-    def trust(self, budget: Budget) -> None:
-        """The peer is authenticated: boxes of full size from here on, counted in ``budget`` while handlers work on them."""
+    def trust(self, budget: ByteBudget) -> None:
+        """The peer is authenticated: boxes of full size from here on, counted in ``budget`` while
+        handlers work on them.
+        """
         self._parser.caps = bounds.PEER
         self._budget = budget
 
@@ -121,9 +140,11 @@ class BoundedAMP(amp.AMP):
     ) -> Deferred[Values]:
         """Ask the peer. The Deferred may be cancelled; it fires within ``deadline_s``.
 
-        If ``grace_s`` later the peer has still not answered, be it that it knows no outcome, the connection is closed.
+        If ``grace_s`` later the peer has still not answered, be it that it knows no outcome, the
+        connection is closed.
 
-        Fails with ``PeerUnreachable`` or ``Busy`` (nothing was sent), ``OutcomeUnknown`` (no answer), or what the peer raised.
+        Fails with ``PeerUnreachable`` or ``Busy`` (nothing was sent), ``OutcomeUnknown`` (no
+        answer), or what the peer raised.
         """
         if not self.is_open():
             return fail(PeerUnreachable())
@@ -139,17 +160,19 @@ class BoundedAMP(amp.AMP):
         if not self._has_room(len(data)):
             return fail(Busy("too much waits to be sent to this peer"))
         waiter = self._calls.begin(tag, command, deadline_s, grace_s)
-        self._outbox.write(data)
+        self._send_buffer.write(data)
         return waiter
 
     def tell(self, command: type[amp.Command], **arguments: Any) -> bool:
-        """Send a command that wants no answer. False: there is no room, or no connection, and it was dropped."""
+        """Send a command that wants no answer. False: there is no room, or no connection, and it
+        was dropped.
+        """
         if not self.is_open():
             return False
         data = serialize(self._command_box(command, arguments, 0.0))
         if not self._has_room(len(data)):
             return False
-        self._outbox.write(data)
+        self._send_buffer.write(data)
         return True
 
     def callRemote(self, commandType: type[amp.Command], *a: Any, **kw: Any) -> Any:
@@ -167,12 +190,12 @@ class BoundedAMP(amp.AMP):
         return box
 
     def _has_room(self, size: int) -> bool:
-        if self._outbox.has_room(size):
+        if self._send_buffer.has_room(size):
             return True
-        self._has_refused = True
+        self._was_full = True
         return False
 
-    # --- being asked ---
+    # --- being call ---
     def _command_received(self, name: bytes, box: Box, size: int) -> None:
         tag = box.get(amp.ASK)
         if tag is not None and len(tag) > bounds.TAG_BYTES_MAX:
@@ -185,7 +208,7 @@ class BoundedAMP(amp.AMP):
             return
         command = responder.command
         if responder.is_counted and (
-            len(self._asked) >= bounds.COMMANDS_UNDER_WAY_MAX or not self._budget.has_room(size)
+            len(self._inbound) >= bounds.COMMANDS_UNDER_WAY_MAX or not self._budget.has_room(size)
         ):
             self._refuse(tag, Busy("too many calls of peers are under way"))
             return
@@ -207,28 +230,30 @@ class BoundedAMP(amp.AMP):
         if not isinstance(result, Deferred):
             self._answer(tag, command, result)
             return
-        asked = Asked(command, tag, size, self._budget)
-        self._asked.add(asked)
+        call = InboundCall(command, tag, size, self._budget)
+        self._inbound.add(call)
         if (within_ms := arguments.get(WITHIN)) is not None and self.is_open():
-            self._asked_deadlines.add(asked, within_ms / 1000)
-        result.addCallbacks(self._finished, self._failed, callbackArgs=(asked,), errbackArgs=(asked,))
+            self._inbound_deadlines.add(call, within_ms / 1000)
+        result.addCallbacks(self._finished, self._failed, callbackArgs=(call,), errbackArgs=(call,))
 
-    def _finished(self, values: Any, asked: Asked) -> None:
-        self._released(asked)
-        self._answer(asked.tag, asked.command, values)
+    def _finished(self, values: Any, call: InboundCall) -> None:
+        self._release_call(call)
+        self._answer(call.tag, call.command, values)
 
-    def _failed(self, failure: Failure, asked: Asked) -> None:
-        self._released(asked)
-        self._refuse(asked.tag, failure.value or Internal(), asked.command, failure)
+    def _failed(self, failure: Failure, call: InboundCall) -> None:
+        self._release_call(call)
+        self._refuse(call.tag, failure.value or Internal(), call.command, failure)
 
-    def _released(self, asked: Asked) -> None:
-        self._asked.discard(asked)
-        asked.released()
-        self._asked_deadlines.discard(asked)
+    def _release_call(self, call: InboundCall) -> None:
+        self._inbound.discard(call)
+        call.release()
+        self._inbound_deadlines.discard(call)
 
-    def _asked_expired(self, asked: Asked) -> None:
-        """The handler is late. The caller hears that nobody knows; what the handler holds stays counted until it is done."""
-        tag, asked.tag = asked.tag, None
+    def _inbound_expired(self, call: InboundCall) -> None:
+        """A handler is late: answer that the outcome is unknown. Its bytes stay counted until it is
+        done.
+        """
+        tag, call.tag = call.tag, None
         self._refuse(tag, OutcomeUnknown("not done in the time given"))
 
     def _answer(self, tag: bytes | None, command: type[amp.Command], values: Any) -> None:
@@ -272,7 +297,7 @@ class BoundedAMP(amp.AMP):
                 BODY: errors.encode_error(error),
             }
             self._write_answer([serialize(box)])
-        elif isinstance(error, MalformedBox):  # nobody waits to hear of it, and what comes next is no better
+        elif isinstance(error, MalformedBox):  # nobody waits for an answer, and what follows is no better
             self.give_up(error)
         if not self.is_trusted or (isinstance(error, WireRefusal) and error.closes):
             self.give_up(error, flush=True)
@@ -290,7 +315,8 @@ class BoundedAMP(amp.AMP):
         except WireRefusal as why:
             self.give_up(why)
         except Exception:
-            # A bug of ours. Left to the transport it would look as if the peer had broken the connection (R5a).
+            # A bug of ours. Left to the transport it would look as if the peer had broken the
+            # connection (R5a).
             Log.failure("the wire failed on what a peer sent", event="wire_bug")
             self.give_up(Internal("a bug of this side"))
 
@@ -306,41 +332,44 @@ class BoundedAMP(amp.AMP):
             raise MalformedBox("neither a command nor an answer")
 
     def _write_answer(self, pieces: list[bytes]) -> None:
-        outbox = self._outbox
+        buffer = self._send_buffer
         for piece in pieces:
-            outbox.write(piece)
-        if outbox.unsent_bytes > bounds.ANSWERS_BYTES_MAX:
-            self.give_up(Unread(f"{outbox.unsent_bytes} bytes of answers wait to be read"))
-        elif outbox.is_blocked and outbox.unsent_bytes > bounds.ANSWERS_READ_ON_BYTES_MAX and not self._is_deaf:
-            self._is_deaf = True
+            buffer.write(piece)
+        if buffer.unsent_bytes > bounds.ANSWERS_BYTES_MAX:
+            self.give_up(Unread(f"{buffer.unsent_bytes} bytes of answers wait to be read"))
+        elif (
+            buffer.is_blocked and buffer.unsent_bytes > bounds.ANSWERS_READ_ON_BYTES_MAX and not self._is_reading_paused
+        ):
+            self._is_reading_paused = True
             self.transport.pauseProducing()
 
     def _drained(self) -> None:
         if self.ended is not None:
             return
-        if self._is_deaf:
-            self._is_deaf = False
+        if self._is_reading_paused:
+            self._is_reading_paused = False
             self.transport.resumeProducing()
-        if self._has_refused:
-            self._has_refused = False
+        if self._was_full:
+            self._was_full = False
             self.writable()
 
     # --- beginning and end ---
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
         self.heard_at_s = self._reactor.seconds()
-        self._outbox.attach(transport)
+        self._send_buffer.attach(transport)
         self.opened()
 
     def give_up(self, reason: TaskQueueError, flush: bool = False) -> None:
-        """End the connection from this side. All that waits for an answer fails now; ``lost`` follows from the transport.
+        """End the connection from this side. All that waits for an answer fails now; ``lost``
+        follows from the transport.
 
         :param flush: let what is written reach the peer first, for ``bounds.LINGER_S`` at most.
         """
         if not self.is_open():
             return
         self.ended = reason
-        self._outbox.detach()  # a producer that is paused would keep the transport from ever closing
+        self._send_buffer.detach()  # a producer that is paused would keep the transport from ever closing
         if flush:
             self._lingering = self._reactor.callLater(bounds.LINGER_S, self.transport.abortConnection)
             self.transport.loseConnection()
@@ -363,14 +392,14 @@ class BoundedAMP(amp.AMP):
         self.lost()
 
     def _release(self, reason: TaskQueueError) -> None:
-        self._outbox.detach()
+        self._send_buffer.detach()
         self._parser = BoxParser(self._parser.caps)
-        self._asked_deadlines.close()
+        self._inbound_deadlines.close()
         self._calls.end(reason)
 
-    # --- what AMP has and this does not ---
+    # --- names of AMP that must not do what they do there ---
     def sendBox(self, box: Box) -> None:
-        self._outbox.write(serialize(box))
+        self._send_buffer.write(serialize(box))
 
     def locateResponder(self, name: bytes) -> None:
         return None

@@ -1,4 +1,6 @@
-"""AMP argument types: every value has a bound and one form. No pickle, no ``Decimal``, no float, no number without end (F38)."""
+"""AMP argument types: every value has a bound and one form. No pickle, no ``Decimal``, no float, no
+number without end (F38).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]*")
 
 
 class Number(Argument):
-    """A whole number from 0 to ``most``, in decimal digits. AMP's ``Integer`` takes any sign and any length."""
+    """A whole number from 0 to ``most``, in decimal digits. AMP's ``Integer`` takes any sign and
+    any length.
+    """
 
     def __init__(self, most: int = _NUMBER_MAX, optional: bool = False) -> None:
         super().__init__(optional)
@@ -85,9 +89,11 @@ class Octets(Argument):
 
 
 class Blob(Argument):
-    """Bytes of any length up to ``bytes_max``, cut into values that fit: ``name``, ``name.1``, ``name.2``, …
+    """Bytes of any length up to ``bytes_max``, cut into values that fit: ``name``, ``name.1``,
+    ``name.2``, …
 
-    All pieces but the last have ``bounds.VALUE_BYTES_MAX`` bytes exactly, so that a value has one form only.
+    All pieces but the last have ``bounds.VALUE_BYTES_MAX`` bytes exactly, so that a value has one
+    form only.
     """
 
     def __init__(self, bytes_max: int = bounds.BLOB_BYTES_MAX) -> None:

@@ -1,4 +1,6 @@
-"""Bounds of the wire and the relations between them (replication.md section 12, F33-F38). Units stand last in each name."""
+"""Bounds of the wire and the relations between them (replication.md section 12, F33-F38). Units
+stand last in each name.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from tq_node.limits import (
 )
 
 # --- before a peer has proven who it is ---
-STRANGER_BYTES_MAX = 4 * KIB
+HANDSHAKE_BYTES_MAX = 4 * KIB
 """All bytes received on a connection before authentication, not only those of one box."""
-STRANGER_KEYS_MAX = 8
-STRANGER_S_MAX = 5.0
+HANDSHAKE_KEYS_MAX = 8
+HANDSHAKE_S_MAX = 5.0
 """From the connection's first moment, a TLS handshake included, to the proof."""
-STRANGERS_MAX = 256
-"""Unauthenticated connections of a listener. One more closes the oldest: an honest peer needs milliseconds."""
+UNAUTHENTICATED_MAX = 256
+"""Unauthenticated connections of a listener. One more closes the oldest: an honest peer needs
+milliseconds.
+"""
 
 # --- boxes ---
 KEY_BYTES_MAX = 255
@@ -50,7 +54,9 @@ SECRET_BYTES_MIN = 16
 RAFT_BATCH_BYTES_MAX = 1 * MIB
 """Aim of one box of consensus messages; a single message may be as long as a blob."""
 ASK_BYTES_MAX = 256 * KIB
-"""Body of a call to the controller, and of its answer: such calls share the connection of consensus."""
+"""Body of a call to the controller, and of its answer: such calls share the connection of
+consensus.
+"""
 FORWARD_CALLS_MAX = 10_000
 FORWARD_BYTES_AIM = 256 * KIB
 
@@ -60,7 +66,9 @@ COMMANDS_UNDER_WAY_MAX = 1_024
 """Commands of the peer that a handler works on; one more is refused as busy."""
 CONSENSUS_SEND_BYTES_MAX = 8 * MIB
 BULK_SEND_BYTES_MAX = 32 * MIB
-"""What may wait in a transport that the peer does not read; past it calls are refused as busy and messages dropped."""
+"""What may wait in a transport that the peer does not read; past it calls are refused as busy and
+messages dropped.
+"""
 ANSWERS_READ_ON_BYTES_MAX = 1 * MIB
 """With more unsent answers than this a listener reads no further commands of the peer."""
 ANSWERS_BYTES_MAX = 64 * MIB
@@ -83,15 +91,21 @@ PING_ANSWER_S_MAX = 3.0
 BULK_PING_S = 2.0
 BULK_PING_ANSWER_S_MAX = 10.0
 EARLIER_RUN_S = 1.5
-"""A later run of a node is let in once an earlier one that is still connected was silent for so long; who lives pings (F14)."""
+"""A later run of a node is let in once an earlier one that is still connected was silent for so
+long; who lives pings (F14).
+"""
 IDLE_S_MAX = 15.0
 """A listener closes an authenticated connection that was silent for so long."""
 CALL_S_DEFAULT = 10.0
 CALL_S_MAX = 120.0
 ANSWER_GRACE_S = 2.0
-"""How much longer than the deadline it told the peer a caller waits before it takes the connection for dead."""
+"""How much longer than the deadline it told the peer a caller waits before it takes the connection
+for dead.
+"""
 PAUSE_S = 0.5
-"""A deadline found passed by more than this was not watched: the process slept, and answers may be waiting to be read (F40)."""
+"""A deadline found passed by more than this was not watched: the process slept, and answers may be
+waiting to be read (F40).
+"""
 CONNECT_S_MAX = 1.0
 REDIAL_FIRST_S = 0.05
 REDIAL_S_MAX = 0.5
@@ -99,9 +113,13 @@ REDIAL_S_MAX = 0.5
 BIRTH_GUARD_S = 2.0
 """A newborn cluster is not ready before so long without a greeting."""
 BIRTH_GUARD_QUIET_S = 10.0
-"""And not before so long after one that proves nothing: whoever sends it may be a member, or anybody."""
+"""And not before so long after one that proves nothing: whoever sends it may be a member, or
+anybody.
+"""
 BIRTH_GUARD_GREETINGS = 3
-"""From the node's own user so many count as proof, each in another step of the wait: members dial again and again."""
+"""From the node's own user so many count as proof, each in another step of the wait: members dial
+again and again.
+"""
 PROBE_APART_S = 0.055
 """Between the two dials that R5a wants refused 50 ms apart, counted in whole ms."""
 PROBE_S_MAX = 0.5
@@ -120,7 +138,7 @@ class WireLimits(msgspec.Struct, frozen=True):
     """All bytes together; None: no bound but the box's."""
 
 
-STRANGER = WireLimits(STRANGER_BYTES_MAX, STRANGER_KEYS_MAX, STRANGER_BYTES_MAX)
+UNAUTHENTICATED = WireLimits(HANDSHAKE_BYTES_MAX, HANDSHAKE_KEYS_MAX, HANDSHAKE_BYTES_MAX)
 PEER = WireLimits(BOX_BYTES_MAX, BOX_KEYS_MAX, None)
 
 assert VALUE_BYTES_MAX <= 65_535, "a value fits into AMP's length prefix"
@@ -141,7 +159,7 @@ assert min(CONSENSUS_SEND_BYTES_MAX, BULK_SEND_BYTES_MAX, HELD_BYTES_MAX) > BOX_
 assert CONNECT_S_MAX + REDIAL_S_MAX < BIRTH_GUARD_S, "a newborn is greeted before it takes itself for ready (F15a)"
 assert BIRTH_GUARD_S <= BIRTH_GUARD_QUIET_S
 assert PING_S + PING_ANSWER_S_MAX < IDLE_S_MAX
-assert 2 * PING_S < EARLIER_RUN_S < STRANGER_S_MAX, (
+assert 2 * PING_S < EARLIER_RUN_S < HANDSHAKE_S_MAX, (
     "a run that lives is heard before a later one is let in, or gives up"
 )
 assert BULK_PING_S + BULK_PING_ANSWER_S_MAX < IDLE_S_MAX, "a connection that is pinged is never idle"
@@ -149,4 +167,4 @@ assert HELP_BYTES_MAX + PAYLOAD_BYTES_MAX + HELP_CLAIMS_MAX * KIB <= ANSWER_BYTE
     "claims for a helper fit well"
 )
 assert CALL_S_DEFAULT <= CALL_S_MAX
-assert STRANGER_BYTES_MAX > 2 * HELLO_BYTES_MAX + ADDRESS_CHARS_MAX + 500, "the three boxes of a handshake fit"
+assert HANDSHAKE_BYTES_MAX > 2 * HELLO_BYTES_MAX + ADDRESS_CHARS_MAX + 500, "the three boxes of a handshake fit"

@@ -1,20 +1,25 @@
-"""The calls of one connection that wait for an answer: one fresh Deferred each, a deadline each, a bound on how many (F35)."""
+"""Calls of one connection in both directions: those that wait for the peer's answer, and those of
+the peer being handled.
+
+Both are bounded and have deadlines (F35). One timer serves all deadlines of a connection in one
+direction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.protocols import amp
 
 from tq_node.errors import OutcomeUnknown, TaskQueueError
 from tq_node.wire import bounds, errors
-from tq_node.wire.deadlines import Deadlines
 from tq_node.wire.errors import BoxTooLarge, Internal, MalformedBox
 from tq_node.wire.framing import Box
 
+K = TypeVar("K")
 MORE = b"_more"
 """Stands in each box of a long answer but the last."""
 BODY = b"_body"
@@ -22,8 +27,61 @@ BODY = b"_body"
 Values = dict[str, Any]
 
 
+class Deadlines(Generic[K]):
+    """Many deadlines over one timer: a deadline costs a dictionary entry, not a delayed call.
+
+    :param expired: called once for each key whose time has come, in the order in which they were
+        added.
+    """
+
+    def __init__(self, reactor: IReactorTime, expired: Callable[[K], None]) -> None:
+        self._reactor = reactor
+        self._expired = expired
+        self._due_s: dict[K, float] = {}
+        self._timer: IDelayedCall | None = None
+        self._timer_s = 0.0
+
+    def add(self, key: K, seconds: float) -> None:
+        due_s = self._due_s[key] = self._reactor.seconds() + seconds
+        if self._timer is None or due_s < self._timer_s:
+            self._arm(due_s)
+
+    def discard(self, key: K) -> None:
+        # The timer stays: it finds nothing and rests. Re-arming it for each answer would cost more
+        # than it saves.
+        self._due_s.pop(key, None)
+
+    def close(self) -> None:
+        self._due_s.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = due_s
+        self._timer = self._reactor.callLater(max(0.0, due_s - self._reactor.seconds()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = self._reactor.seconds()
+        if now_s - self._timer_s > bounds.PAUSE_S:
+            # The process slept: what it waits for may be in the sockets already, unread (F40). Read
+            # first, then judge.
+            for key, due_s in self._due_s.items():
+                self._due_s[key] = max(due_s, now_s + bounds.PAUSE_S / 2)
+        for key in [key for key, due_s in self._due_s.items() if due_s <= now_s]:
+            if self._due_s.pop(key, None) is not None:  # an earlier one may have closed all
+                self._expired(key)
+        if self._due_s and self._timer is None:
+            self._arm(min(self._due_s.values()))
+
+
 class _Call:
-    """``waiter`` is None once the caller has given up: the answer, when it comes, is still one that was asked for."""
+    """A call that waits for its answer. ``waiter`` is None once the caller has cancelled it; the
+    answer is still expected.
+    """
 
     __slots__ = ("command", "grace_s", "parts", "size", "waiter")
 
@@ -35,8 +93,13 @@ class _Call:
         self.size = 0
 
 
-class Calls:
-    """:param stuck: called with a sentence when the peer does not answer at all: the connection must end."""
+class OutboundCalls:
+    """Calls of this side that wait for an answer, by tag.
+
+    :param stuck: called with a sentence when the peer does not answer at all: the connection must
+        end.
+
+    """
 
     def __init__(self, reactor: IReactorTime, stuck: Callable[[str], None]) -> None:
         self._stuck = stuck
@@ -58,7 +121,7 @@ class Calls:
         return waiter
 
     def end(self, reason: TaskQueueError) -> None:
-        """The connection is over."""
+        """The connection has ended: fail all calls with ``OutcomeUnknown``."""
         self._deadlines.close()
         waiting, self._waiting = self._waiting, {}
         for call in waiting.values():
@@ -66,7 +129,9 @@ class Calls:
                 call.waiter.errback(OutcomeUnknown(f"no answer: {reason}"))
 
     def answered(self, tag: bytes, box: Box, size: int, proto: object) -> None:
-        """:raises WireRefusal: not what was asked for; the connection must end."""
+        """An answer, or a part of one, has arrived. :raises WireRefusal: nothing was asked under
+        ``tag``; the connection must end.
+        """
         call = self._known(tag)
         if MORE in box or call.parts is not None:
             call.size += size
@@ -89,7 +154,9 @@ class Calls:
             waiter.callback(values)
 
     def refused(self, tag: bytes, box: Box) -> None:
-        """:raises WireRefusal: not what was asked for; the connection must end."""
+        """An error has arrived as the answer. :raises WireRefusal: nothing was asked under ``tag``;
+        the connection must end.
+        """
         self._known(tag)
         try:
             error = errors.decode_error(box.get(amp.ERROR_CODE, b"").decode("latin-1"), box.get(BODY, b""))
@@ -123,3 +190,33 @@ class Calls:
             self._stuck(f"no answer to {call.command.__name__} in time")
         if waiter is not None:
             waiter.errback(OutcomeUnknown("the peer did not answer in time"))
+
+
+class ByteBudget:
+    """Bytes of the boxes that handlers work on, over all connections that share the budget."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
+
+    def has_room(self, size: int) -> bool:
+        return self.held_bytes + size <= self.bytes_max
+
+
+class InboundCall:
+    """A command of the peer that a handler works on. ``tag`` is None once it is answered, or if no
+    answer is wanted.
+    """
+
+    __slots__ = ("budget", "command", "size", "tag")
+
+    def __init__(self, command: type[amp.Command], tag: bytes | None, size: int, budget: ByteBudget) -> None:
+        self.command = command
+        self.tag = tag
+        self.size = size
+        self.budget = budget
+        budget.held_bytes += size
+
+    def release(self) -> None:
+        """The handler is done: give its bytes back to the budget."""
+        self.budget.held_bytes -= self.size

@@ -1,8 +1,9 @@
-"""Two runs of one node (F14): a later one comes after the end of the earlier, unless it is that of a copied data directory.
+"""Detects a copied data directory: two runs of one node that live at once (F14).
 
-The incarnation that a copy says is higher than the original's, so by numbers alone it would take the original's place. But a
-node's own next run begins only once the process before it has ended. So if the earlier run answers what was asked after the
-later one had come, there are two. Nothing less proves it: late packets of a dead run may arrive at any time.
+A copy introduces itself with a higher incarnation than the original, so by numbers alone it would
+take the original's place. But a node's next run begins only after the process before it has ended.
+So if the earlier run answers a ping that was sent after the later one connected, two runs live.
+Nothing less proves it: late packets of a dead run may arrive at any time.
 """
 
 from __future__ import annotations
@@ -19,28 +20,36 @@ from tq_node.wire.errors import EarlierRun, StaleSession
 from tq_node.wire.handshake import Dialled, PeerIdentity
 
 STEPS = 30
-"""The wait is counted in so many parts: after a sleep of this process, words that wait are read before the next part (F40)."""
+"""The wait is cut into this many parts: after a pause of this process, what lies in the sockets is
+read before the next part (F40).
+"""
 
 
 class Connected(Protocol):
+    """An open connection with a run of the node, accepted or dialled."""
+
     peer: PeerIdentity | None
     ended: TaskQueueError | None
     heard_at_s: float
 
 
 class CloneCheck:
-    """Holds a later run off while an earlier one is connected and not silent. Mostly the kernel has closed that one long ago."""
+    """Refuses a later run while an earlier one is connected and not silent. Mostly the kernel has
+    closed that one long ago.
+    """
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._steps: dict[Deferred[None], IDelayedCall] = {}
-        self._is_over = False
+        self._is_stopped = False
 
     async def wait(self, peer: PeerIdentity, accepted: Iterable[Connected], dialled: Sequence[Dialled]) -> None:
-        """Returns once none of them is connected, or nothing was heard of them for ``bounds.EARLIER_RUN_S``.
+        """Wait until no earlier run of ``peer`` is connected, or none was heard from for
+        ``bounds.EARLIER_RUN_S``.
 
         :param accepted, dialled: open connections with any run of that node.
-        :raises StaleSession: an earlier run lives. :raises EarlierRun: it is still connected, and may.
+        :raises StaleSession: an earlier run answered: this is a copy. :raises EarlierRun: one is
+            connected and may live.
         """
         asked = [one for one in dialled if _is_earlier(one, peer)]
         earlier: list[Connected] = [*asked, *(one for one in accepted if _is_earlier(one, peer))]
@@ -59,12 +68,12 @@ class CloneCheck:
             earlier = [one for one in earlier if one.ended is None]
             if not earlier:
                 return
-            if self._is_over or max(one.heard_at_s for one in earlier) > began_s:
+            if self._is_stopped or max(one.heard_at_s for one in earlier) > began_s:
                 raise EarlierRun(f"an earlier run of node {peer.name} is still connected")
 
     def stop(self) -> None:
-        """Whoever waits is refused now."""
-        self._is_over = True
+        """Refuse all that wait in ``wait``."""
+        self._is_stopped = True
         for step, timer in list(self._steps.items()):
             timer.cancel()
             self._end(step)

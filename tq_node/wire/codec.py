@@ -1,7 +1,9 @@
-"""Values of the program <-> the opaque bytes in a box: a version byte, then msgpack that is checked against a schema.
+"""Values of the program <-> the opaque bytes in a box: a version byte, then msgpack that is checked
+against a schema.
 
-What is decoded has exactly the declared types: no ``Any``, no object by name, nothing that runs. NaN and infinity are refused
-(F38). Unknown trailing fields are skipped, so that the next release can add some (F44).
+What is decoded has exactly the declared types: no ``Any``, no object by name, nothing that runs.
+NaN and infinity are refused (F38). Unknown trailing fields are skipped, so that the next release
+can add some (F44).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _LEAVES_TOO = (inspect.LiteralType, inspect.RawType)
 class Codec(Generic[T]):
     """Both ways for one type.
 
-    :param kind: made of structs, containers, ints, strings, bytes, booleans, floats, enums; never ``Any``.
+    :param kind: made of structs, containers, ints, strings, bytes, booleans, floats, enums; never
+        ``Any``.
     :raises TypeError: the type holds something that is not fit for the wire.
     """
 
@@ -66,7 +69,9 @@ def _body(data: bytes, bytes_max: int) -> memoryview:
 
 
 def _has_floats(info: inspect.Type, seen: set[type]) -> bool:
-    """:raises TypeError: ``Any``, ``Decimal`` or another type that msgspec would make of whatever comes."""
+    """:raises TypeError: ``Any``, ``Decimal`` or another type that msgspec would make of whatever
+    comes.
+    """
     if isinstance(info, inspect.FloatType):
         return True
     if isinstance(info, (*_LEAVES, *_LEAVES_TOO)):
@@ -156,7 +161,9 @@ class ForwardedCall(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ForwardedResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """``error`` is empty where the call succeeded, else a code; ``body`` is then ``failures.encode_error``'s."""
+    """``error`` is empty where the call succeeded, else a code; ``body`` is then
+    ``failures.encode_error``'s.
+    """
 
     error: str
     body: bytes

@@ -1,7 +1,9 @@
-"""What peers say to each other. Each command: its fields with their bounds, what answers it, and the lane it belongs to.
+"""What peers say to each other. Each command: its fields with their bounds, what answers it, and
+the lane it belongs to.
 
-Bodies named ``body``, ``messages``, ``calls`` and ``results`` are opaque here: ``tq_node.wire.codec`` knows what is in them.
-Times in milliseconds, sizes in bytes. Every error of ``failures.CODE_OF`` may answer any of them.
+Bodies named ``body``, ``messages``, ``calls`` and ``results`` are opaque here:
+``tq_node.wire.codec`` knows what is in them. Times in milliseconds, sizes in bytes. Every error of
+``failures.CODE_OF`` may answer any of them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ Arguments = list[tuple[bytes, Argument]]
 
 
 class Lane(enum.StrEnum):
-    """One connection to a peer for one purpose, so that a megabyte in one never holds up a heartbeat in the other (F36)."""
+    """One connection to a peer for one purpose, so that a megabyte in one never holds up a
+    heartbeat in the other (F36).
+    """
 
     CONSENSUS = "consensus"
     BULK = "bulk"
@@ -41,7 +45,9 @@ class PeerCommand(Command):
 
     @classmethod
     def makeArguments(cls, objects: dict[str, Any], proto: Any) -> Any:
-        """What AMP's own does, without making identifiers of all names for each box; whatever is odd is left to that."""
+        """What AMP's own does, without making identifiers of all names for each box; whatever is
+        odd is left to that.
+        """
         if len(objects) != len(cls.arguments):
             return super().makeArguments(objects, proto)
         box = NewBox()
@@ -51,7 +57,9 @@ class PeerCommand(Command):
 
     @classmethod
     def parseArguments(cls, box: AmpBox, protocol: Any) -> dict[str, Any]:
-        """What AMP's own does, without a copy of the box: no argument of ours takes anything out of it."""
+        """What AMP's own does, without a copy of the box: no argument of ours takes anything out of
+        it.
+        """
         objects: dict[str, Any] = {}
         for name, argument in cls.arguments:
             argument.fromBox(name, box, objects, protocol)
@@ -66,10 +74,12 @@ _WITHIN: tuple[bytes, Argument] = (b"within_ms", Number(round(bounds.CALL_S_MAX 
 
 # --- before authentication ---
 class Greet(PeerCommand):
-    """The dialler's first box: who it is looking for, and in which cluster. Nothing is proven yet (birth guard, F15a).
+    """The dialler's first box: who it is looking for, and in which cluster. Nothing is proven yet
+    (birth guard, F15a).
 
-    ``cluster`` is empty for a node that has not joined; ``name`` is empty where only the address is known.
-    Answered with the listener's own cluster and name; ``newborn``: it founded that cluster by itself and is not ready yet.
+    ``cluster`` is empty for a node that has not joined; ``name`` is empty where only the address is
+    known. Answered with the listener's own cluster and name; ``newborn``: it founded that cluster
+    by itself and is not ready yet.
     """
 
     arguments: ClassVar[Arguments] = [
@@ -87,7 +97,8 @@ class Greet(PeerCommand):
 
 
 class Hello(PeerCommand):
-    """Who the dialler is; answered with who the listener is. Both are encoded ``handshake.Introduction``s.
+    """Who the dialler is; answered with who the listener is. Both are encoded
+    ``handshake.Introduction``s.
 
     Refused as ``wrong_cluster``, ``wrong_node``, ``no_common_protocol``, ``not_a_member``.
     """
@@ -97,7 +108,8 @@ class Hello(PeerCommand):
 
 
 class Prove(PeerCommand):
-    """The dialler's proof that it knows the cluster's secret; answered with the listener's. Then the connection is open.
+    """The dialler's proof that it knows the cluster's secret; answered with the listener's. Then
+    the connection is open.
 
     Refused as ``wrong_secret``, ``wrong_certificate``, ``stale_session``, ``removed``.
     """
@@ -108,7 +120,9 @@ class Prove(PeerCommand):
 
 # --- either lane ---
 class Ping(PeerCommand):
-    """The connection is alive. Each side says its session (0: not registered), which may have risen since the handshake."""
+    """The connection is alive. Each side says its session (0: not registered), which may have risen
+    since the handshake.
+    """
 
     lanes = _BOTH
     arguments: ClassVar[Arguments] = [(b"session", Number())]
@@ -125,7 +139,9 @@ class Raft(PeerCommand):
 
 
 class Confirm(PeerCommand):
-    """Who stands behind whom as primary: a ping of the partitions' layer, or its answer. Small, and never behind bulk (F36)."""
+    """Who stands behind whom as primary: a ping of the partitions' layer, or its answer. Small, and
+    never behind bulk (F36).
+    """
 
     lanes = _CONSENSUS
     requiresAnswer = False
@@ -133,7 +149,9 @@ class Confirm(PeerCommand):
 
 
 class ToController(PeerCommand):
-    """A call to the Raft leader; both bodies belong to ``runtime``. Others refuse it as ``no_controller``."""
+    """A call to the Raft leader; both bodies belong to ``runtime``. Others refuse it as
+    ``no_controller``.
+    """
 
     lanes = _CONSENSUS
     is_timed = True
@@ -159,8 +177,9 @@ class Propose(ToController):
 
 # --- bulk ---
 class Forward(PeerCommand):
-    """Calls for partitions of which the peer is primary, many in one box: lists of ``codec.ForwardedCall`` and, in the same
-    order, ``codec.ForwardedResult``. The answer may be up to ``bounds.ANSWER_BYTES_MAX`` and then comes in several boxes.
+    """Calls for partitions of which the peer is primary, many in one box: lists of
+    ``codec.ForwardedCall`` and, in the same order, ``codec.ForwardedResult``. The answer may be up
+    to ``bounds.ANSWER_BYTES_MAX`` and then comes in several boxes.
     """
 
     lanes = _BULK
@@ -170,7 +189,9 @@ class Forward(PeerCommand):
 
 
 class Data(PeerCommand):
-    """A batch of the partitions' streams. Wants no answer: acknowledgements are messages of their own (R16)."""
+    """A batch of the partitions' streams. Wants no answer: acknowledgements are messages of their
+    own (R16).
+    """
 
     lanes = _BULK
     requiresAnswer = False

@@ -1,32 +1,223 @@
-"""From an address to an authenticated connection, or to the reason why not. Keeps count of all that is open."""
+"""From an address to an authenticated connection, or to the reason why not; and the dialling end of
+such a connection.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError as PortRefused
 from twisted.internet.interfaces import IAddress, IReactorTime, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.task import deferLater
 
-from tq_node.wire import bounds
-from tq_node.wire.commands import Lane
-from tq_node.wire.dialled_peer import DialledPeer, Target
-from tq_node.wire.errors import PeerUnreachable, Stopped
-from tq_node.wire.handshake import LocalIdentity, Sessions
-
-if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not have
-    from tq_node.wire.tls import PeerTLS
+from tq_node.beats import until_beat
+from tq_node.errors import Busy, TaskQueueError
+from tq_node.wire import bounds, handshake
+from tq_node.wire.commands import Greet, Hello, Lane, PeerCommand, Ping, Prove
+from tq_node.wire.errors import (
+    HandshakeRefused,
+    NotAMember,
+    PeerUnreachable,
+    StaleSession,
+    Stopped,
+    Superseded,
+    Unproven,
+    WireRefusal,
+    WrongNode,
+    WrongSecret,
+)
+from tq_node.wire.handshake import INTRODUCTIONS, LocalIdentity, PeerIdentity, Sessions
+from tq_node.wire.peer import Names, PeerConnection
 
 EndpointOf = Callable[[str, float], IStreamClientEndpoint]
 """From an address and a time-out in seconds."""
 
 
+class ClientTLS(Protocol):
+    """What ``tls.PeerTLS`` is to a dialler. (That module needs OpenSSL, which a node without
+    certificates need not have.)
+    """
+
+    @property
+    def names_of(self) -> Names: ...
+
+    def client_endpoint(self, endpoint: IStreamClientEndpoint) -> IStreamClientEndpoint: ...
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The node to dial. ``node_id`` and ``name`` are empty where only the address is known (a
+    joiner).
+    """
+
+    address: str
+    node_id: str = ""
+    name: str = ""
+
+
+class DialledPeer(PeerConnection):
+    """The dialling end: makes calls, and serves none.
+
+    :param on_gone: called once when the transport is gone, whatever stage the connection had
+        reached.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        local: LocalIdentity,
+        target: Target,
+        lane: Lane,
+        sessions: Sessions,
+        entropy: Callable[[int], bytes],
+        names: Names | None,
+        on_gone: Callable[[DialledPeer], None],
+    ) -> None:
+        bulk = lane is Lane.BULK
+        super().__init__(
+            reactor, bounds.BULK_SEND_BYTES_MAX if bulk else bounds.CONSENSUS_SEND_BYTES_MAX, True, local, names
+        )
+        self.target = target
+        self.lane = lane
+        self.cluster = ""
+        """Id of the peer's cluster; set, and proven, by ``shake_hands``."""
+        self.is_newborn = False
+        """The peer says that it is founding its cluster and not ready yet, so a joiner waits. Not
+        proven.
+        """
+        # For whoever owns the connection once it is open: it is over; there is room again after
+        # something was refused.
+        self.on_lost: Callable[[DialledPeer], None] | None = None
+        self.on_writable: Callable[[DialledPeer], None] | None = None
+        self._on_gone = on_gone
+        self._sessions = sessions
+        self._entropy = entropy
+        self._ping_s = bounds.BULK_PING_S if bulk else bounds.PING_S
+        self._ping_answer_s = bounds.BULK_PING_ANSWER_S_MAX if bulk else bounds.PING_ANSWER_S_MAX
+
+    def lost(self) -> None:
+        super().lost()
+        self._on_gone(self)
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def writable(self) -> None:
+        if self.on_writable is not None:
+            self.on_writable(self)
+
+    async def shake_hands(self) -> PeerIdentity:
+        """Authenticate both ends. Called once, before any other call; it does not close the
+        connection.
+
+        :raises HandshakeRefused: by either side. :raises MalformedBox: :raises OutcomeUnknown: the
+            connection is over.
+        """
+        local, target = self.local, self.target
+        welcome = await self._say(
+            Greet, cluster=local.cluster or "", name=target.name, address=target.address, dialler=local.name
+        )
+        cluster, self.is_newborn = welcome["cluster"], welcome["newborn"]
+        if not cluster:
+            raise NotAMember(f"node {welcome['name']} has not joined a cluster yet")
+        handshake.check_cluster(local.cluster or cluster, cluster)
+        key = self._key()
+        mine = INTRODUCTIONS.encode(
+            local.introduction(cluster, target.node_id, self.lane, self._entropy(bounds.NONCE_BYTES))
+        )
+        answered: bytes = (await self._say(Hello, hello=mine))["hello"]
+        theirs = INTRODUCTIONS.decode(answered)
+        handshake.check_cluster(cluster, theirs.cluster)
+        self._check_not_me(theirs)
+        is_expected = target.node_id in ("", theirs.node_id) and target.name in ("", theirs.name)
+        if not is_expected or theirs.target != local.node_id or theirs.lane != self.lane:
+            raise WrongNode(f"node {theirs.name} with id {theirs.node_id} answers for {target.name or target.address}")
+        peer = handshake.identity(theirs, self.address)
+        self._check_name(peer.name)
+        await self._prove(key, mine, answered)
+        try:
+            self._sessions.observe(peer)
+        except (
+            StaleSession
+        ) as why:  # it is the listener that is stale; raised from here the error would be about this node
+            raise Superseded(why.detail) from None
+        self.cluster, self.peer = cluster, peer
+        self.trust(self._budget)
+        self._set_timer(until_beat(self._reactor, self._ping_s), self._ping_by_time)
+        return peer
+
+    async def _say(self, command: type[PeerCommand], **arguments: Any) -> dict[str, Any]:
+        try:
+            return await self._call_unauthenticated(command, **arguments)
+        except HandshakeRefused as why:  # the listener has proven nothing yet
+            raise self._unproven(why) if why.is_final else why from None
+
+    async def _prove(self, key: bytes, mine: bytes, answered: bytes) -> None:
+        """Send this side's proof and check the listener's, or its proven refusal."""
+        said_session = self.local.session
+        proof = handshake.proof(key, handshake.DIALLER, mine, answered)
+        try:
+            given: bytes = (await self._call_unauthenticated(Prove, proof=proof))["proof"]
+        except HandshakeRefused as why:
+            if why.is_final:
+                self._check_refusal(why, key, mine, answered)
+            if isinstance(why, StaleSession) and self.local.session != said_session:
+                # It was registered meanwhile, and another connection has said so: this one was
+                # late, and is no copy's.
+                raise Superseded(why.detail) from None
+            raise
+        handshake.check_proof(key, handshake.LISTENER, mine, answered, given)
+
+    def _check_refusal(self, why: HandshakeRefused, key: bytes, mine: bytes, answered: bytes) -> None:
+        """:raises Unproven: the listener did not prove its refusal."""
+        try:
+            handshake.check_proof(key, handshake.refusing(why.code), mine, answered, why.proof)
+        except WrongSecret:
+            raise self._unproven(why) from None
+
+    def _unproven(self, why: HandshakeRefused) -> Unproven:
+        return Unproven(f"{self.address} says {why.code} and does not prove that it is a member: {why.detail}")
+
+    def _call_unauthenticated(self, command: type[PeerCommand], **arguments: Any) -> Deferred[dict[str, Any]]:
+        return self.call(command, bounds.HANDSHAKE_S_MAX, 0.0, **arguments)
+
+    # --- open ---
+    def _ping_by_time(self) -> None:
+        Deferred.fromCoroutine(self._ping_round())
+
+    async def _ping_round(self) -> None:
+        await self.ping()
+        if self.is_open():
+            self._set_timer(until_beat(self._reactor, self._ping_s), self._ping_by_time)
+
+    async def ping(self) -> bool:
+        """Exchange session numbers. True: answered. Never fails: a connection that does not answer
+        is closed instead.
+        """
+        try:
+            answer = await self.call(Ping, self._ping_answer_s, 0.0, session=self.local.session)
+            if self.peer is not None and answer["session"] > self.peer.session:
+                self.peer = msgspec.structs.replace(self.peer, session=answer["session"])
+                self._sessions.observe(self.peer)
+            return True
+        except Busy:
+            pass  # the send buffer is full, a ping would come late; the next one tries again
+        except WireRefusal as why:
+            self.give_up(why)
+        except TaskQueueError:
+            pass  # the connection has ended, or the peer said so: dealt with either way
+        return False
+
+
 class Connector:
-    """:param endpoint_of: plain endpoints; ``tls`` goes on top of them."""
+    """Dials peers, and keeps track of all connections it has opened.
+
+    :param endpoint_of: plain endpoints; ``tls`` goes on top of them.
+    """
 
     def __init__(
         self,
@@ -34,7 +225,7 @@ class Connector:
         local: LocalIdentity,
         sessions: Sessions,
         endpoint_of: EndpointOf,
-        tls: PeerTLS | None = None,
+        tls: ClientTLS | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.reactor = reactor
@@ -50,10 +241,12 @@ class Connector:
         return int(self.reactor.seconds() * 1000)
 
     async def open(self, target: Target, lane: Lane) -> DialledPeer:
-        """Dial and shake hands. May be cancelled; whatever happens, no connection is left behind but the one returned.
+        """Dial and shake hands. May be cancelled; whatever happens, no connection is left behind
+        but the one returned.
 
-        :raises ConnectError: Twisted's, ``ConnectionRefusedError`` among them. :raises WireRefusal: of either side.
-        :raises ValueError: the address is none.
+        :raises ConnectError: Twisted's, ``ConnectionRefusedError`` among them. :raises WireRefusal:
+            of either side.
+        :raises ValueError: the address can't be parsed.
         """
         endpoint = self._endpoint_of(target.address, bounds.CONNECT_S_MAX)
         if self._tls is not None:
@@ -65,13 +258,15 @@ class Connector:
         except Exception as why:
             ended = connection.ended
             connection.give_up(Stopped(f"handshake: {why}"))
-            if ended is not None:  # a call that found the connection over knows less than the connection
+            if ended is not None:  # the connection knows better than the call why it ended
                 raise ended from why
             raise
         return connection
 
     async def refused_at(self, address: str) -> tuple[int, ...]:
-        """When the port refused two dials, ``bounds.PROBE_APART_S`` apart, in monotonic ms; empty if it did not (R5a)."""
+        """When the port refused two dials, ``bounds.PROBE_APART_S`` apart, in monotonic ms; empty
+        if it did not (R5a).
+        """
         refused: list[int] = []
         for _ in range(2):
             if refused:
@@ -101,7 +296,7 @@ class Connector:
         for connection in list(self._open):
             connection.give_up(Stopped("the node stops"), flush=True)
             if connection.transport is None and connection.ended is None:
-                self._open.discard(connection)  # it was made for an attempt that came to nothing
+                self._open.discard(connection)  # built for a dial that failed
         if self._open:
             self._emptied = Deferred()
             await self._emptied
@@ -132,7 +327,7 @@ class _ProbingFactory(Factory):
         return _Probe()
 
 
-class _Probe(Protocol):
+class _Probe(TwistedProtocol):
     def close(self) -> None:
         abort = getattr(self.transport, "abortConnection", None)
         if abort is not None:

@@ -10,9 +10,11 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 
 def client_endpoint(reactor: Any, address: str, timeout_s: float) -> IStreamClientEndpoint:
-    """:param address: ``HOST:PORT``, ``[IPv6]:PORT`` or an endpoint string that begins with ``unix:``.
+    """:param address: ``HOST:PORT``, ``[IPv6]:PORT`` or an endpoint string that begins with
+    ``unix:``.
 
-    An IP address is dialled as it is: name lookups take turns in a small pool of threads, where one hanging server holds up all.
+    An IP address is dialled as it is: name lookups take turns in a small pool of threads, where one
+    hanging server holds up all.
 
     :raises ValueError: it is none of these.
     """

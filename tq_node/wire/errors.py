@@ -1,7 +1,8 @@
-"""Errors of the wire, and how every error that crosses it is written down: a stable code, a sentence, a few fields.
+"""Errors of the wire, and how every error that crosses it is written down: a stable code, a
+sentence, a few fields.
 
-Three kinds, as everywhere: refused (definite: not done), unknown (``definite`` is False), and a bug of the peer, which counts as
-unknown, for it may have struck after the effect.
+Three kinds, as everywhere: refused (definite: not done), unknown (``definite`` is False), and a bug
+of the peer, which counts as unknown, for it may have struck after the effect.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class PeerUnreachable(TaskQueueError):
 
 
 class Internal(TaskQueueError):
-    """The peer's responder failed in a way that it does not declare. It may have done what it was asked."""
+    """The peer's responder failed in a way that it does not declare. It may have done what it was
+    asked.
+    """
 
     status, code, title, definite = 500, "internal", "The peer failed", False
 
@@ -58,9 +61,13 @@ class HandshakeRefused(WireRefusal):
 
     code, title, closes = "handshake_refused", "Handshake refused", True
     is_final: ClassVar[bool] = False
-    """A node that is told so ends for good. So it believes it only of a listener that proves itself (``proof``)."""
+    """A node that is told so ends for good. So it believes it only of a listener that proves itself
+    (``proof``).
+    """
     proof = b""
-    """The listener's, over the code and both introductions; there only where the dialler has proven itself before."""
+    """The listener's, over the code and both introductions; there only where the dialler has proven
+    itself before.
+    """
 
 
 class WrongCluster(HandshakeRefused):
@@ -84,7 +91,9 @@ class WrongCertificate(HandshakeRefused):
 
 
 class StaleSession(HandshakeRefused):
-    """A newer run or registration of this node is known: a late connection, or a copied data directory (F14, F42)."""
+    """A newer run or registration of this node is known: a late connection, or a copied data
+    directory (F14, F42).
+    """
 
     code, title, is_final = "stale_session", "A newer session of this node is known", True
 
@@ -94,7 +103,9 @@ class Removed(HandshakeRefused):
 
 
 class Unproven(HandshakeRefused):
-    """What would end this node for good was said by somebody who has not proven to be a member: an impostor may say it."""
+    """What would end this node for good was said by somebody who has not proven to be a member: an
+    impostor may say it.
+    """
 
     code, title = "unproven", "A refusal without proof"
 
@@ -106,7 +117,9 @@ class Starting(HandshakeRefused):
 
 
 class EarlierRun(HandshakeRefused):
-    """An earlier run of this node has not gone yet. If it turns out to live, the next answer is ``StaleSession`` (F14)."""
+    """An earlier run of this node has not gone yet. If it turns out to live, the next answer is
+    ``StaleSession`` (F14).
+    """
 
     code, title, retryable, is_ordinary = "earlier_run", "An earlier run of this node is still connected", True, True
 
@@ -187,13 +200,17 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
 
 
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
-"""What msgspec raises for bytes that are not a value of its type. ``ValueError``: text that is not UTF-8, in some places."""
+"""What msgspec raises for bytes that are not a value of its type. ``ValueError``: text that is not
+UTF-8, in some places.
+"""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ErrorBody).decode
 
 
 def declared_code(error: BaseException) -> str | None:
-    """The code under which the error is sent: its own, or that of the nearest class that is declared. None: a bug."""
+    """The code under which the error is sent: its own, or that of the nearest class that is
+    declared. None: a bug.
+    """
     return next((CODE_OF[kind] for kind in type(error).__mro__ if kind in CODE_OF), None)
 
 
@@ -214,7 +231,8 @@ def encode_error(error: TaskQueueError) -> bytes:
 def decode_error(code: str, body: bytes) -> TaskQueueError:
     """The error as it was raised over there.
 
-    A code that this version does not know becomes ``WireRefusal`` if the peer says that it is definite, else ``Internal``.
+    A code that this version does not know becomes ``WireRefusal`` if the peer says that it is
+    definite, else ``Internal``.
 
     :raises MalformedBox: the body is none.
     """

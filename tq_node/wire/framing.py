@@ -1,6 +1,7 @@
 """AMP boxes: bytes in, boxes out, with every bound held while the bytes arrive (F33). No IO.
 
-A box is a run of (2-byte length, key, 2-byte length, value), ended by a zero length where a key would begin.
+A box is a run of (2-byte length, key, 2-byte length, value), ended by a zero length where a key
+would begin.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ END = b"\0\0"
 
 
 class BoxParser:
-    """What one connection has received and not yet understood: at most one box within ``caps``, and one chunk of the transport.
+    """What one connection has received and not yet understood: at most one box within ``caps``, and
+    one chunk of the transport.
 
     ``caps`` may be changed between two boxes.
     """
@@ -26,14 +28,17 @@ class BoxParser:
         self.caps = caps
         self._rest = bytearray()
         self._wanted = 2
-        """Nothing can be parsed before ``_rest`` is so long; a value that comes byte by byte is not copied each time."""
+        """Nothing can be parsed before ``_rest`` is so long; a value that comes byte by byte is not
+        copied each time.
+        """
         self._box: Box = {}
         self._box_bytes = 0
         self._key: bytes | None = None
         self._stream_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[Box, int]]:
-        """Each box that is complete now, with its size. Must be read to the end, unless the connection is given up.
+        """Each box that is complete now, with its size. Must be read to the end, unless the
+        connection is given up.
 
         :raises BoxTooLarge: a bound is passed; for a value, before its bytes have come.
         :raises MalformedBox: not AMP.
@@ -90,7 +95,8 @@ class BoxParser:
 
 
 def serialize(box: Mapping[bytes, bytes]) -> bytes:
-    """The bytes of a box. Unlike AMP's own it keeps the order of the keys: sorting is nobody's need.
+    """The bytes of a box. Unlike AMP's own it keeps the order of the keys: sorting is nobody's
+    need.
 
     :raises BoxTooLarge: the peer would not take it.
     """

@@ -1,12 +1,14 @@
-"""Who is at the other end: introductions, proofs, sessions. No IO.
+"""Authentication of both ends of a connection: introductions, proofs, sessions. No IO.
 
-The proof is an HMAC-SHA256, keyed with the cluster's secret, over both introductions byte for byte as they were sent: cluster,
-both ids, both names, both nonces, lane, versions, features. So nothing in them can be changed on the way, a proof fits one
-connection only, and one side's proof is never the other's. The dialler proves first: a listener tells a stranger nothing that is
-made with the secret. A listener that refuses a proven dialler proves its refusal: what ends a node for good is not believed of
-whoever just listens at a member's address.
+The proof is an HMAC-SHA256, keyed with the cluster's secret, over both introductions byte for byte
+as they were sent: cluster, both ids, both names, both nonces, lane, versions, features. So nothing
+in them can be changed on the way, a proof fits one connection only, and the proofs of the two sides
+differ. The dialler proves first: a listener sends nothing made with the secret to an
+unauthenticated connection. A listener that refuses a proven dialler proves its refusal: a refusal
+that ends a node for good is not believed of whoever happens to listen at a member's address.
 
-It says who is there at the beginning of a connection; bytes that come later are protected by TLS, or by nothing.
+The handshake authenticates the beginning of a connection; later bytes are protected by TLS, or by
+nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _CONTEXT = b"taskqueue peer handshake 1"
 class Introduction(msgspec.Struct, frozen=True, array_like=True):
     """``target``: the node id that is expected at the other end; empty where that is not known.
 
-    ``session`` is 0 until the node is registered. New fields go to the end with a default; they are proven like the others.
+    ``session`` is 0 until the node is registered. New fields go to the end with a default; they are
+    proven like the others.
     """
 
     cluster: _Id
@@ -74,12 +77,13 @@ class PeerIdentity(msgspec.Struct, frozen=True):
 
     @property
     def order(self) -> tuple[int, int]:
-        """What makes one run or registration of a node newer than another."""
+        """Sorts runs and registrations of one node: a greater value is newer."""
         return self.incarnation, self.session
 
 
 class LocalIdentity(msgspec.Struct, kw_only=True):
-    """This node as it introduces itself. The composition changes it when the node joins (cluster, secret) or registers (session).
+    """This node as it introduces itself. The composition changes it when the node joins (cluster,
+    secret) or registers (session).
 
     ``secret`` may be missing only where certificates prove who is there.
     """
@@ -121,7 +125,9 @@ class LocalIdentity(msgspec.Struct, kw_only=True):
 
 
 def identity(theirs: Introduction, address: str) -> PeerIdentity:
-    """:raises NoCommonProtocol: no version that both speak."""
+    """The peer that an introduction describes. :raises NoCommonProtocol: there is no version that
+    both speak.
+    """
     protocol = min(theirs.protocol_max, bounds.PROTOCOL_MAX)
     if protocol < max(theirs.protocol_min, bounds.PROTOCOL_MIN):
         raise NoCommonProtocol(
@@ -142,31 +148,35 @@ def identity(theirs: Introduction, address: str) -> PeerIdentity:
 
 
 def check_cluster(mine: str, theirs: str) -> None:
-    """:raises WrongCluster:"""
+    """:raises WrongCluster: the two cluster ids differ."""
     if mine != theirs:
         raise WrongCluster(f"this node belongs to cluster {mine}, the other to {theirs}")
 
 
 def proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes) -> bytes:
-    """:param dialler, listener: the introductions as they were sent."""
+    """The proof of one side. :param dialler, listener: both introductions, byte for byte as they
+    were sent.
+    """
     parts = (_CONTEXT, role, dialler, listener)
     text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return hmac.digest(secret, text, "sha256")
 
 
 def refusing(code: str) -> bytes:
-    """The role of a listener that refuses."""
+    """The role to prove a refusal with ``code`` in."""
     return b"listener refuses: " + code.encode()
 
 
 def check_proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes, given: bytes) -> None:
-    """:raises WrongSecret: made with another secret, for another connection, or by the other side. Takes the same time always."""
+    """Compare in constant time. :raises WrongSecret: ``given`` was made with another secret,
+    connection or role.
+    """
     if not hmac.compare_digest(proof(secret, role, dialler, listener), given):
         raise WrongSecret("the cluster secret of the two nodes differs")
 
 
 class Dialled(Protocol):
-    """An open connection that was dialled from here."""
+    """An open connection that this node dialled."""
 
     peer: PeerIdentity | None
     ended: TaskQueueError | None
@@ -178,7 +188,8 @@ class Dialled(Protocol):
 class Sessions:
     """The newest (incarnation, session) known of each node, from either direction (F14, F42).
 
-    ``on_newer`` is called for each that is newer than what was known. ``dialled``: this node's open connections to another.
+    ``on_newer`` is called for each that is newer than what was known. ``dialled``: this node's open
+    connections to another.
     """
 
     def __init__(self) -> None:
@@ -189,7 +200,9 @@ class Sessions:
     def observe(self, peer: PeerIdentity) -> None:
         """:raises StaleSession: a newer one is known."""
         known = self._newest.pop(peer.node_id, (-1, -1))
-        newest = self._newest[peer.node_id] = max(known, peer.order)  # and now the last to be forgotten
+        newest = self._newest[peer.node_id] = max(
+            known, peer.order
+        )  # at the end: the node not seen for longest goes first
         if peer.order < newest:
             raise StaleSession(
                 f"node {peer.name} said incarnation {peer.incarnation} and session {peer.session}, "

@@ -1,8 +1,10 @@
-"""One lane to one member: a connection that comes back whenever it is lost, for as long as the member is one.
+"""One lane to one member: a connection that comes back whenever it is lost, for as long as the
+member is one.
 
-Twisted's ``ClientService`` is not used: it has no transition for a connection that is lost while it is being prepared
-(``NoTransition``, tried with 26.10), which is what a refused handshake is; it can't end a connection that the peer does not read;
-and it logs a line at each attempt, of which there are two a second here.
+Twisted's ``ClientService`` is not used: it has no transition for a connection that is lost while it
+is being prepared (``NoTransition``, tried with 26.10), which is what a refused handshake is; it
+can't end a connection that the peer does not read; and it logs a line at each attempt, of which
+there are two a second here.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.amp import Log
 from tq_node.wire.commands import Lane
-from tq_node.wire.connector import Connector
-from tq_node.wire.dialled_peer import DialledPeer, Target
+from tq_node.wire.connector import Connector, DialledPeer, Target
 from tq_node.wire.errors import Stopped
 from tq_node.wire.handler import LaneWatcher
 
 
 class PeerLane:
-    """Three states: waiting (``_timer``), dialling (``_attempt``), connected (``connection``); or none of them: stopped."""
+    """Three states: waiting (``_timer``), dialling (``_attempt``), connected (``connection``); or
+    none of them: stopped.
+    """
 
     def __init__(
         self, dialling: Connector, watcher: LaneWatcher, target: Target, lane: Lane, dice: random.Random
@@ -48,7 +51,9 @@ class PeerLane:
         self._dial()
 
     def stop(self) -> None:
-        """Nothing is dialled any more. The connection is closed; ``Connector.close_all`` waits for its end."""
+        """Nothing is dialled any more. The connection is closed; ``Connector.close_all`` waits for
+        its end.
+        """
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,10 +1,12 @@
-"""The listening side of a node: accepts peers, hands what they say to the handler, and ends with nothing open."""
+"""The listening side of a node: accepts connections of peers and passes their calls to the
+``PeerHandler``.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
@@ -14,14 +16,22 @@ from tq_node.wire.acceptor import Acceptor
 from tq_node.wire.errors import Stopped
 from tq_node.wire.handler import PeerHandler
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
-from tq_node.wire.peer import AcceptedPeer
+from tq_node.wire.peer import AcceptedPeer, Names
 
-if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not have
-    from tq_node.wire.tls import PeerTLS
+
+class ServerTLS(Protocol):
+    """What ``tls.PeerTLS`` is to a listener. (That module needs OpenSSL, which a node without
+    certificates need not have.)
+    """
+
+    @property
+    def names_of(self) -> Names: ...
+
+    def server_factory(self, factory: IProtocolFactory, clock: IReactorTime) -> IProtocolFactory: ...
 
 
 class AcceptingFactory(Factory):
-    """:param gone: called each time that a connection has ended."""
+    """:param gone: called each time a connection has ended."""
 
     noisy = False
 
@@ -30,20 +40,20 @@ class AcceptingFactory(Factory):
         reactor: IReactorTime,
         local: LocalIdentity,
         handler: PeerHandler,
-        doorman: Acceptor,
-        tls: PeerTLS | None,
+        acceptor: Acceptor,
+        tls: ServerTLS | None,
         gone: Callable[[], None],
     ) -> None:
         self._reactor = reactor
         self._local = local
         self._handler = handler
-        self._doorman = doorman
+        self._acceptor = acceptor
         self._names = None if tls is None else tls.names_of
         self._gone = gone
         self.connections: set[AcceptedPeer] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> AcceptedPeer:
-        peer = AcceptedPeer(self._reactor, self._local, self._handler, self._doorman, self._names, self._lost)
+        peer = AcceptedPeer(self._reactor, self._local, self._handler, self._acceptor, self._names, self._lost)
         self.connections.add(peer)
         return peer
 
@@ -57,7 +67,7 @@ class PeerListener:
 
     :param endpoint: where, without TLS; ``tls`` puts it on top.
     :param sessions: shared with the node's ``PeerPool``.
-    :param entropy: random bytes, so many.
+    :param entropy: returns that many random bytes.
     """
 
     def __init__(
@@ -68,12 +78,12 @@ class PeerListener:
         handler: PeerHandler,
         sessions: Sessions,
         *,
-        tls: PeerTLS | None = None,
+        tls: ServerTLS | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._endpoint = endpoint
-        self._doorman = Acceptor(reactor, sessions, entropy)
-        self._factory = AcceptingFactory(reactor, local, handler, self._doorman, tls, self._gone)
+        self._acceptor = Acceptor(reactor, sessions, entropy)
+        self._factory = AcceptingFactory(reactor, local, handler, self._acceptor, tls, self._gone)
         self._outer: IProtocolFactory = self._factory if tls is None else tls.server_factory(self._factory, reactor)
         self._port: IListeningPort | None = None
         self._emptied: Deferred[None] | None = None
@@ -88,13 +98,15 @@ class PeerListener:
         return self._endpoint.listen(self._outer).addCallback(listening)
 
     async def stop(self) -> None:
-        """No new connections, and the old ones closed; peers get what was written to them."""
+        """Stop listening, close all connections once what was written to them is sent, and wait for
+        their end.
+        """
         port, self._port = self._port, None
         if port is not None:
             stopped: Any = port.stopListening()
             if isinstance(stopped, Deferred):
                 await stopped
-        self._doorman.stop()
+        self._acceptor.stop()
         for connection in list(self._factory.connections):
             connection.give_up(Stopped("the node stops"), flush=True)
         if self._factory.connections:
@@ -103,13 +115,13 @@ class PeerListener:
 
     @property
     def peers(self) -> list[PeerIdentity]:
-        """Who is connected to this node, once for each lane."""
-        return self._doorman.peers
+        """Identities of the connected peers, one for each lane."""
+        return self._acceptor.peers
 
     @property
     def refusals(self) -> dict[str, int]:
         """Connections that ended before they were authenticated, by the code of the reason."""
-        return dict(self._doorman.refusals)
+        return dict(self._acceptor.refusals)
 
     def _gone(self) -> None:
         if self._emptied is not None and not self._factory.connections:

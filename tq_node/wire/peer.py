@@ -1,6 +1,8 @@
-"""The two ends of a connection between peers: whoever was dialled, and whoever dialled.
+"""A connection between peers: what both ends share, and the accepted end (``connector`` has the
+dialling one).
 
-Responders hand over what came and give back what the handler says; nothing is decided here but who may speak at all.
+Responders pass calls to the ``PeerHandler`` and send back what it returns; all that is decided here
+is who may call.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ Names = Callable[[Any], frozenset[str]]
 
 
 class PeerConnection(BoundedAMP):
-    """What both ends have in common. ``peer`` is None until the other end is authenticated."""
+    """What both ends of a connection share. ``peer`` is None until the other end is authenticated."""
 
     def __init__(
         self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool, local: LocalIdentity, names: Names | None
@@ -71,25 +73,27 @@ class PeerConnection(BoundedAMP):
         there = self.transport.getPeer()
         host = getattr(there, "host", None)
         self.address = f"{host}:{there.port}" if host else type(there).__name__
-        self._wait(bounds.STRANGER_S_MAX, self._too_slow)
+        self._set_timer(bounds.HANDSHAKE_S_MAX, self._too_slow)
 
     def lost(self) -> None:
-        self._rest()
+        self._cancel_timer()
 
     def _too_slow(self) -> None:
-        self.give_up(TooSlow(f"not authenticated within {bounds.STRANGER_S_MAX:g} s"))
+        self.give_up(TooSlow(f"not authenticated within {bounds.HANDSHAKE_S_MAX:g} s"))
 
-    def _wait(self, seconds: float, action: Callable[[], None]) -> None:
-        self._rest()
+    def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
+        self._cancel_timer()
         self._timer = self._reactor.callLater(seconds, action)
 
-    def _rest(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
 
     def _key(self) -> bytes:
-        """:raises NotAMember: there is neither a secret nor a certificate to tell friends by."""
+        """The key of proofs. :raises NotAMember: the node has neither a secret nor a certificate to
+        authenticate members by.
+        """
         if self.local.secret is None and self._names is None:
             raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
         return self.local.secret or b""
@@ -105,7 +109,8 @@ class PeerConnection(BoundedAMP):
 
 
 class AcceptedPeer(PeerConnection):
-    """The listener's end. Serves one command after the other until the dialler is authenticated, then those of its lane.
+    """The listener's end. Serves one command after the other until the dialler is authenticated,
+    then those of its lane.
 
     :param on_gone: called once when the transport is gone.
     """
@@ -115,25 +120,25 @@ class AcceptedPeer(PeerConnection):
         reactor: IReactorTime,
         local: LocalIdentity,
         handler: PeerHandler,
-        doorman: Acceptor,
+        acceptor: Acceptor,
         names: Names | None,
         on_gone: Callable[[AcceptedPeer], None],
     ) -> None:
         super().__init__(reactor, bounds.BULK_SEND_BYTES_MAX, False, local, names)
         self._on_gone = on_gone
         self._handler = handler
-        self._doorman = doorman
+        self._acceptor = acceptor
         self._candidate: PeerIdentity | None = None
         self._hellos = (b"", b"")
         self.serve(Responder(Greet, self._greet))
 
     def opened(self) -> None:
         super().opened()
-        self._doorman.arrived(self)
+        self._acceptor.arrived(self)
 
     def lost(self) -> None:
         super().lost()
-        self._doorman.gone(self)
+        self._acceptor.gone(self)
         self._on_gone(self)
 
     def bug(self, what: str, failure: Failure) -> None:
@@ -164,7 +169,7 @@ class AcceptedPeer(PeerConnection):
             raise WrongNode(f"this is node {self.local.name} with id {self.local.node_id}, not {theirs.target}")
         self._check_not_me(theirs)
         self._candidate = handshake.identity(theirs, self.address)
-        nonce = self._doorman.entropy(bounds.NONCE_BYTES)
+        nonce = self._acceptor.entropy(bounds.NONCE_BYTES)
         mine = INTRODUCTIONS.encode(self.local.introduction(theirs.cluster, theirs.node_id, theirs.lane, nonce))
         self._hellos = (hello, mine)
         self.serve(Responder(Prove, self._prove))
@@ -181,14 +186,14 @@ class AcceptedPeer(PeerConnection):
     async def _let_in(self, key: bytes, peer: PeerIdentity) -> dict[str, Any]:
         try:
             self._handler.admit(peer)
-            await self._doorman.admit(self, peer)
+            await self._acceptor.admit(self, peer)
         except HandshakeRefused as why:  # by now the dialler may know that a member says it
             why.proof = handshake.proof(key, handshake.refusing(why.code), *self._hellos)
             raise
         self.peer = peer
-        self.trust(self._doorman.budgets[peer.lane])
+        self.trust(self._acceptor.budgets[peer.lane])
         self.serve(*(row for row in self._served_when_open() if peer.lane in _lanes(row)))
-        self._wait(bounds.IDLE_S_MAX, self._look_for_life)
+        self._set_timer(bounds.IDLE_S_MAX, self._look_for_life)
         self._handler.let_in(peer)
         return {"proof": handshake.proof(key, handshake.LISTENER, *self._hellos)}
 
@@ -212,7 +217,7 @@ class AcceptedPeer(PeerConnection):
         if silent_s >= bounds.IDLE_S_MAX:
             self.give_up(TooSlow(f"nothing heard for {silent_s:.0f} s"))
         else:
-            self._wait(bounds.IDLE_S_MAX - silent_s, self._look_for_life)
+            self._set_timer(bounds.IDLE_S_MAX - silent_s, self._look_for_life)
 
     def _who(self) -> PeerIdentity:
         assert self.peer is not None
@@ -222,7 +227,7 @@ class AcceptedPeer(PeerConnection):
         peer = self._who()
         if session > peer.session:  # a lower one was overtaken on another connection, and means nothing
             self.peer = msgspec.structs.replace(peer, session=session)
-            self._doorman.sessions.observe(self.peer)
+            self._acceptor.sessions.observe(self.peer)
         return {"session": self.local.session}
 
     def _raft(self, messages: bytes) -> None:

@@ -17,8 +17,7 @@ from tq_node.wire import bounds
 from tq_node.wire.calls import Values
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedCall, ForwardedResult, encode_messages
 from tq_node.wire.commands import Confirm, Data, Forward, Lane, PeerCommand, Raft, ToController
-from tq_node.wire.connector import Connector, unreachable
-from tq_node.wire.dialled_peer import DialledPeer, Target
+from tq_node.wire.connector import Connector, DialledPeer, Target, unreachable
 from tq_node.wire.errors import BoxTooLarge, MalformedBox, Stopped, Superseded
 from tq_node.wire.handler import LaneWatcher
 from tq_node.wire.handshake import PeerIdentity
@@ -67,7 +66,9 @@ class PeerPool(Service):
         return Deferred.fromCoroutine(self._dialling.close_all())
 
     def set_members(self, members: Iterable[Member]) -> None:
-        """All members; this node itself is left out. Lanes to those that are no longer named, or elsewhere, are closed."""
+        """All members; this node itself is left out. Lanes to those that are no longer named, or
+        elsewhere, are closed.
+        """
         wanted = {member.node_id: member for member in members if member.node_id != self._dialling.local.node_id}
         for node_id, known in list(self._members.items()):
             if wanted.get(node_id) != known:
@@ -90,7 +91,9 @@ class PeerPool(Service):
             opened.start()
 
     def _newer_run(self, peer: PeerIdentity) -> None:
-        """The run before it is over, even where it still hangs on to its connections: its answers no longer count (F23, F42)."""
+        """The run before it is over, even where it still hangs on to its connections: its answers
+        no longer count (F23, F42).
+        """
         for lane in Lane:
             connection = self.connection(peer.node_id, lane)
             if (
@@ -101,7 +104,9 @@ class PeerPool(Service):
                 connection.give_up(Superseded(f"node {peer.name} runs anew"))
 
     def hang_up(self, node_id: NodeId, why: str) -> None:
-        """Wait for no answer of this node any more; who does hears that the outcome is not known. It is dialled again as ever."""
+        """Wait for no answer of this node any more; who does hears that the outcome is not known.
+        It is dialled again as ever.
+        """
         for connection in self._connections(node_id):
             connection.give_up(Stopped(why))
 
@@ -110,7 +115,7 @@ class PeerPool(Service):
         return [open_ for lane in Lane if (open_ := self.connection(node_id, lane)) is not None]
 
     def connection(self, node_id: NodeId, lane: Lane) -> DialledPeer | None:
-        """The open connection, if there is one: ``peer`` says who is there, ``round_trip_s`` how far away."""
+        """The open connection, if there is one: ``peer`` says who is there."""
         known = self._lanes.get((node_id, lane))
         return None if known is None else known.connection
 
@@ -119,7 +124,9 @@ class PeerPool(Service):
 
     # --- saying ---
     def send(self, node_id: NodeId, messages: Sequence[Message]) -> bool:
-        """Consensus messages, in order. False: some were dropped for want of a connection or room; consensus sends again."""
+        """Consensus messages, in order. False: some were dropped for want of a connection or room;
+        consensus sends again.
+        """
         connection = self.connection(node_id, Lane.CONSENSUS)
         whole = True
         for batch, count in encode_messages(messages):
@@ -129,7 +136,8 @@ class PeerPool(Service):
         return whole
 
     def send_data(self, node_id: NodeId, body: bytes) -> bool:
-        """One batch of partition streams. False: dropped; ``LaneWatcher.lane_writable`` or ``lane_up`` says when to try again.
+        """One batch of partition streams. False: dropped; ``LaneWatcher.lane_writable`` or
+        ``lane_up`` says when to try again.
 
         :raises BoxTooLarge: longer than ``bounds.BLOB_BYTES_MAX``.
         """
@@ -140,7 +148,9 @@ class PeerPool(Service):
         return False
 
     def send_confirm(self, node_id: NodeId, body: bytes) -> bool:
-        """A ping of the partitions' layer, or its answer. False: dropped; whoever waits for it asks again."""
+        """A ping of the partitions' layer, or its answer. False: dropped; whoever waits for it asks
+        again.
+        """
         connection = self.connection(node_id, Lane.CONSENSUS)
         if connection is not None and connection.tell(Confirm, body=body):
             return True
@@ -152,8 +162,9 @@ class PeerPool(Service):
     ) -> Deferred[Values]:
         """Ask a member, over the lane to which the command belongs.
 
-        Fails with ``PeerUnreachable`` or ``Busy``: nothing was sent; ``OutcomeUnknown``: no answer within ``deadline_s``, or the
-        connection was lost, and it may have been done; or with what the peer refused it with.
+        Fails with ``PeerUnreachable`` or ``Busy``: nothing was sent; ``OutcomeUnknown``: no answer
+        within ``deadline_s``, or the connection was lost, and it may have been done; or with what
+        the peer refused it with.
         """
         assert command.lanes, "not a command of the handshake"
         connection = self.connection(node_id, min(command.lanes, key=list(Lane).index))
@@ -171,9 +182,11 @@ class PeerPool(Service):
     def forward(
         self, node_id: NodeId, calls: list[ForwardedCall], deadline_s: float = bounds.CALL_S_DEFAULT
     ) -> Deferred[list[ForwardedResult]]:
-        """Calls for partitions of that node, in one box; one result for each, in order. See ``call`` for failures.
+        """Calls for partitions of that node, in one box; one result for each, in order. See
+        ``call`` for failures.
 
-        Fails with ``BoxTooLarge`` (nothing was sent) where they don't fit: aim at ``bounds.FORWARD_BYTES_AIM``.
+        Fails with ``BoxTooLarge`` (nothing was sent) where they don't fit: aim at
+        ``bounds.FORWARD_BYTES_AIM``.
         """
         try:
             data = CALLS.encode(calls)
@@ -199,12 +212,15 @@ class PeerPool(Service):
 
     # --- others ---
     async def probe_refused(self, node_id: NodeId) -> tuple[int, ...]:
-        """When the member's port refused twice, in monotonic ms, 50 ms apart or more (R5a); empty, so false, if it did not."""
+        """When the member's port refused twice, in monotonic ms, 50 ms apart or more (R5a); empty,
+        so false, if it did not.
+        """
         member = self._members.get(node_id)
         return () if member is None else await self._dialling.refused_at(member.address)
 
     async def dial(self, address: str, lane: Lane = Lane.CONSENSUS) -> DialledPeer:
-        """A connection to whoever listens there, for a node that does not know the members yet. The caller closes it.
+        """A connection to whoever listens there, for a node that does not know the members yet. The
+        caller closes it.
 
         :raises Exception: as ``Connector.open``.
         """

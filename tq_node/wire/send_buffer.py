@@ -1,4 +1,6 @@
-"""What one connection has written and its peer has not yet taken, bounded (F35): Twisted's transports buffer without end."""
+"""Bytes written to one connection and not yet sent, counted and bounded (F35): Twisted's transports
+buffer without end.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from tq_node.wire import bounds
 
 @implementer(IPushProducer)
 class SendBuffer:
-    """``unsent_bytes`` is an upper bound: all that was written since the transport was last seen empty.
+    """Counts ``unsent_bytes``: all that was written since the transport was last seen empty, an
+    upper bound.
 
-    :param drained: called when a transport that was blocked has sent all it had.
+    :param drained: called when a blocked transport has sent all it had.
     """
 
     def __init__(self, reactor: IReactorTime, bytes_max: int, drained: Callable[[], None]) -> None:
@@ -23,7 +26,8 @@ class SendBuffer:
         self._bytes_max = bytes_max
         self._drained = drained
         self._transport: Any = None
-        self._settling: IDelayedCall | None = None
+        self._reset_call: IDelayedCall | None = None
+        """Due in the next turn: resets the count unless the transport has blocked by then."""
         self.is_blocked = False
         self.unsent_bytes = 0
 
@@ -32,10 +36,10 @@ class SendBuffer:
         transport.registerProducer(self, True)
 
     def detach(self) -> None:
-        """Nothing is counted any more. A producer that is paused would keep the transport from ever closing in order."""
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        """Stop counting. A paused producer would keep the transport from ever closing in order."""
+        if self._reset_call is not None:
+            self._reset_call.cancel()
+            self._reset_call = None
         if self._transport is not None:
             self._transport.unregisterProducer()
             self._transport = None
@@ -46,12 +50,13 @@ class SendBuffer:
     def write(self, data: bytes) -> None:
         self._transport.write(data)
         self.unsent_bytes += len(data)
-        if self.unsent_bytes > bounds.TURN_BYTES and not self.is_blocked and self._settling is None:
-            # Over TLS what is written in one turn is collected, and the transport blocks only afterwards.
-            self._settling = self._reactor.callLater(0, self._settled)
+        if self.unsent_bytes > bounds.TURN_BYTES and not self.is_blocked and self._reset_call is None:
+            # Over TLS what is written in one turn is collected, and the transport blocks only
+            # afterwards.
+            self._reset_call = self._reactor.callLater(0, self._reset_unless_blocked)
 
-    def _settled(self) -> None:
-        self._settling = None
+    def _reset_unless_blocked(self) -> None:
+        self._reset_call = None
         if not self.is_blocked:
             self.resumeProducing()
 

@@ -1,6 +1,8 @@
-"""Mutual TLS between peers: both ends show a certificate of the cluster's authority, with the node's name in subjectAltName.
+"""Mutual TLS between peers: both ends show a certificate of the cluster's authority, with the
+node's name in subjectAltName.
 
-Needs ``pyOpenSSL`` and ``cryptography`` (``pip install 'twisted[tls]'``); imported only where certificates are given.
+Needs ``pyOpenSSL`` and ``cryptography`` (``pip install 'twisted[tls]'``); imported only where
+certificates are given.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from zope.interface import implementer
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Dialling:
-    """The name in the certificate is the node's, not its host's, so Twisted's check of the host name is not the one to make:
-    ``PeerTLS.names_of`` serves the handshake, which checks it against the name that the node gives itself."""
+    """The name in the certificate is the node's, not its host's, so Twisted's check of the host
+    name is not the one to make: ``PeerTLS.names_of`` serves the handshake, which checks it against
+    the name that the node gives itself.
+    """
 
     def __init__(self, context: SSL.Context) -> None:
         self._context = context
@@ -37,7 +41,8 @@ class _Dialling:
 class PeerTLS:
     """What this node shows, and whom it believes.
 
-    :raises ValueError: a file can't be read or does not hold what it should; the sentence says which.
+    :raises ValueError: a file can't be read or does not hold what it should; the sentence says
+        which.
     """
 
     def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
@@ -54,7 +59,8 @@ class PeerTLS:
             raiseMinimumTo=TLSVersion.TLSv1_3,
         )
         with warnings.catch_warnings():
-            # Twisted 26.10 hands pyOpenSSL certificates in a form that it would rather not see. The context is made once.
+            # Twisted 26.10 hands pyOpenSSL certificates in a form that it would rather not see. The
+            # context is made once.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._context = self._options.getContext()
 
@@ -68,7 +74,9 @@ class PeerTLS:
 
     @staticmethod
     def names_of(transport: Any) -> frozenset[str]:
-        """The DNS names in the certificate that the other end of an established connection has shown."""
+        """The DNS names in the certificate that the other end of an established connection has
+        shown.
+        """
         shown = transport.getPeerCertificate()
         if shown is None:
             return frozenset()
@@ -88,7 +96,9 @@ def _certificates(path: Path) -> list[x509.Certificate]:
 
 
 def _private_key(path: Path) -> Any:
-    """:raises ValueError: the file can't be read, or it is not a key, or one with a passphrase, which nobody could enter."""
+    """:raises ValueError: the file can't be read, or it is not a key, or one with a passphrase,
+    which nobody could enter.
+    """
     try:
         return load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as why:

@@ -1,4 +1,16 @@
-"""Running tasks: handlers, the worker processes they run in, and the service that claims, runs and finishes.
+"""Running tasks: handlers, the worker processes they run in, and the service that claims, runs and
+finishes.
 
-Empty on purpose: worker processes import single modules of this package and must not pull in Twisted by it.
+How it is driven: ``worker.WorkerService`` claims as many tasks as there are free slots and makes an
+``Attempt`` of each. An ``async def`` handler runs in the node (``async_attempt``); a ``def``
+handler runs in a process of the ``pool`` (``process_attempt``, ``process``, and ``child`` inside
+the process). What a handler says goes through a ``ProgressBuffer``; its end is passed on by
+``completer`` until the queue is known to have kept it.
+
+What always holds: an attempt ends exactly once. Its handler does not outlive its lease: a worker
+process is killed by a timer of its own, whatever the node does.
+
+What it never does: it decides nothing about tasks (retries, states): that is the queue's. This file
+imports nothing, since worker processes import single modules of the package and must not pull in
+Twisted by it.
 """

@@ -23,10 +23,9 @@ from tq_node.work import protocol
 from tq_node.work.attempt import CANCEL_GRACE_S, LEASE_EXPIRED
 from tq_node.work.descendants import MARK, TreeKiller
 from tq_node.work.prefetch import Prefetch
-from tq_node.work.process import WorkerProcess
+from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.process_environment import Bounds, environment_for
-from tq_node.work.roles import Phase
 
 _log = Logger()
 _BACKOFF_S = 0.25
@@ -133,7 +132,7 @@ class ProcessPool:
     @property
     def is_deep(self) -> bool:
         """Whether a process may have tasks lying ready: ``look`` is called then."""
-        return any(process.is_deaf for process in self._all)
+        return any(process.is_output_paused for process in self._all)
 
     def start(self) -> None:
         """Start the first ones, unless that is done."""
@@ -155,7 +154,7 @@ class ProcessPool:
         self._running = False
         for process in list(self._all):
             if process.load > 1:
-                process.settle()
+                process.take_back_queued()
         for attempt in list(self._waiting):
             attempt.release()
 
@@ -212,7 +211,7 @@ class ProcessPool:
                 process.kill()
             elif process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
                 # Its timer has gone off, and it has not died of that: it is stopped (SIGSTOP, a debugger).
-                process.settle()
+                process.take_back_queued()
                 if process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
                     process.kill(LEASE_EXPIRED)
         self._balance()
@@ -220,7 +219,7 @@ class ProcessPool:
     def look(self, interval_s: float) -> None:
         """To be called so often while tasks wait: none stays ready in a process behind one that turns out to be long."""
         for process in list(self._all):
-            if process.phase is Phase.BUSY and process.look():
+            if process.phase is Phase.BUSY and process.check_long_task():
                 self._ahead.took(interval_s)
 
     def feed(self) -> None:
@@ -244,24 +243,24 @@ class ProcessPool:
             if not self._put(process):
                 process.kill()
         else:
-            process.rest()
+            process.become_idle()
             process.changed_s = self._clock.seconds()
             self._idle.append(process)
         if timer is not None or process.phase is Phase.LEAVING:
             self._balance()
 
-    def process_goes_on(self, process: WorkerProcess) -> None:
+    def process_has_room(self, process: WorkerProcess) -> None:
         if self._waiting and process not in self._outdated and process.load <= max(1, self._ahead.depth // 2):
             self._put_behind(process)
 
-    def process_ran(self, process: WorkerProcess, seconds: float) -> None:
+    def process_ran_task(self, process: WorkerProcess, seconds: float) -> None:
         self._ahead.took(seconds)
 
     def process_leaving(self, process: WorkerProcess) -> None:
         if process in self._idle:
             self._idle.remove(process)
 
-    def process_dead(self, process: WorkerProcess, why: str, *, started: bool, idle: bool) -> None:
+    def process_died(self, process: WorkerProcess, why: str, *, started: bool, idle: bool) -> None:
         if (timer := self._timers.pop(process, None)) is not None:
             timer.cancel()
         self.process_leaving(process)
@@ -310,7 +309,7 @@ class ProcessPool:
 
     def _put_behind(self, process: WorkerProcess) -> None:
         """Let some lie ready there, as deep as is good, and no more than its share."""
-        if not process.is_quiet or self.limit < self._size or not self._running:
+        if not process.may_queue or self.limit < self._size or not self._running:
             return
         count = min(self._ahead.depth + 1 - process.load, -(-len(self._waiting) // self._size))
         for _ in range(min(count, limits.CHILD_TASKS_MAX - process.tasks)):
@@ -359,14 +358,14 @@ class ProcessPool:
                     0: null.fileno(), 1: "r", 2: "r",
                     protocol.RUN_FD: "w", protocol.REPORT_FD: "r", protocol.CONTROL_FD: "w",
                     protocol.LOCK_FD: null.fileno() if self._lock_fd is None else self._lock_fd,
-                    protocol.TASK_FD: process.channel.fileno(),
+                    protocol.TASK_FD: process.task_socket.fileno(),
                 }  # fmt: skip
                 self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
         except OSError as why:
             if why.errno == errno.EBADF:
                 _hide_high_descriptors()
             self._all.discard(process)
-            process.channel.close()
+            process.task_socket.close()
             self._timers.pop(process).cancel()
             self._start_failed(f"a worker process can't be started: {why}")
             return False

@@ -1,15 +1,57 @@
-"""One worker process, as the node sees it: its pipes, the tasks it was given, and how it ends."""
+"""One worker process, as the node sees it: its pipes, the tasks it was sent, and how each of them
+ends.
+
+Theory of operation. A worker process (``child``) runs one task at a time, in the order in which the
+node sent them. While tasks are short the node sends a few ahead (``Prefetch.depth``): they lie
+ready in the process, which then need not wait for the reactor between two of them.
+``WorkerProcess._tasks`` holds all that it was sent and that have not ended; the first is the one
+that runs.
+
+Phases (``Phase``). ``STARTING`` until ``Hello`` says that its handlers are loaded; ``IDLE``, the
+pool may choose it; ``BUSY``, it has tasks; ``LEAVING``, it was asked to end or is being killed and
+gets no further task; ``DEAD``, it has exited. A task that ends takes it from ``BUSY`` to
+``ProcessOwner.process_ready``, where the pool sends the next task, lets it become idle, or retires
+it.
+
+Who owns an attempt. The pool, while it waits. From ``send_task`` on the process, until exactly one
+of these is called:
+
+- ``AssignedAttempt.reported``: the handler returned or raised, and the process said so.
+- ``AssignedAttempt.returned``: the handler never began. Either the node took the task back out of
+  the socket (``TaskSocket``: whoever takes a message has it alone, so the answer is exact and
+  immediate), or the process turned it back (``NotBegun``).
+- ``AssignedAttempt.process_died``: the process exited. What it died of becomes the outcome, unless
+``kill`` was given one.
+
+``started`` is called when an attempt becomes the first. Its timeout counts from there, and from
+there on leases are renewed through the process: each renewal sets the timer in the process
+(SIGALRM), which kills it also where the handler holds the interpreter's lock or the node hangs.
+``lease_until`` is what that timer is known to be set to.
+
+Whose output it is. Standard output is one pipe for all tasks, so what is read belongs to the first
+task. While others lie ready the pipe is not read as it comes: a report says whether its task has
+printed, and only then the pipe is drained, before the report is passed on. The process begins
+nothing more until it knows that the node heard this; it turns back what was sent before
+(``NotBegun``). After a task that printed, nothing is sent ahead for a while.
+
+How it ends. ``retire`` closes the task socket: the process exits once it has taken all there is.
+``kill`` kills the whole tree of processes below it. In both cases, and where it dies by itself,
+``processExited`` drains the pipes first: a report that was written before the end counts. Then what
+remains is killed, and each task left ends as above.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import os
 import signal
 import termios
 from collections import deque
-from typing import cast
+from typing import Protocol, cast
 
+from twisted.internet.error import ProcessTerminated
 from twisted.internet.process import Process, ProcessReader, ProcessWriter
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
@@ -18,104 +60,159 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed, Outcome
 from tq_node.work import protocol
-from tq_node.work.attempt import failed
+from tq_node.work.attempt import LEASE_EXPIRED, failed
 from tq_node.work.descendants import TreeKiller
-from tq_node.work.exit_status import ending, outcome_of
 from tq_node.work.output import Output
 from tq_node.work.protocol import CONTROL_FD, REPORT_FD, RUN_FD
 from tq_node.work.results import make_error
-from tq_node.work.roles import Owner, Phase, Running
 from tq_node.work.task_socket import TaskSocket
 
 _log = Logger()
 _STDOUT, _STDERR = 1, 2
 _DRAIN_READS_MAX = 256
-"""Of 8 KiB each: more than a pipe holds, and more than a handler may print."""
-_QUIET_TASKS = 64
-"""After a task that printed, a process has no task lying ready for so many."""
+"""Reads of 8 KiB each: more than a pipe holds, and more than a handler may print."""
+_NO_QUEUE_TASKS = 64
+"""After a task that printed, a process runs this many tasks before one is sent ahead again."""
 
 
-class _Given:
-    """A task that the process has, or can take at any time."""
+class Phase(enum.Enum):
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    LEAVING = "leaving"
+    """It gets no further task: it was asked to end, or is being killed."""
+    DEAD = "dead"
 
-    __slots__ = ("has_begun", "lease_until", "running", "serial")
 
-    def __init__(self, serial: int, running: Running, lease_until: float) -> None:
+class AssignedAttempt(Protocol):
+    """An attempt that was sent to a worker process. ``reported``, ``returned`` or ``process_died``
+    ends the assignment.
+    """
+
+    def started(self) -> None:
+        """All tasks sent before it have ended: it runs, or is about to."""
+
+    def notes_received(self, said: protocol.Said) -> None:
+        """Progress and log lines that the handler set."""
+
+    def output_received(self, lines: list[str]) -> None:
+        """Lines that the handler printed."""
+
+    def reported(self, outcome: Outcome) -> None:
+        """The handler has returned or raised."""
+
+    def returned(self) -> None:
+        """The handler has not run and will not: the task was taken back, or the process died before
+        taking it.
+        """
+
+    def process_died(self, outcome: Outcome) -> None:
+        """The process has exited, the handler with it; ``outcome`` says how, unless it was decided
+        before.
+        """
+
+
+class ProcessOwner(Protocol):
+    """What a worker process tells the pool."""
+
+    def process_ready(self, process: WorkerProcess) -> None:
+        """The process has no task: it has loaded its handlers, or its last task has ended."""
+
+    def process_has_room(self, process: WorkerProcess) -> None:
+        """A task ended and others remain: further ones may be sent ahead."""
+
+    def process_ran_task(self, process: WorkerProcess, seconds: float) -> None:
+        """A handler ran for so long, measured in the process."""
+
+    def process_leaving(self, process: WorkerProcess) -> None:
+        """The process is being killed and can take no task."""
+
+    def process_died(self, process: WorkerProcess, why: str, *, started: bool, idle: bool) -> None:
+        """The process has exited. ``started``: it had said that it was ready; ``idle``: it ran no
+        task.
+        """
+
+    def process_closed(self, process: WorkerProcess) -> None:
+        """The pipes of the process are closed too: nothing is left of it."""
+
+
+class _AssignedTask:
+    """A task that was sent and has not ended: the process runs it, or can take it at any time."""
+
+    __slots__ = ("attempt", "has_started", "lease_until", "serial")
+
+    def __init__(self, serial: int, attempt: AssignedAttempt, lease_until: float) -> None:
         self.serial = serial
-        self.running = running
+        self.attempt = attempt
         self.lease_until = lease_until
-        self.has_begun = False
+        self.has_started = False
 
 
 class WorkerProcess(ProcessProtocol):
-    """Runs one task at a time, in the order in which they were given; others may lie ready behind it.
+    """Twisted's protocol of one worker process; see the module for how it works."""
 
-    The reports come in that order too, so the first that has not been reported is the one that runs, or is about to. Whatever
-    goes wrong ends in ``Running.died``, for what has not begun in ``Running.not_begun``, and in ``Owner.process_dead``.
-
-    What is printed belongs to the first. While others lie ready the pipe is read only when the process says that there
-    is something; it then begins nothing more until it knows that this was heard.
-    """
-
-    def __init__(self, owner: Owner, start: protocol.Start, killer: TreeKiller, mark: str) -> None:
-        """:param mark: of what comes from it, see ``descendants.MARK``."""
+    def __init__(self, owner: ProcessOwner, start: protocol.Start, killer: TreeKiller, mark: str) -> None:
+        """:param mark: identifies what the process starts, see ``descendants.MARK``."""
         self._killer = killer
         self._mark = mark
         self.phase = Phase.STARTING
         self.pid = 0
         self.tasks = 0
+        """How many it was ever sent."""
         self.retired = False
         self.lease_until = 0.0
-        """What the timer of the process is known to be set to, CLOCK_MONOTONIC; while it is busy."""
+        """While it is busy: when its own timer is known to kill it, CLOCK_MONOTONIC."""
         self.changed_s = 0.0
-        """When it became idle or was told to leave, by the owner's clock; kept by the owner."""
-        self.channel = TaskSocket()
-        self.printed_serial = 0
-        """The last task of which it has said that it printed."""
+        """When it became idle or was asked to end, by the owner's clock. Set by the owner."""
+        self.task_socket = TaskSocket()
+        self.last_printed_serial = 0
+        """The latest task whose report said that it printed."""
         self._owner = owner
         self._start = start
-        self._given: deque[_Given] = deque()
+        self._tasks: deque[_AssignedTask] = deque()
         self._serial = 0
-        self._looked_at = 0
-        self._quiet_from = 0
-        self._is_deaf = False
-        """Its output is not read as it comes."""
-        self._is_settling = False
+        self._checked_serial = 0
+        self._may_queue_from = 0
+        self._is_output_paused = False
+        self._is_draining = False
         self._had_task = False
         self._reader: protocol.FrameReader[protocol.FromWorker] = protocol.FrameReader(protocol.FromWorker)
         self._frames: deque[protocol.FromWorker] = deque()
         self._output = Output()
-        self._started = False
-        self._killed_for: Outcome | None = None
+        self._is_loaded = False
+        self._forced_outcome: Outcome | None = None
         self._is_killed = False
-        self._garbled = False
-        self._broken = ""
-        self._bytes_seen = 0
-        self._last_lines: list[str] = []
+        self._is_unreadable = False
+        self._why_broken = ""
+        self._bytes_read = 0
+        self._idle_lines: list[str] = []
 
-    # --- orders ---
+    # --- what the pool and attempts ask ---
     @property
     def load(self) -> int:
-        """How many tasks it was given that have not ended."""
-        return len(self._given)
+        """How many tasks it was sent that have not ended."""
+        return len(self._tasks)
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether something may lie ready in it: not where handlers print."""
-        return self.tasks >= self._quiet_from
+    def may_queue(self) -> bool:
+        """Whether tasks may be sent ahead: not soon after one that printed."""
+        return self.tasks >= self._may_queue_from
 
     @property
-    def is_deaf(self) -> bool:
-        return self._is_deaf
+    def is_output_paused(self) -> bool:
+        """Standard output is not read as it comes, since tasks lie ready."""
+        return self._is_output_paused
 
-    def give(self, running: Running, run: protocol.Run) -> bool:
-        """Run a task, next or behind what it has. ``run.serial`` is the one that ``next_serial`` gave. False: not now."""
+    def send_task(self, attempt: AssignedAttempt, run: protocol.Run) -> bool:
+        """Send a task, to be run behind those it has. ``run.serial`` came from ``next_serial``.
+        False: it can't take it now.
+        """
         message = protocol.encode_message(run)
         is_long = len(message) > protocol.MESSAGE_BYTES_MAX
-        if self._given:
+        if self._tasks:
             if is_long:
                 return False
-            self._listen(False)
+            self._read_output(False)
         else:
             # What was printed between tasks belongs to none.
             self._output.finish()
@@ -123,12 +220,12 @@ class WorkerProcess(ProcessProtocol):
             if not self._send(RUN_FD, protocol.framed(message)):
                 return False
             message = protocol.encode_message(protocol.Follows(run.serial))
-        if not self.channel.send(message):
+        if not self.task_socket.send(message):
             return False
         self.phase = Phase.BUSY
         self.tasks += 1
-        self._given.append(_Given(run.serial, running, run.lease_until))
-        self._begin()
+        self._tasks.append(_AssignedTask(run.serial, attempt, run.lease_until))
+        self._start_first()
         return True
 
     def next_serial(self) -> int:
@@ -136,93 +233,101 @@ class WorkerProcess(ProcessProtocol):
         return self._serial
 
     def renew(self, lease_until: float) -> None:
-        """Of the first."""
-        self._send(CONTROL_FD, protocol.encode(protocol.Lease(self._given[0].serial, lease_until)))
+        """Extend the lease of the running task."""
+        self._send(CONTROL_FD, protocol.encode(protocol.Lease(self._tasks[0].serial, lease_until)))
 
     def cancel(self) -> None:
-        """The first."""
-        self._send(CONTROL_FD, protocol.encode(protocol.Cancel(self._given[0].serial)))
+        """Ask the handler of the running task to stop."""
+        self._send(CONTROL_FD, protocol.encode(protocol.Cancel(self._tasks[0].serial)))
 
-    def settle(self) -> None:
-        """Take back what has not begun, and hear what has ended: at most one is left, and that one runs."""
+    def take_back_queued(self) -> None:
+        """Take back the tasks that have not begun, and read the reports of those that have ended:
+        at most the running one is left.
+        """
         taken = self._take_back()
-        self._is_settling = True
+        self._is_draining = True
         self._drain(REPORT_FD)
-        self._is_settling = False
-        if len(self._given) <= 1:
-            self._listen(True)
-        _return(taken)
+        self._is_draining = False
+        if len(self._tasks) <= 1:
+            self._read_output(True)
+        _give_back(taken)
 
-    def look(self) -> bool:
-        """To be called now and then. Whether the first has run for all the time since the last look; what lay ready behind it
-        is taken back then."""
-        first = self._given[0].serial if self._given else 0
-        is_same, self._looked_at = first == self._looked_at, first
-        if len(self._given) <= 1:
-            self._listen(True)
+    def check_long_task(self) -> bool:
+        """Called at an interval: whether the running task is the one of the last call. If so the
+        tasks behind it are taken back.
+        """
+        first = self._tasks[0].serial if self._tasks else 0
+        is_same, self._checked_serial = first == self._checked_serial, first
+        if len(self._tasks) <= 1:
+            self._read_output(True)
             return False
         if is_same:
-            self.settle()
+            self.take_back_queued()
         return is_same
 
-    def rest(self) -> None:
-        """There is nothing for it to do."""
+    def become_idle(self) -> None:
+        """BUSY or STARTING to IDLE: the pool has no task for it."""
         self.phase = Phase.IDLE
-        self._listen(True)
+        self._read_output(True)
 
     def retire(self) -> None:
-        """Let it end by itself; it is idle."""
+        """IDLE to LEAVING: it exits by itself."""
         if self.phase is not Phase.DEAD:
             self.phase = Phase.LEAVING
             self.retired = True
-            self._listen(True)
-            self.channel.end()
+            self._read_output(True)
+            self.task_socket.end()
 
     def kill(self, outcome: Outcome | None = None, *, why: str = "") -> None:
-        """End it now, with all that it has started; what runs in it dies with ``outcome``."""
+        """Kill it now, with all that it has started. The running task ends with ``outcome``,
+        whatever it still reports.
+
+        :param why: why the process is of no use, for the pool's log.
+        """
         if self.phase is Phase.DEAD:
             return
         self.phase = Phase.LEAVING
-        self._broken = self._broken or why
-        if self._killed_for is None:
-            self._killed_for = outcome
-        self._had_task = self._had_task or bool(self._given)
+        self._why_broken = self._why_broken or why
+        if self._forced_outcome is None:
+            self._forced_outcome = outcome
+        self._had_task = self._had_task or bool(self._tasks)
         taken = self._take_back()
         if not self._is_killed:
             self._is_killed = True
             self._killer.kill(self.pid)
         self._owner.process_leaving(self)
-        _return(taken)
+        _give_back(taken)
 
-    # --- news ---
+    # --- ProcessProtocol ---
     def connectionMade(self) -> None:
         self._process = cast("Process", self.transport)
         self.pid = cast("int", self._process.pid)
-        # Twisted would close this pipe when it sees that nobody reads there, and with it what `_unread` asks for.
+        # Twisted would close this pipe when it sees that nobody reads there, and with it what
+        # `_is_long_task_unread` asks for.
         writer = cast("ProcessWriter", self._process.pipes[RUN_FD])
         writer.enableReadHack = False
         writer.stopReading()
         self._send(RUN_FD, protocol.encode(self._start))
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        self._bytes_seen += len(data)
+        self._bytes_read += len(data)
         if childFD != REPORT_FD:
-            self._printed(data)
+            self._output_received(data)
             return
-        if self._garbled:
+        if self._is_unreadable:
             return
         try:
-            # What a report leads to may lead back here: then the rest comes first, and in its order.
+            # What a report leads to may lead back here: then the rest is handled first, in order.
             self._frames.extend(self._reader.feed(data))
             while self._frames:
-                self._received(self._frames.popleft())
+                self._frame_received(self._frames.popleft())
         except protocol.BadFrame as why:
-            self._garbled = True
+            self._is_unreadable = True
             self._frames.clear()
-            self._fault("bad_frame", str(why))
+            self._kill_for_fault("bad_frame", str(why))
         else:
-            if self._given and self.phase is Phase.BUSY and not self._is_settling:
-                self._owner.process_goes_on(self)
+            if self._tasks and self.phase is Phase.BUSY and not self._is_draining:
+                self._owner.process_has_room(self)
 
     def childConnectionLost(self, childFD: int) -> None:
         # A process that has closed its way to us while it lives can't be followed any more.
@@ -230,123 +335,124 @@ class WorkerProcess(ProcessProtocol):
             self.kill()
 
     def processExited(self, reason: Failure) -> None:
-        # All that it wrote is in the pipes now. A process that it has left behind may hold them open for ever.
+        # All that it wrote is in the pipes now. A process that it has left behind may hold them
+        # open for ever.
         for fd in (REPORT_FD, _STDOUT, _STDERR):
             self._drain(fd)
         self.phase = Phase.DEAD
         taken = self._take_back()
-        self.channel.close()
-        is_unread = self._unread()
-        self._listen(True)
+        self.task_socket.close()
+        is_unread = self._is_long_task_unread()
+        self._read_output(True)
         for fd in list(self._process.pipes):
             self._process.closeChildFD(fd)
         self._kill_group()
-        if self._given or self._had_task:
-            # It may have died by itself: what its task had started in sessions of its own is nobody's child now.
+        if self._tasks or self._had_task:
+            # It may have died by itself: what its task had started in sessions of its own is
+            # nobody's child now.
             self._killer.kill_marked(self._mark)
-        why = ending(self.pid, reason)
-        left, self._given = self._given, deque()
-        if left:
-            left[0].running.printed(self._output.finish())
-        for one in left:
-            if is_unread and not self._doomed():
-                one.running.not_begun()
+        why = _describe_exit(self.pid, reason)
+        remaining, self._tasks = self._tasks, deque()
+        if remaining:
+            remaining[0].attempt.output_received(self._output.finish())
+        for one in remaining:
+            if is_unread and not self._is_outcome_forced():
+                one.attempt.returned()
             else:
-                one.running.died(self._killed_for or outcome_of(why, reason))
-        _return(taken)
-        detail = self._broken or "; ".join([why, *self._last_lines[-3:]])
-        self._owner.process_dead(self, detail, started=self._started, idle=not (left or taken or self._had_task))
+                one.attempt.process_died(self._forced_outcome or _outcome_of(why, reason))
+        _give_back(taken)
+        detail = self._why_broken or "; ".join([why, *self._idle_lines[-3:]])
+        self._owner.process_died(self, detail, started=self._is_loaded, idle=not (remaining or taken or self._had_task))
 
     def processEnded(self, reason: Failure) -> None:
         self._owner.process_closed(self)
 
-    # --- within ---
-    def _doomed(self) -> bool:
-        """Killed for a reason that counts, whatever it still says."""
-        return self._killed_for is not None
+    # --- frames and output ---
+    def _is_outcome_forced(self) -> bool:
+        """It is killed with an outcome that counts, whatever it still reports."""
+        return self._forced_outcome is not None
 
-    def _begin(self) -> None:
-        first = self._given[0]
-        if not first.has_begun:
-            first.has_begun = True
+    def _start_first(self) -> None:
+        first = self._tasks[0]
+        if not first.has_started:
+            first.has_started = True
             self.lease_until = first.lease_until
-            first.running.begun()
+            first.attempt.started()
 
-    def _take_back(self) -> list[_Given]:
-        serials = set(self.channel.take_back())
+    def _take_back(self) -> list[_AssignedTask]:
+        serials = set(self.task_socket.take_back())
         if not serials:
             return []
-        taken = [one for one in self._given if one.serial in serials]
-        self._given = deque(one for one in self._given if one.serial not in serials)
+        taken = [one for one in self._tasks if one.serial in serials]
+        self._tasks = deque(one for one in self._tasks if one.serial not in serials)
         return taken
 
-    def _received(self, frame: protocol.FromWorker) -> None:
+    def _frame_received(self, frame: protocol.FromWorker) -> None:
         kind = type(frame)
         if kind is protocol.Done or kind is protocol.Failed:
-            # One that was killed for a reason that counts has said all that it had to say.
-            if not self._doomed():
-                self._reported(cast("protocol.Done | protocol.Failed", frame))
+            if not self._is_outcome_forced():
+                self._task_reported(cast("protocol.Done | protocol.Failed", frame))
         elif isinstance(frame, protocol.NotBegun):
-            for one in self._given:
+            for one in self._tasks:
                 if one.serial == frame.serial:
-                    self._given.remove(one)
-                    one.running.not_begun()
+                    self._tasks.remove(one)
+                    one.attempt.returned()
                     break
-            self._next()
+            self._start_next()
         elif isinstance(frame, protocol.Said):
-            if self._given and frame.serial == self._given[0].serial:
-                self._given[0].running.said(frame)
+            if self._tasks and frame.serial == self._tasks[0].serial:
+                self._tasks[0].attempt.notes_received(frame)
         elif isinstance(frame, protocol.Renewed):
-            if self._given and frame.serial == self._given[0].serial:
+            if self._tasks and frame.serial == self._tasks[0].serial:
                 self.lease_until = frame.until
         elif isinstance(frame, protocol.Hello):
-            self._started = True
+            self._is_loaded = True
             self._output.finish()
             if self.phase is Phase.STARTING:
                 self._owner.process_ready(self)
         elif isinstance(frame, protocol.Broken):
-            self._broken = frame.message
+            self._why_broken = frame.message
 
-    def _reported(self, frame: protocol.Done | protocol.Failed) -> None:
-        if not self._given or frame.serial != self._given[0].serial:
+    def _task_reported(self, frame: protocol.Done | protocol.Failed) -> None:
+        if not self._tasks or frame.serial != self._tasks[0].serial:
             raise protocol.BadFrame(f"a report for task {frame.serial} of the process, which runs none or another")
         if isinstance(frame, protocol.Done) and len(frame.result) > limits.RESULT_BYTES_MAX:
             raise protocol.BadFrame("a result over the bound")
-        taken: list[_Given] = []
+        taken: list[_AssignedTask] = []
         if frame.printed:
-            # What the handler printed before it returned belongs to it.
+            # What the handler printed before it returned belongs to its task.
             self._drain(_STDOUT)
-            if self._doomed():
+            if self._is_outcome_forced():
                 return
-            # And the process turns back what it takes of all that was sent before this.
-            self.printed_serial = frame.serial
-            self._quiet_from = self.tasks + _QUIET_TASKS
+            # The process turns back (``NotBegun``) all that was sent before the node knew of this.
+            self.last_printed_serial = frame.serial
+            self._may_queue_from = self.tasks + _NO_QUEUE_TASKS
             taken = self._take_back()
         if frame.leaving and self.phase is Phase.BUSY:
             self.phase = Phase.LEAVING
-        running = self._given.popleft().running
+        attempt = self._tasks.popleft().attempt
         if lines := self._output.finish():
-            running.printed(lines)
-        self._owner.process_ran(self, frame.ran_us / 1e6)
+            attempt.output_received(lines)
+        self._owner.process_ran_task(self, frame.ran_us / 1e6)
         if isinstance(frame, protocol.Done):
-            running.reported(Completed(frame.result))
+            attempt.reported(Completed(frame.result))
         else:
             error = make_error(frame.error.type, frame.error.message, frame.error.traceback)
-            running.reported(AttemptFailed(error, frame.retry_in_ms, frame.final))
-        _return(taken)
-        self._next()
+            attempt.reported(AttemptFailed(error, frame.retry_in_ms, frame.final))
+        _give_back(taken)
+        self._start_next()
 
-    def _next(self) -> None:
-        """Something has ended."""
-        if self._given:
-            self._begin()
+    def _start_next(self) -> None:
+        """After a task has ended: the next one is first, or the process has none."""
+        if self._tasks:
+            self._start_first()
         elif self.phase is Phase.BUSY:
             self._owner.process_ready(self)
 
-    def _listen(self, listen: bool) -> None:
-        if listen is not self._is_deaf:
+    def _read_output(self, listen: bool) -> None:
+        if listen is not self._is_output_paused:
             return
-        self._is_deaf = not listen
+        self._is_output_paused = not listen
         reader: ProcessReader | None = self._process.pipes.get(_STDOUT)
         if reader is not None:
             if listen:
@@ -354,24 +460,24 @@ class WorkerProcess(ProcessProtocol):
             else:
                 reader.stopReading()
 
-    def _printed(self, data: bytes) -> None:
+    def _output_received(self, data: bytes) -> None:
         lines = self._output.feed(data)
         if self._output.byte_count > limits.CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX:
-            self._fault(
+            self._kill_for_fault(
                 "output_flood", f"the handler printed more than {limits.CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX} bytes"
             )
-        elif self._given:
+        elif self._tasks:
             if lines:
-                self._given[0].running.printed(lines)
+                self._tasks[0].attempt.output_received(lines)
         elif lines:
-            self._last_lines = (self._last_lines + lines)[-10:]
+            self._idle_lines = (self._idle_lines + lines)[-10:]
             _log.debug(
                 "worker process {pid} printed between tasks: {lines}",
                 pid=self.pid, lines=lines[:10], event="worker_printed",
             )  # fmt: skip
 
-    def _fault(self, error_type: str, message: str) -> None:
-        if self._killed_for is None:
+    def _kill_for_fault(self, error_type: str, message: str) -> None:
+        if self._forced_outcome is None:
             _log.warn(
                 "worker process {pid} is killed: {error_type}: {why}",
                 pid=self.pid, error_type=error_type, why=message, event="worker_fault",
@@ -384,12 +490,12 @@ class WorkerProcess(ProcessProtocol):
         if reader is None:
             return
         for _ in range(_DRAIN_READS_MAX):
-            before = self._bytes_seen
-            if reader.doRead() is not None or self._bytes_seen == before:
+            before = self._bytes_read
+            if reader.doRead() is not None or self._bytes_read == before:
                 return
 
-    def _unread(self) -> bool:
-        """Whether something that was sent lies in the pipe for long tasks; that is the last one."""
+    def _is_long_task_unread(self) -> bool:
+        """Whether a long task lies unread in its pipe: the process died before taking it."""
         writer = self._process.pipes.get(RUN_FD)
         if writer is None:
             return False
@@ -401,8 +507,9 @@ class WorkerProcess(ProcessProtocol):
         writer = self._process.pipes.get(fd)
         if writer is None:
             return False
-        # Written at once: the round over the reactor's writers would cost more than the call. Each of these pipes is
-        # empty when a frame is sent, but for a process that does not read; it is held by its lease.
+        # Written at once: the round over the reactor's writers would cost more than the call. Each
+        # of these pipes is empty when a frame is sent, but for a process that does not read; it is
+        # held by its lease.
         try:
             sent = os.write(writer.fileno(), data)
         except BlockingIOError:
@@ -419,7 +526,28 @@ class WorkerProcess(ProcessProtocol):
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _return(taken: list[_Given]) -> None:
-    # The last one first: each is put before those that wait.
+def _give_back(taken: list[_AssignedTask]) -> None:
+    # In reverse: each is put in front of the attempts that wait.
     for one in reversed(taken):
-        one.running.not_begun()
+        one.attempt.returned()
+
+
+def _describe_exit(pid: int, reason: Failure) -> str:
+    """How the process ended, for people."""
+    error = reason.value
+    if isinstance(error, ProcessTerminated) and error.signal is not None:
+        try:
+            name = signal.Signals(error.signal).name
+        except ValueError:
+            name = f"signal {error.signal}"
+        return f"worker process {pid} was killed by {name}"
+    return f"worker process {pid} exited with code {getattr(error, 'exitCode', 0) or 0}"
+
+
+def _outcome_of(why: str, reason: Failure) -> Outcome:
+    """The outcome of the attempt that ran in the process: SIGALRM is its lease timer, anything else
+    a failure.
+    """
+    if getattr(reason.value, "signal", None) == signal.SIGALRM:
+        return LEASE_EXPIRED
+    return failed("worker_died", why)

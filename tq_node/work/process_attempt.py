@@ -29,19 +29,19 @@ class Pool(Protocol):
 class ProcessAttempt(Attempt):
     """Without a process it waits in the pool. With one it has either begun there, or lies ready behind another."""
 
-    __slots__ = ("_begun", "_lease_told", "_pool", "_process")
+    __slots__ = ("_has_started", "_lease_sent", "_pool", "_process")
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float, pool: Pool) -> None:
         super().__init__(host, claim, handler, lease_until)
         self._pool = pool
         self._process: WorkerProcess | None = None
-        self._begun = False
-        self._lease_told = 0.0
+        self._has_started = False
+        self._lease_sent = 0.0
 
     @property
     def waits(self) -> bool:
         """As far as is known: what lies ready may have begun."""
-        return not self._begun and not self.over
+        return not self._has_started and not self.over
 
     def start(self) -> None:
         self._pool.submit(self)
@@ -59,7 +59,7 @@ class ProcessAttempt(Attempt):
             claim.token.sequence,
             None if claim.timeout_ms is None else claim.timeout_ms / 1000,
             self.lease_until,
-            process.printed_serial,
+            process.last_printed_serial,
             claim.queue,
             claim.max_attempts,
             claim.failures,
@@ -67,8 +67,8 @@ class ProcessAttempt(Attempt):
             claim.tags,
         )
         self._process = process
-        self._lease_told = self.lease_until
-        if process.give(self, run):
+        self._lease_sent = self.lease_until
+        if process.send_task(self, run):
             return True
         self._process = None
         return False
@@ -76,13 +76,13 @@ class ProcessAttempt(Attempt):
     def stop(self) -> None:
         if self.over or self._forced is not None:
             return
-        if self._has_ended():
+        if self._ended_meanwhile():
             return
         if self._process is None:
             self.abort(CANCELLED)
         else:
             self._process.cancel()
-            self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_over))
+            self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_expired))
 
     def abort(self, outcome: Outcome) -> None:
         self._expire(outcome)
@@ -90,25 +90,25 @@ class ProcessAttempt(Attempt):
     def renew(self, lease_until: float) -> None:
         super().renew(lease_until)
         # What lies ready there is renewed when it begins.
-        if self._process is not None and self._begun:
-            self._lease_told = lease_until
+        if self._process is not None and self._has_started:
+            self._lease_sent = lease_until
             self._process.renew(lease_until)
 
-    def _grace_over(self) -> None:
+    def _grace_expired(self) -> None:
         self._timer = None
         self._expire(CANCELLED)
 
-    def _has_ended(self) -> bool:
+    def _ended_meanwhile(self) -> bool:
         """Where its process has others too it may be anything: afterwards it has ended, or runs, or waits in the pool."""
         if self._process is not None and self._process.load > 1:
-            self._process.settle()
+            self._process.take_back_queued()
         return self.over
 
     def _expire(self, outcome: Outcome) -> None:
         """Kill its process. The attempt ends once that is dead, so that no other attempt can overlap with it."""
         if self.over or self._forced is not None:
             return
-        if self._has_ended():
+        if self._ended_meanwhile():
             return
         self._forced = outcome
         self._set_timer(None)
@@ -119,18 +119,18 @@ class ProcessAttempt(Attempt):
             self._process.kill(outcome)
 
     # --- what its process tells ---
-    def begun(self) -> None:
+    def started(self) -> None:
         """It is the first of its process now; the attempt's time counts from here."""
-        self._begun = True
+        self._has_started = True
         self._begin_timeout()
-        if self._process is not None and self._lease_told < self.lease_until:
+        if self._process is not None and self._lease_sent < self.lease_until:
             self.renew(self.lease_until)
 
-    def said(self, said: protocol.Said) -> None:
+    def notes_received(self, said: protocol.Said) -> None:
         lines = [LogLine(line.at_us, bounded_line(line.line)) for line in said.lines]
         self.notebook.add(lines, progress=said.progress, dropped=said.dropped)
 
-    def printed(self, lines: list[str]) -> None:
+    def output_received(self, lines: list[str]) -> None:
         for line in lines:
             self.notebook.add_line(line)
 
@@ -138,15 +138,15 @@ class ProcessAttempt(Attempt):
         self._process = None
         self._end(outcome)
 
-    def not_begun(self) -> None:
+    def returned(self) -> None:
         self._process = None
-        self._begun = False
+        self._has_started = False
         self._set_timer(None)
         if self._forced is not None:
             self._end(self._forced)
         else:
             self._pool.put_back(self)
 
-    def died(self, outcome: Outcome) -> None:
+    def process_died(self, outcome: Outcome) -> None:
         self._process = None
         self._end(outcome)

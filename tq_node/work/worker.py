@@ -26,7 +26,7 @@ from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcom
 from tq_node.types import Announced, Token
 from tq_node.work.async_attempt import AsyncAttempt
 from tq_node.work.attempt import CANCELLED, Attempt, failed
-from tq_node.work.completer import Completer, WorkCounts
+from tq_node.work.completer import Completer
 from tq_node.work.failure_log import FailureLog, printable
 from tq_node.work.handler_output import unwrap_streams, wrap_streams
 from tq_node.work.handler_reload import HandlerReload
@@ -74,7 +74,6 @@ class WorkerService(Service):
         :param monotonic: CLOCK_MONOTONIC, which the worker processes share.
         """
         self.clock = _reactor() if clock is None else clock
-        self.counts = WorkCounts()
         self._queue = queue
         self._registry = registry
         self._concurrency = concurrency
@@ -103,12 +102,11 @@ class WorkerService(Service):
         self._async_running = 0
         self._is_starting = False
         self._look_call: IDelayedCall | None = None
-        self.finishing = Completer(
+        self.completer = Completer(
             queue,
             self.clock,
-            self.counts,
-            most=max(64, 4 * concurrency) + limits.CLAIMS_AHEAD_MAX,
-            told=self._ended_one,
+            in_flight_max=max(64, 4 * concurrency) + limits.CLAIMS_AHEAD_MAX,
+            on_finished=self._ended_one,
         )
         self._wakes = 0
         self._dispatch_call: IDelayedCall | None = None
@@ -218,7 +216,7 @@ class WorkerService(Service):
     def _dispatch(self) -> None:
         self._dispatch_call = None
         free = self._free()
-        if free <= 0 or self._stopping or self.finishing.is_full:
+        if free <= 0 or self._stopping or self.completer.is_full:
             return
         self._asked += free
         asked_at = self._monotonic()
@@ -233,7 +231,6 @@ class WorkerService(Service):
     def _claimed(self, claims: Sequence[Claim], limit: int, wakes: int, asked_at: float) -> None:
         self._asked -= limit
         if claims:
-            self.counts.claimed += len(claims)
             self.ahead.committed(self._monotonic() - asked_at)
             for claim in claims:
                 self._run(claim)
@@ -254,17 +251,17 @@ class WorkerService(Service):
 
     def _run(self, claim: Claim) -> None:
         if self._stopping:
-            self.finishing.finish(claim, Released(), None)
+            self.completer.finish(claim, Released(), None)
             return
         handler = self._registry.resolve(claim.task_type)
         if handler is None:
             # Its handler has gone while it was being claimed: for whoever has one.
-            self.finishing.finish(claim, Released(), None)
+            self.completer.finish(claim, Released(), None)
             return
         now = self._monotonic()
         granted_ms = self._queue.lease_ms(claim)
         if granted_ms <= 0:
-            self.finishing.finish(claim, Released(), None)
+            self.completer.finish(claim, Released(), None)
             return
         lease_until = now + granted_ms / 1000
         if not handler.is_async:
@@ -359,7 +356,7 @@ class WorkerService(Service):
             _echo(claim, notes)
         if type(outcome) is AttemptFailed and outcome is not CANCELLED:
             self._failures.failed(claim, outcome.error)
-        self.finishing.finish(claim, outcome, notes)
+        self.completer.finish(claim, outcome, notes)
         if self._dispatch_call is None:
             self._schedule()
         if self._changed is not None:
@@ -374,7 +371,7 @@ class WorkerService(Service):
 
     def _ended_one(self) -> None:
         """The end of one attempt is committed."""
-        if self._dispatch_call is None and not self.finishing.is_full:
+        if self._dispatch_call is None and not self.completer.is_full:
             self._schedule()
         if self._changed is not None:
             self._notify()
@@ -404,12 +401,12 @@ class WorkerService(Service):
             loop.stop()
         self._loops.clear()
         await self.pool.stop()
-        if not await self._until(lambda: not self._asked and not self.finishing.count, _STOP_COMMIT_S):
+        if not await self._until(lambda: not self._asked and not self.completer.count, _STOP_COMMIT_S):
             _log.info(
                 "stopped with {finishing} ends of attempts and {asked} claims not yet confirmed",
-                finishing=self.finishing.count, asked=self._asked, event="worker_stopped_early",
+                finishing=self.completer.count, asked=self._asked, event="worker_stopped_early",
             )  # fmt: skip
-        self.finishing.stop()
+        self.completer.stop()
         self._failures.look()
         unwrap_streams()
 

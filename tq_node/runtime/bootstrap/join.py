@@ -22,7 +22,7 @@ from tq_node.runtime.bootstrap.invitation import Denied, Invited, JoinRefused, N
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.registration import WELCOMES, Welcomed
 from tq_node.wire import commands as wire
-from tq_node.wire.dialled_peer import DialledPeer
+from tq_node.wire.connector import DialledPeer
 from tq_node.wire.errors import Removed, StaleSession, WrongSecret
 from tq_node.wire.handshake import LocalIdentity
 

@@ -27,10 +27,10 @@ _decode_weights = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 
 
 class GroupWriter:
-    """Turns batches into statements on the write connection.
+    """Writes batches through the write connection, one transaction for each call of ``write``.
 
-    ``states``, the positions and the row numbers are what opening the store has found. After any
-    exception the object is ahead of the database: the store must end.
+    ``states``, positions and row numbers come from opening the store. After an exception memory is
+    ahead of the database: the store must end.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GroupWriter:
         self._generations = generations
         self._index = index
         self._next_position = next_position
-        self._reshaper = SnapshotInstaller(connection, generations, index, next_num)
+        self._installer = SnapshotInstaller(connection, generations, index, next_num)
         self._records_sweeper = RecordSweeper(
             connection, index, next_position=next_position, rows=log_rows, total=log_bytes
         )
@@ -63,9 +63,7 @@ class GroupWriter:
         return self._rows_sweeper.is_due
 
     def sweep(self) -> None:
-        """Delete a slice of the rows that no longer count, in a commit of its own: for a writer
-        that has nothing else to do.
-        """
+        """Delete a slice of dead rows in a separate commit, while there is nothing else to write."""
         self._connection.execute("BEGIN IMMEDIATE")
         self._rows_sweeper.sweep()
         self._connection.execute("COMMIT")
@@ -104,16 +102,14 @@ class GroupWriter:
         return len(added), rows
 
     def _write_in_order(self, batches: Seq[Batch]) -> tuple[int, int]:
-        """As ``write``, one batch after another: what one of them removes may be what the one
-        before it brought.
-        """
+        """Like ``write``, but batch by batch: one may remove what the one before it added."""
         changed: set[int] = set()
         added: Added = []
         written = rows = 0
         self._connection.execute("BEGIN IMMEDIATE")
         for batch in batches:
             changed |= fold(self._states, batch)
-            added, deleted = self._reshaper.reshape(batch, added, self._next_position)
+            added, deleted = self._installer.reshape(batch, added, self._next_position)
             self._records_sweeper.removed(deleted)
             records, more = self._records([batch])
             self._insert(records)
@@ -124,7 +120,7 @@ class GroupWriter:
             self._write_others([batch])
             rows += self._write_rows([batch], changed)
         self._end_transaction(changed)
-        self._reshaper.committed()
+        self._installer.committed()
         self._index.extend(added)
         self._trim(changed)
         return written, rows
@@ -133,7 +129,7 @@ class GroupWriter:
         if changed:
             self._write_partitions(changed)
         if self._records_sweeper.is_due:
-            self._trim_index(changed)  # before the table: readers take the index's word for what is there
+            self._trim_index(changed)  # before the table: readers trust the index
             self._records_sweeper.sweep(self._next_position)
         if self._rows_sweeper.is_due:
             self._rows_sweeper.sweep()
@@ -165,7 +161,7 @@ class GroupWriter:
 
     def _trim(self, changed: set[int]) -> None:
         self._trim_index(changed)
-        self._records_sweeper.look(self._next_position)
+        self._records_sweeper.update_first_live(self._next_position)
 
     def _trim_index(self, changed: set[int]) -> None:
         for partition in changed:
@@ -213,7 +209,7 @@ class GroupWriter:
         sql.run_in_chunks(self._connection, sql.put_partitions, sql.PARTITION_COLUMNS, parameters)
 
     def _write_rows(self, batches: Seq[Batch], changed: set[int]) -> int:
-        """Batches whose ids are all different, so that one statement of each kind does for all.
+        """Write the rows of batches that share no id, with one statement of each kind for all.
 
         ``changed`` grows by the partitions that now hold more or less.
         """
@@ -221,7 +217,7 @@ class GroupWriter:
         changes: list[Any] = []
         reschedules: list[Any] = []
         long_specs: list[tuple[int, bytes]] = []
-        live_slots, extents, num = self._generations.live_slots, self._generations.extents, self._reshaper.next_num
+        live_slots, extents, num = self._generations.live_slots, self._generations.extents, self._installer.next_num
         for batch in batches:
             changed.update([row.partition for row in batch.rows])
             for row in batch.rows:
@@ -257,7 +253,7 @@ class GroupWriter:
                     row.type, row.queue, row.priority, row.created_us, fixed, spec, body,
                 )  # fmt: skip
                 num += 1
-        self._reshaper.next_num = num
+        self._installer.next_num = num
         run, connection = sql.run_in_chunks, self._connection
         count = 0
         if births:
@@ -329,7 +325,7 @@ class GroupWriter:
         return self._connection.execute(sql.DELETE_TOMBSTONES, (wanted,)).rowcount
 
     def _weigh(self, statement: str, wanted: str, changed: set[int]) -> Iterator[tuple[Extent, int, int]]:
-        """What is about to be deleted, by partition: where it is counted, how many, how many bytes."""
+        """For each partition that loses rows or tombstones: its extent, how many, how many bytes."""
         (text,) = self._connection.execute(statement, (wanted,)).fetchone()
         for slot, count, total in _decode_weights(text):
             partition = slot & PARTITION_MASK

@@ -44,7 +44,7 @@ class LogIndex:
         """
         self._records: dict[int, _Records] = {}
         self.kept = 0
-        """Records that count, all partitions together."""
+        """Live records of all partitions."""
 
     def extend(self, added: Iterable[tuple[int, int, int, int]]) -> None:
         """Add records as (partition, sequence, position, payload bytes), in the order of their
@@ -99,7 +99,7 @@ class LogIndex:
                 self.kept -= len(records)
 
     def first_position(self, otherwise: int) -> int:
-        """The least position that counts: the table may be emptied below it."""
+        """The lowest live position: the table may be emptied below it."""
         with self._lock:
             return min(
                 (records.positions[records.dropped] for records in self._records.values() if len(records)),

@@ -1,5 +1,5 @@
-"""From a directory to open connections and what the writer must know: everything here happens
-before the first call.
+"""Opens the database and loads what the writer keeps in memory. All of it runs before the store
+takes its first call.
 """
 
 from __future__ import annotations
@@ -126,10 +126,11 @@ def load_meta(connection: sqlite3.Connection) -> dict[str, bytes]:
 
 
 def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Generations]:
-    """Every partition's state but ``last``, which ``load_log`` fills in; and where its rows are.
+    """Load every partition's ``LogState`` but ``last``, which ``load_log`` fills in, and its
+    ``Extent``.
 
-    What was staged when the last run ended is among the dead: a crash gives a snapshot up
-    (replication.md, section 6).
+    What was staged when the last run ended is dead: a crash gives up a snapshot (replication.md,
+    section 6).
     """
     states: dict[int, LogState] = {}
     extents: dict[int, Extent] = {}
@@ -160,8 +161,8 @@ def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Ge
 def load_log(
     connection: sqlite3.Connection, states: dict[int, LogState], generations: Generations, index: LogIndex
 ) -> tuple[int, int, int]:
-    """Find every record that counts, without reading payloads; return (next position, records in
-    the table, their bytes).
+    """Index every live record, without reading payloads; return (next position, records in the
+    table, their bytes).
 
     :raises StoreBroken: a record is missing between others.
     """

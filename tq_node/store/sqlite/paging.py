@@ -55,8 +55,8 @@ def page(connection: sqlite3.Connection, query: RowQuery) -> RowPage:
 
 
 def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str] | None) -> tuple[int, str] | None:
-    """The last row looked at, or None if the walk ends there. ``last``: where the page was full,
-    else it was looked through.
+    """Where the next page begins: the last row looked at, or None at the end. ``last``: the row
+    that filled the page.
     """
     if last is None:
         walk, parameters = _walk(query)

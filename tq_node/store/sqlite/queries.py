@@ -1,8 +1,8 @@
 """What the readers ask, each as a function of a read-only connection, each verified by checksum.
 
 Every query returns one row with one JSON text, because each row more would cost a step, and each
-step a switch of threads (see statements.py). Blobs travel through it as hex. Rows in slots that do
-not count are not seen (slots.py).
+step a switch of threads (see ``sql``). Blobs travel through it as hex. Rows of dead and staged
+slots are not seen (``generations``).
 """
 
 from __future__ import annotations

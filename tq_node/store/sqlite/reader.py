@@ -1,4 +1,4 @@
-"""A thread that answers questions on a read-only connection of its own."""
+"""A thread that runs queries on one read-only connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Query = Callable[[sqlite3.Connection], object]
 
 
 class Reader:
-    """Answers in the order asked, except that all lookups that wait become one.
+    """Runs queries in the order given, except that all lookups that wait are merged into one query.
 
     ``answer`` gets [(ticket, value), ...]; ``fail`` gets an exception and the tickets it is the
     answer for. Both are called in this thread.
@@ -39,29 +39,29 @@ class Reader:
         """Hand in (query, ticket), or (ids, ticket) for a lookup."""
 
     def stop(self) -> None:
-        """Answer what has been asked, then close the connection; waits for that. Not for the
-        reactor thread.
+        """Answer all queries given so far, close the connection and wait for that. Blocks: not for
+        the reactor thread.
         """
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         queue = self._queue
-        over = False
-        while not over:
+        is_stopped = False
+        while not is_stopped:
             work = [queue.get()]
             work.extend(queue.get_nowait() for _ in range(queue.qsize()))
             lookups: list[tuple[Seq[str], Ticket]] = []
             queries: list[tuple[Query, Ticket]] = []
             for item in work:
                 if item is None:
-                    over = True
+                    is_stopped = True
                 elif callable(item[0]):
                     queries.append((item[0], item[1]))
                 else:
                     lookups.append((item[0], item[1]))
             if lookups:
-                self._look_up(lookups)
+                self._lookup_all(lookups)
             for query, ticket in queries:
                 try:
                     value = query(self._connection)
@@ -73,7 +73,7 @@ class Reader:
                     self._answer([(ticket, value)])
         self._connection.close()
 
-    def _look_up(self, lookups: list[tuple[Seq[str], Ticket]]) -> None:
+    def _lookup_all(self, lookups: list[tuple[Seq[str], Ticket]]) -> None:
         try:
             if len(lookups) == 1:
                 ids, ticket = lookups[0]

@@ -1,8 +1,9 @@
 """The steps of a batch that change a whole partition: drops, staging, installs, cuts. In the
 writer's transaction.
 
-None of them touches more rows than it brings along: what a partition held is hidden at one stroke
-and deleted later (``slots``, ``sweeping``). Cut records go at once, for their sequences come again.
+None of them touches more rows than it brings: replaced content becomes a dead slot in one step and
+is deleted later (``generations``, ``vacuum``). Cut log records are deleted at once, since their
+sequences are written again.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def reshapes(batch: Batch) -> bool:
 
 
 class SnapshotInstaller:
-    """:param next_num: the first row number that is free; to be read and set by whoever else makes
-    rows.
+    """Applies drops, chunks, installs and cuts.
+
+    :param next_num: the first free row number. ``GroupWriter`` reads and sets it too.
     """
 
     def __init__(
@@ -50,8 +52,8 @@ class SnapshotInstaller:
         self._cut: dict[int, int] = {}
 
     def reshape(self, batch: Batch, added: Added, position: int) -> tuple[Added, int]:
-        """Take the batch's first steps, up to and with cuts; ``states`` are folded already,
-        ``position`` is the next free one.
+        """Apply the batch's steps up to and with cuts. The states are folded already; ``position``
+        is the next free one.
 
         :returns: what is left of ``added``, and how many records were deleted. :raises Divergence:
             see ``api.Store.commit``.
@@ -76,7 +78,7 @@ class SnapshotInstaller:
         return added, deleted
 
     def committed(self) -> None:
-        """Bring the index up to what is durable; records of this transaction are added to it
+        """After the commit: remove emptied and cut records from the index. New records are added
         afterwards.
         """
         for partition in self._emptied:
@@ -138,7 +140,7 @@ class SnapshotInstaller:
             self._connection.execute("INSERT INTO epochs VALUES (?, ?, ?, ?)", (partition, epoch, first_sequence, crc))
 
     def _replace(self, partition: int, extent: Extent | None, position: int) -> None:
-        """``extent`` counts from here on, nothing of the log does."""
+        """Make ``extent`` live and all log records of the partition dead."""
         replaced = self._generations.replace(partition, extent, position)
         if replaced is not None:
             self._hide(replaced)
@@ -149,11 +151,11 @@ class SnapshotInstaller:
 
     # --- the log ---
     def _cut_log(self, partition: int, kept: int, added: Added) -> tuple[Added, int]:
-        doomed = [] if partition in self._emptied else self._index.end(partition, kept)
-        doomed += [position for p, sequence, position, _ in added if p == partition and sequence > kept]
+        removed = [] if partition in self._emptied else self._index.end(partition, kept)
+        removed += [position for p, sequence, position, _ in added if p == partition and sequence > kept]
         deleted = 0
-        if doomed:
-            deleted = self._connection.execute(sql.DELETE_RECORDS, (_to_json(doomed).decode(),)).rowcount
+        if removed:
+            deleted = self._connection.execute(sql.DELETE_RECORDS, (_to_json(removed).decode(),)).rowcount
         self._connection.execute("DELETE FROM epochs WHERE partition = ? AND first_sequence > ?", (partition, kept))
         self._cut[partition] = min(kept, self._cut.get(partition, kept))
         return [record for record in added if record[0] != partition or record[1] <= kept], deleted

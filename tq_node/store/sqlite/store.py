@@ -89,8 +89,8 @@ class SqliteStore:
         self._closing: list[Deferred[None]] | None = None
         self._closed = False
         self._stop_backup = threading.Event()
-        self._outbox: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
-        self._outbox_told = False
+        self._undelivered: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        self._delivery_scheduled = False
         open_database.make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
@@ -131,12 +131,12 @@ class SqliteStore:
             log_bytes=log_bytes,
             next_num=next_num,
         )
-        wal = WalKeeper(self._wal_size, self._ask_checkpoint, self._let_readers_go)
+        wal = WalKeeper(self._wal_size, self._request_checkpoint, self._end_long_reads)
         self._copy_wal = wal.copy_most
-        self._lookups = Reader("store-lookups", lookups, self._answer_later, self._fail_later)
-        self._scans = Reader("store-scans", scans, self._answer_later, self._fail_later)
-        self._helper = Reader("store-helper", helper, self._answer_later, self._fail_later)
-        reader = Reader("store-snapshots", snapshots, self._answer_later, self._fail_later)
+        self._lookups = Reader("store-lookups", lookups, self._post_answers, self._post_failure)
+        self._scans = Reader("store-scans", scans, self._post_answers, self._post_failure)
+        self._helper = Reader("store-helper", helper, self._post_answers, self._post_failure)
+        reader = Reader("store-snapshots", snapshots, self._post_answers, self._post_failure)
         self._snapshots = SnapshotReads(
             reader,
             functools.partial(
@@ -165,7 +165,7 @@ class SqliteStore:
         )
 
     def open_snapshot(self, partition: int) -> Deferred[PartitionSnapshot]:
-        return self._over() or cast("Deferred[PartitionSnapshot]", self._snapshots.open(partition))
+        return self._refusal() or cast("Deferred[PartitionSnapshot]", self._snapshots.open(partition))
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
         """:raises SnapshotLost: (through the Deferred) as a snapshot may be."""
@@ -221,14 +221,14 @@ class SqliteStore:
             except (BackupStopped, OSError, sqlite3.Error) as why:
                 return why
 
-        def raise_what_came(result: Seq[str] | Exception) -> Seq[str]:
+        def raise_if_failed(result: Seq[str] | Exception) -> Seq[str]:
             if isinstance(result, Exception):
                 raise result
             return result
 
         if self._closing is None:
             self._stop_backup.clear()
-        return self._ask(self._helper.put, run).addCallback(raise_what_came)
+        return self._ask(self._helper.put, run).addCallback(raise_if_failed)
 
     def disk_free_bytes(self, directory: str | None = None) -> int:
         place = self._directory if directory is None else Path(directory)
@@ -255,15 +255,15 @@ class SqliteStore:
 
     # --- asking a thread ---
     def _ask(self, put: Callable[[tuple[Any, Any]], None], question: Any) -> Deferred[Any]:
-        over = self._over()
-        if over is not None:
-            return over
+        refusal = self._refusal()
+        if refusal is not None:
+            return refusal
         answer: Deferred[Any] = Deferred()
         put((question, answer))
         return answer
 
-    def _over(self) -> Deferred[Any] | None:
-        """What every question is answered with once the store is at its end."""
+    def _refusal(self) -> Deferred[Any] | None:
+        """A failed Deferred once the store is closed or broken, else None."""
         if self._broken is not None:
             return fail(StoreBroken(f"the store is broken: {self._broken}"))
         if self._closing is not None:
@@ -276,36 +276,36 @@ class SqliteStore:
     def _partition_logs(self) -> list[PartitionLog]:
         return [self._states[partition].as_partition_log(partition) for partition in sorted(self._states)]
 
-    def _ask_checkpoint(self) -> None:
+    def _request_checkpoint(self) -> None:
         self._helper.put((self._copy_wal, None))
 
-    def _let_readers_go(self) -> None:
+    def _end_long_reads(self) -> None:
         self._stop_backup.set()
         self._snapshots.lose_all()
 
     # --- from the threads ---
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have it called in the reactor thread, in the order posted. Wakes the reactor only if it
-        is not on its way already.
+        """Have ``function`` called in the reactor thread, in the order posted. One wake-up serves
+        all posted before it.
         """
-        self._outbox.append((function, arguments))
-        if not self._outbox_told:
-            self._outbox_told = True
+        self._undelivered.append((function, arguments))
+        if not self._delivery_scheduled:
+            self._delivery_scheduled = True
             self._reactor.callFromThread(self._deliver)
 
     def committed(
-        self, batches: Seq[Batch], tickets: Seq[Deferred[None]], entries: int, rows: int, seconds: float
+        self, batches: Seq[Batch], deferreds: Seq[Deferred[None]], entries: int, rows: int, seconds: float
     ) -> None:
-        self._post(self._fire_committed, batches, tickets, entries, rows, seconds)
+        self._post(self._fire_committed, batches, deferreds, entries, rows, seconds)
 
-    def answered(self, ticket: Deferred[object], value: object) -> None:
-        self._post(self._fire, [(ticket, value)])
+    def answered(self, deferred: Deferred[object], value: object) -> None:
+        self._post(self._fire, [(deferred, value)])
 
-    def failed(self, why: Exception, tickets: Seq[Deferred[Any]]) -> None:
-        self._post(self._break, why, list(tickets))
+    def failed(self, why: Exception, deferreds: Seq[Deferred[Any]]) -> None:
+        self._post(self._break, why, list(deferreds))
 
-    def refused(self, tickets: Seq[Deferred[Any]]) -> None:
-        self._post(self._break, StoreBroken("an earlier write failed"), list(tickets))
+    def refused(self, deferreds: Seq[Deferred[Any]]) -> None:
+        self._post(self._break, StoreBroken("an earlier write failed"), list(deferreds))
 
     def writer_ended(self) -> None:
         for reader in (self._lookups, self._scans, self._snapshots, self._helper):
@@ -317,49 +317,51 @@ class SqliteStore:
             self._lock.release()
             self._post(self._fire_closed)
 
-    def _answer_later(self, answers: list[tuple[Deferred[object] | None, object]]) -> None:
+    def _post_answers(self, answers: list[tuple[Deferred[object] | None, object]]) -> None:
         self._post(self._fire, answers)
 
-    def _fail_later(self, why: Exception, tickets: list[Deferred[Any] | None]) -> None:
+    def _post_failure(self, why: Exception, deferreds: list[Deferred[Any] | None]) -> None:
         self._writer.put((functools.partial(_raise, why), None))
-        self._post(self._break, why, tickets)
+        self._post(self._break, why, deferreds)
 
     # --- in the reactor thread ---
     def _deliver(self) -> None:
-        self._outbox_told = False  # before looking: whoever posts after the last look tells again
+        self._delivery_scheduled = False  # first: what is posted after the last look schedules again
         try:
-            while self._outbox:
-                function, arguments = self._outbox.popleft()
+            while self._undelivered:
+                function, arguments = self._undelivered.popleft()
                 function(*arguments)
         finally:
-            if self._outbox:  # a callback of the owner raised: the reactor logs it, the rest still gets its turn
-                self._outbox_told = True
+            if self._undelivered:  # a callback raised: the reactor logs it, and the rest is delivered in the next turn
+                self._delivery_scheduled = True
                 self._reactor.callFromThread(self._deliver)
 
     def _fire_committed(
-        self, batches: Seq[Batch], tickets: Seq[Deferred[None]], entries: int, rows: int, seconds: float
+        self, batches: Seq[Batch], deferreds: Seq[Deferred[None]], entries: int, rows: int, seconds: float
     ) -> None:
         if self._on_commit is not None:
             self._on_commit(len(batches), entries, rows, seconds)
-        for batch, ticket in zip(batches, tickets, strict=True):
+        for batch, deferred in zip(batches, deferreds, strict=True):
             for key, value in batch.meta.items():
                 if value is None:
                     self._meta.pop(key, None)
                 else:
                     self._meta[key] = value
-            ticket.callback(None)
+            deferred.callback(None)
 
     def _fire(self, answers: list[tuple[Deferred[object] | None, object]]) -> None:
-        for ticket, value in answers:
-            if ticket is None:
+        for deferred, value in answers:
+            if deferred is None:
                 continue
             if self._broken is not None:
-                ticket.errback(StoreBroken(f"the store is broken: {self._broken}"))
+                deferred.errback(StoreBroken(f"the store is broken: {self._broken}"))
             else:
-                ticket.callback(value)
+                deferred.callback(value)
 
-    def _break(self, why: Exception, tickets: Seq[Deferred[Any] | None]) -> None:
-        """The first failure is told once; everybody who waits hears of it, then and later."""
+    def _break(self, why: Exception, deferreds: Seq[Deferred[Any] | None]) -> None:
+        """Fail ``deferreds``; with the first failure also call ``on_broken`` and fail all later
+        calls.
+        """
         try:
             if self._broken is None:
                 self._broken = why
@@ -367,9 +369,9 @@ class SqliteStore:
                 self._on_broken(why)
         finally:
             known = isinstance(why, StoreBroken | Divergence)
-            for ticket in tickets:
-                if ticket is not None:
-                    ticket.errback(why if known else StoreBroken(f"the store is broken: {why}"))
+            for deferred in deferreds:
+                if deferred is not None:
+                    deferred.errback(why if known else StoreBroken(f"the store is broken: {why}"))
 
     def _fire_closed(self) -> None:
         self._closed = True

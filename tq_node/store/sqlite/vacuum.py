@@ -1,5 +1,5 @@
-"""What no longer counts leaves the tables in slices, so that no commit waits for a long one. In the
-writer's transactions.
+"""Deletes dead log records and dead rows in slices, inside the writer's transactions, so that no
+commit waits for long.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ TRIM_ROWS_PER_COMMIT = 4_096
 TRIM_ROWS_LEAST = 256
 TRIM_BYTES_PER_COMMIT = 16 * limits.MIB
 DEAD_ROWS_MAX = 65_536
-"""Dead records behind one that is still needed; past it, and past the number of live ones, they are
-looked for and removed.
+"""So many dead records may lie behind live ones; past this and past the number of live ones they
+are searched for.
 """
 SWEEP_ROWS_PER_COMMIT = 64
-"""Each some 50 µs: their index entries are all over the place."""
+"""Some 50 µs each: their index entries are scattered."""
 SWEEP_LOOKS_PER_COMMIT = 8_192
-"""Index entries walked past, some 100 ns each."""
+"""Index entries that one slice may walk past, some 100 ns each."""
 
 _to_json = msgspec.json.Encoder().encode
 _Entry = tuple[int, str, str, int]
@@ -61,7 +61,7 @@ _DELETE_DEAD_TOMBSTONES = (
 
 
 class RecordSweeper:
-    """The log's dead records: below the first that counts, else wherever they are."""
+    """Deletes dead log records: first those below the first live one, then those between live ones."""
 
     def __init__(
         self, connection: sqlite3.Connection, index: LogIndex, *, next_position: int, rows: int, total: int
@@ -82,14 +82,14 @@ class RecordSweeper:
         self._bytes -= rows * self._average
         self._rows -= rows
 
-    def look(self, next_position: int) -> None:
-        """Find the first record that counts, after the index has changed."""
+    def update_first_live(self, next_position: int) -> None:
+        """Update the first live position after the index has changed."""
         self._live_from = self._index.first_position(otherwise=next_position)
 
     @property
     def is_due(self) -> bool:
-        """Whether enough is dead at the front, or so much is shut in behind live ones that looking
-        for it pays.
+        """Whether enough is dead at the front, or so much lies between live records that a search
+        pays.
         """
         if self._live_from - self._lowest >= TRIM_ROWS_LEAST:
             return True
@@ -115,8 +115,8 @@ class RecordSweeper:
 
 
 class RowSweeper:
-    """Rows and tombstones of dead slots. No index leads to them: a pass walks all entries of one, a
-    slice at a time.
+    """Deletes rows and tombstones of dead slots. No index leads to them: a pass walks all of them,
+    a slice at a time.
 
     A row in a dead slot never changes, so a pass finds all that were dead when it began.
     """
@@ -133,7 +133,7 @@ class RowSweeper:
         return bool(self._generations.dead_slots)
 
     def sweep(self) -> None:
-        """One slice of the pass, which begins if none is on its way."""
+        """Delete one slice; begins a pass if none is under way."""
         if not self._sweeping:
             self._sweeping = set(self._generations.dead_slots)
             self._row, self._tombstone = (-1, "", "", -1), ("", -1)

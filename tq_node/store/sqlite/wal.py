@@ -49,7 +49,7 @@ class WalSize:
 
 
 class WalKeeper:
-    """Decides in the writer thread; the helper thread runs ``copy_most``."""
+    """Keeps the WAL short. Decides in the writer thread; the helper thread runs ``copy_most``."""
 
     def __init__(self, size: WalSize, ask_helper: Callable[[], None], stop_backup: Callable[[], None]) -> None:
         self._size = size
@@ -62,7 +62,7 @@ class WalKeeper:
 
     def after_commit(self, connection: sqlite3.Connection) -> None:
         used = self._size.bytes_used()
-        if used < self._last:  # it has begun again
+        if used < self._last:  # SQLite has begun the WAL from the front
             self._next_at = limits.WAL_CHECKPOINT_BYTES
         self._last = used
         if used >= limits.WAL_BYTES_MAX:

@@ -1,6 +1,4 @@
-"""The writer thread: takes everything that waits, makes it durable in one commit, tells the reactor
-once.
-"""
+"""The writer thread: takes all batches that wait, makes them durable in one commit, reports once."""
 
 from __future__ import annotations
 
@@ -17,14 +15,14 @@ from tq_node.store.sqlite.group_commit import GroupWriter
 from tq_node.store.sqlite.wal import WalKeeper
 
 _IDLE_S = 0.01
-"""Nothing has come for so long: the time is there for a slice of sweeping."""
+"""After so long without work the thread deletes a slice of dead rows."""
 
 Ticket = Any
-"""Whatever the caller wants back with the outcome; the thread never looks into it."""
+"""Returned to the caller with the outcome; opaque to the thread."""
 
 
 class Outcomes(Protocol):
-    """Where the thread reports. Called in the writer thread."""
+    """Callbacks of the writer, called in its thread."""
 
     def committed(self, batches: Seq[Batch], tickets: Seq[Ticket], entries: int, rows: int, seconds: float) -> None: ...
 
@@ -34,10 +32,10 @@ class Outcomes(Protocol):
         """The first failure; nothing is written after it."""
 
     def refused(self, tickets: Seq[Ticket]) -> None:
-        """Came in behind the failure."""
+        """The batches came after the failure and were not written."""
 
     def writer_ended(self) -> None:
-        """All that was accepted is done; the write connection is still open."""
+        """All accepted work is done; the write connection is still open."""
 
 
 class Writer:
@@ -56,20 +54,20 @@ class Writer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the thread finish what it has been given, then end."""
+        """Let the thread finish all accepted work, then end."""
         self._queue.put(None)
 
     def _run(self) -> None:
         queue = self._queue
-        over = False
-        while not over:
+        is_stopped = False
+        while not is_stopped:
             work = [self._next()]
             work.extend(queue.get_nowait() for _ in range(queue.qsize()))
             batches: list[Batch] = []
             tickets: list[Ticket] = []
             for item in work:
                 if item is None:
-                    over = True
+                    is_stopped = True
                 elif isinstance(item[0], Batch):
                     batches.append(item[0])
                     tickets.append(item[1])
@@ -81,7 +79,7 @@ class Writer:
         self._outcomes.writer_ended()
 
     def _next(self) -> tuple[Batch | Callable[[], object], Ticket] | None:
-        """Wait for work; meanwhile delete what no longer counts, if there is such."""
+        """Wait for work; meanwhile delete dead rows."""
         while self._group.has_dead_rows and not self._broken:
             try:
                 return self._queue.get(timeout=_IDLE_S)

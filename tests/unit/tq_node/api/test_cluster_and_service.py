@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import UNSET
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.unit.tq_node.api.talk import World
 from tq_node.errors import DiskReserve, NotReady
 from tq_node.facade import NotReadyReason, ReadyNote
+from tq_node.types import PartitionMove
 
 
 class TestCluster:
@@ -54,12 +56,12 @@ class TestCluster:
         assert second["waiting"] == "no target"
 
     def test_a_partition_tells_of_its_move_only_while_it_moves(self, three: World) -> None:
-        three.queue.members.set_partition(0, move_stage="copying")
-        three.queue.members.set_partition(1, move_stage="copying", move_bytes_left=300, move_percent=25)
+        three.queue.members.set_partition(0, move=PartitionMove("copying", None, None))
+        three.queue.members.set_partition(1, move=PartitionMove("copying", 300, 25))
         first, second = three.get("/cluster/partitions").json["partitions"]
         assert first["move"] == {"stage": "copying", "bytes_left": None, "percent": None}
         assert second["move"] == {"stage": "copying", "bytes_left": 300, "percent": 25}
-        three.queue.members.set_partition(1, move_stage=None)
+        three.queue.members.set_partition(1, move=UNSET)
         assert "move" not in three.get("/cluster/partitions").json["partitions"][1]
 
     def test_paused_queues_are_shown(self, three: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tests.unit.tq_node.cluster.tables import Table, ids, nid
@@ -17,7 +18,7 @@ from tq_node.cluster.views import (
     show_cluster,
     show_partitions,
 )
-from tq_node.types import Epoch, NodeId, PartitionView
+from tq_node.types import Epoch, NodeId, PartitionMove, PartitionView
 
 GROUP = Group(nid(1), nid(1), 4, ids(1, 2, 3), ids(4))
 
@@ -71,7 +72,7 @@ def test_partitions() -> None:
     assert (first.adding, first.removing, first.state, first.version) == (["node-2"], ["node-3"], "active", 2)
     assert (second.primary, second.state, second.waiting) == (None, "offline", "waiting_for_primary")
     assert (third.state, third.last_sequence) == ("starting", None)
-    assert (fourth.state, fourth.waiting) == ("active", None)
+    assert (fourth.state, fourth.waiting) == ("active", msgspec.UNSET)
 
 
 def test_in_sync_has_the_primary_first() -> None:
@@ -99,23 +100,21 @@ class TestMoves:
     def test_each_stage_by_the_entry_that_comes_next(
         self, isr: tuple[int, ...], primary: int, stage: str, bytes_left: int, percent: int
     ) -> None:
-        shown = self.moving(isr, primary)
-        assert (shown.move_stage, shown.move_bytes_left, shown.move_percent) == (stage, bytes_left, percent)
+        assert self.moving(isr, primary).move == PartitionMove(stage, bytes_left, percent)
 
     def test_without_the_primary_s_word_only_the_stage_is_known(self) -> None:
         table = Table(3)
         table.forge(0, 1, 2, adding=(nid(2),), isr=(1,))
         first, second, *_ = show_partitions(table.map)
-        assert (first.move_stage, first.move_bytes_left, first.move_percent) == ("copying", None, None)
-        assert (second.move_stage, second.move_bytes_left, second.move_percent) == (None, None, None)
+        assert (first.move, second.move) == (PartitionMove("copying", None, None), msgspec.UNSET)
         (first, *_) = show_partitions(table.map, {0: Progress(True)})
-        assert (first.move_bytes_left, first.move_percent) == (0, 0), "nothing is sent yet"
+        assert first.move == PartitionMove("copying", 0, 0), "nothing is sent yet"
 
     def test_it_is_not_all_before_it_counts(self) -> None:
         table = Table(3)
         table.forge(0, 1, 2, adding=(nid(2),), isr=(1,))
         (first, *_) = show_partitions(table.map, {0: Progress(True, copying={nid(2): (500, 0)})})
-        assert (first.move_bytes_left, first.move_percent) == (0, 99)
+        assert first.move == PartitionMove("copying", 0, 99)
 
     def test_each_is_counted_at_its_primary(self) -> None:
         table = Table(3, partitions=4)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tests.support.wire_kinds import MemoryWire
-from tests.support.wires import SECRET, WireNode, raw_peer
+from tests.support.wires import SECRET, WireNode, accepted, raw_peer
 from tests.unit.tq_node.wire.conftest import House
 from tests.unit.tq_node.wire.talk import ask_in, deferred, friend, greet, hold_answers, introduction, later_run
 from tq_node.wire import bounds, handshake
 from tq_node.wire.commands import Lane
-from tq_node.wire.dialled_peer import Target
+from tq_node.wire.connector import Target
 from tq_node.wire.errors import EarlierRun, HandshakeRefused, Removed, StaleSession, Superseded, Unproven
 from tq_node.wire.handshake import DIALLER, LISTENER
 
@@ -153,7 +153,7 @@ async def test_who_waits_is_sent_away_when_the_listener_stops(house: House, wire
 async def test_who_does_not_wait_leaves_nothing_behind(house: House, wire: MemoryWire) -> None:
     a, b = await met(house)
     hold_answers(b)
-    guests = len(a.listener._doorman.guests)
+    guests = len(accepted(a.listener))
     new = raw_peer(wire, "a")
     greeted = greet(wire, new)
     mine = introduction(wire, node_id=b.node_id, name="b", incarnation=2)
@@ -168,7 +168,7 @@ async def test_who_does_not_wait_leaves_nothing_behind(house: House, wire: Memor
     wire.network.settle()
     assert new.over(), "nothing is served meanwhile"
     await wire.sleep(bounds.EARLIER_RUN_S + 0.1)
-    assert len(a.listener._doorman.guests) == guests
+    assert len(accepted(a.listener)) == guests
     assert [peer.incarnation for peer in a.listener.peers if peer.node_id == b.node_id] == [1, 1]
 
 

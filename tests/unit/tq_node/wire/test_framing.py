@@ -13,7 +13,7 @@ from twisted.protocols import amp
 from tests.support.wires import raw_box
 from tq_node.limits import MIB
 from tq_node.wire import bounds
-from tq_node.wire.bounds import PEER, STRANGER, WireLimits
+from tq_node.wire.bounds import PEER, UNAUTHENTICATED, WireLimits
 from tq_node.wire.errors import BoxTooLarge, MalformedBox
 from tq_node.wire.framing import BoxParser, cut, serialize
 
@@ -56,7 +56,7 @@ def test_twisted_reads_what_we_write_and_we_what_twisted_writes(box: dict[bytes,
 @example([b"\0\1a\0\0\0\0" * 3])
 @example([b"\0\0"])
 def test_any_bytes_are_boxes_or_a_refusal(chunks: list[bytes]) -> None:
-    parser = BoxParser(STRANGER)
+    parser = BoxParser(UNAUTHENTICATED)
     received = 0
     for chunk in chunks:
         received += len(chunk)
@@ -64,8 +64,8 @@ def test_any_bytes_are_boxes_or_a_refusal(chunks: list[bytes]) -> None:
             boxes = parsed(parser, chunk)
         except (BoxTooLarge, MalformedBox):
             break
-        assert received <= STRANGER.box_bytes_max
-        assert all(len(box) <= STRANGER.box_keys_max for box in boxes)
+        assert received <= UNAUTHENTICATED.box_bytes_max
+        assert all(len(box) <= UNAUTHENTICATED.box_keys_max for box in boxes)
         assert len(parser._rest) <= received
 
 
@@ -74,7 +74,9 @@ def test_a_size_is_told_with_each_box() -> None:
     assert [size for _, size in BoxParser(PEER).feed(data * 2)] == [len(data)] * 2
 
 
-@pytest.mark.parametrize("caps", [STRANGER, WireLimits(STRANGER.box_bytes_max, STRANGER.box_keys_max, None)])
+@pytest.mark.parametrize(
+    "caps", [UNAUTHENTICATED, WireLimits(UNAUTHENTICATED.box_bytes_max, UNAUTHENTICATED.box_keys_max, None)]
+)
 def test_a_stranger_s_box_ends_at_its_cap_before_the_bytes_have_come(caps: WireLimits) -> None:
     parser = BoxParser(caps)
     announced = raw_box({b"key": bytes(4_000)})[:-4_002]
@@ -86,17 +88,17 @@ def test_a_stranger_s_box_ends_at_its_cap_before_the_bytes_have_come(caps: WireL
 
 
 def test_all_that_a_stranger_says_counts_not_only_one_box() -> None:
-    parser = BoxParser(STRANGER)
+    parser = BoxParser(UNAUTHENTICATED)
     box = raw_box({b"key": bytes(1_000)})
     assert len(parsed(parser, box * 3)) == 3
-    parser.caps = WireLimits(STRANGER.box_bytes_max, STRANGER.box_keys_max, None)
+    parser.caps = WireLimits(UNAUTHENTICATED.box_bytes_max, UNAUTHENTICATED.box_keys_max, None)
     assert len(parsed(parser, box * 3)) == 3
-    parser.caps = STRANGER
+    parser.caps = UNAUTHENTICATED
     with pytest.raises(BoxTooLarge):
         parsed(parser, box * 2)
 
 
-@pytest.mark.parametrize("caps", [STRANGER, PEER])
+@pytest.mark.parametrize("caps", [UNAUTHENTICATED, PEER])
 def test_keys_are_counted(caps: WireLimits) -> None:
     parser = BoxParser(caps)
     most = {b"%d" % number: b"" for number in range(caps.box_keys_max)}

@@ -25,7 +25,7 @@ from tq_node.errors import TaskQueueError
 from tq_node.wire import bounds, handshake
 from tq_node.wire.amp import BoundedAMP, Responder
 from tq_node.wire.commands import Greet, Hello, Lane, Prove, Register
-from tq_node.wire.dialled_peer import Target
+from tq_node.wire.connector import Target
 from tq_node.wire.errors import (
     HandshakeRefused,
     NoCommonProtocol,

@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory
 
 from tests.conftest import LoggedErrors
 from tests.support.wire_kinds import MemoryWire
-from tests.support.wires import RawPeer, WireNode
+from tests.support.wires import RawPeer, WireNode, accepted
 from tests.unit.tq_node.wire.conftest import House
 from tests.unit.tq_node.wire.talk import deferred
 from tq_node.wire import bounds
@@ -252,7 +252,7 @@ async def test_a_probe_is_no_visit(house: House, wire: MemoryWire) -> None:
     a.pool.set_members([b.member])
     assert await wire.wait(a.pool.probe_refused(b.node_id)) == ()
     wire.network.settle()
-    assert not b.listener._doorman.guests
+    assert not accepted(b.listener)
     assert not b.handler.greetings
 
 

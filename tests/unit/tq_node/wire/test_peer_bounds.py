@@ -22,10 +22,10 @@ from tests.unit.tq_node.wire.talk import (
 from tq_node.errors import Busy, OutcomeUnknown
 from tq_node.wire import bounds
 from tq_node.wire.amp import BoundedAMP, Responder
+from tq_node.wire.calls import ByteBudget
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Data, Forward, Lane, Register
 from tq_node.wire.errors import Internal, Stopped, Unread
-from tq_node.wire.inflight import Budget
 
 
 # --- F35: deadlines and bounds ---
@@ -60,12 +60,12 @@ async def test_a_slow_handler_costs_its_caller_an_answer_and_nobody_the_connecti
     assert 0.9 < wire.reactor.seconds() - began_s < 1.2
     await wire.sleep(bounds.ANSWER_GRACE_S * 2)
     assert a.pool.is_connected(b.node_id)
-    assert b.listener._doorman.budgets[Lane.CONSENSUS].held_bytes > 0, (
+    assert b.listener._acceptor.budgets[Lane.CONSENSUS].held_bytes > 0, (
         "what the handler holds is counted until it is done"
     )
     waiting.callback(b"too late")
     wire.network.settle()
-    assert b.listener._doorman.budgets[Lane.CONSENSUS].held_bytes == 0
+    assert b.listener._acceptor.budgets[Lane.CONSENSUS].held_bytes == 0
     assert not a.handler.seen("lost")
 
 
@@ -128,7 +128,7 @@ async def test_what_handlers_work_on_is_bounded_in_bytes_over_all_peers(house: H
     for number in range(40):
         (a, c)[number % 2].pool.forward(b.node_id, call, deadline_s=60.0).addBoth(results.append)
         wire.network.settle()
-    assert b.listener._doorman.budgets[Lane.BULK].held_bytes <= bounds.HELD_BYTES_MAX
+    assert b.listener._acceptor.budgets[Lane.BULK].held_bytes <= bounds.HELD_BYTES_MAX
     assert len(waiting) == bounds.HELD_BYTES_MAX // (bounds.BLOB_BYTES_MAX)
     assert len(results) == 40 - len(waiting)
     assert all(isinstance(result, Failure) and result.check(Busy) for result in results)
@@ -217,7 +217,7 @@ def test_a_peer_that_asks_and_does_not_read_is_not_listened_to(wire: MemoryWire)
 
     connection = BoundedAMP(wire.reactor, 1_000_000, is_dialler=False)
     connection.serve(Responder(Forward, respond))
-    connection.trust(Budget(1 << 30))
+    connection.trust(ByteBudget(1 << 30))
     transport = connected(wire, connection)
     for number in range(100):
         ask = {b"_command": b"Forward", b"_ask": b"%d" % number, b"calls": b"", b"within_ms": b"60000"}
@@ -263,7 +263,7 @@ def test_answers_of_a_stranger_kind_are_not_believed(wire: MemoryWire) -> None:
         ({b"_answer": b"1"}, OutcomeUnknown),
     ):
         connection = BoundedAMP(wire.reactor, 1_000_000, is_dialler=True)
-        connection.trust(Budget(1))
+        connection.trust(ByteBudget(1))
         connected(wire, connection)
         failed: list[Failure] = []
         connection.call(Register, body=b"x").addErrback(failed.append)
@@ -272,7 +272,7 @@ def test_answers_of_a_stranger_kind_are_not_believed(wire: MemoryWire) -> None:
         assert (connection.ended is None) is (kind is Internal)
         connection.connectionLost(Failure(ConnectionDone()))
     connection = BoundedAMP(wire.reactor, 1_000_000, is_dialler=True)
-    connection.trust(Budget(1))
+    connection.trust(ByteBudget(1))
     connected(wire, connection)
     failed = []
     connection.call(Forward, calls=b"").addErrback(failed.append)
@@ -286,7 +286,7 @@ def test_answers_of_a_stranger_kind_are_not_believed(wire: MemoryWire) -> None:
 
 def test_amp_s_own_names_are_bounded_too(wire: MemoryWire) -> None:
     connection = BoundedAMP(wire.reactor, 1_000_000, is_dialler=True)
-    connection.trust(Budget(1))
+    connection.trust(ByteBudget(1))
     transport = connected(wire, connection)
     assert not connection._served
     failed: list[Failure] = []

@@ -38,9 +38,9 @@ def test_every_error_of_the_wire_is_there() -> None:
 
 def test_the_numbers_are_the_code_s() -> None:
     assert ROWS["before authentication: bytes in all, keys of a box, time"][0] == (
-        f"{bounds.STRANGER_BYTES_MAX // KIB} KiB, {bounds.STRANGER_KEYS_MAX}, {bounds.STRANGER_S_MAX:g} s"
+        f"{bounds.HANDSHAKE_BYTES_MAX // KIB} KiB, {bounds.HANDSHAKE_KEYS_MAX}, {bounds.HANDSHAKE_S_MAX:g} s"
     )
-    assert ROWS["connections that are not authenticated"][0] == str(bounds.STRANGERS_MAX)
+    assert ROWS["connections that are not authenticated"][0] == str(bounds.UNAUTHENTICATED_MAX)
     assert ROWS["connections of peers"][0] == f"{bounds.ACCEPTED_MAX:,}"
     assert ROWS["box, keys of a box"][0] == f"{bounds.BOX_BYTES_MAX // MIB} MiB, {bounds.BOX_KEYS_MAX}"
     assert ROWS["answer in parts"][0] == f"{bounds.ANSWER_BYTES_MAX // MIB} MiB"

@@ -20,8 +20,8 @@ from tq_node.raft.settings import NotLeader
 from tq_node.types import NodeId, NodeName
 from tq_node.wire import bounds, handshake
 from tq_node.wire import errors as failures
+from tq_node.wire.calls import Deadlines
 from tq_node.wire.commands import Lane, PeerCommand
-from tq_node.wire.deadlines import Deadlines
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.errors import (
     CODE_OF,

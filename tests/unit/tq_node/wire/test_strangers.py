@@ -10,7 +10,7 @@ from twisted.internet.testing import StringTransport
 
 from tests.conftest import LoggedErrors
 from tests.support.wire_kinds import MemoryWire
-from tests.support.wires import RawPeer, raw_box, raw_peer
+from tests.support.wires import RawPeer, accepted, raw_box, raw_peer
 from tests.unit.tq_node.wire.conftest import House
 from tests.unit.tq_node.wire.talk import (
     deferred,
@@ -78,7 +78,7 @@ async def test_a_bad_box_ends_the_connection(house: House, wire: MemoryWire, dat
     wire.network.settle()
     assert peer.over()
     assert sum(b.listener.refusals.values()) == 1
-    assert not b.listener._doorman.guests
+    assert not accepted(b.listener)
 
 
 @deferred
@@ -103,20 +103,20 @@ async def test_a_silent_listener_does_not_hold_a_dialler(house: House, wire: Mem
     a, b = await house.node("a"), await house.node("b")
     wire.network.listening["b"] = Factory.forProtocol(RawPeer)
     a.dial(b)
-    await wire.sleep(bounds.STRANGER_S_MAX + 0.1)
+    await wire.sleep(bounds.HANDSHAKE_S_MAX + 0.1)
     assert [why.code for why in a.handler.failures if isinstance(why, TaskQueueError)] == ["too_slow", "too_slow"]
 
 
 @deferred
 async def test_strangers_crowd_out_only_the_oldest_of_them(house: House, wire: MemoryWire) -> None:
     a, b = await house.node("a"), await house.node("b")
-    crowd = [raw_peer(wire, "b") for _ in range(bounds.STRANGERS_MAX)]
+    crowd = [raw_peer(wire, "b") for _ in range(bounds.UNAUTHENTICATED_MAX)]
     assert not any(peer.over() for peer in crowd)
     await a.meet(b)
     assert [peer.over() for peer in crowd[:3]] == [True, True, False]
     for _ in range(10):
         raw_peer(wire, "b")
-    assert len(b.listener._doorman._strangers) == bounds.STRANGERS_MAX
+    assert len(b.listener._acceptor._unauthenticated) == bounds.UNAUTHENTICATED_MAX
     assert a.pool.is_connected(b.node_id)
     assert b.listener.refusals["crowded"] == 10
 

@@ -15,10 +15,9 @@ from twisted.internet.task import Clock, deferLater
 
 from tests.support.fake_queue import FakeQueue
 from tq_node.facade import Claim, Outcome, TaskQueue
-from tq_node.work.process import WorkerProcess
+from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
-from tq_node.work.roles import Phase
 from tq_node.work.worker import WorkerService
 
 DEADLINE_S = 30.0

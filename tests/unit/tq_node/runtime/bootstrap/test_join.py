@@ -27,7 +27,7 @@ from tq_node.runtime.bootstrap.join import Joiner, refusal_line
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.registration import WELCOMES, Outcome, Welcomed
 from tq_node.types import NodeId, NodeName
-from tq_node.wire.dialled_peer import DialledPeer
+from tq_node.wire.connector import DialledPeer
 from tq_node.wire.errors import NotAMember, Removed, StaleSession, Unproven, WrongCluster, WrongSecret
 from tq_node.wire.handshake import LocalIdentity
 
