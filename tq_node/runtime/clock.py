@@ -1,6 +1,8 @@
-"""The one place with timers: monotonic time for intervals, a wall clock that never goes back, loops that survive a bad round.
+"""The one place with timers: monotonic time for intervals, a wall clock that never goes back, loops
+that survive a bad round.
 
-``replication.md`` R19 and F39: nothing that protects safety reads the wall clock, and Twisted's timers run on monotonic time.
+``replication.md`` R19 and F39: nothing that protects safety reads the wall clock, and Twisted's
+timers run on monotonic time.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ _log = Logger(namespace="taskqueue.clock")
 
 
 def make_reactor_monotonic(reactor: Any) -> None:
-    """Put the reactor's timers on the monotonic clock. Must run before the first ``callLater`` (F39, twisted/twisted#2424).
+    """Put the reactor's timers on the monotonic clock. Must run before the first ``callLater``
+    (F39, twisted/twisted#2424).
 
-    :raises RuntimeError: a timer exists already; on two clocks at once it would fire at a senseless time.
+    :raises RuntimeError: a timer exists already; on two clocks at once it would fire at a senseless
+        time.
     """
     if reactor.seconds is time.monotonic:
         return
@@ -33,11 +37,13 @@ def make_reactor_monotonic(reactor: Any) -> None:
 
 
 class WallClock:
-    """Calendar time in microseconds for what is stored or shown: never goes back, and never stands still.
+    """Calendar time in microseconds for what is stored or shown: never goes back, and never stands
+    still.
 
-    After a step back of the system's clock it goes on from where it was at the monotonic clock's rate, so that a delay of five
-    seconds stays five seconds; after a step forward it follows at once. ``not_before_us`` is the greatest time found in the
-    store at start (replication.md, section 8, schedules).
+    After a step back of the system's clock it goes on from where it was at the monotonic clock's
+    rate, so that a delay of five seconds stays five seconds; after a step forward it follows at
+    once. ``not_before_us`` is the greatest time found in the store at start (replication.md,
+    section 8, schedules).
     """
 
     def __init__(
@@ -54,7 +60,8 @@ class WallClock:
         carried = self._base_wall_us + self._mono_ns() // 1000 - self._base_mono_us
         wall = self._wall_ns() // 1000
         if wall > carried:
-            # Re-anchored, so that slow drift between the two clocks is followed and a step back later starts from here.
+            # Re-anchored, so that slow drift between the two clocks is followed and a step back
+            # later starts from here.
             self._base_wall_us, self._base_mono_us = wall, self._mono_ns() // 1000
             return wall
         return carried
@@ -91,7 +98,8 @@ class Clock:
 
 
 class Timer:
-    """One call that is due at most once at a time: what a turn asks for many times happens once, in a later one."""
+    """One call that is due at most once at a time: what a turn asks for many times happens once, in
+    a later one."""
 
     __slots__ = ("_call", "_delayed", "_reactor")
 
@@ -126,7 +134,8 @@ class Timer:
 
 
 class Loop:
-    """A call each so many seconds, one round after another, at once at first. A round that raises is logged, and the next comes.
+    """A call each so many seconds, one round after another, at once at first. A round that raises
+    is logged, and the next comes.
 
     It keeps to the beats of its reactor; those that were missed are skipped.
     """

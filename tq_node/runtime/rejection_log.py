@@ -1,4 +1,5 @@
-"""What peers said that was not taken: one line of the log for each kind in a while, however often it comes."""
+"""What peers said that was not taken: one line of the log for each kind in a while, however often
+it comes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ _log = Logger(namespace="taskqueue.peers")
 
 LOGGED_EVERY_MS = 10_000
 KINDS_MAX = 256
-"""(node, event) pairs remembered; past it the oldest is forgotten, and may be logged again too soon."""
+"""(node, event) pairs remembered; past it the oldest is forgotten, and may be logged again too
+soon."""
 
 
 class RejectionLog:
@@ -24,7 +26,8 @@ class RejectionLog:
         """Log that something ``name`` said was not taken.
 
         :param event: a stable word.
-        :param is_usual: it happens while nodes come and go, so it is no trouble of this node: information, no warning.
+        :param is_usual: it happens while nodes come and go, so it is no trouble of this node:
+            information, no warning.
         """
         key, now_ms = (name, event), self._clock.now_ms()
         said = self._said.pop(key, None)

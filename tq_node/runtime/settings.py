@@ -1,4 +1,5 @@
-"""What the queue of one node needs to know; the composition root fills it from the node's settings and its store."""
+"""What the queue of one node needs to know; the composition root fills it from the node's settings
+and its store."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def _no_defaults(task_type: str) -> TypeDefaults:
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``incarnation``: how many times this store has been started; ``seed`` and ``partition_count`` are fixed at birth."""
+    """``incarnation``: how many times this store has been started; ``seed`` and ``partition_count``
+    are fixed at birth."""
 
     node_id: NodeId
     node_name: str

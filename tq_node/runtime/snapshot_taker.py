@@ -1,4 +1,5 @@
-"""Snapshots of this node's store for its operators: one at a time, never into the disk's reserve, the newest kept."""
+"""Snapshots of this node's store for its operators: one at a time, never into the disk's reserve,
+the newest kept."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class SnapshotTaker:
     def take(self) -> Deferred[Sequence[str]]:
         """The paths of all that are kept, the new one first.
 
-        :raises Busy: one is being made. :raises DiskReserve: there is no room for it, or it could not be written.
+        :raises Busy: one is being made. :raises DiskReserve: there is no room for it, or it could
+            not be written.
         """
         directory, kept = self._settings.snapshot_dir, self._settings.snapshots_kept
         if self._is_taking:

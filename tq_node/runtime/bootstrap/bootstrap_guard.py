@@ -1,13 +1,16 @@
-"""The birth guard: a founder that an older cluster still looks for is a member that has lost its disk (F15a).
+"""The birth guard: a founder that an older cluster still looks for is a member that has lost its
+disk (F15a).
 
-Members dial a lost member's address at least every 0.5 s, and their first box says cluster, name and address
-(replication.md, section 2). A newborn cluster waits for such a greeting before it takes itself for real; as long as it holds no
-task, one that comes later ends it too.
+Members dial a lost member's address at least every 0.5 s, and their first box says cluster, name
+and address (replication.md, section 2). A newborn cluster waits for such a greeting before it takes
+itself for real; as long as it holds no task, one that comes later ends it too.
 
-What a greeting says is not proven: the two clusters have different secrets. It ends the node only where something else proves
-it: a certificate of the authority that both have, or, where the secret is handed over on loopback, that such greetings come again
-and again from processes of this node's own user, who could end it anyway. Any other is noted, and the node is not ready, takes
-no task and no joiner, until none has come for some time: an older cluster's members never cease, so it never serves beside them.
+What a greeting says is not proven: the two clusters have different secrets. It ends the node only
+where something else proves it: a certificate of the authority that both have, or, where the secret
+is handed over on loopback, that such greetings come again and again from processes of this node's
+own user, who could end it anyway. Any other is noted, and the node is not ready, takes no task and
+no joiner, until none has come for some time: an older cluster's members never cease, so it never
+serves beside them.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from tq_node.wire.handler import Greeting
 _log = Logger(namespace="taskqueue.node")
 
 STEPS = 8
-"""The wait is counted in so many parts: a process that is paused in the middle loses one of them, not the rest (F40)."""
+"""The wait is counted in so many parts: a process that is paused in the middle loses one of them,
+not the rest (F40)."""
 
 
 class Founder(msgspec.Struct, frozen=True):
@@ -40,8 +44,9 @@ class Founder(msgspec.Struct, frozen=True):
 def is_of_older_cluster(greeting: Greeting, founder: Founder) -> bool:
     """Whether whoever greets belongs to another cluster, and looks there for this node.
 
-    A dialler without a cluster is a joiner: it looks for nobody. Hosts are spelled in several ways (a name, an address), and the
-    greeting did reach this node; so of two addresses only the ports are compared.
+    A dialler without a cluster is a joiner: it looks for nobody. Hosts are spelled in several ways
+    (a name, an address), and the greeting did reach this node; so of two addresses only the ports
+    are compared.
     """
     if greeting.cluster in ("", founder.cluster_id):
         return False
@@ -55,10 +60,13 @@ def _place(address: str) -> str:
 class BootstrapGuard:
     """From ``watch`` on; to be begun once the peer port listens.
 
-    :param has_tasks: whether this node holds any task now. Once it did, no greeting ends the cluster any more.
-    :param on_older_cluster: called once, with one line for the operator; the process must end with it.
+    :param has_tasks: whether this node holds any task now. Once it did, no greeting ends the
+        cluster any more.
+    :param on_older_cluster: called once, with one line for the operator; the process must end with
+        it.
     :param guard_s: None: as long as the protocol says.
-    :param trusts_own_users: the secret is handed to processes of this node's user, so they are as good as members.
+    :param trusts_own_users: the secret is handed to processes of this node's user, so they are as
+        good as members.
     """
 
     def __init__(
@@ -96,7 +104,8 @@ class BootstrapGuard:
         return self._steps_done < self._steps_wanted and not self._is_disarmed
 
     def watch(self) -> Deferred[bool]:
-        """Fires with True once the guard has passed, with False if it never will: it was tripped, or stopped."""
+        """Fires with True once the guard has passed, with False if it never will: it was tripped,
+        or stopped."""
         assert self._waiter is None, "begun twice"
         self._waiter = Deferred()
         if self._is_over:

@@ -28,10 +28,13 @@ class BadCredentials(Exception):
 
 
 def read_secret(path: Path, *, insecure: bool = False) -> bytes:
-    """The content of ``--secret-file``, without the newline that editors put at the end. Never stored anywhere else.
+    """The content of ``--secret-file``, without the newline that editors put at the end. Never
+    stored anywhere else.
 
-    :param insecure: one that everybody can read is taken, and said in the log: in some containers there is no other.
-    :raises BadCredentials: it can't be read, by others too, or is too short or too long to be a secret.
+    :param insecure: one that everybody can read is taken, and said in the log: in some containers
+        there is no other.
+    :raises BadCredentials: it can't be read, by others too, or is too short or too long to be a
+        secret.
     """
     try:
         with path.open("rb") as file:
@@ -51,7 +54,8 @@ def read_secret(path: Path, *, insecure: bool = False) -> bytes:
 
 
 def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
-    """The owner and its group may read it (0640, as for a service's own group), nobody else; a writer is a reader."""
+    """The owner and its group may read it (0640, as for a service's own group), nobody else; a
+    writer is a reader."""
     if not mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         return
     line = f"{option}: {path} can be read or changed by others than its owner (mode {mode:o}): chmod 600 {path}"
@@ -63,7 +67,8 @@ def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> No
 def peer_tls(
     certificate: Path | None, key: Path | None, authority: Path | None, *, insecure: bool = False
 ) -> PeerTLS | None:
-    """Mutual TLS from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``, which go together; None where they are not given.
+    """Mutual TLS from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``, which go together; None
+    where they are not given.
 
     For ``PeerListener(tls=)`` and ``Connector(tls=)``, which put it on their plain endpoints.
 

@@ -1,4 +1,5 @@
-"""The first table of a cluster: what makes a store that of its first node (replication.md, section 2)."""
+"""The first table of a cluster: what makes a store that of its first node (replication.md, section
+2)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from tq_node.store.api import Store
 from tq_node.types import Epoch
 
 PAUSED = "paused_queues"
-"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where ``tq_node.restore`` puts them."""
+"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where
+``tq_node.restore`` puts them."""
 
 HANDLERS_SEEN = "handlers_seen"
 """There where ``tq_node.restore`` found that a node of the old cluster had handlers of its own."""
@@ -32,7 +34,8 @@ async def first_table(
 ) -> dict[str, bytes | None]:
     """Named values to be made durable with the node's identity, before consensus starts.
 
-    A store of release 0.1 has led partitions already: its table begins above the epochs that it has promised (R6).
+    A store of release 0.1 has led partitions already: its table begins above the epochs that it has
+    promised (R6).
     """
     birth = belonging.birth
     assert birth is not None, "only the founder writes the first table"

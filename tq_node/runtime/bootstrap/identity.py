@@ -1,8 +1,10 @@
-"""Who this node is, what cluster its directory belongs to, and how often it has been started: the store's named values.
+"""Who this node is, what cluster its directory belongs to, and how often it has been started: the
+store's named values.
 
-A directory becomes a node in two steps (replication.md, section 2). It is *formatted* once: node id and name. It *belongs* to a
-cluster once the node has founded or joined one; what belongs never goes elsewhere, whatever ``--join`` says. A record in
-which both stand together is that of a node of release 0.1, which founded its cluster and lived alone in it.
+A directory becomes a node in two steps (replication.md, section 2). It is *formatted* once: node id
+and name. It *belongs* to a cluster once the node has founded or joined one; what belongs never goes
+elsewhere, whatever ``--join`` says. A record in which both stand together is that of a node of
+release 0.1, which founded its cluster and lived alone in it.
 """
 
 from __future__ import annotations
@@ -37,26 +39,31 @@ class WrongName(Exception):
 
 
 class NeverJoined(Exception):
-    """The directory was about to belong to a cluster and its node never became a member. The text is one line."""
+    """The directory was about to belong to a cluster and its node never became a member. The text
+    is one line."""
 
 
 class IsCopy(Exception):
-    """The cluster has found this directory to be a copy, or an older state, of a member's. The text is one line."""
+    """The cluster has found this directory to be a copy, or an older state, of a member's. The text
+    is one line."""
 
 
 class NoSecret(Exception):
-    """The cluster of this directory keeps its secret elsewhere, and this start was not given it. The text is one line."""
+    """The cluster of this directory keeps its secret elsewhere, and this start was not given it.
+    The text is one line."""
 
 
 class Formatted(msgspec.Struct, frozen=True):
-    """Written once, before the directory belongs to anybody. ``node_id``: 128 random bits; the name is only a label."""
+    """Written once, before the directory belongs to anybody. ``node_id``: 128 random bits; the name
+    is only a label."""
 
     node_id: NodeId
     node_name: NodeName
 
 
 class Birth(msgspec.Struct, frozen=True):
-    """What the founder fixed; ``seed`` is that of ``placement.partition_of``. All others learn it from the table."""
+    """What the founder fixed; ``seed`` is that of ``placement.partition_of``. All others learn it
+    from the table."""
 
     seed: int
     partition_count: int
@@ -66,9 +73,10 @@ class Birth(msgspec.Struct, frozen=True):
 class Belonging(msgspec.Struct, frozen=True):
     """Which cluster a directory belongs to.
 
-    ``secret``: None where operators keep it in a file, or certificates stand for it. ``born_us``: when this node founded its
-    cluster or joined one. ``birth`` is None in a node that joined. ``is_newborn``: founded here, and the birth guard has not
-    passed yet; kept, so that a supervisor's restart does not get a wiped node past the guard (F15a).
+    ``secret``: None where operators keep it in a file, or certificates stand for it. ``born_us``:
+    when this node founded its cluster or joined one. ``birth`` is None in a node that joined.
+    ``is_newborn``: founded here, and the birth guard has not passed yet; kept, so that a
+    supervisor's restart does not get a wiped node past the guard (F15a).
     """
 
     cluster_id: str
@@ -83,7 +91,8 @@ class Belonging(msgspec.Struct, frozen=True):
 
 
 class _Alone(msgspec.Struct, frozen=True):
-    """What release 0.1 had in the identity's record besides id and name: its node lived alone in the cluster that it founded."""
+    """What release 0.1 had in the identity's record besides id and name: its node lived alone in
+    the cluster that it founded."""
 
     cluster_id: str
     seed: int
@@ -113,9 +122,11 @@ def formatted_in(meta: Mapping[str, bytes], node_name: NodeName) -> Formatted | 
 
 
 def next_start(meta: Mapping[str, bytes], formatted: Formatted) -> tuple[int, Values]:
-    """The number of the start that begins now, and what must be durable before the node sends anything (F14).
+    """The number of the start that begins now, and what must be durable before the node sends
+    anything (F14).
 
-    An identity that is there is not written again: that of release 0.1 still tells which cluster its node founded.
+    An identity that is there is not written again: that of release 0.1 still tells which cluster
+    its node founded.
 
     :raises StoreBroken: the number of the last start can't be read.
     """
@@ -135,14 +146,16 @@ def is_copy(meta: Mapping[str, bytes]) -> bool:
 
 
 def copy_values() -> Values:
-    """For a directory that the cluster has found to be a copy (F14). It remains one: each start of it would raise the incarnation
-    further, in the end above the original's, and shut that out."""
+    """For a directory that the cluster has found to be a copy (F14). It remains one: each start of
+    it would raise the incarnation further, in the end above the original's, and shut that out."""
     return {_COPY: b"1"}
 
 
 # --- belonging ---
 def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
-    """The cluster of this directory; None where the node has neither founded nor joined one. :raises StoreBroken: unreadable."""
+    """The cluster of this directory; None where the node has neither founded nor joined one.
+    :raises StoreBroken: unreadable.
+    """
     raw = meta.get(_BELONGING)
     if raw is not None:
         return _decoded(raw, Belonging)
@@ -165,7 +178,8 @@ def founding_identity(
 ) -> Belonging:
     """A cluster that there has never been.
 
-    :param keeps_secret: make one and keep it in the store; False where ``--secret-file`` or certificates do its work.
+    :param keeps_secret: make one and keep it in the store; False where ``--secret-file`` or
+        certificates do its work.
     """
     return Belonging(
         cluster_id=random_bytes(_CLUSTER_ID_BYTES).hex(),
@@ -179,7 +193,8 @@ def founding_identity(
 def joined(cluster_id: str, secret: bytes | None, now_us: int) -> Values:
     """What must be durable before the node registers with that cluster.
 
-    :param secret: what the cluster handed over; None where this node was given one in a file, which is never stored.
+    :param secret: what the cluster handed over; None where this node was given one in a file, which
+        is never stored.
     """
     return belonging_values(Belonging(cluster_id, secret, now_us))
 
@@ -194,7 +209,8 @@ def past_birth_guard(belonging: Belonging) -> Belonging:
 
 
 def newborn_again(belonging: Belonging) -> Belonging:
-    """To be made durable before a founder ends because an older cluster looks for it: the next start waits again (F15a)."""
+    """To be made durable before a founder ends because an older cluster looks for it: the next
+    start waits again (F15a)."""
     return msgspec.structs.replace(belonging, is_newborn=True)
 
 
@@ -206,12 +222,14 @@ def with_secret(
     has_certificates: bool,
     random_bytes: RandomBytes,
 ) -> tuple[bytes | None, Belonging]:
-    """The secret that this start uses, and what the store is to say from now on (the same as it does, mostly).
+    """The secret that this start uses, and what the store is to say from now on (the same as it
+    does, mostly).
 
-    A secret in a file goes before one in the store, so that operators can take it over. A node of release 0.1 had none, for it
-    lived alone: it gets one now.
+    A secret in a file goes before one in the store, so that operators can take it over. A node of
+    release 0.1 had none, for it lived alone: it gets one now.
 
-    :raises NoSecret: it was in a file or certificates stood for it, and this start was given neither.
+    :raises NoSecret: it was in a file or certificates stood for it, and this start was given
+        neither.
     """
     if from_file is not None:
         return from_file, belonging

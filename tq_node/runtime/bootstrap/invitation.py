@@ -1,7 +1,9 @@
-"""What a joiner learns over HTTP from a member: which cluster it is, where its nodes register, and, on loopback, its secret.
+"""What a joiner learns over HTTP from a member: which cluster it is, where its nodes register, and,
+on loopback, its secret.
 
 It asks ``GET /cluster`` and ``POST /cluster/join``. Nothing that comes is believed beyond its form:
-that the member belongs to the cluster, and knows its secret, is proven when its peer address is dialled.
+that the member belongs to the cluster, and knows its secret, is proven when its peer address is
+dialled.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ _Address = Annotated[str, Meta(max_length=bounds.ADDRESS_CHARS_MAX, pattern=r"^[
 
 
 class NotInvited(Exception):
-    """Not by this member, or not now; another, or a later try, may. ``str()`` says why, in a few words."""
+    """Not by this member, or not now; another, or a later try, may. ``str()`` says why, in a few
+    words."""
 
 
 class JoinRefused(Exception):
@@ -53,7 +56,8 @@ class Denied(JoinRefused):
 
 
 class Invited(msgspec.Struct, frozen=True):
-    """``secret``: None where it was not asked for. ``peers``: where to register, likeliest first. ``names``: of the members."""
+    """``secret``: None where it was not asked for. ``peers``: where to register, likeliest first.
+    ``names``: of the members."""
 
     cluster_id: str
     secret: bytes | None
@@ -101,13 +105,16 @@ class _QuietFactory(_HTTP11ClientFactory):
 
 
 class _QuietPool(HTTPConnectionPool):
-    """A joiner may ask for hours: not two lines in the log each time. Twisted has no other handle for it."""
+    """A joiner may ask for hours: not two lines in the log each time. Twisted has no other handle
+    for it."""
 
     _factory = _QuietFactory
 
 
 class Inviter:
-    """:param reactor: as HTTP clients want it. :param needs_secret: ask for the cluster's; False where this node has one."""
+    """:param reactor: as HTTP clients want it. :param needs_secret: ask for the cluster's; False
+    where this node has one.
+    """
 
     def __init__(self, reactor: Any, *, needs_secret: bool) -> None:
         from treq.client import HTTPClient  # here: only a node that joins pays for loading it
@@ -118,10 +125,12 @@ class Inviter:
         self._client = HTTPClient(Agent(reactor, connectTimeout=REQUEST_S_MAX, pool=pool))
 
     async def ask(self, address: str) -> Invited:
-        """What the member at that HTTP address says of its cluster. May be cancelled; nothing is left open.
+        """What the member at that HTTP address says of its cluster. May be cancelled; nothing is
+        left open.
 
         :param address: ``HOST:PORT``.
-        :raises NotInvited: no answer, an unusable one, or no member. :raises Denied: its secret is not handed over.
+        :raises NotInvited: no answer, an unusable one, or no member. :raises Denied: its secret is
+            not handed over.
         """
         status, body = await self._request("GET", address, "/cluster")
         if status != 200:

@@ -1,7 +1,9 @@
-"""How a node becomes a member: asks for the cluster, proves itself to a member, keeps what it belongs to, registers.
+"""How a node becomes a member: asks for the cluster, proves itself to a member, keeps what it
+belongs to, registers.
 
-``replication.md`` section 6 (Join, "Register is refused") and section 2 (names). It goes on until it is a member, is refused for
-good, or is stopped: a joiner may be started before the cluster that it joins.
+``replication.md`` section 6 (Join, "Register is refused") and section 2 (names). It goes on until
+it is a member, is refused for good, or is stopped: a joiner may be started before the cluster that
+it joins.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _log = Logger(namespace="taskqueue.joining")
 
 AGAIN_FIRST_S = 0.1
 AGAIN_S_MAX = 1.0
-"""Between two rounds: doubled from the first to this, each drawn between half of it and all, so that joiners fall out of step."""
+"""Between two rounds: doubled from the first to this, each drawn between half of it and all, so
+that joiners fall out of step."""
 SAID_EVERY_S = 10.0
 """Why it is not a member yet is said at once and then at most so often."""
 REGISTER_S = 5.0
@@ -61,14 +64,17 @@ class Asking(Protocol):
 
 
 class Joiner:
-    """:param addresses: HTTP addresses of members, ``HOST:PORT``; those in ``own`` are this node's, and not asked.
+    """:param addresses: HTTP addresses of members, ``HOST:PORT``; those in ``own`` are this node's,
+        and not asked.
 
-    :param local: is given cluster and secret before the first member is dialled, and loses them if nothing comes of it.
+    :param local: is given cluster and secret before the first member is dialled, and loses them if
+        nothing comes of it.
     :param registration: of this start. :param dial: ``PeerPool.dial``.
     :param keep: makes durable what the node belongs to from now on; called before it registers.
-    :param secret: of this node's own, from a file or an earlier try; None: the one that comes with the invitation, or none at all
-        where certificates do.
-    :param belongs_to: the cluster that an earlier try has kept, of which no other may take its place.
+    :param secret: of this node's own, from a file or an earlier try; None: the one that comes with
+        the invitation, or none at all where certificates do.
+    :param belongs_to: the cluster that an earlier try has kept, of which no other may take its
+        place.
     """
 
     def __init__(
@@ -105,9 +111,11 @@ class Joiner:
         self._is_stopped = False
 
     async def join(self) -> Welcomed | None:
-        """For ``Membership.welcomed``, once the node is registered. None: it was stopped first. To be called once.
+        """For ``Membership.welcomed``, once the node is registered. None: it was stopped first. To
+        be called once.
 
-        :raises JoinRefused: for good; ``str()`` is one line for the operator. :raises StoreBroken: of ``keep``.
+        :raises JoinRefused: for good; ``str()`` is one line for the operator. :raises StoreBroken:
+            of ``keep``.
         """
         self._work = Deferred.fromCoroutine(self._rounds())
         if self._is_stopped:
@@ -143,7 +151,8 @@ class Joiner:
                     raise CancelledError
             if denied is not None:
                 raise denied
-            # Another is asked first next time: what the first one says may be out of date for as long as it is cut off.
+            # Another is asked first next time: what the first one says may be out of date for as
+            # long as it is cut off.
             self._addresses = self._addresses[1:] + self._addresses[:1]
             self._say()
             most_s = min(AGAIN_S_MAX, AGAIN_FIRST_S * 2 ** min(failures, 10))
@@ -226,7 +235,8 @@ class Joiner:
             return f"the member at {peer}: {_named(why)}"
 
     async def _keep_once(self, invited: Invited) -> None:
-        """Before the cluster hears of this node: what it sends from then on must never meet another cluster's."""
+        """Before the cluster hears of this node: what it sends from then on must never meet another
+        cluster's."""
         if self._kept is None or (self._kept.cluster_id, self._kept.secret) != (invited.cluster_id, invited.secret):
             await self._keep(invited)
             self._kept = invited

@@ -1,6 +1,8 @@
-"""The control plane of one node, assembled: consensus, table, membership, and the peers it talks to.
+"""The control plane of one node, assembled: consensus, table, membership, and the peers it talks
+to.
 
-The data plane hears of the table through ``on_changed`` and answers forwarded calls through ``forward``; neither is known here.
+The data plane hears of the table through ``on_changed`` and answers forwarded calls through
+``forward``; neither is known here.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ _decode_addresses = msgspec.msgpack.Decoder(Addresses).decode
 
 
 class Outside:
-    """What the control plane asks of the rest of the node; each method has an answer that fits a node without a data plane."""
+    """What the control plane asks of the rest of the node; each method has an answer that fits a
+    node without a data plane."""
 
     def health(self) -> Health:
         return Health()
@@ -102,7 +105,8 @@ class ReplicaPeer(Protocol):
 class ControlPlane:
     """Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``.
 
-    :param dialling: shares ``sessions`` with the listener. :param seed: 64 random bits of this start.
+    :param dialling: shares ``sessions`` with the listener. :param seed: 64 random bits of this
+        start.
     """
 
     def __init__(
@@ -125,7 +129,8 @@ class ControlPlane:
         self.machine = ClusterMachine(self._table_changed)
         self.link = self.pool = pool_of(self)
         self.replication: ReplicaPeer | None = None
-        """Gets what peers say of partitions. None: this node keeps no replicas (yet); peers say it again."""
+        """Gets what peers say of partitions. None: this node keeps no replicas (yet); peers say it
+        again."""
         self.consensus = RaftDriver(
             local.node_id,
             store,
@@ -180,17 +185,20 @@ class ControlPlane:
 
     # --- life ---
     def listen(self) -> Deferred[IListeningPort]:
-        """Accept connections; whoever wants more than a greeting before ``start`` is told to come again.
+        """Accept connections; whoever wants more than a greeting before ``start`` is told to come
+        again.
 
         For TCP and Unix sockets the port is there at once. Fails with ``CannotListenError``.
         """
         return self.listener.listen()
 
     async def start(self) -> None:
-        """Take up the log, dial the members, register this run. What this start is must be durable by now."""
+        """Take up the log, dial the members, register this run. What this start is must be durable
+        by now."""
         self._known_members = self._store.meta().get(MEMBERS, b"")
         if self._known_members:
-            # The table's end is in entries that only a leader knows to be committed, and answering it takes a lane to it.
+            # The table's end is in entries that only a leader knows to be committed, and answering
+            # it takes a lane to it.
             self.membership.seed(_decode_addresses(self._known_members))
         self.pool.startService()
         await self.consensus.start()
@@ -198,7 +206,8 @@ class ControlPlane:
         self.membership.start()
 
     async def stop(self) -> None:
-        """Nothing is left open. Leadership is not handed over here: whoever stops a leader in order transfers it first."""
+        """Nothing is left open. Leadership is not handed over here: whoever stops a leader in order
+        transfers it first."""
         await self.membership.stop()
         await self.consensus.stop()
         await self.pool.stopService()
@@ -227,7 +236,8 @@ class ControlPlane:
         self._outside.table_changed(changes)
 
     def _remember_members(self) -> None:
-        """Where to find the others after a restart, before anything of the log is known to be committed."""
+        """Where to find the others after a restart, before anything of the log is known to be
+        committed."""
         members = _encode_addresses(self.membership.addresses())
         if members != self._known_members and self.membership.is_registered:
             self._known_members = members
@@ -243,7 +253,8 @@ class ControlPlane:
         )
 
     def admit(self, peer: PeerIdentity) -> None:
-        """A node id and its name belong together for ever: with certificates, who has another name's key can't be it (F14).
+        """A node id and its name belong together for ever: with certificates, who has another
+        name's key can't be it (F14).
 
         One that nobody knows is let in to register, and for nothing else.
         """
@@ -257,7 +268,8 @@ class ControlPlane:
             raise WrongNode(f"node {peer.name} says incarnation {peer.incarnation}: no node starts so often")
 
     def _is_member(self, node: NodeId) -> bool:
-        """By the table, or else by the log of consensus, which is ahead of it; or by what members said to a run that is new."""
+        """By the table, or else by the log of consensus, which is ahead of it; or by what members
+        said to a run that is new."""
         entry = self.map.nodes.get(node)
         if entry is not None:
             return entry.is_member
@@ -265,7 +277,9 @@ class ControlPlane:
         return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
 
     def _refuse_strangers(self, peer: PeerIdentity, what: str) -> None:
-        """:raises NotReady: by all that is known here it is no member, or not yet; nothing was done."""
+        """:raises NotReady: by all that is known here it is no member, or not yet; nothing was
+        done.
+        """
         if not self._is_member(peer.node_id):
             self._complaints.about(
                 peer.name, "peer_unknown", f"{what} of a node that is no member (yet)", is_usual=True
@@ -280,7 +294,8 @@ class ControlPlane:
 
     def let_in(self, peer: PeerIdentity) -> None:
         if peer.lane is Lane.BULK:
-            # In the next turn it is open. What the peer said over an older one may be lost, so streams begin anew.
+            # In the next turn it is open. What the peer said over an older one may be lost, so
+            # streams begin anew.
             self._clock.call_later(0, self._bulk_open, peer.node_id)
 
     def _bulk_open(self, node: NodeId) -> None:
@@ -290,7 +305,8 @@ class ControlPlane:
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
         """:raises MalformedBox: one of them was refused; the others have had their effect.
 
-        A run that is not registered yet may know nobody who is still a member, and learns from consensus alone who is.
+        A run that is not registered yet may know nobody who is still a member, and learns from
+        consensus alone who is.
         """
         if self.membership.is_registered and not self._is_member(peer.node_id):
             self.membership.met_stranger()
@@ -323,7 +339,8 @@ class ControlPlane:
         return self.membership.registering.registered_by(peer, body)
 
     def heartbeat(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
-        # The leader tells it nothing any more from the moment of its removal, so it may not have heard of that: it hears it now.
+        # The leader tells it nothing any more from the moment of its removal, so it may not have
+        # heard of that: it hears it now.
         self._refuse_removed(peer)
         self._refuse_strangers(peer, "a heartbeat")
         return self.membership.heartbeat_of(peer, body)
@@ -351,7 +368,8 @@ class ControlPlane:
             self._outside.peer_lost(peer.node_id)
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
-        """The pool dials again by itself; what a refused port means is the evidence collector's to find out."""
+        """The pool dials again by itself; what a refused port means is the evidence collector's to
+        find out."""
         if isinstance(why, Removed):
             self.membership.registering.refused(Refusal.REMOVED)
         elif isinstance(why, StaleSession):

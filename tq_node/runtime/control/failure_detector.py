@@ -1,4 +1,5 @@
-"""Evidence of death (R5a): a connection that broke *and* a port that refused twice. A time-out is never evidence."""
+"""Evidence of death (R5a): a connection that broke *and* a port that refused twice. A time-out is
+never evidence."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _log = Logger(namespace="taskqueue.evidence")
 
 PROBES_MAX = 20
 PROBE_AGAIN_S = 0.05
-"""A dying process closes its sockets one after the other: the port may still answer when the connection has just broken."""
+"""A dying process closes its sockets one after the other: the port may still answer when the
+connection has just broken."""
 
 
 class FailureDetector:

@@ -1,4 +1,5 @@
-"""The cluster's table as the state machine of the Raft log: every node applies the same entries and has the same table."""
+"""The cluster's table as the state machine of the Raft log: every node applies the same entries and
+has the same table."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ _OUTCOMES_KEPT = 1_024
 
 
 class ClusterMachine(StateMachine):
-    """:param on_changed: called after each entry that changed the table, with what changed; with nothing after a restore."""
+    """:param on_changed: called after each entry that changed the table, with what changed; with
+    nothing after a restore.
+    """
 
     def __init__(self, on_changed: Callable[[Sequence[Change]], None]) -> None:
         self.map: ClusterMap = EMPTY

@@ -1,4 +1,5 @@
-"""One node's part in its cluster: registers, sends heartbeats, reports deaths, and acts as the controller while it leads."""
+"""One node's part in its cluster: registers, sends heartbeats, reports deaths, and acts as the
+controller while it leads."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ _log = Logger(namespace="taskqueue.membership")
 HEARTBEAT_S = 0.25
 CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
 PLAN_REST_MS = 500
-"""So long the controller may leave the partitions alone while nothing changes; deaths are looked for each time."""
+"""So long the controller may leave the partitions alone while nothing changes; deaths are looked
+for each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits until the table has it as down."""
 DEPARTED = "departed"
@@ -59,8 +61,8 @@ ASK_MEMBERS_EVERY_MS = 2_000
 class Beat(msgspec.Struct, frozen=True, array_like=True):
     """A heartbeat, in the sender's session.
 
-    ``handlers_serial`` rises with each change of its handlers in the session; which they are stands in the first beats only,
-    and where who hears it asks (``WANTS_HANDLERS``).
+    ``handlers_serial`` rises with each change of its handlers in the session; which they are stands
+    in the first beats only, and where who hears it asks (``WANTS_HANDLERS``).
     """
 
     session: int
@@ -85,7 +87,8 @@ _CHANGES = {
 class Membership:
     """:param registration: what this node says of itself; its nonce is of this start.
 
-    :param health: asked before each heartbeat. :param on_refused: the cluster will not have this node; called once.
+    :param health: asked before each heartbeat. :param on_refused: the cluster will not have this
+        node; called once.
     :param on_handlers: a node has said which handlers it has now.
     """
 
@@ -157,10 +160,12 @@ class Membership:
             await loop.over
 
     async def depart(self) -> None:
-        """Have it in the table that this run is over, so that nobody waits for this copy while its death is still being proven.
+        """Have it in the table that this run is over, so that nobody waits for this copy while its
+        death is still being proven.
 
-        In order only: others lead by now what this node led. Left undone where nobody would be left, or nobody takes it up in
-        time: then the others see its port refuse (R5a). It is as safe as any other word of death (R2, R3, R12, R13).
+        In order only: others lead by now what this node led. Left undone where nobody would be
+        left, or nobody takes it up in time: then the others see its port refuse (R5a). It is as
+        safe as any other word of death (R2, R3, R12, R13).
         """
         others = [node for node in self.map.members() if node.is_up and node.node_id != self.me]
         if not (others and self.is_registered):
@@ -202,9 +207,11 @@ class Membership:
 
     # --- proposing ---
     async def propose(self, command: AnyCommand) -> Outcome:
-        """Have a command in the log, here or through the leader; returns once it is applied where it was proposed.
+        """Have a command in the log, here or through the leader; returns once it is applied where
+        it was proposed.
 
-        :raises TableRefused: the table refused the whole of it. :raises NoController: nothing was done. :raises OutcomeUnknown:
+        :raises TableRefused: the table refused the whole of it. :raises NoController: nothing was
+            done. :raises OutcomeUnknown:
         """
         outcome = await self.have_proposed(commands.encode(command))
         check_whole(outcome)
@@ -221,7 +228,9 @@ class Membership:
         return OUTCOMES.decode(await self._pool.ask(leader, wire.Propose, data, PROPOSE_S))
 
     async def proposed_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """A member's proposal. :raises NoController: this node does not lead: one hop only. :raises MalformedBox:"""
+        """A member's proposal. :raises NoController: this node does not lead: one hop only. :raises
+        MalformedBox:
+        """
         command = COMMANDS.decode(data)
         if isinstance(command, FoundCluster):
             raise MalformedBox("this cluster has been founded")
@@ -236,12 +245,15 @@ class Membership:
 
     # --- whom to dial ---
     def welcomed(self, welcome: Welcomed) -> None:
-        """A joiner dials the members before it has the table: answers to the leader go over its own lanes."""
+        """A joiner dials the members before it has the table: answers to the leader go over its own
+        lanes."""
         self.seed(welcome.members)
 
     def seed(self, addresses: Addresses) -> None:
-        """Dial these too, until this run is registered: what the log says is not known to be committed before that."""
-        # Who answers may know less than this node does: one that has just restarted knows the founder only.
+        """Dial these too, until this run is registered: what the log says is not known to be
+        committed before that."""
+        # Who answers may know less than this node does: one that has just restarted knows the
+        # founder only.
         self._seeds = tuple({one[0]: one for one in (*self._seeds, *addresses)}.values())
         self._dial()
 
@@ -395,7 +407,8 @@ class Membership:
         self.control_soon()
 
     def _hang_up_on_the_dead(self) -> None:
-        """Who waits for an answer of a node that has just gone down by the table waits in vain: others lead what it led."""
+        """Who waits for an answer of a node that has just gone down by the table waits in vain:
+        others lead what it led."""
         up = {node.node_id for node in self.map.nodes.values() if node.is_up}
         for node_id in sorted(self._up - up):
             if node_id != self.me:
@@ -412,7 +425,8 @@ class Membership:
         elif entry.incarnation > self.registration.incarnation:
             self.registering.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
         elif entry.nonce == self.registration.nonce and not entry.is_up and not self._departs:
-            # It was taken for dead and lives: a new session, and new epochs for whatever it is to lead (R2).
+            # It was taken for dead and lives: a new session, and new epochs for whatever it is to
+            # lead (R2).
             self.registering.start()
 
     # --- the controller ---
@@ -427,7 +441,8 @@ class Membership:
             return
         now_ms = self._clock.now_ms()
         self.liveness.tick(now_ms)
-        # Where nothing was to be done, and nothing has changed but the time, the partitions are looked at less often.
+        # Where nothing was to be done, and nothing has changed but the time, the partitions are
+        # looked at less often.
         unfit = self.liveness.unfit()
         rests = (
             self.map is self._rested

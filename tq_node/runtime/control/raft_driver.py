@@ -1,7 +1,9 @@
-"""Joins the consensus core to clock, store and wire: the loop persist, then send, then apply (docs/explanation/raft.md).
+"""Joins the consensus core to clock, store and wire: the loop persist, then send, then apply
+(docs/explanation/raft.md).
 
-Everything happens in the reactor's thread; the store writes in its own, so several Readys may be on their way to the disk, in
-order. An assertion that fails in the core or in the state machine ends the process (R20): it goes up to ``on_broken``.
+Everything happens in the reactor's thread; the store writes in its own, so several Readys may be on
+their way to the disk, in order. An assertion that fails in the core or in the state machine ends
+the process (R20): it goes up to ``on_broken``.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ def founding_values(me: NodeId, data: bytes) -> dict[str, bytes | None]:
 
 
 class StateMachine:
-    """What the log drives; the driver's owner implements it. Deterministic, and it must not raise but for a reason to stop."""
+    """What the log drives; the driver's owner implements it. Deterministic, and it must not raise
+    but for a reason to stop."""
 
     def apply(self, log_index: int, data: bytes) -> None:
         """A committed entry of ``RaftDriver.propose``; each exactly once, in order."""
@@ -74,7 +77,8 @@ class StateMachine:
         return b""
 
     def check_entry(self, data: bytes) -> None:
-        """Before an entry of a peer goes into the log, from where it would be met again at each start.
+        """Before an entry of a peer goes into the log, from where it would be met again at each
+        start.
 
         :raises Unsound: it could never be applied.
         """
@@ -91,7 +95,8 @@ class _Proposal(msgspec.Struct, gc=False):
 
 
 class RaftDriver:
-    """:param send: hands messages to the wire; may drop them. :param on_soft_state: role, leader or term changed.
+    """:param send: hands messages to the wire; may drop them. :param on_soft_state: role, leader or
+        term changed.
 
     :param on_broken: an assertion failed, or the store; called once, the process must end.
     """
@@ -136,7 +141,8 @@ class RaftDriver:
 
     # --- life ---
     async def start(self) -> None:
-        """Take up where the store left off. A sole voter leads at once: there is nobody to wait for."""
+        """Take up where the store left off. A sole voter leads at once: there is nobody to wait
+        for."""
         meta = self._store.meta()
         hard_state = _decode_hard_state(meta[HARD_STATE]) if HARD_STATE in meta else HardState()
         snapshot = _decode_snapshot(meta[SNAPSHOT]) if SNAPSHOT in meta else Snapshot()
@@ -171,7 +177,8 @@ class RaftDriver:
 
     # --- events ---
     def receive(self, messages: Sequence[Message]) -> Unsound | None:
-        """Messages of a peer whose connection is authenticated as their source. Returns why the first was refused that was."""
+        """Messages of a peer whose connection is authenticated as their source. Returns why the
+        first was refused that was."""
         now_ms = self._clock.now_ms()
         refused: list[Unsound] = []
 
@@ -206,8 +213,9 @@ class RaftDriver:
     def propose(self, data: bytes) -> Deferred[int]:
         """Append ``data``; fires with its log_index once it is applied *here*.
 
-        :raises NotLeader, Busy: nothing was done. :raises NoController: another leader's entry took its place: it never
-            happens. :raises OutcomeUnknown: not known within ``PROPOSAL_S_MAX``. (All through the Deferred.)
+        :raises NotLeader, Busy: nothing was done. :raises NoController: another leader's entry took
+            its place: it never happens. :raises OutcomeUnknown: not known within
+            ``PROPOSAL_S_MAX``. (All through the Deferred.)
         """
         return self._append(lambda: self.core.propose(data))
 
@@ -228,7 +236,8 @@ class RaftDriver:
         proposal = _Proposal(self.core.term, Deferred(), self._clock.now_ms())
         cut = self._proposals.get(log_index)
         if cut is not None and not cut.deferred.called:
-            # This node led before, lost its place and its tail, and leads again: the older entry will never be committed.
+            # This node led before, lost its place and its tail, and leads again: the older entry
+            # will never be committed.
             cut.deferred.errback(NoController("the entry was cut by another leader"))
         self._proposals[log_index] = proposal
         self._enter(lambda: None)
@@ -240,7 +249,9 @@ class RaftDriver:
         self._enter(lambda: None)
 
     def read_index(self) -> Deferred[int]:
-        """Fires once everything is applied here that was committed when this was called. :raises NoController:"""
+        """Fires once everything is applied here that was committed when this was called. :raises
+        NoController:
+        """
         try:
             read_id = self.core.read_index()
         except Exception as why:  # NotLeader, Busy

@@ -1,4 +1,5 @@
-"""How a run of a member becomes known: it registers with the leader, wherever that is, or ends because it is refused for good."""
+"""How a run of a member becomes known: it registers with the leader, wherever that is, or ends
+because it is refused for good."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ PROPOSE_S = 5.0
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a proposal: where it stands in the log, and what of it was refused when it was applied."""
+    """What became of a proposal: where it stands in the log, and what of it was refused when it was
+    applied."""
 
     log_index: int
     refused: tuple[Refused, ...] = ()
@@ -43,10 +45,12 @@ Addresses = tuple[tuple[str, str, str], ...]
 
 
 class Welcomed(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a registration: what became of it, and whom to dial until the table itself has come.
+    """The answer to a registration: what became of it, and whom to dial until the table itself has
+    come.
 
-    ``outcome`` None: nothing, for whoever was asked does not lead; ``leader``, one of the members, does. Each run speaks for
-    itself with the leader: nobody passes it on, for only who talks to it can tell whether another run of it lives (F14).
+    ``outcome`` None: nothing, for whoever was asked does not lead; ``leader``, one of the members,
+    does. Each run speaks for itself with the leader: nobody passes it on, for only who talks to it
+    can tell whether another run of it lives (F14).
     """
 
     outcome: Outcome | None
@@ -61,7 +65,8 @@ class Welcomed(msgspec.Struct, frozen=True, array_like=True):
 WELCOMES: Codec[Welcomed] = Codec(Welcomed)
 OUTCOMES: Codec[Outcome] = Codec(Outcome)
 COMMANDS: Codec[AnyCommand] = Codec(AnyCommand, bounds.ASK_BYTES_MAX)
-"""As ``commands.encode`` writes them: the format of an entry and the version of a body are the same byte."""
+"""As ``commands.encode`` writes them: the format of an entry and the version of a body are the same
+byte."""
 assert commands.FORMAT == VERSION
 
 
@@ -167,7 +172,8 @@ class Registrar:
                 await node.pause(REGISTER_AGAIN_S)
 
     async def _with_the_leader(self, command: RegisterNode) -> None:
-        """One that dials an address that this node has left is not heard here; but whoever is connected knows who leads.
+        """One that dials an address that this node has left is not heard here; but whoever is
+        connected knows who leads.
 
         :raises TableRefused: :raises NoController: this time nobody took it.
         """
@@ -193,7 +199,8 @@ class Registrar:
         raise NoController("there is no leader")
 
     async def ask_who_is_a_member(self) -> None:
-        """Somebody speaks whom this node's table does not have; it may be late. One of those that it has is asked, in turn."""
+        """Somebody speaks whom this node's table does not have; it may be late. One of those that
+        it has is asked, in turn."""
         known = [node for node in self._node.known() if self._pool.is_connected(node)]
         if not known:
             return
@@ -215,8 +222,9 @@ class Registrar:
     def called_stale_by(self, member: NodeId) -> None:
         """It says, with proof, that another run of this node began later, or lives (F14).
 
-        To a run that the table has, one member says little: a copy may have got hold of just that one, while it was cut off from
-        here. But if most of them say so, the table's word, that the copy has registered, may never come.
+        To a run that the table has, one member says little: a copy may have got hold of just that
+        one, while it was cut off from here. But if most of them say so, the table's word, that the
+        copy has registered, may never come.
         """
         node = self._node
         self._called_stale.add(member)
@@ -231,7 +239,8 @@ class Registrar:
     async def registered_by(self, peer: PeerIdentity, data: bytes) -> bytes:
         """A node that joins, or that has moved, knows no leader.
 
-        :raises NoController: nor does this one. :raises MalformedBox: it is not what the peer may say of itself.
+        :raises NoController: nor does this one. :raises MalformedBox: it is not what the peer may
+            say of itself.
         """
         command, node = COMMANDS.decode(data), self._node
         if not isinstance(command, RegisterNode):

@@ -1,4 +1,5 @@
-"""Committed effects on their way to the rows: folded by task, written behind the log in bounded lag, a slice with each commit."""
+"""Writes committed effects to the tasks' rows behind the log: folded by task, a slice with each
+commit, in bounded lag."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ from tq_node.runtime.replication.ports import ReplicaEvents
 from tq_node.store.api import Batch, RowDelete, RowWrite, Tombstone
 
 _APPLY_SHARE = 8
-"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog can't outrun it."""
+"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog
+can't outrun it."""
 _APPLY_BYTES = limits.UNAPPLIED_BYTES_MAX // 8
-"""Rows are written with the next commit once they come to this many bytes, however few they are."""
+"""From this many unapplied bytes on, a slice goes with the next commit, however few rows it has."""
 _HURRY = 4
 """How many times the usual slice a commit carries while somebody waits for the rows."""
 
@@ -39,7 +41,7 @@ class Applier:
 
     @property
     def has_any(self) -> bool:
-        """Is anything committed that no commit carries yet?"""
+        """Whether anything is committed that no commit of the store carries yet."""
         return self.unapplied.has_any
 
     @property
@@ -52,7 +54,7 @@ class Applier:
 
     def settle(self) -> Deferred[None]:
         """Fire once the rows in the store show everything that is committed now."""
-        # What a commit carries just now is not all of a partition that has gone on since.
+        # A commit in flight carries only what a partition had when it began.
         behind = self._flying | self.unapplied.sequences()
         if not behind:
             return succeed(None)
@@ -61,12 +63,16 @@ class Applier:
         return wait.deferred
 
     def take(self, has_entries: bool, is_stopping: bool) -> Slice:
-        """What the next commit carries."""
+        """Take the slice that the next commit carries; empty while it is better to gather more.
+
+        :param has_entries: the commit is needed for entries anyway. :param is_stopping: the node
+            wants to be idle.
+        """
         backlog = self.unapplied.rows
         in_a_hurry = bool(self._settles) or is_stopping
         is_small = backlog < limits.APPLY_ROWS_PER_COMMIT and self.unapplied.bytes < _APPLY_BYTES
         if has_entries and not in_a_hurry and is_small:
-            # Small commits stay small; the lag timer writes what gathers.
+            # A small commit stays small; the lag timer writes what gathers.
             return Slice()
         aim = limits.APPLY_ROWS_PER_COMMIT * (_HURRY if in_a_hurry else 1)
         bytes_aim = limits.APPLY_BYTES_PER_COMMIT * (_HURRY if in_a_hurry else 1)
@@ -101,7 +107,7 @@ class Applier:
         batch.applied = taken.applied
 
     def durable(self, taken: Slice) -> list[Wait]:
-        """The slice is in the rows. Returns who has waited for that."""
+        """The slice is in the rows: report it. Returns the ``settle`` callers that waited for it."""
         self._flying = {}
         sequences = taken.applied
         shown = []
@@ -114,7 +120,8 @@ class Applier:
         return self._settled(sequences)
 
     def forget(self, partition: int) -> list[Wait]:
-        """Other rows take the place of the partition's: what is committed and not in the rows is in those."""
+        """Drop what is unapplied of a partition whose rows are replaced (snapshot, drop). Returns
+        its waiters."""
         self.unapplied.forget(partition)
         return self._settled({partition: sys.maxsize})
 
@@ -130,7 +137,7 @@ class Applier:
         return done
 
     def give_up(self) -> None:
-        """The store is broken."""
+        """Fail every ``settle`` caller: the store is broken."""
         for _, wait in self._settles:
             wait.give_up()
         self._settles = []

@@ -1,4 +1,5 @@
-"""Who waits for a commit: one fresh Deferred for each caller, fired in the order of the log."""
+"""Callers that wait for entries to be committed: one Deferred for each, fired in the order of the
+log."""
 
 from __future__ import annotations
 
@@ -11,10 +12,14 @@ from tq_node.errors import OutcomeUnknown, TaskQueueError
 
 
 class Wait:
-    """One caller, waiting for one entry in each of ``left`` partitions; hears ``value``.
+    """One caller that waits for ``left`` entries, one in each of as many partitions; fires with
+    ``value``.
 
-    Its caller may cancel the Deferred (a client hung up): that harms nobody else, and the work is done all the same. A *patient*
-    one never hears that the outcome is not known in time: what it waits for is of no use to anybody else.
+    The caller may cancel the Deferred (a client hung up): the work is done all the same.
+
+    :param since_ms: when it began to wait, monotonic. :param patient: it is never failed for having
+        waited too long.
+    :param late: the error for one that has.
     """
 
     __slots__ = ("deferred", "late", "left", "patient", "since_ms", "task_id", "value")
@@ -38,12 +43,14 @@ class Wait:
         self.late = late
 
     def step(self) -> None:
+        """One of the entries is committed; fire if it was the last."""
         self.left -= 1
         if self.left == 0 and not self.deferred.called:
-            # An error in a caller's chain stays in that chain: the ones behind hear theirs.
+            # An error in this caller's chain stays there: the callers behind it are fired too.
             self.deferred.callback(self.value)
 
     def give_up(self) -> None:
+        """Fail with ``late``: whether the entries will be committed is not known."""
         if not self.deferred.called:
             self.deferred.errback(self.late("not known to be committed in time", task_id=self.task_id))
 
@@ -57,15 +64,16 @@ class CommitWaiters:
         self._waiting: deque[tuple[int, Wait]] = deque()
 
     def add(self, sequence: int, wait: Wait) -> None:
-        """Callers are told in the order of the calls; one that waits for an older entry hears with the caller before it."""
+        """Queue a caller. Callers fire in the order of ``add``, so one for an older entry fires
+        with the one before it."""
         self._waiting.append((sequence, wait))
 
     def since_ms(self, now_ms: int) -> int:
-        """When the oldest of them came; now, where nobody waits. One that looks for an older entry may have come later."""
+        """When the caller at the head began to wait; ``now_ms`` if none waits."""
         return self._waiting[0][1].since_ms if self._waiting else now_ms
 
     def committed(self, upto: int) -> list[Wait]:
-        """Remove and return those whose entry is committed, in order. The caller fires them."""
+        """Remove and return, in order, those whose entry is committed. The caller fires them."""
         ready = []
         waiting = self._waiting
         while waiting and waiting[0][0] <= upto:
@@ -73,7 +81,8 @@ class CommitWaiters:
         return ready
 
     def overdue(self, before_ms: int) -> list[Wait]:
-        """Those that have waited since before ``before_ms``; they stay queued, so that order is kept."""
+        """Return impatient ones that have waited since before ``before_ms``. They stay queued,
+        which keeps the order."""
         late = []
         for _, wait in self._waiting:
             if wait.since_ms >= before_ms:
@@ -83,7 +92,7 @@ class CommitWaiters:
         return late
 
     def abandon(self) -> list[Wait]:
-        """Remove and return all: the primary steps down or the store is broken."""
-        left = [wait for _, wait in self._waiting]
+        """Remove and return all: this node steps down, stops, or its store is broken."""
+        abandoned = [wait for _, wait in self._waiting]
         self._waiting.clear()
-        return left
+        return abandoned

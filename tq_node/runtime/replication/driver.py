@@ -1,9 +1,34 @@
-"""Every copy that this node keeps: one store with one group commit, one stream to each peer, whatever partitions they share.
+"""Drives the cores of all partitions of a node: events in, messages and commits out.
 
-Events of the cores' outer world go in (the table, peers, proposals, the disk, time); what the cores want done is done here.
-All that is wanted while the last sync runs goes into the next one, and a batch never waits for company. A primary's
-entries leave for the replicas before its own disk has them. Committed effects are folded and written to the rows behind the
-log, a slice with each commit (``applying``). Rules in brackets are those of ``replication.md``.
+Theory of operation =================== A ``PartitionCore`` (``tq_node.partition``) holds the rules
+of one partition and does no IO. The driver feeds the cores with events and does what they want. All
+cores share one store and one link to peers, so that one sync and one box to each peer serve every
+partition that has something to write or to say.
+
+Three functions form the loop. Their order is what the promises rest on.
+
+``_pump``     runs after each event, over the cores that it touched. It empties their outboxes:
+messages go to the peers at once, committed entries to the applier. Stepping down is reported first
+(R12: nothing may be proposed there any more), then commits, then activations. Last come the callers
+whose entry is committed; they are returned, and fired by whoever entered, when every core is
+consistent again. ``_flush``    makes one commit of the store (one sync): what the cores must
+persist, and a slice of rows from the applier. Messages that need not wait for the disk leave before
+it: a primary's entries are on their way to the replicas while its own disk still writes. One commit
+is in flight at a time; what is wanted meanwhile gathers for the next one. Nothing ever waits for
+company: an idle disk is used in the next turn. ``_durable``  runs when the sync is done. Each core
+hears what is persisted, and answers (acks) leave only then (R8, R16). The next commit leaves
+*before* any caller gets its answer: what callers propose in their callbacks goes into the one
+after.
+
+A submit, for example: ``propose`` opens an entry -> next turn ``_flush`` closes it, sends it,
+commits it -> ``_durable`` here and acks from the in-sync replicas (``receive``), in any order ->
+the core commits the entry -> ``_pump`` reports the news and fires the caller.
+
+Rows are written behind the log (see ``applier``), within ``APPLY_LAG_MS`` and bounded in size, so a
+row may be older than what is committed; the tasks' layer has the newest in memory.
+
+Any exception inside the loop means that effects may be lost between a core and the store. Nothing
+is retried: the driver stops for good and reports it, and the process ends (R18, R20).
 """
 
 from __future__ import annotations
@@ -40,9 +65,12 @@ TICK_S = 0.05
 
 
 class ReplicaDriver:
-    """Runs every ``PartitionCore`` of this node against one store and one link to peers; see the module's docstring.
+    """Runs every core of this node against one store; see the module's docstring.
 
-    :param owner: notified of changes of leadership before ``events`` is.
+    :param outbox: takes the messages to peers.
+    :param events: what the node's tasks are told.
+    :param owner: told of changes of leadership before ``events`` is, and what the controller is
+        asked.
     """
 
     def __init__(
@@ -68,16 +96,17 @@ class ReplicaDriver:
         self._store_requests = StoreRequests(store, self._granted)
         self._waiters = [CommitWaiters() for _ in cores]
         self._dirty: set[int] = set()
-        """Cores that have something for the disk, or that waits for it."""
+        """Partitions with something to persist, or with messages that wait for the disk."""
         self._candidates: set[int] = set()
         """Partitions that are led here, or are to be: those that are ticked."""
         self._busy: set[int] = set()
-        """Those that had anything to do since the last tick; the others rest."""
+        """Partitions that had anything to do since the last tick; only these are ticked each
+        ``TICK_S``."""
         self._tick_timer = clock.timer(self._tick_busy)
         self.commits = 0
-        """Gathered so far: while it stays, what is proposed goes into the same one."""
+        """Commits begun so far. While it stays equal, what is proposed goes into one commit."""
         self._from = 0
-        """The first partition that the last commit had no room for."""
+        """The first partition that the last commit had no room for; the next commit begins there."""
         self._in_flight = False
         self._flying_waits: list[Wait] = []
         self._flush_timer = clock.timer(self._flush_or_break)
@@ -88,7 +117,8 @@ class ReplicaDriver:
 
     # --- events ---
     def follow(self, records: Iterable[tuple[int, Record]]) -> None:
-        """Records of the table that are new, or whose ``up`` is."""
+        """Take over records of the cluster map that have changed, or whose set of nodes that are up
+        has."""
         now_ms = self._clock.now_ms()
 
         def follow_all() -> list[int]:
@@ -106,7 +136,7 @@ class ReplicaDriver:
         self._enter(follow_all)
 
     def drop(self, partition: int) -> None:
-        """What is here of it is a leftover of a move."""
+        """Delete the partition's replica: it was moved to other nodes."""
 
         def drop() -> Iterable[int]:
             self.cores[partition].drop()
@@ -115,7 +145,8 @@ class ReplicaDriver:
         self._enter(drop)
 
     def connected(self, node: NodeId) -> None:
-        """There is a new connection with the peer; whatever was on its way over an older one never arrives."""
+        """Restart the streams to a peer with a new connection: what an older one carried may be
+        lost."""
         now_ms = self._clock.now_ms()
 
         def connect_all() -> Iterable[int]:
@@ -126,6 +157,8 @@ class ReplicaDriver:
         self._enter(connect_all)
 
     def disconnected(self, node: NodeId) -> None:
+        """Stop the streams to a peer."""
+
         def disconnect_all() -> Iterable[int]:
             for core in self.cores:
                 core.disconnected(node)
@@ -134,7 +167,11 @@ class ReplicaDriver:
         self._enter(disconnect_all)
 
     def receive(self, source: NodeId, messages: Sequence[AnyMessage]) -> Unsound | None:
-        """From the present session of a peer, in the order sent. Returns why the last was refused that was."""
+        """Step the cores with messages of a peer's present session, in the order sent.
+
+        Returns why a message was refused (of the last one, if several were); the others had their
+        effect.
+        """
         now_ms = self._clock.now_ms()
         cores = self.cores
         refused: Unsound | None = None
@@ -157,7 +194,8 @@ class ReplicaDriver:
         return refused
 
     def confirmed(self, node: NodeId, led: Iterable[tuple[int, int]], number: int, sent_ms: int) -> None:
-        """The peer stands behind this node in these (partition, epoch): a ping round's answer."""
+        """A peer has answered ping round ``number``: it follows this node in these (partition,
+        epoch)."""
 
         def confirm_all() -> Iterable[int]:
             for partition, epoch in led:
@@ -167,7 +205,8 @@ class ReplicaDriver:
         self._enter(confirm_all)
 
     def refused(self, node: NodeId, refused: Iterable[tuple[int, int]]) -> None:
-        """The peer has promised more in these (partition, promised)."""
+        """A peer has promised a higher epoch in these (partition, promised): this node may lead no
+        more there."""
         pairs = list(refused)
 
         def refuse_all() -> Iterable[int]:
@@ -178,25 +217,28 @@ class ReplicaDriver:
         self._enter(refuse_all)
 
     def _granted(self, partition: int, event: Callable[[Core, int], object]) -> None:
-        """The store has answered a wish of a core."""
+        """Enter a core with the store's answer to a request."""
 
-        def tell() -> Iterable[int]:
+        def answer() -> Iterable[int]:
             event(self.cores[partition], self._clock.now_ms())
             return (partition,)
 
-        self._enter(tell)
+        self._enter(answer)
 
     # --- proposing ---
     def propose(self, partition: int, effect: Effect, size: int, news: Change | None = None) -> int:
-        """Append ``effect`` to the partition's open entry; it leaves with the next commit. Returns its sequence."""
+        """Append an effect to the partition's open entry, which leaves with the next commit.
+        Returns its sequence."""
         self._dirty.add(partition)
         self._schedule_flush()
         return self.cores[partition].propose(effect, size, news)
 
     def when_committed(self, wait: Wait, places: Iterable[tuple[int, int]]) -> Deferred[object]:
-        """Fire ``wait`` once each (partition, sequence) is committed; ``wait.left`` must be their number.
+        """Fire ``wait`` once each (partition, sequence) is committed; ``wait.left`` must be their
+        number.
 
-        Some may be committed already: a claim that had to read rows in between waits for entries of earlier turns.
+        Some may be committed already: a claim that had to read rows in between waits for entries of
+        earlier turns.
         """
         for partition, sequence in places:
             if sequence <= self.cores[partition].committed:
@@ -228,7 +270,8 @@ class ReplicaDriver:
         return self._applier.unapplied.states
 
     def is_overloaded(self, *, is_large: bool) -> bool:
-        """Whether more waits for disks and peers than may wait: new work is to be refused (F46, I15). See ``Admission``."""
+        """Whether new work is to be refused: too much waits for disks and peers (F46, I15). See
+        ``Admission``."""
         waiting = self._budget.uncommitted_bytes
         return self._admission.is_full(waiting, is_large=is_large) or self._applier.is_overloaded
 
@@ -238,12 +281,16 @@ class ReplicaDriver:
 
     @property
     def copied_bytes(self) -> int:
-        """Sent to copies that did not count, in this run of the process."""
+        """Bytes sent to replicas that were not in sync, since the process started."""
         return self._budget.copying.sent_bytes
 
     # --- the loop ---
     def _enter(self, event: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
-        """``event`` says which cores it has touched. ``at_once``: what they have for the disk does not wait for the next turn."""
+        """Run an event, which returns the partitions that it touched, then do what their cores
+        want.
+
+        :param at_once: flush in this turn what they have for the disk, not in the next one.
+        """
         if self._broken or self._stopped:
             return
         try:
@@ -256,7 +303,8 @@ class ReplicaDriver:
             self._broke(Failure())
 
     def _pump(self, touched: Iterable[int]) -> list[Wait]:
-        """Do what the cores want; returns who hears that an entry is committed."""
+        """Do what the touched cores want. Returns the callers whose entry is committed; the caller
+        fires them."""
         changes: list[Change] = []
         waits: list[Wait] = []
         events: list[tuple[int, Event]] = []
@@ -281,12 +329,13 @@ class ReplicaDriver:
             if core.has_ready:
                 self._dirty.add(partition)
         self._outbox.send()
-        left = [partition for partition, event in events if isinstance(event, SteppedDown)]
-        for partition in left:
-            # All of them before anybody hears of anything: nothing may be proposed there any more (R12).
+        stepped_down = [partition for partition, event in events if isinstance(event, SteppedDown)]
+        for partition in stepped_down:
+            # All of them before anything else is reported: nothing may be proposed there any more
+            # (R12).
             self._owner.stepped_down(partition)
             self._events.stepped_down(partition)
-        for partition in left:
+        for partition in stepped_down:
             for wait in self._waiters[partition].abandon():
                 wait.give_up()
         if changes:
@@ -342,7 +391,8 @@ class ReplicaDriver:
                     self._applier.unapplied.hold(partition)
             self._dirty.discard(partition)
             if size > limits.COMMIT_BYTES_AIM:
-                # What is left goes into the next one: who waits for a little must not wait for all of it.
+                # The rest goes into the next commit: a small entry must not wait for a large one's
+                # sync.
                 self._from = partition + 1
                 break
         else:
@@ -351,9 +401,9 @@ class ReplicaDriver:
         taken = self._applier.take(must_persist, bool(self._idle_waits))
         if not (must_persist or taken.applied):
             if readies:
-                self._persisted(readies)  # nothing is on its way to the disk: what waited for it need not wait
+                self._persisted(readies)  # nothing is on its way to the disk, so nothing need wait for it
             else:
-                self._tell_idle()
+                self._fire_idle()
             for wait in settled:
                 wait.step()
             return
@@ -370,7 +420,8 @@ class ReplicaDriver:
         ).addErrback(self._broke)
 
     def _turns(self) -> list[int]:
-        """Cores with something to do, first those that were left the last time."""
+        """Partitions with something for the disk, beginning with those that the last commit had no
+        room for."""
         dirty = sorted(self._dirty)
         if self._from:
             at = bisect_left(dirty, self._from)
@@ -386,22 +437,23 @@ class ReplicaDriver:
             if sequence <= core.committed:  # else the copy was dropped while this was on its way
                 core.applied(sequence)
         waits += self._applier.durable(taken)
-        heard = self._told_persisted(readies)
-        # The disk is free: the next batch leaves before anybody hears, and what the hearers propose goes into the one after.
+        committed = self._report_persisted(readies)
+        # The disk is free: the next commit leaves before any caller gets its answer.
         if self._dirty or self._applier.is_waited_for or self._idle_waits:
             self._flush()
         for wait in waits:
             wait.step()
-        for wait in heard:
+        for wait in committed:
             wait.step()
 
     def _persisted(self, readies: list[tuple[int, Ready]]) -> None:
-        for wait in self._told_persisted(readies):
+        for wait in self._report_persisted(readies):
             wait.step()
         if self._idle_waits:
             self._schedule_flush()
 
-    def _told_persisted(self, readies: list[tuple[int, Ready]]) -> list[Wait]:
+    def _report_persisted(self, readies: list[tuple[int, Ready]]) -> list[Wait]:
+        """Tell the cores that their writes are durable, and send what waited for that (R8, R16)."""
         now_ms = self._clock.now_ms()
         for partition, ready in readies:
             self.cores[partition].persisted(ready.number, now_ms)
@@ -412,7 +464,8 @@ class ReplicaDriver:
         return self._pump([partition for partition, _ in readies])
 
     def _count_installed(self, partition: int) -> None:
-        """How many rows a snapshot has brought. Nothing of the partition is applied meanwhile."""
+        """Count the rows that a snapshot brought. Nothing of the partition is applied until they
+        are counted."""
 
         def counted(found: list[tuple[int, str, int, int]]) -> None:
             states = [0] * len(State)
@@ -423,14 +476,15 @@ class ReplicaDriver:
 
         self._store.counts([partition]).addCallback(counted).addErrback(self._broke)
 
-    def _tell_idle(self) -> None:
+    def _fire_idle(self) -> None:
         waits, self._idle_waits = self._idle_waits, []
         for done in waits:
             done.callback(None)
 
     # --- time ---
     def tick_all(self) -> None:
-        """Tick each partition that is led here or is to be. Called with each ping round: silence alone may end a rest."""
+        """Tick each partition that is led here or is to be. Called with each ping round: silence
+        alone may end a rest."""
         self._tick(self._candidates)
 
     def _tick_busy(self) -> None:
@@ -452,13 +506,15 @@ class ReplicaDriver:
 
     # --- trouble ---
     def _broke(self, why: Failure) -> None:
-        """Effects may be lost on the way to the rows: going on would make that durable."""
+        """Stop and report: effects may be lost on the way to the rows, and going on would make that
+        durable (R20)."""
         if not self._broken:
             self._failed(why)
             self._events.broken(cast("BaseException", why.value))
 
     def _failed(self, why: Failure) -> None:
-        """The store is broken: no further message (R18). The composition root ends the process."""
+        """Stop for good: the store is broken, so no message may leave (R18). The composition root
+        ends the process."""
         self._broken = True
         self._in_flight = False
         _log.critical("the store failed: {why}", why=why.getTraceback(), event="store_broken")
@@ -469,17 +525,19 @@ class ReplicaDriver:
             wait.give_up()
         self._flying_waits = []
         self._applier.give_up()
-        self._tell_idle()
+        self._fire_idle()
 
     def give_up_overdue(self) -> None:
-        """Callers that have waited for ``COMMIT_WAIT_S`` hear that the outcome is not known. Called each second."""
+        """Fail callers that have waited for ``COMMIT_WAIT_S`` with ``OutcomeUnknown``. Called each
+        second."""
         before_ms = self._clock.now_ms() - int(limits.COMMIT_WAIT_S * 1000)
         for waiters in self._waiters:
             for wait in waiters.overdue(before_ms):
                 wait.give_up()
 
     def stop(self) -> None:
-        """Nothing leaves any more; ``idle`` comes before. Who still waits for other nodes' disks hears that nobody knows."""
+        """Send and write nothing from now on. Callers that still wait fail with ``OutcomeUnknown``;
+        see ``idle``."""
         self._stopped = True
         for timer in (self._flush_timer, self._apply_timer, self._tick_timer):
             timer.cancel()
@@ -489,9 +547,9 @@ class ReplicaDriver:
 
 
 def add_write(batch: Batch, partition: int, write: PendingWrite) -> int:
-    """One partition's share; the store keeps to the order that ``PendingWrite`` has its fields in.
+    """Add one partition's write to a commit. Returns the bytes of its entries.
 
-    Returns the bytes of its entries.
+    The store applies the parts of a batch in the order of the fields of ``PendingWrite``.
     """
     if write.promise:
         batch.promises[partition] = write.promise

@@ -1,6 +1,7 @@
-"""Ping rounds: who stands behind this node's partitions, every quarter of a second and whenever a strong read asks (section 7).
+"""ReadIndex for partitions: ping rounds confirm that this node is still their primary (section 7).
 
-All reads of one turn share a round, and while one is on its way those that come wait together for the next.
+A round is begun each ``ROUND_S``, and whenever a strong read asks. All reads of one turn share a
+round; those that come while a round is in flight wait together for the next one.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from tq_node.wire.errors import MalformedBox
 
 ROUND_S = 0.25
 ROUND_WAIT_MS = 20
-"""A round that is not answered within this does not hold up the next one."""
+"""A round that is not answered within this time does not hold up the next one."""
 READ_WAIT_MS = 2_000
-"""After this a strong read hears that it could not be confirmed."""
+"""A strong read that is not confirmed within this time fails."""
 
 WORDS: Codec[Ping | Pong] = Codec(Ping | Pong)
 
@@ -37,27 +38,32 @@ class _Read:
 
 
 class ReadIndex:
-    """:param send: one body to one peer, over the lane of consensus: a megabyte of entries must not hold it up (F36)."""
+    """Confirms leadership by ping rounds, answers the pings of others, and serves strong reads.
+
+    :param send: send one body to one peer over the lane of consensus, where no megabyte of entries
+        holds it up (F36).
+    """
 
     def __init__(
         self,
-        copies: ReplicaDriver,
+        driver: ReplicaDriver,
         clock: Clock,
         send: Callable[[NodeId, bytes], bool],
     ) -> None:
-        self._copies = copies
+        self._driver = driver
         self._clock = clock
         self._send = send
         self._rounds = PingRounds()
         self._reads: dict[int, list[_Read]] = {}
-        """By the number of the round that each needs."""
+        """Reads by the number of the first round that can confirm them."""
         self._begun_ms = 0
         self._begin_timer = clock.timer(self.begin)
 
     # --- rounds ---
     def begin(self) -> None:
-        """Ask everybody. Also called every ``ROUND_S``: idle partitions need it too (F45)."""
-        leading = [core for core in self._copies.cores if core.is_leading]
+        """Ping every node with a replica of what is led here; also each ``ROUND_S``, for idle
+        partitions (F45)."""
+        leading = [core for core in self._driver.cores if core.is_leading]
         led = [(core.partition, epoch) for core in leading if (epoch := core.epoch) is not None]
         if not led:
             return
@@ -66,23 +72,25 @@ class ReadIndex:
         for node in sorted({node for core in leading for node in core.streams}):
             self._send(node, body)
 
-    def heard(self, source: NodeId, body: bytes) -> None:
-        """:raises MalformedBox: it is neither."""
-        word = WORDS.decode(body)
-        if isinstance(word, Ping):
-            self._answer(source, word)
+    def received(self, source: NodeId, body: bytes) -> None:
+        """Answer a ping, or count an answer to one of this node's. :raises MalformedBox: it is
+        neither.
+        """
+        message = WORDS.decode(body)
+        if isinstance(message, Ping):
+            self._answer(source, message)
             return
-        if any(partition >= len(self._copies.cores) for partition, _ in word.refused):
+        if any(partition >= len(self._driver.cores) for partition, _ in message.refused):
             raise MalformedBox("a partition that there is not")
-        if word.refused:
-            self._copies.refused(source, word.refused)
-        answered = self._rounds.answered(word)
+        if message.refused:
+            self._driver.refused(source, message.refused)
+        answered = self._rounds.answered(message)
         if answered is not None:
-            self._copies.confirmed(source, answered.led, answered.number, answered.sent_ms)
+            self._driver.confirmed(source, answered.led, answered.number, answered.sent_ms)
             self._serve()
 
     def _answer(self, source: NodeId, ping: Ping) -> None:
-        cores = self._copies.cores
+        cores = self._driver.cores
         refused = []
         for partition, epoch in ping.led:
             if 0 <= partition < len(cores):
@@ -93,12 +101,15 @@ class ReadIndex:
 
     # --- strong reads ---
     def when_confirmed(self, partition: int) -> Deferred[None] | None:
-        """Fires once every member of the partition's effective set has answered a round begun from now on; None: it has
-        nobody else.
+        """Fire once every member of the partition's effective set has answered a round begun from
+        now on.
 
-        :raises NotConfirmed: (through the Deferred) not within ``READ_WAIT_MS``, or this node is primary no more.
+        None: nothing to wait for, as this node is the only member.
+
+        :raises NotConfirmed: (through the Deferred) not within ``READ_WAIT_MS``, or this node is
+            primary no more.
         """
-        core = self._copies.cores[partition]
+        core = self._driver.cores[partition]
         needed = self._rounds.number + 1
         if core.may_read(needed):
             return None
@@ -108,16 +119,17 @@ class ReadIndex:
         return read.deferred
 
     def begin_soon(self) -> None:
-        """In the next turn, or once the round that is on its way has had its time."""
+        """Begin a round in the next turn, or once the round in flight is answered or
+        ``ROUND_WAIT_MS`` old."""
         if self._begin_timer.is_pending:
             return
-        is_under_way = any(number <= self._rounds.number for number in self._reads)
-        wait_ms = max(0, self._begun_ms + ROUND_WAIT_MS - self._clock.now_ms()) if is_under_way else 0
+        is_in_flight = any(number <= self._rounds.number for number in self._reads)
+        wait_ms = max(0, self._begun_ms + ROUND_WAIT_MS - self._clock.now_ms()) if is_in_flight else 0
         self._begin_timer.start(wait_ms / 1000)
 
     def _serve(self) -> None:
-        """Answer whoever waits for a round that is confirmed by now."""
-        cores = self._copies.cores
+        """Fire the reads whose round is confirmed by now."""
+        cores = self._driver.cores
         ready: list[_Read] = []
         for number in sorted(self._reads):
             if number > self._rounds.number:
@@ -131,36 +143,36 @@ class ReadIndex:
             else:
                 del self._reads[number]
         if self._begin_timer.is_pending and not any(number <= self._rounds.number for number in self._reads):
-            # The round that was on its way is over: the next need not wait any longer.
+            # The round in flight is answered: the next need not wait any longer.
             self._begin_timer.restart()
         for read in ready:
             if not read.deferred.called:
                 read.deferred.callback(None)
 
     def give_up_overdue(self) -> None:
-        """Called each quarter of a second."""
+        """Fail reads older than ``READ_WAIT_MS``; called each ``ROUND_S``."""
         before_ms = self._clock.now_ms() - READ_WAIT_MS
         self._give_up(lambda read: read.since_ms < before_ms)
 
     def stepped_down(self, partition: int) -> None:
-        """This node is primary of it no more."""
+        """Fail the partition's reads: this node leads it no more."""
         self._give_up(lambda read: read.partition == partition)
 
     def stop(self) -> None:
         self._give_up(lambda read: True)
         self._begin_timer.cancel()
 
-    def _give_up(self, is_over: Callable[[_Read], bool]) -> None:
+    def _give_up(self, is_lost: Callable[[_Read], bool]) -> None:
         for number, waiting in list(self._reads.items()):
-            over = [read for read in waiting if is_over(read)]
-            if not over:
+            lost = [read for read in waiting if is_lost(read)]
+            if not lost:
                 continue
-            left = [read for read in waiting if read not in over]
-            if left:
-                self._reads[number] = left
+            kept = [read for read in waiting if read not in lost]
+            if kept:
+                self._reads[number] = kept
             else:
                 del self._reads[number]
-            for read in over:
+            for read in lost:
                 if not read.deferred.called:
                     read.deferred.errback(
                         NotConfirmed("the other copies did not confirm that this is the newest state")

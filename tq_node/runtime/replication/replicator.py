@@ -1,4 +1,5 @@
-"""The copies of this node and everything that keeps them together: streams to peers, ping rounds, the table's records."""
+"""Feeds the replica driver: the cluster map's records, peers and their messages, time. Tells what
+this node may serve."""
 
 from __future__ import annotations
 
@@ -22,14 +23,19 @@ from tq_node.wire.errors import UNREADABLE, MalformedBox
 BOX_BYTES_AIM = 1024 * 1024
 _decode = msgspec.msgpack.Decoder(list[AnyMessage]).decode
 SILENT_MS = 2_000
-"""A peer that has said nothing for so long can't be counted on for an acknowledgement, whatever its connection looks like."""
+"""A peer that has sent nothing for this long is not counted on for acknowledgements, though
+connected (F35)."""
 LEFTOVER_KEPT_MS = 600_000
-"""A copy stays for so long after this node's own table has it elsewhere (section 6, move): a late node must not delete what
-it was just given again (F28)."""
+"""How long a replica stays on disk after the cluster map has moved it away (section 6, move): a
+node whose map is late must not delete what it was just given again (F28)."""
 
 
 class Replication:
-    """Feeds the replica driver with the cluster map, the peers and time, and tells what this node may serve."""
+    """All replicas of this node, joined to its cluster.
+
+    :param surroundings: the link to peers, and the controller. :param events: what the node's tasks
+        are told.
+    """
 
     def __init__(
         self, store: Store, clock: Clock, replicas: Replicas, surroundings: Surroundings, events: ReplicaEvents
@@ -39,24 +45,27 @@ class Replication:
         self._ask_controller = surroundings.ask_controller
         self._records: dict[int, Record] = {}
         self._names: dict[NodeId, str] = {}
-        self._begun_ms = clock.now_ms()
-        self._heard_ms: dict[NodeId, int] = {}
+        self._started_ms = clock.now_ms()
+        self._received_ms: dict[NodeId, int] = {}
         self._in_sync_ms: dict[int, int] = {}
-        """When each copy here was last seen in its set."""
+        """When the cluster map last had each replica of this node in its in-sync set."""
         self._connected: set[NodeId] = set()
         self._lost: set[NodeId] = set()
-        self._left_ms: dict[int, int] = {}
-        """Leftovers, and since when they are."""
-        self._lost_timer = clock.timer(self._begin_anew)
+        self._leftover_since_ms: dict[int, int] = {}
+        """Since when each leftover lies here: a replica that the cluster map has moved away."""
+        self._restart_timer = clock.timer(self._restart_streams)
         self.refusals: dict[int, TaskQueueError] = {}
-        """Partitions led here that take no new work for now, and why."""
+        """Why partitions that are led here take no new work for now; those that do are absent."""
         link = surroundings.link
         self.driver = ReplicaDriver(store, clock, replicas, PeerBox(link.send_data, self._unsent), events, self)
         self.read_index = ReadIndex(self.driver, clock, link.send_confirm)
 
-    # --- the table ---
+    # --- the cluster map ---
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
-        """:param records: of every partition, as the table has them now; those that are not new cost nothing."""
+        """Take over the cluster map's records of all partitions, and the names of all nodes.
+
+        Records that have not changed cost nothing.
+        """
         self._names = dict(names)
         known = self._records
         fresh = [(partition, record) for partition, record in records.items() if known.get(partition) != record]
@@ -67,7 +76,7 @@ class Replication:
                 self._judge(partition)
 
     def is_held(self, partition: int) -> bool:
-        """Does the table name this node for it? What else lies here is a leftover of a move."""
+        """Whether the cluster map places a replica of the partition here; any other is a leftover."""
         record = self._records.get(partition)
         return record is not None and self._me in record.copies
 
@@ -76,26 +85,27 @@ class Replication:
         return None if record is None else record.primary
 
     def primary_name(self, partition: int) -> str:
-        """Empty where there is none."""
+        """Name of the partition's primary; empty if it has none."""
         primary = self.primary(partition)
         return "" if primary is None else self._names.get(primary, primary)
 
     def held(self) -> list[int]:
-        """The partitions that the table names this node for."""
+        """Partitions of which the cluster map places a replica here."""
         return [partition for partition, record in self._records.items() if self._me in record.copies]
 
     def age_s(self, partition: int) -> float:
-        """How old what is read here may be.
+        """Seconds by which a local read may be stale.
 
-        At the primary: since the others last confirmed it. At a member of the in-sync set, which lacks nothing that is committed:
-        since the primary was last heard. At any other copy: since it was last in the set.
+        At the primary: since the others last confirmed it. At an in-sync replica, which lacks
+        nothing that is committed: since the primary last sent anything. At any other replica: since
+        it was last in sync.
         """
         now_ms, record = self._clock.now_ms(), self._records.get(partition)
-        since_ms = self._begun_ms
+        since_ms = self._started_ms
         if record is not None and record.primary == self._me:
             since_ms = max(since_ms, self.driver.cores[partition].confirmed_at_ms(now_ms))
         elif record is not None and record.primary is not None and self._me in record.isr:
-            since_ms = self._heard_ms.get(record.primary, since_ms)
+            since_ms = self._received_ms.get(record.primary, since_ms)
         else:
             since_ms = self._in_sync_ms.get(partition, since_ms)
         return (now_ms - since_ms) / 1000
@@ -114,37 +124,41 @@ class Replication:
 
     # --- what may be served ---
     def _judge(self, partition: int) -> None:
-        """May new work be taken into it? Known before anything is appended (section 9)."""
+        """Decide whether the partition takes new work, so that work is refused before it is
+        appended (section 9)."""
         core, record = self.driver.cores[partition], self._records.get(partition)
         refusal: TaskQueueError | None = None
         if core.is_leading and record is not None:
             if core.is_handing_over:
                 refusal = NotActive("the partition is handed over to another node")
-            elif self._within_reach(core.effective_set, record) < record.min_isr:
+            elif self._reachable(core.effective_set, record) < record.min_isr:
                 refusal = NotEnoughReplicas("too few of the partition's in-sync copies can be reached")
         if refusal is None:
             self.refusals.pop(partition, None)
         else:
             self.refusals[partition] = refusal
 
-    def _within_reach(self, members: frozenset[NodeId], record: Record) -> int:
-        """How many members of the set could acknowledge now. Those that can't are soon removed, while ``min_isr`` remain."""
+    def _reachable(self, members: frozenset[NodeId], record: Record) -> int:
+        """Number of members that could acknowledge now. The others are soon removed, while
+        ``min_isr`` remain."""
         since_ms = self._clock.now_ms() - SILENT_MS
-        return sum(1 for node in members if node == self._me or (node in record.up and self._is_heard(node, since_ms)))
+        return sum(1 for node in members if node == self._me or (node in record.up and self._is_alive(node, since_ms)))
 
-    def _is_heard(self, node: NodeId, since_ms: int) -> bool:
-        """A cut that nobody tells of looks like a connection for a while (F35)."""
-        return node in self._connected and self._heard_ms.get(node, 0) >= since_ms
+    def _is_alive(self, node: NodeId, since_ms: int) -> bool:
+        """Whether a peer is connected and has sent something: a cut link looks like a connection
+        for a while (F35)."""
+        return node in self._connected and self._received_ms.get(node, 0) >= since_ms
 
     # --- peers ---
     def connected(self, node: NodeId) -> None:
-        """There is a new connection with it, whoever dialled: streams begin anew."""
+        """Restart the streams to a peer with a new connection, whoever dialled."""
         self._connected.add(node)
-        self._heard_ms[node] = self._clock.now_ms()
+        self._received_ms[node] = self._clock.now_ms()
         self.driver.connected(node)
         self._judge_all()
 
     def disconnected(self, node: NodeId) -> None:
+        """Stop the streams to a peer."""
         self._connected.discard(node)
         self.driver.disconnected(node)
         self._judge_all()
@@ -156,31 +170,35 @@ class Replication:
                 self._judge(partition)
 
     def received(self, source: NodeId, body: bytes) -> None:
-        """:raises MalformedBox: not what peers say; what of it was sound has had its effect."""
+        """Take messages of partitions from a peer.
+
+        :raises MalformedBox: some were refused; the sound ones have had their effect.
+        """
         try:
             messages = messages_in(body)
         except UNREADABLE as why:
             raise MalformedBox(f"messages of partitions: {why}"[: bounds.DETAIL_CHARS_MAX]) from None
         count = len(self.driver.cores)
-        for message in messages:  # for each box: a generator would cost more than what it looks at
+        for message in messages:  # a generator would cost more than the comparison
             if message.partition >= count:
                 raise MalformedBox("a partition that there is not")
-        self._heard_ms[source] = self._clock.now_ms()
+        self._received_ms[source] = self._clock.now_ms()
         refused = self.driver.receive(source, messages)
         if refused is not None:
             raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
 
     def asked(self, source: NodeId, body: bytes) -> None:
-        """A ping or its answer. :raises MalformedBox: it is neither."""
-        self._heard_ms[source] = self._clock.now_ms()
-        self.read_index.heard(source, body)
+        """Take a ping or the answer to one. :raises MalformedBox: it is neither."""
+        self._received_ms[source] = self._clock.now_ms()
+        self.read_index.received(source, body)
 
     def _unsent(self, node: NodeId) -> None:
-        # In a later turn: the cores are in the middle of something.
+        """A box for this peer was dropped: restart its streams in a later turn, as the cores are at
+        work in this one."""
         self._lost.add(node)
-        self._lost_timer.start(TICK_S)
+        self._restart_timer.start(TICK_S)
 
-    def _begin_anew(self) -> None:
+    def _restart_streams(self) -> None:
         lost, self._lost = self._lost, set()
         for node in sorted(lost):
             self.driver.disconnected(node)
@@ -188,7 +206,7 @@ class Replication:
                 self.driver.connected(node)
 
     def led_with_others(self) -> list[tuple[int, int]]:
-        """(partition, epoch) of those led here of which another copy, in sync and up, could be primary."""
+        """(partition, epoch) of those led here that another node, in sync and up, could lead."""
         found = []
         for core in self.driver.cores:
             record = core.record
@@ -199,7 +217,7 @@ class Replication:
 
     # --- time ---
     def round(self) -> None:
-        """Each ``confirming.ROUND_S``."""
+        """Tick all partitions and begin a ping round; called each ``read_index.ROUND_S``."""
         self.driver.tick_all()
         self.read_index.give_up_overdue()
         self.read_index.begin()
@@ -217,21 +235,24 @@ class Replication:
         now_ms = self._clock.now_ms()
         for partition, record in self._records.items():
             if self._me in record.copies or not self.driver.cores[partition].last_sequence:
-                self._left_ms.pop(partition, None)
-            elif now_ms - self._left_ms.setdefault(partition, now_ms) >= LEFTOVER_KEPT_MS:
-                del self._left_ms[partition]
+                self._leftover_since_ms.pop(partition, None)
+            elif now_ms - self._leftover_since_ms.setdefault(partition, now_ms) >= LEFTOVER_KEPT_MS:
+                del self._leftover_since_ms[partition]
                 self.driver.drop(partition)
 
     def stop(self) -> None:
         self.read_index.stop()
         self.driver.stop()
-        self._lost_timer.cancel()
+        self._restart_timer.cancel()
 
 
 class PeerBox:
-    """:param send: one body to one peer; False if it could not be sent.
+    """Collects the partitions' messages into one box for each peer and turn, whatever partitions
+    they are about.
 
-    :param on_lost: what was for this peer did not leave: its streams must begin anew. Called in a later turn.
+    :param send: send one body to one peer; returns False if it was dropped.
+    :param on_lost: called with a peer for which something was dropped: its streams must be
+        restarted.
     """
 
     def __init__(
@@ -251,12 +272,12 @@ class PeerBox:
             box.append(encode(message))
 
     def send(self) -> None:
-        """Everything that was gathered, in order."""
+        """Send everything gathered, in order."""
         if not self._gathered:
             return
         gathered, self._gathered = self._gathered, {}
         for node, box in gathered.items():
-            # What follows one that was lost must not arrive either.
+            # After a body that was dropped, no other may arrive.
             if not all(self._send(node, body) for body in _bodies(box)):
                 self._on_lost(node)
 
@@ -280,10 +301,10 @@ def _cut(box: list[bytes]) -> Iterator[bytes]:
 
 
 def _joined(part: list[bytes]) -> bytes:
-    """The bytes of a list whose items are encoded already (msgpack's array of 32-bit length)."""
+    """Encode a list whose items are encoded already (msgpack's array of 32-bit length)."""
     return b"".join((b"\xdd", len(part).to_bytes(4, "big"), *part))
 
 
 def messages_in(body: bytes) -> list[AnyMessage]:
-    """:raises msgspec.DecodeError: it is no such list."""
+    """Decode a box. :raises msgspec.DecodeError:"""
     return _decode(body)

@@ -1,7 +1,8 @@
-"""Snapshots on their way in: what is in a chunk is looked at before it is staged, so that no peer's mistake can break this store.
+"""Checks the content of incoming snapshots before it is staged, so that a peer's mistake can't
+break this store.
 
-The core knows that a chunk arrived as it was sent; only the store's room can read it. What does not hold is kept from the core,
-which then misses it and asks to begin anew.
+The core checks that a chunk arrived as it was sent, and can't read it. A chunk that is refused here
+is not given to the core, which then misses it and asks for a new snapshot.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ _Sender = tuple[NodeId, int, int]
 
 
 class ChunkCheck:
-    """At most one check for each partition: that of the snapshot which was begun last."""
+    """Checks the chunks of at most one snapshot for each partition: the one that was begun last."""
 
     def __init__(self) -> None:
         self._checks: dict[int, tuple[_Sender, SnapshotCheck]] = {}
 
     def is_sound(self, source: NodeId, message: AnyMessage) -> bool:
-        """May the core have it? Of a message that fits no snapshot begun here the core is the judge."""
+        """Return whether the core may have the message. One of no snapshot that was begun here is
+        for the core to judge."""
         partition = message.partition
         if isinstance(message, SnapBegin):
             self._checks[partition] = (source, message.epoch, message.snapshot_id), SnapshotCheck(partition)

@@ -1,4 +1,5 @@
-"""What a core wishes of the store besides commits: entries for a replica that lags, snapshots for one that lags further."""
+"""Serves what cores request of the store besides commits: log entries and snapshots for replicas
+that lag."""
 
 from __future__ import annotations
 
@@ -16,21 +17,25 @@ from tq_node.store.api import PartitionSnapshot, Store
 from tq_node.types import Change, NodeId
 
 _log = Logger(namespace="taskqueue.log")
-Told = Callable[[int, Callable[[PartitionCore[Change], int], object]], None]
+Answer = Callable[[int, Callable[[PartitionCore[Change], int], object]], None]
 _Place = tuple[int, NodeId, int]
 
 
 class StoreRequests:
-    """:param tell: (partition, event): enter the partition's core with the store's answer; the event takes core and now_ms."""
+    """Reads log entries and snapshots for the cores.
 
-    def __init__(self, store: Store, tell: Told) -> None:
+    :param answer: called with (partition, event) to enter the partition's core with the store's
+        answer; the event takes the core and now_ms.
+    """
+
+    def __init__(self, store: Store, answer: Answer) -> None:
         self._store = store
-        self._tell = tell
+        self._answer = answer
         self._opening: dict[_Place, Deferred[None]] = {}
         self._open: dict[_Place, PartitionSnapshot] = {}
 
     def grant(self, partition: int, request: StoreRequest) -> None:
-        """Begin; the answer comes in a later turn."""
+        """Begin to serve a request; the answer comes in a later turn."""
         if isinstance(request, ReadLog):
             self._read_log(partition, request)
         elif isinstance(request, OpenSnapshot):
@@ -42,7 +47,7 @@ class StoreRequests:
 
     def _read_log(self, partition: int, request: ReadLog) -> None:
         def read(entries: Sequence[Entry]) -> None:
-            self._tell(partition, lambda core, now_ms: core.log_read(request.node, entries, now_ms))
+            self._answer(partition, lambda core, now_ms: core.log_read(request.node, entries, now_ms))
 
         reading = self._store.read_log(partition, request.first, bytes_max=request.bytes_max)
         reading.addCallbacks(read, self._broken)
@@ -53,7 +58,7 @@ class StoreRequests:
         def opened(snapshot: PartitionSnapshot) -> None:
             del self._opening[place]
             self._open[place] = snapshot
-            self._tell(
+            self._answer(
                 partition,
                 lambda core, now_ms: core.snapshot_opened(
                     request.node, request.snapshot_id, snapshot.applied, snapshot.epochs, snapshot.horizon_us, now_ms
@@ -76,7 +81,7 @@ class StoreRequests:
 
         def read(data: bytes | None) -> None:
             digest = snapshot.digest() if data is None else b""
-            self._tell(
+            self._answer(
                 partition, lambda core, now_ms: core.snapshot_chunk(request.node, request.snapshot_id, data, digest)
             )
 
@@ -88,7 +93,7 @@ class StoreRequests:
             self._open.pop(place).close()
         if why.check(StoreBroken):
             return  # the store says so itself (R18)
-        self._tell(partition, lambda core, now_ms: core.snapshot_failed(node, snapshot_id, now_ms))
+        self._answer(partition, lambda core, now_ms: core.snapshot_failed(node, snapshot_id, now_ms))
 
     def _close(self, partition: int, request: CloseSnapshot) -> None:
         place = partition, request.node, request.snapshot_id
