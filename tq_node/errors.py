@@ -135,7 +135,7 @@ class LastNode(TaskQueueError):
 
 
 class ClusterRefused(TaskQueueError):
-    """The cluster's table does not allow it as things are; ``detail`` says why."""
+    """The cluster map does not allow it as things are; ``detail`` says why."""
 
     status, code, title = 409, "refused", "Refused by the cluster"
 
@@ -145,14 +145,14 @@ class Denied(TaskQueueError):
 
 
 class StaleAttempt(TaskQueueError):
-    """Another claim holds the task, or it has ended: what the holder of this token says no longer
-    counts."""
+    """Another claim holds the task, or it has ended: a report with this token does not count any
+    more."""
 
     status, code, title = 409, "stale_attempt", "Attempt no longer holds the task"
 
 
 class HandlersUnusable(TaskQueueError):
-    """The node's handler modules could not be loaded anew; the handlers of before go on."""
+    """The node's handler modules could not be reloaded; the earlier handlers go on."""
 
     status, code, title = 409, "handlers_unusable", "Handlers could not be loaded"
 
@@ -216,10 +216,10 @@ class StoreBroken(Exception):
 
 
 class Unsound(Exception):
-    """What a peer says can't be so: nothing was done with it. It says nothing about this node's
-    store, and ends nothing."""
+    """A peer broke the protocol: nothing was done with its message, and nothing of this node ends
+    by it."""
 
 
 class Divergence(Exception):
-    """A row effect met a revision that it does not follow: this copy is not what the log says
-    (section 3)."""
+    """A row effect met a revision that it does not follow, or a log contradicts what is committed:
+    this copy is not what the log says."""

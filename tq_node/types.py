@@ -26,7 +26,7 @@ Sequence = NewType("Sequence", int)
 
 
 class Token(NamedTuple):
-    """A claim's own place in its partition's log; all fencing compares tokens, never attempt
+    """The place of a claim in its partition's log; all fencing compares tokens, never attempt
     numbers (F30a)."""
 
     epoch: int
@@ -34,7 +34,7 @@ class Token(NamedTuple):
 
 
 class State(enum.IntEnum):
-    """The states of the contract. The numbers are part of the on-disk format."""
+    """A task's state. The numbers are part of the on-disk format."""
 
     SCHEDULED = 0
     PENDING = 1
@@ -66,7 +66,7 @@ class Backoff(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TaskSpec(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What the submitter said, with the defaults filled in. Never changes after the submit.
+    """What the submitter gave, with the defaults filled in. It never changes after the submit.
 
     ``payload`` is compact JSON. ``content_hash`` is over the fields as sent.
     """
@@ -114,7 +114,7 @@ class LogLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A task as it is: the fixed part and what changes.
+    """A task's present row: the fixed part and what changes.
 
     ``rev`` rises by one with each change. ``failures`` and ``losses`` are counted within the run
     (``retry`` starts a new run and zeroes both); ``attempt`` is the number of the latest attempt of
@@ -155,8 +155,8 @@ class HandlerKind(enum.IntEnum):
 
 
 class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A type that a node has a handler for, and what its ``@task`` says for tasks that don't; None
-    where it says nothing."""
+    """A type that a node has a handler for, with the defaults of its ``@task`` for tasks that set
+    none; None where it has no default."""
 
     type: str
     queue: str | None = None

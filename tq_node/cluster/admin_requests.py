@@ -21,8 +21,8 @@ def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False
 
 
 def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
-    """Stay after all: of a node that is drained, or that ``remove`` drains first. Of one that stays
-    anyway it changes nothing."""
+    """Let a node stay that is drained, or that ``remove`` drains first. Changes nothing for one
+    that stays anyway."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE
@@ -30,8 +30,8 @@ def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
 
 
 def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:
-    """Of a living node: drain it, and ``decide`` removes it when it is empty. Of a dead one: at
-    once; its store is given up."""
+    """Remove a node: a living one is drained first and removed by ``decide`` when it is empty, a
+    dead one at once; its store is given up."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE

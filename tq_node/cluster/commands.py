@@ -24,16 +24,16 @@ FORMAT = 1
 
 
 class UnreadableCommand(Exception):
-    """Not an entry that this code can apply: damage, or a newer kind. The node stops: skipping it
-    would be divergence (F44)."""
+    """This code can't apply the entry: damage, or a newer kind. The node stops; to skip it would be
+    divergence (F44)."""
 
 
 class Value(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Part of a command."""
+    """A part of a command."""
 
 
 class Command(msgspec.Struct, frozen=True, array_like=True):
-    """One entry."""
+    """One entry of the metadata log."""
 
 
 class Registration(Value, frozen=True):
@@ -110,7 +110,7 @@ class RegisterNode(Command, frozen=True, tag=2):
 
 
 class NodeDown(Command, frozen=True, tag=3):
-    """R5 or R5a, or the node's own last word. ``reason``: silence, evidence or departed."""
+    """A node is down. ``reason``: silence (R5), evidence (R5a), or departed: it said so itself."""
 
     node_id: NodeId
     session: int
@@ -118,7 +118,7 @@ class NodeDown(Command, frozen=True, tag=3):
 
 
 class DrainNode(Command, frozen=True, tag=4):
-    """Move everything off it. ``then_remove``: and remove it when it is empty."""
+    """Move everything off a node. ``then_remove``: remove it once it is empty."""
 
     node_id: NodeId
     then_remove: bool = False
@@ -129,8 +129,7 @@ class UndrainNode(Command, frozen=True, tag=5):
 
 
 class RemoveNode(Command, frozen=True, tag=6):
-    """Of a node that holds no copies, or of one that is down for good: an operator's word that its
-    store will not come back.
+    """Remove a node that holds no copies, or one that an operator says is lost for good.
 
     ``empty``: partitions that hold no task by the node's last report; they may start again
     elsewhere if it held their last copy.
@@ -143,7 +142,7 @@ class RemoveNode(Command, frozen=True, tag=6):
 
 # --- partitions ---
 class AlterIsr(Command, frozen=True, tag=10):
-    """R4. From the primary, for several partitions; each is judged by itself."""
+    """A primary's new in-sync sets for several partitions; each is judged by itself (R4)."""
 
     sender: NodeId
     session: int
@@ -151,7 +150,7 @@ class AlterIsr(Command, frozen=True, tag=10):
 
 
 class StepDown(Command, frozen=True, tag=11):
-    """ "I am slow or draining: choose another." """
+    """A primary that is slow, draining or stopping asks for another."""
 
     sender: NodeId
     session: int
@@ -159,26 +158,27 @@ class StepDown(Command, frozen=True, tag=11):
 
 
 class PlanPrimary(Command, frozen=True, tag=12):
-    """Record who should be the next primary, so that the present one drains and steps down by
-    itself. Itself: it stays."""
+    """Record the next primary, so that the present one drains and steps down by itself; naming the
+    present one lets it stay."""
 
     steps: tuple[PrimaryStep, ...]
 
 
 class ElectPrimary(Command, frozen=True, tag=13):
-    """Choose at once; without ``to`` as after a death."""
+    """Choose a primary at once: ``to``, or without it the best candidate, as after a death."""
 
     steps: tuple[PrimaryStep, ...]
 
 
 class RaiseMinIsr(Command, frozen=True, tag=14):
-    """To what section 6 asks for, where ``isr`` allows."""
+    """Raise ``min_isr`` to what the number of members asks for, where ``isr`` allows it."""
 
     seen: tuple[Seen, ...]
 
 
 class UnsafeRecover(Command, frozen=True, tag=15):
-    """Outside R1, by an operator: this node's copy is the partition from now on. Recorded for ever."""
+    """An operator's order, outside R1: this node's copy is the partition from now on. Recorded for
+    ever."""
 
     partition: PartitionId
     epoch: Epoch
@@ -225,8 +225,8 @@ class RaiseFeatureLevel(Command, frozen=True, tag=34):
 
 
 class NoteThreeVoters(Command, frozen=True, tag=35):
-    """The group has had three voters: from now on a replacement is promoted only after some time of
-    health (section 6)."""
+    """The Raft group has had three voters: from now on a replacement is promoted only after some
+    time of health."""
 
 
 class NoteHandlers(Command, frozen=True, tag=36):
@@ -275,7 +275,7 @@ def encode(command: AnyCommand) -> bytes:
 
 
 def decode(data: bytes) -> AnyCommand:
-    """:raises UnreadableCommand: see there."""
+    """:raises UnreadableCommand: damage, or a newer kind."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableCommand(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:

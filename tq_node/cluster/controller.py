@@ -55,7 +55,8 @@ _Step = TypeVar("_Step")
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """``waiting``: partitions that should move and do not, with the reason as a stable word."""
+    """What to propose. ``waiting``: partitions that should move and do not, with the reason as a
+    stable word."""
 
     commands: tuple[AnyCommand, ...] = ()
     voter_change: VoterChange | None = None
@@ -71,10 +72,13 @@ def decide(
     pending: Collection[AnyCommand] = (),
     plan: bool = True,
 ) -> Decision:
-    """:param plan: False: look for deaths and voters only, not at each partition.
+    """What the leader should propose now.
 
-    :param pending: proposed and not yet applied, the data plane's proposals too; none of it is
-        proposed again."""
+    :param plan: False: look for deaths and voters only, not at each partition.
+
+    :param pending: commands proposed and not yet applied, the data plane's too; none is proposed
+        again.
+    """
     if view.me not in cluster_map.nodes:
         return Decision()
     voter_change = next_voter_change(cluster_map, liveness, view, now_ms)
@@ -93,7 +97,7 @@ def decide(
 def cause_of_death(
     node: NodeEntry, cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int
 ) -> str | None:
-    """R5a, then R5."""
+    """Why the node is taken for dead: ``evidence`` (R5a), ``silence`` (R5), or None."""
     if liveness.is_proven_dead(node.node_id, cluster_map.nodes, view.voters, view.me):
         return "evidence"
     return "silence" if liveness.is_silent(node.node_id, now_ms) else None
@@ -114,7 +118,7 @@ def _deaths(
 
 # --- partitions ---
 def _on_partitions(planner: Planner, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
-    """Of each partition at most one thing at a time: every step is compare-and-set, a second one
+    """The steps that are due, at most one for each partition: all are compare-and-set, a second one
     would be refused."""
     busy = partitions_in(pending)
 
@@ -169,7 +173,7 @@ def _on_the_cluster(planner: Planner, view: RaftView, pending: Collection[AnyCom
 
 
 def _removals(planner: Planner, view: RaftView) -> Iterator[AnyCommand]:
-    """Section 6, leave: drained, moved, leadership and vote given up, and then removed."""
+    """Remove each leaving node once it holds no copy and has no vote."""
     leaving = [node for node in planner.map.nodes.values() if node.is_member and node.is_leaving]
     if leaving:
         holders: set[NodeId] = {node for entry in planner.map.partitions for node in entry.copies}
@@ -180,8 +184,8 @@ def _removals(planner: Planner, view: RaftView) -> Iterator[AnyCommand]:
 
 
 def _levels(cluster_map: ClusterMap) -> Iterator[AnyCommand]:
-    """F44: as soon as every member supports it. This code too: what its node registered with may
-    have been a later release."""
+    """Raise the feature level as soon as every member supports it (F44), this code included: its
+    node may have registered as a later release."""
     supported = min(FEATURE_LEVEL_MAX, *(node.feature_level_max for node in cluster_map.members()))
     if supported > cluster_map.feature_level:
         yield RaiseFeatureLevel(supported)

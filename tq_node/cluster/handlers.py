@@ -12,7 +12,7 @@ from tq_node.types import Announced, HandlerKind, NodeId
 
 
 def is_known_without(cluster_map: ClusterMap, node: NodeEntry, announced: Mapping[NodeId, Announced]) -> bool:
-    """Has it said, with its registration or since, that it has no handlers of its own?"""
+    """Whether the node said, with its registration or since, that it has no handlers of its own."""
     said = announced.get(node.node_id)
     if said is not None:
         return said.kind in (HandlerKind.NONE, HandlerKind.SIMULATED)
@@ -20,10 +20,11 @@ def is_known_without(cluster_map: ClusterMap, node: NodeEntry, announced: Mappin
 
 
 def may_simulate(cluster_map: ClusterMap, me: NodeId, announced: Mapping[NodeId, Announced]) -> bool:
-    """May a node that was given no handlers let the simulated ones run tasks?
+    """Whether a node that was given no handlers may let the simulated ones run tasks.
 
-    Not while nodes of an earlier release are members: they don't say what they have. :param told:
-    of each node, its last word.
+    Not while nodes of an earlier release are members: they don't say what they have.
+
+    :param announced: the latest announcement of each node.
     """
     return (
         cluster_map.feature_level >= HANDLERS_LEVEL
@@ -33,7 +34,7 @@ def may_simulate(cluster_map: ClusterMap, me: NodeId, announced: Mapping[NodeId,
 
 
 def is_note_due(cluster_map: ClusterMap, announced: Mapping[NodeId, Announced]) -> bool:
-    """Has a member handlers of its own that the cluster map does not know of yet?"""
+    """Whether a member has handlers of its own and the cluster map does not show it yet."""
     return (
         cluster_map.feature_level >= HANDLERS_LEVEL
         and not cluster_map.handlers_seen
@@ -50,7 +51,7 @@ ANY = "*"
 
 
 class Takers(msgspec.Struct, frozen=True):
-    """The types that each node which is up takes; None: any, or it has not said."""
+    """The task types that each node which is up takes; None: any, or the node has not said."""
 
     of: dict[NodeId, frozenset[str] | None]
 
@@ -66,8 +67,11 @@ class Takers(msgspec.Struct, frozen=True):
 def takers(
     cluster_map: ClusterMap, announced: Mapping[NodeId, Announced], me: NodeId, own: Collection[str] | None
 ) -> Takers:
-    """:param told: of each node, its last word in its present session; of this one ``own`` counts,
-    which is newer."""
+    """The types that each node which is up takes.
+
+    :param announced: the latest announcement of each node in its present session; for this node
+        ``own`` counts, which is newer.
+    """
     of: dict[NodeId, frozenset[str] | None] = {me: None if own is None else frozenset(own)}
     for node in cluster_map.nodes.values():
         if node.is_up and node.node_id != me:

@@ -49,7 +49,8 @@ def is_conclusive(evidence: Evidence, apart_ms: int) -> bool:
 
 
 def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]) -> bool:
-    """News of, or from, an earlier run says nothing about this one."""
+    """Whether both nodes are still in the sessions of the evidence: an earlier run proves nothing
+    about this one."""
     reporter, about = nodes.get(evidence.reporter), nodes.get(evidence.about)
     return (
         reporter is not None
@@ -60,12 +61,16 @@ def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]
 
 
 def is_majority(reporters: Collection[NodeId], voters: Collection[NodeId]) -> bool:
-    """Of all voters, the dead ones too: what a minority sees may be its own broken network."""
+    """Whether the reporters are a majority of all voters, dead ones too: what a minority sees may
+    be its own broken network."""
     return 2 * len([node for node in reporters if node in voters]) > len(voters)
 
 
 class Liveness:
-    """:param now_ms: when this node started to listen."""
+    """When each node was last in contact, and what it reported.
+
+    :param now_ms: when this node began to listen.
+    """
 
     def __init__(self, now_ms: int, settings: ControllerSettings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
@@ -86,18 +91,19 @@ class Liveness:
 
     # --- events ---
     def lead(self, now_ms: int) -> None:
-        """This node has become the leader: everybody gets a full ``T_session`` (R5, F7). Evidence
-        is repeated to it (R5a)."""
+        """This node became the leader: everybody gets a full ``session_ms`` (R5, F7), and evidence
+        must be reported to it anew (R5a)."""
         self._granted_ms = now_ms
         self._evidence.clear()
         self._steady_since_ms = dict.fromkeys(self._steady_since_ms, now_ms)
 
     def tick(self, now_ms: int) -> None:
-        """Before each decision, which is due each ``settings.decide_ms``.
+        """Notice a pause of this process; called before each decision, which is due each
+        ``settings.decide_ms``.
 
-        After a pause of this process its sockets are full of unread words: who slept cannot say who
-        was silent. A short pause does not count as anybody's silence; after a long one everybody
-        gets time anew (F40).
+        After a pause its sockets are full of unread messages, so it cannot say who was silent. A
+        short pause does not count as anybody's silence; after a long one everybody gets time anew
+        (F40).
         """
         passed_ms = now_ms - self._ticked_ms
         self._ticked_ms = now_ms
@@ -111,8 +117,8 @@ class Liveness:
             }
 
     def follow(self, cluster_map: ClusterMap, now_ms: int) -> None:
-        """The cluster map has changed. A new session is as good as a word heard, and what its
-        former run said no longer counts."""
+        """Take up a new cluster map. A new session counts as a contact, and reports of the node's
+        earlier run are dropped."""
         if cluster_map.nodes is not self._nodes:
             self._follow_nodes(cluster_map.nodes, now_ms)
         if cluster_map.partitions is not self._partitions:
@@ -143,7 +149,7 @@ class Liveness:
         return (epoch, since_ms) if epoch == entry.epoch else (entry.epoch, now_ms)
 
     def record_heartbeat(self, node: NodeId, now_ms: int, applied_index: int, health: Health) -> None:
-        """A heartbeat, in the node's present session (the wire drops others). Who is heard lives:
+        """A heartbeat in the node's present session (the wire drops others) came: the node lives,
         evidence against it is void."""
         if now_ms - self._contact_ms.get(node, now_ms) >= self.settings.suspect_ms or node not in self._steady_since_ms:
             self._steady_since_ms[node] = now_ms
@@ -153,32 +159,32 @@ class Liveness:
         self._evidence.pop(node, None)
 
     def record_handlers(self, node: NodeId, serial: int, announced: Announced) -> None:
-        """In the node's present session, in which ``serial`` rises with each change. An earlier
-        word changes nothing."""
+        """The node announced its handlers, in its present session; ``serial`` rises with each
+        change, an earlier one is ignored."""
         if serial > self._handlers_serial.get(node, 0):
             self._handlers_serial[node] = serial
             self.handlers[node] = announced
 
     def lacks_handlers(self, node: NodeId, serial: int) -> bool:
-        """Has it changed its handlers since it was heard of them?"""
+        """Whether the node has changed its handlers since they were recorded."""
         return serial > self._handlers_serial.get(node, 0)
 
     def add_evidence(self, evidence: Evidence) -> None:
-        """R5a. May be repeated; does nothing unless it is conclusive."""
+        """Record a report of a death (R5a), if it is conclusive. It may be repeated."""
         if is_conclusive(evidence, self.settings.refusals_apart_ms):
             self._evidence.setdefault(evidence.about, {})[evidence.reporter] = evidence
 
     def withdraw_evidence(self, reporter: NodeId, about: NodeId) -> None:
-        """The reporter is connected to it again."""
+        """Drop a report: the reporter is connected to the node again."""
         self._evidence.get(about, {}).pop(reporter, None)
 
     # --- looking ---
     def silence_ms(self, node: NodeId, now_ms: int) -> int:
-        """How long nothing was heard, though this node was listening as leader."""
+        """How long the node was silent while this node was listening as leader."""
         return now_ms - max(self._contact_ms.get(node, self._granted_ms), self._granted_ms)
 
     def is_silent(self, node: NodeId, now_ms: int) -> bool:
-        """R5."""
+        """Whether the node was silent for a whole session time: it is taken for dead (R5)."""
         return self.silence_ms(node, now_ms) >= self.settings.session_ms
 
     def is_suspect(self, node: NodeId, now_ms: int) -> bool:
@@ -187,19 +193,20 @@ class Liveness:
     def is_proven_dead(
         self, node: NodeId, nodes: Mapping[NodeId, NodeEntry], voters: Collection[NodeId], me: NodeId
     ) -> bool:
-        """R5a: a majority of voters, the leader among them, in present sessions."""
+        """Whether a majority of voters, the leader among them, report the death in present sessions
+        (R5a)."""
         evidence = self._evidence.get(node, {})
         reporters = [r for r, said in evidence.items() if is_of_present_sessions(said, nodes)]
         return me in reporters and is_majority(reporters, voters)
 
     def steady_ms(self, node: NodeId, now_ms: int) -> int:
-        """How long it has been heard without a gap; 0 while it is suspect."""
+        """How long the node has been in contact without a gap; 0 while it is suspect."""
         if self.is_suspect(node, now_ms):
             return 0
         return now_ms - self._steady_since_ms.get(node, now_ms)
 
     def down_ms(self, node: NodeId, now_ms: int) -> int:
-        """How long the cluster map has had it down; 0 while it is up."""
+        """How long the node has been down by the cluster map; 0 while it is up."""
         return now_ms - self._down_since_ms.get(node, now_ms)
 
     def successor_ms(self, partition: int, now_ms: int) -> int:
@@ -208,11 +215,11 @@ class Liveness:
         return now_ms - since_ms
 
     def has_reached(self, node: NodeId, log_index: int) -> bool:
-        """Has it applied the cluster map up to here?"""
+        """Whether the node has applied the metadata log up to ``log_index``."""
         return self._applied_index.get(node, 0) >= log_index
 
     def unfit(self) -> frozenset[NodeId]:
-        """Those that say of themselves that they may not lead."""
+        """The nodes that report that they may not lead."""
         return frozenset(node for node, health in self._health.items() if not health.may_lead)
 
     def may_lead(self, node: NodeId) -> bool:
@@ -220,11 +227,11 @@ class Liveness:
         return health is None or health.may_lead
 
     def task_bytes(self, entry: PartitionEntry, partition: int) -> int | None:
-        """What its primary last said; None: it has said nothing yet, or there is no primary."""
+        """The partition's size as its primary last reported; None: no report yet, or no primary."""
         health = self._health.get(entry.primary) if entry.primary is not None else None
         return None if health is None else health.task_bytes.get(partition, 0)
 
     def was_empty(self, node: NodeId, partition: int) -> bool:
-        """By its last report in its present session, did it hold no task of the partition?"""
+        """Whether the node, in its present session, last reported no task of the partition."""
         health = self._health.get(node)
         return health is not None and health.task_bytes.get(partition, 0) == 0

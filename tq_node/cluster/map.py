@@ -52,12 +52,12 @@ SEED_MAX = 2**32 - 1
 
 
 class UnreadableMap(Exception):
-    """Not a cluster map that this code can read or go on with: damage, or of a newer feature level.
-    The node must stop (F44)."""
+    """This code can't read or go on with the cluster map: damage, or a newer feature level. The
+    node must stop (F44)."""
 
 
 def can_apply(feature_level: int) -> bool:
-    """Does this code know all that a cluster map of this level may hold?"""
+    """Whether this code knows all that a cluster map of this level may hold."""
     return FEATURE_LEVEL_MIN <= feature_level <= FEATURE_LEVEL_MAX
 
 
@@ -166,7 +166,7 @@ def _rebalance_done(edit: MapEdit, command: RebalanceDone) -> None:
 
 
 def is_supported_by_all(edit: MapEdit, feature_level: int) -> bool:
-    """F44: raised only when every member can apply what it allows."""
+    """Whether every member can apply what the level allows; it is raised only then (F44)."""
     return all(
         node.feature_level_min <= feature_level <= node.feature_level_max
         for node in edit.nodes.values()
@@ -222,8 +222,9 @@ def encode(cluster_map: ClusterMap) -> bytes:
 
 
 def decode(data: bytes) -> ClusterMap:
-    """:raises UnreadableMap: see there. Fields that this code does not know are refused: they come
-    with a feature level."""
+    """:raises UnreadableMap: damage, or fields that this code does not know: they come with a
+    feature level.
+    """
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableMap(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:
@@ -239,7 +240,8 @@ def decode(data: bytes) -> ClusterMap:
 
 
 def digest(cluster_map: ClusterMap) -> str:
-    """Equal on all nodes at one index; who differs has diverged and stops (R20)."""
+    """A hash that is equal on all nodes at one index; a node whose hash differs has diverged and
+    stops (R20)."""
     return hashlib.blake2b(encode(cluster_map), digest_size=16).hexdigest()
 
 

@@ -36,7 +36,7 @@ Change = NodeChanged | PartitionChanged | QueueChanged
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What one entry did: the same on every node. ``changes``: nodes, then partitions, then queues,
+    """What one entry did, equal on every node. ``changes``: nodes, then partitions, then queues,
     each in order."""
 
     map: ClusterMap
@@ -51,8 +51,8 @@ def raised_version(before: PartitionEntry) -> int:
 
 
 class MapEdit:
-    """One entry being applied. A rule calls ``refuse`` *before* it changes anything of the same
-    item."""
+    """The next cluster map while one entry is applied. A rule calls ``refuse`` before it changes
+    anything of an item."""
 
     __slots__ = (
         "_changed_nodes",
@@ -92,7 +92,8 @@ class MapEdit:
         return (self.before.partitions if self._partitions is None else self._partitions)[partition]
 
     def is_touched(self, partition: int) -> bool:
-        """Did an earlier item of this entry change it? Then it is no longer what anybody saw."""
+        """Whether an earlier item of this entry changed the partition: then it is no longer what
+        its proposer saw."""
         return partition in self._changed_partitions
 
     def primaries_on(self, node: NodeId) -> int:

@@ -49,15 +49,16 @@ class Planner:
 
     # --- looking ---
     def is_at_hand(self, node: NodeEntry) -> bool:
-        """Heard of late, and it has read the cluster map up to its own registration: what it is
-        given now it will look after."""
+        """Whether the node was in contact lately and has applied its own registration, so that it
+        will look after what it is given."""
         if node.node_id == self.me:
             return True
         heard = not self.liveness.is_suspect(node.node_id, self.now_ms)
         return heard and self.liveness.has_reached(node.node_id, node.session)
 
     def may_keep(self, node: NodeEntry) -> bool:
-        """One that is down is expected back for a while; after that its copies are made elsewhere."""
+        """Whether the node keeps its copies: one that is down is expected back for
+        ``replace_after_ms``, then they are made elsewhere."""
         if (
             node.status == NodeStatus.DOWN
             and self.liveness.down_ms(node.node_id, self.now_ms) >= self.settings.replace_after_ms
@@ -73,7 +74,7 @@ class Planner:
         return self.liveness.task_bytes(self.map.partitions[partition], partition)
 
     def is_pinned(self, entry: PartitionEntry) -> bool:
-        """It moves already, or cannot."""
+        """Whether the partition moves already, or cannot move."""
         return entry.is_moving or self.hindrance(entry) is not None
 
     def hindrance(self, entry: PartitionEntry) -> str | None:
@@ -118,7 +119,8 @@ class Planner:
         return sorted(steps, key=lambda step: step.partition)
 
     def is_astray(self, entry: PartitionEntry, wished: set[NodeId]) -> bool:
-        """Is it not where it should be? A dead copy is not given up before another takes its place."""
+        """Whether the partition is not where it should be. A dead copy is not given up before
+        another takes its place."""
         if wished == set(entry.copies):
             return False
         return bool(wished.difference(entry.copies)) or len(entry.copies) > self.copies_left_min(entry)
@@ -217,7 +219,7 @@ class Planner:
         return steps
 
     def successor(self, entry: PartitionEntry, planned: NodeId | None, load: Counter[NodeId | None]) -> NodeId | None:
-        """None: the present primary stays."""
+        """The node that should take over from the present primary; None: it stays."""
         if entry.primary is None:
             return None
         staying = [n for n in candidates(entry, self.map.nodes) if n not in entry.removing]
@@ -265,7 +267,7 @@ class _Turns:
                 self._big.update(self.parties(entry, copying))
 
     def is_big(self, partition: int) -> bool:
-        """Not known counts as big."""
+        """Whether a move copies much; an unknown size counts as big."""
         size = self._planner.task_bytes(partition)
         return size is None or size > self._planner.settings.big_bytes
 
@@ -273,7 +275,7 @@ class _Turns:
         return [*adding, *([entry.primary] if entry.primary is not None else [])]
 
     def take(self, partition: int, entry: PartitionEntry, step: MoveStep) -> bool:
-        """May this move begin now?"""
+        """Whether this move may begin now; if so it is counted."""
         if not step.adding or not self.is_big(partition):
             return True
         parties = self.parties(entry, list(step.adding))

@@ -13,14 +13,14 @@ Nodes = Mapping[NodeId, NodeEntry]
 
 
 def candidates(entry: PartitionEntry, nodes: Nodes) -> list[NodeId]:
-    """R1: only members of the in-sync set that are up. Any other copy may lack what was
+    """The members of the in-sync set that are up (R1). Any other copy may lack what was
     acknowledged (F13, F16)."""
     return [node for node in entry.isr if nodes[node].is_up]
 
 
 def next_epoch(epoch: Epoch) -> Epoch:
-    """R2: each choice is a new epoch, even of the same node again: it may have forgotten what it
-    sent in the last one (F20)."""
+    """Each choice is a new epoch, even of the present primary: it may have forgotten what it sent
+    in the last one (R2, F20)."""
     return Epoch(epoch + 1)
 
 
@@ -44,7 +44,8 @@ def choice(
 
 
 def elect(edit: MapEdit, partition: int, *, avoid: NodeId | None = None) -> None:
-    """Choose anew: R2. None up: no primary, and wait; that is no choice, so the epoch stays."""
+    """Choose a primary in a new epoch (R2). With no candidate there is none; that is no choice, so
+    the epoch stays."""
     entry = edit.partition(partition)
     chosen = choice(entry, edit.nodes, edit.primaries_on, avoid=avoid)
     appoint(edit, partition, entry, chosen)
@@ -62,7 +63,8 @@ def may_shrink(members: int, min_isr: int) -> bool:
 
 
 def without_dead(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
-    """R3 at a failure or a removal. Those that can never come back leave first."""
+    """The entry after dead members left its set, as far as R3 allows. Those that can never come
+    back leave first."""
     isr = list(entry.isr)
     dead = sorted((n for n in isr if not nodes[n].is_up), key=lambda n: nodes[n].status != NodeStatus.REMOVED)
     for node in dead:
@@ -74,7 +76,7 @@ def without_dead(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
 
 
 def with_isr(entry: PartitionEntry, isr: tuple[NodeId, ...]) -> PartitionEntry:
-    """``isr`` changed: a successor that left it is none."""
+    """The entry with another in-sync set; a successor that left the set is dropped."""
     return replace(entry, isr=isr, successor=entry.successor if entry.successor in isr else None)
 
 

@@ -27,8 +27,8 @@ writes (section 6)."""
 
 
 class NodeStatus(enum.IntEnum):
-    """As the cluster map knows it. Draining is kept beside it: a node that crashes while it is
-    drained goes on being drained."""
+    """A node's status in the cluster map. Draining is kept beside it: a node that crashes while it
+    is drained goes on being drained."""
 
     UP = 0
     DOWN = 1
@@ -64,7 +64,7 @@ class NodeEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_u
 
     @property
     def is_target(self) -> bool:
-        """May a copy be placed on it?"""
+        """Whether a copy may be placed on the node."""
         return self.status == NodeStatus.UP and not self.is_draining
 
 
@@ -172,7 +172,7 @@ EMPTY = ClusterMap("", "", 0, ClusterSettings(0, 0, 0, 0), {}, (), (), 0)
 
 
 def min_isr_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -> int:
-    """Section 6: 1 while there are fewer than three members, then a majority of the copies."""
+    """1 while there are fewer than three members, then a majority of the copies."""
     members = sum(1 for node in nodes.values() if node.is_member)
     return 1 if members < MEMBERS_FOR_TWO_COPIES else replication_factor // 2 + 1
 

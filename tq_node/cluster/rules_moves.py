@@ -29,7 +29,7 @@ class MoveStage(enum.StrEnum):
 
 
 def stage_of(entry: PartitionEntry) -> MoveStage | None:
-    """None: it does not move."""
+    """The stage of the partition's move; None: it does not move."""
     if not entry.is_moving:
         return None
     if not are_in_sync(entry):
@@ -40,7 +40,7 @@ def stage_of(entry: PartitionEntry) -> MoveStage | None:
 
 
 def begin_move(edit: MapEdit, command: BeginMove) -> None:
-    """The newcomers become copies, not members of the set: that is R10's to say."""
+    """Make the newcomers copies; their primary decides when they join the set (R10)."""
     for step in command.steps:
         refusal = begin_refusal(edit, step)
         if refusal is not None:
@@ -76,7 +76,7 @@ def begin_refusal(edit: MapEdit, step: MoveStep) -> Refusal | None:
 
 
 def are_targets(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
-    """Up, staying, each once, and not copies already."""
+    """Whether each is up and staying, is named once, and is not a copy already."""
     if len(set(step.adding)) != len(step.adding):
         return False
     return all(n in edit.nodes and edit.nodes[n].is_target and n not in entry.copies for n in step.adding)
@@ -99,12 +99,12 @@ def leaves_enough(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
 
 
 def are_in_sync(entry: PartitionEntry) -> bool:
-    """The newcomers have everything (R10, said by the primary)."""
+    """Whether the newcomers are in the set, so that they have everything (R10)."""
     return all(node in entry.isr for node in entry.adding)
 
 
 def are_out_of_sync(entry: PartitionEntry) -> bool:
-    """Nothing counts on those that leave any more."""
+    """Whether no commit waits any more for the copies that leave."""
     return not any(node in entry.isr for node in entry.removing)
 
 

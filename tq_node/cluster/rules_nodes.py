@@ -22,26 +22,26 @@ from tq_node.types import HandlerKind, NodeId
 
 # --- registration (sections 2 and 6) ---
 def is_wrong_cluster(edit: MapEdit, command: RegisterNode) -> bool:
-    """F15: two clusters joined by a wrong address."""
+    """Whether the node belongs to another cluster, reached by a wrong address (F15)."""
     return command.cluster_id != edit.before.cluster_id
 
 
 def is_removed(edit: MapEdit, node: Registration) -> bool:
-    """Ids are never used again."""
+    """Whether the id was removed; ids are never used again."""
     known = edit.nodes.get(node.node_id)
     return known is not None and not known.is_member
 
 
 def is_name_taken(edit: MapEdit, node: Registration) -> bool:
-    """F13: a wiped disk is a new node. It may not replace a member by itself, whose data may only
-    be resting."""
+    """Whether another member has the name. A wiped disk is a new node, and may not replace a member
+    whose data may only be resting (F13)."""
     holder = next((n for n in edit.nodes.values() if n.is_member and n.name == node.name), None)
     return holder is not None and holder.node_id != node.node_id
 
 
 def is_store_cloned(edit: MapEdit, node: Registration) -> bool:
-    """F14: each start raises the incarnation; one that does not comes from a copied or rolled-back
-    store."""
+    """Whether the incarnation did not rise, as it does at each start: the store is a copy, or
+    rolled back (F14)."""
     known = edit.nodes.get(node.node_id)
     return known is not None and node.incarnation <= known.incarnation and not is_same_run(known, node)
 
@@ -51,7 +51,7 @@ def is_same_run(known: NodeEntry, node: Registration) -> bool:
 
 
 def is_feature_level_missing(edit: MapEdit, node: Registration) -> bool:
-    """F44: it could not apply what the cluster may write."""
+    """Whether the node could not apply what the cluster may write (F44)."""
     return not node.feature_level_min <= edit.before.feature_level <= node.feature_level_max
 
 
@@ -88,7 +88,7 @@ def entry_of(node: Registration, index: int) -> NodeEntry:
 
 
 def register(edit: MapEdit, command: RegisterNode) -> None:
-    """A new session, unless the same run says the same again."""
+    """Give the node a new session, unless the registration repeats its present run's."""
     refusal = registration_refusal(edit, command)
     if refusal is not None:
         edit.refuse(refusal)
@@ -118,8 +118,8 @@ def is_handlers_news(edit: MapEdit, node: Registration) -> bool:
 
 
 def choose_after_registration(edit: MapEdit, node: NodeId) -> None:
-    """R2, in the same entry: what it led gets a new choice (F20), and what waits for a member of
-    its set gets one."""
+    """Choose primaries in the same entry: anew for what the node led (R2, F20), and where a member
+    of its set was waited for."""
     for partition, entry in edit.partitions():
         if is_choice_due(entry, node):
             elect(edit, partition, avoid=node)
@@ -131,15 +131,14 @@ def is_choice_due(entry: PartitionEntry, node: NodeId) -> bool:
 
 # --- death ---
 def is_session_present(edit: MapEdit, node_id: NodeId, session: int) -> bool:
-    """What was said of an earlier run of a node, or by it, does not count for the present one
-    (F25)."""
+    """Whether a report is of the node's present run; those of an earlier one do not count (F25)."""
     node = edit.nodes.get(node_id)
     return node is not None and node.session == session
 
 
 def node_down(edit: MapEdit, command: NodeDown) -> None:
-    """Section 6, failover, in one entry: the node is down, it leaves the sets (R3), its partitions
-    get new primaries (R1, R2)."""
+    """Fail over in one entry: the node is down, leaves the sets (R3), and its partitions get new
+    primaries (R1, R2)."""
     node = edit.nodes.get(command.node_id)
     if node is None:
         edit.refuse(Refusal.NO_SUCH_NODE)
@@ -164,7 +163,7 @@ def lose(edit: MapEdit, partition: int, entry: PartitionEntry, node: NodeId) -> 
 
 # --- leaving ---
 def is_last_node(edit: MapEdit, node: NodeEntry) -> bool:
-    """Is there nobody else who could hold anything?"""
+    """Whether no other node could hold anything."""
     return not any(other.is_target for other in edit.nodes.values() if other.node_id != node.node_id)
 
 
@@ -195,7 +194,7 @@ def holds_copies(edit: MapEdit, node: NodeId) -> bool:
 
 
 def is_last_copy(edit: MapEdit, entry: PartitionEntry, node: NodeId) -> bool:
-    """Would nobody be left who has everything that was acknowledged?"""
+    """Whether no other member would have everything that was acknowledged."""
     return node in entry.isr and not any(n != node and edit.nodes[n].is_member for n in entry.isr)
 
 
@@ -219,8 +218,8 @@ def removal_refusal(edit: MapEdit, command: RemoveNode) -> Refusal | None:
 
 
 def remove(edit: MapEdit, command: RemoveNode) -> None:
-    """For ever. Of a dead node: it leaves the sets as R3 allows, after ``min_isr`` was lowered if
-    so few members remain."""
+    """Remove a node for ever. A dead one leaves the sets as R3 allows, after ``min_isr`` was
+    lowered if few members remain."""
     refusal = removal_refusal(edit, command)
     if refusal is not None:
         edit.refuse(refusal)
@@ -236,14 +235,13 @@ def remove(edit: MapEdit, command: RemoveNode) -> None:
 
 
 def lowered_min_isr(edit: MapEdit, entry: PartitionEntry) -> int:
-    """Section 6: only an operator's ``remove`` lowers it, and only to what the members that remain
-    ask for."""
+    """``min_isr`` for the members that remain. Only an operator's ``remove`` lowers it."""
     return min(entry.min_isr, min_isr_wanted(edit.nodes, edit.replication_factor))
 
 
 def restart_empty(edit: MapEdit, partition: int) -> None:
-    """Its only store is gone for good and held no task: it starts again on the node that leads
-    least. Recorded."""
+    """Begin an empty partition anew, on the node that leads least: its only store is gone and held
+    no task. Recorded."""
     targets = [node.node_id for node in edit.nodes.values() if node.is_target]
     entry = edit.partition(partition)
     to = min(targets, key=lambda n: (edit.primaries_on(n), n))
@@ -251,8 +249,7 @@ def restart_empty(edit: MapEdit, partition: int) -> None:
 
 
 def sole_copy(edit: MapEdit, partition: int, entry: PartitionEntry, to: NodeId, *, reason: str) -> None:
-    """``to`` alone is the partition from now on, in a new epoch. Outside R1, so it is recorded for
-    ever."""
+    """Make ``to`` the only copy, in a new epoch. It is outside R1, so it is recorded for ever."""
     epoch = next_epoch(entry.epoch)
     record = Recovery(edit.index, epoch, to, reason)
     edit.put(

@@ -40,8 +40,8 @@ def is_version_present(entry: PartitionEntry, partition_version: int) -> bool:
 
 
 def staleness(edit: MapEdit, seen: Seen | IsrStep | MoveStep | PrimaryStep | UnsafeRecover) -> Refusal | None:
-    """Is the partition still what its proposer saw? Judged when the entry is applied, never when it
-    is proposed (F25, F27)."""
+    """Why the partition is not what its proposer saw; None: it is. Judged when the entry is
+    applied, not when it is proposed (F25, F27)."""
     if not has_partition(edit, seen.partition):
         return Refusal.NO_SUCH_PARTITION
     entry = edit.partition(seen.partition)
@@ -84,7 +84,7 @@ def is_enough(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
 
 
 def step_refusal(edit: MapEdit, sender: NodeId, step: IsrStep) -> Refusal | None:
-    """R4 to the letter."""
+    """Why a primary's new in-sync set is refused (R4); None: it is not."""
     stale = staleness(edit, step)
     if stale is not None:
         return stale
@@ -169,7 +169,7 @@ def elect_primary(edit: MapEdit, command: ElectPrimary) -> None:
 
 
 def raise_min_isr(edit: MapEdit, command: RaiseMinIsr) -> None:
-    """Section 6: as soon as the set allows; I3 holds before and after."""
+    """Raise ``min_isr`` where the set allows it; I3 holds before and after."""
     wanted = min_isr_wanted(edit.nodes, edit.replication_factor)
     for seen in command.seen:
         stale = staleness(edit, seen)
@@ -186,13 +186,15 @@ def raise_min_isr(edit: MapEdit, command: RaiseMinIsr) -> None:
 
 
 def allows_min_isr(entry: PartitionEntry, wanted: int) -> bool:
-    """Those that are about to move away do not count: raised now, it would never let them go."""
+    """Whether ``min_isr`` may be raised; copies that are about to leave do not count, else it would
+    never let them go."""
     return sum(1 for node in entry.isr if node not in entry.removing) >= wanted
 
 
 # --- outside the rules ---
 def is_in_service(edit: MapEdit, entry: PartitionEntry) -> bool:
-    """It has a primary, and the living members of its set are enough: nothing needs to be given up."""
+    """Whether the partition has a primary and enough living members in its set: nothing needs to be
+    given up."""
     return entry.primary is not None and len(candidates(entry, edit.nodes)) == len(entry.isr)
 
 

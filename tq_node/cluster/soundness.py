@@ -48,13 +48,13 @@ def is_registration_sound(node: Registration) -> bool:
 
 
 def is_incarnation_near(node_id: NodeId, incarnation: int, cluster_map: ClusterMap) -> bool:
-    """Of a run of a node that the cluster map knows, if it does."""
+    """Whether the incarnation is near the one that the cluster map knows of the node, if any."""
     known = cluster_map.nodes.get(node_id)
     return known is None or incarnation - known.incarnation <= INCARNATIONS_SKIPPED_MAX
 
 
 def is_map_sound(cluster_map: ClusterMap) -> bool:
-    """Nothing in it refers to what is not there, and no number is absurd."""
+    """Whether nothing in the map refers to what is not there, and no number is absurd."""
     settings = cluster_map.settings
     return (
         1 <= settings.partition_count == len(cluster_map.partitions) <= limits.PARTITIONS_MAX

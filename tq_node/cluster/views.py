@@ -1,18 +1,15 @@
-"""Views of the cluster map for operators (``types.ClusterView``, ``PartitionView``): names in place
-of ids.
-"""
+"""The cluster map for people: names instead of ids, and the status of each node and partition."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
-from msgspec import UNSET
 
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.cluster.rules_moves import MoveStage, are_in_sync, stage_of
-from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionMove, PartitionView
+from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionView
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -43,9 +40,8 @@ NOBODY_WAITS: Mapping[int, str] = {}
 
 
 def status_of(node: NodeEntry, liveness: Liveness, group: Group, now_ms: int) -> str:
-    """``down`` is R5 and R5a, as the cluster map has it; ``suspect`` is this node's own
-    impression.
-    """
+    """A node's status for operators: ``down`` by the cluster map (R5, R5a), ``suspect`` by this
+    node's own impression."""
     if not node.is_up:
         return "down"
     if node.node_id != group.me and liveness.is_suspect(node.node_id, now_ms):
@@ -100,7 +96,6 @@ def _show_partition(
     primary = entry.primary
     stage = stage_of(entry)
     bytes_left, percent = (None, None) if stage is None or known is None else _copied(entry, known)
-    move = UNSET if stage is None else PartitionMove(str(stage), bytes_left, percent)
     return PartitionView(
         partition=partition,
         primary=None if primary is None else names.one(primary),
@@ -114,8 +109,10 @@ def _show_partition(
         adding=names.many(entry.adding),
         removing=names.many(entry.removing),
         state=_state(entry, known),
-        waiting=UNSET if waiting is None else waiting,
-        move=move,
+        waiting=waiting,
+        move_stage=None if stage is None else str(stage),
+        move_bytes_left=bytes_left,
+        move_percent=percent,
     )
 
 

@@ -13,8 +13,8 @@ from tq_node.types import NodeId
 
 
 class RaftView(msgspec.Struct, frozen=True):
-    """What the leader, ``me``, knows of its group: the configuration in effect, and who is within
-    one round of the log's end."""
+    """What the leader, ``me``, knows of its Raft group: the configuration in effect, and which
+    members are within one round of the log's end."""
 
     me: NodeId
     voters: tuple[NodeId, ...]
@@ -32,15 +32,15 @@ class VoterChangeKind(enum.StrEnum):
 
 
 class VoterChange(msgspec.Struct, frozen=True):
-    """For ``RaftCore.propose_change``, or ``transfer_leadership`` to ``node``. A refusal is
-    harmless: it is wished again."""
+    """A change for ``RaftCore.propose_change`` or ``transfer_leadership``. A refusal is harmless:
+    it is decided again."""
 
     kind: VoterChangeKind
     node: NodeId
 
 
 class _Group:
-    """The group as it is, sorted out for the rules below."""
+    """The Raft group, sorted for the rules below."""
 
     def __init__(self, cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int) -> None:
         self.map = cluster_map
@@ -53,11 +53,11 @@ class _Group:
         return self.map.nodes[node]
 
     def by_age(self, nodes: tuple[NodeId, ...]) -> list[NodeId]:
-        """Those that the cluster map knows, the first to join first."""
+        """Those of ``nodes`` that the cluster map knows, the first to join first."""
         return sorted((n for n in nodes if n in self.map.nodes), key=lambda n: (self.node(n).joined_index, n))
 
     def is_able(self, node: NodeId) -> bool:
-        """Could this learner vote, if need be?"""
+        """Whether this learner could vote, if need be."""
         return (
             self.node(node).is_target
             and node in self.view.caught_up
@@ -65,18 +65,18 @@ class _Group:
         )
 
     def is_ready(self, node: NodeId) -> bool:
-        """May this learner be promoted where there is time?"""
+        """Whether this learner may be promoted where there is time to choose."""
         return self.is_able(node) and self.is_trusted(node)
 
     def is_trusted(self, node: NodeId) -> bool:
-        """At once until the group first had three voters; a later replacement has shown some time
-        of health."""
+        """Whether the node has shown some time of health; not asked until the group first had three
+        voters."""
         if not self.map.has_had_three_voters:
             return True
         return self.liveness.steady_ms(node, self.now_ms) >= self.liveness.settings.health_ms
 
     def is_dead_long(self, node: NodeId) -> bool:
-        """Down for longer than a restart takes."""
+        """Whether the node has been down for longer than a restart takes."""
         return (
             not self.node(node).is_up and self.liveness.down_ms(node, self.now_ms) >= self.liveness.settings.health_ms
         )
@@ -92,8 +92,8 @@ class _Group:
         return sorted(able, key=lambda node: not self.is_trusted(node))
 
     def is_one_coming(self) -> bool:
-        """A learner that may yet catch up. A new leader does not know of any at first who is; and
-        30 s are enough."""
+        """Whether a learner may yet catch up, within 30 s. A new leader does not know at first
+        which ones are caught up."""
         return self.map.has_had_three_voters and any(
             self.node(node).is_target
             and node not in self.view.caught_up
@@ -103,7 +103,7 @@ class _Group:
         )
 
     def must_go(self, node: NodeId) -> bool:
-        """It leaves the cluster, and nothing is left on it but its vote."""
+        """Whether the node leaves the cluster and holds nothing but its vote."""
         return self.node(node).is_leaving and not any(node in entry.copies for entry in self.map.partitions)
 
 
@@ -114,7 +114,7 @@ def count_wanted(able: int, wanted: int) -> int:
 
 
 def next_voter_change(cluster_map: ClusterMap, liveness: Liveness, view: RaftView, now_ms: int) -> VoterChange | None:
-    """The next change of membership, or None: one is pending, or all is well."""
+    """The next change of the Raft group; None: one is pending, or none is due."""
     if view.is_change_pending:
         return None
     group = _Group(cluster_map, liveness, view, now_ms)
@@ -122,7 +122,7 @@ def next_voter_change(cluster_map: ClusterMap, liveness: Liveness, view: RaftVie
 
 
 def _members(group: _Group) -> VoterChange | None:
-    """Everybody registered is a learner at least; who was removed is neither."""
+    """Make each registered node a learner at least, and take removed ones out of the group."""
     view = group.view
     known = {*view.voters, *view.learners}
     for node in sorted(known):
@@ -153,8 +153,8 @@ def _votes(group: _Group) -> VoterChange | None:
 
 
 def _leave(group: _Group, voters: tuple[NodeId, ...], leaving: list[NodeId]) -> VoterChange | None:
-    """Nothing is left on them but their votes. While one of them lives, its vote is worth more than
-    none in its place."""
+    """Take the votes of leaving nodes. While one of them lives, its vote is worth more than none in
+    its place."""
     if any(group.node(node).is_up for node in leaving):
         if stand_ins := group.stand_ins():
             return VoterChange(VoterChangeKind.PROMOTE, stand_ins[0])
@@ -168,7 +168,7 @@ def _hand_over(group: _Group, voters: tuple[NodeId, ...]) -> VoterChange | None:
 
 
 def _settle_even(group: _Group, voters: tuple[NodeId, ...]) -> VoterChange | None:
-    """Passed through, never kept: up if that can be done now, else down."""
+    """Leave an even number of voters: up to the next odd one if that can be done now, else down."""
     if len(voters) < group.wanted:
         if stand_ins := group.stand_ins():
             return VoterChange(VoterChangeKind.PROMOTE, stand_ins[0])
@@ -183,7 +183,7 @@ def _settle_even(group: _Group, voters: tuple[NodeId, ...]) -> VoterChange | Non
 
 
 def _demote(group: _Group, node: NodeId) -> VoterChange | None:
-    """A leader cannot demote itself: leadership goes away first."""
+    """Take a node's vote; a leader transfers leadership first, it cannot demote itself."""
     return _transfer(group, group.view.voters) if node == group.view.me else VoterChange(VoterChangeKind.DEMOTE, node)
 
 

@@ -19,8 +19,8 @@ from tq_node.types import State
 
 
 class Fold(msgspec.Struct, gc=False):
-    """What several effects on one task come to. ``stored_rev`` is the revision that the store has
-    (0: none)."""
+    """The net effect of several effects on one task. ``stored_rev``: the revision in the store; 0:
+    none."""
 
     stored_rev: int
     rev: int
@@ -30,7 +30,7 @@ class Fold(msgspec.Struct, gc=False):
 
 
 class Slice(msgspec.Struct):
-    """What one transaction shall write; rows as (partition, fold)."""
+    """What one transaction shall write to the rows; rows as (partition, fold)."""
 
     rows: list[tuple[int, Fold]] = []
     deletes: list[tuple[str, int]] = []
@@ -66,12 +66,14 @@ class ApplyQueue:
         self._held: set[int] = set()
 
     def hold(self, partition: int) -> None:
-        """Take none of it until ``release``: its rows are being counted."""
+        """Let ``take`` take nothing of ``partition`` until ``release``: its rows are being counted."""
         self._held.add(partition)
 
     def release(self, partition: int, states: list[int]) -> None:
-        """:param states: rows by state, as they were when it was held; what was added since is
-        counted already."""
+        """Let ``take`` take ``partition`` again.
+
+        :param states: rows by state when it was held; what was added since is counted already.
+        """
         self._held.discard(partition)
         mine = self.states_of(partition)
         for state, rows in enumerate(states):
@@ -144,7 +146,7 @@ class ApplyQueue:
             # EpochStart changes no row; the store learned of the epoch when the entry was appended.
 
     def forget(self, partition: int) -> None:
-        """Other rows take the place of the partition's; how many, the caller finds out."""
+        """Drop what ``partition`` has pending: a snapshot or a drop replaces its rows."""
         self.states.pop(partition, None)
         self.horizons.pop(partition, None)
         pending = self._partitions.pop(partition, None)

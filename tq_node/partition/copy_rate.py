@@ -35,20 +35,21 @@ class CopyRate:
         return max(0, int(self._level))
 
     def refill(self, now_ms: int) -> None:
-        """At each tick of the driver, before the cores'."""
+        """Add the room since the last call; called at each tick of the driver, before the cores'
+        ticks."""
         since_ms = BURST_MS if self._refilled_ms is None else now_ms - self._refilled_ms
         self._refilled_ms = now_ms
         self._level = min(self._level + self.bytes_s * since_ms / 1000, self.bytes_s * BURST_MS / 1000)
 
     def spend(self, size: int) -> None:
-        """So many bytes have left."""
+        """``size`` bytes have left."""
         self.sent_bytes += size
         self._level -= size
 
     def reserve(self, size: int) -> None:
-        """So many may soon leave: they are being read. Others must not count on the same room."""
+        """``size`` bytes are being read and may soon leave; others must not count on this room."""
         self._level -= size
 
     def give_back(self, size: int) -> None:
-        """What was reserved: either it leaves now and is spent, or it never does."""
+        """Return a reservation: the bytes are spent now, or never will be."""
         self._level += size

@@ -49,7 +49,7 @@ class Put(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class PutTombstone(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """The task's row goes, its id and content hash stay until the horizon passes ``at_us``."""
+    """Removes the task's row; its id and content hash stay until the horizon passes ``at_us``."""
 
     id: str
     expected_rev: _Stored
@@ -63,7 +63,7 @@ class DeleteTombstone(msgspec.Struct, frozen=True, gc=False, array_like=True, ta
 
 
 class Horizon(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
-    """Made ids older than this are refused from here on; it only grows (section 9)."""
+    """Ids made before ``at_us`` are refused from here on; it only grows."""
 
     at_us: _Stored
 
@@ -100,8 +100,7 @@ def decode_effects(payload: bytes) -> list[Effect]:
 
 
 def checksum(partition: int, sequence: int, epoch: int, payload: bytes) -> int:
-    """CRC-32 over the entry's place and its payload, so that an entry under a wrong key is damage
-    too."""
+    """CRC-32 over the entry's place and its payload: an entry at a wrong place is damaged too."""
     return zlib.crc32(payload, zlib.crc32(_place.pack(partition, sequence, epoch)))
 
 
@@ -125,8 +124,8 @@ def is_intact(entry: Entry) -> bool:
 
 # --- rows ---
 class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What changes and no index needs. New fields go to the end with a default: old bytes stay
-    readable."""
+    """The part of a row that changes and that no index needs. New fields go to the end with a
+    default, so that old bytes stay readable."""
 
     attempt: int
     failures: int
@@ -198,12 +197,12 @@ def decode_row(
 
 
 def put_born(row: TaskRow) -> Put:
-    """The effect that brings a new row."""
+    """The effect that creates the row."""
     return Put(row.spec.id, 0, 1, -1, row.state, row.run_at_us, 0, encode_body(row), encode_spec(row.spec))
 
 
 def put_changed(before: TaskRow, after: TaskRow) -> Put:
-    """The effect that leads from one row to the next."""
+    """The effect that turns ``before`` into ``after``."""
     return Put(
         after.spec.id,
         before.rev,

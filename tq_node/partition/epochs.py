@@ -15,9 +15,11 @@ Runs = tuple[tuple[int, int], ...]
 
 
 class EpochTable:
-    """Covers the log from ``log_start`` - 1 on: the epoch of the last entry that was trimmed must
-    be known too. If it were not, a member of the set whose log ends there would find nothing in
-    common with a primary that has trimmed up to there."""
+    """The epochs of a log as (epoch, first sequence), from ``log_start`` - 1 on.
+
+    The epoch of the last entry that was trimmed stays known: else a member of the set whose log
+    ends there would have nothing in common with a primary that trimmed up to there.
+    """
 
     __slots__ = ("_runs", "last_epoch")
 
@@ -36,7 +38,7 @@ class EpochTable:
         return len(self._runs)
 
     def at(self, sequence: int) -> int:
-        """The epoch of the entry at ``sequence``; 0: before what is known."""
+        """The epoch of the entry at ``sequence``; 0 before the first one known."""
         for epoch, first in reversed(self._runs):
             if first <= sequence:
                 return epoch
@@ -44,7 +46,8 @@ class EpochTable:
 
     @staticmethod
     def are_sound(runs: Runs, last_sequence: int) -> bool:
-        """May a log that ends there have these? Of those of a peer, before a table is made of them."""
+        """Whether a log that ends at ``last_sequence`` may have these epochs; asked before a peer's
+        are believed."""
         epoch = first = 0
         for run in runs:
             if not (run[0] > epoch and run[1] > first):
@@ -62,13 +65,13 @@ class EpochTable:
         self.last_epoch = epoch
 
     def cut_after(self, sequence: int) -> None:
-        """The log ends at ``sequence`` now."""
+        """Forget the epochs that begin behind ``sequence``."""
         while self._runs and self._runs[-1][1] > sequence:
             self._runs.pop()
         self.last_epoch = self._runs[-1][0] if self._runs else 0
 
     def trim(self, covering: int) -> None:
-        """Forget what is not needed to know the epoch of ``covering`` and of all behind it."""
+        """Forget the epochs that end before ``covering``."""
         dropped = 0
         while dropped + 1 < len(self._runs) and self._runs[dropped + 1][1] <= covering:
             dropped += 1

@@ -25,13 +25,13 @@ def effective_set(learned: Collection[NodeId], proposed: Collection[NodeId]) -> 
 
 
 def may_commit(sequence: int, barrier: int) -> bool:
-    """R8: nothing commits before the barrier does; with it, all before it."""
+    """Nothing commits before the barrier does; all before it commits with it (R8)."""
     return sequence >= barrier
 
 
 def floor_to_join(barrier: int, committed: int) -> int:
-    """R10: at least the barrier. What the primary knows to be committed may lag what the one before
-    it committed (F18)."""
+    """What a copy must have to join: at least the barrier, for this primary may know less to be
+    committed than the last one did (R10, F18)."""
     return max(barrier, committed)
 
 
@@ -94,10 +94,10 @@ class Commitment:
 
 # --- who should be in it ---
 class Standing(NamedTuple):
-    """One copy besides the primary.
+    """How one copy besides the primary is doing.
 
-    ``lags``: silent, or with something unacknowledged, for longer than ``replica_lag_max``.
-    ``is_fit``: streaming, and stable for as long as a removal for lag asks for.
+    ``lags``: silent, or with something unacknowledged, for longer than ``replica_lag_max_ms``.
+    ``is_fit``: streaming, and stable for as long as its removals for lag ask for.
     """
 
     node: NodeId
@@ -119,15 +119,15 @@ class Larger(NamedTuple):
 
 
 class GiveUp(NamedTuple):
-    """Everybody lags: the fault is probably here. Ask for another primary."""
+    """Ask for another primary: everybody lags, so the fault is probably here."""
 
 
 Move = Smaller | Larger | GiveUp
 
 
 def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], floor: int) -> Move | None:
-    """What to propose now; None: all is well, or nothing is allowed. At most one proposal at a time
-    is the caller's to see to."""
+    """The change of the set to propose now; None: none is due, or none is allowed. The caller sees
+    to it that one proposal is made at a time."""
     others = [standings[node] for node in record.isr if node != me]
     may_go = may_shrink(record)
     if may_go:
@@ -152,19 +152,19 @@ def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], 
 
 
 def may_shrink(record: Record) -> bool:
-    """R3: never below ``min_isr``, else the last store's loss is the loss of what was acknowledged
-    (F16)."""
+    """Never below ``min_isr``, else the last store's loss is the loss of what was acknowledged (R3,
+    F16)."""
     return len(record.isr) > record.min_isr
 
 
 def is_fault_here(lagging: Collection[Standing], living: Collection[Standing]) -> bool:
-    """All of several. Of one other alone it cannot be told whose fault it is; then the set shrinks,
-    where it may."""
+    """Whether all of several others lag. With one other it can't be known whose fault it is; then
+    the set shrinks, where it may."""
     return len(living) > 1 and len(lagging) == len(living)
 
 
 def may_join(standing: Standing, floor: int) -> bool:
-    """R10, with the patience of section 6."""
+    """Whether a copy has what the floor asks for (R10), keeps up, and has done so for long enough."""
     return standing.is_up and standing.is_fit and not standing.lags and standing.acked >= floor
 
 
@@ -178,7 +178,8 @@ def first_to_join(record: Record, standings: Mapping[NodeId, Standing], floor: i
 
 
 def first_to_leave(record: Record, me: NodeId) -> NodeId | None:
-    """Who moves away waits for all newcomers; a primary that moves away has a successor."""
+    """A copy that a move takes out of the set, once all newcomers are in it; never the primary,
+    which has a successor."""
     if not all(node in record.isr for node in record.adding):
         return None
     return next((node for node in record.isr if node in record.removing and node != me), None)

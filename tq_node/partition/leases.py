@@ -24,7 +24,7 @@ ROUNDS_KEPT = 64
 
 
 class Answered(NamedTuple):
-    """A round that one peer has answered: pass it to ``PartitionCore.confirmed`` of each partition
+    """A round that one peer has answered; pass it to ``PartitionCore.confirmed`` of each partition
     in ``led``."""
 
     number: int
@@ -33,15 +33,16 @@ class Answered(NamedTuple):
 
 
 class PingRounds:
-    """Of one node, for all partitions that it leads. An answer to a round long past is dropped."""
+    """The rounds of one node, for all partitions that it leads. Answers to a round long past are
+    dropped."""
 
     def __init__(self) -> None:
         self.number = 0
         self._rounds: OrderedDict[int, tuple[int, tuple[tuple[int, int], ...]]] = OrderedDict()
 
     def begin(self, now_ms: int, led: Iterable[tuple[int, int]]) -> Ping:
-        """``led``: (partition, epoch). A read that came before this call may be answered once the
-        round's ``number`` is confirmed."""
+        """Begin a round over ``led``, as (partition, epoch). A read that came before this call may
+        be answered once its ``number`` is confirmed."""
         self.number += 1
         self._rounds[self.number] = (now_ms, tuple(led))
         while len(self._rounds) > ROUNDS_KEPT:
@@ -49,7 +50,8 @@ class PingRounds:
         return Ping(self.number, self._rounds[self.number][1])
 
     def answered(self, pong: Pong) -> Answered | None:
-        """What the peer stands behind; None: too old. Its refusals are the driver's to pass on."""
+        """The partitions that the peer did not refuse; None: the round is too old. The driver
+        passes refusals on."""
         known = self._rounds.get(pong.number)
         if known is None:
             return None
@@ -61,7 +63,7 @@ class PingRounds:
 
 
 class Confirmations:
-    """Of one epoch of one partition: the latest round that each other copy has answered."""
+    """The latest round that each other copy has answered, in one epoch of one partition."""
 
     __slots__ = ("_latest",)
 
@@ -74,36 +76,36 @@ class Confirmations:
             self._latest[node] = (number, sent_ms)
 
     def number(self, others: Iterable[NodeId]) -> int:
-        """The latest round answered by all of ``others``, the members of the effective set but the
-        primary; 0: none yet."""
+        """The latest round that all of ``others`` have answered; 0: none yet; ``ALWAYS`` where
+        ``others`` is empty."""
         latest = self._latest
         return min((latest[node][0] if node in latest else 0 for node in others), default=ALWAYS)
 
     def sent_ms(self, others: Iterable[NodeId], now_ms: int) -> int:
-        """``confirmed_at``: when that round was sent; alone in the set, now. Section 8."""
+        """When that round was sent; ``now_ms`` where ``others`` is empty."""
         latest = self._latest
         return min((latest[node][1] if node in latest else NEVER_MS for node in others), default=now_ms)
 
 
 def is_read_confirmed(confirmed: int, needed: int) -> bool:
-    """Section 7: every other member has answered the first round that began after the read came.
-    Less would be a stale read (F24)."""
+    """Whether every other member answered a round that began after the read came. Else the read
+    might be stale (F24)."""
     return confirmed >= needed
 
 
 # --- leases (section 8); all times monotonic, of the node that asks ---
 def runs_until_ms(confirmed_at_ms: int, lease_ms: int, margin_ms: int) -> int:
-    """An attempt at the primary's node may run until then, and no further."""
+    """Until when an attempt at the primary's node may run."""
     return confirmed_at_ms + lease_ms - margin_ms
 
 
 def renewed_until_ms(asked_at_ms: int, lease_ms: int, margin_ms: int) -> int:
-    """An attempt elsewhere: from when its node *sent* the request, if the answer rests on a round
-    begun after the request came."""
+    """Until when an attempt at another node may run: counted from when that node *sent* its
+    request, if the answer rests on a round begun after the request came."""
     return asked_at_ms + lease_ms - margin_ms
 
 
 def requeue_at_ms(promise_durable_ms: int, lease_ms: int) -> int:
-    """When a new primary may take it that the attempts it inherited have ended: no older primary
-    was confirmed after its promise."""
+    """When the attempts that a new primary inherited have ended: no older primary was confirmed
+    after its promise."""
     return promise_durable_ms + lease_ms

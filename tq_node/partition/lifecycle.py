@@ -75,14 +75,14 @@ class Fail(msgspec.Struct, frozen=True, gc=False):
 
 
 class Release(msgspec.Struct, frozen=True, gc=False):
-    """The attempt is given back and spends nothing."""
+    """The attempt is given back and does not count."""
 
     at_us: int
     token: Token
 
 
 class Lose(msgspec.Struct, frozen=True, gc=False):
-    """The attempt's node or lease has gone; ``draw`` in [0, 1)."""
+    """The attempt's node or lease is gone; ``draw`` in [0, 1)."""
 
     at_us: int
     token: Token
@@ -289,8 +289,8 @@ def _unhandled(row: TaskRow, event: Unhandled) -> TaskRow:
 
 
 def _same_news(row: TaskRow, event: Complete | Fail) -> TaskRow:
-    """An attempt tells a second time how it ended. The token of the attempt that ended last is kept
-    for this."""
+    """Whether an attempt reports its end a second time. The token of the attempt that ended last is
+    kept for this."""
     if row.token != event.token:
         raise StaleAttempt(task_id=row.id)
     return row

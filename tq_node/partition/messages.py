@@ -33,11 +33,11 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Sync(Message, frozen=True, tag=1):
-    """First of an epoch and of a connection. ``epochs``: the primary's cluster map; its last one is
-    open-ended (R15).
+    """The first message of an epoch and of a connection. ``epochs``: the epoch table of the
+    primary's log, whose last epoch is open-ended (R15).
 
     ``reset_epoch``: a copy whose promise is below it holds another history and starts from nothing
-    (unsafe recovery); 0: none.
+    (unsafe recovery); 0: no copy does.
     """
 
     epochs: tuple[tuple[Number, Number], ...]
@@ -47,13 +47,14 @@ class Sync(Message, frozen=True, tag=1):
 
 
 class SyncOk(Message, frozen=True, tag=2):
-    """Promised, cut and synced: the log up to here is the primary's, and durable."""
+    """The epoch is promised and the log cut: up to ``durable_sequence`` it is the primary's,
+    durably."""
 
     durable_sequence: Number
 
 
 class Append(Message, frozen=True, tag=3):
-    """``entries`` follow ``prev_sequence``. Empty: only ``committed_sequence`` is news."""
+    """``entries`` follow ``prev_sequence``. With none, only ``committed_sequence`` is new."""
 
     prev_sequence: Number
     entries: tuple[LogEntry, ...]
@@ -61,7 +62,7 @@ class Append(Message, frozen=True, tag=3):
 
 
 class Ack(Message, frozen=True, tag=4):
-    """Everything up to here is durable, in this epoch."""
+    """Everything up to ``durable_sequence`` is durable, in this epoch."""
 
     durable_sequence: Number
 
@@ -79,7 +80,8 @@ class Reject(Message, frozen=True, tag=5):
 
 
 class SnapBegin(Message, frozen=True, tag=6):
-    """The rows at ``applied`` will follow. ``epochs``: those of the log up to there."""
+    """The rows at ``applied`` will follow as chunks. ``epochs``: the epoch table of the log up to
+    there."""
 
     snapshot_id: Number
     applied: Number
@@ -103,7 +105,7 @@ class SnapEnd(Message, frozen=True, tag=8):
 
 
 class SnapAck(Message, frozen=True, tag=9):
-    """So many chunks are staged. That the snapshot is installed is told by a ``SyncOk``."""
+    """The first ``chunks`` chunks are staged. A ``SyncOk`` says that the snapshot is installed."""
 
     snapshot_id: Number
     chunks: Number
@@ -113,7 +115,7 @@ AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | Sna
 
 
 class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
-    """Node to node, once for all partitions that the sender leads: (partition, epoch). ``number``
+    """One node's question to another for all partitions it leads, as (partition, epoch). ``number``
     only grows."""
 
     number: Number
@@ -121,7 +123,7 @@ class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
 
 
 class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
-    """``refused``: (partition, promised) of those where the promise is above the epoch asked for."""
+    """``refused``: (partition, promise) where the promise is above the epoch asked about."""
 
     number: Number
     refused: tuple[tuple[Number, Number], ...]

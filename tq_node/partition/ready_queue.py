@@ -53,7 +53,7 @@ class _Heaps:
         self.count = 0
 
     def push(self, partition: int, key: bytes) -> bool:
-        """Whether it is its heap's first entry now."""
+        """Add an entry. True: it is the first of its heap now."""
         heap = self.of.get(partition)
         if heap is None:
             heap = self.of[partition] = []
@@ -131,7 +131,7 @@ class ReadySet:
         return ReadySet(self._own.types, self._known)
 
     def has_lanes_of(self, other: ReadySet) -> bool:
-        """Is it still as if ``like`` had just made it?"""
+        """Whether it still has the lanes and paused queues of ``other``."""
         return (self._own.types, self._known) == (other._own.types, other._known)
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class ReadySet:
 
     # --- taking out ---
     def pop_for(self, types: Collection[str] | None) -> tuple[str, int] | None:
-        """The same as ``pop`` for another worker, which takes these types; None: any."""
+        """Like ``pop``, for a worker of another node that takes ``types``; None: any."""
         return self.pop(self._line_of(types))
 
     def pop(self, line: _Line | None = None) -> tuple[str, int] | None:

@@ -9,11 +9,11 @@ from tq_node.types import NodeId
 
 
 class Record(msgspec.Struct, frozen=True):
-    """``up``: which of the copies the cluster map has as up; it may change while
-    ``partition_version`` does not.
+    """What the copies of one partition need of its entry in the cluster map.
 
-    ``reset_epoch``: that of the latest choice outside R1, 0 if there was none. A copy whose promise
-    is below it holds another history.
+    ``up``: the copies that are up by the map; it may change while ``partition_version`` does not.
+    ``reset_epoch``: the epoch of the latest unsafe recovery, 0 if there was none; a copy whose
+    promise is below it holds another history.
     """
 
     epoch: int
@@ -30,8 +30,8 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def is_settled(self) -> bool:
-        """Every copy is in sync and up, and none comes or goes: there is nothing to propose as long
-        as none lags."""
+        """Whether every copy is in sync and up, and none comes or goes: there is nothing to propose
+        as long as none lags."""
         return len(self.isr) == len(self.copies) == len(self.up) and not (
             self.adding or self.removing or self.successor
         )

@@ -21,7 +21,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
 
 def waiting_for(row: TaskRow, around: Surroundings) -> tuple[WaitsFor, ...]:
-    """Empty for a task that runs or has ended, and where nothing but its place in line holds it up."""
+    """Why a pending task does not run; empty where only its place in line holds it up."""
     if row.state is not State.PENDING:
         return ()
     without_us = around.without_handler_us(row.spec.type)
