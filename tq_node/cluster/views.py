@@ -1,15 +1,18 @@
-"""The cluster map for people: names instead of ids, and the status of each node and partition."""
+"""Views of the cluster map for operators (``types.ClusterView``, ``PartitionView``): names in place
+of ids.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
+from msgspec import UNSET
 
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.cluster.rules_moves import MoveStage, are_in_sync, stage_of
-from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionView
+from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionMove, PartitionView
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -96,6 +99,7 @@ def _show_partition(
     primary = entry.primary
     stage = stage_of(entry)
     bytes_left, percent = (None, None) if stage is None or known is None else _copied(entry, known)
+    move = UNSET if stage is None else PartitionMove(str(stage), bytes_left, percent)
     return PartitionView(
         partition=partition,
         primary=None if primary is None else names.one(primary),
@@ -109,10 +113,8 @@ def _show_partition(
         adding=names.many(entry.adding),
         removing=names.many(entry.removing),
         state=_state(entry, known),
-        waiting=waiting,
-        move_stage=None if stage is None else str(stage),
-        move_bytes_left=bytes_left,
-        move_percent=percent,
+        waiting=UNSET if waiting is None else waiting,
+        move=move,
     )
 
 
