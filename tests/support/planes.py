@@ -20,7 +20,7 @@ from tq_node.cluster.map import EMPTY, apply, encode
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.control.control_plane import ControlPlane, Outside
+from tq_node.runtime.control.control_plane import ControlPlane, Outside, Transport
 from tq_node.runtime.control.raft_driver import founding_values
 from tq_node.runtime.control.registration import WELCOMES, Outcome
 from tq_node.store.api import Batch
@@ -30,6 +30,7 @@ from tq_node.wire import commands as wire
 from tq_node.wire.connector import Connector
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handshake import LocalIdentity, Sessions
+from tq_node.wire.listener import PeerListener
 from tq_node.wire.pool import PeerPool
 
 SECRET = b"a secret of at least thirty-two bytes, for tests"
@@ -86,19 +87,21 @@ class PlaneNode:
             secret=SECRET,
         )
         sessions = Sessions()
-        dialling = Connector(
+        connector = Connector(
             the_reactor, local, sessions, lambda address, seconds: client_endpoint(the_reactor, address, seconds)
         )
+        endpoint = TCP4ServerEndpoint(the_reactor, self.port, interface="127.0.0.1")
+        transport = Transport(
+            lambda plane: PeerPool(connector, plane, random.Random(self.port)),
+            lambda plane: PeerListener(the_reactor, endpoint, local, plane, sessions),
+            has_certificates=False,
+        )
         self.plane = ControlPlane(
-            the_reactor,
             Clock(the_reactor),
             self.store,
             local,
             self.registration(),
-            TCP4ServerEndpoint(the_reactor, self.port, interface="127.0.0.1"),
-            dialling,
-            sessions,
-            lambda plane: PeerPool(dialling, plane, random.Random(self.port)),
+            transport,
             self.outside,
             seed=int.from_bytes(os.urandom(8), "big"),
         )

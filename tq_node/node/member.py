@@ -43,13 +43,14 @@ from tq_node.runtime.bootstrap.identity import (
 from tq_node.runtime.bootstrap.invitation import Invited, Inviter, JoinRefused
 from tq_node.runtime.bootstrap.join import Joiner, refusal_line
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.control.control_plane import ControlPlane, Outside
+from tq_node.runtime.control.control_plane import ControlPlane, Outside, Transport
 from tq_node.store.api import Batch, Store
 from tq_node.types import HandlerKind, NodeId
 from tq_node.wire.connector import Connector
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handler import Greeting
 from tq_node.wire.handshake import LocalIdentity, Sessions
+from tq_node.wire.listener import PeerListener
 from tq_node.wire.pool import PeerPool
 
 _log = Logger(namespace="taskqueue.node")
@@ -185,26 +186,27 @@ class Member:
             secret=self._secret,
         )
         sessions = Sessions()
-        dialling = Connector(
+        connector = Connector(
             self._reactor,
             local,
             sessions,
             lambda address, seconds: client_endpoint(self._reactor, address, seconds),
             self._tls,
         )
+        endpoint = serverFromString(self._reactor, with_backlog(settings.peer.endpoint))
+        transport = Transport(
+            lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
+            lambda plane: PeerListener(self._reactor, endpoint, local, plane, sessions, tls=self._tls),
+            has_certificates=self._tls is not None,
+        )
         self.plane = ControlPlane(
-            self._reactor,
             self._clock,
             self._store,
             local,
             self._registration,
-            serverFromString(self._reactor, with_backlog(settings.peer.endpoint)),
-            dialling,
-            sessions,
-            lambda plane: PeerPool(dialling, plane, random.Random()),  # noqa: S311 (jitter)
+            transport,
             outside,
             seed=int.from_bytes(self._random_bytes(_SEED_BYTES), "big"),
-            tls=self._tls,
         )
         if belonging is not None and belonging.is_newborn:
             founder = Founder(belonging.cluster_id, settings.node_name, str(settings.peer_public))

@@ -87,7 +87,7 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
         (plane.consensus, control_plane, "RaftDriver"),
         (plane.core, control_plane, "RaftCore"),
         (plane.membership, control_plane, "Membership"),
-        (plane.listener, control_plane, "PeerListener"),
+        (plane.listener, tq_node.node.member, "PeerListener"),
     ]
     for part, module, name in parts:
         assert type(part) is getattr(module, name)

@@ -1,18 +1,16 @@
-"""The control plane of one node, assembled: consensus, table, membership, and the peers it talks
-to.
+"""The control plane of one node, assembled: consensus, cluster map, membership, and peers.
 
-The data plane hears of the table through ``on_changed`` and answers forwarded calls through
-``forward``; neither is known here.
+The rest of the node learns of changes through ``Outside``, and answers forwarded calls there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -37,15 +35,11 @@ from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
-from tq_node.wire.connector import Connector
 from tq_node.wire.errors import MalformedBox, Removed, StaleSession, Starting, WrongNode
 from tq_node.wire.handler import Answer, Greeting, Welcome
-from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
+from tq_node.wire.handshake import LocalIdentity, PeerIdentity
 from tq_node.wire.listener import PeerListener
 from tq_node.wire.pool import PeerPool
-
-if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not have
-    from tq_node.wire.tls import PeerTLS
 
 _log = Logger(namespace="taskqueue.control")
 
@@ -55,8 +49,10 @@ _decode_addresses = msgspec.msgpack.Decoder(Addresses).decode
 
 
 class Outside:
-    """What the control plane asks of the rest of the node; each method has an answer that fits a
-    node without a data plane."""
+    """What the control plane asks of the rest of the node, and reports to it.
+
+    Each method here answers for a node that keeps no partitions.
+    """
 
     def health(self) -> Health:
         return Health()
@@ -65,25 +61,25 @@ class Outside:
         return False
 
     def greeted(self, greeting: Greeting) -> None:
-        """Somebody, anybody, greets this node (birth guard)."""
+        """A node, not authenticated, has sent a greeting (see ``BootstrapGuard``)."""
 
     def is_newborn(self) -> bool:
         return False
 
-    def table_changed(self, changes: Sequence[Change]) -> None:
-        """The table is another; ``changes`` is empty after a snapshot, when all of it may be."""
+    def map_changed(self, changes: Sequence[Change]) -> None:
+        """The cluster map has changed; ``changes`` is empty after a snapshot, when all of it may have."""
 
     def handlers_heard(self) -> None:
-        """A node has said which handlers it has now."""
+        """A node has announced which handlers it has now."""
 
     def peer_connected(self, node: NodeId) -> None:
-        """Bulk goes both ways with it, over a connection that is new in at least one of them."""
+        """The bulk lane is open in both directions, with a new connection in at least one of them."""
 
     def peer_lost(self, node: NodeId) -> None:
-        """Nothing can be sent to it."""
+        """The bulk lane to the node is closed: nothing can be sent to it."""
 
     def refused(self, refusal: Refusal) -> None:
-        """The cluster will not have this node."""
+        """The cluster refuses this node for good."""
 
     def broken(self, why: BaseException) -> None:
         """A promise is broken: the process must end (R20)."""
@@ -102,32 +98,36 @@ class ReplicaPeer(Protocol):
         """Take a ping, or the answer to one. :raises MalformedBox: it is neither."""
 
 
-class ControlPlane:
-    """Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``.
+class Transport(NamedTuple):
+    """Makes both ends of the wire; the control plane handles what they receive."""
 
-    :param dialling: shares ``sessions`` with the listener. :param seed: 64 random bits of this
-        start.
+    pool_of: Callable[[ControlPlane], PeerPool]
+    listener_of: Callable[[ControlPlane], PeerListener]
+    has_certificates: bool
+
+
+class ControlPlane:
+    """Consensus, cluster map, membership and peers of one node, joined.
+
+    Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``, and replication's ``Surroundings``.
+
+    :param seed: 64 random bits of this start.
     """
 
     def __init__(
         self,
-        reactor: IReactorTime,
         clock: Clock,
         store: Store,
         local: LocalIdentity,
         registration: Registration,
-        endpoint: IStreamServerEndpoint,
-        dialling: Connector,
-        sessions: Sessions,
-        pool_of: Callable[[ControlPlane], PeerPool],
+        transport: Transport,
         outside: Outside,
         *,
         seed: int,
-        tls: PeerTLS | None = None,
     ) -> None:
         self.local = local
-        self.machine = ClusterMachine(self._table_changed)
-        self.link = self.pool = pool_of(self)
+        self.machine = ClusterMachine(self._map_changed)
+        self.link = self.pool = transport.pool_of(self)
         self.replication: ReplicaPeer | None = None
         """Gets what peers say of partitions. None: this node keeps no replicas (yet); peers say it
         again."""
@@ -152,14 +152,14 @@ class ControlPlane:
             on_refused=outside.refused,
             on_handlers=outside.handlers_heard,
         )
-        self.listener = PeerListener(reactor, endpoint, local, self, sessions, tls=tls)
-        self.has_certificates = tls is not None
+        self.listener = transport.listener_of(self)
+        self.has_certificates = transport.has_certificates
         self._is_started = False
         self._outside = outside
         self._clock = clock
         self._store = store
         self._known_members = b""
-        self._complaints = RejectionLog(clock)
+        self._rejections = RejectionLog(clock)
 
     def successor(self) -> NodeId | None:
         """Who should lead after this node, which leads now; None where it does not, or nobody can."""
@@ -176,7 +176,7 @@ class ControlPlane:
 
     @property
     def core(self) -> RaftCore | None:
-        """Consensus as it is; None before it has been read from the store."""
+        """The Raft core; None until it has been read from the store."""
         return self.consensus.core if self.consensus.is_started else None
 
     @property
@@ -185,16 +185,14 @@ class ControlPlane:
 
     # --- life ---
     def listen(self) -> Deferred[IListeningPort]:
-        """Accept connections; whoever wants more than a greeting before ``start`` is told to come
-        again.
+        """Accept connections; before ``start``, all but greetings are answered with ``Starting``.
 
         For TCP and Unix sockets the port is there at once. Fails with ``CannotListenError``.
         """
         return self.listener.listen()
 
     async def start(self) -> None:
-        """Take up the log, dial the members, register this run. What this start is must be durable
-        by now."""
+        """Read the Raft log, dial the members, register this run, whose identity is durable by now."""
         self._known_members = self._store.meta().get(MEMBERS, b"")
         if self._known_members:
             # The table's end is in entries that only a leader knows to be committed, and answering
@@ -206,8 +204,7 @@ class ControlPlane:
         self.membership.start()
 
     async def stop(self) -> None:
-        """Nothing is left open. Leadership is not handed over here: whoever stops a leader in order
-        transfers it first."""
+        """Close everything. Raft leadership is not transferred: who wants that does it first."""
         await self.membership.stop()
         await self.consensus.stop()
         await self.pool.stopService()
@@ -230,14 +227,13 @@ class ControlPlane:
     def _soft_state_changed(self, state: SoftState) -> None:
         self.membership.soft_state_changed(state)
 
-    def _table_changed(self, changes: Sequence[Change]) -> None:
+    def _map_changed(self, changes: Sequence[Change]) -> None:
         self.membership.map_changed()
         self._remember_members()
-        self._outside.table_changed(changes)
+        self._outside.map_changed(changes)
 
     def _remember_members(self) -> None:
-        """Where to find the others after a restart, before anything of the log is known to be
-        committed."""
+        """Store the members' addresses: after a restart no entry of the log is known committed."""
         members = _encode_addresses(self.membership.addresses())
         if members != self._known_members and self.membership.is_registered:
             self._known_members = members
@@ -276,12 +272,12 @@ class ControlPlane:
         core = self.core
         return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
 
-    def _refuse_strangers(self, peer: PeerIdentity, what: str) -> None:
+    def _refuse_nonmembers(self, peer: PeerIdentity, what: str) -> None:
         """:raises NotReady: by all that is known here it is no member, or not yet; nothing was
         done.
         """
         if not self._is_member(peer.node_id):
-            self._complaints.about(
+            self._rejections.about(
                 peer.name, "peer_unknown", f"{what} of a node that is no member (yet)", is_usual=True
             )
             raise NotReady(f"node {self.local.name} does not know node {peer.name} as a member (yet)")
@@ -309,48 +305,48 @@ class ControlPlane:
         consensus alone who is.
         """
         if self.membership.is_registered and not self._is_member(peer.node_id):
-            self.membership.met_stranger()
-            self._refuse_strangers(peer, "a message of consensus")
+            self.membership.met_unknown_node()
+            self._refuse_nonmembers(peer, "a message of consensus")
         refused = self.consensus.receive(messages)
         if refused is not None:
-            self._complaints.about(peer.name, "peer_unsound", str(refused))
+            self._rejections.about(peer.name, "peer_unsound", str(refused))
             raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
-        self._refuse_strangers(peer, "a message of partitions")
+        self._refuse_nonmembers(peer, "a message of partitions")
         if self.replication is None:
             return
         try:
             self.replication.received(peer.node_id, body)
         except MalformedBox as why:
-            self._complaints.about(peer.name, "peer_unsound", why.detail)
+            self._rejections.about(peer.name, "peer_unsound", why.detail)
             raise
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
-        self._refuse_strangers(peer, "a ping of partitions")
+        self._refuse_nonmembers(peer, "a ping of partitions")
         if self.replication is not None:
             self.replication.asked(peer.node_id, body)
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
-        self._refuse_strangers(peer, "a call")
+        self._refuse_nonmembers(peer, "a call")
         return self._outside.forward(peer, calls, within_ms)
 
     def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
-        return self.membership.registering.registered_by(peer, body)
+        return self.membership.registrar.registered_by(peer, body)
 
     def heartbeat(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
         # The leader tells it nothing any more from the moment of its removal, so it may not have
         # heard of that: it hears it now.
         self._refuse_removed(peer)
-        self._refuse_strangers(peer, "a heartbeat")
+        self._refuse_nonmembers(peer, "a heartbeat")
         return self.membership.heartbeat_of(peer, body)
 
     def evidence(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
-        self._refuse_strangers(peer, "evidence")
+        self._refuse_nonmembers(peer, "evidence")
         return self.membership.evidence_of(peer, body)
 
     def propose(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]:
-        self._refuse_strangers(peer, "a proposal")
+        self._refuse_nonmembers(peer, "a proposal")
         return self.membership.proposed_by(peer, body)
 
     def broken(self, what: str, failure: Failure) -> None:
@@ -371,12 +367,12 @@ class ControlPlane:
         """The pool dials again by itself; what a refused port means is the evidence collector's to
         find out."""
         if isinstance(why, Removed):
-            self.membership.registering.refused(Refusal.REMOVED)
+            self.membership.registrar.refused(Refusal.REMOVED)
         elif isinstance(why, StaleSession):
-            self.membership.registering.called_stale_by(node_id)
+            self.membership.registrar.called_stale_by(node_id)
 
     def lane_writable(self, node_id: NodeId, lane: Lane) -> None:
-        """Consensus sends again by itself."""
+        """Nothing to do: Raft sends again by itself."""
 
 
 def _ask_failed(why: Failure) -> None:

@@ -119,12 +119,12 @@ class Membership:
         self._on_handlers = on_handlers
         self._handlers = Announced(registration.handlers)
         self._handlers_serial = 1
-        self._told_handlers: dict[NodeId, tuple[int, int]] = {}
+        self._announced_to: dict[NodeId, tuple[int, int]] = {}
         """The session of each node that has been told of the present handlers, and which those are."""
         self._evidence = FailureDetector(self.me, pool, clock, self.session_of, self._report)
         self._pending: dict[int, AnyCommand] = {}
         self._pending_serial = 0
-        self._beats_out: set[NodeId] = set()
+        self._beats_in_flight: set[NodeId] = set()
         self._change_pending = False
         self._leader: NodeId | None = None
         self._control_timer = clock.timer(self._control)
@@ -139,12 +139,12 @@ class Membership:
         self._rested_unfit: frozenset[NodeId] = frozenset()
         """... and those that may not lead then."""
         self._planned_ms = 0
-        self.registering = Registrar(self, raft, pool, on_refused)
+        self.registrar = Registrar(self, raft, pool, on_refused)
         self._pauses: set[IDelayedCall] = set()
 
     # --- life ---
     def start(self) -> None:
-        self.registering.start()
+        self.registrar.start()
         self._loops.append(self._clock.every(HEARTBEAT_S, self._beat, "a heartbeat"))
         self._loops.append(self._clock.every(CONTROLLER_S, self._control, "the controller"))
 
@@ -154,7 +154,7 @@ class Membership:
         await self._evidence.stop()
         for pause in list(self._pauses):
             pause.reset(0)
-        await self.registering.stop()
+        await self.registrar.stop()
         for loop in self._loops:
             loop.stop()
             await loop.over
@@ -267,13 +267,13 @@ class Membership:
         """Named by a member as one of theirs: this node's own table may be late."""
         return any(one[0] == node for one in self._seeds)
 
-    def met_stranger(self) -> None:
+    def met_unknown_node(self) -> None:
         """Somebody speaks of whom nothing is known here. Asks who is a member, now and then."""
         now_ms = self._clock.now_ms()
         if self._stopped or now_ms - self._asked_ms < ASK_MEMBERS_EVERY_MS:
             return
         self._asked_ms = now_ms
-        Deferred.fromCoroutine(self.registering.ask_who_is_a_member()).addErrback(
+        Deferred.fromCoroutine(self.registrar.ask_who_is_a_member()).addErrback(
             lambda why: _log.failure("could not ask who is a member", failure=why, event="ask_failed")
         )
 
@@ -306,32 +306,32 @@ class Membership:
         beat = Beat(self.session_of(self.me), self._raft.applied_index, self._health(), serial)
         self.liveness.record_heartbeat(self.me, self._clock.now_ms(), beat.table_index, beat.health)
         if self.liveness.lacks_handlers(self.me, serial):
-            self._hear_handlers(self.me, msgspec.structs.replace(beat, handlers=self._handlers))
+            self._note_handlers(self.me, msgspec.structs.replace(beat, handlers=self._handlers))
         body, whole = BEATS.encode(beat), b""
         for node in self.map.members():
             if (
                 node.node_id != self.me
-                and node.node_id not in self._beats_out
+                and node.node_id not in self._beats_in_flight
                 and self._pool.is_connected(node.node_id)
             ):
-                self._beats_out.add(node.node_id)
+                self._beats_in_flight.add(node.node_id)
                 told = node.session, serial
-                if self._told_handlers.get(node.node_id) == told:
+                if self._announced_to.get(node.node_id) == told:
                     asked = self._pool.ask(node.node_id, wire.Heartbeat, body, 1.0)
                 else:
                     whole = whole or BEATS.encode(msgspec.structs.replace(beat, handlers=self._handlers))
                     asked = self._pool.ask(node.node_id, wire.Heartbeat, whole, 1.0)
-                asked.addBoth(self._beat_over, node.node_id, told)
+                asked.addBoth(self._beat_answered, node.node_id, told)
         self._repeat_evidence()
 
-    def _beat_over(self, answer: object, node: NodeId, told: tuple[int, int]) -> None:
-        self._beats_out.discard(node)
+    def _beat_answered(self, answer: object, node: NodeId, told: tuple[int, int]) -> None:
+        self._beats_in_flight.discard(node)
         if answer == WANTS_HANDLERS:
-            self._told_handlers.pop(node, None)
+            self._announced_to.pop(node, None)
         elif isinstance(answer, bytes):
-            self._told_handlers[node] = told
+            self._announced_to[node] = told
 
-    def _hear_handlers(self, node: NodeId, beat: Beat) -> None:
+    def _note_handlers(self, node: NodeId, beat: Beat) -> None:
         if beat.handlers is not None and self.liveness.lacks_handlers(node, beat.handlers_serial):
             self.liveness.record_handlers(node, beat.handlers_serial, beat.handlers)
             self._on_handlers()
@@ -343,14 +343,14 @@ class Membership:
             raise MalformedBox(f"a node with handlers for {len(beat.handlers.handled)} types")
         if beat.session == self.session_of(peer.node_id):
             self.liveness.record_heartbeat(peer.node_id, self._clock.now_ms(), beat.table_index, beat.health)
-            self._hear_handlers(peer.node_id, beat)
+            self._note_handlers(peer.node_id, beat)
             if self.liveness.lacks_handlers(peer.node_id, beat.handlers_serial):
                 return WANTS_HANDLERS
         return b""
 
     # --- deaths ---
     def lane_up(self, peer: PeerIdentity) -> None:
-        self.registering.let_in_by(peer.node_id)
+        self.registrar.let_in_by(peer.node_id)
         if self._evidence.lane_up(peer):
             self.liveness.withdraw_evidence(self.me, peer.node_id)
 
@@ -396,8 +396,8 @@ class Membership:
 
     def map_changed(self) -> None:
         """Dial who is a member, tell who this node is by now, decide anew."""
-        self._look_at_myself()
-        self._hang_up_on_the_dead()
+        self._check_own_entry()
+        self._disconnect_dead()
         self.liveness.follow(self.map, self._clock.now_ms())
         self._dial()
         session = self.session_of(self.me) if self.is_registered else 0
@@ -406,7 +406,7 @@ class Membership:
             self._pool.announce()
         self.control_soon()
 
-    def _hang_up_on_the_dead(self) -> None:
+    def _disconnect_dead(self) -> None:
         """Who waits for an answer of a node that has just gone down by the table waits in vain:
         others lead what it led."""
         up = {node.node_id for node in self.map.nodes.values() if node.is_up}
@@ -415,19 +415,19 @@ class Membership:
                 self._pool.hang_up(node_id, "the table has the node as down")
         self._up = up
 
-    def _look_at_myself(self) -> None:
+    def _check_own_entry(self) -> None:
         """Is this run still what the table has of this node?"""
         entry = self.map.nodes.get(self.me)
         if entry is None:
             return
         if not entry.is_member:
-            self.registering.refused(Refusal.REMOVED)
+            self.registrar.refused(Refusal.REMOVED)
         elif entry.incarnation > self.registration.incarnation:
-            self.registering.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
+            self.registrar.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
         elif entry.nonce == self.registration.nonce and not entry.is_up and not self._departs:
             # It was taken for dead and lives: a new session, and new epochs for whatever it is to
             # lead (R2).
-            self.registering.start()
+            self.registrar.start()
 
     # --- the controller ---
     def control_soon(self) -> None:

@@ -1,34 +1,39 @@
 """Drives the cores of all partitions of a node: events in, messages and commits out.
 
-Theory of operation =================== A ``PartitionCore`` (``tq_node.partition``) holds the rules
-of one partition and does no IO. The driver feeds the cores with events and does what they want. All
-cores share one store and one link to peers, so that one sync and one box to each peer serve every
-partition that has something to write or to say.
+Theory of operation
+-------------------
+A ``PartitionCore`` (``tq_node.partition``) holds the rules of one partition and does no IO. The
+driver feeds the cores with events and does what they want. All cores share one store and one link
+to peers, so that one sync and one box to each peer serve every partition that has something to
+write or to send.
 
-Three functions form the loop. Their order is what the promises rest on.
+Three functions form the loop. What they do, and in which order, is what the promises rest on.
 
-``_pump``     runs after each event, over the cores that it touched. It empties their outboxes:
-messages go to the peers at once, committed entries to the applier. Stepping down is reported first
-(R12: nothing may be proposed there any more), then commits, then activations. Last come the callers
-whose entry is committed; they are returned, and fired by whoever entered, when every core is
-consistent again. ``_flush``    makes one commit of the store (one sync): what the cores must
-persist, and a slice of rows from the applier. Messages that need not wait for the disk leave before
-it: a primary's entries are on their way to the replicas while its own disk still writes. One commit
-is in flight at a time; what is wanted meanwhile gathers for the next one. Nothing ever waits for
-company: an idle disk is used in the next turn. ``_durable``  runs when the sync is done. Each core
-hears what is persisted, and answers (acks) leave only then (R8, R16). The next commit leaves
-*before* any caller gets its answer: what callers propose in their callbacks goes into the one
-after.
+``_pump`` runs after each event, over the cores that it touched, and empties their outboxes. Messages
+go to the peers at once, committed entries to the applier. Stepping down is reported first, as
+nothing may be proposed there any more (R12), then commits, then activations. The callers whose
+entry is committed are returned: whoever entered fires them when every core is consistent again.
 
-A submit, for example: ``propose`` opens an entry -> next turn ``_flush`` closes it, sends it,
-commits it -> ``_durable`` here and acks from the in-sync replicas (``receive``), in any order ->
-the core commits the entry -> ``_pump`` reports the news and fires the caller.
+``_flush`` makes one commit of the store, which is one sync: what the cores must persist, and a slice
+of rows from the applier. Messages that need not wait for the disk leave before it, so a primary's
+entries are on their way to the replicas while its own disk still writes. One commit is in flight at
+a time, and what is wanted meanwhile gathers for the next. Nothing waits for company: an idle disk
+is used in the next turn.
 
-Rows are written behind the log (see ``applier``), within ``APPLY_LAG_MS`` and bounded in size, so a
+``_durable`` runs when the sync is done. Each core learns what is persisted, and only then do
+acknowledgements leave (R8, R16). The next commit leaves before any caller gets its answer: what
+callers propose in their callbacks goes into the one after.
+
+A submit passes like this. ``propose`` opens an entry. In the next turn ``_flush`` closes it, sends
+it and commits it. ``_durable`` here and acknowledgements of the in-sync replicas (``receive``)
+follow in any order, until the core commits the entry. Then ``_pump`` reports the news, and the
+caller is fired.
+
+Rows are written behind the log (see ``applier``), within ``APPLY_LAG_MS`` and bounded in size. So a
 row may be older than what is committed; the tasks' layer has the newest in memory.
 
-Any exception inside the loop means that effects may be lost between a core and the store. Nothing
-is retried: the driver stops for good and reports it, and the process ends (R18, R20).
+An exception inside the loop means that effects may be lost between a core and the store. Nothing is
+retried: the driver stops for good and reports it, and the process ends (R18, R20).
 """
 
 from __future__ import annotations

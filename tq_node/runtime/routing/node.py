@@ -79,7 +79,7 @@ class Node(Outside):
     # --- life ---
     def start(self) -> None:
         """The control plane has begun; what it knows by now counts."""
-        self.table_changed(())
+        self.map_changed(())
 
     def begin_to_stop(self) -> None:
         """Nothing new should come here; what this node leads it serves until others do (``transfer_partitions``)."""
@@ -105,7 +105,7 @@ class Node(Outside):
         self.state.client.stop()
 
     # --- the cluster map ---
-    def table_changed(self, changes: Sequence[Change]) -> None:
+    def map_changed(self, changes: Sequence[Change]) -> None:
         state = self.state
         if not state.map.is_founded or self._stopped:
             return
