@@ -1,10 +1,11 @@
-"""The other half of the composition root: the node as a member of a cluster, which it founds, joins or goes back to."""
+"""The node as a member of a cluster: reads its identity, wires the control plane, founds or joins, and leaves in order."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -23,7 +24,6 @@ from tq_node.runtime.bootstrap.credentials import peer_tls, read_secret
 from tq_node.runtime.bootstrap.found import first_table, is_founded
 from tq_node.runtime.bootstrap.identity import (
     Belonging,
-    Formatted,
     IsCopy,
     NeverJoined,
     Values,
@@ -53,6 +53,9 @@ from tq_node.wire.handshake import LocalIdentity, Sessions
 from tq_node.wire.listener import PeerListener
 from tq_node.wire.pool import PeerPool
 
+if TYPE_CHECKING:
+    from tq_node.wire.tls import PeerTLS  # takes a while to import, and most nodes have no certificates
+
 _log = Logger(namespace="taskqueue.node")
 _NONCE_BYTES = 16
 _SEED_BYTES = 8
@@ -65,145 +68,176 @@ class PeerPortTaken(Exception):
     """One line that names the option."""
 
 
-class Member:
-    """In the order of a node's life: ``identify``, ``assemble``, ``start``, ``join``, ``leave_gracefully``, ``stop``.
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What peers prove themselves with: the secret of ``--secret-file``, or certificates; both None: neither was given."""
 
-    :param handlers: what this run registers with.
+    secret: bytes | None
+    tls: PeerTLS | None
 
-    :raises BadCredentials: the files of ``--secret-file``, ``--peer-cert``, ``--peer-key`` or ``--peer-ca`` do not do.
+    @classmethod
+    def of(cls, settings: NodeSettings) -> Credentials:
+        """Read the files of ``--secret-file``, ``--peer-cert``, ``--peer-key`` and ``--peer-ca``.
+
+        :raises BadCredentials: one of them can't be used.
+        """
+        file, insecure = settings.secret_file, settings.insecure_peers
+        return cls(
+            None if file is None else read_secret(file, insecure=insecure),
+            peer_tls(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure),
+        )
+
+    @property
+    def are_given(self) -> bool:
+        """The operator takes care of them; else the node makes a secret and hands it to nodes that join over loopback."""
+        return self.secret is not None or self.tls is not None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Which node this start is, and of which cluster; nothing of it is durable before ``Member.start``."""
+
+    credentials: Credentials
+    registration: Registration
+    belonging: Belonging | None
+    """The cluster that the directory belongs to, or that this start founds; None: it joins one."""
+    secret: bytes | None
+    """The cluster's, where it is known yet."""
+    meta: Values
+    """What ``Member.start`` writes before the node speaks to anybody."""
+    is_joining: bool
+
+
+def identify(
+    settings: NodeSettings,
+    credentials: Credentials,
+    meta: Mapping[str, bytes],
+    now_us: int,
+    random_bytes: Callable[[int], bytes],
+    handlers: HandlerKind = HandlerKind.UNKNOWN,
+) -> NodeIdentity:
+    """Read from the store's ``meta`` whose directory this is, and decide what an empty one becomes.
+
+    :param handlers: what this run registers with. :raises WrongName, NoSecret, NeverJoined, IsCopy, StoreBroken:
     """
+    formatted = formatted_in(meta, settings.node_name)
+    if is_copy(meta):
+        raise IsCopy(refusal_line(Refusal.STORE_CLONED, settings.node_name))
+    if formatted is None:
+        formatted = new_node(settings.node_name, random_bytes)
+    incarnation, first = next_start(meta, formatted)
+    belonging = belonging_in(meta)
+    if belonging is not None and belonging.birth is None and not (settings.join or is_founded(meta)):
+        raise NeverJoined(
+            f"--join: is missing: this directory began to join cluster {belonging.cluster_id}, and its node never became "
+            "a member"
+        )
+    is_joining = settings.join != () and (belonging is None or belonging.birth is None) and not is_founded(meta)
+    if belonging is None and not settings.join:
+        belonging = founding_identity(
+            partition_count=settings.partitions,
+            replication_factor=settings.replication_factor,
+            keeps_secret=not credentials.are_given,
+            random_bytes=random_bytes,
+            now_us=now_us,
+        )
+    secret = credentials.secret
+    if belonging is not None:
+        secret, belonging = with_secret(
+            meta,
+            belonging,
+            from_file=credentials.secret,
+            has_certificates=credentials.tls is not None,
+            random_bytes=random_bytes,
+        )
+        first |= belonging_values(belonging)
+    registration = Registration(
+        formatted.node_id,
+        settings.node_name,
+        str(settings.http_public),
+        str(settings.peer_public),
+        incarnation,
+        random_bytes(_NONCE_BYTES).hex(),
+        FEATURE_LEVEL_MIN,
+        FEATURE_LEVEL_MAX,
+        handlers,
+    )
+    return NodeIdentity(credentials, registration, belonging, secret, first, is_joining)
+
+
+class Member:
+    """The node as a member of a cluster: ``assemble``, ``start``, ``join``, ``leave_gracefully``, ``stop``, in this order.
+
+    :param on_older_cluster: gets one line for the operator; the process must end with it (F15a).
+    """
+
+    plane: ControlPlane
+    """From ``assemble`` on: it needs the rest of the node, which asks the member for its guard."""
 
     def __init__(
         self,
         settings: NodeSettings,
         reactor: Any,
+        store: Store,
+        clock: Clock,
+        identity: NodeIdentity,
         *,
         random_bytes: Callable[[int], bytes],
-        handlers: HandlerKind = HandlerKind.UNKNOWN,
+        on_older_cluster: Callable[[str], None],
     ) -> None:
-        self.incarnation = 0
-        self.plane: ControlPlane
-        self._settings = settings
-        self._reactor = reactor
+        self._settings, self._reactor, self._store, self._clock = settings, reactor, store, clock
         self._random_bytes = random_bytes
-        self._handlers = handlers
-        file, insecure = settings.secret_file, settings.insecure_peers
-        self._secret_in_file = None if file is None else read_secret(file, insecure=insecure)
-        self._tls = peer_tls(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure)
-        self._store: Store
-        self._clock: Clock
-        self._formatted: Formatted
-        self._belonging: Belonging | None = None
-        self._first: Values = {}
-        self._secret: bytes | None = None
-        self._registration: Registration
-        self._local: LocalIdentity
+        self._on_older_cluster = on_older_cluster
+        self.identity = identity
+        self._belonging = identity.belonging
+        registration = identity.registration
+        self._local = LocalIdentity(
+            node_id=registration.node_id,
+            name=settings.node_name,
+            incarnation=registration.incarnation,
+            features_min=FEATURE_LEVEL_MIN,
+            features_max=FEATURE_LEVEL_MAX,
+            cluster=None if identity.belonging is None else identity.belonging.cluster_id,
+            secret=identity.secret,
+        )
         self._guard: BootstrapGuard | None = None
         self._joiner: Joiner | None = None
-        self._on_older_cluster: Callable[[str], None]
         self._is_started = False
-        self._is_joining = False
-
-    # --- who this is ---
-    def identify(self, store: Store, clock: Clock) -> None:
-        """Read whose directory this is, and decide what an empty one becomes.
-
-        :raises WrongName, NoSecret, NeverJoined, IsCopy, StoreBroken:
-        """
-        settings, draw = self._settings, self._random_bytes
-        self._store, self._clock = store, clock
-        meta = store.meta()
-        formatted = formatted_in(meta, settings.node_name)
-        if is_copy(meta):
-            raise IsCopy(refusal_line(Refusal.STORE_CLONED, settings.node_name))
-        self._formatted = new_node(settings.node_name, draw) if formatted is None else formatted
-        self.incarnation, self._first = next_start(meta, self._formatted)
-        belonging = belonging_in(meta)
-        if belonging is not None and belonging.birth is None and not (settings.join or is_founded(meta)):
-            raise NeverJoined(
-                f"--join: is missing: this directory began to join cluster {belonging.cluster_id}, and its node never became "
-                "a member"
-            )
-        self._is_joining = (
-            settings.join != () and (belonging is None or belonging.birth is None) and not is_founded(meta)
-        )
-        if belonging is None and not settings.join:
-            belonging = founding_identity(
-                partition_count=settings.partitions,
-                replication_factor=settings.replication_factor,
-                keeps_secret=self._secret_in_file is None and self._tls is None,
-                random_bytes=draw,
-                now_us=clock.wall_us(),
-            )
-        self._secret = self._secret_in_file
-        if belonging is not None:
-            self._secret, belonging = with_secret(
-                meta,
-                belonging,
-                from_file=self._secret_in_file,
-                has_certificates=self._tls is not None,
-                random_bytes=draw,
-            )
-            self._first |= belonging_values(belonging)
-        self._belonging = belonging
-        self._registration = Registration(
-            self._formatted.node_id,
-            settings.node_name,
-            str(settings.http_public),
-            str(settings.peer_public),
-            self.incarnation,
-            draw(_NONCE_BYTES).hex(),
-            FEATURE_LEVEL_MIN,
-            FEATURE_LEVEL_MAX,
-            self._handlers,
-        )
 
     @property
     def node_id(self) -> NodeId:
-        return self._formatted.node_id
+        return self.identity.registration.node_id
 
     def secret_for_joiners(self) -> bytes | None:
         """To a node that joins over loopback; None where operators keep the secret in a file, or certificates do its work."""
-        return None if self._secret_in_file is not None or self._tls is not None else self._local.secret
+        return None if self.identity.credentials.are_given else self._local.secret
 
     # --- assembly ---
-    def assemble(self, outside: Outside, *, on_older_cluster: Callable[[str], None]) -> ControlPlane:
+    def assemble(self, outside: Outside) -> ControlPlane:
         """Make the control plane, and the birth guard of a cluster that is founded here.
 
         :param outside: the rest of the node, which the control plane calls back once it has started.
-        :param on_older_cluster: one line for the operator; the process must end with it (F15a).
         """
-        settings, belonging = self._settings, self._belonging
-        self._on_older_cluster = on_older_cluster
-        cluster_id = None if belonging is None else belonging.cluster_id
-        self._local = local = LocalIdentity(
-            node_id=self.node_id,
-            name=settings.node_name,
-            incarnation=self.incarnation,
-            features_min=FEATURE_LEVEL_MIN,
-            features_max=FEATURE_LEVEL_MAX,
-            cluster=cluster_id,
-            secret=self._secret,
-        )
+        settings, belonging, local, tls = self._settings, self._belonging, self._local, self.identity.credentials.tls
         sessions = Sessions()
         connector = Connector(
             self._reactor,
             local,
             sessions,
             lambda address, seconds: client_endpoint(self._reactor, address, seconds),
-            self._tls,
+            tls,
         )
         endpoint = serverFromString(self._reactor, with_backlog(settings.peer.endpoint))
         transport = Transport(
             lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
-            lambda plane: PeerListener(self._reactor, endpoint, local, plane, sessions, tls=self._tls),
-            has_certificates=self._tls is not None,
+            lambda plane: PeerListener(self._reactor, endpoint, local, plane, sessions, tls=tls),
+            has_certificates=tls is not None,
         )
         self.plane = ControlPlane(
             self._clock,
             self._store,
             local,
-            self._registration,
+            self.identity.registration,
             transport,
             outside,
             seed=int.from_bytes(self._random_bytes(_SEED_BYTES), "big"),
@@ -232,17 +266,17 @@ class Member:
 
     # --- life ---
     async def start(self) -> None:
-        """Make durable who this is, then speak."""
-        belonging, first = self._belonging, self._first
+        """Write the identity to the store, then start the control plane: nobody hears of a node that forgets itself."""
+        belonging, meta = self._belonging, self.identity.meta
         if belonging is not None and belonging.birth is not None and not is_founded(self._store.meta()):
-            first |= await first_table(self._store, belonging, self._registration, self._settings.voters)
-        await self._store.commit(Batch(meta=first))
+            meta = meta | await first_table(self._store, belonging, self.identity.registration, self._settings.voters)
+        await self._store.commit(Batch(meta=meta))
         await self.plane.start()
         self._is_started = True
         if self._guard is not None:
-            self._guard.watch().addCallback(self._guard_over)
+            self._guard.watch().addCallback(self._guard_ended)
 
-    def _guard_over(self, passed: bool) -> None:
+    def _guard_ended(self, passed: bool) -> None:
         if passed and self._belonging is not None:
             self._keep(past_birth_guard(self._belonging)).addErrback(lambda _: None)  # the store says so itself (R18)
 
@@ -271,18 +305,18 @@ class Member:
 
         :raises JoinRefused: for good; ``str()`` is one line.
         """
-        if not self._is_joining:
+        if not self.identity.is_joining:
             return
         self._joiner = Joiner(
             self._clock,
-            Inviter(self._reactor, needs_secret=self._secret is None and self._tls is None),
+            Inviter(self._reactor, needs_secret=self.identity.secret is None and self.identity.credentials.tls is None),
             [str(address) for address in self._settings.join],
             own=self._settings.http_own,
             local=self._local,
-            registration=self._registration,
+            registration=self.identity.registration,
             dial=self.plane.pool.dial,
             keep=self._joins,
-            secret=self._secret,
+            secret=self.identity.secret,
             belongs_to=None if self._belonging is None else self._belonging.cluster_id,
         )
         try:
@@ -308,9 +342,7 @@ class Member:
             self._guard.stop()
 
     async def leave_gracefully(self) -> None:
-        """Another leads the Raft group, and the others hear that this node leaves: a node that just vanished they would notice
-        only by its port, and wait for it till then.
-        """
+        """Hand over the leadership of Raft, and tell the others: they would notice a node that vanished only by its port."""
         if self._is_started:
             await self._resign()
             await self.plane.membership.depart()

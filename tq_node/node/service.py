@@ -1,4 +1,8 @@
-"""The composition root: the only module that names concrete classes. ``twistd taskqueue`` calls ``makeService``."""
+"""The composition root: with ``member`` the only module that wires concrete classes together, and it decides how they end.
+
+``twistd taskqueue`` calls ``makeService``. ``NodeService`` assembles everything that can be refused before anything runs, starts
+it in order, and stops it in the reverse order of trust: no more work, handlers, partitions, connections, store.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import random
 import resource
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -29,7 +32,7 @@ from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.errors import StoreBroken
 from tq_node.facade import ReadyNote
-from tq_node.node.member import Member, PeerPortTaken
+from tq_node.node.member import Credentials, Member, PeerPortTaken, identify
 from tq_node.node.process import (
     EXIT_DISK_FULL,
     EXIT_REFUSED,
@@ -170,9 +173,7 @@ class NodeService(Service):
         self._metrics = metrics = Metrics(
             version=version(), node=settings.node_name, labels_max=settings.metrics_labels
         )
-        member = self._member = Member(
-            settings, self._reactor, random_bytes=os.urandom, handlers=self.registry.announced.kind
-        )
+        credentials = Credentials.of(settings)
         self._look_around()
         self._look_for_failure()
         self._store = open_store(
@@ -183,7 +184,18 @@ class NodeService(Service):
         )
         self._undo.append(self._store.close)
         self._clock = Clock(self._reactor)
-        member.identify(self._store, self._clock)
+        identity = identify(
+            settings, credentials, self._store.meta(), self._clock.wall_us(), os.urandom, self.registry.announced.kind
+        )
+        member = self._member = Member(
+            settings,
+            self._reactor,
+            self._store,
+            self._clock,
+            identity,
+            random_bytes=os.urandom,
+            on_older_cluster=self._end_with_line,
+        )
         self._lock = WorkersLock(settings.data_dir / "workers.lock")
         self._undo.append(self._lock.close)
         # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
@@ -199,7 +211,7 @@ class NodeService(Service):
                 secret_for_joiners=member.secret_for_joiners,
                 notes=self._notes(),
             ),
-            partial(member.assemble, on_older_cluster=self._end_with_line),
+            member.assemble,
             NodeHooks(
                 guard=member.guarded,
                 on_greeted=member.greeted,
@@ -320,7 +332,7 @@ class NodeService(Service):
             QueueSettings(
                 node_id=self._member.node_id,
                 node_name=settings.node_name,
-                incarnation=self._member.incarnation,
+                incarnation=self._member.identity.registration.incarnation,
                 seed=cluster.seed,
                 partition_count=cluster.partition_count,
                 born_us=cluster.born_us,
@@ -423,10 +435,10 @@ class NodeService(Service):
     async def _stop(self) -> None:
         if self._starting is not None:
             await self._starting
-        handlers_over = self._worker.stopService() if self._worker.running else _done()
+        handlers_ended = self._worker.stopService() if self._worker.running else _done()
         await self._node.transfer_partitions()
         self._node.refuse_work()
-        await handlers_over
+        await handlers_ended
         await self._node.transfer_partitions()  # also what has come here since
         await self._member.leave_gracefully()
         for port in self._ports:

@@ -29,7 +29,7 @@ from tests.support.world import SECOND_US
 from tq_node import limits
 from tq_node.cli import config
 from tq_node.cluster.records import ClusterSettings
-from tq_node.node.member import Member
+from tq_node.node.member import Credentials, Member, identify
 from tq_node.node.service import SITE_CLOSE_S
 from tq_node.observe.metrics import Metrics
 from tq_node.partition.core import PartitionCore
@@ -104,8 +104,17 @@ class SimulatedNode:
         self.store.begin(reactor, self.disk, partial(self._broken, "the store"))
         broken = partial(self._broken, "a promise")
         clock = Clock(reactor, WallClock(self._wall_ns, lambda: int(reactor.seconds() * 1e9)))
-        member = self.member = Member(self._settings, reactor, random_bytes=self._draws.randbytes)
-        member.identify(self.store, clock)
+        draw = self._draws.randbytes
+        identity = identify(self._settings, Credentials.of(self._settings), self.store.meta(), clock.wall_us(), draw)
+        member = self.member = Member(
+            self._settings,
+            reactor,
+            self.store,
+            clock,
+            identity,
+            random_bytes=draw,
+            on_older_cluster=lambda line: self._broken("birth guard", RuntimeError(line)),
+        )
         node = self.node = Node(
             clock,
             ClusterQueueSettings(
@@ -115,7 +124,7 @@ class SimulatedNode:
                 draw=self._draws.random,
                 secret_for_joiners=member.secret_for_joiners,
             ),
-            partial(member.assemble, on_older_cluster=lambda line: self._broken("birth guard", RuntimeError(line))),
+            member.assemble,
             NodeHooks(
                 guard=member.guarded,
                 on_greeted=member.greeted,
@@ -155,7 +164,7 @@ class SimulatedNode:
             QueueSettings(
                 node_id=member.node_id,
                 node_name=self.name,
-                incarnation=member.incarnation,
+                incarnation=member.identity.registration.incarnation,
                 seed=cluster.seed,
                 partition_count=cluster.partition_count,
                 born_us=cluster.born_us,
@@ -212,10 +221,10 @@ class SimulatedNode:
         node.begin_to_stop()
         member.stop_joining()
         await self._starting
-        handlers_over = Deferred.fromCoroutine(worker.stop())
+        handlers_ended = Deferred.fromCoroutine(worker.stop())
         await node.transfer_partitions()
         node.refuse_work()
-        await handlers_over
+        await handlers_ended
         await node.transfer_partitions()
         await member.leave_gracefully()
         await node.stop()
