@@ -1,5 +1,5 @@
-"""What the queue of one node needs to know; the composition root fills it from the node's settings
-and its store."""
+"""Settings of one node's queue; the composition root fills them from the node's options and its
+store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _no_defaults(task_type: str) -> TypeDefaults:
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``incarnation``: how many times this store has been started; ``seed`` and ``partition_count``
-    are fixed at birth."""
+    """``incarnation``: how often this store has been started. ``seed``, ``partition_count``: fixed
+    when the cluster is founded."""
 
     node_id: NodeId
     node_name: str
@@ -26,7 +26,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     partition_count: int = limits.PARTITIONS_DEFAULT
     born_us: int = 0
-    """When the cluster was born: nothing in it is older, so the horizon begins there (section 9)."""
+    """When the cluster was founded. Nothing in it is older, so the horizon begins there (section
+    9)."""
     retention_ms: int = limits.RETENTION_S * 1000
     dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
     disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES
@@ -34,9 +35,9 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_dir: str = ""
     snapshots_kept: int = limits.SNAPSHOTS_KEPT
     defaults_of: Callable[[str], TypeDefaults] = _no_defaults
-    """What ``@task`` says for a type."""
+    """The defaults that ``@task`` gives for a type."""
     declared_queues: Callable[[], frozenset[str]] = frozenset
-    """Those that ``@task`` names: tasks for them are taken however many other queues there are."""
+    """Queues that ``@task`` names: tasks for them are accepted however many other queues there are."""
     random_bytes: Callable[[int], bytes]
     """For the ids that the node makes."""
     draw: Callable[[], float]

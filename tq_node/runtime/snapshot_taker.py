@@ -1,5 +1,4 @@
-"""Snapshots of this node's store for its operators: one at a time, never into the disk's reserve,
-the newest kept."""
+"""Takes snapshots of this node's store for operators: one at a time, never into the disk's reserve."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ _log = Logger(namespace="taskqueue.node")
 
 
 class SnapshotTaker:
-    """:param settings: where they go, how many stay, how much of the disk is to be left free."""
+    """Writes snapshots to a directory and keeps the newest ones; which and how many, ``settings``
+    say."""
 
     def __init__(self, store: Store, clock: Clock, settings: QueueSettings) -> None:
         self._store = store
@@ -28,10 +28,10 @@ class SnapshotTaker:
         self._is_taking = False
 
     def take(self) -> Deferred[Sequence[str]]:
-        """The paths of all that are kept, the new one first.
+        """Take one; fires with the paths of all snapshots kept, the new one first.
 
-        :raises Busy: one is being made. :raises DiskReserve: there is no room for it, or it could
-            not be written.
+        :raises Busy: one is being taken. :raises DiskReserve: it has no room, or could not be
+            written.
         """
         directory, kept = self._settings.snapshot_dir, self._settings.snapshots_kept
         if self._is_taking:
@@ -42,9 +42,9 @@ class SnapshotTaker:
             )
         name = f"snapshot-{self._clock.wall_us()}.sqlite3"
         self._is_taking = True
-        return self._store.backup(directory, name, kept).addBoth(self._over).addErrback(_failed, directory, name)
+        return self._store.backup(directory, name, kept).addBoth(self._taken).addErrback(_failed, directory, name)
 
-    def _over(self, result: Sequence[str] | Failure) -> Sequence[str] | Failure:
+    def _taken(self, result: Sequence[str] | Failure) -> Sequence[str] | Failure:
         self._is_taking = False
         return result
 

@@ -6,6 +6,6 @@ makes the first map or ``join`` asks members until the node is registered. ``boo
 a newborn cluster from serving while an older one may expect this node; ``invitation`` is what a
 joiner learns from a member over HTTP.
 
-What always holds: what a node is to be is durable before it registers, and a secret is handed only to
-a joiner on the same machine.
+What always holds: what a node is to be is durable before it registers, and a secret is handed only
+to a joiner on the same machine.
 """

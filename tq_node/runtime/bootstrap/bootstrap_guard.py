@@ -95,7 +95,7 @@ class BootstrapGuard:
         """What an unproven greeting says, for the operator, while it counts."""
         self._timer: IDelayedCall | None = None
         self._waiter: Deferred[bool] | None = None
-        self._is_over = False
+        self._stopped = False
         self._is_disarmed = False
 
     @property
@@ -108,7 +108,7 @@ class BootstrapGuard:
         or stopped."""
         assert self._waiter is None, "begun twice"
         self._waiter = Deferred()
-        if self._is_over:
+        if self._stopped:
             self._waiter.callback(False)
         else:
             self._timer = self._clock.call_later(self._step_s, self._step)
@@ -116,7 +116,7 @@ class BootstrapGuard:
 
     def greeted(self, greeting: Greeting) -> None:
         """Somebody, anybody, greets this node."""
-        if self._is_over or self._is_disarmed or not is_of_older_cluster(greeting, self._founder):
+        if self._stopped or self._is_disarmed or not is_of_older_cluster(greeting, self._founder):
             return
         if self._has_tasks():
             self._is_disarmed = True  # real work was taken on: to end it now would be the greater harm
@@ -153,7 +153,7 @@ class BootstrapGuard:
 
     def stop(self) -> None:
         """No more timers and no more decisions."""
-        self._is_over = True
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

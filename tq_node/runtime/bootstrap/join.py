@@ -108,7 +108,7 @@ class Joiner:
         self._reasons: dict[str, str] = {}
         self._said_ms: int | None = None
         self._work: Deferred[Welcomed] | None = None
-        self._is_stopped = False
+        self._stopped = False
 
     async def join(self) -> Welcomed | None:
         """For ``Membership.welcomed``, once the node is registered. None: it was stopped first. To
@@ -118,18 +118,18 @@ class Joiner:
             of ``keep``.
         """
         self._work = Deferred.fromCoroutine(self._rounds())
-        if self._is_stopped:
+        if self._stopped:
             self._work.cancel()
         try:
             return await self._work
         except Exception:
-            if not self._is_stopped:
+            if not self._stopped:
                 raise
             return None  # it was cancelled, which has several names
 
     def stop(self) -> None:
         """Give up now: ``join`` returns None, and leaves nothing open."""
-        self._is_stopped = True
+        self._stopped = True
         if self._work is not None:
             self._work.cancel()
 
@@ -147,7 +147,7 @@ class Joiner:
                     self._reasons[address] = str(why)
                 except Denied as why:  # here; another of them may be on this machine
                     denied = denied or why
-                if self._is_stopped:
+                if self._stopped:
                     raise CancelledError
             if denied is not None:
                 raise denied
@@ -230,7 +230,7 @@ class Joiner:
         except StaleSession:
             raise self._refused_for_good(Refusal.STORE_CLONED) from None
         except Exception as why:  # Twisted's, OpenSSL's, a refusal, no address: all say that there is nobody
-            if self._is_stopped:
+            if self._stopped:
                 raise
             return f"the member at {peer}: {_named(why)}"
 

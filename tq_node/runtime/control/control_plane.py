@@ -67,7 +67,8 @@ class Outside:
         return False
 
     def map_changed(self, changes: Sequence[Change]) -> None:
-        """The cluster map has changed; ``changes`` is empty after a snapshot, when all of it may have."""
+        """The cluster map has changed; ``changes`` is empty after a snapshot, when all of it may
+        have."""
 
     def handlers_heard(self) -> None:
         """A node has announced which handlers it has now."""

@@ -1,5 +1,5 @@
-"""Evidence of death (R5a): a connection that broke *and* a port that refused twice. A time-out is
-never evidence."""
+"""Finds evidence that a node is dead (R5a): its connection broke *and* its port refused twice. A
+time-out is never evidence."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _log = Logger(namespace="taskqueue.evidence")
 
 PROBES_MAX = 20
 PROBE_AGAIN_S = 0.05
-"""A dying process closes its sockets one after the other: the port may still answer when the
-connection has just broken."""
+"""Between two probes. A dying process closes its sockets one by one: the port may still answer just
+after the connection broke."""
 
 
 class FailureDetector:
     """Looks for evidence whenever a consensus lane breaks.
 
-    :param session_of: the table's session of a node, and of this one; 0 where it has none.
-    :param on_found: conclusive evidence, once for each death.
+    :param session_of: the cluster map's session of a node; 0 if it has none.
+    :param on_found: called with conclusive evidence, once for each death.
     """
 
     def __init__(
@@ -47,31 +47,31 @@ class FailureDetector:
         self._found: dict[NodeId, Evidence] = {}
         self._looking: set[NodeId] = set()
         self._searches: set[Deferred[None]] = set()
-        self._over = False
+        self._stopped = False
 
     @property
     def found(self) -> list[Evidence]:
-        """What still holds, to be repeated to a new leader."""
+        """Evidence that still holds, to be repeated to a new leader."""
         return [self._found[node] for node in sorted(self._found)]
 
     def lane_lost(self, peer: PeerIdentity, *, broke: bool) -> None:
-        if broke and peer.lane is Lane.CONSENSUS and peer.node_id not in self._looking and not self._over:
+        if broke and peer.lane is Lane.CONSENSUS and peer.node_id not in self._looking and not self._stopped:
             self._looking.add(peer.node_id)
             search = Deferred.fromCoroutine(self._look(peer.node_id, self._session_of(peer.node_id)))
             self._searches.add(search)
             search.addErrback(self._search_failed).addBoth(lambda _: self._searches.discard(search))
 
     def lane_up(self, peer: PeerIdentity) -> bool:
-        """The node lives. True if evidence about it is void now."""
+        """The node lives. Returns whether there was evidence against it, which is dropped."""
         return self._found.pop(peer.node_id, None) is not None
 
     def forget(self, node: NodeId) -> None:
-        """The table has it down, or it is registered anew."""
+        """Drop evidence about a node that the map has as down, or that has registered anew."""
         self._found.pop(node, None)
 
     async def stop(self) -> None:
-        """Fires once nobody looks any more: a second at most."""
-        self._over = True
+        """Wait until no search is in progress: a second at most."""
+        self._stopped = True
         for search in list(self._searches):
             await search
 
@@ -82,7 +82,7 @@ class FailureDetector:
         try:
             for _ in range(PROBES_MAX):
                 refused = await self._pool.probe_refused(node)
-                if self._over or self._pool.is_connected(node):
+                if self._stopped or self._pool.is_connected(node):
                     return
                 if refused:
                     evidence = Evidence(self._me, self._session_of(self._me), node, session, True, refused)

@@ -1,5 +1,5 @@
-"""The cluster's table as the state machine of the Raft log: every node applies the same entries and
-has the same table."""
+"""The cluster map as the state machine of the Raft log: every node applies the same entries in the
+same order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _OUTCOMES_KEPT = 1_024
 
 
 class ClusterMachine(StateMachine):
-    """:param on_changed: called after each entry that changed the table, with what changed; with
-    nothing after a restore.
+    """Holds the cluster map as of the newest applied entry.
+
+    :param on_changed: called with the changes after each entry that made any; with none after a
+        restore.
     """
 
     def __init__(self, on_changed: Callable[[Sequence[Change]], None]) -> None:
@@ -38,7 +40,7 @@ class ClusterMachine(StateMachine):
             self._on_changed(applied.changes)
 
     def outcome(self, log_index: int) -> tuple[Refused, ...]:
-        """What of an entry that was just applied was refused."""
+        """The parts that were refused of an entry that was just applied."""
         return self._outcomes.get(log_index, ())
 
     def configuration_changed(self, log_index: int, configuration: Configuration) -> None:
@@ -58,7 +60,7 @@ class ClusterMachine(StateMachine):
             raise Unsound("the registration of a node that can't be one")
 
     def can_restore(self, log_index: int, data: bytes) -> bool:
-        """A table of this cluster, as it was at ``log_index`` and no later."""
+        """Whether the data is a map of this cluster, no later than ``log_index``."""
         try:
             table = tables.decode(data)
         except (UnreadableMap, ValueError, RecursionError):

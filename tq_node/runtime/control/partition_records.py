@@ -1,5 +1,5 @@
-"""From the table's words to the partitions', and back: ``cluster`` and ``partition`` do not know
-one another."""
+"""Translates between the cluster map and the cores of partitions: ``cluster`` and ``partition`` do
+not know each other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def records_of(table: ClusterMap, me: NodeId, *, may_lead: bool) -> dict[int, Re
 
 
 def commands_of(steps: Sequence[Step], me: NodeId, session: int) -> list[AnyCommand]:
-    """What the cores ask of the controller, in as few entries as possible."""
+    """The commands that carry what the cores ask of the controller, in as few entries as possible."""
     isr_steps, led, choices = [], [], []
     for step in steps:
         partition, epoch = PartitionId(step.partition), Epoch(step.epoch)

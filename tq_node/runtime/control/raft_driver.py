@@ -1,4 +1,4 @@
-"""Joins the consensus core to clock, store and wire: the loop persist, then send, then apply
+"""Drives the Raft core: persists its entries, then sends messages, then applies what is committed
 (docs/explanation/raft.md).
 
 Everything happens in the reactor's thread; the store writes in its own, so several Readys may be on
@@ -60,31 +60,31 @@ def founding_values(me: NodeId, data: bytes) -> dict[str, bytes | None]:
 
 
 class StateMachine:
-    """What the log drives; the driver's owner implements it. Deterministic, and it must not raise
-    but for a reason to stop."""
+    """What the Raft log is applied to. Deterministic; an exception ends the process."""
 
     def apply(self, log_index: int, data: bytes) -> None:
-        """A committed entry of ``RaftDriver.propose``; each exactly once, in order."""
+        """Apply a committed entry; called exactly once for each, in order."""
 
     def configuration_changed(self, log_index: int, configuration: Configuration) -> None:
-        """A committed change of who votes and who listens."""
+        """A change of voters and learners is committed."""
 
     def restore(self, log_index: int, data: bytes) -> None:
-        """Become what ``snapshot`` gave at ``log_index``, here or on another node."""
+        """Replace the state by one that ``snapshot`` returned at ``log_index``, here or on another
+        node."""
 
     def snapshot(self) -> bytes:
-        """Everything that was applied so far."""
+        """Return the whole state, encoded."""
         return b""
 
     def check_entry(self, data: bytes) -> None:
-        """Before an entry of a peer goes into the log, from where it would be met again at each
-        start.
+        """Check an entry of a peer before it goes into the log, where each start would meet it
+        again.
 
         :raises Unsound: it could never be applied.
         """
 
     def can_restore(self, log_index: int, data: bytes) -> bool:
-        """The same of a peer's snapshot."""
+        """Whether a peer's snapshot could be restored."""
         return True
 
 
@@ -95,10 +95,11 @@ class _Proposal(msgspec.Struct, gc=False):
 
 
 class RaftDriver:
-    """:param send: hands messages to the wire; may drop them. :param on_soft_state: role, leader or
-        term changed.
+    """Runs the Raft core of this node against store, clock and peers; see the module's docstring.
 
-    :param on_broken: an assertion failed, or the store; called once, the process must end.
+    :param send: hand messages to the wire, which may drop them.
+    :param on_soft_state: called when role, leader or term has changed.
+    :param on_broken: called once, when an assertion or the store has failed: the process must end.
     """
 
     def __init__(
@@ -131,7 +132,8 @@ class RaftDriver:
         self._reads: dict[int, Deferred[int]] = {}
         self._served: list[tuple[int, Deferred[int]]] = []
         self._unwritten: deque[tuple[Ready, bool]] = deque()
-        """Readys in order, each with whether its own write is durable."""
+        """Readys whose messages wait for the disk, in order, each with whether its write is
+        durable."""
         self._snapshot_under_way = False
         self._snapshot_index = 0
         self._wake_timer = clock.timer(self._wake)
@@ -141,8 +143,7 @@ class RaftDriver:
 
     # --- life ---
     async def start(self) -> None:
-        """Take up where the store left off. A sole voter leads at once: there is nobody to wait
-        for."""
+        """Read the log and snapshot from the store. A sole voter leads at once."""
         meta = self._store.meta()
         hard_state = _decode_hard_state(meta[HARD_STATE]) if HARD_STATE in meta else HardState()
         snapshot = _decode_snapshot(meta[SNAPSHOT]) if SNAPSHOT in meta else Snapshot()
@@ -167,18 +168,18 @@ class RaftDriver:
         self._loop = self._clock.every(TICK_S, self._tick, "a Raft tick")
 
     async def stop(self) -> None:
-        """No further message. What waits hears that the outcome is not known."""
+        """Send nothing from now on. Proposals that wait fail with ``OutcomeUnknown``."""
         self._stopped = True
         self._wake_timer.cancel()
         if self._loop is not None:
             self._loop.stop()
             await self._loop.over
-        self._give_up(lambda proposal: True)
+        self._fail_proposals(lambda proposal: True)
 
     # --- events ---
     def receive(self, messages: Sequence[Message]) -> Unsound | None:
-        """Messages of a peer whose connection is authenticated as their source. Returns why the
-        first was refused that was."""
+        """Step the core with messages of a peer, whose connection is authenticated as their source.
+        Returns why one was refused, of the first if several were."""
         now_ms = self._clock.now_ms()
         refused: list[Unsound] = []
 
@@ -201,13 +202,13 @@ class RaftDriver:
                     self._machine.check_entry(entry.data)
 
     def leader_died(self, node: NodeId) -> None:
-        """R5a's evidence about ``node``."""
+        """Tell the core of evidence that ``node`` is dead (R5a): if it led, an election begins early."""
         self._enter(lambda: self.core.leader_died(node, self._clock.now_ms()))
 
     def _tick(self) -> None:
         self._enter(lambda: self.core.tick(self._clock.now_ms()))
         oldest_ms = self._clock.now_ms() - int(PROPOSAL_S_MAX * 1000)
-        self._give_up(lambda proposal: proposal.since_ms < oldest_ms)
+        self._fail_proposals(lambda proposal: proposal.since_ms < oldest_ms)
 
     # --- calls ---
     def propose(self, data: bytes) -> Deferred[int]:
@@ -387,7 +388,7 @@ class RaftDriver:
         self._wake_at_ms = None
         self._enter(lambda: self.core.wake(self._clock.now_ms()))
 
-    def _give_up(self, is_over: Callable[[_Proposal], bool]) -> None:
+    def _fail_proposals(self, is_over: Callable[[_Proposal], bool]) -> None:
         for log_index, proposal in list(self._proposals.items()):
             if is_over(proposal):
                 del self._proposals[log_index]

@@ -1,5 +1,5 @@
-"""How a run of a member becomes known: it registers with the leader, wherever that is, or ends
-because it is refused for good."""
+"""Registers this run of a node with the cluster's leader, wherever that is, or ends it if the
+cluster refuses it for good."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROPOSE_S = 5.0
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a proposal: where it stands in the log, and what of it was refused when it was
+    """Result of a proposal: its place in the log, and the parts that were refused when it was
     applied."""
 
     log_index: int
@@ -45,12 +45,12 @@ Addresses = tuple[tuple[str, str, str], ...]
 
 
 class Welcomed(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to a registration: what became of it, and whom to dial until the table itself has
-    come.
+    """Answer to a registration: its outcome, and the members to dial until the cluster map has
+    arrived.
 
-    ``outcome`` None: nothing, for whoever was asked does not lead; ``leader``, one of the members,
-    does. Each run speaks for itself with the leader: nobody passes it on, for only who talks to it
-    can tell whether another run of it lives (F14).
+    ``outcome`` is None if the node that was asked does not lead; ``leader``, one of the members,
+    does. Nobody passes a registration on: only a node that is connected to the run can tell whether
+    another run of it lives (F14).
     """
 
     outcome: Outcome | None
@@ -65,15 +65,14 @@ class Welcomed(msgspec.Struct, frozen=True, array_like=True):
 WELCOMES: Codec[Welcomed] = Codec(Welcomed)
 OUTCOMES: Codec[Outcome] = Codec(Outcome)
 COMMANDS: Codec[AnyCommand] = Codec(AnyCommand, bounds.ASK_BYTES_MAX)
-"""As ``commands.encode`` writes them: the format of an entry and the version of a body are the same
-byte."""
+"""Reads what ``commands.encode`` writes: an entry's format and a body's version are one byte."""
 assert commands.FORMAT == VERSION
 
 
 def check_registration(peer: PeerIdentity, command: RegisterNode, table: ClusterMap) -> None:
-    """A node speaks for this very run of itself, under the name that its handshake has shown.
+    """Check that a registration is of the run that sends it, under the name of its handshake.
 
-    :raises MalformedBox: it does not, or it says what no node can be.
+    :raises MalformedBox: it is of another run, or of a node that can't exist.
     """
     node = command.node
     if (node.node_id, node.name, node.incarnation) != (peer.node_id, peer.name, peer.incarnation):
@@ -83,7 +82,7 @@ def check_registration(peer: PeerIdentity, command: RegisterNode, table: Cluster
 
 
 class TableRefused(ClusterRefused):
-    """``refusal`` is the stable word for why."""
+    """The cluster map refused a command as a whole; ``refusal`` is the stable word for why."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal).replace("_", " "))
@@ -98,7 +97,7 @@ def check_whole(outcome: Outcome) -> None:
 
 
 class Registrant(Protocol):
-    """``Membership``, as far as registering goes."""
+    """What registering needs of ``Membership``."""
 
     registration: Registration
 
@@ -122,7 +121,9 @@ class Registrant(Protocol):
 
 
 class Registrar:
-    """:param on_refused: the cluster will not have this node; called once."""
+    """Registers this run, and answers registrations of others. :param on_refused: the cluster
+    refuses this node; called once.
+    """
 
     def __init__(
         self, node: Registrant, raft: RaftDriver, pool: PeerPool, on_refused: Callable[[Refusal], None]
@@ -131,7 +132,7 @@ class Registrar:
         self._raft = raft
         self._pool = pool
         self._on_refused = on_refused
-        self._is_over = False
+        self._stopped = False
         self._is_refused = False
         self._called_stale: set[NodeId] = set()
         self._asked_members = 0
@@ -139,14 +140,14 @@ class Registrar:
 
     # --- this node ---
     def start(self) -> None:
-        """Make this run known, unless that is under way."""
-        if self._work is None and not self._is_over:
+        """Begin to register, unless that is in progress."""
+        if self._work is None and not self._stopped:
             self._work = Deferred.fromCoroutine(self._register())
             self._work.addErrback(self._failed).addBoth(self._ended)
 
     async def stop(self) -> None:
-        """Pauses must be ended by whoever gives them."""
-        self._is_over = True
+        """Wait until nothing is in progress; the caller must end the pauses that it has given."""
+        self._stopped = True
         if self._work is not None:
             await self._work
 
@@ -157,10 +158,10 @@ class Registrar:
         _log.failure("registration failed", failure=why, event="register_failed")
 
     async def _register(self) -> None:
-        """Keeps trying while there is no leader. What refuses it for good goes to ``on_refused``."""
+        """Try until this run is registered or refused for good."""
         node = self._node
-        while not (self._is_over or self._is_refused or node.is_registered):
-            if node.map.is_founded:  # a joiner's first registration is its own affair
+        while not (self._stopped or self._is_refused or node.is_registered):
+            if node.map.is_founded:  # else a ``Joiner`` registers it
                 try:
                     await self._with_the_leader(RegisterNode(node.map.cluster_id, node.registration))
                 except TableRefused as why:
@@ -172,17 +173,19 @@ class Registrar:
                 await node.pause(REGISTER_AGAIN_S)
 
     async def _with_the_leader(self, command: RegisterNode) -> None:
-        """One that dials an address that this node has left is not heard here; but whoever is
-        connected knows who leads.
+        """Register with the leader, asking connected members where it is.
 
-        :raises TableRefused: :raises NoController: this time nobody took it.
+        A leader that dials an address that this node has left can't reach it, but other members can
+        name the leader.
+
+        :raises TableRefused: :raises NoController: no leader was found this time.
         """
         if self._raft.core.leader is not None:
             await self._node.propose(command)
             return
         body = commands.encode(command)
         to_ask, asked = self._node.known(), set[NodeId]()
-        while to_ask and not self._is_over:
+        while to_ask and not self._stopped:
             node = to_ask.pop(0)
             if node in asked or not self._pool.is_connected(node):
                 continue
@@ -199,8 +202,8 @@ class Registrar:
         raise NoController("there is no leader")
 
     async def ask_who_is_a_member(self) -> None:
-        """Somebody speaks whom this node's table does not have; it may be late. One of those that
-        it has is asked, in turn."""
+        """Ask a member, another one each time, for the members: an unknown node speaks, so this map
+        may be late."""
         known = [node for node in self._node.known() if self._pool.is_connected(node)]
         if not known:
             return
@@ -214,17 +217,17 @@ class Registrar:
 
     # --- refusals ---
     def refused(self, refusal: Refusal) -> None:
-        """The cluster will not have this node; told once."""
+        """Report that the cluster refuses this node; only the first time."""
         if not self._is_refused:
             self._is_refused = True
             self._on_refused(refusal)
 
     def called_stale_by(self, member: NodeId) -> None:
-        """It says, with proof, that another run of this node began later, or lives (F14).
+        """A member has proof that another run of this node began later, or lives (F14).
 
-        To a run that the table has, one member says little: a copy may have got hold of just that
-        one, while it was cut off from here. But if most of them say so, the table's word, that the
-        copy has registered, may never come.
+        For a registered run one member's word is not enough: a copy may have reached just that one
+        while it was cut off from here. If most members say so, this run is refused, as the map with
+        the copy's registration may never arrive.
         """
         node = self._node
         self._called_stale.add(member)
@@ -237,10 +240,10 @@ class Registrar:
 
     # --- others ---
     async def registered_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """A node that joins, or that has moved, knows no leader.
+        """Take a registration of a node that joins or has moved; propose it if this node leads.
 
-        :raises NoController: nor does this one. :raises MalformedBox: it is not what the peer may
-            say of itself.
+        :raises NoController: no leader is known. :raises MalformedBox: not the peer's own
+            registration.
         """
         command, node = COMMANDS.decode(data), self._node
         if not isinstance(command, RegisterNode):
