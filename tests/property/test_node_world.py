@@ -15,7 +15,7 @@ from tq_node.errors import Divergence
 from tq_node.facade import Accepted, Read
 from tq_node.runtime.replication import commit_waiters, replicator
 from tq_node.runtime.replication.driver import ReplicaDriver
-from tq_node.runtime.tasks import activation, reads, recovery, row_cache, submit, task_table
+from tq_node.runtime.tasks import activation, reads, recovery, submit, task_table
 from tq_node.runtime.tasks import claims as running
 from tq_node.types import State
 
@@ -124,7 +124,7 @@ MUTATIONS: dict[str, Patch] = {
     "a batch loads only what is not resident": _set(submit.Submitter, "submit_many", _load_forgets_the_resident),
     "a repeat is not compared by content": _set(submit.Submitter, "_repeat", _repeat_looks_at_no_content),
     "an id is not looked up": _set(submit.Submitter, "submit", lambda self, s: self._submit_found(None, s)),
-    "rows that somebody waits for are dropped": _set(row_cache.RowCache, "pin", lambda self, task_id: None),
+    "rows that somebody waits for are dropped": _set(task_table.RowCache, "pin", lambda self, task_id: None),
     "the due timer is not set, nor the safety net": lambda patch: (
         patch.setattr(running.Claims, "schedule_due", _due_heap_is_lost),
         patch.setattr(running.Claims, "find_due", _due_heap_is_lost),

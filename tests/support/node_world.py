@@ -46,6 +46,7 @@ from tq_node.facade import (
     Released,
     Submission,
     TaskPage,
+    TypeDefaults,
 )
 from tq_node.observe.metrics import Metrics
 from tq_node.partition.effects import Step
@@ -152,6 +153,7 @@ class NodeWorld:
     def boot(self) -> None:
         self.incarnation += 1
         settings = QueueSettings(
+            defaults_of=lambda task_type: TypeDefaults(),
             node_id=ME, node_name="node-1", incarnation=self.incarnation,
             seed=7, partition_count=self.partitions, born_us=START_US, retention_ms=600_000, dedupe_window_ms=self.dedupe_ms,
             random_bytes=self.random.randbytes, draw=self.random.random,

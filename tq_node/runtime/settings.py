@@ -12,10 +12,6 @@ from tq_node.facade import TypeDefaults
 from tq_node.types import NodeId
 
 
-def _no_defaults(task_type: str) -> TypeDefaults:
-    return TypeDefaults()
-
-
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``incarnation``: how often this store has been started. ``seed``, ``partition_count``: fixed
     when the cluster is founded."""
@@ -34,7 +30,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     copy_rate_bytes_s: int = limits.COPY_RATE_BYTES_S
     snapshot_dir: str = ""
     snapshots_kept: int = limits.SNAPSHOTS_KEPT
-    defaults_of: Callable[[str], TypeDefaults] = _no_defaults
+    defaults_of: Callable[[str], TypeDefaults]
     """The defaults that ``@task`` gives for a type."""
     declared_queues: Callable[[], frozenset[str]] = frozenset
     """Queues that ``@task`` names: tasks for them are accepted however many other queues there are."""

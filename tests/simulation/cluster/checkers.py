@@ -236,7 +236,7 @@ class Checkers:
             "settles": copies._applier._settles,
             "snapshots": [*copies._store_requests._open, *copies._store_requests._opening, *node.store._snapshots],
             "reads": local.replication.read_index._reads,
-            "watches": local.reads._watches,
+            "watches": local.reads.watches,
             "forwarded": node.node.state.client._gathered,
             "proposals": [p for p in plane.consensus._proposals.values() if not p.deferred.called],
             "raft reads": [*plane.consensus._reads, *plane.consensus._served],

@@ -38,8 +38,7 @@ from tq_node.runtime.tasks.activation import Activation
 from tq_node.runtime.tasks.claims import Claims
 from tq_node.runtime.tasks.reads import TaskReads
 from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
-from tq_node.runtime.tasks.row_cache import RowCache
-from tq_node.runtime.tasks.task_table import TaskTable
+from tq_node.runtime.tasks.task_table import RowCache, TaskTable
 from tq_node.store.api import Batch
 from tq_node.types import State, TaskRow
 

@@ -29,6 +29,7 @@ from tests.support.world import SECOND_US
 from tq_node import limits
 from tq_node.cli import config
 from tq_node.cluster.records import ClusterSettings
+from tq_node.facade import TypeDefaults
 from tq_node.node.member import Credentials, Member, identify
 from tq_node.node.service import SITE_CLOSE_S
 from tq_node.observe.metrics import Metrics
@@ -162,6 +163,7 @@ class SimulatedNode:
             self.store,
             clock,
             QueueSettings(
+                defaults_of=lambda task_type: TypeDefaults(),
                 node_id=member.node_id,
                 node_name=self.name,
                 incarnation=member.identity.registration.incarnation,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
+import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -17,12 +19,10 @@ from tq_node.partition.lifecycle import Complete, Due, Event, Fail, Lose, Note, 
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.claim_round import ClaimRound
 from tq_node.runtime.tasks.handler_timeout import HandlerTimeout
 from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
-from tq_node.runtime.tasks.row_cache import Slot
 from tq_node.runtime.tasks.submit import NodeStatus
-from tq_node.runtime.tasks.task_table import Elsewhere, Found, TaskTable, existing
+from tq_node.runtime.tasks.task_table import Elsewhere, Found, Slot, TaskTable, existing
 from tq_node.types import State, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.running")
@@ -34,6 +34,27 @@ FOREVER_S = 86_400.0
 LEASE_AGAIN_S = 0.05
 SET_BACK_MAX = 64
 """Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
+
+
+class _ClaimRound(msgspec.Struct):
+    """One round of claiming, for the worker of ``node``."""
+
+    node: str
+    is_lent: bool = False
+    """That worker is another node's."""
+    types: Collection[str] | None = None
+    """What the worker runs; None: any."""
+    payload_bytes_left: int = sys.maxsize
+    """How many bytes of payloads the round may still take."""
+    claims: list[Claim] = []
+    """Proposed so far."""
+    places: dict[int, int] = {}
+    """By partition, the sequence of the last entry that holds one of the claims."""
+    unfit: list[TaskRow] = []
+    """Tasks that the round met and that are not for this worker."""
+
+    def takes(self, pending: TaskRow) -> bool:
+        return self.payload_bytes_left > 0 and (self.types is None or pending.spec.type in self.types)
 
 
 class Claims:
@@ -126,7 +147,7 @@ class Claims:
         """See ``facade.TaskQueue.claim``."""
         worker = self._worker
         types = None if worker is None else worker.types
-        return self._take(limit, ClaimRound(self._settings.node_name, types=types))
+        return self._take(limit, _ClaimRound(self._settings.node_name, types=types))
 
     def backlog(self, types: Collection[str] | None = None) -> int:
         """How many ready tasks of these types (None: any) there are beyond what this node's own worker could start now."""
@@ -143,50 +164,50 @@ class Claims:
         epoch after the question came, so no later primary promised before that.
         """
         if types is not None and self._table.know(types):
-            self._read_hints_anew()
+            self._rebuild_heaps()
         limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog(types))
-        return self._take(limit, ClaimRound(node, True, types, limits.HELP_BYTES_MAX))
+        return self._take(limit, _ClaimRound(node, True, types, limits.HELP_BYTES_MAX))
 
-    def _take(self, limit: int, taking: ClaimRound) -> Deferred[Sequence[Claim]]:
+    def _take(self, limit: int, round_: _ClaimRound) -> Deferred[Sequence[Claim]]:
         if not self._status.is_active or self._status.is_stopping or limit <= 0:
             return succeed([])
-        cold = self._claim_resident(limit, taking)
+        cold = self._claim_resident(limit, round_)
         if not cold:
-            return self._when_claimed(taking.claims, taking.places)
+            return self._when_claimed(round_.claims, round_.places)
         done: Deferred[Sequence[Claim]] = Deferred()
-        self._claim_cold(cold, taking, done)
+        self._claim_cold(cold, round_, done)
         return done
 
-    def _claim_resident(self, limit: int, taking: ClaimRound) -> list[str]:
+    def _claim_resident(self, limit: int, round_: _ClaimRound) -> list[str]:
         """Claim what is in memory, by rank; returns the ids that are not."""
         ready = self._table.ready
         find = self._table.find
         cold: list[str] = []
         now_us = self._clock.wall_us()
         known = len(self._set_back)
-        while len(taking.claims) + len(cold) < limit and taking.bytes_left > 0:
+        while len(round_.claims) + len(cold) < limit and round_.payload_bytes_left > 0:
             if len(self._set_back) - known >= SET_BACK_MAX:
                 self._look_again_soon()
                 break
-            if len(taking.unfit) >= SET_BACK_MAX:
+            if len(round_.unfit) >= SET_BACK_MAX:
                 break
-            next_one = ready.pop_for(taking.types) if taking.is_lent else ready.pop()
+            next_one = ready.pop_for(round_.types) if round_.is_lent else ready.pop()
             if next_one is None:
                 break
             slot = find(next_one[0])
             if slot is None:
                 cold.append(next_one[0])
             else:
-                self._claim_one(slot, now_us, taking)
-        self._leave_unfit(taking)
+                self._claim_one(slot, now_us, round_)
+        self._leave_unfit(round_)
         return cold
 
-    def _leave_unfit(self, taking: ClaimRound) -> None:
-        unfit, taking.unfit = taking.unfit, []
+    def _leave_unfit(self, round_: _ClaimRound) -> None:
+        unfit, round_.unfit = round_.unfit, []
         for pending in unfit:
-            self._table.hint(pending)
+            self._table.enqueue(pending)
 
-    def _claim_one(self, slot: Slot, now_us: int, taking: ClaimRound) -> None:
+    def _claim_one(self, slot: Slot, now_us: int, round_: _ClaimRound) -> None:
         pending = slot.row
         if pending is None or pending.state is not State.PENDING:
             return
@@ -194,7 +215,7 @@ class Claims:
             self._set_aside.add(pending.spec.id)
             return
         if self._table.ready.is_paused(pending.spec.queue):
-            self._table.hint(pending)  # paused while its row was being read
+            self._table.enqueue(pending)  # paused while its row was being read
             return
         if slot.partition in self._table.refusals:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
@@ -204,10 +225,10 @@ class Claims:
             self._set_back.append(pending)
             self._look_again_soon()
             return
-        if not taking.takes(pending):
-            taking.unfit.append(pending)
+        if not round_.takes(pending):
+            round_.unfit.append(pending)
             return
-        row = self._table.claim(slot, taking.node, now_us)
+        row = self._table.claim(slot, round_.node, now_us)
         if row is None:
             return
         spec = row.spec
@@ -216,25 +237,25 @@ class Claims:
             spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms, spec.queue,
             spec.max_attempts, row.failures, spec.created_us, spec.tags,
         )  # fmt: skip
-        taking.claims.append(claim)
-        if taking.is_lent:
-            taking.bytes_left -= len(spec.payload)
+        round_.claims.append(claim)
+        if round_.is_lent:
+            round_.payload_bytes_left -= len(spec.payload)
             if spec.tags:
-                taking.bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
+                round_.payload_bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
             self.remote.lend(spec.id, row.token)
         else:
             self._claims[spec.id] = claim
-        taking.places[slot.partition] = slot.sequence
+        round_.places[slot.partition] = slot.sequence
 
-    def _claim_cold(self, cold: list[str], taking: ClaimRound, done: Deferred[Sequence[Claim]]) -> None:
-        claims, places = taking.claims, taking.places
+    def _claim_cold(self, cold: list[str], round_: _ClaimRound, done: Deferred[Sequence[Claim]]) -> None:
+        claims, places = round_.claims, round_.places
 
         def loaded(found: dict[str, Found]) -> None:
             now_us = self._clock.wall_us()
             for slot in found.values():
                 if isinstance(slot, Slot):
-                    self._claim_one(slot, now_us, taking)
-            self._leave_unfit(taking)
+                    self._claim_one(slot, now_us, round_)
+            self._leave_unfit(round_)
             # What there is goes out now; the worker asks again for the rest.
             if self._table.ready.has_any:
                 self.wake()
@@ -350,12 +371,12 @@ class Claims:
         del self._ending[task_id]
         if task_id in self._set_aside:
             self._set_aside.discard(task_id)
-            self._table.load([task_id]).addCallbacks(self._hint_again, self._not_loaded)
+            self._table.load([task_id]).addCallbacks(self._enqueue_again, self._not_loaded)
 
-    def _hint_again(self, found: dict[str, Found]) -> None:
+    def _enqueue_again(self, found: dict[str, Found]) -> None:
         for slot in found.values():
             if isinstance(slot, Slot) and slot.row is not None:
-                self._table.hint(slot.row)
+                self._table.enqueue(slot.row)
 
     def _say(self, claim: Claim, events: Sequence[Event], *, is_end: bool = False) -> Deferred[None]:
         slot = self._table.find(claim.task_id)
@@ -428,20 +449,20 @@ class Claims:
             if now_ms >= until_ms:
                 self._end_of(task_id, token)
         self.remote.lose_overdue(now_ms)
-        self._hint_set_back()
+        self._enqueue_set_back()
         if self._table.ready.has_any:
             self.wake()
-        if self._table.has_stale_hints:
-            self._read_hints_anew()
+        if self._table.has_stale_entries:
+            self._rebuild_heaps()
 
-    def _read_hints_anew(self) -> None:
-        Deferred.fromCoroutine(self._table.rebuild_hints()).addErrback(self._not_loaded)
+    def _rebuild_heaps(self) -> None:
+        Deferred.fromCoroutine(self._table.rebuild_heaps()).addErrback(self._not_loaded)
 
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
         """See ``LocalQueue.follow_handlers``."""
         self._table.follow_handlers(own, known)
         if self._table.ready.is_misplaced:
-            self._read_hints_anew()
+            self._rebuild_heaps()
         self.wake()
 
     def _look_again_soon(self) -> None:
@@ -450,15 +471,15 @@ class Claims:
 
     def _look_again(self) -> None:
         self._again_call = None
-        self._hint_set_back()
+        self._enqueue_set_back()
         if self._table.ready.has_any:
             self.wake()
 
-    def _hint_set_back(self) -> None:
+    def _enqueue_set_back(self) -> None:
         set_back, self._set_back = self._set_back, []
         for row in set_back:
             if row.partition in self._table.leading:
-                self._table.hint(row)
+                self._table.enqueue(row)
 
     def stop(self) -> None:
         self._stopped = True

@@ -9,8 +9,7 @@ from twisted.logger import Logger
 from tq_node.partition.lifecycle import Unhandled
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.tasks.handler_map import HandlerMap
-from tq_node.runtime.tasks.row_cache import Slot
-from tq_node.runtime.tasks.task_table import Found, TaskTable
+from tq_node.runtime.tasks.task_table import Found, Slot, TaskTable
 from tq_node.types import State, TaskError
 
 _log = Logger(namespace="taskqueue.running")
@@ -55,7 +54,7 @@ class HandlerTimeout:
                 )
                 self._table.change(slot, Unhandled(now_us, error), now_us)
             else:
-                self._table.hint(row)
+                self._table.enqueue(row)
 
     def _not_loaded(self, why: object) -> None:
         # The store is broken and the process about to end (R18).

@@ -35,9 +35,8 @@ from tq_node.runtime.tasks.handler_map import HandlerMap
 from tq_node.runtime.tasks.reads import TaskReads
 from tq_node.runtime.tasks.recovery import recover_copies
 from tq_node.runtime.tasks.retention import Retention
-from tq_node.runtime.tasks.row_cache import RowCache, Slot
 from tq_node.runtime.tasks.submit import Submitter
-from tq_node.runtime.tasks.task_table import PURGED, TaskTable, existing
+from tq_node.runtime.tasks.task_table import PURGED, RowCache, Slot, TaskTable, existing
 from tq_node.store.api import Store
 from tq_node.types import Change, NodeId, State, TaskRow, TaskSpec, Token
 
@@ -239,7 +238,8 @@ class LocalQueue:
             measure(transition, row)
             shown.append(transition)
         self.events.publish(shown)
-        self.reads.tell_ended(shown)
+        if self.reads.watches:
+            self.reads.tell_ended(shown)
 
     # --- what callers ask ---
     @property

@@ -16,9 +16,8 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.replicator import Replication
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.row_cache import Slot
 from tq_node.runtime.tasks.submit import NodeStatus
-from tq_node.runtime.tasks.task_table import Found, TaskTable, existing, row_of
+from tq_node.runtime.tasks.task_table import Found, Slot, TaskTable, existing, row_of
 from tq_node.store.api import RowPage, RowQuery, Store, StoredRow, Tombstone
 from tq_node.types import State, Transition
 
@@ -51,7 +50,7 @@ class TaskReads:
         self._settings = settings
         self._status = status
         self._replication = replication
-        self._watches: dict[str, list[_Watch]] = {}
+        self.watches: dict[str, list[_Watch]] = {}
         self._watch_count = 0
 
     # --- one task ---
@@ -128,28 +127,26 @@ class TaskReads:
             self.get(task_id, local=age_s is not None).chainDeferred(deferred)
 
         watch = _Watch(deferred, self._clock.call_later(wait_s, over))
-        self._watches.setdefault(task_id, []).append(watch)
+        self.watches.setdefault(task_id, []).append(watch)
         self._watch_count += 1
         return deferred
 
     def _forget(self, task_id: str, watch: _Watch) -> None:
-        watching = self._watches.get(task_id, [])
+        watching = self.watches.get(task_id, [])
         if watch in watching:
             watching.remove(watch)
             self._watch_count -= 1
             if not watching:
-                del self._watches[task_id]
+                del self.watches[task_id]
         if watch.call.active():
             watch.call.cancel()
 
     def tell_ended(self, transitions: list[Transition]) -> None:
         """Answer those who wait for tasks that have just ended. Called with each commit."""
-        if not self._watches:
-            return
         for transition in transitions:
             if not transition.to_state.is_final:
                 continue
-            for watch in self._watches.pop(transition.task_id, ()):
+            for watch in self.watches.pop(transition.task_id, ()):
                 self._watch_count -= 1
                 watch.call.cancel()
                 if not watch.deferred.called:
@@ -159,15 +156,15 @@ class TaskReads:
 
     def left(self, partition: int) -> None:
         """The partition is not led here any more: who waits for its tasks hears so, and may wait at its new primary."""
-        self._end([task_id for task_id in self._watches if self._table.partition_of(task_id) == partition])
+        self._end([task_id for task_id in self.watches if self._table.partition_of(task_id) == partition])
 
     def stop(self) -> None:
         """Nobody is left waiting: each hears the task as it is now, or why not."""
-        self._end(list(self._watches))
+        self._end(list(self.watches))
 
     def _end(self, task_ids: Sequence[str]) -> None:
         for task_id in task_ids:
-            for watch in list(self._watches[task_id]):
+            for watch in list(self.watches[task_id]):
                 self._forget(task_id, watch)
                 if not watch.deferred.called:
                     self.get(task_id).chainDeferred(watch.deferred)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import msgspec
@@ -15,12 +16,14 @@ from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.partition.replica_log import Stored, Tail
 from tq_node.partition.settings import Budget
 from tq_node.runtime.replication.ports import Replicas
-from tq_node.runtime.tasks.ready_loader import load_hints
-from tq_node.runtime.tasks.task_table import Counts
 from tq_node.store.api import PartitionLog, Store
 from tq_node.types import Change, NodeId, State
 
 _READ_BYTES = 4 * 1024 * 1024
+OPEN_ROWS_CHUNK = 2_500
+"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers and callers."""
+Counts = dict[str, list[int]]
+"""Rows by queue and state."""
 
 
 async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_rate_bytes_s: int = 0) -> Replicas:
@@ -89,7 +92,34 @@ async def recover_rows(store: Store, partitions: Collection[int], ready: ReadySe
     if not found:
         return RecoveredRows(found, ready, due, [])
     ended = await store.counts(partitions, from_state=State.COMPLETED)
-    opened = await load_hints(store, ready, due, partitions)
+    opened = await load_ready(store, ready, due, partitions)
     for partition, queue, state, rows in [*ended, *((*key, rows) for key, rows in opened.counts.items())]:
         found[partition].setdefault(queue, [0] * len(State))[state] += rows
     return RecoveredRows(found, ready, due, opened.running)
+
+
+class OpenTasks(msgspec.Struct):
+    """What the rows of tasks that have not ended say, besides those that wait."""
+
+    running: list[str]
+    counts: Counter[tuple[int, str, int]]
+    """Rows by (partition, queue, state)."""
+
+
+async def load_ready(store: Store, ready: ReadySet, due: DueSet, partitions: Collection[int]) -> OpenTasks:
+    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store, and never come here."""
+    found = OpenTasks([], Counter())
+    after: tuple[int, str] | None = None
+    while True:
+        rows = await store.open_rows(after, OPEN_ROWS_CHUNK, partitions)
+        ready.extend(
+            [(r.id, r.partition, r.queue, r.priority, r.run_at_us, r.type) for r in rows if r.state == State.PENDING]
+        )
+        due.extend([(r.id, r.partition, r.run_at_us) for r in rows if r.state == State.SCHEDULED])
+        found.running += [r.id for r in rows if r.state == State.PROCESSING]
+        found.counts.update([(r.partition, r.queue, r.state) for r in rows])
+        if len(rows) < OPEN_ROWS_CHUNK:
+            ready.arrange()
+            due.arrange()
+            return found
+        after = (rows[-1].state, rows[-1].id)

@@ -18,8 +18,7 @@ from tq_node.facade import Claim
 from tq_node.partition.lifecycle import Lose
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.settings import QueueSettings
-from tq_node.runtime.tasks.row_cache import Slot
-from tq_node.runtime.tasks.task_table import Elsewhere, Found, TaskTable
+from tq_node.runtime.tasks.task_table import Elsewhere, Found, Slot, TaskTable
 from tq_node.types import State, Token
 
 _log = Logger(namespace="taskqueue.running")

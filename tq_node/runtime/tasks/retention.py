@@ -8,8 +8,7 @@ from tq_node.partition.entries import DeleteTombstone, Horizon
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.id_allocator import made_at_us
-from tq_node.runtime.tasks.row_cache import Slot
-from tq_node.runtime.tasks.task_table import TaskTable
+from tq_node.runtime.tasks.task_table import Slot, TaskTable
 from tq_node.store.api import Store
 from tq_node.types import TaskRow
 

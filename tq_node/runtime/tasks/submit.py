@@ -26,8 +26,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.id_allocator import IdAllocator, IdMaker, made_at_us
-from tq_node.runtime.tasks.row_cache import Slot
-from tq_node.runtime.tasks.task_table import Elsewhere, Found, TaskTable
+from tq_node.runtime.tasks.task_table import Elsewhere, Found, Slot, TaskTable
 from tq_node.store.api import Tombstone
 from tq_node.types import Backoff, State, TaskId, TaskRow, TaskSpec
 

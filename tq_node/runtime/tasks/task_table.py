@@ -6,8 +6,10 @@ transition into the news of the commit. The rest of ``runtime`` decides *which* 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -19,10 +21,9 @@ from tq_node.partition.lifecycle import Claim, Event, transition
 from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.driver import ReplicaDriver
-from tq_node.runtime.tasks.ready_loader import load_hints
-from tq_node.runtime.tasks.row_cache import RowCache, Slot
+from tq_node.runtime.tasks.recovery import Counts, load_ready
 from tq_node.store.api import Store, StoredRow, Tombstone
-from tq_node.types import State, TaskRow, Transition
+from tq_node.types import State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
 _STALE_HINTS_MAX = 10_000
@@ -31,6 +32,130 @@ OTHER_QUEUES = ""
 _ASKED_TYPES_MAX = 10_000
 PURGED = -1
 """In place of the attempt: the row has gone."""
+_ROW_OVERHEAD_BYTES = 1_000
+
+
+class Slot(msgspec.Struct, gc=False):
+    """The newest row of one task, proposed or older. ``row`` None: it is being purged (``content_hash`` is kept meanwhile).
+
+    ``sequence``: the entry of the newest change, 0 where the row is as the store has it.
+    """
+
+    partition: int
+    row: TaskRow | None
+    sequence: int = 0
+    content_hash: bytes = b""
+    body_bytes: int = 0
+    """Encoded size of what changes: attempts, tracebacks, log, result."""
+    claimed: int = 0
+    """The entry of the latest claim that was proposed while the row has been resident."""
+
+
+class RowCache:
+    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past ``bytes_max``."""
+
+    def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
+        self._slots: dict[str, Slot] = {}
+        self._clean: OrderedDict[str, int] = OrderedDict()
+        """Cost by id, least recently used first. A plain dict would look for its first key past all those deleted before."""
+        self._clean_bytes = 0
+        self._bytes_max = bytes_max
+        self._pins: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def get(self, task_id: str) -> Slot | None:
+        slot = self._slots.get(task_id)
+        if slot is not None and task_id in self._clean:
+            self._clean.move_to_end(task_id)
+        return slot
+
+    def spec_of(self, task_id: str) -> TaskSpec | None:
+        """What was submitted, if the row is in memory."""
+        slot = self.get(task_id)
+        return slot.row.spec if slot is not None and slot.row is not None else None
+
+    def pin(self, task_id: str) -> None:
+        """Keep a resident row until ``unpin``: somebody waits for others to be read beside it."""
+        self._pins[task_id] = self._pins.get(task_id, 0) + 1
+        cost = self._clean.pop(task_id, None)
+        if cost is not None:
+            self._clean_bytes -= cost
+
+    def unpin(self, task_id: str) -> None:
+        """Once for each ``pin``."""
+        pins = self._pins[task_id] - 1
+        if pins:
+            self._pins[task_id] = pins
+            return
+        del self._pins[task_id]
+        slot = self._slots.get(task_id)
+        if slot is not None and slot.sequence == 0:
+            if slot.row is None:
+                del self._slots[task_id]
+            else:
+                self._keep(task_id, slot)
+
+    def drop_partition(self, partition: int) -> None:
+        """Forget every row of a partition that this node no longer leads, pinned or not."""
+        for task_id in [task_id for task_id, slot in self._slots.items() if slot.partition == partition]:
+            del self._slots[task_id]
+            cost = self._clean.pop(task_id, None)
+            if cost is not None:
+                self._clean_bytes -= cost
+
+    def add_dirty(self, task_id: str, slot: Slot) -> None:
+        """A row that is born with the entry ``slot.sequence``."""
+        self._slots[task_id] = slot
+
+    def must_be_resident(self, task_id: str, slot: Slot) -> None:
+        """:raises AssertionError: somebody is about to decide on a row that may have been overtaken."""
+        assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
+
+    def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
+        """A change is proposed: the row becomes dirty."""
+        self.must_be_resident(task_id, slot)
+        cost = self._clean.pop(task_id, None)
+        if cost is not None:
+            self._clean_bytes -= cost
+        slot.row = row
+        slot.sequence = sequence
+
+    def add_pinned(self, task_id: str, row: TaskRow, body_bytes: int) -> Slot:
+        """A row just read from the store, pinned once; the resident one wins where there is one."""
+        slot = self._slots.get(task_id)
+        if slot is None:
+            slot = self._slots[task_id] = Slot(row.partition, row, body_bytes=body_bytes)
+        self.pin(task_id)
+        return slot
+
+    def applied(self, rows: Iterable[tuple[str, int]]) -> None:
+        """Make rows clean: the store shows every change of these (task id, sequence) up to ``sequence``."""
+        slots, pins = self._slots, self._pins
+        for task_id, sequence in rows:
+            slot = slots.get(task_id)
+            if slot is None or slot.sequence == 0 or slot.sequence > sequence:
+                continue
+            if task_id in pins:
+                slot.sequence = 0  # one that is being purged goes with the last pin
+            elif slot.row is None or slot.row.state is State.SCHEDULED:
+                # The time of a scheduled one may be far; the cache is for what is claimed or asked for soon.
+                del slots[task_id]
+            else:
+                slot.sequence = 0
+                self._keep(task_id, slot)
+
+    def _keep(self, task_id: str, slot: Slot) -> None:
+        assert slot.row is not None
+        # Decoded, many small parts take about twice their encoded size, besides what every row takes.
+        cost = _ROW_OVERHEAD_BYTES + len(slot.row.spec.payload) + 2 * slot.body_bytes
+        self._clean[task_id] = cost
+        self._clean_bytes += cost
+        while self._clean_bytes > self._bytes_max:
+            oldest, its_cost = self._clean.popitem(last=False)
+            self._clean_bytes -= its_cost
+            del self._slots[oldest]
 
 
 class Elsewhere:
@@ -40,8 +165,6 @@ class Elsewhere:
 ELSEWHERE = Elsewhere()
 Found = Slot | Tombstone | Elsewhere | None
 """What a load finds: the resident slot, the mark of a purged task, ``ELSEWHERE``, or nothing."""
-Counts = dict[str, list[int]]
-"""Rows by queue and state."""
 
 
 class TaskTable:
@@ -89,7 +212,7 @@ class TaskTable:
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
         """Types with lanes of their own: those that nodes have announced, and others that were asked for."""
-        self._hints_since: list[TaskRow] | None = None
+        self._enqueued_since: list[TaskRow] | None = None
         """Hints given while the heaps are built anew."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
         """By id and the epoch in which the look began: what was read in an earlier one may have been overtaken elsewhere."""
@@ -141,7 +264,7 @@ class TaskTable:
         spec = row.spec
         # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
         # slot carries its claim in the same append.
-        self.hint(row)
+        self.enqueue(row)
         self._open(row.partition, spec.queue, 1)
         put = put_born(row)
         news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
@@ -193,7 +316,7 @@ class TaskTable:
                 self._open(after.partition, spec.queue, -1)
             elif before.state.is_final:
                 self._open(after.partition, spec.queue, 1)
-            self.hint(after)
+            self.enqueue(after)
         self.rows.must_be_resident(spec.id, slot)
         sequence = self.driver.propose(after.partition, put, put_size(put), news)
         self.rows.touch(spec.id, slot, after, sequence)
@@ -222,7 +345,7 @@ class TaskTable:
         return sequence
 
     @property
-    def has_stale_hints(self) -> bool:
+    def has_stale_entries(self) -> bool:
         """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks themselves? Or are some where
         nobody looks for them?"""
         return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
@@ -236,7 +359,7 @@ class TaskTable:
     def know(self, types: Collection[str]) -> bool:
         """A worker asks for these, of which its node has said nothing: it is of an earlier release, or the news is on its way.
 
-        Returns whether tasks that were not expected to be asked for by type lie where nobody finds them: see ``rebuild_hints``.
+        Returns whether tasks that were not expected to be asked for by type lie where nobody finds them: see ``rebuild_heaps``.
         """
         new = frozenset(types) - self._named - self._asked
         if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
@@ -244,35 +367,35 @@ class TaskTable:
             self.ready.set_known(self._named | self._asked)
         return self.ready.is_misplaced
 
-    async def rebuild_hints(self) -> None:
+    async def rebuild_heaps(self) -> None:
         """Build the heaps anew from the rows; what is hinted meanwhile goes into both."""
-        if self._hints_since is not None:
+        if self._enqueued_since is not None:
             return
-        self._hints_since = []
+        self._enqueued_since = []
         try:
             while True:
                 led = dict(self.leading)
                 await self.driver.settle()
                 ready, due = self.ready.like(), DueSet()
-                await load_hints(self._store, ready, due, led)
+                await load_ready(self._store, ready, due, led)
                 # Else one that was taken up meanwhile may be missing, or lie where nobody looks any more.
                 if led == self.leading and ready.has_lanes_of(self.ready):
                     break
             for queue in self.paused():
                 ready.pause(queue)
-            since = self._hints_since
+            since = self._enqueued_since
         finally:
-            self._hints_since = None
+            self._enqueued_since = None
         self.ready, self.due = ready, due
         for row in since:
             if row.partition in self.leading:
-                self.hint(row)
+                self.enqueue(row)
         self._on_ready()
 
-    def hint(self, row: TaskRow) -> None:
+    def enqueue(self, row: TaskRow) -> None:
         """Put a task that waits where whoever dispatches, or waits for its time, will find it."""
-        if self._hints_since is not None:
-            self._hints_since.append(row)
+        if self._enqueued_since is not None:
+            self._enqueued_since.append(row)
         spec = row.spec
         if row.state is State.PENDING:
             self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us, spec.type)

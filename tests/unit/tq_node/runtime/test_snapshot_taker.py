@@ -10,11 +10,13 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from tq_node.errors import Busy, DiskReserve, StoreBroken
+from tq_node.facade import TypeDefaults
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.snapshot_taker import SnapshotTaker
 from tq_node.types import NodeId
 
 SETTINGS = QueueSettings(
+    defaults_of=lambda task_type: TypeDefaults(),
     node_id=NodeId("n"), node_name="n", incarnation=1, seed=1, random_bytes=bytes, draw=lambda: 0.5,
     disk_free_bytes_min=100, snapshot_dir="/there", snapshots_kept=2,
 )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.lifecycle import spec
 from tq_node.partition import lifecycle
-from tq_node.runtime.tasks.row_cache import RowCache, Slot
+from tq_node.runtime.tasks.task_table import RowCache, Slot
 
 
 def add_clean(rows: RowCache, task_id: str) -> Slot:
