@@ -208,7 +208,7 @@ class TestBounds:
                     node.address, token=None, tls=False, deadline=30.0, batching=True, discover=False
                 )
                 settings = settings.__class__(
-                    **{**settings.__dict__, "batch": BatchSettings(open_max=10, outside_max=20)}
+                    **{**settings.__dict__, "batch": BatchSettings(open_max=10, waiting_max=20)}
                 )
                 engine = Engine(settings)
 

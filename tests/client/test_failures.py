@@ -293,7 +293,7 @@ class TestDiscovery:
             loop = asyncio.get_running_loop()
             roster = Roster(loop, parse_addresses("127.0.0.1:1", tls=tls), token=token, tls=context, discover=False)
             body = json.dumps({"cluster": {"nodes": [{"services": {"http": "127.0.0.1:2"}}]}}).encode()
-            roster._follow(body, tls=tls)
+            roster._apply_members(body, tls=tls)
             assert roster.addresses == ["127.0.0.1:1", *(["127.0.0.1:2"] if is_learnt else [])]
             roster.close()
 

@@ -1,4 +1,4 @@
-"""PURE. Addresses of nodes as people write them."""
+"""Parses addresses of nodes as people write them. No I/O."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Address(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The same for the usual names of this machine."""
+        """Identity of the node: equal for the usual names of this machine."""
         return f"127.0.0.1:{self.port}" if self.host in _LOCAL else str(self).lower()
 
 
-def parse_addresses(said: str | Iterable[str], *, tls: bool) -> list[Address]:
+def parse_addresses(texts: str | Iterable[str], *, tls: bool) -> list[Address]:
     """``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of such; a bare
     port takes the host before it. ``https://`` before one means TLS, as ``tls`` does for all. Each
     once, in order.
@@ -36,9 +36,9 @@ def parse_addresses(said: str | Iterable[str], *, tls: bool) -> list[Address]:
     :raises BadAddress: one of them is none, or there is none.
     """
     words = (
-        said.replace(",", " ").split()
-        if isinstance(said, str)
-        else [w for s in said for w in s.replace(",", " ").split()]
+        texts.replace(",", " ").split()
+        if isinstance(texts, str)
+        else [w for s in texts for w in s.replace(",", " ").split()]
     )
     host, found = DEFAULT_HOST, dict[str, Address]()
     for word in words:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tq_node.client import limits
 from tq_node.client.batching import Accepted
-from tq_node.client.engine import Engine, chunks, list_filters, make_settings, named, told_all
+from tq_node.client.engine import Engine, chunks, handles_of, list_filters, make_settings, named
 from tq_node.client.errors import Closed, TaskQueueError
 from tq_node.client.models import Backoff, NewTask, Stats, TaskInfo
 
@@ -190,12 +190,14 @@ class AsyncQueue:
         finally:
             for left in handed:
                 left.cancel()
-        return told_all(outcomes, lambda taken: AsyncTask(self, taken.task_id, taken.status))
+        return handles_of(outcomes, lambda taken: AsyncTask(self, taken.task_id, taken.status))
 
     # --- one task ---
     async def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now, at any node. :raises NotFound: there never was one. :raises
-        TaskPurged: it was forgotten.
+        """The task as it is now, at any node.
+
+        :raises NotFound: there never was one.
+        :raises TaskPurged: it was forgotten.
         """
         return await self._open().get(task_id, deadline)
 
@@ -217,7 +219,10 @@ class AsyncQueue:
         return await self._open().result(task_id, timeout)
 
     async def cancel(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Stop a task, also one that runs; its status then. :raises AlreadyFinal: it has ended."""
+        """Stop a task, also one that runs; its status then.
+
+        :raises AlreadyFinal: it has ended.
+        """
         return await self._open().cancel(task_id, deadline)
 
     async def retry(self, task_id: str, *, deadline: float | None = None) -> str:
@@ -228,8 +233,9 @@ class AsyncQueue:
         return await self._open().retry(task_id, deadline)
 
     async def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, now; its id stays known as after its retention. :raises
-        NotFinal: it has not ended.
+        """Forget a task that has ended, now; its id stays known as after its retention.
+
+        :raises NotFinal: it has not ended.
         """
         await self._open().purge(task_id, deadline)
 
@@ -243,8 +249,9 @@ class AsyncQueue:
         await self._open().switch("resume", queue, deadline)
 
     async def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """How many tasks there are in each state. :param partial: count what can be reached,
-        instead of ``Incomplete``.
+        """How many tasks there are in each state.
+
+        :param partial: count what can be reached, instead of ``Incomplete``.
         """
         return await self._open().stats(partial=partial, deadline=deadline)
 

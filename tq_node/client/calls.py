@@ -1,4 +1,6 @@
-"""Calls that get an answer from some node within a deadline, or say exactly what is known."""
+"""Calls that get an answer from some node within a deadline, or an error that says what is
+known.
+"""
 
 from __future__ import annotations
 
@@ -25,33 +27,34 @@ from tq_node.client.roster import Roster
 
 
 def pause_after(tries: int) -> float:
-    """Seconds before the next try, with jitter. :param tries: how many there were."""
+    """Seconds to wait after the ``tries``-th try: exponential, with jitter."""
     pause_s = min(limits.AGAIN_S * 2.0 ** min(tries - 1, 16), limits.AGAIN_S_MAX)
     return pause_s * random.uniform(limits.JITTER, 1.0)  # noqa: S311
 
 
 def refusal(node: Node, answer: Answer) -> TaskQueueError:
-    """The error in an answer; the node that asked for a pause gets one."""
+    """The error in an answer; if it asks for a pause, the node is not asked for that long."""
     error = error_in(answer.status, answer.body)
-    said = answer.header(b"retry-after")
-    if error.code in OF_THE_NODE or (error.code == "unknown" and said is not None):
-        node.leave_alone(float(said) if said is not None and said.isdigit() else limits.AGAIN_S_MAX)
+    retry_after = answer.header(b"retry-after")
+    if error.code in OF_THE_NODE or (error.code == "unknown" and retry_after is not None):
+        node.pause(float(retry_after) if retry_after is not None and retry_after.isdigit() else limits.AGAIN_S_MAX)
     return error
 
 
 def is_definite(error: TaskQueueError) -> bool:
-    """Nothing was done."""
+    """Whether the error says that nothing was done."""
     return not isinstance(error, OutcomeUnknown) and error.code not in UNPROVEN
 
 
 def is_worth_another(error: TaskQueueError) -> bool:
-    """The same call may succeed later, or at another node."""
+    """Whether the same call may succeed later, or at another node."""
     return isinstance(error, Unavailable | OutcomeUnknown)
 
 
 class Trials:
-    """What has come of one call so far. :param changes: it is to change something, so that a lost
-    answer matters.
+    """What the tries of one call have shown so far.
+
+    :param changes: the call changes something, so that a lost answer leaves the outcome unknown.
     """
 
     __slots__ = ("_changes", "last", "task_id", "tries", "unknown")
@@ -62,27 +65,33 @@ class Trials:
         self.tries = 0
         self.last: TaskQueueError | None = None
         self.unknown: str | None = None
-        """Why it may have been done, once that is so; nothing that is said later takes it back."""
+        """Why the call may have been done; once set, no later answer clears it. None: it was not
+        done."""
 
-    def met(self, error: TaskQueueError) -> None:
+    def note_error(self, error: TaskQueueError) -> None:
+        """A node answered with an error."""
         self.tries += 1
         self.last = error
         if self._changes and not is_definite(error):
             self.unknown = error.detail
 
-    def lost(self, why: Lost) -> None:
+    def note_lost(self, why: Lost) -> None:
+        """A try got no answer."""
         self.tries += 1
         self.last = Unreachable(str(why), task_id=self.task_id)
         if why.sent and self._changes:
             self.unknown = str(why)
 
-    def held_up(self) -> None:
-        """Every node has asked to be left alone for now, before this was sent."""
+    def note_paused(self) -> None:
+        """Before this was sent, every node had asked for a pause."""
         self.last = self.last or Busy("every node has asked for a pause", task_id=self.task_id)
 
-    def verdict(self, *, under_way: bool = False) -> TaskQueueError:
-        """The error for the caller. :param under_way: a node has it at this moment."""
-        if self._changes and (under_way or self.unknown is not None):
+    def verdict(self, *, in_flight: bool = False) -> TaskQueueError:
+        """The error for the caller.
+
+        :param in_flight: a node works on it now.
+        """
+        if self._changes and (in_flight or self.unknown is not None):
             why = self.unknown or "no answer in time"
             return OutcomeUnknown(why, task_id=self.task_id)
         if isinstance(self.last, OutcomeUnknown):  # of a read: it has no outcome
@@ -100,12 +109,13 @@ async def call(
     attempt_s: float = limits.ATTEMPT_S,
     waits: bool = False,
 ) -> bytes:
-    """The body of a good answer, from the first node that gives one.
+    """The body of a successful answer, from the first node that gives one.
 
-    :param end_s: loop time at which it is over. :param attempt_s: how long one node may take.
-    :raises TaskQueueError: what was refused at once; at the deadline, what ``trials`` says. A
-        ``Conflict`` comes as it is, also where an earlier try of the same call may be what it is in
-        conflict with.
+    :param end_s: loop time of the deadline.
+    :param attempt_s: bound of one try.
+    :param waits: the call waits for a task to end, so it takes a connection of its own kind.
+    :raises TaskQueueError: a refusal at once; at the deadline, ``trials.verdict()``. A ``Conflict``
+        is raised unchanged, even if an earlier try of this call may have caused it.
     """
     loop = asyncio.get_running_loop()
     node: Node | None = None
@@ -114,7 +124,7 @@ async def call(
             raise trials.verdict() if trials.unknown is not None else Closed("the queue was closed")
         node, pause_s = roster.next(after=node)
         if pause_s:
-            trials.held_up()
+            trials.note_paused()
             if loop.time() + pause_s >= end_s:  # nobody can be asked any more
                 raise trials.verdict()
             await asyncio.sleep(pause_s)
@@ -125,14 +135,14 @@ async def call(
         try:
             answer = await node.ask(method, path, None, min(left_s, attempt_s), waits=waits)
         except Lost as why:
-            trials.lost(why)
-            roster.lost_one()
+            trials.note_lost(why)
+            roster.note_lost()
             stale = why.stale
         else:
             if answer.status < 300:
                 return answer.body
             error = refusal(node, answer)
-            trials.met(error)
+            trials.note_error(error)
             if not is_worth_another(error):
                 raise error if trials.unknown is None or isinstance(error, Conflict) else trials.verdict()
         if not stale:

@@ -1,5 +1,5 @@
-"""One connection to a node: a request, its answer, and the next. No pipelining: nodes answer one
-after the other anyway.
+"""One connection to a node, one request at a time: nodes answer pipelined requests one after the
+other anyway.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from tq_node.client.reading import Answer, AnswerReader, NotHttp
 
 
 class Lost(Exception):
-    """No answer. The message is for a person.
+    """A request got no answer. The message is for a person.
 
-    ``sent``: the request may have arrived. ``stale``: the connection was an old one that broke
-    before a byte came back. ``blames``: it says something about the node, unlike a stale connection
-    or a caller in a hurry.
+    :ivar sent: the request may have arrived.
+    :ivar stale: a used connection broke before a byte of the answer came.
+    :ivar blames: it is a sign of a failed node, unlike a stale connection or a short timeout.
     """
 
     def __init__(self, detail: str, *, sent: bool, stale: bool = False, blames: bool = True) -> None:
@@ -27,37 +27,37 @@ class Lost(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """Made by ``loop.create_connection``. ``ask`` may be called when ``is_free``."""
+    """A connection, made by ``loop.create_connection``; ``ask`` may be called while ``is_free``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.idle_since_s = 0.0
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._reader = AnswerReader()
-        self._asked: asyncio.Future[Answer] | None = None
+        self._pending: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._uses = 0
-        self._broken = False
+        self._closed = False
 
     @property
     def is_free(self) -> bool:
-        return self._asked is None and not self._broken
+        return self._pending is None and not self._closed
 
     def ask(self, request: bytes, timeout_s: float) -> asyncio.Future[Answer]:
-        """Send a request. The future ends with the answer, or fails with ``Lost``. Cancelling it
-        closes the connection.
+        """Send a request. The future has the answer, or fails with ``Lost``; to cancel it closes
+        the connection.
         """
         assert self._transport is not None
         assert self.is_free
         self._uses += 1
-        asked = self._asked = self._loop.create_future()
-        asked.add_done_callback(self._left)
-        self._timer = self._loop.call_later(timeout_s, self._too_late, timeout_s)
+        asked = self._pending = self._loop.create_future()
+        asked.add_done_callback(self._on_cancel)
+        self._timer = self._loop.call_later(timeout_s, self._on_timeout, timeout_s)
         self._transport.write(request)
         return asked
 
     def close(self) -> None:
-        """Whatever is under way is lost."""
+        """Close it; a request in progress fails with ``Lost``."""
         self._lose("the client was closed", blames=False)
 
     # --- asyncio.Protocol ---
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._asked is None:
+        if self._pending is None:
             self._lose("a node spoke without being asked")
             return
         try:
@@ -74,54 +74,54 @@ class Connection(asyncio.Protocol):
             self._lose(str(why))
             return
         if answer is not None:
-            self._answered(answer)
+            self._deliver(answer)
 
     def eof_received(self) -> None:
         answer = self._reader.end()
-        if answer is not None and self._asked is not None:
-            self._answered(answer)
+        if answer is not None and self._pending is not None:
+            self._deliver(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("the connection broke" if exc is None else in_words(exc))
 
-    # --- ---
-    def _answered(self, answer: Answer) -> None:
-        asked = self._over()
+    # --- the end of a request ---
+    def _deliver(self, answer: Answer) -> None:
+        asked = self._take_pending()
         if not answer.keeps:
-            self._hang_up()
+            self._abort()
         if asked is not None and not asked.done():
             asked.set_result(answer)
 
-    def _too_late(self, timeout_s: float) -> None:
+    def _on_timeout(self, timeout_s: float) -> None:
         self._lose(f"no answer within {timeout_s:.3g} s", stale=False, blames=timeout_s >= limits.CONNECT_S)
 
     def _lose(self, detail: str, *, stale: bool = True, blames: bool = True) -> None:
         stale = stale and self._uses > 1 and not self._reader.has_begun
-        asked = self._over()
-        self._hang_up()
+        asked = self._take_pending()
+        self._abort()
         if asked is not None and not asked.done():
             asked.set_exception(Lost(detail, sent=True, stale=stale, blames=blames))
 
-    def _left(self, asked: asyncio.Future[Answer]) -> None:
-        if self._asked is asked:  # cancelled: the answer to nobody's question must not meet the next one
-            self._over()
-            self._hang_up()
+    def _on_cancel(self, asked: asyncio.Future[Answer]) -> None:
+        if self._pending is asked:  # the late answer must not be taken for that of the next request
+            self._take_pending()
+            self._abort()
 
-    def _over(self) -> asyncio.Future[Answer] | None:
-        asked, self._asked = self._asked, None
+    def _take_pending(self) -> asyncio.Future[Answer] | None:
+        asked, self._pending = self._pending, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         return asked
 
-    def _hang_up(self) -> None:
-        self._broken = True
+    def _abort(self) -> None:
+        self._closed = True
         if self._transport is not None:
             self._transport.abort()
 
 
 def in_words(why: BaseException) -> str:
-    """For people: no class names where there are words."""
+    """The exception as a phrase for a person, without its class name if possible."""
     if isinstance(why, ConnectionRefusedError):
         return "connection refused"
     if isinstance(why, ConnectionError):

@@ -1,4 +1,4 @@
-"""What both faces of the client share: every operation as a coroutine in one event loop."""
+"""Every operation of the client as a coroutine; ``Queue`` and ``AsyncQueue`` both call it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ _done = msgspec.json.Decoder(_Done).decode
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked before anything is opened."""
+    """Validated settings of a client."""
 
     addresses: tuple[Address, ...]
     token: str | None
@@ -96,8 +96,10 @@ def make_settings(
     batching: bool,
     discover: bool,
 ) -> Settings:
-    """:raises ValueError: an address that is none, a token that fits into no header, a deadline
-    that is not above 0.
+    """Validate the arguments of ``Queue`` and ``AsyncQueue``.
+
+    :raises ValueError: a bad address, a token that fits into no header, a deadline that is not
+        above 0.
     """
     parsed = tuple(parse_addresses(addresses, tls=tls is not False))
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
@@ -107,13 +109,13 @@ def make_settings(
     context = tls if isinstance(tls, ssl.SSLContext) else None
     if context is None and any(address.tls for address in parsed):
         context = ssl.create_default_context()
-    batch = BatchSettings() if batching else BatchSettings(tasks_max=1, flights_max=limits.SINGLES_MAX)
+    batch = BatchSettings() if batching else BatchSettings(tasks_max=1, in_flight_max=limits.SINGLES_MAX)
     return Settings(parsed, token, context, float(deadline), batch, discover)
 
 
 def named(task: NewTask) -> tuple[str, bytes]:
-    """Its id, made where it has none, and its JSON. The same bytes go out at each try: other bytes
-    would be other content.
+    """The task's id, made if it has none, and its JSON, which is sent unchanged at each try: other
+    bytes would be another task's content.
 
     :raises TypeError: the payload has no clear form in JSON; the line says why.
     """
@@ -125,7 +127,7 @@ def named(task: NewTask) -> tuple[str, bytes]:
 
 
 class Engine:
-    """Made, used and closed in one running loop."""
+    """The client's operations. Constructed, used and closed in one running event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._loop = asyncio.get_running_loop()
@@ -148,17 +150,20 @@ class Engine:
 
     # --- submits ---
     async def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
-        """:raises TaskQueueError: it was not accepted, or nobody knows."""
-        told: asyncio.Future[None] = self._loop.create_future()
+        """Submit a task.
 
-        def tell(_: Submit) -> None:
-            if not told.done():
-                told.set_result(None)
+        :raises TaskQueueError: it was not accepted, or the outcome is unknown.
+        """
+        resolved: asyncio.Future[None] = self._loop.create_future()
 
-        submit = Submit(task_id, body, self._end_s(deadline), tell)
+        def resolve(_: Submit) -> None:
+            if not resolved.done():
+                resolved.set_result(None)
+
+        submit = Submit(task_id, body, self._end_s(deadline), resolve)
         self.batcher.add(submit)
         try:
-            await told
+            await resolved
         except asyncio.CancelledError:
             self.batcher.drop(submit)
             raise
@@ -170,23 +175,23 @@ class Engine:
     async def submit_all(
         self, tasks: list[tuple[str, bytes]], deadline: float | None
     ) -> list[Accepted | TaskQueueError]:
-        """One outcome each, in order."""
+        """Submit many tasks; one outcome for each, in order."""
         end_s = self._end_s(deadline)
-        over: asyncio.Future[None] = self._loop.create_future()
-        left = len(tasks)
+        all_resolved: asyncio.Future[None] = self._loop.create_future()
+        remaining = len(tasks)
 
-        def tell(_: Submit) -> None:
-            nonlocal left
-            left -= 1
-            if not left and not over.done():
-                over.set_result(None)
+        def resolve(_: Submit) -> None:
+            nonlocal remaining
+            remaining -= 1
+            if not remaining and not all_resolved.done():
+                all_resolved.set_result(None)
 
-        submits = [Submit(task_id, body, end_s, tell) for task_id, body in tasks]
+        submits = [Submit(task_id, body, end_s, resolve) for task_id, body in tasks]
         for submit in submits:
             self.batcher.add(submit)
         if submits:
             try:
-                await over
+                await all_resolved
             except asyncio.CancelledError:
                 for submit in submits:
                     self.batcher.drop(submit)
@@ -200,11 +205,10 @@ class Engine:
         return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
-        """Until it has ended. A node that goes away meanwhile costs nothing: its connection breaks,
-        and the next one is asked.
+        """Wait until the task has ended. If the node fails meanwhile, the next one is asked.
 
-        :param timeout: seconds; None: as long as it takes.
-        :raises NotFinished: it has not ended by then.
+        :param timeout: seconds; None: no bound.
+        :raises NotFinished: the task has not ended by then.
         """
         end_s = None if timeout is None else self._loop.time() + timeout
         spare_s = self._settings.deadline_s if timeout is None else limits.ATTEMPT_S
@@ -264,7 +268,10 @@ class Engine:
 
     # --- queues and many tasks ---
     async def switch(self, order: str, queue: str, deadline: float | None = None) -> None:
-        """:param order: ``pause`` or ``resume``; doing it twice is doing it once."""
+        """Pause or resume a queue; idempotent.
+
+        :param order: ``pause`` or ``resume``.
+        """
         path = f"/tasks/{order}?queue={quote(queue, safe='')}".encode()
         await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=Trials(changes=True))
 
@@ -281,8 +288,8 @@ class Engine:
         self, filters: list[tuple[str, str]], cursor: str | None, *, dead: bool, partial: bool, deadline: float | None
     ) -> tuple[list[TaskInfo], str | None]:
         """One page, and the cursor of the next."""
-        said = [*filters, ("scope", "cluster"), *([("cursor", cursor)] if cursor else [])]
-        path = f"/tasks/{'dead' if dead else 'list'}?{urlencode(said, safe=',!')}".encode()
+        parameters = [*filters, ("scope", "cluster"), *([("cursor", cursor)] if cursor else [])]
+        path = f"/tasks/{'dead' if dead else 'list'}?{urlencode(parameters, safe=',!')}".encode()
 
         async def ask(end_s: float) -> _Page:
             return _read(_page, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
@@ -329,7 +336,7 @@ class Engine:
             await asyncio.sleep(pause_s)
 
     async def _lead_nothing(self, nodes: frozenset[str], end_s: float) -> bool:
-        """Every partition is served, by none of these."""
+        """Whether every partition is served, and none of them by these nodes."""
         body = await call(
             self.roster, b"GET", b"/cluster/partitions", end_s=end_s, trials=Trials(changes=False)
         )  # fmt: skip
@@ -349,7 +356,10 @@ def _read(decode: Callable[[bytes], T], body: bytes, task_id: str | None = None)
 
 
 def _status_after(body: bytes, task_id: str) -> str:
-    """Of a change that was made. :raises OutcomeUnknown: the answer says something else."""
+    """The task's status after a change.
+
+    :raises OutcomeUnknown: the answer can't be read.
+    """
     try:
         return _done(body).status
     except UNREADABLE as why:
@@ -364,7 +374,10 @@ def _incomplete(missing: frozenset[str], unled: tuple[int, ...]) -> Incomplete:
 
 
 def result_of(task: TaskInfo) -> object:
-    """:raises TaskFailed, TaskCancelled: it has ended without one."""
+    """The result of a task that has ended.
+
+    :raises TaskFailed, TaskCancelled: it has none.
+    """
     if task.status == "failed":
         why = f"{task.error.type}: {task.error.message}" if task.error else "failed"
         raise TaskFailed(f"{task.id}: {why}", task=task)
@@ -374,8 +387,9 @@ def result_of(task: TaskInfo) -> object:
 
 
 def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
-    """Heaps of named tasks, each a batch at most. :raises TypeError: a payload is no JSON, or
-    something is no ``NewTask``.
+    """Ids and JSON of the tasks, in lists of at most one batch.
+
+    :raises TypeError: a payload is no JSON, or an item is no ``NewTask``.
     """
     chunk: list[tuple[str, bytes]] = []
     size = 0
@@ -392,8 +406,11 @@ def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
         yield chunk
 
 
-def told_all(outcomes: list[Accepted | TaskQueueError], made: Callable[[Accepted], T]) -> list[T]:
-    """Handles for all of them. :raises BatchRefused: there is an error among them."""
+def handles_of(outcomes: list[Accepted | TaskQueueError], made: Callable[[Accepted], T]) -> list[T]:
+    """The handles of all accepted tasks.
+
+    :raises BatchRefused: an outcome is an error.
+    """
     results = [made(outcome) if isinstance(outcome, Accepted) else outcome for outcome in outcomes]
     refused = [outcome for outcome in outcomes if not isinstance(outcome, Accepted)]
     if refused:
@@ -403,10 +420,10 @@ def told_all(outcomes: list[Accepted | TaskQueueError], made: Callable[[Accepted
     return cast("list[T]", results)
 
 
-def list_filters(*, page: int, **said: str | Iterable[str] | None) -> list[tuple[str, str]]:
-    """Query parameters, those that were given."""
+def list_filters(*, page: int, **given: str | Iterable[str] | None) -> list[tuple[str, str]]:
+    """Query parameters of the filters that are given."""
     filters = [("limit", str(page))]
-    for name, words in said.items():
+    for name, words in given.items():
         if words is not None:
             filters.append((name, words if isinstance(words, str) else ",".join(words)))
     return filters

@@ -43,12 +43,12 @@ class TaskQueueError(Exception):
         if code:
             self.code = code
         self.status = status
-        """Of HTTP; 0 where no node said it."""
+        """HTTP status; 0 if the error is not from a node."""
         self.field = field
         """Which field of the task is wrong, as a JSON Pointer."""
         self.task_id = task_id
         self.request_id = request_id
-        """Under which the node's log has it."""
+        """Of the request, as in the node's log."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.detail,), self.__dict__
@@ -92,7 +92,7 @@ class NotFound(Refused):
 
 
 class TaskPurged(Refused):
-    """It has ended and was forgotten after the retention time."""
+    """The task ended, and was purged after its retention time."""
 
     code = "task_purged"
 
@@ -108,19 +108,19 @@ class IdConflict(Conflict):
 
 
 class IdTooOld(Conflict):
-    """An id of this age can't be told from a forgotten one."""
+    """The id is so old that it may be that of a purged task."""
 
     code = "id_too_old"
 
 
 class AlreadyFinal(Conflict):
-    """It has ended: nothing is left to cancel."""
+    """The task has ended: nothing is left to cancel."""
 
     code = "already_final"
 
 
 class NotRetryable(Conflict):
-    """It has neither failed nor been cancelled."""
+    """The task has neither failed nor been cancelled."""
 
     code = "not_retryable"
 
@@ -139,7 +139,7 @@ class Denied(Refused):
 
 # --- refused for now ---
 class Unavailable(TaskQueueError):
-    """Nothing was done within the deadline; ``code`` is what was said last. The same call may
+    """Nothing was done within the deadline; ``code`` is that of the last error. The same call may
     succeed later.
     """
 
@@ -201,7 +201,7 @@ class NoResult(TaskQueueError):
 
 
 class TaskFailed(NoResult):
-    """Its attempts are used up, or its handler said so; ``task.error`` says why."""
+    """The task failed for good: ``task.error`` says why."""
 
     code = "task_failed"
 

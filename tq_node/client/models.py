@@ -64,14 +64,14 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the handler said last; ``fraction`` from 0 to 1."""
+    """The last progress that the handler reported; ``fraction`` from 0 to 1."""
 
     fraction: float
     note: str | None = None
 
 
 class LogLine(msgspec.Struct, frozen=True):
-    """What the handler said, and when."""
+    """A line that the handler wrote, and when."""
 
     at: datetime
     line: str

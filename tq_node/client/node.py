@@ -14,26 +14,29 @@ from tq_node.client.reading import Answer
 
 
 class Lane:
-    """Connections to one node for one purpose, at most so many; who finds none waits for his
-    turn.
+    """A pool of at most ``connections_max`` connections to one node; further requests queue for
+    one.
     """
 
     def __init__(self, node: Node, connections_max: int) -> None:
         self._node = node
         self._max = connections_max
         self._free: list[Connection] = []
-        """The last one used comes first, so that those that nobody needs grow old."""
+        """A stack: the last one used is taken first, so that surplus ones become too old."""
         self._busy: set[Connection] = set()
         self._opening = 0
         self._queue: deque[asyncio.Future[Connection | None]] = deque()
-        """Who waits gets a connection that has become free, or None: the right to open one."""
+        """Waiters for a free connection; None as a result is the right to open one."""
 
     @property
     def is_crowded(self) -> bool:
         return bool(self._queue)
 
     async def ask(self, request: bytes, timeout_s: float) -> Answer:
-        """:raises Lost: no answer within ``timeout_s``, the wait for a connection included."""
+        """Send a request and wait for its answer.
+
+        :raises Lost: no answer within ``timeout_s``, the wait for a connection included.
+        """
         loop = self._node.loop
         connection = self._fresh()
         if connection is None:
@@ -45,7 +48,7 @@ class Lane:
             return await connection.ask(request, timeout_s)
         finally:
             self._busy.discard(connection)
-            if connection.is_free and not self._node.is_gone:
+            if connection.is_free and not self._node.is_closed:
                 connection.idle_since_s = loop.time()
                 self._pass_on(connection)
             else:
@@ -53,7 +56,10 @@ class Lane:
                 self._pass_on(None)
 
     def close(self, *, at_once: bool) -> None:
-        """:param at_once: what is under way is lost; else it may end."""
+        """Close all connections.
+
+        :param at_once: abort requests in progress; else they may finish.
+        """
         for connection in self._free:
             connection.close()
         self._free.clear()
@@ -65,9 +71,9 @@ class Lane:
             if not turn.done():
                 turn.set_exception(Lost("the client was closed", sent=False, blames=False))
 
-    # --- ---
+    # --- taking and returning connections ---
     def _fresh(self) -> Connection | None:
-        """One that is free and not too old."""
+        """A free connection that is not too old; None: there is none."""
         oldest_s = self._node.loop.time() - limits.IDLE_S
         while self._free:
             connection = self._free.pop()
@@ -120,7 +126,10 @@ def _give_up(turn: asyncio.Future[Connection | None]) -> None:
 
 
 class Node:
-    """:param is_up: whether it is worth asking before it was ever reached."""
+    """One node: its connections, and whether it is up.
+
+    :param is_up: assume that it is, before it was ever reached.
+    """
 
     def __init__(
         self,
@@ -134,21 +143,21 @@ class Node:
         self.loop = loop
         self.address = address
         self.is_up = is_up
-        self.is_gone = False
-        """No member any more, or the client was closed."""
+        self.is_closed = False
+        """It left the cluster, or the client was closed."""
         self.not_before_s = 0.0
-        """Loop time until which it asked to be left alone."""
+        """Loop time until which it has asked for a pause."""
         self._tls = tls
         self._down_s = limits.DOWN_S
         self._probe: asyncio.Task[None] | None = None
         self._short = Lane(self, limits.CONNECTIONS_MAX)
         self._long = Lane(self, limits.WAITING_CONNECTIONS_MAX)
-        said = f"Authorization: Bearer {token}\r\n" if token else ""
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._bare_head = f"Host: {address}\r\n".encode("latin-1")
         """For probes, which need no token."""
-        self._head = self._bare_head + said.encode("latin-1")
+        self._head = self._bare_head + authorization.encode("latin-1")
         if not is_up:
-            self._look_later(0.0)
+            self._schedule_probe(0.0)
 
     def __repr__(self) -> str:
         return f"<node at {self.address}>"
@@ -160,7 +169,10 @@ class Node:
     async def ask(
         self, method: bytes, path: bytes, body: bytes | None, timeout_s: float, *, waits: bool = False
     ) -> Answer:
-        """One request. Remembers what its end says about the node. :raises Lost: no answer."""
+        """Send a request; its outcome sets ``is_up``.
+
+        :raises Lost: no answer.
+        """
         if body is None:
             length = b"Content-Length: 0\r\n" if method == b"POST" else b""
             request = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, path, self._head, length)
@@ -172,14 +184,17 @@ class Node:
         try:
             answer = await lane.ask(request, timeout_s)
         except Lost as why:
-            if why.blames and not self.is_gone:
+            if why.blames and not self.is_closed:
                 self._went_down()
             raise
         self._came_up()
         return answer
 
     async def connect(self, timeout_s: float) -> Connection:
-        """:raises Lost: nothing was sent."""
+        """Open a connection.
+
+        :raises Lost: with ``sent`` False.
+        """
         host, port, tls = self.address
         try:
             async with asyncio.timeout(min(max(timeout_s, 0.001), limits.CONNECT_S)):
@@ -189,19 +204,22 @@ class Node:
         except (OSError, ssl.SSLError) as why:
             in_a_hurry = isinstance(why, TimeoutError) and timeout_s < limits.CONNECT_S
             raise Lost(in_words(why), sent=False, blames=not in_a_hurry) from why
-        if self.is_gone:
+        if self.is_closed:
             connection.close()
             raise Lost("the client was closed", sent=False, blames=False)
         return connection
 
-    def leave_alone(self, seconds: float) -> None:
-        """It said ``Retry-After``."""
+    def pause(self, seconds: float) -> None:
+        """Don't ask the node for ``seconds``, with jitter: it sent ``Retry-After``."""
         rolled = min(seconds, limits.RETRY_AFTER_S_MAX) * random.uniform(1.0, 1.0 + limits.JITTER)  # noqa: S311
         self.not_before_s = self.loop.time() + rolled
 
     def close(self, *, at_once: bool) -> None:
-        """:param at_once: what is under way is lost; else it may end."""
-        self.is_gone = True
+        """Close all connections.
+
+        :param at_once: abort requests in progress; else they may finish.
+        """
+        self.is_closed = True
         self._short.close(at_once=at_once)
         self._long.close(at_once=at_once)
         if self._probe is not None:
@@ -214,26 +232,26 @@ class Node:
 
     def _went_down(self) -> None:
         self.is_up = False
-        self._look_later(self._down_s)
+        self._schedule_probe(self._down_s)
 
-    def _look_later(self, pause_s: float) -> None:
-        """Callers do not pay for finding out that a node is back."""
+    def _schedule_probe(self, pause_s: float) -> None:
+        """Probe in the background, so that no call has to find out that the node is back."""
         if self._probe is None:
-            self._probe = self.loop.create_task(self._look(pause_s))
+            self._probe = self.loop.create_task(self._probe_until_up(pause_s))
 
-    async def _look(self, pause_s: float) -> None:
+    async def _probe_until_up(self, pause_s: float) -> None:
         try:
-            while not self.is_up and not self.is_gone:
+            while not self.is_up and not self.is_closed:
                 await asyncio.sleep(pause_s * random.uniform(1.0 - limits.JITTER, 1.0))  # noqa: S311
                 self._down_s = pause_s = min(2 * self._down_s, limits.DOWN_S_MAX)
-                if await self._answers():
+                if await self._is_alive():
                     self._came_up()
         finally:
             self._probe = None
 
-    async def _answers(self) -> bool:
-        """A process that was stopped still has its port: only an answer says that somebody is
-        there.
+    async def _is_alive(self) -> bool:
+        """Whether the node answers ``/livez``. A stopped process still accepts connections, so only
+        that counts.
         """
         try:
             connection = await self.connect(limits.CONNECT_S)

@@ -1,4 +1,4 @@
-"""PURE. HTTP/1.1 answers out of bytes, one after the other on one connection."""
+"""Parses HTTP/1.1 answers from the bytes of one connection. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _END_OF_HEAD = b"\r\n\r\n"
 
 
 class NotHttp(Exception):
-    """What came is no answer to a request. The message is for a person."""
+    """The bytes are no HTTP answer. The message is for a person."""
 
 
 class Answer(NamedTuple):
@@ -27,19 +27,19 @@ class Answer(NamedTuple):
 
 
 class AnswerReader:
-    """Feed it what arrives. Between two answers it holds nothing."""
+    """Reads one answer after the other from the bytes fed to it."""
 
-    __slots__ = ("_chunk", "_chunked", "_head", "_held", "_left", "_parts", "_size")
+    __slots__ = ("_chunk", "_chunked", "_head", "_parts", "_remaining", "_size", "_unread")
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
         self._head: bytes | None = None
-        self._held = b""
+        self._unread = b""
         self._parts: list[bytes] = []
         self._size = 0
-        self._left: int | None = None
+        self._remaining: int | None = None
         """Bytes of the body that are still to come. None: until the connection ends."""
         self._chunked = False
         self._chunk = 0
@@ -47,19 +47,22 @@ class AnswerReader:
 
     @property
     def has_begun(self) -> bool:
-        return self._head is not None or bool(self._held)
+        return self._head is not None or bool(self._unread)
 
     def feed(self, data: bytes) -> Answer | None:
-        """The answer, once it is whole. :raises NotHttp: it is none, or too large."""
+        """The answer, if these bytes complete it.
+
+        :raises NotHttp: malformed, or too large.
+        """
         if self._head is None:
-            data = self._held + data if self._held else data
+            data = self._unread + data if self._unread else data
             end = data.find(_END_OF_HEAD)
             if end < 0:
                 if len(data) > limits.HEAD_BYTES_MAX:
                     raise NotHttp("the head of the answer does not end")
-                self._held = data
+                self._unread = data
                 return None
-            self._held = b""
+            self._unread = b""
             head = data[:end].lower()
             if not head.startswith(b"http/1.") or not head[9:12].isdigit():
                 raise NotHttp(f"this is not HTTP: {data[:40]!r}")
@@ -72,28 +75,28 @@ class AnswerReader:
         self._head = head
         length = _header(head, b"content-length")
         if head[9:12] in (b"204", b"304"):
-            self._left = 0
+            self._remaining = 0
         elif (_header(head, b"transfer-encoding") or b"").endswith(b"chunked"):
             self._chunked = True
         elif length is not None:
             if not length.isdigit() or int(length) > limits.ANSWER_BYTES_MAX:
                 raise NotHttp(f"Content-Length {length[:40]!r}")
-            self._left = int(length)
+            self._remaining = int(length)
         return data
 
     def _plain(self, data: bytes) -> Answer | None:
         self._add(data)
-        if self._left is None:
+        if self._remaining is None:
             return None
-        if self._size < self._left:
+        if self._size < self._remaining:
             return None
-        if self._size > self._left:
+        if self._size > self._remaining:
             raise NotHttp("more came than was asked for")
         return self._whole(keeps=True)
 
     def _chunks(self, data: bytes) -> Answer | None:
-        data = self._held + data if self._held else data
-        self._held = b""
+        data = self._unread + data if self._unread else data
+        self._unread = b""
         while data:
             if self._chunk:
                 piece, data = data[: self._chunk], data[self._chunk :]
@@ -105,7 +108,7 @@ class AnswerReader:
             if not found:
                 if len(data) > limits.HEAD_BYTES_MAX:
                     raise NotHttp("a chunk without a size")
-                self._held = data
+                self._unread = data
                 return None
             size = _chunk_size(line)
             if size:
@@ -113,7 +116,7 @@ class AnswerReader:
                 continue
             # The end: trailers, if any, and an empty line.
             if not rest.startswith(b"\r\n") and _END_OF_HEAD not in rest:
-                self._held = data
+                self._unread = data
                 return None
             return self._whole(keeps=True)
         return None
@@ -122,7 +125,7 @@ class AnswerReader:
         """The connection has ended. The answer, where it was to last until then. What else is
         missing was cut off.
         """
-        if self._head is None or self._chunked or self._left is not None:
+        if self._head is None or self._chunked or self._remaining is not None:
             return None
         return self._whole(keeps=False)
 
@@ -137,8 +140,8 @@ class AnswerReader:
         head, parts = self._head, self._parts
         assert head is not None
         self._reset()
-        said = _header(head, b"connection")
-        keeps = keeps and said != b"close" and (head.startswith(b"http/1.1") or said == b"keep-alive")
+        connection = _header(head, b"connection")
+        keeps = keeps and connection != b"close" and (head.startswith(b"http/1.1") or connection == b"keep-alive")
         return Answer(int(head[9:12]), head, parts[0] if len(parts) == 1 else b"".join(parts), keeps)
 
 

@@ -1,4 +1,4 @@
-"""Which nodes there are, and which of them is asked next."""
+"""The nodes that a client knows, and which of them is asked next."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class Roster:
-    """:param discover: ask the nodes who else is there.
-    :param token: goes to the addresses that were given, and to others only by TLS with their
-        certificate checked: whoever answers at a given address may name any other.
+    """Known nodes, asked in turn.
+
+    :param discover: ask nodes for the members of the cluster, and use those, too.
+    :param token: sent to the configured addresses, and to discovered ones only by TLS with a
+        verified certificate: whatever answers at a configured address could name any other.
     """
 
     def __init__(
@@ -56,33 +58,33 @@ class Roster:
         self._token = token
         self._tls = tls
         self._discover = discover
-        self._given: dict[str, Node] = {}
-        self._learnt: dict[str, Node] = {}
+        self._configured: dict[str, Node] = {}
+        self._discovered: dict[str, Node] = {}
         self.is_closed = False
         self._turn = 0
-        self._learn_at_s = 0.0
-        self._learning: asyncio.Task[None] | None = None
+        self._discover_at_s = 0.0
+        self._discovering: asyncio.Task[None] | None = None
         for address in addresses:
-            self._given[address.place] = self._node(address)
-        self._nodes = list(self._given.values())
+            self._configured[address.place] = self._node(address)
+        self._nodes = list(self._configured.values())
 
     @property
     def addresses(self) -> list[str]:
-        """All that are known: those that were given first."""
+        """All known addresses, configured ones first."""
         return [str(node.address) for node in self._nodes]
 
     @property
     def is_crowded(self) -> bool:
-        """Calls that wait for tasks wait for connections."""
+        """Whether calls that wait for tasks queue for connections."""
         return any(node.is_crowded for node in self._nodes)
 
     def next(self, after: Node | None = None) -> tuple[Node, float]:
-        """The next node in turn, and how long to wait before it is asked, in seconds.
+        """The next node in turn, and the seconds to wait before asking it.
 
-        :param after: the one that was asked in vain; it comes again only where there is no other.
+        :param after: the node that failed last; returned again only if there is no other.
         """
-        if self._discover and self._loop.time() >= self._learn_at_s and self._learning is None:
-            self._learning = self._loop.create_task(self._learn())
+        if self._discover and self._loop.time() >= self._discover_at_s and self._discovering is None:
+            self._discovering = self._loop.create_task(self._discover_members())
         nodes = self._nodes
         count = len(nodes)
         now_s = self._loop.time()
@@ -96,46 +98,45 @@ class Roster:
                 spare = node
         if spare is not None:
             return spare, 0.0
-        # Nobody is known to be well. One that can't be reached may be back; one that asked for a
-        # pause gets it.
+        # No node is known to be up. An unreachable one may be back; a pause asked for is kept.
         rotated = [nodes[number % count] for number in range(turn, turn + count)]
         node = min(rotated, key=lambda one: (one.not_before_s > now_s, one.not_before_s, one is after))
         return node, max(0.0, node.not_before_s - now_s)
 
-    def lost_one(self) -> None:
-        """A node could not be reached: the cluster may be another one now."""
-        self._learn_at_s = min(self._learn_at_s, self._loop.time() + limits.LEARN_AGAIN_S)
+    def note_lost(self) -> None:
+        """A request got no answer: discover soon, for the members may have changed."""
+        self._discover_at_s = min(self._discover_at_s, self._loop.time() + limits.LEARN_AGAIN_S)
 
     def close(self) -> None:
         self.is_closed = True
-        if self._learning is not None:
-            self._learning.cancel()
+        if self._discovering is not None:
+            self._discovering.cancel()
         for node in self._nodes:
             node.close(at_once=True)
 
-    # --- who is there ---
+    # --- discovery ---
     def _node(self, address: Address, *, is_up: bool = True) -> Node:
         return Node(self._loop, address, token=self._token, tls=self._tls, is_up=is_up)
 
-    async def _learn(self) -> None:
+    async def _discover_members(self) -> None:
         try:
-            self._learn_at_s = self._loop.time() + limits.LEARN_EVERY_S
+            self._discover_at_s = self._loop.time() + limits.LEARN_EVERY_S
             node, pause_s = self.next()
             if pause_s:
                 return
             try:
                 answer = await node.ask(b"GET", b"/cluster", None, limits.ATTEMPT_S)
             except Lost:
-                self.lost_one()
+                self.note_lost()
                 return
             if answer.status == 200:
-                self._follow(answer.body, tls=node.address.tls)
+                self._apply_members(answer.body, tls=node.address.tls)
         finally:
-            self._learning = None
+            self._discovering = None
 
-    def _may_learn(self, address: Address) -> bool:
-        """Whether a node that was only named gets the token, without which it is of no use. Without
-        one anybody may be asked.
+    def _may_use(self, address: Address) -> bool:
+        """Whether a discovered node may be used: always without a token, else if it may be sent the
+        token.
         """
         if self._token is None:
             return True
@@ -146,7 +147,7 @@ class Roster:
             and self._tls.check_hostname
         )
 
-    def _follow(self, body: bytes, *, tls: bool) -> None:
+    def _apply_members(self, body: bytes, *, tls: bool) -> None:
         try:
             members = _decode(body).cluster.nodes[: limits.NODES_MAX]
         except UNREADABLE:
@@ -159,13 +160,13 @@ class Roster:
                 (address,) = parse_addresses([member.services.http], tls=tls)
             except (BadAddress, ValueError):
                 continue
-            if self._may_learn(address):
+            if self._may_use(address):
                 wanted[address.place] = address
-        for place in [place for place in self._learnt if place not in wanted]:
-            self._learnt.pop(place).close(at_once=False)
+        for place in [place for place in self._discovered if place not in wanted]:
+            self._discovered.pop(place).close(at_once=False)
         for place, address in wanted.items():
-            if place not in self._given and place not in self._learnt:
-                # Where nodes know themselves by names that are of no use here, nobody's call finds
-                # that out.
-                self._learnt[place] = self._node(address, is_up=False)
-        self._nodes = [*self._given.values(), *self._learnt.values()]
+            if place not in self._configured and place not in self._discovered:
+                # Probed before use: its name may not resolve here, and no call should find that
+                # out.
+                self._discovered[place] = self._node(address, is_up=False)
+        self._nodes = [*self._configured.values(), *self._discovered.values()]

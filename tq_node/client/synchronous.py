@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tq_node.client import limits
 from tq_node.client.batching import Accepted
-from tq_node.client.engine import chunks, list_filters, make_settings, named, told_all
+from tq_node.client.engine import chunks, handles_of, list_filters, make_settings, named
 from tq_node.client.errors import Closed, TaskQueueError
 from tq_node.client.models import Backoff, NewTask, Stats, TaskInfo
 from tq_node.client.thread import LoopThread
@@ -191,28 +191,30 @@ class Queue:
         """
         thread = self._open()
         outcomes: list[Accepted | TaskQueueError] = []
-        heard: list[Accepted | TaskQueueError]
+        answered: list[Accepted | TaskQueueError]
         handed: deque[Future[list[Accepted | TaskQueueError]]] = deque()
         try:
             for chunk in chunks(tasks):
                 if len(handed) >= limits.CHUNKS_MAX:
-                    heard = thread.hear(handed[0])
-                    outcomes += heard
+                    answered = thread.result(handed[0])
+                    outcomes += answered
                     handed.popleft()
                 handed.append(thread.begin(thread.engine.submit_all(chunk, deadline)))
             while handed:
-                heard = thread.hear(handed[0])
-                outcomes += heard
+                answered = thread.result(handed[0])
+                outcomes += answered
                 handed.popleft()
         finally:
             for left in handed:
                 left.cancel()
-        return told_all(outcomes, lambda taken: Task(self, taken.task_id, taken.status))
+        return handles_of(outcomes, lambda taken: Task(self, taken.task_id, taken.status))
 
     # --- one task ---
     def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now, at any node. :raises NotFound: there never was one. :raises
-        TaskPurged: it was forgotten.
+        """The task as it is now, at any node.
+
+        :raises NotFound: there never was one.
+        :raises TaskPurged: it was forgotten.
         """
         thread = self._open()
         return thread.run(thread.engine.get(task_id, deadline))
@@ -237,7 +239,10 @@ class Queue:
         return thread.run(thread.engine.result(task_id, timeout))
 
     def cancel(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Stop a task, also one that runs; its status then. :raises AlreadyFinal: it has ended."""
+        """Stop a task, also one that runs; its status then.
+
+        :raises AlreadyFinal: it has ended.
+        """
         thread = self._open()
         return thread.run(thread.engine.cancel(task_id, deadline))
 
@@ -250,8 +255,9 @@ class Queue:
         return thread.run(thread.engine.retry(task_id, deadline))
 
     def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, now; its id stays known as after its retention. :raises
-        NotFinal: it has not ended.
+        """Forget a task that has ended, now; its id stays known as after its retention.
+
+        :raises NotFinal: it has not ended.
         """
         thread = self._open()
         thread.run(thread.engine.purge(task_id, deadline))
@@ -268,8 +274,9 @@ class Queue:
         thread.run(thread.engine.switch("resume", queue, deadline))
 
     def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """How many tasks there are in each state. :param partial: count what can be reached,
-        instead of ``Incomplete``.
+        """How many tasks there are in each state.
+
+        :param partial: count what can be reached, instead of ``Incomplete``.
         """
         thread = self._open()
         return thread.run(thread.engine.stats(partial=partial, deadline=deadline))

@@ -1,8 +1,8 @@
-"""The event loop of a ``Queue``, in a thread of its own, and the way into it.
+"""The event loop of a ``Queue``, in its own thread, and how other threads call into it.
 
-A submit does not go through ``run_coroutine_threadsafe``: that makes a coroutine, a task and two
-futures of each, and wakes the loop for each. Here it is left in an inbox, one wake-up takes along
-all that is there, and the thread waits on a lock.
+A submit does not use ``run_coroutine_threadsafe``, which makes a coroutine, a task and two futures
+for each call, and wakes the loop for each. It goes into an inbox that one wake-up empties, and the
+calling thread waits on a lock.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from tq_node.client.engine import Engine, Settings
 from tq_node.client.errors import Closed
 
 T = TypeVar("T")
-_LOOK_S = 5.0
-"""How often a thread that waits looks whether the loop still runs."""
+_CHECK_S = 5.0
+"""How often a waiting thread checks that the loop still runs."""
 _GRACE_S = 5.0
 """Past a deadline that the loop should have kept, for a process that was stopped or is very
 busy."""
 
 
 class LoopThread:
-    """Runs when it is made. Never touched again after a fork: see ``Queue``."""
+    """Starts when constructed. Not to be used after a fork: see ``Queue``."""
 
     def __init__(self, settings: Settings) -> None:
         self._inbox: deque[Submit] = deque()
         self._is_awake = False
-        self._is_closed = False
-        self._has_ended = False
+        self._stopped = False
+        self._loop_ended = False
         self._deadline_s = settings.deadline_s
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
@@ -52,10 +52,11 @@ class LoopThread:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._live(settings, begun))
         finally:
-            # Who leaves something in the inbox after this sees it, and takes it out again.
-            self._has_ended = True
+            # A thread that adds to the inbox after this sees the flag, and empties the inbox
+            # itself.
+            self._loop_ended = True
             if begun.exception() is None:
-                self._take_in()
+                self._drain_inbox()
 
     async def _live(self, settings: Settings, begun: Future[Engine]) -> None:
         try:
@@ -65,44 +66,47 @@ class LoopThread:
             raise
         begun.set_result(engine)
         await self._stopping.wait()
-        self._take_in()
+        self._drain_inbox()
         await engine.close()
-        self._take_in()  # the batcher is closed now, and tells them so
+        self._drain_inbox()  # the closed batcher refuses them
 
     # --- from any thread ---
     def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
-        """Blocks. :raises TaskQueueError: it was not accepted, or nobody knows."""
-        if self._is_closed:
+        """Submit a task and block until it is accepted.
+
+        :raises TaskQueueError: it was not accepted, or the outcome is unknown.
+        """
+        if self._stopped:
             raise Closed("the queue is closed", task_id=task_id)
-        told = threading.Lock()
-        told.acquire()
+        resolved = threading.Lock()
+        resolved.acquire()
         wait_s = self._deadline_s if deadline is None else deadline
-        submit = Submit(task_id, body, time.monotonic() + wait_s, lambda _: told.release())
+        submit = Submit(task_id, body, time.monotonic() + wait_s, lambda _: resolved.release())
         self._inbox.append(submit)
         if not self._is_awake:
             # Seen True by others until the loop has looked: it clears the flag first, then empties
             # the inbox.
             self._is_awake = True
-            self._wake(self._take_in)
-        if self._has_ended:
-            self._take_in()
+            self._wake(self._drain_inbox)
+        if self._loop_ended:
+            self._drain_inbox()
         try:
-            told.acquire(timeout=min(wait_s + limits.CLOSE_S + _GRACE_S, threading.TIMEOUT_MAX))
+            resolved.acquire(timeout=min(wait_s + limits.CLOSE_S + _GRACE_S, threading.TIMEOUT_MAX))
         except BaseException:  # Ctrl-C
             self._wake(self._drop, submit)
             raise
         outcome = submit.outcome
         if isinstance(outcome, Accepted):
             return outcome
-        raise outcome if outcome is not None else submit.troubles.verdict(under_way=True)
+        raise outcome if outcome is not None else submit.made_trials.verdict(in_flight=True)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Blocks until it has ended in the loop."""
-        return self.hear(self.begin(coroutine))
+        """Run a coroutine in the loop and block until it ends."""
+        return self.result(self.begin(coroutine))
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         try:
-            if self._is_closed:
+            if self._stopped:
                 raise Closed("the queue is closed")
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:  # the loop has ended since
@@ -112,11 +116,14 @@ class LoopThread:
             coroutine.close()
             raise
 
-    def hear(self, future: Future[T]) -> T:
-        """What has come of it. :raises Closed: the queue was closed meanwhile."""
+    def result(self, future: Future[T]) -> T:
+        """Block until the future is done.
+
+        :raises Closed: the queue was closed meanwhile.
+        """
         try:
-            while not wait([future], _LOOK_S).done:
-                if self._has_ended:  # it was begun too late for the loop to see it
+            while not wait([future], _CHECK_S).done:
+                if self._loop_ended:  # it was begun too late for the loop to see it
                     raise Closed("the queue was closed")
             return future.result()
         except CancelledError:
@@ -126,8 +133,8 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Blocks until the thread has ended: what is under way has ``CLOSE_S`` to end."""
-        self._is_closed = True
+        """Close the queue and block until the thread has ended; open submits have ``CLOSE_S``."""
+        self._stopped = True
         self._wake(self._stopping.set)
         if threading.current_thread() is not self._thread:
             self._thread.join(limits.CLOSE_S + _GRACE_S)
@@ -137,7 +144,7 @@ class LoopThread:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(action, *arguments)
 
-    def _take_in(self) -> None:
+    def _drain_inbox(self) -> None:
         self._is_awake = False
         add = self.engine.batcher.add
         inbox = self._inbox
@@ -145,5 +152,5 @@ class LoopThread:
             add(inbox.popleft())
 
     def _drop(self, submit: Submit) -> None:
-        self._take_in()
+        self._drain_inbox()
         self.engine.batcher.drop(submit)

@@ -19,17 +19,18 @@ _loopback_host = re.compile(rb"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[
 
 
 def require_loopback(request: ApiRequest) -> None:
-    """Let through only what was sent from this machine, to this machine by a name that can't mean
-    another.
+    """Refuse a request unless it was sent from this machine, to a name that can only mean this
+    machine.
 
-    The peer's address alone is not enough. A page whose own name resolves to 127.0.0.1 (DNS
-    rebinding) asks from the reader's browser: ``heads`` keeps out every name but the node's, and
-    here only those count that are this machine's everywhere. And what a proxy on this machine
-    passes on comes from who knows where: most of them say that they did. Other users of the machine
-    are strangers too, and so is what they pass on (``ssh -L``): where the kernel says whose the
-    connection is, that counts.
+    The peer's address alone does not prove that:
 
-    :raises Denied: it was not.
+    - A web page whose name resolves to 127.0.0.1 (DNS rebinding) sends from the reader's browser;
+      so the host must be a loopback name.
+    - A proxy on this machine forwards requests from anywhere; most add a header that says so.
+    - Another user of this machine may send, or forward (``ssh -L``); if the kernel tells whose the
+      connection is, it must be the node's user or root.
+
+    :raises Denied: one of these does not hold.
     """
     if not _is_loopback(request.getClientAddress()):
         raise Denied("the cluster's secret is handed over on loopback only; give both nodes the same --secret-file")

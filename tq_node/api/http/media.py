@@ -17,8 +17,9 @@ def refuse_media_type(header: bytes, *, ndjson: bool) -> None:
 
 
 def takes_lines(header: bytes, body: bytes, *, ndjson: bool) -> bool:
-    """Whether the body is newline-delimited. :raises NotJson: it is neither that nor JSON, or not
-    in UTF-8.
+    """Whether the body is newline-delimited.
+
+    :raises NotJson: it is neither that nor JSON, or not in UTF-8.
 
     ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so:
     what claims to be a form and looks like JSON is read as JSON. (What a page of another site sends

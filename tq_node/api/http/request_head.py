@@ -43,7 +43,7 @@ _ANY_METHOD = ["GET", "HEAD", "POST"]
 class Head(msgspec.Struct, frozen=True):
     """The head of one request, judged.
 
-    :ivar target: path and query, also where the request said the whole address.
+    :ivar target: path and query, also if the request has an absolute target.
     :ivar authority: the host that it is for, with its port, where it says so.
     :ivar refusal: why the request is refused, whatever its body is.
     """
@@ -186,8 +186,8 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     """Path and query of a target that is a whole address, and its host, which counts instead of
     ``Host`` (RFC 9112, 3.2.2).
 
-    :raises Malformed: it is none. :raises Misdirected: of another protocol, HTTPS too: nothing here
-        has deciphered it.
+    :raises Malformed: it is none.
+    :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it.
     """
     match = _absolute(target)
     if match is None:

@@ -1,4 +1,4 @@
-"""What a client meets where there is no room: over both ways in, in memory."""
+"""Admission: what a client meets when there is no room, over both ways in, in memory."""
 
 from __future__ import annotations
 
