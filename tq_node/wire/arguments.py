@@ -73,7 +73,7 @@ class Word(Argument):
 
 
 class Octets(Argument):
-    """Exactly so many bytes."""
+    """Exactly ``length`` bytes."""
 
     def __init__(self, length: int) -> None:
         super().__init__()

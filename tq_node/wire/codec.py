@@ -28,7 +28,7 @@ _LEAVES_TOO = (inspect.LiteralType, inspect.RawType)
 
 
 class Codec(Generic[T]):
-    """Both ways for one type.
+    """Encodes and decodes one type.
 
     :param kind: made of structs, containers, ints, strings, bytes, booleans, floats, enums; never
         ``Any``.
@@ -42,14 +42,16 @@ class Codec(Generic[T]):
         self._decode = msgspec.msgpack.Decoder(kind).decode
 
     def encode(self, value: T) -> bytes:
-        """:raises BoxTooLarge: more than ``bytes_max``."""
+        """Encode a value. :raises BoxTooLarge: more than ``bytes_max``."""
         data = _HEAD + self._encode(value)
         if len(data) > self.bytes_max:
             raise BoxTooLarge(f"{len(data)} bytes, more than {self.bytes_max}")
         return data
 
     def decode(self, data: bytes) -> T:
-        """:raises MalformedBox: another version, too long, or not what the schema says."""
+        """Decode a value. :raises MalformedBox: another version, too long, or not what the schema
+        says.
+        """
         body = _body(data, self.bytes_max)
         try:
             value: T = self._decode(body)
@@ -119,7 +121,7 @@ _MESSAGES: Codec[list[AnyMessage]] = Codec(list[AnyMessage])
 
 
 def encode_messages(messages: Iterable[Message]) -> Iterator[tuple[bytes, int]]:
-    """Batches for one box each, with the number of messages in them, in order.
+    """Encode messages into batches of one box each; yields (batch, number of messages), in order.
 
     :raises BoxTooLarge: one message alone is too long.
     """
@@ -144,7 +146,7 @@ def _joined(batch: list[bytes]) -> bytes:
 
 
 def decode_messages(data: bytes, source: NodeId, target: NodeId) -> list[AnyMessage]:
-    """:raises MalformedBox: not messages, or not from that peer to this node."""
+    """Decode a batch. :raises MalformedBox: not messages, or not from that peer to this node."""
     messages = _MESSAGES.decode(data)
     for message in messages:
         if message.source != source or message.target != target or message.term < 0:

@@ -311,13 +311,13 @@ class Connector:
 class _DiallingFactory(Factory):
     noisy = False
 
-    def __init__(self, dialling: Connector, target: Target, lane: Lane) -> None:
-        self._dialling = dialling
+    def __init__(self, connector: Connector, target: Target, lane: Lane) -> None:
+        self._connector = connector
         self._target = target
         self._lane = lane
 
     def buildProtocol(self, addr: IAddress | None) -> DialledPeer:
-        return self._dialling.build(self._target, self._lane)
+        return self._connector.build(self._target, self._lane)
 
 
 class _ProbingFactory(Factory):

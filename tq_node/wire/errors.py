@@ -37,7 +37,7 @@ class WireRefusal(TaskQueueError):
     status, code, title = 502, "wire_refused", "Refused by a peer"
     closes: ClassVar[bool] = False
     is_ordinary: ClassVar[bool] = False
-    """It comes to pass where nothing is wrong, and is no warning in a log."""
+    """It also occurs where nothing is wrong, and is logged as information."""
 
 
 class MalformedBox(WireRefusal):
@@ -57,7 +57,7 @@ class AnswerTooLarge(WireRefusal):
 
 
 class HandshakeRefused(WireRefusal):
-    """The connection is closed with it; nothing was asked yet."""
+    """The connection was refused before any call."""
 
     code, title, closes = "handshake_refused", "Handshake refused", True
     is_final: ClassVar[bool] = False
@@ -152,7 +152,7 @@ class TooSlow(WireRefusal):
 
 
 class Crowded(WireRefusal):
-    """Made way for another connection."""
+    """Closed to make room for another connection."""
 
     code, title, closes = "crowded", "Too many connections", True
 
@@ -164,7 +164,7 @@ class Superseded(WireRefusal):
 
 
 class Unread(WireRefusal):
-    """The peer does not read what it asked for."""
+    """The peer does not read the answers to its calls."""
 
     code, title, closes = "unread", "The peer does not read", True
 
@@ -174,7 +174,7 @@ class Stopped(WireRefusal):
 
 
 def _codes() -> dict[type[TaskQueueError], str]:
-    """Of every error that may be sent. What is not in here is a bug to its receiver."""
+    """Codes of all errors that may be sent. An error without a code is a bug to its receiver."""
     found = [*vars(errors).values(), *globals().values()]
     kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, TaskQueueError)]
     codes = {kind: kind.code for kind in kinds if kind not in (TaskQueueError, FieldError)}
@@ -189,7 +189,7 @@ assert len(CODE_OF) == len(KIND_OF), "two errors share a code"
 
 
 class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
-    """What an error says besides its code. New fields go to the end with a default."""
+    """Fields of an error besides its code. New ones go to the end with a default."""
 
     detail: str
     task_id: str | None = None
@@ -208,8 +208,8 @@ _decode = msgspec.msgpack.Decoder(ErrorBody).decode
 
 
 def declared_code(error: BaseException) -> str | None:
-    """The code under which the error is sent: its own, or that of the nearest class that is
-    declared. None: a bug.
+    """The code under which the error is sent: that of its class, or of the nearest base class that
+    is declared. None: a bug.
     """
     return next((CODE_OF[kind] for kind in type(error).__mro__ if kind in CODE_OF), None)
 
@@ -229,7 +229,7 @@ def encode_error(error: TaskQueueError) -> bytes:
 
 
 def decode_error(code: str, body: bytes) -> TaskQueueError:
-    """The error as it was raised over there.
+    """Rebuild the error that the peer raised.
 
     A code that this version does not know becomes ``WireRefusal`` if the peer says that it is
     definite, else ``Internal``.

@@ -13,13 +13,13 @@ from tq_node.wire.bounds import WireLimits
 from tq_node.wire.errors import BoxTooLarge, MalformedBox
 
 Box = dict[bytes, bytes]
-"""AMP has a class of its own for it, which looks at every key of each again."""
+"""A plain dict: ``amp.AmpBox`` re-validates every key."""
 END = b"\0\0"
 
 
 class BoxParser:
-    """What one connection has received and not yet understood: at most one box within ``caps``, and
-    one chunk of the transport.
+    """Parses the received bytes of one connection. Holds at most one incomplete box within
+    ``caps``, and one chunk of the transport.
 
     ``caps`` may be changed between two boxes.
     """
@@ -28,8 +28,8 @@ class BoxParser:
         self.caps = caps
         self._rest = bytearray()
         self._wanted = 2
-        """Nothing can be parsed before ``_rest`` is so long; a value that comes byte by byte is not
-        copied each time.
+        """Length of ``_rest`` below which no box can be complete; a value that comes byte by byte
+        is not copied each time.
         """
         self._box: Box = {}
         self._box_bytes = 0
@@ -37,7 +37,7 @@ class BoxParser:
         self._stream_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[Box, int]]:
-        """Each box that is complete now, with its size. Must be read to the end, unless the
+        """Yield each complete box with its size. Must be read to the end, unless the
         connection is given up.
 
         :raises BoxTooLarge: a bound is passed; for a value, before its bytes have come.
@@ -95,7 +95,7 @@ class BoxParser:
 
 
 def serialize(box: Mapping[bytes, bytes]) -> bytes:
-    """The bytes of a box. Unlike AMP's own it keeps the order of the keys: sorting is nobody's
+    """The bytes of a box. Unlike AMP's it keeps the order of the keys: sorting is nobody's
     need.
 
     :raises BoxTooLarge: the peer would not take it.

@@ -1,5 +1,5 @@
-"""What the wire tells the rest of the node, and whom: one Protocol for what peers say, one for what
-becomes of the lanes.
+"""What the wire calls in the rest of the node: ``PeerHandler`` for calls of peers, ``LaneWatcher``
+for events of lanes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Answer: TypeAlias = "T | Deferred[T] | Coroutine[Deferred[Any], Any, T]"
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """What a dialler says before anything is proven: whom it is looking for. ``cluster``, ``name``:
-    empty if it does not know.
+    """The node that an unauthenticated dialler is looking for. ``cluster``, ``name``: empty if it
+    does not know.
     """
 
     cluster: str
@@ -37,8 +37,8 @@ class Greeting(msgspec.Struct, frozen=True):
     is_certified: bool = False
     """It has shown a certificate of the cluster's authority for that name."""
     is_own_users: Callable[[], bool | None] = lambda: None
-    """Whether its end of the connection is this node's own user's, or root's; None where the kernel
-    does not say.
+    """Whether this node's user, or root, owns the dialler's end; None where the kernel does not
+    say.
     """
 
 
@@ -54,15 +54,15 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class PeerHandler(Protocol):
-    """Where a listener hands what peers say. Called in the reactor thread; bodies are within the
-    bounds, nothing else is checked.
+    """Takes the calls of peers, in the reactor thread. Bodies are within the bounds; nothing else
+    is checked.
 
     A ``TaskQueueError`` that is raised, at once or later, reaches the caller as it is; anything
     else as ``Internal``.
     """
 
     def greeted(self, greeting: Greeting) -> Welcome:
-        """Somebody, anybody, is looking for a node here (birth guard). Must be cheap."""
+        """An unauthenticated dialler is looking for a node here (bootstrap guard). Must be cheap."""
 
     def admit(self, peer: PeerIdentity) -> None:
         """The peer knows the secret. :raises Removed: or another refusal; the connection closes
@@ -70,23 +70,23 @@ class PeerHandler(Protocol):
         """
 
     def let_in(self, peer: PeerIdentity) -> None:
-        """It was not refused, and speaks from the next turn on. Must be cheap."""
+        """The peer was admitted, and its calls follow from the next turn on. Must be cheap."""
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
-        """In the order sent. Sender and receiver in them are checked: they are ``peer`` and this
-        node.
+        """Messages of Raft, in the order sent. Their sender and receiver are checked: ``peer`` and
+        this node.
         """
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
-        """In the order sent. Whoever sends bounds what is on its way: there is no answer."""
-
-    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
-        """A ping of the partitions' layer, or its answer. In the order sent; there is no other
-        answer.
+        """A batch of partition streams, in the order sent. There is no answer; the sender bounds
+        what is in flight.
         """
 
+    def confirm(self, peer: PeerIdentity, body: bytes) -> None:
+        """A lease ping of the partitions' layer, or its answer, in the order sent."""
+
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
-        """One result for each call, in order. After ``within_ms`` the caller is told
+        """Return one result for each call, in order. After ``within_ms`` the caller gets
         ``OutcomeUnknown``, whatever comes.
         """
 
@@ -99,28 +99,26 @@ class PeerHandler(Protocol):
     def propose(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]: ...
 
     def broken(self, what: str, failure: Failure) -> None:
-        """One of the above raised what it does not declare (R20 is the composition's to apply). It
-        is logged already.
+        """One of the methods above raised an undeclared exception. It is logged; the composition
+        applies R20.
         """
 
 
 def then(answer: Answer[T], convert: Callable[[T], Any]) -> Any:
-    """``convert`` what the handler answered, now or once it is there."""
+    """Apply ``convert`` to the handler's answer, now or when its Deferred fires."""
     waiting = Deferred.fromCoroutine(answer) if inspect.iscoroutine(answer) else answer
     return waiting.addCallback(convert) if isinstance(waiting, Deferred) else convert(cast("T", waiting))
 
 
 class LaneWatcher(Protocol):
-    """Where a pool tells what becomes of its connections. Times are the reactor's, monotonic, in ms
-    (R19).
-    """
+    """Events of a pool's lanes. Times are the reactor's, monotonic, in ms (R19)."""
 
     def lane_up(self, peer: PeerIdentity, at_ms: int) -> None:
-        """Authenticated, and open for calls."""
+        """The lane is authenticated and open for calls."""
 
     def lane_lost(self, peer: PeerIdentity, at_ms: int, broke: bool, why: str) -> None:
-        """``broke``: the peer or the network ended it. Otherwise this side did, and it says nothing
-        about the peer (R5a).
+        """The lane was lost. ``broke``: by the peer or the network; otherwise by this side, which
+        is no evidence (R5a).
         """
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:

@@ -1,5 +1,4 @@
-"""One lane to one member: a connection that comes back whenever it is lost, for as long as the
-member is one.
+"""One lane to one member: a connection that is dialled again whenever it is lost, until ``stop``.
 
 Twisted's ``ClientService`` is not used: it has no transition for a connection that is lost while it
 is being prepared (``NoTransition``, tried with 26.10), which is what a refused handshake is; it
@@ -25,35 +24,33 @@ from tq_node.wire.handler import LaneWatcher
 
 
 class PeerLane:
-    """Three states: waiting (``_timer``), dialling (``_attempt``), connected (``connection``); or
-    none of them: stopped.
+    """In one of four states: waiting (``_timer``), dialling (``_attempt``), connected
+    (``connection``), or stopped (none of these).
     """
 
     def __init__(
-        self, dialling: Connector, watcher: LaneWatcher, target: Target, lane: Lane, dice: random.Random
+        self, connector: Connector, watcher: LaneWatcher, target: Target, lane: Lane, rng: random.Random
     ) -> None:
         self.target = target
         self.lane = lane
         self.connection: DialledPeer | None = None
         """Open and authenticated, or None."""
-        self._dialling = dialling
+        self._connector = connector
         self._watcher = watcher
-        self._dice = dice
+        self._rng = rng
         self._timer: IDelayedCall | None = None
         self._attempt: Deferred[None] | None = None
         self._is_stopped = False
         self._failures = 0
         self._opened_s = 0.0
-        self._said = ""
-        """What was last logged about it, so that the same is not said twice a second."""
+        self._last_logged = ""
+        """The last line logged, so that it is not repeated with every dial."""
 
     def start(self) -> None:
         self._dial()
 
     def stop(self) -> None:
-        """Nothing is dialled any more. The connection is closed; ``Connector.close_all`` waits for
-        its end.
-        """
+        """Dial no more and close the connection; ``Connector.close_all`` waits for its end."""
         self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -76,7 +73,7 @@ class PeerLane:
 
     async def _connect(self) -> None:
         try:
-            connection = await self._dialling.open(self.target, self.lane)
+            connection = await self._connector.open(self.target, self.lane)
         except Exception as why:
             if not self._is_stopped:  # else it was cancelled, which has several names
                 self._attempt = None
@@ -84,45 +81,45 @@ class PeerLane:
             return
         self._attempt = None
         self.connection = connection
-        self._opened_s = self._dialling.reactor.seconds()
+        self._opened_s = self._connector.reactor.seconds()
         connection.on_lost, connection.on_writable = self._lost, self._writable
-        self._say("connected")
+        self._log_once("connected")
         assert connection.peer is not None
         with Log.failuresHandled("lane_up failed"):
-            self._watcher.lane_up(connection.peer, self._dialling.now_ms())
+            self._watcher.lane_up(connection.peer, self._connector.now_ms())
 
     def _failed(self, why: Exception) -> None:
         self._failures += 1
-        self._say("port refused" if isinstance(why, PortRefused) else f"{type(why).__name__}: {why}")
-        self._wait()
+        self._log_once("port refused" if isinstance(why, PortRefused) else f"{type(why).__name__}: {why}")
+        self._redial_later()
         with Log.failuresHandled("dial_failed failed"):
-            self._watcher.dial_failed(self._node_id, self.lane, self._dialling.now_ms(), why)
+            self._watcher.dial_failed(self._node_id, self.lane, self._connector.now_ms(), why)
 
     def _lost(self, connection: DialledPeer) -> None:
         self.connection = None
-        if self._dialling.reactor.seconds() - self._opened_s > bounds.REDIAL_S_MAX:
+        if self._connector.reactor.seconds() - self._opened_s > bounds.REDIAL_S_MAX:
             self._failures = 0
         else:
-            self._failures += 1  # whoever closes at once, each time, is not dialled in a tight loop
+            self._failures += 1  # a peer that closes at once, each time, is not dialled in a tight loop
         why = connection.ended.detail if connection.ended is not None else ""
-        self._say(f"lost: {why}")
-        self._wait()
+        self._log_once(f"lost: {why}")
+        self._redial_later()
         assert connection.peer is not None
         with Log.failuresHandled("lane_lost failed"):
-            self._watcher.lane_lost(connection.peer, self._dialling.now_ms(), connection.broke, why)
+            self._watcher.lane_lost(connection.peer, self._connector.now_ms(), connection.broke, why)
 
     def _writable(self, _: DialledPeer) -> None:
         with Log.failuresHandled("lane_writable failed"):
             self._watcher.lane_writable(self._node_id, self.lane)
 
-    def _wait(self) -> None:
-        """Longer with each failure, up to the bound, and never in step with the others."""
+    def _redial_later(self) -> None:
+        """Dial after a delay that doubles with each failure, up to ``REDIAL_S_MAX``, with jitter."""
         most_s = min(bounds.REDIAL_S_MAX, bounds.REDIAL_FIRST_S * 2 ** min(self._failures, 10))
-        self._timer = self._dialling.reactor.callLater(most_s * self._dice.uniform(0.5, 1.0), self._dial)
+        self._timer = self._connector.reactor.callLater(most_s * self._rng.uniform(0.5, 1.0), self._dial)
 
-    def _say(self, what: str) -> None:
-        if what != self._said:
-            self._said = what
+    def _log_once(self, what: str) -> None:
+        if what != self._last_logged:
+            self._last_logged = what
             Log.info(
                 "{lane} lane to node {name} at {address}: {what}",
                 lane=self.lane.value,

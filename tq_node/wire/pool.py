@@ -25,7 +25,7 @@ from tq_node.wire.lane import PeerLane
 
 
 class Member(msgspec.Struct, frozen=True):
-    """Another node as the table has it. ``address``: where its peers dial it."""
+    """Another node according to the cluster map. ``address``: where peers dial it."""
 
     node_id: NodeId
     name: NodeName
@@ -33,21 +33,21 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class PeerPool(Service):
-    """Between ``startService`` and ``stopService`` it keeps both lanes to every member open.
+    """Keeps both lanes to every member open, between ``startService`` and ``stopService``.
 
-    Nothing is kept for later: what can't be sent now is refused or dropped, and the caller knows.
+    Nothing is queued: what can't be sent now is refused or dropped, and the caller is told.
 
-    :param dice: jitter of the back-off.
+    :param rng: jitter of the back-off.
     """
 
-    def __init__(self, dialling: Connector, watcher: LaneWatcher, dice: random.Random) -> None:
-        self._dialling = dialling
+    def __init__(self, connector: Connector, watcher: LaneWatcher, rng: random.Random) -> None:
+        self._connector = connector
         self._watcher = watcher
-        self._dice = dice
+        self._rng = rng
         self._members: dict[NodeId, Member] = {}
         self._lanes: dict[tuple[NodeId, Lane], PeerLane] = {}
-        dialling.sessions.on_newer = self._newer_run
-        dialling.sessions.dialled = self._connections
+        connector.sessions.on_newer = self._newer_run
+        connector.sessions.dialled = self._connections
         self.dropped = 0
         """Consensus messages and data batches that could not be sent."""
 
@@ -63,13 +63,13 @@ class PeerPool(Service):
         for lane in self._lanes.values():
             lane.stop()
         self._lanes.clear()
-        return Deferred.fromCoroutine(self._dialling.close_all())
+        return Deferred.fromCoroutine(self._connector.close_all())
 
     def set_members(self, members: Iterable[Member]) -> None:
-        """All members; this node itself is left out. Lanes to those that are no longer named, or
-        elsewhere, are closed.
+        """Set the members to keep lanes to; this node itself is left out. Lanes to nodes not named
+        any more, or moved, are closed.
         """
-        wanted = {member.node_id: member for member in members if member.node_id != self._dialling.local.node_id}
+        wanted = {member.node_id: member for member in members if member.node_id != self._connector.local.node_id}
         for node_id, known in list(self._members.items()):
             if wanted.get(node_id) != known:
                 del self._members[node_id]
@@ -86,13 +86,13 @@ class PeerPool(Service):
         target = Target(member.address, member.node_id, member.name)
         for lane in Lane:
             opened = self._lanes[member.node_id, lane] = PeerLane(
-                self._dialling, self._watcher, target, lane, self._dice
+                self._connector, self._watcher, target, lane, self._rng
             )
             opened.start()
 
     def _newer_run(self, peer: PeerIdentity) -> None:
-        """The run before it is over, even where it still hangs on to its connections: its answers
-        no longer count (F23, F42).
+        """Close connections with an earlier run of the node: its answers no longer count (F23,
+        F42).
         """
         for lane in Lane:
             connection = self.connection(peer.node_id, lane)
@@ -104,8 +104,8 @@ class PeerPool(Service):
                 connection.give_up(Superseded(f"node {peer.name} runs anew"))
 
     def hang_up(self, node_id: NodeId, why: str) -> None:
-        """Wait for no answer of this node any more; who does hears that the outcome is not known.
-        It is dialled again as ever.
+        """Close the connections to a node: calls that wait fail with ``OutcomeUnknown``. It is
+        dialled again as usual.
         """
         for connection in self._connections(node_id):
             connection.give_up(Stopped(why))
@@ -124,8 +124,8 @@ class PeerPool(Service):
 
     # --- saying ---
     def send(self, node_id: NodeId, messages: Sequence[Message]) -> bool:
-        """Consensus messages, in order. False: some were dropped for want of a connection or room;
-        consensus sends again.
+        """Send consensus messages, in order. False: some were dropped for want of a connection or
+        room; Raft sends again.
         """
         connection = self.connection(node_id, Lane.CONSENSUS)
         whole = True
@@ -136,8 +136,8 @@ class PeerPool(Service):
         return whole
 
     def send_data(self, node_id: NodeId, body: bytes) -> bool:
-        """One batch of partition streams. False: dropped; ``LaneWatcher.lane_writable`` or
-        ``lane_up`` says when to try again.
+        """Send one batch of partition streams. False: dropped; ``LaneWatcher.lane_writable`` or
+        ``lane_up`` says when to retry.
 
         :raises BoxTooLarge: longer than ``bounds.BLOB_BYTES_MAX``.
         """
@@ -148,8 +148,8 @@ class PeerPool(Service):
         return False
 
     def send_confirm(self, node_id: NodeId, body: bytes) -> bool:
-        """A ping of the partitions' layer, or its answer. False: dropped; whoever waits for it asks
-        again.
+        """Send a lease ping of the partitions' layer, or its answer. False: dropped; the sender
+        repeats it.
         """
         connection = self.connection(node_id, Lane.CONSENSUS)
         if connection is not None and connection.tell(Confirm, body=body):
@@ -160,7 +160,7 @@ class PeerPool(Service):
     def call(
         self, node_id: NodeId, command: type[PeerCommand], deadline_s: float = bounds.CALL_S_DEFAULT, **arguments: Any
     ) -> Deferred[Values]:
-        """Ask a member, over the lane to which the command belongs.
+        """Call a member over the lane of the command.
 
         Fails with ``PeerUnreachable`` or ``Busy``: nothing was sent; ``OutcomeUnknown``: no answer
         within ``deadline_s``, or the connection was lost, and it may have been done; or with what
@@ -182,8 +182,8 @@ class PeerPool(Service):
     def forward(
         self, node_id: NodeId, calls: list[ForwardedCall], deadline_s: float = bounds.CALL_S_DEFAULT
     ) -> Deferred[list[ForwardedResult]]:
-        """Calls for partitions of that node, in one box; one result for each, in order. See
-        ``call`` for failures.
+        """Send calls for partitions of that node in one box; returns one result for each, in order.
+        See ``call`` for failures.
 
         Fails with ``BoxTooLarge`` (nothing was sent) where they don't fit: aim at
         ``bounds.FORWARD_BYTES_AIM``.
@@ -216,7 +216,7 @@ class PeerPool(Service):
         so false, if it did not.
         """
         member = self._members.get(node_id)
-        return () if member is None else await self._dialling.refused_at(member.address)
+        return () if member is None else await self._connector.refused_at(member.address)
 
     async def dial(self, address: str, lane: Lane = Lane.CONSENSUS) -> DialledPeer:
         """A connection to whoever listens there, for a node that does not know the members yet. The
@@ -224,4 +224,4 @@ class PeerPool(Service):
 
         :raises Exception: as ``Connector.open``.
         """
-        return await self._dialling.open(Target(address), lane)
+        return await self._connector.open(Target(address), lane)

@@ -1,7 +1,8 @@
 """Where an ``async def`` handler runs: in the reactor, driven step by step.
 
-A handler that never waits ends within ``start``, without a Deferred. One that waits goes on when its Deferred fires, always
-in the same context (``contextvars``). Nothing here can stop a handler that blocks; ``def`` handlers can be killed.
+A handler that never waits ends within ``start``, without a Deferred. One that waits goes on when
+its Deferred fires, always in the same context (``contextvars``). Nothing here can stop a handler
+that blocks; ``def`` handlers can be killed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _log = Logger()
 class AsyncAttempt(Attempt):
     """An attempt of an ``async def`` handler."""
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_speech", "_variables", "has_slot")
+    __slots__ = ("_awaited", "_context", "_coroutine", "_output", "_variables", "has_slot")
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
         super().__init__(host, claim, handler, lease_until)
@@ -35,16 +36,16 @@ class AsyncAttempt(Attempt):
         self._context: Context | None = None
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._variables: Variables = copy_context()
-        self._speech = HandlerOutput(self.notebook)
+        self._output = HandlerOutput(self.progress_buffer)
         self.has_slot = False
         """Kept by the host."""
 
     def start(self) -> None:
         claim = self.claim
-        self._context = context_of(claim, claim.task_type, claim.token, self._begin_timeout(), self.notebook)
+        self._context = context_of(claim, claim.task_type, claim.token, self._begin_timeout(), self.progress_buffer)
         try:
             payload = decode_payload(claim.payload)
-            self._coroutine = self._variables.run(self._speech.begin, self.handler.function, payload, self._context)
+            self._coroutine = self._variables.run(self._output.begin, self.handler.function, payload, self._context)
         except BaseException as error:  # a payload that is no JSON, or a decorator around the handler
             self._end(AttemptFailed(*describe(error, own_frames=2)))
             return
@@ -55,24 +56,24 @@ class AsyncAttempt(Attempt):
 
     def abort(self, outcome: Outcome) -> None:
         self._expire(outcome)
-        if not self.over:
+        if not self.ended:
             self._abandon()
 
     def _expire(self, outcome: Outcome) -> None:
         """Cancel what the handler waits for; it has ``limits.CANCEL_GRACE_MS`` to come to its end."""
-        if self.over or self._forced is not None:
+        if self.ended or self._forced is not None:
             return
         self._forced = outcome
         if self._context is None:
             self._end(outcome)  # it waits for a slot
             return
-        self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_over))
+        self._set_timer(self._host.clock.callLater(CANCEL_GRACE_S, self._grace_expired))
         if self._context is not None:
             self._context._cancelled = True
         if self._awaited is not None:
             self._awaited.cancel()
 
-    def _grace_over(self) -> None:
+    def _grace_expired(self) -> None:
         self._timer = None
         _log.warn(
             "handler {handler} of task {task_id} did not end when it was cancelled; it is closed and its slot freed",
@@ -96,12 +97,14 @@ class AsyncAttempt(Attempt):
                 )
 
     def _end(self, outcome: Outcome) -> None:
-        if not self.over:
-            self._speech.finish()
+        if not self.ended:
+            self._output.finish()
         super()._end(outcome)
 
     def _drive(self, value: Any) -> None:
-        """Go on with ``value`` (a Failure is raised in the handler) until it waits for something or ends."""
+        """Go on with ``value`` (a Failure is raised in the handler) until it waits for something or
+        ends.
+        """
         while (coroutine := self._coroutine) is not None:
             try:
                 if isinstance(value, Failure):
@@ -130,7 +133,7 @@ class AsyncAttempt(Attempt):
 
     def _fired(self, value: Any) -> None:
         self._awaited = None
-        if not self.over:
+        if not self.ended:
             self._drive(value)
 
     def _returned(self, result: Any) -> None:

@@ -1,4 +1,4 @@
-"""One claim that is being run: what both ways of running have in common."""
+"""An attempt: one claim being run. What attempts in processes and in the node share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def failed(error_type: str, message: str, *, final: bool = False) -> AttemptFail
 
 CANCELLED = failed("cancelled", "the attempt was stopped: it no longer holds its task")
 LEASE_EXPIRED = Lost()
-"""The right to run could not be confirmed in time."""
+"""The lease could not be extended in time."""
 
 
 class Host(Protocol):
@@ -34,18 +34,31 @@ class Host(Protocol):
     def clock(self) -> IReactorTime: ...
 
     def note(self, attempt: Attempt, notes: Notes) -> None:
-        """Pass on what was said; the attempt's ``note_in_flight`` is True until that is through."""
+        """Send the notes to the queue. The host sets the attempt's ``note_in_flight`` to False when
+        they have arrived.
+        """
 
     def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
-        """The handler runs no more. Called exactly once."""
+        """The handler has stopped running. Called exactly once for each attempt."""
 
 
 class Attempt(ABC):
-    """Ends exactly once, by ``_end``. ``_forced`` is the outcome that somebody other than the handler has decided on."""
+    """Runs one claim; ends exactly once, by ``_end``. ``_forced`` is an outcome that was decided
+    against the handler.
+    """
 
     __slots__ = (
-        "_forced", "_host", "_note_timer", "_timer",
-        "claim", "claimed_at", "handler", "lease_until", "note_in_flight", "notebook", "over",
+        "_forced",
+        "_host",
+        "_note_timer",
+        "_timer",
+        "claim",
+        "claimed_at",
+        "ended",
+        "handler",
+        "lease_until",
+        "note_in_flight",
+        "progress_buffer",
     )  # fmt: skip
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
@@ -54,41 +67,43 @@ class Attempt(ABC):
         self.lease_until = lease_until
         """CLOCK_MONOTONIC, as is ``claimed_at``."""
         self.claimed_at = 0.0
-        self.notebook = ProgressBuffer(self._noted)
+        self.progress_buffer = ProgressBuffer(self._noted)
         self.note_in_flight = False
-        self.over = False
+        self.ended = False
         self._host = host
         self._forced: Outcome | None = None
         self._timer: IDelayedCall | None = None
-        """The timeout of the attempt, later the end of its grace."""
+        """The attempt's timeout; after ``stop``, the end of the grace period."""
         self._note_timer: IDelayedCall | None = None
 
     @abstractmethod
     def start(self) -> None:
-        """May end before it returns."""
+        """Begin to run. The attempt may end before this returns."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ask the handler to end; it is ended after ``limits.CANCEL_GRACE_MS``."""
+        """Ask the handler to stop; it is killed ``limits.CANCEL_GRACE_MS`` later."""
 
     @abstractmethod
     def abort(self, outcome: Outcome) -> None:
-        """End the handler without grace; ``outcome`` counts, whatever it still says."""
+        """Kill the handler now; ``outcome`` counts, whatever it still reports."""
 
     def release(self) -> None:
-        """The node is stopping."""
+        """Give the task back without a failed attempt: the node stops, or another node may run it."""
         self.abort(Released())
 
     def renew(self, lease_until: float) -> None:
-        """The lease runs until then now."""
+        """The lease was extended to this CLOCK_MONOTONIC time."""
         self.lease_until = lease_until
 
-    def lease_over(self) -> None:
-        """It was not renewed in time."""
+    def lease_expired(self) -> None:
+        """The lease was not extended in time: kill the handler."""
         self._expire(LEASE_EXPIRED)
 
     def _begin_timeout(self) -> float | None:
-        """Start the attempt's own clock. Returns the deadline for the handler, POSIX time."""
+        """Start the timeout. Returns the handler's deadline in POSIX time, None if it has no
+        timeout.
+        """
         timeout_ms = self.claim.timeout_ms
         if timeout_ms is None:
             return None
@@ -102,7 +117,7 @@ class Attempt(ABC):
 
     @abstractmethod
     def _expire(self, outcome: Outcome) -> None:
-        """The attempt's time is over."""
+        """End the handler with ``outcome``: timeout, lost lease or cancel."""
 
     def _set_timer(self, timer: IDelayedCall | None) -> None:
         if self._timer is not None:
@@ -110,8 +125,9 @@ class Attempt(ABC):
         self._timer = timer
 
     def _noted(self) -> None:
-        # The first word waits for an interval too: a task that is over by then costs no commit of its own.
-        if self._note_timer is None and not self.over:
+        # The first note waits for an interval too: a task that ends within it costs no extra
+        # commit.
+        if self._note_timer is None and not self.ended:
             self._note_timer = self._host.clock.callLater(NOTE_INTERVAL_S, self._flush)
 
     def _flush(self) -> None:
@@ -125,14 +141,14 @@ class Attempt(ABC):
             self._host.note(self, notes)
 
     def _take_notes(self) -> Notes | None:
-        noted = self.notebook.take()
+        noted = self.progress_buffer.take()
         return None if noted is None else Notes(noted.progress, noted.lines, noted.dropped)
 
     def _end(self, outcome: Outcome) -> None:
-        if self.over:
+        if self.ended:
             return
-        self.over = True
-        self.notebook.detach()
+        self.ended = True
+        self.progress_buffer.detach()
         if self._timer is not None:
             self._set_timer(None)
         if self._note_timer is not None:

@@ -1,8 +1,10 @@
-"""What runs in a worker process: ``python -P -m tq_node.work.child PARENT_PID``. One task at a time, until told to end.
+"""What runs in a worker process: ``python -P -m tq_node.work.child PARENT_PID``. One task at a
+time, until told to end.
 
-The main thread takes one task after the other and runs it; a control thread reads renewals and cancels from a pipe, so that
-both work while a handler runs. A lease is the process's interval timer with SIGALRM at its default action: when nobody
-renews it, the kernel kills the process, also in C code and also when it wakes up late from a SIGSTOP.
+The main thread takes one task after the other and runs it; a control thread reads renewals and
+cancels from a pipe, so that both work while a handler runs. A lease is the process's interval timer
+with SIGALRM at its default action: when nobody renews it, the kernel kills the process, also in C
+code and also when it wakes up late from a SIGSTOP.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ _OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signa
 _READ_BYTES = 65_536
 _NO_BYTES = bytes(4)
 NOT_ASYNC = "is no `async def`, and returned what must be awaited: what a decorator makes must be an `async def` too"
-_SAY_INTERVAL_S = 0.05
-"""The node bounds how often it tells the queue; this only keeps a chatty handler from filling the pipe."""
+_FLUSH_INTERVAL_S = 0.05
+"""Least time between two notes to the node: keeps a chatty handler from filling the pipe. (The node
+has a bound of its own.)
+"""
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Be killed when the node dies. Ends at once where it has died already."""
+    """Have the kernel kill this process when the node dies; exit at once if it has died already."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # Had it died before the call, no signal would ever come.
@@ -54,7 +58,9 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def set_up_process() -> None:
-    """Own session, so that a kill reaches what the handler started; none of our descriptors for those, or for others."""
+    """Own session, so that a kill reaches what the handler started; none of our descriptors for
+    those, or for others.
+    """
     os.setsid()
     for fd in _open_fds():
         if fd > max(_OWN_FDS):
@@ -69,8 +75,9 @@ def set_up_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # The node decides when a worker process ends, also where a supervisor sends SIGTERM to the whole control group. A
-    # function rather than SIG_IGN, which programs started by a handler would inherit.
+    # The node decides when a worker process ends, also where a supervisor sends SIGTERM to the
+    # whole control group. A function rather than SIG_IGN, which programs started by a handler would
+    # inherit.
     for number in _OUTLIVED:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -87,7 +94,9 @@ def _open_fds() -> Iterable[int]:
 
 
 def _forget_node() -> None:
-    """In a process that a handler forked: it must neither answer for us nor keep the lock of the workers."""
+    """In a process that a handler forked: close the node's descriptors, so that it neither reports
+    nor holds the workers' lock.
+    """
     for fd in _OWN_FDS:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -98,7 +107,9 @@ def _forget_node() -> None:
 
 
 class Child:
-    """The two loops of a worker process and what they share, which is guarded by ``_lock``."""
+    """A worker process: the task loop (main thread) and the control loop, and their shared state,
+    guarded by ``_lock``.
+    """
 
     def __init__(self) -> None:
         self._long: protocol.FrameReader[protocol.ToWorker] = protocol.FrameReader(
@@ -109,23 +120,25 @@ class Child:
         self._serial: int | None = None
         self._cancelled_serial: int | None = None
         self._printed_serial = 0
-        """The last task that has printed something which the node had not read at its end."""
+        """Serial of the last task whose output was still unread when it ended."""
         self._context: Context | None = None
-        self._notebook: ProgressBuffer | None = None
-        self._say_at: float | None = None
-        """When the control thread is to pass on what was said."""
-        self._said_at = 0.0
+        self._progress_buffer: ProgressBuffer | None = None
+        self._flush_at: float | None = None
+        """When the control thread sends the collected notes; None: nothing is due."""
+        self._flushed_at = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._handlers: dict[str, Handler] = {}
         self._memory_bytes: int | None = None
         self._spare: set[int] = set()
-        """Children that the modules have started: they serve all tasks."""
+        """Child processes that the handler modules started: they serve all tasks and are not killed
+        after one.
+        """
         self._surroundings = Surroundings()
         self._variables = copy_context()
         self._pid = os.getpid()
 
     def main(self) -> int:
-        """Load, say hello, serve. Returns the exit code."""
+        """Load the handlers, report ``Hello``, run tasks until told to end. Returns the exit code."""
         start = self._read_long()
         if not isinstance(start, protocol.Start):
             return 1
@@ -170,22 +183,24 @@ class Child:
         return 0
 
     def _read_long(self) -> protocol.ToWorker | None:
-        """The next frame that comes through the pipe; there is one at a time. None: the node has gone."""
+        """Read the next frame from the pipe for long tasks. None: the node has closed it."""
         while data := os.read(RUN_FD, _READ_BYTES):
             if found := self._long.feed(data):
                 return found[0]
         return None
 
     def _run(self, run: protocol.Run) -> bool:
-        """Run one task and report. False: the process should end, for the handler asked for it."""
-        notebook = ProgressBuffer(self._said_something)
+        """Run one task and report it. False: the process must exit, since the handler left what
+        can't be restored.
+        """
+        progress_buffer = ProgressBuffer(self._notes_changed)
         deadline = None if run.timeout_s is None else time.time() + run.timeout_s
-        context = context_of(run, run.task_type, Token(run.epoch, run.sequence), deadline, notebook)
+        context = context_of(run, run.task_type, Token(run.epoch, run.sequence), deadline, progress_buffer)
         # A handler of an earlier task may have put its own action there.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         with self._lock:
-            self._serial, self._context, self._notebook = run.serial, context, notebook
-            self._say_at = None
+            self._serial, self._context, self._progress_buffer = run.serial, context, progress_buffer
+            self._flush_at = None
             context._cancelled = run.serial == self._cancelled_serial
             began = _arm(run.lease_until)
         result = b""
@@ -206,16 +221,17 @@ class Child:
                 failed = describe(error, own_frames=2)
         finally:
             # Up to here code of the handler may run, its objects' methods among it.
-            notebook.detach()
+            progress_buffer.detach()
             with self._lock:
-                self._serial = self._context = self._notebook = self._say_at = None
+                self._serial = self._context = self._progress_buffer = self._flush_at = None
                 signal.setitimer(signal.ITIMER_REAL, 0)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        # Before the report: the attempt has ended with all that it started, and the next one finds what this one found.
+        # Before the report: the attempt has ended with all that it started, and the next one finds
+        # what this one found.
         go_on = self._clean_up() and go_on
-        self._report_notes(run.serial, notebook)
+        self._report_notes(run.serial, progress_buffer)
         if printed := _has_unread_output():
             self._printed_serial = run.serial
         ran_us = int((time.monotonic() - began) * 1e6)
@@ -226,7 +242,9 @@ class Child:
         return go_on
 
     def _clean_up(self) -> bool:
-        """False: something stays, and the process should be replaced."""
+        """Restore the process after a task. False: something remains, and the process must be
+        replaced.
+        """
         is_clean = self._surroundings.restore()
         if has_children():
             is_clean = kill_below(self._spare | _helpers(), within_s=limits.CHILD_LEFTOVERS_S) and is_clean
@@ -242,10 +260,10 @@ class Child:
         with self._write_lock:
             self._write(frame)
 
-    def _report_notes(self, serial: int, notebook: ProgressBuffer) -> None:
+    def _report_notes(self, serial: int, progress_buffer: ProgressBuffer) -> None:
         # Taken and written in one go: what the control thread took must not come after the report.
         with self._write_lock:
-            if (noted := notebook.take()) is not None:
+            if (noted := progress_buffer.take()) is not None:
                 self._write(protocol.Said(serial, noted.progress, noted.lines, noted.dropped))
 
     def _write(self, frame: protocol.FromWorker) -> None:
@@ -256,28 +274,30 @@ class Child:
         while data:
             data = data[os.write(REPORT_FD, data) :]
 
-    def _said_something(self) -> None:
-        """Runs in the handler. The first word goes at once, for the handler may crash after it; more of them wait."""
-        if self._say_at is not None:
+    def _notes_changed(self) -> None:
+        """Called in the handler's thread. The first note is sent at once, since the handler may
+        crash; further ones wait.
+        """
+        if self._flush_at is not None:
             return
         now = time.monotonic()
-        if now >= self._said_at + _SAY_INTERVAL_S:
-            self._said_at = now
-            self._say()
+        if now >= self._flushed_at + _FLUSH_INTERVAL_S:
+            self._flushed_at = now
+            self._flush_notes()
         else:
-            self._say_at = self._said_at + _SAY_INTERVAL_S
+            self._flush_at = self._flushed_at + _FLUSH_INTERVAL_S
             os.write(self._wake_write, b"w")
 
     def _control(self) -> NoReturn:
-        """The control thread."""
+        """Loop of the control thread: apply renewals and cancels, send notes that are due."""
         reader: protocol.FrameReader[protocol.ToWorkerControl] = protocol.FrameReader(protocol.ToWorkerControl)
         poller = select.poll()
         poller.register(CONTROL_FD, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         try:
             while True:
-                say_at = self._say_at
-                timeout_ms = None if say_at is None else max(0.0, say_at - time.monotonic()) * 1000 + 1
+                flush_at = self._flush_at
+                timeout_ms = None if flush_at is None else max(0.0, flush_at - time.monotonic()) * 1000 + 1
                 ready = {fd for fd, _ in poller.poll(timeout_ms)}
                 if self._wake_read in ready:
                     os.read(self._wake_read, 512)
@@ -286,11 +306,11 @@ class Child:
                     if not data:
                         break
                     for frame in reader.feed(data):
-                        if self._obey(frame) and isinstance(frame, protocol.Lease):
+                        if self._apply_control(frame) and isinstance(frame, protocol.Lease):
                             self._report(protocol.Renewed(frame.serial, frame.until))
-                if say_at is not None and time.monotonic() >= say_at:
-                    self._said_at = time.monotonic()
-                    self._say()
+                if flush_at is not None and time.monotonic() >= flush_at:
+                    self._flushed_at = time.monotonic()
+                    self._flush_notes()
         except Exception:
             traceback.print_exc()
         finally:
@@ -298,8 +318,8 @@ class Child:
             os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
-    def _obey(self, frame: protocol.ToWorkerControl) -> bool:
-        """False: it is for a task that is over."""
+    def _apply_control(self, frame: protocol.ToWorkerControl) -> bool:
+        """Apply a renewal or a cancel. False: its task has ended."""
         with self._lock:
             if isinstance(frame, protocol.Cancel):
                 # It may have overtaken its task, which comes over the other pipe.
@@ -312,11 +332,11 @@ class Child:
                 self._context._cancelled = True
             return True
 
-    def _say(self) -> None:
+    def _flush_notes(self) -> None:
         with self._lock:
-            serial, notebook, self._say_at = self._serial, self._notebook, None
-        if serial is not None and notebook is not None:
-            self._report_notes(serial, notebook)
+            serial, progress_buffer, self._flush_at = self._serial, self._progress_buffer, None
+        if serial is not None and progress_buffer is not None:
+            self._report_notes(serial, progress_buffer)
 
 
 def _call(handler: Handler, payload: bytes, context: Context) -> bytes:
@@ -337,7 +357,7 @@ def _out_of_memory(error: Exception, memory_bytes: int | None) -> tuple[TaskErro
 
 
 def _helpers() -> set[int]:
-    """Processes of ``multiprocessing`` that serve later tasks too, as it takes for granted."""
+    """Ids of helper processes of ``multiprocessing``, which it expects to outlive a task."""
     found = set()
     if (tracker := sys.modules.get("multiprocessing.resource_tracker")) is not None:
         found.add(getattr(tracker._resource_tracker, "_pid", None))
@@ -347,7 +367,7 @@ def _helpers() -> set[int]:
 
 
 def _arm(until: float) -> float:
-    """Set the timer; the time now."""
+    """Set the lease timer to ``lease_until``; return the present CLOCK_MONOTONIC time."""
     now = time.monotonic()
     if now >= until:
         # Its default action, at once: what comes late is not even started.
@@ -358,7 +378,9 @@ def _arm(until: float) -> float:
 
 
 def _has_unread_output() -> bool:
-    """Whether something lies in the pipe of stdout. A handler may have put anything else there."""
+    """Whether unread output lies in the pipe of stdout. (A handler may have replaced the
+    descriptor.)
+    """
     try:
         return any(fcntl.ioctl(1, termios.FIONREAD, _NO_BYTES))
     except OSError:
@@ -372,7 +394,8 @@ def main() -> NoReturn:
     # What the module has started goes with its process.
     if has_children():
         kill_below(within_s=limits.CHILD_LEFTOVERS_S)
-    # The exit of the interpreter waits for threads that a handler left behind; nobody waits for those here.
+    # The exit of the interpreter waits for threads that a handler left behind; nobody waits for
+    # those here.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

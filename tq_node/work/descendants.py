@@ -1,7 +1,9 @@
-"""What a handler has started, found and killed, also where it has a session of its own or its parent has ended.
+"""What a handler has started, found and killed, also where it has a session of its own or its
+parent has ended.
 
-A worker process is the subreaper of all that comes from it: whatever loses its parent becomes its child, so the tree below
-it is whole for as long as it lives. Where it died by itself, what it left is known by a variable in its environment.
+A worker process is the subreaper of all that comes from it: whatever loses its parent becomes its
+child, so the tree below it is whole for as long as it lives. Where it died by itself, what it left
+is known by a variable in its environment.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 MARK = "TASKQUEUE_WORKER"
-"""Variable that each worker process, and what it starts, has: which worker process of which node it is."""
+"""Environment variable of a worker process and all it starts: names the worker process and its
+node.
+"""
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSES_MAX = 20
-"""Over the table of processes: what forks while it is looked at is found by the next one."""
+"""Most passes over the process table: what forks during one is found by the next."""
 _PASS_S = 0.002
 
 
 class _Seen(NamedTuple):
     parent: int
     is_alive: bool
-    """Not a zombie."""
+    """False for a zombie."""
 
 
 def become_subreaper() -> None:
@@ -34,7 +38,7 @@ def become_subreaper() -> None:
 
 
 def has_children() -> bool:
-    """Whether the process has any, one system call."""
+    """Whether this process has child processes; one system call."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -43,13 +47,14 @@ def has_children() -> bool:
 
 
 def children() -> set[int]:
-    """Of this process, zombies among them."""
+    """Ids of this process's children, zombies included."""
     me = os.getpid()
     return {pid for pid, seen in _table().items() if seen.parent == me}
 
 
 def kill_below(spare: Collection[int] = (), *, within_s: float) -> bool:
-    """Kill and reap all that has come from this process, but for the children ``spare`` and what comes from those.
+    """Kill and reap all descendants of this process, except the children ``spare`` and their
+    descendants.
 
     :param within_s: how long to wait for their end. Returns whether all have ended.
     """
@@ -73,7 +78,9 @@ def kill_below(spare: Collection[int] = (), *, within_s: float) -> bool:
 
 
 class TreeKiller:
-    """Kills worker processes with all that came from them. The looking is done in a thread: a machine may run thousands."""
+    """Kills worker processes with all that came from them. The looking is done in a thread: a
+    machine may run thousands.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,12 +90,15 @@ class TreeKiller:
         self._is_at_work = False
 
     def kill(self, pid: int) -> None:
-        """Stop the process now, so that it starts nothing more; then kill all below it, then itself and its group."""
+        """Stop the process now, so that it starts nothing more; then kill all below it, then itself
+        and its group.
+        """
         try:
             handle = os.pidfd_open(pid)
             signal.pidfd_send_signal(handle, signal.SIGSTOP)
         except OSError:
-            # Without a handle (too many descriptors) its number has to do: nobody has waited for it yet.
+            # Without a handle (too many descriptors) its number has to do: nobody has waited for it
+            # yet.
             _kill_group(pid)
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -99,7 +109,7 @@ class TreeKiller:
         self._start()
 
     def kill_marked(self, mark: str) -> None:
-        """Kill what a worker process has left that died by itself."""
+        """Kill what a worker process left behind that died by itself, found by its ``MARK``."""
         with self._lock:
             self._marks.add(f"{MARK}={mark}".encode())
         self._start()
@@ -144,7 +154,7 @@ def _kill_all(trees: set[int], marks: Collection[bytes]) -> None:
 
 
 def _end(pid: int, handle: int) -> None:
-    """The handle makes sure that it is still that process which is meant."""
+    """Kill by a handle (pidfd), so that a process with a reused id is never hit."""
     try:
         signal.pidfd_send_signal(handle, 0)
         _kill_group(pid)
@@ -185,7 +195,7 @@ def _table() -> dict[int, _Seen]:
 
 
 def _below(roots: set[int], table: dict[int, _Seen], spare: Collection[int] = ()) -> set[int]:
-    """All whose ancestor is one of the roots, without those of ``spare`` and what is below them."""
+    """Ids of all descendants of the roots, without ``spare`` and their descendants."""
     below: dict[int, list[int]] = {}
     for pid, seen in table.items():
         below.setdefault(seen.parent, []).append(pid)

@@ -1,4 +1,5 @@
-"""One line in the node's log for each attempt that failed, and no more of them than somebody can read.
+"""One line in the node's log for each attempt that failed, and no more of them than somebody can
+read.
 
 No warnings: a handler that fails is no trouble of the node.
 """

@@ -1,4 +1,8 @@
-"""From the names of modules to the handlers that they declare. Runs in the node and in every worker process."""
+"""Imports handler modules and finds the handlers that they declare, in the node and in every worker
+process.
+
+Not part of ``registry``, whose imports would bring Twisted into each worker process.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ from tq_node.work.handlers import Handler, HandlerError
 def load_handlers(modules: Sequence[str]) -> dict[str, Handler]:
     """Import the modules and return their handlers by task type.
 
-    A module's handlers are those declared in it or in its submodules, and those it imports from elsewhere by name. The
-    working directory is searched last, so that a file there never hides an installed module.
+    A module's handlers are those declared in it or in its submodules, and those it imports from
+    elsewhere by name. The working directory is searched last, so that a file there never hides an
+    installed module.
 
     :raises HandlerError: a module can't be imported or has no handler, or a type has two. One line.
     """
@@ -52,7 +57,9 @@ def _import(name: str) -> None:
 
 
 def _handlers_of(name: str) -> list[Handler]:
-    """Those whose function lives in the module as imported now (not in one of the same name that has been replaced)."""
+    """Handlers whose function lives in the module as imported now, not in a replaced module of that
+    name.
+    """
     namespace = vars(sys.modules[name])
     imported = {id(value) for value in namespace.values() if callable(value)}
     here = []

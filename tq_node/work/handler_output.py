@@ -1,8 +1,9 @@
-"""What ``async def`` handlers print: lines of their task's log, as those of ``def`` handlers.
+"""Turns what ``async def`` handlers print into lines of their task's log, as with ``def`` handlers.
 
-The node's standard streams are wrapped; a context variable, which each attempt has set in its own context, says whose words
-they are. ``logging`` without a configuration writes to ``sys.stderr`` as it is at that time, so it comes along; with one
-made while handler modules are imported too, for the streams are wrapped by then.
+The node's standard streams are wrapped; a context variable, set in each attempt's context, says
+which attempt prints. ``logging`` without a configuration writes to ``sys.stderr`` as it is at that
+time, so it comes along; with one made while handler modules are imported too, for the streams are
+wrapped by then.
 """
 
 from __future__ import annotations
@@ -15,47 +16,49 @@ from typing import Any
 from tq_node import limits
 from tq_node.work.progress_buffer import ProgressBuffer
 
-_speaker: ContextVar[HandlerOutput | None] = ContextVar("taskqueue_speaker", default=None)
+_current_output: ContextVar[HandlerOutput | None] = ContextVar("taskqueue_speaker", default=None)
 
 
 class HandlerOutput:
-    """Text in, lines of a notebook out. Holds one unfinished line, of which no more is kept than a log line can show."""
+    """Adds printed text to a progress buffer, line by line. Keeps of an unfinished line no more
+    than a log line can show.
+    """
 
-    __slots__ = ("_notebook", "_rest")
+    __slots__ = ("_partial_line", "_progress_buffer")
 
-    def __init__(self, notebook: ProgressBuffer) -> None:
-        self._notebook = notebook
-        self._rest = ""
+    def __init__(self, progress_buffer: ProgressBuffer) -> None:
+        self._progress_buffer = progress_buffer
+        self._partial_line = ""
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call ``function``; from here on what is printed in this context is said here."""
-        _speaker.set(self)
+        """Call ``function``; what is printed in this context from now on is written here."""
+        _current_output.set(self)
         return function(*arguments)
 
     def write(self, text: str) -> None:
-        *lines, rest = (self._rest + text).split("\n")
-        self._rest = rest[: limits.LOG_LINE_CHARS_MAX + 1]
+        *lines, rest = (self._partial_line + text).split("\n")
+        self._partial_line = rest[: limits.LOG_LINE_CHARS_MAX + 1]
         for line in lines[-limits.LOG_LINES_MAX :]:
-            self._notebook.add_line(line)
+            self._progress_buffer.add_line(line)
 
     def finish(self) -> None:
-        if self._rest:
-            self._notebook.add_line(self._rest)
-            self._rest = ""
+        if self._partial_line:
+            self._progress_buffer.add_line(self._partial_line)
+            self._partial_line = ""
 
 
 class Wrapped:
-    """A standard stream of the node."""
+    """A standard stream of the node, which passes what a handler prints to its ``HandlerOutput``."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
     def write(self, text: str) -> int:
-        speaker = _speaker.get()
-        if speaker is None:
+        output = _current_output.get()
+        if output is None:
             written: int = self.inner.write(text)
             return written
-        speaker.write(text)
+        output.write(text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -70,7 +73,9 @@ class Wrapped:
 
 
 def wrap_streams() -> None:
-    """To be called before handler modules are imported, and again when others may have put other streams there."""
+    """To be called before handler modules are imported, and again when others may have put other
+    streams there.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, Wrapped):

@@ -1,4 +1,6 @@
-"""Loading a node's handlers anew while it runs: in a thread, one at a time, and the old ones go on where it fails."""
+"""Reloads a node's handlers while it runs: in a thread, one reload at a time; if it fails the old
+handlers stay.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,14 @@ from tq_node.work.registry import Loaded, Registry
 
 _log = Logger()
 _NAMED_MAX = 20
-"""Types that a line of the log names."""
+"""Most types that a line of the log names."""
 
 
 class HandlerReload:
-    """:param on_taken: the registry has other handlers now."""
+    """Runs reloads.
+
+    :param on_taken: called when the registry has new handlers.
+    """
 
     def __init__(
         self,
@@ -33,31 +38,36 @@ class HandlerReload:
         self._on_taken = on_taken
         self._in_thread = in_thread
         self._waiting: list[Deferred[HandlersReloaded]] | None = None
-        """Who else waits for the reload that is under way."""
+        """Further callers that wait for the reload under way; None: there is none."""
 
     def reload(self) -> Deferred[HandlersReloaded]:
-        """See ``facade.TaskQueue.reload_handlers``. Importing takes as long as the modules take; the node goes on meanwhile."""
+        """See ``facade.TaskQueue.reload_handlers``. Importing takes as long as the modules take;
+        the node goes on meanwhile.
+        """
         if self._waiting is not None:
             done: Deferred[HandlersReloaded] = Deferred()
             self._waiting.append(done)
             return done
         self._waiting = []
         return (
-            self._in_thread(self._registry.load_anew).addCallback(self._taken).addErrback(_refused).addBoth(self._over)
+            self._in_thread(self._registry.load_anew)
+            .addCallback(self._taken)
+            .addErrback(_refused)
+            .addBoth(self._answer_waiting)
         )
 
     def _taken(self, loaded: Loaded) -> HandlersReloaded:
         before, after = set(self._registry.types), set(loaded.handlers)
         self._registry.take(loaded)
         self._on_taken()
-        told = HandlersReloaded(sorted(after), sorted(after - before), sorted(before - after))
+        reloaded = HandlersReloaded(sorted(after), sorted(after - before), sorted(before - after))
         _log.info(
             "handlers were loaded anew: {count} types; new: {added}; gone: {removed}",
-            count=len(after), added=_named(told.added), removed=_named(told.removed), event="handlers_reloaded",
+            count=len(after), added=_named(reloaded.added), removed=_named(reloaded.removed), event="handlers_reloaded",
         )  # fmt: skip
-        return told
+        return reloaded
 
-    def _over(self, result: Any) -> Any:
+    def _answer_waiting(self, result: Any) -> Any:
         waiting, self._waiting = self._waiting or [], None
         for done in waiting:
             done.callback(result)
@@ -75,6 +85,6 @@ def _refused(why: Failure) -> Failure:
 
 
 def _named(types: Sequence[str]) -> str:
-    """Not too many of them, for a line of the log."""
+    """At most ``_NAMED_MAX`` of the types, for a line of the log."""
     shown = ", ".join(types[:_NAMED_MAX])
     return f"{shown} and {len(types) - _NAMED_MAX} more" if len(types) > _NAMED_MAX else shown or "none"

@@ -45,7 +45,9 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: this task can never succeed. It fails for good, whatever attempts are left."""
+    """Raised by a handler: this task can never succeed. It fails for good, whatever attempts are
+    left.
+    """
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason or "rejected by its handler")
@@ -54,12 +56,13 @@ class Reject(Exception):
 class Context:
     """What a handler may know about the attempt it runs, and say about it.
 
-    ``attempts_left`` is how often it is tried again should this attempt fail. ``token`` orders the claims of a task, also
-    over ``retry``: a later claim has the greater token, which makes it fit for fencing writes to other systems.
-    ``deadline`` is the POSIX time (compare with ``time.time()``) at which the attempt is cut off by its timeout, or None.
+    ``attempts_left`` is how often it is tried again should this attempt fail. ``token`` orders the
+    claims of a task, also over ``retry``: a later claim has the greater token, which makes it fit
+    for fencing writes to other systems. ``deadline`` is the POSIX time (compare with
+    ``time.time()``) at which the attempt is cut off by its timeout, or None.
 
-    A plain ``Context()`` is good for testing a handler by a direct call: each field can be given by name, and what the
-    handler says is in ``lines``, ``fraction`` and ``note``.
+    A plain ``Context()`` is good for testing a handler by a direct call: each field can be given by
+    name, and what the handler says is in ``lines``, ``fraction`` and ``note``.
     """
 
     __slots__ = (
@@ -111,7 +114,9 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the attempt must end. It has ``limits.CANCEL_GRACE_MS`` to do so, then it is killed."""
+        """True once the attempt must end. It has ``limits.CANCEL_GRACE_MS`` to do so, then it is
+        killed.
+        """
         return self._cancelled
 
     def progress(self, fraction: float, note: str | None = None) -> None:
@@ -119,7 +124,9 @@ class Context:
         self._notebook.set_progress(fraction, note)
 
     def log(self, line: str) -> None:
-        """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept, others are counted."""
+        """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept,
+        others are counted.
+        """
         self._notebook.add_line(str(line))
 
     # --- what was said and nobody has passed on: all of it, in a test ---
@@ -173,7 +180,9 @@ def context_of(
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A declared handler. What the decorator did not say is None. ``where`` is ``file:line`` for messages."""
+    """A declared handler. What the decorator did not say is None. ``where`` is ``file:line`` for
+    messages.
+    """
 
     type: str
     function: Callable[[Any, Context], Any]
@@ -186,7 +195,9 @@ class Handler:
 
 
 declared: list[Handler] = []
-"""Every handler declared in this process so far, in order; ``loading`` picks those of the modules asked for."""
+"""Every handler declared in this process so far, in order; ``handler_modules`` picks those of the
+modules asked for.
+"""
 
 
 def task(
@@ -199,13 +210,14 @@ def task(
 ) -> Callable[[Function], Function]:
     """Declare a ``def`` or ``async def`` of ``(payload, context)`` as the handler of a task type.
 
-    A ``def`` runs in a worker process that can be killed; an ``async def`` runs in the node's reactor, awaits Deferreds
-    and coroutines, and must not block. The function itself is returned unchanged. The options are defaults for tasks that
-    don't say otherwise when they are submitted.
+    A ``def`` runs in a worker process that can be killed; an ``async def`` runs in the node's
+    reactor, awaits Deferreds and coroutines, and must not block. The function itself is returned
+    unchanged. The options are defaults for tasks that don't say otherwise when they are submitted.
 
     :param task_type: 1 to 100 characters, or ``"*"`` for every type without a handler of its own.
     :param timeout: seconds for one attempt.
-    :param backoff: seconds (constant), or ``{"kind": "exponential|linear|constant", "base": 1, "cap": 3600, "jitter": True}``.
+    :param backoff: seconds (constant), or ``{"kind": "exponential|linear|constant", "base": 1,
+        "cap": 3600, "jitter": True}``.
     :raises HandlerError: an option or the function does not fit.
     """
 

@@ -1,4 +1,6 @@
-"""The lock by which a node proves that no worker process of its last incarnation lives, and the renewal of leases."""
+"""The lock by which a node proves that no worker process of its last incarnation lives, and the
+renewal of leases.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ _log = Logger()
 
 
 class WorkersLock:
-    """``workers.lock`` in the data directory: held (shared) by the node and, by inheritance, by each worker process.
+    """``workers.lock`` in the data directory: held (shared) by the node and, by inheritance, by
+    each worker process.
 
-    The lock lives as long as any process holds the descriptor, so it outlives a node that was killed for exactly as long
-    as one of its worker processes does.
+    The lock lives as long as any process holds the descriptor, so it outlives a node that was
+    killed for exactly as long as one of its worker processes does.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,16 +34,18 @@ class WorkersLock:
 
     @property
     def fd(self) -> int:
-        """For worker processes to inherit."""
+        """The descriptor that worker processes inherit."""
         return self._fd
 
     def prove_alone(self) -> bool:
-        """Whether no process of another incarnation holds the lock; it is held (shared) from here on either way.
+        """Whether no process of another incarnation holds the lock; it is held (shared) from here
+        on either way.
 
         May be called again until it is True. :raises OSError: the file system can't lock.
         """
         alone = self._lock(fcntl.LOCK_EX)
-        # Going down to shared is no proof for a second node: it would ask for the exclusive one, and fail.
+        # Going down to shared is no proof for a second node: it would ask for the exclusive one,
+        # and fail.
         self._lock(fcntl.LOCK_SH)
         return alone
 
@@ -62,10 +67,10 @@ class WorkersLock:
 def renew_leases(
     attempts: Iterable[Attempt], lease_ms: Callable[[Claim], int], monotonic: Callable[[], float] = time.monotonic
 ) -> None:
-    """Renew each attempt's lease by what is granted to it now.
+    """Extend each attempt's lease by what the queue grants now.
 
-    One that is granted nothing keeps what it has, and ends once that is over. The time is read before the question, so that a
-    lease is never counted from later than it was given.
+    One that is granted nothing keeps what it has, and ends once that is over. The time is read
+    before the question, so that a lease is never counted from later than it was given.
     """
     for attempt in attempts:
         claim = attempt.claim
@@ -77,4 +82,4 @@ def renew_leases(
         if granted_ms > 0:
             attempt.renew(now + granted_ms / 1000)
         elif monotonic() >= attempt.lease_until:
-            attempt.lease_over()
+            attempt.lease_expired()

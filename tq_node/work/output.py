@@ -1,4 +1,4 @@
-"""What a worker process writes to its standard output and error: counted, and cut into lines."""
+"""Standard output and error of a worker process: counted, and cut into lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ _LINE_BYTES_MAX = 4 * limits.LOG_LINE_CHARS_MAX
 
 
 class Output:
-    """Bytes in, lines out. Holds one unfinished line, of which no more is kept than a log line can show."""
+    """Bytes in, lines out. Holds one unfinished line, of which no more is kept than a log line can
+    show.
+    """
 
     __slots__ = ("_partial", "byte_count")
 

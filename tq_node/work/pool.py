@@ -1,4 +1,6 @@
-"""The worker processes of a node: how many there are, which one runs what, and when one is replaced."""
+"""The worker processes of a node: how many there are, which task each gets, and when one is
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +33,22 @@ _log = Logger()
 _BACKOFF_S = 0.25
 _BACKOFF_S_MAX = 5.0
 _STARTING_MAX = 4
-"""Processes that start at the same time: more would not be ready sooner, but hold up the reactor."""
+"""The most processes that start at once: more would not be ready sooner, but block the reactor."""
 _STEADY_S = 5.0
-"""A process that has been idle for so long has started well, whatever failed before."""
+"""A process that was idle for so long has started well: earlier failures are forgotten."""
 _LEASE_SLACK_S = 1.0
-"""So long after its lease a process must have died by its own timer."""
+"""So long after its lease a process must have been killed by its own timer."""
 
 
 class ProcessPool:
-    """Keeps ``limits.CHILD_SPARES`` processes idle and warm, grows to ``size`` with the work, shrinks when it is gone.
+    """Keeps ``limits.CHILD_SPARES`` processes idle and warm, grows to ``size`` with the work,
+    shrinks when it is gone.
 
-    An attempt waits until there is a process for it. Where processes can't be started, starts are spaced out; after
-    ``limits.CHILD_START_FAILURES_MAX`` in a row the attempts that wait are given back, and ``slots`` is what is there.
-    While tasks are very short (``Prefetch.depth``), a process that runs one has some more lying ready in it, so that it need
-    not wait for the reactor, nor the reactor wake it, between two of them.
+    An attempt waits until there is a process for it. Where processes can't be started, starts are
+    spaced out; after ``limits.CHILD_START_FAILURES_MAX`` in a row the attempts that wait are given
+    back, and ``slots`` is what is there. While tasks are very short (``Prefetch.depth``), a process
+    that runs one has some more lying ready in it, so that it need not wait for the reactor, nor the
+    reactor wake it, between two of them.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class ProcessPool:
         size: int,
         processes: IReactorProcess,
         clock: IReactorTime,
-        ahead: Prefetch,
+        prefetch: Prefetch,
         lock_fd: int | None = None,
         umask: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -62,7 +66,7 @@ class ProcessPool:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """
-        :param modules: what each process loads.
+        :param modules: handler modules that each process loads.
         :param environment: of each process; None: as of the node, but for what is the node's own.
         :param lock_fd: inherited by each process, see ``lease.WorkersLock``.
         :param umask: what handlers make files with; None: as the node.
@@ -72,24 +76,28 @@ class ProcessPool:
         self._killer = TreeKiller()
         self._size = size
         self.limit = size
-        """So many processes may run tasks now; the owner lowers it while slots are taken by others."""
-        self._ahead = ahead
+        """How many processes may run tasks now; the owner lowers it while ``async def`` handlers
+        take slots.
+        """
+        self._prefetch = prefetch
         self._spares = min(limits.CHILD_SPARES, size)
         self._reactor = processes
         self._clock = clock
         self._lock_fd = lock_fd
         self._monotonic = monotonic
         self._waiting: deque[ProcessAttempt] = deque()
-        self._feed_call: IDelayedCall | None = None
+        self._send_call: IDelayedCall | None = None
         self._idle: list[WorkerProcess] = []
-        """The one used last is at the end and used first, so that the others grow old and go."""
+        """A stack: the process used last is used first, so that the others become idle for long and
+        are retired.
+        """
         self._all: set[WorkerProcess] = set()
-        """Those whose pipes are open, also the dying."""
+        """All whose pipes are open, the dying included."""
         self._outdated: set[WorkerProcess] = set()
-        """Those of them that were started before ``renew``: they end what they have and go."""
+        """Those started before ``renew``: they finish their tasks and are retired."""
         self._timers: dict[WorkerProcess, IDelayedCall] = {}
         self._failures = 0
-        """Starts that failed since a process was last of use."""
+        """Failed starts since a process last ran a task."""
         self._why_failed = ""
         self._backoff: IDelayedCall | None = None
         self._running = False
@@ -98,7 +106,7 @@ class ProcessPool:
 
     @property
     def processes(self) -> int:
-        """How many there are, the dying among them."""
+        """How many processes there are, the dying included."""
         return len(self._all)
 
     @property
@@ -112,12 +120,14 @@ class ProcessPool:
 
     @property
     def waiting(self) -> Collection[ProcessAttempt]:
-        """Attempts that no process has, the first one first."""
+        """Attempts that were sent to no process, in order."""
         return self._waiting
 
     @property
     def slots(self) -> int:
-        """How many attempts can run: all, or where processes don't start as many as there are."""
+        """How many attempts can run: ``size``, or where processes fail to start, as many as there
+        are.
+        """
         if self._failures < limits.CHILD_START_FAILURES_MAX:
             return self._size
         return sum(process.phase in (Phase.IDLE, Phase.BUSY) for process in self._all)
@@ -131,11 +141,11 @@ class ProcessPool:
 
     @property
     def is_deep(self) -> bool:
-        """Whether a process may have tasks lying ready: ``look`` is called then."""
+        """Whether a process may have tasks lying ready, so that ``check_long_tasks`` is needed."""
         return any(process.is_output_paused for process in self._all)
 
     def start(self) -> None:
-        """Start the first ones, unless that is done."""
+        """Start the first processes; a second call does nothing."""
         if self._running:
             return
         self._running = True
@@ -143,14 +153,16 @@ class ProcessPool:
         self._balance()
 
     def renew(self) -> None:
-        """The handlers have changed: every process makes room for a new one once it is idle."""
+        """The handlers have changed: replace every process once it is idle."""
         self._outdated |= self._all
         while self._idle:
             self._retire(self._idle.pop())
         self._balance()
 
     def close(self) -> None:
-        """Start no further process, let those go that end their task, and release all that has not begun."""
+        """Start no further process, kill each once its task has ended, and release all attempts
+        that have not begun.
+        """
         self._running = False
         for process in list(self._all):
             if process.load > 1:
@@ -159,14 +171,16 @@ class ProcessPool:
             attempt.release()
 
     def stop(self) -> Deferred[None]:
-        """Kill all; fires when nothing is left of them. The attempts must have ended before."""
+        """Kill all processes; fires when nothing is left of them. The attempts must have ended
+        before.
+        """
         self._running = False
         if self._backoff is not None:
             self._backoff.cancel()
             self._backoff = None
-        if self._feed_call is not None:
-            self._feed_call.cancel()
-            self._feed_call = None
+        if self._send_call is not None:
+            self._send_call.cancel()
+            self._send_call = None
         for process in list(self._all):
             process.kill()
         if not self._all:
@@ -179,27 +193,29 @@ class ProcessPool:
             attempt.release()
             return
         self._waiting.append(attempt)
-        self._feed()
+        self._send_waiting()
         if len(self._all) < self._size:
             self._balance()
 
     def put_back(self, attempt: ProcessAttempt) -> None:
-        """It was taken back from a process, and waits before all others."""
+        """Queue an attempt that a process returned, in front of all others."""
         if not self._running:
             attempt.release()
             return
         self._waiting.appendleft(attempt)
-        # Not at once: whoever had it taken back may want it to end.
-        if self._feed_call is None:
-            self._feed_call = self._clock.callLater(0, self._feed_again)
+        # In the next turn: whoever had it taken back may end it in this one.
+        if self._send_call is None:
+            self._send_call = self._clock.callLater(0, self._send_put_back)
 
     def withdraw(self, attempt: ProcessAttempt) -> None:
-        """It no longer waits for a process."""
+        """Remove an attempt from the queue."""
         if attempt in self._waiting:
             self._waiting.remove(attempt)
 
     def sweep(self) -> None:
-        """To be called every few seconds: let go what is idle for long, kill what should be gone and is not."""
+        """Called every few seconds: retire processes that are idle for long, kill those that should
+        have ended and have not.
+        """
         now = self._clock.seconds()
         now_monotonic = self._monotonic()
         if self._failures and self._backoff is None and self._idle and now - self._idle[-1].changed_s > _STEADY_S:
@@ -210,37 +226,40 @@ class ProcessPool:
             if process.phase is Phase.LEAVING and now - process.changed_s > CANCEL_GRACE_S:
                 process.kill()
             elif process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
-                # Its timer has gone off, and it has not died of that: it is stopped (SIGSTOP, a debugger).
+                # Its lease timer has fired and has not killed it: it is stopped (SIGSTOP, a
+                # debugger).
                 process.take_back_queued()
                 if process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
                     process.kill(LEASE_EXPIRED)
         self._balance()
 
-    def look(self, interval_s: float) -> None:
-        """To be called so often while tasks wait: none stays ready in a process behind one that turns out to be long."""
+    def check_long_tasks(self, interval_s: float) -> None:
+        """Called every ``interval_s`` while tasks lie ready: take them back from behind a task that
+        turns out to be long.
+        """
         for process in list(self._all):
             if process.phase is Phase.BUSY and process.check_long_task():
-                self._ahead.took(interval_s)
+                self._prefetch.task_took(interval_s)
 
     def feed(self) -> None:
-        """A slot may be free that was taken by others."""
+        """``limit`` was raised: send waiting attempts to idle processes."""
         if self._waiting and self._idle:
-            self._feed()
+            self._send_waiting()
 
-    # --- what the processes tell ---
+    # --- ProcessOwner ---
     def process_ready(self, process: WorkerProcess) -> None:
         timer = self._timers.pop(process, None)
         if timer is not None:
             timer.cancel()
         elif process.tasks:
-            # It has been of use, which says more than that it could start.
+            # It has run a task, which says more than that it could start.
             self._failures = 0
         if not self._running:
             process.kill()
         elif process.tasks >= limits.CHILD_TASKS_MAX or process in self._outdated:
             self._retire(process)
         elif self._waiting and self._may_run(process):
-            if not self._put(process):
+            if not self._send_first(process):
                 process.kill()
         else:
             process.become_idle()
@@ -250,11 +269,11 @@ class ProcessPool:
             self._balance()
 
     def process_has_room(self, process: WorkerProcess) -> None:
-        if self._waiting and process not in self._outdated and process.load <= max(1, self._ahead.depth // 2):
-            self._put_behind(process)
+        if self._waiting and process not in self._outdated and process.load <= max(1, self._prefetch.depth // 2):
+            self._send_ahead(process)
 
     def process_ran_task(self, process: WorkerProcess, seconds: float) -> None:
-        self._ahead.took(seconds)
+        self._prefetch.task_took(seconds)
 
     def process_leaving(self, process: WorkerProcess) -> None:
         if process in self._idle:
@@ -266,7 +285,8 @@ class ProcessPool:
         self.process_leaving(process)
         if self._running:
             if not started or not (process.tasks or process.retired):
-                # One that dies before it has ever been of use would be replaced by the next such one, without end.
+                # A process that dies before it ran a task would be replaced by the next such one,
+                # without end.
                 self._start_failed(why)
             elif idle and not process.retired:
                 _log.warn("an idle worker process is gone: {why}", why=why, event="worker_lost")
@@ -279,39 +299,41 @@ class ProcessPool:
             stopped, self._stopped = self._stopped, None
             stopped.callback(None)
 
-    # --- within ---
-    def _feed(self) -> None:
+    # --- sending tasks and starting processes ---
+    def _send_waiting(self) -> None:
         while self._waiting and self._idle and self._may_run(None):
             process = self._idle.pop()
-            if not self._put(process):
+            if not self._send_first(process):
                 process.kill()
 
-    def _feed_again(self) -> None:
-        self._feed_call = None
-        self._feed()
+    def _send_put_back(self) -> None:
+        self._send_call = None
+        self._send_waiting()
         self._balance()
 
     def _may_run(self, process: WorkerProcess | None) -> bool:
-        """Whether one more may run a task, or this one another."""
+        """Whether ``limit`` lets ``process`` (None: an idle one) run one more task."""
         return (
             self.limit >= self._size or self.busy - (process is not None and process.phase is Phase.BUSY) < self.limit
         )
 
-    def _put(self, process: WorkerProcess) -> bool:
-        """Let the first that waits run there; the process has nothing to do."""
+    def _send_first(self, process: WorkerProcess) -> bool:
+        """Send the first waiting attempt to an idle process. False: it could not be sent."""
         attempt = self._waiting.popleft()
         if not attempt.assign(process):
             self._waiting.appendleft(attempt)
             return False
-        if self._waiting and self._ahead.depth:
-            self._put_behind(process)
+        if self._waiting and self._prefetch.depth:
+            self._send_ahead(process)
         return True
 
-    def _put_behind(self, process: WorkerProcess) -> None:
-        """Let some lie ready there, as deep as is good, and no more than its share."""
+    def _send_ahead(self, process: WorkerProcess) -> None:
+        """Send further attempts ahead, up to ``Prefetch.depth`` and the process's share of those
+        that wait.
+        """
         if not process.may_queue or self.limit < self._size or not self._running:
             return
-        count = min(self._ahead.depth + 1 - process.load, -(-len(self._waiting) // self._size))
+        count = min(self._prefetch.depth + 1 - process.load, -(-len(self._waiting) // self._size))
         for _ in range(min(count, limits.CHILD_TASKS_MAX - process.tasks)):
             attempt = self._waiting.popleft()
             if not attempt.assign(process):
@@ -319,7 +341,7 @@ class ProcessPool:
                 break
 
     def _balance(self) -> None:
-        """Start what is missing: one for each attempt, and the spares."""
+        """Start missing processes: one for each waiting attempt, and the spares."""
         if not self._running or self._backoff is not None:
             return
         # An idle process needs no look at the others: the spares are there, and nobody waits.
@@ -341,7 +363,8 @@ class ProcessPool:
         root = str(Path(tq_node.__file__).resolve().parent.parent)
         mark = f"{os.getpid()}:{self.started_total}"
         environment = {**self._environment, MARK: mark}
-        # Only for the process to find this package; it puts the variable back before it loads a handler.
+        # Only for the process to find this package; it puts the variable back before it loads a
+        # handler.
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
         try:
             process = WorkerProcess(self, self._start, self._killer, mark)
@@ -377,7 +400,8 @@ class ProcessPool:
         process.kill(why=f"worker process {process.pid} was not ready after {limits.CHILD_START_MS_MAX / 1000:g} s")
 
     def _start_failed(self, why: str) -> None:
-        """Log it, space out the next start, and give back what waits once that has happened too often in a row.
+        """Log it, space out the next start, and give back what waits once that has happened too
+        often in a row.
 
         Nothing is wrong with the tasks, so it costs them no attempt.
         """
@@ -389,12 +413,12 @@ class ProcessPool:
             why=why, delay_s=delay_s, failures=self._failures, event="worker_start_failed",
         )  # fmt: skip
         if self._backoff is None:
-            self._backoff = self._clock.callLater(delay_s, self._try_again)
+            self._backoff = self._clock.callLater(delay_s, self._end_backoff)
         if self._failures >= limits.CHILD_START_FAILURES_MAX:
             for attempt in list(self._waiting):
                 attempt.release()
 
-    def _try_again(self) -> None:
+    def _end_backoff(self) -> None:
         self._backoff = None
         self._balance()
 
@@ -404,7 +428,8 @@ class ProcessPool:
 
 
 def _hide_high_descriptors() -> None:
-    """Keep what is above RLIMIT_NOFILE (inherited, or opened before that was lowered) from worker processes.
+    """Keep what is above RLIMIT_NOFILE (inherited, or opened before that was lowered) from worker
+    processes.
 
     ``posix_spawn`` would be asked to close each descriptor that is inheritable, and refuses those.
     """

@@ -1,4 +1,4 @@
-"""An attempt of a ``def`` handler: waits for a worker process, then runs in it."""
+"""An attempt of a ``def`` handler: it waits for a worker process, then runs in it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from tq_node.work.progress_buffer import bounded_line
 
 
 class Pool(Protocol):
-    """Where it waits."""
+    """What a ``ProcessAttempt`` asks of the pool."""
 
     def submit(self, attempt: ProcessAttempt) -> None:
-        """It waits for a process."""
+        """Queue the attempt for a process."""
 
     def put_back(self, attempt: ProcessAttempt) -> None:
-        """It waits again, before all others."""
+        """Queue the attempt again, in front of all others."""
 
     def withdraw(self, attempt: ProcessAttempt) -> None:
-        """It no longer waits."""
+        """Remove the attempt from the queue."""
 
 
 class ProcessAttempt(Attempt):
-    """Without a process it waits in the pool. With one it has either begun there, or lies ready behind another."""
+    """Without a process it waits in the pool. With one it either runs there, or lies ready behind
+    another.
+    """
 
     __slots__ = ("_has_started", "_lease_sent", "_pool", "_process")
 
@@ -40,14 +42,16 @@ class ProcessAttempt(Attempt):
 
     @property
     def waits(self) -> bool:
-        """As far as is known: what lies ready may have begun."""
-        return not self._has_started and not self.over
+        """Not known to run. What lies ready in a process may have begun already."""
+        return not self._has_started and not self.ended
 
     def start(self) -> None:
         self._pool.submit(self)
 
     def assign(self, process: WorkerProcess) -> bool:
-        """Let it run there, next or behind others. False: the process can't take it now."""
+        """Send it to ``process``, to run next or behind others. False: the process can't take it
+        now.
+        """
         claim = self.claim
         run = protocol.Run(
             process.next_serial(),
@@ -74,7 +78,7 @@ class ProcessAttempt(Attempt):
         return False
 
     def stop(self) -> None:
-        if self.over or self._forced is not None:
+        if self.ended or self._forced is not None:
             return
         if self._ended_meanwhile():
             return
@@ -89,7 +93,7 @@ class ProcessAttempt(Attempt):
 
     def renew(self, lease_until: float) -> None:
         super().renew(lease_until)
-        # What lies ready there is renewed when it begins.
+        # An attempt that lies ready is renewed when it begins.
         if self._process is not None and self._has_started:
             self._lease_sent = lease_until
             self._process.renew(lease_until)
@@ -99,14 +103,18 @@ class ProcessAttempt(Attempt):
         self._expire(CANCELLED)
 
     def _ended_meanwhile(self) -> bool:
-        """Where its process has others too it may be anything: afterwards it has ended, or runs, or waits in the pool."""
+        """Whether it has ended. If its process has other tasks its state is unknown until the
+        queued ones are taken back.
+        """
         if self._process is not None and self._process.load > 1:
             self._process.take_back_queued()
-        return self.over
+        return self.ended
 
     def _expire(self, outcome: Outcome) -> None:
-        """Kill its process. The attempt ends once that is dead, so that no other attempt can overlap with it."""
-        if self.over or self._forced is not None:
+        """Kill its process. The attempt ends once the process is dead, so that no other attempt can
+        overlap with it.
+        """
+        if self.ended or self._forced is not None:
             return
         if self._ended_meanwhile():
             return
@@ -118,9 +126,9 @@ class ProcessAttempt(Attempt):
         else:
             self._process.kill(outcome)
 
-    # --- what its process tells ---
+    # --- AssignedAttempt ---
     def started(self) -> None:
-        """It is the first of its process now; the attempt's time counts from here."""
+        """It runs now, or is about to: the timeout counts from here."""
         self._has_started = True
         self._begin_timeout()
         if self._process is not None and self._lease_sent < self.lease_until:
@@ -128,11 +136,11 @@ class ProcessAttempt(Attempt):
 
     def notes_received(self, said: protocol.Said) -> None:
         lines = [LogLine(line.at_us, bounded_line(line.line)) for line in said.lines]
-        self.notebook.add(lines, progress=said.progress, dropped=said.dropped)
+        self.progress_buffer.add(lines, progress=said.progress, dropped=said.dropped)
 
     def output_received(self, lines: list[str]) -> None:
         for line in lines:
-            self.notebook.add_line(line)
+            self.progress_buffer.add_line(line)
 
     def reported(self, outcome: Outcome) -> None:
         self._process = None

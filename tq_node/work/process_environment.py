@@ -1,4 +1,6 @@
-"""What a handler finds around it in its worker process: environment, umask, bounds; and that the next one finds the same."""
+"""What a handler finds around it in its worker process: environment, umask, bounds; and that the
+next one finds the same.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,15 @@ _WATCHED_LIMITS = tuple(
 
 
 class Bounds(msgspec.Struct, frozen=True, array_like=True):
-    """Of a worker process. ``memory_bytes`` None: no bound."""
+    """Resource bounds of a worker process. ``memory_bytes`` None: unbounded."""
 
     memory_bytes: int | None = None
 
 
 def environment_for(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    """The variables that worker processes get: all but the node's own, or where ``names`` (patterns) are given only those."""
+    """The variables that worker processes get: all but the node's own, or where ``names``
+    (patterns) are given only those.
+    """
     wanted = (*ALWAYS_GIVEN, *names) if names else ("*",)
     return {
         name: value
@@ -45,11 +49,12 @@ def _fits(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def bind(bounds: Bounds) -> None:
-    """Put the process under its bounds.
+    """Apply the bounds to this process.
 
-    Memory is bounded by RLIMIT_DATA: it counts what the process can write to, its heap, anonymous maps and stacks of
-    threads, and not, as RLIMIT_AS would, address space that libraries reserve and files that they map. An allocation
-    over it fails at once, and Python raises MemoryError in the handler that asked. Some is kept back for the report.
+    Memory is bounded by RLIMIT_DATA: it counts what the process can write to, its heap, anonymous
+    maps and stacks of threads, and not, as RLIMIT_AS would, address space that libraries reserve
+    and files that they map. An allocation over it fails at once, and Python raises MemoryError in
+    the handler that asked. Some is kept back for the report.
     """
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -61,14 +66,16 @@ def bind(bounds: Bounds) -> None:
 
 
 def loosen_memory() -> None:
-    """Give what was kept back: the process ends after it has reported."""
+    """Free the memory kept in reserve, so that a process out of memory can report and exit."""
     with contextlib.suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 class Surroundings:
-    """As they were before the first task. ``restore`` is called after each; it costs some microseconds."""
+    """As they were before the first task. ``restore`` is called after each; it costs some
+    microseconds.
+    """
 
     def __init__(self) -> None:
         self._directory = _directory()
@@ -84,10 +91,12 @@ class Surroundings:
         self._limits = _limits()
 
     def restore(self) -> bool:
-        """Put back what a handler has changed. False: not all of it can be, and the process should be replaced.
+        """Put back what a handler has changed. False: not all of it can be, and the process should
+        be replaced.
 
-        Restored: working directory, umask, environment, ``sys.path``, ``sys.argv``, recursion limit, standard streams,
-        actions of SIGINT, SIGTERM and SIGCHLD. Not to be had back: a stream that was closed, a resource limit.
+        Restored: working directory, umask, environment, ``sys.path``, ``sys.argv``, recursion
+        limit, standard streams, actions of SIGINT, SIGTERM and SIGCHLD. Not to be had back: a
+        stream that was closed, a resource limit.
         """
         os.umask(self._umask)
         if _directory() != self._directory:

@@ -1,4 +1,4 @@
-"""What a running attempt has said and nobody has passed on yet: its progress and its log lines, bounded."""
+"""Progress and log lines of a running attempt that have not been passed on yet, bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tq_node.types import LogLine, Progress
 
 
 class Noted(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What ``ProgressBuffer.take`` hands over. ``dropped`` counts the lines that were over the bound."""
+    """What ``ProgressBuffer.take`` returns. ``dropped`` counts the lines beyond the bound."""
 
     progress: Progress | None = None
     lines: tuple[LogLine, ...] = ()
@@ -23,7 +23,9 @@ class Noted(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 def bounded(text: str, chars_max: int) -> str:
-    """Cut, and without what UTF-8 can't say: a lone surrogate (from a file name, say) would break what keeps it."""
+    """The text cut to ``chars_max``, without lone surrogates (from a file name, say), which can't
+    be encoded in UTF-8.
+    """
     if len(text) > chars_max:
         text = text[: chars_max - 1] + "…"
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
@@ -34,10 +36,11 @@ def bounded_line(text: str) -> str:
 
 
 class ProgressBuffer:
-    """Collects until taken. Keeps the newest ``limits.LOG_LINES_MAX`` lines: the end of a log tells why it ended.
+    """Collects notes until they are taken. Keeps the newest ``limits.LOG_LINES_MAX`` lines: the end
+    of a log says why it ended.
 
-    ``on_change`` is called at each addition, outside the lock; it must be cheap. Safe to use from several threads, since
-    a handler in a worker process may have threads of its own.
+    ``on_change`` is called at each addition, outside the lock; it must be cheap. Safe to use from
+    several threads, since a handler in a worker process may have threads of its own.
     """
 
     __slots__ = ("_dropped", "_lines", "_lock", "_on_change", "_progress")
@@ -63,12 +66,13 @@ class ProgressBuffer:
     def add_line(self, text: str) -> None:
         """Add ``text``, as several lines where it has several. Cut to the bounds, never refused."""
         now_us = time.time_ns() // 1000
-        # A text of megabytes is cut before it is split: what is over the bound of all lines can't be kept anyway.
+        # A text of megabytes is cut before it is split: what is over the bound of all lines can't
+        # be kept anyway.
         kept = text[-(limits.LOG_LINES_MAX * limits.LOG_LINE_CHARS_MAX) :]
         self.add([LogLine(now_us, bounded_line(line)) for line in kept.splitlines() or [""]])
 
     def add(self, lines: Iterable[LogLine], *, progress: Progress | None = None, dropped: int = 0) -> None:
-        """Add what another notebook handed over; the lines are already bounded."""
+        """Add what another buffer returned from ``take``; the lines are already bounded."""
         with self._lock:
             if progress is not None:
                 self._progress = progress
@@ -85,17 +89,17 @@ class ProgressBuffer:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Those that nobody has taken."""
+        """Lines not taken yet."""
         with self._lock:
             return tuple(line.line for line in self._lines or ())
 
     @property
     def latest(self) -> Progress | None:
-        """The progress that nobody has taken."""
+        """Progress not taken yet."""
         return self._progress
 
     def take(self) -> Noted | None:
-        """All that was said since the last time, or None; the notebook is empty afterwards."""
+        """Return all notes since the last call and empty the buffer; None if there are none."""
         if self._progress is None and self._lines is None and not self._dropped:
             return None
         with self._lock:
@@ -104,5 +108,5 @@ class ProgressBuffer:
         return noted
 
     def detach(self) -> None:
-        """The attempt is over: nothing is passed on any more when an abandoned handler goes on talking."""
+        """The attempt has ended: call ``on_change`` no more, should an abandoned handler go on."""
         self._on_change = None

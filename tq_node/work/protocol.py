@@ -1,9 +1,10 @@
-"""What the node and a worker process say to each other: length-prefixed msgpack, bounded, over pipes.
+"""What the node and a worker process say to each other: length-prefixed msgpack, bounded, over
+pipes.
 
-A frame is four bytes of length (big endian) and a body; in ``TASK_FD``, where each message has its bounds, it is the body
-alone. ``serial`` counts the tasks of one worker process; it keeps a frame that comes late from touching the next task. Every
-``until`` is a time of CLOCK_MONOTONIC, which all processes of a machine share: a renewal that lies unread in a pipe does not
-grow by that.
+A frame is four bytes of length (big endian) and a body; in ``TASK_FD``, where each message has its
+bounds, it is the body alone. ``serial`` counts the tasks of one worker process; it keeps a frame
+that comes late from touching the next task. Every ``until`` is a time of CLOCK_MONOTONIC, which all
+processes of a machine share: a renewal that lies unread in a pipe does not grow by that.
 """
 
 from __future__ import annotations
@@ -23,17 +24,23 @@ REPORT_FD = 4
 CONTROL_FD = 5
 LOCK_FD = 6
 TASK_FD = 7
-"""Messages that can be taken back, see ``channel``. What is too long for one comes through ``RUN_FD``."""
+"""Messages that can be taken back, see ``channel``. What is too long for one comes through
+``RUN_FD``.
+"""
 
 _PREFIX_BYTES = 4
 RUN_BYTES_MAX = (1 << 31) - 1
 """Of a frame from the node, whose payload the API has bounded already, by an option."""
 MESSAGE_BYTES_MAX = 32 * limits.KIB
-"""A longer task is announced by ``Follows``. Several of these fit into the buffer that a socket has by default."""
+"""A longer task is announced by ``Follows``. Several of these fit into the buffer that a socket has
+by default.
+"""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were before the node set its own."""
+    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were
+    before the node set its own.
+    """
 
     modules: tuple[str, ...]
     path: tuple[str, ...]
@@ -45,7 +52,8 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """Node to worker: run this. ``timeout_s`` counts from its start.
 
-    ``heard``: the last task that has printed as far as the node knew when it sent this, see ``NotBegun``.
+    ``heard``: the last task that has printed as far as the node knew when it sent this, see
+    ``NotBegun``.
     """
 
     serial: int
@@ -66,7 +74,9 @@ class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class Follows(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
-    """Node to worker: the task of this number comes through ``RUN_FD``, for it is too long for a message."""
+    """Node to worker: the task of this number comes through ``RUN_FD``, for it is too long for a
+    message.
+    """
 
     serial: int
 
@@ -106,14 +116,18 @@ class Said(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=12):
 
 
 class Renewed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=15):
-    """Worker to node: the timer is set to that. Without it the node takes the process for one that is stopped."""
+    """Worker to node: the timer is set to that. Without it the node takes the process for one that
+    is stopped.
+    """
 
     serial: int
     until: float
 
 
 class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
-    """Worker to node: the handler returned. ``result`` is compact JSON within ``limits.RESULT_BYTES_MAX``."""
+    """Worker to node: the handler returned. ``result`` is compact JSON within
+    ``limits.RESULT_BYTES_MAX``.
+    """
 
     serial: int
     result: bytes
@@ -126,15 +140,19 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
 
 
 class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):
-    """Worker to node: a task was turned back, for one before it has printed and the node had not heard of that when it sent
-    this one. Begun, it might print too, and nobody could say whose lines they are."""
+    """Worker to node: a task was turned back, for one before it has printed and the node had not
+    heard of that when it sent this one. Begun, it might print too, and nobody could say whose lines
+    they are.
+    """
 
     serial: int
 
 
 class Failed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=14):
-    """Worker to node: the handler failed. The fields mean what they mean in ``facade.AttemptFailed``; ``leaving``: the
-    process ends after this (the handler raised SystemExit or its like) and can take no further task."""
+    """Worker to node: the handler failed. The fields mean what they mean in
+    ``facade.AttemptFailed``; ``leaving``: the process ends after this (the handler raised
+    SystemExit or its like) and can take no further task.
+    """
 
     serial: int
     error: TaskError
@@ -188,7 +206,8 @@ class FrameReader(Generic[Frame]):
         """:raises BadFrame: what came is not a frame; nothing may be fed afterwards."""
         self._parts.append(data)
         self._have += len(data)
-        # Parts are joined only once a whole frame is there: a frame of 1 MiB comes in more than a hundred reads.
+        # Parts are joined only once a whole frame is there: a frame of 1 MiB comes in more than a
+        # hundred reads.
         if self._have < self._need:
             return []
         buffer = memoryview(data if len(self._parts) == 1 else b"".join(self._parts))

@@ -18,38 +18,43 @@ from tq_node.work.handler_modules import load_handlers
 from tq_node.work.handlers import WILDCARD, Handler, HandlerError
 
 SIMULATED = "tq_node.work.simulated"
-"""The module that ``--handlers simulated`` names, and that stands in where no other is named and that is no harm."""
+"""The module that ``--handlers simulated`` names, and that stands in where no other is named and
+that is no harm.
+"""
 _ALIASES = {"simulated": SIMULATED}
 _OURS = "tq_node"
 _NOTHING = Announced(HandlerKind.NONE)
 
 
 class Loaded(NamedTuple):
-    """Handlers by type, and what the other nodes are told of them."""
+    """Handlers by type, and what this node announces of them to the others."""
 
     handlers: Mapping[str, Handler]
     announced: Announced
 
 
 class Registry:
-    """Type to handler, until ``take`` changes it.
+    """The handlers in use; ``take`` replaces them.
 
-    :param is_standing_by: nobody asked for these handlers: they run tasks only while ``stand_in`` says so.
+    :param is_standing_by: nobody asked for these handlers: they run tasks only while ``stand_in``
+        says so.
     :raises HandlerError: too many types for the other nodes to be told of.
     """
 
     def __init__(self, found: Mapping[str, Handler], modules: Sequence[str], *, is_standing_by: bool = False) -> None:
         self.modules = tuple(modules)
-        """What a worker process loads to have the same handlers."""
+        """Modules that a worker process loads to have these handlers."""
         self.is_standing_by = is_standing_by
         self._stands_in = not is_standing_by
         self.take(self._loaded(found))
 
     @classmethod
     def load(cls, modules: Sequence[str] = (), *, may_simulate: bool = True) -> Registry:
-        """Import ``modules`` (dotted names, also from the working directory; ``simulated``: the simulated handlers).
+        """Import ``modules`` (dotted names, also from the working directory; ``simulated``: the
+        simulated handlers).
 
-        :param may_simulate: where none is named the simulated ones stand by; else there are none at all.
+        :param may_simulate: where none is named the simulated ones stand by; else there are none at
+            all.
         :raises HandlerError: one line that names the module or the type and what is wrong.
         """
         if not modules:
@@ -70,7 +75,7 @@ class Registry:
         self._wildcard_defaults = self._defaults.get(WILDCARD, TypeDefaults())
 
     def _loaded(self, found: Mapping[str, Handler]) -> Loaded:
-        """:raises HandlerError: more than the other nodes can be told."""
+        """:raises HandlerError: too many handlers to be announced."""
         if not found:
             return Loaded(found, _NOTHING)
         kind = HandlerKind.SIMULATED if set(self.modules) == {SIMULATED} else HandlerKind.OWN
@@ -96,14 +101,16 @@ class Registry:
 
     @property
     def takes(self) -> tuple[str, ...] | None:
-        """The types that ``resolve`` finds a handler for; None: any, since there is one for ``"*"``."""
+        """The types that ``resolve`` finds a handler for; None: any, since there is one for
+        ``"*"``.
+        """
         if not self._stands_in:
             return ()
         return None if self._wildcard is not None else self.types
 
     @property
     def announced(self) -> Announced:
-        """What the other nodes are told."""
+        """What this node announces to the others."""
         return self._announced if self._stands_in else _NOTHING
 
     @property
@@ -115,24 +122,26 @@ class Registry:
         return self._handlers.get(task_type, self._wildcard) if self._stands_in else None
 
     def queues(self) -> frozenset[str]:
-        """Those that ``@task`` names."""
+        """Queues that a ``@task`` names."""
         return frozenset(handler.queue for handler in self._handlers.values() if handler.queue is not None)
 
     def defaults(self, task_type: str) -> TypeDefaults:
-        """What ``@task`` of the type, or else of ``"*"``, says."""
+        """Defaults that ``@task`` of the type, or else of ``"*"``, declares."""
         return self._defaults.get(task_type, self._wildcard_defaults)
 
     def stand_in(self, may: bool) -> bool:
-        """Whether those that nobody asked for may run tasks. Returns whether that changes anything."""
+        """Let the stand-in handlers run tasks, or not. Returns whether that changes anything."""
         changes = self.is_standing_by and self._stands_in is not may
         if changes:
             self._stands_in = may
         return changes
 
     def load_anew(self) -> Loaded:
-        """Import the modules anew, with all of the packages that they and their handlers belong to; ``take`` uses what was found.
+        """Import the modules anew, with all of the packages that they and their handlers belong to;
+        ``take`` uses what was found.
 
-        Touches nothing of this registry, so it may run in a thread; not beside another one. Takes as long as the modules take.
+        Touches nothing of this registry, so it may run in a thread; not beside another one. Takes
+        as long as the modules take.
 
         :raises HandlerError: one line; the modules are those of before.
         """
@@ -143,7 +152,9 @@ class Registry:
 
 @contextmanager
 def _imported_anew(names: Sequence[str]) -> Iterator[None]:
-    """Within it an import of these modules, or of any of their packages, runs their files. All is as before where that fails."""
+    """Within it an import of these modules, or of any of their packages, runs their files. All is
+    as before where that fails.
+    """
     packages = {name.partition(".")[0] for name in names} - {_OURS}
 
     def present() -> dict[str, ModuleType]:

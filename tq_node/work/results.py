@@ -1,4 +1,6 @@
-"""From what a handler returned or raised to what is kept with the task; the same in the node and in a worker process."""
+"""From what a handler returned or raised to what is kept with the task; the same in the node and in
+a worker process.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ assert encoding.DEPTH_MAX == limits.JSON_DEPTH_MAX, "one rule for payloads and r
 
 
 class BadResult(Exception):
-    """An attempt without a result to keep. ``error`` is what it fails with; ``final``: the handler ran to its end, and
-    would only do so again."""
+    """An attempt without a result to keep. ``error`` is what it fails with; ``final``: the handler
+    ran to its end, and would only do so again.
+    """
 
     def __init__(self, error_type: str, message: str, *, final: bool) -> None:
         super().__init__(message)
@@ -27,7 +30,7 @@ class BadResult(Exception):
 
 
 def make_error(error_type: str, message: str, trace: str | None = None) -> TaskError:
-    """Cut to the bounds: of a traceback the end is kept, where it says what happened."""
+    """A ``TaskError`` cut to the bounds: of a traceback the end is kept, which says what happened."""
     return TaskError(
         bounded(error_type, limits.ERROR_TYPE_CHARS_MAX),
         bounded(message, limits.ERROR_MESSAGE_CHARS_MAX),
@@ -40,7 +43,8 @@ def make_error(error_type: str, message: str, trace: str | None = None) -> TaskE
 def encode_result(value: Any) -> bytes:
     """Compact JSON, by the rule for payloads too (``encoding``).
 
-    :raises BadResult: it has no form in JSON, is nested too deep, has too many values, or is over ``limits.RESULT_BYTES_MAX``.
+    :raises BadResult: it has no form in JSON, is nested too deep, has too many values, or is over
+        ``limits.RESULT_BYTES_MAX``.
     """
     try:
         encoded = encoding.encode(value, limits.RESULT_BYTES_MAX)
@@ -59,7 +63,7 @@ def encode_result(value: Any) -> bytes:
 
 
 def decode_payload(payload: bytes) -> Any:
-    """:raises ValueError: it is not JSON."""
+    """Decode a payload. :raises ValueError: it is not JSON."""
     try:
         return msgspec.json.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -68,9 +72,11 @@ def decode_payload(payload: bytes) -> Any:
 
 
 def describe(error: BaseException, *, own_frames: int = 1) -> tuple[TaskError, int | None, bool]:
-    """What an exception of a handler means: the error, the delay it asked for in ms, and whether it is final.
+    """What an exception of a handler means: the error, the delay it asked for in ms, and whether it
+    is final.
 
-    ``own_frames`` of the traceback are ours and left out. Never raises, whatever the exception does.
+    ``own_frames`` of the traceback are ours and left out. Never raises, whatever the exception
+    does.
     """
     try:
         message = str(error)

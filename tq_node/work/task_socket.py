@@ -1,7 +1,9 @@
-"""Tasks on their way to one worker process: a queue of messages in the kernel, from which both sides can take.
+"""The tasks sent to one worker process and not taken by it: a message queue in the kernel from
+which both sides can take.
 
-Whoever takes a message has it alone. So what the node takes back has not begun and never will, and what it can't take back
-has begun: exactly, at once, and whether the process answers or not (it may hold the interpreter's lock, or be stopped).
+Whoever takes a message has it alone. So a task that the node takes back has not begun and never
+will, and one that it can't take back has begun. The answer is exact and immediate, whether the
+process responds or not (it may hold the interpreter's lock, or be stopped).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from tq_node.work import protocol
 
 
 class TaskSocket:
-    """The node's side, and a hold on the other end."""
+    """The node's end, and a duplicate of the process's end to take messages back from."""
 
     def __init__(self) -> None:
         """:raises OSError: no socket can be had."""
@@ -21,11 +23,11 @@ class TaskSocket:
         self._ours.setblocking(False)
 
     def fileno(self) -> int:
-        """The end of the worker process, to inherit."""
+        """The end that the worker process inherits."""
         return self._theirs.fileno()
 
     def send(self, message: bytes) -> bool:
-        """False: there is no room for it now, or the channel has been ended."""
+        """Send a message. False: there is no room now, or ``end`` was called."""
         try:
             self._ours.send(message)
         except OSError:
@@ -33,9 +35,10 @@ class TaskSocket:
         return True
 
     def take_back(self) -> list[int]:
-        """The serials of what the process has not taken, which it never will now."""
+        """Take back all messages that the process has not taken; return their serials."""
         serials: list[int] = []
-        # Not by a flag of the descriptor, which the process shares: it waits for its next task in a read.
+        # Not by a flag of the descriptor, which the process shares: it waits for its next task in a
+        # read.
         try:
             while data := self._theirs.recv(protocol.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
                 serials.append(protocol.decode_message(data).serial)
@@ -44,7 +47,7 @@ class TaskSocket:
         return serials
 
     def end(self) -> None:
-        """No further task: the process ends once it has taken what is there."""
+        """Send no further task: the process exits once it has taken what is there."""
         self._ours.close()
 
     def close(self) -> None:

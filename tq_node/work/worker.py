@@ -1,9 +1,10 @@
 """WorkerService: claims what is due as far as there are free slots, runs it, and says how it ended.
 
-Dispatch is by events: a hint of the queue, or a slot that is free again, leads to one claim in the next turn of the
-reactor. A slot is free when the handler has ended, not when that is committed, so that a completion and the next claim
-share a commit. While worker processes end tasks faster than claims are committed, some are held ahead of the slots (``ahead``);
-they wait in the pool, and those of ``async def`` handlers that come among them in ``_line``.
+Dispatch is by events: a hint of the queue, or a slot that is free again, leads to one claim in the
+next turn of the reactor. A slot is free when the handler has ended, not when that is committed, so
+that a completion and the next claim share a commit. While worker processes end tasks faster than
+claims are committed, some are held ahead of the slots (``ahead``); they wait in the pool, and those
+of ``async def`` handlers that come among them in ``_line``.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ from tq_node.work.process_environment import Bounds
 from tq_node.work.registry import Registry
 
 _log = Logger()
-_LOOK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
+_CHECK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
 _STOP_COMMIT_S = 5.0
 """How long a stop waits for claims and completions under way, once no handler runs."""
 
 
 class WorkerService(Service):
-    """Implements ``facade.Worker``. Never runs more attempts than ``concurrency``, and never holds and asks for more claims
-    than that and ``Prefetch.claims`` together."""
+    """Implements ``facade.Worker``. Never runs more attempts than ``concurrency``, and never holds
+    and asks for more claims than that and ``Prefetch.claims`` together.
+    """
 
     name = "worker"
 
@@ -67,7 +69,8 @@ class WorkerService(Service):
     ) -> None:
         """
         :param echo: write what handlers print and log to the node's log too.
-        :param bounds: of each worker process, and ``environment`` its variables; None: as of the node, without its own.
+        :param bounds: of each worker process, and ``environment`` its variables; None: as of the
+            node, without its own.
         :param lock: inherited by each worker process; its owner closes it.
         :param umask: what handlers in worker processes make files with; None: as the node.
         :param clock: for timers; the reactor by default, as for ``processes``.
@@ -81,13 +84,13 @@ class WorkerService(Service):
         self._monotonic = monotonic
         self._echo = echo
         self._failures = FailureLog(self.clock)
-        self.ahead = Prefetch(concurrency)
+        self.prefetch = Prefetch(concurrency)
         self.pool = ProcessPool(
             registry.modules,
             size=concurrency,
             processes=_reactor() if processes is None else processes,
             clock=self.clock,
-            ahead=self.ahead,
+            prefetch=self.prefetch,
             lock_fd=None if lock is None else lock.fd,
             umask=umask,
             monotonic=monotonic,
@@ -95,29 +98,31 @@ class WorkerService(Service):
             environment=environment,
         )
         self._attempts: dict[tuple[str, Token], Attempt] = {}
-        self._asked = 0
-        """The sum of the limits of the claims under way."""
-        self._line: deque[AsyncAttempt] = deque()
-        """Claimed ahead and not begun; those of the pool wait there."""
+        self._claiming = 0
+        """Slots that claims in flight have asked for."""
+        self._async_queue: deque[AsyncAttempt] = deque()
+        """Prefetched ``async def`` attempts that have not begun. (Those of ``def`` handlers wait in
+        the pool.)
+        """
         self._async_running = 0
         self._is_starting = False
-        self._look_call: IDelayedCall | None = None
+        self._overdue_call: IDelayedCall | None = None
         self.completer = Completer(
             queue,
             self.clock,
             in_flight_max=max(64, 4 * concurrency) + limits.CLAIMS_AHEAD_MAX,
-            on_finished=self._ended_one,
+            on_finished=self._end_committed,
         )
         self._wakes = 0
         self._dispatch_call: IDelayedCall | None = None
         self._stopping = False
         self._loops: list[LoopingCall] = []
         self._changed: Deferred[None] | None = None
-        self._reloading = HandlerReload(registry, self._took_handlers)
+        self._reload = HandlerReload(registry, self._handlers_reloaded)
 
     @property
     def running_count(self) -> int:
-        """Without those that wait for a slot."""
+        """Attempts that run, without those that wait for a slot."""
         return min(len(self._attempts), self._concurrency)
 
     # --- Service ---
@@ -136,7 +141,8 @@ class WorkerService(Service):
         self._schedule()
 
     def stopService(self) -> Deferred[None]:
-        """Claim nothing more, give the handlers ``stop_timeout_s``, then kill them and release their attempts.
+        """Claim nothing more, give the handlers ``stop_timeout_s``, then kill them and release
+        their attempts.
 
         Fires when nothing is left: no process, no pipe, no timer.
         """
@@ -150,7 +156,7 @@ class WorkerService(Service):
     # --- facade.Worker ---
     @property
     def slots_free(self) -> int:
-        free = min(self._concurrency, self.pool.slots) - len(self._attempts) - self._asked
+        free = min(self._concurrency, self.pool.slots) - len(self._attempts) - self._claiming
         return max(0, free) if self.running and not self._stopping else 0
 
     @property
@@ -168,16 +174,17 @@ class WorkerService(Service):
     def stand_in(self, may: bool) -> None:
         if self._registry.stand_in(may):
             if not may:
-                # What a stand-in has begun it does not complete: whoever has real handlers begins it anew.
+                # What a stand-in has begun it does not complete: whoever has real handlers begins
+                # it anew.
                 for attempt in list(self._attempts.values()):
                     attempt.release()
             self._handlers_changed()
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
-        return self._reloading.reload()
+        return self._reload.reload()
 
-    def _took_handlers(self) -> None:
-        for waiting in [*self._line, *self.pool.waiting]:
+    def _handlers_reloaded(self) -> None:
+        for waiting in [*self._async_queue, *self.pool.waiting]:
             waiting.release()  # to be claimed anew, by whoever has a handler for it now
         if self.running and not self._stopping:
             if self._registry.needs_processes:
@@ -203,22 +210,22 @@ class WorkerService(Service):
                 _log.failure("attempt of {task_id} could not be stopped", task_id=task_id, event="stop_attempt_failed")
 
     # --- claiming ---
-    def _free(self) -> int:
+    def _claimable(self) -> int:
         slots = self.pool.slots
         if slots < self._concurrency:
-            return slots - len(self._attempts) - self._asked
-        return slots + self.ahead.claims - len(self._attempts) - self._asked
+            return slots - len(self._attempts) - self._claiming
+        return slots + self.prefetch.claims - len(self._attempts) - self._claiming
 
     def _schedule(self) -> None:
-        if self._dispatch_call is None and not self._stopping and self.running and self._free() > 0:
+        if self._dispatch_call is None and not self._stopping and self.running and self._claimable() > 0:
             self._dispatch_call = self.clock.callLater(0, self._dispatch)
 
     def _dispatch(self) -> None:
         self._dispatch_call = None
-        free = self._free()
+        free = self._claimable()
         if free <= 0 or self._stopping or self.completer.is_full:
             return
-        self._asked += free
+        self._claiming += free
         asked_at = self._monotonic()
         try:
             claims = self._queue.claim(free)
@@ -229,13 +236,13 @@ class WorkerService(Service):
         claims.addErrback(_unexpected)
 
     def _claimed(self, claims: Sequence[Claim], limit: int, wakes: int, asked_at: float) -> None:
-        self._asked -= limit
+        self._claiming -= limit
         if claims:
-            self.ahead.committed(self._monotonic() - asked_at)
+            self.prefetch.claim_took(self._monotonic() - asked_at)
             for claim in claims:
                 self._run(claim)
-            if self._look_call is None and len(self._attempts) > self._concurrency:
-                self._look_call = self.clock.callLater(_LOOK_S, self._look)
+            if self._overdue_call is None and len(self._attempts) > self._concurrency:
+                self._overdue_call = self.clock.callLater(_CHECK_S, self._release_overdue)
         # A hint that came while the answer was on its way found no slot to ask for.
         if len(claims) < limit and wakes != self._wakes:
             self._schedule()
@@ -243,7 +250,7 @@ class WorkerService(Service):
             self._notify()
 
     def _claim_failed(self, why: Failure, limit: int) -> None:
-        self._asked -= limit
+        self._claiming -= limit
         if not why.check(TaskQueueError, CancelledError):
             _log.failure("claim failed; the safety net tries again", failure=why, event="claim_failed")
         if self._changed is not None:
@@ -273,11 +280,11 @@ class WorkerService(Service):
         in_node = AsyncAttempt(self, claim, handler, lease_until)
         in_node.claimed_at = now
         self._attempts[claim.task_id, claim.token] = in_node
-        self.ahead.stop()  # it is for processes alone: what runs in the node would only stand in line
+        self.prefetch.stop()  # it is for processes alone: what runs in the node would only stand in line
         if len(self._attempts) <= self._concurrency:
             self._start_in_node(in_node)
         else:
-            self._line.append(in_node)
+            self._async_queue.append(in_node)
 
     def _start_in_node(self, attempt: AsyncAttempt) -> None:
         attempt.has_slot = True
@@ -292,31 +299,38 @@ class WorkerService(Service):
             _log.failure(
                 "attempt of {task_id} could not be started", task_id=attempt.claim.task_id, event="attempt_start_failed"
             )
-            if not attempt.over:
+            if not attempt.ended:
                 attempt.abort(failed("worker_start_failed", "the attempt could not be started"))
 
     # --- what waits for a slot ---
-    def _look(self) -> None:
-        """Give as many back as have waited too long, so that they can run wherever there is a slot: those claimed last."""
-        self._look_call = None
-        self.pool.look(_LOOK_S)
+    def _release_overdue(self) -> None:
+        """Release claims that waited too long for a slot, so that another node may run them: the
+        latest claimed first.
+        """
+        self._overdue_call = None
+        self.pool.check_long_tasks(_CHECK_S)
         ahead = len(self._attempts) - self._concurrency
-        waiting: list[Attempt] = sorted([*self._line, *self.pool.waiting], key=lambda attempt: attempt.claimed_at)
+        waiting: list[Attempt] = sorted(
+            [*self._async_queue, *self.pool.waiting], key=lambda attempt: attempt.claimed_at
+        )
         due = self._monotonic() - limits.CLAIMS_AHEAD_WAIT_MS / 1000
         overdue = min(ahead, sum(attempt.claimed_at < due for attempt in waiting))
         if overdue > 0:
-            self.ahead.stop()
+            self.prefetch.stop()
             for attempt in waiting[-overdue:]:
                 attempt.release()
         if not self._stopping and (len(self._attempts) > self._concurrency or self.pool.is_deep):
-            self._look_call = self.clock.callLater(_LOOK_S, self._look)
+            self._overdue_call = self.clock.callLater(_CHECK_S, self._release_overdue)
 
     def _next_in_line(self) -> None:
         if self._is_starting:
             return  # one that ends at once leads back here; the loop below goes on
         self._is_starting = True
-        while self._line and len(self._attempts) - len(self._line) - len(self.pool.waiting) < self._concurrency:
-            self._start_in_node(self._line.popleft())
+        while (
+            self._async_queue
+            and len(self._attempts) - len(self._async_queue) - len(self.pool.waiting) < self._concurrency
+        ):
+            self._start_in_node(self._async_queue.popleft())
         self._is_starting = False
 
     # --- attempt.Host ---
@@ -336,8 +350,9 @@ class WorkerService(Service):
         if not isinstance(result, Failure):
             return
         if result.check(StaleAttempt):
-            # Its task is held by another claim or has ended: what its handler does no longer counts.
-            if not attempt.over:
+            # Its task is held by another claim or has ended: what its handler does no longer
+            # counts.
+            if not attempt.ended:
                 attempt.stop()
         elif not result.check(TaskQueueError, CancelledError):
             _log.failure(
@@ -349,7 +364,7 @@ class WorkerService(Service):
         self._attempts.pop((claim.task_id, claim.token), None)
         if isinstance(attempt, AsyncAttempt):
             self._left_node(attempt)
-        if self._line:
+        if self._async_queue:
             self._next_in_line()
         self.pool.feed()
         if notes is not None and self._echo:
@@ -367,10 +382,10 @@ class WorkerService(Service):
             self._async_running -= 1
             self.pool.limit = self._concurrency - self._async_running
         else:
-            self._line.remove(attempt)
+            self._async_queue.remove(attempt)
 
-    def _ended_one(self) -> None:
-        """The end of one attempt is committed."""
+    def _end_committed(self) -> None:
+        """The end of an attempt is committed."""
         if self._dispatch_call is None and not self.completer.is_full:
             self._schedule()
         if self._changed is not None:
@@ -388,11 +403,11 @@ class WorkerService(Service):
     # --- stopping ---
     async def _drain(self) -> None:
         self.pool.close()
-        for waiting in list(self._line):
+        for waiting in list(self._async_queue):
             waiting.release()
-        if self._look_call is not None:
-            self._look_call.cancel()
-            self._look_call = None
+        if self._overdue_call is not None:
+            self._overdue_call.cancel()
+            self._overdue_call = None
         await self._until(lambda: not self._attempts, self._stop_timeout_s)
         for attempt in list(self._attempts.values()):
             attempt.release()
@@ -401,17 +416,17 @@ class WorkerService(Service):
             loop.stop()
         self._loops.clear()
         await self.pool.stop()
-        if not await self._until(lambda: not self._asked and not self.completer.count, _STOP_COMMIT_S):
+        if not await self._until(lambda: not self._claiming and not self.completer.count, _STOP_COMMIT_S):
             _log.info(
                 "stopped with {finishing} ends of attempts and {asked} claims not yet confirmed",
-                finishing=self.completer.count, asked=self._asked, event="worker_stopped_early",
+                finishing=self.completer.count, asked=self._claiming, event="worker_stopped_early",
             )  # fmt: skip
         self.completer.stop()
         self._failures.look()
         unwrap_streams()
 
     async def _until(self, reached: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait for it, at most so long; whether it was reached."""
+        """Wait until ``reached()``, for at most ``seconds``; return whether it was."""
         end_s = None if timeout_s is None else self.clock.seconds() + timeout_s
         while not reached():
             changed: Deferred[None] = Deferred()

@@ -82,7 +82,7 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
         (local, tq_node.node.service, "LocalQueue"),
         (plane, tq_node.node.member, "ControlPlane"),
         (plane.pool, tq_node.node.member, "PeerPool"),
-        (plane.pool._dialling, tq_node.node.member, "Connector"),
+        (plane.pool._connector, tq_node.node.member, "Connector"),
         (plane.machine, control_plane, "ClusterMachine"),
         (plane.consensus, control_plane, "RaftDriver"),
         (plane.core, control_plane, "RaftCore"),

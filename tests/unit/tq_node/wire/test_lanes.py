@@ -44,7 +44,7 @@ class Reluctant:
 @deferred
 async def test_a_lost_member_is_redialled_at_least_every_half_second(house: House, wire: MemoryWire) -> None:
     a, b = await house.node("a"), await house.node("b")
-    a.pool._dice = random.Random(1)
+    a.pool._rng = random.Random(1)
     del wire.network.listening["b"]
     a.dial(b)
     await wire.sleep(20.0)

@@ -131,7 +131,7 @@ def test_notes_are_bounded_in_time_and_number(clock_rig: ClockRig) -> None:
     claim = clock_rig.put("a_wait")
     attempt = next(iter(clock_rig.worker._attempts.values()))
     for number in range(1000):
-        attempt.notebook.add_line(f"line {number}")
+        attempt.progress_buffer.add_line(f"line {number}")
         clock_rig.clock.advance(0.005)
     assert 4 <= len(clock_rig.queue.noted) <= 5
     first = clock_rig.queue.noted[0][1]

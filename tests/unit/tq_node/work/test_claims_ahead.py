@@ -24,7 +24,7 @@ AN_HOUR_S = 3_600.0
 @pytest.fixture
 def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is left alone, however slow the machine is."""
-    monkeypatch.setattr("tq_node.work.worker._LOOK_S", AN_HOUR_S)
+    monkeypatch.setattr("tq_node.work.worker._CHECK_S", AN_HOUR_S)
 
 
 async def commits_of(rig: Rig, count: int, task_type: str = "echo", payload: object = None) -> int:
@@ -53,10 +53,10 @@ async def primed(rigs: Any, **options: Any) -> Rig:
     await until(lambda: rig.worker.pool.idle == SLOTS, "the processes are there")
     rig.queue.wake_on_put = False
     for _ in range(100):
-        rig.worker.ahead.committed(0.1)
-        rig.worker.ahead.took(0.0001)
-    assert rig.worker.ahead.claims == limits.CLAIMS_AHEAD_MAX
-    assert rig.worker.ahead.depth == limits.CHILD_AHEAD_MAX
+        rig.worker.prefetch.claim_took(0.1)
+        rig.worker.prefetch.task_took(0.0001)
+    assert rig.worker.prefetch.claims == limits.CLAIMS_AHEAD_MAX
+    assert rig.worker.prefetch.depth == limits.CHILD_AHEAD_MAX
     return rig
 
 
@@ -69,7 +69,7 @@ async def blocked(
     rig.worker.wake()
     await until(lambda: len(busy(rig)) == SLOTS and not rig.queue.ready, "all is claimed")
     attempts = [rig.worker._attempts[claim.task_id, claim.token] for claim in long]
-    await until(lambda: all(attempt.notebook._progress for attempt in attempts), "the long ones have begun")
+    await until(lambda: all(attempt.progress_buffer._progress for attempt in attempts), "the long ones have begun")
     return long, others
 
 
@@ -102,8 +102,8 @@ async def test_long_tasks_are_not_claimed_ahead(rigs: Any) -> None:
     await until(lambda: rig.worker.pool.idle == SLOTS, "the processes are there")
     seconds = limits.CLAIMS_AHEAD_WAIT_MS / 1000
     for _ in range(100):
-        rig.worker.ahead.committed(10.0)
-        rig.worker.ahead.took(seconds)
+        rig.worker.prefetch.claim_took(10.0)
+        rig.worker.prefetch.task_took(seconds)
     assert await commits_of(rig, 4 * SLOTS, "sleep", seconds) == 4
     assert max(rig.queue.claim_limits) == SLOTS
     assert Released() not in [outcome for _, outcome, _ in rig.queue.finished]
@@ -131,7 +131,7 @@ async def test_what_waits_behind_long_tasks_is_given_back(rigs: Any, tmp_path: P
     assert {rig.queue.outcome_of(claim) for claim in others} == {Released()}
     assert not any(isinstance(outcome, AttemptFailed) for _, outcome, _ in rig.queue.finished)
     assert not begun(tmp_path / "begun")
-    assert rig.worker.ahead.claims == 0
+    assert rig.worker.prefetch.claims == 0
     # And nothing is claimed while those run.
     rig.queue.put("echo")
     rig.worker.wake()
@@ -297,7 +297,7 @@ async def test_async_tasks_that_come_among_those_ahead_stand_in_line(rigs: Any, 
     claims = [rig.queue.put("a_wait") for _ in range(6)] + [rig.queue.put("echo", 1) for _ in range(6)]
     rig.worker.wake()
     await until(lambda: not rig.queue.ready, "all are claimed")
-    assert rig.worker.ahead.claims == 0
+    assert rig.worker.prefetch.claims == 0
     for started in range(SLOTS, 7):
         assert len(sample_handlers.waiting) == min(started, 6)
         assert not busy(rig)

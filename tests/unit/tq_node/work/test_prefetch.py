@@ -11,8 +11,8 @@ from tq_node.work.prefetch import Prefetch
 def measured(slots: int, task_s: float, commit_s: float, tasks: int = 100) -> Prefetch:
     ahead = Prefetch(slots)
     for _ in range(tasks):
-        ahead.committed(commit_s)
-        ahead.took(task_s)
+        ahead.claim_took(commit_s)
+        ahead.task_took(task_s)
     return ahead
 
 
@@ -56,19 +56,19 @@ def test_what_is_held_begins_in_time() -> None:
 
 def test_one_long_task_ends_it_and_short_ones_bring_it_back() -> None:
     ahead = measured(4, 0.001, 0.010)
-    ahead.took(1.0)
+    ahead.task_took(1.0)
     assert (ahead.claims, ahead.depth) == (0, 0)
     for _ in range(500):
-        ahead.took(0.001)
+        ahead.task_took(0.001)
     assert ahead.claims > 20
 
 
 def test_less_is_held_where_some_are_long() -> None:
     ahead = Prefetch(4)
-    ahead.committed(0.02)
+    ahead.claim_took(0.02)
     held: list[int] = []
     for number in range(10_000):
-        ahead.took(0.2 if number % 100 == 0 else 0.0001)
+        ahead.task_took(0.2 if number % 100 == 0 else 0.0001)
         held.append(ahead.claims)
     assert max(held) < limits.CLAIMS_AHEAD_MAX / 4
     assert sum(held) / len(held) > 4
@@ -79,7 +79,7 @@ def test_after_a_stop_it_is_measured_anew() -> None:
     ahead.stop()
     assert (ahead.claims, ahead.depth) == (0, 0)
     for _ in range(15):
-        ahead.took(0.001)
+        ahead.task_took(0.001)
     assert ahead.claims == 0
-    ahead.took(0.001)
+    ahead.task_took(0.001)
     assert ahead.claims > 20

@@ -30,15 +30,15 @@ def test_it_never_asks_for_more_than_it_has_free_slots(clock_rig: ClockRig) -> N
     for _ in range(20):
         queue.put("a_wait")
         clock_rig.turn()
-        assert worker.running_count + worker._asked <= 4
+        assert worker.running_count + worker._claiming <= 4
     queue.release_held()
     assert worker.running_count == 1
     clock_rig.turn()
-    assert worker._asked == 3
+    assert worker._claiming == 3
     queue.release_held()
     for _ in range(19):
         clock_rig.turn()
-        assert worker.running_count + worker._asked <= 4
+        assert worker.running_count + worker._claiming <= 4
         queue.release_held()
         for deferred in sample_handlers.waiting:
             if not deferred.called:
