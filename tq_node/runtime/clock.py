@@ -37,8 +37,7 @@ def make_reactor_monotonic(reactor: Any) -> None:
 
 
 class WallClock:
-    """Calendar time in microseconds for what is stored or shown: never goes back, and never stands
-    still.
+    """Calendar time in microseconds, for what is stored or shown; it never goes back.
 
     After a step back of the system's clock it goes on from where it was at the monotonic clock's
     rate, so that a delay of five seconds stays five seconds; after a step forward it follows at
@@ -67,7 +66,7 @@ class WallClock:
         return carried
 
     def not_before(self, at_us: int) -> None:
-        """Never tell a time before ``at_us`` from here on."""
+        """Return no time before ``at_us`` from now on."""
         if self() < at_us:
             self._base_wall_us, self._base_mono_us = at_us, self._mono_ns() // 1000
 
@@ -79,7 +78,7 @@ class Clock:
         self._reactor = reactor
         self.wall_us = wall if wall is not None else WallClock()
         self.slices = Slices(reactor, now_s=reactor.seconds)
-        """For work whose size a caller chooses. In virtual time it is never cut: nothing takes any."""
+        """Cuts long work into slices. In virtual time nothing is cut, as work takes none."""
 
     def now_ms(self) -> int:
         """Monotonic milliseconds; they mean nothing outside this process."""
@@ -93,7 +92,7 @@ class Clock:
         return Timer(self._reactor, call)
 
     def every(self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str) -> Loop:
-        """Call now and then each ``seconds``; see ``Loop``."""
+        """Call at once, then each ``seconds``; see ``Loop``."""
         return Loop(self._reactor, seconds, call, what)
 
 
@@ -159,7 +158,7 @@ class Loop:
         self._round()
 
     def stop(self) -> None:
-        """No further round begins. Can be called again."""
+        """Begin no further round; see ``over``. May be called again."""
         self.is_stopped = True
         if self._timer is not None:
             self._timer.cancel()

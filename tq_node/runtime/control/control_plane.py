@@ -90,7 +90,7 @@ class Outside:
 
 
 class ReplicaPeer(Protocol):
-    """The replicas of this node, as a peer that speaks of partitions sees them."""
+    """The replicas of this node, as the wire sees them."""
 
     def received(self, source: NodeId, body: bytes) -> None:
         """Take messages of partitions. :raises MalformedBox: they are none."""
@@ -130,7 +130,7 @@ class ControlPlane:
         self.machine = ClusterMachine(self._map_changed)
         self.link = self.pool = transport.pool_of(self)
         self.replication: ReplicaPeer | None = None
-        """Gets what peers say of partitions. None: this node keeps no replicas (yet); peers say it
+        """Takes what peers send about partitions. None: no replicas here (yet); peers send it
         again."""
         self.consensus = RaftDriver(
             local.node_id,
@@ -250,10 +250,10 @@ class ControlPlane:
         )
 
     def admit(self, peer: PeerIdentity) -> None:
-        """A node id and its name belong together for ever: with certificates, who has another
-        name's key can't be it (F14).
+        """Admit a peer whose name is its id's in the map: with certificates, another name's key is
+        not enough (F14).
 
-        One that nobody knows is let in to register, and for nothing else.
+        An unknown node is admitted to register, and for nothing else.
         """
         if not self._is_started:
             raise Starting(f"node {self.local.name} is starting")
@@ -265,8 +265,8 @@ class ControlPlane:
             raise WrongNode(f"node {peer.name} says incarnation {peer.incarnation}: no node starts so often")
 
     def _is_member(self, node: NodeId) -> bool:
-        """By the table, or else by the log of consensus, which is ahead of it; or by what members
-        said to a run that is new."""
+        """Whether a node is a member: by the map, else by the Raft log, which is ahead of it, else
+        by what members told a new run."""
         entry = self.map.nodes.get(node)
         if entry is not None:
             return entry.is_member
@@ -274,8 +274,8 @@ class ControlPlane:
         return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
 
     def _refuse_nonmembers(self, peer: PeerIdentity, what: str) -> None:
-        """:raises NotReady: by all that is known here it is no member, or not yet; nothing was
-        done.
+        """Check that a peer is a member. :raises NotReady: it is none, or not yet, as far as is
+        known here.
         """
         if not self._is_member(peer.node_id):
             self._rejections.about(
@@ -284,7 +284,7 @@ class ControlPlane:
             raise NotReady(f"node {self.local.name} does not know node {peer.name} as a member (yet)")
 
     def _refuse_removed(self, peer: PeerIdentity) -> None:
-        """:raises Removed: the table says so. Its connection is closed with it."""
+        """Check that a peer was not removed. :raises Removed: which closes its connection."""
         entry = self.map.nodes.get(peer.node_id)
         if entry is not None and not entry.is_member:
             raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
@@ -300,10 +300,11 @@ class ControlPlane:
             self._outside.peer_connected(node)
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
-        """:raises MalformedBox: one of them was refused; the others have had their effect.
+        """Step the Raft core. :raises MalformedBox: a message was refused; the others have had
+        their effect.
 
-        A run that is not registered yet may know nobody who is still a member, and learns from
-        consensus alone who is.
+        A run that is not registered takes messages of any peer: it learns from the log who is a
+        member.
         """
         if self.membership.is_registered and not self._is_member(peer.node_id):
             self.membership.met_unknown_node()
@@ -365,8 +366,8 @@ class ControlPlane:
             self._outside.peer_lost(peer.node_id)
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
-        """The pool dials again by itself; what a refused port means is the evidence collector's to
-        find out."""
+        """Take refusals by a peer; the pool dials again, and ``FailureDetector`` judges refused
+        ports."""
         if isinstance(why, Removed):
             self.membership.registrar.refused(Refusal.REMOVED)
         elif isinstance(why, StaleSession):

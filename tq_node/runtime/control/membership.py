@@ -50,10 +50,10 @@ _log = Logger(namespace="taskqueue.membership")
 HEARTBEAT_S = 0.25
 CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
 PLAN_REST_MS = 500
-"""So long the controller may leave the partitions alone while nothing changes; deaths are looked
-for each time."""
+"""How long the controller may leave the partitions alone while nothing changes; it looks for deaths
+each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
-"""How long a node that stops waits until the table has it as down."""
+"""How long a node that stops waits for the map to have it as down, and how often it looks."""
 DEPARTED = "departed"
 ASK_MEMBERS_EVERY_MS = 2_000
 
@@ -61,8 +61,8 @@ ASK_MEMBERS_EVERY_MS = 2_000
 class Beat(msgspec.Struct, frozen=True, array_like=True):
     """A heartbeat, in the sender's session.
 
-    ``handlers_serial`` rises with each change of its handlers in the session; which they are stands
-    in the first beats only, and where who hears it asks (``WANTS_HANDLERS``).
+    ``handlers_serial`` rises with each change of the sender's handlers in the session. ``handlers``
+    is sent until the receiver has confirmed it, and when it asks (``WANTS_HANDLERS``).
     """
 
     session: int
@@ -74,7 +74,7 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
 
 BEATS: Codec[Beat] = Codec(Beat)
 WANTS_HANDLERS = b"?"
-"""Answers a beat whose sender's handlers are not known here."""
+"""Answer to a beat whose sender's handlers are not known here."""
 EVIDENCES: Codec[Evidence] = Codec(Evidence)
 _CHANGES = {
     VoterChangeKind.ADD_LEARNER: ChangeKind.ADD_LEARNER,
@@ -85,11 +85,14 @@ _CHANGES = {
 
 
 class Membership:
-    """:param registration: what this node says of itself; its nonce is of this start.
+    """Keeps this node a member of its cluster; decides as the controller while it leads the Raft
+    group.
 
-    :param health: asked before each heartbeat. :param on_refused: the cluster will not have this
-        node; called once.
-    :param on_handlers: a node has said which handlers it has now.
+    :param registration: what this node says of itself; its nonce is of this start.
+
+    :param health: asked before each heartbeat.
+    :param on_refused: called once, when the cluster refuses this node.
+    :param on_handlers: called when a node has announced which handlers it has now.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Membership:
         self.registration = registration
         self.liveness = Liveness(clock.now_ms())
         self.waiting: dict[int, str] = {}
-        """Why partitions that should move don't; known at the leader."""
+        """Why partitions that should move do not; known at the leader only."""
         self._machine = machine
         self._raft = raft
         self._pool = pool
@@ -120,7 +123,7 @@ class Membership:
         self._handlers = Announced(registration.handlers)
         self._handlers_serial = 1
         self._announced_to: dict[NodeId, tuple[int, int]] = {}
-        """The session of each node that has been told of the present handlers, and which those are."""
+        """(session, serial) of the newest handlers that each node has confirmed."""
         self._evidence = FailureDetector(self.me, pool, clock, self.session_of, self._report)
         self._pending: dict[int, AnyCommand] = {}
         self._pending_serial = 0
@@ -135,9 +138,9 @@ class Membership:
         self._departs = False
         self._up: set[NodeId] = set()
         self._rested: ClusterMap | None = None
-        """The map with which the controller had nothing to do for any partition, ..."""
+        """The newest map for which the controller had nothing to do for any partition."""
         self._rested_unfit: frozenset[NodeId] = frozenset()
-        """... and those that may not lead then."""
+        """The nodes that could not lead when ``_rested`` was looked at."""
         self._planned_ms = 0
         self.registrar = Registrar(self, raft, pool, on_refused)
         self._pauses: set[IDelayedCall] = set()
@@ -160,7 +163,7 @@ class Membership:
             await loop.over
 
     async def depart(self) -> None:
-        """Have it in the table that this run is over, so that nobody waits for this copy while its
+        """Have the map say that this run has ended, so that nobody waits for this copy while its
         death is still being proven.
 
         In order only: others lead by now what this node led. Left undone where nobody would be
@@ -189,12 +192,12 @@ class Membership:
 
     @property
     def is_registered(self) -> bool:
-        """Whether the table has this very run."""
+        """Whether the cluster map has this run of the node, and has it as up."""
         entry = self.map.nodes.get(self.me)
         return entry is not None and entry.nonce == self.registration.nonce and entry.is_up
 
     def pause(self, seconds: float) -> Deferred[None]:
-        """Over early when the node stops."""
+        """Fire after ``seconds``, or at once when the node stops."""
         done: Deferred[None] = Deferred()
 
         def over() -> None:
@@ -207,10 +210,10 @@ class Membership:
 
     # --- proposing ---
     async def propose(self, command: AnyCommand) -> Outcome:
-        """Have a command in the log, here or through the leader; returns once it is applied where
-        it was proposed.
+        """Propose a command, here or through the leader; return once it is applied where it was
+        proposed.
 
-        :raises TableRefused: the table refused the whole of it. :raises NoController: nothing was
+        :raises TableRefused: the map refused the whole of it. :raises NoController: nothing was
             done. :raises OutcomeUnknown:
         """
         outcome = await self.have_proposed(commands.encode(command))
@@ -218,7 +221,7 @@ class Membership:
         return outcome
 
     async def have_proposed(self, data: bytes) -> Outcome:
-        """An encoded command; see ``propose``. What the table refused is in the outcome."""
+        """Propose an encoded command; see ``propose``. What the map refused is in the outcome."""
         if self._raft.core.is_leader:
             log_index = await self._raft.propose(data)
             return Outcome(log_index, self._machine.outcome(log_index))
@@ -228,8 +231,8 @@ class Membership:
         return OUTCOMES.decode(await self._pool.ask(leader, wire.Propose, data, PROPOSE_S))
 
     async def proposed_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """A member's proposal. :raises NoController: this node does not lead: one hop only. :raises
-        MalformedBox:
+        """Propose a member's command. :raises NoController: this node does not lead: one hop only.
+        :raises MalformedBox:
         """
         command = COMMANDS.decode(data)
         if isinstance(command, FoundCluster):
@@ -245,13 +248,13 @@ class Membership:
 
     # --- whom to dial ---
     def welcomed(self, welcome: Welcomed) -> None:
-        """A joiner dials the members before it has the table: answers to the leader go over its own
-        lanes."""
+        """Dial the members that a joiner was told of: its answers to the leader need lanes before
+        the map arrives."""
         self.seed(welcome.members)
 
     def seed(self, addresses: Addresses) -> None:
-        """Dial these too, until this run is registered: what the log says is not known to be
-        committed before that."""
+        """Dial these too until this run is registered: before that no entry of the log is known
+        committed."""
         # Who answers may know less than this node does: one that has just restarted knows the
         # founder only.
         self._seeds = tuple({one[0]: one for one in (*self._seeds, *addresses)}.values())
@@ -264,11 +267,12 @@ class Membership:
         self._pool.set_members(members.values())
 
     def is_seed(self, node: NodeId) -> bool:
-        """Named by a member as one of theirs: this node's own table may be late."""
+        """Whether a member has named the node as one: the map here may be late."""
         return any(one[0] == node for one in self._seeds)
 
     def met_unknown_node(self) -> None:
-        """Somebody speaks of whom nothing is known here. Asks who is a member, now and then."""
+        """A node that is not known here has sent a message: ask a member who the members are, at
+        most each ``ASK_MEMBERS_EVERY_MS``."""
         now_ms = self._clock.now_ms()
         if self._stopped or now_ms - self._asked_ms < ASK_MEMBERS_EVERY_MS:
             return
@@ -278,21 +282,21 @@ class Membership:
         )
 
     def known(self) -> list[NodeId]:
-        """Whom this node dials."""
+        """Ids of the members that this node keeps connections to."""
         return sorted({NodeId(node) for node, _, _ in (*self.addresses(), *self._seeds)} - {self.me})
 
     def addresses(self) -> Addresses:
-        """Of all members, as the table has them."""
+        """(id, name, address) of all members in the cluster map."""
         return tuple((str(node.node_id), str(node.name), node.peer) for node in self.map.members())
 
     @property
     def is_connected(self) -> bool:
-        """Whether any other member can be spoken to."""
+        """Whether any other member is connected."""
         return any(self._pool.is_connected(node) for node in self.known())
 
     # --- heartbeats ---
     def announce(self, handlers: Announced) -> None:
-        """What this node runs tasks with from now on; all members are told at once."""
+        """Announce this node's handlers to all members at once."""
         if handlers != self._handlers:
             self._handlers = handlers
             self._handlers_serial += 1
@@ -395,7 +399,7 @@ class Membership:
             self.control_soon()
 
     def map_changed(self) -> None:
-        """Dial who is a member, tell who this node is by now, decide anew."""
+        """Follow the new map: dial its members, drop connections to the dead, decide anew."""
         self._check_own_entry()
         self._disconnect_dead()
         self.liveness.follow(self.map, self._clock.now_ms())
@@ -407,8 +411,8 @@ class Membership:
         self.control_soon()
 
     def _disconnect_dead(self) -> None:
-        """Who waits for an answer of a node that has just gone down by the table waits in vain:
-        others lead what it led."""
+        """Disconnect nodes that the map has newly as down: callers that wait for their answers wait
+        in vain."""
         up = {node.node_id for node in self.map.nodes.values() if node.is_up}
         for node_id in sorted(self._up - up):
             if node_id != self.me:
@@ -416,7 +420,7 @@ class Membership:
         self._up = up
 
     def _check_own_entry(self) -> None:
-        """Is this run still what the table has of this node?"""
+        """Act on what the map has of this node: removed, cloned, or declared dead."""
         entry = self.map.nodes.get(self.me)
         if entry is None:
             return

@@ -202,7 +202,8 @@ class RaftDriver:
                     self._machine.check_entry(entry.data)
 
     def leader_died(self, node: NodeId) -> None:
-        """Tell the core of evidence that ``node`` is dead (R5a): if it led, an election begins early."""
+        """Tell the core of evidence that ``node`` is dead (R5a): if it led, an election begins
+        early."""
         self._enter(lambda: self.core.leader_died(node, self._clock.now_ms()))
 
     def _tick(self) -> None:
