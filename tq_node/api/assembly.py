@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from tq_node.api import openapi
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
-from tq_node.api.health import ServiceRoutes
+from tq_node.api.health import HealthRoutes
 from tq_node.api.http.routing import Routing
 from tq_node.api.http.server_state import ServerState
 from tq_node.api.http.site import ApiSite
@@ -31,8 +31,8 @@ class _Routes:
         self.tasks = TaskRoutes(queue, settings)
         self.events = EventRoutes(queue, settings, metrics)
         self.cluster = ClusterRoutes(queue, shutdown)
-        self.service = ServiceRoutes(queue, Exposition(metrics), settings.version)
-        groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.service)
+        self.health = HealthRoutes(queue, Exposition(metrics), settings.version)
+        groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.health)
         self.routes = [route for group in groups for route in group.routes()]
 
 
@@ -51,7 +51,7 @@ def make_site(
     :param slices: shared with the queue, if it works in slices.
     """
     made = _Routes(queue, settings, metrics, shutdown)
-    made.service.describe(openapi.document(made.routes, settings.version))
+    made.health.describe(openapi.document(made.routes, settings.version))
     server = ServerState(settings, metrics, reactor, slices)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings))
     site.on_close(made.events.close)

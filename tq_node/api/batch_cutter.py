@@ -61,7 +61,7 @@ class BatchCutter:
         :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``.
         """
         if len(body) <= limits.ITEMS_WINDOW_BYTES:
-            return self._counted(_loose(body))
+            return self._check_count(_decode_items_of(body))
         begin = _begins(body)
         if begin is None:
             raise Malformed('the body must be a JSON object {"tasks":[…]}')
@@ -70,16 +70,16 @@ class BatchCutter:
         while len(body) - at > limits.ITEMS_WINDOW_BYTES:
             if pace.is_over():
                 await pace.turn()
-            found, behind = self._window(body, at) or await self._alone(body, at, pace)
+            found, behind = self._cut_window(body, at) or await self._cut_one(body, at, pace)
             if not found:
                 break
             items += found
-            self._counted(items)
+            self._check_count(items)
             at = behind
         if pace.is_over():
             await pace.turn()
-        items += _loose(b'{"tasks":[' + body[at:])
-        return self._counted(items)
+        items += _decode_items_of(b'{"tasks":[' + body[at:])
+        return self._check_count(items)
 
     async def of_lines(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
         """The items of newline-delimited JSON; empty lines are skipped.
@@ -100,16 +100,17 @@ class BatchCutter:
             end = body.find(b"\n", at)
             end = len(body) if end < 0 else end
             items.append(msgspec.Raw(body[at : min(end, at + self._item_bytes_max + 1)]))
-            self._counted(items)
+            self._check_count(items)
             at = end
         return items
 
-    def _counted(self, items: list[msgspec.Raw]) -> list[msgspec.Raw]:
+    def _check_count(self, items: list[msgspec.Raw]) -> list[msgspec.Raw]:
+        """The items, unless there are more than ``limits.BATCH_TASKS_MAX``."""
         if len(items) > limits.BATCH_TASKS_MAX:
             raise _too_many(f"more than {limits.BATCH_TASKS_MAX}" if len(items) > 10**5 else f"{len(items)}")
         return items
 
-    def _window(self, body: bytes, at: int) -> tuple[list[msgspec.Raw], int] | None:
+    def _cut_window(self, body: bytes, at: int) -> tuple[list[msgspec.Raw], int] | None:
         """The items of the window at ``at``, and where the next one begins; None: no cut is
         found.
         """
@@ -120,7 +121,7 @@ class BatchCutter:
                 continue
         return None
 
-    async def _alone(self, body: bytes, at: int, pace: Pace) -> tuple[list[msgspec.Raw], int]:
+    async def _cut_one(self, body: bytes, at: int, pace: Pace) -> tuple[list[msgspec.Raw], int]:
         """One item and where the next begins; no item if at most one remains, for ``of_array`` to
         decode.
         """
@@ -180,7 +181,8 @@ def _end_of_space(body: bytes, at: int) -> int:
     return found.end()
 
 
-def _loose(body: bytes) -> list[msgspec.Raw]:
+def _decode_items_of(body: bytes) -> list[msgspec.Raw]:
+    """The items of a body ``{"tasks":[…]}``, decoded in one piece."""
     try:
         return _decode(body).tasks
     except (ValueError, RecursionError) as why:

@@ -34,7 +34,9 @@ class Readiness(msgspec.Struct):
     notes: list[ReadyNote]
 
 
-class ServiceRoutes:
+class HealthRoutes:
+    """``/health``, ``/ready``, ``/metrics``, ``/openapi.json`` and the HTML pages."""
+
     def __init__(self, queue: TaskQueue, exposition: Exposition, version: str) -> None:
         self._queue = queue
         self._scrapes = Scrapes(queue, exposition)
