@@ -31,7 +31,8 @@ from tq_node.types import (
     WaitsFor,
 )
 
-# Bounds of what nodes tell one another in these values, held by the decoder. At the door of the API the same are told in words.
+# Bounds of what nodes tell one another in these values, held by the decoder. At the door of the API
+# the same are told in words.
 _Id = Annotated[str, Meta(max_length=limits.TASK_ID_CHARS_MAX)]
 _Type = Annotated[str, Meta(max_length=limits.TASK_TYPE_CHARS_MAX)]
 _Queue = Annotated[str, Meta(max_length=limits.QUEUE_CHARS_MAX)]
@@ -50,10 +51,12 @@ _Partition = Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
 
 
 class Submission(msgspec.Struct, gc=False, array_like=True):
-    """One submit, validated, as sent: what was not said is None, and is filled in where the task's type has a default.
+    """One submit, validated, as sent: what was not said is None, and is filled in where the task's
+    type has a default.
 
-    ``payload`` is compact JSON. ``id`` None: the node makes one. ``delay_us`` and ``run_at_us`` exclude one another.
-    ``content_hash`` covers the fields as sent, without the id. ``made``: the node that took it in has just made the id.
+    ``payload`` is compact JSON. ``id`` None: the node makes one. ``delay_us`` and ``run_at_us``
+    exclude one another. ``content_hash`` covers the fields as sent, without the id. ``made``: the
+    node that took it in has just made the id.
     """
 
     type: _Type
@@ -72,7 +75,8 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """``created`` is False where the same id with the same content was there already; ``node`` is the primary's name."""
+    """``created`` is False where the same id with the same content was there already; ``node`` is
+    the primary's name."""
 
     task_id: str
     state: State
@@ -121,8 +125,10 @@ class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True, array_like=True):
-    """:ivar missing: nodes that did not answer for the cluster; ``partitions_missing``: what nobody has answered for.
-    :ivar led: each partition that the node that answers leads, with its epoch; None from a release that doesn't say.
+    """:ivar missing: nodes that did not answer for the cluster; ``partitions_missing``: what nobody
+        has answered for.
+    :ivar led: each partition that the node that answers leads, with its epoch; None from a release
+        that doesn't say.
     """
 
     tasks: list[ListedTask]
@@ -133,7 +139,8 @@ class TaskPage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``. The rest as in ``TaskPage``."""
+    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``. The rest as
+    in ``TaskPage``."""
 
     primary: list[int]
     replica: list[int]
@@ -143,7 +150,8 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven fresh."""
+    """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven
+    fresh."""
 
     row: TaskRow
     node: str
@@ -151,7 +159,8 @@ class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, array_like=True):
-    """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked for is too old."""
+    """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked
+    for is too old."""
 
     first_id: int
     transitions: list[Transition]
@@ -167,8 +176,8 @@ class Subscription(Protocol):
 class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The right to run one attempt, committed. ``payload`` is JSON.
 
-    ``queue`` is empty, and ``max_attempts`` and ``created_us`` are 0, where the node that made it is of a release that
-    does not say. ``failures``: attempts before this one that have failed.
+    ``queue`` is empty, and ``max_attempts`` and ``created_us`` are 0, where the node that made it
+    is of a release that does not say. ``failures``: attempts before this one that have failed.
     """
 
     task_id: str
@@ -186,7 +195,8 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What a running attempt has said since the last time. ``dropped`` counts lines that were over a bound."""
+    """What a running attempt has said since the last time. ``dropped`` counts lines that were over
+    a bound."""
 
     progress: Progress | None = None
     lines: tuple[LogLine, ...] = ()
@@ -200,7 +210,8 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """``retry_in_ms``: the handler asked for this delay (``Retry``). ``final``: no further attempt (``Reject``, no handler)."""
+    """``retry_in_ms``: the handler asked for this delay (``Retry``). ``final``: no further attempt
+    (``Reject``, no handler)."""
 
     error: TaskError
     retry_in_ms: _RetryMs | None = None
@@ -212,14 +223,16 @@ class Released(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third ends the task."""
+    """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third
+    ends the task."""
 
 
 Outcome = Completed | AttemptFailed | Released | Lost
 
 
 class Worker(Protocol):
-    """What the queue tells whoever runs tasks: hints and orders without answers, which may not raise. And what it asks."""
+    """What the queue tells whoever runs tasks: hints and orders without answers, which may not
+    raise. And what it asks."""
 
     @property
     def slots_free(self) -> int:
@@ -264,7 +277,8 @@ class NotReadyReason(msgspec.Struct, frozen=True):
 
 
 class ReadyNote(msgspec.Struct, frozen=True):
-    """Something that an operator should know of a node that may serve all the same, such as `no_workers`."""
+    """Something that an operator should know of a node that may serve all the same, such as
+    `no_workers`."""
 
     code: str
     detail: str
@@ -286,7 +300,8 @@ class HandlersReloaded(msgspec.Struct, frozen=True):
 
 
 class TaskQueue(Protocol):
-    """Every method that returns a Deferred may fail with a TaskQueueError; what it means stands there."""
+    """Every method that returns a Deferred may fail with a TaskQueueError; what it means stands
+    there."""
 
     @property
     def node_name(self) -> str: ...
@@ -295,7 +310,8 @@ class TaskQueue(Protocol):
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """Fires once the task is durable on every in-sync copy.
 
-        :raises IdConflict, IdTooOld, Busy, DiskReserve, NotReady, Draining, OutcomeUnknown: (through the Deferred)
+        :raises IdConflict, IdTooOld, Busy, DiskReserve, NotReady, Draining, OutcomeUnknown:
+            (through the Deferred)
         """
 
     def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
@@ -316,7 +332,8 @@ class TaskQueue(Protocol):
     def retry(self, task_id: str) -> Deferred[TaskRow]: ...
 
     def purge(self, task_id: str) -> Deferred[TaskRow]:
-        """Forget a task that has ended, as its retention would; the task as it was. :raises NotFinal: it has not ended."""
+        """Forget a task that has ended, as its retention would; the task as it was. :raises
+        NotFinal: it has not ended."""
         ...
 
     def pause(self, queue: str) -> Deferred[None]: ...
@@ -328,10 +345,12 @@ class TaskQueue(Protocol):
     def watch(
         self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
     ) -> Subscription:
-        """Call ``observer`` with every batch of committed transitions of this node's primaries, from now or from behind
-        ``after_id`` (the first call then comes at once, with ``reset`` where that is too old).
+        """Call ``observer`` with every batch of committed transitions of this node's primaries,
+        from now or from behind ``after_id`` (the first call then comes at once, with ``reset``
+        where that is too old).
 
-        :param cluster: of all nodes' primaries; numbered apart, so ``after_id`` is of such a stream of this node.
+        :param cluster: of all nodes' primaries; numbered apart, so ``after_id`` is of such a stream
+            of this node.
         """
 
     def cluster(self) -> ClusterView: ...
@@ -339,15 +358,18 @@ class TaskQueue(Protocol):
     def partition_views(self) -> Sequence[PartitionView]: ...
 
     def invite(self) -> Invitation:
-        """Hand the cluster's made-up secret to a node that joins. Whoever calls proves that the asker is on loopback.
+        """Hand the cluster's made-up secret to a node that joins. Whoever calls proves that the
+        asker is on loopback.
 
-        :raises Denied: operators keep this cluster's secret in a file. :raises NotReady: not, or not yet, in a cluster.
+        :raises Denied: operators keep this cluster's secret in a file. :raises NotReady: not, or
+            not yet, in a cluster.
         """
 
     def drain(self, node: str) -> Deferred[None]:
         """Move everything off a node; fires once that is decided, not once it is done.
 
-        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: (through the Deferred, as for the next four)
+        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: (through the
+            Deferred, as for the next four)
         """
 
     def undrain(self, node: str) -> Deferred[None]:
@@ -359,10 +381,12 @@ class TaskQueue(Protocol):
     def rebalance(self) -> Deferred[None]: ...
 
     def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
-        """Make a node's copy the partition, whatever it lacks; recorded for ever. Also :raises NoSuchPartition:"""
+        """Make a node's copy the partition, whatever it lacks; recorded for ever. Also :raises
+        NoSuchPartition:"""
 
     def shutdown(self, node: str) -> Deferred[None]:
-        """End a node in order, as SIGTERM does; fires once it has been told. Also :raises PeerUnreachable:"""
+        """End a node in order, as SIGTERM does; fires once it has been told. Also :raises
+        PeerUnreachable:"""
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         """Why the node can't serve; empty when it can."""
@@ -371,19 +395,22 @@ class TaskQueue(Protocol):
         """What else an operator should know; it keeps nobody from being served."""
 
     def backup(self) -> Deferred[Sequence[str]]:
-        """An online snapshot of this node's store, one at a time; fires with the paths of those that are kept, this one first."""
+        """An online snapshot of this node's store, one at a time; fires with the paths of those
+        that are kept, this one first."""
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
         """For each queue that has ever been seen by this process (0.0 where nothing waits)."""
 
     def handlers(self) -> Sequence[NodeHandlers]:
-        """Of all nodes that are up. :raises Upgrading: nodes of an earlier release are among them, which don't say."""
+        """Of all nodes that are up. :raises Upgrading: nodes of an earlier release are among them,
+        which don't say."""
 
     def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
         """Why a task that has not ended does not run, as this node knows."""
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
-        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; those of before go on."""
+        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; those of
+        before go on."""
 
     # --- for work/ ---
     def attach(self, worker: Worker) -> None: ...
@@ -392,17 +419,21 @@ class TaskQueue(Protocol):
         """The worker runs other types than before."""
 
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
-        """Claim up to ``limit`` due tasks, the highest rank first. Fires when the claims are committed; may be empty.
+        """Claim up to ``limit`` due tasks, the highest rank first. Fires when the claims are
+        committed; may be empty.
 
-        Of this node's partitions; where they have none, of those of a node that has more than it can start.
-        Never fails for want of work; while the node is not ready or is stopping it fires empty.
+        Of this node's partitions; where they have none, of those of a node that has more than it
+        can start. Never fails for want of work; while the node is not ready or is stopping it fires
+        empty.
         """
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds the task."""
+        """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds
+        the task."""
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         """Keep progress and log lines with the task. :raises StaleAttempt: as for ``finish``."""
 
     def lease_ms(self, claim: Claim) -> int:
-        """How long, from now, the attempt may go on running before it must be confirmed again; 0: nobody has confirmed it."""
+        """How long, from now, the attempt may go on running before it must be confirmed again; 0:
+        nobody has confirmed it."""

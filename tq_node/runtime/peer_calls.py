@@ -1,7 +1,9 @@
-"""The calls that one node makes of another: their names on the wire, the values that travel, and how errors travel in them.
+"""The calls that one node makes of another: their names on the wire, the values that travel, and
+how errors travel in them.
 
-A call is one hop: whoever serves it looks at its own partitions only (section 6 of docs/explanation/replication.md). Names and
-the order of fields are part of the protocol between nodes; new fields go to the end and have a default.
+A call is one hop: whoever serves it looks at its own partitions only (section 6 of
+docs/explanation/replication.md). Names and the order of fields are part of the protocol between
+nodes; new fields go to the end and have a default.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class WorkOffer(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs any."""
+    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs
+    any."""
 
     node_name: str
     limit: Annotated[int, Meta(ge=0, le=2**31)]
@@ -84,7 +87,8 @@ class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimGrant(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Committed claims for the node that asked, and how many ready tasks are left beyond what the primary itself can start."""
+    """Committed claims for the node that asked, and how many ready tasks are left beyond what the
+    primary itself can start."""
 
     claims: list[Claim]
     backlog: int
@@ -104,7 +108,8 @@ class Nothing(msgspec.Struct, frozen=True, array_like=True):
 class PeerCall:
     """One kind of call: its name on the wire, and what goes there and comes back.
 
-    :param is_read: it changes nothing, so that an outcome that is not known is a read that could not be confirmed.
+    :param is_read: it changes nothing, so that an outcome that is not known is a read that could
+        not be confirmed.
     :param is_routed: it goes to a primary, so that one that can't be reached is no primary for now.
     """
 

@@ -225,7 +225,7 @@ class Checkers:
             "set aside": running._set_aside,
             "set back": running._set_back,
             "renewed": running.remote._renewed,
-            "lent": running.remote._lent,
+            "lent": running.remote._granted,
             "waits": [waiting for waiters in copies._waiters for waiting in waiters._waiting],
             "uncommitted": [
                 (core.partition, core.uncommitted_bytes)

@@ -186,7 +186,7 @@ def _any_token(row: TaskRow, event: Any) -> TaskRow:
 
 def _loses_by_old_leases(self: RemoteAttempts, now_ms: int) -> None:
     """An attempt that was lent in an earlier epoch may have been renewed by another primary since."""
-    overdue = [i for i in self._lent if i not in self._renewed or now_ms >= self._renewed[i][1]]
+    overdue = [i for i in self._granted if i not in self._renewed or now_ms >= self._renewed[i][1]]
     if overdue:
         self.lose(overdue, None)
 

@@ -1,4 +1,5 @@
-"""What operators ask of a cluster, and what it shows of itself: the part of the facade that is not about tasks."""
+"""What operators ask of a cluster, and what it shows of itself: the part of the facade that is not
+about tasks."""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ class ClusterAdmin:
         return count_short(self._map)
 
     def task_counts(self) -> Iterable[tuple[str, Sequence[int]]]:
-        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
+        """Tasks of the partitions led here, by queue and state, a partition after another; for
+        metrics."""
         return () if self._state.local is None else self._state.local.task_counts()
 
     def uncommitted_bytes(self) -> int:
@@ -189,8 +191,8 @@ class ClusterAdmin:
         return self._propose(Rebalance())
 
     def pause(self, queue: str) -> Deferred[None]:
-        """Start nothing more of a queue. The last places are for queues that are in use: names that nobody works with must not
-        take away from operators what they need in an emergency.
+        """Start nothing more of a queue. The last places are for queues that are in use: names that
+        nobody works with must not take away from operators what they need in an emergency.
         """
         paused = self._map.paused_queues
         if len(paused) >= limits.PAUSED_UNUSED_MAX and queue not in paused and not self._uses(queue):
@@ -235,7 +237,8 @@ class ClusterAdmin:
         return Deferred.fromCoroutine(self._proposed(command)).addCallback(lambda _: None)
 
     async def _everywhere(self, command: AnyCommand) -> None:
-        """Committed, and known to every node that is heard: then nothing of a paused queue starts anywhere."""
+        """Committed, and known to every node that is heard: then nothing of a paused queue starts
+        anywhere."""
         log_index = await self._proposed(command)
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
         while self._clock.now_ms() < deadline_ms and not all(

@@ -1,7 +1,8 @@
 """Watching committed transitions: of this node alone, or of all nodes in one stream.
 
-For the cluster, every other member is asked for what is new, again and again. A node that does not answer is asked again; what
-happened there meanwhile may be lost, and then its part begins with ``reset``. Ids are this node's own numbering.
+For the cluster, every other member is asked for what is new, again and again. A node that does not
+answer is asked again; what happened there meanwhile may be lost, and then its part begins with
+``reset``. Ids are this node's own numbering.
 """
 
 from __future__ import annotations

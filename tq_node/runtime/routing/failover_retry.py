@@ -1,8 +1,9 @@
-"""While a partition changes hands, its calls wait for a moment at the node that took them in, instead of being refused.
+"""While a partition changes hands, its calls wait for a moment at the node that took them in,
+instead of being refused.
 
-What is definitely not done is tried again, and a submit whose outcome is not known too: it has its id by then, so that a repeat
-is noticed (``replication.md``, section 9). A failover takes a quarter of a second; who is refused after this has more to wait for
-than that.
+What is definitely not done is tried again, and a submit whose outcome is not known too: it has its
+id by then, so that a repeat is noticed (``replication.md``, section 9). A failover takes a quarter
+of a second; who is refused after this has more to wait for than that.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from tq_node.runtime.clock import Clock
 T = TypeVar("T")
 RETRY_MS = 750
 UNKNOWN_MS = 5_000
-"""A submit that hears only after so long that nobody knows is not tried again: its caller has waited enough. It is more than
-``T_session``, so that a call which waits for a silent primary is repeated at the next one."""
+"""A submit that hears only after so long that nobody knows is not tried again: its caller has
+waited enough. It is more than ``T_session``, so that a call which waits for a silent primary is
+repeated at the next one."""
 AGAIN_S_MIN, AGAIN_S_MAX = 0.01, 0.04
 """Between two tries, drawn at random, so that those who wait don't all come back at once (F32a)."""
 WAITING_MAX = 1_000
@@ -28,7 +30,9 @@ WAITING_MAX = 1_000
 
 
 class FailoverRetry:
-    """:param draw: random numbers in [0, 1). :param is_stopping: nobody waits any more: the node is stopping."""
+    """:param draw: random numbers in [0, 1). :param is_stopping: nobody waits any more: the node is
+    stopping.
+    """
 
     def __init__(self, clock: Clock, draw: Callable[[], float], is_stopping: Callable[[], bool]) -> None:
         self._clock = clock
@@ -37,17 +41,19 @@ class FailoverRetry:
         self.waiting = 0
 
     def read(self, attempt: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """What ``attempt`` gives, now or when it is tried again."""
+        """Return what ``attempt`` gives, tried again while it is refused for now; it must change
+        nothing when refused."""
         tried: Deferred[T] = attempt().addErrback(self._refused, attempt, None)
         return tried
 
     def failed_write(
         self, why: Failure, attempt: Callable[[], Deferred[Any]], repeat: Callable[[], Deferred[Any]], begun_ms: int
     ) -> Any:
-        """For the errback of a write: what ``attempt``, tried again, gives; where nobody knows what became of it, what
-        ``repeat`` gives, which must do nothing twice.
+        """For the errback of a write: what ``attempt``, tried again, gives; where nobody knows what
+        became of it, what ``repeat`` gives, which must do nothing twice.
 
-        Once an attempt may have happened no later refusal says that it has not (P4): then it stays unknown.
+        Once an attempt may have happened no later refusal says that it has not (P4): then it stays
+        unknown.
 
         :param begun_ms: when the write began, monotonic.
         """

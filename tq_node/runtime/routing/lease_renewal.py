@@ -1,4 +1,5 @@
-"""Attempts whose partition is led elsewhere: they run here as long as its primary says so (section 8)."""
+"""Leases of attempts that run here and whose partition another node leads: renewed at that primary
+(section 8)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ _log = Logger(namespace="taskqueue.running")
 
 
 class LeaseRenewer:
-    """:param primary_of: the primary of a partition by the table, None where there is none."""
+    """:param primary_of: the primary of a partition by the cluster map, None where there is none."""
 
     def __init__(
         self,
@@ -45,13 +46,15 @@ class LeaseRenewer:
         return max(0, self._until_ms.get((claim.task_id, claim.token), 0) - self._clock.now_ms())
 
     def granted(self, claims: Iterable[Claim], asked_ms: int) -> None:
-        """Their primary elsewhere stood by these attempts after it had heard the question, which left at ``asked_ms``."""
+        """Note that a primary granted these attempts a lease, in answer to a request that left at
+        ``asked_ms`` (monotonic)."""
         until_ms = renewed_until_ms(asked_ms, limits.LEASE_MS, limits.LEASE_MARGIN_MS)
         for claim in claims:
             self._until_ms[claim.task_id, claim.token] = until_ms
 
     def round(self) -> None:
-        """Each third of a lease or so: ask for every attempt that runs here and is another primary's."""
+        """Ask the primaries to renew every attempt that runs here and is theirs. Called every
+        ``LEASE_RENEW_MS``."""
         away: dict[int, list[Claim]] = {}
         granted: dict[tuple[str, Token], int] = {}
         for claim in self._local.claims.held_claims():
@@ -76,7 +79,8 @@ class LeaseRenewer:
         answer: Deferred[list[bool]] = self._client.call(primary, calls.RENEW, asked)
 
         def granted(holds: list[bool]) -> None:
-            # One that was not granted is none the better for the others of its partition.
+            # Each attempt has a lease of its own: a refused one gains nothing from others of its
+            # partition.
             self.granted([claim for claim, holds_it in zip(claims, holds, strict=False) if holds_it], sent_ms)
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:

@@ -1,7 +1,8 @@
-"""The life of a node: it opens its queue once its cluster is founded, follows the cluster map, and stops in order.
+"""The life of a node: it opens its queue once its cluster is founded, follows the cluster map, and
+stops in order.
 
-``Node`` answers what the control plane and the peers ask of the data plane. Whether a call of a client may be served, and where,
-the other parts read from its ``NodeState``.
+``Node`` answers what the control plane and the peers ask of the data plane. Whether a call of a
+client may be served, and where, the other parts read from its ``NodeState``.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Node(Outside):
         self.map_changed(())
 
     def begin_to_stop(self) -> None:
-        """Nothing new should come here; what this node leads it serves until others do (``transfer_partitions``)."""
+        """Nothing new should come here; what this node leads it serves until others do
+        (``transfer_partitions``)."""
         self.state.is_stopping = True
 
     def refuse_work(self) -> None:
@@ -148,10 +150,11 @@ class Node(Outside):
         self.work.follow_handlers()
 
     async def transfer_partitions(self) -> None:
-        """Another node of its set becomes primary of each partition that this one leads, if there is one (SIGTERM, section 6).
+        """Another node of its set becomes primary of each partition that this one leads, if there
+        is one (SIGTERM, section 6).
 
-        Nobody is waited for where no other node is connected: a node that is gone takes over nothing, even where the cluster map
-        does not know yet that it is gone.
+        Nobody is waited for where no other node is connected: a node that is gone takes over
+        nothing, even where the cluster map does not know yet that it is gone.
         """
         if self.state.local is None:
             return

@@ -1,4 +1,5 @@
-"""What the parts of a node share: where it stands in its cluster, and the queue of its own partitions once it is open."""
+"""What the parts of a node share: where it stands in its cluster, and the queue of its own
+partitions once it is open."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     secret_for_joiners: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
     notes: tuple[ReadyNote, ...] = ()
-    """What ``/ready`` says of this node as long as it runs, such as that it asks nobody for credentials."""
+    """What ``/ready`` says of this node as long as it runs, such as that it asks nobody for
+    credentials."""
 
 
 class NodeState:

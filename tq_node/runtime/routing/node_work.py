@@ -1,7 +1,9 @@
-"""The facade's side for ``work``: what this node's worker claims and reports, wherever the partitions of its tasks are led.
+"""The facade's side for ``work``: what this node's worker claims and reports, wherever the
+partitions of its tasks are led.
 
-A worker claims from the partitions led here first, then from nodes that have more than they can start (``work_stealing``). What
-it reports of an attempt goes to the primary of the task's partition, which may have changed since the claim (section 8).
+A worker claims from the partitions led here first, then from nodes that have more than they can
+start (``work_stealing``). What it reports of an attempt goes to the primary of the task's
+partition, which may have changed since the claim (section 8).
 """
 
 from __future__ import annotations
@@ -104,7 +106,8 @@ class NodeWork:
         self.follow_handlers()
 
     def follow_handlers(self) -> None:
-        """Who takes what may have changed: the map, what another node has announced, or the worker here."""
+        """Who takes what may have changed: the map, what another node has announced, or the worker
+        here."""
         worker, state = self._worker, self._state
         if worker is None or not state.map.is_founded:
             return
@@ -186,7 +189,8 @@ class NodeWork:
         return claims if self._shared is None else self._shared.stealer.fill(claims, limit)
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``: also at another node that has become the partition's primary since (section 8)."""
+        """See ``facade.TaskQueue.finish``: also at another node that has become the partition's
+        primary since (section 8)."""
         try:
             local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id)
         except TaskQueueError as why:

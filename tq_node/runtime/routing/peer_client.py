@@ -1,6 +1,8 @@
-"""Calls for another node's partitions: gathered within one turn of the reactor, one box for each peer, one hop (section 6).
+"""Calls for another node's partitions: gathered within one turn of the reactor, one box for each
+peer, one hop (section 6).
 
-Whoever serves them looks only at its own partitions: what it does not lead it refuses as ``NotPrimary``, so nothing travels on.
+Whoever serves them looks only at its own partitions: what it does not lead it refuses as
+``NotPrimary``, so nothing travels on.
 """
 
 from __future__ import annotations
@@ -37,22 +39,24 @@ class _Waiting(msgspec.Struct, gc=False):
 
 
 class PeerClient:
-    """The caller's side. Nothing is sent twice: what failed is told, and the caller knows whether it may have happened."""
+    """The caller's side. Nothing is sent twice: what failed is told, and the caller knows whether
+    it may have happened."""
 
     def __init__(self, pool: PeerPool, clock: Clock, name_of: Callable[[NodeId], str]) -> None:
         self._pool = pool
         self._clock = clock
         self._name_of = name_of
         self._gathered: dict[NodeId, list[tuple[ForwardedCall, _Waiting]]] = {}
-        self._under_way: dict[int, list[_Waiting]] = {}
-        """Boxes that are not answered yet."""
+        self._in_flight: dict[int, list[_Waiting]] = {}
+        """Boxes that are not answered yet, by number."""
         self._boxes = 0
 
     def call(self, node: NodeId, kind: PeerCall, value: Any, task_id: str | None = None) -> Deferred[Any]:
         """Goes with whatever else this turn has for the node.
 
-        :raises TaskQueueError: what the node said; ``NotPrimary`` where it can't be reached, ``OutcomeUnknown`` where it did not
-            answer (``NotConfirmed`` for a read). (Through the Deferred.)
+        :raises TaskQueueError: what the node said; ``NotPrimary`` where it can't be reached,
+            ``OutcomeUnknown`` where it did not answer (``NotConfirmed`` for a read). (Through the
+            Deferred.)
         """
         waiting, call = _Waiting(kind, task_id, Deferred()), _encoded(kind, value)
         if isinstance(call, Failure):
@@ -87,10 +91,10 @@ class PeerClient:
         waiting = [one for _, one in box]
         self._boxes += 1
         number = self._boxes
-        self._under_way[number] = waiting
+        self._in_flight[number] = waiting
 
         def over(result: Any) -> Any:
-            self._under_way.pop(number, None)
+            self._in_flight.pop(number, None)
             return result
 
         self._pool.forward(node, [call for call, _ in box], within_s).addBoth(over).addCallbacks(
@@ -98,9 +102,10 @@ class PeerClient:
         ).addErrback(lambda why: _log.failure("answers could not be told", failure=why, event="forward_failed"))
 
     def stop(self) -> None:
-        """Who still waits for another node hears now that the outcome is not known, rather than a connection that breaks."""
+        """Who still waits for another node hears now that the outcome is not known, rather than a
+        connection that breaks."""
         error = OutcomeUnknown("the node stops before the answer has come")
-        for waiting in list(self._under_way.values()):
+        for waiting in list(self._in_flight.values()):
             for one in waiting:
                 if not one.deferred.called:
                     one.deferred.errback(_as_told(error, one))

@@ -1,4 +1,5 @@
-"""The other side of ``forwarding``: what peers ask of this node, done on its own partitions and sent no further."""
+"""Serves what peers call, on this node's own partitions; nothing is sent on. ``PeerClient`` is the
+caller's side."""
 
 from __future__ import annotations
 

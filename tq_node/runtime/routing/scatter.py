@@ -1,7 +1,8 @@
-"""What all nodes do or answer together: batches of submissions, pages of tasks, sums. Each task once, by its primary.
+"""What all nodes do or answer together: batches of submissions, pages of tasks, sums. Each task
+once, by its primary.
 
-Who did not answer is named, and so is each partition that nobody has answered for: one that changes hands while the nodes are
-asked is led by none of them, or by one that has been deposed by then.
+Who did not answer is named, and so is each partition that nobody has answered for: one that changes
+hands while the nodes are asked is led by none of them, or by one that has been deposed by then.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ class Covered:
         self._epochs: dict[int, int] = {}
 
     def add(self, led: Sequence[tuple[int, int]] | None, node: NodeId) -> None:
-        """What a node has answered for. One of a release that doesn't say is taken to lead what the table said it did."""
+        """What a node has answered for. One of a release that doesn't say is taken to lead what the
+        table said it did."""
         if led is None:
             led = [(p, epoch) for p, (primary, epoch) in enumerate(self._before) if primary == node]
         for partition, epoch in led:
             self._epochs[partition] = max(epoch, self._epochs.get(partition, 0))
 
     def missing(self) -> list[int]:
-        """Those that nobody has answered for, or only somebody whom the table had deposed by the time that all had answered."""
+        """Those that nobody has answered for, or only somebody whom the table had deposed by the
+        time that all had answered."""
         return [p for p, (_, epoch) in enumerate(self._entries()) if self._epochs.get(p, -1) < epoch]
 
 
@@ -63,9 +66,11 @@ def submit_to_all(
     groups: dict[NodeId, list[int]],
     results: list[Accepted | TaskQueueError | None],
 ) -> Deferred[Results]:
-    """A batch over several primaries: each gets its share, and where a share fails, only its own submissions fail.
+    """A batch over several primaries: each gets its share, and where a share fails, only its own
+    submissions fail.
 
-    :param groups: for each primary the places of its submissions. :param results: those that have none are filled in.
+    :param groups: for each primary the places of its submissions. :param results: those that have
+        none are filled in.
     """
 
     def arrived(found: Results | Failure, indexes: list[int]) -> None:
@@ -80,7 +85,8 @@ def submit_to_all(
         is_here = node == local.node_id
         share = local.submitter.submit_many(mine) if is_here else _forward(client, node, mine)
         shares.append(share.addBoth(arrived, indexes))
-    # A caller that goes away cancels ``done`` and nothing of the shares: what becomes of them is no failure of the batch.
+    # A caller that goes away cancels ``done`` and nothing of the shares: what becomes of them is no
+    # failure of the batch.
     done: Deferred[Results] = Deferred()
     gatherResults(shares).addCallback(lambda _: done.callback(cast("Results", results)))
     return done
@@ -126,7 +132,8 @@ async def all_stats(own: Deferred[Stats], me: NodeId, others: Others, client: Pe
 async def all_pages(
     query: ListQuery, own: Deferred[TaskPage], me: NodeId, others: Others, client: PeerClient, covered: Covered
 ) -> TaskPage:
-    """One page over all nodes. ``query`` asks each for its primaries; ``own`` is this node's answer to it."""
+    """One page over all nodes. ``query`` asks each for its primaries; ``own`` is this node's answer
+    to it."""
     alone = msgspec.structs.replace(query, cluster=False)
     asked = [(node, name, _or_none(client.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
     pages, missing = [await own], []
@@ -142,7 +149,8 @@ async def all_pages(
 
 
 def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
-    """None where the node did not answer. At once: if this node can't answer itself, nobody comes to hear of the others."""
+    """None where the node did not answer. At once: if this node can't answer itself, nobody comes
+    to hear of the others."""
 
     def missing(why: Failure) -> None:
         why.trap(TaskQueueError)
@@ -151,10 +159,11 @@ def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
 
 
 def merged(query: ListQuery, pages: Sequence[TaskPage], missing: Sequence[str]) -> TaskPage:
-    """In the order of the query, as far as every node has looked: one that stopped early may have more in between.
+    """In the order of the query, as far as every node has looked: one that stopped early may have
+    more in between.
 
-    A partition that changes hands while the nodes are asked may be shown by two of them, which is seen here, or by none: see
-    ``Covered``.
+    A partition that changes hands while the nodes are asked may be shown by two of them, which is
+    seen here, or by none: see ``Covered``.
     """
     rows: dict[str, ListedTask] = {}
     for page in pages:

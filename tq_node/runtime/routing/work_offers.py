@@ -1,4 +1,5 @@
-"""A node that has more ready tasks than free slots says so to its peers; ``helping`` is the other side (section 8).
+"""Offers of work: a node with more ready tasks than free slots tells its peers (section 8); see
+``work_stealing``.
 
 Nothing is said, and no timer runs, where nothing waits: an idle cluster stays idle.
 """
@@ -39,14 +40,15 @@ class WorkOffers:
         self._peers = peers
         self._types_of = types_of
         self._turn = 0
-        self._telling: set[NodeId] = set()
+        self._unanswered: set[NodeId] = set()
         self._unaware: set[NodeId] = set()
         """Peers of an earlier version, which do not know the call."""
         self._timer: IDelayedCall | None = None
         self._stopped = False
 
     def noticed(self) -> None:
-        """Something may be ready. Called for each task: what does not find a slot in a while is told then."""
+        """Something may be ready. Called for each task: what does not find a slot in a while is
+        told then."""
         if self._timer is None and not self._stopped:
             self._timer = self._clock.call_later(limits.HELP_OFFER_MS / 1000, self._look)
 
@@ -85,14 +87,15 @@ class WorkOffers:
         return [peers[(first + step) % len(peers)] for step in range(limits.HELP_PEERS_MAX)]
 
     def _tell(self, node: NodeId, backlog: int) -> None:
-        if node in self._telling or node in self._unaware:
+        if node in self._unanswered or node in self._unaware:
             return
-        self._telling.add(node)
+        self._unanswered.add(node)
         told = self._client.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
 
         def over(result: object) -> None:
-            """Whatever became of it, it is said again as long as it is so; but not to who can't understand it."""
-            self._telling.discard(node)
+            """Whatever became of it, it is said again as long as it is so; but not to who can't
+            understand it."""
+            self._unanswered.discard(node)
             if isinstance(result, Failure) and result.check(WireRefusal):
                 self._unaware.add(node)
 

@@ -1,8 +1,26 @@
-"""A node with free slots claims tasks of a node that has more of them than it can start (section 8).
+"""Work stealing: a node with free slots claims tasks of a node that has more of them than it can
+start (section 8).
 
-The primary claims on its behalf, as for itself: same entry, same token. The attempt then runs here, is renewed and finished
-at the primary, as one whose partition has moved away; ``lending`` is the other side. Nobody is asked who has not said that
-there is something to do.
+Theory of operation. Each partition's tasks are claimed by its primary, so a node whose partitions
+are idle would sit beside one whose line is long. It therefore claims there, in four steps:
+
+1. *Offer.* A node with ready tasks beyond its own worker's free slots tells its peers how many
+   (``WorkOffers``, on the other side), again and again while it is so. ``WorkStealer`` notes the
+   offer and wakes its worker if a slot is free. A node that has offered nothing is never asked, so
+   an idle cluster exchanges nothing.
+2. *Request.* The worker claims as always. Where this node's own partitions have nothing for it,
+   ``fill`` asks the node with the largest backlog, one request at a time to each, and the worker's
+   claim waits for the answer for ``HELP_WAIT_MS`` at most.
+3. *Grant.* The primary claims on the other's behalf, as for itself: an entry in its log, a token,
+   an answer once committed. The attempt then runs here, and its lease is renewed at the primary
+   (``LeaseRenewer``), as that of an attempt whose partition has moved away. The lease counts from
+   when the request left, for the primary can't have confirmed it earlier.
+4. *Give back.* What comes too late, or may not begin here any more (drained, paused, led here by
+   now), is released at its primary at once; were that lost, the primary counts the attempt as lost
+   when the lease is over.
+
+Answers without a task are followed by pauses that double (``HELP_QUIET_MS_MAX`` at most), and an
+offer is forgotten after ``HELP_OFFER_MS_MAX``: a backlog that somebody else has taken costs little.
 """
 
 from __future__ import annotations
@@ -30,17 +48,23 @@ Claims = Sequence[Claim]
 
 
 class _Loaded(msgspec.Struct):
-    """A peer that has said it has too much. ``empty``: answers in a row without a task."""
+    """A peer that has offered work."""
 
     backlog: int = 0
-    heard_ms: int = 0
-    empty: int = 0
+    """Ready tasks beyond what it can start, as it said last."""
+    offered_ms: int = 0
+    """When it said so last, or granted a claim; monotonic."""
+    empty_answers: int = 0
+    """Answers in a row without a task."""
     quiet_until_ms: int = 0
+    """Not asked before then; monotonic."""
     is_asked: bool = False
+    """A request is on its way."""
 
 
 class WorkStealer:
-    """:param worker: of this node. :param may_help: whether this node may start tasks of others now.
+    """:param worker: of this node. :param may_help: whether this node may start tasks of others
+        now.
 
     :param give_back: tell their primary that these claims are not run.
     """
@@ -66,31 +90,34 @@ class WorkStealer:
         self._may_help = may_help
         self._give_back = give_back
         self._loaded: dict[NodeId, _Loaded] = {}
-        self._turned_away = False
-        """A slot came free while everybody who has something was being asked."""
+        self._was_refused_slot = False
+        """A slot came free while every peer with a backlog was being asked: the worker is woken
+        after the next grant."""
         self._waits: dict[Deferred[Claims], IDelayedCall] = {}
         self._stopped = False
 
     def offered(self, offer: calls.WorkOffer) -> None:
-        """A peer has more than it can start."""
+        """Note that a peer has more ready tasks than it can start; wake the worker if it has a free
+        slot."""
         worker = self._worker()
         if worker is None or self._stopped or not self._may_help():
             return
         loaded = self._loaded.setdefault(offer.node, _Loaded())
-        loaded.backlog, loaded.heard_ms = offer.backlog, self._clock.now_ms()
+        loaded.backlog, loaded.offered_ms = offer.backlog, self._clock.now_ms()
         if worker.slots_free > 0 and self._clock.now_ms() >= loaded.quiet_until_ms:
             worker.wake()
 
     def fill(self, own: Deferred[Claims], limit: int) -> Deferred[Claims]:
-        """What this node's partitions have for its worker; where they have nothing, what others do."""
+        """Return ``own``, this node's claims for its worker; where there are none, claims of the
+        most loaded peer."""
         return own.addCallback(self._found, limit) if self._loaded else own
 
     def forget(self, node: NodeId) -> None:
-        """It is gone, and what it had too much of is another's by then."""
+        """Drop a peer's offer: it is gone, and another node leads its partitions by then."""
         self._loaded.pop(node, None)
 
     def stop(self) -> None:
-        """Who still waits gets nothing; what comes later is given back."""
+        """Answer the claims that wait with nothing; what is granted later is given back."""
         self._stopped = True
         for out in list(self._waits):
             self._no_longer(out)
@@ -116,8 +143,8 @@ class WorkStealer:
         best: NodeId | None = None
         for node, loaded in list(self._loaded.items()):
             if loaded.is_asked:
-                self._turned_away = True
-            elif now_ms - loaded.heard_ms > limits.HELP_OFFER_MS_MAX and now_ms >= loaded.quiet_until_ms:
+                self._was_refused_slot = True
+            elif now_ms - loaded.offered_ms > limits.HELP_OFFER_MS_MAX and now_ms >= loaded.quiet_until_ms:
                 del self._loaded[node]
             elif loaded.backlog <= 0 or now_ms < loaded.quiet_until_ms:
                 continue
@@ -150,18 +177,22 @@ class WorkStealer:
         loaded.is_asked = False
         loaded.backlog = backlog
         if claims:
-            loaded.heard_ms, loaded.empty = now_ms, 0
+            loaded.offered_ms, loaded.empty_answers = now_ms, 0
         else:
-            loaded.empty += 1
-            pause_ms = min(limits.HELP_OFFER_MS << min(loaded.empty, 10), limits.HELP_QUIET_MS_MAX)
+            loaded.empty_answers += 1
+            pause_ms = min(limits.HELP_OFFER_MS << min(loaded.empty_answers, 10), limits.HELP_QUIET_MS_MAX)
             loaded.quiet_until_ms = now_ms + pause_ms
-        turned_away, self._turned_away = self._turned_away, False
+        was_refused_slot, self._was_refused_slot = self._was_refused_slot, False
         worker = self._worker()
-        if turned_away and claims and backlog > 0 and worker is not None:
+        if was_refused_slot and claims and backlog > 0 and worker is not None:
             worker.wake()
 
     def _take(self, out: Deferred[Claims], claims: Claims, asked_ms: int) -> None:
-        """Meanwhile whoever waited may have gone, a partition may have come here, a queue been paused, this node drained."""
+        """Answer the waiting claim with what may still begin here, and give back the rest.
+
+        Since the request left, the wait may be over, a partition may have come here, a queue been
+        paused, this node drained.
+        """
         paused = self._local.paused_queues()
         may_begin = out in self._waits and self._may_help()
         taken: list[Claim] = []

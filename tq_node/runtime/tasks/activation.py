@@ -1,4 +1,5 @@
-"""What a partition needs besides its log to be served here, and what goes when this node is its primary no more (R7, R12)."""
+"""Activation: reads the rows of a partition that this node has come to lead, before it is served
+(R7), and forgets them when this node is its primary no more (R12)."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ LOOK_AGAIN_S = 1.0
 class Activation:
     """See the module's docstring.
 
-    :param workers_are_gone: whether no worker process of an earlier start of this node lives; until it says so, what it ran
-        keeps its tasks for one lease.
+    :param workers_are_gone: whether no worker process of an earlier start of this node lives; until
+        it says so, what it ran keeps its tasks for one lease.
     :param on_serving: a partition is about to be served. :param on_served: some more are.
     :param on_left: one is not led here any more.
     :param on_broken: a promise is broken (R20).
@@ -63,8 +64,8 @@ class Activation:
         """Active by their log, with the epoch; their rows are not read yet."""
         self._is_reading = False
         self._looks: set[IDelayedCall] = set()
-        """Timers of those who look for lost attempts."""
-        self._over = False
+        """Timers after which inherited attempts are looked at again."""
+        self._stopped = False
 
     def stepped_down(self, partition: int) -> None:
         """Serve the partition no more: this node leads it no more."""
@@ -77,33 +78,35 @@ class Activation:
         self._fresh.pop(partition, None)
 
     def activated(self, partition: int, epoch: int) -> None:
-        """Read the partition's rows in the next turn, then serve it: its barrier is committed in ``epoch``."""
+        """Read the partition's rows in the next turn, then serve it: its barrier is committed in
+        ``epoch``."""
         self._leave(partition)
         self._fresh[partition] = epoch
-        if not self._is_reading and not self._over:
-            # Those that become active in the same moment are read together, and so are those that do while others are read:
-            # each read passes all rows by, and one beside another would read the other's partitions again.
+        if not self._is_reading and not self._stopped:
+            # Those that become active in the same moment are read together, and so are those that
+            # do while others are read: each read passes all rows by, and one beside another would
+            # read the other's partitions again.
             self._is_reading = True
-            self._clock.call_later(0, self._take_up)
+            self._clock.call_later(0, self._begin)
 
     def waiting(self) -> list[int]:
-        """Partitions that this node leads and does not serve yet."""
+        """The partitions that this node leads and does not serve yet."""
         leading = self._table.leading
         return [core.partition for core in self._copies.cores if core.is_leading and core.partition not in leading]
 
     def stop(self) -> None:
-        """Nothing is taken up any more."""
-        self._over = True
+        """Activate nothing more."""
+        self._stopped = True
         for look in self._looks:
             look.cancel()
         self._looks.clear()
 
-    # --- taking up ---
-    def _take_up(self) -> None:
+    # --- activating ---
+    def _begin(self) -> None:
         Deferred.fromCoroutine(self._serve_all()).addErrback(self._failed)
 
     async def _serve_all(self) -> None:
-        while self._fresh and not self._over:
+        while self._fresh and not self._stopped:
             await self._serve(dict(self._fresh))
         self._is_reading = False
 
@@ -113,7 +116,7 @@ class Activation:
         # From here on nothing is awaited: what was read is what is there.
         table = self._table
         for partition, epoch in fresh.items():
-            if self._fresh.get(partition) != epoch or self._over:
+            if self._fresh.get(partition) != epoch or self._stopped:
                 found.ready.drop_partition(partition)
                 found.due.drop_partition(partition)
                 continue
@@ -123,16 +126,17 @@ class Activation:
         self._on_served()
         table.ready.absorb(found.ready)
         table.due.absorb(found.due)
-        if not self._over:
+        if not self._stopped:
             self._lose_inherited(found.running)
             self._claims.find_due()
             self._claims.wake()
 
     # --- attempts of earlier primaries (section 8) ---
     def _lose_inherited(self, task_ids: list[str]) -> None:
-        """Lost are those that nothing can be running any more: this node's own, once its earlier workers are gone, and any
-        others a lease after this primary's promise, unless they were renewed with it."""
-        if not task_ids or self._over:
+        """Lost are those that nothing can be running any more: this node's own, once its earlier
+        workers are gone, and any others a lease after this primary's promise, unless they were
+        renewed with it."""
+        if not task_ids or self._stopped:
             return
         own_are_gone, now_ms = self._workers_are_gone(), self._clock.now_ms()
         lost: list[str] = []
@@ -154,7 +158,7 @@ class Activation:
             self._looks.discard(call)
             self._lose_inherited(task_ids)
 
-        if not self._over:
+        if not self._stopped:
             call = self._clock.call_later(seconds, look)
             self._looks.add(call)
 
@@ -164,7 +168,8 @@ class Activation:
             losing.addCallbacks(self._look_again if node is None else lambda _: None, self._not_lost)
 
     def _look_again(self, kept: list[str]) -> None:
-        """Renewed at their new primary, they run on at another node, until they end or are renewed no more."""
+        """Renewed at their new primary, they run on at another node, until they end or are renewed
+        no more."""
         if kept:
             self._look_later(LOOK_AGAIN_S, kept)
 
@@ -172,5 +177,5 @@ class Activation:
         _log.error("could not book lost attempts: {why}", why=why.getErrorMessage(), event="lose_failed")
 
     def _failed(self, why: Failure) -> None:
-        if not self._over:
+        if not self._stopped:
             self._on_broken(cast("BaseException", why.value))

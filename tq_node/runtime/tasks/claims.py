@@ -1,4 +1,5 @@
-"""The life of attempts: due, claimed, noted, finished, lost. Tells the worker, hears the worker."""
+"""Attempts of the tasks led here: scheduled tasks become pending, pending ones are claimed, and
+claims end."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ DUE_ROUND_MAX = 1_000
 FOREVER_S = 86_400.0
 LEASE_AGAIN_S = 0.05
 SET_BACK_MAX = 64
-"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
+"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very
+many of them."""
 
 
 class _ClaimRound(msgspec.Struct):
@@ -58,7 +60,8 @@ class _ClaimRound(msgspec.Struct):
 
 
 class Claims:
-    """Attempts of the tasks of this node's partitions."""
+    """Claims tasks for this node's worker and for other nodes', and books what workers report of
+    their attempts."""
 
     def __init__(
         self,
@@ -75,20 +78,24 @@ class Claims:
         self._claims: dict[str, Claim] = {}
         """Attempts that the worker holds, by task id."""
         self._ending: dict[str, Token] = {}
-        """Attempts that no longer hold their task and whose handler may still run: no other starts beside it (I12)."""
+        """Attempts that hold their task no more but whose handler may still run, by task id: no
+        other starts beside it (I12)."""
         self._ending_elsewhere: dict[str, tuple[Token, int]] = {}
-        """Those of them that run at other nodes: when their lease is over at the latest, monotonic ms."""
+        """Those of ``_ending`` that run at other nodes, each with the latest end of its lease
+        (monotonic ms)."""
         self._set_aside: set[str] = set()
-        """Tasks that wait for that."""
+        """Tasks that were met while an earlier attempt of theirs was ending; put back once it has
+        ended."""
         self._set_back: list[TaskRow] = []
-        """Met while their partition took no claims; hinted again with the next round of the safety net."""
+        """Tasks that were met while their partition took no claims; put back by the next safety
+        net."""
         self.giving_up = HandlerTimeout(table, clock)
         self.remote = RemoteAttempts(table, clock, settings, self._claims)
         self._stopped = False
-        self._again_call: IDelayedCall | None = None
+        self._put_back_call: IDelayedCall | None = None
         self._due_call: IDelayedCall | None = None
         self._due_at_us = 0
-        """What the timer is set to."""
+        """When ``_due_call`` fires (wall clock, microseconds)."""
 
     @property
     def held(self) -> int:
@@ -135,7 +142,8 @@ class Claims:
             return
         now_us = self._clock.wall_us()
         for slot in found.values():
-            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
+            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left
+            # alone.
             if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.SCHEDULED:
                 continue
             if slot.row.run_at_us <= now_us:
@@ -150,7 +158,8 @@ class Claims:
         return self._take(limit, _ClaimRound(self._settings.node_name, types=types))
 
     def backlog(self, types: Collection[str] | None = None) -> int:
-        """How many ready tasks of these types (None: any) there are beyond what this node's own worker could start now."""
+        """How many ready tasks of these types (None: any) there are beyond what this node's own
+        worker could start now."""
         if not self._status.is_active or self._status.is_stopping:
             return 0
         own = 0 if self._worker is None else self._worker.slots_free
@@ -160,8 +169,9 @@ class Claims:
     def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
         """Claim for the worker of another node what this one's own has no slots for (section 8).
 
-        The claim's own commit is the confirmation that the lease rests on: all of the effective set acknowledged it in this
-        epoch after the question came, so no later primary promised before that.
+        The claim's own commit is the confirmation that the lease rests on: all of the effective set
+        acknowledged it in this epoch after the question came, so no later primary promised before
+        that.
         """
         if types is not None and self._table.know(types):
             self._rebuild_heaps()
@@ -187,7 +197,7 @@ class Claims:
         known = len(self._set_back)
         while len(round_.claims) + len(cold) < limit and round_.payload_bytes_left > 0:
             if len(self._set_back) - known >= SET_BACK_MAX:
-                self._look_again_soon()
+                self._put_back_soon()
                 break
             if len(round_.unfit) >= SET_BACK_MAX:
                 break
@@ -221,9 +231,10 @@ class Claims:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
             return
         if self.lease_ms(slot.partition) <= 0 or self._may_be_ending(pending):
-            # Nobody has confirmed this primary yet, and the attempt could only be given back; or see there.
+            # Nobody has confirmed this primary yet, and the attempt could only be given back; or
+            # see there.
             self._set_back.append(pending)
-            self._look_again_soon()
+            self._put_back_soon()
             return
         if not round_.takes(pending):
             round_.unfit.append(pending)
@@ -242,7 +253,7 @@ class Claims:
             round_.payload_bytes_left -= len(spec.payload)
             if spec.tags:
                 round_.payload_bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
-            self.remote.lend(spec.id, row.token)
+            self.remote.grant(spec.id, row.token)
         else:
             self._claims[spec.id] = claim
         round_.places[slot.partition] = slot.sequence
@@ -259,7 +270,8 @@ class Claims:
             # What there is goes out now; the worker asks again for the rest.
             if self._table.ready.has_any:
                 self.wake()
-            # While the rows were read a partition may have been lost, and led again: its log goes on without those claims.
+            # While the rows were read a partition may have been lost, and led again: its log goes
+            # on without those claims.
             leading = self._table.leading
             cut = [claim for claim in claims if leading.get(claim.partition) != claim.token.epoch]
             if cut:
@@ -273,8 +285,8 @@ class Claims:
         self._table.load(cold).addCallbacks(loaded, done.errback)
 
     def _may_be_ending(self, pending: TaskRow) -> bool:
-        """Cancelled under an earlier primary, and tried again: only that one knew whether the handler still runs. Until then
-        its lease may last (section 8)."""
+        """Cancelled under an earlier primary, and tried again: only that one knew whether the
+        handler still runs. Until then its lease may last (section 8)."""
         if not pending.attempts or pending.attempts[-1].outcome != "cancelled":
             return False
         over_ms = self._table.driver.cores[pending.partition].requeue_at_ms
@@ -316,7 +328,8 @@ class Claims:
         return out
 
     def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
-        """Of a partition among theirs this node is primary no more (R12). None of the attempts has begun."""
+        """Of a partition among theirs this node is primary no more (R12). None of the attempts has
+        begun."""
         for claim in claims:
             if self._is_held(claim):
                 self._forget(claim)
@@ -324,8 +337,8 @@ class Claims:
             self._ended(claim)
 
     def _is_held(self, claim: Claim) -> bool:
-        """By this node's worker, or lent to another's."""
-        return self._claims.get(claim.task_id) is claim or self.remote.has_lent(claim.task_id, claim.token)
+        """Whether this node's worker still holds the claim, or another node's does."""
+        return self._claims.get(claim.task_id) is claim or self.remote.has_granted(claim.task_id, claim.token)
 
     def _forget(self, claim: Claim) -> None:
         held = self._claims.get(claim.task_id)
@@ -333,13 +346,14 @@ class Claims:
             del self._claims[claim.task_id]
         self.remote.ended(claim.task_id, claim.token)
 
-    # --- what a worker says ---
+    # --- what a worker reports ---
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         """See ``facade.TaskQueue.note``."""
-        return self._say(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
+        return self._report(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is still held by the worker."""
+        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is
+        still held by the worker."""
         now_us = self._clock.wall_us()
         event: Event
         if isinstance(outcome, Completed):
@@ -351,16 +365,17 @@ class Claims:
         else:
             event = Release(now_us, claim.token)
         if notes is None:
-            return self._say(claim, (event,), is_end=True)
-        return self._say(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
+            return self._report(claim, (event,), is_end=True)
+        return self._report(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
 
     def let_go(self, claim: Claim) -> None:
-        """Forget an attempt of this node's worker, which has ended: it has been reported to its partition's primary."""
+        """Forget an attempt of this node's worker, which has ended: it has been reported to its
+        partition's primary."""
         self._ended(claim)
         self._forget(claim)
 
     def _ended(self, claim: Claim) -> None:
-        """The handler of an attempt that was stopped runs no more: its task may be started anew."""
+        """The handler of a stopped attempt runs no more: its task may start again."""
         self._end_of(claim.task_id, claim.token)
 
     def _end_of(self, task_id: str, token: Token) -> None:
@@ -378,26 +393,26 @@ class Claims:
             if isinstance(slot, Slot) and slot.row is not None:
                 self._table.enqueue(slot.row)
 
-    def _say(self, claim: Claim, events: Sequence[Event], *, is_end: bool = False) -> Deferred[None]:
+    def _report(self, claim: Claim, events: Sequence[Event], *, is_end: bool = False) -> Deferred[None]:
         slot = self._table.find(claim.task_id)
         if slot is None:
-            return self._table.load([claim.task_id]).addCallback(self._say_found, claim, events, is_end)
+            return self._table.load([claim.task_id]).addCallback(self._report_found, claim, events, is_end)
         if is_end:
             self.let_go(claim)
         try:
-            return self._say_to(slot, events)
+            return self._change_found(slot, events)
         except TaskQueueError as why:
             return fail(why)
 
-    def _say_found(
+    def _report_found(
         self, found: dict[str, Found], claim: Claim, events: Sequence[Event], is_end: bool
     ) -> Deferred[None]:
         one = found[claim.task_id]
         if is_end and not isinstance(one, Elsewhere):
             self.let_go(claim)
-        return self._say_to(existing(one, claim.task_id), events)
+        return self._change_found(existing(one, claim.task_id), events)
 
-    def _say_to(self, slot: Slot, events: Sequence[Event]) -> Deferred[None]:
+    def _change_found(self, slot: Slot, events: Sequence[Event]) -> Deferred[None]:
         if slot.row is None:
             raise StaleAttempt("the task has been purged")
         now_us = self._clock.wall_us()
@@ -412,7 +427,8 @@ class Claims:
         return succeed(None) if committed is None else cast("Deferred[None]", committed)
 
     def end_elsewhere(self, task_id: str, token: Token) -> None:
-        """An attempt at another node no longer holds its task: nothing starts beside it until it has ended, or its lease has."""
+        """An attempt at another node no longer holds its task: nothing starts beside it until it
+        has ended, or its lease has."""
         self._ending[task_id] = token
         self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
         self.remote.ended(task_id, token)
@@ -428,16 +444,17 @@ class Claims:
 
     # --- attempts that run elsewhere (section 8) ---
     def hold(self, claims: Sequence[Claim]) -> None:
-        """Another primary has claimed them for this node's worker."""
+        """Take over claims that another node, their primary, has made for this node's worker."""
         for claim in claims:
             self._claims[claim.task_id] = claim
 
     def held_claims(self) -> list[Claim]:
-        """What this node's worker runs."""
+        """The attempts that this node's worker runs, those of partitions led elsewhere too."""
         return list(self._claims.values())
 
     def _not_loaded(self, why: object) -> None:
-        # The store is broken and the process about to end (R18); who waits hears it from the driver.
+        # The store is broken and the process about to end (R18); who waits hears it from the
+        # driver.
         _log.error("could not load rows: {why}", why=str(why), event="load_failed")
 
     # --- the safety net ---
@@ -465,12 +482,12 @@ class Claims:
             self._rebuild_heaps()
         self.wake()
 
-    def _look_again_soon(self) -> None:
-        if self._again_call is None and not self._stopped:
-            self._again_call = self._clock.call_later(LEASE_AGAIN_S, self._look_again)
+    def _put_back_soon(self) -> None:
+        if self._put_back_call is None and not self._stopped:
+            self._put_back_call = self._clock.call_later(LEASE_AGAIN_S, self._put_back)
 
-    def _look_again(self) -> None:
-        self._again_call = None
+    def _put_back(self) -> None:
+        self._put_back_call = None
         self._enqueue_set_back()
         if self._table.ready.has_any:
             self.wake()
@@ -486,11 +503,12 @@ class Claims:
         if self._due_call is not None:
             self._due_call.cancel()
             self._due_call = None
-        if self._again_call is not None:
-            self._again_call.cancel()
-            self._again_call = None
+        if self._put_back_call is not None:
+            self._put_back_call.cancel()
+            self._put_back_call = None
 
     def lease_ms(self, partition: int) -> int:
-        """Of an attempt that this node claimed (section 8): how long it may run from now, as things are; 0: not any more."""
+        """Of an attempt that this node claimed (section 8): how long it may run from now, as things
+        are; 0: not any more."""
         now_ms = self._clock.now_ms()
         return max(0, self._table.driver.cores[partition].runs_until_ms(now_ms) - now_ms)

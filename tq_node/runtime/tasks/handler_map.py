@@ -1,4 +1,5 @@
-"""Which handlers there are in the cluster, as this node knows: what its worker may run, whom to offer what, what waits."""
+"""Which handlers there are in the cluster, as this node knows: what its worker may run, whom to
+offer what, what waits."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tq_node.runtime.clock import Clock
 from tq_node.types import Announced, HandlerKind, NodeId, TaskRow, WaitsFor
 
 LOST_TYPES_MAX = 10_000
-"""Types whose last handler has gone, each with when; of others it is said that they never had one."""
+"""Types whose last handler has gone, each with when; of others it is said that they never had one.
+"""
 NO_HANDLERS = "no_handlers"
 _NONE_HERE = "this node has no handlers (--handlers) and runs no tasks; it keeps them for nodes that have"
 _log = Logger(namespace="taskqueue.running")
@@ -73,13 +75,15 @@ class HandlerMap:
         return any(types is None or task_type in types for types in self.takers.of.values())
 
     def without_handler_us(self, task_type: str) -> int | None:
-        """Since when nobody has a handler for it, as far as this node has seen; 0: it has seen none. None: somebody has."""
+        """Since when nobody has a handler for it, as far as this node has seen; 0: it has seen
+        none. None: somebody has."""
         if self.has_taker(task_type):
             return None
         return max(self._lost_us.get(task_type, 0), self._any_lost_us)
 
     def waited_us(self, task_type: str, since_us: int, now_us: int) -> int:
-        """How long a task that has been due since then has waited for a handler while this node looked; 0 where there is one."""
+        """How long a task that has been due since then has waited for a handler while this node
+        looked; 0 where there is one."""
         without_us = self.without_handler_us(task_type)
         return 0 if without_us is None else now_us - max(without_us, since_us, self._since_us)
 

@@ -1,8 +1,10 @@
-"""Where a task gets its id: one of a partition that this node leads, which all submits of one commit share.
+"""Where a task gets its id: one of a partition that this node leads, which all submits of one
+commit share.
 
-A task's partition is a function of its id (section 9), so whoever makes the id chooses the partition. Two costs go away: nothing
-is forwarded, and what a partition costs each time it has something to say (an entry, a message to each copy, an acknowledgement,
-on three nodes) is shared by many tasks instead of paid by each. The next commit goes on with the next partition, so that all
+A task's partition is a function of its id (section 9), so whoever makes the id chooses the
+partition. Two costs go away: nothing is forwarded, and what a partition costs each time it has
+something to say (an entry, a message to each copy, an acknowledgement, on three nodes) is shared by
+many tasks instead of paid by each. The next commit goes on with the next partition, so that all
 that are led here fill alike.
 
 Ids are ``task-<uuid7>``, sortable by the time they were made (RFC 9562, section 5.7).
@@ -18,7 +20,8 @@ from tq_node.cluster.placement import first_in
 TASKS_EACH = 64
 """Tasks that land in the same place within one commit: enough to share its cost."""
 TASKS_EACH_OF_BATCH = 32
-"""A batch is spread over so many places that each gets about so many tasks: the more places fit, the fewer hashes an id costs."""
+"""A batch is spread over so many places that each gets about so many tasks: the more places fit,
+the fewer hashes an id costs."""
 DRAWS_EACH = 64
 """Hashes that one id may cost, about: of more partitions than that, several are as good as one."""
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
@@ -28,15 +31,17 @@ _TAIL_DIGITS = 16
 _VERSION = 7 << 12
 _VARIANT_DIGIT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 TAILS = 1_024
-"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little else."""
+"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little
+else."""
 _A_MS = 1 << 12
 """In the units of an id's time."""
 _ROUNDS_MAX = 4
 
 
 class IdMaker:
-    """:param random_bytes: asked for 4 KiB at a time: each system call lets go of the interpreter, and at tens of thousands of
-    ids a second the other threads would take it at every one of them.
+    """:param random_bytes: asked for 4 KiB at a time: each system call lets go of the interpreter,
+    and at tens of thousands of ids a second the other threads would take it at every one of
+    them.
     """
 
     __slots__ = ("_at", "_random_bytes", "_tails", "_units")
@@ -54,10 +59,12 @@ class IdMaker:
         return f"task-{_head(_units_of(wall_us))}{self._tails.pop()}"
 
     def make_in(self, wall_us: int, partitions: Collection[int], *, seed: int, partition_count: int) -> str:
-        """One whose task lives in one of ``partitions``, by ``placement.partition_of`` with this seed and count.
+        """One whose task lives in one of ``partitions``, by ``placement.partition_of`` with this
+        seed and count.
 
-        Each ending is used once at most, and tried as often as it takes: the random bits of an id are those among 62 that fit.
-        Where none does, the time goes on by a quarter of a microsecond. Without any luck the id is one of any partition.
+        Each ending is used once at most, and tried as often as it takes: the random bits of an id
+        are those among 62 that fit. Where none does, the time goes on by a quarter of a
+        microsecond. Without any luck the id is one of any partition.
         """
         tails = self._tails
         while len(tails) < TAILS:
@@ -80,7 +87,8 @@ class IdMaker:
         return self.make(wall_us)
 
     def _refill(self) -> None:
-        """Endings: the variant's two bits and 62 random ones, as an id has them after its third dash."""
+        """Endings: the variant's two bits and 62 random ones, as an id has them after its third
+        dash."""
         digits, variant = self._random_bytes(_POOL_BYTES).hex(), _VARIANT_DIGIT
         self._tails += [
             f"{variant[digits[at]]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + _TAIL_DIGITS]}"
@@ -108,9 +116,11 @@ def made_at_us(task_id: str) -> int | None:
 
 
 class IdAllocator:
-    """Chooses the partition of each new task among those led here, and makes an id that hashes to it.
+    """Chooses the partition of each new task among those led here, and makes an id that hashes to
+    it.
 
-    :param led: the partitions that are led and active here. :param refusals: those of them that take no new work for now.
+    :param led: the partitions that are led and active here. :param refusals: those of them that
+        take no new work for now.
     :param commits: how many commits have been gathered so far.
     :param seed, partition_count: fixed when the cluster was born.
     """
@@ -141,7 +151,8 @@ class IdAllocator:
         self._commit = -1
 
     def allocate(self, wall_us: int) -> tuple[str, bool]:
-        """The id of a new task, and whether this node leads its partition, in this turn of the reactor."""
+        """The id of a new task, and whether this node leads its partition, in this turn of the
+        reactor."""
         commit = self._commits()
         if self._ids_left == 0 or commit != self._commit or not self._still_take():
             self._commit = commit
@@ -161,11 +172,13 @@ class IdAllocator:
         return self._ids.make_in(wall_us, partitions, seed=self._seed, partition_count=self._partition_count)
 
     def _still_take(self) -> bool:
-        """A partition may go within a commit: and where nothing is proposed any more, no other commit follows."""
+        """A partition may go within a commit: and where nothing is proposed any more, no other
+        commit follows."""
         return self._partitions <= self._led.keys() and self._partitions.isdisjoint(self._refusals)
 
     def _next_partitions(self, count: int) -> frozenset[int]:
-        """``count`` partitions that take work, or all that there are, from the one after the last that had its turn."""
+        """``count`` partitions that take work, or all that there are, from the one after the last
+        that had its turn."""
         refusals = self._refusals
         taking = sorted([partition for partition in self._led if partition not in refusals])
         after = [partition for partition in taking if partition > self._newest]

@@ -1,7 +1,9 @@
-"""The queue of one node: the tasks of the partitions that it leads, over this node's copies of all partitions.
+"""The queue of one node: the tasks of the partitions that it leads, over this node's copies of all
+partitions.
 
-``open_local_queue`` recovers what is on disk and puts the parts together. Who submits, reads, claims or watches calls the parts
-themselves: ``submitter``, ``reads``, ``claims``, ``events``. ``LocalQueue`` tells them what happens to the partitions.
+``open_local_queue`` recovers what is on disk and puts the parts together. Who submits, reads,
+claims or watches calls the parts themselves: ``submitter``, ``reads``, ``claims``, ``events``.
+``LocalQueue`` tells them what happens to the partitions.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class QueueHooks(msgspec.Struct, frozen=True, kw_only=True):
     on_broken: Callable[[BaseException], None]
     """A promise is broken: the process must end at once (R20)."""
     stop_elsewhere: Callable[[str, str, Token], None]
-    """Tell the node (named) that its attempt (task id, token) holds the task no more; nobody waits for it."""
+    """Tell the node (named) that its attempt (task id, token) holds the task no more; nobody waits
+    for it."""
     workers_are_gone: Callable[[], bool]
     """Whether no worker process of an earlier start of this node lives (see ``Activation``)."""
 
@@ -67,12 +70,14 @@ async def open_local_queue(
     surroundings: Surroundings,
     hooks: QueueHooks,
 ) -> LocalQueue:
-    """Recover what is on disk. The queue that comes back leads no partition before ``follow`` names one.
+    """Recover what is on disk. The queue that comes back leads no partition before ``follow`` names
+    one.
 
     :raises StoreBroken: an entry of a log is missing, or can't be decoded.
     """
     recovered = await recover_copies(store, settings.node_id, settings.partition_count, settings.copy_rate_bytes_s)
-    # Time goes on from where the store left it, whatever the system's clock says now (section 8, schedules).
+    # Time goes on from where the store left it, whatever the system's clock says now (section 8,
+    # schedules).
     clock.wall_us.not_before(await store.newest_us())
     queue = LocalQueue(store, clock, settings, metrics, recovered, surroundings, hooks)
     queue.start()
@@ -80,7 +85,8 @@ async def open_local_queue(
 
 
 class LocalQueue:
-    """See the module's docstring. ``is_active`` until it is stopped; ``is_stopping``: it takes no new work."""
+    """See the module's docstring. ``is_active`` until it is stopped; ``is_stopping``: it takes no
+    new work."""
 
     def __init__(
         self,
@@ -152,11 +158,14 @@ class LocalQueue:
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
 
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
-        """:param records: of every partition, as the table has them now. :param names: of all nodes."""
+        """:param records: of every partition, as the table has them now. :param names: of all
+        nodes.
+        """
         self.replication.follow(records, names)
 
     def _serving(self, partition: int) -> None:
-        """What is refused as too old depends on what is committed, and may have been another primary's to say."""
+        """What is refused as too old depends on what is committed, and may have been another
+        primary's to say."""
         self._horizons.pop(partition, None)
         if partition in self._committed_horizons:
             self._horizons[partition] = self._committed_horizons[partition]
@@ -200,7 +209,8 @@ class LocalQueue:
 
     @property
     def may_lead(self) -> bool:
-        """As far as the disk goes: it has room (F11), and its commits don't hold up everybody (F12)."""
+        """As far as the disk goes: it has room (F11), and its commits don't hold up everybody
+        (F12)."""
         return not (self.is_disk_low or self.table.driver.disk_health.is_slow)
 
     # --- what the parts tell one another ---
@@ -270,7 +280,8 @@ class LocalQueue:
             try:
                 row = operation(slot)
             except (AlreadyFinal, NotRetryable, NotFinal) as why:
-                # What it says must be committed before it is said: the end that it tells of could still be lost.
+                # What it says must be committed before it is said: the end that it tells of could
+                # still be lost.
                 refusal = why
                 told = self.table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
                 if told is None:
@@ -290,7 +301,8 @@ class LocalQueue:
         return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id))).addErrback(refused)
 
     def _if_still_led(self, partition: int, told: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
-        """What is told of a task without changing it is a strong read: another node may lead by now (section 7)."""
+        """What is told of a task without changing it is a strong read: another node may lead by now
+        (section 7)."""
         confirming = self.replication.read_index.when_confirmed(partition)
         return told() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: told()))
 
@@ -347,7 +359,8 @@ class LocalQueue:
         return self._store.partition_bytes()
 
     def task_counts(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
+        """Tasks of the partitions led here, by queue and state, a partition after another; for
+        metrics."""
         for counts in list(self.table.partition_counts.values()):
             yield from list(counts.items())
 
@@ -382,7 +395,9 @@ class LocalQueue:
 
     # --- attempts ---
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
-        """:param own: the types that the worker here takes, None: any. :param known: those that any worker names."""
+        """:param own: the types that the worker here takes, None: any. :param known: those that any
+        worker names.
+        """
         self.claims.follow_handlers(own, known)
         self.on_ready()
 
@@ -396,7 +411,8 @@ class LocalQueue:
         return partition in self.table.leading
 
     def renew(self, partition: int, attempts: Sequence[tuple[str, Token]]) -> Deferred[Sequence[bool]]:
-        """Whether these attempts, which run at another node, still hold their tasks: see ``RemoteAttempts.renew``."""
+        """Whether these attempts, which run at another node, still hold their tasks: see
+        ``RemoteAttempts.renew``."""
 
         def renewed() -> Deferred[Sequence[bool]]:
             self.table.must_lead(partition)  # before a round is asked for that nobody would hear of

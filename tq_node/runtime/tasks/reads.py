@@ -88,7 +88,8 @@ class TaskReads:
         return self._read(existing(found[task_id], task_id), task_id, wait_s, age_s)
 
     def _get_copy(self, partition: int, task_id: str) -> Deferred[Read]:
-        """What is applied here of a partition that another node leads: perhaps old, never uncommitted (P5).
+        """What is applied here of a partition that another node leads: perhaps old, never
+        uncommitted (P5).
 
         :raises NotPrimary: there is no copy here.
         """
@@ -113,7 +114,8 @@ class TaskReads:
         if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
             return self._watch(task_id, wait_s, age_s)
         read = Read(row, self._settings.node_name, age_s)
-        # A change that is proposed but not committed is waited for: what is read is never uncommitted (P5).
+        # A change that is proposed but not committed is waited for: what is read is never
+        # uncommitted (P5).
         committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
         return succeed(read) if committed is None else cast("Deferred[Read]", committed)
 
@@ -150,12 +152,14 @@ class TaskReads:
                 self._watch_count -= 1
                 watch.call.cancel()
                 if not watch.deferred.called:
-                    # Every other copy has just acknowledged the end: that is what a ping round would ask for (section 7).
+                    # Every other copy has just acknowledged the end: that is what a ping round
+                    # would ask for (section 7).
                     partition = transition.partition
                     maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
 
     def left(self, partition: int) -> None:
-        """The partition is not led here any more: who waits for its tasks hears so, and may wait at its new primary."""
+        """The partition is not led here any more: who waits for its tasks hears so, and may wait at
+        its new primary."""
         self._end([task_id for task_id in self.watches if self._table.partition_of(task_id) == partition])
 
     def stop(self) -> None:

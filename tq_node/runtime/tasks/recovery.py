@@ -1,4 +1,5 @@
-"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves them."""
+"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves
+them."""
 
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ from tq_node.types import Change, NodeId, State
 
 _READ_BYTES = 4 * 1024 * 1024
 OPEN_ROWS_CHUNK = 2_500
-"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers and callers."""
+"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers
+and callers."""
 Counts = dict[str, list[int]]
 """Rows by queue and state."""
 
 
 async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_rate_bytes_s: int = 0) -> Replicas:
-    """Read every partition's state, the tail of its log behind ``applied``, and how many rows it has.
+    """Read every partition's state, the tail of its log behind ``applied``, and how many rows it
+    has.
 
     :param copy_rate_bytes_s: see ``CopyRate``.
     :raises StoreBroken: an entry can't be decoded, though its checksum holds.
@@ -72,7 +75,8 @@ async def _tail(store: Store, state: PartitionLog) -> list[Tail]:
 
 
 class RecoveredRows(msgspec.Struct):
-    """What the rows of some partitions say: how many there are, what waits, and which tasks were running."""
+    """What the rows of some partitions say: how many there are, what waits, and which tasks were
+    running."""
 
     counts: dict[int, Counts]
     ready: ReadySet
@@ -81,9 +85,11 @@ class RecoveredRows(msgspec.Struct):
 
 
 async def recover_rows(store: Store, partitions: Collection[int], ready: ReadySet) -> RecoveredRows:
-    """Count the rows of partitions that are about to be served, and find what waits or runs in them.
+    """Count the rows of partitions that are about to be served, and find what waits or runs in
+    them.
 
-    Each row is looked at once: those that have ended where the store counts them, the others on their way to the heaps.
+    Each row is looked at once: those that have ended where the store counts them, the others on
+    their way to the heaps.
 
     :param ready: empty, with the lanes that are wanted.
     """
@@ -107,7 +113,8 @@ class OpenTasks(msgspec.Struct):
 
 
 async def load_ready(store: Store, ready: ReadySet, due: DueSet, partitions: Collection[int]) -> OpenTasks:
-    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store, and never come here."""
+    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store,
+    and never come here."""
     found = OpenTasks([], Counter())
     after: tuple[int, str] | None = None
     while True:

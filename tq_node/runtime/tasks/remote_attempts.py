@@ -1,6 +1,8 @@
-"""Attempts of partitions that are led here which run at other nodes: renewed, or lost once their lease is over (section 8).
+"""Attempts of partitions that are led here which run at other nodes: renewed, or lost once their
+lease is over (section 8).
 
-Some were claimed here for a node that helps (``helping``); the others are an earlier primary's, or its helpers'.
+Some were claimed here for a node that helps (``routing.work_stealing``); the others are an earlier
+primary's, or its helpers'.
 """
 
 from __future__ import annotations
@@ -33,37 +35,42 @@ class RemoteAttempts:
         self._settings = settings
         self._claims = claims
         self._renewed: dict[str, tuple[Token, int]] = {}
-        """Granted or renewed here: until when, monotonic ms."""
-        self._lent: dict[str, Token] = {}
-        """Claimed here for another node's worker, and not ended yet."""
+        """By task id the token, and until when the lease was granted or renewed here (monotonic
+        ms)."""
+        self._granted: dict[str, Token] = {}
+        """Attempts claimed here for another node's worker, and not ended yet: the token by task id.
+        """
 
-    # --- lent to a node that helps ---
-    def lend(self, task_id: str, token: Token) -> None:
-        """Claimed for another node's worker: its lease begins no later than now, for it asked before."""
-        self._lent[task_id] = token
+    # --- granted to a node that steals work ---
+    def grant(self, task_id: str, token: Token) -> None:
+        """Book a claim for another node's worker. Its lease begins now at the latest, for that node
+        asked before."""
+        self._granted[task_id] = token
         self._renewed[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
 
-    def has_lent(self, task_id: str, token: Token) -> bool:
-        return self._lent.get(task_id) == token
+    def has_granted(self, task_id: str, token: Token) -> bool:
+        return self._granted.get(task_id) == token
 
     def ended(self, task_id: str, token: Token) -> None:
-        """It holds its task no more."""
-        if self._lent.get(task_id) == token:
-            del self._lent[task_id]
+        """Forget an attempt that holds its task no more."""
+        if self._granted.get(task_id) == token:
+            del self._granted[task_id]
         if self._renewed.get(task_id, (None, 0))[0] == token:
             del self._renewed[task_id]
 
     def lose_overdue(self, now_ms: int) -> None:
-        """Lent, and the lease is over: by the helper's clock it was so a margin ago, and its handler has gone with it."""
+        """Lose granted attempts whose lease is over: by the other node's clock it was over a margin
+        ago, and its handler is gone."""
         overdue: list[str] = []
-        for task_id, token in list(self._lent.items()):
+        for task_id, token in list(self._granted.items()):
             if self._table.leading.get(self._table.partition_of(task_id)) != token.epoch:
-                # Led elsewhere, or here again: another primary may have renewed it since. It is one of the inherited now.
-                del self._lent[task_id]
+                # Led elsewhere, or here again: another primary may have renewed it since. It is one
+                # of the inherited now.
+                del self._granted[task_id]
                 continue
             known, until_ms = self._renewed.get(task_id, (token, 0))
             if known != token:
-                del self._lent[task_id]  # a later attempt holds the task
+                del self._granted[task_id]  # a later attempt holds the task
             elif now_ms >= until_ms:
                 overdue.append(task_id)
         self._renewed = {task_id: renewed for task_id, renewed in self._renewed.items() if now_ms < renewed[1]}
@@ -76,7 +83,8 @@ class RemoteAttempts:
     ) -> Deferred[list[bool]]:
         """Whether each still holds its task: then it is not queued again for one lease from now.
 
-        :param confirmed: a round begun after the request came, which must be over before anything is granted.
+        :param confirmed: a round begun after the request came, which must be over before anything
+            is granted.
         """
         self._table.must_lead(partition)
 
@@ -102,7 +110,8 @@ class RemoteAttempts:
 
     # --- lost ---
     def lose(self, task_ids: list[str], node: str | None) -> Deferred[list[str]]:
-        """Book the present attempts of these tasks as lost, but those that this node's worker holds, or another's has renewed.
+        """Book the present attempts of these tasks as lost, but those that this node's worker
+        holds, or another's has renewed.
 
         Fires with the latter: they are to be looked at again.
 
@@ -116,7 +125,7 @@ class RemoteAttempts:
         now_us = self._clock.wall_us()
         for task_id, slot in found.items():
             if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.PROCESSING:
-                self._lent.pop(task_id, None)
+                self._granted.pop(task_id, None)
                 continue
             before = slot.row
             if before.token is None or task_id in self._claims or node not in (None, before.worker):

@@ -1,4 +1,5 @@
-"""What ended long ago goes: rows after the retention, tombstones behind the horizon (replication.md, section 9)."""
+"""What ended long ago goes: rows after the retention, tombstones behind the horizon
+(replication.md, section 9)."""
 
 from __future__ import annotations
 
@@ -13,18 +14,20 @@ from tq_node.store.api import Store
 from tq_node.types import TaskRow
 
 _HORIZON_STEP_US = 60 * 1_000_000
-"""The horizon moves in steps of a minute, so that an idle node does not write for it all the time."""
+"""The horizon moves in steps of a minute, so that an idle node does not write for it all the time.
+"""
 
 
 ROUNDS_MAX = 50
-"""Purges in a row while they find something, with a turn of the reactor between them; the next round goes on."""
+"""Purges in a row while they find something, with a turn of the reactor between them; the next
+round goes on."""
 
 
 class Retention:
     """One round at a time, bounded; ``PURGE_EVERY_S`` apart.
 
-    The horizon only grows, and never faster than the monotonic clock: a wall clock that runs away can make the node refuse
-    old ids too early, but never forget one too early (I17).
+    The horizon only grows, and never faster than the monotonic clock: a wall clock that runs away
+    can make the node refuse old ids too early, but never forget one too early (I17).
     """
 
     def __init__(
@@ -64,7 +67,8 @@ class Retention:
         return buried
 
     def purge(self, slot: Slot) -> TaskRow:
-        """Before its time, for somebody asks for it; the task as it was. :raises NotFinal: it has not ended."""
+        """Before its time, for somebody asks for it; the task as it was. :raises NotFinal: it has
+        not ended."""
         row = slot.row
         assert row is not None
         if not row.state.is_final:
@@ -73,9 +77,11 @@ class Retention:
         return row
 
     def _bury(self, slot: Slot) -> None:
-        """The row of a task that has ended goes; its tombstone stays as long as its id may come again."""
+        """The row of a task that has ended goes; its tombstone stays as long as its id may come
+        again."""
         assert slot.row is not None
-        # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
+        # A made id is safe once its own time is behind the horizon; another one needs the whole
+        # window from now.
         at_us = made_at_us(slot.row.spec.id)
         self._table.bury(slot, self._clock.wall_us() if at_us is None else at_us)
 
@@ -89,7 +95,8 @@ class Retention:
         wanted_us = self._clock.wall_us() - self._settings.dedupe_window_ms * 1000
         for partition in self._table.leading:
             at_us = min(wanted_us, self._horizons.get(partition, self._first_us) + elapsed_us)
-            # A partition that nothing has happened in needs no horizon: it has no tombstone to forget.
+            # A partition that nothing has happened in needs no horizon: it has no tombstone to
+            # forget.
             if partition in sizes and at_us > self._horizons.get(partition, self._first_us):
                 self._horizons[partition] = at_us
                 self._table.driver.propose(partition, Horizon(at_us), 8)
@@ -97,7 +104,8 @@ class Retention:
     async def _forget(self) -> None:
         if not self._horizons:
             return
-        # Only behind a horizon that is in the partition's own log: else an id would be forgotten and not refused either (I17).
+        # Only behind a horizon that is in the partition's own log: else an id would be forgotten
+        # and not refused either (I17).
         led = list(self._table.leading)
         before_us = max((self._horizons.get(partition, 0) for partition in led), default=0)
         for tombstone in await self._store.tombstones_before(before_us, limits.PURGE_ROWS_PER_ROUND, led):

@@ -70,13 +70,15 @@ class Submitter:
         )
 
     def submit_new(self, submission: Submission) -> Deferred[Accepted] | None:
-        """Give it an id and take it in. None: it has an id now, of a partition that another node leads."""
+        """Give it an id and take it in. None: it has an id now, of a partition that another node
+        leads."""
         submission.id, is_local = self._ids.allocate(self._clock.wall_us())
         submission.made = True
         return self.submit(submission) if is_local else None
 
     def name_many(self, submissions: Sequence[Submission]) -> bool:
-        """Give ids to those that come together; returns whether this node leads all their partitions, in this turn."""
+        """Give ids to those that come together; returns whether this node leads all their
+        partitions, in this turn."""
         made, are_local = self._ids.allocate_many(self._clock.wall_us(), len(submissions))
         for submission, task_id in zip(submissions, made, strict=True):
             submission.id = task_id
@@ -109,7 +111,8 @@ class Submitter:
             return fail(refusal)
         own = [s.id for s in submissions if s.id is not None and not s.made]
         if any(self._table.find(task_id) is None for task_id in own):
-            # All of them, the resident ones too: those may be dropped from memory while the others are read.
+            # All of them, the resident ones too: those may be dropped from memory while the others
+            # are read.
             return self._table.load(own).addCallback(self._many_found, submissions)
         return self._many_found({}, submissions)
 
@@ -210,7 +213,8 @@ class Submitter:
         return queue == DEFAULT_QUEUE or queue in self._settings.declared_queues()
 
     def _must_be_declared(self, queue: str, task_id: str) -> None:
-        """:raises InvalidField: there are too many queues, and this is a new name that nobody but its sender knows."""
+        """:raises InvalidField: there are too many queues, and this is a new name that nobody but
+        its sender knows."""
         if not self._is_declared(queue):
             raise InvalidField(
                 f"queue: {limits.QUEUES_MAX} queues have tasks that have not ended, and {queue!r} is none of them",
@@ -219,7 +223,8 @@ class Submitter:
             )
 
     def _must_be_few(self, queue: str, task_id: str) -> None:
-        """:raises Busy: so many tasks have not ended that only queues with few of them still get in, or none."""
+        """:raises Busy: so many tasks have not ended that only queues with few of them still get
+        in, or none."""
         table = self._table
         few = table.open_queues.get(queue, 0) < limits.OPEN_TASKS_FEW
         if not few or table.open_tasks >= limits.OPEN_TASKS_MAX:

@@ -1,7 +1,9 @@
-"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change a row.
+"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change
+a row.
 
-Every change goes through ``create`` or ``change``: row effect into the log, row into the table, hint into the heap,
-transition into the news of the commit. The rest of ``runtime`` decides *which* change.
+Every change goes through ``create`` or ``change``: row effect into the log, row into the table,
+hint into the heap, transition into the news of the commit. The rest of ``runtime`` decides *which*
+change.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _ROW_OVERHEAD_BYTES = 1_000
 
 
 class Slot(msgspec.Struct, gc=False):
-    """The newest row of one task, proposed or older. ``row`` None: it is being purged (``content_hash`` is kept meanwhile).
+    """The newest row of one task, proposed or older. ``row`` None: it is being purged
+    (``content_hash`` is kept meanwhile).
 
     ``sequence``: the entry of the newest change, 0 where the row is as the store has it.
     """
@@ -52,12 +55,14 @@ class Slot(msgspec.Struct, gc=False):
 
 
 class RowCache:
-    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past ``bytes_max``."""
+    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past
+    ``bytes_max``."""
 
     def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
         self._slots: dict[str, Slot] = {}
         self._clean: OrderedDict[str, int] = OrderedDict()
-        """Cost by id, least recently used first. A plain dict would look for its first key past all those deleted before."""
+        """Cost by id, least recently used first. A plain dict would look for its first key past all
+        those deleted before."""
         self._clean_bytes = 0
         self._bytes_max = bytes_max
         self._pins: dict[str, int] = {}
@@ -110,7 +115,8 @@ class RowCache:
         self._slots[task_id] = slot
 
     def must_be_resident(self, task_id: str, slot: Slot) -> None:
-        """:raises AssertionError: somebody is about to decide on a row that may have been overtaken."""
+        """:raises AssertionError: somebody is about to decide on a row that may have been
+        overtaken."""
         assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
 
     def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
@@ -131,7 +137,8 @@ class RowCache:
         return slot
 
     def applied(self, rows: Iterable[tuple[str, int]]) -> None:
-        """Make rows clean: the store shows every change of these (task id, sequence) up to ``sequence``."""
+        """Make rows clean: the store shows every change of these (task id, sequence) up to
+        ``sequence``."""
         slots, pins = self._slots, self._pins
         for task_id, sequence in rows:
             slot = slots.get(task_id)
@@ -140,7 +147,8 @@ class RowCache:
             if task_id in pins:
                 slot.sequence = 0  # one that is being purged goes with the last pin
             elif slot.row is None or slot.row.state is State.SCHEDULED:
-                # The time of a scheduled one may be far; the cache is for what is claimed or asked for soon.
+                # The time of a scheduled one may be far; the cache is for what is claimed or asked
+                # for soon.
                 del slots[task_id]
             else:
                 slot.sequence = 0
@@ -148,7 +156,8 @@ class RowCache:
 
     def _keep(self, task_id: str, slot: Slot) -> None:
         assert slot.row is not None
-        # Decoded, many small parts take about twice their encoded size, besides what every row takes.
+        # Decoded, many small parts take about twice their encoded size, besides what every row
+        # takes.
         cost = _ROW_OVERHEAD_BYTES + len(slot.row.spec.payload) + 2 * slot.body_bytes
         self._clean[task_id] = cost
         self._clean_bytes += cost
@@ -172,7 +181,8 @@ class TaskTable:
 
     :param refusals: by partition led here that takes no new work for now, why.
     :param seed, partition_count: fixed when the cluster was born.
-    :param on_ready: there may be something to claim. :param on_due: the earliest due time may have changed.
+    :param on_ready: there may be something to claim. :param on_due: the earliest due time may have
+        changed.
     """
 
     def __init__(
@@ -194,7 +204,8 @@ class TaskTable:
         self.ready = ReadySet()
         self.due = DueSet()
         self.leading: dict[int, int] = {}
-        """The partitions that are led and active here, each with its epoch. Only their rows are ever resident."""
+        """The partitions that are led and active here, each with its epoch. Only their rows are
+        ever resident."""
         self.partition_counts: dict[int, Counts] = {}
         """Committed rows of each by queue and state."""
         self.open_tasks = 0
@@ -211,18 +222,21 @@ class TaskTable:
         self.paused = paused
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
-        """Types with lanes of their own: those that nodes have announced, and others that were asked for."""
+        """Types with lanes of their own: those that nodes have announced, and others that were
+        asked for."""
         self._enqueued_since: list[TaskRow] | None = None
         """Hints given while the heaps are built anew."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
-        """By id and the epoch in which the look began: what was read in an earlier one may have been overtaken elsewhere."""
+        """By id and the epoch in which the look began: what was read in an earlier one may have
+        been overtaken elsewhere."""
 
     def partition_of(self, task_id: str) -> int:
         return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
 
     # --- leading ---
     def lead(self, partition: int, epoch: int, counts: Counts) -> None:
-        """The partition is active here: its barrier is committed and the rows in the store show all that is."""
+        """The partition is active here: its barrier is committed and the rows in the store show all
+        that is."""
         self.leading[partition] = epoch
         self.partition_counts[partition] = counts
         self._open_in[partition] = {}
@@ -233,7 +247,8 @@ class TaskTable:
         self._fold_queues(partition)
 
     def leave(self, partition: int) -> Counts:
-        """Forget everything about a partition that is not led here any more (R12); returns what was counted."""
+        """Forget everything about a partition that is not led here any more (R12); returns what was
+        counted."""
         del self.leading[partition]
         self.rows.drop_partition(partition)
         self.ready.drop_partition(partition)
@@ -244,7 +259,8 @@ class TaskTable:
         return self.partition_counts.pop(partition)
 
     def must_lead(self, partition: int, task_id: str | None = None) -> None:
-        """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch has not begun yet (R7)."""
+        """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch
+        has not begun yet (R7)."""
         if partition not in self.leading:
             cores = self.driver.cores
             if partition < len(cores) and cores[partition].is_leading:  # peers name partitions too
@@ -252,7 +268,8 @@ class TaskTable:
             raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
 
     def must_accept(self, partition: int, task_id: str) -> None:
-        """As ``must_lead``, and :raises Draining, NotEnoughReplicas: new work could not be committed, or should go elsewhere."""
+        """As ``must_lead``, and :raises Draining, NotEnoughReplicas: new work could not be
+        committed, or should go elsewhere."""
         self.must_lead(partition, task_id)
         refusal = self.refusals.get(partition)
         if refusal is not None:
@@ -262,8 +279,8 @@ class TaskTable:
     def create(self, row: TaskRow) -> Slot:
         """Propose a new row; its slot knows the entry's sequence."""
         spec = row.spec
-        # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so that a submit that finds a free
-        # slot carries its claim in the same append.
+        # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so
+        # that a submit that finds a free slot carries its claim in the same append.
         self.enqueue(row)
         self._open(row.partition, spec.queue, 1)
         put = put_born(row)
@@ -274,9 +291,11 @@ class TaskTable:
         return slot
 
     def change(self, slot: Slot, event: Event, at_us: int) -> int:
-        """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what ``transition`` raises.
+        """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what
+        ``transition`` raises.
 
-        Where nothing changes, the sequence is that of the row's last change: whoever hears "ok" may rely on that.
+        Where nothing changes, the sequence is that of the row's last change: whoever hears "ok" may
+        rely on that.
         """
         before = slot.row
         assert before is not None
@@ -286,7 +305,8 @@ class TaskTable:
         return self._propose(slot, before, after, put_changed(before, after), at_us)
 
     def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
-        """Propose a claim of a pending task; None where it is not pending any more. The token is the entry's own place."""
+        """Propose a claim of a pending task; None where it is not pending any more. The token is
+        the entry's own place."""
         before = slot.row
         if before is None or before.state is not State.PENDING:
             return None
@@ -346,8 +366,8 @@ class TaskTable:
 
     @property
     def has_stale_entries(self) -> bool:
-        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks themselves? Or are some where
-        nobody looks for them?"""
+        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks
+        themselves? Or are some where nobody looks for them?"""
         return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
 
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
@@ -357,9 +377,11 @@ class TaskTable:
         self.ready.set_known(self._named | self._asked)
 
     def know(self, types: Collection[str]) -> bool:
-        """A worker asks for these, of which its node has said nothing: it is of an earlier release, or the news is on its way.
+        """A worker asks for these, of which its node has said nothing: it is of an earlier release,
+        or the news is on its way.
 
-        Returns whether tasks that were not expected to be asked for by type lie where nobody finds them: see ``rebuild_heaps``.
+        Returns whether tasks that were not expected to be asked for by type lie where nobody finds
+        them: see ``rebuild_heaps``.
         """
         new = frozenset(types) - self._named - self._asked
         if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
@@ -378,7 +400,8 @@ class TaskTable:
                 await self.driver.settle()
                 ready, due = self.ready.like(), DueSet()
                 await load_ready(self._store, ready, due, led)
-                # Else one that was taken up meanwhile may be missing, or lie where nobody looks any more.
+                # Else one that was taken up meanwhile may be missing, or lie where nobody looks any
+                # more.
                 if led == self.leading and ready.has_lanes_of(self.ready):
                     break
             for queue in self.paused():
@@ -425,8 +448,8 @@ class TaskTable:
             row[gone] -= 1
 
     def _fold_queues(self, partition: int) -> None:
-        """Keep few names: where a partition has had too many queues, those without open tasks are counted as one. Who submits
-        chooses the names, and what has ended is kept for days.
+        """Keep few names: where a partition has had too many queues, those without open tasks are
+        counted as one. Who submits chooses the names, and what has ended is kept for days.
         """
         counts, is_open = self.partition_counts[partition], self._open_in[partition]
         if len(counts) <= limits.QUEUE_NAMES_MAX:
@@ -444,8 +467,9 @@ class TaskTable:
     def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
         """What there is of each id, resident where it is a row.
 
-        The result must be used in the same turn. Loads of one id that overlap share one look, and rows stay in memory until
-        all that were asked for are there: a row changes only while it is resident, so what comes back has not been overtaken.
+        The result must be used in the same turn. Loads of one id that overlap share one look, and
+        rows stay in memory until all that were asked for are there: a row changes only while it is
+        resident, so what comes back has not been overtaken.
         """
         done: Deferred[dict[str, Found]] = Deferred()
         self._gather(list(dict.fromkeys(task_ids)), {}, done)
@@ -495,7 +519,8 @@ class TaskTable:
     def _gathered(
         self, found: dict[str, Found], epochs: dict[str, int | None], done: Deferred[dict[str, Found]]
     ) -> None:
-        """All are here. Where an absence came in an earlier turn the task may have been born since: then its row is resident."""
+        """All are here. Where an absence came in an earlier turn the task may have been born since:
+        then its row is resident."""
         for task_id in found:
             epoch = epochs[task_id]
             if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
@@ -512,7 +537,8 @@ class TaskTable:
     def _loaded(self, stored: dict[str, StoredRow | Tombstone], looks: list[tuple[str, int | None]]) -> None:
         for task_id, epoch in looks:
             for waiting in self._loads.pop((task_id, epoch)):
-                # Looked up anew for each waiter: the one before it may have brought the task to life.
+                # Looked up anew for each waiter: the one before it may have brought the task to
+                # life.
                 waiting.callback(self._make_resident(task_id, stored.get(task_id), epoch))
 
     def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None, epoch: int | None) -> Found:

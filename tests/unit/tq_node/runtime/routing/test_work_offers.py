@@ -104,7 +104,7 @@ def test_what_its_node_renews_goes_on(helped: Helped) -> None:
     assert [attempt.outcome for attempt in helped.row(dropped.task_id).attempts] == ["lost"]
     helped.result(helped.world.queue.claims.finish(kept, Completed(b"1")))
     assert helped.row(kept.task_id).state is State.COMPLETED
-    assert helped.world.queue.claims.remote._lent == {}
+    assert helped.world.queue.claims.remote._granted == {}
 
 
 def test_an_old_lease_says_nothing_in_a_later_epoch(helped: Helped) -> None:
