@@ -41,7 +41,7 @@ class NotJson(TypeError):
 
 
 class TooLong(NotJson):
-    """Its text alone is over the bound in bytes."""
+    """The text of the value is over the bound in bytes."""
 
 
 def check(value: Any, chars_max: int | None = None) -> None:

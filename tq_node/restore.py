@@ -104,8 +104,10 @@ class Source(msgspec.Struct):
         return self.node.node_id in self.table.partitions[partition].isr
 
     def rank(self, partition: int) -> tuple[int, int]:
-        """Of two copies the one of greater rank has all committed entries that the other has: who holds an entry of a later epoch
-        has all that was committed before that epoch began (R15), and within an epoch one log begins as the other (I6)."""
+        """Epoch of the last entry, and its sequence. The copy of the highest rank has all committed entries that the others have:
+        who holds an entry of a later epoch has all that was committed before that epoch (R15), and within an epoch one log is
+        the beginning of the other (I6).
+        """
         copy = self.copies.get(partition)
         if copy is None:
             return (0, 0)

@@ -26,7 +26,7 @@ Environment: TQ_URL for ADDRESS, TQ_TOKEN for Authorization: Bearer, NO_COLOR.
 
 
 USAGE_STATUS = 64
-"""Not argparse's 2, which says here that there is no quorum."""
+"""Exit code for a wrong command line; argparse's 2 says here that there is no quorum."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +35,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
     options = _Parser(
         prog="tq-tui",
         description="The console of a taskqueue cluster.",

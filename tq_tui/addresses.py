@@ -9,7 +9,7 @@ DEFAULT_PORT = 8080
 
 
 class BadAddress(ValueError):
-    """Says which part is no address."""
+    """The text names the part that is no address."""
 
 
 def parse_addresses(words: Iterable[str]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class BadFilter(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Of one field: these values, or all others."""
+    """What a filter admits for one field: ``values``, or if ``negated`` all others."""
 
     values: tuple[str, ...]
     negated: bool = False
@@ -41,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """One page of a list. ``dead``: of the dead letters. The order of ``sort`` is the server's."""
+    """The query for one page of tasks. ``dead``: of the dead letters. ``sort`` names one of the server's orders."""
 
     choices: tuple[tuple[str, Choice], ...] = ()
     text: str = ""
@@ -55,7 +55,7 @@ class TaskQuery:
         return "/tasks/dead" if self.dead else "/tasks/list"
 
     def parameters(self) -> list[tuple[str, str]]:
-        """Of the URL, each task once over the whole cluster."""
+        """Parameters of the URL; the list holds each task of the cluster once."""
         found = [(field, choice.parameter()) for field, choice in self.choices]
         if self.text:
             found.append(("q", self.text))
@@ -67,7 +67,7 @@ class TaskQuery:
         return found
 
     def admits(self, task: Task) -> bool:
-        """What the server would say; for the scripted client, and for changes between two questions."""
+        """Whether the server would list the task; for the scripted client, and for changes between two requests."""
         fields = {"status": task.status, "type": task.type, "queue": task.queue, "node": task.node or ""}
         if self.dead and task.status != "failed":
             return False

@@ -10,7 +10,7 @@ from typing import Any
 from tq_tui.client.shallow import is_deep
 
 DEPTH_MAX = 200
-"""Of a payload, as nodes take it."""
+"""Levels of lists and objects in a payload; nodes refuse more."""
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DELAY = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
@@ -21,7 +21,7 @@ NESTING_MAX = 200
 
 
 class BadField(ValueError):
-    """Says what the field takes."""
+    """A field of the form can't be read; the text says what the field takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def mark(entry: Partition, name: str) -> str:
 
 
 def names(view: ClusterView) -> list[str]:
-    """Of all nodes that hold something or could, in the order of the view."""
+    """Names of all nodes that hold or may hold partitions, in the order of the view."""
     found = [node.name for node in view.nodes if node.name]
     for entry in view.partitions:
         for name in (entry.primary, *entry.replicas, *entry.adding):
@@ -50,7 +50,7 @@ def label_width(view: ClusterView) -> int:
 
 
 def cell_width(view: ClusterView, width: int) -> int:
-    """Of one partition: more where all of them have room for it."""
+    """Columns for one partition: as many as leave room for all of them on one line."""
     return max(1, min(CELL_MAX, (width - label_width(view)) // max(1, len(view.partitions))))
 
 

@@ -12,12 +12,12 @@ from tq_tui.state.cluster_view import ClusterView
 
 T = TypeVar("T")
 AT_ONCE = 16
-"""Orders of a marked set that are under way together."""
+"""Requests for a marked set of tasks that are in flight together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one order among many."""
+    """The outcome of one request among many; ``error`` is empty where it succeeded."""
 
     key: str
     error: str = ""
@@ -28,13 +28,16 @@ class Outcome:
 
 
 class Requests:
-    """:param view: gives the present view, which says who lives."""
+    """Sends requests to the nodes that are up, one after the other until one answers.
+
+    :param view: returns the latest view of the cluster.
+    """
 
     def __init__(self, client: ClusterClient, view: Callable[[], ClusterView]) -> None:
         self._client, self._view = client, view
 
     def addresses(self) -> list[str]:
-        """Those to ask, the best first: up and ready, up, and where nobody is up, all."""
+        """Addresses of nodes to ask, ready and fast ones first; where no node is up, all that are known."""
         view = self._view()
 
         def worth(address_and_ready: tuple[str, bool, float]) -> tuple[bool, float]:
@@ -70,29 +73,32 @@ class Requests:
         self,
         keys: Sequence[str],
         question: Callable[[NodeClient, str], Awaitable[object]],
-        told: Callable[[int, int], None] = lambda done, of: None,
+        on_progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Outcome]:
-        """The same for many, a few at a time; one that fails does not stop the others. ``told``: how far it is."""
-        gate = asyncio.Semaphore(AT_ONCE)
+        """Ask ``question`` for each key, ``AT_ONCE`` at a time; one that fails does not stop the others.
+
+        :param on_progress: called after each with how many are done, and of how many.
+        """
+        limit = asyncio.Semaphore(AT_ONCE)
         done = 0
 
         async def one(key: str) -> Outcome:
             nonlocal done
-            async with gate:
+            async with limit:
                 try:
                     await self.ask(lambda client: question(client, key))
                     outcome = Outcome(key)
                 except ClientError as why:
                     outcome = Outcome(key, str(why))
             done += 1
-            told(done, len(keys))
+            on_progress(done, len(keys))
             return outcome
 
         return list(await asyncio.gather(*map(one, keys)))
 
 
 def reported(verb: str, outcomes: Iterable[Outcome]) -> tuple[str, bool]:
-    """What became of many orders, in a sentence or three; and whether all went well."""
+    """A sentence on the outcomes with the three most frequent errors; and whether all succeeded."""
     outcomes = list(outcomes)
     failed = [outcome for outcome in outcomes if not outcome.ok]
     done = len(outcomes) - len(failed)
@@ -102,5 +108,5 @@ def reported(verb: str, outcomes: Iterable[Outcome]) -> tuple[str, bool]:
     for outcome in failed:
         reasons[outcome.error] = reasons.get(outcome.error, 0) + 1
     worst = sorted(reasons.items(), key=lambda item: -item[1])[:3]
-    said = "; ".join(f"{number} x {reason}" if number > 1 else reason for reason, number in worst)
-    return f"{verb} {done}, {len(failed)} not: {said}", False
+    why = "; ".join(f"{number} x {reason}" if number > 1 else reason for reason, number in worst)
+    return f"{verb} {done}, {len(failed)} not: {why}", False

@@ -14,9 +14,9 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 PATIENCE_S = 1.0
-"""For a dialog to come. What is still held then is handled as if nothing had been opened."""
+"""How long keys wait for a dialog; then they are handled as if none had been opened."""
 HANDED_S_MAX = 1.0
-"""For a key to have its effect, where its widget went away with the sign that it had."""
+"""How long a key may take; then the next one follows, as the widget with the sign of its end may be gone."""
 
 
 class Done(Message):
@@ -48,14 +48,14 @@ class TypeAhead(App[int]):
         self._handed: events.Key | None = None
         self._awaited = False
         self._number = 0
-        """Of the key that was handed over last."""
+        """Number of the key that was handed over last."""
 
     def opens_dialog(self, key: str) -> bool:
         """Will this key, where the focus is now?"""
         raise NotImplementedError
 
     def await_dialog(self) -> None:
-        """A dialog will come, or not; keys wait for it."""
+        """Hold keys back until the dialog is ready, for ``PATIENCE_S`` at most."""
         self._awaited = True
         self.set_timer(PATIENCE_S, lambda: self.release_keys(keep=True))
 

@@ -17,9 +17,9 @@ from tq_tui.state.cluster_view import Failed, Observation, Polled
 T = TypeVar("T")
 LOOK_EVERY_S = 1.0
 BACKOFF_S = (0.25, 0.5, 1.0, 1.0, 2.0)
-"""Then the last one for ever: a node that comes back is to be seen at once."""
+"""Pauses after failed polls, the last one repeated: a node that comes back is seen within it."""
 PATIENCE_S = 1.5
-"""For one look. A node that hangs is greyed after this and the pause before it."""
+"""Deadline of one poll; a node that hangs is shown as down after it."""
 METRICS_SHARE = 0.05
 """Metrics of a node with very many queues are large: at most so much of the time goes into them."""
 
@@ -44,7 +44,7 @@ async def look(
 
 
 async def _or(asked: Awaitable[T], instead: T) -> T:
-    """A refusal is part of the picture; silence is not."""
+    """``instead`` where the node refuses to answer; that it does not answer at all is raised."""
     try:
         return await asked
     except Refused:

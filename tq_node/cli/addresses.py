@@ -78,7 +78,7 @@ class Listen(msgspec.Struct, frozen=True):
         return len(hosts) == 1 or self.is_wildcard or other.is_wildcard
 
     def moved(self, ports: int) -> Listen:
-        """The same host, so many ports further on. :raises ValueError: no such port, or none to start from."""
+        """This host with the port moved on by ``ports``. :raises ValueError: no such port, or none to start from."""
         if self.host is None or self.port is None:
             raise ValueError("has no port to count from")
         return listen_on(self.host, _port(str(self.port + ports)))

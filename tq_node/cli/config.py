@@ -84,7 +84,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a task may wait for a handler before it fails. None: for ever."""
     concurrency: int
     worker_memory_bytes: int | None
-    """Of each worker process. None: no bound."""
+    """Bound on the memory of each worker process. None: no bound."""
     worker_env: tuple[str, ...]
     """Patterns of the variables that worker processes get. Empty: all but the node's own."""
     echo_handlers: bool
@@ -110,7 +110,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes_max: int
     disk_free_bytes_min: int
     snapshot_dir: Path
-    """Of this node alone; may not exist yet."""
+    """Folder for this node's snapshots alone; may not exist yet."""
     snapshots_kept: int
     copy_rate_bytes_s: int
     """0: no bound."""

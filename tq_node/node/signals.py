@@ -27,7 +27,7 @@ from tq_node.limits import STOP_MARGIN_S, THREADS_GRACE_S
 _log = Logger(namespace="taskqueue.node")
 
 REPEAT_S = 0.2
-"""Of two signals to stop that come closer together the second does not count: ``timeout`` and some shells send each twice."""
+"""A second signal to stop within this time does not count: ``timeout`` and some shells send each twice."""
 _LOOK_S = 0.1
 _IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 

@@ -67,7 +67,7 @@ class Call:
 
     @property
     def curl(self) -> str:
-        """The same call as a line for a shell."""
+        """The call as a curl line for a shell."""
         method = "" if self.method == "GET" else f"-X {self.method} " if self.body is None else ""
         body = "" if self.body is None else f"-H 'Content-Type: application/json' -d {quoted(self.body)} "
         token = '-H "Authorization: Bearer $TQ_TOKEN" ' if self.authorized else ""
@@ -111,7 +111,7 @@ class ClusterClient(Protocol):
     """Connections to any number of nodes, kept apart: one that hangs holds up no other."""
 
     on_call: Callable[[Call], None] | None
-    """Told of each call that somebody asked for; what only watches is not."""
+    """Called with each HTTP call that the user caused; polls of the watches are left out."""
 
     def at(self, address: str) -> NodeClient:
         """:param address: ``HOST:PORT``."""

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CONNECT_S = 1.0
 WATCH_S = 2.0
-"""For what is asked all the time: a node that is slower than this is as good as away."""
+"""Deadline for polls: a node that is slower is shown as down."""
 ASK_S = 20.0
 ORDER_S = 30.0
 SILENCE_S = 40.0
-"""Of an event stream, which says something every 15 s."""
+"""An event stream without a byte for this long is broken; nodes send something every 15 s."""
 CONNECTIONS_MAX = 16
 
 

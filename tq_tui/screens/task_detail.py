@@ -1,4 +1,4 @@
-"""The whole story of one task."""
+"""The screen of one task: facts, attempts, error, payload, result, progress and log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tq_tui.widgets.plain import Plain
 
 REFRESH_S = 1.0
 LINES_MAX = 2_000
-"""Of one part: a payload of a megabyte is not laid out to its end."""
+"""Lines shown of one part: a payload of a megabyte is not laid out to its end."""
 
 
 class TaskScreen(ConsoleScreen):

@@ -1,7 +1,7 @@
 """PURE. What is known of a cluster, folded from what was seen of each node: ``reduce(view, observation) -> view``.
 
-Nobody here reads a clock: every observation brings its time, in seconds since the epoch. What a node said last stays when it
-goes away; how old it is, is part of the view.
+Nothing here reads a clock: every observation brings its time, in seconds since the epoch. The last answer of a node stays in the
+view when the node goes down, with its age.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tq_tui.client.models import ClusterInfo, Counts, Member, Metrics, Partition
 HISTORY_MAX = 300
 SAMPLE_S = 1.0
 STALE_S = 2.0
-"""A node that has said nothing for so long is shown as silent, whatever its connection looks like."""
+"""A node that has not answered for this long is shown as down, whatever its connection looks like."""
 
 
 class Phase(Enum):
@@ -101,7 +101,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node: what the console itself sees of it, and what it said last."""
+    """One node: what the console itself sees of it, and its last answer."""
 
     address: str
     given: bool = True
@@ -170,11 +170,11 @@ class ClusterView:
 
     @cached_property
     def cluster(self) -> ClusterInfo | None:
-        """As the node tells it that is furthest ahead: one with a leader, of the highest term, seen last."""
-        told = [node for node in self.living if node.cluster is not None and node.cluster.id]
-        told = told or [node for node in self.nodes if node.cluster is not None and node.cluster.id]
+        """The cluster as seen by the node that is furthest ahead: one with a leader, of the highest term, polled last."""
+        known = [node for node in self.living if node.cluster is not None and node.cluster.id]
+        known = known or [node for node in self.nodes if node.cluster is not None and node.cluster.id]
         best = max(
-            told,
+            known,
             key=lambda node: (
                 node.cluster is not None and node.cluster.leader is not None,
                 node.cluster.term if node.cluster is not None else 0,
@@ -186,13 +186,13 @@ class ClusterView:
 
     @cached_property
     def versions(self) -> tuple[str, ...]:
-        """Of the software that the living nodes run; more than one in the middle of an upgrade."""
+        """Releases that the living nodes run; more than one in the middle of an upgrade."""
         found = {node.metrics.version for node in self.living if node.metrics is not None and node.metrics.version}
         return tuple(sorted(found, key=natural))
 
     @cached_property
     def leader(self) -> str | None:
-        """Nobody leads where nobody that lives says so."""
+        """The Raft leader's name; None where no living node names one."""
         if not self.living or self.cluster is None:
             return None
         return self.cluster.leader
@@ -202,7 +202,7 @@ class ClusterView:
         return {member.id: member for member in (self.cluster.nodes if self.cluster else ())}
 
     def status_of(self, node: NodeView) -> str:
-        """What the cluster says of it, or nothing."""
+        """The node's status in the cluster map; empty where it is no member."""
         member = self.members.get(node.name)
         return member.status if member is not None else ""
 
@@ -269,9 +269,9 @@ class ClusterView:
 
     @cached_property
     def slots(self) -> tuple[int, int]:
-        """Busy, all."""
-        told = [node.metrics for node in self.living if node.metrics is not None]
-        return sum(one.busy for one in told), sum(one.slots for one in told)
+        """Worker slots of the living nodes: busy ones, and all."""
+        metrics = [node.metrics for node in self.living if node.metrics is not None]
+        return sum(one.busy for one in metrics), sum(one.slots for one in metrics)
 
     def held(self, name: str) -> tuple[int, int]:
         """Partitions that a node is primary of, and that it has a copy of."""
@@ -284,11 +284,11 @@ class ClusterView:
         return behind, sum(name in entry.replicas and name not in entry.in_sync for entry in self.partitions)
 
 
-def _is_better(entry: Partition, known: Partition | None, teller: str) -> bool:
+def _is_better(entry: Partition, known: Partition | None, source: str) -> bool:
     if known is None:
         return True
     mine, theirs = (entry.epoch, entry.version), (known.epoch, known.version)
-    return mine > theirs or (mine == theirs and entry.primary == teller)
+    return mine > theirs or (mine == theirs and entry.primary == source)
 
 
 def reduce(view: ClusterView, seen: Observation) -> ClusterView:
@@ -379,7 +379,7 @@ def _sampled(view: ClusterView) -> ClusterView:
 
 
 def _ordered(view: ClusterView, nodes: Iterable[NodeView]) -> ClusterView:
-    """In the order of their names; one that was never reached takes its name from the cluster's table."""
+    """In the order of their names; one that was never reached takes its name from the cluster map."""
     view = replace(view, nodes=tuple(nodes))
     places = {same_place(member.http): member.id for member in view.members.values() if member.http}
     named = (node if node.name else replace(node, name=places.get(same_place(node.address), "")) for node in view.nodes)
