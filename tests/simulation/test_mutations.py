@@ -37,6 +37,14 @@ def test_what_is_switched_off_is_noticed(family: str, mutation: Mutation, logged
             logged_errors.flush()  # type: ignore[attr-defined]  # what is broken may say so
 
 
+def test_each_mutation_patches_what_is_there() -> None:
+    """Also those that are not caught, which run only in the printed table."""
+    for family in FAMILIES:
+        for mutation in table_of(family).MUTATIONS:
+            for owner, name, _ in mutation.patches:
+                assert hasattr(owner, name), f"{mutation.name}: {owner} has no {name}"
+
+
 def test_the_table_lists_what_is_not_caught(capsys: pytest.CaptureFixture[str]) -> None:
     main(["raft", "--seeds", "1", "--only", "proven"])
     shown = capsys.readouterr().out

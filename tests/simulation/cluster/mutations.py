@@ -275,7 +275,7 @@ MUTATIONS = (
     Mutation("what was lent is lost by an old lease", "8", ((RemoteAttempts, "lose_overdue", _loses_by_old_leases),), helped),
     # --- peers ---
     Mutation("streams go on over a new connection", "R14, F42", ((ReplicaDriver, "connected", always(None)),), swarm),
-    Mutation("what could not be sent is forgotten", "R14", ((Replication, "_not_sent", always(None)),), swarm),
+    Mutation("what could not be sent is forgotten", "R14", ((Replication, "_unsent", always(None)),), swarm),
     Mutation("no ping rounds by themselves", "F45", ((Replication, "round", always(None)),), leases),
     Mutation("messages to peers go out of order", "R14", ((PeerBox, "send", _reversed),), failover),
 )  # fmt: skip
