@@ -415,7 +415,10 @@ class PartitionCore(Generic[News]):
 
     def outbox(self) -> Outbox[News]:
         """Take what need not wait for the disk. Look after every call."""
-        return self._outbox.take(self.log.take_newly())
+        box = self._outbox
+        taken = Outbox(box.messages, self.log.take_newly(), box.events, box.steps, box.requests)
+        box.messages, box.events, box.steps, box.requests = [], [], [], []
+        return taken
 
     # --- the store's answers ---
     def applied(self, sequence: int) -> None:

@@ -108,12 +108,6 @@ class Outbox(msgspec.Struct, Generic[News]):
     steps: list[Step] = []
     requests: list[StoreRequest] = []
 
-    def take(self, committed: list[Committed[News]]) -> Outbox[News]:
-        """Return the content together with ``committed``, and empty this outbox."""
-        taken = Outbox(self.messages, committed, self.events, self.steps, self.requests)
-        self.messages, self.events, self.steps, self.requests = [], [], [], []
-        return taken
-
 
 class Ready(msgspec.Struct):
     """What one transaction shall make durable, and what goes with it. In this order:
