@@ -38,7 +38,7 @@ class AsyncAttempt(Attempt):
         self._variables: Variables = copy_context()
         self._output = HandlerOutput(self.progress_buffer)
         self.has_slot = False
-        """Kept by the host."""
+        """Whether it occupies a slot; set by the host."""
 
     def start(self) -> None:
         claim = self.claim
@@ -60,7 +60,7 @@ class AsyncAttempt(Attempt):
             self._abandon()
 
     def _expire(self, outcome: Outcome) -> None:
-        """Cancel what the handler waits for; it has ``limits.CANCEL_GRACE_MS`` to come to its end."""
+        """Cancel what the handler awaits; it has ``limits.CANCEL_GRACE_MS`` to end."""
         if self.ended or self._forced is not None:
             return
         self._forced = outcome
@@ -102,8 +102,8 @@ class AsyncAttempt(Attempt):
         super()._end(outcome)
 
     def _drive(self, value: Any) -> None:
-        """Go on with ``value`` (a Failure is raised in the handler) until it waits for something or
-        ends.
+        """Resume the handler with ``value`` (a Failure is raised in it) until it awaits something
+        or ends.
         """
         while (coroutine := self._coroutine) is not None:
             try:
@@ -147,7 +147,7 @@ class AsyncAttempt(Attempt):
 
 
 def _take(deferred: Deferred[Any]) -> Any:
-    """The value of a Deferred that has fired; a failure counts as handled."""
+    """Take the value of a Deferred that has fired; a failure counts as handled."""
     taken: list[Any] = []
     deferred.addBoth(taken.append)
     return taken[0]

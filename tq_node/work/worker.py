@@ -3,8 +3,8 @@
 Dispatch is by events: a hint of the queue, or a slot that is free again, leads to one claim in the
 next turn of the reactor. A slot is free when the handler has ended, not when that is committed, so
 that a completion and the next claim share a commit. While worker processes end tasks faster than
-claims are committed, some are held ahead of the slots (``ahead``); they wait in the pool, and those
-of ``async def`` handlers that come among them in ``_line``.
+claims are committed, some are held ahead of the slots (``prefetch``); they wait in the pool, and
+those of ``async def`` handlers that come among them in ``_async_queue``.
 """
 
 from __future__ import annotations

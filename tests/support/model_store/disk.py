@@ -1,4 +1,4 @@
-"""What is durable in the store's model, and how a batch changes it."""
+"""The durable content of the model store, and how a batch changes it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ class Disk:
         self.extents: dict[int, Extent] = {}
 
     def apply(self, batch: Batch) -> None:
-        """:raises Divergence: the batch does not follow; some of it may be applied, so the store must end."""
+        """:raises Divergence: the batch does not follow; some of it may be applied, so the store
+        must end.
+        """
         changed = fold(self.states, batch)
         for partition in batch.drops:
             self.staged.pop(partition, None)

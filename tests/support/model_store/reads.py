@@ -1,4 +1,4 @@
-"""Reads of the store's model that take more than a line: the contract read out loud."""
+"""The longer queries of the model store, written as plainly as the contract states them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def digest(disk: Disk, partition: int) -> tuple[int, bytes]:
 
 
 def page(tasks: list[Task], query: RowQuery) -> RowPage:
-    """The contract read out loud: sort everything, look at so many. By id, rows of other states are not looked at."""
+    """As the contract states it: sort all rows, look at ``scan_rows_max``. Sorted by id, rows of
+    other states don't count.
+    """
     sort_key = _SORT_KEYS[query.sort]
 
     def place(task: Task) -> tuple[int, str]:

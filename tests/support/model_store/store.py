@@ -1,7 +1,7 @@
 """A model of the Store in memory, for simulations: no thread, no clock, no randomness.
 
-What is committed stays pending until ``sync``; ``crash`` gives the store that a restart would find. Reads answer at once,
-from what is durable.
+What is committed stays pending until ``sync``; ``crash`` gives the store that a restart would find.
+Reads answer at once, from what is durable.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class MemoryStore:
         return len(self._pending)
 
     def sync(self, count: int | None = None) -> int:
-        """Make the oldest ``count`` pending batches durable (all of them without it), fire their Deferreds; return how many."""
+        """Make the oldest ``count`` pending batches durable (all of them without it), fire their
+        Deferreds; return how many.
+        """
         group = self._pending[:count]
         del self._pending[: len(group)]
         if self._over is not None:
@@ -109,7 +111,8 @@ class MemoryStore:
         return len(group)
 
     def crash(self, keep: int | None = 0) -> MemoryStore:
-        """The store as found after a crash: what is durable and the first ``keep`` pending batches (None: all of them).
+        """The store as found after a crash: what is durable and the first ``keep`` pending batches
+        (None: all of them).
 
         What was staged and not installed is gone either way.
 

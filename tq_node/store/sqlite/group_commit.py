@@ -87,8 +87,7 @@ class GroupWriter:
         clean = self._records_sweeper.is_due or self._rows_sweeper.is_due
         alone = not (changed or row_batches or others or clean)
         if alone and len(added) <= sql.ROWS_MAX:
-            # One statement is its own transaction: the commit happens within its only step (see
-            # statements.py).
+            # A single statement commits within its only step (see ``sql``).
             self._insert(records)
             rows = 0
         else:
@@ -291,8 +290,8 @@ class GroupWriter:
         wanted = len(parameters) // columns
         done = sql.run_in_chunks(self._connection, statement, columns, parameters)
         if done < wanted and statement is sql.change_tasks:
-            # What was left has another run_at_us or another revision; what was changed no longer
-            # has the expected one.
+            # Rows not matched have another run_at_us or revision; those changed no longer have the
+            # expected revision.
             done += sql.run_in_chunks(self._connection, sql.reschedule_tasks, columns, parameters)
         if done != wanted:
             raise Divergence(f"{wanted - done} of {wanted} changed rows do not have the revision expected")
