@@ -109,7 +109,7 @@ APPLY_BYTES_PER_COMMIT = 2 * MIB
 would outrun it."""
 APPLY_LAG_MS = 50
 COMMIT_BYTES_AIM = 4 * MIB
-"""With so many bytes of entries a commit leaves; the other partitions wait for the next one."""
+"""Bytes of entries at which a commit leaves; the other partitions wait for the next one."""
 UNCOMMITTED_BYTES_MAX = 32 * MIB
 """Bytes of entries proposed and not yet durable on all copies; past it submits are refused as busy.
 """
@@ -151,17 +151,16 @@ LEASE_MS = 15_000
 LEASE_MARGIN_MS = 1_000
 LEASE_RENEW_MS = 4_000
 HELP_OFFER_MS = 100
-"""Tasks that have been ready for so long without a free slot are told to the peers. Where nothing
-waits nothing is told."""
+"""After tasks have been ready this long without a free slot, peers are sent an offer."""
 HELP_OFFER_AGAIN_MS = 500
-"""And again so often, while it is so."""
+"""How often the offer is repeated while tasks still wait."""
 HELP_OFFER_MS_MAX = 2_000
-"""What a peer said so long ago is not believed any more."""
+"""An offer of a peer counts for no longer than this."""
 HELP_PEERS_MAX = 8
-"""Peers that are told at a time; in a larger cluster the next ones are told the next time."""
+"""Peers that get an offer at a time; in a larger cluster the next ones get the next offer."""
 HELP_CLAIMS_MAX = 1_000
 HELP_BYTES_MAX = 2 * MIB
-"""Payloads that go to a helper in one answer; the last of them may be over it by its own size."""
+"""Bytes of payloads in one answer to a helper; the last payload may exceed it."""
 HELP_WAIT_MS = 2_000
 """How long a helper keeps free slots for an answer. What comes later is given back."""
 HELP_QUIET_MS_MAX = 5_000
@@ -184,7 +183,7 @@ CHILD_START_MS_MAX = 30_000
 CHILD_FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * KIB
 CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX = 1 * MIB
 CHILD_TASKS_MAX = 100_000
-"""A worker process is replaced after so many tasks, so that a leak in a handler stays bounded."""
+"""Tasks after which a worker process is replaced, so that a leak in a handler stays bounded."""
 CHILD_IDLE_S_MAX = 60.0
 CHILD_AHEAD_MAX = 16
 """Tasks that lie ready in a worker process behind the one that runs; not more than it ends in
@@ -216,9 +215,9 @@ CHILD_START_FAILURES_MAX = 3
 """Starts that fail in a row before a node claims no more than the processes that it has can run."""
 
 HANDLED_TYPES_MAX = 1_000
-"""Types that a node has handlers for; the others are told of all."""
+"""Task types that a node may have handlers for; it announces all of them to the others."""
 HANDLED_BYTES_MAX = 128 * KIB
-"""What that may take, encoded, with the defaults of each type."""
+"""Encoded size of such an announcement, with the defaults of each type."""
 
 # --- HTTP ---
 COMMIT_WAIT_S = 10.0
@@ -244,7 +243,7 @@ further request is taken."""
 UNSENT_BYTES_MAX = 64 * MIB
 """Of all connections together; past it the one that has most is reset."""
 UNSENT_STALL_S = 30.0
-"""A connection whose peer takes nothing for so long is reset."""
+"""A connection whose peer takes nothing for this long is reset."""
 HTTP_BACKLOG = 1_024
 """Connections that wait to be accepted; with Twisted's 50 a burst of clients waits for a second."""
 HTTP_IDLE_S = 75
@@ -272,13 +271,13 @@ METRICS_PAIRS_MAX = 200
 METRICS_LABEL_BYTES_MAX = 100
 """A longer name is cut."""
 METRICS_LABEL_IDLE_S = 3_600
-"""A name that was not used for so long makes room for a new one."""
+"""A name that was not used for this long makes room for a new one."""
 METRICS_AGES_S = 2.0
 """So long a page waits for what the store says of the oldest tasks; then it goes without."""
 METRICS_PAGE_S = 1.0
-"""Who asks for the metrics within so long of another gets the same page."""
+"""A page of metrics is served again to whoever asks within this time."""
 
-# --- the door: how much is let in, so that it is answered in time (api/http/concurrency_limit.py, decision 0015) ---
+# --- admission: how much is taken up, so that it is answered in time (api/http/concurrency_limit.py, decision 0015) ---
 SUBMITS_AT_ONCE_MIN = 64
 """Single submits that a node works on at once, however long they take; one more may be refused as
 busy."""
@@ -316,7 +315,7 @@ ones."""
 READ_WAIT_MS = 1_000
 """In time is a list that takes so long, on average."""
 REFUSALS_PER_S = 500
-"""So many of those for whom there is no room are told so; the next ones wait for it, ..."""
+"""Requests a second that are refused at once for want of room; later ones wait for it, ..."""
 REFUSAL_WAIT_MS_MAX = 1_000
 """... not longer than this."""
 REFUSAL_BYTES = 16 * KIB

@@ -154,7 +154,7 @@ class RaftCore:
 
     @property
     def configuration(self) -> Configuration:
-        """In effect here, committed or not."""
+        """The configuration in effect here, committed or not."""
         return self.log.configuration
 
     @property
@@ -168,12 +168,12 @@ class RaftCore:
 
     @property
     def claim(self) -> Claim | None:
-        """A leader's word that this node had acknowledged more than it has; it votes and campaigns
-        accordingly (``LostLog``)."""
+        """A leader's statement that this node had acknowledged more than it has; it votes and
+        campaigns accordingly (``LostLog``)."""
         return self._lost_log.claim
 
     def followers(self) -> dict[NodeId, FollowerStatus]:
-        """At a leader, of every other member; empty elsewhere."""
+        """What a leader knows of each other member; empty elsewhere."""
         return {
             node: FollowerStatus(progress.match_index, progress.mode, progress.is_active, progress.is_caught_up)
             for node, progress in self.state.progress.items()
@@ -182,13 +182,13 @@ class RaftCore:
 
     # --- events ---
     def tick(self, now_ms: int) -> None:
-        """0.1 s have passed. After a pause once, not once for each missed: so sockets are read
-        before elections begin."""
+        """0.1 s have passed. After a pause call it once, not once for each missed tick, so that
+        sockets are read before elections begin."""
         self.state.now_ms = now_ms
         self._election.tick()
 
     def wake(self, now_ms: int) -> None:
-        """``wake_at_ms`` has come. Harmless at any other time."""
+        """``wake_at_ms`` has come; campaign if that is still due. Harmless at any other time."""
         self.state.now_ms = now_ms
         self._election.wake()
 
@@ -203,10 +203,10 @@ class RaftCore:
         self._election.leader_died(node)
 
     def step(self, message: Message, now_ms: int) -> None:
-        """A message has come, in any order, late or twice.
+        """Handle a message; messages may come in any order, late or twice.
 
-        :raises Unsound: it can't be so, and changed nothing but, if that is all that is right in
-            it, the term.
+        :raises Unsound: no peer that keeps to the protocol sends this. Nothing has changed but,
+            where only that was right, the term.
         """
         state = self.state
         assert message.target == state.me, "a message for another node"
@@ -230,8 +230,8 @@ class RaftCore:
             self._from_anyone[kind](message)
 
     def _settle_term(self, message: Message) -> bool:
-        """Terms differ: take up the higher one, or answer. True if the message is then still to be
-        looked at (3.3)."""
+        """Take up a higher term, or answer a lower one. True: the message is still to be handled
+        (3.3)."""
         state = self.state
         if message.term < state.term:
             self.answer_old_term(message)
@@ -370,7 +370,7 @@ class RaftCore:
         return ready
 
     def persisted(self, number: int) -> None:
-        """Everything that the Readys up to this number gave to persist is durable."""
+        """The writes of all Readys up to ``number`` are durable."""
         state = self.state
         durable_before = self.log.durable_index
         hard_state = self.log.persisted(number)

@@ -69,8 +69,8 @@ class Election:
             self._reads.begin_round()
 
     def has_lost_quorum(self) -> bool:
-        """Check-quorum (6.2; F5): a leader whom no majority answers for an election timeout is
-        none."""
+        """Whether no majority answered this leader within an election timeout: then it leads no
+        more (6.2, F5)."""
         state = self._state
         heard = {
             node
@@ -115,18 +115,19 @@ class Election:
 
     # --- campaigning ---
     def may_campaign(self) -> bool:
-        """Only a voter of its own configuration. What still waits for the disk is durable before
-        its own vote is, and counts."""
+        """Whether this node is a voter of its own configuration. What still waits for the disk
+        counts: it is durable before the vote is."""
         return self._state.me in self._state.voters
 
     def campaign(self) -> None:
-        """Ask first whether one would win: a node that cannot win disturbs nobody (9.6; F4)."""
+        """Ask for pre-votes: a node that cannot win disturbs nobody (9.6, F4)."""
         self._roles.become_pre_candidate()
         self._ask(self._state.term + 1, pre=True)
         self.count_vote(self._state.me, granted=True)
 
     def campaign_for_real(self, *, force: bool = False) -> None:
-        """A new term. This node's own vote counts when it is durable (``own_vote_durable``)."""
+        """Begin a term and ask for votes. This node's own vote counts when it is durable
+        (``own_vote_durable``)."""
         self._roles.become_candidate()
         self._ask(self._state.term, force=force)
 
@@ -153,7 +154,7 @@ class Election:
             self._replication.open_term()
 
     def own_vote_durable(self) -> None:
-        """The disk has a hard state. If it holds this candidate's vote for itself, the vote counts
+        """A hard state is durable; if it holds this candidate's vote for itself, the vote counts
         now (F1)."""
         state = self._state
         durable = state.durable_hard_state
@@ -162,8 +163,8 @@ class Election:
 
     # --- voting ---
     def is_loyal(self) -> bool:
-        """Within an election timeout of hearing a leader no vote is given and no term taken up
-        (4.2.3)."""
+        """Whether a leader was in contact within an election timeout: then no vote is given and no
+        term taken up (4.2.3)."""
         state = self._state
         return state.is_leader or (state.leader is not None and state.election_elapsed < state.settings.election_ticks)
 

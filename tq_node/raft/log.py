@@ -101,7 +101,7 @@ class RaftLog:
         return next(pair for pair in reversed(self.configurations) if pair[0] <= log_index)
 
     def term(self, log_index: int) -> int | None:
-        """None where the log no longer reaches, or not yet."""
+        """The term of the entry at ``log_index``; None where the log does not reach."""
         position = log_index - self.offset_index
         if position == 0:
             return self.offset_term
@@ -140,7 +140,7 @@ class RaftLog:
 
     # --- growing and cutting ---
     def append(self, entries: Sequence[Entry]) -> None:
-        """At the end, without gaps."""
+        """Add entries at the end, without gaps."""
         assert entries[0].log_index == self.last_index + 1
         self.entries.extend(entries)
         self._note_configurations(entries)
@@ -239,7 +239,7 @@ class RaftLog:
 
     # --- the disk ---
     def hand_out(self) -> tuple[Snapshot | None, tuple[Entry, ...]]:
-        """What the driver has not been given to write."""
+        """What the driver was not given to write yet."""
         waits = self.snapshot if self.snapshot_waits else None
         if waits is not None:
             self.snapshot_waits = False

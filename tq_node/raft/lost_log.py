@@ -31,7 +31,8 @@ from tq_node.types import NodeId
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """``source`` said, as leader of ``term``, that this node had acknowledged ``log_index``."""
+    """A statement of ``source``, as leader of ``term``, that this node had acknowledged
+    ``log_index``."""
 
     source: NodeId
     term: int

@@ -71,7 +71,7 @@ class Membership:
         return log_index
 
     def refusal(self, change: Change, configuration: Configuration) -> str | None:
-        """Why not now, or None."""
+        """Why the change is refused now; None: it is not."""
         state = self._state
         if not self.has_own_commit():
             return "no_own_commit"
@@ -87,7 +87,7 @@ class Membership:
         return None
 
     def has_own_commit(self) -> bool:
-        """F3: no change before this leader has committed an entry of its own term."""
+        """Whether this leader has committed an entry of its own term; no change before that (F3)."""
         return self._state.own_term_committed()
 
     def is_change_pending(self) -> bool:
@@ -101,5 +101,5 @@ class Membership:
         return self._state.me not in configuration.voters
 
     def is_caught_up(self, node: NodeId) -> bool:
-        """A voter that lacks the log would make every commit wait for its catching up (4.2.1)."""
+        """Whether the node has the log; a voter that lacks it would make every commit wait (4.2.1)."""
         return self._state.progress[node].is_caught_up

@@ -73,7 +73,7 @@ class Progress:
 
     # --- flow ---
     def is_paused(self, settings: RaftSettings) -> bool:
-        """May nothing be sent now? Bounds what is on its way to this follower (10.2.1)."""
+        """Whether nothing may be sent now; bounds what is in flight to this follower (10.2.1)."""
         if self.mode is Mode.REPLICATE:
             return self.is_window_full(settings)
         return self.mode is Mode.SNAPSHOT or self.probe_sent
@@ -85,7 +85,7 @@ class Progress:
         )
 
     def sent(self, last_index: int, size_bytes: int, commit_index: int) -> None:
-        """An append has left; ``size_bytes`` 0 for an empty one."""
+        """An append has left; ``size_bytes`` is 0 for an empty one."""
         self.commit_sent = commit_index
         if self.mode is Mode.REPLICATE:
             if size_bytes:
@@ -96,7 +96,8 @@ class Progress:
             self.probe_sent = True
 
     def accepted(self, log_index: int) -> bool:
-        """The follower has everything up to here. True if that is news, or ends a probe."""
+        """The follower has everything up to ``log_index``. True: that is more than before, or ends
+        a probe."""
         is_news = log_index > self.match_index
         if is_news:
             self.match_index = log_index
@@ -125,7 +126,7 @@ class Progress:
         return True
 
     def set_back(self, next_hint: int) -> None:
-        """It says that it lost what it had acknowledged: nothing of that counts any more, and it is
+        """The follower lost what it had acknowledged: nothing of that counts any more, and it is
         sent again (F14)."""
         self.match_index = 0
         self._become(Mode.PROBE)
@@ -149,13 +150,14 @@ class Progress:
         self.snapshot_stalled = False
         self.next_index = self.match_index + 1
 
-    # --- being heard from (6.2), and rounds of catching up (4.2.1) ---
+    # --- contact (6.2), and rounds of catching up (4.2.1) ---
     def note_contact(self) -> None:
         self.silent_ticks = 0
         self.is_active = True
 
     def is_silent(self, settings: RaftSettings) -> bool:
-        """For an election timeout; a new leader gives everybody that long."""
+        """Whether the follower sent nothing for an election timeout; a new leader gives everybody
+        that long."""
         return self.silent_ticks >= settings.election_ticks
 
     def tick(self, last_index: int, settings: RaftSettings) -> None:
@@ -178,5 +180,5 @@ class Progress:
 
     @property
     def is_caught_up(self) -> bool:
-        """Within one round of the end, replicating, and heard from."""
+        """Whether the follower is within one round of the log's end, replicating, and in contact."""
         return self.round_is_fast and self.mode is Mode.REPLICATE and self.is_active

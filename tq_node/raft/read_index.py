@@ -154,7 +154,7 @@ class ReadIndex:
         assert not self.early
 
     def drop(self) -> None:
-        """Leadership is lost: whoever waits must ask anew."""
+        """Leadership is lost: reads that wait must be asked anew."""
         state = self._state
         asked = [(read.read_id, read.source) for read in self.waiting] + list(self.early)
         self.waiting.clear()

@@ -65,7 +65,7 @@ class Replication:
         return self.append(EntryKind.DATA, data)
 
     def has_room(self, size_bytes: int) -> bool:
-        """Bounds what a leader that commits nothing may gather."""
+        """Whether another entry may be proposed; bounds what a leader that commits nothing gathers."""
         return self._state.uncommitted_bytes + size_bytes <= self._state.settings.uncommitted_bytes_max
 
     def append(self, kind: EntryKind, data: bytes) -> int:
@@ -106,7 +106,7 @@ class Replication:
             after_heartbeat = False
 
     def _send_one(self, target: NodeId, after_heartbeat: bool) -> bool:
-        """True if there is more to send."""
+        """Send one message. True: there is more to send."""
         state = self._state
         log = state.log
         progress = state.progress[target]

@@ -24,8 +24,8 @@ class Roles:
         self._draw_timeout()
 
     def become_follower(self, term: int, leader: NodeId | None) -> None:
-        """Of this leader, or of nobody yet. A higher term forgets the vote; the same term never
-        does (F1)."""
+        """Any role to follower, of ``leader`` or of nobody yet. A higher term forgets the vote; the
+        present one never does (F1)."""
         state = self._state
         assert term >= state.term, "terms never decrease"
         if leader is not None:
@@ -47,12 +47,12 @@ class Roles:
             self._reads.drop()
 
     def become_pre_candidate(self) -> None:
-        """Neither term nor vote changes (9.6)."""
+        """Follower to pre-candidate; neither term nor vote changes (9.6)."""
         self._leave_candidacy(Role.PRE_CANDIDATE)
         self._begin_campaign()
 
     def become_candidate(self) -> None:
-        """A new term, and this node's vote in it is its own."""
+        """Pre-candidate or follower to candidate: a new term, in which this node votes for itself."""
         state = self._state
         self._leave_candidacy(Role.CANDIDATE)
         self._enter_term(state.term + 1, vote=state.me)

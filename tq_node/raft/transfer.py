@@ -10,8 +10,8 @@ from tq_node.types import NodeId
 
 
 class Transfer:
-    """While one is on its way the leader takes no proposals. It ends with its term, or is given up
-    after an election timeout."""
+    """A transfer of leadership under way. Meanwhile the leader takes no proposals; it ends with the
+    term, or after an election timeout."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
