@@ -64,14 +64,14 @@ class Renew(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Stop(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """An attempt that runs at the node that is told; it holds its task no more."""
+    """The attempt, which runs at the node that is called, holds its task no more."""
 
     task_id: str
     token: Token
 
 
 class WorkOffer(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The node has so many ready tasks beyond what it can start now."""
+    """``node`` has ``backlog`` ready tasks beyond what it can start now."""
 
     node: NodeId
     backlog: int
@@ -161,10 +161,10 @@ NOTHING = Nothing()
 
 def for_task(error: TaskQueueError, task_id: str | None) -> TaskQueueError:
     """The same error for one of several callers, with the task that it is about for this one."""
-    told = decode_error(declared_code(error) or Internal.code, encode_error(error))
+    copy = decode_error(declared_code(error) or Internal.code, encode_error(error))
     if task_id is not None:
-        told.task_id = task_id
-    return told
+        copy.task_id = task_id
+    return copy
 
 
 def refused(error: TaskQueueError) -> ForwardedResult:
@@ -175,12 +175,12 @@ def item_of(result: Accepted | TaskQueueError) -> Item:
     """For a batch: one result as it travels."""
     if isinstance(result, Accepted):
         return Item(result)
-    told = refused(result)
-    return Item(None, told.error, told.body)
+    failure = refused(result)
+    return Item(None, failure.error, failure.body)
 
 
 def result_of(item: Item, task_id: str | None) -> Accepted | TaskQueueError:
-    """Back from its travel."""
+    """The inverse of ``item_of``, where the batch was sent from."""
     if item.accepted is not None:
         return item.accepted
     error = decode_error(item.error, item.body)

@@ -252,7 +252,7 @@ MUTATIONS = (
     ),
     Mutation("a strong read asks nobody", "7", ((ReadIndex, "when_confirmed", always(None)),), stale),
     Mutation("who waits is not told at a step-down", "R12", ((CommitWaiters, "abandon", _tells_nobody),), failover),
-    Mutation("who waits for an end is not told at a step-down", "R12", ((TaskReads, "left", always(None)),), failover),
+    Mutation("who waits for an end is not told at a step-down", "R12", ((TaskReads, "stepped_down", always(None)),), failover),
     Mutation("forwarded calls are sent again", "9, F29", ((PeerClient, "_send", _sends_again),), leases),
     # --- what a primary has in memory ---
     Mutation("rows stay in memory after a step-down", "R12", ((RowCache, "drop_partition", always(None)),), failover),

@@ -217,8 +217,8 @@ class ClusterAdmin:
             return succeed(None)
         if known is None:
             return fail(NoSuchNode(f"there is no node {node}"))
-        told = self._state.client.call(known.node_id, calls.SHUTDOWN, calls.NOTHING)
-        return told.addCallback(lambda _: None)
+        asked = self._state.client.call(known.node_id, calls.SHUTDOWN, calls.NOTHING)
+        return asked.addCallback(lambda _: None)
 
     @property
     def _liveness(self) -> Liveness:
@@ -237,7 +237,7 @@ class ClusterAdmin:
         return Deferred.fromCoroutine(self._proposed(command)).addCallback(lambda _: None)
 
     async def _everywhere(self, command: AnyCommand) -> None:
-        """Committed, and known to every node that is heard: then nothing of a paused queue starts
+        """Committed, and known to every node that is up: then nothing of a paused queue starts
         anywhere."""
         log_index = await self._proposed(command)
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS

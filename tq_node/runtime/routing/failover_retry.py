@@ -84,11 +84,11 @@ class FailoverRetry:
         )
         again: Deferred[None] = Deferred(lambda _: call.cancel())
 
-        def over(result: Failure | None) -> Failure | None:
+        def waited(result: Failure | None) -> Failure | None:
             self.waiting -= 1
             return result
 
         def try_again(_: None) -> Deferred[Any]:
             return attempt().addErrback(self._refused, attempt, until_ms)
 
-        return again.addBoth(over).addCallback(try_again)
+        return again.addBoth(waited).addCallback(try_again)

@@ -114,7 +114,7 @@ class NodeWork:
         announced = state.plane.membership.liveness.handlers
         worker.stand_in(self.handlers.may_stand_in(state.map, announced))
         if state.plane.membership.is_registered:
-            self.handlers.say(worker.announced.kind)
+            self.handlers.log(worker.announced.kind)
         if self.handlers.follow(state.map, announced, worker.types) and state.local is not None:
             self._follow_takers(state.local)
 

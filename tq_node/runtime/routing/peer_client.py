@@ -39,8 +39,8 @@ class _Waiting(msgspec.Struct, gc=False):
 
 
 class PeerClient:
-    """The caller's side. Nothing is sent twice: what failed is told, and the caller knows whether
-    it may have happened."""
+    """The caller's side. Nothing is sent twice: a call that failed fails its Deferred, and the
+    caller knows whether it may have happened."""
 
     def __init__(self, pool: PeerPool, clock: Clock, name_of: Callable[[NodeId], str]) -> None:
         self._pool = pool
@@ -93,11 +93,11 @@ class PeerClient:
         number = self._boxes
         self._in_flight[number] = waiting
 
-        def over(result: Any) -> Any:
+        def answered(result: Any) -> Any:
             self._in_flight.pop(number, None)
             return result
 
-        self._pool.forward(node, [call for call, _ in box], within_s).addBoth(over).addCallbacks(
+        self._pool.forward(node, [call for call, _ in box], within_s).addBoth(answered).addCallbacks(
             self._answered, self._failed, callbackArgs=(waiting,), errbackArgs=(waiting, node)
         ).addErrback(lambda why: _log.failure("answers could not be told", failure=why, event="forward_failed"))
 
@@ -108,7 +108,7 @@ class PeerClient:
         for waiting in list(self._in_flight.values()):
             for one in waiting:
                 if not one.deferred.called:
-                    one.deferred.errback(_as_told(error, one))
+                    one.deferred.errback(_for_caller(error, one))
 
     def _answered(self, results: list[ForwardedResult], waiting: Sequence[_Waiting]) -> None:
         for one, result in zip(waiting, results, strict=True):
@@ -116,11 +116,11 @@ class PeerClient:
                 continue  # its caller has gone
             try:
                 if result.error:
-                    one.deferred.errback(_as_told(decode_error(result.error, result.body), one))
+                    one.deferred.errback(_for_caller(decode_error(result.error, result.body), one))
                 else:
                     one.deferred.callback(one.kind.result.decode(result.body))
             except MalformedBox as why:
-                one.deferred.errback(_as_told(OutcomeUnknown(f"its answer can't be read: {why}"), one))
+                one.deferred.errback(_for_caller(OutcomeUnknown(f"its answer can't be read: {why}"), one))
 
     def _failed(self, why: Failure, waiting: Sequence[_Waiting], node: NodeId) -> None:
         error = why.value
@@ -129,7 +129,7 @@ class PeerClient:
             error = OutcomeUnknown("forwarding failed")
         for one in waiting:
             if not one.deferred.called:
-                one.deferred.errback(_as_told(error, one, self._name_of(node)))
+                one.deferred.errback(_for_caller(error, one, self._name_of(node)))
 
 
 def _encoded(kind: PeerCall, value: Any) -> ForwardedCall | Failure:
@@ -139,7 +139,7 @@ def _encoded(kind: PeerCall, value: Any) -> ForwardedCall | Failure:
         return Failure()
 
 
-def _as_told(error: TaskQueueError, one: _Waiting, node: str = "the primary") -> TaskQueueError:
+def _for_caller(error: TaskQueueError, one: _Waiting, node: str = "the primary") -> TaskQueueError:
     """The error in the words of the caller's own node; one of its own for each caller."""
     if not error.definite:
         kind = NotConfirmed if one.kind.is_read else OutcomeUnknown

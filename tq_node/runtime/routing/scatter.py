@@ -37,7 +37,7 @@ Entry = tuple[NodeId | None, int]
 class Covered:
     """Which partitions have been answered for, by whoever leads them.
 
-    :param entries: what the table says of each partition now: its primary and epoch.
+    :param entries: what the cluster map says of each partition now: its primary and epoch.
     """
 
     def __init__(self, entries: Callable[[], Sequence[Entry]]) -> None:
@@ -47,14 +47,14 @@ class Covered:
 
     def add(self, led: Sequence[tuple[int, int]] | None, node: NodeId) -> None:
         """What a node has answered for. One of a release that doesn't say is taken to lead what the
-        table said it did."""
+        map said it did."""
         if led is None:
             led = [(p, epoch) for p, (primary, epoch) in enumerate(self._before) if primary == node]
         for partition, epoch in led:
             self._epochs[partition] = max(epoch, self._epochs.get(partition, 0))
 
     def missing(self) -> list[int]:
-        """Those that nobody has answered for, or only somebody whom the table had deposed by the
+        """Those that nobody has answered for, or only somebody whom the map had deposed by the
         time that all had answered."""
         return [p for p, (_, epoch) in enumerate(self._entries()) if self._epochs.get(p, -1) < epoch]
 

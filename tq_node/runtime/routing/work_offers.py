@@ -76,7 +76,7 @@ class WorkOffers:
             return  # what waits is for none of them; that one comes that may be asked is noticed
         self._look_again()
         for node in self._next(able):
-            self._tell(node, backlogs[node])
+            self._offer(node, backlogs[node])
 
     def _next(self, peers: Sequence[NodeId]) -> Sequence[NodeId]:
         """All of them, or as many as are told at a time, each in its turn."""
@@ -86,17 +86,17 @@ class WorkOffers:
         self._turn = first + limits.HELP_PEERS_MAX
         return [peers[(first + step) % len(peers)] for step in range(limits.HELP_PEERS_MAX)]
 
-    def _tell(self, node: NodeId, backlog: int) -> None:
+    def _offer(self, node: NodeId, backlog: int) -> None:
         if node in self._unanswered or node in self._unaware:
             return
         self._unanswered.add(node)
-        told = self._client.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
+        offered = self._client.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
 
-        def over(result: object) -> None:
+        def answered(result: object) -> None:
             """Whatever became of it, it is said again as long as it is so; but not to who can't
             understand it."""
             self._unanswered.discard(node)
             if isinstance(result, Failure) and result.check(WireRefusal):
                 self._unaware.add(node)
 
-        told.addBoth(over)
+        offered.addBoth(answered)

@@ -30,7 +30,7 @@ class Activation:
     :param workers_are_gone: whether no worker process of an earlier start of this node lives; until
         it says so, what it ran keeps its tasks for one lease.
     :param on_serving: a partition is about to be served. :param on_served: some more are.
-    :param on_left: one is not led here any more.
+    :param on_stepped_down: a partition is not led here any more.
     :param on_broken: a promise is broken (R20).
     """
 
@@ -46,7 +46,7 @@ class Activation:
         workers_are_gone: Callable[[], bool],
         on_serving: Callable[[int], None],
         on_served: Callable[[], None],
-        on_left: Callable[[int], None],
+        on_stepped_down: Callable[[int], None],
         on_broken: Callable[[BaseException], None],
     ) -> None:
         self._table = table
@@ -58,7 +58,7 @@ class Activation:
         self._workers_are_gone = workers_are_gone
         self._on_serving = on_serving
         self._on_served = on_served
-        self._on_left = on_left
+        self._on_stepped_down = on_stepped_down
         self._on_broken = on_broken
         self._fresh: dict[int, int] = {}
         """Active by their log, with the epoch; their rows are not read yet."""
@@ -70,7 +70,7 @@ class Activation:
     def stepped_down(self, partition: int) -> None:
         """Serve the partition no more: this node leads it no more."""
         self._leave(partition)
-        self._on_left(partition)
+        self._on_stepped_down(partition)
 
     def _leave(self, partition: int) -> None:
         if partition in self._table.leading:
@@ -140,18 +140,18 @@ class Activation:
             return
         own_are_gone, now_ms = self._workers_are_gone(), self._clock.now_ms()
         lost: list[str] = []
-        left: list[str] = []
+        kept: list[str] = []
         for task_id in task_ids:
             partition = self._table.partition_of(task_id)
             if partition not in self._table.leading:
                 continue  # whoever leads it now sees to it
             over_ms = self._copies.cores[partition].requeue_at_ms
-            (lost if over_ms is not None and now_ms >= over_ms else left).append(task_id)
+            (lost if over_ms is not None and now_ms >= over_ms else kept).append(task_id)
         self._lose(lost, None)
         if own_are_gone:
-            self._lose(left, self._node_name)
-        if left:
-            self._look_later(LOOK_FOR_WORKERS_S, left)
+            self._lose(kept, self._node_name)
+        if kept:
+            self._look_later(LOOK_FOR_WORKERS_S, kept)
 
     def _look_later(self, seconds: float, task_ids: list[str]) -> None:
         def look() -> None:

@@ -84,8 +84,8 @@ class EventLog:
 
 
 def events_after(log: EventLog, clock: Clock, question: EventsAfter) -> Deferred[EventBatch]:
-    """The other side: what has happened at this node since, or the first thing that happens within
-    the question's time."""
+    """Answer another node: what has happened at this node since, or the first thing that happens
+    within the question's time."""
     done: Deferred[EventBatch] = Deferred()
     if question.after_id == FROM_NOW:
         done.callback(EventBatch(log.next_id, []))
@@ -102,11 +102,11 @@ def events_after(log: EventLog, clock: Clock, question: EventsAfter) -> Deferred
         watcher.close()
         return done
 
-    def over() -> None:
+    def timed_out() -> None:
         if not done.called:
             done.callback(EventBatch(question.after_id + 1, []))
 
-    timer = clock.call_later(question.wait_s, over)
+    timer = clock.call_later(question.wait_s, timed_out)
 
     def close(batch: EventBatch) -> EventBatch:
         watcher.close()

@@ -15,7 +15,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.types import Announced, HandlerKind, NodeId, TaskRow, WaitsFor
 
 LOST_TYPES_MAX = 10_000
-"""Types whose last handler has gone, each with when; of others it is said that they never had one.
+"""Types whose last handler has gone, each with when; others are shown as having had none.
 """
 NO_HANDLERS = "no_handlers"
 _NONE_HERE = "this node has no handlers (--handlers) and runs no tasks; it keeps them for nodes that have"
@@ -23,34 +23,35 @@ _log = Logger(namespace="taskqueue.running")
 
 
 class HandlerMap:
-    """``follow`` whenever the table, a peer's word or the own worker's handlers have changed."""
+    """``follow`` whenever the cluster map, what a peer announces or the own worker's handlers have
+    changed."""
 
     def __init__(self, me: NodeId, clock: Clock) -> None:
         self.takers = Takers({})
         self._me = me
         self._clock = clock
         self._seen: object = None
-        self._said: HandlerKind | None = None
+        self._logged: HandlerKind | None = None
         self._lost_us: dict[str, int] = {}
         self._any_lost_us = 0
         self._since_us = 0
         """From when on this node knows who takes what."""
         self._around = Surroundings(self.without_handler_us)
 
-    def may_stand_in(self, table: ClusterMap, told: Mapping[NodeId, Announced]) -> bool:
+    def may_stand_in(self, table: ClusterMap, announced: Mapping[NodeId, Announced]) -> bool:
         """Whether simulated handlers that nobody asked for may run tasks here."""
-        return may_simulate(table, self._me, told)
+        return may_simulate(table, self._me, announced)
 
-    def follow(self, table: ClusterMap, told: Mapping[NodeId, Announced], own: Collection[str] | None) -> bool:
+    def follow(self, table: ClusterMap, announced: Mapping[NodeId, Announced], own: Collection[str] | None) -> bool:
         """Returns whether anybody takes anything else than before."""
         seen = (
-            [(node.node_id, told.get(node.node_id)) for node in table.nodes.values() if node.is_up],
+            [(node.node_id, announced.get(node.node_id)) for node in table.nodes.values() if node.is_up],
             None if own is None else frozenset(own),
         )
         if seen == self._seen:
             return False
         self._seen = seen
-        before, now = self.takers, takers(table, told, self._me, own)
+        before, now = self.takers, takers(table, announced, self._me, own)
         if now == before:
             return False
         self.takers = now
@@ -66,7 +67,7 @@ class HandlerMap:
         return True
 
     def types_of(self, node: NodeId) -> frozenset[str] | None:
-        """What a peer's worker takes; None: any, or it has not said."""
+        """What a peer's worker takes; None: any, or it has not announced them."""
         return self.takers.of.get(node)
 
     # --- who waits ---
@@ -95,21 +96,21 @@ class HandlerMap:
     def notes(self, worker: Worker) -> tuple[ReadyNote, ...]:
         return (ReadyNote(NO_HANDLERS, _NONE_HERE),) if worker.announced.kind is HandlerKind.NONE else ()
 
-    def say(self, kind: HandlerKind) -> None:
+    def log(self, kind: HandlerKind) -> None:
         """In the log, where it is something else than before."""
-        if kind is self._said:
+        if kind is self._logged:
             return
-        self._said = kind
+        self._logged = kind
         if kind is HandlerKind.NONE:
             _log.warn(_NONE_HERE, event=NO_HANDLERS)
         elif kind is HandlerKind.SIMULATED:
             _log.info("simulated handlers run the tasks of this node", event="simulated_handlers")
 
-    def shown(self, table: ClusterMap, told: Mapping[NodeId, Announced], own: Announced) -> list[NodeHandlers]:
-        """Of each node that is up and has said what it has, by name."""
-        said = {**told, self._me: own}
+    def shown(self, table: ClusterMap, announced: Mapping[NodeId, Announced], own: Announced) -> list[NodeHandlers]:
+        """Of each node that is up and has announced its handlers, by name."""
+        known = {**announced, self._me: own}
         return [
-            NodeHandlers(node.name, said[node.node_id])
+            NodeHandlers(node.name, known[node.node_id])
             for node in sorted(table.members(), key=lambda node: node.name)
-            if node.is_up and node.node_id in said
+            if node.is_up and node.node_id in known
         ]

@@ -142,7 +142,7 @@ class LocalQueue:
             workers_are_gone=hooks.workers_are_gone,
             on_serving=self._serving,
             on_served=self.events.skip,  # what was inherited was news at another node, or at none
-            on_left=self.reads.left,
+            on_stepped_down=self.reads.stepped_down,
             on_broken=hooks.on_broken,
         )
         self._loops: list[Loop] = []
@@ -158,7 +158,7 @@ class LocalQueue:
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
 
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
-        """:param records: of every partition, as the table has them now. :param names: of all
+        """:param records: of every partition, as the cluster map has them now. :param names: of all
         nodes.
         """
         self.replication.follow(records, names)
@@ -283,10 +283,10 @@ class LocalQueue:
                 # What it says must be committed before it is said: the end that it tells of could
                 # still be lost.
                 refusal = why
-                told = self.table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
-                if told is None:
+                committed = self.table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
+                if committed is None:
                     raise
-                return told.addCallback(lambda _: fail(refusal))
+                return committed.addCallback(lambda _: fail(refusal))
             committed = self.table.committed_wait(slot, Wait(row, self._clock.now_ms(), 1, task_id))
             if committed is None:  # nothing had to be changed
                 return self._if_still_led(slot.partition, lambda: succeed(row))
@@ -300,11 +300,11 @@ class LocalQueue:
         loaded = self.table.load([task_id])
         return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id))).addErrback(refused)
 
-    def _if_still_led(self, partition: int, told: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
-        """What is told of a task without changing it is a strong read: another node may lead by now
-        (section 7)."""
+    def _if_still_led(self, partition: int, answer: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
+        """An answer about a task that changes nothing is a strong read: another node may lead by
+        now (section 7)."""
         confirming = self.replication.read_index.when_confirmed(partition)
-        return told() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: told()))
+        return answer() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: answer()))
 
     def _cancel_slot(self, slot: Slot) -> TaskRow:
         before = slot.row

@@ -23,7 +23,7 @@ from tq_node.types import State, Transition
 
 
 class _Watch:
-    """Somebody waits for a task's end."""
+    """A caller that waits for a task's end."""
 
     __slots__ = ("call", "deferred")
 
@@ -33,7 +33,7 @@ class _Watch:
 
 
 class TaskReads:
-    """See the module's docstring."""
+    """Answers from the rows in memory and in the store; never with what is not committed (P5)."""
 
     def __init__(
         self,
@@ -124,11 +124,11 @@ class TaskReads:
             raise Busy(f"{limits.STATUS_WAITERS_MAX} callers wait for tasks already", task_id=task_id)
         deferred: Deferred[Read] = Deferred(lambda _: self._forget(task_id, watch))
 
-        def over() -> None:
+        def timed_out() -> None:
             self._forget(task_id, watch)
             self.get(task_id, local=age_s is not None).chainDeferred(deferred)
 
-        watch = _Watch(deferred, self._clock.call_later(wait_s, over))
+        watch = _Watch(deferred, self._clock.call_later(wait_s, timed_out))
         self.watches.setdefault(task_id, []).append(watch)
         self._watch_count += 1
         return deferred
@@ -157,13 +157,13 @@ class TaskReads:
                     partition = transition.partition
                     maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
 
-    def left(self, partition: int) -> None:
+    def stepped_down(self, partition: int) -> None:
         """The partition is not led here any more: who waits for its tasks hears so, and may wait at
         its new primary."""
         self._end([task_id for task_id in self.watches if self._table.partition_of(task_id) == partition])
 
     def stop(self) -> None:
-        """Nobody is left waiting: each hears the task as it is now, or why not."""
+        """Answer all who wait: with the task as it is now, or why not."""
         self._end(list(self.watches))
 
     def _end(self, task_ids: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Taking work in: admission, ids, dedupe, the first row of each task."""
+"""Submits tasks: admission, ids, deduplication, the first row of each task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OPEN_TASKS_FOR_ALL = limits.OPEN_TASKS_MAX - limits.QUEUES_MAX * limits.OPEN_TA
 
 
 class NodeStatus(Protocol):
-    """What decides whether new work is taken at all."""
+    """Whether this node takes new work at all."""
 
     is_active: bool
     is_stopping: bool
@@ -44,7 +44,10 @@ class NodeStatus(Protocol):
 
 
 class Submitter:
-    """See the module's docstring. ``horizons``: partition -> made ids older than this are refused."""
+    """Accepts tasks of partitions that are led here.
+
+    :param horizons: by partition; ids made before this time are refused as too old.
+    """
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change
 a row.
 
-Every change goes through ``create`` or ``change``: row effect into the log, row into the table,
-hint into the heap, transition into the news of the commit. The rest of ``runtime`` decides *which*
+Every change goes through ``create`` or ``change``: row effect into the log, row into the table, its
+place into the heap, transition into the news of the commit. The rest of ``runtime`` decides *which*
 change.
 """
 
@@ -28,7 +28,7 @@ from tq_node.store.api import Store, StoredRow, Tombstone
 from tq_node.types import State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
-_STALE_HINTS_MAX = 10_000
+_STALE_ENTRIES_MAX = 10_000
 OTHER_QUEUES = ""
 """Stands for queues whose names are not kept; no queue is called so."""
 _ASKED_TYPES_MAX = 10_000
@@ -211,9 +211,9 @@ class TaskTable:
         self.open_tasks = 0
         """Tasks proposed and not ended, committed or not: what admission looks at."""
         self.open_queues: dict[str, int] = {}
-        """The same by queue; a queue without one is not in here."""
+        """Tasks proposed and not ended, by queue; a queue without one is not in here."""
         self._open_in: dict[int, dict[str, int]] = {}
-        """The same by partition and queue."""
+        """Tasks proposed and not ended, by partition and queue."""
         self._store = store
         self._seed = seed
         self._partition_count = partition_count
@@ -368,7 +368,7 @@ class TaskTable:
     def has_stale_entries(self) -> bool:
         """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks
         themselves? Or are some where nobody looks for them?"""
-        return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_HINTS_MAX
+        return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_ENTRIES_MAX
 
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
         """Who takes what has changed."""
@@ -477,16 +477,16 @@ class TaskTable:
 
     def _gather(self, wanted: list[str], found: dict[str, Found], done: Deferred[dict[str, Found]]) -> None:
         missing = []
-        left = 1
+        pending = 1
         epochs = {task_id: self.leading.get(self.partition_of(task_id)) for task_id in wanted}
 
         def arrived(value: Found, task_id: str) -> None:
-            nonlocal left
+            nonlocal pending
             found[task_id] = value
             if not isinstance(value, Slot):
                 self.rows.pin(task_id)  # an absence too: should the task be born meanwhile, its row stays here
-            left -= 1
-            if left == 0:
+            pending -= 1
+            if pending == 0:
                 self._gathered(found, epochs, done)
 
         def failed(why: Failure) -> None:
@@ -499,7 +499,7 @@ class TaskTable:
                 self.rows.pin(task_id)
                 found[task_id] = slot
                 continue
-            left += 1
+            pending += 1
             key = task_id, epochs[task_id]
             waiting = self._loads.get(key)
             if waiting is None:
@@ -508,8 +508,8 @@ class TaskTable:
             one: Deferred[Found] = Deferred()
             one.addCallbacks(arrived, failed, callbackArgs=(task_id,))
             waiting.append(one)
-        left -= 1
-        if left == 0:
+        pending -= 1
+        if pending == 0:
             self._gathered(found, epochs, done)
         elif missing:
             self._store.lookup([task_id for task_id, _ in missing]).addCallbacks(
