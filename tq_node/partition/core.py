@@ -139,7 +139,7 @@ class PartitionCore(Generic[News]):
         known = self.record
         if known is not None:
             newer = (record.epoch, record.partition_version) >= (known.epoch, known.partition_version)
-            assert newer, "the table never goes back"
+            assert newer, "the cluster map never goes back"
         self.record = record
         primary = self._primary
         if primary is not None:

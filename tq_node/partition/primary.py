@@ -129,7 +129,7 @@ class Primary(Generic[News]):
         assert record.epoch == self.epoch
         assert record.primary == self._me
         assert self._me in record.isr, "a primary is in sync (I3)"
-        assert len(record.isr) >= record.min_isr, "the table keeps enough (I3)"
+        assert len(record.isr) >= record.min_isr, "the cluster map keeps enough (I3)"
         is_newer = record.partition_version > self.record.partition_version
         if is_newer:
             self._proposed_ms = None
