@@ -20,19 +20,23 @@ from tq_node.cluster.map import EMPTY, UnreadableMap, apply
 rngs = st.randoms(use_true_random=False)
 
 
-@settings(max_examples=25, deadline=None)
-@given(rngs, st.integers(1, 80))
-def test_every_table_and_every_step_is_lawful(rng: random.Random, steps: int) -> None:
+def live(rng: random.Random, steps: int) -> None:
     world = RandomTable(rng)
     world.run(steps)
     world.replay()
+
+
+@settings(max_examples=25, deadline=None)
+@given(rngs, st.integers(1, 80))
+def test_every_table_and_every_step_is_lawful(rng: random.Random, steps: int) -> None:
+    live(rng, steps)
 
 
 @pytest.mark.long
 @settings(max_examples=500, deadline=None)
 @given(rngs, st.integers(1, 80))
 def test_many_tables_and_their_steps_are_lawful(rng: random.Random, steps: int) -> None:
-    test_every_table_and_every_step_is_lawful.hypothesis.inner_test(rng, steps)  # type: ignore[attr-defined]
+    live(rng, steps)
 
 
 def test_the_random_entries_are_worth_their_name() -> None:

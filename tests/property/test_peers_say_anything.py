@@ -290,9 +290,7 @@ def test_of_who_stands_behind_whom(said: list[Any]) -> None:
 some_kind = st.sampled_from([kind for kind in KINDS.values() if kind.name != "shutdown"])
 
 
-@settings(calm, max_examples=120)
-@given(kind=some_kind, data=st.data())
-def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
+def send_calls(kind: PeerCall, data: st.DataObject) -> None:
     world = NodeWorld(1)
     world.submit()
     settle(world)
@@ -311,11 +309,17 @@ def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
     assert world.faults == []
 
 
+@settings(calm, max_examples=120)
+@given(kind=some_kind, data=st.data())
+def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
+    send_calls(kind, data)
+
+
 @pytest.mark.long
 @settings(calm, max_examples=2_000)
 @given(kind=some_kind, data=st.data())
 def test_of_many_calls(kind: PeerCall, data: st.DataObject) -> None:
-    test_of_calls.hypothesis.inner_test(kind, data)  # type: ignore[attr-defined]
+    send_calls(kind, data)
 
 
 def _stored_numbers(world: NodeWorld) -> Iterator[int]:

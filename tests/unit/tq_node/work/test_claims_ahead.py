@@ -264,7 +264,7 @@ async def test_each_task_has_its_own_lines_when_many_lie_ready(
     rigs: Any, no_look: None, monkeypatch: pytest.MonkeyPatch, quiet_tasks: int, every: int
 ) -> None:
     """Also those that were not printed through Python, and those behind a process's first word."""
-    monkeypatch.setattr("tq_node.work.process._QUIET_TASKS", quiet_tasks)
+    monkeypatch.setattr("tq_node.work.process._NO_QUEUE_TASKS", quiet_tasks)
     rig = await primed(rigs)
     printing: dict[str, list[str]] = {}
     for number in range(600):
