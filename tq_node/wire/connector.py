@@ -234,7 +234,8 @@ class Connector:
         self._endpoint_of = endpoint_of
         self._tls = tls
         self._entropy = entropy
-        self._open: set[DialledPeer] = set()
+        self._open: dict[DialledPeer, None] = {}
+        """In the order in which they were made, so that a run of the simulator can be repeated."""
         self._emptied: Deferred[None] | None = None
 
     def now_ms(self) -> int:
@@ -288,7 +289,7 @@ class Connector:
         connection = DialledPeer(
             self.reactor, self.local, target, lane, self.sessions, self._entropy, names, self._gone
         )
-        self._open.add(connection)
+        self._open[connection] = None
         return connection
 
     async def close_all(self) -> None:
@@ -296,13 +297,13 @@ class Connector:
         for connection in list(self._open):
             connection.give_up(Stopped("the node stops"), flush=True)
             if connection.transport is None and connection.ended is None:
-                self._open.discard(connection)  # built for a dial that failed
+                self._open.pop(connection, None)  # built for a dial that failed
         if self._open:
             self._emptied = Deferred()
             await self._emptied
 
     def _gone(self, connection: DialledPeer) -> None:
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         if self._emptied is not None and not self._open:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)

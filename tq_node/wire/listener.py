@@ -50,15 +50,16 @@ class AcceptingFactory(Factory):
         self._acceptor = acceptor
         self._names = None if tls is None else tls.names_of
         self._gone = gone
-        self.connections: set[AcceptedPeer] = set()
+        self.connections: dict[AcceptedPeer, None] = {}
+        """In the order in which they were made, so that a run of the simulator can be repeated."""
 
     def buildProtocol(self, addr: IAddress | None) -> AcceptedPeer:
         peer = AcceptedPeer(self._reactor, self._local, self._handler, self._acceptor, self._names, self._lost)
-        self.connections.add(peer)
+        self.connections[peer] = None
         return peer
 
     def _lost(self, peer: AcceptedPeer) -> None:
-        self.connections.discard(peer)
+        self.connections.pop(peer, None)
         self._gone()
 
 

@@ -100,7 +100,7 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
 
 
 def test_the_same_seed_is_the_same_run_under_any_hash_seed() -> None:
-    code = "from tests.simulation.cluster.world import simulate; print([simulate(seed).summary() for seed in (2,)])"
+    code = "from tests.simulation.cluster.world import simulate; print([simulate(seed).summary() for seed in (0,)])"
     summaries = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -46,7 +46,7 @@ class FailureDetector:
         self._on_found = on_found
         self._found: dict[NodeId, Evidence] = {}
         self._looking: set[NodeId] = set()
-        self._searches: set[Deferred[None]] = set()
+        self._searches: dict[Deferred[None], None] = {}
         self._stopped = False
 
     @property
@@ -58,8 +58,8 @@ class FailureDetector:
         if broke and peer.lane is Lane.CONSENSUS and peer.node_id not in self._looking and not self._stopped:
             self._looking.add(peer.node_id)
             search = Deferred.fromCoroutine(self._look(peer.node_id, self._session_of(peer.node_id)))
-            self._searches.add(search)
-            search.addErrback(self._search_failed).addBoth(lambda _: self._searches.discard(search))
+            self._searches[search] = None
+            search.addErrback(self._search_failed).addBoth(lambda _: self._searches.pop(search, None))
 
     def lane_up(self, peer: PeerIdentity) -> bool:
         """The node lives. Returns whether there was evidence against it, which is dropped."""
