@@ -26,8 +26,15 @@ def scripted(state: str) -> FakeCluster:
     return fake
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    ("state", "size"),
+    [
+        pytest.param(state, size, marks=[] if size == SIZES[0] or state == "healthy" else [pytest.mark.long])
+        for state in STATES
+        for size in SIZES
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
+)
 async def test_every_screen(state: str, size: tuple[int, int], same_screen: Callable[[str, str], None]) -> None:
     fake = scripted(state)
     async with running(fake, size=size) as (app, pilot):
