@@ -171,8 +171,9 @@ def _check_count(raw: bytes, at: str) -> None:
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < limits.PAYLOAD_VALUES_MAX:
         return
     bare = _json_string.sub(b"", raw)
-    containers = bare.count(b"[") + bare.count(b"{") - len(_empty_container.findall(bare))
-    values = 1 + containers + bare.count(b",")
+    values = 1 + bare.count(b",")
+    if values <= limits.PAYLOAD_VALUES_MAX:  # else it is refused in any case, and empty ones need not be found
+        values += bare.count(b"[") + bare.count(b"{") - len(_empty_container.findall(bare))
     if values > limits.PAYLOAD_VALUES_MAX:
         raise InvalidField(
             f"payload: {values} values; at most {limits.PAYLOAD_VALUES_MAX} are allowed", field=at + "/payload"
