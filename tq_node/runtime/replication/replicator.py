@@ -165,9 +165,17 @@ class Replication:
 
     def _judge_all(self) -> None:
         cores, refusals = self.driver.cores, self.refusals
-        for partition in self._records:
-            if cores[partition].is_leading or partition in refusals:
+        since_ms = self._clock.now_ms() - SILENT_MS
+        alive = {node for node in self._connected if self._is_alive(node, since_ms)} | {self._me}
+        for partition, record in self._records.items():
+            core = cores[partition]
+            if partition in refusals:
                 self._judge(partition)
+            elif core.is_leading:
+                members = core.effective_set
+                all_reachable = members <= alive and members <= record.up and len(members) >= record.min_isr
+                if core.is_handing_over or not all_reachable:
+                    self._judge(partition)
 
     def received(self, source: NodeId, body: bytes) -> None:
         """Take messages of partitions from a peer.
