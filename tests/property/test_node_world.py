@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import LogLevel
 
 from tests.conftest import LoggedErrors
@@ -237,6 +237,18 @@ def test_tombstones_go_once_the_horizon_has_passed_them() -> None:
     again = world.queue.submitter.submit(world.submission("own", b"y"))
     world.settle()
     assert world.heard(again).created, "after retention and dedupe window the id is free"
+
+
+def test_a_queue_that_has_stopped_may_be_stopped_again() -> None:
+    """Also where an entry is left that nobody will write any more."""
+    world = NodeWorld(1)
+    world.settle()
+    ended: list[object] = []
+    for _ in range(2):
+        Deferred.fromCoroutine(world.queue.stop()).addBoth(ended.append)
+        world.settle()
+        world.queue.table.driver._dirty.add(0)
+    assert ended == [None, None]
 
 
 def test_what_is_not_caught_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,11 +156,12 @@ class Node(Outside):
         Nobody is waited for where no other node is connected: a node that is gone takes over
         nothing, even where the cluster map does not know yet that it is gone.
         """
-        if self.state.local is None:
+        local = self.state.local
+        if local is None:
             return
         membership = self.state.plane.membership
         deadline_ms = self._clock.now_ms() + TRANSFER_MS
-        while led := self.state.local.replication.led_with_others():
+        while led := local.replication.led_with_others():
             if self._clock.now_ms() >= deadline_ms or not membership.is_connected:
                 return
             self._propose_step_down(led)

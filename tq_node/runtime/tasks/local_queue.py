@@ -178,7 +178,7 @@ class LocalQueue:
         self.is_stopping = True
 
     async def stop(self) -> None:
-        """Flush everything that was accepted; the store stays open."""
+        """Flush everything that was accepted; the store stays open. The second time does nothing."""
         self.refuse_work()
         self.claims.stop()
         self.reads.stop()
@@ -186,6 +186,8 @@ class LocalQueue:
             loop.stop()
             await loop.over
         self._loops.clear()
+        if not self.is_active:
+            return
         self.activation.stop()
         await self.table.driver.idle()
         self.is_active = False
