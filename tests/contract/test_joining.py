@@ -20,7 +20,7 @@ from tq_node.cluster.commands import RemoveNode
 from tq_node.runtime.bootstrap.bootstrap_guard import BootstrapGuard, Founder
 from tq_node.runtime.bootstrap.identity import Belonging, belonging_in, joined
 from tq_node.runtime.bootstrap.invitation import Invited, Inviter, JoinRefused
-from tq_node.runtime.bootstrap.join import Joiner
+from tq_node.runtime.bootstrap.join import Joiner, JoinSettings, JoinSteps
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.registration import Welcomed
 from tq_node.store.api import Batch
@@ -74,14 +74,14 @@ class Node(PlaneNode):
         self.plane.local.cluster = self.plane.local.secret = None
         self.joiner = Joiner(
             Clock(the_reactor),
-            Inviter(the_reactor, needs_secret=self.secret_file is None),
-            [self.site.address, *(other.site.address for other in others)],
-            own=[f"localhost:{self.site.port}"],
-            local=self.plane.local,
-            registration=self.plane.membership.registration,
-            dial=self.plane.pool.dial,
-            keep=self._keep,
-            secret=self.secret_file,
+            JoinSettings(
+                [self.site.address, *(other.site.address for other in others)],
+                own=[f"localhost:{self.site.port}"],
+                secret=self.secret_file,
+            ),
+            JoinSteps(Inviter(the_reactor, needs_secret=self.secret_file is None), self.plane.pool.dial, self._keep),
+            self.plane.local,
+            self.plane.membership.registration,
             dice=random.Random(self.port),
         )
         self.joining = Deferred.fromCoroutine(self._join(self.joiner))

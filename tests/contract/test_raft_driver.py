@@ -17,7 +17,7 @@ from tq_node.raft.messages import Change, ChangeKind, Configuration, Message, So
 from tq_node.raft.settings import NotLeader
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control import raft_driver
-from tq_node.runtime.control.raft_driver import RaftDriver, StateMachine, founding_values
+from tq_node.runtime.control.raft_driver import RaftDriver, RaftOutputs, StateMachine, founding_values
 from tq_node.store.api import Batch
 from tq_node.store.sqlite.store import SqliteStore, open_store
 from tq_node.types import NodeId
@@ -68,10 +68,8 @@ class Group:
             store,
             Clock(clock_of),
             machine,
+            RaftOutputs(self.send, self.soft_state, self.broken.append),
             seed=len(self.drivers),
-            send=self.send,
-            on_soft_state=self.soft_state,
-            on_broken=self.broken.append,
         )
         self.drivers[node], self.stores[node], self.machines[node] = driver, store, machine
         await driver.start()

@@ -53,7 +53,7 @@ from tq_node.raft.messages import (
 )
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.map_machine import ClusterMachine
-from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, RaftDriver
+from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, RaftDriver, RaftOutputs
 from tq_node.runtime.peer_calls import KINDS, PeerCall
 from tq_node.runtime.replication.read_index import WORDS
 from tq_node.runtime.replication.replicator import _joined
@@ -152,7 +152,7 @@ class OneVoter:
         self.machine = ClusterMachine(lambda _: None)
         self.driver = RaftDriver(
             A, self.store, Clock(self.clock), self.machine,
-            seed=1, send=lambda _: None, on_soft_state=lambda _: None, on_broken=self.broken.append,
+            RaftOutputs(lambda _: None, lambda _: None, self.broken.append), seed=1,
         )  # fmt: skip
         failed: list[Any] = []
         Deferred.fromCoroutine(self.driver.start()).addErrback(failed.append)

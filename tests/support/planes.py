@@ -20,7 +20,7 @@ from tq_node.cluster.map import EMPTY, apply, encode
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.control.control_plane import ControlPlane, Outside, Transport
+from tq_node.runtime.control.control_plane import ControlPlane, Outside, ThisRun, Transport
 from tq_node.runtime.control.raft_driver import founding_values
 from tq_node.runtime.control.registration import WELCOMES, Outcome
 from tq_node.store.api import Batch
@@ -99,11 +99,9 @@ class PlaneNode:
         self.plane = ControlPlane(
             Clock(the_reactor),
             self.store,
-            local,
-            self.registration(),
+            ThisRun(local, self.registration(), int.from_bytes(os.urandom(8), "big")),
             transport,
             self.outside,
-            seed=int.from_bytes(os.urandom(8), "big"),
         )
         await self.plane.listen()
         await self.plane.start()

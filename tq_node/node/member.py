@@ -41,9 +41,9 @@ from tq_node.runtime.bootstrap.identity import (
     with_secret,
 )
 from tq_node.runtime.bootstrap.invitation import Invited, Inviter, JoinRefused
-from tq_node.runtime.bootstrap.join import Joiner, refusal_line
+from tq_node.runtime.bootstrap.join import Joiner, JoinSettings, JoinSteps, refusal_line
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.control.control_plane import ControlPlane, Outside, Transport
+from tq_node.runtime.control.control_plane import ControlPlane, Outside, ThisRun, Transport
 from tq_node.store.api import Batch, Store
 from tq_node.types import HandlerKind, NodeId
 from tq_node.wire.connector import Connector
@@ -106,6 +106,8 @@ class NodeIdentity:
     meta: Values
     """What ``Member.start`` writes before the node speaks to anybody."""
     is_joining: bool
+    seed: int
+    """64 random bits of this start."""
 
 
 def identify(
@@ -162,7 +164,8 @@ def identify(
         FEATURE_LEVEL_MAX,
         handlers,
     )
-    return NodeIdentity(credentials, registration, belonging, secret, first, is_joining)
+    seed = int.from_bytes(random_bytes(_SEED_BYTES), "big")
+    return NodeIdentity(credentials, registration, belonging, secret, first, is_joining, seed)
 
 
 class Member:
@@ -170,9 +173,6 @@ class Member:
 
     :param on_older_cluster: gets one line for the operator; the process must end with it (F15a).
     """
-
-    plane: ControlPlane
-    """From ``assemble`` on: it needs the rest of the node, which asks the member for its guard."""
 
     def __init__(
         self,
@@ -182,11 +182,9 @@ class Member:
         clock: Clock,
         identity: NodeIdentity,
         *,
-        random_bytes: Callable[[int], bytes],
         on_older_cluster: Callable[[str], None],
     ) -> None:
         self._settings, self._reactor, self._store, self._clock = settings, reactor, store, clock
-        self._random_bytes = random_bytes
         self._on_older_cluster = on_older_cluster
         self.identity = identity
         self._belonging = identity.belonging
@@ -200,6 +198,7 @@ class Member:
             cluster=None if identity.belonging is None else identity.belonging.cluster_id,
             secret=identity.secret,
         )
+        self._plane: ControlPlane | None = None
         self._guard: BootstrapGuard | None = None
         self._joiner: Joiner | None = None
         self._is_started = False
@@ -207,6 +206,12 @@ class Member:
     @property
     def node_id(self) -> NodeId:
         return self.identity.registration.node_id
+
+    @property
+    def plane(self) -> ControlPlane:
+        """There from ``assemble`` on: it needs the rest of the node, which asks the member for its guard."""
+        assert self._plane is not None, "not assembled"
+        return self._plane
 
     def secret_for_joiners(self) -> bytes | None:
         """To a node that joins over loopback; None where operators keep the secret in a file, or certificates do its work."""
@@ -233,15 +238,8 @@ class Member:
             lambda plane: PeerListener(self._reactor, endpoint, local, plane, sessions, tls=tls),
             has_certificates=tls is not None,
         )
-        self.plane = ControlPlane(
-            self._clock,
-            self._store,
-            local,
-            self.identity.registration,
-            transport,
-            outside,
-            seed=int.from_bytes(self._random_bytes(_SEED_BYTES), "big"),
-        )
+        run = ThisRun(local, self.identity.registration, self.identity.seed)
+        plane = self._plane = ControlPlane(self._clock, self._store, run, transport, outside)
         if belonging is not None and belonging.is_newborn:
             founder = Founder(belonging.cluster_id, settings.node_name, str(settings.peer_public))
             self._guard = BootstrapGuard(
@@ -252,7 +250,7 @@ class Member:
                 guard_s=settings.birth_guard_s,
                 trusts_own_users=self.secret_for_joiners() is not None,
             )
-        return self.plane
+        return plane
 
     def listen(self) -> None:
         """:raises PeerPortTaken: the peers' address is in use or not ours."""
@@ -307,18 +305,16 @@ class Member:
         """
         if not self.identity.is_joining:
             return
-        self._joiner = Joiner(
-            self._clock,
-            Inviter(self._reactor, needs_secret=self.identity.secret is None and self.identity.credentials.tls is None),
+        identity = self.identity
+        settings = JoinSettings(
             [str(address) for address in self._settings.join],
             own=self._settings.http_own,
-            local=self._local,
-            registration=self.identity.registration,
-            dial=self.plane.pool.dial,
-            keep=self._joins,
-            secret=self.identity.secret,
+            secret=identity.secret,
             belongs_to=None if self._belonging is None else self._belonging.cluster_id,
         )
+        inviter = Inviter(self._reactor, needs_secret=identity.secret is None and identity.credentials.tls is None)
+        steps = JoinSteps(inviter, self.plane.pool.dial, self._joins)
+        self._joiner = Joiner(self._clock, settings, steps, self._local, identity.registration)
         try:
             welcome = await self._joiner.join()
         except JoinRefused as why:

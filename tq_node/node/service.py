@@ -193,7 +193,6 @@ class NodeService(Service):
             self._store,
             self._clock,
             identity,
-            random_bytes=os.urandom,
             on_older_cluster=self._end_with_line,
         )
         self._lock = WorkersLock(settings.data_dir / "workers.lock")

@@ -113,7 +113,6 @@ class SimulatedNode:
             self.store,
             clock,
             identity,
-            random_bytes=draw,
             on_older_cluster=lambda line: self._broken("birth guard", RuntimeError(line)),
         )
         node = self.node = Node(

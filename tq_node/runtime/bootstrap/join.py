@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -63,45 +64,57 @@ class Asking(Protocol):
         """:raises NotInvited: :raises Denied:"""
 
 
+@dataclass(frozen=True, slots=True)
+class JoinSettings:
+    """Whom a joiner asks, and what its directory and files say already."""
+
+    addresses: Sequence[str]
+    """HTTP addresses of members, ``HOST:PORT``."""
+    own: Sequence[str] = ()
+    """HTTP addresses of the joining node, which it does not ask."""
+    secret: bytes | None = None
+    """From a file or an earlier try; None: the invitation's, or none where certificates do."""
+    belongs_to: str | None = None
+    """Id of the cluster that an earlier try has kept: no other cluster may take its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSteps:
+    """The three steps of a join that leave the joiner: ask for the cluster, dial, keep."""
+
+    asking: Asking
+    dial: Callable[[str], Coroutine[Deferred[Any], Any, DialledPeer]]
+    """``PeerPool.dial``."""
+    keep: Callable[[Invited], Awaitable[None]]
+    """Makes durable what the node belongs to from now on; called before it registers."""
+
+
 class Joiner:
-    """:param addresses: HTTP addresses of members, ``HOST:PORT``; those in ``own`` are this node's,
-        and not asked.
+    """Makes a node a member of its cluster.
 
     :param local: is given cluster and secret before the first member is dialled, and loses them if
         nothing comes of it.
-    :param registration: of this start. :param dial: ``PeerPool.dial``.
-    :param keep: makes durable what the node belongs to from now on; called before it registers.
-    :param secret: of this node's own, from a file or an earlier try; None: the one that comes with
-        the invitation, or none at all where certificates do.
-    :param belongs_to: the cluster that an earlier try has kept, of which no other may take its
-        place.
+    :param registration: of this start.
     """
 
     def __init__(
         self,
         clock: Clock,
-        asking: Asking,
-        addresses: Sequence[str],
-        *,
-        own: Sequence[str],
+        settings: JoinSettings,
+        steps: JoinSteps,
         local: LocalIdentity,
         registration: Registration,
-        dial: Callable[[str], Coroutine[Deferred[Any], Any, DialledPeer]],
-        keep: Callable[[Invited], Awaitable[None]],
-        secret: bytes | None = None,
-        belongs_to: str | None = None,
+        *,
         dice: random.Random | None = None,
     ) -> None:
         self._clock = clock
-        self._asking = asking
-        mine = {_spelled(address) for address in own}
-        self._addresses = [address for address in addresses if _spelled(address) not in mine]
+        self._steps = steps
+        mine = {_spelled(address) for address in settings.own}
+        self._addresses = [address for address in settings.addresses if _spelled(address) not in mine]
         self._local = local
         self._registration = registration
-        self._dial = dial
-        self._keep = keep
-        self._secret = secret
-        self._belongs_to = belongs_to
+        self._secret = settings.secret
+        self._belongs_to = settings.belongs_to
         self._dice = dice if dice is not None else random.Random()  # noqa: S311 (jitter)
         self._kept: Invited | None = None
         self._is_name_taken = self._is_taken_said = False
@@ -141,7 +154,7 @@ class Joiner:
             denied: JoinRefused | None = None
             for address in self._addresses:
                 try:
-                    invited = await self._asking.ask(address)
+                    invited = await self._steps.asking.ask(address)
                     return await self._accept(address, invited)
                 except NotInvited as why:
                     self._reasons[address] = str(why)
@@ -220,7 +233,7 @@ class Joiner:
     async def _dialled(self, peer: str) -> DialledPeer | str:
         """An authenticated connection, or why there is none. :raises JoinRefused:"""
         try:
-            return await self._dial(peer)
+            return await self._steps.dial(peer)
         except WrongSecret:
             raise JoinRefused(
                 f"the cluster secret differs: the member at {peer} and this node were given different ones (--secret-file)"
@@ -238,7 +251,7 @@ class Joiner:
         """Before the cluster hears of this node: what it sends from then on must never meet another
         cluster's."""
         if self._kept is None or (self._kept.cluster_id, self._kept.secret) != (invited.cluster_id, invited.secret):
-            await self._keep(invited)
+            await self._steps.keep(invited)
             self._kept = invited
             self._belongs_to = invited.cluster_id
 

@@ -6,6 +6,7 @@ The rest of the node learns of changes through ``Outside``, and answers forwarde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
 import msgspec
@@ -25,9 +26,9 @@ from tq_node.raft.core import RaftCore
 from tq_node.raft.messages import AnyMessage, Message, SoftState
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.map_machine import ClusterMachine
-from tq_node.runtime.control.membership import Membership
+from tq_node.runtime.control.membership import MapLog, Membership
 from tq_node.runtime.control.partition_records import commands_of
-from tq_node.runtime.control.raft_driver import RaftDriver
+from tq_node.runtime.control.raft_driver import RaftDriver, RaftOutputs
 from tq_node.runtime.control.registration import Addresses
 from tq_node.runtime.rejection_log import RejectionLog
 from tq_node.store.api import Batch, Store
@@ -107,51 +108,46 @@ class Transport(NamedTuple):
     has_certificates: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ThisRun:
+    """Which node this is, and which of its starts."""
+
+    local: LocalIdentity
+    registration: Registration
+    seed: int
+    """64 random bits of this start."""
+
+
 class ControlPlane:
     """Consensus, cluster map, membership and peers of one node, joined.
 
     Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``, and replication's ``Surroundings``.
-
-    :param seed: 64 random bits of this start.
     """
 
     def __init__(
         self,
         clock: Clock,
         store: Store,
-        local: LocalIdentity,
-        registration: Registration,
+        run: ThisRun,
         transport: Transport,
         outside: Outside,
-        *,
-        seed: int,
     ) -> None:
-        self.local = local
+        self.local = run.local
         self.machine = ClusterMachine(self._map_changed)
         self.link = self.pool = transport.pool_of(self)
         self.replication: ReplicaPeer | None = None
         """Takes what peers send about partitions. None: no replicas here (yet); peers send it
         again."""
         self.consensus = RaftDriver(
-            local.node_id,
+            run.local.node_id,
             store,
             clock,
             self.machine,
-            seed=seed,
-            send=self._send,
-            on_soft_state=self._soft_state_changed,
-            on_broken=outside.broken,
+            RaftOutputs(self._send, self._soft_state_changed, outside.broken),
+            seed=run.seed,
         )
         self.membership = Membership(
-            local,
-            registration,
-            self.machine,
-            self.consensus,
-            self.pool,
-            clock,
-            health=outside.health,
-            on_refused=outside.refused,
-            on_handlers=outside.handlers_heard,
+            run.local, run.registration, MapLog(self.consensus, self.machine), self.pool, clock, outside
         )
         self.listener = transport.listener_of(self)
         self.has_certificates = transport.has_certificates

@@ -3,7 +3,8 @@ controller while it leads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -84,29 +85,42 @@ _CHANGES = {
 }
 
 
+class RestOfNode(Protocol):
+    """What membership asks of the rest of the node, and reports to it."""
+
+    def health(self) -> Health:
+        """Asked before each heartbeat."""
+
+    def refused(self, refusal: Refusal) -> None:
+        """The cluster refuses this node: called once."""
+
+    def handlers_heard(self) -> None:
+        """A node has announced which handlers it has now."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapLog:
+    """The Raft log of the cluster map, and the map machine that the log is applied to."""
+
+    raft: RaftDriver
+    machine: ClusterMachine
+
+
 class Membership:
     """Keeps this node a member of its cluster; decides as the controller while it leads the Raft
     group.
 
     :param registration: what this node says of itself; its nonce is of this start.
-
-    :param health: asked before each heartbeat.
-    :param on_refused: called once, when the cluster refuses this node.
-    :param on_handlers: called when a node has announced which handlers it has now.
     """
 
     def __init__(
         self,
         local: LocalIdentity,
         registration: Registration,
-        machine: ClusterMachine,
-        raft: RaftDriver,
+        log: MapLog,
         pool: PeerPool,
         clock: Clock,
-        *,
-        health: Callable[[], Health],
-        on_refused: Callable[[Refusal], None],
-        on_handlers: Callable[[], None] = lambda: None,
+        outside: RestOfNode,
     ) -> None:
         self.local = local
         self.me = local.node_id
@@ -114,12 +128,11 @@ class Membership:
         self.liveness = Liveness(clock.now_ms())
         self.waiting: dict[int, str] = {}
         """Why partitions that should move do not; known at the leader only."""
-        self._machine = machine
-        self._raft = raft
+        self._machine = log.machine
+        self._raft = log.raft
         self._pool = pool
         self._clock = clock
-        self._health = health
-        self._on_handlers = on_handlers
+        self._outside = outside
         self._handlers = Announced(registration.handlers)
         self._handlers_serial = 1
         self._announced_to: dict[NodeId, tuple[int, int]] = {}
@@ -142,7 +155,7 @@ class Membership:
         self._rested_unfit: frozenset[NodeId] = frozenset()
         """The nodes that could not lead when ``_rested`` was looked at."""
         self._planned_ms = 0
-        self.registrar = Registrar(self, raft, pool, on_refused)
+        self.registrar = Registrar(self, log.raft, pool, outside.refused)
         self._pauses: set[IDelayedCall] = set()
 
     # --- life ---
@@ -307,7 +320,7 @@ class Membership:
         if not self.is_registered:
             return
         serial = self._handlers_serial
-        beat = Beat(self.session_of(self.me), self._raft.applied_index, self._health(), serial)
+        beat = Beat(self.session_of(self.me), self._raft.applied_index, self._outside.health(), serial)
         self.liveness.record_heartbeat(self.me, self._clock.now_ms(), beat.table_index, beat.health)
         if self.liveness.lacks_handlers(self.me, serial):
             self._note_handlers(self.me, msgspec.structs.replace(beat, handlers=self._handlers))
@@ -338,7 +351,7 @@ class Membership:
     def _note_handlers(self, node: NodeId, beat: Beat) -> None:
         if beat.handlers is not None and self.liveness.lacks_handlers(node, beat.handlers_serial):
             self.liveness.record_handlers(node, beat.handlers_serial, beat.handlers)
-            self._on_handlers()
+            self._outside.handlers_heard()
             self.control_soon()
 
     def heartbeat_of(self, peer: PeerIdentity, body: bytes) -> bytes:

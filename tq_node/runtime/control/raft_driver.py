@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import msgspec
@@ -18,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import NoController, OutcomeUnknown, StoreBroken, Unsound
-from tq_node.raft.core import FollowerStatus, RaftCore, founding
+from tq_node.raft.core import DEFAULT_SETTINGS, FollowerStatus, RaftCore, founding
 from tq_node.raft.messages import (
     Append,
     Change,
@@ -31,7 +32,6 @@ from tq_node.raft.messages import (
     Snapshot,
     SoftState,
 )
-from tq_node.raft.settings import RaftSettings
 from tq_node.runtime.clock import Clock, Loop
 from tq_node.store.api import Batch, ConsensusRecord, ConsensusWrite, Store
 from tq_node.types import NodeId
@@ -94,12 +94,22 @@ class _Proposal(msgspec.Struct, gc=False):
     since_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class RaftOutputs:
+    """What a ``RaftDriver`` calls outside of the log."""
+
+    send: Callable[[Sequence[Message]], None]
+    """Hands messages to the wire, which may drop them."""
+    on_soft_state: Callable[[SoftState], None]
+    """Called when role, leader or term has changed."""
+    on_broken: Callable[[BaseException], None]
+    """Called once, when an assertion or the store has failed: the process must end."""
+
+
 class RaftDriver:
     """Runs the Raft core of this node against store, clock and peers; see the module's docstring.
 
-    :param send: hand messages to the wire, which may drop them.
-    :param on_soft_state: called when role, leader or term has changed.
-    :param on_broken: called once, when an assertion or the store has failed: the process must end.
+    :param seed: of the core's random election timeouts.
     """
 
     def __init__(
@@ -108,26 +118,23 @@ class RaftDriver:
         store: Store,
         clock: Clock,
         machine: StateMachine,
+        outputs: RaftOutputs,
         *,
         seed: int,
-        send: Callable[[Sequence[Message]], None],
-        on_soft_state: Callable[[SoftState], None],
-        on_broken: Callable[[BaseException], None],
-        settings: RaftSettings | None = None,
     ) -> None:
         self.me = me
-        self.core: RaftCore
-        """Read from the store by ``start``: there once ``is_started``."""
+        self.core = RaftCore(me, seed=seed)
+        """Until ``is_started`` that of a node that knows of no voter: it neither leads nor follows.
+        ``start`` replaces it by the one that the store has."""
         self.is_started = False
         self.applied_index = 0
         self._store = store
         self._clock = clock
         self._machine = machine
         self._seed = seed
-        self._send = send
-        self._on_soft_state = on_soft_state
-        self._on_broken = on_broken
-        self._settings = settings or RaftSettings()
+        self._send = outputs.send
+        self._on_soft_state = outputs.on_soft_state
+        self._on_broken = outputs.on_broken
         self._proposals: dict[int, _Proposal] = {}
         self._reads: dict[int, Deferred[int]] = {}
         self._served: list[tuple[int, Deferred[int]]] = []
@@ -155,7 +162,6 @@ class RaftDriver:
             hard_state=hard_state,
             snapshot=snapshot,
             entries=entries,
-            settings=self._settings,
             is_readable=self._machine.can_restore,
         )
         self.is_started = True
@@ -163,7 +169,7 @@ class RaftDriver:
         if snapshot.log_index:
             self._machine.restore(snapshot.log_index, snapshot.data)
         if self.core.configuration.voters == (self.me,):
-            for _ in range(2 * self._settings.election_ticks):
+            for _ in range(2 * DEFAULT_SETTINGS.election_ticks):
                 self.core.tick(self._clock.now_ms())
         self._loop = self._clock.every(TICK_S, self._tick, "a Raft tick")
 

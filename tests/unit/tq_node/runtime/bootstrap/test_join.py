@@ -23,7 +23,7 @@ from tq_node.cluster.refusals import Refusal, Refused
 from tq_node.errors import NoController, NotReady
 from tq_node.runtime.bootstrap import invitation, join
 from tq_node.runtime.bootstrap.invitation import ANSWER_BYTES_MAX, Denied, Invited, Inviter, JoinRefused, NotInvited
-from tq_node.runtime.bootstrap.join import Joiner, refusal_line
+from tq_node.runtime.bootstrap.join import Joiner, JoinSettings, JoinSteps, refusal_line
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.registration import WELCOMES, Outcome, Welcomed
 from tq_node.types import NodeId, NodeName
@@ -246,15 +246,11 @@ class Joining:
         addresses = options.pop("addresses", list(asked.says))
         self.joiner = Joiner(
             Clock(self.time),
-            asked,
-            addresses,
-            own=options.pop("own", ()),
-            local=self.local,
-            registration=ME,
-            dial=self._dial,
-            keep=self._keep,
+            JoinSettings(addresses, **options),
+            JoinSteps(asked, self._dial, self._keep),
+            self.local,
+            ME,
             dice=random.Random(1),
-            **options,
         )
 
     async def _dial(self, address: str) -> DialledPeer:
@@ -586,13 +582,14 @@ async def test_stop_in_the_middle_of_a_request(site: MemberSite) -> None:
     site.answers["GET /cluster"] = lambda: NOT_DONE_YET
     joiner = Joiner(
         Clock(the_reactor),
-        Inviter(the_reactor, needs_secret=True),
-        [site.address, site.address],
-        own=(),
-        local=LocalIdentity(node_id=ME.node_id, name=ME.name, incarnation=1),
-        registration=ME,
-        dial=lambda _: pytest.fail("nobody was invited"),
-        keep=lambda _: succeed(None),
+        JoinSettings([site.address, site.address]),
+        JoinSteps(
+            Inviter(the_reactor, needs_secret=True),
+            lambda _: pytest.fail("nobody was invited"),
+            lambda _: succeed(None),
+        ),
+        LocalIdentity(node_id=ME.node_id, name=ME.name, incarnation=1),
+        ME,
     )
     joining_ = Deferred.fromCoroutine(joiner.join())
     for _ in range(200):
