@@ -165,15 +165,14 @@ class NodeWorld:
 
         wall = WallClock(lambda: START_US * 1000 + mono_ns(), mono_ns)
         hooks = QueueHooks(
+            surroundings=NoPeers(),
             stop_elsewhere=lambda *attempt: None,
             on_disk_floor=lambda: None,
             on_broken=self.broke,
             workers_are_gone=lambda: True,
         )
         opened: list[LocalQueue] = []
-        opening = open_local_queue(
-            self.store, Clock(self.clock, wall), settings, Metrics(), surroundings=NoPeers(), hooks=hooks
-        )
+        opening = open_local_queue(self.store, Clock(self.clock, wall), settings, Metrics(), hooks)
         Deferred.fromCoroutine(opening).addCallbacks(opened.append, self.fault)
         self.until(lambda: bool(opened), "the node starts")
         self.queue = opened[0]

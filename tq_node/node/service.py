@@ -347,8 +347,8 @@ class NodeService(Service):
                 draw=random.random,
             ),
             self._metrics,
-            surroundings=self._node.state.plane,
-            hooks=QueueHooks(
+            QueueHooks(
+                surroundings=self._node.state.plane,
                 stop_elsewhere=self._node.stop_elsewhere,
                 on_disk_floor=self._disk_floor,
                 on_broken=self._promise_broken,

@@ -176,8 +176,8 @@ class SimulatedNode:
                 draw=self._draws.random,
             ),
             Metrics(),
-            surroundings=self.node.state.plane,
-            hooks=QueueHooks(
+            QueueHooks(
+                surroundings=self.node.state.plane,
                 stop_elsewhere=self.node.stop_elsewhere,
                 on_disk_floor=lambda: None,
                 on_broken=broken,

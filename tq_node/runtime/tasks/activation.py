@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -12,7 +11,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.runtime.clock import Clock
-from tq_node.runtime.replication.driver import ReplicaDriver
 from tq_node.runtime.tasks.claims import Claims
 from tq_node.runtime.tasks.recovery import recover_rows
 from tq_node.runtime.tasks.task_table import TaskTable
@@ -24,42 +22,37 @@ LOOK_FOR_WORKERS_S = 0.1
 LOOK_AGAIN_S = 1.0
 
 
+class ActivationHost(Protocol):
+    """The queue whose partitions are activated."""
+
+    @property
+    def node_name(self) -> str:
+        """The name under which this node's workers hold tasks."""
+
+    def workers_are_gone(self) -> bool:
+        """Whether no worker process of an earlier start of this node lives; while one may, what it
+        ran keeps its tasks for one lease."""
+
+    def serving(self, partition: int) -> None:
+        """The partition is about to be served."""
+
+    def served(self) -> None:
+        """Some more partitions are served."""
+
+    def broken(self, why: BaseException) -> None:
+        """A promise is broken: the process must end (R20)."""
+
+
 class Activation:
-    """See the module's docstring.
+    """See the module's docstring."""
 
-    :param workers_are_gone: whether no worker process of an earlier start of this node lives; until
-        it says so, what it ran keeps its tasks for one lease.
-    :param on_serving: a partition is about to be served. :param on_served: some more are.
-    :param on_stepped_down: a partition is not led here any more.
-    :param on_broken: a promise is broken (R20).
-    """
-
-    def __init__(
-        self,
-        table: TaskTable,
-        copies: ReplicaDriver,
-        store: Store,
-        clock: Clock,
-        claims: Claims,
-        *,
-        node_name: str,
-        workers_are_gone: Callable[[], bool],
-        on_serving: Callable[[int], None],
-        on_served: Callable[[], None],
-        on_stepped_down: Callable[[int], None],
-        on_broken: Callable[[BaseException], None],
-    ) -> None:
+    def __init__(self, table: TaskTable, store: Store, clock: Clock, claims: Claims, host: ActivationHost) -> None:
         self._table = table
-        self._copies = copies
+        self._replicas = table.driver
         self._store = store
         self._clock = clock
         self._claims = claims
-        self._node_name = node_name
-        self._workers_are_gone = workers_are_gone
-        self._on_serving = on_serving
-        self._on_served = on_served
-        self._on_stepped_down = on_stepped_down
-        self._on_broken = on_broken
+        self._host = host
         self._fresh: dict[int, int] = {}
         """Active by their log, with the epoch; their rows are not read yet."""
         self._is_reading = False
@@ -69,10 +62,6 @@ class Activation:
 
     def stepped_down(self, partition: int) -> None:
         """Serve the partition no more: this node leads it no more."""
-        self._leave(partition)
-        self._on_stepped_down(partition)
-
-    def _leave(self, partition: int) -> None:
         if partition in self._table.leading:
             self._table.leave(partition)
         self._fresh.pop(partition, None)
@@ -80,7 +69,7 @@ class Activation:
     def activated(self, partition: int, epoch: int) -> None:
         """Read the partition's rows in the next turn, then serve it: its barrier is committed in
         ``epoch``."""
-        self._leave(partition)
+        self.stepped_down(partition)
         self._fresh[partition] = epoch
         if not self._is_reading and not self._stopped:
             # Those that become active in the same moment are read together, and so are those that
@@ -92,7 +81,7 @@ class Activation:
     def waiting(self) -> list[int]:
         """The partitions that this node leads and does not serve yet."""
         leading = self._table.leading
-        return [core.partition for core in self._copies.cores if core.is_leading and core.partition not in leading]
+        return [core.partition for core in self._replicas.cores if core.is_leading and core.partition not in leading]
 
     def stop(self) -> None:
         """Activate nothing more."""
@@ -111,7 +100,7 @@ class Activation:
         self._is_reading = False
 
     async def _serve(self, fresh: dict[int, int]) -> None:
-        await self._copies.settle()
+        await self._replicas.settle()
         found = await recover_rows(self._store, list(fresh), self._table.ready.like())
         # From here on nothing is awaited: what was read is what is there.
         table = self._table
@@ -121,9 +110,9 @@ class Activation:
                 found.due.drop_partition(partition)
                 continue
             del self._fresh[partition]
-            self._on_serving(partition)
+            self._host.serving(partition)
             table.lead(partition, epoch, found.counts[partition])
-        self._on_served()
+        self._host.served()
         table.ready.absorb(found.ready)
         table.due.absorb(found.due)
         if not self._stopped:
@@ -138,18 +127,18 @@ class Activation:
         renewed with it."""
         if not task_ids or self._stopped:
             return
-        own_are_gone, now_ms = self._workers_are_gone(), self._clock.now_ms()
+        own_are_gone, now_ms = self._host.workers_are_gone(), self._clock.now_ms()
         lost: list[str] = []
         kept: list[str] = []
         for task_id in task_ids:
             partition = self._table.partition_of(task_id)
             if partition not in self._table.leading:
                 continue  # whoever leads it now sees to it
-            over_ms = self._copies.cores[partition].requeue_at_ms
+            over_ms = self._replicas.cores[partition].requeue_at_ms
             (lost if over_ms is not None and now_ms >= over_ms else kept).append(task_id)
         self._lose(lost, None)
         if own_are_gone:
-            self._lose(kept, self._node_name)
+            self._lose(kept, self._host.node_name)
         if kept:
             self._look_later(LOOK_FOR_WORKERS_S, kept)
 
@@ -178,4 +167,4 @@ class Activation:
 
     def _failed(self, why: Failure) -> None:
         if not self._stopped:
-            self._on_broken(cast("BaseException", why.value))
+            self._host.broken(cast("BaseException", why.value))

@@ -48,8 +48,10 @@ _EVENT_ID_BITS = 40
 
 
 class QueueHooks(msgspec.Struct, frozen=True, kw_only=True):
-    """What the queue of a node asks of its process."""
+    """What the queue of a node needs of the rest of its process."""
 
+    surroundings: Surroundings
+    """The link to peers, and the controller."""
     on_disk_floor: Callable[[], None]
     """So little disk is left that the node must stop in order."""
     on_broken: Callable[[BaseException], None]
@@ -66,8 +68,6 @@ async def open_local_queue(
     clock: Clock,
     settings: QueueSettings,
     metrics: Metrics,
-    *,
-    surroundings: Surroundings,
     hooks: QueueHooks,
 ) -> LocalQueue:
     """Recover what is on disk. The queue that comes back leads no partition before ``follow`` names
@@ -79,7 +79,7 @@ async def open_local_queue(
     # Time goes on from where the store left it, whatever the system's clock says now (section 8,
     # schedules).
     clock.wall_us.not_before(await store.newest_us())
-    queue = LocalQueue(store, clock, settings, metrics, recovered, surroundings, hooks)
+    queue = LocalQueue(store, clock, settings, metrics, recovered, hooks)
     queue.start()
     return queue
 
@@ -95,7 +95,6 @@ class LocalQueue:
         settings: QueueSettings,
         metrics: Metrics,
         recovered: Replicas,
-        surroundings: Surroundings,
         hooks: QueueHooks,
     ) -> None:
         self.is_active = True
@@ -115,36 +114,13 @@ class LocalQueue:
         self._horizons: dict[int, int] = {}
         """By partition led here: ids made before this time are refused as too old."""
         self._rows = rows = RowCache()
-        self.replication = Replication(store, clock, recovered, surroundings, events=self)
-        driver = self.replication.driver
-        self.table = TaskTable(
-            store,
-            driver,
-            rows,
-            self.replication.refusals,
-            seed=settings.seed,
-            partition_count=settings.partition_count,
-            on_ready=self._wake,
-            on_due=self._schedule_due,
-            paused=self.paused_queues,
-        )
+        self.replication = Replication(store, clock, recovered, hooks.surroundings, events=self)
+        self.table = TaskTable(store, self.replication.driver, rows, self.replication.refusals, settings, self)
         self.submitter = Submitter(self.table, clock, settings, self, self._horizons)
         self.claims = Claims(self.table, clock, settings, self)
         self.reads = TaskReads(self.table, store, clock, settings, self, self.replication)
         self._retention = Retention(self.table, store, clock, settings, self._horizons)
-        self.activation = Activation(
-            self.table,
-            driver,
-            store,
-            clock,
-            self.claims,
-            node_name=settings.node_name,
-            workers_are_gone=hooks.workers_are_gone,
-            on_serving=self._serving,
-            on_served=self.events.skip,  # what was inherited was news at another node, or at none
-            on_stepped_down=self.reads.stepped_down,
-            on_broken=hooks.on_broken,
-        )
+        self.activation = Activation(self.table, store, clock, self.claims, self)
         self._loops: list[Loop] = []
 
     # --- life ---
@@ -162,13 +138,6 @@ class LocalQueue:
         nodes.
         """
         self.replication.follow(records, names)
-
-    def _serving(self, partition: int) -> None:
-        """What is refused as too old depends on what is committed, and may have been another
-        primary's to say."""
-        self._horizons.pop(partition, None)
-        if partition in self._committed_horizons:
-            self._horizons[partition] = self._committed_horizons[partition]
 
     def _every(self, seconds: float, call: Callable[[], object], what: str) -> None:
         self._loops.append(self._clock.every(seconds, cast("Callable[[], None]", call), what))
@@ -215,13 +184,27 @@ class LocalQueue:
         (F12)."""
         return not (self.is_disk_low or self.table.driver.disk_health.is_slow)
 
-    # --- what the parts tell one another ---
-    def _wake(self) -> None:
+    # --- TableHost ---
+    def wake(self) -> None:
         self.claims.wake()
         self.on_ready()
 
-    def _schedule_due(self) -> None:
+    def schedule_due(self) -> None:
         self.claims.schedule_due()
+
+    # --- ActivationHost ---
+    def workers_are_gone(self) -> bool:
+        return self._hooks.workers_are_gone()
+
+    def serving(self, partition: int) -> None:
+        # What is refused as too old depends on what is committed, and may have been another
+        # primary's to say.
+        self._horizons.pop(partition, None)
+        if partition in self._committed_horizons:
+            self._horizons[partition] = self._committed_horizons[partition]
+
+    def served(self) -> None:
+        self.events.skip()  # what was inherited was news at another node, or at none
 
     # --- ReplicaEvents ---
     def activated(self, partition: int, epoch: int) -> None:
@@ -229,6 +212,7 @@ class LocalQueue:
 
     def stepped_down(self, partition: int) -> None:
         self.activation.stepped_down(partition)
+        self.reads.stepped_down(partition)
 
     def applied(self, rows: list[tuple[str, int]]) -> None:
         self._rows.applied(rows)
@@ -333,7 +317,7 @@ class LocalQueue:
         for queue in self._paused.difference(queues):
             self._paused.discard(queue)
             self.table.ready.resume(queue)
-            self._wake()
+            self.wake()
         for queue in set(queues).difference(self._paused):
             self._paused.add(queue)
             self.table.ready.pause(queue)

@@ -9,7 +9,8 @@ change.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -23,6 +24,7 @@ from tq_node.partition.lifecycle import Claim, Event, transition
 from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.driver import ReplicaDriver
+from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.recovery import Counts, load_ready
 from tq_node.store.api import Store, StoredRow, Tombstone
 from tq_node.types import State, TaskRow, TaskSpec, Transition
@@ -176,13 +178,24 @@ Found = Slot | Tombstone | Elsewhere | None
 """What a load finds: the resident slot, the mark of a purged task, ``ELSEWHERE``, or nothing."""
 
 
+class TableHost(Protocol):
+    """The queue whose tasks the table holds. ``wake`` and ``schedule_due`` are called for each task,
+    so they must be cheap."""
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+
+    def schedule_due(self) -> None:
+        """The earliest due time may have changed."""
+
+    def paused_queues(self) -> Collection[str]:
+        """The queues of which nothing may start."""
+
+
 class TaskTable:
     """See the module's docstring.
 
     :param refusals: by partition led here that takes no new work for now, why.
-    :param seed, partition_count: fixed when the cluster was born.
-    :param on_ready: there may be something to claim. :param on_due: the earliest due time may have
-        changed.
     """
 
     def __init__(
@@ -191,12 +204,8 @@ class TaskTable:
         driver: ReplicaDriver,
         rows: RowCache,
         refusals: Mapping[int, TaskQueueError],
-        *,
-        seed: int,
-        partition_count: int,
-        on_ready: Callable[[], None],
-        on_due: Callable[[], None],
-        paused: Callable[[], Iterable[str]],
+        settings: QueueSettings,
+        host: TableHost,
     ) -> None:
         self.driver = driver
         self.rows = rows
@@ -215,11 +224,11 @@ class TaskTable:
         self._open_in: dict[int, dict[str, int]] = {}
         """Tasks proposed and not ended, by partition and queue."""
         self._store = store
-        self._seed = seed
-        self._partition_count = partition_count
-        self._on_ready = on_ready
-        self._on_due = on_due
-        self.paused = paused
+        self._seed = settings.seed
+        self._partition_count = settings.partition_count
+        self._on_ready = host.wake
+        self._on_due = host.schedule_due
+        self._paused_queues = host.paused_queues
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
         """Types with lanes of their own: those that nodes have announced, and others that were
@@ -404,7 +413,7 @@ class TaskTable:
                 # more.
                 if led == self.leading and ready.has_lanes_of(self.ready):
                     break
-            for queue in self.paused():
+            for queue in self._paused_queues():
                 ready.pause(queue)
             since = self._enqueued_since
         finally:
