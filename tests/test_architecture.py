@@ -175,3 +175,32 @@ class TestLimits:
 
 def test_an_empty_data_directory_is_one_without_the_store_s_file() -> None:
     assert config.STORE_FILE == DATABASE_NAME
+
+
+COLLABORATORS_MAX = 6
+MORE_COLLABORATORS = {
+    "ConcurrencyLimit",
+    "Context",
+    "DialledPeer",
+    "GroupWriter",
+    "PeerListener",
+    "Primary",
+    "ProcessPool",
+    "RaftCore",
+    "WorkStealer",
+    "WorkerService",
+}
+"""To be made fewer. ``Context`` is what handlers of users are given."""
+
+
+def test_a_constructor_takes_at_most_six_collaborators() -> None:
+    found = set()
+    for path in files_of("tq_node", "tq_tui"):
+        for part in ast.walk(ast.parse(path.read_text())):
+            if isinstance(part, ast.ClassDef):
+                for method in part.body:
+                    if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                        given = len(method.args.args) - 1 + len(method.args.kwonlyargs)
+                        if given > COLLABORATORS_MAX:
+                            found.add(part.name)
+    assert found == MORE_COLLABORATORS
