@@ -166,7 +166,7 @@ def reactor_is_never_held(request: pytest.FixtureRequest, _holds: tuple[Holds, C
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep what was imported out of the collections that follow each test: they then cost a millisecond, not fifty."""
+    """Keep what was imported out of the collections that follow each test."""
     gc.collect()
     gc.freeze()
 

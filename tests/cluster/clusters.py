@@ -304,3 +304,19 @@ def assert_one_leader_a_term(views: Iterable[View]) -> None:
         if view.leader is not None:
             leaders[view.term].add(view.leader)
     assert all(len(names) == 1 for names in leaders.values()), f"two leaders in a term: {dict(leaders)}"
+
+
+@contextlib.contextmanager
+def whole_cluster(directory: Path, *arguments: Any, **options: Any) -> Iterator[Cluster]:
+    """A cluster for several tests, whole and ready at first; no call of its nodes may have held their reactors."""
+    nodes = Nodes(directory)
+    cluster = Cluster(nodes, *arguments, **options)
+    try:
+        cluster.start()
+        cluster.wait_whole()
+        cluster.wait_ready()
+        yield cluster
+        assert not nodes.holds()
+    finally:
+        cluster.close()
+        nodes.close()

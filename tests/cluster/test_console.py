@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.clusters import Cluster
+from tests.cluster.clusters import Cluster, whole_cluster
 from tests.cluster.replicated import wait_settled
-from tests.support.harness import PROJECT, Nodes, clean_environment, until
+from tests.support.harness import PROJECT, clean_environment, until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -130,17 +130,8 @@ def submit(console: Terminal, task_type: str, payload: str) -> str:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Whole after the first test; the second one ends with it."""
-    nodes = Nodes(tmp_path_factory.mktemp("console"))
-    cluster = Cluster(nodes)
-    try:
-        cluster.start()
-        cluster.wait_whole()
-        cluster.wait_ready()
+    with whole_cluster(tmp_path_factory.mktemp("console")) as cluster:
         yield cluster
-        assert not nodes.holds()
-    finally:
-        cluster.close()
-        nodes.close()
 
 
 def test_a_day_of_an_operator(cluster: Cluster, terminal: Callable[..., Terminal]) -> None:

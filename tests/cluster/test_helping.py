@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.clusters import Cluster
+from tests.cluster.clusters import Cluster, whole_cluster
 from tests.cluster.replicated import (
     HANDLERS,
     HARM,
@@ -26,7 +26,7 @@ from tests.cluster.replicated import (
     wait_ended,
     wait_settled,
 )
-from tests.support.harness import Nodes, until
+from tests.support.harness import until
 
 pytestmark = pytest.mark.cluster
 
@@ -214,19 +214,12 @@ def test_a_task_that_runs_on_a_drained_node_ends_there(make_cluster: MakeCluster
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two slots a node, and a ledger; whole from the first to the last test that takes it."""
-    nodes = Nodes(tmp_path_factory.mktemp("helping"))
-    environment = {"TEST_LEDGER": str(nodes.directory / "ledger")}
-    cluster = Cluster(nodes, NAMES, options=(*HANDLERS, "--concurrency", "2"), environment=environment)
-    try:
-        cluster.start()
-        cluster.wait_whole()
-        cluster.wait_ready()
+    directory = tmp_path_factory.mktemp("helping")
+    environment = {"TEST_LEDGER": str(directory / "ledger")}
+    options = (*HANDLERS, "--concurrency", "2")
+    with whole_cluster(directory, NAMES, options=options, environment=environment) as cluster:
         wait_settled(cluster)
         yield cluster
-        assert not nodes.holds()
-    finally:
-        cluster.close()
-        nodes.close()
 
 
 def test_a_queue_that_is_paused_starts_nowhere(lasting: Cluster) -> None:

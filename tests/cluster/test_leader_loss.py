@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.cluster.clusters import Cluster, Watch, watching
+from tests.cluster.clusters import Cluster, Watch, watching, whole_cluster
 from tests.cluster.replicated import wait_copies, wait_settled
-from tests.support.harness import Nodes, until
+from tests.support.harness import until
 from tq_node.cluster.settings import DEFAULT_SETTINGS
 from tq_node.runtime.control.membership import HEARTBEAT_S
 
@@ -31,17 +31,8 @@ SHARED = 10
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Each test leaves it whole; those that leave words of a sleeper in the logs come last."""
-    nodes = Nodes(tmp_path_factory.mktemp("losses"))
-    cluster = Cluster(nodes)
-    try:
-        cluster.start()
-        cluster.wait_whole()
-        cluster.wait_ready()
+    with whole_cluster(tmp_path_factory.mktemp("losses")) as cluster:
         yield cluster
-        assert not nodes.holds()
-    finally:
-        cluster.close()
-        nodes.close()
 
 
 class Times(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.clusters import PEER_OFFSET, Cluster
+from tests.cluster.clusters import PEER_OFFSET, Cluster, whole_cluster
 from tests.cluster.replicated import wait_settled
 from tests.support.harness import Ended, NodeProcess, Nodes, free_port, until
 
@@ -57,19 +57,10 @@ def assert_unharmed(cluster: Cluster, task_id: str) -> None:
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three nodes for all that are refused and harm nobody: each test leaves them as they were, whole and ready."""
-    nodes = Nodes(tmp_path_factory.mktemp("refusals"))
-    cluster = Cluster(nodes)
-    try:
-        cluster.start()
-        cluster.wait_whole()
-        cluster.wait_ready()
+    with whole_cluster(tmp_path_factory.mktemp("refusals")) as cluster:
         wait_settled(cluster)
         yield cluster
         cluster.stop()
-        assert not nodes.holds()
-    finally:
-        cluster.close()
-        nodes.close()
 
 
 @pytest.fixture

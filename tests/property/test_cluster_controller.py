@@ -23,6 +23,13 @@ def test_from_any_table_it_comes_to_rest(rng: random.Random, steps: int) -> None
     settle(rng, steps)
 
 
+@pytest.mark.long
+@settings(max_examples=100, deadline=None)
+@given(rngs, st.integers(0, 60))
+def test_from_any_of_many_tables_it_comes_to_rest(rng: random.Random, steps: int) -> None:
+    settle(rng, steps)
+
+
 @pytest.mark.parametrize("base", [0, *(pytest.param(base, marks=pytest.mark.long) for base in range(1, 5))])
 def test_from_many_tables_it_comes_to_rest(base: int) -> None:
     rounds = [settle(random.Random(seed), 40) for seed in range(base * 1_000, base * 1_000 + (25 if base else 10))]

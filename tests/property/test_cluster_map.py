@@ -79,7 +79,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from([1, 2, 3, 4, 5, 6, *range(10, 16), *range(20, 24), *range(30, 36), 99]),
     st.lists(values, max_size=6),

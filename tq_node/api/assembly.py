@@ -63,7 +63,7 @@ def make_site(
 
 @cache
 def _document(version: str) -> bytes:
-    """The OpenAPI document, made once a process: it takes 20 ms, and is that of every site."""
+    """The OpenAPI document, made once a process: every site has these routes."""
     return openapi.document(documented_routes(), version)
 
 

@@ -31,8 +31,6 @@ _LINE_STARTS = frozenset(
     bytes([byte]) for byte in b"!#$%&'*+-.^_`|~0123456789\rABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 """Bytes that a line of a head may begin with."""
-_REFUSED_STARTS = frozenset((b" ", b"\t", b"t", b"T", b"c", b"C"))
-"""First bytes of the lines that ``_is_refused_line`` matches: most lines need no search."""
 _is_refused_line = re.compile(
     rb"[ \t]|transfer-encoding:(?![ \t]*chunked[ \t]*\Z)|content-length:[ \t]*[0-9]{%d}" % (LENGTH_DIGITS_MAX + 1),
     re.IGNORECASE,
@@ -287,7 +285,7 @@ class ApiChannel(http.HTTPChannel):
             self._respondToBadRequestAndDisconnect()
 
     def lineReceived(self, line: bytes) -> None:
-        if line[:1] in _REFUSED_STARTS and _is_refused_line(line):
+        if _is_refused_line(line):
             self._respondToBadRequestAndDisconnect()
         else:
             super().lineReceived(line)
