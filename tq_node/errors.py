@@ -12,8 +12,7 @@ from tq_node import limits
 
 
 class TaskQueueError(Exception):
-    """Base of all. ``detail`` is one sentence for a person; it never carries a traceback or a
-    secret."""
+    """Base of all. ``detail`` is one sentence for a person; it never carries a traceback or a secret."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -145,8 +144,7 @@ class Denied(TaskQueueError):
 
 
 class StaleAttempt(TaskQueueError):
-    """Another claim holds the task, or it has ended: a report with this token does not count any
-    more."""
+    """Another claim holds the task, or it has ended: a report with this token does not count any more."""
 
     status, code, title = 409, "stale_attempt", "Attempt no longer holds the task"
 
@@ -191,8 +189,7 @@ class NotConfirmed(TaskQueueError):
 
 
 class Upgrading(TaskQueueError):
-    """Not every node knows the feature yet: the cluster is being upgraded (F44). ``detail`` names
-    it."""
+    """Not every node knows the feature yet: the cluster is being upgraded (F44). ``detail`` names it."""
 
     status, code, title, retryable = 503, "upgrading", "Not every node knows this yet", True
 
@@ -203,21 +200,18 @@ class DiskReserve(TaskQueueError):
 
 # --- unknown: it may have happened ---
 class OutcomeUnknown(TaskQueueError):
-    """Appended, but not known to be committed in time: ask for the task by its id, or send again
-    with the same id."""
+    """Appended, but not known to be committed in time: ask for the task by its id, or send again with the same id."""
 
     status, code, title, definite = 504, "outcome_unknown", "Outcome unknown", False
 
 
 # --- broken: the process must stop ---
 class StoreBroken(Exception):
-    """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process
-    ends with code 74."""
+    """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process ends with code 74."""
 
 
 class Unsound(Exception):
-    """A peer broke the protocol: nothing was done with its message, and nothing of this node ends
-    by it."""
+    """A peer broke the protocol: nothing was done with its message, and nothing of this node ends by it."""
 
 
 class Divergence(Exception):

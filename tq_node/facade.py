@@ -139,8 +139,7 @@ class TaskPage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``. The rest as
-    in ``TaskPage``."""
+    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``. The rest as in ``TaskPage``."""
 
     primary: list[int]
     replica: list[int]
@@ -150,8 +149,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven
-    fresh."""
+    """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven fresh."""
 
     row: TaskRow
     node: str
@@ -159,8 +157,7 @@ class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, array_like=True):
-    """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked
-    for is too old."""
+    """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked for is too old."""
 
     first_id: int
     transitions: list[Transition]
@@ -195,8 +192,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What a running attempt has said since the last time. ``dropped`` counts lines that were over
-    a bound."""
+    """What a running attempt has said since the last time. ``dropped`` counts lines that were over a bound."""
 
     progress: Progress | None = None
     lines: tuple[LogLine, ...] = ()
@@ -223,8 +219,7 @@ class Released(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third
-    ends the task."""
+    """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third ends the task."""
 
 
 Outcome = Completed | AttemptFailed | Released | Lost
@@ -277,8 +272,7 @@ class NotReadyReason(msgspec.Struct, frozen=True):
 
 
 class ReadyNote(msgspec.Struct, frozen=True):
-    """Something that an operator should know of a node that may serve all the same, such as
-    `no_workers`."""
+    """Something that an operator should know of a node that may serve all the same, such as `no_workers`."""
 
     code: str
     detail: str
@@ -300,8 +294,7 @@ class HandlersReloaded(msgspec.Struct, frozen=True):
 
 
 class TaskQueue(Protocol):
-    """Every method that returns a Deferred may fail with a TaskQueueError; what it means stands
-    there."""
+    """Every method that returns a Deferred may fail with a TaskQueueError; what it means stands there."""
 
     @property
     def node_name(self) -> str: ...
@@ -402,15 +395,13 @@ class TaskQueue(Protocol):
         """For each queue that has ever been seen by this process (0.0 where nothing waits)."""
 
     def handlers(self) -> Sequence[NodeHandlers]:
-        """Of all nodes that are up. :raises Upgrading: nodes of an earlier release are among them,
-        which don't say."""
+        """Of all nodes that are up. :raises Upgrading: nodes of an earlier release are among them, which don't say."""
 
     def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
         """Why a task that has not ended does not run, as this node knows."""
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
-        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; those of
-        before go on."""
+        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; those of before go on."""
 
     # --- for work/ ---
     def attach(self, worker: Worker) -> None: ...
@@ -428,8 +419,7 @@ class TaskQueue(Protocol):
         """
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds
-        the task."""
+        """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds the task."""
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         """Keep progress and log lines with the task. :raises StaleAttempt: as for ``finish``."""

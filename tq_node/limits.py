@@ -33,11 +33,9 @@ PAYLOAD_BYTES_MAX = 1 * MIB
 RESULT_BYTES_MAX = 1 * MIB
 JSON_DEPTH_MAX = 200
 PAYLOAD_VALUES_MAX = 100_000
-"""Values of one payload, the containers among them: reading so many takes some 30 ms in one piece.
-"""
+"""Values of one payload, the containers among them: reading so many takes some 30 ms in one piece."""
 ITEM_BYTES_MORE = 64 * KIB
-"""What a task may take besides its payload, as sent: every other field at its longest, written in
-escapes."""
+"""What a task may take besides its payload, as sent: every other field at its longest, written in escapes."""
 ITEMS_WINDOW_BYTES = 256 * KIB
 """So much of a batch's body is cut into items in one piece."""
 BATCH_REFUSALS_WITHIN_MAX = 100
@@ -53,11 +51,9 @@ QUEUES_MAX = 1_000
 PAUSED_UNUSED_MAX = 900
 """Queues that may be paused although they have no open tasks; ``QUEUES_MAX`` in all."""
 QUEUE_NAMES_MAX = 2_000
-"""Queues that a node counts by name in a partition; past it those without open tasks there are
-counted as one."""
+"""Queues that a node counts by name in a partition; past it those without open tasks there are counted as one."""
 OPEN_TASKS_MAX = 2_000_000
-"""Tasks on one node that have not ended; each costs about 100 bytes of memory in the ready and due
-heaps."""
+"""Tasks on one node that have not ended; each costs about 100 bytes of memory in the ready and due heaps."""
 OPEN_TASKS_FEW = 200
 """The last of them are for queues that have no more than this: so many queues can't be kept out by
 what others have piled up."""
@@ -78,8 +74,7 @@ LOST_ATTEMPTS_MAX = 3
 
 # --- ordering ---
 AGE_STEP_MS = 60_000
-"""A task waits at most (difference of priorities) times this behind tasks that became due after it.
-"""
+"""A task waits at most (difference of priorities) times this behind tasks that became due after it."""
 
 # --- waiting and reading ---
 WAIT_S_MAX = 60
@@ -101,21 +96,17 @@ ENTRY_BYTES_AIM = 256 * KIB
 ENTRY_BYTES_MAX = PAYLOAD_BYTES_MAX + 64 * KIB
 UNAPPLIED_BYTES_MAX = 64 * MIB
 UNAPPLIED_ROWS_MAX = 100_000
-"""Committed row effects that wait to be written to the rows; past either bound submits are refused
-as busy."""
+"""Committed row effects that wait to be written to the rows; past either bound submits are refused as busy."""
 APPLY_ROWS_PER_COMMIT = 1_000
 APPLY_BYTES_PER_COMMIT = 2 * MIB
-"""A commit carries no more rows once they come to one of these, unless there are so many that they
-would outrun it."""
+"""A commit carries no more rows once they come to one of these, unless there are so many that they would outrun it."""
 APPLY_LAG_MS = 50
 COMMIT_BYTES_AIM = 4 * MIB
 """Bytes of entries at which a commit leaves; the other partitions wait for the next one."""
 UNCOMMITTED_BYTES_MAX = 32 * MIB
-"""Bytes of entries proposed and not yet durable on all copies; past it submits are refused as busy.
-"""
+"""Bytes of entries proposed and not yet durable on all copies; past it submits are refused as busy."""
 UNCOMMITTED_MS_MAX = 1_000
-"""Once somebody has waited for a commit for so long, batches and long payloads are refused as busy,
-..."""
+"""Once somebody has waited for a commit for so long, batches and long payloads are refused as busy, ..."""
 UNCOMMITTED_BYTES_FREE = 4 * MIB
 """... unless no more than this waits: then it is not for the bytes that it takes long."""
 ROW_CACHE_BYTES_MAX = 32 * MIB
@@ -134,8 +125,7 @@ SNAPSHOTS_KEPT = 3
 SNAPSHOTS_KEPT_MAX = 1_000
 COMMIT_SLOW_MS = 1_000
 DISK_SLOW_MS = 5_000
-"""A node whose every commit has taken ``COMMIT_SLOW_MS`` for so long leads no partition while
-others can (F12)."""
+"""A node whose every commit has taken ``COMMIT_SLOW_MS`` for so long leads no partition while others can (F12)."""
 DISK_WELL_MS = 15_000
 """For so long none must have taken that, before it may lead again."""
 RETENTION_S = 24 * 3600
@@ -173,11 +163,9 @@ CLAIMS_AHEAD_WAIT_MS = 250
 CANCEL_GRACE_MS = 5_000
 STOP_TIMEOUT_S = 25
 STOP_MARGIN_S = 30.0
-"""What an orderly end may take besides the handlers' time: handing over, closing connections and
-the store."""
+"""What an orderly end may take besides the handlers' time: handing over, closing connections and the store."""
 THREADS_GRACE_S = 1.0
-"""What threads left behind by handlers may still take once the store is closed. twistd's own end
-takes milliseconds."""
+"""What threads left behind by handlers may still take once the store is closed. twistd's own end takes milliseconds."""
 NOTE_INTERVAL_MS = 1_000
 CHILD_START_MS_MAX = 30_000
 CHILD_FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * KIB
@@ -186,12 +174,10 @@ CHILD_TASKS_MAX = 100_000
 """Tasks after which a worker process is replaced, so that a leak in a handler stays bounded."""
 CHILD_IDLE_S_MAX = 60.0
 CHILD_AHEAD_MAX = 16
-"""Tasks that lie ready in a worker process behind the one that runs; not more than it ends in
-``CHILD_AHEAD_MS``."""
+"""Tasks that lie ready in a worker process behind the one that runs; not more than it ends in ``CHILD_AHEAD_MS``."""
 CHILD_AHEAD_MS = 5
 CHILD_LEFTOVERS_S = 1.0
-"""How long a worker process waits for the end of what a task has left behind and it has killed;
-then it is replaced."""
+"""How long a worker process waits for the end of what a task has left behind and it has killed; then it is replaced."""
 WORKER_MEMORY_BYTES_MIN = 64 * MIB
 WORKER_MEMORY_RESERVE_BYTES = 16 * MIB
 """Of ``--worker-memory``, kept back for the report that it was reached."""
@@ -204,8 +190,7 @@ NODE_VARIABLES = (
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
 )
-"""Patterns of environment variables that no worker process gets: the node's options, and the
-supervisor's protocol."""
+"""Patterns of environment variables that no worker process gets: the node's options, and the supervisor's protocol."""
 CHILD_SPARES = 2
 FILES_MIN = 128
 """Descriptors of a node beside its worker processes: store, peers, and some clients."""
@@ -224,8 +209,7 @@ COMMIT_WAIT_S = 10.0
 """How long a caller waits for a commit before it hears that the outcome is not known."""
 RETRY_AFTER_S = 1
 HTTP_CONNECTIONS_MAX = 10_000
-"""Less where the process may have fewer descriptors; ``HTTP_PROBES_MAX`` more may ask for health
-alone."""
+"""Less where the process may have fewer descriptors; ``HTTP_PROBES_MAX`` more may ask for health alone."""
 HTTP_PROBES_MAX = 50
 HTTP_CONNECTIONS_OF_ADDRESS_MAX = 5_000
 """Of one source address; one more takes the place of that address's quietest."""
@@ -258,13 +242,11 @@ LOOP_LOOK_MS = 10
 """The CPU clock is read when a call of the reactor ends this long after the last look: a hold may
 be overstated by so much."""
 LOOP_HELD_MS = 100
-"""CPU that one call of the reactor may take; one that takes more is logged by name, and fails a
-test."""
+"""CPU that one call of the reactor may take; one that takes more is logged by name, and fails a test."""
 
 # --- metrics (observe/metrics.py): what a caller can choose is bounded, and so is a scrape ---
 METRICS_LABELS = 200
-"""Default of ``--metrics-labels``: names of queues, and of types, that have figures of their own.
-"""
+"""Default of ``--metrics-labels``: names of queues, and of types, that have figures of their own."""
 METRICS_LABELS_MAX = 1_000
 METRICS_PAIRS_MAX = 200
 """Pairs of a queue and a type that have counters of their own."""
@@ -279,13 +261,11 @@ METRICS_PAGE_S = 1.0
 
 # --- admission: how much is taken up, so that it is answered in time (api/http/concurrency_limit.py, decision 0015) ---
 SUBMITS_AT_ONCE_MIN = 64
-"""Single submits that a node works on at once, however long they take; one more may be refused as
-busy."""
+"""Single submits that a node works on at once, however long they take; one more may be refused as busy."""
 SUBMITS_AT_ONCE_LEAST = 16
 """The same while a fifth or more of them is refused."""
 SUBMITS_AT_ONCE = 512
-"""At first, so that a burst is no overload; up to ``REQUESTS_IN_FLIGHT_MAX`` where they are
-answered in time."""
+"""At first, so that a burst is no overload; up to ``REQUESTS_IN_FLIGHT_MAX`` where they are answered in time."""
 SUBMIT_WAIT_TIMES = 3
 """In time is what takes so many times as long as on the idle node, on average; ..."""
 SUBMIT_WAIT_MS_MIN = 15
@@ -310,8 +290,7 @@ READS_AT_ONCE = 32
 """Lists of up to ``LIST_LIMIT_DEFAULT`` tasks that a node makes at once, however long they take;
 twice as many at first."""
 LONG_READ_ROWS_AT_ONCE = 2 * LIST_LIMIT_MAX
-"""Longer ones, by the tasks that they ask for: apart, so that they don't take the place of short
-ones."""
+"""Longer ones, by the tasks that they ask for: apart, so that they don't take the place of short ones."""
 READ_WAIT_MS = 1_000
 """In time is a list that takes so long, on average."""
 REFUSALS_PER_S = 500
@@ -327,8 +306,7 @@ PARTITIONS_MAX = 1_024
 REPLICATION_FACTOR_DEFAULT = 3
 
 COPY_RATE_BYTES_S = 0
-"""Default of ``--copy-rate``: bytes a second that a node sends to copies that do not count yet; 0:
-no bound."""
+"""Default of ``--copy-rate``: bytes a second that a node sends to copies that do not count yet; 0: no bound."""
 COPY_RATE_BYTES_S_MIN = 64 * KIB
 """Slower than that a move would hardly end."""
 

@@ -26,8 +26,7 @@ Sequence = NewType("Sequence", int)
 
 
 class Token(NamedTuple):
-    """The place of a claim in its partition's log; all fencing compares tokens, never attempt
-    numbers (F30a)."""
+    """The place of a claim in its partition's log; all fencing compares tokens, never attempt numbers (F30a)."""
 
     epoch: int
     sequence: int
@@ -182,8 +181,7 @@ class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Transition(NamedTuple):
-    """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None
-    at birth."""
+    """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None at birth."""
 
     task_id: TaskId
     task_type: str

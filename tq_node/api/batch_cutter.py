@@ -111,9 +111,7 @@ class BatchCutter:
         return items
 
     def _cut_window(self, body: bytes, at: int) -> tuple[list[msgspec.Raw], int] | None:
-        """The items of the window at ``at``, and where the next one begins; None: no cut is
-        found.
-        """
+        """The items of the window at ``at``, and where the next one begins; None: no cut is found."""
         for cut, behind in _cuts(body, at, at + limits.ITEMS_WINDOW_BYTES):
             try:
                 return _decode_items(b"[%b]" % body[at:cut]), behind
@@ -122,9 +120,7 @@ class BatchCutter:
         return None
 
     async def _cut_one(self, body: bytes, at: int, pace: Pace) -> tuple[list[msgspec.Raw], int]:
-        """One item and where the next begins; no item if at most one remains, for ``of_array`` to
-        decode.
-        """
+        """One item and where the next begins; no item if at most one remains, for ``of_array`` to decode."""
         begin = _end_of_space(body, at)
         if body[begin : begin + 1] == b"]":
             return [], at
@@ -190,9 +186,7 @@ def _decode_items_of(body: bytes) -> list[msgspec.Raw]:
 
 
 def _cuts(body: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where an item may end, and where the next one would begin; the last such places before
-    ``end``.
-    """
+    """Where an item may end, and where the next one would begin; the last such places before ``end``."""
     for _ in range(_CUTS_TRIED):
         end = body.rfind(b"}", begin, end)
         if end < 0:

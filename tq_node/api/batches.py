@@ -117,9 +117,7 @@ def _explain_batch(failure: Failure, good: list[Submission]) -> Failure:
 
 
 def hides_outcome(why: object) -> TypeGuard[TaskQueueError]:
-    """Whether the error leaves open what was done: ``OutcomeUnknown``, or what another node failed
-    with.
-    """
+    """Whether the error leaves open what was done: ``OutcomeUnknown``, or what another node failed with."""
     return isinstance(why, TaskQueueError) and not why.definite
 
 

@@ -61,9 +61,7 @@ class PartitionsAnswer(msgspec.Struct):
 
 
 class JoinAnswer(msgspec.Struct):
-    """What a node needs to join: the ``secret`` in hexadecimal, and ``peer`` (``HOST:PORT``) to
-    register at.
-    """
+    """What a node needs to join: the ``secret`` in hexadecimal, and ``peer`` (``HOST:PORT``) to register at."""
 
     success: bool
     cluster_id: str
@@ -92,8 +90,7 @@ class SnapshotDone(msgspec.Struct):
 
 
 _CHANGE_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnreachable, errors.OutcomeUnknown)
-"""Of a change that goes through the leader. Its success says that the change is decided, not that
-it is done."""
+"""Of a change that goes through the leader. Its success says that the change is decided, not that it is done."""
 
 
 class ClusterRoutes:

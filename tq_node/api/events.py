@@ -97,9 +97,7 @@ class EventRoutes:
 
 
 class _Renderer:
-    """Renders the events of one scope; caches the last piece, for most streams ask for the same one
-    next.
-    """
+    """Renders the events of one scope; caches the last piece, for most streams ask for the same one next."""
 
     def __init__(self, queue: TaskQueue, *, cluster: bool) -> None:
         self._queue = queue
@@ -109,9 +107,7 @@ class _Renderer:
         self._last_end = 0
 
     def render(self, batch: EventBatch, start: int) -> tuple[bytes, int]:
-        """About ``limits.EVENT_CHUNK_BYTES`` of a batch from the event at ``start`` on, and where
-        to continue.
-        """
+        """About ``limits.EVENT_CHUNK_BYTES`` of a batch from the event at ``start`` on, and where to continue."""
         last = self._last
         if last is None or last[0] is not batch or last[1] != start:
             pieces = [_RESET] if batch.reset and not start else []
@@ -139,9 +135,7 @@ class _Renderer:
 
 @implementer(IPushProducer)
 class _Stream:
-    """The stream of one client. ``ended`` fires at its end; Klein cancels it when the client hangs
-    up.
-    """
+    """The stream of one client. ``ended`` fires at its end; Klein cancels it when the client hangs up."""
 
     def __init__(self, routes: EventRoutes, renderer: _Renderer, request: ApiRequest, settings: ApiSettings) -> None:
         self._routes = routes
@@ -165,18 +159,14 @@ class _Stream:
         self.ended: Deferred[None] = Deferred(self._on_cancel)
 
     def subscribe(self, queue: TaskQueue, after_id: int | None) -> None:
-        """Subscribe to events. The first batch arrives during this call, and is buffered until
-        ``begin``.
-        """
+        """Subscribe to events. The first batch arrives during this call, and is buffered until ``begin``."""
         if self._renderer.cluster:
             self._subscription = queue.watch(self._observe, after_id=after_id, cluster=True)
         else:
             self._subscription = queue.watch(self._observe, after_id=after_id)
 
     def begin(self, too_old: bool) -> None:
-        """Start to write. ``too_old``: the client's last event is unknown, so tell it to start
-        over.
-        """
+        """Start to write. ``too_old``: the client's last event is unknown, so tell it to start over."""
         request = self._request
         self._comments.start(self._comment_s, now=False)
         request.registerProducer(self, True)
@@ -264,9 +254,7 @@ _RESET = b"event: reset\ndata: {}\n\n"
 
 
 def _last_event_id(header: bytes | None) -> tuple[int | None, bool]:
-    """The event id in the header, if there is one, and whether it is malformed, which counts as too
-    old.
-    """
+    """The event id in the header, if there is one, and whether it is malformed, which counts as too old."""
     if header is None or not header.strip():
         return None, False
     text = header.strip()

@@ -23,8 +23,7 @@ _LINES_HINT = (
     "; one task on each line goes to /tasks/batch with Content-Type: application/x-ndjson (with curl: --data-binary)"
 )
 _PARTS_LOOKED_AT_MAX = 100
-"""Of a mapping, whose size the sender chooses; for a wrong part behind these the pointer names the
-field."""
+"""Of a mapping, whose size the sender chooses; for a wrong part behind these the pointer names the field."""
 _decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -63,9 +62,7 @@ def _no_json(why: Exception) -> Malformed:
 
 
 class _Field(msgspec.Struct, frozen=True):
-    """One field of a struct, with the decoder of its type; cached, for a decoder is expensive to
-    make.
-    """
+    """One field of a struct, with the decoder of its type; cached, for a decoder is expensive to make."""
 
     type: Any
     required: bool

@@ -82,9 +82,7 @@ class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PauseParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """Unlike ``QueueParameters``, refuses a name with control characters; a queue paused under one
-    can be resumed.
-    """
+    """Unlike ``QueueParameters``, refuses a name with control characters; a queue paused under one can be resumed."""
 
     queue: Annotated[
         str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
@@ -190,9 +188,7 @@ def only_dead(query: ListQuery) -> ListQuery | None:
 
 
 def write_cursor(place: tuple[int, str] | None, query: ListQuery) -> str | None:
-    """The cursor for ``next``: URL-safe base64 of the sort order and the place in it; None at the
-    end.
-    """
+    """The cursor for ``next``: URL-safe base64 of the sort order and the place in it; None at the end."""
     if place is None:
         return None
     sort = "-" + query.sort if query.descending else query.sort

@@ -181,9 +181,7 @@ def _check_count(raw: bytes, at: str) -> None:
 
 
 def _check_shape(value: object, at: str) -> None:
-    """Refuse integers beyond 64 bits and deep nesting. No recursion: the input decides the
-    depth.
-    """
+    """Refuse integers beyond 64 bits and deep nesting. No recursion: the input decides the depth."""
     level: list[object] = [value]
     depth = 0
     while level:
@@ -243,9 +241,7 @@ class Bodies:
         return self._convert(task, "", key)
 
     async def large_submission(self, body: bytes, key: str | None, pace: Pace) -> Submission:
-        """The task in a large body of ``/tasks/submit``, decoded in slices; parameters as of
-        ``submission``.
-        """
+        """The task in a large body of ``/tasks/submit``, decoded in slices; parameters as of ``submission``."""
         return await self._large(body, "", key, pace)
 
     async def batch(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
@@ -253,9 +249,7 @@ class Bodies:
         return await self._read(await self._items.of_array(body, pace), pace)
 
     async def lines(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
-        """The items of newline-delimited JSON: each a submission, or why it is refused. Empty lines
-        are skipped.
-        """
+        """The items of newline-delimited JSON: each a submission, or why it is refused. Empty lines are skipped."""
         return await self._read(await self._items.of_lines(body, pace), pace)
 
     async def _read(self, items: list[msgspec.Raw], pace: Pace) -> list[Submission | TaskQueueError]:

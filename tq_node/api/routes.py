@@ -1,6 +1,4 @@
-"""The route table: Klein and the fast path route by it, and ``openapi`` describes it, so that they
-can't differ.
-"""
+"""The route table: Klein and the fast path route by it, and ``openapi`` describes it, so that they can't differ."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Renders the metrics in slices; requests during a rendering, or shortly after it, share the
-page.
-"""
+"""Renders the metrics in slices; requests during a rendering, or shortly after it, share the page."""
 
 from __future__ import annotations
 

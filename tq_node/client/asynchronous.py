@@ -107,9 +107,7 @@ class AsyncQueue:
         return self._engine
 
     async def close(self) -> None:
-        """Submits that are under way have five seconds to end. Calls after this raise
-        ``Closed``.
-        """
+        """Submits that are under way have five seconds to end. Calls after this raise ``Closed``."""
         self._is_closed = True
         engine, self._engine = self._engine, None
         if engine is not None:

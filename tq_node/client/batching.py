@@ -23,9 +23,7 @@ from tq_node.client.roster import Roster
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """An accepted task; ``status`` as of the answer, ``node`` its primary (None: sent in a
-    batch).
-    """
+    """An accepted task; ``status`` as of the answer, ``node`` its primary (None: sent in a batch)."""
 
     task_id: str
     status: str
@@ -129,9 +127,7 @@ class Batcher:
         return len(self._open) + len(self._waiting)
 
     async def close(self, wait_s: float) -> None:
-        """Wait up to ``wait_s`` for open submits; those sent and not answered then get an unknown
-        outcome.
-        """
+        """Wait up to ``wait_s`` for open submits; those sent and not answered then get an unknown outcome."""
         self._stopped = True
         end_s = self._loop.time() + wait_s
         while self.waiting and self._loop.time() < end_s:
@@ -355,9 +351,7 @@ def _not_understood(node: Node, why: Exception) -> Lost:
 
 
 def _item_error(error: TaskQueueError, submit: Submit) -> TaskQueueError:
-    """The error of an item of a batch, with a pointer into the item: the caller never saw the
-    batch.
-    """
+    """The error of an item of a batch, with a pointer into the item: the caller never saw the batch."""
     if error.field is not None and error.field.startswith("/tasks/"):
         error.field = "".join(f"/{part}" for part in error.field.split("/")[3:])
     error.task_id = submit.task_id

@@ -1,6 +1,4 @@
-"""Calls that get an answer from some node within a deadline, or an error that says what is
-known.
-"""
+"""Calls that get an answer from some node within a deadline, or an error that says what is known."""
 
 from __future__ import annotations
 
@@ -65,8 +63,7 @@ class Trials:
         self.tries = 0
         self.last: TaskQueueError | None = None
         self.unknown: str | None = None
-        """Why the call may have been done; once set, no later answer clears it. None: it was not
-        done."""
+        """Why the call may have been done; once set, no later answer clears it. None: it was not done."""
 
     def note_error(self, error: TaskQueueError) -> None:
         """A node answered with an error."""

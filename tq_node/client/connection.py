@@ -1,6 +1,4 @@
-"""One connection to a node, one request at a time: nodes answer pipelined requests one after the
-other anyway.
-"""
+"""One connection to a node, one request at a time: nodes answer pipelined requests one after the other anyway."""
 
 from __future__ import annotations
 
@@ -44,9 +42,7 @@ class Connection(asyncio.Protocol):
         return self._pending is None and not self._closed
 
     def ask(self, request: bytes, timeout_s: float) -> asyncio.Future[Answer]:
-        """Send a request. The future has the answer, or fails with ``Lost``; to cancel it closes
-        the connection.
-        """
+        """Send a request. The future has the answer, or fails with ``Lost``; to cancel it closes the connection."""
         assert self._transport is not None
         assert self.is_free
         self._uses += 1

@@ -19,8 +19,7 @@ import msgspec
 from tq_node.client.models import TaskInfo
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What a decoder raises; the last for what is nested deeper than it goes, as some results of old
-stores are."""
+"""What a decoder raises; the last for what is nested deeper than it goes, as some results of old stores are."""
 
 
 class TaskQueueError(Exception):
@@ -72,15 +71,11 @@ class Refused(TaskQueueError):
 
 
 class InvalidTask(Refused):
-    """A field that is unknown, missing or wrong, or something that is too large; ``field`` says
-    which.
-    """
+    """A field that is unknown, missing or wrong, or something that is too large; ``field`` says which."""
 
 
 class NotUnderstood(Refused):
-    """What the node answered can't be read: it is from no node, or a result of an old store is
-    nested too deep.
-    """
+    """What the node answered can't be read: it is from no node, or a result of an old store is nested too deep."""
 
     code = "not_understood"
 
@@ -139,9 +134,7 @@ class Denied(Refused):
 
 # --- refused for now ---
 class Unavailable(TaskQueueError):
-    """Nothing was done within the deadline; ``code`` is that of the last error. The same call may
-    succeed later.
-    """
+    """Nothing was done within the deadline; ``code`` is that of the last error. The same call may succeed later."""
 
 
 class Busy(Unavailable):
@@ -213,9 +206,7 @@ class TaskCancelled(NoResult):
 
 
 class BatchRefused(TaskQueueError):
-    """Some of many were not accepted. ``results`` has one for each in order: a task, or the error
-    it met.
-    """
+    """Some of many were not accepted. ``results`` has one for each in order: a task, or the error it met."""
 
     code = "batch_refused"
 

@@ -14,9 +14,7 @@ FINAL = frozenset({"completed", "failed", "cancelled"})
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant;
-    times in seconds.
-    """
+    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant; times in seconds."""
 
     kind: str = "exponential"
     base: float = 1.0
@@ -87,9 +85,7 @@ class WaitsFor(msgspec.Struct, frozen=True):
 
 
 class TaskInfo(msgspec.Struct, frozen=True):
-    """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it
-    runs or ran.
-    """
+    """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it runs or ran."""
 
     id: str
     type: str

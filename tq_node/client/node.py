@@ -14,9 +14,7 @@ from tq_node.client.reading import Answer
 
 
 class Lane:
-    """A pool of at most ``connections_max`` connections to one node; further requests queue for
-    one.
-    """
+    """A pool of at most ``connections_max`` connections to one node; further requests queue for one."""
 
     def __init__(self, node: Node, connections_max: int) -> None:
         self._node = node
@@ -250,9 +248,7 @@ class Node:
             self._probe = None
 
     async def _is_alive(self) -> bool:
-        """Whether the node answers ``/livez``. A stopped process still accepts connections, so only
-        that counts.
-        """
+        """Whether the node answers ``/livez``. A stopped process still accepts connections, so only that counts."""
         try:
             connection = await self.connect(limits.CONNECT_S)
         except Lost:

@@ -122,9 +122,7 @@ class AnswerReader:
         return None
 
     def end(self) -> Answer | None:
-        """The connection has ended. The answer, where it was to last until then. What else is
-        missing was cut off.
-        """
+        """The connection has ended. The answer, where it was to last until then. What else is missing was cut off."""
         if self._head is None or self._chunked or self._remaining is not None:
             return None
         return self._whole(keeps=False)

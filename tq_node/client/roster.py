@@ -135,9 +135,7 @@ class Roster:
             self._discovering = None
 
     def _may_use(self, address: Address) -> bool:
-        """Whether a discovered node may be used: always without a token, else if it may be sent the
-        token.
-        """
+        """Whether a discovered node may be used: always without a token, else if it may be sent the token."""
         if self._token is None:
             return True
         return (

@@ -121,9 +121,7 @@ class Queue:
             return self._thread
 
     def close(self) -> None:
-        """Submits that are under way have five seconds to end. Calls after this raise
-        ``Closed``.
-        """
+        """Submits that are under way have five seconds to end. Calls after this raise ``Closed``."""
         with self._starting:
             self._is_closed = True
             self._thread, end = None, self._end

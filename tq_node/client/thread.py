@@ -25,8 +25,7 @@ T = TypeVar("T")
 _CHECK_S = 5.0
 """How often a waiting thread checks that the loop still runs."""
 _GRACE_S = 5.0
-"""Past a deadline that the loop should have kept, for a process that was stopped or is very
-busy."""
+"""Past a deadline that the loop should have kept, for a process that was stopped or is very busy."""
 
 
 class LoopThread:

@@ -21,8 +21,7 @@ def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False
 
 
 def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
-    """Let a node stay that is drained, or that ``remove`` drains first. Changes nothing for one
-    that stays anyway."""
+    """Let a node stay that is drained, or that ``remove`` drains first. Changes nothing for one that stays anyway."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE

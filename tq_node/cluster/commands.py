@@ -177,8 +177,7 @@ class RaiseMinIsr(Command, frozen=True, tag=14):
 
 
 class UnsafeRecover(Command, frozen=True, tag=15):
-    """An operator's order, outside R1: this node's copy is the partition from now on. Recorded for
-    ever."""
+    """An operator's order, outside R1: this node's copy is the partition from now on. Recorded for ever."""
 
     partition: PartitionId
     epoch: Epoch
@@ -225,8 +224,7 @@ class RaiseFeatureLevel(Command, frozen=True, tag=34):
 
 
 class NoteThreeVoters(Command, frozen=True, tag=35):
-    """The Raft group has had three voters: from now on a replacement is promoted only after some
-    time of health."""
+    """The Raft group has had three voters: from now on a replacement is promoted only after some time of health."""
 
 
 class NoteHandlers(Command, frozen=True, tag=36):
@@ -259,8 +257,7 @@ AnyCommand = (
 )
 
 FEATURE_LEVEL_OF: dict[type[Command], int] = {NoteHandlers: HANDLERS_LEVEL}
-"""Kinds that need more than the first feature level; nobody may propose them before the cluster map
-has it."""
+"""Kinds that need more than the first feature level; nobody may propose them before the cluster map has it."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes | memoryview], AnyCommand] = msgspec.msgpack.Decoder(AnyCommand).decode

@@ -55,8 +55,7 @@ _Step = TypeVar("_Step")
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What to propose. ``waiting``: partitions that should move and do not, with the reason as a
-    stable word."""
+    """What to propose. ``waiting``: partitions that should move and do not, with the reason as a stable word."""
 
     commands: tuple[AnyCommand, ...] = ()
     voter_change: VoterChange | None = None

@@ -42,15 +42,13 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True):
 
 
 def is_conclusive(evidence: Evidence, apart_ms: int) -> bool:
-    """R5a: the connection broke *and* the port refused twice, some time apart. A time-out is never
-    evidence."""
+    """R5a: the connection broke *and* the port refused twice, some time apart. A time-out is never evidence."""
     refused = evidence.refused_at_ms
     return evidence.is_broken and len(refused) >= 2 and max(refused) - min(refused) >= apart_ms
 
 
 def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]) -> bool:
-    """Whether both nodes are still in the sessions of the evidence: an earlier run proves nothing
-    about this one."""
+    """Whether both nodes are still in the sessions of the evidence: an earlier run proves nothing about this one."""
     reporter, about = nodes.get(evidence.reporter), nodes.get(evidence.about)
     return (
         reporter is not None
@@ -193,8 +191,7 @@ class Liveness:
     def is_proven_dead(
         self, node: NodeId, nodes: Mapping[NodeId, NodeEntry], voters: Collection[NodeId], me: NodeId
     ) -> bool:
-        """Whether a majority of voters, the leader among them, report the death in present sessions
-        (R5a)."""
+        """Whether a majority of voters, the leader among them, report the death in present sessions (R5a)."""
         evidence = self._evidence.get(node, {})
         reporters = [r for r, said in evidence.items() if is_of_present_sessions(said, nodes)]
         return me in reporters and is_majority(reporters, voters)

@@ -240,8 +240,7 @@ def decode(data: bytes) -> ClusterMap:
 
 
 def digest(cluster_map: ClusterMap) -> str:
-    """A hash that is equal on all nodes at one index; a node whose hash differs has diverged and
-    stops (R20)."""
+    """A hash that is equal on all nodes at one index; a node whose hash differs has diverged and stops (R20)."""
     return hashlib.blake2b(encode(cluster_map), digest_size=16).hexdigest()
 
 

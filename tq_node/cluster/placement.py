@@ -107,8 +107,7 @@ class _Layout:
                 self.drop(partition, max(nodes, key=lambda n: (len(self.held[n]), -self.weight(n, partition), n)))
 
     def fill(self, wanted: int) -> None:
-        """Fewer copies than wanted. Directly wherever that is possible, before anything else is
-        pushed about."""
+        """Fewer copies than wanted. Directly wherever that is possible, before anything else is pushed about."""
         for find in (self.find_place, self.find_place_in_two):
             for partition, nodes in enumerate(self.copies):
                 while self.is_movable(partition) and len(nodes) < wanted and find(partition):
@@ -261,14 +260,12 @@ class _Primaries:
                 self.give(partition, min(nodes, key=lambda n: (len(self.led[n]), -weight(n, partition, self.seed), n)))
 
     def even_out(self, source: NodeId, is_enough: Callable[[], bool], is_open: Callable[[NodeId], bool]) -> None:
-        """Take partitions from ``source`` until it is enough, each to the nearest node that is
-        open."""
+        """Take partitions from ``source`` until it is enough, each to the nearest node that is open."""
         while not is_enough() and self.shift(source, is_open):
             pass
 
     def shift(self, source: NodeId, is_open: Callable[[NodeId], bool]) -> bool:
-        """One less at ``source``, one more at an open node, by the shortest chain of nodes that
-        share partitions."""
+        """One less at ``source``, one more at an open node, by the shortest chain of nodes that share partitions."""
         came: dict[NodeId, tuple[NodeId, int]] = {}
         queue = [source]
         for node in queue:

@@ -171,8 +171,7 @@ class Planner:
         return MoveStep(PartitionId(partition), entry.epoch, entry.partition_version, adding, tuple(removing))
 
     def leaves_first(self, node: NodeId) -> tuple[bool, bool]:
-        """A node that is to be emptied before a dead one, which may be resting; that before one
-        that lives."""
+        """A node that is to be emptied before a dead one, which may be resting; that before one that lives."""
         entry = self.map.nodes[node]
         return not entry.is_draining, entry.is_up
 
@@ -184,8 +183,7 @@ class Planner:
         ]
 
     def aborts(self) -> list[Seen]:
-        """Moves that will not get on: what is still missing is planned anew, from what is there by
-        now."""
+        """Moves that will not get on: what is still missing is planned anew, from what is there by now."""
         return [
             self.seen(p) for p, entry in enumerate(self.map.partitions) if entry.is_moving and self.is_hopeless(entry)
         ]
@@ -202,8 +200,7 @@ class Planner:
 
     # --- primaries ---
     def successors(self, wanted: list[tuple[NodeId, ...]]) -> list[PrimaryStep]:
-        """Primaries that should hand over: to leave a node, or because their node leads more than
-        its share."""
+        """Primaries that should hand over: to leave a node, or because their node leads more than its share."""
         leading = [entry.successor or entry.primary for entry in self.map.partitions]
         plan = plan_primaries(
             wanted, leading, able=self.able, seed=self.map.settings.seed, is_even=self.map.rebalance > 0

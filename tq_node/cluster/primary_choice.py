@@ -1,5 +1,4 @@
-"""R1 to R3: who may become primary, what a choice does, and what happens to a set whose members
-die."""
+"""R1 to R3: who may become primary, what a choice does, and what happens to a set whose members die."""
 
 from __future__ import annotations
 
@@ -13,8 +12,7 @@ Nodes = Mapping[NodeId, NodeEntry]
 
 
 def candidates(entry: PartitionEntry, nodes: Nodes) -> list[NodeId]:
-    """The members of the in-sync set that are up (R1). Any other copy may lack what was
-    acknowledged (F13, F16)."""
+    """The members of the in-sync set that are up (R1). Any other copy may lack what was acknowledged (F13, F16)."""
     return [node for node in entry.isr if nodes[node].is_up]
 
 
@@ -44,8 +42,7 @@ def choice(
 
 
 def elect(edit: MapEdit, partition: int, *, avoid: NodeId | None = None) -> None:
-    """Choose a primary in a new epoch (R2). With no candidate there is none; that is no choice, so
-    the epoch stays."""
+    """Choose a primary in a new epoch (R2). With no candidate there is none; that is no choice, so the epoch stays."""
     entry = edit.partition(partition)
     chosen = choice(entry, edit.nodes, edit.primaries_on, avoid=avoid)
     appoint(edit, partition, entry, chosen)
@@ -57,14 +54,12 @@ def appoint(edit: MapEdit, partition: int, entry: PartitionEntry, chosen: NodeId
 
 
 def may_shrink(members: int, min_isr: int) -> bool:
-    """R3: dead members leave the set only while more than ``min_isr`` remain; the rest stay in it,
-    dead (F16)."""
+    """R3: dead members leave the set only while more than ``min_isr`` remain; the rest stay in it, dead (F16)."""
     return members > min_isr
 
 
 def without_dead(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
-    """The entry after dead members left its set, as far as R3 allows. Those that can never come
-    back leave first."""
+    """The entry after dead members left its set, as far as R3 allows. Those that can never come back leave first."""
     isr = list(entry.isr)
     dead = sorted((n for n in isr if not nodes[n].is_up), key=lambda n: nodes[n].status != NodeStatus.REMOVED)
     for node in dead:
@@ -81,8 +76,7 @@ def with_isr(entry: PartitionEntry, isr: tuple[NodeId, ...]) -> PartitionEntry:
 
 
 def without_removed(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
-    """A removed node never comes back: as soon as it is out of the set it is no copy either, nor
-    part of a move."""
+    """A removed node never comes back: as soon as it is out of the set it is no copy either, nor part of a move."""
     gone = [node for node in entry.copies if not nodes[node].is_member and node not in entry.isr]
     if not gone:
         return entry

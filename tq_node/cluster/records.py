@@ -149,8 +149,7 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """A node has, or has had, handlers of its own: simulated ones may not stand in for them any
     more. Never taken back."""
     handlers_since: int = 0
-    """Raft index from which on registrations count for ``handlers_seen``: who registered earlier
-    was not asked."""
+    """Raft index from which on registrations count for ``handlers_seen``: who registered earlier was not asked."""
 
     @property
     def is_founded(self) -> bool:
@@ -178,6 +177,5 @@ def min_isr_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -
 
 
 def copies_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -> int:
-    """How many copies a partition should keep. One that is down still counts: its data may only be
-    resting."""
+    """How many copies a partition should keep. One that is down still counts: its data may only be resting."""
     return min(replication_factor, sum(1 for node in nodes.values() if node.is_member and not node.is_draining))

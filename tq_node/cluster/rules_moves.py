@@ -15,8 +15,7 @@ from tq_node.cluster.rules_partitions import staleness
 
 
 class MoveStage(enum.StrEnum):
-    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``,
-    ``/metrics``)."""
+    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``, ``/metrics``)."""
 
     COPYING = "copying"
     """``BeginMove`` is applied: the newcomers learn, until they are in the set."""

@@ -40,8 +40,7 @@ def is_name_taken(edit: MapEdit, node: Registration) -> bool:
 
 
 def is_store_cloned(edit: MapEdit, node: Registration) -> bool:
-    """Whether the incarnation did not rise, as it does at each start: the store is a copy, or
-    rolled back (F14)."""
+    """Whether the incarnation did not rise, as it does at each start: the store is a copy, or rolled back (F14)."""
     known = edit.nodes.get(node.node_id)
     return known is not None and node.incarnation <= known.incarnation and not is_same_run(known, node)
 
@@ -107,8 +106,7 @@ def register(edit: MapEdit, command: RegisterNode) -> None:
 
 
 def is_handlers_news(edit: MapEdit, node: Registration) -> bool:
-    """The first node with handlers of its own. Below the level nobody keeps it: an older release
-    could not (F44)."""
+    """The first node with handlers of its own. Below the level nobody keeps it: an older release could not (F44)."""
     cluster_map = edit.before
     return (
         node.handlers is HandlerKind.OWN
@@ -137,8 +135,7 @@ def is_session_present(edit: MapEdit, node_id: NodeId, session: int) -> bool:
 
 
 def node_down(edit: MapEdit, command: NodeDown) -> None:
-    """Fail over in one entry: the node is down, leaves the sets (R3), and its partitions get new
-    primaries (R1, R2)."""
+    """Fail over in one entry: the node is down, leaves the sets (R3), and its partitions get new primaries (R1, R2)."""
     node = edit.nodes.get(command.node_id)
     if node is None:
         edit.refuse(Refusal.NO_SUCH_NODE)

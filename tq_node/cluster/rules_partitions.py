@@ -62,8 +62,7 @@ def keeps_primary(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
 
 
 def is_one_step(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
-    """Exactly one member more or one less: then the old set and the new one always share what R8
-    counts."""
+    """Exactly one member more or one less: then the old set and the new one always share what R8 counts."""
     return len(isr.symmetric_difference(entry.isr)) == 1
 
 
@@ -193,8 +192,7 @@ def allows_min_isr(entry: PartitionEntry, wanted: int) -> bool:
 
 # --- outside the rules ---
 def is_in_service(edit: MapEdit, entry: PartitionEntry) -> bool:
-    """Whether the partition has a primary and enough living members in its set: nothing needs to be
-    given up."""
+    """Whether the partition has a primary and enough living members in its set: nothing needs to be given up."""
     return entry.primary is not None and len(candidates(entry, edit.nodes)) == len(entry.isr)
 
 

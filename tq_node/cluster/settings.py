@@ -11,8 +11,7 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults for one data centre (docs/reference/limits.md)."""
 
     session_ms: int = 2_000
-    """``T_session``: silence for so long is death (R5). How it was chosen:
-    docs/reference/failover.md."""
+    """``T_session``: silence for so long is death (R5). How it was chosen: docs/reference/failover.md."""
     suspect_ms: int = 1_000
     """Shown as suspect, and given nothing new."""
     decide_ms: int = 100
@@ -21,8 +20,7 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     refusals_apart_ms: int = 50
     """R5a: between the two refusals of a dead node's port."""
     health_ms: int = 30_000
-    """Of uninterrupted life before a learner replaces a voter; of death before a voter is replaced.
-    """
+    """Of uninterrupted life before a learner replaces a voter; of death before a voter is replaced."""
     replace_after_ms: int = 60_000
     """A copy on a dead node is made elsewhere after this; before, it is expected back."""
     successor_ms: int = 10_000

@@ -16,8 +16,7 @@ from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No epoch, version, session or incarnation is greater; each fits into the store's 64 bits with its
-sign."""
+"""No epoch, version, session or incarnation is greater; each fits into the store's 64 bits with its sign."""
 INCARNATIONS_SKIPPED_MAX = 2**32
 """No node starts so often while the others don't see it."""
 ID_CHARS_MAX = 64

@@ -1,6 +1,4 @@
-"""Views of the cluster map for operators (``types.ClusterView``, ``PartitionView``): names in place
-of ids.
-"""
+"""Views of the cluster map for operators (``types.ClusterView``, ``PartitionView``): names in place of ids."""
 
 from __future__ import annotations
 
@@ -16,8 +14,7 @@ from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionMove, Parti
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the data plane of this node knows of a partition. ``lag``: entries that each replica is
-    behind."""
+    """What the data plane of this node knows of a partition. ``lag``: entries that each replica is behind."""
 
     is_active: bool
     last_sequence: int | None = None
@@ -134,8 +131,7 @@ def _state(entry: PartitionEntry, known: Progress | None) -> str:
 
 
 def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
-    """Moves by stage, of the partitions that this node leads by the cluster map: each is counted at
-    one node."""
+    """Moves by stage, of the partitions that this node leads by the cluster map: each is counted at one node."""
     counts = {str(stage): 0 for stage in MoveStage}
     for entry in cluster_map.partitions:
         stage = stage_of(entry) if entry.primary == me else None

@@ -1,5 +1,4 @@
-"""Who should vote (section 6): 1, 3 or 5, never kept at 2 or 4; of two members only one. One wish
-at a time."""
+"""Who should vote (section 6): 1, 3 or 5, never kept at 2 or 4; of two members only one. One wish at a time."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ class _Group:
         return self.is_able(node) and self.is_trusted(node)
 
     def is_trusted(self, node: NodeId) -> bool:
-        """Whether the node has shown some time of health; not asked until the group first had three
-        voters."""
+        """Whether the node has shown some time of health; not asked until the group first had three voters."""
         if not self.map.has_had_three_voters:
             return True
         return self.liveness.steady_ms(node, self.now_ms) >= self.liveness.settings.health_ms
@@ -153,8 +151,7 @@ def _votes(group: _Group) -> VoterChange | None:
 
 
 def _leave(group: _Group, voters: tuple[NodeId, ...], leaving: list[NodeId]) -> VoterChange | None:
-    """Take the votes of leaving nodes. While one of them lives, its vote is worth more than none in
-    its place."""
+    """Take the votes of leaving nodes. While one of them lives, its vote is worth more than none in its place."""
     if any(group.node(node).is_up for node in leaving):
         if stand_ins := group.stand_ins():
             return VoterChange(VoterChangeKind.PROMOTE, stand_ins[0])

@@ -30,9 +30,7 @@ _FIRST_FINAL = State.COMPLETED
 
 
 class Histogram:
-    """Counts by bucket and the sum; ``counts`` has one more place than ``bounds``, for what is
-    above all of them.
-    """
+    """Counts by bucket and the sum; ``counts`` has one more place than ``bounds``, for what is above all of them."""
 
     __slots__ = ("bounds", "counts", "heads", "total")
 
@@ -101,8 +99,7 @@ class Sources(msgspec.Struct):
     nodes: Callable[[], Mapping[str, int]] | None = None
     """By status, as this node sees them."""
     partitions_short: Callable[[], tuple[int, int]] | None = None
-    """Partitions with fewer copies in sync than they should have, and those without a primary, by
-    this node's map."""
+    """Partitions with fewer copies in sync than they should have, and those without a primary, by this node's map."""
 
 
 class Metrics:
@@ -147,9 +144,7 @@ class Metrics:
 
     # --- tasks ---
     def transition(self, change: Transition, row: TaskRow) -> None:
-        """One committed change of a task whose primary is here; ``row`` is the task as it is after
-        it.
-        """
+        """One committed change of a task whose primary is here; ``row`` is the task as it is after it."""
         pair = self.pairs.known.get((change.queue, change.task_type)) or self._pair(change.queue, change.task_type)
         pair.is_used = True
         old, new = change.from_state, change.to_state
@@ -185,9 +180,7 @@ class Metrics:
 
     # --- store ---
     def committed(self, batches: int, entries: int, rows: int, sync_s: float) -> None:
-        """One group commit became durable: log entries and rows in it, and how long the write and
-        the sync took.
-        """
+        """One group commit became durable: log entries and rows in it, and how long the write and the sync took."""
         self.commit_entries.observe(entries)
         self.commit_rows.observe(rows)
         self.sync_s.observe(sync_s)
@@ -220,9 +213,7 @@ class Metrics:
         return self.types.find(self._whole_or_cut(name))
 
     def sweep(self) -> None:
-        """Note which names are in use: at each scrape, so that none makes room that was used within
-        the hour.
-        """
+        """Note which names are in use: at each scrape, so that none makes room that was used within the hour."""
         for table in (self.queues, self.types, self.pairs):
             table.sweep()
 

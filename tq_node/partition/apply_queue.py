@@ -19,8 +19,7 @@ from tq_node.types import State
 
 
 class Fold(msgspec.Struct, gc=False):
-    """The net effect of several effects on one task. ``stored_rev``: the revision in the store; 0:
-    none."""
+    """The net effect of several effects on one task. ``stored_rev``: the revision in the store; 0: none."""
 
     stored_rev: int
     rev: int
@@ -93,8 +92,7 @@ class ApplyQueue:
         return bool(self._partitions)
 
     def sequences(self) -> dict[int, int]:
-        """The last entry of each partition with something to write, the one that waits longest
-        first."""
+        """The last entry of each partition with something to write, the one that waits longest first."""
         return {partition: pending.sequence for partition, pending in self._partitions.items()}
 
     def add(self, partition: int, sequence: int, effects: list[Effect]) -> None:

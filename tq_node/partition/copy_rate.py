@@ -35,8 +35,7 @@ class CopyRate:
         return max(0, int(self._level))
 
     def refill(self, now_ms: int) -> None:
-        """Add the room since the last call; called at each tick of the driver, before the cores'
-        ticks."""
+        """Add the room since the last call; called at each tick of the driver, before the cores' ticks."""
         since_ms = BURST_MS if self._refilled_ms is None else now_ms - self._refilled_ms
         self._refilled_ms = now_ms
         self._level = min(self._level + self.bytes_s * since_ms / 1000, self.bytes_s * BURST_MS / 1000)

@@ -112,8 +112,7 @@ class PartitionCore(Generic[News]):
         return self._primary.sender.streams if self._primary is not None else {}
 
     def lag(self) -> dict[NodeId, int]:
-        """By how many entries each other copy is behind; empty unless this copy leads. Shown to
-        operators."""
+        """By how many entries each other copy is behind; empty unless this copy leads. Shown to operators."""
         return {node: self.log.last_sequence - stream.acked for node, stream in self.streams.items()}
 
     def copying(self, content_bytes: int) -> dict[NodeId, tuple[int, int]]:
@@ -201,8 +200,7 @@ class PartitionCore(Generic[News]):
 
     # --- peers ---
     def connected(self, node: NodeId, now_ms: int) -> None:
-        """There is a new connection with ``node``. Nothing that was sent over an older one arrives
-        any more."""
+        """There is a new connection with ``node``. Nothing that was sent over an older one arrives any more."""
         self._connected.add(node)
         primary = self._primary
         if primary is not None and node in primary.sender.streams:
@@ -236,8 +234,7 @@ class PartitionCore(Generic[News]):
             self._on_order(source, message)
 
     def counts(self, answer: AnyMessage) -> bool:
-        """Whether ``answer`` is of the epoch that this copy leads; no other answer counts for it
-        (R8, F23)."""
+        """Whether ``answer`` is of the epoch that this copy leads; no other answer counts for it (R8, F23)."""
         return answer.epoch == self.epoch
 
     def _on_answer(self, source: NodeId, message: Any, now_ms: int) -> None:
@@ -286,14 +283,12 @@ class PartitionCore(Generic[News]):
             self._step_down()
 
     def refuses(self, epoch: int) -> int | None:
-        """The promise to answer a ``Ping`` with, if it is above the ``epoch`` asked about; else
-        None."""
+        """The promise to answer a ``Ping`` with, if it is above the ``epoch`` asked about; else None."""
         return self.log.promised if self.log.promised > epoch else None
 
     # --- reads and leases (sections 7 and 8) ---
     def confirmed(self, node: NodeId, epoch: int, number: int, sent_ms: int) -> None:
-        """``node`` answered round ``number``, sent at ``sent_ms``, and did not refuse this
-        partition."""
+        """``node`` answered round ``number``, sent at ``sent_ms``, and did not refuse this partition."""
         primary = self._primary
         if primary is not None and primary.epoch == epoch:
             stream = primary.sender.streams.get(node)
@@ -319,8 +314,7 @@ class PartitionCore(Generic[News]):
 
     @property
     def requeue_at_ms(self) -> int | None:
-        """When inherited attempts that were not renewed may be queued again; None: the promise is
-        not durable yet."""
+        """When inherited attempts that were not renewed may be queued again; None: the promise is not durable yet."""
         primary = self._primary
         if primary is None or primary.promise_durable_ms is None:
             return None
@@ -385,8 +379,7 @@ class PartitionCore(Generic[News]):
         return not (primary.open_entry.is_empty and log.pending.is_empty)
 
     def ready(self, now_ms: int) -> Ready:
-        """Close the open entry and return everything for the disk. The next may be taken before
-        this one is durable."""
+        """Close the open entry and return everything for the disk. The next may be taken before this one is durable."""
         if self._primary is not None:
             self._primary.seal(now_ms)
         self._replica.seal()
@@ -446,8 +439,7 @@ class PartitionCore(Generic[News]):
         return wanted
 
     def log_read(self, node: NodeId, entries: Sequence[Entry], now_ms: int) -> None:
-        """Answer to ``ReadLog``: ``entries`` is empty if the store has nothing from there on any
-        more."""
+        """Answer to ``ReadLog``: ``entries`` is empty if the store has nothing from there on any more."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.log_read(stream, entries, now_ms)
@@ -467,8 +459,7 @@ class PartitionCore(Generic[News]):
             self._primary.sender.snapshot_opened(stream, snapshot_id, applied, epochs, horizon_us, now_ms)
 
     def snapshot_chunk(self, node: NodeId, snapshot_id: int, data: bytes | None, digest: bytes = b"") -> None:
-        """Answer to ``ReadChunk``. ``data`` None: there are no more chunks, and ``digest`` is of
-        them all."""
+        """Answer to ``ReadChunk``. ``data`` None: there are no more chunks, and ``digest`` is of them all."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.snapshot_chunk(stream, snapshot_id, data, digest)

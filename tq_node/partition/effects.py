@@ -1,5 +1,4 @@
-"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk. And what it tells of its own
-life."""
+"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk. And what it tells of its own life."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from tq_node.types import NodeId
 
 # --- for the controller ---
 class ProposeIsr(NamedTuple):
-    """Propose this in-sync set (``AlterIsr``, R4). It counts from now on, whether or not it is
-    accepted (R9)."""
+    """Propose this in-sync set (``AlterIsr``, R4). It counts from now on, whether or not it is accepted (R9)."""
 
     partition: int
     epoch: int
@@ -60,8 +58,7 @@ class OpenSnapshot(NamedTuple):
 
 
 class ReadChunk(NamedTuple):
-    """Read the next chunk; answer with ``snapshot_chunk`` or ``snapshot_failed``. One at a time for
-    each snapshot."""
+    """Read the next chunk; answer with ``snapshot_chunk`` or ``snapshot_failed``. One at a time for each snapshot."""
 
     node: NodeId
     snapshot_id: int
@@ -77,8 +74,7 @@ StoreRequest = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
 
 # --- its own life ---
 class Activated(NamedTuple):
-    """The barrier is committed (R7). All that was committed before it was handed out, or is in the
-    same ``Outbox``."""
+    """The barrier is committed (R7). All that was committed before it was handed out, or is in the same ``Outbox``."""
 
     epoch: int
 

@@ -17,8 +17,7 @@ from msgspec import Meta
 from tq_node.types import AttemptRecord, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
-"""What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the
-store (R18)."""
+"""What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""
 _State = Annotated[int, Meta(ge=0, le=int(max(State)))]
 _StateBefore = Annotated[int, Meta(ge=-1, le=int(max(State)))]
 
@@ -86,8 +85,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogEntry(Entry, frozen=True, gc=False, array_like=True):
-    """An ``Entry`` in the form in which it is sent to replicas; one object serves the disk and all
-    of them."""
+    """An ``Entry`` in the form in which it is sent to replicas; one object serves the disk and all of them."""
 
 
 def encode_effects(effects: list[Effect]) -> bytes:
@@ -105,8 +103,7 @@ def checksum(partition: int, sequence: int, epoch: int, payload: bytes) -> int:
 
 
 def make_entry(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> LogEntry:
-    """The entry of these effects at this place of the log, encoded once for the disk and every
-    replica."""
+    """The entry of these effects at this place of the log, encoded once for the disk and every replica."""
     payload = _encode(effects)
     return LogEntry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
 

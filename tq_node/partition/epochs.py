@@ -46,8 +46,7 @@ class EpochTable:
 
     @staticmethod
     def are_sound(runs: Runs, last_sequence: int) -> bool:
-        """Whether a log that ends at ``last_sequence`` may have these epochs; asked before a peer's
-        are believed."""
+        """Whether a log that ends at ``last_sequence`` may have these epochs; asked before a peer's are believed."""
         epoch = first = 0
         for run in runs:
             if not (run[0] > epoch and run[1] > first):

@@ -59,8 +59,7 @@ class Commitment:
         self._copies: tuple[ReplicaProgress, ...] = ()
 
     def learn(self, isr: Collection[NodeId], copies: Mapping[NodeId, ReplicaProgress], *, settles: bool) -> None:
-        """The cluster map's set is ``isr``. ``settles``: by a version that resolves every proposal
-        made before it."""
+        """The cluster map's set is ``isr``. ``settles``: by a version that resolves every proposal made before it."""
         self._learned = frozenset(isr)
         if settles:
             self._proposed = frozenset()
@@ -152,8 +151,7 @@ def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], 
 
 
 def may_shrink(record: Record) -> bool:
-    """Never below ``min_isr``, else the last store's loss is the loss of what was acknowledged (R3,
-    F16)."""
+    """Never below ``min_isr``, else the last store's loss is the loss of what was acknowledged (R3, F16)."""
     return len(record.isr) > record.min_isr
 
 

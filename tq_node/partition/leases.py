@@ -24,8 +24,7 @@ ROUNDS_KEPT = 64
 
 
 class Answered(NamedTuple):
-    """A round that one peer has answered; pass it to ``PartitionCore.confirmed`` of each partition
-    in ``led``."""
+    """A round that one peer has answered; pass it to ``PartitionCore.confirmed`` of each partition in ``led``."""
 
     number: int
     sent_ms: int
@@ -33,8 +32,7 @@ class Answered(NamedTuple):
 
 
 class PingRounds:
-    """The rounds of one node, for all partitions that it leads. Answers to a round long past are
-    dropped."""
+    """The rounds of one node, for all partitions that it leads. Answers to a round long past are dropped."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -50,8 +48,7 @@ class PingRounds:
         return Ping(self.number, self._rounds[self.number][1])
 
     def answered(self, pong: Pong) -> Answered | None:
-        """The partitions that the peer did not refuse; None: the round is too old. The driver
-        passes refusals on."""
+        """The partitions that the peer did not refuse; None: the round is too old. The driver passes refusals on."""
         known = self._rounds.get(pong.number)
         if known is None:
             return None
@@ -76,8 +73,7 @@ class Confirmations:
             self._latest[node] = (number, sent_ms)
 
     def number(self, others: Iterable[NodeId]) -> int:
-        """The latest round that all of ``others`` have answered; 0: none yet; ``ALWAYS`` where
-        ``others`` is empty."""
+        """The latest round that all of ``others`` have answered; 0: none yet; ``ALWAYS`` where ``others`` is empty."""
         latest = self._latest
         return min((latest[node][0] if node in latest else 0 for node in others), default=ALWAYS)
 
@@ -106,6 +102,5 @@ def renewed_until_ms(asked_at_ms: int, lease_ms: int, margin_ms: int) -> int:
 
 
 def requeue_at_ms(promise_durable_ms: int, lease_ms: int) -> int:
-    """When the attempts that a new primary inherited have ended: no older primary was confirmed
-    after its promise."""
+    """When the attempts that a new primary inherited have ended: no older primary was confirmed after its promise."""
     return promise_durable_ms + lease_ms

@@ -29,8 +29,7 @@ from tq_node.partition.backoff import backoff_delay_ms
 from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
 
 LOST_BACKOFF = Backoff()
-"""Lost attempts wait too, whatever the task says: a task that kills its node must not do so in a
-tight loop (F31)."""
+"""Lost attempts wait too, whatever the task says: a task that kills its node must not do so in a tight loop (F31)."""
 
 
 class Due(msgspec.Struct, frozen=True, gc=False):
@@ -40,8 +39,7 @@ class Due(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An attempt starts on ``node``. ``token`` is the place of the very entry that carries this
-    claim."""
+    """An attempt starts on ``node``. ``token`` is the place of the very entry that carries this claim."""
 
     at_us: int
     token: Token
@@ -289,8 +287,7 @@ def _unhandled(row: TaskRow, event: Unhandled) -> TaskRow:
 
 
 def _same_news(row: TaskRow, event: Complete | Fail) -> TaskRow:
-    """Whether an attempt reports its end a second time. The token of the attempt that ended last is
-    kept for this."""
+    """Whether an attempt reports its end a second time. The token of the attempt that ended last is kept for this."""
     if row.token != event.token:
         raise StaleAttempt(task_id=row.id)
     return row

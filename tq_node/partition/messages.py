@@ -47,8 +47,7 @@ class Sync(Message, frozen=True, tag=1):
 
 
 class SyncOk(Message, frozen=True, tag=2):
-    """The epoch is promised and the log cut: up to ``durable_sequence`` it is the primary's,
-    durably."""
+    """The epoch is promised and the log cut: up to ``durable_sequence`` it is the primary's, durably."""
 
     durable_sequence: Number
 
@@ -80,8 +79,7 @@ class Reject(Message, frozen=True, tag=5):
 
 
 class SnapBegin(Message, frozen=True, tag=6):
-    """The rows at ``applied`` will follow as chunks. ``epochs``: the epoch table of the log up to
-    there."""
+    """The rows at ``applied`` will follow as chunks. ``epochs``: the epoch table of the log up to there."""
 
     snapshot_id: Number
     applied: Number
@@ -115,8 +113,7 @@ AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | Sna
 
 
 class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
-    """One node's question to another for all partitions it leads, as (partition, epoch). ``number``
-    only grows."""
+    """One node's question to another for all partitions it leads, as (partition, epoch). ``number`` only grows."""
 
     number: Number
     led: tuple[tuple[Number, Number], ...]

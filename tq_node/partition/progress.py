@@ -40,8 +40,7 @@ class Removals(msgspec.Struct):
 
 
 def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
-    """How long a copy that was removed for lag must keep up before it is proposed again; doubled by
-    each removal."""
+    """How long a copy that was removed for lag must keep up before it is proposed again; doubled by each removal."""
     if removals.count == 0:
         return 0
     return int(min(most_ms, first_ms << min(removals.count - 1, 16)))
@@ -238,8 +237,7 @@ class ReplicaProgress:
         return now_ms - self.answered_ms > self._settings.replica_lag_max_ms
 
     def is_idle(self, last_sequence: int, committed: int, now_ms: int) -> bool:
-        """Whether a tick would do nothing: it has everything and knows it, keeps near the end, and
-        answered lately."""
+        """Whether a tick would do nothing: it has everything and knows it, keeps near the end, and answered lately."""
         return (
             self.mode is Mode.STREAM
             and self.behind_since_ms is None
@@ -275,8 +273,7 @@ class ReplicaProgress:
         self.near_since_ms = None
 
     def paused(self, now_ms: int) -> None:
-        """This process did not run for a while: that it got no answer meanwhile proves nothing
-        (F40)."""
+        """This process did not run for a while: that it got no answer meanwhile proves nothing (F40)."""
         self.answered_ms = now_ms
         if self.behind_since_ms is not None:
             self.behind_since_ms = now_ms

@@ -32,8 +32,7 @@ Lane = tuple[str, str]
 _UNKNOWN = ""
 """In place of a type that nobody is known to name: no task has it."""
 _HEADS_MAX = 50_000
-"""A line that is asked for nothing collects stale heads; past this they are made anew when it is.
-"""
+"""A line that is asked for nothing collects stale heads; past this they are made anew when it is."""
 _LINES_MAX = 8
 """Lines of other workers that are kept, besides this node's own."""
 
@@ -62,8 +61,7 @@ class _Heaps:
         return heap[0] is key
 
     def pop(self, partition: int, key: bytes) -> list[bytes] | None:
-        """Remove ``key`` and return what is left of its heap; None where it is not a first entry
-        any more."""
+        """Remove ``key`` and return what is left of its heap; None where it is not a first entry any more."""
         heap = self.of.get(partition)
         if not heap or heap[0] != key:
             return None
@@ -120,11 +118,9 @@ class ReadySet:
         self._known = frozenset(known)
         self._own = _Line(own)
         self._lines = [self._own]
-        """Behind this node's own line, those of other workers that ask; the one that asked last is
-        the last."""
+        """Behind this node's own line, those of other workers that ask; the one that asked last is the last."""
         self.is_misplaced = False
-        """Tasks may lie in the lane of unknown types whose type is known by now: they are to be
-        read anew."""
+        """Tasks may lie in the lane of unknown types whose type is known by now: they are to be read anew."""
 
     def like(self) -> ReadySet:
         """An empty one with the same lanes, and no queue paused."""
@@ -150,8 +146,7 @@ class ReadySet:
         self._own.heads = None
 
     def set_known(self, types: Collection[str]) -> None:
-        """The types that workers name anywhere. What is dropped keeps its lanes until they are
-        empty."""
+        """The types that workers name anywhere. What is dropped keeps its lanes until they are empty."""
         known = frozenset(types)
         if not known <= self._known and any(lane[1] == _UNKNOWN for lane in self._lanes):
             self.is_misplaced = True
@@ -180,8 +175,7 @@ class ReadySet:
                     line.heads = None
 
     def extend(self, tasks: list[tuple[str, int, str, int, int, str]]) -> None:
-        """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before
-        ``arrange``."""
+        """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before ``arrange``."""
         for task_id, partition, queue, priority, run_at_us, task_type in tasks:
             key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
             self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).push(partition, key)
@@ -197,8 +191,7 @@ class ReadySet:
         return self.pop(self._line_of(types))
 
     def pop(self, line: _Line | None = None) -> tuple[str, int] | None:
-        """The (task_id, partition) of least rank that this node's worker may start; None where
-        there is none."""
+        """The (task_id, partition) of least rank that this node's worker may start; None where there is none."""
         if line is None:
             line = self._own
         heads = line.heads
@@ -256,13 +249,11 @@ class ReadySet:
         return bool(self._make_heads(self._own) if heads is None else heads)
 
     def kinds(self) -> set[str]:
-        """The types of which something waits in a queue that is not paused; empty text: some that
-        nobody names."""
+        """The types of which something waits in a queue that is not paused; empty text: some that nobody names."""
         return {kind for queue, kind in self._lanes if queue not in self._paused}
 
     def waiting_for(self, types: Collection[str] | None) -> tuple[int, int]:
-        """How many entries ``pop_for`` may come to, and how many of those ``pop`` may come to as
-        well."""
+        """How many entries ``pop_for`` may come to, and how many of those ``pop`` may come to as well."""
         line, own = _Line(types), self._own
         all_of_them = shared = 0
         for lane, heaps in self._lanes.items():

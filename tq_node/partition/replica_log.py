@@ -94,8 +94,7 @@ class PendingWrite(msgspec.Struct):
 
     promise: int = 0
     drop: bool = False
-    """Rows, tombstones, log, epochs, horizon, applied, what is staged: all go. The promise stays.
-    """
+    """Rows, tombstones, log, epochs, horizon, applied, what is staged: all go. The promise stays."""
     unstage: bool = False
     stage: list[tuple[int, bytes]] = []
     install: Install | None = None
@@ -117,8 +116,7 @@ class PendingWrite(msgspec.Struct):
 
 
 class _Write:
-    """One write on its way to the disk. ``last``: where the log ends once it is durable, less what
-    was cut since."""
+    """One write on its way to the disk. ``last``: where the log ends once it is durable, less what was cut since."""
 
     __slots__ = ("last", "number", "promise")
 
@@ -156,8 +154,7 @@ class ReplicaLog(Generic[News]):
         self._recover(stored)
 
     def _recover(self, stored: Stored) -> None:
-        """Queue the stored tail: it commits together with a later epoch's barrier, not before (R7,
-        R8)."""
+        """Queue the stored tail: it commits together with a later epoch's barrier, not before (R7, R8)."""
         for entry in stored.tail:
             if entry.sequence != self.committed + len(self.uncommitted) + 1:
                 raise Divergence(f"partition {self.partition}: the log has a gap before {entry.sequence}")
@@ -174,8 +171,7 @@ class ReplicaLog(Generic[News]):
 
     # --- growing ---
     def promise(self, epoch: int) -> None:
-        """Obey no lower epoch. It never decreases, and counts for others once it is durable (R13,
-        I7)."""
+        """Obey no lower epoch. It never decreases, and counts for others once it is durable (R13, I7)."""
         assert epoch > self.promised, "a promise only grows"
         self.promised = self.pending.promise = epoch
 
@@ -315,8 +311,7 @@ class ReplicaLog(Generic[News]):
         return newly
 
     def abandon_news(self) -> None:
-        """Drop the proposers' news of uncommitted entries: their outcome is answered as unknown
-        (R12)."""
+        """Drop the proposers' news of uncommitted entries: their outcome is answered as unknown (R12)."""
         for entry in self.uncommitted:
             entry.news = []
 
@@ -340,8 +335,7 @@ class ReplicaLog(Generic[News]):
 
     # --- trimming ---
     def bytes_after(self, sequence: int) -> int:
-        """About how many bytes of log lie behind ``sequence``, of those appended since the process
-        began."""
+        """About how many bytes of log lie behind ``sequence``, of those appended since the process began."""
         return self._mark_bytes + sum(size for last, size in self._marks if last > sequence)
 
     def keeps_from(self, bytes_max: int) -> int:

@@ -34,8 +34,7 @@ class Sender(Generic[News]):
         self.epoch = record.epoch
         self.streams: dict[NodeId, ReplicaProgress] = {}
         self.counting: frozenset[NodeId] = frozenset()
-        """The effective set. Its members are never held up; the others are filled at the node's
-        ``CopyRate``."""
+        """The effective set. Its members are never held up; the others are filled at the node's ``CopyRate``."""
         self._log = log
         self._record = record
         self._settings = settings
@@ -45,8 +44,7 @@ class Sender(Generic[News]):
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:
-        """Keep a ``ReplicaProgress`` for exactly the other copies; a node that is no copy any more
-        gets nothing."""
+        """Keep a ``ReplicaProgress`` for exactly the other copies; a node that is no copy any more gets nothing."""
         self._record = record
         for node in record.copies:
             if node != me and node not in self.streams:
@@ -81,8 +79,7 @@ class Sender(Generic[News]):
 
     # --- entries ---
     def spread(self, first: int, now_ms: int) -> None:
-        """Send the entries from ``first`` on, which nobody has, to all. Usually it is one message,
-        equal for all."""
+        """Send the entries from ``first`` on, which nobody has, to all. Usually it is one message, equal for all."""
         log = self._log
         entries = log.recent_from(first, self._settings.append_bytes_aim, self._settings.window_entries)
         append: Append | None = None
@@ -188,8 +185,7 @@ class Sender(Generic[News]):
             self.pump(stream, now_ms)
 
     def _start(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Go on from where the replica is: SYNC to STREAM if the log reaches back so far, else to
-        SNAPSHOT."""
+        """Go on from where the replica is: SYNC to STREAM if the log reaches back so far, else to SNAPSHOT."""
         if stream.next_sequence >= self._log.log_start:
             stream.become(Mode.STREAM)
             self.pump(stream, now_ms)
@@ -214,8 +210,7 @@ class Sender(Generic[News]):
         return True
 
     def not_synced(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Handle a ``Reject`` of a replica that lost its place: begin again, unless a ``Sync`` is
-        on its way."""
+        """Handle a ``Reject`` of a replica that lost its place: begin again, unless a ``Sync`` is on its way."""
         if stream.mode in (Mode.STREAM, Mode.SNAPSHOT) and now_ms > stream.sync_sent_ms:
             self.begin(stream, now_ms)
 

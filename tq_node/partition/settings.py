@@ -29,11 +29,9 @@ class ReplicationSettings(msgspec.Struct, frozen=True, kw_only=True):
     window_entries: int = 256
     """Sent to one replica and not acknowledged, for each partition."""
     recent_bytes: int = 256 * KIB
-    """Entries kept in memory behind what is durable, so that a replica that lags a little costs no
-    read."""
+    """Entries kept in memory behind what is durable, so that a replica that lags a little costs no read."""
     sync_again_ms: int = 1_000
-    """A ``Sync`` or an ``Append`` that nobody answers for so long: the stream begins again with a
-    ``Sync``."""
+    """A ``Sync`` or an ``Append`` that nobody answers for so long: the stream begins again with a ``Sync``."""
     # --- the in-sync set (section 6) ---
     replica_lag_max_ms: int = 2_000
     near_end_ms: int = 1_000
@@ -42,13 +40,11 @@ class ReplicationSettings(msgspec.Struct, frozen=True, kw_only=True):
     removal_memory_ms: int = 600_000
     """A removal for lag doubles ``stable_for`` if the last one is younger than this."""
     proposal_ms: int = 1_000
-    """A proposal that is not resolved by then may be followed by another; it stays in the effective
-    set (R9)."""
+    """A proposal that is not resolved by then may be followed by another; it stays in the effective set (R9)."""
     handover_ms: int = 2_000
     """A primary with a successor steps down when all is committed, or after this."""
     pause_ms: int = 1_000
-    """A gap between ticks that is longer means that this process slept: who slept cannot say who
-    was silent (F40)."""
+    """A gap between ticks that is longer means that this process slept: who slept cannot say who was silent (F40)."""
     # --- the log ---
     keep_bytes: int = 256 * KIB
     """Kept of the log although nobody is known to need it: who restarts is spared a snapshot."""

@@ -123,8 +123,7 @@ class Snapshots(Generic[News]):
         return outgoing is not None and 0 < outgoing.applied <= stream.acked
 
     def is_stalled(self, stream: ReplicaProgress, now_ms: int) -> bool:
-        """Whether to begin again: nothing moves, or the log behind the snapshot was given up
-        (``hold_bytes_max``)."""
+        """Whether to begin again: nothing moves, or the log behind the snapshot was given up (``hold_bytes_max``)."""
         outgoing = stream.outgoing
         if outgoing is None:
             return True

@@ -1,5 +1,4 @@
-"""Why a task that has not ended does not run: one function, to which each reason is added that
-there comes to be."""
+"""Why a task that has not ended does not run: one function, to which each reason is added that there comes to be."""
 
 from __future__ import annotations
 

@@ -230,8 +230,7 @@ class RaftCore:
             self._from_anyone[kind](message)
 
     def _settle_term(self, message: Message) -> bool:
-        """Take up a higher term, or answer a lower one. True: the message is still to be handled
-        (3.3)."""
+        """Take up a higher term, or answer a lower one. True: the message is still to be handled (3.3)."""
         state = self.state
         if message.term < state.term:
             self.answer_old_term(message)

@@ -69,8 +69,7 @@ class Election:
             self._reads.begin_round()
 
     def has_lost_quorum(self) -> bool:
-        """Whether no majority answered this leader within an election timeout: then it leads no
-        more (6.2, F5)."""
+        """Whether no majority answered this leader within an election timeout: then it leads no more (6.2, F5)."""
         state = self._state
         heard = {
             node
@@ -81,8 +80,7 @@ class Election:
 
     # --- evidence of the leader's death (R5a) ---
     def leader_died(self, node: NodeId) -> None:
-        """Forget it at once, so that pre-votes are granted; campaign after 0 to 150 ms, drawn so
-        that few collide."""
+        """Forget it at once, so that pre-votes are granted; campaign after 0 to 150 ms, drawn so that few collide."""
         state = self._state
         if state.is_leader or state.leader != node:
             return
@@ -126,8 +124,7 @@ class Election:
         self.count_vote(self._state.me, granted=True)
 
     def campaign_for_real(self, *, force: bool = False) -> None:
-        """Begin a term and ask for votes. This node's own vote counts when it is durable
-        (``own_vote_durable``)."""
+        """Begin a term and ask for votes. This node's own vote counts when it is durable (``own_vote_durable``)."""
         self._roles.become_candidate()
         self._ask(self._state.term, force=force)
 
@@ -154,8 +151,7 @@ class Election:
             self._replication.open_term()
 
     def own_vote_durable(self) -> None:
-        """A hard state is durable; if it holds this candidate's vote for itself, the vote counts
-        now (F1)."""
+        """A hard state is durable; if it holds this candidate's vote for itself, the vote counts now (F1)."""
         state = self._state
         durable = state.durable_hard_state
         if state.role is Role.CANDIDATE and (durable.term, durable.vote) == (state.term, state.me):

@@ -96,8 +96,7 @@ class RaftLog:
         return self.configurations[-1][0]
 
     def configuration_at(self, log_index: int) -> tuple[int, Configuration]:
-        """The configuration in effect at a position not below the snapshot's, and the index of its
-        entry."""
+        """The configuration in effect at a position not below the snapshot's, and the index of its entry."""
         return next(pair for pair in reversed(self.configurations) if pair[0] <= log_index)
 
     def term(self, log_index: int) -> int | None:
@@ -108,8 +107,7 @@ class RaftLog:
         return self.entries[position - 1].term if 0 < position <= len(self.entries) else None
 
     def matches(self, log_index: int, term: int) -> bool:
-        """The consistency check of AppendEntries (3.5): equal here means that everything before is
-        equal too."""
+        """The consistency check of AppendEntries (3.5): equal here means that everything before is equal too."""
         return self.term(log_index) == term
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
@@ -163,16 +161,14 @@ class RaftLog:
         return prev_index + len(entries)
 
     def first_conflict(self, entries: Sequence[Entry]) -> int | None:
-        """Position within ``entries`` of the first that is missing here or differs; None if all are
-        here."""
+        """Position within ``entries`` of the first that is missing here or differs; None if all are here."""
         for position, entry in enumerate(entries):
             if not self.matches(entry.log_index, entry.term):
                 return position
         return None
 
     def cut_from(self, log_index: int) -> None:
-        """Drop this entry and all behind it. :raises AssertionError: a committed entry would be
-        lost."""
+        """Drop this entry and all behind it. :raises AssertionError: a committed entry would be lost."""
         assert log_index > self.commit_index, f"cutting at {log_index}, committed up to {self.commit_index}"
         del self.entries[log_index - self.offset_index - 1 :]
         self.durable_index = min(self.durable_index, log_index - 1)
@@ -259,8 +255,7 @@ class RaftLog:
 
     @property
     def appliable_index(self) -> int:
-        """What may be applied: committed, and durable here, so that a restart never finds less than
-        was applied."""
+        """What may be applied: committed, and durable here, so that a restart never finds less than was applied."""
         return min(self.commit_index, self.durable_index)
 
     def has_committed(self) -> bool:

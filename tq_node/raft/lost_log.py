@@ -31,8 +31,7 @@ from tq_node.types import NodeId
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A statement of ``source``, as leader of ``term``, that this node had acknowledged
-    ``log_index``."""
+    """A statement of ``source``, as leader of ``term``, that this node had acknowledged ``log_index``."""
 
     source: NodeId
     term: int
@@ -42,8 +41,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> tuple[int, int]:
-        """As the end of a log: the entry itself may be of an earlier term, and is never of a later
-        one."""
+        """As the end of a log: the entry itself may be of an earlier term, and is never of a later one."""
         return self.term, self.log_index
 
 
@@ -69,8 +67,7 @@ class LostLog:
         return not 0 < self._agreed_term < term
 
     def may_vote_for(self, message: Vote) -> bool:
-        """Would a log that ended where the claim says let this candidate win (3.6.1)? A pre-vote
-        promises nothing."""
+        """Would a log that ended where the claim says let this candidate win (3.6.1)? A pre-vote promises nothing."""
         claim = self.claim
         if claim is None or not claim.binds or message.pre:
             return True

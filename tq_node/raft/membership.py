@@ -24,8 +24,7 @@ from tq_node.types import NodeId
 
 
 def changed(configuration: Configuration, change: Change) -> Configuration:
-    """The configuration after the change. :raises ChangeRefused: the node is not what the change
-    expects it to be."""
+    """The configuration after the change. :raises ChangeRefused: the node is not what the change expects it to be."""
     voters, learners = set(configuration.voters), set(configuration.learners)
     node = change.node
     if change.kind == ChangeKind.ADD_LEARNER:
@@ -91,13 +90,11 @@ class Membership:
         return self._state.own_term_committed()
 
     def is_change_pending(self) -> bool:
-        """At most one change that is not committed: two steps at once need not overlap with where
-        they began."""
+        """At most one change that is not committed: two steps at once need not overlap with where they began."""
         return self._state.log.configuration_index > self._state.log.commit_index
 
     def loses_leader(self, configuration: Configuration) -> bool:
-        """A leader would go on leading a group that it does not belong to (4.2.2): it transfers
-        first."""
+        """A leader would go on leading a group that it does not belong to (4.2.2): it transfers first."""
         return self._state.me not in configuration.voters
 
     def is_caught_up(self, node: NodeId) -> bool:

@@ -29,8 +29,7 @@ class EntryKind(enum.IntEnum):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One position of the log. Equal (term, log_index) means an equal entry and an equal log before
-    it."""
+    """One position of the log. Equal (term, log_index) means an equal entry and an equal log before it."""
 
     term: int
     log_index: int
@@ -120,8 +119,7 @@ class Role(enum.IntEnum):
 
 
 class SoftState(msgspec.Struct, frozen=True):
-    """Not durable; for the driver's decisions and for people. ``leader`` is None while none is
-    known."""
+    """Not durable; for the driver's decisions and for people. ``leader`` is None while none is known."""
 
     role: Role
     leader: NodeId | None
@@ -138,8 +136,7 @@ class ReadState(msgspec.Struct, frozen=True):
 
 # --- what nodes say to each other ---
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """``term`` is the sender's, except in a pre-vote and its grant, where it is the term that would
-    be (9.6)."""
+    """``term`` is the sender's, except in a pre-vote and its grant, where it is the term that would be (9.6)."""
 
     source: NodeId
     target: NodeId
@@ -214,8 +211,7 @@ class SnapshotChunk(Message, frozen=True, array_like=True, tag="snapshot_chunk")
 
 
 class SnapshotReply(Message, frozen=True, array_like=True, tag="snapshot_reply"):
-    """The follower has the snapshot of ``log_index`` up to byte ``offset`` and waits for what
-    follows."""
+    """The follower has the snapshot of ``log_index`` up to byte ``offset`` and waits for what follows."""
 
     log_index: int
     offset: int

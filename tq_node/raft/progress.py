@@ -96,8 +96,7 @@ class Progress:
             self.probe_sent = True
 
     def accepted(self, log_index: int) -> bool:
-        """The follower has everything up to ``log_index``. True: that is more than before, or ends
-        a probe."""
+        """The follower has everything up to ``log_index``. True: that is more than before, or ends a probe."""
         is_news = log_index > self.match_index
         if is_news:
             self.match_index = log_index
@@ -112,8 +111,7 @@ class Progress:
         return is_news
 
     def rejected(self, prev_index: int, next_hint: int) -> bool:
-        """The follower does not have (or not the same) entry at ``prev_index``. False if the news
-        is old."""
+        """The follower does not have (or not the same) entry at ``prev_index``. False if the news is old."""
         if self.mode is Mode.SNAPSHOT or prev_index <= self.match_index:
             return False
         if self.mode is Mode.REPLICATE:
@@ -126,8 +124,7 @@ class Progress:
         return True
 
     def set_back(self, next_hint: int) -> None:
-        """The follower lost what it had acknowledged: nothing of that counts any more, and it is
-        sent again (F14)."""
+        """The follower lost what it had acknowledged: nothing of that counts any more, and it is sent again (F14)."""
         self.match_index = 0
         self._become(Mode.PROBE)
         self.next_index = next_hint
@@ -156,8 +153,7 @@ class Progress:
         self.is_active = True
 
     def is_silent(self, settings: RaftSettings) -> bool:
-        """Whether the follower sent nothing for an election timeout; a new leader gives everybody
-        that long."""
+        """Whether the follower sent nothing for an election timeout; a new leader gives everybody that long."""
         return self.silent_ticks >= settings.election_ticks
 
     def tick(self, last_index: int, settings: RaftSettings) -> None:

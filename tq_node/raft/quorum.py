@@ -34,8 +34,7 @@ def majority_value(values: Mapping[NodeId, int], voters: Collection[NodeId]) -> 
 
 
 def tally(votes: Mapping[NodeId, bool], voters: Collection[NodeId]) -> Tally:
-    """Votes of others than the voters do not count. LOST as soon as a majority can no longer be
-    reached."""
+    """Votes of others than the voters do not count. LOST as soon as a majority can no longer be reached."""
     granted = sum(1 for voter in voters if votes.get(voter) is True)
     refused = sum(1 for voter in voters if votes.get(voter) is False)
     needed = majority(len(voters))

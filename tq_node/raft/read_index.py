@@ -36,14 +36,12 @@ class _Read(NamedTuple):
 
 
 class ReadIndex:
-    """At a leader: the rounds of its term and the reads that wait for them. Elsewhere: requests are
-    sent on."""
+    """At a leader: the rounds of its term and the reads that wait for them. Elsewhere: requests are sent on."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self._ids_from = (state.dice.draw() & 0x7FFF_FFFF) << _COUNTER_BITS
-        """Differs at each start of the node: a late answer to an earlier run's read meets nobody.
-        """
+        """Differs at each start of the node: a late answer to an earlier run's read meets nobody."""
         self._ids = 0
         self.round = 0
         self.confirmed_round = 0
@@ -92,8 +90,7 @@ class ReadIndex:
             self.begin_round()
 
     def may_register(self) -> bool:
-        """Only once the no-op is committed: an earlier commit index may lag what the last leader
-        answered for."""
+        """Only once the no-op is committed: an earlier commit index may lag what the last leader answered for."""
         return self._state.own_term_committed()
 
     def round_for_new_read(self) -> int:
@@ -122,8 +119,7 @@ class ReadIndex:
         self.confirm()
 
     def confirm(self) -> None:
-        """Answer what is confirmed. Also called when the configuration or the commit index has
-        moved."""
+        """Answer what is confirmed. Also called when the configuration or the commit index has moved."""
         if self.early and self.may_register():
             early, self.early = self.early, deque()
             for read_id, source in early:

@@ -41,8 +41,7 @@ class Replication:
 
     # --- leader: the log grows ---
     def open_term(self) -> None:
-        """A new leader's first act: an entry of its own term, with which all before it commits
-        (3.6.2, F2)."""
+        """A new leader's first act: an entry of its own term, with which all before it commits (3.6.2, F2)."""
         state = self._state
         log = state.log
         state.term_start_index = log.last_index + 1
@@ -69,8 +68,7 @@ class Replication:
         return self._state.uncommitted_bytes + size_bytes <= self._state.settings.uncommitted_bytes_max
 
     def append(self, kind: EntryKind, data: bytes) -> int:
-        """An entry of this term, at once in this log, and sent before it is on this disk. Returns
-        its index."""
+        """An entry of this term, at once in this log, and sent before it is on this disk. Returns its index."""
         state = self._state
         assert state.is_leader
         entry = Entry(state.term, state.log.last_index + 1, kind, data)
@@ -81,8 +79,7 @@ class Replication:
         return entry.log_index
 
     def follow_configuration(self) -> None:
-        """Progress for exactly the members of the configuration in effect. A member that is gone
-        gets nothing more."""
+        """Progress for exactly the members of the configuration in effect. A member that is gone gets nothing more."""
         state = self._state
         members = state.configuration.members
         if len(members) != len(state.progress) or any(node not in state.progress for node in members):
@@ -140,8 +137,7 @@ class Replication:
         return log.last_index if log.configuration_index <= log.durable_index else log.configuration_index - 1
 
     def own_disk_moved(self, durable_before: int) -> None:
-        """More of the log is durable here: it may complete a majority, or let a change of the
-        configuration leave."""
+        """More of the log is durable here: it may complete a majority, or let a change of the configuration leave."""
         log = self._state.log
         self.advance_commit()
         if durable_before < log.configuration_index <= log.durable_index:
@@ -173,8 +169,7 @@ class Replication:
         self.send(source)
 
     def _on_loss(self, progress: Progress, message: AppendReply) -> None:
-        """Fill the follower again, from where the logs may still agree. A word that was late
-        changes nothing."""
+        """Fill the follower again, from where the logs may still agree. A word that was late changes nothing."""
         if 0 < message.log_index <= progress.match_index:
             hint_index, _ = self._state.log.agreement_at_most(message.hint_index, message.hint_term)
             progress.set_back(min(message.log_index, hint_index + 1))
@@ -198,8 +193,7 @@ class Replication:
         return self._state.log.durable_index
 
     def may_commit(self, log_index: int) -> bool:
-        """Only entries of the current term are committed by counting (3.6.2; F2, figure 8 of the
-        paper)."""
+        """Only entries of the current term are committed by counting (3.6.2; F2, figure 8 of the paper)."""
         return self._state.log.term(log_index) == self._state.term
 
     def advance_commit(self) -> None:
@@ -236,8 +230,7 @@ class Replication:
         self._accept(message.source, last_new)
 
     def commit_after(self, message: Append, last_new: int) -> int:
-        """Not beyond what this message has proven equal: behind it there may be leftovers of
-        another term (3.5)."""
+        """Not beyond what this message has proven equal: behind it there may be leftovers of another term (3.5)."""
         return min(message.commit_index, last_new)
 
     def _accept(self, leader: NodeId, log_index: int) -> None:

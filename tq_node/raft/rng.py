@@ -1,5 +1,4 @@
-"""Numbers drawn from a seed that is handed in: the core's only randomness, and the same again for
-the same seed."""
+"""Numbers drawn from a seed that is handed in: the core's only randomness, and the same again for the same seed."""
 
 from __future__ import annotations
 
@@ -7,8 +6,7 @@ _MASK = (1 << 64) - 1
 
 
 class Rng:
-    """SplitMix64 (Steele, Lea, Flood 2014). Spreads nodes' election timeouts; nothing secret is
-    made of it."""
+    """SplitMix64 (Steele, Lea, Flood 2014). Spreads nodes' election timeouts; nothing secret is made of it."""
 
     __slots__ = ("_state",)
 

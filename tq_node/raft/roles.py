@@ -14,8 +14,7 @@ from tq_node.types import NodeId
 
 
 class Roles:
-    """Changes state and nothing else: what the new role then says is up to ``Election`` and
-    ``Replication``."""
+    """Changes state and nothing else: what the new role then says is up to ``Election`` and ``Replication``."""
 
     def __init__(self, state: NodeState, reads: ReadIndex, snapshots: Snapshots) -> None:
         self._state = state

@@ -50,8 +50,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotLeader(NoController):
-    """Only the leader can do this; nothing was done. ``leader`` is who is believed to be it, or
-    None."""
+    """Only the leader can do this; nothing was done. ``leader`` is who is believed to be it, or None."""
 
     def __init__(self, leader: NodeId | None) -> None:
         super().__init__(f"the leader is {leader}" if leader else "there is no leader")
@@ -59,8 +58,7 @@ class NotLeader(NoController):
 
 
 class ChangeRefused(TaskQueueError):
-    """This change of membership, or this transfer, is not possible now. Nothing was done; ``why``
-    is a stable word."""
+    """This change of membership, or this transfer, is not possible now. Nothing was done; ``why`` is a stable word."""
 
     status, code, title, retryable = 503, "change_refused", "Change of membership refused", True
     SENTENCES: ClassVar[dict[str, str]] = {

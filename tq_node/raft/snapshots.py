@@ -25,8 +25,7 @@ class Snapshots:
         self._lost_log = lost_log
         self._is_readable = is_readable
         self._assembling: tuple[NodeId, int, int, int, int] | None = None
-        """(leader, its term, log_index, log_term, total bytes) of what the buffer holds a part of.
-        """
+        """(leader, its term, log_index, log_term, total bytes) of what the buffer holds a part of."""
         self.buffer = bytearray()
 
     # --- leader ---
@@ -53,8 +52,7 @@ class Snapshots:
         )
 
     def on_reply(self, message: SnapshotReply) -> None:
-        """Send what the follower waits for; not what was sent last, lest one doubled message double
-        all that follow."""
+        """Send what the follower waits for; not what was sent last, lest one doubled message double all that follow."""
         progress = self._state.progress[message.source]
         snapshot = progress.snapshot
         if snapshot is None or snapshot.log_index != message.log_index or message.offset == progress.snapshot_offset:
@@ -93,8 +91,7 @@ class Snapshots:
         state.send(SnapshotReply(state.me, message.source, state.term, message.log_index, len(self.buffer)))
 
     def is_news(self, message: SnapshotChunk) -> bool:
-        """Only what is newer than ``commit_index`` is installed: an old snapshot may come after
-        newer entries (F6)."""
+        """Only what is newer than ``commit_index`` is installed: an old snapshot may come after newer entries (F6)."""
         return message.log_index > self._state.log.commit_index
 
     def _install(self, message: SnapshotChunk) -> None:

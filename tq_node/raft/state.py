@@ -1,5 +1,4 @@
-"""What one node knows: shared by the parts of the core, each of which owns one set of rules over
-it."""
+"""What one node knows: shared by the parts of the core, each of which owns one set of rules over it."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ _AFTER_PERSIST = frozenset({Vote, VoteReply, AppendReply, SnapshotReply})
 
 
 class NodeState:
-    """``progress`` and ``transfer_target`` mean something at a leader only; ``votes`` at a
-    candidate only."""
+    """``progress`` and ``transfer_target`` mean something at a leader only; ``votes`` at a candidate only."""
 
     __slots__ = (
         "campaign_at_ms",
@@ -109,8 +107,7 @@ class NodeState:
         return [node for node in self.progress if node != self.me]
 
     def own_term_committed(self) -> bool:
-        """Has this leader committed an entry of its own term? Before that it does not know what is
-        committed (6.4)."""
+        """Has this leader committed an entry of its own term? Before that it does not know what is committed (6.4)."""
         return self.log.commit_index >= self.term_start_index
 
     # --- what leaves ---

@@ -1,5 +1,4 @@
-"""Handing leadership over, for restarts, drains, and before a leader's own removal (dissertation,
-3.10)."""
+"""Handing leadership over, for restarts, drains, and before a leader's own removal (dissertation, 3.10)."""
 
 from __future__ import annotations
 

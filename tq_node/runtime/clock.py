@@ -97,8 +97,7 @@ class Clock:
 
 
 class Timer:
-    """One call that is due at most once at a time: what a turn asks for many times happens once, in
-    a later one."""
+    """One call that is due at most once at a time: what a turn asks for many times happens once, in a later one."""
 
     __slots__ = ("_call", "_delayed", "_reactor")
 

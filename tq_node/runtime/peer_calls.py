@@ -78,8 +78,7 @@ class WorkOffer(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs
-    any."""
+    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs any."""
 
     node_name: str
     limit: Annotated[int, Meta(ge=0, le=2**31)]

@@ -1,5 +1,4 @@
-"""Logs what was rejected of peers' messages: one line for each kind in ``LOGGED_EVERY_MS``, however
-often it comes."""
+"""Logs what was rejected of peers' messages: one line for each kind in ``LOGGED_EVERY_MS``, however often it comes."""
 
 from __future__ import annotations
 
@@ -12,16 +11,14 @@ _log = Logger(namespace="taskqueue.peers")
 
 LOGGED_EVERY_MS = 10_000
 KINDS_MAX = 256
-"""(node, event) pairs remembered. Past this the oldest is forgotten, and may be logged again too
-soon."""
+"""(node, event) pairs remembered. Past this the oldest is forgotten, and may be logged again too soon."""
 
 
 class RejectionLog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._logged: dict[tuple[str, str], tuple[int, int]] = {}
-        """When each (node, event) was last logged, in monotonic ms, and how many were left out
-        since."""
+        """When each (node, event) was last logged, in monotonic ms, and how many were left out since."""
 
     def about(self, name: NodeName, event: str, why: str, *, is_usual: bool = False) -> None:
         """Log that a message of node ``name`` was rejected.

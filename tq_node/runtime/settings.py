@@ -1,5 +1,4 @@
-"""Settings of one node's queue; the composition root fills them from the node's options and its
-store."""
+"""Settings of one node's queue; the composition root fills them from the node's options and its store."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     partition_count: int = limits.PARTITIONS_DEFAULT
     born_us: int = 0
-    """When the cluster was founded. Nothing in it is older, so the horizon begins there (section
-    9)."""
+    """When the cluster was founded. Nothing in it is older, so the horizon begins there (section 9)."""
     retention_ms: int = limits.RETENTION_S * 1000
     dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
     disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES

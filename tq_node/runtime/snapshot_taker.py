@@ -18,8 +18,7 @@ _log = Logger(namespace="taskqueue.node")
 
 
 class SnapshotTaker:
-    """Writes snapshots to a directory and keeps the newest ones; which and how many, ``settings``
-    say."""
+    """Writes snapshots to a directory and keeps the newest ones; which and how many, ``settings`` say."""
 
     def __init__(self, store: Store, clock: Clock, settings: QueueSettings) -> None:
         self._store = store

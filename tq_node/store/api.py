@@ -146,9 +146,7 @@ class Batch(msgspec.Struct):
     horizons: dict[int, int] = {}
     applied: dict[int, int] = {}
     trim: dict[int, int] = {}
-    """Partition -> sequence up to and with which records are no longer needed. Never past
-    ``applied``.
-    """
+    """Partition -> sequence up to and with which records are no longer needed. Never past ``applied``."""
     consensus: list[ConsensusWrite] = []
     meta: dict[str, bytes | None] = {}
     """Small named values of the node itself; None deletes."""
@@ -197,9 +195,7 @@ class PartitionLog(msgspec.Struct, frozen=True):
 
 
 class PartitionSize(msgspec.Struct, frozen=True):
-    """How much a partition holds. ``bytes``: specs, bodies and about what else a copy of it costs
-    to send.
-    """
+    """How much a partition holds. ``bytes``: specs, bodies and about what else a copy of it costs to send."""
 
     rows: int
     tombstones: int
@@ -240,24 +236,18 @@ class RowPage(msgspec.Struct, frozen=True):
 
 
 class SnapshotLost(Exception):
-    """A snapshot was given up: held so long that the store's write-ahead log outgrew its bound. The
-    store is well.
-    """
+    """A snapshot was given up: held so long that the store's write-ahead log outgrew its bound. The store is well."""
 
 
 SNAPSHOT_CHUNK_BYTES = 48 * 1024
 """What a box between peers takes with room to spare (replication.md, section 6)."""
 SNAPSHOTS_MAX = 4
-"""Snapshots open at once; further ones wait. Each is a connection, and all hold back the store's
-write-ahead log.
-"""
+"""Snapshots open at once; further ones wait. Each is a connection, and all hold back the store's write-ahead log."""
 SNAPSHOTS_WAITING_MAX = 4_096
 
 
 class PartitionSnapshot(Protocol):
-    """One partition as of one applied sequence, whatever is committed meanwhile. Nobody waits for
-    it but its reader.
-    """
+    """One partition as of one applied sequence, whatever is committed meanwhile. Nobody waits for it but its reader."""
 
     @property
     def partition(self) -> int: ...
@@ -283,14 +273,10 @@ class PartitionSnapshot(Protocol):
         """
 
     def digest(self) -> bytes:
-        """Of the chunks read so far; after the last one, what ``Store.digest`` says of this
-        content.
-        """
+        """Of the chunks read so far; after the last one, what ``Store.digest`` says of this content."""
 
     def close(self) -> None:
-        """Release the snapshot; a second call does nothing. The next call of ``open_snapshot`` that
-        waits goes on.
-        """
+        """Release the snapshot; a second call does nothing. The next call of ``open_snapshot`` that waits goes on."""
 
 
 class Store(Protocol):
@@ -309,14 +295,10 @@ class Store(Protocol):
         """
 
     def meta(self) -> dict[str, bytes]:
-        """The named values as of opening plus what has been committed since. Synchronous: they are
-        few and small.
-        """
+        """The named values as of opening plus what has been committed since. Synchronous: they are few and small."""
 
     def partitions(self) -> Deferred[list[PartitionLog]]:
-        """Every partition that has ever been written to, by number. One that was dropped has an
-        empty log from 1 on.
-        """
+        """Every partition that has ever been written to, by number. One that was dropped has an empty log from 1 on."""
 
     def consensus_log(self) -> Deferred[list[ConsensusRecord]]:
         """The whole Raft log, by index, checksums verified. It is short: snapshots cut it."""
@@ -357,9 +339,7 @@ class Store(Protocol):
         """``PartitionSize.bytes`` by partition."""
 
     def lookup(self, ids: Seq[str]) -> Deferred[dict[str, StoredRow | Tombstone]]:
-        """Rows and tombstones by id as of some moment after the call; ids that are neither are left
-        out.
-        """
+        """Rows and tombstones by id as of some moment after the call; ids that are neither are left out."""
 
     def page(self, query: RowQuery) -> Deferred[RowPage]: ...
 
@@ -375,9 +355,7 @@ class Store(Protocol):
     def open_rows(
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
     ) -> Deferred[list[OpenRow]]:
-        """Rows not final, ordered by (state, id), behind ``after``. Fewer than ``limit`` only at
-        the end.
-        """
+        """Rows not final, ordered by (state, id), behind ``after``. Fewer than ``limit`` only at the end."""
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
         """Final rows whose ``ended_us`` is below ``us``, oldest first."""

@@ -37,9 +37,7 @@ class DirectoryLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go; a second call does nothing. The file stays: removing it would race with the next
-        holder.
-        """
+        """Let go; a second call does nothing. The file stays: removing it would race with the next holder."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -28,9 +28,7 @@ class LogState:
         self.epochs: list[tuple[int, int]] = []
 
     def as_partition_log(self, partition: int) -> PartitionLog:
-        """``epochs`` begins with the one that covers the record before the log's start; older ones
-        no longer matter.
-        """
+        """``epochs`` begins with the one that covers the record before the log's start; older ones no longer matter."""
         first = 0
         while first + 1 < len(self.epochs) and self.epochs[first + 1][1] <= self.trimmed:
             first += 1
@@ -110,9 +108,7 @@ class Extent:
 
 
 class Staging:
-    """A snapshot that is being received. ``extent.generation`` becomes the live generation when it
-    is installed.
-    """
+    """A snapshot that is being received. ``extent.generation`` becomes the live generation when it is installed."""
 
     __slots__ = ("chunks", "digest", "extent")
 

@@ -13,9 +13,7 @@ from pathlib import Path
 
 PRIVATE_MODE = 0o600
 _OVERFLOW_UID = 65534
-"""The uid that the kernel shows for an owner without a number here, as in a container: unknown who
-that is.
-"""
+"""The uid that the kernel shows for an owner without a number here, as in a container: unknown who that is."""
 _OURS = ("taskqueue.sqlite3", "snapshot-", "twistd.pid", "lock", "workers.lock")
 
 
@@ -54,9 +52,7 @@ def secure_directory(directory: Path) -> list[str]:
 
 
 def _hide(path: str) -> None:
-    """Remove the mode bits of others. Through an O_PATH descriptor: closing any other would drop
-    SQLite's locks.
-    """
+    """Remove the mode bits of others. Through an O_PATH descriptor: closing any other would drop SQLite's locks."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)

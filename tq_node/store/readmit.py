@@ -26,15 +26,11 @@ READMITTED_MARK = f"{DATABASE_NAME}.readmitted"
 """There when the present store, or the next, was begun by a readmission."""
 _WHY_CHARS_MAX = 500
 _SIDECARS = ("-wal", "-shm", "")
-"""The database itself goes last: one that is left without its write-ahead log would be an older one
-(F14).
-"""
+"""The database itself goes last: one that is left without its write-ahead log would be an older one (F14)."""
 
 
 def mark_failed(directory: Path, why: str) -> None:
-    """Say on disk that the store has failed. Does what it can: the disk is what has failed. Never
-    raises.
-    """
+    """Say on disk that the store has failed. Does what it can: the disk is what has failed. Never raises."""
     with contextlib.suppress(OSError):  # the exit code and the log say it too
         replace(directory / FAILED_MARK, " ".join(why.split()) + "\n")
         sync_directory(directory)

@@ -64,9 +64,7 @@ def encode_chunk(chunk: Chunk, digest: Digest) -> bytes:
 
 
 def decode_chunk(partition: int, data: bytes, digest: Digest) -> Chunk:
-    """Decode a received chunk and add it to ``digest``. :raises ChunkDamaged: unreadable, or a
-    checksum fails.
-    """
+    """Decode a received chunk and add it to ``digest``. :raises ChunkDamaged: unreadable, or a checksum fails."""
     try:
         rows, tombstones = _decode_chunk(data)
         for part in rows:

@@ -1,6 +1,4 @@
-"""Accepted connections of a listener: a bounded set of unauthenticated ones, and one for each peer
-and lane.
-"""
+"""Accepted connections of a listener: a bounded set of unauthenticated ones, and one for each peer and lane."""
 
 from __future__ import annotations
 

@@ -164,9 +164,7 @@ class BoundedAMP(amp.AMP):
         return waiter
 
     def tell(self, command: type[amp.Command], **arguments: Any) -> bool:
-        """Send a command that wants no answer. False: there is no room, or no connection, and it
-        was dropped.
-        """
+        """Send a command that wants no answer. False: there is no room, or no connection, and it was dropped."""
         if not self.is_open():
             return False
         data = serialize(self._command_box(command, arguments, 0.0))
@@ -250,9 +248,7 @@ class BoundedAMP(amp.AMP):
         self._inbound_deadlines.discard(call)
 
     def _inbound_expired(self, call: InboundCall) -> None:
-        """A handler is late: answer that the outcome is unknown. Its bytes stay counted until it is
-        done.
-        """
+        """A handler is late: answer that the outcome is unknown. Its bytes stay counted until it is done."""
         tag, call.tag = call.tag, None
         self._refuse(tag, OutcomeUnknown("not done in the time given"))
 

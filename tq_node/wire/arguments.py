@@ -18,9 +18,7 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]*")
 
 
 class Number(Argument):
-    """A whole number from 0 to ``most``, in decimal digits. AMP's ``Integer`` takes any sign and
-    any length.
-    """
+    """A whole number from 0 to ``most``, in decimal digits. AMP's ``Integer`` takes any sign and any length."""
 
     def __init__(self, most: int = _NUMBER_MAX, optional: bool = False) -> None:
         super().__init__(optional)

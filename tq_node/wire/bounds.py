@@ -23,9 +23,7 @@ HANDSHAKE_KEYS_MAX = 8
 HANDSHAKE_S_MAX = 5.0
 """From the connection's first moment, a TLS handshake included, to the proof."""
 UNAUTHENTICATED_MAX = 256
-"""Unauthenticated connections of a listener. One more closes the oldest: an honest peer needs
-milliseconds.
-"""
+"""Unauthenticated connections of a listener. One more closes the oldest: an honest peer needs milliseconds."""
 
 # --- boxes ---
 KEY_BYTES_MAX = 255
@@ -54,9 +52,7 @@ SECRET_BYTES_MIN = 16
 RAFT_BATCH_BYTES_MAX = 1 * MIB
 """Aim of one box of consensus messages; a single message may be as long as a blob."""
 ASK_BYTES_MAX = 256 * KIB
-"""Body of a call to the controller, and of its answer: such calls share the connection of
-consensus.
-"""
+"""Body of a call to the controller, and of its answer: such calls share the connection of consensus."""
 FORWARD_CALLS_MAX = 10_000
 FORWARD_BYTES_AIM = 256 * KIB
 
@@ -66,9 +62,7 @@ COMMANDS_UNDER_WAY_MAX = 1_024
 """Commands of the peer that a handler works on; one more is refused as busy."""
 CONSENSUS_SEND_BYTES_MAX = 8 * MIB
 BULK_SEND_BYTES_MAX = 32 * MIB
-"""What may wait in a transport that the peer does not read; past it calls are refused as busy and
-messages dropped.
-"""
+"""What may wait in a transport that the peer does not read; past it calls are refused as busy and messages dropped."""
 ANSWERS_READ_ON_BYTES_MAX = 1 * MIB
 """With more unsent answers than this a listener reads no further commands of the peer."""
 ANSWERS_BYTES_MAX = 64 * MIB
@@ -99,9 +93,7 @@ IDLE_S_MAX = 15.0
 CALL_S_DEFAULT = 10.0
 CALL_S_MAX = 120.0
 ANSWER_GRACE_S = 2.0
-"""How much longer than the deadline it told the peer a caller waits before it takes the connection
-for dead.
-"""
+"""How much longer than the deadline it told the peer a caller waits before it takes the connection for dead."""
 PAUSE_S = 0.5
 """A deadline found passed by more than this was not watched: the process slept, and answers may be
 waiting to be read (F40).
@@ -113,13 +105,9 @@ REDIAL_S_MAX = 0.5
 BIRTH_GUARD_S = 2.0
 """A newborn cluster is not ready before so long without a greeting."""
 BIRTH_GUARD_QUIET_S = 10.0
-"""And not before so long after one that proves nothing: whoever sends it may be a member, or
-anybody.
-"""
+"""And not before so long after one that proves nothing: whoever sends it may be a member, or anybody."""
 BIRTH_GUARD_GREETINGS = 3
-"""From the node's own user so many count as proof, each in another step of the wait: members dial
-again and again.
-"""
+"""From the node's own user so many count as proof, each in another step of the wait: members dial again and again."""
 PROBE_APART_S = 0.055
 """Between the two dials that R5a wants refused 50 ms apart, counted in whole ms."""
 PROBE_S_MAX = 0.5

@@ -204,9 +204,7 @@ class ByteBudget:
 
 
 class InboundCall:
-    """A command of the peer that a handler works on. ``tag`` is None once it is answered, or if no
-    answer is wanted.
-    """
+    """A command of the peer that a handler works on. ``tag`` is None once it is answered, or if no answer is wanted."""
 
     __slots__ = ("budget", "command", "size", "tag")
 

@@ -49,9 +49,7 @@ class Codec(Generic[T]):
         return data
 
     def decode(self, data: bytes) -> T:
-        """Decode a value. :raises MalformedBox: another version, too long, or not what the schema
-        says.
-        """
+        """Decode a value. :raises MalformedBox: another version, too long, or not what the schema says."""
         body = _body(data, self.bytes_max)
         try:
             value: T = self._decode(body)
@@ -163,9 +161,7 @@ class ForwardedCall(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ForwardedResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """``error`` is empty where the call succeeded, else a code; ``body`` is then
-    ``failures.encode_error``'s.
-    """
+    """``error`` is empty where the call succeeded, else a code; ``body`` is then ``failures.encode_error``'s."""
 
     error: str
     body: bytes

@@ -57,9 +57,7 @@ class PeerCommand(Command):
 
     @classmethod
     def parseArguments(cls, box: AmpBox, protocol: Any) -> dict[str, Any]:
-        """What AMP's own does, without a copy of the box: no argument of ours takes anything out of
-        it.
-        """
+        """What AMP's own does, without a copy of the box: no argument of ours takes anything out of it."""
         objects: dict[str, Any] = {}
         for name, argument in cls.arguments:
             argument.fromBox(name, box, objects, protocol)
@@ -149,9 +147,7 @@ class Confirm(PeerCommand):
 
 
 class ToController(PeerCommand):
-    """A call to the Raft leader; both bodies belong to ``runtime``. Others refuse it as
-    ``no_controller``.
-    """
+    """A call to the Raft leader; both bodies belong to ``runtime``. Others refuse it as ``no_controller``."""
 
     lanes = _CONSENSUS
     is_timed = True
@@ -189,9 +185,7 @@ class Forward(PeerCommand):
 
 
 class Data(PeerCommand):
-    """A batch of the partitions' streams. Wants no answer: acknowledgements are messages of their
-    own (R16).
-    """
+    """A batch of the partitions' streams. Wants no answer: acknowledgements are messages of their own (R16)."""
 
     lanes = _BULK
     requiresAnswer = False

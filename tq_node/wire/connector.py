@@ -51,9 +51,7 @@ class ClientTLS(Protocol):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """The node to dial. ``node_id`` and ``name`` are empty where only the address is known (a
-    joiner).
-    """
+    """The node to dial. ``node_id`` and ``name`` are empty where only the address is known (a joiner)."""
 
     address: str
     node_id: str = ""
@@ -87,9 +85,7 @@ class DialledPeer(PeerConnection):
         self.cluster = ""
         """Id of the peer's cluster; set, and proven, by ``shake_hands``."""
         self.is_newborn = False
-        """The peer says that it is founding its cluster and not ready yet, so a joiner waits. Not
-        proven.
-        """
+        """The peer says that it is founding its cluster and not ready yet, so a joiner waits. Not proven."""
         # For whoever owns the connection once it is open: it is over; there is room again after
         # something was refused.
         self.on_lost: Callable[[DialledPeer], None] | None = None

@@ -24,9 +24,7 @@ class PeerUnreachable(TaskQueueError):
 
 
 class Internal(TaskQueueError):
-    """The peer's responder failed in a way that it does not declare. It may have done what it was
-    asked.
-    """
+    """The peer's responder failed in a way that it does not declare. It may have done what it was asked."""
 
     status, code, title, definite = 500, "internal", "The peer failed", False
 
@@ -61,13 +59,9 @@ class HandshakeRefused(WireRefusal):
 
     code, title, closes = "handshake_refused", "Handshake refused", True
     is_final: ClassVar[bool] = False
-    """A node that is told so ends for good. So it believes it only of a listener that proves itself
-    (``proof``).
-    """
+    """A node that is told so ends for good. So it believes it only of a listener that proves itself (``proof``)."""
     proof = b""
-    """The listener's, over the code and both introductions; there only where the dialler has proven
-    itself before.
-    """
+    """The listener's, over the code and both introductions; there only where the dialler has proven itself before."""
 
 
 class WrongCluster(HandshakeRefused):
@@ -91,9 +85,7 @@ class WrongCertificate(HandshakeRefused):
 
 
 class StaleSession(HandshakeRefused):
-    """A newer run or registration of this node is known: a late connection, or a copied data
-    directory (F14, F42).
-    """
+    """A newer run or registration of this node is known: a late connection, or a copied data directory (F14, F42)."""
 
     code, title, is_final = "stale_session", "A newer session of this node is known", True
 

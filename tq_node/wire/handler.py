@@ -23,9 +23,7 @@ Answer: TypeAlias = "T | Deferred[T] | Coroutine[Deferred[Any], Any, T]"
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """The node that an unauthenticated dialler is looking for. ``cluster``, ``name``: empty if it
-    does not know.
-    """
+    """The node that an unauthenticated dialler is looking for. ``cluster``, ``name``: empty if it does not know."""
 
     cluster: str
     name: str
@@ -37,15 +35,11 @@ class Greeting(msgspec.Struct, frozen=True):
     is_certified: bool = False
     """It has shown a certificate of the cluster's authority for that name."""
     is_own_users: Callable[[], bool | None] = lambda: None
-    """Whether this node's user, or root, owns the dialler's end; None where the kernel does not
-    say.
-    """
+    """Whether this node's user, or root, owns the dialler's end; None where the kernel does not say."""
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """``cluster`` None: this node has not joined. ``newborn``: it founded its cluster and is not
-    ready yet.
-    """
+    """``cluster`` None: this node has not joined. ``newborn``: it founded its cluster and is not ready yet."""
 
     cluster: str | None
     name: str
@@ -65,22 +59,16 @@ class PeerHandler(Protocol):
         """An unauthenticated dialler is looking for a node here (bootstrap guard). Must be cheap."""
 
     def admit(self, peer: PeerIdentity) -> None:
-        """The peer knows the secret. :raises Removed: or another refusal; the connection closes
-        with it.
-        """
+        """The peer knows the secret. :raises Removed: or another refusal; the connection closes with it."""
 
     def let_in(self, peer: PeerIdentity) -> None:
         """The peer was admitted, and its calls follow from the next turn on. Must be cheap."""
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
-        """Messages of Raft, in the order sent. Their sender and receiver are checked: ``peer`` and
-        this node.
-        """
+        """Messages of Raft, in the order sent. Their sender and receiver are checked: ``peer`` and this node."""
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
-        """A batch of partition streams, in the order sent. There is no answer; the sender bounds
-        what is in flight.
-        """
+        """A batch of partition streams, in the order sent. There is no answer; the sender bounds what is in flight."""
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
         """A lease ping of the partitions' layer, or its answer, in the order sent."""
@@ -99,9 +87,7 @@ class PeerHandler(Protocol):
     def propose(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]: ...
 
     def broken(self, what: str, failure: Failure) -> None:
-        """One of the methods above raised an undeclared exception. It is logged; the composition
-        applies R20.
-        """
+        """One of the methods above raised an undeclared exception. It is logged; the composition applies R20."""
 
 
 def then(answer: Answer[T], convert: Callable[[T], Any]) -> Any:

@@ -125,9 +125,7 @@ class LocalIdentity(msgspec.Struct, kw_only=True):
 
 
 def identity(theirs: Introduction, address: str) -> PeerIdentity:
-    """The peer that an introduction describes. :raises NoCommonProtocol: there is no version that
-    both speak.
-    """
+    """The peer that an introduction describes. :raises NoCommonProtocol: there is no version that both speak."""
     protocol = min(theirs.protocol_max, bounds.PROTOCOL_MAX)
     if protocol < max(theirs.protocol_min, bounds.PROTOCOL_MIN):
         raise NoCommonProtocol(
@@ -154,9 +152,7 @@ def check_cluster(mine: str, theirs: str) -> None:
 
 
 def proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes) -> bytes:
-    """The proof of one side. :param dialler, listener: both introductions, byte for byte as they
-    were sent.
-    """
+    """The proof of one side. :param dialler, listener: both introductions, byte for byte as they were sent."""
     parts = (_CONTEXT, role, dialler, listener)
     text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return hmac.digest(secret, text, "sha256")
@@ -168,9 +164,7 @@ def refusing(code: str) -> bytes:
 
 
 def check_proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes, given: bytes) -> None:
-    """Compare in constant time. :raises WrongSecret: ``given`` was made with another secret,
-    connection or role.
-    """
+    """Compare in constant time. :raises WrongSecret: ``given`` was made with another secret, connection or role."""
     if not hmac.compare_digest(proof(secret, role, dialler, listener), given):
         raise WrongSecret("the cluster secret of the two nodes differs")
 

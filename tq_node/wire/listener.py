@@ -1,6 +1,4 @@
-"""The listening side of a node: accepts connections of peers and passes their calls to the
-``PeerHandler``.
-"""
+"""The listening side of a node: accepts connections of peers and passes their calls to the ``PeerHandler``."""
 
 from __future__ import annotations
 
@@ -99,9 +97,7 @@ class PeerListener:
         return self._endpoint.listen(self._outer).addCallback(listening)
 
     async def stop(self) -> None:
-        """Stop listening, close all connections once what was written to them is sent, and wait for
-        their end.
-        """
+        """Stop listening, close all connections once what was written to them is sent, and wait for their end."""
         port, self._port = self._port, None
         if port is not None:
             stopped: Any = port.stopListening()

@@ -91,9 +91,7 @@ class PeerPool(Service):
             opened.start()
 
     def _newer_run(self, peer: PeerIdentity) -> None:
-        """Close connections with an earlier run of the node: its answers no longer count (F23,
-        F42).
-        """
+        """Close connections with an earlier run of the node: its answers no longer count (F23, F42)."""
         for lane in Lane:
             connection = self.connection(peer.node_id, lane)
             if (
@@ -148,9 +146,7 @@ class PeerPool(Service):
         return False
 
     def send_confirm(self, node_id: NodeId, body: bytes) -> bool:
-        """Send a lease ping of the partitions' layer, or its answer. False: dropped; the sender
-        repeats it.
-        """
+        """Send a lease ping of the partitions' layer, or its answer. False: dropped; the sender repeats it."""
         connection = self.connection(node_id, Lane.CONSENSUS)
         if connection is not None and connection.tell(Confirm, body=body):
             return True

@@ -74,9 +74,7 @@ class PeerTLS:
 
     @staticmethod
     def names_of(transport: Any) -> frozenset[str]:
-        """The DNS names in the certificate that the other end of an established connection has
-        shown.
-        """
+        """The DNS names in the certificate that the other end of an established connection has shown."""
         shown = transport.getPeerCertificate()
         if shown is None:
             return frozenset()

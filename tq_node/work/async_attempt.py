@@ -102,9 +102,7 @@ class AsyncAttempt(Attempt):
         super()._end(outcome)
 
     def _drive(self, value: Any) -> None:
-        """Resume the handler with ``value`` (a Failure is raised in it) until it awaits something
-        or ends.
-        """
+        """Resume the handler with ``value`` (a Failure is raised in it) until it awaits something or ends."""
         while (coroutine := self._coroutine) is not None:
             try:
                 if isinstance(value, Failure):

@@ -101,9 +101,7 @@ class Attempt(ABC):
         self._expire(LEASE_EXPIRED)
 
     def _begin_timeout(self) -> float | None:
-        """Start the timeout. Returns the handler's deadline in POSIX time, None if it has no
-        timeout.
-        """
+        """Start the timeout. Returns the handler's deadline in POSIX time, None if it has no timeout."""
         timeout_ms = self.claim.timeout_ms
         if timeout_ms is None:
             return None

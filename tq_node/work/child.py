@@ -130,9 +130,7 @@ class Child:
         self._handlers: dict[str, Handler] = {}
         self._memory_bytes: int | None = None
         self._spare: set[int] = set()
-        """Child processes that the handler modules started: they serve all tasks and are not killed
-        after one.
-        """
+        """Child processes that the handler modules started: they serve all tasks and are not killed after one."""
         self._surroundings = Surroundings()
         self._variables = copy_context()
         self._pid = os.getpid()
@@ -190,9 +188,7 @@ class Child:
         return None
 
     def _run(self, run: protocol.Run) -> bool:
-        """Run one task and report it. False: the process must exit, since the handler left what
-        can't be restored.
-        """
+        """Run one task and report it. False: the process must exit, since the handler left what can't be restored."""
         progress_buffer = ProgressBuffer(self._notes_changed)
         deadline = None if run.timeout_s is None else time.time() + run.timeout_s
         context = context_of(run, run.task_type, Token(run.epoch, run.sequence), deadline, progress_buffer)
@@ -242,9 +238,7 @@ class Child:
         return go_on
 
     def _clean_up(self) -> bool:
-        """Restore the process after a task. False: something remains, and the process must be
-        replaced.
-        """
+        """Restore the process after a task. False: something remains, and the process must be replaced."""
         is_clean = self._surroundings.restore()
         if has_children():
             is_clean = kill_below(self._spare | _helpers(), within_s=limits.CHILD_LEFTOVERS_S) and is_clean
@@ -378,9 +372,7 @@ def _arm(until: float) -> float:
 
 
 def _has_unread_output() -> bool:
-    """Whether unread output lies in the pipe of stdout. (A handler may have replaced the
-    descriptor.)
-    """
+    """Whether unread output lies in the pipe of stdout. (A handler may have replaced the descriptor.)"""
     try:
         return any(fcntl.ioctl(1, termios.FIONREAD, _NO_BYTES))
     except OSError:

@@ -18,9 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 MARK = "TASKQUEUE_WORKER"
-"""Environment variable of a worker process and all it starts: names the worker process and its
-node.
-"""
+"""Environment variable of a worker process and all it starts: names the worker process and its node."""
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSES_MAX = 20
 """Most passes over the process table: what forks during one is found by the next."""
@@ -90,9 +88,7 @@ class TreeKiller:
         self._is_at_work = False
 
     def kill(self, pid: int) -> None:
-        """Stop the process now, so that it starts nothing more; then kill all below it, then itself
-        and its group.
-        """
+        """Stop the process now, so that it starts nothing more; then kill all below it, then itself and its group."""
         try:
             handle = os.pidfd_open(pid)
             signal.pidfd_send_signal(handle, signal.SIGSTOP)

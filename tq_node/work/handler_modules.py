@@ -57,9 +57,7 @@ def _import(name: str) -> None:
 
 
 def _handlers_of(name: str) -> list[Handler]:
-    """Handlers whose function lives in the module as imported now, not in a replaced module of that
-    name.
-    """
+    """Handlers whose function lives in the module as imported now, not in a replaced module of that name."""
     namespace = vars(sys.modules[name])
     imported = {id(value) for value in namespace.values() if callable(value)}
     here = []

@@ -73,9 +73,7 @@ class Wrapped:
 
 
 def wrap_streams() -> None:
-    """To be called before handler modules are imported, and again when others may have put other
-    streams there.
-    """
+    """To be called before handler modules are imported, and again when others may have put other streams there."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, Wrapped):

@@ -1,6 +1,4 @@
-"""Reloads a node's handlers while it runs: in a thread, one reload at a time; if it fails the old
-handlers stay.
-"""
+"""Reloads a node's handlers while it runs: in a thread, one reload at a time; if it fails the old handlers stay."""
 
 from __future__ import annotations
 

@@ -45,9 +45,7 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: this task can never succeed. It fails for good, whatever attempts are
-    left.
-    """
+    """Raised by a handler: this task can never succeed. It fails for good, whatever attempts are left."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason or "rejected by its handler")
@@ -114,9 +112,7 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the attempt must end. It has ``limits.CANCEL_GRACE_MS`` to do so, then it is
-        killed.
-        """
+        """True once the attempt must end. It has ``limits.CANCEL_GRACE_MS`` to do so, then it is killed."""
         return self._cancelled
 
     def progress(self, fraction: float, note: str | None = None) -> None:
@@ -124,9 +120,7 @@ class Context:
         self._notebook.set_progress(fraction, note)
 
     def log(self, line: str) -> None:
-        """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept,
-        others are counted.
-        """
+        """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept, others are counted."""
         self._notebook.add_line(str(line))
 
     # --- what was said and nobody has passed on: all of it, in a test ---
@@ -180,9 +174,7 @@ def context_of(
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A declared handler. What the decorator did not say is None. ``where`` is ``file:line`` for
-    messages.
-    """
+    """A declared handler. What the decorator did not say is None. ``where`` is ``file:line`` for messages."""
 
     type: str
     function: Callable[[Any, Context], Any]
@@ -195,9 +187,7 @@ class Handler:
 
 
 declared: list[Handler] = []
-"""Every handler declared in this process so far, in order; ``handler_modules`` picks those of the
-modules asked for.
-"""
+"""Every handler declared in this process so far, in order; ``handler_modules`` picks those of the modules asked for."""
 
 
 def task(

@@ -1,6 +1,4 @@
-"""The lock by which a node proves that no worker process of its last incarnation lives, and the
-renewal of leases.
-"""
+"""The lock by which a node proves that no worker process of its last incarnation lives, and the renewal of leases."""
 
 from __future__ import annotations
 

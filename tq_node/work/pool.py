@@ -1,6 +1,4 @@
-"""The worker processes of a node: how many there are, which task each gets, and when one is
-replaced.
-"""
+"""The worker processes of a node: how many there are, which task each gets, and when one is replaced."""
 
 from __future__ import annotations
 
@@ -76,9 +74,7 @@ class ProcessPool:
         self._killer = TreeKiller()
         self._size = size
         self.limit = size
-        """How many processes may run tasks now; the owner lowers it while ``async def`` handlers
-        take slots.
-        """
+        """How many processes may run tasks now; the owner lowers it while ``async def`` handlers take slots."""
         self._prefetch = prefetch
         self._spares = min(limits.CHILD_SPARES, size)
         self._reactor = processes
@@ -88,9 +84,7 @@ class ProcessPool:
         self._waiting: deque[ProcessAttempt] = deque()
         self._send_call: IDelayedCall | None = None
         self._idle: list[WorkerProcess] = []
-        """A stack: the process used last is used first, so that the others become idle for long and
-        are retired.
-        """
+        """A stack: the process used last is used first, so that the others become idle for long and are retired."""
         self._all: set[WorkerProcess] = set()
         """All whose pipes are open, the dying included."""
         self._outdated: set[WorkerProcess] = set()
@@ -125,9 +119,7 @@ class ProcessPool:
 
     @property
     def slots(self) -> int:
-        """How many attempts can run: ``size``, or where processes fail to start, as many as there
-        are.
-        """
+        """How many attempts can run: ``size``, or where processes fail to start, as many as there are."""
         if self._failures < limits.CHILD_START_FAILURES_MAX:
             return self._size
         return sum(process.phase in (Phase.IDLE, Phase.BUSY) for process in self._all)
@@ -160,9 +152,7 @@ class ProcessPool:
         self._balance()
 
     def close(self) -> None:
-        """Start no further process, kill each once its task has ended, and release all attempts
-        that have not begun.
-        """
+        """Start no further process, kill each once its task has ended, and release all attempts that have not begun."""
         self._running = False
         for process in list(self._all):
             if process.load > 1:
@@ -171,9 +161,7 @@ class ProcessPool:
             attempt.release()
 
     def stop(self) -> Deferred[None]:
-        """Kill all processes; fires when nothing is left of them. The attempts must have ended
-        before.
-        """
+        """Kill all processes; fires when nothing is left of them. The attempts must have ended before."""
         self._running = False
         if self._backoff is not None:
             self._backoff.cancel()
@@ -328,9 +316,7 @@ class ProcessPool:
         return True
 
     def _send_ahead(self, process: WorkerProcess) -> None:
-        """Send further attempts ahead, up to ``Prefetch.depth`` and the process's share of those
-        that wait.
-        """
+        """Send further attempts ahead, up to ``Prefetch.depth`` and the process's share of those that wait."""
         if not process.may_queue or self.limit < self._size or not self._running:
             return
         count = min(self._prefetch.depth + 1 - process.load, -(-len(self._waiting) // self._size))

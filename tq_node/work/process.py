@@ -102,14 +102,10 @@ class AssignedAttempt(Protocol):
         """The handler has returned or raised."""
 
     def returned(self) -> None:
-        """The handler has not run and will not: the task was taken back, or the process died before
-        taking it.
-        """
+        """The handler has not run and will not: the task was taken back, or the process died before taking it."""
 
     def process_died(self, outcome: Outcome) -> None:
-        """The process has exited, the handler with it; ``outcome`` says how, unless it was decided
-        before.
-        """
+        """The process has exited, the handler with it; ``outcome`` says how, unless it was decided before."""
 
 
 class ProcessOwner(Protocol):
@@ -128,9 +124,7 @@ class ProcessOwner(Protocol):
         """The process is being killed and can take no task."""
 
     def process_died(self, process: WorkerProcess, why: str, *, started: bool, idle: bool) -> None:
-        """The process has exited. ``started``: it had said that it was ready; ``idle``: it ran no
-        task.
-        """
+        """The process has exited. ``started``: it had said that it was ready; ``idle``: it ran no task."""
 
     def process_closed(self, process: WorkerProcess) -> None:
         """The pipes of the process are closed too: nothing is left of it."""
@@ -545,9 +539,7 @@ def _describe_exit(pid: int, reason: Failure) -> str:
 
 
 def _outcome_of(why: str, reason: Failure) -> Outcome:
-    """The outcome of the attempt that ran in the process: SIGALRM is its lease timer, anything else
-    a failure.
-    """
+    """The outcome of the attempt that ran in the process: SIGALRM is its lease timer, anything else a failure."""
     if getattr(reason.value, "signal", None) == signal.SIGALRM:
         return LEASE_EXPIRED
     return failed("worker_died", why)

@@ -27,9 +27,7 @@ class Pool(Protocol):
 
 
 class ProcessAttempt(Attempt):
-    """Without a process it waits in the pool. With one it either runs there, or lies ready behind
-    another.
-    """
+    """Without a process it waits in the pool. With one it either runs there, or lies ready behind another."""
 
     __slots__ = ("_has_started", "_lease_sent", "_pool", "_process")
 
@@ -49,9 +47,7 @@ class ProcessAttempt(Attempt):
         self._pool.submit(self)
 
     def assign(self, process: WorkerProcess) -> bool:
-        """Send it to ``process``, to run next or behind others. False: the process can't take it
-        now.
-        """
+        """Send it to ``process``, to run next or behind others. False: the process can't take it now."""
         claim = self.claim
         run = protocol.Run(
             process.next_serial(),
@@ -111,9 +107,7 @@ class ProcessAttempt(Attempt):
         return self.ended
 
     def _expire(self, outcome: Outcome) -> None:
-        """Kill its process. The attempt ends once the process is dead, so that no other attempt can
-        overlap with it.
-        """
+        """Kill its process. The attempt ends once the process is dead, so that no other attempt can overlap with it."""
         if self.ended or self._forced is not None:
             return
         if self._ended_meanwhile():

@@ -73,9 +73,7 @@ def loosen_memory() -> None:
 
 
 class Surroundings:
-    """As they were before the first task. ``restore`` is called after each; it costs some
-    microseconds.
-    """
+    """As they were before the first task. ``restore`` is called after each; it costs some microseconds."""
 
     def __init__(self) -> None:
         self._directory = _directory()

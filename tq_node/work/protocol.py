@@ -24,17 +24,13 @@ REPORT_FD = 4
 CONTROL_FD = 5
 LOCK_FD = 6
 TASK_FD = 7
-"""Messages that can be taken back, see ``channel``. What is too long for one comes through
-``RUN_FD``.
-"""
+"""Messages that can be taken back, see ``channel``. What is too long for one comes through ``RUN_FD``."""
 
 _PREFIX_BYTES = 4
 RUN_BYTES_MAX = (1 << 31) - 1
 """Of a frame from the node, whose payload the API has bounded already, by an option."""
 MESSAGE_BYTES_MAX = 32 * limits.KIB
-"""A longer task is announced by ``Follows``. Several of these fit into the buffer that a socket has
-by default.
-"""
+"""A longer task is announced by ``Follows``. Several of these fit into the buffer that a socket has by default."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
@@ -74,9 +70,7 @@ class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class Follows(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
-    """Node to worker: the task of this number comes through ``RUN_FD``, for it is too long for a
-    message.
-    """
+    """Node to worker: the task of this number comes through ``RUN_FD``, for it is too long for a message."""
 
     serial: int
 
@@ -116,18 +110,14 @@ class Said(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=12):
 
 
 class Renewed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=15):
-    """Worker to node: the timer is set to that. Without it the node takes the process for one that
-    is stopped.
-    """
+    """Worker to node: the timer is set to that. Without it the node takes the process for one that is stopped."""
 
     serial: int
     until: float
 
 
 class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
-    """Worker to node: the handler returned. ``result`` is compact JSON within
-    ``limits.RESULT_BYTES_MAX``.
-    """
+    """Worker to node: the handler returned. ``result`` is compact JSON within ``limits.RESULT_BYTES_MAX``."""
 
     serial: int
     result: bytes

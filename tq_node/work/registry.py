@@ -18,9 +18,7 @@ from tq_node.work.handler_modules import load_handlers
 from tq_node.work.handlers import WILDCARD, Handler, HandlerError
 
 SIMULATED = "tq_node.work.simulated"
-"""The module that ``--handlers simulated`` names, and that stands in where no other is named and
-that is no harm.
-"""
+"""The module that ``--handlers simulated`` names, and that stands in where no other is named and that is no harm."""
 _ALIASES = {"simulated": SIMULATED}
 _OURS = "tq_node"
 _NOTHING = Announced(HandlerKind.NONE)
@@ -101,9 +99,7 @@ class Registry:
 
     @property
     def takes(self) -> tuple[str, ...] | None:
-        """The types that ``resolve`` finds a handler for; None: any, since there is one for
-        ``"*"``.
-        """
+        """The types that ``resolve`` finds a handler for; None: any, since there is one for ``"*"``."""
         if not self._stands_in:
             return ()
         return None if self._wildcard is not None else self.types

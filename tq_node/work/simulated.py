@@ -58,9 +58,7 @@ def shown(payload: Any) -> str:
 
 
 async def _work(seconds: float, context: Context) -> None:
-    """Wait so long, in steps. :raises Reject: the attempt was cancelled. :raises TimeoutError: its
-    deadline is past.
-    """
+    """Wait so long, in steps. :raises Reject: the attempt was cancelled. :raises TimeoutError: its deadline is past."""
     reactor = clock()
     start_s = reactor.seconds()
     step = 0

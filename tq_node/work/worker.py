@@ -101,9 +101,7 @@ class WorkerService(Service):
         self._claiming = 0
         """Slots that claims in flight have asked for."""
         self._async_queue: deque[AsyncAttempt] = deque()
-        """Prefetched ``async def`` attempts that have not begun. (Those of ``def`` handlers wait in
-        the pool.)
-        """
+        """Prefetched ``async def`` attempts that have not begun. (Those of ``def`` handlers wait in the pool.)"""
         self._async_running = 0
         self._is_starting = False
         self._overdue_call: IDelayedCall | None = None

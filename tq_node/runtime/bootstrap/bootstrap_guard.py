@@ -104,8 +104,7 @@ class BootstrapGuard:
         return self._steps_done < self._steps_wanted and not self._is_disarmed
 
     def watch(self) -> Deferred[bool]:
-        """Fires with True once the guard has passed, with False if it never will: it was tripped,
-        or stopped."""
+        """Fires with True once the guard has passed, with False if it never will: it was tripped, or stopped."""
         assert self._waiter is None, "begun twice"
         self._waiter = Deferred()
         if self._stopped:

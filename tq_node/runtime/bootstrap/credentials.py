@@ -54,8 +54,7 @@ def read_secret(path: Path, *, insecure: bool = False) -> bytes:
 
 
 def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
-    """The owner and its group may read it (0640, as for a service's own group), nobody else; a
-    writer is a reader."""
+    """The owner and its group may read it (0640, as for a service's own group), nobody else; a writer is a reader."""
     if not mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         return
     line = f"{option}: {path} can be read or changed by others than its owner (mode {mode:o}): chmod 600 {path}"

@@ -1,5 +1,4 @@
-"""The first table of a cluster: what makes a store that of its first node (replication.md, section
-2)."""
+"""The first table of a cluster: what makes a store that of its first node (replication.md, section 2)."""
 
 from __future__ import annotations
 

@@ -39,13 +39,11 @@ class WrongName(Exception):
 
 
 class NeverJoined(Exception):
-    """The directory was about to belong to a cluster and its node never became a member. The text
-    is one line."""
+    """The directory was about to belong to a cluster and its node never became a member. The text is one line."""
 
 
 class IsCopy(Exception):
-    """The cluster has found this directory to be a copy, or an older state, of a member's. The text
-    is one line."""
+    """The cluster has found this directory to be a copy, or an older state, of a member's. The text is one line."""
 
 
 class NoSecret(Exception):
@@ -54,16 +52,14 @@ class NoSecret(Exception):
 
 
 class Formatted(msgspec.Struct, frozen=True):
-    """Written once, before the directory belongs to anybody. ``node_id``: 128 random bits; the name
-    is only a label."""
+    """Written once, before the directory belongs to anybody. ``node_id``: 128 random bits; the name is only a label."""
 
     node_id: NodeId
     node_name: NodeName
 
 
 class Birth(msgspec.Struct, frozen=True):
-    """What the founder fixed; ``seed`` is that of ``placement.partition_of``. All others learn it
-    from the table."""
+    """What the founder fixed; ``seed`` is that of ``placement.partition_of``. All others learn it from the table."""
 
     seed: int
     partition_count: int

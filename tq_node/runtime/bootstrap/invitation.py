@@ -36,8 +36,7 @@ _Address = Annotated[str, Meta(max_length=bounds.ADDRESS_CHARS_MAX, pattern=r"^[
 
 
 class NotInvited(Exception):
-    """Not by this member, or not now; another, or a later try, may. ``str()`` says why, in a few
-    words."""
+    """Not by this member, or not now; another, or a later try, may. ``str()`` says why, in a few words."""
 
 
 class JoinRefused(Exception):
@@ -105,8 +104,7 @@ class _QuietFactory(_HTTP11ClientFactory):
 
 
 class _QuietPool(HTTPConnectionPool):
-    """A joiner may ask for hours: not two lines in the log each time. Twisted has no other handle
-    for it."""
+    """A joiner may ask for hours: not two lines in the log each time. Twisted has no other handle for it."""
 
     _factory = _QuietFactory
 

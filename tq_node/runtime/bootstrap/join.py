@@ -248,8 +248,7 @@ class Joiner:
             return f"the member at {peer}: {_named(why)}"
 
     async def _keep_once(self, invited: Invited) -> None:
-        """Before the cluster hears of this node: what it sends from then on must never meet another
-        cluster's."""
+        """Before the cluster hears of this node: what it sends from then on must never meet another cluster's."""
         if self._kept is None or (self._kept.cluster_id, self._kept.secret) != (invited.cluster_id, invited.secret):
             await self._steps.keep(invited)
             self._kept = invited

@@ -68,8 +68,7 @@ class Outside:
         return False
 
     def map_changed(self, changes: Sequence[Change]) -> None:
-        """The cluster map has changed; ``changes`` is empty after a snapshot, when all of it may
-        have."""
+        """The cluster map has changed; ``changes`` is empty after a snapshot, when all of it may have."""
 
     def handlers_heard(self) -> None:
         """A node has announced which handlers it has now."""
@@ -136,8 +135,7 @@ class ControlPlane:
         self.machine = ClusterMachine(self._map_changed)
         self.link = self.pool = transport.pool_of(self)
         self.replication: ReplicaPeer | None = None
-        """Takes what peers send about partitions. None: no replicas here (yet); peers send it
-        again."""
+        """Takes what peers send about partitions. None: no replicas here (yet); peers send it again."""
         self.consensus = RaftDriver(
             run.local.node_id,
             store,
@@ -270,9 +268,7 @@ class ControlPlane:
         return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
 
     def _refuse_nonmembers(self, peer: PeerIdentity, what: str) -> None:
-        """Check that a peer is a member. :raises NotReady: it is none, or not yet, as far as is
-        known here.
-        """
+        """Check that a peer is a member. :raises NotReady: it is none, or not yet, as far as is known here."""
         if not self._is_member(peer.node_id):
             self._rejections.about(
                 peer.name, "peer_unknown", f"{what} of a node that is no member (yet)", is_usual=True
@@ -362,8 +358,7 @@ class ControlPlane:
             self._outside.peer_lost(peer.node_id)
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
-        """Take refusals by a peer; the pool dials again, and ``FailureDetector`` judges refused
-        ports."""
+        """Take refusals by a peer; the pool dials again, and ``FailureDetector`` judges refused ports."""
         if isinstance(why, Removed):
             self.membership.registrar.refused(Refusal.REMOVED)
         elif isinstance(why, StaleSession):

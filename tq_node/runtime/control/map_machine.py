@@ -1,5 +1,4 @@
-"""The cluster map as the state machine of the Raft log: every node applies the same entries in the
-same order."""
+"""The cluster map as the state machine of the Raft log: every node applies the same entries in the same order."""
 
 from __future__ import annotations
 

@@ -51,8 +51,7 @@ _log = Logger(namespace="taskqueue.membership")
 HEARTBEAT_S = 0.25
 CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
 PLAN_REST_MS = 500
-"""How long the controller may leave the partitions alone while nothing changes; it looks for deaths
-each time."""
+"""How long the controller may leave the partitions alone while nothing changes; it looks for deaths each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits for the map to have it as down, and how often it looks."""
 DEPARTED = "departed"
@@ -261,13 +260,11 @@ class Membership:
 
     # --- whom to dial ---
     def welcomed(self, welcome: Welcomed) -> None:
-        """Dial the members that a joiner was told of: its answers to the leader need lanes before
-        the map arrives."""
+        """Dial the members that a joiner was told of: its answers to the leader need lanes before the map arrives."""
         self.seed(welcome.members)
 
     def seed(self, addresses: Addresses) -> None:
-        """Dial these too until this run is registered: before that no entry of the log is known
-        committed."""
+        """Dial these too until this run is registered: before that no entry of the log is known committed."""
         # Who answers may know less than this node does: one that has just restarted knows the
         # founder only.
         self._seeds = tuple({one[0]: one for one in (*self._seeds, *addresses)}.values())
@@ -424,8 +421,7 @@ class Membership:
         self.control_soon()
 
     def _disconnect_dead(self) -> None:
-        """Disconnect nodes that the map has newly as down: callers that wait for their answers wait
-        in vain."""
+        """Disconnect nodes that the map has newly as down: callers that wait for their answers wait in vain."""
         up = {node.node_id for node in self.map.nodes.values() if node.is_up}
         for node_id in sorted(self._up - up):
             if node_id != self.me:

@@ -69,8 +69,7 @@ class StateMachine:
         """A change of voters and learners is committed."""
 
     def restore(self, log_index: int, data: bytes) -> None:
-        """Replace the state by one that ``snapshot`` returned at ``log_index``, here or on another
-        node."""
+        """Replace the state by one that ``snapshot`` returned at ``log_index``, here or on another node."""
 
     def snapshot(self) -> bytes:
         """Return the whole state, encoded."""
@@ -139,8 +138,7 @@ class RaftDriver:
         self._reads: dict[int, Deferred[int]] = {}
         self._served: list[tuple[int, Deferred[int]]] = []
         self._unwritten: deque[tuple[Ready, bool]] = deque()
-        """Readys whose messages wait for the disk, in order, each with whether its write is
-        durable."""
+        """Readys whose messages wait for the disk, in order, each with whether its write is durable."""
         self._snapshot_under_way = False
         self._snapshot_index = 0
         self._wake_timer = clock.timer(self._wake)
@@ -208,8 +206,7 @@ class RaftDriver:
                     self._machine.check_entry(entry.data)
 
     def leader_died(self, node: NodeId) -> None:
-        """Tell the core of evidence that ``node`` is dead (R5a): if it led, an election begins
-        early."""
+        """Tell the core of evidence that ``node`` is dead (R5a): if it led, an election begins early."""
         self._enter(lambda: self.core.leader_died(node, self._clock.now_ms()))
 
     def _tick(self) -> None:

@@ -33,8 +33,7 @@ PROPOSE_S = 5.0
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """Result of a proposal: its place in the log, and the parts that were refused when it was
-    applied."""
+    """Result of a proposal: its place in the log, and the parts that were refused when it was applied."""
 
     log_index: int
     refused: tuple[Refused, ...] = ()
@@ -202,8 +201,7 @@ class Registrar:
         raise NoController("there is no leader")
 
     async def ask_who_is_a_member(self) -> None:
-        """Ask a member, another one each time, for the members: an unknown node speaks, so this map
-        may be late."""
+        """Ask a member, another one each time, for the members: an unknown node speaks, so this map may be late."""
         known = [node for node in self._node.known() if self._pool.is_connected(node)]
         if not known:
             return

@@ -17,8 +17,7 @@ from tq_node.runtime.replication.ports import ReplicaEvents
 from tq_node.store.api import Batch, RowDelete, RowWrite, Tombstone
 
 _APPLY_SHARE = 8
-"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog
-can't outrun it."""
+"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog can't outrun it."""
 _APPLY_BYTES = limits.UNAPPLIED_BYTES_MAX // 8
 """From this many unapplied bytes on, a slice goes with the next commit, however few rows it has."""
 _HURRY = 4
@@ -120,8 +119,7 @@ class Applier:
         return self._settled(sequences)
 
     def forget(self, partition: int) -> list[Wait]:
-        """Drop what is unapplied of a partition whose rows are replaced (snapshot, drop). Returns
-        its waiters."""
+        """Drop what is unapplied of a partition whose rows are replaced (snapshot, drop). Returns its waiters."""
         self.unapplied.forget(partition)
         return self._settled({partition: sys.maxsize})
 

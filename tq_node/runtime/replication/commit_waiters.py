@@ -1,5 +1,4 @@
-"""Callers that wait for entries to be committed: one Deferred for each, fired in the order of the
-log."""
+"""Callers that wait for entries to be committed: one Deferred for each, fired in the order of the log."""
 
 from __future__ import annotations
 

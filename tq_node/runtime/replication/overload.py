@@ -23,8 +23,7 @@ class Admission:
         self.is_late = False
 
     def waited(self, ms: int) -> None:
-        """Note how long the oldest caller has waited for a commit; 0: nobody waits. Called with
-        each tick."""
+        """Note how long the oldest caller has waited for a commit; 0: nobody waits. Called with each tick."""
         self.is_late = ms > limits.UNCOMMITTED_MS_MAX
 
     def is_full(self, uncommitted_bytes: int, *, is_large: bool) -> bool:

@@ -61,8 +61,7 @@ class ReadIndex:
 
     # --- rounds ---
     def begin(self) -> None:
-        """Ping every node with a replica of what is led here; also each ``ROUND_S``, for idle
-        partitions (F45)."""
+        """Ping every node with a replica of what is led here; also each ``ROUND_S``, for idle partitions (F45)."""
         leading = [core for core in self._driver.cores if core.is_leading]
         led = [(core.partition, epoch) for core in leading if (epoch := core.epoch) is not None]
         if not led:
@@ -73,9 +72,7 @@ class ReadIndex:
             self._send(node, body)
 
     def received(self, source: NodeId, body: bytes) -> None:
-        """Answer a ping, or count an answer to one of this node's. :raises MalformedBox: it is
-        neither.
-        """
+        """Answer a ping, or count an answer to one of this node's. :raises MalformedBox: it is neither."""
         message = WORDS.decode(body)
         if isinstance(message, Ping):
             self._answer(source, message)
@@ -119,8 +116,7 @@ class ReadIndex:
         return read.deferred
 
     def begin_soon(self) -> None:
-        """Begin a round in the next turn, or once the round in flight is answered or
-        ``ROUND_WAIT_MS`` old."""
+        """Begin a round in the next turn, or once the round in flight is answered or ``ROUND_WAIT_MS`` old."""
         if self._begin_timer.is_pending:
             return
         is_in_flight = any(number <= self._rounds.number for number in self._reads)

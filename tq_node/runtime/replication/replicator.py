@@ -23,8 +23,7 @@ from tq_node.wire.errors import UNREADABLE, MalformedBox
 BOX_BYTES_AIM = 1024 * 1024
 _decode = msgspec.msgpack.Decoder(list[AnyMessage]).decode
 SILENT_MS = 2_000
-"""A peer that has sent nothing for this long is not counted on for acknowledgements, though
-connected (F35)."""
+"""A peer that has sent nothing for this long is not counted on for acknowledgements, though connected (F35)."""
 LEFTOVER_KEPT_MS = 600_000
 """How long a replica stays on disk after the cluster map has moved it away (section 6, move): a
 node whose map is late must not delete what it was just given again (F28)."""
@@ -124,8 +123,7 @@ class Replication:
 
     # --- what may be served ---
     def _judge(self, partition: int) -> None:
-        """Decide whether the partition takes new work, so that work is refused before it is
-        appended (section 9)."""
+        """Decide whether the partition takes new work, so that work is refused before it is appended (section 9)."""
         core, record = self.driver.cores[partition], self._records.get(partition)
         refusal: TaskQueueError | None = None
         if core.is_leading and record is not None:
@@ -139,14 +137,12 @@ class Replication:
             self.refusals[partition] = refusal
 
     def _reachable(self, members: frozenset[NodeId], record: Record) -> int:
-        """Number of members that could acknowledge now. The others are soon removed, while
-        ``min_isr`` remain."""
+        """Number of members that could acknowledge now. The others are soon removed, while ``min_isr`` remain."""
         since_ms = self._clock.now_ms() - SILENT_MS
         return sum(1 for node in members if node == self._me or (node in record.up and self._is_alive(node, since_ms)))
 
     def _is_alive(self, node: NodeId, since_ms: int) -> bool:
-        """Whether a peer is connected and has sent something: a cut link looks like a connection
-        for a while (F35)."""
+        """Whether a peer is connected and has sent something: a cut link looks like a connection for a while (F35)."""
         return node in self._connected and self._received_ms.get(node, 0) >= since_ms
 
     # --- peers ---

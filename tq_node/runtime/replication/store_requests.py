@@ -1,5 +1,4 @@
-"""Serves what cores request of the store besides commits: log entries and snapshots for replicas
-that lag."""
+"""Serves what cores request of the store besides commits: log entries and snapshots for replicas that lag."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What operators ask of a cluster, and what it shows of itself: the part of the facade that is not
-about tasks."""
+"""What operators ask of a cluster, and what it shows of itself: the part of the facade that is not about tasks."""
 
 from __future__ import annotations
 
@@ -115,8 +114,7 @@ class ClusterAdmin:
         return count_short(self._map)
 
     def task_counts(self) -> Iterable[tuple[str, Sequence[int]]]:
-        """Tasks of the partitions led here, by queue and state, a partition after another; for
-        metrics."""
+        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
         return () if self._state.local is None else self._state.local.task_counts()
 
     def uncommitted_bytes(self) -> int:
@@ -237,8 +235,7 @@ class ClusterAdmin:
         return Deferred.fromCoroutine(self._proposed(command)).addCallback(lambda _: None)
 
     async def _everywhere(self, command: AnyCommand) -> None:
-        """Committed, and known to every node that is up: then nothing of a paused queue starts
-        anywhere."""
+        """Committed, and known to every node that is up: then nothing of a paused queue starts anywhere."""
         log_index = await self._proposed(command)
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
         while self._clock.now_ms() < deadline_ms and not all(

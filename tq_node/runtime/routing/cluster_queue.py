@@ -89,8 +89,7 @@ class ClusterQueue:
         return self._retry.failed_write(why, first, partial(self._submit_again, submission), begun_ms)
 
     def _submit_again(self, submission: Submission) -> Deferred[Accepted]:
-        """It may be there by now: an id that was made here is looked for this time, like one of the
-        caller's own."""
+        """It may be there by now: an id that was made here is looked for this time, like one of the caller's own."""
         if not submission.made:
             return self._submit(submission)
         again = self._submit(msgspec.structs.replace(submission, made=False))

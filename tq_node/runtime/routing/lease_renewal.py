@@ -1,5 +1,4 @@
-"""Leases of attempts that run here and whose partition another node leads: renewed at that primary
-(section 8)."""
+"""Leases of attempts that run here and whose partition another node leads: renewed at that primary (section 8)."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ class LeaseRenewer:
             self._until_ms[claim.task_id, claim.token] = until_ms
 
     def round(self) -> None:
-        """Ask the primaries to renew every attempt that runs here and is theirs. Called every
-        ``LEASE_RENEW_MS``."""
+        """Ask the primaries to renew every attempt that runs here and is theirs. Called every ``LEASE_RENEW_MS``."""
         away: dict[int, list[Claim]] = {}
         granted: dict[tuple[str, Token], int] = {}
         for claim in self._local.claims.held_claims():

@@ -83,8 +83,7 @@ class Node(Outside):
         self.map_changed(())
 
     def begin_to_stop(self) -> None:
-        """Nothing new should come here; what this node leads it serves until others do
-        (``transfer_partitions``)."""
+        """Nothing new should come here; what this node leads it serves until others do (``transfer_partitions``)."""
         self.state.is_stopping = True
 
     def refuse_work(self) -> None:

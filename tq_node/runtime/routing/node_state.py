@@ -32,8 +32,7 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     secret_for_joiners: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
     notes: tuple[ReadyNote, ...] = ()
-    """What ``/ready`` says of this node as long as it runs, such as that it asks nobody for
-    credentials."""
+    """What ``/ready`` says of this node as long as it runs, such as that it asks nobody for credentials."""
 
 
 class NodeState:

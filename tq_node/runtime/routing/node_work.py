@@ -106,8 +106,7 @@ class NodeWork:
         self.follow_handlers()
 
     def follow_handlers(self) -> None:
-        """Who takes what may have changed: the map, what another node has announced, or the worker
-        here."""
+        """Who takes what may have changed: the map, what another node has announced, or the worker here."""
         worker, state = self._worker, self._state
         if worker is None or not state.map.is_founded:
             return

@@ -1,5 +1,4 @@
-"""Serves what peers call, on this node's own partitions; nothing is sent on. ``PeerClient`` is the
-caller's side."""
+"""Serves what peers call, on this node's own partitions; nothing is sent on. ``PeerClient`` is the caller's side."""
 
 from __future__ import annotations
 

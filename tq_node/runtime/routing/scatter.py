@@ -46,8 +46,7 @@ class Covered:
         self._epochs: dict[int, int] = {}
 
     def add(self, led: Sequence[tuple[int, int]] | None, node: NodeId) -> None:
-        """What a node has answered for. One of a release that doesn't say is taken to lead what the
-        map said it did."""
+        """What a node has answered for. One of a release that doesn't say is taken to lead what the map said it did."""
         if led is None:
             led = [(p, epoch) for p, (primary, epoch) in enumerate(self._before) if primary == node]
         for partition, epoch in led:
@@ -132,8 +131,7 @@ async def all_stats(own: Deferred[Stats], me: NodeId, others: Others, client: Pe
 async def all_pages(
     query: ListQuery, own: Deferred[TaskPage], me: NodeId, others: Others, client: PeerClient, covered: Covered
 ) -> TaskPage:
-    """One page over all nodes. ``query`` asks each for its primaries; ``own`` is this node's answer
-    to it."""
+    """One page over all nodes. ``query`` asks each for its primaries; ``own`` is this node's answer to it."""
     alone = msgspec.structs.replace(query, cluster=False)
     asked = [(node, name, _or_none(client.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
     pages, missing = [await own], []

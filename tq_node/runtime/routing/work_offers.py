@@ -47,8 +47,7 @@ class WorkOffers:
         self._stopped = False
 
     def noticed(self) -> None:
-        """Something may be ready. Called for each task: what does not find a slot in a while is
-        told then."""
+        """Something may be ready. Called for each task: what does not find a slot in a while is told then."""
         if self._timer is None and not self._stopped:
             self._timer = self._clock.call_later(limits.HELP_OFFER_MS / 1000, self._look)
 
@@ -93,8 +92,7 @@ class WorkOffers:
         offered = self._client.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
 
         def answered(result: object) -> None:
-            """Whatever became of it, it is said again as long as it is so; but not to who can't
-            understand it."""
+            """Whatever became of it, it is said again as long as it is so; but not to who can't understand it."""
             self._unanswered.discard(node)
             if isinstance(result, Failure) and result.check(WireRefusal):
                 self._unaware.add(node)

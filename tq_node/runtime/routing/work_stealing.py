@@ -97,8 +97,7 @@ class WorkStealer:
         self._stopped = False
 
     def offered(self, offer: calls.WorkOffer) -> None:
-        """Note that a peer has more ready tasks than it can start; wake the worker if it has a free
-        slot."""
+        """Note that a peer has more ready tasks than it can start; wake the worker if it has a free slot."""
         worker = self._worker()
         if worker is None or self._stopped or not self._may_help():
             return
@@ -108,8 +107,7 @@ class WorkStealer:
             worker.wake()
 
     def fill(self, own: Deferred[Claims], limit: int) -> Deferred[Claims]:
-        """Return ``own``, this node's claims for its worker; where there are none, claims of the
-        most loaded peer."""
+        """Return ``own``, this node's claims for its worker; where there are none, claims of the most loaded peer."""
         return own.addCallback(self._found, limit) if self._loaded else own
 
     def forget(self, node: NodeId) -> None:

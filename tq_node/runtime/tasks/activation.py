@@ -67,8 +67,7 @@ class Activation:
         self._fresh.pop(partition, None)
 
     def activated(self, partition: int, epoch: int) -> None:
-        """Read the partition's rows in the next turn, then serve it: its barrier is committed in
-        ``epoch``."""
+        """Read the partition's rows in the next turn, then serve it: its barrier is committed in ``epoch``."""
         self.stepped_down(partition)
         self._fresh[partition] = epoch
         if not self._is_reading and not self._stopped:
@@ -157,8 +156,7 @@ class Activation:
             losing.addCallbacks(self._look_again if node is None else lambda _: None, self._not_lost)
 
     def _look_again(self, kept: list[str]) -> None:
-        """Renewed at their new primary, they run on at another node, until they end or are renewed
-        no more."""
+        """Renewed at their new primary, they run on at another node, until they end or are renewed no more."""
         if kept:
             self._look_later(LOOK_AGAIN_S, kept)
 

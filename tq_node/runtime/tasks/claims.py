@@ -1,5 +1,4 @@
-"""Attempts of the tasks led here: scheduled tasks become pending, pending ones are claimed, and
-claims end."""
+"""Attempts of the tasks led here: scheduled tasks become pending, pending ones are claimed, and claims end."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ DUE_ROUND_MAX = 1_000
 FOREVER_S = 86_400.0
 LEASE_AGAIN_S = 0.05
 SET_BACK_MAX = 64
-"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very
-many of them."""
+"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
 
 
 class _ClaimRound(msgspec.Struct):
@@ -60,8 +58,7 @@ class _ClaimRound(msgspec.Struct):
 
 
 class Claims:
-    """Claims tasks for this node's worker and for other nodes', and books what workers report of
-    their attempts."""
+    """Claims tasks for this node's worker and for other nodes', and books what workers report of their attempts."""
 
     def __init__(
         self,
@@ -81,14 +78,11 @@ class Claims:
         """Attempts that hold their task no more but whose handler may still run, by task id: no
         other starts beside it (I12)."""
         self._ending_elsewhere: dict[str, tuple[Token, int]] = {}
-        """Those of ``_ending`` that run at other nodes, each with the latest end of its lease
-        (monotonic ms)."""
+        """Those of ``_ending`` that run at other nodes, each with the latest end of its lease (monotonic ms)."""
         self._set_aside: set[str] = set()
-        """Tasks that were met while an earlier attempt of theirs was ending; put back once it has
-        ended."""
+        """Tasks that were met while an earlier attempt of theirs was ending; put back once it has ended."""
         self._set_back: list[TaskRow] = []
-        """Tasks that were met while their partition took no claims; put back by the next safety
-        net."""
+        """Tasks that were met while their partition took no claims; put back by the next safety net."""
         self.giving_up = HandlerTimeout(table, clock)
         self.remote = RemoteAttempts(table, clock, settings, self._claims)
         self._stopped = False
@@ -328,8 +322,7 @@ class Claims:
         return out
 
     def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
-        """Of a partition among theirs this node is primary no more (R12). None of the attempts has
-        begun."""
+        """Of a partition among theirs this node is primary no more (R12). None of the attempts has begun."""
         for claim in claims:
             if self._is_held(claim):
                 self._forget(claim)
@@ -369,8 +362,7 @@ class Claims:
         return self._report(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
 
     def let_go(self, claim: Claim) -> None:
-        """Forget an attempt of this node's worker, which has ended: it has been reported to its
-        partition's primary."""
+        """Forget an attempt of this node's worker, which has ended: it has been reported to its partition's primary."""
         self._ended(claim)
         self._forget(claim)
 

@@ -31,8 +31,7 @@ class _Watcher:
 
 
 class EventLog:
-    """Ids count up from ``first_id``, which each start of the node sets above every id of earlier
-    starts."""
+    """Ids count up from ``first_id``, which each start of the node sets above every id of earlier starts."""
 
     def __init__(self, first_id: int) -> None:
         self._next_id = first_id

@@ -15,16 +15,14 @@ from tq_node.runtime.clock import Clock
 from tq_node.types import Announced, HandlerKind, NodeId, TaskRow, WaitsFor
 
 LOST_TYPES_MAX = 10_000
-"""Types whose last handler has gone, each with when; others are shown as having had none.
-"""
+"""Types whose last handler has gone, each with when; others are shown as having had none."""
 NO_HANDLERS = "no_handlers"
 _NONE_HERE = "this node has no handlers (--handlers) and runs no tasks; it keeps them for nodes that have"
 _log = Logger(namespace="taskqueue.running")
 
 
 class HandlerMap:
-    """``follow`` whenever the cluster map, what a peer announces or the own worker's handlers have
-    changed."""
+    """``follow`` whenever the cluster map, what a peer announces or the own worker's handlers have changed."""
 
     def __init__(self, me: NodeId, clock: Clock) -> None:
         self.takers = Takers({})

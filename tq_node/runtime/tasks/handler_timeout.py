@@ -19,8 +19,7 @@ ROUND_MAX = 1_000
 
 
 class HandlerTimeout:
-    """Looks through what nobody takes, in the order of the line: the oldest first, but for their
-    priorities."""
+    """Looks through what nobody takes, in the order of the line: the oldest first, but for their priorities."""
 
     def __init__(self, table: TaskTable, clock: Clock) -> None:
         self._table = table

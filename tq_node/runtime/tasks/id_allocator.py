@@ -31,8 +31,7 @@ _TAIL_DIGITS = 16
 _VERSION = 7 << 12
 _VARIANT_DIGIT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 TAILS = 1_024
-"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little
-else."""
+"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little else."""
 _A_MS = 1 << 12
 """In the units of an id's time."""
 _ROUNDS_MAX = 4
@@ -87,8 +86,7 @@ class IdMaker:
         return self.make(wall_us)
 
     def _refill(self) -> None:
-        """Endings: the variant's two bits and 62 random ones, as an id has them after its third
-        dash."""
+        """Endings: the variant's two bits and 62 random ones, as an id has them after its third dash."""
         digits, variant = self._random_bytes(_POOL_BYTES).hex(), _VARIANT_DIGIT
         self._tails += [
             f"{variant[digits[at]]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + _TAIL_DIGITS]}"
@@ -151,8 +149,7 @@ class IdAllocator:
         self._commit = -1
 
     def allocate(self, wall_us: int) -> tuple[str, bool]:
-        """The id of a new task, and whether this node leads its partition, in this turn of the
-        reactor."""
+        """The id of a new task, and whether this node leads its partition, in this turn of the reactor."""
         commit = self._commits()
         if self._ids_left == 0 or commit != self._commit or not self._still_take():
             self._commit = commit
@@ -172,13 +169,11 @@ class IdAllocator:
         return self._ids.make_in(wall_us, partitions, seed=self._seed, partition_count=self._partition_count)
 
     def _still_take(self) -> bool:
-        """A partition may go within a commit: and where nothing is proposed any more, no other
-        commit follows."""
+        """A partition may go within a commit: and where nothing is proposed any more, no other commit follows."""
         return self._partitions <= self._led.keys() and self._partitions.isdisjoint(self._refusals)
 
     def _next_partitions(self, count: int) -> frozenset[int]:
-        """``count`` partitions that take work, or all that there are, from the one after the last
-        that had its turn."""
+        """``count`` partitions that take work, or all that there are, from the one after the last that had its turn."""
         refusals = self._refusals
         taking = sorted([partition for partition in self._led if partition not in refusals])
         after = [partition for partition in taking if partition > self._newest]

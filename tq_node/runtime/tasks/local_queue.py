@@ -57,8 +57,7 @@ class QueueHooks(msgspec.Struct, frozen=True, kw_only=True):
     on_broken: Callable[[BaseException], None]
     """A promise is broken: the process must end at once (R20)."""
     stop_elsewhere: Callable[[str, str, Token], None]
-    """Tell the node (named) that its attempt (task id, token) holds the task no more; nobody waits
-    for it."""
+    """Tell the node (named) that its attempt (task id, token) holds the task no more; nobody waits for it."""
     workers_are_gone: Callable[[], bool]
     """Whether no worker process of an earlier start of this node lives (see ``Activation``)."""
 
@@ -85,8 +84,7 @@ async def open_local_queue(
 
 
 class LocalQueue:
-    """See the module's docstring. ``is_active`` until it is stopped; ``is_stopping``: it takes no
-    new work."""
+    """See the module's docstring. ``is_active`` until it is stopped; ``is_stopping``: it takes no new work."""
 
     def __init__(
         self,
@@ -180,8 +178,7 @@ class LocalQueue:
 
     @property
     def may_lead(self) -> bool:
-        """As far as the disk goes: it has room (F11), and its commits don't hold up everybody
-        (F12)."""
+        """As far as the disk goes: it has room (F11), and its commits don't hold up everybody (F12)."""
         return not (self.is_disk_low or self.table.driver.disk_health.is_slow)
 
     # --- TableHost ---
@@ -287,8 +284,7 @@ class LocalQueue:
         return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id))).addErrback(refused)
 
     def _if_still_led(self, partition: int, answer: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
-        """An answer about a task that changes nothing is a strong read: another node may lead by
-        now (section 7)."""
+        """An answer about a task that changes nothing is a strong read: another node may lead by now (section 7)."""
         confirming = self.replication.read_index.when_confirmed(partition)
         return answer() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: answer()))
 
@@ -345,8 +341,7 @@ class LocalQueue:
         return self._store.partition_bytes()
 
     def task_counts(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """Tasks of the partitions led here, by queue and state, a partition after another; for
-        metrics."""
+        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
         for counts in list(self.table.partition_counts.values()):
             yield from list(counts.items())
 
@@ -397,8 +392,7 @@ class LocalQueue:
         return partition in self.table.leading
 
     def renew(self, partition: int, attempts: Sequence[tuple[str, Token]]) -> Deferred[Sequence[bool]]:
-        """Whether these attempts, which run at another node, still hold their tasks: see
-        ``RemoteAttempts.renew``."""
+        """Whether these attempts, which run at another node, still hold their tasks: see ``RemoteAttempts.renew``."""
 
         def renewed() -> Deferred[Sequence[bool]]:
             self.table.must_lead(partition)  # before a round is asked for that nobody would hear of

@@ -1,5 +1,4 @@
-"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves
-them."""
+"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves them."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ from tq_node.types import Change, NodeId, State
 
 _READ_BYTES = 4 * 1024 * 1024
 OPEN_ROWS_CHUNK = 2_500
-"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers
-and callers."""
+"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers and callers."""
 Counts = dict[str, list[int]]
 """Rows by queue and state."""
 
@@ -75,8 +73,7 @@ async def _tail(store: Store, state: PartitionLog) -> list[Tail]:
 
 
 class RecoveredRows(msgspec.Struct):
-    """What the rows of some partitions say: how many there are, what waits, and which tasks were
-    running."""
+    """What the rows of some partitions say: how many there are, what waits, and which tasks were running."""
 
     counts: dict[int, Counts]
     ready: ReadySet

@@ -35,16 +35,13 @@ class RemoteAttempts:
         self._settings = settings
         self._claims = claims
         self._renewed: dict[str, tuple[Token, int]] = {}
-        """By task id the token, and until when the lease was granted or renewed here (monotonic
-        ms)."""
+        """By task id the token, and until when the lease was granted or renewed here (monotonic ms)."""
         self._granted: dict[str, Token] = {}
-        """Attempts claimed here for another node's worker, and not ended yet: the token by task id.
-        """
+        """Attempts claimed here for another node's worker, and not ended yet: the token by task id."""
 
     # --- granted to a node that steals work ---
     def grant(self, task_id: str, token: Token) -> None:
-        """Book a claim for another node's worker. Its lease begins now at the latest, for that node
-        asked before."""
+        """Book a claim for another node's worker. Its lease begins now at the latest, for that node asked before."""
         self._granted[task_id] = token
         self._renewed[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
 

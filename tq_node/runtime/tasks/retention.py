@@ -1,5 +1,4 @@
-"""What ended long ago goes: rows after the retention, tombstones behind the horizon
-(replication.md, section 9)."""
+"""What ended long ago goes: rows after the retention, tombstones behind the horizon (replication.md, section 9)."""
 
 from __future__ import annotations
 
@@ -14,13 +13,11 @@ from tq_node.store.api import Store
 from tq_node.types import TaskRow
 
 _HORIZON_STEP_US = 60 * 1_000_000
-"""The horizon moves in steps of a minute, so that an idle node does not write for it all the time.
-"""
+"""The horizon moves in steps of a minute, so that an idle node does not write for it all the time."""
 
 
 ROUNDS_MAX = 50
-"""Purges in a row while they find something, with a turn of the reactor between them; the next
-round goes on."""
+"""Purges in a row while they find something, with a turn of the reactor between them; the next round goes on."""
 
 
 class Retention:
@@ -67,8 +64,7 @@ class Retention:
         return buried
 
     def purge(self, slot: Slot) -> TaskRow:
-        """Before its time, for somebody asks for it; the task as it was. :raises NotFinal: it has
-        not ended."""
+        """Before its time, for somebody asks for it; the task as it was. :raises NotFinal: it has not ended."""
         row = slot.row
         assert row is not None
         if not row.state.is_final:
@@ -77,8 +73,7 @@ class Retention:
         return row
 
     def _bury(self, slot: Slot) -> None:
-        """The row of a task that has ended goes; its tombstone stays as long as its id may come
-        again."""
+        """The row of a task that has ended goes; its tombstone stays as long as its id may come again."""
         assert slot.row is not None
         # A made id is safe once its own time is behind the horizon; another one needs the whole
         # window from now.

@@ -73,15 +73,13 @@ class Submitter:
         )
 
     def submit_new(self, submission: Submission) -> Deferred[Accepted] | None:
-        """Give it an id and take it in. None: it has an id now, of a partition that another node
-        leads."""
+        """Give it an id and take it in. None: it has an id now, of a partition that another node leads."""
         submission.id, is_local = self._ids.allocate(self._clock.wall_us())
         submission.made = True
         return self.submit(submission) if is_local else None
 
     def name_many(self, submissions: Sequence[Submission]) -> bool:
-        """Give ids to those that come together; returns whether this node leads all their
-        partitions, in this turn."""
+        """Give ids to those that come together; returns whether this node leads all their partitions, in this turn."""
         made, are_local = self._ids.allocate_many(self._clock.wall_us(), len(submissions))
         for submission, task_id in zip(submissions, made, strict=True):
             submission.id = task_id

@@ -57,8 +57,7 @@ class Slot(msgspec.Struct, gc=False):
 
 
 class RowCache:
-    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past
-    ``bytes_max``."""
+    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past ``bytes_max``."""
 
     def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
         self._slots: dict[str, Slot] = {}
@@ -139,8 +138,7 @@ class RowCache:
         return slot
 
     def applied(self, rows: Iterable[tuple[str, int]]) -> None:
-        """Make rows clean: the store shows every change of these (task id, sequence) up to
-        ``sequence``."""
+        """Make rows clean: the store shows every change of these (task id, sequence) up to ``sequence``."""
         slots, pins = self._slots, self._pins
         for task_id, sequence in rows:
             slot = slots.get(task_id)
@@ -213,8 +211,7 @@ class TaskTable:
         self.ready = ReadySet()
         self.due = DueSet()
         self.leading: dict[int, int] = {}
-        """The partitions that are led and active here, each with its epoch. Only their rows are
-        ever resident."""
+        """The partitions that are led and active here, each with its epoch. Only their rows are ever resident."""
         self.partition_counts: dict[int, Counts] = {}
         """Committed rows of each by queue and state."""
         self.open_tasks = 0
@@ -231,8 +228,7 @@ class TaskTable:
         self._paused_queues = host.paused_queues
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
-        """Types with lanes of their own: those that nodes have announced, and others that were
-        asked for."""
+        """Types with lanes of their own: those that nodes have announced, and others that were asked for."""
         self._enqueued_since: list[TaskRow] | None = None
         """Hints given while the heaps are built anew."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
@@ -244,8 +240,7 @@ class TaskTable:
 
     # --- leading ---
     def lead(self, partition: int, epoch: int, counts: Counts) -> None:
-        """The partition is active here: its barrier is committed and the rows in the store show all
-        that is."""
+        """The partition is active here: its barrier is committed and the rows in the store show all that is."""
         self.leading[partition] = epoch
         self.partition_counts[partition] = counts
         self._open_in[partition] = {}
@@ -256,8 +251,7 @@ class TaskTable:
         self._fold_queues(partition)
 
     def leave(self, partition: int) -> Counts:
-        """Forget everything about a partition that is not led here any more (R12); returns what was
-        counted."""
+        """Forget everything about a partition that is not led here any more (R12); returns what was counted."""
         del self.leading[partition]
         self.rows.drop_partition(partition)
         self.ready.drop_partition(partition)
