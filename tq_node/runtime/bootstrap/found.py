@@ -17,10 +17,10 @@ from tq_node.types import Epoch
 
 PAUSED = "paused_queues"
 """The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where
-``tq_node.restore`` puts them."""
+``node.restore`` puts them."""
 
 HANDLERS_SEEN = "handlers_seen"
-"""There where ``tq_node.restore`` found that a node of the old cluster had handlers of its own."""
+"""There where ``node.restore`` found that a node of the old cluster had handlers of its own."""
 
 
 def is_founded(meta: Mapping[str, bytes]) -> bool:

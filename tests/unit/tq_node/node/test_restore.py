@@ -13,11 +13,11 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from tests.support.stores import SqliteKind, birth, record
-from tq_node import restore
 from tq_node.cluster import map as tables
 from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import FEATURE_LEVEL_MAX
-from tq_node.restore import EPOCHS_ABOVE, Refused
+from tq_node.node import restore
+from tq_node.node.restore import EPOCHS_ABOVE, Refused
 from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, first_table
 from tq_node.runtime.bootstrap.identity import (
     Belonging,
