@@ -132,8 +132,7 @@ class OperatorActions:
         back = [task_id for task_id in waiting if task_id in done]
         if back:
             self._may_undo(
-                f"{f.plural(len(back), 'pending task')} can be put back",
-                lambda: self._restore_pending(back),
+                f"{f.plural(len(back), 'pending task')} can be put back", lambda: self._restore_pending(back)
             )
 
     async def _restore_pending(self, task_ids: Sequence[str]) -> None:

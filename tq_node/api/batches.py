@@ -74,10 +74,7 @@ def _of_item(why: TaskQueueError, submission: Submission) -> TaskQueueError:
 
 
 async def answer_batch(
-    results: list[Accepted | TaskQueueError],
-    request: Exchange,
-    items: list[Submission | TaskQueueError],
-    pace: Pace,
+    results: list[Accepted | TaskQueueError], request: Exchange, items: list[Submission | TaskQueueError], pace: Pace
 ) -> None:
     """Answer a batch.
 

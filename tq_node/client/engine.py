@@ -133,11 +133,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self.roster = Roster(
-            self._loop,
-            settings.addresses,
-            token=settings.token,
-            tls=settings.tls,
-            discover=settings.discover,
+            self._loop, settings.addresses, token=settings.token, tls=settings.tls, discover=settings.discover
         )
         self.batcher = Batcher(self._loop, self.roster, settings.batch)
 
@@ -298,11 +294,7 @@ class Engine:
         return found.tasks, found.next
 
     async def _complete(
-        self,
-        ask: Callable[[float], Awaitable[Gathered]],
-        *,
-        partial: bool,
-        deadline: float | None,
+        self, ask: Callable[[float], Awaitable[Gathered]], *, partial: bool, deadline: float | None
     ) -> Gathered:
         """Ask until nothing can be missing: until every partition has been answered for.
 

@@ -13,14 +13,7 @@ from tq_node.cluster.commands import MoveStep, PrimaryStep, Seen
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.placement import plan_copies, plan_primaries, share_max
 from tq_node.cluster.primary_choice import candidates
-from tq_node.cluster.records import (
-    ClusterMap,
-    NodeEntry,
-    NodeStatus,
-    PartitionEntry,
-    copies_wanted,
-    min_isr_wanted,
-)
+from tq_node.cluster.records import ClusterMap, NodeEntry, NodeStatus, PartitionEntry, copies_wanted, min_isr_wanted
 from tq_node.cluster.rules_moves import are_in_sync, are_out_of_sync
 from tq_node.cluster.rules_partitions import allows_min_isr
 from tq_node.types import Epoch, NodeId, PartitionId

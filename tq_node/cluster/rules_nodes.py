@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tq_node.cluster.commands import (
-    DrainNode,
-    NodeDown,
-    RegisterNode,
-    Registration,
-    RemoveNode,
-    UndrainNode,
-)
+from tq_node.cluster.commands import DrainNode, NodeDown, RegisterNode, Registration, RemoveNode, UndrainNode
 from tq_node.cluster.map_edit import MapEdit, replace
 from tq_node.cluster.primary_choice import elect, next_epoch, without_dead, without_removed
 from tq_node.cluster.records import HANDLERS_LEVEL, NodeEntry, NodeStatus, PartitionEntry, Recovery, min_isr_wanted

@@ -77,9 +77,7 @@ def show_cluster(cluster_map: ClusterMap, liveness: Liveness, group: Group, now_
 
 
 def show_partitions(
-    cluster_map: ClusterMap,
-    progress: Mapping[int, Progress] = NOTHING_KNOWN,
-    waiting: Mapping[int, str] = NOBODY_WAITS,
+    cluster_map: ClusterMap, progress: Mapping[int, Progress] = NOTHING_KNOWN, waiting: Mapping[int, str] = NOBODY_WAITS
 ) -> list[PartitionView]:
     """:param progress: of the partitions that this node leads; of the others nothing is known here
     but the cluster map."""

@@ -177,10 +177,7 @@ class NodeService(Service):
         self._look_around()
         self._look_for_failure()
         self._store = open_store(
-            settings.data_dir,
-            reactor=self._reactor,
-            on_broken=self._store_broken,
-            on_commit=metrics.committed,
+            settings.data_dir, reactor=self._reactor, on_broken=self._store_broken, on_commit=metrics.committed
         )
         self._undo.append(self._store.close)
         self._clock = Clock(self._reactor)
@@ -188,12 +185,7 @@ class NodeService(Service):
             settings, credentials, self._store.meta(), self._clock.wall_us(), os.urandom, self.registry.announced.kind
         )
         member = self._member = Member(
-            settings,
-            self._reactor,
-            self._store,
-            self._clock,
-            identity,
-            on_older_cluster=self._end_with_line,
+            settings, self._reactor, self._store, self._clock, identity, on_older_cluster=self._end_with_line
         )
         self._lock = WorkersLock(settings.data_dir / "workers.lock")
         self._undo.append(self._lock.close)

@@ -13,15 +13,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from tq_node.observe.labels import OTHER, cut
 from tq_node.observe.metrics import Metrics, PairCounts
-from tq_node.observe.text_format import (
-    OPENMETRICS,
-    TEXT,
-    family,
-    head,
-    histogram_block,
-    labelled,
-    number_block,
-)
+from tq_node.observe.text_format import OPENMETRICS, TEXT, family, head, histogram_block, labelled, number_block
 from tq_node.types import STATE_LABELS, State
 
 _FINAL = tuple(state for state in State if state.is_final)

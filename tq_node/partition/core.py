@@ -9,16 +9,7 @@ from tq_node.errors import Unsound
 from tq_node.partition.effects import AskEpoch, Outbox, Ready, SteppedDown
 from tq_node.partition.entries import Effect, Entry
 from tq_node.partition.leases import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
-from tq_node.partition.messages import (
-    Ack,
-    AnyMessage,
-    Append,
-    Reject,
-    RejectCode,
-    SnapAck,
-    Sync,
-    SyncOk,
-)
+from tq_node.partition.messages import Ack, AnyMessage, Append, Reject, RejectCode, SnapAck, Sync, SyncOk
 from tq_node.partition.primary import Primary
 from tq_node.partition.progress import ReplicaProgress
 from tq_node.partition.record import Record

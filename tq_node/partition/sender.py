@@ -24,12 +24,7 @@ class Sender(Generic[News]):
     the log begins too late."""
 
     def __init__(
-        self,
-        log: ReplicaLog[News],
-        record: Record,
-        settings: ReplicationSettings,
-        budget: Budget,
-        outbox: Outbox[News],
+        self, log: ReplicaLog[News], record: Record, settings: ReplicationSettings, budget: Budget, outbox: Outbox[News]
     ) -> None:
         self.epoch = record.epoch
         self.streams: dict[NodeId, ReplicaProgress] = {}

@@ -21,12 +21,7 @@ class Snapshots(Generic[News]):
     are open, ``rate`` how fast they go."""
 
     def __init__(
-        self,
-        log: ReplicaLog[News],
-        epoch: int,
-        settings: ReplicationSettings,
-        rate: CopyRate,
-        outbox: Outbox[News],
+        self, log: ReplicaLog[News], epoch: int, settings: ReplicationSettings, rate: CopyRate, outbox: Outbox[News]
     ) -> None:
         self._log = log
         self._epoch = epoch

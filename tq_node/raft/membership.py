@@ -9,14 +9,7 @@ from __future__ import annotations
 
 from tq_node.errors import Busy
 from tq_node.raft import quorum
-from tq_node.raft.messages import (
-    Change,
-    ChangeKind,
-    Configuration,
-    ConfigurationChange,
-    EntryKind,
-    encode_change,
-)
+from tq_node.raft.messages import Change, ChangeKind, Configuration, ConfigurationChange, EntryKind, encode_change
 from tq_node.raft.replication import Replication
 from tq_node.raft.settings import ChangeRefused, NotLeader
 from tq_node.raft.state import NodeState

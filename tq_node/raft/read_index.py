@@ -14,13 +14,7 @@ from typing import NamedTuple
 
 from tq_node.errors import Busy, Unsound
 from tq_node.raft import quorum
-from tq_node.raft.messages import (
-    Heartbeat,
-    HeartbeatReply,
-    ReadReply,
-    ReadRequest,
-    ReadState,
-)
+from tq_node.raft.messages import Heartbeat, HeartbeatReply, ReadReply, ReadRequest, ReadState
 from tq_node.raft.settings import NotLeader
 from tq_node.raft.state import NodeState
 from tq_node.types import NodeId

@@ -11,15 +11,7 @@ from collections.abc import Sequence
 from tq_node.errors import Busy, PayloadTooLarge, Unsound
 from tq_node.raft import quorum
 from tq_node.raft.lost_log import LostLog
-from tq_node.raft.messages import (
-    ENTRY_OVERHEAD_BYTES,
-    Append,
-    AppendReply,
-    Entry,
-    EntryKind,
-    Heartbeat,
-    HeartbeatReply,
-)
+from tq_node.raft.messages import ENTRY_OVERHEAD_BYTES, Append, AppendReply, Entry, EntryKind, Heartbeat, HeartbeatReply
 from tq_node.raft.progress import Mode, Progress
 from tq_node.raft.read_index import ReadIndex
 from tq_node.raft.settings import NotLeader

@@ -46,9 +46,7 @@ class WallClock:
     """
 
     def __init__(
-        self,
-        wall_ns: Callable[[], int] = time.time_ns,
-        mono_ns: Callable[[], int] = time.monotonic_ns,
+        self, wall_ns: Callable[[], int] = time.time_ns, mono_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._wall_ns = wall_ns
         self._mono_ns = mono_ns
@@ -139,11 +137,7 @@ class Loop:
     """
 
     def __init__(
-        self,
-        reactor: IReactorTime,
-        seconds: float,
-        call: Callable[[], Awaitable[None] | None],
-        what: str,
+        self, reactor: IReactorTime, seconds: float, call: Callable[[], Awaitable[None] | None], what: str
     ) -> None:
         self._reactor = reactor
         self._seconds = seconds

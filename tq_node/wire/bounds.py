@@ -6,15 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tq_node.limits import (
-    ENTRY_BYTES_MAX,
-    HELP_BYTES_MAX,
-    HELP_CLAIMS_MAX,
-    KIB,
-    LIST_BYTES_MAX,
-    MIB,
-    PAYLOAD_BYTES_MAX,
-)
+from tq_node.limits import ENTRY_BYTES_MAX, HELP_BYTES_MAX, HELP_CLAIMS_MAX, KIB, LIST_BYTES_MAX, MIB, PAYLOAD_BYTES_MAX
 
 # --- before a peer has proven who it is ---
 HANDSHAKE_BYTES_MAX = 4 * KIB

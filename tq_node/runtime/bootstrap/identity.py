@@ -165,12 +165,7 @@ def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
 
 
 def founding_identity(
-    *,
-    partition_count: int,
-    replication_factor: int,
-    keeps_secret: bool,
-    random_bytes: RandomBytes,
-    now_us: int,
+    *, partition_count: int, replication_factor: int, keeps_secret: bool, random_bytes: RandomBytes, now_us: int
 ) -> Belonging:
     """A cluster that there has never been.
 

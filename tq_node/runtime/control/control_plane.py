@@ -123,14 +123,7 @@ class ControlPlane:
     Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``, and replication's ``Surroundings``.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        store: Store,
-        run: ThisRun,
-        transport: Transport,
-        outside: Outside,
-    ) -> None:
+    def __init__(self, clock: Clock, store: Store, run: ThisRun, transport: Transport, outside: Outside) -> None:
         self.local = run.local
         self.machine = ClusterMachine(self._map_changed)
         self.link = self.pool = transport.pool_of(self)

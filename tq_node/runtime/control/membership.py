@@ -464,12 +464,7 @@ class Membership:
             and not self._pending
         )
         decision = decide(
-            self.map,
-            self.liveness,
-            self._view(),
-            now_ms,
-            pending=tuple(self._pending.values()),
-            plan=not rests,
+            self.map, self.liveness, self._view(), now_ms, pending=tuple(self._pending.values()), plan=not rests
         )
         if not rests:
             self.waiting = decision.waiting

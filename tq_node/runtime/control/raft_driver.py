@@ -112,14 +112,7 @@ class RaftDriver:
     """
 
     def __init__(
-        self,
-        me: NodeId,
-        store: Store,
-        clock: Clock,
-        machine: StateMachine,
-        outputs: RaftOutputs,
-        *,
-        seed: int,
+        self, me: NodeId, store: Store, clock: Clock, machine: StateMachine, outputs: RaftOutputs, *, seed: int
     ) -> None:
         self.me = me
         self.core = RaftCore(me, seed=seed)

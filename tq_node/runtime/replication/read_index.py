@@ -44,12 +44,7 @@ class ReadIndex:
         holds it up (F36).
     """
 
-    def __init__(
-        self,
-        driver: ReplicaDriver,
-        clock: Clock,
-        send: Callable[[NodeId, bytes], bool],
-    ) -> None:
+    def __init__(self, driver: ReplicaDriver, clock: Clock, send: Callable[[NodeId, bytes], bool]) -> None:
         self._driver = driver
         self._clock = clock
         self._send = send

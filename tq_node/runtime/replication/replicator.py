@@ -259,11 +259,7 @@ class PeerBox:
         restarted.
     """
 
-    def __init__(
-        self,
-        send: Callable[[NodeId, bytes], bool],
-        on_lost: Callable[[NodeId], None],
-    ) -> None:
+    def __init__(self, send: Callable[[NodeId, bytes], bool], on_lost: Callable[[NodeId], None]) -> None:
         self._send = send
         self._on_lost = on_lost
         self._gathered: dict[NodeId, list[bytes]] = {}

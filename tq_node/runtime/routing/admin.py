@@ -14,15 +14,7 @@ from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.views import STATUSES, Group, count_moves, count_short, show_cluster, show_partitions
-from tq_node.errors import (
-    ClusterRefused,
-    Denied,
-    LastNode,
-    NoSuchNode,
-    NoSuchPartition,
-    NotReady,
-    TaskQueueError,
-)
+from tq_node.errors import ClusterRefused, Denied, LastNode, NoSuchNode, NoSuchPartition, NotReady, TaskQueueError
 from tq_node.facade import Invitation, NotReadyReason, ReadyNote
 from tq_node.limits import CLUSTER_NAME
 from tq_node.raft.lost_log import Claim

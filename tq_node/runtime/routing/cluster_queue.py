@@ -12,17 +12,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
 from tq_node.errors import NotPrimary, TaskQueueError
-from tq_node.facade import (
-    Accepted,
-    EventBatch,
-    ListQuery,
-    Read,
-    ReadyNote,
-    Stats,
-    Submission,
-    Subscription,
-    TaskPage,
-)
+from tq_node.facade import Accepted, EventBatch, ListQuery, Read, ReadyNote, Stats, Submission, Subscription, TaskPage
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.routing.admin import ClusterAdmin

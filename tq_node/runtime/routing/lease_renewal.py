@@ -25,11 +25,7 @@ class LeaseRenewer:
     """:param primary_of: the primary of a partition by the cluster map, None where there is none."""
 
     def __init__(
-        self,
-        local: LocalQueue,
-        client: PeerClient,
-        clock: Clock,
-        primary_of: Callable[[int], NodeId | None],
+        self, local: LocalQueue, client: PeerClient, clock: Clock, primary_of: Callable[[int], NodeId | None]
     ) -> None:
         self._local = local
         self._client = client

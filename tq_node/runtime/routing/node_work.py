@@ -60,13 +60,7 @@ class NodeWork:
         offers = WorkOffers(local, client, clock, self._able_peers, types_of=self.handlers.types_of)
         local.on_ready = offers.noticed
         stealer = WorkStealer(
-            local,
-            client,
-            leases,
-            clock,
-            lambda: self._worker,
-            may_help=self._may_help,
-            give_back=self._give_back,
+            local, client, leases, clock, lambda: self._worker, may_help=self._may_help, give_back=self._give_back
         )
         loops = []
         if (after_ms := state.settings.no_handler_after_ms) is not None:

@@ -21,12 +21,7 @@ from tq_node.runtime.peer_calls import BOX_CALLS_MAX, CALL_S, PeerCall, for_task
 from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
-from tq_node.wire.errors import (
-    MalformedBox,
-    PeerUnreachable,
-    WireRefusal,
-    decode_error,
-)
+from tq_node.wire.errors import MalformedBox, PeerUnreachable, WireRefusal, decode_error
 from tq_node.wire.pool import PeerPool
 
 _log = Logger(namespace="taskqueue.forwarding")

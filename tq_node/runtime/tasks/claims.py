@@ -60,13 +60,7 @@ class _ClaimRound(msgspec.Struct):
 class Claims:
     """Claims tasks for this node's worker and for other nodes', and books what workers report of their attempts."""
 
-    def __init__(
-        self,
-        table: TaskTable,
-        clock: Clock,
-        settings: QueueSettings,
-        status: NodeStatus,
-    ) -> None:
+    def __init__(self, table: TaskTable, clock: Clock, settings: QueueSettings, status: NodeStatus) -> None:
         self._table = table
         self._clock = clock
         self._settings = settings

@@ -63,11 +63,7 @@ class QueueHooks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def open_local_queue(
-    store: Store,
-    clock: Clock,
-    settings: QueueSettings,
-    metrics: Metrics,
-    hooks: QueueHooks,
+    store: Store, clock: Clock, settings: QueueSettings, metrics: Metrics, hooks: QueueHooks
 ) -> LocalQueue:
     """Recover what is on disk. The queue that comes back leads no partition before ``follow`` names
     one.

@@ -50,12 +50,7 @@ class Submitter:
     """
 
     def __init__(
-        self,
-        table: TaskTable,
-        clock: Clock,
-        settings: QueueSettings,
-        status: NodeStatus,
-        horizons: dict[int, int],
+        self, table: TaskTable, clock: Clock, settings: QueueSettings, status: NodeStatus, horizons: dict[int, int]
     ) -> None:
         self._table = table
         self._clock = clock
