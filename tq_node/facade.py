@@ -171,11 +171,9 @@ class Subscription(Protocol):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The right to run one attempt, committed. ``payload`` is JSON.
-
-    ``queue`` is empty, and ``max_attempts`` and ``created_us`` are 0, where the node that made it
-    is of a release that does not say. ``failures``: attempts before this one that have failed.
-    """
+    """The right to run one attempt, committed. ``payload`` is JSON. ``queue`` is empty, and
+    ``max_attempts`` and ``created_us`` are 0, where the node that made it is of a release that does
+    not say. ``failures``: attempts before this one that have failed."""
 
     task_id: str
     task_type: str

@@ -66,9 +66,7 @@ class Backoff(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class TaskSpec(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What the submitter gave, with the defaults filled in. It never changes after the submit.
-
-    ``payload`` is compact JSON. ``content_hash`` is over the fields as sent.
-    """
+    ``payload`` is compact JSON. ``content_hash`` is over the fields as sent."""
 
     id: TaskId
     type: str
@@ -224,11 +222,8 @@ class ClusterView(msgspec.Struct, frozen=True):
 
 class PartitionMove(msgspec.Struct, frozen=True):
     """A move in progress; ``stage`` is ``copying``, ``handing_over``, ``shrinking`` or
-    ``finishing``.
-
-    ``bytes_left`` and ``percent`` are null but at the primary; ``percent`` is 100 once all
-    newcomers are in sync.
-    """
+    ``finishing``. ``bytes_left`` and ``percent`` are null but at the primary; ``percent`` is 100
+    once all newcomers are in sync."""
 
     stage: str
     bytes_left: int | None
@@ -237,11 +232,8 @@ class PartitionMove(msgspec.Struct, frozen=True):
 
 class PartitionView(msgspec.Struct, frozen=True):
     """One partition; nodes by name, null if unknown. ``replicas`` exclude the primary, ``in_sync``
-    begins with it.
-
-    ``lag``: how many sequences each replica is behind, if known. ``waiting`` stands only while the
-    partition should move and can't: why. ``move`` stands only while it moves.
-    """
+    begins with it. ``lag``: how many sequences each replica is behind, if known. ``waiting`` stands
+    only while the partition should move and can't: why. ``move`` stands only while it moves."""
 
     partition: int
     primary: str | None

@@ -122,9 +122,8 @@ class Watch:
 
     async def _listen(self) -> None:
         """The stream while it lasts. Its end is the first sign that a node went: look at once.
-
-        Polling goes on beside it all the time, and is what remains where streams are refused or cut by a proxy.
-        """
+        Polling goes on beside it all the time, and is what remains where streams are refused or cut
+        by a proxy."""
         while True:
             try:
                 async for events in self._client.events():

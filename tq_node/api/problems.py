@@ -71,10 +71,8 @@ class SubmitNotConfirmed(errors.NotConfirmed):
 
 
 class PeerUnreachable(TaskQueueError):
-    """Another node that the call needs is unreachable or refuses this node; nothing was done.
-
-    Also stands for refusals between nodes that the HTTP API has no code for.
-    """
+    """Another node that the call needs is unreachable or refuses this node; nothing was done. Also
+    stands for refusals between nodes that the HTTP API has no code for."""
 
     status, code, title, retryable = 503, "peer_unreachable", "Another node could not be asked", True
 

@@ -163,11 +163,9 @@ class Payloads:
 
 
 def _check_count(raw: bytes, at: str) -> None:
-    """Refuse a payload of too many values before it is decoded, which is what would cost.
-
-    Each element but the first of its container stands behind a comma. Strings may hold commas, too:
-    if that could matter, they are removed first.
-    """
+    """Refuse a payload of too many values before it is decoded, which is what would cost. Each
+    element but the first of its container stands behind a comma. Strings may hold commas, too: if
+    that could matter, they are removed first."""
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < limits.PAYLOAD_VALUES_MAX:
         return
     bare = _json_string.sub(b"", raw)
@@ -216,10 +214,8 @@ _encode_in_order = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Bodies:
-    """Turns bodies of requests into submissions; decoders are built once.
-
-    Each method may raise a ``TaskQueueError`` that names the field; none raises a decoder's error.
-    """
+    """Turns bodies of requests into submissions; decoders are built once. Each method may raise a
+    ``TaskQueueError`` that names the field; none raises a decoder's error."""
 
     def __init__(self, payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX) -> None:
         self._decode_one = msgspec.json.Decoder(SubmitRequest).decode
@@ -366,11 +362,8 @@ def idempotency_key(header: bytes) -> str:
 
 def content_hash(task: SubmitRequest, payload: object) -> bytes:
     """16 bytes over all fields as sent but ``id``: tells a repeated submit from a different task
-    with its id.
-
-    Hashed is the JSON, with sorted keys, of the fields that are not null. It is stored, so part of
-    the data format.
-    """
+    with its id. Hashed is the JSON, with sorted keys, of the fields that are not null. It is
+    stored, so part of the data format."""
     sent: dict[str, object] = {} if payload is None else {"payload": payload}
     for name in _HASHED:
         value = getattr(task, name)

@@ -70,8 +70,7 @@ class LogLineOut(msgspec.Struct):
 
 class WaitsForOut(msgspec.Struct):
     """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the
-    node that answers knows it.
-    """
+    node that answers knows it."""
 
     kind: str
     since: str
@@ -166,9 +165,7 @@ class QueueDone(msgspec.Struct):
 
 class EventData(msgspec.Struct, rename={"from_": "from"}):
     """One state transition, the ``data`` of an event; ``from`` is null when the task was created.
-
-    ``node`` is the primary's name; null if the partition has no primary when the event is sent.
-    """
+    ``node`` is the primary's name; null if the partition has no primary when the event is sent."""
 
     task_id: str
     type: str

@@ -29,11 +29,8 @@ class HandlerDefaults(msgspec.Struct, omit_defaults=True):
 
 
 class HandlerOut(msgspec.Struct):
-    """A handler and the nodes that have it; type ``*`` handles every type without a handler.
-
-    Nodes with other defaults, as during a deploy, or that differ in ``simulated``, are another
-    item.
-    """
+    """A handler and the nodes that have it; type ``*`` handles every type without a handler. Nodes
+    with other defaults, as during a deploy, or that differ in ``simulated``, are another item."""
 
     type: str
     nodes: list[str]

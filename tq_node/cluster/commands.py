@@ -38,10 +38,8 @@ class Command(msgspec.Struct, frozen=True, array_like=True):
 
 class Registration(Value, frozen=True):
     """What a node says of itself. ``nonce``: random, new at each start; ``incarnation``: raised and
-    synced at each start.
-
-    ``handlers`` counts from ``HANDLERS_LEVEL`` on: who joins can't know the level before.
-    """
+    synced at each start. ``handlers`` counts from ``HANDLERS_LEVEL`` on: who joins can't know the
+    level before."""
 
     node_id: NodeId
     name: NodeName
@@ -129,11 +127,9 @@ class UndrainNode(Command, frozen=True, tag=5):
 
 
 class RemoveNode(Command, frozen=True, tag=6):
-    """Remove a node that holds no copies, or one that an operator says is lost for good.
-
-    ``empty``: partitions that hold no task by the node's last report; they may start again
-    elsewhere if it held their last copy.
-    """
+    """Remove a node that holds no copies, or one that an operator says is lost for good. ``empty``:
+    partitions that hold no task by the node's last report; they may start again elsewhere if it
+    held their last copy."""
 
     node_id: NodeId
     session: int

@@ -23,10 +23,8 @@ _U32 = 0xFFFFFFFF
 
 def partition_of(task_id: str, *, seed: int, partition_count: int) -> int:
     """The partition of ``task_id``: murmur3_32 over its UTF-8 bytes, unsigned, modulo the count.
-
     The function is part of the data format: values are pinned in a test, seed and count are fixed
-    when the cluster is born. Source: replication.md, section 9.
-    """
+    when the cluster is born. Source: replication.md, section 9."""
     return mmh3.hash(task_id, seed, signed=False) % partition_count
 
 
@@ -34,10 +32,8 @@ def first_in(
     head: str, tails: Sequence[str], begin: int, partitions: Collection[int], *, seed: int, partition_count: int
 ) -> int | None:
     """Which of ``tails``, from ``begin`` on, makes ``head`` an id whose ``partition_of`` is among
-    ``partitions``; None: none.
-
-    The formula again, without a call for each try: tens of them go to one id.
-    """
+    ``partitions``; None: none. The formula again, without a call for each try: tens of them go to
+    one id."""
     hash_of = mmh3.hash
     for at in range(begin, len(tails)):
         if hash_of(head + tails[at], seed, False) % partition_count in partitions:

@@ -70,11 +70,8 @@ class NodeEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_u
 
 class Recovery(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """A choice outside R1, kept for ever. ``reason``: ``unsafe`` (an operator's order) or
-    ``removed_empty``.
-
-    A copy whose promise is below ``epoch`` holds another history: it starts again from nothing
-    instead of halting (R15, I5).
-    """
+    ``removed_empty``. A copy whose promise is below ``epoch`` holds another history: it starts
+    again from nothing instead of halting (R15, I5)."""
 
     log_index: int
     epoch: Epoch

@@ -88,10 +88,7 @@ def is_within_one_more(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> 
 
 def leaves_enough(edit: MapEdit, entry: PartitionEntry, step: MoveStep) -> bool:
     """Never RF - 1: a move ends with as many copies as the members can hold, or with no fewer than
-    there were.
-
-    Nor with fewer than ``min_isr``: it could never end.
-    """
+    there were. Nor with fewer than ``min_isr``: it could never end."""
     left = len(entry.copies) + len(step.adding) - len(set(step.removing))
     wanted = copies_wanted(edit.nodes, edit.replication_factor)
     return left >= max(1, entry.min_isr, min(wanted, len(entry.copies)))

@@ -103,10 +103,9 @@ class Source(msgspec.Struct):
         return self.node.node_id in self.table.partitions[partition].isr
 
     def rank(self, partition: int) -> tuple[int, int]:
-        """Epoch of the last entry, and its sequence. The copy of the highest rank has all committed entries that the others have:
-        who holds an entry of a later epoch has all that was committed before that epoch (R15), and within an epoch one log is
-        the beginning of the other (I6).
-        """
+        """Epoch of the last entry, and its sequence. The copy of the highest rank has all committed
+        entries that the others have: who holds an entry of a later epoch has all that was committed
+        before that epoch (R15), and within an epoch one log is the beginning of the other (I6)."""
         copy = self.copies.get(partition)
         if copy is None:
             return (0, 0)
@@ -249,10 +248,9 @@ def _choose(sources: Sequence[Source], newest: Source, *, incomplete: bool) -> d
 
 # --- what is made ---
 async def _copy(source: Source, partition: int, target: Store, promised: int) -> None:
-    """Rows, tombstones and horizon as of ``applied``, then the log behind it, which the node itself will apply.
-
-    The last of the log may not have been committed when the snapshot was taken. Nobody was told that it was not.
-    """
+    """Rows, tombstones and horizon as of ``applied``, then the log behind it, which the node itself
+    will apply. The last of the log may not have been committed when the snapshot was taken. Nobody
+    was told that it was not."""
     copy = source.copies[partition]
     snapshot = await source.store.open_snapshot(partition)
     number = 0
@@ -272,10 +270,9 @@ async def _copy(source: Source, partition: int, target: Store, promised: int) ->
 
 
 async def _name(target: Store, old: Source, node_name: NodeName, *, keeps_secret: bool) -> Belonging:
-    """Make the store that of a founder whose first start is yet to come: it writes the first table, above all epochs (R6).
-
-    It is past the birth guard: an older cluster that calls at its address is the very one that it replaces.
-    """
+    """Make the store that of a founder whose first start is yet to come: it writes the first table,
+    above all epochs (R6). It is past the birth guard: an older cluster that calls at its address is
+    the very one that it replaces."""
     birth = old.birth
     belonging = msgspec.structs.replace(
         founding_identity(

@@ -43,10 +43,9 @@ class Ending:
         self._is_bounded = False
 
     def begun(self, code: int) -> None:
-        """The end has begun. One that is not in order after the handlers' time and ``STOP_MARGIN_S`` comes then, with ``code``.
-
-        A second call does nothing. Safe in a signal handler.
-        """
+        """The end has begun. One that is not in order after the handlers' time and
+        ``STOP_MARGIN_S`` comes then, with ``code``. A second call does nothing. Safe in a signal
+        handler."""
         if self._is_bounded:
             return
         self._is_bounded = True

@@ -412,11 +412,8 @@ class PartitionCore(Generic[News]):
 
     def trim_to(self, sequence: int) -> int:
         """The last entry that a transaction which brings the rows to ``sequence`` may drop from the
-        log; 0: none.
-
-        The entries are given up by this call. Never past ``sequence``; some are kept for replicas
-        that lag, within the bounds of ``ReplicationSettings``.
-        """
+        log; 0: none. The entries are given up by this call. Never past ``sequence``; some are kept
+        for replicas that lag, within the bounds of ``ReplicationSettings``."""
         log = self.log
         sequence = min(sequence, log.durable_sequence)
         wanted = min(sequence, log.keeps_from(self._settings.keep_bytes))

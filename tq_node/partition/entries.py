@@ -30,11 +30,8 @@ class EpochStart(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 class Put(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """A task's row after a change. ``spec`` is there only where the row is born (``expected_rev``
-    0).
-
-    ``was`` is the state before, -1 at birth: whoever applies the effect can keep its counts without
-    reading the row.
-    """
+    0). ``was`` is the state before, -1 at birth: whoever applies the effect can keep its counts
+    without reading the row."""
 
     id: str
     expected_rev: _Stored

@@ -15,11 +15,9 @@ Runs = tuple[tuple[int, int], ...]
 
 
 class EpochTable:
-    """The epochs of a log as (epoch, first sequence), from ``log_start`` - 1 on.
-
-    The epoch of the last entry that was trimmed stays known: else a member of the set whose log
-    ends there would have nothing in common with a primary that trimmed up to there.
-    """
+    """The epochs of a log as (epoch, first sequence), from ``log_start`` - 1 on. The epoch of the
+    last entry that was trimmed stays known: else a member of the set whose log ends there would
+    have nothing in common with a primary that trimmed up to there."""
 
     __slots__ = ("_runs", "last_epoch")
 

@@ -16,11 +16,8 @@ Members = frozenset[NodeId]
 # --- what counts ---
 def effective_set(learned: Collection[NodeId], proposed: Collection[NodeId]) -> Members:
     """The set last learned, united with every set proposed and unresolved (R9). Counting less is
-    bug F17.
-
-    A smaller set counts for nothing before it is learned; a larger one counts from before its
-    proposal leaves.
-    """
+    bug F17. A smaller set counts for nothing before it is learned; a larger one counts from before
+    its proposal leaves."""
     return frozenset(learned) | frozenset(proposed)
 
 
@@ -77,10 +74,8 @@ class Commitment:
         self._copies = tuple(copies[node] for node in self.others)
 
     def advance(self, own_durable: int, committed: int) -> int | None:
-        """The new committed sequence; None: it stays ``committed``. On the hot path.
-
-        The least that is durable over the effective set, never below the barrier (R8).
-        """
+        """The new committed sequence; None: it stays ``committed``. On the hot path. The least that
+        is durable over the effective set, never below the barrier (R8)."""
         least = own_durable
         for copy in self._copies:
             least = min(least, copy.acked)
@@ -93,11 +88,9 @@ class Commitment:
 
 # --- who should be in it ---
 class Standing(NamedTuple):
-    """How one copy besides the primary is doing.
-
-    ``lags``: silent, or with something unacknowledged, for longer than ``replica_lag_max_ms``.
-    ``is_fit``: streaming, and stable for as long as its removals for lag ask for.
-    """
+    """How one copy besides the primary is doing. ``lags``: silent, or with something
+    unacknowledged, for longer than ``replica_lag_max_ms``. ``is_fit``: streaming, and stable for as
+    long as its removals for lag ask for."""
 
     node: NodeId
     acked: int

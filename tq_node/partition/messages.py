@@ -34,11 +34,8 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class Sync(Message, frozen=True, tag=1):
     """The first message of an epoch and of a connection. ``epochs``: the epoch table of the
-    primary's log, whose last epoch is open-ended (R15).
-
-    ``reset_epoch``: a copy whose promise is below it holds another history and starts from nothing
-    (unsafe recovery); 0: no copy does.
-    """
+    primary's log, whose last epoch is open-ended (R15). ``reset_epoch``: a copy whose promise is
+    below it holds another history and starts from nothing (unsafe recovery); 0: no copy does."""
 
     epochs: tuple[tuple[Number, Number], ...]
     log_start: Number

@@ -83,11 +83,9 @@ def size_of(entries: tuple[LogEntry, ...]) -> int:
 
 
 class ReplicaProgress:
-    """What the primary of one epoch knows of one other copy.
-
-    ``acked`` is durable there; it decreases only where the replica reports that its store was set
-    back (F14). ``next_sequence`` is sent next, and always above ``acked``.
-    """
+    """What the primary of one epoch knows of one other copy. ``acked`` is durable there; it
+    decreases only where the replica reports that its store was set back (F14). ``next_sequence`` is
+    sent next, and always above ``acked``."""
 
     __slots__ = (
         "_budget",

@@ -86,11 +86,9 @@ class _Heaps:
 
 
 class _Line:
-    """The heads of all lanes that one kind of worker may take from, as a heap.
-
-    Some are stale: only one that is its heap's first entry counts. ``heads`` None: to be made anew
-    when they are asked for.
-    """
+    """The heads of all lanes that one kind of worker may take from, as a heap. Some are stale: only
+    one that is its heap's first entry counts. ``heads`` None: to be made anew when they are asked
+    for."""
 
     __slots__ = ("heads", "types")
 

@@ -29,10 +29,7 @@ ENTRY_OVERHEAD_BYTES = 64
 
 class Committed(Generic[News]):
     """One entry from append to commit. ``news``: what the proposer gave with its effects; empty on
-    a replica.
-
-    The effects of an entry of another node are decoded when they are asked for.
-    """
+    a replica. The effects of an entry of another node are decoded when they are asked for."""
 
     __slots__ = ("_effects", "_payload", "news", "sequence", "size")
 

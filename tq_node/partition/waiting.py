@@ -10,11 +10,8 @@ from tq_node.types import State, TaskRow, WaitsFor
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What a row does not say itself.
-
-    ``without_handler_us``: since when no worker of the cluster has a handler for a type, wall
-    clock; None where one has, or may have.
-    """
+    """What a row does not say itself. ``without_handler_us``: since when no worker of the cluster
+    has a handler for a type, wall clock; None where one has, or may have."""
 
     without_handler_us: Callable[[str], int | None]
 

@@ -60,11 +60,8 @@ _NO_SNAPSHOT = Snapshot()
 
 def founding(voters: Sequence[NodeId], data: bytes = b"") -> tuple[HardState, Snapshot]:
     """What the first node of a cluster persists before it starts: a snapshot as if one entry had
-    been committed.
-
-    It is at index 1, so that whoever joins gets it, and the first configuration with it, as a
-    snapshot.
-    """
+    been committed. It is at index 1, so that whoever joins gets it, and the first configuration
+    with it, as a snapshot."""
     configuration = Configuration(tuple(sorted(voters)))
     return HardState(FOUNDING_TERM), Snapshot(FOUNDING_INDEX, FOUNDING_TERM, configuration, FOUNDING_INDEX, data)
 
@@ -194,11 +191,8 @@ class RaftCore:
 
     def leader_died(self, node: NodeId, now_ms: int) -> None:
         """R5a's evidence about ``node``: its connection broke *and* its port refused twice, 50 ms
-        apart. Never a mere timeout.
-
-        Nothing happens unless it is believed to be the leader. Evidence may be repeated; a wrong
-        one costs at most a pre-vote.
-        """
+        apart. Never a mere timeout. Nothing happens unless it is believed to be the leader.
+        Evidence may be repeated; a wrong one costs at most a pre-vote."""
         self.state.now_ms = now_ms
         self._election.leader_died(node)
 
@@ -302,10 +296,8 @@ class RaftCore:
     # --- snapshots ---
     def snapshot_at(self, log_index: int, data: bytes) -> Snapshot | None:
         """What to persist for a state machine that has applied everything up to ``log_index``.
-        None: a newer one came in.
-
-        Queue its write before the next Ready's; call ``compact`` when it is durable.
-        """
+        None: a newer one came in. Queue its write before the next Ready's; call ``compact`` when it
+        is durable."""
         assert len(data) <= self.state.settings.snapshot_bytes_max, "the state machine has outgrown its snapshots"
         assert log_index <= self.log.applied_index, "a snapshot of what is not applied"
         term = self.log.term(log_index)
@@ -316,10 +308,8 @@ class RaftCore:
 
     def compact(self, snapshot: Snapshot, first_kept: int) -> int:
         """This snapshot is durable: entries below ``first_kept`` may go, at most up to its end.
-        Keep some for slow followers.
-
-        Returns the first log_index still held; the driver may delete what is below it on disk.
-        """
+        Keep some for slow followers. Returns the first log_index still held; the driver may delete
+        what is below it on disk."""
         return self.log.compact(snapshot, first_kept)
 
     # --- Ready ---

@@ -129,8 +129,7 @@ class RaftLog:
     def agreement_at_most(self, log_index: int, term: int) -> tuple[int, int]:
         """The greatest position not above ``log_index`` whose term is not above ``term``: the last
         that may agree with a log that has ``term`` at ``log_index`` (3.5). (0, 0) where that would
-        be below the offset.
-        """
+        be below the offset."""
         position = min(log_index, self.last_index)
         while (known := self.term(position)) is not None and known > term:
             position -= 1
@@ -145,11 +144,8 @@ class RaftLog:
 
     def try_append(self, prev_index: int, prev_term: int, entries: Sequence[Entry]) -> int | None:
         """What a follower does with an Append (3.5). Returns the index of the last entry now known
-        to be the leader's, or None.
-
-        What is here already stays; the log is cut only where an entry conflicts, for an old Append
-        may come late.
-        """
+        to be the leader's, or None. What is here already stays; the log is cut only where an entry
+        conflicts, for an old Append may come late."""
         if not self.matches(prev_index, prev_term):
             return None
         first_new = self.first_conflict(entries)
@@ -216,10 +212,7 @@ class RaftLog:
 
     def compact(self, snapshot: Snapshot, first_kept: int) -> int:
         """Drop entries below ``first_kept``, at most up to the end of the (durable) snapshot.
-        Returns the first entry kept.
-
-        An older snapshot than the one held changes nothing.
-        """
+        Returns the first entry kept. An older snapshot than the one held changes nothing."""
         assert snapshot.log_index <= self.applied_index
         if snapshot.log_index >= self.snapshot.log_index and not self.snapshot_waits:
             assert self.matches(snapshot.log_index, snapshot.term), "the snapshot is not of this log"

@@ -69,10 +69,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
 
 class ConfigurationChange(msgspec.Struct, frozen=True, array_like=True):
     """What a CONFIGURATION entry holds: the *whole* new configuration, the change that led to it,
-    and the proposer's words.
-
-    ``context`` is opaque; it comes back to whoever applies the entry.
-    """
+    and the proposer's words. ``context`` is opaque; it comes back to whoever applies the entry."""
 
     configuration: Configuration
     change: Change

@@ -28,9 +28,7 @@ class Mode(enum.IntEnum):
 
 class Progress:
     """``match_index``: durable there and equal to ours; decreases only where the follower says that
-    it has lost it.
-
-    ``next_index``: what is sent next, always above it."""
+    it has lost it. ``next_index``: what is sent next, always above it."""
 
     __slots__ = (
         "acked_round",

@@ -22,11 +22,8 @@ def majority(voters: int) -> int:
 
 def majority_value(values: Mapping[NodeId, int], voters: Collection[NodeId]) -> int:
     """The greatest value that a majority of the voters has reached; a voter without a value counts
-    as 0, no voters as 0.
-
-    With match indexes this is what may be committed by counting (dissertation, 3.5); with
-    acknowledged rounds, what is confirmed.
-    """
+    as 0, no voters as 0. With match indexes this is what may be committed by counting
+    (dissertation, 3.5); with acknowledged rounds, what is confirmed."""
     if not voters:
         return 0
     descending = sorted((values.get(voter, 0) for voter in voters), reverse=True)

@@ -86,11 +86,8 @@ class Replication:
 
     def send(self, target: NodeId, *, after_heartbeat: bool = False) -> None:
         """Whatever the follower's window has room for: entries, or news of the commit index, or a
-        probe.
-
-        ``after_heartbeat``: it lacks something and may have lost it; even with a full window an
-        empty append will tell.
-        """
+        probe. ``after_heartbeat``: it lacks something and may have lost it; even with a full window
+        an empty append will tell."""
         while self._send_one(target, after_heartbeat):
             after_heartbeat = False
 

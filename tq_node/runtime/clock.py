@@ -131,10 +131,8 @@ class Timer:
 
 class Loop:
     """A call each so many seconds, one round after another, at once at first. A round that raises
-    is logged, and the next comes.
-
-    It keeps to the beats of its reactor; those that were missed are skipped.
-    """
+    is logged, and the next comes. It keeps to the beats of its reactor; those that were missed are
+    skipped."""
 
     def __init__(
         self, reactor: IReactorTime, seconds: float, call: Callable[[], Awaitable[None] | None], what: str

@@ -18,11 +18,9 @@ from tq_node.partition.entries import Entry
 
 
 class RowWrite(msgspec.Struct, gc=False):
-    """The new content of a row, several effects on one task folded together.
-
-    ``expected_rev`` is the revision stored before (0: not there). ``spec`` and the four columns
-    behind it are given where the row is born, and only there.
-    """
+    """The new content of a row, several effects on one task folded together. ``expected_rev`` is
+    the revision stored before (0: not there). ``spec`` and the four columns behind it are given
+    where the row is born, and only there."""
 
     id: str
     partition: int
@@ -77,11 +75,8 @@ class ConsensusWrite(msgspec.Struct, frozen=True):
 
 class StagedChunk(msgspec.Struct, frozen=True, gc=False):
     """One chunk of a snapshot on its way in, as ``PartitionSnapshot.read`` gave it and
-    ``SnapshotCheck`` has passed it.
-
-    ``number`` counts from 0; chunk 0 begins anew and forgets what was staged of the partition
-    before.
-    """
+    ``SnapshotCheck`` has passed it. ``number`` counts from 0; chunk 0 begins anew and forgets what
+    was staged of the partition before."""
 
     partition: int
     number: int
@@ -90,11 +85,8 @@ class StagedChunk(msgspec.Struct, frozen=True, gc=False):
 
 class Install(msgspec.Struct, frozen=True):
     """Put what is staged in the place of the partition's content (replication.md, section 6,
-    catch-up).
-
-    ``epochs`` is what the snapshot says: (epoch, first_sequence), ascending, none past ``applied``.
-    ``digest``, where it is given, is that of the chunks (``SnapshotCheck.digest``).
-    """
+    catch-up). ``epochs`` is what the snapshot says: (epoch, first_sequence), ascending, none past
+    ``applied``. ``digest``, where it is given, is that of the chunks (``SnapshotCheck.digest``)."""
 
     partition: int
     applied: int
@@ -121,22 +113,18 @@ class Batch(msgspec.Struct):
     promises: dict[int, int] = {}
     drops: list[int] = []
     """Partitions to forget: rows, tombstones, log, epochs, horizon, applied, what is staged.
-    ``promised`` stays (R13).
-    """
+    ``promised`` stays (R13)."""
     unstage: list[int] = []
     """Partitions of which nothing shall be staged any more."""
     stage: list[StagedChunk] = []
     """Chunks stored apart until installed, seen by no read. Opening the store discards them: a
-    crash gives up the snapshot.
-    """
+    crash gives up the snapshot."""
     installs: list[Install] = []
     """Rows, tombstones, epochs and ``applied`` are then the snapshot's, the log is empty behind
-    them. ``promised`` stays.
-    """
+    them. ``promised`` stays."""
     cuts: dict[int, int] = {}
     """Partition -> highest sequence kept. Records above it go, and epochs that begin above it.
-    Never below ``applied`` (I5).
-    """
+    Never below ``applied`` (I5)."""
     epochs: list[tuple[int, int, int]] = []
     """(partition, epoch, first_sequence), both greater than those before."""
     rows: list[RowWrite] = []
@@ -178,12 +166,9 @@ class OpenRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class PartitionLog(msgspec.Struct, frozen=True):
-    """The durable state of one partition.
-
-    ``epochs`` ascends: (epoch, first_sequence). The first covers ``log_start`` - 1, so that the
-    epoch of the record before the log is known too: whoever is sent the log from its start must
-    have that very record last (R15).
-    """
+    """The durable state of one partition. ``epochs`` ascends: (epoch, first_sequence). The first
+    covers ``log_start`` - 1, so that the epoch of the record before the log is known too: whoever
+    is sent the log from its start must have that very record last (R15)."""
 
     partition: int
     promised: int
@@ -281,10 +266,7 @@ class PartitionSnapshot(Protocol):
 
 class Store(Protocol):
     """See the module's docstring. Every Deferred may fail with StoreBroken, after which no call
-    succeeds.
-
-    ``partitions`` as an argument means these alone; None means all.
-    """
+    succeeds. ``partitions`` as an argument means these alone; None means all."""
 
     def commit(self, batch: Batch) -> Deferred[None]:
         """Make the batch durable. Batches become durable in the order given.
@@ -324,16 +306,12 @@ class Store(Protocol):
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
         """(applied, digest) at one moment: equal content at equal ``applied`` has equal digests on
-        every copy (I11).
-
-        Over rows and tombstones in the order of their ids, by what ``snapshots`` makes of them.
-        Costs a pass over all ids.
-        """
+        every copy (I11). Over rows and tombstones in the order of their ids, by what ``snapshots``
+        makes of them. Costs a pass over all ids."""
 
     def sizes(self) -> dict[int, PartitionSize]:
         """How much each partition holds that holds anything, about as of now. Synchronous, and no
-        dearer for many tasks.
-        """
+        dearer for many tasks."""
 
     def partition_bytes(self) -> dict[int, int]:
         """``PartitionSize.bytes`` by partition."""
@@ -347,10 +325,8 @@ class Store(Protocol):
         self, partitions: Collection[int] | None = None, *, from_state: int = 0
     ) -> Deferred[list[tuple[int, str, int, int]]]:
         """(partition, queue, state, rows) for every combination that occurs, of states from
-        ``from_state`` on.
-
-        Costs a pass over an index: all rows in these states, whatever their partition.
-        """
+        ``from_state`` on. Costs a pass over an index: all rows in these states, whatever their
+        partition."""
 
     def open_rows(
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None

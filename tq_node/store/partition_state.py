@@ -14,8 +14,7 @@ from tq_node.store.snapshots import ROW_BYTES_ABOUT, TOMBSTONE_BYTES_ABOUT, Chun
 
 class LogState:
     """The log of one partition. Invariant: the records ``trimmed`` + 1 to ``last`` are stored,
-    ``trimmed`` <= ``applied``.
-    """
+    ``trimmed`` <= ``applied``."""
 
     __slots__ = ("applied", "epochs", "horizon_us", "last", "promised", "trimmed")
 
@@ -76,10 +75,8 @@ class LogState:
 
 class Extent:
     """How much one generation of a partition's content holds (see ``sqlite.generations``).
-
     ``log_from``: the partition's log records at lower positions of the table belong to replaced
-    content and are dead.
-    """
+    content and are dead."""
 
     __slots__ = ("content_bytes", "generation", "log_from", "rows", "tombstones")
 

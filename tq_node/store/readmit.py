@@ -38,10 +38,8 @@ def mark_failed(directory: Path, why: str) -> None:
 
 def why_failed(directory: Path) -> str | None:
     """What ``mark_failed`` said of the store that lies there; None where it has not failed. To be
-    asked before it is opened.
-
-    A mark without a store is what an interrupted ``set_store_aside`` leaves at its end; it goes.
-    """
+    asked before it is opened. A mark without a store is what an interrupted ``set_store_aside``
+    leaves at its end; it goes."""
     mark = directory / FAILED_MARK
     if not (directory / DATABASE_NAME).exists():
         with contextlib.suppress(OSError):

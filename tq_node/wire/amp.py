@@ -65,8 +65,7 @@ class Responder(NamedTuple):
     respond: Callable[..., Any]
     is_counted: bool = True
     """Whether the command counts against the bounds, and is refused as busy past them. False for
-    what is done at once.
-    """
+    what is done at once."""
 
 
 class BoundedAMP(amp.AMP):
@@ -118,8 +117,7 @@ class BoundedAMP(amp.AMP):
 
     def trust(self, budget: ByteBudget) -> None:
         """The peer is authenticated: boxes of full size from here on, counted in ``budget`` while
-        handlers work on them.
-        """
+        handlers work on them."""
         self._parser.caps = bounds.PEER
         self._budget = budget
 

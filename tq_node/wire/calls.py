@@ -80,8 +80,7 @@ class Deadlines(Generic[K]):
 
 class _Call:
     """A call that waits for its answer. ``waiter`` is None once the caller has cancelled it; the
-    answer is still expected.
-    """
+    answer is still expected."""
 
     __slots__ = ("command", "grace_s", "parts", "size", "waiter")
 
@@ -130,8 +129,7 @@ class OutboundCalls:
 
     def answered(self, tag: bytes, box: Box, size: int, proto: object) -> None:
         """An answer, or a part of one, has arrived. :raises WireRefusal: nothing was asked under
-        ``tag``; the connection must end.
-        """
+        ``tag``; the connection must end."""
         call = self._known(tag)
         if MORE in box or call.parts is not None:
             call.size += size
@@ -155,8 +153,7 @@ class OutboundCalls:
 
     def refused(self, tag: bytes, box: Box) -> None:
         """An error has arrived as the answer. :raises WireRefusal: nothing was asked under ``tag``;
-        the connection must end.
-        """
+        the connection must end."""
         self._known(tag)
         try:
             error = errors.decode_error(box.get(amp.ERROR_CODE, b"").decode("latin-1"), box.get(BODY, b""))

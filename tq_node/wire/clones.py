@@ -21,8 +21,7 @@ from tq_node.wire.handshake import Dialled, PeerIdentity
 
 STEPS = 30
 """The wait is cut into this many parts: after a pause of this process, what lies in the sockets is
-read before the next part (F40).
-"""
+read before the next part (F40)."""
 
 
 class Connected(Protocol):
@@ -35,8 +34,7 @@ class Connected(Protocol):
 
 class CloneCheck:
     """Refuses a later run while an earlier one is connected and not silent. Mostly the kernel has
-    closed that one long ago.
-    """
+    closed that one long ago."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor

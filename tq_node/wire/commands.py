@@ -22,8 +22,7 @@ Arguments = list[tuple[bytes, Argument]]
 
 class Lane(enum.StrEnum):
     """One connection to a peer for one purpose, so that a megabyte in one never holds up a
-    heartbeat in the other (F36).
-    """
+    heartbeat in the other (F36)."""
 
     CONSENSUS = "consensus"
     BULK = "bulk"
@@ -46,8 +45,7 @@ class PeerCommand(Command):
     @classmethod
     def makeArguments(cls, objects: dict[str, Any], proto: Any) -> Any:
         """What AMP's own does, without making identifiers of all names for each box; whatever is
-        odd is left to that.
-        """
+        odd is left to that."""
         if len(objects) != len(cls.arguments):
             return super().makeArguments(objects, proto)
         box = NewBox()
@@ -96,10 +94,8 @@ class Greet(PeerCommand):
 
 class Hello(PeerCommand):
     """Who the dialler is; answered with who the listener is. Both are encoded
-    ``handshake.Introduction``s.
-
-    Refused as ``wrong_cluster``, ``wrong_node``, ``no_common_protocol``, ``not_a_member``.
-    """
+    ``handshake.Introduction``s. Refused as ``wrong_cluster``, ``wrong_node``,
+    ``no_common_protocol``, ``not_a_member``."""
 
     arguments: ClassVar[Arguments] = [(b"hello", Blob(bounds.HELLO_BYTES_MAX))]
     response: ClassVar[Arguments] = [(b"hello", Blob(bounds.HELLO_BYTES_MAX))]
@@ -107,10 +103,8 @@ class Hello(PeerCommand):
 
 class Prove(PeerCommand):
     """The dialler's proof that it knows the cluster's secret; answered with the listener's. Then
-    the connection is open.
-
-    Refused as ``wrong_secret``, ``wrong_certificate``, ``stale_session``, ``removed``.
-    """
+    the connection is open. Refused as ``wrong_secret``, ``wrong_certificate``, ``stale_session``,
+    ``removed``."""
 
     arguments: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
     response: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
@@ -119,8 +113,7 @@ class Prove(PeerCommand):
 # --- either lane ---
 class Ping(PeerCommand):
     """The connection is alive. Each side says its session (0: not registered), which may have risen
-    since the handshake.
-    """
+    since the handshake."""
 
     lanes = _BOTH
     arguments: ClassVar[Arguments] = [(b"session", Number())]
@@ -138,8 +131,7 @@ class Raft(PeerCommand):
 
 class Confirm(PeerCommand):
     """Who stands behind whom as primary: a ping of the partitions' layer, or its answer. Small, and
-    never behind bulk (F36).
-    """
+    never behind bulk (F36)."""
 
     lanes = _CONSENSUS
     requiresAnswer = False
@@ -175,8 +167,7 @@ class Propose(ToController):
 class Forward(PeerCommand):
     """Calls for partitions of which the peer is primary, many in one box: lists of
     ``codec.ForwardedCall`` and, in the same order, ``codec.ForwardedResult``. The answer may be up
-    to ``bounds.ANSWER_BYTES_MAX`` and then comes in several boxes.
-    """
+    to ``bounds.ANSWER_BYTES_MAX`` and then comes in several boxes."""
 
     lanes = _BULK
     is_timed = True

@@ -41,8 +41,7 @@ EndpointOf = Callable[[str, float], IStreamClientEndpoint]
 
 class ClientTLS(Protocol):
     """What ``tls.PeerTLS`` is to a dialler. (That module needs OpenSSL, which a node without
-    certificates need not have.)
-    """
+    certificates need not have.)"""
 
     @property
     def names_of(self) -> Names: ...
@@ -192,8 +191,7 @@ class DialledPeer(PeerConnection):
 
     async def ping(self) -> bool:
         """Exchange session numbers. True: answered. Never fails: a connection that does not answer
-        is closed instead.
-        """
+        is closed instead."""
         try:
             answer = await self.call(Ping, self._ping_answer_s, 0.0, session=self.local.session)
             if self.peer is not None and answer["session"] > self.peer.session:
@@ -262,8 +260,7 @@ class Connector:
 
     async def refused_at(self, address: str) -> tuple[int, ...]:
         """When the port refused two dials, ``bounds.PROBE_APART_S`` apart, in monotonic ms; empty
-        if it did not (R5a).
-        """
+        if it did not (R5a)."""
         refused: list[int] = []
         for _ in range(2):
             if refused:

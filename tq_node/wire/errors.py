@@ -96,8 +96,7 @@ class Removed(HandshakeRefused):
 
 class Unproven(HandshakeRefused):
     """What would end this node for good was said by somebody who has not proven to be a member: an
-    impostor may say it.
-    """
+    impostor may say it."""
 
     code, title = "unproven", "A refusal without proof"
 
@@ -110,8 +109,7 @@ class Starting(HandshakeRefused):
 
 class EarlierRun(HandshakeRefused):
     """An earlier run of this node has not gone yet. If it turns out to live, the next answer is
-    ``StaleSession`` (F14).
-    """
+    ``StaleSession`` (F14)."""
 
     code, title, retryable, is_ordinary = "earlier_run", "An earlier run of this node is still connected", True, True
 
@@ -193,16 +191,14 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
 
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 """What msgspec raises for bytes that are not a value of its type. ``ValueError``: text that is not
-UTF-8, in some places.
-"""
+UTF-8, in some places."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ErrorBody).decode
 
 
 def declared_code(error: BaseException) -> str | None:
     """The code under which the error is sent: that of its class, or of the nearest base class that
-    is declared. None: a bug.
-    """
+    is declared. None: a bug."""
     return next((CODE_OF[kind] for kind in type(error).__mro__ if kind in CODE_OF), None)
 
 

@@ -19,18 +19,14 @@ END = b"\0\0"
 
 class BoxParser:
     """Parses the received bytes of one connection. Holds at most one incomplete box within
-    ``caps``, and one chunk of the transport.
-
-    ``caps`` may be changed between two boxes.
-    """
+    ``caps``, and one chunk of the transport. ``caps`` may be changed between two boxes."""
 
     def __init__(self, caps: WireLimits) -> None:
         self.caps = caps
         self._rest = bytearray()
         self._wanted = 2
         """Length of ``_rest`` below which no box can be complete; a value that comes byte by byte
-        is not copied each time.
-        """
+        is not copied each time."""
         self._box: Box = {}
         self._box_bytes = 0
         self._key: bytes | None = None

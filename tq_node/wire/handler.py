@@ -49,11 +49,8 @@ class Welcome(msgspec.Struct, frozen=True):
 
 class PeerHandler(Protocol):
     """Takes the calls of peers, in the reactor thread. Bodies are within the bounds; nothing else
-    is checked.
-
-    A ``TaskQueueError`` that is raised, at once or later, reaches the caller as it is; anything
-    else as ``Internal``.
-    """
+    is checked. A ``TaskQueueError`` that is raised, at once or later, reaches the caller as it is;
+    anything else as ``Internal``."""
 
     def greeted(self, greeting: Greeting) -> Welcome:
         """An unauthenticated dialler is looking for a node here (bootstrap guard). Must be cheap."""
@@ -75,8 +72,7 @@ class PeerHandler(Protocol):
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
         """Return one result for each call, in order. After ``within_ms`` the caller gets
-        ``OutcomeUnknown``, whatever comes.
-        """
+        ``OutcomeUnknown``, whatever comes."""
 
     def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]: ...
 
@@ -104,16 +100,12 @@ class LaneWatcher(Protocol):
 
     def lane_lost(self, peer: PeerIdentity, at_ms: int, broke: bool, why: str) -> None:
         """The lane was lost. ``broke``: by the peer or the network; otherwise by this side, which
-        is no evidence (R5a).
-        """
+        is no evidence (R5a)."""
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
         """No connection, or a handshake that was refused. It is dialled again within
-        ``bounds.REDIAL_S_MAX``.
-
-        ``why``: Twisted's ``ConnectionRefusedError`` where the port refused; a ``WireRefusal``
-        where one of the sides did.
-        """
+        ``bounds.REDIAL_S_MAX``. ``why``: Twisted's ``ConnectionRefusedError`` where the port
+        refused; a ``WireRefusal`` where one of the sides did."""
 
     def lane_writable(self, node_id: NodeId, lane: Lane) -> None:
         """Something was refused or dropped for want of room, and there is room again."""

@@ -39,10 +39,8 @@ _CONTEXT = b"taskqueue peer handshake 1"
 
 class Introduction(msgspec.Struct, frozen=True, array_like=True):
     """``target``: the node id that is expected at the other end; empty where that is not known.
-
     ``session`` is 0 until the node is registered. New fields go to the end with a default; they are
-    proven like the others.
-    """
+    proven like the others."""
 
     cluster: _Id
     node_id: _Id
@@ -83,10 +81,8 @@ class PeerIdentity(msgspec.Struct, frozen=True):
 
 class LocalIdentity(msgspec.Struct, kw_only=True):
     """This node as it introduces itself. The composition changes it when the node joins (cluster,
-    secret) or registers (session).
-
-    ``secret`` may be missing only where certificates prove who is there.
-    """
+    secret) or registers (session). ``secret`` may be missing only where certificates prove who is
+    there."""
 
     node_id: NodeId
     name: NodeName
@@ -181,10 +177,8 @@ class Dialled(Protocol):
 
 class Sessions:
     """The newest (incarnation, session) known of each node, from either direction (F14, F42).
-
     ``on_newer`` is called for each that is newer than what was known. ``dialled``: this node's open
-    connections to another.
-    """
+    connections to another."""
 
     def __init__(self) -> None:
         self.on_newer: Callable[[PeerIdentity], None] = lambda _: None

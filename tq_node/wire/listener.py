@@ -19,8 +19,7 @@ from tq_node.wire.peer import AcceptedPeer, Names
 
 class ServerTLS(Protocol):
     """What ``tls.PeerTLS`` is to a listener. (That module needs OpenSSL, which a node without
-    certificates need not have.)
-    """
+    certificates need not have.)"""
 
     @property
     def names_of(self) -> Names: ...

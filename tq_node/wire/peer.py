@@ -92,8 +92,7 @@ class PeerConnection(BoundedAMP):
 
     def _key(self) -> bytes:
         """The key of proofs. :raises NotAMember: the node has neither a secret nor a certificate to
-        authenticate members by.
-        """
+        authenticate members by."""
         if self.local.secret is None and self._names is None:
             raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
         return self.local.secret or b""

@@ -67,8 +67,7 @@ class PeerPool(Service):
 
     def set_members(self, members: Iterable[Member]) -> None:
         """Set the members to keep lanes to; this node itself is left out. Lanes to nodes not named
-        any more, or moved, are closed.
-        """
+        any more, or moved, are closed."""
         wanted = {member.node_id: member for member in members if member.node_id != self._connector.local.node_id}
         for node_id, known in list(self._members.items()):
             if wanted.get(node_id) != known:
@@ -103,8 +102,7 @@ class PeerPool(Service):
 
     def hang_up(self, node_id: NodeId, why: str) -> None:
         """Close the connections to a node: calls that wait fail with ``OutcomeUnknown``. It is
-        dialled again as usual.
-        """
+        dialled again as usual."""
         for connection in self._connections(node_id):
             connection.give_up(Stopped(why))
 
@@ -123,8 +121,7 @@ class PeerPool(Service):
     # --- saying ---
     def send(self, node_id: NodeId, messages: Sequence[Message]) -> bool:
         """Send consensus messages, in order. False: some were dropped for want of a connection or
-        room; Raft sends again.
-        """
+        room; Raft sends again."""
         connection = self.connection(node_id, Lane.CONSENSUS)
         whole = True
         for batch, count in encode_messages(messages):
@@ -156,12 +153,9 @@ class PeerPool(Service):
     def call(
         self, node_id: NodeId, command: type[PeerCommand], deadline_s: float = bounds.CALL_S_DEFAULT, **arguments: Any
     ) -> Deferred[Values]:
-        """Call a member over the lane of the command.
-
-        Fails with ``PeerUnreachable`` or ``Busy``: nothing was sent; ``OutcomeUnknown``: no answer
-        within ``deadline_s``, or the connection was lost, and it may have been done; or with what
-        the peer refused it with.
-        """
+        """Call a member over the lane of the command. Fails with ``PeerUnreachable`` or ``Busy``:
+        nothing was sent; ``OutcomeUnknown``: no answer within ``deadline_s``, or the connection was
+        lost, and it may have been done; or with what the peer refused it with."""
         assert command.lanes, "not a command of the handshake"
         connection = self.connection(node_id, min(command.lanes, key=list(Lane).index))
         if connection is None:
@@ -179,11 +173,8 @@ class PeerPool(Service):
         self, node_id: NodeId, calls: list[ForwardedCall], deadline_s: float = bounds.CALL_S_DEFAULT
     ) -> Deferred[list[ForwardedResult]]:
         """Send calls for partitions of that node in one box; returns one result for each, in order.
-        See ``call`` for failures.
-
-        Fails with ``BoxTooLarge`` (nothing was sent) where they don't fit: aim at
-        ``bounds.FORWARD_BYTES_AIM``.
-        """
+        See ``call`` for failures. Fails with ``BoxTooLarge`` (nothing was sent) where they don't
+        fit: aim at ``bounds.FORWARD_BYTES_AIM``."""
         try:
             data = CALLS.encode(calls)
         except BoxTooLarge:
@@ -209,8 +200,7 @@ class PeerPool(Service):
     # --- others ---
     async def probe_refused(self, node_id: NodeId) -> tuple[int, ...]:
         """When the member's port refused twice, in monotonic ms, 50 ms apart or more (R5a); empty,
-        so false, if it did not.
-        """
+        so false, if it did not."""
         member = self._members.get(node_id)
         return () if member is None else await self._connector.refused_at(member.address)
 

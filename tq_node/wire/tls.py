@@ -28,8 +28,7 @@ from zope.interface import implementer
 class _Dialling:
     """The name in the certificate is the node's, not its host's, so Twisted's check of the host
     name is not the one to make: ``PeerTLS.names_of`` serves the handshake, which checks it against
-    the name that the node gives itself.
-    """
+    the name that the node gives itself."""
 
     def __init__(self, context: SSL.Context) -> None:
         self._context = context

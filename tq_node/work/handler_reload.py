@@ -40,8 +40,7 @@ class HandlerReload:
 
     def reload(self) -> Deferred[HandlersReloaded]:
         """See ``facade.TaskQueue.reload_handlers``. Importing takes as long as the modules take;
-        the node goes on meanwhile.
-        """
+        the node goes on meanwhile."""
         if self._waiting is not None:
             done: Deferred[HandlersReloaded] = Deferred()
             self._waiting.append(done)

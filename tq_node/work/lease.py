@@ -19,11 +19,8 @@ _log = Logger()
 
 class WorkersLock:
     """``workers.lock`` in the data directory: held (shared) by the node and, by inheritance, by
-    each worker process.
-
-    The lock lives as long as any process holds the descriptor, so it outlives a node that was
-    killed for exactly as long as one of its worker processes does.
-    """
+    each worker process. The lock lives as long as any process holds the descriptor, so it outlives
+    a node that was killed for exactly as long as one of its worker processes does."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """:raises OSError: the file can't be opened."""
@@ -37,10 +34,8 @@ class WorkersLock:
 
     def prove_alone(self) -> bool:
         """Whether no process of another incarnation holds the lock; it is held (shared) from here
-        on either way.
-
-        May be called again until it is True. :raises OSError: the file system can't lock.
-        """
+        on either way. May be called again until it is True. :raises OSError: the file system can't
+        lock."""
         alone = self._lock(fcntl.LOCK_EX)
         # Going down to shared is no proof for a second node: it would ask for the exclusive one,
         # and fail.
@@ -65,11 +60,9 @@ class WorkersLock:
 def renew_leases(
     attempts: Iterable[Attempt], lease_ms: Callable[[Claim], int], monotonic: Callable[[], float] = time.monotonic
 ) -> None:
-    """Extend each attempt's lease by what the queue grants now.
-
-    One that is granted nothing keeps what it has, and ends once that is over. The time is read
-    before the question, so that a lease is never counted from later than it was given.
-    """
+    """Extend each attempt's lease by what the queue grants now. One that is granted nothing keeps
+    what it has, and ends once that is over. The time is read before the question, so that a lease
+    is never counted from later than it was given."""
     for attempt in attempts:
         claim = attempt.claim
         now = monotonic()

@@ -202,8 +202,7 @@ class ProcessPool:
 
     def sweep(self) -> None:
         """Called every few seconds: retire processes that are idle for long, kill those that should
-        have ended and have not.
-        """
+        have ended and have not."""
         now = self._clock.seconds()
         now_monotonic = self._monotonic()
         if self._failures and self._backoff is None and self._idle and now - self._idle[-1].changed_s > _STEADY_S:
@@ -223,8 +222,7 @@ class ProcessPool:
 
     def check_long_tasks(self, interval_s: float) -> None:
         """Called every ``interval_s`` while tasks lie ready: take them back from behind a task that
-        turns out to be long.
-        """
+        turns out to be long."""
         for process in list(self._all):
             if process.phase is Phase.BUSY and process.check_long_task():
                 self._prefetch.task_took(interval_s)
@@ -387,10 +385,7 @@ class ProcessPool:
 
     def _start_failed(self, why: str) -> None:
         """Log it, space out the next start, and give back what waits once that has happened too
-        often in a row.
-
-        Nothing is wrong with the tasks, so it costs them no attempt.
-        """
+        often in a row. Nothing is wrong with the tasks, so it costs them no attempt."""
         self._failures += 1
         self._why_failed = why
         delay_s = min(_BACKOFF_S * 2 ** min(self._failures - 1, 10), _BACKOFF_S_MAX)
@@ -415,10 +410,8 @@ class ProcessPool:
 
 def _hide_high_descriptors() -> None:
     """Keep what is above RLIMIT_NOFILE (inherited, or opened before that was lowered) from worker
-    processes.
-
-    ``posix_spawn`` would be asked to close each descriptor that is inheritable, and refuses those.
-    """
+    processes. ``posix_spawn`` would be asked to close each descriptor that is inheritable, and
+    refuses those."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         fds = [int(name) for name in os.listdir("/proc/self/fd")]

@@ -16,14 +16,12 @@ _WEIGHT = 1 / 8
 _WEIGHT_LONG = 1 / 32
 _WEIGHT_SHORT = 1 / 64
 """Weights of a task longer, or shorter, than the moving average: long ones count more, since what
-is held waits behind them.
-"""
+is held waits behind them."""
 _TASKS_MIN = 16
 """This many tasks are measured before anything is prefetched."""
 _HORIZON_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 2
 """Claims are held for at most so long, however long a commit takes: half of what a claim may wait
-before it is released.
-"""
+before it is released."""
 
 
 class Prefetch:
@@ -55,8 +53,7 @@ class Prefetch:
 
     def stop(self) -> None:
         """Prefetch nothing until enough tasks are measured again: what was held waited too long, or
-        is not for worker processes.
-        """
+        is not for worker processes."""
         self._tasks = 0
         self.claims = self.depth = 0
 

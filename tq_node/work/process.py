@@ -86,8 +86,7 @@ class Phase(enum.Enum):
 
 class AssignedAttempt(Protocol):
     """An attempt that was sent to a worker process. ``reported``, ``returned`` or ``process_died``
-    ends the assignment.
-    """
+    ends the assignment."""
 
     def started(self) -> None:
         """All tasks sent before it have ended: it runs, or is about to."""
@@ -199,8 +198,7 @@ class WorkerProcess(ProcessProtocol):
 
     def send_task(self, attempt: AssignedAttempt, run: protocol.Run) -> bool:
         """Send a task, to be run behind those it has. ``run.serial`` came from ``next_serial``.
-        False: it can't take it now.
-        """
+        False: it can't take it now."""
         message = protocol.encode_message(run)
         is_long = len(message) > protocol.MESSAGE_BYTES_MAX
         if self._tasks:
@@ -236,8 +234,7 @@ class WorkerProcess(ProcessProtocol):
 
     def take_back_queued(self) -> None:
         """Take back the tasks that have not begun, and read the reports of those that have ended:
-        at most the running one is left.
-        """
+        at most the running one is left."""
         taken = self._take_back()
         self._is_draining = True
         self._drain(REPORT_FD)
@@ -248,8 +245,7 @@ class WorkerProcess(ProcessProtocol):
 
     def check_long_task(self) -> bool:
         """Called at an interval: whether the running task is the one of the last call. If so the
-        tasks behind it are taken back.
-        """
+        tasks behind it are taken back."""
         first = self._tasks[0].serial if self._tasks else 0
         is_same, self._checked_serial = first == self._checked_serial, first
         if len(self._tasks) <= 1:

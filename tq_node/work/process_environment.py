@@ -34,8 +34,7 @@ class Bounds(msgspec.Struct, frozen=True, array_like=True):
 
 def environment_for(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
     """The variables that worker processes get: all but the node's own, or where ``names``
-    (patterns) are given only those.
-    """
+    (patterns) are given only those."""
     wanted = (*ALWAYS_GIVEN, *names) if names else ("*",)
     return {
         name: value

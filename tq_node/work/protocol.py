@@ -35,8 +35,7 @@ MESSAGE_BYTES_MAX = 32 * limits.KIB
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
     """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were
-    before the node set its own.
-    """
+    before the node set its own."""
 
     modules: tuple[str, ...]
     path: tuple[str, ...]
@@ -46,11 +45,8 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Node to worker: run this. ``timeout_s`` counts from its start.
-
-    ``heard``: the last task that has printed as far as the node knew when it sent this, see
-    ``NotBegun``.
-    """
+    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task that
+    has printed as far as the node knew when it sent this, see ``NotBegun``."""
 
     serial: int
     task_id: str
@@ -132,8 +128,7 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
 class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):
     """Worker to node: a task was turned back, for one before it has printed and the node had not
     heard of that when it sent this one. Begun, it might print too, and nobody could say whose lines
-    they are.
-    """
+    they are."""
 
     serial: int
 
@@ -141,8 +136,7 @@ class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):
 class Failed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=14):
     """Worker to node: the handler failed. The fields mean what they mean in
     ``facade.AttemptFailed``; ``leaving``: the process ends after this (the handler raised
-    SystemExit or its like) and can take no further task.
-    """
+    SystemExit or its like) and can take no further task."""
 
     serial: int
     error: TaskError

@@ -149,8 +149,7 @@ class Registry:
 @contextmanager
 def _imported_anew(names: Sequence[str]) -> Iterator[None]:
     """Within it an import of these modules, or of any of their packages, runs their files. All is
-    as before where that fails.
-    """
+    as before where that fails."""
     packages = {name.partition(".")[0] for name in names} - {_OURS}
 
     def present() -> dict[str, ModuleType]:

@@ -20,8 +20,7 @@ assert encoding.DEPTH_MAX == limits.JSON_DEPTH_MAX, "one rule for payloads and r
 
 class BadResult(Exception):
     """An attempt without a result to keep. ``error`` is what it fails with; ``final``: the handler
-    ran to its end, and would only do so again.
-    """
+    ran to its end, and would only do so again."""
 
     def __init__(self, error_type: str, message: str, *, final: bool) -> None:
         super().__init__(message)
@@ -73,11 +72,8 @@ def decode_payload(payload: bytes) -> Any:
 
 def describe(error: BaseException, *, own_frames: int = 1) -> tuple[TaskError, int | None, bool]:
     """What an exception of a handler means: the error, the delay it asked for in ms, and whether it
-    is final.
-
-    ``own_frames`` of the traceback are ours and left out. Never raises, whatever the exception
-    does.
-    """
+    is final. ``own_frames`` of the traceback are ours and left out. Never raises, whatever the
+    exception does."""
     try:
         message = str(error)
     except BaseException:  # the handler's own class may do anything

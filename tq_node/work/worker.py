@@ -46,8 +46,7 @@ _STOP_COMMIT_S = 5.0
 
 class WorkerService(Service):
     """Implements ``facade.Worker``. Never runs more attempts than ``concurrency``, and never holds
-    and asks for more claims than that and ``Prefetch.claims`` together.
-    """
+    and asks for more claims than that and ``Prefetch.claims`` together."""
 
     name = "worker"
 
@@ -140,10 +139,7 @@ class WorkerService(Service):
 
     def stopService(self) -> Deferred[None]:
         """Claim nothing more, give the handlers ``stop_timeout_s``, then kill them and release
-        their attempts.
-
-        Fires when nothing is left: no process, no pipe, no timer.
-        """
+        their attempts. Fires when nothing is left: no process, no pipe, no timer."""
         super().stopService()
         self._stopping = True
         if self._dispatch_call is not None:
@@ -303,8 +299,7 @@ class WorkerService(Service):
     # --- what waits for a slot ---
     def _release_overdue(self) -> None:
         """Release claims that waited too long for a slot, so that another node may run them: the
-        latest claimed first.
-        """
+        latest claimed first."""
         self._overdue_call = None
         self.pool.check_long_tasks(_CHECK_S)
         ahead = len(self._attempts) - self._concurrency

@@ -17,11 +17,9 @@ from tq_tui.widgets.plain import Plain
 
 
 class ConfirmScreen(Dialog):
-    """Says exactly what will happen, and does nothing unless told to. ``typed``: what has to be typed for a Yes. ``things``: what
-    it is about, a line each.
-
-    What is asked and the answers stay in sight on the smallest terminal; what is between them scrolls.
-    """
+    """Says exactly what will happen, and does nothing unless told to. ``typed``: what has to be
+    typed for a Yes. ``things``: what it is about, a line each. What is asked and the answers stay
+    in sight on the smallest terminal; what is between them scrolls."""
 
     keeps_early = False
     BINDINGS: ClassVar[list[BindingType]] = [

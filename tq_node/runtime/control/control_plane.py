@@ -50,10 +50,8 @@ _decode_addresses = msgspec.msgpack.Decoder(Addresses).decode
 
 
 class Outside:
-    """What the control plane asks of the rest of the node, and reports to it.
-
-    Each method here answers for a node that keeps no partitions.
-    """
+    """What the control plane asks of the rest of the node, and reports to it. Each method here
+    answers for a node that keeps no partitions."""
 
     def health(self) -> Health:
         return Health()
@@ -118,10 +116,8 @@ class ThisRun:
 
 
 class ControlPlane:
-    """Consensus, cluster map, membership and peers of one node, joined.
-
-    Implements ``wire.handler.PeerHandler`` and ``LaneWatcher``, and replication's ``Surroundings``.
-    """
+    """Consensus, cluster map, membership and peers of one node, joined. Implements
+    ``wire.handler.PeerHandler`` and ``LaneWatcher``, and replication's ``Surroundings``."""
 
     def __init__(self, clock: Clock, store: Store, run: ThisRun, transport: Transport, outside: Outside) -> None:
         self.local = run.local
@@ -174,9 +170,7 @@ class ControlPlane:
     # --- life ---
     def listen(self) -> Deferred[IListeningPort]:
         """Accept connections; before ``start``, all but greetings are answered with ``Starting``.
-
-        For TCP and Unix sockets the port is there at once. Fails with ``CannotListenError``.
-        """
+        For TCP and Unix sockets the port is there at once. Fails with ``CannotListenError``."""
         return self.listener.listen()
 
     async def start(self) -> None:
@@ -238,10 +232,7 @@ class ControlPlane:
 
     def admit(self, peer: PeerIdentity) -> None:
         """Admit a peer whose name is its id's in the map: with certificates, another name's key is
-        not enough (F14).
-
-        An unknown node is admitted to register, and for nothing else.
-        """
+        not enough (F14). An unknown node is admitted to register, and for nothing else."""
         if not self._is_started:
             raise Starting(f"node {self.local.name} is starting")
         self._refuse_removed(peer)
@@ -286,11 +277,8 @@ class ControlPlane:
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
         """Step the Raft core. :raises MalformedBox: a message was refused; the others have had
-        their effect.
-
-        A run that is not registered takes messages of any peer: it learns from the log who is a
-        member.
-        """
+        their effect. A run that is not registered takes messages of any peer: it learns from the
+        log who is a member."""
         if self.membership.is_registered and not self._is_member(peer.node_id):
             self.membership.met_unknown_node()
             self._refuse_nonmembers(peer, "a message of consensus")

@@ -59,11 +59,9 @@ ASK_MEMBERS_EVERY_MS = 2_000
 
 
 class Beat(msgspec.Struct, frozen=True, array_like=True):
-    """A heartbeat, in the sender's session.
-
-    ``handlers_serial`` rises with each change of the sender's handlers in the session. ``handlers``
-    is sent until the receiver has confirmed it, and when it asks (``WANTS_HANDLERS``).
-    """
+    """A heartbeat, in the sender's session. ``handlers_serial`` rises with each change of the
+    sender's handlers in the session. ``handlers`` is sent until the receiver has confirmed it, and
+    when it asks (``WANTS_HANDLERS``)."""
 
     session: int
     table_index: int

@@ -121,8 +121,7 @@ class Registrant(Protocol):
 
 class Registrar:
     """Registers this run, and answers registrations of others. :param on_refused: the cluster
-    refuses this node; called once.
-    """
+    refuses this node; called once."""
 
     def __init__(
         self, node: Registrant, raft: RaftDriver, pool: PeerPool, on_refused: Callable[[Refusal], None]

@@ -11,11 +11,8 @@ from tq_node import limits
 
 class Admission:
     """Decides whether a primary takes more work, by the bytes that wait for disks and peers and how
-    long they have.
-
-    The HTTP server limits what each node admits; this is for what all nodes forward to one primary
-    at once.
-    """
+    long they have. The HTTP server limits what each node admits; this is for what all nodes forward
+    to one primary at once."""
 
     __slots__ = ("is_late",)
 

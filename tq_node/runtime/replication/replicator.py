@@ -62,9 +62,7 @@ class Replication:
     # --- the cluster map ---
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
         """Take over the cluster map's records of all partitions, and the names of all nodes.
-
-        Records that have not changed cost nothing.
-        """
+        Records that have not changed cost nothing."""
         self._names = dict(names)
         known = self._records
         fresh = [(partition, record) for partition, record in records.items() if known.get(partition) != record]
@@ -93,12 +91,9 @@ class Replication:
         return [partition for partition, record in self._records.items() if self._me in record.copies]
 
     def age_s(self, partition: int) -> float:
-        """Seconds by which a local read may be stale.
-
-        At the primary: since the others last confirmed it. At an in-sync replica, which lacks
-        nothing that is committed: since the primary last sent anything. At any other replica: since
-        it was last in sync.
-        """
+        """Seconds by which a local read may be stale. At the primary: since the others last
+        confirmed it. At an in-sync replica, which lacks nothing that is committed: since the
+        primary last sent anything. At any other replica: since it was last in sync."""
         now_ms, record = self._clock.now_ms(), self._records.get(partition)
         since_ms = self._started_ms
         if record is not None and record.primary == self._me:

@@ -182,8 +182,7 @@ class ClusterAdmin:
 
     def pause(self, queue: str) -> Deferred[None]:
         """Start nothing more of a queue. The last places are for queues that are in use: names that
-        nobody works with must not take away from operators what they need in an emergency.
-        """
+        nobody works with must not take away from operators what they need in an emergency."""
         paused = self._map.paused_queues
         if len(paused) >= limits.PAUSED_UNUSED_MAX and queue not in paused and not self._uses(queue):
             return fail(

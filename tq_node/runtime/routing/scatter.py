@@ -158,11 +158,8 @@ def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
 
 def merged(query: ListQuery, pages: Sequence[TaskPage], missing: Sequence[str]) -> TaskPage:
     """In the order of the query, as far as every node has looked: one that stopped early may have
-    more in between.
-
-    A partition that changes hands while the nodes are asked may be shown by two of them, which is
-    seen here, or by none: see ``Covered``.
-    """
+    more in between. A partition that changes hands while the nodes are asked may be shown by two of
+    them, which is seen here, or by none: see ``Covered``."""
     rows: dict[str, ListedTask] = {}
     for page in pages:
         for listed in page.tasks:

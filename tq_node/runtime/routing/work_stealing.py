@@ -186,11 +186,9 @@ class WorkStealer:
             worker.wake()
 
     def _take(self, out: Deferred[Claims], claims: Claims, asked_ms: int) -> None:
-        """Answer the waiting claim with what may still begin here, and give back the rest.
-
-        Since the request left, the wait may be over, a partition may have come here, a queue been
-        paused, this node drained.
-        """
+        """Answer the waiting claim with what may still begin here, and give back the rest. Since
+        the request left, the wait may be over, a partition may have come here, a queue been paused,
+        this node drained."""
         paused = self._local.paused_queues()
         may_begin = out in self._waits and self._may_help()
         taken: list[Claim] = []

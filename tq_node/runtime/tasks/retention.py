@@ -21,11 +21,9 @@ ROUNDS_MAX = 50
 
 
 class Retention:
-    """One round at a time, bounded; ``PURGE_EVERY_S`` apart.
-
-    The horizon only grows, and never faster than the monotonic clock: a wall clock that runs away
-    can make the node refuse old ids too early, but never forget one too early (I17).
-    """
+    """One round at a time, bounded; ``PURGE_EVERY_S`` apart. The horizon only grows, and never
+    faster than the monotonic clock: a wall clock that runs away can make the node refuse old ids
+    too early, but never forget one too early (I17)."""
 
     def __init__(
         self, table: TaskTable, store: Store, clock: Clock, settings: QueueSettings, horizons: dict[int, int]

@@ -41,10 +41,8 @@ _ROW_OVERHEAD_BYTES = 1_000
 
 class Slot(msgspec.Struct, gc=False):
     """The newest row of one task, proposed or older. ``row`` None: it is being purged
-    (``content_hash`` is kept meanwhile).
-
-    ``sequence``: the entry of the newest change, 0 where the row is as the store has it.
-    """
+    (``content_hash`` is kept meanwhile). ``sequence``: the entry of the newest change, 0 where the
+    row is as the store has it."""
 
     partition: int
     row: TaskRow | None
@@ -295,11 +293,8 @@ class TaskTable:
 
     def change(self, slot: Slot, event: Event, at_us: int) -> int:
         """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what
-        ``transition`` raises.
-
-        Where nothing changes, the sequence is that of the row's last change: whoever hears "ok" may
-        rely on that.
-        """
+        ``transition`` raises. Where nothing changes, the sequence is that of the row's last change:
+        whoever hears "ok" may rely on that."""
         before = slot.row
         assert before is not None
         after = transition(before, event)
@@ -381,11 +376,8 @@ class TaskTable:
 
     def know(self, types: Collection[str]) -> bool:
         """A worker asks for these, of which its node has said nothing: it is of an earlier release,
-        or the news is on its way.
-
-        Returns whether tasks that were not expected to be asked for by type lie where nobody finds
-        them: see ``rebuild_heaps``.
-        """
+        or the news is on its way. Returns whether tasks that were not expected to be asked for by
+        type lie where nobody finds them: see ``rebuild_heaps``."""
         new = frozenset(types) - self._named - self._asked
         if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
             self._asked |= new
@@ -452,8 +444,7 @@ class TaskTable:
 
     def _fold_queues(self, partition: int) -> None:
         """Keep few names: where a partition has had too many queues, those without open tasks are
-        counted as one. Who submits chooses the names, and what has ended is kept for days.
-        """
+        counted as one. Who submits chooses the names, and what has ended is kept for days."""
         counts, is_open = self.partition_counts[partition], self._open_in[partition]
         if len(counts) <= limits.QUEUE_NAMES_MAX:
             return
