@@ -179,15 +179,11 @@ def test_an_empty_data_directory_is_one_without_the_store_s_file() -> None:
 
 COLLABORATORS_MAX = 6
 MORE_COLLABORATORS = {
-    "ConcurrencyLimit",
     "Context",
     "DialledPeer",
-    "GroupWriter",
     "PeerListener",
     "Primary",
     "ProcessPool",
-    "RaftCore",
-    "WorkStealer",
     "WorkerService",
 }
 """To be made fewer. ``Context`` is what handlers of users are given."""

@@ -47,6 +47,7 @@ from tq_node.raft.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    Persisted,
     ReadReply,
     ReadRequest,
     Ready,
@@ -185,10 +186,8 @@ class Scenario:
         stored = self.durable[name]
         self.cores[name] = RaftCore(
             NodeId(name),
+            Persisted(stored.hard_state, stored.snapshot, tuple(stored.entries)),
             seed=sum(name.encode()),
-            hard_state=stored.hard_state,
-            snapshot=stored.snapshot,
-            entries=tuple(stored.entries),
             settings=self.settings,
         )
 

@@ -137,17 +137,8 @@ class SqliteKind:
 def group_writer(connection: sqlite3.Connection) -> GroupWriter:
     """What the writer thread of a store on this connection would use; for tests without threads."""
     (states, slots), index = load_states(connection), LogIndex()
-    next_position, log_rows, log_bytes = load_log(connection, states, slots, index)
-    return GroupWriter(
-        connection,
-        states,
-        slots,
-        index,
-        next_position=next_position,
-        log_rows=log_rows,
-        log_bytes=log_bytes,
-        next_num=next_task_number(connection),
-    )
+    log = load_log(connection, states, slots, index)
+    return GroupWriter(connection, states, slots, index, log, next_task_number(connection))
 
 
 def flip_bit(file: Path, content: bytes) -> None:

@@ -24,11 +24,11 @@ from tq_node.raft.messages import (
     AppendReply,
     Change,
     Configuration,
-    Entry,
     HardState,
     Heartbeat,
     HeartbeatReply,
     Message,
+    Persisted,
     ReadReply,
     ReadRequest,
     Ready,
@@ -54,8 +54,7 @@ from tq_node.types import NodeId
 FOUNDING_INDEX = 1
 FOUNDING_TERM = 1
 DEFAULT_SETTINGS = RaftSettings()
-_NO_HARD_STATE = HardState()
-_NO_SNAPSHOT = Snapshot()
+NOTHING_PERSISTED = Persisted()
 
 
 def founding(voters: Sequence[NodeId], data: bytes = b"") -> tuple[HardState, Snapshot]:
@@ -76,12 +75,8 @@ class FollowerStatus(msgspec.Struct, frozen=True):
 
 
 class RaftCore:
-    """:param hard_state, snapshot, entries: as read from the disk, see ``RaftLog``; a node that
-    joins has none.
+    """:param seed: 64 random bits, different at each start.
 
-    :param seed: 64 random bits, different at each start.
-    :param applied_index: up to where the driver's state machine is durable, if that is more than
-        the snapshot.
     :param is_readable: can the driver's state machine become what a snapshot of this index holds?
         One that it can't is not taken.
     """
@@ -89,17 +84,14 @@ class RaftCore:
     def __init__(
         self,
         me: NodeId,
+        persisted: Persisted = NOTHING_PERSISTED,
         *,
         seed: int,
-        hard_state: HardState = _NO_HARD_STATE,
-        snapshot: Snapshot = _NO_SNAPSHOT,
-        entries: Sequence[Entry] = (),
-        applied_index: int = 0,
         settings: RaftSettings = DEFAULT_SETTINGS,
         is_readable: Callable[[int, bytes], bool] = lambda log_index, data: True,
     ) -> None:
-        self.log = RaftLog(snapshot, entries, applied_index)
-        self.state = state = NodeState(me, self.log, hard_state, settings, Rng(seed))
+        self.log = RaftLog(persisted.snapshot, persisted.entries, persisted.applied_index)
+        self.state = state = NodeState(me, self.log, persisted.hard_state, settings, Rng(seed))
         self._transfer = Transfer(state)
         self._reads = ReadIndex(state)
         self._lost_log = LostLog(state)

@@ -104,6 +104,16 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     data: bytes = b""
 
 
+class Persisted(msgspec.Struct, frozen=True):
+    """What a node finds on its disk when it starts; a node that joins finds nothing."""
+
+    hard_state: HardState = HardState()
+    snapshot: Snapshot = Snapshot()
+    entries: tuple[Entry, ...] = ()
+    """See ``RaftLog``, as for ``applied_index``."""
+    applied_index: int = 0
+
+
 class Role(enum.IntEnum):
     FOLLOWER = 0
     PRE_CANDIDATE = 1

@@ -9,7 +9,7 @@ from tests.simulation.raft.faults import Faults
 from tests.simulation.raft.world import RaftWorld
 from tests.support.world import MS_US, SECOND_US
 from tq_node.raft.core import RaftCore, founding
-from tq_node.raft.messages import Append, Entry, EntryKind, SnapshotChunk
+from tq_node.raft.messages import Append, Entry, EntryKind, Persisted, SnapshotChunk
 from tq_node.types import NodeId
 
 ME, OLD, NEW = NodeId("n1"), NodeId("n2"), NodeId("n3")
@@ -23,9 +23,7 @@ def follower(*terms: int) -> RaftCore:
     """One of three voters, with entries of these terms behind the founding one, on disk."""
     hard_state, snapshot = founding([ME, OLD, NEW])
     entries = tuple(entry(term, index) for index, term in enumerate(terms, 2))
-    return RaftCore(
-        ME, seed=1, hard_state=replace(hard_state, term=max((1, *terms))), snapshot=snapshot, entries=entries
-    )
+    return RaftCore(ME, Persisted(replace(hard_state, term=max((1, *terms))), snapshot, entries), seed=1)
 
 
 def run_cut_write(_seed: int = 0) -> None:

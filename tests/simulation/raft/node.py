@@ -16,7 +16,7 @@ import msgspec
 
 from tests.support.world import Disk, VirtualTime
 from tq_node.raft.core import RaftCore
-from tq_node.raft.messages import Entry, HardState, Message, ReadState, Ready, Snapshot
+from tq_node.raft.messages import Entry, HardState, Message, Persisted, ReadState, Ready, Snapshot
 from tq_node.raft.settings import RaftSettings
 from tq_node.types import NodeId
 
@@ -128,10 +128,8 @@ class RaftNode:
         stored = self.durable
         return RaftCore(
             self.me,
+            Persisted(stored.hard_state, stored.snapshot, tuple(stored.entries)),
             seed=self._timing.getrandbits(64),
-            hard_state=stored.hard_state,
-            snapshot=stored.snapshot,
-            entries=tuple(stored.entries),
             settings=self._settings,
         )
 

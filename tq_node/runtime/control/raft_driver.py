@@ -28,6 +28,7 @@ from tq_node.raft.messages import (
     EntryKind,
     HardState,
     Message,
+    Persisted,
     Ready,
     Snapshot,
     SoftState,
@@ -149,10 +150,8 @@ class RaftDriver:
         entries = tuple(Entry(r.term, r.log_index, EntryKind(r.kind), r.data) for r in records)
         self.core = RaftCore(
             self.me,
+            Persisted(hard_state, snapshot, entries),
             seed=self._seed,
-            hard_state=hard_state,
-            snapshot=snapshot,
-            entries=entries,
             is_readable=self._machine.can_restore,
         )
         self.is_started = True

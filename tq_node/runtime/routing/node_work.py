@@ -49,7 +49,7 @@ class NodeWork:
         self.handlers = HandlerMap(state.node_id, clock)
         self._state = state
         self._clock = clock
-        self._worker: Worker | None = None
+        self.worker: Worker | None = None
         self._shared: _Shared | None = None
 
     # --- life ---
@@ -59,17 +59,15 @@ class NodeWork:
         leases = LeaseRenewer(local, client, clock, lambda partition: state.map.partitions[partition].primary)
         offers = WorkOffers(local, client, clock, self._able_peers, types_of=self.handlers.types_of)
         local.on_ready = offers.noticed
-        stealer = WorkStealer(
-            local, client, leases, clock, lambda: self._worker, may_help=self._may_help, give_back=self._give_back
-        )
+        stealer = WorkStealer(local, client, leases, clock, self)
         loops = []
         if (after_ms := state.settings.no_handler_after_ms) is not None:
             give_up = partial(local.give_up_unhandled, self.handlers, after_ms * 1000)
             loops.append(clock.every(GIVE_UP_LOOK_S, give_up, "looking for tasks without a handler"))
         loops.append(clock.every(limits.LEASE_RENEW_MS / 1000, leases.round, "renewing leases"))
         self._shared = _Shared(leases, offers, stealer, loops)
-        if self._worker is not None:
-            local.claims.attach(self._worker)
+        if self.worker is not None:
+            local.claims.attach(self.worker)
         self._follow_takers(local)
 
     def refuse(self) -> None:
@@ -88,20 +86,20 @@ class NodeWork:
     # --- handlers ---
     def attach(self, worker: Worker) -> None:
         """See ``facade.TaskQueue.attach``."""
-        self._worker = worker
+        self.worker = worker
         self.handlers_changed()
         if self._state.local is not None:
             self._state.local.claims.attach(worker)
 
     def handlers_changed(self) -> None:
         """See ``facade.TaskQueue.handlers_changed``."""
-        assert self._worker is not None, "who says so is attached"
-        self._state.plane.membership.announce(self._worker.announced)
+        assert self.worker is not None, "who says so is attached"
+        self._state.plane.membership.announce(self.worker.announced)
         self.follow_handlers()
 
     def follow_handlers(self) -> None:
         """Who takes what may have changed: the map, what another node has announced, or the worker here."""
-        worker, state = self._worker, self._state
+        worker, state = self.worker, self._state
         if worker is None or not state.map.is_founded:
             return
         announced = state.plane.membership.liveness.handlers
@@ -112,26 +110,26 @@ class NodeWork:
             self._follow_takers(state.local)
 
     def _follow_takers(self, local: LocalQueue) -> None:
-        own = () if self._worker is None else self._worker.types
+        own = () if self.worker is None else self.worker.types
         local.follow_handlers(own, self.handlers.takers.named)
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
         """See ``facade.TaskQueue.reload_handlers``."""
-        if self._worker is None:
+        if self.worker is None:
             return fail(NotReady("the node is starting"))
-        return self._worker.reload_handlers()
+        return self.worker.reload_handlers()
 
     def shown_handlers(self) -> Sequence[NodeHandlers]:
         """See ``facade.TaskQueue.handlers``."""
         cluster_map = self._state.map
         if cluster_map.feature_level < HANDLERS_LEVEL:
             raise Upgrading("handlers: not every node of the cluster says yet which ones it has")
-        own = Announced(HandlerKind.NONE) if self._worker is None else self._worker.announced
+        own = Announced(HandlerKind.NONE) if self.worker is None else self.worker.announced
         return self.handlers.shown(cluster_map, self._state.plane.membership.liveness.handlers, own)
 
     def notes(self) -> Sequence[ReadyNote]:
         """Why this node's worker runs no tasks, or not all."""
-        return () if self._worker is None else (*self._worker.notes, *self.handlers.notes(self._worker))
+        return () if self.worker is None else (*self.worker.notes, *self.handlers.notes(self.worker))
 
     # --- work for one another ---
     def offered(self, offer: calls.WorkOffer) -> None:
@@ -161,12 +159,13 @@ class NodeWork:
             if node.is_up and not node.is_draining and node.node_id != self._state.node_id
         )
 
-    def _may_help(self) -> bool:
+    @property
+    def may_help(self) -> bool:
         """A node that is drained, or stops, begins nothing more."""
         me = self._state.map.nodes.get(self._state.node_id)
         return not self._state.is_stopping and me is not None and me.is_up and not me.is_draining
 
-    def _give_back(self, claims: Sequence[Claim]) -> None:
+    def give_back(self, claims: Sequence[Claim]) -> None:
         """These claims are not run here: their primary is told."""
         for claim in claims:
             # Where that is lost, the attempt's lease is over soon.

@@ -25,7 +25,8 @@ offer is forgotten after ``HELP_OFFER_MS_MAX``: a backlog that somebody else has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -62,23 +63,26 @@ class _Loaded(msgspec.Struct):
     """A request is on its way."""
 
 
-class WorkStealer:
-    """:param worker: of this node. :param may_help: whether this node may start tasks of others
-        now.
+class Claimant(Protocol):
+    """The node that a ``WorkStealer`` claims for."""
 
-    :param give_back: tell their primary that these claims are not run.
-    """
+    @property
+    def worker(self) -> Worker | None:
+        """None: it has not begun yet."""
+
+    @property
+    def may_help(self) -> bool:
+        """Whether tasks of others may start here now."""
+
+    def give_back(self, claims: Claims) -> None:
+        """Tell their primary that these claims are not run."""
+
+
+class WorkStealer:
+    """See the module's docstring."""
 
     def __init__(
-        self,
-        local: LocalQueue,
-        client: PeerClient,
-        leases: LeaseRenewer,
-        clock: Clock,
-        worker: Callable[[], Worker | None],
-        *,
-        may_help: Callable[[], bool],
-        give_back: Callable[[Claims], None],
+        self, local: LocalQueue, client: PeerClient, leases: LeaseRenewer, clock: Clock, claimant: Claimant
     ) -> None:
         self.claimed = 0
         """Claims of other nodes' tasks that the worker here got."""
@@ -86,9 +90,7 @@ class WorkStealer:
         self._client = client
         self._leases = leases
         self._clock = clock
-        self._worker = worker
-        self._may_help = may_help
-        self._give_back = give_back
+        self._claimant = claimant
         self._loaded: dict[NodeId, _Loaded] = {}
         self._was_refused_slot = False
         """A slot came free while every peer with a backlog was being asked: the worker is woken
@@ -98,8 +100,8 @@ class WorkStealer:
 
     def offered(self, offer: calls.WorkOffer) -> None:
         """Note that a peer has more ready tasks than it can start; wake the worker if it has a free slot."""
-        worker = self._worker()
-        if worker is None or self._stopped or not self._may_help():
+        worker = self._claimant.worker
+        if worker is None or self._stopped or not self._claimant.may_help:
             return
         loaded = self._loaded.setdefault(offer.node, _Loaded())
         loaded.backlog, loaded.offered_ms = offer.backlog, self._clock.now_ms()
@@ -122,8 +124,8 @@ class WorkStealer:
 
     # --- asking ---
     def _found(self, own: Claims, limit: int) -> Claims | Deferred[Claims]:
-        worker = self._worker()
-        if worker is None or self._stopped or len(own) >= limit or not self._may_help():
+        worker = self._claimant.worker
+        if worker is None or self._stopped or len(own) >= limit or not self._claimant.may_help:
             return own
         types = worker.types
         if types is not None and not types:
@@ -181,7 +183,7 @@ class WorkStealer:
             pause_ms = min(limits.HELP_OFFER_MS << min(loaded.empty_answers, 10), limits.HELP_QUIET_MS_MAX)
             loaded.quiet_until_ms = now_ms + pause_ms
         was_refused_slot, self._was_refused_slot = self._was_refused_slot, False
-        worker = self._worker()
+        worker = self._claimant.worker
         if was_refused_slot and claims and backlog > 0 and worker is not None:
             worker.wake()
 
@@ -190,7 +192,7 @@ class WorkStealer:
         the request left, the wait may be over, a partition may have come here, a queue been paused,
         this node drained."""
         paused = self._local.paused_queues()
-        may_begin = out in self._waits and self._may_help()
+        may_begin = out in self._waits and self._claimant.may_help
         taken: list[Claim] = []
         left: list[Claim] = []
         for claim in claims:
@@ -201,7 +203,7 @@ class WorkStealer:
         self.claimed += len(taken)
         self._no_longer(out, taken)
         if left:
-            self._give_back(left)
+            self._claimant.give_back(left)
 
     def _no_longer(self, out: Deferred[Claims], claims: Claims = ()) -> None:
         timer = self._waits.pop(out, None)

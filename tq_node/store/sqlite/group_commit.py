@@ -16,7 +16,7 @@ from tq_node.store.checksums import consensus_crc, epoch_crc, meta_crc, partitio
 from tq_node.store.partition_state import Extent, LogState, fold
 from tq_node.store.sqlite import sql
 from tq_node.store.sqlite.generations import PARTITION_MASK, Generations
-from tq_node.store.sqlite.log_index import LogIndex
+from tq_node.store.sqlite.log_index import LogIndex, LogLoad
 from tq_node.store.sqlite.snapshot_install import Added, SnapshotInstaller, reshapes
 from tq_node.store.sqlite.vacuum import RecordSweeper, RowSweeper
 from tq_node.types import State
@@ -39,21 +39,16 @@ class GroupWriter:
         states: dict[int, LogState],
         generations: Generations,
         index: LogIndex,
-        *,
-        next_position: int,
-        log_rows: int,
-        log_bytes: int,
+        log: LogLoad,
         next_num: int,
     ) -> None:
         self._connection = connection
         self._states = states
         self._generations = generations
         self._index = index
-        self._next_position = next_position
+        self._next_position = log.next_position
         self._installer = SnapshotInstaller(connection, generations, index, next_num)
-        self._records_sweeper = RecordSweeper(
-            connection, index, next_position=next_position, rows=log_rows, total=log_bytes
-        )
+        self._records_sweeper = RecordSweeper(connection, index, log)
         self._rows_sweeper = RowSweeper(connection, generations)
         connection.executescript(sql.WATCH_BODIES)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class _Records:
@@ -33,6 +34,14 @@ class _Records:
             del self.positions[: self.dropped]
             del self.sizes[: self.dropped]
             self.dropped = 0
+
+
+class LogLoad(NamedTuple):
+    """What the ``log`` table holds when the store is opened, dead records included."""
+
+    next_position: int
+    rows: int
+    bytes: int
 
 
 class LogIndex:

@@ -16,7 +16,7 @@ from tq_node.store.lock import sync_directory
 from tq_node.store.partition_state import Extent, LogState
 from tq_node.store.private import create, refuse_link
 from tq_node.store.sqlite.generations import Generations
-from tq_node.store.sqlite.log_index import LogIndex
+from tq_node.store.sqlite.log_index import LogIndex, LogLoad
 from tq_node.store.sqlite.upgrade import check_identity, load_steps, upgrade
 
 DATABASE_NAME = "taskqueue.sqlite3"
@@ -160,9 +160,8 @@ def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Ge
 
 def load_log(
     connection: sqlite3.Connection, states: dict[int, LogState], generations: Generations, index: LogIndex
-) -> tuple[int, int, int]:
-    """Index every live record, without reading payloads; return (next position, records in the
-    table, their bytes).
+) -> LogLoad:
+    """Index every live record, without reading payloads.
 
     :raises StoreBroken: a record is missing between others.
     """
@@ -179,7 +178,7 @@ def load_log(
         ).fetchone()
         found = _decode_scan(text)
         if not found:
-            return max(last_position + 1, next_position), rows, total
+            return LogLoad(max(last_position + 1, next_position), rows, total)
         kept = []
         for position, partition, sequence, size in found:
             total += size

@@ -105,9 +105,7 @@ class SqliteStore:
             self._states, self._generations = open_database.load_states(connection)
             self._meta = open_database.load_meta(connection)
             self._index = LogIndex()
-            next_position, log_rows, log_bytes = open_database.load_log(
-                connection, self._states, self._generations, self._index
-            )
+            log = open_database.load_log(connection, self._states, self._generations, self._index)
             open_database.prune_epochs(connection, self._states)
             next_num = open_database.next_task_number(connection)
             lookups, scans, snapshots, helper = (
@@ -121,16 +119,7 @@ class SqliteStore:
         except Exception as why:  # a damaged database raises many things
             connection.close()
             raise StoreBroken(f"store {self._database}: {why}") from why
-        group = GroupWriter(
-            connection,
-            self._states,
-            self._generations,
-            self._index,
-            next_position=next_position,
-            log_rows=log_rows,
-            log_bytes=log_bytes,
-            next_num=next_num,
-        )
+        group = GroupWriter(connection, self._states, self._generations, self._index, log, next_num)
         wal = WalKeeper(self._wal_size, self._request_checkpoint, self._end_long_reads)
         self._copy_wal = wal.copy_most
         self._lookups = Reader("store-lookups", lookups, self._post_answers, self._post_failure)

@@ -12,7 +12,7 @@ import msgspec
 from tq_node import limits
 from tq_node.store.sqlite import sql
 from tq_node.store.sqlite.generations import Generations
-from tq_node.store.sqlite.log_index import LogIndex
+from tq_node.store.sqlite.log_index import LogIndex, LogLoad
 
 TRIM_ROWS_PER_COMMIT = 4_096
 TRIM_ROWS_LEAST = 256
@@ -63,15 +63,13 @@ _DELETE_DEAD_TOMBSTONES = (
 class RecordSweeper:
     """Deletes dead log records: first those below the first live one, then those between live ones."""
 
-    def __init__(
-        self, connection: sqlite3.Connection, index: LogIndex, *, next_position: int, rows: int, total: int
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, index: LogIndex, log: LogLoad) -> None:
         self._connection = connection
         self._index = index
-        self._rows = rows
-        self._bytes = total
+        self._rows = log.rows
+        self._bytes = log.bytes
         self._lowest = 0
-        self._live_from = index.first_position(otherwise=next_position)
+        self._live_from = index.first_position(otherwise=log.next_position)
         self._swept_to = 0
 
     def added(self, records: list[tuple[int, int, int, int]]) -> None:

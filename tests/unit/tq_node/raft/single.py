@@ -17,6 +17,7 @@ from tq_node.raft.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    Persisted,
     Ready,
     Snapshot,
     Vote,
@@ -47,10 +48,12 @@ def core_of(
     snapshot = replace(snapshot, configuration=Configuration(tuple(voters), tuple(learners)))
     return RaftCore(
         me,
+        Persisted(
+            HardState(max((1, *terms)) if term is None else term, vote),
+            snapshot,
+            tuple(entry(each, index) for index, each in enumerate(terms, 2)),
+        ),
         seed=7,
-        hard_state=HardState(max((1, *terms)) if term is None else term, vote),
-        snapshot=snapshot,
-        entries=tuple(entry(each, index) for index, each in enumerate(terms, 2)),
         settings=settings or RaftSettings(),
     )
 

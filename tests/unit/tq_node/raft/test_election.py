@@ -14,6 +14,7 @@ from tq_node.raft.messages import (
     HardState,
     Heartbeat,
     HeartbeatReply,
+    Persisted,
     Role,
     SnapshotChunk,
     TimeoutNow,
@@ -30,7 +31,7 @@ class TestTime:
     def test_a_silent_follower_asks_between_one_and_two_election_timeouts_3_4(self) -> None:
         firsts = set()
         for seed in range(40):
-            core = RaftCore(A, seed=seed, hard_state=HardState(1), snapshot=core_of().log.snapshot)
+            core = RaftCore(A, Persisted(HardState(1), core_of().log.snapshot), seed=seed)
             ticks = 0
             while core.role is Role.FOLLOWER:
                 ticks += 1
@@ -287,7 +288,7 @@ class TestEvidence:
     def test_it_campaigns_within_150_ms(self) -> None:
         delays = set()
         for seed in range(30):
-            core = RaftCore(A, seed=seed, hard_state=HardState(1), snapshot=core_of().log.snapshot)
+            core = RaftCore(A, Persisted(HardState(1), core_of().log.snapshot), seed=seed)
             hear(core, B)
             core.leader_died(B, 1_000)
             assert core.wake_at_ms is not None

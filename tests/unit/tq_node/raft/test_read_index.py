@@ -23,7 +23,7 @@ from tests.unit.tq_node.raft.single import (
 )
 from tq_node.errors import Busy
 from tq_node.raft.core import RaftCore
-from tq_node.raft.messages import AppendReply, Heartbeat, HeartbeatReply, ReadReply, ReadRequest, ReadState
+from tq_node.raft.messages import AppendReply, Heartbeat, HeartbeatReply, Persisted, ReadReply, ReadRequest, ReadState
 from tq_node.raft.settings import NotLeader, RaftSettings
 
 
@@ -133,7 +133,7 @@ def test_who_is_no_leader_refuses() -> None:
 
 
 def test_an_answer_to_an_earlier_run_meets_nobody() -> None:
-    first, second = (RaftCore(A, seed=seed, hard_state=core_of().state.hard_state) for seed in (1, 2))
+    first, second = (RaftCore(A, Persisted(core_of().state.hard_state), seed=seed) for seed in (1, 2))
     hear(first)
     read_id = first.read_index()
     second.step(ReadReply(B, A, 1, read_id, 5), 0)

@@ -33,6 +33,7 @@ from tq_node.raft.messages import (
     HardState,
     Heartbeat,
     HeartbeatReply,
+    Persisted,
 )
 from tq_node.raft.progress import Mode
 from tq_node.raft.settings import NotLeader, RaftSettings
@@ -274,9 +275,7 @@ class TestReady:
 
     def test_restart_begins_where_the_state_machine_is(self) -> None:
         entries = tuple(entry(1, index) for index in (2, 3))
-        core = RaftCore(
-            A, seed=1, hard_state=HardState(1), snapshot=core_of().log.snapshot, entries=entries, applied_index=2
-        )
+        core = RaftCore(A, Persisted(HardState(1), core_of().log.snapshot, entries, applied_index=2), seed=1)
         core.step(Append(B, A, 1, 3, 1, 3), 0)
         _, readies = drain(core)
         assert [each.log_index for ready in readies for each in ready.committed] == [3]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from tq_node import limits
-from tq_node.api.http.concurrency_limit import UNLOADED_MAX, ConcurrencyLimit, large_body_limit, submit_limit
+from tq_node.api.http.concurrency_limit import (
+    UNLOADED_MAX,
+    ConcurrencyLimit,
+    LatencyTarget,
+    LimitRange,
+    large_body_limit,
+    submit_limit,
+)
+
+USUAL = LimitRange(overload=10, least=20, first=40, most=1_000)
+LEARNT = LatencyTarget(0.1, 4, 0.025, 1.0)
 
 
-def limit(**options: float) -> ConcurrencyLimit:
-    usual = {"limit_overload": 10, "limit_min": 20, "limit": 40, "limit_max": 1_000, "target_s": 0.1}
-    return ConcurrencyLimit(**usual | options)  # type: ignore[arg-type]  # whole numbers are whole numbers
+def limit(target: LatencyTarget = LatencyTarget(0.1), **limits_of_range: int) -> ConcurrencyLimit:  # noqa: B008
+    return ConcurrencyLimit(replace(USUAL, **limits_of_range), target)
 
 
 def enter_all(one: ConcurrencyLimit, count: int) -> list[int]:
@@ -53,12 +63,12 @@ def test_what_is_late_makes_room_less_down_to_the_least_where_much_is_refused() 
     play(one, 0.3, rounds=1, offered=400)
     assert one.limit < 40
     play(one, 0.3, rounds=30, offered=400)
-    assert one.limit == one.limit_overload == 10
+    assert one.limit == one.range.overload == 10
 
 
 @pytest.mark.parametrize(("took_s", "room"), [(0.099, 1_000), (0.11, 750), (0.2, 500), (10.0, 250)])
 def test_what_is_twice_as_late_leaves_half_the_room(took_s: float, room: int) -> None:
-    one = limit(limit=1_000)
+    one = limit(first=1_000)
     for ticket in enter_all(one, 1_000):
         one.leave(ticket, took_s)
     assert one.limit == room
@@ -67,7 +77,7 @@ def test_what_is_twice_as_late_leaves_half_the_room(took_s: float, room: int) ->
 def test_a_burst_makes_room_less_down_to_the_minimum_only() -> None:
     one = limit()
     play(one, 0.3, rounds=30, offered=24)
-    assert one.limit == one.limit_min == 20
+    assert one.limit == one.range.least == 20
 
 
 def test_room_grows_only_where_it_is_wanted_and_what_is_in_is_in_time() -> None:
@@ -75,7 +85,7 @@ def test_room_grows_only_where_it_is_wanted_and_what_is_in_is_in_time() -> None:
     play(one, 0.01, rounds=50, offered=30)
     assert one.limit == 40, "nobody was refused"
     play(one, 0.01, rounds=50, offered=2_000)
-    assert one.limit == one.limit_max
+    assert one.limit == one.range.most
 
 
 def test_what_was_taken_away_comes_back_when_the_load_has_gone() -> None:
@@ -95,7 +105,7 @@ def test_what_was_not_done_says_nothing() -> None:
 
 def test_a_steady_overload_settles_where_it_is_in_time() -> None:
     """Each takes 2 ms of a server that does one at a time: fifty are a tenth of a second."""
-    one = limit(limit=500)
+    one = limit(first=500)
     rooms = []
     for _ in range(200):
         tickets = enter_all(one, 5_000)
@@ -109,7 +119,7 @@ class TestAlone:
     """In time is a multiple of what it takes one that has no company."""
 
     def one(self) -> ConcurrencyLimit:
-        return limit(target_multiple=4, target_s_min=0.025, target_s_max=1.0)
+        return limit(LEARNT)
 
     def test_until_it_is_known_the_usual_is_in_time(self) -> None:
         assert self.one().target_s == 0.1
@@ -138,7 +148,7 @@ class TestAlone:
 
     def test_overload_does_not_pass_for_being_alone(self) -> None:
         """With little room left few are in at a time, and what they take is not what it takes on an idle node."""
-        one = limit(target_multiple=4, target_s_min=0.025, target_s_max=1.0, limit_overload=2)
+        one = limit(LEARNT, overload=2)
         play(one, 0.01, rounds=100, offered=1)
         play(one, 0.5, rounds=500, offered=400)
         assert one.limit == 2
@@ -147,7 +157,7 @@ class TestAlone:
 
 def test_the_node_s_own_gates() -> None:
     submits, large = submit_limit(), large_body_limit()
-    assert submits.limit_max == limits.REQUESTS_IN_FLIGHT_MAX
+    assert submits.range.most == limits.REQUESTS_IN_FLIGHT_MAX
     assert len(enter_all(submits, 10_000)) == limits.SUBMITS_AT_ONCE
     assert large.enter(limits.BODY_BYTES_MAX) is not None
     assert large.enter(limits.LARGE_BODY_BYTES) is None

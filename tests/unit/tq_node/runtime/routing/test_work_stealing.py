@@ -108,10 +108,10 @@ class Rig:
         self.renewing = LeaseRenewer(local, forwarding, clock, lambda _: self.primary)
         self.types: dict[NodeId, frozenset[str]] = {}
         self.lending = WorkOffers(local, forwarding, clock, lambda: self.peers, self.types.get)
-        self.helping = WorkStealer(
-            local, forwarding, self.renewing, clock, lambda: self.worker,
-            may_help=lambda: self.may_help, give_back=self.given_back.extend,
-        )  # fmt: skip
+        self.helping = WorkStealer(local, forwarding, self.renewing, clock, self)
+
+    def give_back(self, claims: Sequence[Claim]) -> None:
+        self.given_back += claims
 
     def ask(self, own: Sequence[Claim] = (), limit: int = 4) -> list[Sequence[Claim]]:
         got: list[Sequence[Claim]] = []
