@@ -1,5 +1,4 @@
-"""The client: submit tasks and follow them, from threads (``Queue``) or from asyncio
-(``AsyncQueue``).
+"""The client: submit tasks and follow them, from threads (``Queue``) or asyncio (``AsyncQueue``).
 
     from tq_node.client import Queue
 
@@ -7,12 +6,10 @@
         task = queue.submit("email", "ann@example.com")
         print(task.result(timeout=30))
 
-``Engine`` has every operation as a coroutine; ``Roster`` chooses the node, ``Batcher`` gathers
-submits.
+``Engine`` has every operation as a coroutine; ``Roster`` chooses the node; ``Batcher`` gathers submits.
 
 - Every task has an id before it is sent, so that sending it again never makes a second task.
-- A call ends within its deadline: with an answer, or with an error of one of three kinds
-  (``errors``).
+- A call ends within its deadline, with an answer or an error of one of three kinds (``errors``).
 - What waits in the client is bounded in number and in bytes.
 
 It imports nothing of the node, only the standard library and msgspec.

@@ -11,7 +11,7 @@ _LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # noqa: S104 (to be diall
 
 
 class BadAddress(ValueError):
-    """Says which part is no address."""
+    """A text that is no address; the message says which part."""
 
 
 class Address(NamedTuple):
@@ -29,17 +29,12 @@ class Address(NamedTuple):
 
 
 def parse_addresses(texts: str | Iterable[str], *, tls: bool) -> list[Address]:
-    """``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of such; a bare
-    port takes the host before it. ``https://`` before one means TLS, as ``tls`` does for all. Each
-    once, in order.
+    """The addresses in ``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of such, each once,
+    in order. A bare port takes the host before it; ``https://`` means TLS, as ``tls`` does for all.
 
     :raises BadAddress: one of them is none, or there is none.
     """
-    words = (
-        texts.replace(",", " ").split()
-        if isinstance(texts, str)
-        else [w for s in texts for w in s.replace(",", " ").split()]
-    )
+    words = ",".join([texts] if isinstance(texts, str) else texts).replace(",", " ").split()
     host, found = DEFAULT_HOST, dict[str, Address]()
     for word in words:
         scheme, marker, plain = word.rpartition("://")

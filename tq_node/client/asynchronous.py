@@ -57,19 +57,8 @@ class AsyncTask:
 
 
 class AsyncQueue:
-    """A cluster of nodes, for coroutines of one event loop. ``async with`` closes it.
-
-    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will
-        do. The others are learnt.
-    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a
-        checked certificate alone.
-    :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means
-        the same for that one.
-    :param deadline: seconds that a call may take where it does not say otherwise.
-    :param batching: send what is submitted at the same time as one request.
-    :param discover: ask the nodes who else is there.
-    :raises ValueError: one of these does not fit. No connection is made before the first call.
-    """
+    """A cluster of nodes, for coroutines of one event loop; ``async with`` closes it. Parameters and errors, here and
+    of each method, are those of ``Queue``."""
 
     def __init__(
         self,
@@ -107,7 +96,7 @@ class AsyncQueue:
         return self._engine
 
     async def close(self) -> None:
-        """Submits that are under way have five seconds to end. Calls after this raise ``Closed``."""
+        """Close the queue: open submits have five seconds to end, and later calls raise ``Closed``."""
         self._is_closed = True
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -115,7 +104,7 @@ class AsyncQueue:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Of the nodes that are known by now."""
+        """Addresses of the nodes known by now."""
         if self._engine is not None:
             return self._engine.roster.addresses
         return [str(address) for address in self._settings.addresses]
@@ -137,30 +126,7 @@ class AsyncQueue:
         tags: dict[str, str] | None = None,
         deadline: float | None = None,
     ) -> AsyncTask:
-        """Submit a task. When this returns, it is on the disk of every in-sync copy.
-
-        :param type: which handler runs it.
-        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the
-            like among it.
-        :param queue: where it waits.
-        :param priority: 0 to 9, 9 first.
-        :param delay: seconds from now until it is due.
-        :param run_at: when it is due, instead of ``delay``: a datetime with a zone, RFC 3339, or
-            Unix seconds.
-        :param id: a name of your own: the same id with the same content again is the same task.
-            Without one, the client makes it.
-        :param max_attempts: 1 to 100.
-        :param timeout: seconds for one attempt.
-        :param backoff: pause between attempts: seconds, or a ``Backoff``.
-        :param tags: up to 20 strings.
-        :param deadline: seconds that this call may take, sending again at other nodes included.
-        :raises Refused: it is wrong as it is; ``InvalidTask.field`` says where.
-        :raises Unavailable: nobody took it within the deadline.
-        :raises OutcomeUnknown: it may have been taken; the same ``id`` may be sent again.
-        :raises TooManyWaiting: this client holds too many already.
-        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime);
-            the line says what.
-        """
+        """Submit a task, as ``Queue.submit``. When this returns, it is on the disk of every in-sync copy."""
         engine = self._open()
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
         task_id, body = named(task)
@@ -168,11 +134,7 @@ class AsyncQueue:
         return AsyncTask(self, accepted.task_id, accepted.status)
 
     async def submit_many(self, tasks: Iterable[NewTask], *, deadline: float | None = None) -> Sequence[AsyncTask]:
-        """Submit all of them, in batches, reading ``tasks`` no faster than they are taken.
-
-        :param deadline: seconds that each heap of them may take.
-        :raises BatchRefused: some were not taken; its ``results`` say for each.
-        """
+        """Submit many tasks in batches, as ``Queue.submit_many``; ``tasks`` is read only as they are accepted."""
         engine = self._open()
         outcomes: list[Accepted | TaskQueueError] = []
         handed: deque[asyncio.Task[list[Accepted | TaskQueueError]]] = deque()
@@ -192,65 +154,40 @@ class AsyncQueue:
 
     # --- one task ---
     async def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now, at any node.
-
-        :raises NotFound: there never was one.
-        :raises TaskPurged: it was forgotten.
-        """
+        """The task as it is now. :raises NotFound: there never was one. :raises TaskPurged: it was forgotten."""
         return await self._open().get(task_id, deadline)
 
     async def wait(self, task_id: str, timeout: float | None = None) -> TaskInfo:
-        """The task, once it has completed, failed or been cancelled.
-
-        :param timeout: seconds; None: as long as it takes.
-        :raises NotFinished: a ``TimeoutError``; its ``task`` is how the task is.
-        """
+        """The task, once it has ended. :raises NotFinished: not within ``timeout`` seconds (None: no bound)."""
         return await self._open().wait(task_id, timeout)
 
     async def result(self, task_id: str, timeout: float | None = None) -> Any:
-        """What the task's handler returned, once it has.
-
-        :raises TaskFailed: it failed for good; ``error.task`` has every attempt.
-        :raises TaskCancelled: somebody cancelled it.
-        :raises NotFinished: not yet, after ``timeout`` seconds.
-        """
+        """What the task's handler returned, once it has. :raises TaskFailed, TaskCancelled, NotFinished:"""
         return await self._open().result(task_id, timeout)
 
     async def cancel(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Stop a task, also one that runs; its status then.
-
-        :raises AlreadyFinal: it has ended.
-        """
+        """Cancel a task, also one that runs; returns its status then. :raises AlreadyFinal: it has ended."""
         return await self._open().cancel(task_id, deadline)
 
     async def retry(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Send a failed or cancelled task back, attempts counted from zero; its status then.
-
-        :raises NotRetryable: it is neither.
-        """
+        """Put a failed or cancelled task back, as ``Queue.retry``. :raises NotRetryable: it is neither."""
         return await self._open().retry(task_id, deadline)
 
     async def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, now; its id stays known as after its retention.
-
-        :raises NotFinal: it has not ended.
-        """
+        """Forget a task that has ended, as ``Queue.purge``. :raises NotFinal: it has not ended."""
         await self._open().purge(task_id, deadline)
 
     # --- queues ---
     async def pause(self, queue: str = "default", *, deadline: float | None = None) -> None:
-        """Nothing of this queue begins any more, on no node. What runs, runs on."""
+        """Pause a queue on all nodes: none of its tasks starts; those that run go on."""
         await self._open().switch("pause", queue, deadline)
 
     async def resume(self, queue: str = "default", *, deadline: float | None = None) -> None:
-        """The opposite of ``pause``."""
+        """Let the tasks of a paused queue start again."""
         await self._open().switch("resume", queue, deadline)
 
     async def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """How many tasks there are in each state.
-
-        :param partial: count what can be reached, instead of ``Incomplete``.
-        """
+        """Number of tasks in each state. ``partial``: count what can be reached, instead of ``Incomplete``."""
         return await self._open().stats(partial=partial, deadline=deadline)
 
     async def list(
@@ -267,18 +204,7 @@ class AsyncQueue:
         page: int = 1_000,
         deadline: float | None = None,
     ) -> AsyncIterator[TaskInfo]:
-        """The tasks of the cluster, each once, page after page.
-
-        :param status, type, queue, node: one or several; ``"!failed"`` means all others. ``node``
-            is the primary.
-        :param q: text in id or type.
-        :param sort: ``id``, ``created_at``, ``run_at`` or ``priority``; with ``-`` before it, the
-            last first.
-        :param dead: only those that failed for good.
-        :param partial: what can be reached, instead of ``Incomplete``.
-        :param page: how many are asked for at once; at most 10,000.
-        :param deadline: seconds for one page.
-        """
+        """The tasks of the cluster, each once, page after page; filters as in ``Queue.list``."""
         filters = list_filters(status=status, type=type, queue=queue, node=node, q=q, sort=sort, page=page)
         cursor: str | None = None
         while True:

@@ -1,8 +1,7 @@
 """Gathers submits into batches, sends them, and gives each submit its outcome.
 
-The first submit is sent at once. Those that come while it is in request are sent together when it
-is answered, when they fill a batch, or after 5 ms, whatever is first. On a fast network that makes
-one batch of all that wait, and none waits for others that may not come.
+The first submit is sent at once. Those made while it is in flight are sent together when it is
+answered, when they fill a batch, or after ``limits.GATHER_S``, whatever is first.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class Batcher:
         self._settings = settings
         self._ready: deque[Submit] = deque()
         self._waiting: deque[Submit] = deque()
-        """Submits that wait for room among the open ones."""
+        """Submits beyond the bounds of the open ones."""
         self._open: dict[Submit, None] = {}
         self._open_bytes = self._waiting_bytes = 0
         self._requests: set[asyncio.Task[None]] = set()
@@ -204,7 +203,7 @@ class Batcher:
         if requests >= self._settings.in_flight_max:
             return  # the next answer sends it
         if requests == 0 or len(self._ready) >= self._settings.tasks_max:
-            # At the end of this turn: what others submit in the same turn comes along.
+            # At the end of this turn of the loop, with what else is submitted in it.
             if not isinstance(self._send_timer, asyncio.TimerHandle) and self._send_timer is not None:
                 return
             if self._send_timer is not None:

@@ -96,11 +96,7 @@ def make_settings(
     batching: bool,
     discover: bool,
 ) -> Settings:
-    """Validate the arguments of ``Queue`` and ``AsyncQueue``.
-
-    :raises ValueError: a bad address, a token that fits into no header, a deadline that is not
-        above 0.
-    """
+    """Validate the arguments of ``Queue`` and ``AsyncQueue``. :raises ValueError: address, token or deadline is bad."""
     parsed = tuple(parse_addresses(addresses, tls=tls is not False))
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ValueError("a token has no spaces, and no letters but ASCII")
@@ -114,10 +110,9 @@ def make_settings(
 
 
 def named(task: NewTask) -> tuple[str, bytes]:
-    """The task's id, made if it has none, and its JSON, which is sent unchanged at each try: other
-    bytes would be another task's content.
+    """The task's id, made if it has none, and its JSON, sent unchanged at each try: other bytes would be other content.
 
-    :raises TypeError: the payload has no clear form in JSON; the line says why.
+    :raises TypeError: the payload has no clear form in JSON.
     """
     encoding.check(task.payload)
     if task.id is None:
@@ -146,10 +141,7 @@ class Engine:
 
     # --- submits ---
     async def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
-        """Submit a task.
-
-        :raises TaskQueueError: it was not accepted, or the outcome is unknown.
-        """
+        """Submit a task. :raises TaskQueueError: it was not accepted, or the outcome is unknown."""
         resolved: asyncio.Future[None] = self._loop.create_future()
 
         def resolve(_: Submit) -> None:
@@ -201,10 +193,9 @@ class Engine:
         return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
-        """Wait until the task has ended. If the node fails meanwhile, the next one is asked.
+        """The task, once it has ended; if the node fails meanwhile, the next one is asked.
 
-        :param timeout: seconds; None: no bound.
-        :raises NotFinished: the task has not ended by then.
+        :raises NotFinished: not within ``timeout`` seconds (None: no bound).
         """
         end_s = None if timeout is None else self._loop.time() + timeout
         spare_s = self._settings.deadline_s if timeout is None else limits.ATTEMPT_S
@@ -264,10 +255,7 @@ class Engine:
 
     # --- queues and many tasks ---
     async def switch(self, order: str, queue: str, deadline: float | None = None) -> None:
-        """Pause or resume a queue; idempotent.
-
-        :param order: ``pause`` or ``resume``.
-        """
+        """Pause or resume a queue, as ``order`` says; idempotent."""
         path = f"/tasks/{order}?queue={quote(queue, safe='')}".encode()
         await call(self.roster, b"POST", path, end_s=self._end_s(deadline), trials=Trials(changes=True))
 
@@ -296,13 +284,10 @@ class Engine:
     async def _complete(
         self, ask: Callable[[float], Awaitable[Gathered]], *, partial: bool, deadline: float | None
     ) -> Gathered:
-        """Ask until nothing can be missing: until every partition has been answered for.
+        """Ask until every partition has been answered for.
 
-        Nodes of the release before don't say that. There, a dead member does not answer, but after
-        a moment others lead what it led, and have answered for it: so ask once more after the map
-        of partitions says that.
-
-        :raises Incomplete: at the deadline.
+        Nodes of the release before don't say for which they answer. There, once others lead what a
+        silent member led, one more answer covers it. :raises Incomplete: at the deadline.
         """
         end_s = self._end_s(deadline)
         tries, missing, covered, unled = 0, frozenset[str](), frozenset[str](), tuple[int, ...]()
@@ -329,9 +314,7 @@ class Engine:
 
     async def _lead_nothing(self, nodes: frozenset[str], end_s: float) -> bool:
         """Whether every partition is served, and none of them by these nodes."""
-        body = await call(
-            self.roster, b"GET", b"/cluster/partitions", end_s=end_s, trials=Trials(changes=False)
-        )  # fmt: skip
+        body = await call(self.roster, b"GET", b"/cluster/partitions", end_s=end_s, trials=Trials(changes=False))
         return all(
             partition.state == "active" and partition.primary is not None and partition.primary not in nodes
             for partition in _read(_partitions, body).partitions
@@ -348,10 +331,7 @@ def _read(decode: Callable[[bytes], T], body: bytes, task_id: str | None = None)
 
 
 def _status_after(body: bytes, task_id: str) -> str:
-    """The task's status after a change.
-
-    :raises OutcomeUnknown: the answer can't be read.
-    """
+    """The task's status after a change. :raises OutcomeUnknown: the answer can't be read."""
     try:
         return _done(body).status
     except UNREADABLE as why:
@@ -366,10 +346,7 @@ def _incomplete(missing: frozenset[str], unled: tuple[int, ...]) -> Incomplete:
 
 
 def result_of(task: TaskInfo) -> object:
-    """The result of a task that has ended.
-
-    :raises TaskFailed, TaskCancelled: it has none.
-    """
+    """The result of a task that has ended. :raises TaskFailed, TaskCancelled: it has none."""
     if task.status == "failed":
         why = f"{task.error.type}: {task.error.message}" if task.error else "failed"
         raise TaskFailed(f"{task.id}: {why}", task=task)
@@ -379,10 +356,7 @@ def result_of(task: TaskInfo) -> object:
 
 
 def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
-    """Ids and JSON of the tasks, in lists of at most one batch.
-
-    :raises TypeError: a payload is no JSON, or an item is no ``NewTask``.
-    """
+    """Ids and JSON of the tasks, a list a batch. :raises TypeError: a payload is no JSON, an item no ``NewTask``."""
     chunk: list[tuple[str, bytes]] = []
     size = 0
     for task in tasks:
@@ -399,10 +373,7 @@ def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
 
 
 def handles_of(outcomes: list[Accepted | TaskQueueError], made: Callable[[Accepted], T]) -> list[T]:
-    """The handles of all accepted tasks.
-
-    :raises BatchRefused: an outcome is an error.
-    """
+    """The handles of all accepted tasks. :raises BatchRefused: an outcome is an error."""
     results = [made(outcome) if isinstance(outcome, Accepted) else outcome for outcome in outcomes]
     refused = [outcome for outcome in outcomes if not isinstance(outcome, Accepted)]
     if refused:

@@ -1,13 +1,6 @@
-"""What can come instead of an answer. Three kinds, as everywhere in taskqueue:
-
-- ``Refused``: the request is wrong, or the task is not in that state. Nothing was done, and nothing
-  would be.
-- ``Unavailable``: nothing was done within the deadline. The same call may succeed later.
-- ``OutcomeUnknown``: it may have been done. Asking for the task's id tells, and sending the same id
-  again is safe.
-
-``code`` is the stable word of the HTTP API.
-"""
+"""Errors of the client, of three kinds: ``Refused`` (nothing was done, and nothing would be),
+``Unavailable`` (nothing was done; the same call may succeed later), ``OutcomeUnknown`` (it may have
+been done; sending the same id again is safe). ``code`` is the stable word of the HTTP API."""
 
 from __future__ import annotations
 
@@ -23,7 +16,7 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class TaskQueueError(Exception):
-    """Base of all. ``detail`` is one sentence for a person."""
+    """Base of the client's errors. ``detail`` is one sentence for a person."""
 
     code: str = "unknown"
 
@@ -47,14 +40,14 @@ class TaskQueueError(Exception):
         """Which field of the task is wrong, as a JSON Pointer."""
         self.task_id = task_id
         self.request_id = request_id
-        """Of the request, as in the node's log."""
+        """The request's id in the node's log."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.detail,), self.__dict__
 
 
 class Closed(TaskQueueError):
-    """The queue was closed, and this had not been sent."""
+    """The queue was closed before the request was sent."""
 
     code = "closed"
 
@@ -121,7 +114,7 @@ class NotRetryable(Conflict):
 
 
 class NotFinal(Conflict):
-    """It has not ended: nothing is purged that may still run."""
+    """The task has not ended, so it is not purged."""
 
     code = "not_final"
 
@@ -150,10 +143,8 @@ class Unreachable(Unavailable):
 
 
 class Incomplete(Unavailable):
-    """Tasks are missing from a list or from counts: the nodes that ``missing`` names did not
-    answer, and nobody has answered for the partitions of ``partitions_missing``. ``partial=True``
-    takes what is there.
-    """
+    """A list or counts lack tasks: the nodes in ``missing`` did not answer, and no node answered for
+    ``partitions_missing``. ``partial=True`` takes what is there."""
 
     code = "incomplete"
 
@@ -167,16 +158,14 @@ class Incomplete(Unavailable):
 
 # --- unknown ---
 class OutcomeUnknown(TaskQueueError):
-    """It may have been done: no node could say within the deadline. ``task_id`` is the id to ask
-    for, or to send again.
-    """
+    """The call may have taken effect: no node could say within the deadline. Ask for ``task_id``, or send it again."""
 
     code = "outcome_unknown"
 
 
 # --- what became of a task ---
 class NotFinished(TaskQueueError, TimeoutError):
-    """The task has not ended in the time that was given; ``task`` is how it is."""
+    """The task has not ended within the timeout; ``task`` is its present state."""
 
     code = "not_finished"
 
@@ -186,7 +175,7 @@ class NotFinished(TaskQueueError, TimeoutError):
 
 
 class NoResult(TaskQueueError):
-    """The task has ended without a result; ``task`` is how."""
+    """The task has ended without a result; ``task`` is its final state."""
 
     def __init__(self, detail: str = "", *, task: TaskInfo | None = None) -> None:
         super().__init__(detail, task_id=task.id if task else None)
@@ -200,13 +189,13 @@ class TaskFailed(NoResult):
 
 
 class TaskCancelled(NoResult):
-    """Somebody cancelled it."""
+    """The task was cancelled."""
 
     code = "task_cancelled"
 
 
 class BatchRefused(TaskQueueError):
-    """Some of many were not accepted. ``results`` has one for each in order: a task, or the error it met."""
+    """Some tasks of a batch were not accepted. ``results`` has a task or an error for each, in order."""
 
     code = "batch_refused"
 
@@ -226,14 +215,8 @@ class Problem(msgspec.Struct):
 
 
 _INVALID = (
-    "unknown_field",
-    "missing_field",
-    "invalid_field",
-    "body_too_large",
-    "payload_too_large",
-    "malformed",
-    "not_json",
-)
+    "unknown_field", "missing_field", "invalid_field", "body_too_large", "payload_too_large", "malformed", "not_json",
+)  # fmt: skip
 _DENIED = ("denied", "cross_origin", "unauthorized", "forbidden")
 _BUSY = ("busy", "disk_full")
 _KINDS: dict[str, type[TaskQueueError]] = {
@@ -247,18 +230,14 @@ _KINDS: dict[str, type[TaskQueueError]] = {
 }
 _STATUSES = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 413: InvalidTask, 422: InvalidTask, 429: Busy}
 OF_THE_NODE = frozenset({"busy", "draining", "not_ready"})
-"""These say something about the node that answered: it is left alone for as long as it asks. The
-others are about a partition."""
+"""Codes about the node that answered: it is not asked for as long as it says. The others concern a partition."""
 UNPROVEN = frozenset({"not_confirmed"})
-"""Safe to send again, but it may have been done."""
+"""Codes of calls that are safe to send again, but may have been done."""
 
 
 def error_of(problem: Problem) -> TaskQueueError:
-    """The kind goes by ``code``; where that is a new word, or none (a proxy answered), by the
-    status.
-
-    5xx other than 503 is no promise that nothing was done: ``OutcomeUnknown``.
-    """
+    """The error of a problem: by its ``code``, else (a newer node, a proxy) by its HTTP status. A 5xx other than 503
+    does not promise that nothing was done: ``OutcomeUnknown``."""
     status = problem.status
     kind = _KINDS.get(problem.code)
     if kind is None:
@@ -282,7 +261,7 @@ _decode = msgspec.json.Decoder(Problem).decode
 
 
 def error_in(status: int, body: bytes) -> TaskQueueError:
-    """Of a whole answer that is not good."""
+    """The error in an answer whose status is no success."""
     try:
         problem = _decode(body)
     except UNREADABLE:

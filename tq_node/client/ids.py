@@ -1,9 +1,6 @@
-"""Ids that a client makes, so that sending again is the same task: ``task-<uuid7>``, as nodes make
-them (RFC 9562, section 5.7).
-
-Of this form the nodes know how old an id is. One that comes again after its task was forgotten is
-refused (``id_too_old``); it never becomes a second task.
-"""
+"""Ids made by a client, so that a submit sent again is the same task: ``task-<uuid7>`` (RFC 9562,
+5.7), as nodes make them. Nodes read the id's age from it: one sent again after its task was
+forgotten is refused (``id_too_old``)."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ import time
 _VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
 _SEED_BYTES = 32
 
-# Nobody has to be kept from guessing an id, only from meeting one. A draw is atomic, and much
-# cheaper than a system call.
+# Ids must be distinct, not secret. A draw is atomic, and much cheaper than a system call.
 _dice = random.Random(os.urandom(_SEED_BYTES))  # noqa: S311
 
 
@@ -31,6 +27,4 @@ def _seed_again() -> None:
     _dice.seed(os.urandom(_SEED_BYTES))
 
 
-# A child that went on with its parent's draws could make the parent's next id: two tasks would be
-# one.
-os.register_at_fork(after_in_child=_seed_again)
+os.register_at_fork(after_in_child=_seed_again)  # else parent and child would make the same next id

@@ -1,6 +1,4 @@
-"""What goes in and what comes out: frozen values, named as in the HTTP API. Fields that a newer
-node may add are ignored.
-"""
+"""Values of the client, frozen, with the names of the HTTP API. Fields that a newer node adds are ignored."""
 
 from __future__ import annotations
 
@@ -23,11 +21,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewTask(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task to be. What is None is left to the handler or to the nodes. ``delay`` and ``timeout``
-    in seconds.
-
-    ``timeout`` is for one attempt. ``run_at``: a datetime with a zone, RFC 3339, or Unix seconds.
-    """
+    """A task to submit; fields as the parameters of ``Queue.submit``. None: the handler's default, else the node's."""
 
     type: str
     payload: Any = None
@@ -43,7 +37,7 @@ class NewTask(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why an attempt failed, or the task."""
+    """The error of an attempt or of a task."""
 
     type: str
     message: str
@@ -51,7 +45,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """``outcome``: completed, failed, lost, released or cancelled."""
+    """One attempt that has ended; ``outcome``: completed, failed, lost, released or cancelled."""
 
     attempt: int
     node: str
@@ -69,23 +63,21 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class LogLine(msgspec.Struct, frozen=True):
-    """A line that the handler wrote, and when."""
+    """A line that the handler logged."""
 
     at: datetime
     line: str
 
 
 class WaitsFor(msgspec.Struct, frozen=True):
-    """Why a task that has not ended does not run. ``kind`` is a stable word: ``no_handler``, no
-    node has one for its type.
-    """
+    """Why a task that has not ended does not run. ``kind``: ``no_handler``, no node has one for its type."""
 
     kind: str
     since: datetime | None = None
 
 
 class TaskInfo(msgspec.Struct, frozen=True):
-    """A task as it is. What is not there yet is None. ``node`` is its primary, ``worker`` where it runs or ran."""
+    """A task as read. ``node`` is its primary, ``worker`` where it runs or ran; None: not yet."""
 
     id: str
     type: str
@@ -120,9 +112,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """How many tasks are in which state, each counted once. ``missing``: nodes that did not answer;
-    ``partitions_missing``: what was not counted.
-    """
+    """Number of tasks by state. ``missing``: nodes that did not answer; ``partitions_missing`` are not counted."""
 
     total: int
     pending: int

@@ -20,7 +20,7 @@ class Lane:
         self._node = node
         self._max = connections_max
         self._free: list[Connection] = []
-        """A stack: the last one used is taken first, so that surplus ones become too old."""
+        """A stack: the connection used last is taken first, so that surplus ones become too old."""
         self._busy: set[Connection] = set()
         self._opening = 0
         self._queue: deque[asyncio.Future[Connection | None]] = deque()
@@ -31,10 +31,7 @@ class Lane:
         return bool(self._queue)
 
     async def ask(self, request: bytes, timeout_s: float) -> Answer:
-        """Send a request and wait for its answer.
-
-        :raises Lost: no answer within ``timeout_s``, the wait for a connection included.
-        """
+        """The answer to a request. :raises Lost: none within ``timeout_s``, the wait for a connection included."""
         loop = self._node.loop
         connection = self._fresh()
         if connection is None:
@@ -167,10 +164,7 @@ class Node:
     async def ask(
         self, method: bytes, path: bytes, body: bytes | None, timeout_s: float, *, waits: bool = False
     ) -> Answer:
-        """Send a request; its outcome sets ``is_up``.
-
-        :raises Lost: no answer.
-        """
+        """The answer to a request; the outcome sets ``is_up``. :raises Lost: no answer."""
         if body is None:
             length = b"Content-Length: 0\r\n" if method == b"POST" else b""
             request = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, path, self._head, length)
@@ -189,10 +183,7 @@ class Node:
         return answer
 
     async def connect(self, timeout_s: float) -> Connection:
-        """Open a connection.
-
-        :raises Lost: with ``sent`` False.
-        """
+        """Open a connection. :raises Lost: with ``sent`` False."""
         host, port, tls = self.address
         try:
             async with asyncio.timeout(min(max(timeout_s, 0.001), limits.CONNECT_S)):

@@ -164,7 +164,6 @@ class Roster:
             self._discovered.pop(place).close(at_once=False)
         for place, address in wanted.items():
             if place not in self._configured and place not in self._discovered:
-                # Probed before use: its name may not resolve here, and no call should find that
-                # out.
+                # Probed before its first call: its name may not resolve here.
                 self._discovered[place] = self._node(address, is_up=False)
         self._nodes = [*self._configured.values(), *self._discovered.values()]

@@ -23,7 +23,7 @@ from tq_node.client.thread import LoopThread
 
 
 class Task:
-    """A task that was submitted. ``status``: what it was when that was answered."""
+    """A submitted task; ``status`` as of the answer to the submit."""
 
     __slots__ = ("_queue", "id", "status")
 
@@ -61,22 +61,20 @@ class Task:
 
 
 class Queue:
-    """A cluster of nodes, for any number of threads. ``with`` closes it; one that is never closed
-    ends with the process.
+    """A cluster of nodes, for any number of threads; ``with`` closes it, and so does the end of the process.
 
-    What several threads submit at the same time goes out together. In a child that was forked it
-    begins afresh, with connections of its own.
+    What several threads submit at the same time is sent together. A forked child begins with
+    connections of its own. No connection is made before the first call.
 
-    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``; a list of strings will
-        do. The others are learnt.
-    :param token: sent as ``Authorization: Bearer`` to these, and to learnt ones by TLS with a
-        checked certificate alone.
-    :param tls: True for HTTPS to all, or a context of your own; ``https://`` in an address means
-        the same for that one.
-    :param deadline: seconds that a call may take where it does not say otherwise.
+    :param addresses: of one node at least: ``"localhost:8080,8081,8082"``, or a list of strings.
+        The other nodes are discovered.
+    :param token: sent as ``Authorization: Bearer`` to these addresses, and to discovered ones only
+        by TLS with a verified certificate.
+    :param tls: True for HTTPS to all, or a context; ``https://`` before an address: to that one.
+    :param deadline: seconds that a call may take, unless the call says otherwise.
     :param batching: send what is submitted at the same time as one request.
-    :param discover: ask the nodes who else is there.
-    :raises ValueError: one of these does not fit. No connection is made before the first call.
+    :param discover: ask the nodes for the members of the cluster.
+    :raises ValueError: an argument does not fit.
     """
 
     def __init__(
@@ -115,13 +113,12 @@ class Queue:
                 raise Closed("the queue is closed")
             if self._thread is None:
                 thread = LoopThread(self._settings)
-                # Also when nobody holds the queue any more, and when the interpreter ends.
-                self._end = weakref.finalize(self, thread.close)
+                self._end = weakref.finalize(self, thread.close)  # also at the interpreter's end
                 self._thread = thread
             return self._thread
 
     def close(self) -> None:
-        """Submits that are under way have five seconds to end. Calls after this raise ``Closed``."""
+        """Close the queue: open submits have five seconds to end, and later calls raise ``Closed``."""
         with self._starting:
             self._is_closed = True
             self._thread, end = None, self._end
@@ -130,7 +127,7 @@ class Queue:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Of the nodes that are known by now."""
+        """Addresses of the nodes known by now."""
         if self._thread is not None:
             return self._thread.engine.roster.addresses
         return [str(address) for address in self._settings.addresses]
@@ -155,26 +152,23 @@ class Queue:
         """Submit a task. When this returns, it is on the disk of every in-sync copy.
 
         :param type: which handler runs it.
-        :param payload: anything that has a clear form in JSON, dataclasses, aware datetimes and the
-            like among it.
-        :param queue: where it waits.
+        :param payload: whatever has a clear form in JSON, also dataclasses and aware datetimes.
         :param priority: 0 to 9, 9 first.
         :param delay: seconds from now until it is due.
         :param run_at: when it is due, instead of ``delay``: a datetime with a zone, RFC 3339, or
             Unix seconds.
-        :param id: a name of your own: the same id with the same content again is the same task.
-            Without one, the client makes it.
+        :param id: a name of your own: the same id with the same content is the same task. None:
+            the client makes one.
         :param max_attempts: 1 to 100.
         :param timeout: seconds for one attempt.
         :param backoff: pause between attempts: seconds, or a ``Backoff``.
         :param tags: up to 20 strings.
-        :param deadline: seconds that this call may take, sending again at other nodes included.
+        :param deadline: seconds that this call may take, all its tries together.
         :raises Refused: it is wrong as it is; ``InvalidTask.field`` says where.
-        :raises Unavailable: nobody took it within the deadline.
-        :raises OutcomeUnknown: it may have been taken; the same ``id`` may be sent again.
+        :raises Unavailable: no node accepted it within the deadline.
+        :raises OutcomeUnknown: it may have been accepted; the same ``id`` may be sent again.
         :raises TooManyWaiting: this client holds too many already.
-        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime);
-            the line says what.
+        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime).
         """
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
         task_id, body = named(task)
@@ -182,10 +176,10 @@ class Queue:
         return Task(self, accepted.task_id, accepted.status)
 
     def submit_many(self, tasks: Iterable[NewTask], *, deadline: float | None = None) -> Sequence[Task]:
-        """Submit all of them, in batches, reading ``tasks`` no faster than they are taken.
+        """Submit many tasks in batches; ``tasks`` is read no faster than they are accepted.
 
-        :param deadline: seconds that each heap of them may take.
-        :raises BatchRefused: some were not taken; its ``results`` say for each.
+        :param deadline: seconds for each batch.
+        :raises BatchRefused: some were not accepted; its ``results`` say for each.
         """
         thread = self._open()
         outcomes: list[Accepted | TaskQueueError] = []
@@ -209,11 +203,7 @@ class Queue:
 
     # --- one task ---
     def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now, at any node.
-
-        :raises NotFound: there never was one.
-        :raises TaskPurged: it was forgotten.
-        """
+        """The task as it is now. :raises NotFound: there never was one. :raises TaskPurged: it was forgotten."""
         thread = self._open()
         return thread.run(thread.engine.get(task_id, deadline))
 
@@ -237,15 +227,12 @@ class Queue:
         return thread.run(thread.engine.result(task_id, timeout))
 
     def cancel(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Stop a task, also one that runs; its status then.
-
-        :raises AlreadyFinal: it has ended.
-        """
+        """Cancel a task, also one that runs; returns its status then. :raises AlreadyFinal: it has ended."""
         thread = self._open()
         return thread.run(thread.engine.cancel(task_id, deadline))
 
     def retry(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Send a failed or cancelled task back, attempts counted from zero; its status then.
+        """Put a failed or cancelled task back, attempts counted from zero; returns its status then.
 
         :raises NotRetryable: it is neither.
         """
@@ -253,29 +240,23 @@ class Queue:
         return thread.run(thread.engine.retry(task_id, deadline))
 
     def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, now; its id stays known as after its retention.
-
-        :raises NotFinal: it has not ended.
-        """
+        """Forget a task that has ended; its id stays known, as after its retention. :raises NotFinal: it has not."""
         thread = self._open()
         thread.run(thread.engine.purge(task_id, deadline))
 
     # --- queues ---
     def pause(self, queue: str = "default", *, deadline: float | None = None) -> None:
-        """Nothing of this queue begins any more, on no node. What runs, runs on."""
+        """Pause a queue on all nodes: none of its tasks starts; those that run go on."""
         thread = self._open()
         thread.run(thread.engine.switch("pause", queue, deadline))
 
     def resume(self, queue: str = "default", *, deadline: float | None = None) -> None:
-        """The opposite of ``pause``."""
+        """Let the tasks of a paused queue start again."""
         thread = self._open()
         thread.run(thread.engine.switch("resume", queue, deadline))
 
     def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """How many tasks there are in each state.
-
-        :param partial: count what can be reached, instead of ``Incomplete``.
-        """
+        """Number of tasks in each state. ``partial``: count what can be reached, instead of ``Incomplete``."""
         thread = self._open()
         return thread.run(thread.engine.stats(partial=partial, deadline=deadline))
 
@@ -295,14 +276,13 @@ class Queue:
     ) -> Iterator[TaskInfo]:
         """The tasks of the cluster, each once, page after page.
 
-        :param status, type, queue, node: one or several; ``"!failed"`` means all others. ``node``
-            is the primary.
+        :param status, type, queue, node: one or several; ``"!failed"``: all others. ``node`` is the
+            primary.
         :param q: text in id or type.
-        :param sort: ``id``, ``created_at``, ``run_at`` or ``priority``; with ``-`` before it, the
-            last first.
-        :param dead: only those that failed for good.
-        :param partial: what can be reached, instead of ``Incomplete``.
-        :param page: how many are asked for at once; at most 10,000.
+        :param sort: ``id``, ``created_at``, ``run_at``, ``priority``; ``-`` before it: descending.
+        :param dead: only tasks that failed for good.
+        :param partial: list what can be reached, instead of ``Incomplete``.
+        :param page: tasks in one answer; at most 10,000.
         :param deadline: seconds for one page.
         """
         filters = list_filters(status=status, type=type, queue=queue, node=node, q=q, sort=sort, page=page)
@@ -322,10 +302,8 @@ _inherited: list[LoopThread] = []
 
 
 def _after_fork() -> None:
-    """In a child. The parent's thread is not here, but its sockets and its epoll are: nothing of
-    them may be used or closed by name, or the parent's loop would go deaf. They are kept, and left
-    alone.
-    """
+    """Reset all queues in a forked child. The parent's sockets and its epoll are kept open and unused: closing them
+    would cut the parent's loop off."""
     for queue in _queues:
         if queue._thread is not None:
             _inherited.append(queue._thread)

@@ -1,8 +1,7 @@
 """The event loop of a ``Queue``, in its own thread, and how other threads call into it.
 
-A submit does not use ``run_coroutine_threadsafe``, which makes a coroutine, a task and two futures
-for each call, and wakes the loop for each. It goes into an inbox that one wake-up empties, and the
-calling thread waits on a lock.
+A submit goes into an inbox that one wake-up of the loop empties, and the calling thread waits on a
+lock: ``run_coroutine_threadsafe`` would cost a task, two futures and a wake-up for each.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ T = TypeVar("T")
 _CHECK_S = 5.0
 """How often a waiting thread checks that the loop still runs."""
 _GRACE_S = 5.0
-"""Past a deadline that the loop should have kept, for a process that was stopped or is very busy."""
+"""How long past its deadline a call waits for the loop, in a process that was stopped or is very busy."""
 
 
 class LoopThread:
@@ -51,9 +50,7 @@ class LoopThread:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._live(settings, begun))
         finally:
-            # A thread that adds to the inbox after this sees the flag, and empties the inbox
-            # itself.
-            self._loop_ended = True
+            self._loop_ended = True  # a thread that adds to the inbox after this empties it itself
             if begun.exception() is None:
                 self._drain_inbox()
 
@@ -71,10 +68,7 @@ class LoopThread:
 
     # --- from any thread ---
     def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
-        """Submit a task and block until it is accepted.
-
-        :raises TaskQueueError: it was not accepted, or the outcome is unknown.
-        """
+        """Submit a task and block until it is accepted. :raises TaskQueueError: it was not, or that is unknown."""
         if self._stopped:
             raise Closed("the queue is closed", task_id=task_id)
         resolved = threading.Lock()
@@ -83,9 +77,7 @@ class LoopThread:
         submit = Submit(task_id, body, time.monotonic() + wait_s, lambda _: resolved.release())
         self._inbox.append(submit)
         if not self._is_awake:
-            # Seen True by others until the loop has looked: it clears the flag first, then empties
-            # the inbox.
-            self._is_awake = True
+            self._is_awake = True  # until the loop has looked: it clears the flag, then empties the inbox
             self._wake(self._drain_inbox)
         if self._loop_ended:
             self._drain_inbox()
@@ -116,10 +108,7 @@ class LoopThread:
             raise
 
     def result(self, future: Future[T]) -> T:
-        """Block until the future is done.
-
-        :raises Closed: the queue was closed meanwhile.
-        """
+        """The future's result; blocks until it is done. :raises Closed: the queue was closed meanwhile."""
         try:
             while not wait([future], _CHECK_S).done:
                 if self._loop_ended:  # it was begun too late for the loop to see it
