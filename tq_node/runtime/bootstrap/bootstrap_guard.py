@@ -1,16 +1,14 @@
-"""The birth guard: a founder that an older cluster still looks for is a member that has lost its
-disk (F15a).
+"""The birth guard: a founder that an older cluster still looks for is a member that has lost its disk (F15a).
 
-Members dial a lost member's address at least every 0.5 s, and their first box says cluster, name
-and address (replication.md, section 2). A newborn cluster waits for such a greeting before it takes
-itself for real; as long as it holds no task, one that comes later ends it too.
+Members dial a lost member's address at least every 0.5 s, and greet it with cluster, name and
+address (replication.md, section 2). A newborn cluster waits for such a greeting before it serves;
+while it holds no task, a later one ends it too.
 
-What a greeting says is not proven: the two clusters have different secrets. It ends the node only
-where something else proves it: a certificate of the authority that both have, or, where the secret
-is handed over on loopback, that such greetings come again and again from processes of this node's
-own user, who could end it anyway. Any other is noted, and the node is not ready, takes no task and
-no joiner, until none has come for some time: an older cluster's members never cease, so it never
-serves beside them.
+A greeting proves nothing by itself, for the two clusters have different secrets. It ends the node
+only with a certificate of the authority that both have, or, where the secret is handed over on
+loopback, when such greetings keep coming from processes of this node's own user, who could end it
+anyway. After any other, the node is not ready and takes no task and no joiner until none has come
+for some time: an older cluster's members never cease, so it never serves beside them.
 """
 
 from __future__ import annotations
@@ -29,8 +27,7 @@ from tq_node.wire.handler import Greeting
 _log = Logger(namespace="taskqueue.node")
 
 STEPS = 8
-"""The wait is counted in so many parts: a process that is paused in the middle loses one of them,
-not the rest (F40)."""
+"""Parts in which the wait is counted: a process that was paused loses one of them, not the rest (F40)."""
 
 
 class Founder(msgspec.Struct, frozen=True):
@@ -42,11 +39,10 @@ class Founder(msgspec.Struct, frozen=True):
 
 
 def is_of_older_cluster(greeting: Greeting, founder: Founder) -> bool:
-    """Whether whoever greets belongs to another cluster, and looks there for this node.
+    """Whether the dialler belongs to another cluster and takes this node for a member of that.
 
-    A dialler without a cluster is a joiner: it looks for nobody. Hosts are spelled in several ways
-    (a name, an address), and the greeting did reach this node; so of two addresses only the ports
-    are compared.
+    A dialler without a cluster is a joiner. Of two addresses only the ports are compared: a host
+    is spelled in several ways, and the greeting did reach this node.
     """
     if greeting.cluster in ("", founder.cluster_id):
         return False
@@ -58,15 +54,12 @@ def _place(address: str) -> str:
 
 
 class BootstrapGuard:
-    """From ``watch`` on; to be begun once the peer port listens.
+    """Judges greetings from ``watch`` on, which is called once the peer port listens.
 
-    :param has_tasks: whether this node holds any task now. Once it did, no greeting ends the
-        cluster any more.
-    :param on_older_cluster: called once, with one line for the operator; the process must end with
-        it.
-    :param guard_s: None: as long as the protocol says.
-    :param trusts_own_users: the secret is handed to processes of this node's user, so they are as
-        good as members.
+    :param has_tasks: whether this node holds a task now; if so, no later greeting ends the cluster.
+    :param on_older_cluster: called once, with one line for the operator; the process must end.
+    :param guard_s: None: ``bounds.BIRTH_GUARD_S``.
+    :param trusts_own_users: processes of this node's user are handed the secret, as members are.
     """
 
     def __init__(
@@ -89,10 +82,10 @@ class BootstrapGuard:
         self._steps_done = 0
         self._trusts_own_users = trusts_own_users
         self._own_users: set[int] = set()
-        """The steps in which processes of this node's own user have greeted, counted through."""
+        """Numbers of the steps in which processes of this node's own user have greeted."""
         self._turn = 0
         self.doubt = ""
-        """What an unproven greeting says, for the operator, while it counts."""
+        """The unproven greeting for which the node is not ready, for the operator; empty: none."""
         self._timer: IDelayedCall | None = None
         self._waiter: Deferred[bool] | None = None
         self._stopped = False
@@ -100,11 +93,11 @@ class BootstrapGuard:
 
     @property
     def is_newborn(self) -> bool:
-        """The cluster is not ready yet: refuse submits and keep joiners waiting."""
+        """Whether submits are refused and joiners kept waiting: the guard has not passed."""
         return self._steps_done < self._steps_wanted and not self._is_disarmed
 
     def watch(self) -> Deferred[bool]:
-        """Fires with True once the guard has passed, with False if it never will: it was tripped, or stopped."""
+        """Start. Fires with True once the guard has passed, with False if an older cluster or ``stop`` came first."""
         assert self._waiter is None, "begun twice"
         self._waiter = Deferred()
         if self._stopped:
@@ -114,7 +107,7 @@ class BootstrapGuard:
         return self._waiter
 
     def greeted(self, greeting: Greeting) -> None:
-        """Somebody, anybody, greets this node."""
+        """Judge a greeting: ignore it, begin the wait anew, or end the node."""
         if self._stopped or self._is_disarmed or not is_of_older_cluster(greeting, self._founder):
             return
         if self._has_tasks():
@@ -151,7 +144,7 @@ class BootstrapGuard:
             self._timer = self._clock.call_later(self._step_s, self._step)
 
     def stop(self) -> None:
-        """No more timers and no more decisions."""
+        """Stop: no timer, no decision any more."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,7 +1,5 @@
-"""What tells friends from strangers between peers, read from the files that the operator names.
-
-Called before anything is created on disk; what is wrong is one line that names the option.
-"""
+"""Reads the cluster secret and the peers' certificates from the files that the operator names, before anything is
+created on disk."""
 
 from __future__ import annotations
 
@@ -20,21 +18,18 @@ if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need no
 _log = Logger(namespace="taskqueue.node")
 
 SECRET_BYTES_MAX = 64 * 1024
-"""More is some other file, given by mistake."""
+"""Bound of ``--secret-file``: a longer one was named by mistake."""
 
 
 class BadCredentials(Exception):
-    """``str()`` is one line that names the option, ready to print."""
+    """A file that can't be used; ``str()`` is one line that names the option."""
 
 
 def read_secret(path: Path, *, insecure: bool = False) -> bytes:
-    """The content of ``--secret-file``, without the newline that editors put at the end. Never
-    stored anywhere else.
+    """The content of ``--secret-file`` without the newline at its end; never stored elsewhere.
 
-    :param insecure: one that everybody can read is taken, and said in the log: in some containers
-        there is no other.
-    :raises BadCredentials: it can't be read, by others too, or is too short or too long to be a
-        secret.
+    :param insecure: accept a file that others can read, with a warning; some containers have no other.
+    :raises BadCredentials: it can't be read, can be read by others, or has a wrong length.
     """
     try:
         with path.open("rb") as file:
@@ -54,7 +49,7 @@ def read_secret(path: Path, *, insecure: bool = False) -> bytes:
 
 
 def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
-    """The owner and its group may read it (0640, as for a service's own group), nobody else; a writer is a reader."""
+    """Refuse a file that others can read, or the group write; 0640 is accepted, as for a service's own group."""
     if not mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         return
     line = f"{option}: {path} can be read or changed by others than its owner (mode {mode:o}): chmod 600 {path}"
@@ -66,13 +61,8 @@ def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> No
 def peer_tls(
     certificate: Path | None, key: Path | None, authority: Path | None, *, insecure: bool = False
 ) -> PeerTLS | None:
-    """Mutual TLS from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``, which go together; None
-    where they are not given.
-
-    For ``PeerListener(tls=)`` and ``Connector(tls=)``, which put it on their plain endpoints.
-
-    :raises BadCredentials: a file is not what it should be.
-    """
+    """Mutual TLS for ``PeerListener`` and ``Connector``, from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``; None:
+    not given. :raises BadCredentials: a file is not what it should be."""
     if certificate is None or key is None or authority is None:
         return None
     from tq_node.wire.tls import PeerTLS
@@ -87,7 +77,7 @@ def peer_tls(
 
 
 def _option(why: str, certificate: Path, authority: Path) -> str:
-    """Whose file it is that ``PeerTLS`` complains of. One file may be given for two options."""
+    """The option whose file ``PeerTLS`` complains of; one file may be given for two options."""
     if "holds no private key" in why or "is not the key of" in why:
         return "--peer-key"
     return "--peer-ca" if certificate != authority and why.startswith(f"{authority}: ") else "--peer-cert"

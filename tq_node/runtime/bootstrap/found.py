@@ -1,4 +1,4 @@
-"""The first table of a cluster: what makes a store that of its first node (replication.md, section 2)."""
+"""The first map of a cluster: what makes a store that of its first node (replication.md, section 2)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ HANDLERS_SEEN = "handlers_seen"
 
 
 def is_founded(meta: Mapping[str, bytes]) -> bool:
-    """Whether the store has a table, or a part in one."""
+    """Whether the store has a cluster map, or Raft state of one."""
     return HARD_STATE in meta or SNAPSHOT in meta
 
 
 async def first_table(
     store: Store, belonging: Belonging, registration: Registration, voters: int
 ) -> dict[str, bytes | None]:
-    """Named values to be made durable with the node's identity, before consensus starts.
+    """Named values to be made durable with the node's identity, before Raft starts.
 
-    A store of release 0.1 has led partitions already: its table begins above the epochs that it has
+    A store of release 0.1 has led partitions already: its map begins above the epochs that it has
     promised (R6).
     """
     birth = belonging.birth

@@ -1,10 +1,8 @@
-"""Who this node is, what cluster its directory belongs to, and how often it has been started: the
-store's named values.
+"""Who this node is, which cluster its directory belongs to, how often it was started: the store's named values.
 
-A directory becomes a node in two steps (replication.md, section 2). It is *formatted* once: node id
-and name. It *belongs* to a cluster once the node has founded or joined one; what belongs never goes
-elsewhere, whatever ``--join`` says. A record in which both stand together is that of a node of
-release 0.1, which founded its cluster and lived alone in it.
+A directory is *formatted* once: node id and name. It *belongs* to a cluster once the node has
+founded or joined one, and never to another, whatever ``--join`` says (replication.md, section 2). A
+record with both is that of release 0.1, whose node lived alone in the cluster that it founded.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ _COPY = "copy"
 
 RandomBytes = Callable[[int], bytes]
 Values = dict[str, bytes | None]
-"""What is to be made durable, for ``Batch.meta``."""
+"""Named values to be made durable, for ``Batch.meta``."""
 
 
 class WrongName(Exception):
@@ -47,19 +45,18 @@ class IsCopy(Exception):
 
 
 class NoSecret(Exception):
-    """The cluster of this directory keeps its secret elsewhere, and this start was not given it.
-    The text is one line."""
+    """This start was not given the cluster's secret, which is kept elsewhere. The text is one line."""
 
 
 class Formatted(msgspec.Struct, frozen=True):
-    """Written once, before the directory belongs to anybody. ``node_id``: 128 random bits; the name is only a label."""
+    """Whose directory this is, written once. ``node_id``: 128 random bits; the name is only a label."""
 
     node_id: NodeId
     node_name: NodeName
 
 
 class Birth(msgspec.Struct, frozen=True):
-    """What the founder fixed; ``seed`` is that of ``placement.partition_of``. All others learn it from the table."""
+    """Settings fixed by the founder, which others learn from the map; ``seed``: of ``placement.partition_of``."""
 
     seed: int
     partition_count: int
@@ -70,9 +67,8 @@ class Belonging(msgspec.Struct, frozen=True):
     """Which cluster a directory belongs to.
 
     ``secret``: None where operators keep it in a file, or certificates stand for it. ``born_us``:
-    when this node founded its cluster or joined one. ``birth`` is None in a node that joined.
-    ``is_newborn``: founded here, and the birth guard has not passed yet; kept, so that a
-    supervisor's restart does not get a wiped node past the guard (F15a).
+    when this node founded or joined. ``birth``: None in a node that joined. ``is_newborn``: founded
+    here, and the birth guard has not passed; durable, so that a restart does not pass it (F15a).
     """
 
     cluster_id: str
@@ -87,8 +83,7 @@ class Belonging(msgspec.Struct, frozen=True):
 
 
 class _Alone(msgspec.Struct, frozen=True):
-    """What release 0.1 had in the identity's record besides id and name: its node lived alone in
-    the cluster that it founded."""
+    """What the identity's record of release 0.1 has besides id and name."""
 
     cluster_id: str
     seed: int
@@ -99,15 +94,12 @@ class _Alone(msgspec.Struct, frozen=True):
 
 # --- formatted ---
 def new_node(node_name: NodeName, random_bytes: RandomBytes) -> Formatted:
-    """A node that there has never been. ``next_start`` gives what makes it durable."""
+    """A new node; ``next_start`` returns what makes it durable."""
     return Formatted(NodeId(random_bytes(_NODE_ID_BYTES).hex()), node_name)
 
 
 def formatted_in(meta: Mapping[str, bytes], node_name: NodeName) -> Formatted | None:
-    """Whose directory this is; None for one that is not formatted yet.
-
-    :raises WrongName: another node's. :raises StoreBroken: it can't be read.
-    """
+    """Whose directory this is; None: nobody's. :raises WrongName: another node's. :raises StoreBroken: unreadable."""
     raw = meta.get(_IDENTITY)
     if raw is None:
         return None
@@ -118,11 +110,9 @@ def formatted_in(meta: Mapping[str, bytes], node_name: NodeName) -> Formatted | 
 
 
 def next_start(meta: Mapping[str, bytes], formatted: Formatted) -> tuple[int, Values]:
-    """The number of the start that begins now, and what must be durable before the node sends
-    anything (F14).
+    """The number of the start that begins now, and what must be durable before the node sends anything (F14).
 
-    An identity that is there is not written again: that of release 0.1 still tells which cluster
-    its node founded.
+    An identity is not written again: that of release 0.1 says which cluster its node founded.
 
     :raises StoreBroken: the number of the last start can't be read.
     """
@@ -142,16 +132,14 @@ def is_copy(meta: Mapping[str, bytes]) -> bool:
 
 
 def copy_values() -> Values:
-    """For a directory that the cluster has found to be a copy (F14). It remains one: each start of
-    it would raise the incarnation further, in the end above the original's, and shut that out."""
+    """What marks a directory for good as a copy (F14): its starts would raise the incarnation, in the end above the
+    original's, and shut that out."""
     return {_COPY: b"1"}
 
 
 # --- belonging ---
 def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
-    """The cluster of this directory; None where the node has neither founded nor joined one.
-    :raises StoreBroken: unreadable.
-    """
+    """The cluster of this directory; None: the node neither founded nor joined one. :raises StoreBroken: unreadable."""
     raw = meta.get(_BELONGING)
     if raw is not None:
         return _decoded(raw, Belonging)
@@ -167,11 +155,7 @@ def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
 def founding_identity(
     *, partition_count: int, replication_factor: int, keeps_secret: bool, random_bytes: RandomBytes, now_us: int
 ) -> Belonging:
-    """A cluster that there has never been.
-
-    :param keeps_secret: make one and keep it in the store; False where ``--secret-file`` or
-        certificates do its work.
-    """
+    """A new cluster. ``keeps_secret``: with a secret in its store; else a file or certificates stand for one."""
     return Belonging(
         cluster_id=random_bytes(_CLUSTER_ID_BYTES).hex(),
         secret=random_bytes(SECRET_BYTES) if keeps_secret else None,
@@ -182,11 +166,8 @@ def founding_identity(
 
 
 def joined(cluster_id: str, secret: bytes | None, now_us: int) -> Values:
-    """What must be durable before the node registers with that cluster.
-
-    :param secret: what the cluster handed over; None where this node was given one in a file, which
-        is never stored.
-    """
+    """What must be durable before the node registers. ``secret``: handed over by the cluster; None: from a file, which
+    is never stored."""
     return belonging_values(Belonging(cluster_id, secret, now_us))
 
 
@@ -195,13 +176,12 @@ def belonging_values(belonging: Belonging) -> Values:
 
 
 def past_birth_guard(belonging: Belonging) -> Belonging:
-    """To be made durable before the node says that it is ready: no later start waits again."""
+    """The record without ``is_newborn``, durable before the node is ready: no later start waits again."""
     return msgspec.structs.replace(belonging, is_newborn=False)
 
 
 def newborn_again(belonging: Belonging) -> Belonging:
-    """To be made durable before a founder ends because an older cluster looks for it: the next
-    start waits again (F15a)."""
+    """The record with ``is_newborn``, durable before an older cluster ends its founder: the next start waits (F15a)."""
     return msgspec.structs.replace(belonging, is_newborn=True)
 
 
@@ -213,14 +193,12 @@ def with_secret(
     has_certificates: bool,
     random_bytes: RandomBytes,
 ) -> tuple[bytes | None, Belonging]:
-    """The secret that this start uses, and what the store is to say from now on (the same as it
-    does, mostly).
+    """The secret of this start, and the record that the store is to hold from now on.
 
-    A secret in a file goes before one in the store, so that operators can take it over. A node of
-    release 0.1 had none, for it lived alone: it gets one now.
+    A file's secret wins over the store's, so that operators can take it over. A node of release
+    0.1 had none, for it lived alone: it gets one now.
 
-    :raises NoSecret: it was in a file or certificates stood for it, and this start was given
-        neither.
+    :raises NoSecret: it was in a file, or certificates stood for it, and this start has neither.
     """
     if from_file is not None:
         return from_file, belonging

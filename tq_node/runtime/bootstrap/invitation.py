@@ -1,9 +1,7 @@
-"""What a joiner learns over HTTP from a member: which cluster it is, where its nodes register, and,
-on loopback, its secret.
+"""What a joiner asks a member over HTTP: which cluster it is, where nodes register, and, on loopback, its secret.
 
-It asks ``GET /cluster`` and ``POST /cluster/join``. Nothing that comes is believed beyond its form:
-that the member belongs to the cluster, and knows its secret, is proven when its peer address is
-dialled.
+It asks ``GET /cluster`` and ``POST /cluster/join``, and trusts neither answer: that the member
+belongs to the cluster and knows its secret is proven when its peer address is dialled.
 """
 
 from __future__ import annotations
@@ -25,25 +23,23 @@ from tq_node.wire import bounds
 T = TypeVar("T")
 
 REQUEST_S_MAX = 2.0
-"""For each request, from dialling to the last byte of its answer."""
+"""Bound of each request, from dialling to the last byte of its answer."""
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 SECRET_HEX_CHARS_MAX = 4_096
 DETAIL_CHARS_MAX = 300
-"""Of what a member says and the operator reads."""
+"""Bound of a member's sentence that the operator reads."""
 
 _Id = Annotated[str, Meta(max_length=bounds.ID_CHARS_MAX, pattern=r"^[\x21-\x7e]*$")]
 _Address = Annotated[str, Meta(max_length=bounds.ADDRESS_CHARS_MAX, pattern=r"^[\x21-\x7e]*$")]
 
 
 class NotInvited(Exception):
-    """Not by this member, or not now; another, or a later try, may. ``str()`` says why, in a few words."""
+    """This member does not invite now; another one, or a later try, may. ``str()`` says why, in a few words."""
 
 
 class JoinRefused(Exception):
-    """For good, as things are: the process must end. ``str()`` is one line for the operator.
-
-    ``is_copy``: the data directory is a copy, or an older state, of another, and will always be.
-    """
+    """The cluster refuses the node for good: the process must end. ``str()`` is one line for the operator. ``is_copy``:
+    the data directory is a copy, or an older state, of another."""
 
     def __init__(self, line: str, *, is_copy: bool = False) -> None:
         super().__init__(line)
@@ -51,12 +47,12 @@ class JoinRefused(Exception):
 
 
 class Denied(JoinRefused):
-    """The member keeps its secret for itself; one on this node's own machine may not."""
+    """The member does not hand over its secret; a member on this node's own machine may."""
 
 
 class Invited(msgspec.Struct, frozen=True):
-    """``secret``: None where it was not asked for. ``peers``: where to register, likeliest first.
-    ``names``: of the members."""
+    """A member's answers. ``secret`` None: not asked for. ``peers``: where to register, likeliest first. ``names``: of
+    the members."""
 
     cluster_id: str
     secret: bytes | None
@@ -104,15 +100,13 @@ class _QuietFactory(_HTTP11ClientFactory):
 
 
 class _QuietPool(HTTPConnectionPool):
-    """A joiner may ask for hours: not two lines in the log each time. Twisted has no other handle for it."""
+    """A pool whose connections are not logged: a joiner may ask for hours."""
 
     _factory = _QuietFactory
 
 
 class Inviter:
-    """:param reactor: as HTTP clients want it. :param needs_secret: ask for the cluster's; False
-    where this node has one.
-    """
+    """Asks members for their cluster; with ``needs_secret`` for its secret too."""
 
     def __init__(self, reactor: Any, *, needs_secret: bool) -> None:
         from treq.client import HTTPClient  # here: only a node that joins pays for loading it
@@ -123,12 +117,9 @@ class Inviter:
         self._client = HTTPClient(Agent(reactor, connectTimeout=REQUEST_S_MAX, pool=pool))
 
     async def ask(self, address: str) -> Invited:
-        """What the member at that HTTP address says of its cluster. May be cancelled; nothing is
-        left open.
+        """Ask the member at the HTTP address ``HOST:PORT``. May be cancelled; nothing is left open.
 
-        :param address: ``HOST:PORT``.
-        :raises NotInvited: no answer, an unusable one, or no member. :raises Denied: its secret is
-            not handed over.
+        :raises NotInvited: no answer, an unusable one, or no member. :raises Denied: no secret for this node.
         """
         status, body = await self._request("GET", address, "/cluster")
         if status != 200:

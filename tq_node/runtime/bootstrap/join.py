@@ -1,9 +1,8 @@
-"""How a node becomes a member: asks for the cluster, proves itself to a member, keeps what it
-belongs to, registers.
+"""How a node becomes a member: it asks for the cluster, dials a member, makes its membership durable, registers
+(replication.md, sections 6 and 2).
 
-``replication.md`` section 6 (Join, "Register is refused") and section 2 (names). It goes on until
-it is a member, is refused for good, or is stopped: a joiner may be started before the cluster that
-it joins.
+It goes on until it is a member, is refused for good, or is stopped: a joiner may be started before
+the cluster that it joins.
 """
 
 from __future__ import annotations
@@ -33,13 +32,12 @@ _log = Logger(namespace="taskqueue.joining")
 
 AGAIN_FIRST_S = 0.1
 AGAIN_S_MAX = 1.0
-"""Between two rounds: doubled from the first to this, each drawn between half of it and all, so
-that joiners fall out of step."""
+"""Pause between two rounds: doubled from ``AGAIN_FIRST_S`` to this, with jitter between half of it and all."""
 SAID_EVERY_S = 10.0
-"""Why it is not a member yet is said at once and then at most so often."""
+"""Least time between two log lines on why the node is not a member yet."""
 REGISTER_S = 5.0
 PEERS_ASKED_MAX = 8
-"""Of one cluster in one round: another round asks another member which they are."""
+"""Peers of one cluster dialled in one round; the next round asks another member for them."""
 
 FINAL: dict[Refusal, str] = {
     Refusal.WRONG_CLUSTER: "this data directory belongs to another cluster than the one that it asks; "
@@ -53,15 +51,15 @@ FINAL: dict[Refusal, str] = {
 
 
 def refusal_line(refusal: Refusal, name: str) -> str:
-    """What a node that is refused for good tells its operator, in one line."""
+    """One line for the operator of a node that is refused for good."""
     return FINAL.get(refusal, f"the cluster refuses node {{name}}: {str(refusal).replace('_', ' ')}").format(name=name)
 
 
 class Asking(Protocol):
-    """``invitations.Inviter`` is one."""
+    """``invitation.Inviter``, as the joiner uses it."""
 
     def ask(self, address: str) -> Coroutine[Deferred[Any], Any, Invited]:
-        """:raises NotInvited: :raises Denied:"""
+        """What the member at ``HOST:PORT`` says of its cluster. :raises NotInvited: :raises Denied:"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +69,11 @@ class JoinSettings:
     addresses: Sequence[str]
     """HTTP addresses of members, ``HOST:PORT``."""
     own: Sequence[str] = ()
-    """HTTP addresses of the joining node, which it does not ask."""
+    """HTTP addresses of the joining node, which are not asked."""
     secret: bytes | None = None
-    """From a file or an earlier try; None: the invitation's, or none where certificates do."""
+    """From a file or an earlier try; None: the invitation's, or none where certificates stand for it."""
     belongs_to: str | None = None
-    """Id of the cluster that an earlier try has kept: no other cluster may take its place."""
+    """Id of the cluster that an earlier try made durable; no other may take its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +84,13 @@ class JoinSteps:
     dial: Callable[[str], Coroutine[Deferred[Any], Any, DialledPeer]]
     """``PeerPool.dial``."""
     keep: Callable[[Invited], Awaitable[None]]
-    """Makes durable what the node belongs to from now on; called before it registers."""
+    """Makes the node's membership durable; called before it registers."""
 
 
 class Joiner:
     """Makes a node a member of its cluster.
 
-    :param local: is given cluster and secret before the first member is dialled, and loses them if
-        nothing comes of it.
+    :param local: gets cluster and secret before a member is dialled, and loses them if that fails.
     :param registration: of this start.
     """
 
@@ -124,11 +121,9 @@ class Joiner:
         self._stopped = False
 
     async def join(self) -> Welcomed | None:
-        """For ``Membership.welcomed``, once the node is registered. None: it was stopped first. To
-        be called once.
+        """The welcome, once the node is registered; None: stopped first. To be called once.
 
-        :raises JoinRefused: for good; ``str()`` is one line for the operator. :raises StoreBroken:
-            of ``keep``.
+        :raises JoinRefused: for good. :raises StoreBroken: by ``JoinSteps.keep``.
         """
         self._work = Deferred.fromCoroutine(self._rounds())
         if self._stopped:
@@ -164,8 +159,7 @@ class Joiner:
                     raise CancelledError
             if denied is not None:
                 raise denied
-            # Another is asked first next time: what the first one says may be out of date for as
-            # long as it is cut off.
+            # The next round asks another one first: a member that is cut off may be out of date.
             self._addresses = self._addresses[1:] + self._addresses[:1]
             self._say()
             most_s = min(AGAIN_S_MAX, AGAIN_FIRST_S * 2 ** min(failures, 10))
@@ -193,7 +187,7 @@ class Joiner:
         return welcome
 
     async def _register(self, invited: Invited) -> Welcomed:
-        """With the first member that takes it. :raises NotInvited: none did. :raises JoinRefused:"""
+        """Register with the first member that accepts. :raises NotInvited: none did. :raises JoinRefused:"""
         reason = "names no member that could be dialled"
         peers = [peer for peer in invited.peers if peer != self._registration.peer][:PEERS_ASKED_MAX]
         asked = set[str]()
@@ -248,7 +242,7 @@ class Joiner:
             return f"the member at {peer}: {_named(why)}"
 
     async def _keep_once(self, invited: Invited) -> None:
-        """Before the cluster hears of this node: what it sends from then on must never meet another cluster's."""
+        """Make the membership durable before the node registers: no other cluster may get its messages afterwards."""
         if self._kept is None or (self._kept.cluster_id, self._kept.secret) != (invited.cluster_id, invited.secret):
             await self._steps.keep(invited)
             self._kept = invited
