@@ -183,8 +183,6 @@ MORE_COLLABORATORS = {
     "DialledPeer",
     "PeerListener",
     "Primary",
-    "ProcessPool",
-    "WorkerService",
 }
 """To be made fewer. ``Context`` is what handlers of users are given."""
 

@@ -70,8 +70,9 @@ from tq_node.store.sqlite.upgrade import SchemaTooNew
 from tq_node.work.handler_output import wrap_streams
 from tq_node.work.handlers import HandlerError
 from tq_node.work.lease import WorkersLock
-from tq_node.work.process_environment import Bounds, environment_for
+from tq_node.work.process_environment import Bounds, ProcessEnvironment, environment_for
 from tq_node.work.registry import Registry
+from tq_node.work.settings import WorkerSettings
 from tq_node.work.worker import WorkerService
 
 _log = Logger(namespace="taskqueue.node")
@@ -216,13 +217,17 @@ class NodeService(Service):
         self._worker = WorkerService(
             self._queue,
             self.registry,
-            concurrency=settings.concurrency,
-            stop_timeout_s=settings.stop_timeout_ms / 1000,
-            lock=self._lock,
-            umask=self._umask,
-            bounds=Bounds(settings.worker_memory_bytes),
-            environment=environment_for(os.environ, settings.worker_env),
-            echo=settings.echo_handlers,
+            WorkerSettings(
+                concurrency=settings.concurrency,
+                stop_timeout_s=settings.stop_timeout_ms / 1000,
+                echo=settings.echo_handlers,
+                environment=ProcessEnvironment(
+                    variables=environment_for(os.environ, settings.worker_env),
+                    umask=self._umask,
+                    bounds=Bounds(settings.worker_memory_bytes),
+                    lock_fd=self._lock.fd,
+                ),
+            ),
         )
         self._assemble_site(metrics)
         member.listen()

@@ -9,8 +9,9 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
@@ -25,7 +26,7 @@ from tq_node.work.descendants import MARK, TreeKiller
 from tq_node.work.prefetch import Prefetch
 from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
-from tq_node.work.process_environment import Bounds, environment_for
+from tq_node.work.process_environment import ProcessEnvironment, environment_for
 
 _log = Logger()
 _BACKOFF_S = 0.25
@@ -52,34 +53,28 @@ class ProcessPool:
     def __init__(
         self,
         modules: tuple[str, ...],
+        environment: ProcessEnvironment,
+        prefetch: Prefetch,
         *,
         size: int,
-        processes: IReactorProcess,
-        clock: IReactorTime,
-        prefetch: Prefetch,
-        lock_fd: int | None = None,
-        umask: int | None = None,
+        reactor: Any,
         monotonic: Callable[[], float] = time.monotonic,
-        bounds: Bounds = Bounds(),  # noqa: B008
-        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """
-        :param modules: handler modules that each process loads.
-        :param environment: of each process; None: as of the node, but for what is the node's own.
-        :param lock_fd: inherited by each process, see ``lease.WorkersLock``.
-        :param umask: what handlers make files with; None: as the node.
-        """
-        self._start = protocol.Start(modules, tuple(sys.path), os.environ.get("PYTHONPATH"), umask, bounds)
-        self._environment = dict(environment_for(os.environ, ()) if environment is None else environment)
+        """:param modules: handler modules that each process loads. :param reactor: for timers and processes."""
+        self._start = protocol.Start(
+            modules, tuple(sys.path), os.environ.get("PYTHONPATH"), environment.umask, environment.bounds
+        )
+        variables = environment.variables
+        self._environment = dict(environment_for(os.environ, ()) if variables is None else variables)
         self._killer = TreeKiller()
         self._size = size
         self.limit = size
         """How many processes may run tasks now; the owner lowers it while ``async def`` handlers take slots."""
         self._prefetch = prefetch
         self._spares = min(limits.CHILD_SPARES, size)
-        self._reactor = processes
-        self._clock = clock
-        self._lock_fd = lock_fd
+        self._reactor: IReactorProcess = reactor
+        self._clock: IReactorTime = reactor
+        self._lock_fd = environment.lock_fd
         self._monotonic = monotonic
         self._waiting: deque[ProcessAttempt] = deque()
         self._send_call: IDelayedCall | None = None

@@ -32,6 +32,18 @@ class Bounds(msgspec.Struct, frozen=True, array_like=True):
     memory_bytes: int | None = None
 
 
+class ProcessEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """What each worker process is started with."""
+
+    variables: Mapping[str, str] | None = None
+    """None: those of the node, without its own."""
+    umask: int | None = None
+    """What handlers make files with; None: as the node."""
+    bounds: Bounds = Bounds()
+    lock_fd: int | None = None
+    """Inherited, see ``lease.WorkersLock``; its owner closes it."""
+
+
 def environment_for(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
     """The variables that worker processes get: all but the node's own, or where ``names``
     (patterns) are given only those."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -31,14 +31,15 @@ from tq_node.work.completer import Completer
 from tq_node.work.failure_log import FailureLog, printable
 from tq_node.work.handler_output import unwrap_streams, wrap_streams
 from tq_node.work.handler_reload import HandlerReload
-from tq_node.work.lease import WorkersLock, renew_leases
+from tq_node.work.lease import renew_leases
 from tq_node.work.pool import ProcessPool
 from tq_node.work.prefetch import Prefetch
 from tq_node.work.process_attempt import ProcessAttempt
-from tq_node.work.process_environment import Bounds
 from tq_node.work.registry import Registry
+from tq_node.work.settings import WorkerSettings
 
 _log = Logger()
+DEFAULT_SETTINGS = WorkerSettings()
 _CHECK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
 _STOP_COMMIT_S = 5.0
 """How long a stop waits for claims and completions under way, once no handler runs."""
@@ -54,47 +55,32 @@ class WorkerService(Service):
         self,
         queue: TaskQueue,
         registry: Registry,
+        settings: WorkerSettings = DEFAULT_SETTINGS,
         *,
-        concurrency: int = limits.CONCURRENCY_DEFAULT,
-        stop_timeout_s: float = limits.STOP_TIMEOUT_S,
-        lock: WorkersLock | None = None,
-        umask: int | None = None,
-        clock: IReactorTime | None = None,
-        processes: IReactorProcess | None = None,
+        reactor: Any = None,
         monotonic: Callable[[], float] = time.monotonic,
-        bounds: Bounds = Bounds(),  # noqa: B008
-        environment: Mapping[str, str] | None = None,
-        echo: bool = False,
     ) -> None:
         """
-        :param echo: write what handlers print and log to the node's log too.
-        :param bounds: of each worker process, and ``environment`` its variables; None: as of the
-            node, without its own.
-        :param lock: inherited by each worker process; its owner closes it.
-        :param umask: what handlers in worker processes make files with; None: as the node.
-        :param clock: for timers; the reactor by default, as for ``processes``.
+        :param reactor: for timers and processes; None: the global one.
         :param monotonic: CLOCK_MONOTONIC, which the worker processes share.
         """
-        self.clock = _reactor() if clock is None else clock
+        concurrency = settings.concurrency
+        self.clock: IReactorTime = _reactor() if reactor is None else reactor
         self._queue = queue
         self._registry = registry
         self._concurrency = concurrency
-        self._stop_timeout_s = stop_timeout_s
+        self._stop_timeout_s = settings.stop_timeout_s
         self._monotonic = monotonic
-        self._echo = echo
+        self._echo = settings.echo
         self._failures = FailureLog(self.clock)
         self.prefetch = Prefetch(concurrency)
         self.pool = ProcessPool(
             registry.modules,
+            settings.environment,
+            self.prefetch,
             size=concurrency,
-            processes=_reactor() if processes is None else processes,
-            clock=self.clock,
-            prefetch=self.prefetch,
-            lock_fd=None if lock is None else lock.fd,
-            umask=umask,
+            reactor=self.clock,
             monotonic=monotonic,
-            bounds=bounds,
-            environment=environment,
         )
         self._attempts: dict[tuple[str, Token], Attempt] = {}
         self._claiming = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -18,6 +19,7 @@ from tq_node.facade import Claim, Outcome, TaskQueue
 from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
+from tq_node.work.settings import WorkerSettings
 from tq_node.work.worker import WorkerService
 
 DEADLINE_S = 30.0
@@ -30,12 +32,13 @@ SAMPLES = "tests.unit.tq_node.work.sample_handlers"
 class Rig:
     """A started service, its queue, and waiting with a deadline."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, reactor: Any = None, monotonic: Callable[[], float] = monotonic, **options: Any) -> None:
         self.queue = FakeQueue()
         self.registry = Registry.load([SAMPLES])
-        options.setdefault("stop_timeout_s", 0.0)
-        options.setdefault("concurrency", 4)
-        self.worker = WorkerService(cast("TaskQueue", self.queue), self.registry, **options)
+        settings = WorkerSettings(**{"stop_timeout_s": 0.0, "concurrency": 4} | options)
+        self.worker = WorkerService(
+            cast("TaskQueue", self.queue), self.registry, settings, reactor=reactor, monotonic=monotonic
+        )
 
     def start(self) -> Rig:
         self.worker.startService()
@@ -134,7 +137,7 @@ class ClockRig(Rig):
 
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
-        super().__init__(clock=self.clock, processes=object(), monotonic=self.clock.seconds, **options)
+        super().__init__(reactor=self.clock, monotonic=self.clock.seconds, **options)
         self.worker._registry = Registry(
             {name: handler for name, handler in self.registry._handlers.items() if handler.is_async}, ()
         )

@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 from tests.support.fake_queue import FakeQueue
 from tq_node.facade import Completed, TaskQueue
 from tq_node.work.registry import Registry
+from tq_node.work.settings import WorkerSettings
 from tq_node.work.worker import WorkerService
 
 MODULES = ("tests.unit.tq_node.work.sample_handlers",)
@@ -26,7 +27,7 @@ MODULES = ("tests.unit.tq_node.work.sample_handlers",)
 async def rate(task_type: str, count: int, concurrency: int) -> None:
     queue = FakeQueue()
     worker = WorkerService(
-        cast("TaskQueue", queue), Registry.load(MODULES), concurrency=concurrency, stop_timeout_s=1.0
+        cast("TaskQueue", queue), Registry.load(MODULES), WorkerSettings(concurrency=concurrency, stop_timeout_s=1.0)
     )
     worker.startService()
     queue.wake_on_put = False
@@ -57,7 +58,7 @@ async def warm(queue: FakeQueue, task_type: str, concurrency: int) -> None:
 
 async def pick_up(task_type: str, count: int) -> None:
     queue = FakeQueue()
-    worker = WorkerService(cast("TaskQueue", queue), Registry.load(MODULES), stop_timeout_s=1.0)
+    worker = WorkerService(cast("TaskQueue", queue), Registry.load(MODULES), WorkerSettings(stop_timeout_s=1.0))
     worker.startService()
     await warm(queue, task_type, 1)
     times: list[float] = []

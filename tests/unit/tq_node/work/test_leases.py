@@ -116,13 +116,17 @@ from typing import cast
 from twisted.internet import reactor
 from tests.support.fake_queue import FakeQueue
 from tq_node.work.lease import WorkersLock
+from tq_node.work.process_environment import ProcessEnvironment
 from tq_node.work.registry import Registry
+from tq_node.work.settings import WorkerSettings
 from tq_node.work.worker import WorkerService
 
 lock = WorkersLock(sys.argv[1])
 assert lock.prove_alone()
 queue = FakeQueue()
-worker = WorkerService(queue, Registry.load(["tests.unit.tq_node.work.sample_handlers"]), lock=lock)
+registry = Registry.load(["tests.unit.tq_node.work.sample_handlers"])
+environment = ProcessEnvironment(lock_fd=lock.fd)
+worker = WorkerService(queue, registry, WorkerSettings(environment=environment))
 worker.startService()
 for task_type, payload in [("mark", sys.argv[2]), ("grandchild", 3), ("sleep", 60), ("hold_gil", 2)]:
     queue.put(task_type, payload)

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.tq_node.work.conftest import Rig, asynchronous, gone, until
 from tq_node import limits
 from tq_node.facade import AttemptFailed, Completed
-from tq_node.work.process_environment import Bounds, environment_for
+from tq_node.work.process_environment import Bounds, ProcessEnvironment, environment_for
 
 
 async def value_of(rig: Rig, task_type: str, payload: object = None) -> Any:
@@ -71,7 +71,9 @@ async def test_the_next_task_finds_what_the_first_one_found(rigs: Any, what: str
 @pytest.mark.parametrize("how", ["heap", "recursion"])
 @asynchronous
 async def test_a_handler_that_wants_more_memory_than_it_may_have_fails(rigs: Any, how: str) -> None:
-    rig = rigs(concurrency=1, bounds=Bounds(memory_bytes=limits.WORKER_MEMORY_BYTES_MIN))
+    rig = rigs(
+        concurrency=1, environment=ProcessEnvironment(bounds=Bounds(memory_bytes=limits.WORKER_MEMORY_BYTES_MIN))
+    )
     _, outcome = await rig.run("hungry", how)
     assert isinstance(outcome, AttemptFailed)
     assert outcome.error.type == "out_of_memory"
@@ -83,20 +85,20 @@ async def test_a_handler_that_wants_more_memory_than_it_may_have_fails(rigs: Any
 @asynchronous
 async def test_modules_that_need_more_than_the_bound_are_named(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", 0.05)
-    rig = rigs(concurrency=1, bounds=Bounds(memory_bytes=1 << 20))
+    rig = rigs(concurrency=1, environment=ProcessEnvironment(bounds=Bounds(memory_bytes=1 << 20)))
     await until(lambda: bool(rig.worker.notes), "it has given up")
     assert "--worker-memory" in rig.worker.notes[0].detail
 
 
 @asynchronous
 async def test_the_umask_is_the_one_that_was_given(rigs: Any) -> None:
-    rig = rigs(concurrency=1, umask=0o027)
+    rig = rigs(concurrency=1, environment=ProcessEnvironment(umask=0o027))
     assert (await value_of(rig, "around"))["umask"] == 0o027
 
 
 @asynchronous
 async def test_the_environment_is_the_one_that_was_given(rigs: Any) -> None:
-    rig = rigs(concurrency=1, environment={"PATH": "/bin", "SHOP": "1"})
+    rig = rigs(concurrency=1, environment=ProcessEnvironment(variables={"PATH": "/bin", "SHOP": "1"}))
     found = (await value_of(rig, "around"))["environment"]
     found.pop("TASKQUEUE_WORKER")
     assert found == {"PATH": "/bin", "SHOP": "1"} | {name: found[name] for name in found if name == "LC_CTYPE"}
