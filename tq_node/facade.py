@@ -305,8 +305,14 @@ class TaskQueue(Protocol):
             (through the Deferred)
         """
 
-    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
-        """One result for each, in order; fires once all that were accepted are durable."""
+    def submit_many(
+        self, submissions: Sequence[Submission], *, has_more: bool = False
+    ) -> Deferred[list[Accepted | TaskQueueError]]:
+        """One result for each, in order; fires once all that were accepted are durable.
+
+        :param has_more: the caller goes on in one of the next turns, and wants all of it to become
+            durable together.
+        """
 
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
         """The committed state; with ``wait_s`` as soon as the task is final, else as it is then.

@@ -45,6 +45,8 @@ BATCH_SUBMITS_PER_TURN = 250
 """Tasks of a batch that are handed to the queue in one turn of the reactor, ..."""
 BATCH_BYTES_PER_TURN = 512 * KIB
 """... or as many as come to so many bytes."""
+BATCH_TURNS_GATHERED_MAX = 8
+"""For so many turns a commit waits for the rest of a batch, unless somebody else waits for it."""
 QUEUES_MAX = 1_000
 """Queues with tasks that have not ended, on one node; a further name is refused, but for
 ``default`` and those of handlers."""
@@ -310,6 +312,7 @@ COPY_RATE_BYTES_S = 0
 COPY_RATE_BYTES_S_MIN = 64 * KIB
 """Slower than that a move would hardly end."""
 
+assert BATCH_TURNS_GATHERED_MAX * BATCH_BYTES_PER_TURN <= COMMIT_BYTES_AIM, "what is gathered fits into a commit"
 assert PAYLOAD_BYTES_MAX < BODY_BYTES_MAX, "a payload must fit into a body"
 assert QUEUES_MAX * OPEN_TASKS_FEW < OPEN_TASKS_MAX
 assert PAUSED_UNUSED_MAX < QUEUES_MAX

@@ -63,11 +63,11 @@ def _repeat_looks_at_no_content(self: submit.Submitter, submission: Any, task_id
     return Accepted(task_id, State.PENDING, "node-1", False), found
 
 
-def _load_forgets_the_resident(self: submit.Submitter, submissions: Any) -> Any:
+def _load_forgets_the_resident(self: submit.Submitter, submissions: Any, *, has_more: bool = False) -> Any:
     own = [s.id for s in submissions if s.id is not None and self._table.find(s.id) is None]
-    return (
-        self._table.load(own).addCallback(self._many_found, submissions) if own else self._many_found({}, submissions)
-    )
+    if own:
+        return self._table.load(own).addCallback(self._many_found, submissions, has_more)
+    return self._many_found({}, submissions, has_more)
 
 
 def _no_tail(store: Any, state: Any) -> Any:

@@ -146,7 +146,9 @@ class MemoryQueue:
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         return self._answer("submit", lambda: self._submit(submission))
 
-    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
+    def submit_many(
+        self, submissions: Sequence[Submission], *, has_more: bool = False
+    ) -> Deferred[list[Accepted | TaskQueueError]]:
         def work() -> list[Accepted | TaskQueueError]:
             results: list[Accepted | TaskQueueError] = []
             for submission in submissions:

@@ -25,14 +25,14 @@ async def submit_parts(queue: TaskQueue, good: list[Submission], pace: Pace) -> 
 
     :raises TaskQueueError: the whole batch is refused, and no task was accepted.
     """
-    parts: list[list[Submission]] = []
+    parts = list(_parts(good))
     in_flight: list[Deferred[list[Accepted | TaskQueueError]]] = []
     try:
-        for part in _parts(good):
+        for number, part in enumerate(parts, 1):
             if in_flight and pace.is_over():
                 await pace.turn()
-            parts.append(part)
-            in_flight.append(queue.submit_many(part).addErrback(_explain_batch, part))
+            submitted = queue.submit_many(part, has_more=number < len(parts))
+            in_flight.append(submitted.addErrback(_explain_batch, part))
             if len(in_flight) == 1 and in_flight[0].called:
                 await in_flight[0]  # raises if the whole batch is refused: nothing was accepted
         results: list[Accepted | TaskQueueError] = []

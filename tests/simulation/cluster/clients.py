@@ -177,7 +177,8 @@ class Clients:
         for submission in batch:
             if submission.id is not None:
                 self._may_exist(submission)
-        answer = node.queue.submit_many(batch)
+        # Some say that they go on, and never do.
+        answer = node.queue.submit_many(batch, has_more=len(self._world.checkers.tasks) % 3 == 0)
         made = [submission.made for submission in batch]
         for submission in batch:
             if submission.id is not None:

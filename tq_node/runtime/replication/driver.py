@@ -17,8 +17,10 @@ entry is committed are returned: whoever entered fires them when every core is c
 ``_flush`` makes one commit of the store, which is one sync: what the cores must persist, and a slice
 of rows from the applier. Messages that need not wait for the disk leave before it, so a primary's
 entries are on their way to the replicas while its own disk still writes. One commit is in flight at
-a time, and what is wanted meanwhile gathers for the next. Nothing waits for company: an idle disk
-is used in the next turn.
+a time, and what is wanted meanwhile gathers for the next. Nothing waits for company, as an idle disk
+is used in the next turn, but for a batch: its caller hands it in over several turns and says so, and
+what is led here waits for the rest, for ``BATCH_TURNS_GATHERED_MAX`` turns, unless somebody else
+waits for the same commit.
 
 ``_durable`` runs when the sync is done. Each core learns what is persisted, and only then do
 acknowledgements leave (R8, R16). The next commit leaves before any caller gets its answer: what
@@ -112,6 +114,10 @@ class ReplicaDriver:
         """Commits begun so far. While it stays equal, what is proposed goes into one commit."""
         self._from = 0
         """The first partition that the last commit had no room for; the next commit begins there."""
+        self._gathers = False
+        """A caller has said that it goes on in one of the next turns."""
+        self._turns_left = limits.BATCH_TURNS_GATHERED_MAX
+        """Turns for which the next commit may wait for that; 0 once another caller waits for it."""
         self._in_flight = False
         self._flying_waits: list[Wait] = []
         self._flush_timer = clock.timer(self._flush_or_break)
@@ -238,13 +244,21 @@ class ReplicaDriver:
         self._schedule_flush()
         return self.cores[partition].propose(effect, size, news)
 
-    def when_committed(self, wait: Wait, places: Iterable[tuple[int, int]]) -> Deferred[object]:
+    def when_committed(
+        self, wait: Wait, places: Iterable[tuple[int, int]], *, has_more: bool = False
+    ) -> Deferred[object]:
         """Fire ``wait`` once each (partition, sequence) is committed; ``wait.left`` must be their
         number.
 
         Some may be committed already: a claim that had to read rows in between waits for entries of
         earlier turns.
+
+        :param has_more: the caller proposes more in one of the next turns, for the same commit.
         """
+        if has_more:
+            self._gathers = True
+        else:
+            self._turns_left = 0
         for partition, sequence in places:
             if sequence <= self.cores[partition].committed:
                 wait.step()
@@ -363,7 +377,16 @@ class ReplicaDriver:
         if not (self._in_flight or self._broken or self._stopped):
             self._flush_timer.start()
 
+    @property
+    def _is_gathering(self) -> bool:
+        """Whether what is led here waits for the rest of a batch."""
+        return self._gathers and self._turns_left > 0
+
     def _flush_or_break(self) -> None:
+        if self._is_gathering:
+            self._turns_left -= 1
+            self._schedule_flush()
+            return
         try:
             self._flush()
         except Exception:
@@ -379,7 +402,13 @@ class ReplicaDriver:
         settled: list[Wait] = []
         must_persist = False
         size = 0
-        for partition in self._turns():
+        turns = self._turns()
+        if self._is_gathering:  # what peers wait for leaves all the same
+            turns = [partition for partition in turns if not self.cores[partition].is_leading]
+        else:
+            self._gathers = False
+            self._turns_left = limits.BATCH_TURNS_GATHERED_MAX
+        for partition in turns:
             core = self.cores[partition]
             if core.has_ready:
                 self._busy.add(partition)
@@ -407,7 +436,7 @@ class ReplicaDriver:
         if not (must_persist or taken.applied):
             if readies:
                 self._persisted(readies)  # nothing is on its way to the disk, so nothing need wait for it
-            else:
+            elif not self._dirty:
                 self._fire_idle()
             for wait in settled:
                 wait.step()
@@ -444,7 +473,9 @@ class ReplicaDriver:
         waits += self._applier.durable(taken)
         committed = self._report_persisted(readies)
         # The disk is free: the next commit leaves before any caller gets its answer.
-        if self._dirty or self._applier.is_waited_for or self._idle_waits:
+        if self._is_gathering:
+            self._schedule_flush()
+        elif self._dirty or self._applier.is_waited_for or self._idle_waits:
             self._flush()
         for wait in waits:
             wait.step()

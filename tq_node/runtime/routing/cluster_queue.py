@@ -85,7 +85,9 @@ class ClusterQueue:
         again = self._submit(msgspec.structs.replace(submission, made=False))
         return again.addCallback(_as_new)
 
-    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
+    def submit_many(
+        self, submissions: Sequence[Submission], *, has_more: bool = False
+    ) -> Deferred[list[Accepted | TaskQueueError]]:
         """See ``facade.TaskQueue.submit_many``."""
         try:
             local = self._state.must_serve()
@@ -93,7 +95,7 @@ class ClusterQueue:
             return fail(why)
         unnamed = [submission for submission in submissions if submission.id is None]
         if local.submitter.name_many(unnamed) and len(unnamed) == len(submissions):
-            return local.submitter.submit_many(submissions)
+            return local.submitter.submit_many(submissions, has_more=has_more)
         groups: dict[NodeId, list[int]] = {}
         results: list[Accepted | TaskQueueError | None] = [None] * len(submissions)
         for index, submission in enumerate(submissions):
@@ -103,7 +105,7 @@ class ClusterQueue:
             except NotPrimary as why:
                 results[index] = why
         if len(groups.get(self._state.node_id, ())) == len(submissions):
-            return local.submitter.submit_many(submissions)
+            return local.submitter.submit_many(submissions, has_more=has_more)
         return submit_to_all(local, self._state.client, submissions, groups, results)
 
     # --- one task ---

@@ -100,7 +100,9 @@ class Submitter:
         committed = self._table.committed_wait(slot, wait)
         return succeed(accepted) if committed is None else cast("Deferred[Accepted]", committed)
 
-    def submit_many(self, submissions: Sequence[Submission]) -> Deferred[list[Accepted | TaskQueueError]]:
+    def submit_many(
+        self, submissions: Sequence[Submission], *, has_more: bool = False
+    ) -> Deferred[list[Accepted | TaskQueueError]]:
         """See ``facade.TaskQueue.submit_many``."""
         refusal = self._refusal(is_large=True)
         if refusal is not None:
@@ -109,11 +111,11 @@ class Submitter:
         if any(self._table.find(task_id) is None for task_id in own):
             # All of them, the resident ones too: those may be dropped from memory while the others
             # are read.
-            return self._table.load(own).addCallback(self._many_found, submissions)
-        return self._many_found({}, submissions)
+            return self._table.load(own).addCallback(self._many_found, submissions, has_more)
+        return self._many_found({}, submissions, has_more)
 
     def _many_found(
-        self, found: dict[str, Found], submissions: Sequence[Submission]
+        self, found: dict[str, Found], submissions: Sequence[Submission], has_more: bool
     ) -> Deferred[list[Accepted | TaskQueueError]]:
         results: list[Accepted | TaskQueueError] = []
         # One wait for each partition: its last sequence covers the ones before it.
@@ -138,7 +140,8 @@ class Submitter:
         if not waiting:
             return succeed(results)
         wait = Wait(results, self._clock.now_ms(), len(waiting))
-        return cast("Deferred[list[Accepted | TaskQueueError]]", self._table.driver.when_committed(wait, waiting))
+        committed = self._table.driver.when_committed(wait, waiting, has_more=has_more)
+        return cast("Deferred[list[Accepted | TaskQueueError]]", committed)
 
     # --- one task ---
     def _accept(self, submission: Submission, found: Found, now_us: int) -> tuple[Accepted, Slot]:

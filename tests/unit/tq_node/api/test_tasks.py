@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from tests.unit.tq_node.api.talk import NOW_S, World
+from tq_node import limits
 from tq_node.errors import InvalidField, NotConfirmed, OutcomeUnknown, TaskQueueError
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow
 from tq_node.wire.errors import AnswerTooLarge, Internal, UnknownCommand
@@ -236,6 +238,19 @@ class TestBatch:
         assert world.post("/tasks/batch", body(10_000), Content_Type=content_type).json["accepted"] == 10_000
         reply = world.post("/tasks/batch", body(10_001), Content_Type=content_type)
         assert (reply.status, reply.code) == (413, "body_too_large")
+
+    def test_all_parts_but_the_last_say_that_more_comes(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        said: list[bool] = []
+        submit_many = world.queue.submit_many
+
+        def submit(part: Any, *, has_more: bool) -> Any:
+            said.append(has_more)
+            return submit_many(part, has_more=has_more)
+
+        monkeypatch.setattr(world.queue, "submit_many", submit)
+        tasks = [{"type": "a"}] * (2 * limits.BATCH_SUBMITS_PER_TURN + 1)
+        assert world.post("/tasks/batch", {"tasks": tasks}).json["accepted"] == len(tasks)
+        assert said == [True, True, False]
 
     def test_an_empty_batch_is_fine(self, world: World) -> None:
         answer = world.post("/tasks/batch", {"tasks": []}).json

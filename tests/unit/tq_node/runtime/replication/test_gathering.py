@@ -1,0 +1,106 @@
+"""A batch that is handed in over several turns becomes durable in one commit, and nobody else waits for the rest of it."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+from twisted.internet.task import Clock
+
+from tests.support import node_world
+from tests.support.node_world import NodeWorld
+from tq_node import limits
+from tq_node.facade import Accepted, Submission
+
+PARTITIONS = 16
+
+
+class Turns(Clock):
+    """As a reactor: what is asked for in one turn happens in the next, not in the same."""
+
+    def advance(self, amount: float) -> None:
+        self.rightNow += amount
+        due = [call for call in self.calls if call.getTime() <= self.rightNow]
+        for call in due:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+
+
+@pytest.fixture
+def world() -> NodeWorld:
+    with mock.patch.object(node_world, "VirtualClock", Turns):
+        world = NodeWorld(1, partitions=PARTITIONS)
+    world.until(lambda: not world.store._pending, "nothing is on its way")
+    return world
+
+
+def tasks(count: int) -> list[Submission]:
+    return [Submission("email", b"{}") for _ in range(count)]
+
+
+def commits(world: NodeWorld) -> int:
+    return len([batch for batch, _ in world.store._pending if batch.entries])
+
+
+def test_the_parts_of_a_batch_share_a_commit(world: NodeWorld) -> None:
+    before = world.queue.replication.driver.commits
+    answers = []
+    for part in range(4):
+        answers.append(world.queue.submitter.submit_many(tasks(250), has_more=part < 3))
+        assert not commits(world)
+        world.turn()
+    assert commits(world) == 1
+    world.store.sync()
+    assert all(isinstance(one, Accepted) for answer in answers for one in world.heard(answer))
+    assert world.queue.replication.driver.commits == before + 1
+
+
+def test_what_gathers_while_the_disk_is_busy_is_not_torn_when_it_is_free(world: NodeWorld) -> None:
+    world.queue.submitter.submit(tasks(1)[0])
+    world.turn()
+    world.queue.submitter.submit_many(tasks(250), has_more=True)
+    world.store.sync()
+    assert not commits(world), "the rest is still to come"
+    last = world.queue.submitter.submit_many(tasks(250))
+    world.turn()
+    assert commits(world) == 1
+    world.store.sync()
+    assert world.heard(last)
+
+
+def test_somebody_elses_task_leaves_in_the_next_turn(world: NodeWorld) -> None:
+    world.queue.submitter.submit_many(tasks(250), has_more=True)
+    world.turn()
+    small = world.queue.submitter.submit(tasks(1)[0])
+    world.turn()
+    assert commits(world) == 1
+    world.store.sync()
+    assert world.heard(small)
+
+
+def test_a_task_that_came_first_does_not_wait_either(world: NodeWorld) -> None:
+    world.queue.submitter.submit(tasks(1)[0])
+    world.queue.submitter.submit_many(tasks(250), has_more=True)
+    world.turn()
+    assert commits(world) == 1
+
+
+def test_a_caller_that_never_goes_on_holds_up_nothing_for_long(world: NodeWorld) -> None:
+    answer = world.queue.submitter.submit_many(tasks(250), has_more=True)
+    for _ in range(limits.BATCH_TURNS_GATHERED_MAX):
+        world.turn()
+        assert not commits(world)
+    world.turn()
+    assert commits(world) == 1
+    world.store.sync()
+    assert world.heard(answer)
+
+
+def test_a_stop_waits_for_what_gathers(world: NodeWorld) -> None:
+    answer = world.queue.submitter.submit_many(tasks(250), has_more=True)
+    idle = world.queue.replication.driver.idle()
+    assert not idle.called
+    world.until(lambda: bool(idle.called), "all is written")
+    assert world.heard(answer)
