@@ -1,7 +1,7 @@
 """Every error that crosses a room, with what its receiver may conclude.
 
-``definite`` means: not done, and it will not be. ``retryable`` means: the same call may succeed
-later. ``status``, ``code`` and ``title`` are what HTTP says; docs/reference/http-api.md lists them.
+``definite``: the call was not carried out and will not be. ``retryable``: the same call may succeed
+later. ``status``, ``code`` and ``title`` are those of HTTP (docs/reference/http-api.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tq_node import limits
 
 
 class TaskQueueError(Exception):
-    """Base of all. ``detail`` is one sentence for a person; it never carries a traceback or a secret."""
+    """Base of all. ``detail`` is one sentence for a person, never with a traceback or a secret."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
@@ -35,7 +35,7 @@ class Malformed(TaskQueueError):
 
 
 class BadParameter(TaskQueueError):
-    """A query parameter that is missing or does not fit."""
+    """A query parameter is missing or wrong."""
 
     status, code, title = 400, "bad_parameter", "Bad query parameter"
 
@@ -75,14 +75,13 @@ class NotJson(TaskQueueError):
 
 
 class CrossOrigin(TaskQueueError):
-    """A page of another site asks its reader's browser to change something here."""
+    """A page of another site makes its reader's browser ask for a change here."""
 
     status, code, title = 403, "cross_origin", "Request from another site"
 
 
 class Misdirected(TaskQueueError):
-    """The request is for a host that this node is not known as: a page elsewhere must not reach it
-    by a name of its own."""
+    """The request names a host that is not this node's: a page elsewhere must not reach it by a name of its own."""
 
     status, code, title = 421, "misdirected", "Not a name of this node"
 
@@ -134,7 +133,7 @@ class LastNode(TaskQueueError):
 
 
 class ClusterRefused(TaskQueueError):
-    """The cluster map does not allow it as things are; ``detail`` says why."""
+    """The cluster map does not allow the change; ``detail`` says why."""
 
     status, code, title = 409, "refused", "Refused by the cluster"
 
@@ -207,13 +206,12 @@ class OutcomeUnknown(TaskQueueError):
 
 # --- broken: the process must stop ---
 class StoreBroken(Exception):
-    """A write, sync or commit of the store failed (R18), or what it holds is damaged. The process ends with code 74."""
+    """A write, sync or commit of the store failed (R18), or its content is damaged. The process ends with code 74."""
 
 
 class Unsound(Exception):
-    """A peer broke the protocol: nothing was done with its message, and nothing of this node ends by it."""
+    """A peer broke the protocol: its message was dropped, and this node goes on."""
 
 
 class Divergence(Exception):
-    """A row effect met a revision that it does not follow, or a log contradicts what is committed:
-    this copy is not what the log says."""
+    """This copy is not what the log says: a row effect met a wrong revision, or a log contradicts what is committed."""

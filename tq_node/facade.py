@@ -1,8 +1,7 @@
-"""What `api` and `work` may see of the queue: one Protocol, and the values that go in and out.
+"""The queue as `api` and `work` see it: the Protocol ``TaskQueue``, and the values that go in and out.
 
-The implementation is ``tq_node.runtime.routing.cluster_queue.ClusterQueue``; the composition root
-hands it over. Every Deferred fires in the reactor thread, belongs to its caller alone, and may be
-cancelled without harm to anybody else.
+``runtime.routing.cluster_queue.ClusterQueue`` implements it. Every Deferred fires in the reactor
+thread, belongs to its caller alone, and may be cancelled without harm to anybody else.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from tq_node.types import (
     WaitsFor,
 )
 
-# Bounds of what nodes tell one another in these values, held by the decoder. At the door of the API
-# the same are told in words.
+# The decoder holds peers to these bounds; `api.requests` explains the same ones to callers.
 _Id = Annotated[str, Meta(max_length=limits.TASK_ID_CHARS_MAX)]
 _Type = Annotated[str, Meta(max_length=limits.TASK_TYPE_CHARS_MAX)]
 _Queue = Annotated[str, Meta(max_length=limits.QUEUE_CHARS_MAX)]
@@ -51,12 +49,11 @@ _Partition = Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
 
 
 class Submission(msgspec.Struct, gc=False, array_like=True):
-    """One submit, validated, as sent: what was not said is None, and is filled in where the task's
-    type has a default.
+    """One submit, validated. None: not given, filled in from the defaults of the task's type.
 
-    ``payload`` is compact JSON. ``id`` None: the node makes one. ``delay_us`` and ``run_at_us``
-    exclude one another. ``content_hash`` covers the fields as sent, without the id. ``made``: the
-    node that took it in has just made the id.
+    ``payload`` is compact JSON. ``id`` None: the node makes one; ``made``: it has just done so.
+    ``delay_us`` and ``run_at_us`` exclude one another. ``content_hash`` covers the fields as sent,
+    without the id.
     """
 
     type: _Type
@@ -75,8 +72,7 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """``created`` is False where the same id with the same content was there already; ``node`` is
-    the primary's name."""
+    """An accepted submit. ``created``: False for a repeat of the same id and content. ``node``: the primary's name."""
 
     task_id: str
     state: State
@@ -85,7 +81,7 @@ class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TypeDefaults(msgspec.Struct, frozen=True):
-    """What ``@task`` says for its type; None where it says nothing."""
+    """Defaults that ``@task`` sets for its type; None: not set."""
 
     queue: str | None = None
     max_attempts: int | None = None
@@ -125,11 +121,8 @@ class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True, array_like=True):
-    """:ivar missing: nodes that did not answer for the cluster; ``partitions_missing``: what nobody
-        has answered for.
-    :ivar led: each partition that the node that answers leads, with its epoch; None from a release
-        that doesn't say.
-    """
+    """One page of tasks. ``missing``: nodes without an answer; ``partitions_missing``: partitions without one.
+    ``led``: (partition, epoch) of each that the answering node leads; None from a release that doesn't say."""
 
     tasks: list[ListedTask]
     next: tuple[int, str] | None
@@ -139,7 +132,7 @@ class TaskPage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Rows by state (index = number of the state). ``primary`` + ``replica`` = ``all``. The rest as in ``TaskPage``."""
+    """Number of rows by state (index = number of the state), as primary and as replica; the rest as in ``TaskPage``."""
 
     primary: list[int]
     replica: list[int]
@@ -149,7 +142,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A task as read. ``age_s`` is how old it may be: None for a strong read, which is proven fresh."""
+    """A task as read. ``age_s``: how old the row may be, in seconds; None: a strong read, proven fresh."""
 
     row: TaskRow
     node: str
@@ -157,13 +150,13 @@ class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, array_like=True):
-    """``first_id`` is the id of ``transitions[0]``; the rest count up. ``reset``: what was asked for is too old."""
+    """Transitions in order; the first has the id ``first_id``, the rest count up. ``reset``: older ones are missing."""
 
     first_id: int
     transitions: list[Transition]
     reset: bool = False
     node: str | None = None
-    """Whose events these are, where several nodes' are told together."""
+    """The node of the transitions, in a stream of several nodes."""
 
 
 class Subscription(Protocol):
@@ -171,9 +164,8 @@ class Subscription(Protocol):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The right to run one attempt, committed. ``payload`` is JSON. ``queue`` is empty, and
-    ``max_attempts`` and ``created_us`` are 0, where the node that made it is of a release that does
-    not say. ``failures``: attempts before this one that have failed."""
+    """The committed right to run one attempt. ``payload`` is JSON. ``failures``: earlier attempts that failed. A node of
+    an earlier release leaves ``queue`` empty, ``max_attempts`` and ``created_us`` 0."""
 
     task_id: str
     task_type: str
@@ -190,7 +182,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What a running attempt has said since the last time. ``dropped`` counts lines that were over a bound."""
+    """Progress and log lines of a running attempt since the last notes. ``dropped``: lines over a bound."""
 
     progress: Progress | None = None
     lines: tuple[LogLine, ...] = ()
@@ -198,13 +190,13 @@ class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """``result`` is compact JSON, at most ``limits.RESULT_BYTES_MAX``."""
+    """The attempt succeeded. ``result`` is compact JSON, at most ``limits.RESULT_BYTES_MAX``."""
 
     result: bytes
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """``retry_in_ms``: the handler asked for this delay (``Retry``). ``final``: no further attempt
+    """The attempt failed. ``retry_in_ms``: delay that the handler asked for (``Retry``). ``final``: no further attempt
     (``Reject``, no handler)."""
 
     error: TaskError
@@ -217,23 +209,22 @@ class Released(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """The attempt's lease has gone, and its handler with it. Counted apart from failures; the third ends the task."""
+    """The attempt's lease expired, its handler was killed. Counted apart from failures; the third ends the task."""
 
 
 Outcome = Completed | AttemptFailed | Released | Lost
 
 
 class Worker(Protocol):
-    """What the queue tells whoever runs tasks: hints and orders without answers, which may not
-    raise. And what it asks."""
+    """Whoever runs tasks, as the queue sees it: questions, and notifications, which may not raise."""
 
     @property
     def slots_free(self) -> int:
-        """How many more attempts could start now."""
+        """Number of attempts that could start now."""
 
     @property
     def types(self) -> Collection[str] | None:
-        """The types that it has handlers for; None: any."""
+        """Types with a handler here; None: any."""
 
     @property
     def notes(self) -> Sequence[ReadyNote]:
@@ -241,10 +232,10 @@ class Worker(Protocol):
 
     @property
     def announced(self) -> Announced:
-        """What the other nodes are told of its handlers."""
+        """The handlers, as announced to the other nodes."""
 
     def stand_in(self, may: bool) -> None:
-        """Whether handlers that nobody asked for, the simulated ones, may run tasks."""
+        """Set whether the simulated handlers, which nobody asked for, may run tasks."""
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
         """See ``TaskQueue.reload_handlers``."""
@@ -270,21 +261,21 @@ class NotReadyReason(msgspec.Struct, frozen=True):
 
 
 class ReadyNote(msgspec.Struct, frozen=True):
-    """Something that an operator should know of a node that may serve all the same, such as `no_workers`."""
+    """A condition of a node that an operator should know and that keeps nobody from being served, as `no_workers`."""
 
     code: str
     detail: str
 
 
 class NodeHandlers(msgspec.Struct, frozen=True):
-    """What a node that is up runs tasks with."""
+    """The handlers of a node that is up."""
 
     node: str
     announced: Announced
 
 
 class HandlersReloaded(msgspec.Struct, frozen=True):
-    """The types that have handlers now, and how they differ from those of before."""
+    """Types with a handler after a reload, and those that came and went with it."""
 
     types: list[str]
     added: list[str]
@@ -292,32 +283,28 @@ class HandlersReloaded(msgspec.Struct, frozen=True):
 
 
 class TaskQueue(Protocol):
-    """Every method that returns a Deferred may fail with a TaskQueueError; what it means stands there."""
+    """The queue of the whole cluster. Every Deferred may fail with a ``TaskQueueError``, also where none is named."""
 
     @property
     def node_name(self) -> str: ...
 
     # --- for api/ ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
-        """Fires once the task is durable on every in-sync copy.
+        """Submit a task; fires once it is durable on every in-sync copy.
 
         :raises IdConflict, IdTooOld, Busy, DiskReserve, NotReady, Draining, OutcomeUnknown:
-            (through the Deferred)
         """
 
     def submit_many(
         self, submissions: Sequence[Submission], *, has_more: bool = False
     ) -> Deferred[list[Accepted | TaskQueueError]]:
-        """One result for each, in order; fires once all that were accepted are durable.
-
-        :param has_more: the caller goes on in one of the next turns, and wants all of it to become
-            durable together.
-        """
+        """Submit many; one result for each, in order. Fires once all accepted ones are durable; with ``has_more``
+        together with those of the caller's next call, in one of the next turns."""
 
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
-        """The committed state; with ``wait_s`` as soon as the task is final, else as it is then.
+        """The committed state; with ``wait_s`` once the task is final, at the latest after so many seconds.
 
-        :raises NoSuchTask, TaskPurged, NotConfirmed: (through the Deferred)
+        :raises NoSuchTask, TaskPurged, NotConfirmed:
         """
 
     def list(self, query: ListQuery) -> Deferred[TaskPage]: ...
@@ -329,8 +316,7 @@ class TaskQueue(Protocol):
     def retry(self, task_id: str) -> Deferred[TaskRow]: ...
 
     def purge(self, task_id: str) -> Deferred[TaskRow]:
-        """Forget a task that has ended, as its retention would; the task as it was. :raises
-        NotFinal: it has not ended."""
+        """Forget a task that has ended, as its retention would; the task as it was. :raises NotFinal:"""
         ...
 
     def pause(self, queue: str) -> Deferred[None]: ...
@@ -342,12 +328,10 @@ class TaskQueue(Protocol):
     def watch(
         self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
     ) -> Subscription:
-        """Call ``observer`` with every batch of committed transitions of this node's primaries,
-        from now or from behind ``after_id`` (the first call then comes at once, with ``reset``
-        where that is too old).
+        """Call ``observer`` with every batch of committed transitions of this node's primaries, from
+        now or from behind ``after_id``: then at once, with ``reset`` where that is too old.
 
-        :param cluster: of all nodes' primaries; numbered apart, so ``after_id`` is of such a stream
-            of this node.
+        :param cluster: of all nodes' primaries; ids are those of this node's cluster stream.
         """
 
     def cluster(self) -> ClusterView: ...
@@ -355,22 +339,19 @@ class TaskQueue(Protocol):
     def partition_views(self) -> Sequence[PartitionView]: ...
 
     def invite(self) -> Invitation:
-        """Hand the cluster's made-up secret to a node that joins. Whoever calls proves that the
-        asker is on loopback.
+        """Hand the cluster's generated secret to a joiner, which the caller has found to be on loopback.
 
-        :raises Denied: operators keep this cluster's secret in a file. :raises NotReady: not, or
-            not yet, in a cluster.
+        :raises Denied: operators keep this cluster's secret in a file. :raises NotReady: not in a cluster yet.
         """
 
     def drain(self, node: str) -> Deferred[None]:
         """Move everything off a node; fires once that is decided, not once it is done.
 
-        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: (through the
-            Deferred, as for the next four)
+        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: also by the next four
         """
 
     def undrain(self, node: str) -> Deferred[None]:
-        """Let a node stay that was to be drained, also one that was to be removed once it is empty."""
+        """Take back ``drain``, or ``remove`` of a living node that is not empty yet."""
 
     def remove(self, node: str) -> Deferred[None]:
         """Take a node out: a living one is drained first, a dead one's store is given up."""
@@ -378,48 +359,43 @@ class TaskQueue(Protocol):
     def rebalance(self) -> Deferred[None]: ...
 
     def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
-        """Make a node's copy the partition, whatever it lacks; recorded for ever. Also :raises
-        NoSuchPartition:"""
+        """Make a node's copy the partition, whatever it lacks; recorded for ever. Also :raises NoSuchPartition:"""
 
     def shutdown(self, node: str) -> Deferred[None]:
-        """End a node in order, as SIGTERM does; fires once it has been told. Also :raises
-        PeerUnreachable:"""
+        """Stop a node in order, as SIGTERM does; fires once it has the order. Also :raises PeerUnreachable:"""
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         """Why the node can't serve; empty when it can."""
 
     def notes(self) -> Sequence[ReadyNote]:
-        """What else an operator should know; it keeps nobody from being served."""
+        """The node's ``ReadyNote``s."""
 
     def backup(self) -> Deferred[Sequence[str]]:
-        """An online snapshot of this node's store, one at a time; fires with the paths of those
-        that are kept, this one first."""
+        """Snapshot this node's store online, one at a time; fires with the paths of the kept ones, this one first."""
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
-        """For each queue that has ever been seen by this process (0.0 where nothing waits)."""
+        """Seconds that the oldest pending task of each queue seen by this process has waited; 0.0: none waits."""
 
     def handlers(self) -> Sequence[NodeHandlers]:
-        """Of all nodes that are up. :raises Upgrading: nodes of an earlier release are among them, which don't say."""
+        """The handlers of all nodes that are up. :raises Upgrading: a node of an earlier release does not say."""
 
     def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
         """Why a task that has not ended does not run, as this node knows."""
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
-        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; those of before go on."""
+        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; the earlier ones go on."""
 
     # --- for work/ ---
     def attach(self, worker: Worker) -> None: ...
 
     def handlers_changed(self) -> None:
-        """The worker runs other types than before."""
+        """Take note that the worker's types have changed."""
 
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
-        """Claim up to ``limit`` due tasks, the highest rank first. Fires when the claims are
-        committed; may be empty.
+        """Claim up to ``limit`` due tasks, the highest rank first; fires once the claims are committed.
 
-        Of this node's partitions; where they have none, of those of a node that has more than it
-        can start. Never fails for want of work; while the node is not ready or is stopping it fires
-        empty.
+        From this node's partitions; where they have none, from a node that has more than it can
+        start. Fires empty where there is no work, or the node is not ready or stopping.
         """
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
@@ -429,5 +405,4 @@ class TaskQueue(Protocol):
         """Keep progress and log lines with the task. :raises StaleAttempt: as for ``finish``."""
 
     def lease_ms(self, claim: Claim) -> int:
-        """How long, from now, the attempt may go on running before it must be confirmed again; 0:
-        nobody has confirmed it."""
+        """Milliseconds from now until the attempt's lease expires unless it is renewed; 0: nobody has confirmed it."""

@@ -1,4 +1,4 @@
-"""Work in slices: what a caller chose the size of gives the reactor back every few milliseconds.
+"""Work in slices: a job whose size a caller chose gives the reactor back every few milliseconds.
 
 A job takes a ``Pace``, and asks it between two items whether to give way::
 
@@ -8,8 +8,8 @@ A job takes a ``Pace``, and asks it between two items whether to give way::
             await pace.turn()
         work_on(item)
 
-However many jobs there are, one turn of the reactor runs one slice: sockets and timers come between any two. Whoever cancels the
-job's Deferred (as the HTTP side does when its client hangs up) ends it at its next turn, with ``CancelledError``.
+One turn of the reactor runs one slice, however many jobs there are. To cancel the job's Deferred, as
+HTTP does when its client hangs up, ends it at its next turn, with ``CancelledError``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Slices:
     """Shares the reactor's time among long jobs, first come first served.
 
     :param on_slice: called with the job's name before each of its slices but the first.
-    :param now_s: a clock for the length of slices. One that stands still cuts nothing (virtual time).
+    :param now_s: clock for the length of slices; one that stands still cuts nothing (virtual time).
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Slices:
         self.now_s = now_s
 
     def __len__(self) -> int:
-        """Jobs that wait for their next slice."""
+        """Number of jobs that wait for their next slice."""
         return len(self._waiting)
 
     def pace(self, what: str) -> Pace:
-        """Begin a job; its first slice has begun. ``what``: its name in logs, as a route."""
+        """Begin a job and its first slice. ``what``: its name in logs, as a route."""
         return Pace(self, what)
 
     def turn(self, what: str) -> Deferred[None]:
-        """Fires, in a later turn of the reactor, when it is this job's turn. Can be cancelled."""
+        """Fires in a later turn of the reactor, when it is this job's turn. May be cancelled."""
         mine: Deferred[None] = Deferred()
         self._waiting.append((what, mine))
         if self._call is None:
@@ -81,7 +81,7 @@ class Slices:
 
 
 class Pace:
-    """One job's way through its slices."""
+    """The slices of one job."""
 
     __slots__ = ("_now_s", "_slices", "_until_s", "what")
 
@@ -92,19 +92,16 @@ class Pace:
         self._until_s = slices.now_s() + slices.slice_s
 
     def is_over(self) -> bool:
-        """Whether the slice has had its time: then ``turn`` is to be awaited."""
+        """Whether the slice has had its time, so that ``turn`` is to be awaited."""
         return self._now_s() >= self._until_s
 
     async def turn(self) -> None:
-        """Give the reactor back until it is this job's turn again.
-
-        :raises CancelledError: nobody wants the job's result any more.
-        """
+        """Give the reactor back until it is this job's turn again. :raises CancelledError: the job was cancelled."""
         await self._slices.turn(self.what)
         self._until_s = self._now_s() + self._slices.slice_s
 
     async def each(self, items: Iterable[T], do: Callable[[T], U], *, every: int = 1) -> list[U]:
-        """``do`` for each item, in order; what it returns. ``every``: look at the clock after so many items."""
+        """What ``do`` returns for each item, in order; the clock is read after ``every`` items."""
         done: list[U] = []
         left = every
         for item in items:

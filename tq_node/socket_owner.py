@@ -1,7 +1,7 @@
-"""Which user of this machine holds the other end of a loopback connection, by what the kernel says (Linux).
+"""Which user of this machine holds the other end of a loopback connection, according to the kernel (Linux).
 
-An address says only that the other end is on this machine, where other users' processes are too, and what they pass on for
-others (a proxy, ``ssh -L``, a page in a browser). Whoever has the node's own user id can read its store anyway.
+A loopback address may be another user's process, or a proxy, ``ssh -L`` or browser that speaks for
+somebody else. Whoever has the node's own user id can read its store anyway.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = "01"
-"""A socket that is closed on its own side may be shown as root's."""
+"""The only state that counts: a socket closed on its own side may be shown as root's."""
 _MAPPED = b"\x00" * 10 + b"\xff\xff"
 
 
 def _places(host: str, port: int) -> set[str]:
-    """As the kernel writes them, in words of the machine's own byte order: an IPv4 address also as a socket of both families."""
+    """The address as ``_TABLES`` write it, words in the machine's byte order; IPv4 also as mapped into IPv6."""
     try:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     except OSError:
@@ -52,7 +52,7 @@ def owner_of(theirs: tuple[str, int], ours: tuple[str, int]) -> int | None:
 
 
 def is_own_users(transport: Any) -> bool | None:
-    """Does the other end belong to this process's user, or to root? None where nobody can tell: not TCP, or not Linux."""
+    """Whether the other end belongs to this process's user or to root; None: unknown, for not TCP or not Linux."""
     there, here = transport.getPeer(), transport.getHost()
     if not (hasattr(there, "port") and hasattr(here, "port") and _TABLES[0].exists()):
         return None

@@ -1,9 +1,7 @@
-"""What peers say to each other. Each command: its fields with their bounds, what answers it, and
-the lane it belongs to.
+"""The AMP commands between peers: fields with their bounds, answers, and lanes.
 
-Bodies named ``body``, ``messages``, ``calls`` and ``results`` are opaque here:
-``tq_node.wire.codec`` knows what is in them. Times in milliseconds, sizes in bytes. Every error of
-``failures.CODE_OF`` may answer any of them.
+``tq_node.wire.codec`` knows the content of ``body``, ``messages``, ``calls`` and ``results``. Times
+in milliseconds, sizes in bytes. Every error of ``errors.CODE_OF`` may answer any command.
 """
 
 from __future__ import annotations
@@ -21,15 +19,14 @@ Arguments = list[tuple[bytes, Argument]]
 
 
 class Lane(enum.StrEnum):
-    """One connection to a peer for one purpose, so that a megabyte in one never holds up a
-    heartbeat in the other (F36)."""
+    """A connection to a peer for one purpose: a megabyte in one lane never delays a heartbeat in the other (F36)."""
 
     CONSENSUS = "consensus"
     BULK = "bulk"
 
 
 class NewBox(AmpBox):
-    """One that does not look at each key, for there is none yet."""
+    """A box that is made empty, without AMP's check of each key."""
 
     __init__ = dict.__init__
 
@@ -38,14 +35,13 @@ class PeerCommand(Command):
     errors: ClassVar[dict[type[Exception], bytes]] = {kind: code.encode() for kind, code in CODE_OF.items()}
     commandType = responseType = NewBox
     lanes: ClassVar[frozenset[Lane]] = frozenset()
-    """Where it is served. Empty: only before authentication."""
+    """Lanes that serve the command; empty: only before authentication."""
     is_timed: ClassVar[bool] = False
-    """Carries ``within_ms``: the peer answers within it, be it that the outcome is not known."""
+    """The command carries ``within_ms``, within which the peer answers, if only that the outcome is unknown."""
 
     @classmethod
     def makeArguments(cls, objects: dict[str, Any], proto: Any) -> Any:
-        """What AMP's own does, without making identifiers of all names for each box; whatever is
-        odd is left to that."""
+        """As AMP's, without making identifiers of all names for each box; an odd number of them is left to AMP."""
         if len(objects) != len(cls.arguments):
             return super().makeArguments(objects, proto)
         box = NewBox()
@@ -55,7 +51,7 @@ class PeerCommand(Command):
 
     @classmethod
     def parseArguments(cls, box: AmpBox, protocol: Any) -> dict[str, Any]:
-        """What AMP's own does, without a copy of the box: no argument of ours takes anything out of it."""
+        """As AMP's, without a copy of the box: no argument of ours takes anything out of it."""
         objects: dict[str, Any] = {}
         for name, argument in cls.arguments:
             argument.fromBox(name, box, objects, protocol)
@@ -70,12 +66,10 @@ _WITHIN: tuple[bytes, Argument] = (b"within_ms", Number(round(bounds.CALL_S_MAX 
 
 # --- before authentication ---
 class Greet(PeerCommand):
-    """The dialler's first box: who it is looking for, and in which cluster. Nothing is proven yet
-    (birth guard, F15a).
+    """The dialler's first box, unproven: which node it looks for in which cluster (birth guard, F15a).
 
-    ``cluster`` is empty for a node that has not joined; ``name`` is empty where only the address is
-    known. Answered with the listener's own cluster and name; ``newborn``: it founded that cluster
-    by itself and is not ready yet.
+    ``cluster`` is empty for a node that has not joined, ``name`` where only the address is known.
+    The answer has the listener's own; ``newborn``: it founded that cluster and is not ready yet.
     """
 
     arguments: ClassVar[Arguments] = [
@@ -93,18 +87,16 @@ class Greet(PeerCommand):
 
 
 class Hello(PeerCommand):
-    """Who the dialler is; answered with who the listener is. Both are encoded
-    ``handshake.Introduction``s. Refused as ``wrong_cluster``, ``wrong_node``,
-    ``no_common_protocol``, ``not_a_member``."""
+    """The dialler's encoded ``handshake.Introduction``, answered with the listener's. Refused as ``wrong_cluster``,
+    ``wrong_node``, ``no_common_protocol``, ``not_a_member``."""
 
     arguments: ClassVar[Arguments] = [(b"hello", Blob(bounds.HELLO_BYTES_MAX))]
     response: ClassVar[Arguments] = [(b"hello", Blob(bounds.HELLO_BYTES_MAX))]
 
 
 class Prove(PeerCommand):
-    """The dialler's proof that it knows the cluster's secret; answered with the listener's. Then
-    the connection is open. Refused as ``wrong_secret``, ``wrong_certificate``, ``stale_session``,
-    ``removed``."""
+    """The dialler's proof that it knows the cluster's secret, answered with the listener's; opens the connection.
+    Refused as ``wrong_secret``, ``wrong_certificate``, ``stale_session``, ``removed``."""
 
     arguments: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
     response: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
@@ -112,8 +104,7 @@ class Prove(PeerCommand):
 
 # --- either lane ---
 class Ping(PeerCommand):
-    """The connection is alive. Each side says its session (0: not registered), which may have risen
-    since the handshake."""
+    """A sign of life, with each side's session, which may have risen since the handshake; 0: not registered."""
 
     lanes = _BOTH
     arguments: ClassVar[Arguments] = [(b"session", Number())]
@@ -122,7 +113,7 @@ class Ping(PeerCommand):
 
 # --- consensus ---
 class Raft(PeerCommand):
-    """A batch of consensus messages. Wants no answer: consensus sends again by itself."""
+    """A batch of Raft messages. Not answered: Raft sends again by itself."""
 
     lanes = _CONSENSUS
     requiresAnswer = False
@@ -130,8 +121,7 @@ class Raft(PeerCommand):
 
 
 class Confirm(PeerCommand):
-    """Who stands behind whom as primary: a ping of the partitions' layer, or its answer. Small, and
-    never behind bulk (F36)."""
+    """A ping of the partitions' primaries, or its answer. Small, and never behind bulk (F36)."""
 
     lanes = _CONSENSUS
     requiresAnswer = False
@@ -139,7 +129,7 @@ class Confirm(PeerCommand):
 
 
 class ToController(PeerCommand):
-    """A call to the Raft leader; both bodies belong to ``runtime``. Others refuse it as ``no_controller``."""
+    """A call to the Raft leader; other nodes refuse it as ``no_controller``. ``runtime`` knows both bodies."""
 
     lanes = _CONSENSUS
     is_timed = True
@@ -148,26 +138,25 @@ class ToController(PeerCommand):
 
 
 class Register(ToController):
-    """A node's run is made known; the answer holds its session."""
+    """A node registers its run; the answer has its session."""
 
 
 class Heartbeat(ToController):
-    """A node lives, and how it is (R5)."""
+    """A node reports that it is alive, and its state (R5)."""
 
 
 class Evidence(ToController):
-    """A node's connection broke and its port refused twice (R5a)."""
+    """A node reports that another's connection broke and its port refused twice (R5a)."""
 
 
 class Propose(ToController):
-    """A command for the metadata log."""
+    """A node proposes a command for the metadata log."""
 
 
 # --- bulk ---
 class Forward(PeerCommand):
-    """Calls for partitions of which the peer is primary, many in one box: lists of
-    ``codec.ForwardedCall`` and, in the same order, ``codec.ForwardedResult``. The answer may be up
-    to ``bounds.ANSWER_BYTES_MAX`` and then comes in several boxes."""
+    """Calls for partitions that the peer leads, many in one box: lists of ``codec.ForwardedCall`` and, in the same
+    order, ``codec.ForwardedResult``. A long answer comes in several boxes."""
 
     lanes = _BULK
     is_timed = True
@@ -176,7 +165,7 @@ class Forward(PeerCommand):
 
 
 class Data(PeerCommand):
-    """A batch of the partitions' streams. Wants no answer: acknowledgements are messages of their own (R16)."""
+    """A batch of the partitions' streams. Not answered: acknowledgements are messages of their own (R16)."""
 
     lanes = _BULK
     requiresAnswer = False

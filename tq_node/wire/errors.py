@@ -1,8 +1,7 @@
-"""Errors of the wire, and how every error that crosses it is written down: a stable code, a
-sentence, a few fields.
+"""Errors of the wire, and the encoding of every error that crosses it: a stable code, a sentence, a few fields.
 
-Three kinds, as everywhere: refused (definite: not done), unknown (``definite`` is False), and a bug
-of the peer, which counts as unknown, for it may have struck after the effect.
+A refusal is definite: not done. Other outcomes are unknown (``definite`` False), also those of a bug
+of the peer, which may have struck after the effect.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ class PeerUnreachable(TaskQueueError):
 
 
 class Internal(TaskQueueError):
-    """The peer's responder failed in a way that it does not declare. It may have done what it was asked."""
+    """The peer's responder failed with an undeclared error; the call may have been carried out."""
 
     status, code, title, definite = 500, "internal", "The peer failed", False
 
 
 class WireRefusal(TaskQueueError):
-    """What peers refuse one another. ``closes``: the connection ends with it."""
+    """Base of a peer's refusals. ``closes``: the connection ends with it."""
 
     status, code, title = 502, "wire_refused", "Refused by a peer"
     closes: ClassVar[bool] = False
     is_ordinary: ClassVar[bool] = False
-    """It also occurs where nothing is wrong, and is logged as information."""
+    """Also occurs where nothing is wrong, so it is logged as information."""
 
 
 class MalformedBox(WireRefusal):
-    """A box, an argument or a body that does not have the form it should have."""
+    """A box, an argument or a body has a wrong form."""
 
     code, title = "malformed_box", "Malformed box"
 
@@ -49,7 +48,7 @@ class UnknownCommand(WireRefusal):
 
 
 class AnswerTooLarge(WireRefusal):
-    """What was asked for was done, but the answer is longer than the wire carries."""
+    """The call was carried out, but its answer is longer than the wire carries."""
 
     code, title, definite = "answer_too_large", "Answer too large", False
 
@@ -59,9 +58,9 @@ class HandshakeRefused(WireRefusal):
 
     code, title, closes = "handshake_refused", "Handshake refused", True
     is_final: ClassVar[bool] = False
-    """A node that is told so ends for good. So it believes it only of a listener that proves itself (``proof``)."""
+    """The refused node stops for good; so it accepts the refusal only with a ``proof``."""
     proof = b""
-    """The listener's, over the code and both introductions; there only where the dialler has proven itself before."""
+    """The listener's, over the code and both introductions; empty unless the dialler has proven itself before."""
 
 
 class WrongCluster(HandshakeRefused):
@@ -73,7 +72,7 @@ class WrongSecret(HandshakeRefused):
 
 
 class WrongNode(HandshakeRefused):
-    """Somebody else listens at this address, or the box was meant for somebody else."""
+    """Another node listens at this address, or the box was meant for another node."""
 
     code, title = "wrong_node", "Another node"
 
@@ -95,21 +94,19 @@ class Removed(HandshakeRefused):
 
 
 class Unproven(HandshakeRefused):
-    """What would end this node for good was said by somebody who has not proven to be a member: an
-    impostor may say it."""
+    """A refusal that is final came without proof of membership, perhaps from an impostor."""
 
     code, title = "unproven", "A refusal without proof"
 
 
 class Starting(HandshakeRefused):
-    """The listener does not know yet who its members are: part of every restart."""
+    """The listener does not know its members yet, as in every restart."""
 
     code, title, retryable, is_ordinary = "starting", "The node is starting", True, True
 
 
 class EarlierRun(HandshakeRefused):
-    """An earlier run of this node has not gone yet. If it turns out to live, the next answer is
-    ``StaleSession`` (F14)."""
+    """An earlier run of this node is still connected; if that turns out to live, ``StaleSession`` follows (F14)."""
 
     code, title, retryable, is_ordinary = "earlier_run", "An earlier run of this node is still connected", True, True
 
@@ -128,7 +125,7 @@ class OutOfOrder(HandshakeRefused):
     code, title = "out_of_order", "Not what comes next in the handshake"
 
 
-# --- reasons for which a connection ends; they are seen here and in logs, never sent ---
+# --- reasons why a connection ends; never sent ---
 class BoxTooLarge(WireRefusal):
     """More bytes or keys than the bound of this stage (F33)."""
 
@@ -136,7 +133,7 @@ class BoxTooLarge(WireRefusal):
 
 
 class TooSlow(WireRefusal):
-    """Not authenticated, or silent, past the deadline; or an answer did not come in time (F35)."""
+    """Authentication, a sign of life or an answer did not come in time (F35)."""
 
     code, title, closes = "too_slow", "Too slow", True
 
@@ -148,7 +145,7 @@ class Crowded(WireRefusal):
 
 
 class Superseded(WireRefusal):
-    """A newer connection or session of the same node has taken this one's place (F42)."""
+    """A newer connection or session of the same node took this one's place (F42)."""
 
     code, title, closes = "superseded", "A newer connection took its place", True
 
@@ -164,7 +161,7 @@ class Stopped(WireRefusal):
 
 
 def _codes() -> dict[type[TaskQueueError], str]:
-    """Codes of all errors that may be sent. An error without a code is a bug to its receiver."""
+    """Codes of all errors that may be sent; any other error is a bug to its receiver."""
     found = [*vars(errors).values(), *globals().values()]
     kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, TaskQueueError)]
     codes = {kind: kind.code for kind in kinds if kind not in (TaskQueueError, FieldError)}
@@ -179,7 +176,7 @@ assert len(CODE_OF) == len(KIND_OF), "two errors share a code"
 
 
 class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
-    """Fields of an error besides its code. New ones go to the end with a default."""
+    """Fields of an error besides its code; new ones are appended with a default."""
 
     detail: str
     task_id: str | None = None
@@ -190,15 +187,13 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
 
 
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
-"""What msgspec raises for bytes that are not a value of its type. ``ValueError``: text that is not
-UTF-8, in some places."""
+"""What msgspec raises for bytes that are no value of the type; ``ValueError`` for some text that is not UTF-8."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ErrorBody).decode
 
 
 def declared_code(error: BaseException) -> str | None:
-    """The code under which the error is sent: that of its class, or of the nearest base class that
-    is declared. None: a bug."""
+    """The code under which an error is sent, of its class or the nearest declared base; None: a bug."""
     return next((CODE_OF[kind] for kind in type(error).__mro__ if kind in CODE_OF), None)
 
 
@@ -217,12 +212,9 @@ def encode_error(error: TaskQueueError) -> bytes:
 
 
 def decode_error(code: str, body: bytes) -> TaskQueueError:
-    """Rebuild the error that the peer raised.
+    """Rebuild the error that the peer raised. :raises MalformedBox: the body can't be read.
 
-    A code that this version does not know becomes ``WireRefusal`` if the peer says that it is
-    definite, else ``Internal``.
-
-    :raises MalformedBox: the body is none.
+    An unknown code becomes ``WireRefusal`` if the peer says that it is definite, else ``Internal``.
     """
     try:
         said = _decode(body)

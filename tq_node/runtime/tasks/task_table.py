@@ -1,9 +1,7 @@
-"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change
-a row.
+"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change a row.
 
-Every change goes through ``create`` or ``change``: row effect into the log, row into the table, its
-place into the heap, transition into the news of the commit. The rest of ``runtime`` decides *which*
-change.
+Each change proposes a row effect to the log, with the transition to be published at its commit, and
+updates row and heap. The rest of ``runtime`` decides *which* change.
 """
 
 from __future__ import annotations
@@ -32,17 +30,16 @@ from tq_node.types import State, TaskRow, TaskSpec, Transition
 _STATES = len(State)
 _STALE_ENTRIES_MAX = 10_000
 OTHER_QUEUES = ""
-"""Stands for queues whose names are not kept; no queue is called so."""
+"""Name under which queues are counted whose own names are not kept; no queue has it."""
 _ASKED_TYPES_MAX = 10_000
 PURGED = -1
-"""In place of the attempt: the row has gone."""
+"""In place of the attempt in a ``Transition``: the row is purged."""
 _ROW_OVERHEAD_BYTES = 1_000
 
 
 class Slot(msgspec.Struct, gc=False):
-    """The newest row of one task, proposed or older. ``row`` None: it is being purged
-    (``content_hash`` is kept meanwhile). ``sequence``: the entry of the newest change, 0 where the
-    row is as the store has it."""
+    """The newest row of one task, proposed or older. ``row`` None: it is being purged, only ``content_hash`` is kept.
+    ``sequence``: the entry of the newest change; 0: the row is as stored."""
 
     partition: int
     row: TaskRow | None
@@ -51,17 +48,17 @@ class Slot(msgspec.Struct, gc=False):
     body_bytes: int = 0
     """Encoded size of what changes: attempts, tracebacks, log, result."""
     claimed: int = 0
-    """The entry of the latest claim that was proposed while the row has been resident."""
+    """The entry of the latest claim proposed since the row became resident."""
 
 
 class RowCache:
-    """By task id. Dirty rows stay; clean ones are dropped, least recently used first, past ``bytes_max``."""
+    """Resident rows by task id. Dirty and pinned ones stay; clean ones beyond ``bytes_max`` are dropped, the least
+    recently used first."""
 
     def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
         self._slots: dict[str, Slot] = {}
         self._clean: OrderedDict[str, int] = OrderedDict()
-        """Cost by id, least recently used first. A plain dict would look for its first key past all
-        those deleted before."""
+        """Cost by id, least recently used first. (A plain dict is slow to find its first key after deletions.)"""
         self._clean_bytes = 0
         self._bytes_max = bytes_max
         self._pins: dict[str, int] = {}
@@ -76,19 +73,19 @@ class RowCache:
         return slot
 
     def spec_of(self, task_id: str) -> TaskSpec | None:
-        """What was submitted, if the row is in memory."""
+        """The submitted part of a resident row; None: not resident."""
         slot = self.get(task_id)
         return slot.row.spec if slot is not None and slot.row is not None else None
 
     def pin(self, task_id: str) -> None:
-        """Keep a resident row until ``unpin``: somebody waits for others to be read beside it."""
+        """Keep the row until ``unpin``, while others are read that are needed with it."""
         self._pins[task_id] = self._pins.get(task_id, 0) + 1
         cost = self._clean.pop(task_id, None)
         if cost is not None:
             self._clean_bytes -= cost
 
     def unpin(self, task_id: str) -> None:
-        """Once for each ``pin``."""
+        """Take back one ``pin``."""
         pins = self._pins[task_id] - 1
         if pins:
             self._pins[task_id] = pins
@@ -110,16 +107,15 @@ class RowCache:
                 self._clean_bytes -= cost
 
     def add_dirty(self, task_id: str, slot: Slot) -> None:
-        """A row that is born with the entry ``slot.sequence``."""
+        """Add a row born with the entry ``slot.sequence``."""
         self._slots[task_id] = slot
 
     def must_be_resident(self, task_id: str, slot: Slot) -> None:
-        """:raises AssertionError: somebody is about to decide on a row that may have been
-        overtaken."""
+        """Assert that the slot is the task's: a decision on another row may have been overtaken."""
         assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
 
     def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
-        """A change is proposed: the row becomes dirty."""
+        """Make the row dirty: ``row`` is proposed with the entry ``sequence``."""
         self.must_be_resident(task_id, slot)
         cost = self._clean.pop(task_id, None)
         if cost is not None:
@@ -128,7 +124,7 @@ class RowCache:
         slot.sequence = sequence
 
     def add_pinned(self, task_id: str, row: TaskRow, body_bytes: int) -> Slot:
-        """A row just read from the store, pinned once; the resident one wins where there is one."""
+        """Add a row read from the store, pinned once; a resident one wins."""
         slot = self._slots.get(task_id)
         if slot is None:
             slot = self._slots[task_id] = Slot(row.partition, row, body_bytes=body_bytes)
@@ -145,17 +141,14 @@ class RowCache:
             if task_id in pins:
                 slot.sequence = 0  # one that is being purged goes with the last pin
             elif slot.row is None or slot.row.state is State.SCHEDULED:
-                # The time of a scheduled one may be far; the cache is for what is claimed or asked
-                # for soon.
-                del slots[task_id]
+                del slots[task_id]  # a scheduled task may not be needed for long
             else:
                 slot.sequence = 0
                 self._keep(task_id, slot)
 
     def _keep(self, task_id: str, slot: Slot) -> None:
         assert slot.row is not None
-        # Decoded, many small parts take about twice their encoded size, besides what every row
-        # takes.
+        # Decoded, many small parts take about twice their encoded size.
         cost = _ROW_OVERHEAD_BYTES + len(slot.row.spec.payload) + 2 * slot.body_bytes
         self._clean[task_id] = cost
         self._clean_bytes += cost
@@ -166,33 +159,29 @@ class RowCache:
 
 
 class Elsewhere:
-    """In place of a row: its partition is not, or no longer, led here."""
+    """In place of a row: its partition is not led here."""
 
 
 ELSEWHERE = Elsewhere()
 Found = Slot | Tombstone | Elsewhere | None
-"""What a load finds: the resident slot, the mark of a purged task, ``ELSEWHERE``, or nothing."""
+"""Result of a load: the resident slot, the mark of a purged task, ``ELSEWHERE``, or None: there never was one."""
 
 
 class TableHost(Protocol):
-    """The queue whose tasks the table holds. ``wake`` and ``schedule_due`` are called for each task,
-    so they must be cheap."""
+    """The queue whose tasks the table holds."""
 
     def wake(self) -> None:
-        """There may be something to claim."""
+        """Look for work: there may be something to claim. Called for each task, so it must be cheap."""
 
     def schedule_due(self) -> None:
-        """The earliest due time may have changed."""
+        """Set the timer anew: the earliest due time may have changed. Called for each task, too."""
 
     def paused_queues(self) -> Collection[str]:
         """The queues of which nothing may start."""
 
 
 class TaskTable:
-    """See the module's docstring.
-
-    :param refusals: by partition led here that takes no new work for now, why.
-    """
+    """Rows, heaps and counts of the partitions led here. ``refusals``: why a partition accepts no new work for now."""
 
     def __init__(
         self,
@@ -209,15 +198,15 @@ class TaskTable:
         self.ready = ReadySet()
         self.due = DueSet()
         self.leading: dict[int, int] = {}
-        """The partitions that are led and active here, each with its epoch. Only their rows are ever resident."""
+        """Epoch by partition led and active here. Only their rows are ever resident."""
         self.partition_counts: dict[int, Counts] = {}
-        """Committed rows of each by queue and state."""
+        """Committed rows by partition, queue and state."""
         self.open_tasks = 0
-        """Tasks proposed and not ended, committed or not: what admission looks at."""
+        """Number of tasks proposed and not ended, committed or not, which admission bounds."""
         self.open_queues: dict[str, int] = {}
-        """Tasks proposed and not ended, by queue; a queue without one is not in here."""
+        """``open_tasks`` by queue, never 0."""
         self._open_in: dict[int, dict[str, int]] = {}
-        """Tasks proposed and not ended, by partition and queue."""
+        """``open_tasks`` by partition and queue, never 0."""
         self._store = store
         self._seed = settings.seed
         self._partition_count = settings.partition_count
@@ -226,19 +215,18 @@ class TaskTable:
         self._paused_queues = host.paused_queues
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
-        """Types with lanes of their own: those that nodes have announced, and others that were asked for."""
+        """Types with lanes of their own: ``_named`` were announced by nodes, ``_asked`` were only asked for."""
         self._enqueued_since: list[TaskRow] | None = None
-        """Hints given while the heaps are built anew."""
+        """Rows enqueued while the heaps are built anew; None: they are not."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
-        """By id and the epoch in which the look began: what was read in an earlier one may have
-        been overtaken elsewhere."""
+        """Waiters by id and the epoch in which the read began: rows of an earlier epoch may have been overtaken."""
 
     def partition_of(self, task_id: str) -> int:
         return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
 
     # --- leading ---
     def lead(self, partition: int, epoch: int, counts: Counts) -> None:
-        """The partition is active here: its barrier is committed and the rows in the store show all that is."""
+        """Take up a partition: it is active here, its barrier committed, and the stored rows show all that is."""
         self.leading[partition] = epoch
         self.partition_counts[partition] = counts
         self._open_in[partition] = {}
@@ -249,7 +237,7 @@ class TaskTable:
         self._fold_queues(partition)
 
     def leave(self, partition: int) -> Counts:
-        """Forget everything about a partition that is not led here any more (R12); returns what was counted."""
+        """Forget a partition that is not led here any more (R12); returns its counts."""
         del self.leading[partition]
         self.rows.drop_partition(partition)
         self.ready.drop_partition(partition)
@@ -260,8 +248,8 @@ class TaskTable:
         return self.partition_counts.pop(partition)
 
     def must_lead(self, partition: int, task_id: str | None = None) -> None:
-        """:raises NotPrimary: another node leads it, or nobody. :raises NotActive: its new epoch
-        has not begun yet (R7)."""
+        """Check that the partition is active here. :raises NotPrimary: it is not led here. :raises NotActive: not yet
+        active (R7)."""
         if partition not in self.leading:
             cores = self.driver.cores
             if partition < len(cores) and cores[partition].is_leading:  # peers name partitions too
@@ -269,8 +257,8 @@ class TaskTable:
             raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
 
     def must_accept(self, partition: int, task_id: str) -> None:
-        """As ``must_lead``, and :raises Draining, NotEnoughReplicas: new work could not be
-        committed, or should go elsewhere."""
+        """Check that the partition accepts new work. :raises NotPrimary, NotActive: as ``must_lead``. :raises Draining,
+        NotEnoughReplicas: it could not be committed, or should go elsewhere."""
         self.must_lead(partition, task_id)
         refusal = self.refusals.get(partition)
         if refusal is not None:
@@ -278,10 +266,10 @@ class TaskTable:
 
     # --- changing ---
     def create(self, row: TaskRow) -> Slot:
-        """Propose a new row; its slot knows the entry's sequence."""
+        """Propose a new row; its slot has the entry's sequence."""
         spec = row.spec
-        # Hinted before it is proposed: whoever dispatches on the hint runs before the flush, so
-        # that a submit that finds a free slot carries its claim in the same append.
+        # Before the proposal: the dispatch runs before the flush, so that a submit that finds a free
+        # slot has its claim in the same append.
         self.enqueue(row)
         self._open(row.partition, spec.queue, 1)
         put = put_born(row)
@@ -292,9 +280,8 @@ class TaskTable:
         return slot
 
     def change(self, slot: Slot, event: Event, at_us: int) -> int:
-        """Propose what ``event`` makes of the row; returns the sequence to wait for. Raises what
-        ``transition`` raises. Where nothing changes, the sequence is that of the row's last change:
-        whoever hears "ok" may rely on that."""
+        """Propose what ``event`` makes of the row; raises what ``transition`` raises. Returns the sequence to wait for,
+        the last change's where nothing changes: that, too, must be committed before the answer."""
         before = slot.row
         assert before is not None
         after = transition(before, event)
@@ -303,8 +290,7 @@ class TaskTable:
         return self._propose(slot, before, after, put_changed(before, after), at_us)
 
     def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
-        """Propose a claim of a pending task; None where it is not pending any more. The token is
-        the entry's own place."""
+        """Propose a claim of a pending task, its token the entry's own place; None: the task is not pending."""
         before = slot.row
         if before is None or before.state is not State.PENDING:
             return None
@@ -351,7 +337,7 @@ class TaskTable:
                 del counts[queue]
 
     def bury(self, slot: Slot, at_us: int) -> int:
-        """Propose that the row goes and its tombstone stays."""
+        """Propose a tombstone in place of the row."""
         row = slot.row
         assert row is not None
         news = Transition(
@@ -364,20 +350,19 @@ class TaskTable:
 
     @property
     def has_stale_entries(self) -> bool:
-        """Cancelled and re-scheduled tasks leave entries in the heaps; are they more than the tasks
-        themselves? Or are some where nobody looks for them?"""
+        """Whether the heaps are to be built anew: entries left by cancelled and re-scheduled tasks outnumber the tasks,
+        or some lie in a lane that nobody reads."""
         return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_ENTRIES_MAX
 
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
-        """Who takes what has changed."""
+        """Set the types of this node's worker (None: any) and those known in the cluster."""
         self.ready.set_own(own)
         self._named = frozenset(known)
         self.ready.set_known(self._named | self._asked)
 
     def know(self, types: Collection[str]) -> bool:
-        """A worker asks for these, of which its node has said nothing: it is of an earlier release,
-        or the news is on its way. Returns whether tasks that were not expected to be asked for by
-        type lie where nobody finds them: see ``rebuild_heaps``."""
+        """Give types lanes that a worker asks for before its node has announced them. Returns whether ``rebuild_heaps``
+        is due, for tasks of such a type lie in a lane that nobody reads."""
         new = frozenset(types) - self._named - self._asked
         if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
             self._asked |= new
@@ -385,7 +370,7 @@ class TaskTable:
         return self.ready.is_misplaced
 
     async def rebuild_heaps(self) -> None:
-        """Build the heaps anew from the rows; what is hinted meanwhile goes into both."""
+        """Build the heaps anew from the rows; what is enqueued meanwhile goes into both the old and the new ones."""
         if self._enqueued_since is not None:
             return
         self._enqueued_since = []
@@ -395,8 +380,7 @@ class TaskTable:
                 await self.driver.settle()
                 ready, due = self.ready.like(), DueSet()
                 await load_ready(self._store, ready, due, led)
-                # Else one that was taken up meanwhile may be missing, or lie where nobody looks any
-                # more.
+                # Else tasks of a partition taken up meanwhile may be missing, or in a wrong lane.
                 if led == self.leading and ready.has_lanes_of(self.ready):
                     break
             for queue in self._paused_queues():
@@ -411,7 +395,7 @@ class TaskTable:
         self._on_ready()
 
     def enqueue(self, row: TaskRow) -> None:
-        """Put a task that waits where whoever dispatches, or waits for its time, will find it."""
+        """Put a pending task into the ready heap, a scheduled one into the due heap."""
         if self._enqueued_since is not None:
             self._enqueued_since.append(row)
         spec = row.spec
@@ -423,7 +407,7 @@ class TaskTable:
             self._on_due()
 
     def count(self, transition_: Transition) -> None:
-        """Book one committed transition: what is counted and shown is committed."""
+        """Count one committed transition."""
         mine = self.partition_counts.get(transition_.partition)
         if mine is None:
             return  # committed with the barrier of a later epoch: counted from the rows once that is active
@@ -443,8 +427,8 @@ class TaskTable:
             row[gone] -= 1
 
     def _fold_queues(self, partition: int) -> None:
-        """Keep few names: where a partition has had too many queues, those without open tasks are
-        counted as one. Who submits chooses the names, and what has ended is kept for days."""
+        """Bound the names, which submitters choose: past ``QUEUE_NAMES_MAX``, a partition's queues without open tasks
+        are counted as ``OTHER_QUEUES``."""
         counts, is_open = self.partition_counts[partition], self._open_in[partition]
         if len(counts) <= limits.QUEUE_NAMES_MAX:
             return
@@ -459,11 +443,10 @@ class TaskTable:
         return self.rows.get(task_id)
 
     def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
-        """What there is of each id, resident where it is a row.
+        """What there is of each id, its row made resident; to be used in the turn in which it fires.
 
-        The result must be used in the same turn. Loads of one id that overlap share one look, and
-        rows stay in memory until all that were asked for are there: a row changes only while it is
-        resident, so what comes back has not been overtaken.
+        A row changes only while it is resident, and all stay so until the last is read: none has
+        been overtaken. Overlapping loads of one id share one read.
         """
         done: Deferred[dict[str, Found]] = Deferred()
         self._gather(list(dict.fromkeys(task_ids)), {}, done)
@@ -478,7 +461,7 @@ class TaskTable:
             nonlocal pending
             found[task_id] = value
             if not isinstance(value, Slot):
-                self.rows.pin(task_id)  # an absence too: should the task be born meanwhile, its row stays here
+                self.rows.pin(task_id)  # should the task be born meanwhile, its row stays
             pending -= 1
             if pending == 0:
                 self._gathered(found, epochs, done)
@@ -513,8 +496,7 @@ class TaskTable:
     def _gathered(
         self, found: dict[str, Found], epochs: dict[str, int | None], done: Deferred[dict[str, Found]]
     ) -> None:
-        """All are here. Where an absence came in an earlier turn the task may have been born since:
-        then its row is resident."""
+        """Fire the load: all are read. A task absent in an earlier turn may exist by now; its row is resident then."""
         for task_id in found:
             epoch = epochs[task_id]
             if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
@@ -531,8 +513,7 @@ class TaskTable:
     def _loaded(self, stored: dict[str, StoredRow | Tombstone], looks: list[tuple[str, int | None]]) -> None:
         for task_id, epoch in looks:
             for waiting in self._loads.pop((task_id, epoch)):
-                # Looked up anew for each waiter: the one before it may have brought the task to
-                # life.
+                # Anew for each waiter: the one before may have created the task.
                 waiting.callback(self._make_resident(task_id, stored.get(task_id), epoch))
 
     def _make_resident(self, task_id: str, stored: StoredRow | Tombstone | None, epoch: int | None) -> Found:
@@ -565,18 +546,12 @@ def row_of(stored: StoredRow) -> TaskRow:
 
 
 def existing(found: Found, task_id: str) -> Slot:
-    """The slot of a task that is there.
-
-    :raises TaskPurged: it was, and its time is over.
-    :raises NoSuchTask: it never was.
-    :raises NotPrimary: this node does not know.
-    """
+    """The slot of a task that exists. :raises TaskPurged: it did. :raises NoSuchTask: it never did. :raises NotPrimary:
+    this node does not know."""
     if isinstance(found, Elsewhere):
         raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
-    if isinstance(found, Slot):
-        if found.row is not None:
-            return found
-        raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
-    if isinstance(found, Tombstone):
+    if isinstance(found, Slot) and found.row is not None:
+        return found
+    if isinstance(found, Slot | Tombstone):
         raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
     raise NoSuchTask("no task has this id", task_id=task_id)
