@@ -3,6 +3,9 @@ ARG PYTHON=3.12-slim
 
 FROM python:${PYTHON} AS build
 WORKDIR /src
+# Says how the image's Python was built (the official ones: with PGO and LTO), and ends the build where it does not fit.
+COPY deploy/interpreter.py deploy/
+RUN python deploy/interpreter.py
 # What the package needs comes first: it changes seldom, and the layer is kept.
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
 COPY tq_node tq_node

@@ -1,7 +1,9 @@
 # The one list of commands. `make run` and `make test` need nothing but Python 3.11+ and make.
 
-PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
-	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+# Of the Pythons in PATH one whose compiler was guided by a profile, else the first: docs/decisions/0020-interpreter.md.
+PYTHON ?= $(eval PYTHON := $(shell IFS=:; for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	for folder in $$PATH; do build=$$("$$folder/$$name" deploy/interpreter.py 2>/dev/null) && \
+	echo "$${build%% *}:$$folder/$$name"; done; done | sort -s -t : -k 1,1n | head -n 1 | cut -d : -f 2-))$(PYTHON)
 HTTP ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +36,7 @@ help:
 # --- the virtual environment: made again from its parts whenever what it is made from changes ---
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo 'taskqueue: no Python 3.11 or newer found; say which: make PYTHON=/path/to/python3' >&2; exit 1; }
-	@echo 'Making $(VENV) …'
+	@echo "Making $(VENV) with $(PYTHON), $$($(PYTHON) deploy/interpreter.py | cut -d ' ' -f 2-) …"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.run-stamp: setup.cfg pyproject.toml $(PINS) | $(BIN)/python

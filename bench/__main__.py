@@ -18,7 +18,7 @@ from bench import pages, report
 from bench.context import FULL, QUICK, Context
 from bench.counts import count
 from bench.drains import drain
-from bench.goals import GOALS
+from bench.goals import GOALS, RATIOS
 from bench.peers import PEERS
 from bench.peers.base import Peer, Unavailable
 from bench.pickups import pick_up
@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[[Context], None]] = {
     "start": start, "counts": count, "stored": stored,
 }  # fmt: skip
 BEGUN = time.monotonic()
+OTHER_TREE = "other tree"
 ONCE = {"counts", "stored"}
 """Done in one round: counts don't vary much, and stored repeats its calls within."""
 
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     if said.repeat is not None:
         sizes = replace(sizes, rounds=said.repeat)
     code = 0
-    book = Book(GOALS[said.nodes])
+    book = Book(GOALS[said.nodes], RATIOS[said.nodes])
     systems = {
         "taskqueue": f"{said.nodes} x twistd -n taskqueue, copies on {said.nodes}, HTTP over TCP; an answer means synced on all"
     }
@@ -56,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
             peers = _peers(said.peers, book, systems)
             prepared = time.monotonic()
             context = Context(directory, book, sizes, said.nodes, peers, _progress)
+            if said.tree is not None:
+                context.trees[OTHER_TREE] = said.tree.resolve()
+                systems[OTHER_TREE] = f"the same with the program at {said.tree}, commit {report.commit(said.tree)}"
             for name in said.only or PARTS:
                 try:
                     _measure(name, context, prepared)
@@ -74,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(f"  {name}: {what}" for name, what in systems.items()) + "\n")
     print(report.table(book))
     print("\n" + "\n".join([*book.notes, f"took {time.monotonic() - BEGUN:.0f} s"]))
+    print(report.goals(book))
     written = pages.write(build_directory() / "results", about, book)
     if said.json is not None:
         pages.write_json(said.json, about, book)
@@ -101,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only these beside ours: {', '.join(peer.name for peer in PEERS)}, or none",
     )  # fmt: skip
     parser.add_argument("--repeat", type=_rounds, metavar="N", help="rounds [default: 3, or 1 with --quick]")
+    parser.add_argument(
+        "--tree", type=Path, metavar="DIRECTORY",
+        help="of submit, batch, drain and pick-up: measure this checkout's nodes, too, in turns with ours",
+    )  # fmt: skip
     parser.add_argument(
         "--docs", action="store_true", help="put tables, JSON and picture into docs/reference/, if all went well"
     )

@@ -11,7 +11,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from bench.node import LOOK_S, Node
-from bench.processes import PEER_OFFSET, Failed
+from bench.processes import PEER_OFFSET, ROOT, Failed
 from bench.sockets import received
 
 POLL_S = 0.05
@@ -27,16 +27,19 @@ class Cluster:
     :param nodes: how many; each task has a copy on every one of them, up to three.
     :param concurrency: of each node.
     :param traced: count their syncs.
+    :param tree: the checkout whose program they run.
     """
 
-    def __init__(self, directory: Path, nodes: int, *, concurrency: int = 16, traced: bool = False) -> None:
+    def __init__(
+        self, directory: Path, nodes: int, *, concurrency: int = 16, traced: bool = False, tree: Path = ROOT
+    ) -> None:
         self.directory = directory
         self.copies = min(nodes, 3)
         self.nodes: list[Node] = []
         for number in range(1, nodes + 1):
             extra = ("--join", f"localhost:{self.nodes[0].port}") if self.nodes else ()
             self.nodes.append(
-                Node(directory, name=f"node-{number}", concurrency=concurrency, traced=traced, extra=extra)
+                Node(directory, name=f"node-{number}", concurrency=concurrency, traced=traced, extra=extra, tree=tree)
             )
         self._turns = self._in_turns()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.cluster import Cluster
 from bench.peers.base import Peer
-from bench.processes import Failed, fdatasync_us
-from bench.samples import Book
+from bench.processes import ROOT, Failed, fdatasync_us
+from bench.samples import OURS, Book
 
 ASYNC_SLOTS = {1: 512, 3: 256}
 """``--concurrency`` of each node for draining async handlers, by the number of nodes; the more, the more share a commit."""
@@ -75,6 +75,8 @@ class Context:
         self.nodes = nodes
         self.peers = peers
         self.say = say
+        self.trees = {OURS: ROOT}
+        """Checkouts whose nodes are measured, by the name of their rows; ours first."""
         self._directory = directory
         self.failures = 0
         self._numbers = itertools.count()
@@ -86,9 +88,10 @@ class Context:
         self.book.probe_us = fdatasync_us(directory, times=25)
         return directory
 
-    def cluster(self, name: str, *, concurrency: int = 16, traced: bool = False) -> Cluster:
-        """Ours, in a fresh directory; not started yet."""
-        return Cluster(self.fresh(name), self.nodes, concurrency=concurrency, traced=traced)
+    def cluster(self, name: str, *, concurrency: int = 16, traced: bool = False, system: str = OURS) -> Cluster:
+        """Nodes of one of ``trees``, in a fresh directory; not started yet."""
+        tree = self.trees[system]
+        return Cluster(self.fresh(name), self.nodes, concurrency=concurrency, traced=traced, tree=tree)
 
     def each_peer(self, measure: Callable[[Peer], None]) -> None:
         """One after the other. What goes wrong with one is noted, and the others are still measured."""

@@ -8,7 +8,7 @@ from bench.cluster import Cluster
 from bench.context import Context, noop
 from bench.peers.base import Peer
 from bench.processes import Failed
-from bench.samples import OURS, Kind
+from bench.samples import Kind
 from bench.submits import fill
 
 ASYNC = Kind("drain", "async handlers", "tasks/s")
@@ -27,10 +27,11 @@ def drain(context: Context) -> None:
         (ASYNC, "noop-async", context.sizes.drain_async, context.async_slots),
         (PROCESS, "noop-process", context.sizes.drain_process, context.process_slots),
     ):
-        with context.cluster("drain", concurrency=slots) as cluster:
-            warm = warm_up(cluster, task_type, slots if kind is PROCESS else 0)
-            seconds, cpu_s = drain_once(cluster, count, noop(task_type), before=warm)
-        context.book.add(kind, OURS, count / seconds, node_cpu_us_per_task=round(cpu_s / count * 1e6, 1))
+        for system in context.trees:
+            with context.cluster("drain", concurrency=slots, system=system) as cluster:
+                warm = warm_up(cluster, task_type, slots if kind is PROCESS else 0)
+                seconds, cpu_s = drain_once(cluster, count, noop(task_type), before=warm)
+            context.book.add(kind, system, count / seconds, node_cpu_us_per_task=round(cpu_s / count * 1e6, 1))
 
     def of_peer(peer: Peer) -> None:
         for variant in peer.drains:

@@ -12,20 +12,32 @@ GOALS: dict[int, dict[tuple[str, str], float]] = {
         ("pick-up", "process handler, p50"): 10.0,
     },
     3: {
-        ("submit", "32 in flight"): 9_000.0,
-        ("submit", "128 in flight"): 12_000.0,
-        ("submit", "one after the other, p50"): 1.0,
-        ("submit", "one after the other, p99"): 3.0,
-        ("batch", "batches of 100"): 50_000.0,
-        ("batch", "batches of 1,000"): 80_000.0,
-        ("drain", "async handlers"): 20_000.0,
-        ("drain", "process handlers"): 8_000.0,
-        ("pick-up", "async handler, p50"): 1.5,
-        ("pick-up", "process handler, p50"): 3.0,
+        ("submit", "32 in flight, CPU"): 150.0,
+        ("submit", "128 in flight, CPU"): 95.0,
+        ("drain", "async handlers"): 22_000.0,
+        ("drain", "process handlers"): 14_000.0,
+        ("pick-up", "async handler, p50"): 1.2,
+        ("pick-up", "process handler, p50"): 1.2,
         ("status", "32 in flight"): 10_000.0,
     },
 }
 """By the number of nodes, then by part and name of a row."""
+RATIOS: dict[int, dict[tuple[str, str, str], float]] = {
+    1: {},
+    3: {
+        ("submit", "32 in flight", "rabbitmq"): 1.2,
+        ("submit", "32 in flight", "nats"): 1.0,
+        ("submit", "128 in flight", "rabbitmq"): 1.4,
+        ("submit", "128 in flight", "nats"): 1.0,
+        ("submit", "one after the other, p50", "rabbitmq"): 1 / 1.2,
+        ("submit", "one after the other, p99", "rabbitmq"): 1 / 1.5,
+        ("batch", "batches of 100", "rabbitmq"): 1.5,
+        ("batch", "batches of 1,000", "rabbitmq"): 1.5,
+        ("drain", "async handlers", "dramatiq"): 5.0,
+        ("drain", "process handlers", "dramatiq"): 3.5,
+    },
+}
+"""So many times better than another system, at least; below 1: that many times worse, at most."""
 COST_OF_A_MILLION = 1.3
 """So many times what it costs at 1,000 stored tasks, at most."""
 RSS_MIB_OF_A_MILLION = 400.0

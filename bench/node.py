@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.observing import children_of, cpu_s_of, rss_mib_of, written_bytes_of
-from bench.processes import HOST, Failed, bytes_below, free_port, kill, spawn, tail, wait_ended
+from bench.processes import HOST, ROOT, Failed, bytes_below, free_port, kill, spawn, tail, wait_ended
 from bench.tracing import SyncCounter
 
 START_S = 120.0
@@ -27,10 +27,18 @@ class Node:
 
     :param traced: count its syncs.
     :param extra: more options for the command line (``--join``, …).
+    :param tree: the checkout whose program it runs.
     """
 
     def __init__(
-        self, directory: Path, *, name: str, concurrency: int, traced: bool = False, extra: tuple[str, ...] = ()
+        self,
+        directory: Path,
+        *,
+        name: str,
+        concurrency: int,
+        traced: bool = False,
+        extra: tuple[str, ...] = (),
+        tree: Path = ROOT,
     ) -> None:
         self.name = name
         self.directory = directory / name
@@ -42,6 +50,7 @@ class Node:
         self.pid = 0
         self._concurrency = concurrency
         self._extra = extra
+        self._tree = tree
         self._process: Any = None
         self._connection: http.client.HTTPConnection | None = None
         self._used = 0.0
@@ -57,7 +66,8 @@ class Node:
             "--http", str(self.port), "--data-dir", str(self.data_dir), "--handlers", "bench.handlers",
             "--concurrency", str(self._concurrency), *self._extra,
         ]  # fmt: skip
-        self._process = spawn(command, directory=self.directory, log=self.log)
+        extra = {"PYTHONPATH": str(self._tree)}
+        self._process = spawn(command, directory=self.directory, log=self.log, extra=extra)
         self.pid = self._process.pid
 
     def wait_ready(self, begun: float) -> float:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from bench.cluster import Cluster
 from bench.context import Context, noop
 from bench.processes import Failed
-from bench.samples import OURS, Kind
+from bench.samples import Kind
 
 ASYNC = Kind("pick-up", "async handler, p50", "ms", more_is_better=False)
 PROCESS = Kind("pick-up", "process handler, p50", "ms", more_is_better=False)
@@ -21,10 +21,11 @@ WARM_UP = 5
 def pick_up(context: Context) -> None:
     """One round of everybody; a sample is a round's median."""
     count = context.sizes.pickups
-    with context.cluster("pick-up") as cluster:
-        for kind, task_type in ((ASYNC, "first-line-async"), (PROCESS, "first-line-process")):
-            add(context, kind, OURS, [one(cluster, task_type) for _ in range(count + WARM_UP)][WARM_UP:])
-        cluster.verify_total(2 * (count + WARM_UP))
+    for system in context.trees:
+        with context.cluster("pick-up", system=system) as cluster:
+            for kind, task_type in ((ASYNC, "first-line-async"), (PROCESS, "first-line-process")):
+                add(context, kind, system, [one(cluster, task_type) for _ in range(count + WARM_UP)][WARM_UP:])
+            cluster.verify_total(2 * (count + WARM_UP))
     context.each_peer(
         lambda peer: add(context, PROCESS, peer.name, peer.pick_up(context.fresh(peer.name), count, GAP_S))
     )

@@ -45,8 +45,13 @@ class Row:
 class Book:
     """Collects samples, in the order in which their rows first came up."""
 
-    def __init__(self, goals: Mapping[tuple[str, str], float] | None = None) -> None:
+    def __init__(
+        self,
+        goals: Mapping[tuple[str, str], float] | None = None,
+        ratios: Mapping[tuple[str, str, str], float] | None = None,
+    ) -> None:
         self._goals = dict(goals or {})
+        self._ratios = dict(ratios or {})
         self._rows: dict[tuple[Kind, str], Row] = {}
         self.probe_us = 0.0
         """The disk's fdatasync, measured just before what is added next."""
@@ -84,6 +89,15 @@ class Book:
             return None
         return ours.median / row.median if row.kind.more_is_better else row.median / ours.median
 
+    def ratio_goal(self, row: Row) -> float | None:
+        """How many times better than this row's system ours should be."""
+        return self._ratios.get((row.kind.part, row.kind.what, row.system))
+
+    def meets_goal(self, row: Row) -> bool | None:
+        """Of another system's row: is ours as many times better as it should be? None where there is no goal."""
+        ratio, wanted = self.ratio(row), self.ratio_goal(row)
+        return row.meets_goal if ratio is None or wanted is None else ratio >= wanted
+
     def saw_another_disk(self, row: Row) -> bool:
         """Was the disk more than twice as fast or slow when this row's system was measured as when ours was?"""
         ours = self._rows.get((row.kind, OURS))
@@ -99,7 +113,7 @@ class Book:
                      "low": min(row.values), "high": max(row.values), "details": row.details}  # fmt: skip
             if (ratio := self.ratio(row)) is not None:
                 entry["ours_is_better_by"] = ratio
-            if (meets := row.meets_goal) is not None:
-                entry |= {"goal": row.goal, "meets_goal": meets}
+            if (meets := self.meets_goal(row)) is not None:
+                entry |= {"goal": self.ratio_goal(row) or row.goal, "meets_goal": meets}
             rows.append(entry)
         return {"rows": rows, "notes": self.notes}

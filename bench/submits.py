@@ -9,7 +9,7 @@ from bench.cluster import Cluster
 from bench.context import BATCH_CONNECTIONS, LOAD_PROCESSES, Context, noop
 from bench.load import Load, offer
 from bench.peers.base import Peer
-from bench.samples import OURS, Kind
+from bench.samples import Kind
 
 IN_FLIGHT = (1, 32, 128)
 BATCHES = (100, 1_000)
@@ -22,6 +22,11 @@ def submit_kind(in_flight: int) -> Kind:
     return Kind("submit", f"{in_flight} in flight" if in_flight > 1 else "one after the other", "tasks/s")
 
 
+def cpu_kind(in_flight: int) -> Kind:
+    """Of all nodes, or a peer's servers, together."""
+    return Kind("submit", f"{in_flight} in flight, CPU", "µs/task", more_is_better=False)
+
+
 def batch_kind(size: int) -> Kind:
     return Kind("batch", f"batches of {size:,}", "tasks/s")
 
@@ -29,15 +34,16 @@ def batch_kind(size: int) -> Kind:
 def submit(context: Context) -> None:
     """One round of everybody."""
     seconds = context.sizes.load_s
-    with context.cluster("submit") as cluster:
-        cluster.pause()
-        total = 0
-        for in_flight in IN_FLIGHT:
-            cpu = cluster.cpu_s()
-            load = send_submits(cluster, in_flight, seconds=seconds)
-            total += load.requests
-            _add(context, in_flight, OURS, load.rate, details(load, cluster.cpu_s() - cpu, load.requests))
-        cluster.verify_total(total)
+    for system in context.trees:
+        with context.cluster("submit", system=system) as cluster:
+            cluster.pause()
+            total = 0
+            for in_flight in IN_FLIGHT:
+                cpu = cluster.cpu_s()
+                load = send_submits(cluster, in_flight, seconds=seconds)
+                total += load.requests
+                _add(context, in_flight, system, load.rate, details(load, cluster.cpu_s() - cpu, load.requests))
+            cluster.verify_total(total)
 
     def of_peer(peer: Peer) -> None:
         for in_flight, rate in peer.submits(partial(context.fresh, peer.name), seconds):
@@ -51,21 +57,24 @@ def _add(context: Context, in_flight: int, system: str, rate: float, more: dict[
     if in_flight == 1:
         context.book.add(FIRST_P50, system, more["p50_ms"])
         context.book.add(FIRST_P99, system, more["p99_ms"])
+    else:
+        context.book.add(cpu_kind(in_flight), system, more["node_cpu_us_per_task"])
 
 
 def batch(context: Context) -> None:
     """One round of everybody who has batches."""
     seconds = context.sizes.load_s
-    with context.cluster("batch") as cluster:
-        cluster.pause()
-        total = 0
-        for size in BATCHES:
-            cpu = cluster.cpu_s()
-            load = send_batches(cluster, size, seconds=seconds)
-            total += load.accepted
-            more = details(load, cluster.cpu_s() - cpu, load.accepted)
-            context.book.add(batch_kind(size), OURS, load.accepted_rate, **more, refused=load.refused)
-        cluster.verify_total(total)
+    for system in context.trees:
+        with context.cluster("batch", system=system) as cluster:
+            cluster.pause()
+            total = 0
+            for size in BATCHES:
+                cpu = cluster.cpu_s()
+                load = send_batches(cluster, size, seconds=seconds)
+                total += load.accepted
+                more = details(load, cluster.cpu_s() - cpu, load.accepted)
+                context.book.add(batch_kind(size), system, load.accepted_rate, **more, refused=load.refused)
+            cluster.verify_total(total)
 
     def of_peer(peer: Peer) -> None:
         for size, rate in peer.batches(partial(context.fresh, peer.name), BATCHES, seconds):

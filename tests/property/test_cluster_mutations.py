@@ -210,7 +210,7 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
         deaths,
         off(Liveness, "record_heartbeat", lambda self, n, t, i, h: self._contact_ms.__setitem__(n, t)),
     ),
-    "R5a: reports are not taken back": (deaths, off(Liveness, "retracted", None)),
+    "R5a: reports are not taken back": (deaths, off(Liveness, "withdraw_evidence", None)),
     # --- bounds, fewest moves, throttle ---
     "no bound on copies": (shares_are_kept, off(placement, "share_max", lambda total, nodes: total)),
     "one more than the share": (
@@ -322,6 +322,12 @@ def test_a_rule_that_is_switched_off_is_caught(name: str, monkeypatch: pytest.Mo
         return
     assert len(counts) == len(BASES), f"not caught in {SEEDS} seeds"
     print(f"{name:50} {'/'.join(str(count) for count, _ in counts):>12}  {counts[0][1]}")
+
+
+def test_every_rule_of_the_table_exists() -> None:
+    for _, patch in MUTATIONS.values():
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            patch(monkeypatch)
 
 
 def test_a_settling_without_mutations_is_quiet() -> None:

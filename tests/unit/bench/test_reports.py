@@ -9,8 +9,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench import pages, plot, report
+from bench import drains, pages, pickups, plot, report, submits
+from bench.goals import GOALS, RATIOS
+from bench.peers import PEERS
 from bench.processes import Failed
+from bench.reads import STATUS
 from bench.samples import OURS, Book, Kind
 
 RATE = Kind("submit", "32 in flight", "tasks/s")
@@ -48,6 +51,50 @@ def test_goals_are_ours_alone(book: Book) -> None:
     assert [row.meets_goal for row in book.rows(WAIT)] == [False, None]
 
 
+def test_a_goal_can_be_how_many_times_better_ours_is_than_another(book: Book) -> None:
+    ratios = {("submit", "32 in flight", "other"): 2.3, ("pick-up", "async handler, p50", "other"): 1 / 1.9}
+    beside = Book(ratios=ratios)
+    for kind in (RATE, WAIT):
+        for row in book.rows(kind):
+            for value in row.values:
+                beside.add(kind, row.system, value)
+
+    assert [beside.meets_goal(row) for row in beside.rows(RATE)] == [None, False]
+    assert [beside.meets_goal(row) for row in beside.rows(WAIT)] == [None, False]
+    shown = report.table(beside)
+    assert "2.27 x better, short of its goal ≥ 2.30 x better" in shown
+    assert "2.00 x worse, short of its goal ≤ 1.90 x worse" in shown
+    beside.add(WAIT, "other", 1.2)
+    assert [beside.meets_goal(row) for row in beside.rows(WAIT)] == [None, True]
+    assert "1.82 x worse, at its goal ≤ 1.90 x worse" in report.table(beside)
+    assert report.goals(beside).splitlines() == [
+        "goals: 1 of 2 reached",
+        "  submit, 32 in flight, other: 4,000 tasks/s, 2.27 x better, short of its goal ≥ 2.30 x better",
+    ]
+
+
+def test_each_goal_is_of_a_row_that_there_is() -> None:
+    kinds = [submits.submit_kind(32), submits.submit_kind(128), submits.cpu_kind(32), submits.cpu_kind(128)]
+    kinds += [
+        submits.FIRST_P50,
+        submits.FIRST_P99,
+        drains.ASYNC,
+        drains.PROCESS,
+        pickups.ASYNC,
+        pickups.PROCESS,
+        STATUS,
+    ]
+    kinds += map(submits.batch_kind, submits.BATCHES)
+    names = {(kind.part, kind.what) for kind in kinds}
+    systems = {peer.name for peer in PEERS}
+
+    for of_nodes in GOALS.values():
+        assert of_nodes.keys() <= names
+    for of_nodes in RATIOS.values():
+        assert {(part, what) for part, what, _ in of_nodes} <= names
+        assert {system for _, _, system in of_nodes} <= systems
+
+
 def test_another_disk_is_told(book: Book) -> None:
     book.probe_us = 250.0
     book.add(RATE, "third", 1.0)
@@ -55,7 +102,7 @@ def test_another_disk_is_told(book: Book) -> None:
 
     assert book.saw_another_disk(third)
     assert not book.saw_another_disk(book.rows(RATE)[1])
-    assert "9100.0 x better, on another disk" in report.table(book)
+    assert "9,100 x better, on another disk" in report.table(book)
 
 
 def test_the_table_has_a_row_for_each_system_and_only_columns_that_say_something(book: Book) -> None:
