@@ -1,6 +1,7 @@
 # The one list of commands. `make run` and `make test` need nothing but Python 3.11+ and make.
 
-# Of the Pythons in PATH one whose compiler was guided by a profile, else the first: docs/decisions/0020-interpreter.md.
+# Of the Pythons in PATH one whose compiler was guided by a profile, else the first:
+# docs/decisions/0020-interpreter.md.
 PYTHON ?= $(eval PYTHON := $(shell IFS=:; for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	for folder in $$PATH; do build=$$("$$folder/$$name" deploy/interpreter.py 2>/dev/null) && \
 	echo "$${build%% *}:$$folder/$$name"; done; done | sort -s -t : -k 1,1n | head -n 1 | cut -d : -f 2-))$(PYTHON)

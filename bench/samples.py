@@ -94,7 +94,10 @@ class Book:
         return self._ratios.get((row.kind.part, row.kind.what, row.system))
 
     def meets_goal(self, row: Row) -> bool | None:
-        """Of another system's row: is ours as many times better as it should be? None where there is no goal."""
+        """Whether ours reaches its goal; by another system's row: is as many times better as wanted.
+
+        None where there is no goal.
+        """
         ratio, wanted = self.ratio(row), self.ratio_goal(row)
         return row.meets_goal if ratio is None or wanted is None else ratio >= wanted
 

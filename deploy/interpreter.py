@@ -1,6 +1,8 @@
-"""Says how the Python that runs it was built: 0 and how, where a profile guided its compiler (PGO), else 1 and how.
+"""Says how the Python that runs it was built: 0 and how, where a profile guided its compiler (PGO),
+else 1 and how.
 
-``make`` asks each that it finds. Ends with 1 where one is too old for taskqueue, or lacks what an environment needs.
+``make`` asks each that it finds. Ends with 1 where one is too old for taskqueue, or lacks what an
+environment needs.
 """
 
 import sys
@@ -8,7 +10,7 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit(1)
 
-import ensurepip  # noqa: F401 -- Debian has it in a package of its own, and no environment can be made without
+import ensurepip  # noqa: F401 -- a package of its own with Debian; it makes environments
 import platform
 import sqlite3  # noqa: F401 -- left out of a build where its headers were missing, as ssl is
 import ssl  # noqa: F401

@@ -90,9 +90,9 @@ def test_each_goal_is_of_a_row_that_there_is() -> None:
 
     for of_nodes in GOALS.values():
         assert of_nodes.keys() <= names
-    for of_nodes in RATIOS.values():
-        assert {(part, what) for part, what, _ in of_nodes} <= names
-        assert {system for _, _, system in of_nodes} <= systems
+    for ratios in RATIOS.values():
+        assert {(part, what) for part, what, _ in ratios} <= names
+        assert {system for _, _, system in ratios} <= systems
 
 
 def test_another_disk_is_told(book: Book) -> None:
