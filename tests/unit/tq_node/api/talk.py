@@ -152,12 +152,14 @@ class World:
         self.clock.advance(0)
         if method == "HEAD":
             head = connection.received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+            connection.transport.hang_up()
             return Reply(
                 int(head[0].split(" ")[1]),
                 {n.lower(): v for n, _, v in (line.partition(": ") for line in head[1:])},
                 b"",
             )
         (reply,) = connection.replies()
+        connection.transport.hang_up()
         return reply
 
     def get(self, path: str, **headers: str) -> Reply:
