@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import ROOT
-from bench.samples import Book, Row
+from bench.samples import OURS, Book, Kind, Row
 
 _HEADS = ("", "system", "median", "range", "unit", "p50 / p99 ms", "CPU µs/task", "sync µs", "ours is")
 _RIGHT = {2, 3, 5, 6, 7}
@@ -77,23 +77,48 @@ def table(book: Book) -> str:
 
 
 def markdown(about: dict[str, Any], book: Book) -> str:
-    """One table for each part, under what was measured when and on what."""
+    """One table for each part, medians alone: a row for each kind, ours first, then a column for each peer."""
     lines = [heading(about) + ".", ""]
     lines += [f"- **{name}**: {what}" for name, what in about["systems"].items()]
     for part in book.parts():
-        rows = [
-            _line(book, row, kind.what if place == 0 else "")
-            for kind in book.kinds(part)
-            for place, row in enumerate(book.rows(kind))
-        ]
-        used = [column for column in range(len(_HEADS)) if column < 3 or any(row[column] for row in rows)]
+        kinds = [(kind, book.rows(kind)) for kind in book.kinds(part)]
+        peers = list(dict.fromkeys(row.system for _, rows in kinds for row in rows if row.system != OURS))
+        heads = ["", "unit", OURS, "range", "CPU µs/task", "goal", *peers]
+        rows = [_medians(book, kind, of_kind, peers) for kind, of_kind in kinds]
+        used = [column for column in range(len(heads)) if column < 3 or any(row[column] for row in rows)]
         lines += ["", f"### {part}", ""]
-        lines.append(_cells([_HEADS[column] for column in used]))
-        lines.append(_cells(["--:" if column in _RIGHT else "---" for column in used]))
+        lines.append(_cells([heads[column] for column in used]))
+        lines.append(_cells(["---" if column in (0, 1, 5) else "--:" for column in used]))
         lines += [_cells([row[column] for column in used]) for row in rows]
     if book.notes:
         lines += ["", *(f"- {' '.join(note.split())}" for note in book.notes)]
     return "\n".join(lines)
+
+
+def _medians(book: Book, kind: Kind, rows: list[Row], peers: list[str]) -> list[str]:
+    """A row of ``markdown``: what it measures, unit, ours with range, CPU and goal, then each of ``peers``."""
+    of = {row.system: row for row in rows}
+    ours, goal = ["", "", ""], ""
+    if (mine := of.get(OURS)) is not None:
+        ours = [number(mine.median), _range(mine), _middle(mine, "node_cpu_us_per_task")]
+        goal = _verdict(book, mine)
+    theirs = [of.get(peer) for peer in peers]
+    return [kind.what, kind.unit, *ours, goal, *("" if row is None else _of_peer(book, row) for row in theirs)]
+
+
+def _of_peer(book: Book, row: Row) -> str:
+    marks = ["another disk"] if row.kind.part != "counts" and book.saw_another_disk(row) else []
+    marks += [verdict] if (verdict := _verdict(book, row)) else []
+    return number(row.median) + (f" ({', '.join(marks)})" if marks else "")
+
+
+def _verdict(book: Book, row: Row) -> str:
+    meets = book.meets_goal(row)
+    return "" if meets is None else f"{'met' if meets else 'missed'}: {_limit(book, row)}"
+
+
+def _range(row: Row) -> str:
+    return f"{number(min(row.values))} to {number(max(row.values))}" if len(row.values) > 1 else ""
 
 
 def _cells(cells: list[str]) -> str:
@@ -101,7 +126,6 @@ def _cells(cells: list[str]) -> str:
 
 
 def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
-    low, high = min(row.values), max(row.values)
     ratio = book.ratio(row)
     verdict = "" if ratio is None else _times(ratio)
     if verdict and row.kind.part != "counts" and book.saw_another_disk(row):
@@ -112,7 +136,7 @@ def _line(book: Book, row: Row, label: str) -> tuple[str, ...]:
         label,
         row.system,
         number(row.median),
-        f"{number(low)} to {number(high)}" if len(row.values) > 1 else "",
+        _range(row),
         row.kind.unit,
         f"{_middle(row, 'p50_ms')} / {_middle(row, 'p99_ms')}" if _middle(row, "p50_ms") else "",
         _middle(row, "node_cpu_us_per_task"),
