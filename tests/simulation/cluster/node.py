@@ -157,7 +157,7 @@ class SimulatedNode:
     async def _open_local_queue(
         self, clock: Clock, member: Member, broken: Callable[[BaseException], None], cluster: ClusterSettings
     ) -> LocalQueue:
-        """As ``service.NodeService._open_local_queue``."""
+        """As ``build.open_local``."""
         local = await open_local_queue(
             self.store,
             clock,

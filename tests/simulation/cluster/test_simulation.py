@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
+import tq_node.node.build
 import tq_node.node.member
-import tq_node.node.service
 from tests.simulation import run
 from tests.simulation.cluster import faults
 from tests.simulation.cluster import node as whole_node
@@ -51,7 +51,7 @@ def test_nodes_with_free_slots_help_the_others() -> None:
 
 
 def test_the_classes_are_those_that_the_composition_root_wires() -> None:
-    """``member.py`` itself puts the control plane together; of what ``service.py`` names, this world names the same."""
+    """``member.py`` itself puts the control plane together; of what ``build.py`` names, this world names the same."""
     for name in (
         "Member",
         "Clock",
@@ -65,17 +65,17 @@ def test_the_classes_are_those_that_the_composition_root_wires() -> None:
         "QueueSettings",
         "Metrics",
     ):
-        assert getattr(whole_node, name) is getattr(tq_node.node.service, name)
+        assert getattr(whole_node, name) is getattr(tq_node.node.build, name)
     world = ClusterWorld(0, faults=CALM)
     with whole_node.composition(world, world.small):
         world.be_born()
     node = world.nodes[1]
     plane, local = node.member.plane, node.local
     parts: list[tuple[object, ModuleType, str]] = [
-        (node.queue, tq_node.node.service, "ClusterQueue"),
-        (node.node, tq_node.node.service, "Node"),
-        (node.member, tq_node.node.service, "Member"),
-        (local, tq_node.node.service, "LocalQueue"),
+        (node.queue, tq_node.node.build, "ClusterQueue"),
+        (node.node, tq_node.node.build, "Node"),
+        (node.member, tq_node.node.build, "Member"),
+        (local, tq_node.node.build, "LocalQueue"),
         (plane, tq_node.node.member, "ControlPlane"),
         (plane.pool, tq_node.node.member, "PeerPool"),
         (plane.pool._connector, tq_node.node.member, "Connector"),

@@ -1,0 +1,290 @@
+"""Makes one node of its parts, in order: credentials, directory, store, identity, queue, workers, HTTP site, ports.
+
+Everything that can be refused is refused here, before anything runs; what was opened by then is closed again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from tq_node.api.assembly import make_site
+from tq_node.api.http.site import ApiSite
+from tq_node.api.settings import ApiSettings, connections_max
+from tq_node.cli.config import NodeSettings
+from tq_node.cli.options import version
+from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.refusals import Refusal
+from tq_node.facade import ReadyNote
+from tq_node.node.member import Credentials, Member, PeerPortTaken, identify
+from tq_node.node.process import check_files, check_free, listen_now, with_backlog
+from tq_node.node.systemd import Notifier
+from tq_node.observe.loop_monitor import LoopMonitor
+from tq_node.observe.metrics import Metrics
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.routing.admin import ClusterAdmin
+from tq_node.runtime.routing.cluster_queue import ClusterQueue
+from tq_node.runtime.routing.node import Node, NodeHooks
+from tq_node.runtime.routing.node_state import ClusterQueueSettings
+from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
+from tq_node.store.private import replace, secure_directory
+from tq_node.store.readmit import FAILED_MARK, set_store_aside, why_failed
+from tq_node.store.sqlite.store import SqliteStore, open_store
+from tq_node.work.lease import WorkersLock
+from tq_node.work.process_environment import Bounds, ProcessEnvironment, environment_for
+from tq_node.work.registry import Registry
+from tq_node.work.settings import WorkerSettings
+from tq_node.work.worker import WorkerService
+
+_log = Logger(namespace="taskqueue.node")
+
+
+class StoreFailed(Exception):
+    """One line: what became of the store, and what the operator can do."""
+
+
+class NodeEnds(Protocol):
+    """What makes a node end; whoever has it built decides how."""
+
+    def shutdown_asked(self) -> None:
+        """An operator wants it to end, in order."""
+
+    def end_with_line(self, line: str) -> None:
+        """The node can't be what it was started as."""
+
+    def refused_by_cluster(self, refusal: Refusal) -> None:
+        """The cluster will not have this node."""
+
+    def disk_full(self) -> None:
+        """The disk is at its floor."""
+
+    def store_broken(self, why: Exception) -> None:
+        """A write has failed (R18)."""
+
+    def promise_broken(self, why: BaseException) -> None:
+        """An assertion has failed (R20)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """A node that listens and does not run yet."""
+
+    clock: Clock
+    store: SqliteStore
+    lock: WorkersLock
+    member: Member
+    node: Node
+    queue: ClusterQueue
+    worker: WorkerService
+    loop_monitor: LoopMonitor
+    notifier: Notifier
+    site: ApiSite
+    ports: Sequence[IListeningPort]
+
+
+def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, ends: NodeEnds) -> NodeParts:
+    """:param umask: what handlers in worker processes make files with.
+
+    :raises DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed: the store can't be opened.
+    :raises WrongName, IsCopy, NoSecret, NeverJoined, BadCredentials: the directory or credentials are another's.
+    :raises PeerPortTaken, CannotListenError, TooFewFiles, OSError: of the surroundings.
+    """
+    metrics = Metrics(version=version(), node=settings.node_name, labels_max=settings.metrics_labels)
+    credentials = Credentials.of(settings)
+    notes = _notes_of(settings)
+    _look_around(settings, registry, notes)
+    _look_for_failure(settings)
+    with ExitStack() as undo:
+        store = open_store(settings.data_dir, reactor=reactor, on_broken=ends.store_broken, on_commit=metrics.committed)
+        undo.callback(store.close)
+        clock = Clock(reactor)
+        identity = identify(settings, credentials, store.meta(), clock.wall_us(), os.urandom, registry.announced.kind)
+        member = Member(settings, reactor, store, clock, identity, on_older_cluster=ends.end_with_line)
+        lock = WorkersLock(settings.data_dir / "workers.lock")
+        undo.callback(lock.close)
+        # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
+        workers_gone = lock.prove_alone()
+
+        async def open_local(cluster: ClusterSettings) -> LocalQueue:
+            hooks = QueueHooks(
+                surroundings=node.state.plane,
+                stop_elsewhere=node.stop_elsewhere,
+                on_disk_floor=ends.disk_full,
+                on_broken=ends.promise_broken,
+                workers_are_gone=lambda: workers_gone or _prove_alone(lock),
+            )
+            return await open_local_queue(
+                store, clock, _queue_settings(settings, registry, member, cluster), metrics, hooks
+            )
+
+        node = Node(
+            clock,
+            ClusterQueueSettings(
+                node_id=member.node_id,
+                node_name=settings.node_name,
+                open_local=open_local,
+                no_handler_after_ms=settings.no_handler_after_ms,
+                draw=random.random,
+                secret_for_joiners=member.secret_for_joiners,
+                notes=notes,
+            ),
+            member.assemble,
+            NodeHooks(
+                guard=member.guarded,
+                on_greeted=member.greeted,
+                on_shutdown=ends.shutdown_asked,
+                on_refused=ends.refused_by_cluster,
+                on_broken=ends.promise_broken,
+            ),
+        )
+        admin = ClusterAdmin(node.state, clock, ends.shutdown_asked)
+        queue = ClusterQueue(node.state, node.work, admin, clock)
+        worker = WorkerService(
+            queue,
+            registry,
+            WorkerSettings(
+                concurrency=settings.concurrency,
+                stop_timeout_s=settings.stop_timeout_ms / 1000,
+                echo=settings.echo_handlers,
+                environment=ProcessEnvironment(
+                    variables=environment_for(os.environ, settings.worker_env),
+                    umask=umask,
+                    bounds=Bounds(settings.worker_memory_bytes),
+                    lock_fd=lock.fd,
+                ),
+            ),
+        )
+        sources = metrics.sources
+        sources.task_counts = admin.task_counts
+        sources.is_leader = admin.is_leader
+        sources.is_ready = lambda: not queue.not_ready()
+        sources.nodes = admin.nodes_by_status
+        sources.partitions_short = admin.partitions_short
+        sources.disk_free_bytes = store.disk_free_bytes
+        sources.store_bytes = store.bytes_on_disk
+        sources.uncommitted_bytes = admin.uncommitted_bytes
+        sources.moves = admin.moves
+        sources.moves_waiting = admin.moves_waiting
+        sources.copy_bytes_left = admin.copy_bytes_left
+        sources.copied_bytes = admin.copied_bytes
+        sources.workers = lambda: {
+            "busy": worker.running_count,
+            "idle": settings.concurrency - worker.running_count,
+        }
+        loop_monitor = LoopMonitor(metrics, reactor)
+        site = make_site(
+            queue,
+            ApiSettings(
+                version=version(),
+                body_bytes_max=settings.body_bytes_max,
+                payload_bytes_max=settings.payload_bytes_max,
+                connections_max=connections_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+                host_names=settings.host_names,
+            ),
+            metrics,
+            shutdown=ends.shutdown_asked,
+            reactor=reactor,
+            slices=clock.slices,
+        )
+        ports = []
+        for listen in (settings.http, settings.http_compatible):
+            if listen is not None:
+                endpoint = serverFromString(reactor, with_backlog(listen.endpoint))
+                ports.append(listen_now(endpoint.listen(site)))
+                undo.callback(ports[-1].stopListening)
+        member.listen()
+        undo.callback(member.stop_listening)
+        replace(settings.pid_file, f"{os.getpid()}\n")
+        notifier = Notifier.from_environment(os.environ, clock, queue, settings.stop_timeout_ms / 1000)
+        undo.pop_all()
+    return NodeParts(clock, store, lock, member, node, queue, worker, loop_monitor, notifier, site, ports)
+
+
+def _look_around(settings: NodeSettings, registry: Registry, notes: Sequence[ReadyNote]) -> None:
+    """What can be refused before anything is made on disk.
+
+    :raises TooFewFiles, PeerPortTaken, CannotListenError:
+    """
+    check_files(settings.concurrency if registry.needs_processes else 0)
+    for listen in (settings.http, settings.http_compatible):
+        if listen is not None and not listen.is_inherited:
+            check_free(listen.host, listen.port)
+    try:
+        check_free(settings.peer.host, settings.peer.port)
+    except CannotListenError as why:
+        raise PeerPortTaken(f"--peer: {why}") from None
+    for warning in secure_directory(settings.data_dir):
+        _log.warn("--data-dir: {warning}", warning=warning, event="directory_exposed")
+    for note in notes:
+        _log.warn("{note}", note=note.detail, event=note.code)
+
+
+def _notes_of(settings: NodeSettings) -> tuple[ReadyNote, ...]:
+    said = (
+        ("insecure_http", settings.insecure_http, "--insecure-http", settings.http_public),
+        ("insecure_peers", settings.insecure_peers, "--insecure-peers", settings.peer_public),
+    )
+    return tuple(
+        ReadyNote(code, f"{option}: whoever reaches {address} may do whatever a node can do, without credentials")
+        for code, is_said, option, address in said
+        if is_said
+    )
+
+
+def _look_for_failure(settings: NodeSettings) -> None:
+    """A store that has failed is not opened again (R18).
+
+    :raises StoreFailed: and ``--readmit`` is not there to set it aside. :raises DirectoryLocked:
+    """
+    directory = settings.data_dir
+    if settings.readmit:
+        aside = set_store_aside(directory)
+        if aside is not None:
+            _log.warn("the failed store was set aside as {path}", path=str(aside), event="store_set_aside")
+    elif (why := why_failed(directory)) is not None:
+        raise StoreFailed(
+            f"the store in {directory} has failed ({why}) and may lack what was acknowledged: start with --readmit and "
+            f"--join to come back as a new node; one that is alone goes on with what is left once {FAILED_MARK} is deleted"
+        )
+
+
+def _queue_settings(
+    settings: NodeSettings, registry: Registry, member: Member, cluster: ClusterSettings
+) -> QueueSettings:
+    return QueueSettings(
+        node_id=member.node_id,
+        node_name=settings.node_name,
+        incarnation=member.identity.registration.incarnation,
+        seed=cluster.seed,
+        partition_count=cluster.partition_count,
+        born_us=cluster.born_us,
+        retention_ms=settings.retention_ms,
+        dedupe_window_ms=settings.dedupe_window_ms,
+        disk_free_bytes_min=settings.disk_free_bytes_min,
+        copy_rate_bytes_s=settings.copy_rate_bytes_s,
+        snapshot_dir=str(settings.snapshot_dir),
+        snapshots_kept=settings.snapshots_kept,
+        defaults_of=registry.defaults,
+        declared_queues=registry.queues,
+        random_bytes=os.urandom,
+        draw=random.random,
+    )
+
+
+def _prove_alone(lock: WorkersLock) -> bool:
+    try:
+        return lock.prove_alone()
+    except OSError as why:
+        _log.error("can't ask for the workers' lock: {why}", why=str(why), event="workers_lock_failed")
+        return False  # then the lease has to pass
