@@ -37,6 +37,7 @@ def test_the_gap_of_acknowledged_writes(make_cluster: MakeCluster, name: str, co
 
 
 @pytest.mark.long
+@pytest.mark.timed
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_gap_over_many_rounds(make_cluster: MakeCluster, name: str) -> None:
     measured(make_cluster, BY_NAME[name], ROUNDS, 1.0)

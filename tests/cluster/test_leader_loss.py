@@ -101,6 +101,7 @@ def test_leaders_die(cluster: Cluster, count: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timed
 def test_twenty_leaders_die(cluster: Cluster) -> None:
     times = rounds(cluster, 20, every_s=0.005)
     assert statistics.median(one.leader for one in times) < LEADER_S_MEDIAN
