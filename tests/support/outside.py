@@ -105,7 +105,7 @@ def _metrics() -> list[str]:
         setattr(made.sources, name, _source(kind))
     row = _a_row()
     for change in _changes(row):
-        made.transition(change, row)
+        made.transitions([(change, row)])
     made.lease_lost("expired")
     made.http("/x", 200, 0.1)
     found = set()

@@ -41,6 +41,34 @@ def first_in(
     return None
 
 
+def draw_in(
+    head: str,
+    tails: list[str],
+    partitions: Collection[int],
+    kept: Sequence[list[str]],
+    kept_max: int,
+    *,
+    seed: int,
+    partition_count: int,
+) -> tuple[str, int] | None:
+    """Take endings off ``tails`` until one makes ``head`` an id of ``partitions``; returns that one
+    and its partition, None where no ending is left.
+
+    What makes an id of another partition is put into that one's list in ``kept``, up to
+    ``kept_max``.
+    """
+    hash_of = mmh3.hash
+    while tails:
+        tail = tails.pop()
+        partition = hash_of(head + tail, seed, False) % partition_count
+        if partition in partitions:
+            return tail, partition
+        others = kept[partition]
+        if len(others) < kept_max:
+            others.append(tail)
+    return None
+
+
 def weight(node: NodeId, partition: int, seed: int) -> int:
     """How much a partition likes a node."""
     return mmh3.hash(node, (seed + partition * _SPREAD) & _U32, signed=False)

@@ -15,7 +15,7 @@ import msgspec
 
 from tq_node import limits
 from tq_node.observe.labels import OTHER, LabelTable, cut
-from tq_node.types import State, TaskRow, Transition
+from tq_node.types import Change, State, TaskRow, Transition
 
 HTTP_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 TASK_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 3_600.0)
@@ -143,21 +143,23 @@ class Metrics:
         self.event_clients_dropped = 0
 
     # --- tasks ---
-    def transition(self, change: Transition, row: TaskRow) -> None:
-        """One committed change of a task whose primary is here; ``row`` is the task as it is after it."""
-        pair = self.pairs.known.get((change.queue, change.task_type)) or self._pair(change.queue, change.task_type)
-        pair.is_used = True
-        old, new = change.from_state, change.to_state
-        if old is None:
-            pair.submitted += 1
-        elif old is _PROCESSING:
-            self._attempt_ended(pair, change, row)
-        if new is _PROCESSING:
-            queue = self.queues.known.get(change.queue) or self.queue_seen(change.queue)
-            waited_us = change.at_us - row.run_at_us
-            queue.histogram.observe(waited_us / 1e6 if waited_us > 0 else 0.0)
-        elif new >= _FIRST_FINAL:
-            pair.finished[new] += 1
+    def transitions(self, changes: Iterable[Change]) -> None:
+        """Committed changes of tasks whose primary is here, each with the task as it is after it."""
+        known = self.pairs.known
+        for change, row in changes:
+            pair = known.get((change.queue, change.task_type)) or self._pair(change.queue, change.task_type)
+            pair.is_used = True
+            old, new = change.from_state, change.to_state
+            if old is None:
+                pair.submitted += 1
+            elif old is _PROCESSING:
+                self._attempt_ended(pair, change, row)
+            if new is _PROCESSING:
+                queue = self.queues.known.get(change.queue) or self.queue_seen(change.queue)
+                waited_us = change.at_us - row.run_at_us
+                queue.histogram.observe(waited_us / 1e6 if waited_us > 0 else 0.0)
+            elif new >= _FIRST_FINAL:
+                pair.finished[new] += 1
 
     def _attempt_ended(self, pair: PairCounts, change: Transition, row: TaskRow) -> None:
         new = change.to_state

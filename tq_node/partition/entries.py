@@ -14,7 +14,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tq_node.types import AttemptRecord, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
+from tq_node.types import (
+    AttemptRecord,
+    Backoff,
+    LogLine,
+    Progress,
+    State,
+    TaskError,
+    TaskId,
+    TaskRow,
+    TaskSpec,
+    Token,
+)
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""
@@ -190,9 +201,14 @@ def decode_row(
     )
 
 
+_A_SPEC = TaskSpec(TaskId(""), "", b"", "", 0, 1, None, Backoff(), None, 0, b"")
+_BODY_BORN = encode_body(TaskRow(_A_SPEC, 0, 1, State.PENDING, 0))
+"""What changes of a task is the same in all that are born."""
+
+
 def put_born(row: TaskRow) -> Put:
-    """The effect that creates the row."""
-    return Put(row.spec.id, 0, 1, -1, row.state, row.run_at_us, 0, encode_body(row), encode_spec(row.spec))
+    """The effect that creates a row that ``lifecycle.born`` has made."""
+    return Put(row.spec.id, 0, 1, -1, row.state, row.run_at_us, 0, _BODY_BORN, _encode(row.spec))
 
 
 def put_changed(before: TaskRow, after: TaskRow) -> Put:

@@ -294,10 +294,13 @@ class DueSet:
     def __len__(self) -> int:
         return self._heaps.count
 
-    def push(self, task_id: str, partition: int, run_at_us: int) -> None:
+    def push(self, task_id: str, partition: int, run_at_us: int) -> bool:
+        """Add a task. True: it is the earliest of all now."""
         key = _pack(run_at_us, partition) + task_id.encode()
-        if self._heaps.push(partition, key):
-            heapq.heappush(self._heads, (key, partition))
+        if not self._heaps.push(partition, key):
+            return False
+        heapq.heappush(self._heads, (key, partition))
+        return self._heads[0][0] is key
 
     def extend(self, tasks: list[tuple[str, int, int]]) -> None:
         """Many (task_id, partition, run_at_us); nothing may be asked before ``arrange``."""

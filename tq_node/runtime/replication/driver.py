@@ -260,7 +260,7 @@ class ReplicaDriver:
         else:
             self._turns_left = 0
         for partition, sequence in places:
-            if sequence <= self.cores[partition].committed:
+            if sequence <= self.cores[partition].log.committed:
                 wait.step()
             else:
                 self._waiters[partition].add(sequence, wait)

@@ -58,7 +58,7 @@ class ClusterQueue:
         local, begun_ms = self._state.local, self._clock.now_ms()
         submitted: Deferred[Accepted] | None = None
         if submission.id is None and local is not None and self._state.guard() is None:
-            submitted = local.submitter.submit_new(submission)
+            submitted = local.submitter.submit_new(submission, begun_ms)
         if submitted is None:
             submitted = self._submit(submission)
         return submitted.addErrback(self._not_accepted, submission, begun_ms)

@@ -40,7 +40,7 @@ from tq_node.runtime.tasks.retention import Retention
 from tq_node.runtime.tasks.submit import Submitter
 from tq_node.runtime.tasks.task_table import PURGED, RowCache, Slot, TaskTable, existing
 from tq_node.store.api import Store
-from tq_node.types import Change, NodeId, State, TaskRow, TaskSpec, Token
+from tq_node.types import Change, NodeId, State, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.queue")
 _EVENT_ID_BITS = 40
@@ -108,6 +108,7 @@ class LocalQueue:
         self._horizons: dict[int, int] = {}
         """By partition led here: ids made before this time are refused as too old."""
         self._rows = rows = RowCache()
+        self.spec_of = rows.spec_of
         self.replication = Replication(store, clock, recovered, hooks.surroundings, events=self)
         self.table = TaskTable(store, self.replication.driver, rows, self.replication.refusals, settings, self)
         self.submitter = Submitter(self.table, clock, settings, self, self._horizons)
@@ -210,22 +211,14 @@ class LocalQueue:
     def applied(self, rows: list[tuple[str, int]]) -> None:
         self._rows.applied(rows)
 
-    def spec_of(self, task_id: str) -> TaskSpec | None:
-        return self._rows.spec_of(task_id)
-
     def broken(self, why: BaseException) -> None:
         self._hooks.on_broken(why)
 
     def committed(self, changes: list[Change]) -> None:
-        count = self.table.count
-        measure = self._metrics.transition
-        shown = []
-        for transition, row in changes:
-            count(transition)
-            if transition.attempt == PURGED:
-                continue
-            measure(transition, row)
-            shown.append(transition)
+        self.table.count(changes)
+        # A purge is no change of state: nobody is shown it.
+        self._metrics.transitions(changes := [change for change in changes if change[0].attempt != PURGED])
+        shown = [transition for transition, _ in changes]
         self.events.publish(shown)
         if self.reads.watches:
             self.reads.tell_ended(shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -57,21 +57,29 @@ class Submitter:
         self._settings = settings
         self._status = status
         self._horizons = horizons
-        driver = table.driver
-        self._ids = IdAllocator(
-            IdMaker(settings.random_bytes),
-            table.leading,
-            table.refusals,
-            lambda: driver.commits,
-            seed=settings.seed,
-            partition_count=settings.partition_count,
-        )
+        partition_count = settings.partition_count
+        ids = IdMaker(settings.random_bytes, seed=settings.seed, partition_count=partition_count)
+        self._ids = IdAllocator(ids, table.leading, table.refusals, table.driver, partition_count)
 
-    def submit_new(self, submission: Submission) -> Deferred[Accepted] | None:
-        """Give it an id and take it in. None: it has an id now, of a partition that another node leads."""
-        submission.id, is_local = self._ids.allocate(self._clock.wall_us())
+    def submit_new(self, submission: Submission, now_ms: int) -> Deferred[Accepted] | None:
+        """Give it an id and take it in. None: it has an id now, of a partition that another node leads.
+
+        :param now_ms: monotonic.
+        """
+        now_us = self._clock.wall_us()
+        submission.id, partition = self._ids.allocate(now_us)
         submission.made = True
-        return self.submit(submission) if is_local else None
+        if partition is None:
+            return None
+        refusal = self._refusal(is_large=len(submission.payload) > limits.LARGE_BODY_BYTES)
+        if refusal is not None:
+            return fail(refusal)
+        try:
+            row = self._first_row(submission, submission.id, partition, now_us)
+        except TaskQueueError as why:
+            return fail(why)
+        accepted = Accepted(submission.id, row.state, self._settings.node_name, True)
+        return self._when_committed(accepted, self._table.create(row), now_ms)
 
     def name_many(self, submissions: Sequence[Submission]) -> bool:
         """Give ids to those that come together; returns whether this node leads all their partitions, in this turn."""
@@ -96,9 +104,12 @@ class Submitter:
             accepted, slot = self._accept(submission, one, self._clock.wall_us())
         except TaskQueueError as why:
             return fail(why)
-        wait = Wait(accepted, self._clock.now_ms(), 1, accepted.task_id)
-        committed = self._table.committed_wait(slot, wait)
-        return succeed(accepted) if committed is None else cast("Deferred[Accepted]", committed)
+        return self._when_committed(accepted, slot, self._clock.now_ms())
+
+    def _when_committed(self, accepted: Accepted, slot: Slot, now_ms: int) -> Deferred[Accepted]:
+        wait = Wait(accepted, now_ms, 1, accepted.task_id)
+        committed: Deferred[Any] | None = self._table.committed_wait(slot, wait)
+        return succeed(accepted) if committed is None else committed
 
     def submit_many(
         self, submissions: Sequence[Submission], *, has_more: bool = False
@@ -122,7 +133,7 @@ class Submitter:
         places: dict[int, int] = {}
         now_us = self._clock.wall_us()
         for index, submission in enumerate(submissions):
-            if index % 1000 == 999 and self._is_full(is_large=True):
+            if index % 1000 == 999 and self._table.driver.is_overloaded(is_large=True):
                 refusal = Busy("the node takes in more than its disk can hold on to")
                 results += [refusal] * (len(submissions) - index)
                 break
@@ -241,9 +252,6 @@ class Submitter:
             return NotReady("the node is starting")
         if status.is_disk_low:
             return DiskReserve("less disk space is free than --min-free-disk asks for")
-        if self._is_full(is_large=is_large):
+        if self._table.driver.is_overloaded(is_large=is_large):
             return Busy("the node takes in more than its disk can hold on to")
         return None
-
-    def _is_full(self, *, is_large: bool) -> bool:
-        return self._table.driver.is_overloaded(is_large=is_large)

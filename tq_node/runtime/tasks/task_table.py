@@ -7,7 +7,8 @@ updates row and heap. The rest of ``runtime`` decides *which* change.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -25,7 +26,7 @@ from tq_node.runtime.replication.driver import ReplicaDriver
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.recovery import Counts, load_ready
 from tq_node.store.api import Store, StoredRow, Tombstone
-from tq_node.types import State, TaskRow, TaskSpec, Transition
+from tq_node.types import Change, State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
 _STALE_ENTRIES_MAX = 10_000
@@ -74,7 +75,7 @@ class RowCache:
 
     def spec_of(self, task_id: str) -> TaskSpec | None:
         """The submitted part of a resident row; None: not resident."""
-        slot = self.get(task_id)
+        slot = self._slots.get(task_id)
         return slot.row.spec if slot is not None and slot.row is not None else None
 
     def pin(self, task_id: str) -> None:
@@ -208,8 +209,9 @@ class TaskTable:
         self._open_in: dict[int, dict[str, int]] = {}
         """``open_tasks`` by partition and queue, never 0."""
         self._store = store
-        self._seed = settings.seed
-        self._partition_count = settings.partition_count
+        self.partition_of: Callable[[str], int] = partial(
+            partition_of, seed=settings.seed, partition_count=settings.partition_count
+        )
         self._on_ready = host.wake
         self._on_due = host.schedule_due
         self._paused_queues = host.paused_queues
@@ -220,9 +222,6 @@ class TaskTable:
         """Rows enqueued while the heaps are built anew; None: they are not."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
         """Waiters by id and the epoch in which the read began: rows of an earlier epoch may have been overtaken."""
-
-    def partition_of(self, task_id: str) -> int:
-        return partition_of(task_id, seed=self._seed, partition_count=self._partition_count)
 
     # --- leading ---
     def lead(self, partition: int, epoch: int, counts: Counts) -> None:
@@ -402,29 +401,29 @@ class TaskTable:
         if row.state is State.PENDING:
             self.ready.push(spec.id, row.partition, spec.queue, spec.priority, row.run_at_us, spec.type)
             self._on_ready()
-        elif row.state is State.SCHEDULED:
-            self.due.push(spec.id, row.partition, row.run_at_us)
+        elif row.state is State.SCHEDULED and self.due.push(spec.id, row.partition, row.run_at_us):
             self._on_due()
 
-    def count(self, transition_: Transition) -> None:
-        """Count one committed transition."""
-        mine = self.partition_counts.get(transition_.partition)
-        if mine is None:
-            return  # committed with the barrier of a later epoch: counted from the rows once that is active
-        row = mine.get(transition_.queue)
-        if row is None:
-            row = mine[transition_.queue] = [0] * _STATES
-            if len(mine) > limits.QUEUE_NAMES_MAX:
-                self._fold_queues(transition_.partition)
-        gone = transition_.from_state
-        if transition_.attempt == PURGED:
-            gone = transition_.to_state
-        else:
-            row[transition_.to_state] += 1
-        if gone is not None:
-            if row[gone] == 0 and OTHER_QUEUES in mine:
-                row = mine[OTHER_QUEUES]  # counted there since its queue's name was folded
-            row[gone] -= 1
+    def count(self, changes: Iterable[Change]) -> None:
+        """Count committed changes."""
+        for change, _ in changes:
+            mine = self.partition_counts.get(change.partition)
+            if mine is None:
+                continue  # committed with the barrier of a later epoch: counted from the rows once that is active
+            row = mine.get(change.queue)
+            if row is None:
+                row = mine[change.queue] = [0] * _STATES
+                if len(mine) > limits.QUEUE_NAMES_MAX:
+                    self._fold_queues(change.partition)
+            gone = change.from_state
+            if change.attempt == PURGED:
+                gone = change.to_state
+            else:
+                row[change.to_state] += 1
+            if gone is not None:
+                if row[gone] == 0 and OTHER_QUEUES in mine:
+                    row = mine[OTHER_QUEUES]  # counted there since its queue's name was folded
+                row[gone] -= 1
 
     def _fold_queues(self, partition: int) -> None:
         """Bound the names, which submitters choose: past ``QUEUE_NAMES_MAX``, a partition's queues without open tasks
@@ -534,9 +533,9 @@ class TaskTable:
 
     def committed_wait(self, slot: Slot, wait: Wait) -> Deferred[object] | None:
         """Fire ``wait`` once the slot's newest change is committed; None where it is."""
-        if slot.sequence <= self.driver.cores[slot.partition].committed:
+        if slot.sequence <= self.driver.cores[slot.partition].log.committed:
             return None
-        return self.driver.when_committed(wait, [(slot.partition, slot.sequence)])
+        return self.driver.when_committed(wait, ((slot.partition, slot.sequence),))
 
 
 def row_of(stored: StoredRow) -> TaskRow:

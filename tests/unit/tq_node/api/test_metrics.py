@@ -44,12 +44,12 @@ def metrics() -> Metrics:
 def test_a_task_s_life(metrics: Metrics) -> None:
     failed = AttemptRecord(1, "node-1", 2 * SECOND_US, 5 * SECOND_US, "failed")
     done = AttemptRecord(2, "node-1", 9 * SECOND_US, 10 * SECOND_US, "completed")
-    metrics.transition(*change(None, row_of(State.PENDING)))
-    metrics.transition(*change(State.PENDING, row_of(State.PROCESSING, run_at_us=0), 2 * SECOND_US))
-    metrics.transition(*change(State.PROCESSING, row_of(State.SCHEDULED, attempts=(failed,))))
-    metrics.transition(*change(State.SCHEDULED, row_of(State.PENDING, attempts=(failed,))))
-    metrics.transition(*change(State.PENDING, row_of(State.PROCESSING, run_at_us=9 * SECOND_US), 9 * SECOND_US))
-    metrics.transition(*change(State.PROCESSING, row_of(State.COMPLETED, attempts=(failed, done))))
+    metrics.transitions([change(None, row_of(State.PENDING))])
+    metrics.transitions([change(State.PENDING, row_of(State.PROCESSING, run_at_us=0), 2 * SECOND_US)])
+    metrics.transitions([change(State.PROCESSING, row_of(State.SCHEDULED, attempts=(failed,)))])
+    metrics.transitions([change(State.SCHEDULED, row_of(State.PENDING, attempts=(failed,)))])
+    metrics.transitions([change(State.PENDING, row_of(State.PROCESSING, run_at_us=9 * SECOND_US), 9 * SECOND_US)])
+    metrics.transitions([change(State.PROCESSING, row_of(State.COMPLETED, attempts=(failed, done)))])
     told = samples(metrics)
     pair = ("queue=default", "type=email")
     assert told["taskqueue_tasks_submitted_total", *pair] == 1
@@ -67,11 +67,11 @@ def test_a_task_s_life(metrics: Metrics) -> None:
 
 def test_dead_letters_lost_leases_and_cancels(metrics: Metrics) -> None:
     lost = AttemptRecord(1, "node-1", 0, 1, "lost")
-    metrics.transition(*change(None, row_of(State.PENDING)))
-    metrics.transition(*change(State.PENDING, row_of(State.PROCESSING)))
-    metrics.transition(*change(State.PROCESSING, row_of(State.FAILED, attempts=(lost,))))
-    metrics.transition(*change(None, row_of(State.PENDING)))
-    metrics.transition(*change(State.PENDING, row_of(State.CANCELLED)))
+    metrics.transitions([change(None, row_of(State.PENDING))])
+    metrics.transitions([change(State.PENDING, row_of(State.PROCESSING))])
+    metrics.transitions([change(State.PROCESSING, row_of(State.FAILED, attempts=(lost,)))])
+    metrics.transitions([change(None, row_of(State.PENDING))])
+    metrics.transitions([change(State.PENDING, row_of(State.CANCELLED))])
     told = samples(metrics)
     assert told["taskqueue_leases_lost_total", "reason=expired"] == 1
     assert told["taskqueue_retries_total", "queue=default", "type=email"] == 0
@@ -108,7 +108,7 @@ def live(metrics: Metrics, queue: str, kind: str) -> None:
         (State.PENDING, State.PROCESSING, ()),
         (State.PROCESSING, State.COMPLETED, ran),
     ):
-        metrics.transition(*change(old, row_of(new, queue=queue, task_type=kind, attempts=attempts)))
+        metrics.transitions([change(old, row_of(new, queue=queue, task_type=kind, attempts=attempts))])
 
 
 class TestBounds:
@@ -282,7 +282,7 @@ class TestRoom:
 
         monkeypatch.setattr(metrics.queues, "sweep", counted)
         for number in range(10_000):
-            metrics.transition(*change(None, row_of(State.PENDING, queue=f"q{number}", task_type=f"t{number}")))
+            metrics.transitions([change(None, row_of(State.PENDING, queue=f"q{number}", task_type=f"t{number}"))])
         assert sweeps <= 1
         assert len(metrics.queues.known) == 5
 

@@ -40,7 +40,7 @@ def task(queue: str | None, **fields: Any) -> Submission:
 def submit(world: NodeWorld, queue: str | None, **fields: Any) -> Accepted | TaskQueueError:
     one = task(queue, **fields)
     submitter = world.queue.submitter
-    submitted = submitter.submit_new(one) if one.id is None else submitter.submit(one)
+    submitted = submitter.submit_new(one, 0) if one.id is None else submitter.submit(one)
     assert submitted is not None, "it leads all partitions"
     result: Accepted | TaskQueueError = answer(world, submitted)
     return result

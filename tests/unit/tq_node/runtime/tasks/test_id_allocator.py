@@ -21,12 +21,11 @@ class Node:
         self.commits = 0
         self._partition_count = partition_count
         self._allocator = IdAllocator(
-            IdMaker(random.Random(1).randbytes),
+            IdMaker(random.Random(1).randbytes, seed=SEED, partition_count=partition_count),
             self.led,
             self.refusals,
-            lambda: self.commits,
-            seed=SEED,
-            partition_count=partition_count,
+            self,
+            partition_count,
         )
 
     def land(self, tasks: int = 1) -> list[int]:
