@@ -180,8 +180,6 @@ def test_an_empty_data_directory_is_one_without_the_store_s_file() -> None:
 COLLABORATORS_MAX = 6
 MORE_COLLABORATORS = {
     "Context",
-    "DialledPeer",
-    "PeerListener",
     "Primary",
 }
 """To be made fewer. ``Context`` is what handlers of users are given."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from twisted.internet import reactor
@@ -11,6 +10,7 @@ from twisted.internet.defer import Deferred
 from tq_node.errors import TaskQueueError
 from tq_node.raft.messages import Append, AppendReply, Entry, EntryKind, Heartbeat, Message, Vote
 from tq_node.types import NodeId, NodeName
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.codec import CALLS, ForwardedCall, encode_messages
 from tq_node.wire.commands import Confirm, Data, Evidence, Forward, Lane, Propose, Raft, Register
 from tq_node.wire.commands import Heartbeat as Beat
@@ -34,11 +34,8 @@ class Intruder:
         )
         self._dialling = Connector(
             the_reactor,
-            self.local,
-            Sessions(),
+            Authentication(self.local, Sessions()),
             lambda address, s: client_endpoint(the_reactor, address, s),
-            None,
-            os.urandom,
         )
 
     async def dial(self, address: str, lane: Lane) -> DialledPeer:

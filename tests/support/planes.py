@@ -27,6 +27,7 @@ from tq_node.store.api import Batch
 from tq_node.store.sqlite.store import SqliteStore, open_store
 from tq_node.types import NodeId, NodeName
 from tq_node.wire import commands as wire
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.connector import Connector
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handshake import LocalIdentity, Sessions
@@ -86,14 +87,14 @@ class PlaneNode:
             cluster=CLUSTER,
             secret=SECRET,
         )
-        sessions = Sessions()
+        authentication = Authentication(local, Sessions())
         connector = Connector(
-            the_reactor, local, sessions, lambda address, seconds: client_endpoint(the_reactor, address, seconds)
+            the_reactor, authentication, lambda address, seconds: client_endpoint(the_reactor, address, seconds)
         )
         endpoint = TCP4ServerEndpoint(the_reactor, self.port, interface="127.0.0.1")
         transport = Transport(
             lambda plane: PeerPool(connector, plane, random.Random(self.port)),
-            lambda plane: PeerListener(the_reactor, endpoint, local, plane, sessions),
+            lambda plane: PeerListener(the_reactor, endpoint, authentication, plane),
             has_certificates=False,
         )
         self.plane = ControlPlane(

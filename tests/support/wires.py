@@ -20,6 +20,7 @@ from tests.support.harness import PROJECT
 from tests.support.wire_kinds import MemoryWire, TcpWire, Wire
 from tq_node.raft.messages import AnyMessage
 from tq_node.types import NodeId, NodeName
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
 from tq_node.wire.connector import Connector
@@ -134,9 +135,10 @@ class WireNode:
         self.handler = RecordingHandler(self.local)
         self.sessions = Sessions()
         tls = None if with_tls is None else wire.tls(with_tls or name)
-        self.dialling = Connector(wire.reactor, self.local, self.sessions, wire.client, tls)
+        authentication = Authentication(self.local, self.sessions, tls)
+        self.dialling = Connector(wire.reactor, authentication, wire.client)
         self.pool = PeerPool(self.dialling, self.handler, random.Random(name))
-        self.listener = PeerListener(wire.reactor, wire.server(name), self.local, self.handler, self.sessions, tls=tls)
+        self.listener = PeerListener(wire.reactor, wire.server(name), authentication, self.handler)
         self.address = ""
 
     @property

@@ -46,6 +46,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.control_plane import ControlPlane, Outside, ThisRun, Transport
 from tq_node.store.api import Batch, Store
 from tq_node.types import HandlerKind, NodeId
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.connector import Connector
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handler import Greeting
@@ -224,18 +225,14 @@ class Member:
         :param outside: the rest of the node, which the control plane calls back once it has started.
         """
         settings, belonging, local, tls = self._settings, self._belonging, self._local, self.identity.credentials.tls
-        sessions = Sessions()
+        authentication = Authentication(local, Sessions(), tls)
         connector = Connector(
-            self._reactor,
-            local,
-            sessions,
-            lambda address, seconds: client_endpoint(self._reactor, address, seconds),
-            tls,
+            self._reactor, authentication, lambda address, seconds: client_endpoint(self._reactor, address, seconds)
         )
         endpoint = serverFromString(self._reactor, with_backlog(settings.peer.endpoint))
         transport = Transport(
             lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
-            lambda plane: PeerListener(self._reactor, endpoint, local, plane, sessions, tls=tls),
+            lambda plane: PeerListener(self._reactor, endpoint, authentication, plane),
             has_certificates=tls is not None,
         )
         run = ThisRun(local, self.identity.registration, self.identity.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -31,11 +30,10 @@ class AcceptedConnection(Protocol):
 
 
 class Acceptor:
-    """:param entropy: returns that many random bytes."""
+    """See the module's docstring."""
 
-    def __init__(self, reactor: IReactorTime, sessions: Sessions, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, reactor: IReactorTime, sessions: Sessions) -> None:
         self.sessions = sessions
-        self.entropy = entropy
         self.budgets = {lane: ByteBudget(bounds.HELD_BYTES_MAX) for lane in Lane}
         self.refusals: Counter[str] = Counter()
         """Connections that ended before they were authenticated, by the code of the reason."""

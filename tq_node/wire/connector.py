@@ -4,9 +4,8 @@ such a connection.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -19,6 +18,7 @@ from twisted.internet.task import deferLater
 from tq_node.beats import until_beat
 from tq_node.errors import Busy, TaskQueueError
 from tq_node.wire import bounds, handshake
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.commands import Greet, Hello, Lane, PeerCommand, Ping, Prove
 from tq_node.wire.errors import (
     HandshakeRefused,
@@ -32,21 +32,11 @@ from tq_node.wire.errors import (
     WrongNode,
     WrongSecret,
 )
-from tq_node.wire.handshake import INTRODUCTIONS, LocalIdentity, PeerIdentity, Sessions
-from tq_node.wire.peer import Names, PeerConnection
+from tq_node.wire.handshake import INTRODUCTIONS, PeerIdentity
+from tq_node.wire.peer import PeerConnection
 
 EndpointOf = Callable[[str, float], IStreamClientEndpoint]
 """From an address and a time-out in seconds."""
-
-
-class ClientTLS(Protocol):
-    """What ``tls.PeerTLS`` is to a dialler. (That module needs OpenSSL, which a node without
-    certificates need not have.)"""
-
-    @property
-    def names_of(self) -> Names: ...
-
-    def client_endpoint(self, endpoint: IStreamClientEndpoint) -> IStreamClientEndpoint: ...
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -67,17 +57,14 @@ class DialledPeer(PeerConnection):
     def __init__(
         self,
         reactor: IReactorTime,
-        local: LocalIdentity,
+        authentication: Authentication,
         target: Target,
         lane: Lane,
-        sessions: Sessions,
-        entropy: Callable[[int], bytes],
-        names: Names | None,
         on_gone: Callable[[DialledPeer], None],
     ) -> None:
         bulk = lane is Lane.BULK
         super().__init__(
-            reactor, bounds.BULK_SEND_BYTES_MAX if bulk else bounds.CONSENSUS_SEND_BYTES_MAX, True, local, names
+            reactor, bounds.BULK_SEND_BYTES_MAX if bulk else bounds.CONSENSUS_SEND_BYTES_MAX, True, authentication
         )
         self.target = target
         self.lane = lane
@@ -90,8 +77,7 @@ class DialledPeer(PeerConnection):
         self.on_lost: Callable[[DialledPeer], None] | None = None
         self.on_writable: Callable[[DialledPeer], None] | None = None
         self._on_gone = on_gone
-        self._sessions = sessions
-        self._entropy = entropy
+        self._sessions = authentication.sessions
         self._ping_s = bounds.BULK_PING_S if bulk else bounds.PING_S
         self._ping_answer_s = bounds.BULK_PING_ANSWER_S_MAX if bulk else bounds.PING_ANSWER_S_MAX
 
@@ -120,10 +106,8 @@ class DialledPeer(PeerConnection):
         if not cluster:
             raise NotAMember(f"node {welcome['name']} has not joined a cluster yet")
         handshake.check_cluster(local.cluster or cluster, cluster)
-        key = self._key()
-        mine = INTRODUCTIONS.encode(
-            local.introduction(cluster, target.node_id, self.lane, self._entropy(bounds.NONCE_BYTES))
-        )
+        key = self._authentication.key()
+        mine = self._authentication.introduction(cluster, target.node_id, self.lane)
         answered: bytes = (await self._say(Hello, hello=mine))["hello"]
         theirs = INTRODUCTIONS.decode(answered)
         handshake.check_cluster(cluster, theirs.cluster)
@@ -210,24 +194,14 @@ class DialledPeer(PeerConnection):
 class Connector:
     """Dials peers, and keeps track of all connections it has opened.
 
-    :param endpoint_of: plain endpoints; ``tls`` goes on top of them.
+    :param endpoint_of: plain endpoints; TLS goes on top of them.
     """
 
-    def __init__(
-        self,
-        reactor: IReactorTime,
-        local: LocalIdentity,
-        sessions: Sessions,
-        endpoint_of: EndpointOf,
-        tls: ClientTLS | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
-    ) -> None:
+    def __init__(self, reactor: IReactorTime, authentication: Authentication, endpoint_of: EndpointOf) -> None:
         self.reactor = reactor
-        self.local = local
-        self.sessions = sessions
+        self.local, self.sessions = authentication.local, authentication.sessions
+        self._authentication = authentication
         self._endpoint_of = endpoint_of
-        self._tls = tls
-        self._entropy = entropy
         self._open: dict[DialledPeer, None] = {}
         """In the order in which they were made, so that a run of the simulator can be repeated."""
         self._emptied: Deferred[None] | None = None
@@ -244,8 +218,8 @@ class Connector:
         :raises ValueError: the address can't be parsed.
         """
         endpoint = self._endpoint_of(target.address, bounds.CONNECT_S_MAX)
-        if self._tls is not None:
-            endpoint = self._tls.client_endpoint(endpoint)
+        if self._authentication.tls is not None:
+            endpoint = self._authentication.tls.client_endpoint(endpoint)
         connection = await endpoint.connect(_DiallingFactory(self, target, lane))
         assert isinstance(connection, DialledPeer)
         try:
@@ -278,10 +252,7 @@ class Connector:
         return tuple(refused)
 
     def build(self, target: Target, lane: Lane) -> DialledPeer:
-        names = None if self._tls is None else self._tls.names_of
-        connection = DialledPeer(
-            self.reactor, self.local, target, lane, self.sessions, self._entropy, names, self._gone
-        )
+        connection = DialledPeer(self.reactor, self._authentication, target, lane, self._gone)
         self._open[connection] = None
         return connection
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 
 from tq_node.wire.acceptor import Acceptor
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.errors import Stopped
 from tq_node.wire.handler import PeerHandler
-from tq_node.wire.handshake import LocalIdentity, PeerIdentity, Sessions
-from tq_node.wire.peer import AcceptedPeer, Names
-
-
-class ServerTLS(Protocol):
-    """What ``tls.PeerTLS`` is to a listener. (That module needs OpenSSL, which a node without
-    certificates need not have.)"""
-
-    @property
-    def names_of(self) -> Names: ...
-
-    def server_factory(self, factory: IProtocolFactory, clock: IReactorTime) -> IProtocolFactory: ...
+from tq_node.wire.handshake import PeerIdentity
+from tq_node.wire.peer import AcceptedPeer
 
 
 class AcceptingFactory(Factory):
@@ -35,23 +25,21 @@ class AcceptingFactory(Factory):
     def __init__(
         self,
         reactor: IReactorTime,
-        local: LocalIdentity,
+        authentication: Authentication,
         handler: PeerHandler,
         acceptor: Acceptor,
-        tls: ServerTLS | None,
         gone: Callable[[], None],
     ) -> None:
         self._reactor = reactor
-        self._local = local
+        self._authentication = authentication
         self._handler = handler
         self._acceptor = acceptor
-        self._names = None if tls is None else tls.names_of
         self._gone = gone
         self.connections: dict[AcceptedPeer, None] = {}
         """In the order in which they were made, so that a run of the simulator can be repeated."""
 
     def buildProtocol(self, addr: IAddress | None) -> AcceptedPeer:
-        peer = AcceptedPeer(self._reactor, self._local, self._handler, self._acceptor, self._names, self._lost)
+        peer = AcceptedPeer(self._reactor, self._authentication, self._handler, self._acceptor, self._lost)
         self.connections[peer] = None
         return peer
 
@@ -63,25 +51,21 @@ class AcceptingFactory(Factory):
 class PeerListener:
     """Listens from ``listen`` to ``stop``.
 
-    :param endpoint: where, without TLS; ``tls`` puts it on top.
-    :param sessions: shared with the node's ``PeerPool``.
-    :param entropy: returns that many random bytes.
+    :param endpoint: where, without TLS.
+    :param authentication: shared with the node's ``Connector``.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
         endpoint: IStreamServerEndpoint,
-        local: LocalIdentity,
+        authentication: Authentication,
         handler: PeerHandler,
-        sessions: Sessions,
-        *,
-        tls: ServerTLS | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._endpoint = endpoint
-        self._acceptor = Acceptor(reactor, sessions, entropy)
-        self._factory = AcceptingFactory(reactor, local, handler, self._acceptor, tls, self._gone)
+        self._acceptor = Acceptor(reactor, authentication.sessions)
+        self._factory = AcceptingFactory(reactor, authentication, handler, self._acceptor, self._gone)
+        tls = authentication.tls
         self._outer: IProtocolFactory = self._factory if tls is None else tls.server_factory(self._factory, reactor)
         self._port: IListeningPort | None = None
         self._emptied: Deferred[None] | None = None

@@ -19,6 +19,7 @@ from tq_node.socket_owner import is_own_users
 from tq_node.wire import bounds, handshake
 from tq_node.wire.acceptor import Acceptor
 from tq_node.wire.amp import BoundedAMP, Responder
+from tq_node.wire.authentication import Authentication
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedResult, decode_messages
 from tq_node.wire.commands import (
     Confirm,
@@ -47,23 +48,21 @@ from tq_node.wire.errors import (
     WrongNode,
 )
 from tq_node.wire.handler import Answer, Greeting, PeerHandler, then
-from tq_node.wire.handshake import INTRODUCTIONS, Introduction, LocalIdentity, PeerIdentity
-
-Names = Callable[[Any], frozenset[str]]
-"""From a transport to the names in its peer's certificate."""
+from tq_node.wire.handshake import INTRODUCTIONS, Introduction, PeerIdentity
 
 
 class PeerConnection(BoundedAMP):
     """What both ends of a connection share. ``peer`` is None until the other end is authenticated."""
 
     def __init__(
-        self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool, local: LocalIdentity, names: Names | None
+        self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool, authentication: Authentication
     ) -> None:
         super().__init__(reactor, send_bytes_max, is_dialler)
-        self.local = local
+        self.local = authentication.local
         self.peer: PeerIdentity | None = None
         self.address = ""
-        self._names = names
+        self._authentication = authentication
+        self._names = authentication.names
         self._timer: IDelayedCall | None = None
 
     def opened(self) -> None:
@@ -90,13 +89,6 @@ class PeerConnection(BoundedAMP):
             self._timer.cancel()
         self._timer = None
 
-    def _key(self) -> bytes:
-        """The key of proofs. :raises NotAMember: the node has neither a secret nor a certificate to
-        authenticate members by."""
-        if self.local.secret is None and self._names is None:
-            raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
-        return self.local.secret or b""
-
     def _check_name(self, name: str) -> None:
         """:raises WrongCertificate: TLS is on, and the node is not who its certificate says it is."""
         if self._names is not None and name not in (names := self._names(self.transport)):
@@ -117,13 +109,12 @@ class AcceptedPeer(PeerConnection):
     def __init__(
         self,
         reactor: IReactorTime,
-        local: LocalIdentity,
+        authentication: Authentication,
         handler: PeerHandler,
         acceptor: Acceptor,
-        names: Names | None,
         on_gone: Callable[[AcceptedPeer], None],
     ) -> None:
-        super().__init__(reactor, bounds.BULK_SEND_BYTES_MAX, False, local, names)
+        super().__init__(reactor, bounds.BULK_SEND_BYTES_MAX, False, authentication)
         self._on_gone = on_gone
         self._handler = handler
         self._acceptor = acceptor
@@ -162,20 +153,19 @@ class AcceptedPeer(PeerConnection):
         theirs = INTRODUCTIONS.decode(hello)
         if self.local.cluster is None:
             raise NotAMember(f"node {self.local.name} has not joined a cluster yet")
-        self._key()
+        self._authentication.key()
         handshake.check_cluster(self.local.cluster, theirs.cluster)
         if theirs.target not in ("", self.local.node_id):
             raise WrongNode(f"this is node {self.local.name} with id {self.local.node_id}, not {theirs.target}")
         self._check_not_me(theirs)
         self._candidate = handshake.identity(theirs, self.address)
-        nonce = self._acceptor.entropy(bounds.NONCE_BYTES)
-        mine = INTRODUCTIONS.encode(self.local.introduction(theirs.cluster, theirs.node_id, theirs.lane, nonce))
+        mine = self._authentication.introduction(theirs.cluster, theirs.node_id, theirs.lane)
         self._hellos = (hello, mine)
         self.serve(Responder(Prove, self._prove))
         return {"hello": mine}
 
     def _prove(self, proof: bytes) -> Any:
-        key, peer = self._key(), self._candidate
+        key, peer = self._authentication.key(), self._candidate
         assert peer is not None
         handshake.check_proof(key, handshake.DIALLER, *self._hellos, proof)
         self._check_name(peer.name)

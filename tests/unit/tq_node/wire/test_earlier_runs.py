@@ -255,7 +255,7 @@ def _believe_anybody(node: WireNode) -> None:
 
     def build_impostor(address: Any) -> Any:
         made: Any = build(address)
-        made._prove = lambda proof: made._let_in(made._key(), made._candidate)
+        made._prove = lambda proof: made._let_in(made._authentication.key(), made._candidate)
         return made
 
     factory: Any = node.listener._factory

@@ -1,0 +1,54 @@
+"""What a node proves itself with, and checks its peers by, at both ends of its connections."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+
+from tq_node.wire import bounds
+from tq_node.wire.commands import Lane
+from tq_node.wire.errors import NotAMember
+from tq_node.wire.handshake import INTRODUCTIONS, LocalIdentity, Sessions
+
+Names = Callable[[Any], frozenset[str]]
+"""From a transport to the names in its peer's certificate."""
+
+
+class TLS(Protocol):
+    """``tls.PeerTLS``. (That module needs OpenSSL, which a node without certificates need not have.)"""
+
+    @property
+    def names_of(self) -> Names: ...
+
+    def server_factory(self, factory: IProtocolFactory, clock: Any) -> IProtocolFactory: ...
+
+    def client_endpoint(self, endpoint: IStreamClientEndpoint) -> IStreamClientEndpoint: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Authentication:
+    """Shared by all connections of a node."""
+
+    local: LocalIdentity
+    sessions: Sessions
+    tls: TLS | None = None
+    """None: the secret alone proves who is there."""
+
+    @property
+    def names(self) -> Names | None:
+        return None if self.tls is None else self.tls.names_of
+
+    def key(self) -> bytes:
+        """The key of proofs. :raises NotAMember: the node has neither a secret nor a certificate to authenticate by."""
+        if self.local.secret is None and self.tls is None:
+            raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
+        return self.local.secret or b""
+
+    def introduction(self, cluster: str, target: str, lane: Lane) -> bytes:
+        """This node's ``Introduction`` of one connection."""
+        nonce = os.urandom(bounds.NONCE_BYTES)
+        return INTRODUCTIONS.encode(self.local.introduction(cluster, target, lane, nonce))
