@@ -178,11 +178,8 @@ def test_an_empty_data_directory_is_one_without_the_store_s_file() -> None:
 
 
 COLLABORATORS_MAX = 6
-MORE_COLLABORATORS = {
-    "Context",
-    "Primary",
-}
-"""To be made fewer. ``Context`` is what handlers of users are given."""
+MORE_COLLABORATORS = {"Context"}
+"""What handlers of users are given: each field may be given alone, to test a handler."""
 
 
 def test_a_constructor_takes_at_most_six_collaborators() -> None:

@@ -41,8 +41,7 @@ class PartitionCore(Generic[News]):
         self.partition = partition
         self.me = me
         self._settings = settings
-        self._budget = budget if budget is not None else Budget()
-        self.log: ReplicaLog[News] = ReplicaLog(partition, stored, settings, self._budget)
+        self.log: ReplicaLog[News] = ReplicaLog(partition, stored, settings, budget or Budget())
         self.record: Record | None = None
         self._outbox: Outbox[News] = Outbox()
         self._replica: Replica[News] = Replica(self.log, self._outbox)
@@ -156,7 +155,7 @@ class PartitionCore(Generic[News]):
         if self._replica.is_receiving:
             self._replica.abort_snapshot()
         self._replica.promise(record.epoch)
-        self._primary = Primary(self.me, log, record, self._settings, self._budget, self._outbox, now_ms)
+        self._primary = Primary(self.me, log, record, self._outbox, now_ms)
         self._primary.open_streams(self._connected, now_ms)  # not before the promise is durable (R6)
 
     def _step_down(self) -> None:

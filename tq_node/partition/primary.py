@@ -24,7 +24,6 @@ from tq_node.partition.progress import Mode, ReplicaProgress
 from tq_node.partition.record import Record
 from tq_node.partition.replica_log import News, ReplicaLog
 from tq_node.partition.sender import Sender
-from tq_node.partition.settings import Budget, ReplicationSettings
 from tq_node.types import NodeId, Token
 
 _BARRIER_BYTES = 16
@@ -98,20 +97,18 @@ class Primary(Generic[News]):
         me: NodeId,
         log: ReplicaLog[News],
         record: Record,
-        settings: ReplicationSettings,
-        budget: Budget,
         outbox: Outbox[News],
         now_ms: int,
     ) -> None:
         self.epoch = record.epoch
         self.record = record
-        self.sender: Sender[News] = Sender(log, record, settings, budget, outbox)
+        self.sender: Sender[News] = Sender(log, record, outbox)
         self.confirmations = Confirmations()
         self.promise_durable_ms: int | None = None
         self.is_active = False
         self._me = me
         self._log = log
-        self._settings = settings
+        self._settings = log.settings
         self._outbox = outbox
         self._proposed_ms: int | None = None
         self._asked_ms: int | None = None

@@ -146,8 +146,8 @@ class ReplicaLog(Generic[News]):
         self._writes: deque[_Write] = deque()
         self._marks: deque[tuple[int, int]] = deque()
         self._mark_bytes = 0
-        self._settings = settings
-        self._budget = budget
+        self.settings = settings
+        self.budget = budget
         self._recover(stored)
 
     def _recover(self, stored: Stored) -> None:
@@ -164,7 +164,7 @@ class ReplicaLog(Generic[News]):
     def _await_commit(self, entry: Committed[News]) -> None:
         self.uncommitted.append(entry)
         self.uncommitted_bytes += entry.size
-        self._budget.uncommitted_bytes += entry.size
+        self.budget.uncommitted_bytes += entry.size
 
     # --- growing ---
     def promise(self, epoch: int) -> None:
@@ -185,17 +185,17 @@ class ReplicaLog(Generic[News]):
         self._await_commit(Committed(sequence, effects, entry.payload, news, size))
         self.recent.append(entry)
         self._recent_bytes += size
-        if self._recent_bytes > self._settings.recent_bytes:
+        if self._recent_bytes > self.settings.recent_bytes:
             self._forget_recent()
         self._mark_bytes += size
-        if self._mark_bytes >= self._settings.mark_bytes:
+        if self._mark_bytes >= self.settings.mark_bytes:
             self._marks.append((sequence, self._mark_bytes))
             self._mark_bytes = 0
 
     def _forget_recent(self) -> None:
         """Drop the oldest entries from memory, but none that is not durable yet."""
         recent, durable = self.recent, self.durable_sequence
-        while len(recent) > 1 and self._recent_bytes > self._settings.recent_bytes and recent[0].sequence <= durable:
+        while len(recent) > 1 and self._recent_bytes > self.settings.recent_bytes and recent[0].sequence <= durable:
             self._recent_bytes -= len(recent.popleft().payload) + ENTRY_OVERHEAD_BYTES
 
     def recent_from(self, first: int, bytes_max: int, entries_max: int) -> tuple[LogEntry, ...]:
@@ -241,7 +241,7 @@ class ReplicaLog(Generic[News]):
 
     def _forget(self, entry: Committed[News]) -> None:
         self.uncommitted_bytes -= entry.size
-        self._budget.uncommitted_bytes -= entry.size
+        self.budget.uncommitted_bytes -= entry.size
 
     def _forget_all(self) -> None:
         while self.uncommitted:
@@ -301,7 +301,7 @@ class ReplicaLog(Generic[News]):
             size += entry.size
             newly.append(entry)
         self.uncommitted_bytes -= size
-        self._budget.uncommitted_bytes -= size
+        self.budget.uncommitted_bytes -= size
 
     def take_newly(self) -> list[Committed[News]]:
         newly, self.newly = self.newly, []
@@ -327,7 +327,7 @@ class ReplicaLog(Generic[News]):
             self.durable_sequence = max(self.durable_sequence, write.last)
             self.durable_promised = max(self.durable_promised, write.promise)
         assert self.durable_sequence <= self.last_sequence, "what is cut is not durable"
-        if self._recent_bytes > self._settings.recent_bytes:
+        if self._recent_bytes > self.settings.recent_bytes:
             self._forget_recent()
 
     # --- trimming ---

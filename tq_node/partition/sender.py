@@ -14,7 +14,6 @@ from tq_node.partition.messages import Append, SnapAck, Sync
 from tq_node.partition.progress import Mode, ReplicaProgress, size_of
 from tq_node.partition.record import Record
 from tq_node.partition.replica_log import ENTRY_OVERHEAD_BYTES, News, ReplicaLog, head
-from tq_node.partition.settings import Budget, ReplicationSettings
 from tq_node.partition.snapshot_send import Snapshots
 from tq_node.types import NodeId
 
@@ -23,19 +22,17 @@ class Sender(Generic[News]):
     """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if
     the log begins too late."""
 
-    def __init__(
-        self, log: ReplicaLog[News], record: Record, settings: ReplicationSettings, budget: Budget, outbox: Outbox[News]
-    ) -> None:
+    def __init__(self, log: ReplicaLog[News], record: Record, outbox: Outbox[News]) -> None:
         self.epoch = record.epoch
         self.streams: dict[NodeId, ReplicaProgress] = {}
         self.counting: frozenset[NodeId] = frozenset()
         """The effective set. Its members are never held up; the others are filled at the node's ``CopyRate``."""
         self._log = log
         self._record = record
-        self._settings = settings
-        self._budget = budget
+        self._settings = log.settings
+        self._budget = log.budget
         self._outbox = outbox
-        self._snapshots = Snapshots(log, record.epoch, settings, budget.copying, outbox)
+        self._snapshots = Snapshots(log, record.epoch, outbox)
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:

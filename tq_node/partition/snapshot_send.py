@@ -8,25 +8,21 @@ from collections.abc import Sequence
 from typing import Generic
 
 from tq_node.errors import Unsound
-from tq_node.partition.copy_rate import CopyRate
 from tq_node.partition.effects import CloseSnapshot, OpenSnapshot, Outbox, ReadChunk
 from tq_node.partition.messages import SnapAck, SnapBegin, SnapChunk, SnapEnd
 from tq_node.partition.progress import ReplicaProgress, SnapshotTransfer
 from tq_node.partition.replica_log import News, ReplicaLog
-from tq_node.partition.settings import ReplicationSettings
 
 
 class Snapshots(Generic[News]):
     """Sends snapshots in one epoch, one to each replica that needs one. The store limits how many
-    are open, ``rate`` how fast they go."""
+    are open, ``CopyRate`` how fast they go."""
 
-    def __init__(
-        self, log: ReplicaLog[News], epoch: int, settings: ReplicationSettings, rate: CopyRate, outbox: Outbox[News]
-    ) -> None:
+    def __init__(self, log: ReplicaLog[News], epoch: int, outbox: Outbox[News]) -> None:
         self._log = log
         self._epoch = epoch
-        self._settings = settings
-        self._rate = rate
+        self._settings = log.settings
+        self._rate = log.budget.copying
         self._outbox = outbox
         self._last_id = 0
 
