@@ -142,19 +142,19 @@ def fold(states: dict[int, LogState], batch: Batch) -> set[int]:
     changed: set[int] = set()
     if batch.promises:
         for partition, promised in batch.promises.items():
-            state = states.setdefault(partition, LogState())
+            state = state_of(states, partition)
             state.promised = max(state.promised, promised)
             changed.add(partition)
     if batch.drops or batch.installs or batch.cuts:
         for partition in batch.drops:
-            states.setdefault(partition, LogState()).forget()
+            state_of(states, partition).forget()
         for install in batch.installs:
-            states.setdefault(install.partition, LogState()).install(install)
+            state_of(states, install.partition).install(install)
         for partition, kept in batch.cuts.items():
-            states.setdefault(partition, LogState()).cut(partition, kept)
+            state_of(states, partition).cut(partition, kept)
         changed.update(batch.drops, [install.partition for install in batch.installs])
     for partition, epoch, first_sequence in batch.epochs:
-        state = states.setdefault(partition, LogState())
+        state = state_of(states, partition)
         _require_later(partition, state.epochs, epoch, first_sequence)
         state.epochs.append((epoch, first_sequence))
     for entry in batch.entries:
@@ -165,19 +165,27 @@ def fold(states: dict[int, LogState], batch: Batch) -> set[int]:
             raise Divergence(f"partition {entry.partition}: record {entry.sequence} after {known.last}")
         known.last = entry.sequence
     for partition, horizon_us in batch.horizons.items():
-        state = states.setdefault(partition, LogState())
+        state = state_of(states, partition)
         state.horizon_us = max(state.horizon_us, horizon_us)
         changed.add(partition)
     for partition, applied in batch.applied.items():
-        states.setdefault(partition, LogState()).apply_upto(partition, applied)
+        state_of(states, partition).apply_upto(partition, applied)
         changed.add(partition)
     for partition, upto in batch.trim.items():
-        state = states.setdefault(partition, LogState())
+        state = state_of(states, partition)
         trimmed = min(upto, state.applied)  # never past applied (replication.md, section 6)
         if trimmed > state.trimmed:
             state.trimmed = trimmed
             changed.add(partition)
     return changed
+
+
+def state_of(states: dict[int, LogState], partition: int) -> LogState:
+    """The partition's state; one that was never written to gets an empty one."""
+    state = states.get(partition)
+    if state is None:
+        state = states[partition] = LogState()
+    return state
 
 
 def _require_later(partition: int, epochs: list[tuple[int, int]], epoch: int, first_sequence: int) -> None:

@@ -13,7 +13,7 @@ from tq_node import limits
 from tq_node.errors import Divergence
 from tq_node.store.api import Batch, ConsensusWrite
 from tq_node.store.checksums import consensus_crc, epoch_crc, meta_crc, partition_crc, row_crc, spec_crc, tombstone_crc
-from tq_node.store.partition_state import Extent, LogState, fold
+from tq_node.store.partition_state import Extent, LogState, fold, state_of
 from tq_node.store.sqlite import sql
 from tq_node.store.sqlite.generations import PARTITION_MASK, Generations
 from tq_node.store.sqlite.log_index import LogIndex, LogLoad
@@ -21,6 +21,8 @@ from tq_node.store.sqlite.snapshot_install import Added, SnapshotInstaller, resh
 from tq_node.store.sqlite.vacuum import RecordSweeper, RowSweeper
 from tq_node.types import State
 
+_BLOB = bytearray()
+"""Added to bytes, it makes a bytearray of them: SQL parameters of that type are cheap (see ``sql``)."""
 _to_json = msgspec.json.Encoder().encode
 _decode_growth = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_weights = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
@@ -131,7 +133,7 @@ class GroupWriter:
 
     def _insert(self, records: list[Any]) -> None:
         if records:
-            sql.run_in_chunks(self._connection, sql.insert_log, sql.LOG_COLUMNS, records)
+            sql.insert(self._connection, sql.insert_log, sql.LOG_COLUMNS, records)
 
     def _records(self, batches: Iterable[Batch]) -> tuple[list[Any], Added]:
         parameters: list[Any] = []
@@ -140,7 +142,7 @@ class GroupWriter:
         for batch in batches:
             for entry in batch.entries:
                 payload = entry.payload
-                parameters += (position, entry.partition, entry.sequence, entry.epoch, entry.crc, payload)
+                parameters += (position, entry.partition, entry.sequence, entry.epoch, entry.crc, _BLOB + payload)
                 added.append((entry.partition, entry.sequence, position, len(payload)))
                 position += 1
         return parameters, added
@@ -184,16 +186,15 @@ class GroupWriter:
             parameters: list[Any] = []
             for r in write.records:
                 crc = consensus_crc(r.log_index, r.term, r.kind, r.data)
-                parameters += (r.log_index, r.term, r.kind, r.data, crc)
-            sql.run_in_chunks(self._connection, sql.insert_consensus, sql.CONSENSUS_COLUMNS, parameters)
+                parameters += (r.log_index, r.term, r.kind, _BLOB + r.data, crc)
+            sql.insert(self._connection, sql.insert_consensus, sql.CONSENSUS_COLUMNS, parameters)
         if write.cut_below:
             execute("DELETE FROM consensus_log WHERE log_index < ?", (write.cut_below,))
 
     def _write_partitions(self, changed: Iterable[int]) -> None:
         parameters: list[Any] = []
         for partition in sorted(changed):
-            state = self._states.setdefault(partition, LogState())
-            extent = self._generations.extent(partition)
+            state, extent = state_of(self._states, partition), self._generations.extent(partition)
             values = (
                 partition, state.promised, state.applied, state.horizon_us, state.trimmed,
                 extent.generation, extent.log_from, extent.rows, extent.tombstones, extent.content_bytes,
@@ -224,11 +225,11 @@ class GroupWriter:
                         row.id,
                         row.expected_rev,
                         row.rev,
-                        row.state,
+                        +row.state,
                         row.run_at_us,
                         row.ended_us,
                         crc,
-                        body,
+                        _BLOB + body,
                         slot,
                     )
                     continue
@@ -239,12 +240,14 @@ class GroupWriter:
                 extent.rows += 1
                 extent.content_bytes += len(spec) + len(body)
                 fixed = spec_crc(row.id, row.type, row.queue, row.priority, row.created_us, spec)
+                inline: bytearray | None = None
                 if len(spec) > limits.INLINE_SPEC_BYTES_MAX:
                     long_specs.append((num, spec))
-                    spec = None
+                else:
+                    inline = _BLOB + spec
                 births += (
-                    num, row.id, slot, row.rev, row.state, row.run_at_us, row.ended_us, crc,
-                    row.type, row.queue, row.priority, row.created_us, fixed, spec, body,
+                    num, row.id, slot, row.rev, +row.state, row.run_at_us, row.ended_us, crc,
+                    row.type, row.queue, row.priority, row.created_us, fixed, inline, _BLOB + body,
                 )  # fmt: skip
                 num += 1
         self._installer.next_num = num
@@ -252,7 +255,7 @@ class GroupWriter:
         count = 0
         if births:
             try:
-                count += run(connection, sql.insert_tasks, sql.BIRTH_COLUMNS, births)
+                count += sql.insert(connection, sql.insert_tasks, sql.BIRTH_COLUMNS, births)
             except sqlite3.IntegrityError as why:
                 raise Divergence(f"a new row is there already: {why}") from why
         for number_and_spec in long_specs:
@@ -270,7 +273,7 @@ class GroupWriter:
         for batch in batches:
             for t in batch.tombstones:
                 crc = tombstone_crc(t.id, t.partition, t.content_hash, t.at_us)
-                tombstones += (t.id, live_slots.get(t.partition, t.partition), t.content_hash, t.at_us, crc)
+                tombstones += (t.id, live_slots.get(t.partition, t.partition), _BLOB + t.content_hash, t.at_us, crc)
                 self._generations.extent(t.partition).tombstones += 1
                 changed.add(t.partition)
         if tombstones:

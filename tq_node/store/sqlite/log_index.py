@@ -73,12 +73,14 @@ class LogIndex:
             self.kept += count
 
     def trim(self, partition: int, upto: int) -> None:
-        """Forget the partition's records up to and with sequence ``upto``."""
+        """Forget the partition's records up to and with sequence ``upto``. In the writer thread, the
+        only one that changes anything.
+        """
+        records = self._records.get(partition)
+        if records is None or upto < records.first:
+            return
         with self._lock:
-            records = self._records.get(partition)
-            if records is None:
-                return
-            count = min(max(upto - records.first + 1, 0), len(records))
+            count = min(upto - records.first + 1, len(records))
             records.drop(count)
             self.kept -= count
 
@@ -110,10 +112,8 @@ class LogIndex:
     def first_position(self, otherwise: int) -> int:
         """The lowest live position: the table may be emptied below it."""
         with self._lock:
-            return min(
-                (records.positions[records.dropped] for records in self._records.values() if len(records)),
-                default=otherwise,
-            )
+            first = [r.positions[r.dropped] for r in self._records.values() if r.dropped < len(r.positions)]
+            return min(first, default=otherwise)
 
     def find(self, partition: int, first: int, bytes_max: int) -> list[int]:
         """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at

@@ -107,21 +107,22 @@ class SnapshotInstaller:
         for (
             task_id, rev, state, run_at_us, ended_us, crc, task_type, queue, priority, created_us, fixed, spec, body
         ) in content.rows:  # fmt: skip
-            inline: bytes | None = spec
+            inline = None
             if len(spec) > limits.INLINE_SPEC_BYTES_MAX:
                 self._connection.execute("INSERT INTO specs VALUES (?, ?)", (num, spec))
-                inline = None
+            else:
+                inline = bytearray(spec)
             births += (
                 num, task_id, slot, rev, state, run_at_us, ended_us, crc,
-                task_type, queue, priority, created_us, fixed, inline, body,
+                task_type, queue, priority, created_us, fixed, inline, bytearray(body),
             )  # fmt: skip
             num += 1
         self.next_num = num
         tombstones = [value for task_id, *rest in content.tombstones for value in (task_id, slot, *rest)]
-        run, connection = sql.run_in_chunks, self._connection
+        connection = self._connection
         try:
-            run(connection, sql.insert_tasks, sql.BIRTH_COLUMNS, births)
-            run(connection, sql.put_tombstones, sql.TOMBSTONE_COLUMNS, tombstones)
+            sql.insert(connection, sql.insert_tasks, sql.BIRTH_COLUMNS, births)
+            sql.run_in_chunks(connection, sql.put_tombstones, sql.TOMBSTONE_COLUMNS, tombstones)
         except sqlite3.IntegrityError as why:
             raise Divergence(f"partition {partition}: a chunk holds a row twice: {why}") from why
 
