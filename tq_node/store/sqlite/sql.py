@@ -71,7 +71,8 @@ def change_tasks(rows: int) -> str:
     return (
         "UPDATE tasks SET rev = v.column3, state = v.column4, ended_us = v.column6, crc = v.column7, body = v.column8 "
         f"FROM (VALUES {_values(rows, CHANGE_COLUMNS)}) AS v "
-        "WHERE v.column9 >= 0 AND tasks.id = v.column1 AND tasks.partition = v.column9 AND tasks.rev = v.column2 AND tasks.run_at_us = v.column5"
+        "WHERE v.column9 >= 0 AND tasks.id = v.column1 AND tasks.partition = v.column9 AND tasks.rev = v.column2 "
+        "AND tasks.run_at_us = v.column5"
     )
 
 

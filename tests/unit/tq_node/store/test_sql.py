@@ -48,7 +48,7 @@ def writer(connection: sqlite3.Connection) -> GroupWriter:
 
 
 def count(connection: sqlite3.Connection, table: str) -> int:
-    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     return int(rows)
 
 
@@ -71,7 +71,7 @@ def test_what_is_written_often_needs_no_adapter(connection: sqlite3.Connection) 
 def test_unused_places_change_nothing(rows: int, connection: sqlite3.Connection, writer: GroupWriter) -> None:
     """However many rows are born and changed, these are there afterwards, and no other."""
     entries = [record(partition, 1) for partition in range(rows)]
-    applied = {partition: 1 for partition in range(rows)}
+    applied = dict.fromkeys(range(rows), 1)
     births = [birth(f"t{number:05}", partition=number) for number in range(rows)]
     tombstones = [Tombstone(f"gone{number}", number, b"h", 1) for number in range(rows)]
     assert writer.write([Batch(entries=entries, rows=births, tombstones=tombstones, applied=applied)]) == (
