@@ -21,9 +21,9 @@ from tq_tui.state.event_log import EventLog
 
 T = TypeVar("T")
 TYPED_FROM = 100
-"""Marked tasks from which on the count has to be typed. Where all that match are meant, it always has."""
+"""Number of marked tasks from which on the user types it to confirm; for all that match, always."""
 ALL_MAX = 10_000
-"""Tasks that one "kill all" or "retry all" takes at most; it can be run again."""
+"""Tasks of one "kill all" or "retry all"; it can be run again."""
 UNDO_S = 10.0
 SIMULATED = ("email", "image", "report")
 _PAGE = 1_000
@@ -43,7 +43,7 @@ class _Request(Protocol):
 
 
 class ActionHost(Protocol):
-    """What an action may use of the app: what is chosen and known, and how to ask and to inform the user."""
+    """The app as the actions see it: what is chosen and known, and how to ask and inform the user."""
 
     @property
     def view(self) -> ClusterView: ...
@@ -64,7 +64,7 @@ class ActionHost(Protocol):
 
 
 class OperatorActions:
-    """The acts of ``keys.ACTS`` that change something, a method each."""
+    """The actions of ``keys.ACTS`` that change something, a method each."""
 
     def __init__(self, console: ActionHost, requests: Requests) -> None:
         self._console, self._requests = console, requests
@@ -96,7 +96,7 @@ class OperatorActions:
         self._inform(f"Submitted: {done.status} on {done.node}; 3 shows it.", done.task_id)
 
     async def again(self) -> None:
-        """The whole task is asked for first: a list or an event may not have all of it."""
+        """Open the form with the chosen task, read whole: a list or an event may lack parts."""
         chosen = self._console.chosen_tasks()
         if not chosen:
             return self._warn("No task is chosen.")

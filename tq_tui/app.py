@@ -1,4 +1,4 @@
-"""The console: watches every node, folds what they say into one view, and hands it to the screen in front."""
+"""The console: watches every node, reduces their answers to one view, and passes it to the screen in front."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PENDING_EVENTS_MAX = 20_000
 
 
 class Console(TypeAhead):
-    """:param addresses: ``HOST:PORT`` each; further nodes are learnt from them. :param live: off where a test tells all."""
+    """The app. :param addresses: ``HOST:PORT`` each; others are learnt. :param live: False: a test feeds observations."""
 
     TITLE = "tq-tui"
     CSS = CSS
@@ -61,7 +61,7 @@ class Console(TypeAhead):
     }
     DEFAULT_MODE = keys.OVERVIEW
     ENABLE_COMMAND_PALETTE = True
-    # One binding for a key: what it does depends on the screen.
+    # One binding for a key: its action depends on the screen.
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(key, f"press('{key}')", show=False)
         for key in dict.fromkeys(key for act in keys.ACTS for key in act.keys if key != "ctrl+p")
@@ -80,7 +80,7 @@ class Console(TypeAhead):
         self.client, self.addresses, self.readonly, self.clock = client, tuple(addresses), readonly, clock
         self.live = live
         self.known = ClusterView()
-        """What is known now; ``view`` is what is shown, which stays as it is while frozen."""
+        """The newest view; ``view`` is the one shown, which stays as it is while frozen."""
         self.view = ClusterView()
         self.frozen = False
         self.held_changes = 0
@@ -92,7 +92,7 @@ class Console(TypeAhead):
         self._pending: list[Event] = []
         self._missed = False
         self._opened_from: str | None = None
-        """The screen from which the open task was opened: that is where Esc leads."""
+        """The screen from which the task was opened, to which Esc returns."""
         self._last_task: str | None = None
         client.on_call = self.calls.append
         for theme in THEMES:
@@ -107,8 +107,7 @@ class Console(TypeAhead):
         if self.live:
             self.set_interval(TICK_S, lambda: self.observe(Ticked(self.clock())))
             self.set_interval(EVENTS_EVERY_S, self._deliver_events)
-            # The first screen is drawn before anybody is asked anything.
-            self.call_after_refresh(self._begin)
+            self.call_after_refresh(self._begin)  # the first screen is drawn before any request
 
     def _begin(self) -> None:
         gc.freeze()
@@ -134,7 +133,7 @@ class Console(TypeAhead):
         self.observe(message.observation)
 
     def observe(self, seen: Observation) -> None:
-        """Fold one observation in, watch whom it brings, and show what came of it."""
+        """Reduce one observation into the view, watch new nodes, drop those that left, and show the view."""
         self.known = reduce(self.known, seen)
         for address in newcomers(self.known):
             self.known = reduce(self.known, Added(address, seen.at_s, given=False))
@@ -182,11 +181,11 @@ class Console(TypeAhead):
             screen.events_received(events)
 
     def nudge(self) -> None:
-        """All nodes are looked at now."""
+        """Poll all nodes now."""
         for watch, _ in self._watches.values():
             watch.nudge()
 
-    # --- what screens and dialogs ask ---
+    # --- for screens and dialogs ---
     @property
     def _in_front(self) -> ConsoleScreen | None:
         """The screen of the present mode, below any dialog."""
@@ -213,7 +212,7 @@ class Console(TypeAhead):
         return self._in_front.chosen_node() if self._in_front is not None else None
 
     def listed(self) -> tuple[TaskQuery, str]:
-        """What the list in front asks for, and what was typed for it."""
+        """The query of the list in front, and its filter as typed."""
         screen = cast("TaskListScreen", self._in_front)
         return screen.query_now, screen.typed
 
@@ -227,7 +226,7 @@ class Console(TypeAhead):
             self.notify(f"{done} of {of} …", timeout=1.0)
 
     def remember(self, task_id: str) -> None:
-        """The one that ``3`` shows, where nothing else was opened since."""
+        """Make it the task that ``3`` shows until another is opened."""
         self._last_task = task_id
 
     def open_task(self, task_id: str) -> None:
@@ -237,12 +236,12 @@ class Console(TypeAhead):
         self._opened_from = before
 
     def copy(self, text: str, what: str) -> None:
-        """By OSC 52, which reaches the clipboard of the terminal that shows this, over ssh too."""
+        """Copy by OSC 52, which reaches the clipboard of the user's terminal, over ssh too."""
         self.copy_to_clipboard(text)
         self.notify(f"Copied {what}.", timeout=2.0)
 
     def notify(self, message: str, *, title: str = "", markup: bool = False, **options: Any) -> None:
-        """Words as they are: never markup, and nothing in them that a terminal obeys."""
+        """Show a notification, without markup and made printable."""
         super().notify(f.printable_text(message), title=f.printable(title), markup=False, **options)
 
     # --- acts ---
@@ -261,7 +260,7 @@ class Console(TypeAhead):
             self.action_act(act.id)
 
     def action_act(self, name: str) -> None:
-        """Do what the table of keys calls so: the screen's way if it has one, else the console's."""
+        """Run the action ``name`` of ``keys.ACTS``: the screen's method if it has one, else the console's."""
         act = keys.BY_ID[name]
         if act not in keys.available(self.kind, readonly=self.readonly):
             return
@@ -286,7 +285,7 @@ class Console(TypeAhead):
             self.release_keys(keep=True)
 
     def go(self, kind: str) -> None:
-        """To another screen."""
+        """Show the screen ``kind``."""
         self._opened_from = None
         self.switch_mode(kind)
         if kind == keys.TASK and self._last_task is not None:
@@ -301,7 +300,7 @@ class Console(TypeAhead):
                 self.call_after_refresh(self._open_last)
 
     def _back(self, own: Callable[[], bool] | None) -> None:
-        """Close what is open: a line, a filter, marks, a task that was opened from a list. Where nothing is, nothing happens."""
+        """Close what is open: a line, a filter, marks, or a task opened from a list."""
         if own is not None and own():
             return
         if self.kind == keys.TASK and self._opened_from is not None:
@@ -358,7 +357,7 @@ class Console(TypeAhead):
 
     @work(group="copy")
     async def act_copy_json(self) -> None:
-        """The whole task is asked for: a list or an event may not have all of it."""
+        """Copy the chosen task as JSON, read whole: a list or an event may lack parts."""
         for chosen in self.chosen_tasks()[:1]:
             try:
                 task = await self.requests.ask(lambda client, task_id=chosen.id: client.task(task_id))  # type: ignore[misc]

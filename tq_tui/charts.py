@@ -1,4 +1,4 @@
-"""PURE. Views as text: cards, charts, the map of partitions. Lines of pieces ``(text, style)``; a style is Textual's."""
+"""PURE. Draws a view as text: cards, charts, sums. A line is a list of pieces ``(text, style)``, in Textual's styles."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CARD_WIDTH = 25
 CARD_WIDTH_MAX = 66
 CARD_GAP = 1
 METRICS_STALE_S = 5.0
-"""Slots that were seen longer ago say when that was."""
+"""Age from which on the figures of slots are shown with it."""
 BESIDE_WIDTH = 100
 BESIDE_HEIGHT = 8
-"""From here on charts are boxes, two beside one another."""
+"""Size from which on charts are boxes, two beside one another."""
 SHORT = {
     "scheduled": "sched", "pending": "pend", "processing": "run", "completed": "done", "failed": "fail",
     "cancelled": "canc",
@@ -28,7 +28,7 @@ SHORT = {
 
 
 def shown(line: Line) -> list[tuple[f.Text, str]]:
-    """What goes to the terminal: whoever named a queue, a node or an error may have put anything into it."""
+    """The line as it goes to the terminal, made printable: names and errors are other people's text."""
     return [(f.printable(text), style) for text, style in line]
 
 
@@ -37,7 +37,7 @@ def length(line: Line) -> int:
 
 
 def filled(line: Line, width: int) -> Line:
-    """Exactly ``width`` cells."""
+    """The line, cut or padded to ``width`` cells."""
     room = width
     cut: Line = []
     for text, style in shown(line):
@@ -51,7 +51,7 @@ def filled(line: Line, width: int) -> Line:
 
 # --- nodes ---
 def node_word(view: ClusterView, node: NodeView) -> str:
-    """What the console shows as a node's status: what it sees itself comes first."""
+    """A node's status as shown: what the console sees itself, else what the cluster map says."""
     if node.phase is Phase.DOWN:
         return "down"
     if node.phase is Phase.CONNECTING:
@@ -96,7 +96,7 @@ def cards(view: ClusterView, width: int, height: int) -> list[Line]:
 
 
 def card(view: ClusterView, node: NodeView, width: int) -> list[Line]:
-    """Ten lines, framed. All of one that is down is grey, with what it said last."""
+    """One node in ten framed lines; grey, with its last answer, while it is down."""
     word = node_word(view, node)
     alive = node.is_up
     edge = f.NODE_STYLES.get(word, "") if word != "active" else "$panel-lighten-2"
@@ -107,8 +107,7 @@ def card(view: ClusterView, node: NodeView, width: int) -> list[Line]:
     badge = f" {f.NODE_GLYPHS.get(word, '?')} {word} "
     room = width - 4 - cell_len(badge)
     if cell_len(title) > room:
-        # Addresses of one machine differ at their ends.
-        title = f" {f.fit_middle(node.label, max(0, room - 2))} "
+        title = f" {f.fit_middle(node.label, max(0, room - 2))} "  # addresses of one machine differ at their ends
     rule = "─" * (width - 4 - cell_len(title) - cell_len(badge))
     top: Line = [
         ("╭─", edge), (title, "bold" if alive else grey), (rule, edge), (badge, f.NODE_STYLES.get(word, "")), ("─╮", edge),
@@ -146,8 +145,8 @@ def _card_body(view: ClusterView, node: NodeView, inner: int, role: str, grey: s
         asked = f" {metrics.busy}/{metrics.slots}"
         slots = [(f.meter(metrics.busy, metrics.slots, room), "$primary"), (asked, "")]
         if (age_s := view.now_s - node.metrics_at_s) > METRICS_STALE_S:
-            said = f"{asked} {f.duration(age_s)} ago"  # a node with many queues is asked for its metrics seldom
-            slots = [(f.meter(metrics.busy, metrics.slots, max(2, inner - 6 - cell_len(said))), dim), (said, dim)]
+            aged = f"{asked} {f.duration(age_s)} ago"  # a node with many queues is asked for its metrics seldom
+            slots = [(f.meter(metrics.busy, metrics.slots, max(2, inner - 6 - cell_len(aged))), dim), (aged, dim)]
     return [
         head,
         [("leads ", dim), (str(led), grey or "bold"), ("  holds ", dim), (str(held), grey or "bold")],
@@ -160,7 +159,7 @@ def _card_body(view: ClusterView, node: NodeView, inner: int, role: str, grey: s
 
 
 def _down(view: ClusterView, node: NodeView, width: int) -> str:
-    """For how long, and since what time of the day where there is room."""
+    """How long a node has been down, and since what time of the day where there is room."""
     seconds = view.now_s - node.since_s
     if seconds < JUST_NOW_S:
         return "down"
@@ -170,7 +169,7 @@ def _down(view: ClusterView, node: NodeView, width: int) -> str:
 
 
 def _last_line(view: ClusterView, node: NodeView, dim: str) -> Line:
-    """What is wrong with it, or what it does."""
+    """The last line of a card: what is wrong with the node, else its rates."""
     if node.phase is Phase.DOWN:
         return [(node.error, "$error")]
     if trouble := node_trouble(view, node):
@@ -205,20 +204,15 @@ def node_lines(view: ClusterView, width: int) -> list[Line]:
             busy, slots = (node.metrics.busy, node.metrics.slots) if node.metrics is not None else (0, 0)
             counts = node.primary
             line.append((f"{led}/{held} led {busy}/{slots} busy ", ""))
-            line += [
-                (
-                    f"{f.GLYPHS[state]}{f.count(counts.of(state))} ",
-                    f.STYLES[state] if counts.of(state) else "$foreground-muted",
+            for state in ("pending", "processing", "failed"):
+                number = counts.of(state)
+                line.append(
+                    (f"{f.GLYPHS[state]}{f.count(number)} ", f.STYLES[state] if number else "$foreground-muted")
                 )
-                for state in ("pending", "processing", "failed")
-            ]
-            trouble = node_trouble(view, node)
-            line.append(
-                (
-                    f"{trouble} " if trouble else f"up {uptime(view, node)}",
-                    "$warning" if trouble else "$foreground-muted",
-                )
-            )
+            if trouble := node_trouble(view, node):
+                line.append((f"{trouble} ", "$warning"))
+            else:
+                line.append((f"up {uptime(view, node)}", "$foreground-muted"))
         else:
             line.append((node_trouble(view, node), grey or "$foreground-muted"))
         lines.append(filled(line, width))
@@ -227,7 +221,7 @@ def node_lines(view: ClusterView, width: int) -> list[Line]:
 
 # --- sums and charts ---
 def totals(view: ClusterView, width: int) -> list[Line]:
-    """Tasks by state over the whole cluster, and who waits longest."""
+    """Two lines: the cluster's tasks by state; the longest wait, slots and paused queues."""
     long, words = width >= 100, width >= 72
     line: Line = []
     at_least = "" if view.counts_are_whole or not view.partitions or not view.living else "≥"
@@ -262,11 +256,11 @@ CHARTS: tuple[tuple[str, str, str, Callable[[Sample], float], Callable[[float], 
     ("depth", "pending", "$warning", lambda one: float(one.pending), f.count),
     ("running", "processing", "$secondary", lambda one: float(one.processing), f.count),
 )
-"""Word, long word, style, what of a sample, how to say it."""
+"""Word, long word, style, the value of a sample, its format."""
 
 
 def charts(view: ClusterView, width: int, height: int) -> list[Line]:
-    """Rates and depth over the last minutes: lines of blocks, taller where there is room."""
+    """Rates and depth over the last minutes, as blocks, taller where there is room."""
     if height < 1:
         return []
     chosen = CHARTS if height >= 5 else (CHARTS[0], CHARTS[1], CHARTS[3], CHARTS[2])[:height]

@@ -1,4 +1,4 @@
-"""PURE. Everything that can be done, once: key bindings, footer, help and palette are made from this table."""
+"""PURE. The table of all actions, from which key bindings, footer, help and palette are made."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WITH_TASK = frozenset((TASKS, DEAD, TASK, EVENTS))
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """``where``: screens on which it works. ``changes``: hidden by ``--readonly``. ``rank``: what the footer leaves out first has
-    the highest; 0 is never left out, 99 never shown."""
+    """One action. ``where``: screens on which it works. ``changes``: hidden by ``--readonly``. ``rank``: the footer
+    leaves out the highest first; 0 is never left out, 99 never shown."""
 
     id: str
     keys: tuple[str, ...]
@@ -87,7 +87,7 @@ MOVES = (
     ("wheel, click, double click", "move, choose, open"),
     ("↑ ↓ behind /", "filters from before"),
 )
-"""What tables understand by themselves; for the help."""
+"""Keys of the tables themselves, for the help."""
 _SHOWN = {
     "question_mark": "?", "colon": ":", "slash": "/", "tilde": "~", "left_square_bracket": "[",
     "right_square_bracket": "]", "escape": "Esc", "space": "Space", "ctrl+@": "ctrl+Space",
@@ -95,17 +95,17 @@ _SHOWN = {
 
 
 def shown(key: str) -> str:
-    """A key as people call it."""
+    """The name of a key for people."""
     return _SHOWN.get(key, key)
 
 
 def available(screen: str, *, readonly: bool) -> list[Act]:
-    """What can be done on a screen, in the order of the table."""
+    """The actions of a screen, in the order of the table."""
     return [act for act in ACTS if screen in act.where and not (readonly and act.changes)]
 
 
 def footer(acts: list[Act], width: int) -> list[Act]:
-    """Those that fit, by rank; help and quit always."""
+    """The actions that fit into the footer, by rank; help and quit always, at the end."""
     chosen: list[Act] = []
     room = width
     for act in sorted((act for act in acts if act.rank < 99), key=lambda act: act.rank):
@@ -114,5 +114,4 @@ def footer(acts: list[Act], width: int) -> list[Act]:
             break
         chosen.append(act)
         room -= cells
-    # Help and quit at the end, where people look for them.
     return sorted(chosen, key=lambda act: (act.rank == 0, act.rank))

@@ -22,11 +22,11 @@ from tq_tui.state.discovery import newcomers
 from tq_tui.watch import look
 
 NOT_WRITTEN_STATUS = 74
-"""Neither of those that say how the cluster is: nobody has read it."""
+"""Exit status where the report could not be written."""
 
 
 async def print_once(client: ClusterClient, addresses: Sequence[str], *, as_json: bool, timeout_s: float) -> int:
-    """Look at every node once. The result is the exit status: 0 healthy, 1 degraded, 2 no quorum or unreachable."""
+    """Poll every node once and print. Returns the exit status: 0 healthy, 1 degraded, 2 no quorum or unreachable."""
     try:
         view = await seen_once(client, addresses, timeout_s)
     finally:
@@ -36,7 +36,7 @@ async def print_once(client: ClusterClient, addresses: Sequence[str], *, as_json
 
 
 def written(text: str) -> bool:
-    """On stdout, whatever its encoding is. False where nobody takes it; unless a reader has left, a line on stderr says so."""
+    """Write to stdout, whatever its encoding. False: that failed, with a line on stderr unless the reader has left."""
     out = sys.stdout
     out.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
@@ -45,7 +45,7 @@ def written(text: str) -> bool:
     except OSError as why:
         if not isinstance(why, BrokenPipeError):
             sys.stderr.write(f"tq-tui: can't write: {why.strerror}\n")
-        # What the buffer still holds must not be tried once more, and fail with a traceback, at the interpreter's end.
+        # Else the interpreter would write the buffer's rest at its end, and fail with a traceback.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, out.fileno())
         os.close(nowhere)
@@ -58,7 +58,7 @@ def _width() -> int:
 
 
 async def seen_once(client: ClusterClient, addresses: Sequence[str], timeout_s: float) -> ClusterView:
-    """Those that were given, then those that they name."""
+    """The view after polling the given nodes, then those that they name."""
     view = ClusterView()
     for address in addresses:
         view = reduce(view, Added(address, time.time()))
@@ -80,7 +80,7 @@ async def _look(client: ClusterClient, address: str, timeout_s: float) -> Observ
 
 
 def as_text(view: ClusterView, width: int) -> str:
-    """The first screen without charts, which need a past."""
+    """The overview as text, without charts, which need a history."""
     verdict = health.judge(view)
     head = f"{health.GLYPHS[verdict.health]} {verdict.title}  {health.summary(view)}".rstrip()
     lines = [f.printable(line) for line in (head, *(f"  {reason}" for reason in verdict.reasons), "")]
@@ -90,10 +90,10 @@ def as_text(view: ClusterView, width: int) -> str:
 
 
 def as_json_text(view: ClusterView) -> str:
-    """Names of fields are for scripts to rely on."""
+    """The overview as JSON; scripts rely on the names of its fields."""
     verdict = health.judge(view)
     cluster = view.cluster
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "health": verdict.health.name.lower(),
         "exit": verdict.health.exit_code,
         "reasons": list(verdict.reasons),
@@ -106,7 +106,7 @@ def as_json_text(view: ClusterView) -> str:
         "paused_queues": list(view.paused),
         "nodes": [_node(view, node) for node in view.nodes],
     }
-    return json.dumps(told, indent=2)  # all but ASCII is escaped: it may go to a terminal too
+    return json.dumps(report, indent=2)  # all but ASCII is escaped: it may go to a terminal too
 
 
 def _node(view: ClusterView, node: NodeView) -> dict[str, Any]:

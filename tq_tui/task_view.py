@@ -1,4 +1,4 @@
-"""PURE. A task's story in words: why it waits, what happened to it, which call shows it."""
+"""PURE. One task in words: why it waits, what happened to it, which call shows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tq_tui.state.cluster_view import ClusterView
 
 
 def why(task: Task, view: ClusterView) -> str:
-    """One sentence on what the task waits for, or why it has ended as it has."""
+    """One sentence: what the task waits for, or why it ended."""
     now_s = view.now_s
     match task.status:
         case "scheduled":
@@ -67,7 +67,7 @@ def _why_pending(task: Task, view: ClusterView) -> str:
 
 
 def facts(task: Task, view: ClusterView, width: int) -> list[Line]:
-    """The head of the task's screen; what it waits for comes first."""
+    """The head of the task's screen: state, what it waits for, facts."""
     now_s = view.now_s
     style = f.STYLES.get(task.status, "")
     head: Line = [
@@ -89,11 +89,11 @@ def facts(task: Task, view: ClusterView, width: int) -> list[Line]:
         pairs.append(("timeout", f"{f.duration(task.timeout)} for an attempt"))
     if task.tags:
         pairs.append(("tags", ", ".join(f"{name}={value}" for name, value in task.tags.items())))
-    told: list[Line] = [
+    reason: list[Line] = [
         [("→ " if not place else "  ", "$accent"), (text, "bold")]
         for place, text in enumerate(textwrap.wrap(f.printable(why(task, view)), max(10, width - 2)))
     ]
-    lines: list[Line] = [filled(head, width), *told, [("", "")]]
+    lines: list[Line] = [filled(head, width), *reason, [("", "")]]
     columns = 2 if width >= 110 else 1
     each = width // columns
     cells: list[Line] = [
@@ -113,7 +113,7 @@ def _took(task: Task) -> str:
 
 
 def attempts(task: Task, width: int) -> list[Line]:
-    """Each attempt: when, where, how long, how it ended; with the error below."""
+    """Each attempt: outcome, node, start and duration, with the error below."""
     lines: list[Line] = []
     for one in task.attempts:
         took = (one.ended_at - one.started_at).total_seconds() if one.ended_at and one.started_at else None
@@ -128,9 +128,8 @@ def attempts(task: Task, width: int) -> list[Line]:
             ]
         )
         if one.error is not None:
-            lines.append(
-                [("    ", ""), (f.fit(f"{one.error.type}: {one.error.message}", width - 4).rstrip(), "$error")]
-            )
+            error = f.fit(f"{one.error.type}: {one.error.message}", width - 4).rstrip()
+            lines.append([("    ", ""), (error, "$error")])
     if task.status == "processing":
         lines.append(
             [

@@ -28,45 +28,26 @@ class OptionRow(NamedTuple):
 
 OPTIONS: tuple[OptionRow, ...] = (
     OptionRow("node-id", "NAME", "Name of the node.", "node-1", ("NODE_ID",)),
-    OptionRow(
-        "http",
-        "ADDRESS",
-        "PORT, :PORT, HOST:PORT or a Twisted endpoint string; no host means 127.0.0.1.",
-        "8080",
-        ("HTTP_ADDR",),
-    ),
+    OptionRow("http", "ADDRESS",
+              "PORT, :PORT, HOST:PORT or a Twisted endpoint string; no host means 127.0.0.1.", "8080", ("HTTP_ADDR",)),
     OptionRow("peer", "ADDRESS", "Where other nodes connect; in the same forms. [default: HTTP port + 1000]"),
     OptionRow("join", "ADDRESS", "HTTP address of any member; may be given several times.", None, ("JOIN_ADDR",), True),
     OptionRow("advertise", "HOST", "Host name that other nodes and clients use. [default: the host bound]"),
-    OptionRow(
-        "http-name",
-        "NAME",
-        "Another host name that clients use; may be given several times. Requests for other names are refused.",
-        None,
-        (),
-        True,
-    ),
+    OptionRow("http-name", "NAME",
+              "Another host name that clients use; may be given several times. Requests for other names are refused.",
+              many=True),
     OptionRow("data-dir", "DIR", "Everything that the node keeps. [default: ./data/<node-id>]"),
-    OptionRow(
-        "handlers",
-        "MODULE",
-        "Dotted module(s) with task handlers, or simulated. [default: simulated, on loopback, where no node ever had others]",
-        None,
-        (),
-        True,
-    ),
-    OptionRow(
-        "no-handler-after", "TIME", "Fail a task that has waited so long for a handler: never, 1h, 90s.", "never"
-    ),
+    OptionRow("handlers", "MODULE",
+              "Dotted module(s) with task handlers, or simulated. "
+              "[default: simulated, on loopback, where no node ever had others]", many=True),
+    OptionRow("no-handler-after", "TIME",
+              "Fail a task that has waited so long for a handler: never, 1h, 90s.", "never"),
     OptionRow("concurrency", "N", "How many tasks run at once.", str(limits.CONCURRENCY_DEFAULT)),
     OptionRow("worker-memory", "SIZE", "Most memory of one worker process. [default: no bound]"),
-    OptionRow(
-        "worker-env", "NAME", "Variables for worker processes. [default: all but the node's own]", None, (), True
-    ),
+    OptionRow("worker-env", "NAME", "Variables for worker processes. [default: all but the node's own]", many=True),
     OptionRow("echo-handlers", "", "Write what handlers print and log to the node's log too."),
-    OptionRow(
-        "replication-factor", "N", "Copies of each task; fixed at birth.", str(limits.REPLICATION_FACTOR_DEFAULT)
-    ),
+    OptionRow("replication-factor", "N",
+              "Copies of each task; fixed at birth.", str(limits.REPLICATION_FACTOR_DEFAULT)),
     OptionRow("partitions", "N", "Number of partitions; fixed at birth.", str(limits.PARTITIONS_DEFAULT)),
     OptionRow("voters", "N", "Nodes that elect the leader: 1, 3 or 5.", "3"),
     OptionRow("config", "FILE", "TOML file with the same names; command line > environment > file > default."),
@@ -77,30 +58,21 @@ OPTIONS: tuple[OptionRow, ...] = (
     OptionRow("peer-ca", "FILE", "Authority that signed the certificates of the peers."),
     OptionRow("retention", "TIME", "How long a task that has ended is kept: 24h, 90m, 30s.", "24h"),
     OptionRow("dedupe-window", "TIME", "How long after that its id is remembered.", "24h"),
-    OptionRow(
-        "stop-timeout", "TIME", "How long a running handler may go on after SIGTERM.", str(limits.STOP_TIMEOUT_S)
-    ),
+    OptionRow("stop-timeout", "TIME",
+              "How long a running handler may go on after SIGTERM.", str(limits.STOP_TIMEOUT_S)),
     OptionRow("max-body", "SIZE", "Largest HTTP body.", "16MiB"),
     OptionRow("max-payload", "SIZE", "Largest payload of one task.", "1MiB"),
     OptionRow("min-free-disk", "SIZE", "Below it new work is refused.", "256MiB"),
-    OptionRow(
-        "snapshot-dir",
-        "DIR",
-        "Where snapshots go, each node's into a folder of its name. [default: the data directory]",
-    ),
-    OptionRow(
-        "snapshots-kept", "N", "How many snapshots stay; with one more the oldest goes.", str(limits.SNAPSHOTS_KEPT)
-    ),
+    OptionRow("snapshot-dir", "DIR",
+              "Where snapshots go, each node's into a folder of its name. [default: the data directory]"),
+    OptionRow("snapshots-kept", "N",
+              "How many snapshots stay; with one more the oldest goes.", str(limits.SNAPSHOTS_KEPT)),
     OptionRow("copy-rate", "SIZE", "Most a second for copies that are being made or catch up; 0: no bound.", "0"),
-    OptionRow(
-        "metrics-labels",
-        "N",
-        "Queues, and types, that have metrics of their own; the rest is other.",
-        str(limits.METRICS_LABELS),
-    ),
+    OptionRow("metrics-labels", "N",
+              "Queues, and types, that have metrics of their own; the rest is other.", str(limits.METRICS_LABELS)),
     OptionRow("insecure-http", "", "Allow an HTTP address that is not loopback without credentials."),
     OptionRow("insecure-peers", "", "Allow a peer address that is not loopback without credentials."),
     OptionRow("insecure", "", "Both --insecure-http and --insecure-peers."),
     OptionRow("readmit", "", "Set a failed store aside and join as a new node; needs --join."),
-)
+)  # fmt: skip
 BY_NAME: Mapping[str, OptionRow] = {option.name: option for option in OPTIONS}

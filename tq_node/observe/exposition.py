@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import twisted
@@ -56,12 +56,7 @@ class Exposition:
 
     def _pairs(self, start: partial[str]) -> Iterator[str]:
         pairs = [(labelled(_PAIR, key), pair) for key, pair in self._metrics.pairs.entries()]
-        for name, text, of in (
-            ("taskqueue_tasks_submitted", "Tasks accepted.", _submitted),
-            ("taskqueue_tasks_finished", "Tasks that have ended.", _finished),
-            ("taskqueue_attempts", "Attempts that have ended.", _attempts),
-            ("taskqueue_retries", "Failed attempts that were followed by another.", _retries),
-        ):
+        for name, text, of in _PAIR_COUNTERS:
             yield start(name, "counter", text)
             for labels, pair in pairs:
                 yield "".join(f"{name}_total{{{labels}{more}}} {count}\n" for more, count in of(pair))
@@ -108,11 +103,7 @@ class Exposition:
                 f'taskqueue_tasks{{{labels},state="{label}"}} {count}\n'
                 for label, count in zip(STATE_LABELS, queue.states, strict=True)
             )
-        for name, text, of in (
-            ("taskqueue_tasks_dead", "Dead letters: tasks that failed for good.", _dead),
-            ("taskqueue_queue_oldest_ready_age_seconds", "How long the oldest due task has waited.", _age),
-            ("taskqueue_queue_paused", "1 while the queue is paused.", _paused),
-        ):
+        for name, text, of in _QUEUE_GAUGES:
             yield start(name, "gauge", text)
             for labels, queue in items:
                 yield f"{head(name, labels)}{of(queue)!r}\n"
@@ -158,12 +149,9 @@ class Exposition:
             ("taskqueue_commit_entries", "Log entries in one group commit.", metrics.commit_entries),
             ("taskqueue_commit_rows", "Rows written behind the log in one group commit.", metrics.commit_rows),
             ("taskqueue_reactor_delay_seconds", "How late the reactor ran a timer.", metrics.reactor_delay_s),
-            (
-                "taskqueue_reactor_held_seconds",
-                "CPU of single calls of the reactor that took 10 ms or more.",
-                metrics.reactor_held_s,
-            ),
-        ):
+            ("taskqueue_reactor_held_seconds",
+             "CPU of single calls of the reactor that took 10 ms or more.", metrics.reactor_held_s),
+        ):  # fmt: skip
             yield start(name, "histogram", text)
             yield histogram_block(name, "", histogram)
         name = "taskqueue_reactor_held_max_seconds"
@@ -175,26 +163,19 @@ class Exposition:
         for name, text, label, counts in (
             ("taskqueue_workers", "Places to run a task, by state.", "state", sources.workers),
             ("taskqueue_moves", "Partitions led here that move, by what comes next.", "stage", sources.moves),
-            (
-                "taskqueue_moves_waiting",
-                "Partitions that should move and do not, known at the leader.",
-                "reason",
-                sources.moves_waiting,
-            ),
+            ("taskqueue_moves_waiting",
+             "Partitions that should move and do not, known at the leader.", "reason", sources.moves_waiting),
             ("taskqueue_nodes", "Members of the cluster by status, as this node sees them.", "status", sources.nodes),
-        ):
+        ):  # fmt: skip
             if counts is not None:
                 yield start(name, "gauge", text) + number_block(name, label, list(counts().items()))
         if sources.partitions_short is not None:
             under_replicated, offline = sources.partitions_short()
             for name, text, count in (
-                (
-                    "taskqueue_partitions_under_replicated",
-                    "Partitions with fewer copies in sync than the map gives them.",
-                    under_replicated,
-                ),
+                ("taskqueue_partitions_under_replicated",
+                 "Partitions with fewer copies in sync than the map gives them.", under_replicated),
                 ("taskqueue_partitions_offline", "Partitions without a primary.", offline),
-            ):
+            ):  # fmt: skip
                 yield f"{start(name, 'gauge', text)}{head(name)}{count}\n"
         if sources.copied_bytes is not None:
             name = "taskqueue_copied_bytes"
@@ -203,24 +184,15 @@ class Exposition:
         for name, text, source in (
             ("taskqueue_leader", "1 while this node leads the cluster.", sources.is_leader),
             ("taskqueue_ready", "1 while /ready answers 200.", sources.is_ready),
-            (
-                "taskqueue_disk_free_bytes",
-                "Free bytes on the file system of the data directory.",
-                sources.disk_free_bytes,
-            ),
+            ("taskqueue_disk_free_bytes",
+             "Free bytes on the file system of the data directory.", sources.disk_free_bytes),
             ("taskqueue_store_bytes", "Bytes that the store takes on the disk.", sources.store_bytes),
-            (
-                "taskqueue_uncommitted_bytes",
-                "Bytes of entries proposed and not yet durable.",
-                sources.uncommitted_bytes,
-            ),
+            ("taskqueue_uncommitted_bytes",
+             "Bytes of entries proposed and not yet durable.", sources.uncommitted_bytes),
             ("taskqueue_http_connections", "Open HTTP connections.", sources.http_connections),
-            (
-                "taskqueue_copy_bytes_left",
-                "About what copies of partitions led here still lack before they count.",
-                sources.copy_bytes_left,
-            ),
-        ):
+            ("taskqueue_copy_bytes_left",
+             "About what copies of partitions led here still lack before they count.", sources.copy_bytes_left),
+        ):  # fmt: skip
             if source is not None:
                 yield f"{start(name, 'gauge', text)}{head(name)}{int(source())}\n"
 
@@ -244,29 +216,18 @@ class _Queue:
         self.is_paused = True
 
 
-def _submitted(pair: PairCounts) -> list[tuple[str, int]]:
-    return [("", pair.submitted)]
-
-
-def _finished(pair: PairCounts) -> list[tuple[str, int]]:
-    return [(f',outcome="{state.label}"', pair.finished[state]) for state in _FINAL]
-
-
-def _attempts(pair: PairCounts) -> list[tuple[str, int]]:
-    return [(f',outcome="{outcome}"', count) for outcome, count in pair.attempts.items()]
-
-
-def _retries(pair: PairCounts) -> list[tuple[str, int]]:
-    return [("", pair.retries)]
-
-
-def _dead(queue: _Queue) -> int:
-    return queue.states[State.FAILED]
-
-
-def _age(queue: _Queue) -> float:
-    return queue.age_s
-
-
-def _paused(queue: _Queue) -> int:
-    return int(queue.is_paused)
+_PAIR_COUNTERS: tuple[tuple[str, str, Callable[[PairCounts], Iterable[tuple[str, int]]]], ...] = (
+    ("taskqueue_tasks_submitted", "Tasks accepted.", lambda pair: [("", pair.submitted)]),
+    ("taskqueue_tasks_finished", "Tasks that have ended.",
+     lambda pair: [(f',outcome="{state.label}"', pair.finished[state]) for state in _FINAL]),
+    ("taskqueue_attempts", "Attempts that have ended.",
+     lambda pair: [(f',outcome="{outcome}"', count) for outcome, count in pair.attempts.items()]),
+    ("taskqueue_retries", "Failed attempts that were followed by another.", lambda pair: [("", pair.retries)]),
+)  # fmt: skip
+"""Name, help and samples (further label, value) of what is counted for each queue and type."""
+_QUEUE_GAUGES: tuple[tuple[str, str, Callable[[_Queue], float]], ...] = (
+    ("taskqueue_tasks_dead", "Dead letters: tasks that failed for good.", lambda queue: queue.states[State.FAILED]),
+    ("taskqueue_queue_oldest_ready_age_seconds", "How long the oldest due task has waited.", lambda queue: queue.age_s),
+    ("taskqueue_queue_paused", "1 while the queue is paused.", lambda queue: int(queue.is_paused)),
+)
+"""Name, help and value of what is shown for each queue."""

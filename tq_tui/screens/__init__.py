@@ -1,1 +1,1 @@
-"""One class for each screen and each dialog. They show the view they are given and say what was chosen; the app acts."""
+"""The screens and dialogs, a class each. They show the view they are given and report choices; the app acts."""

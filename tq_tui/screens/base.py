@@ -1,4 +1,4 @@
-"""The base of all six screens: tabs and health above, keys below, and the tasks or the node that an action is about."""
+"""The base of the six screens: tabs and health above, keys below, the tasks or the node that an action is for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ScreenHost(Protocol):
 
     @property
     def view(self) -> ClusterView:
-        """The view to draw; while the console is frozen an older one than is known."""
+        """The view to draw; while the console is frozen, an older one than is known."""
         ...
 
     @property
@@ -44,7 +44,7 @@ class ScreenHost(Protocol):
 
 
 class ConsoleScreen(Screen[None]):
-    """``kind`` names the screen in ``keys.ACTS``. ``show`` is called with each new view while the screen is in front."""
+    """A screen; ``kind`` is its name in ``keys.ACTS``. ``show`` is called with each new view while it is in front."""
 
     kind: ClassVar[str] = ""
 
@@ -80,15 +80,15 @@ class ConsoleScreen(Screen[None]):
         raise NotImplementedError
 
     def events_received(self, events: Sequence[Event]) -> None:
-        """React to changes of tasks; no events at all say that some were missed."""
+        """React to changes of tasks; an empty sequence says that some were missed."""
 
-    # --- what an action is about ---
+    # --- what an action is for ---
     def chosen_tasks(self) -> list[Task]:
-        """The marked ones, else the one under the cursor."""
+        """The marked tasks, else the one under the cursor."""
         return []
 
     def chosen_node(self) -> str | None:
         return None
 
     def tasks_done(self, task_ids: Sequence[str]) -> None:
-        """An action on these tasks has succeeded: unmark them, and ask for them again."""
+        """Unmark these tasks and read them again: an action on them has succeeded."""

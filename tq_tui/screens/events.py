@@ -1,4 +1,4 @@
-"""What happens to tasks, as it happens."""
+"""The screen of events: transitions of tasks as they come."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class EventsScreen(ConsoleScreen):
 
     @on(RowTable.Moved)
     def _moved(self, message: RowTable.Moved) -> None:
-        """Whoever moves looks at something; whoever goes to the end follows."""
+        """Stop following when the cursor moves, follow again when it reaches the end."""
         table = self.table
         at_end = table.cursor >= len(table.rows) - 1
         if self.following != at_end:
@@ -132,6 +132,6 @@ class EventsScreen(ConsoleScreen):
 
 
 def _of_event(column: Column[Event]) -> Column[Any]:
-    """A column of events as one of what was heard."""
+    """A column of ``Event`` as one of ``LoggedEvent``."""
     cell = column.cell
     return replace(cast("Column[Any]", column), cell=lambda logged: cell(logged.event))

@@ -1,4 +1,4 @@
-"""What works here: made from the table of keys, searched as one types. And the calls behind what was done."""
+"""The help, made from the table of keys and searched as one types; and the list of HTTP calls made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tq_tui.widgets.rows import RowTable
 
 
 class HelpScreen(ModalScreen[None]):
-    """:param kind: the screen it is about."""
+    """Help on the screen ``kind``."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f1", "dismiss(None)", show=False, priority=True),
@@ -62,7 +62,7 @@ class HelpScreen(ModalScreen[None]):
 
 
 def help_lines(kind: str, text: str, *, readonly: bool) -> list[Line]:
-    """Grouped; of each action its keys and what it does."""
+    """The actions by group, each with its keys and its title."""
     words = text.lower().split()
 
     def found(shown: str) -> bool:

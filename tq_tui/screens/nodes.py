@@ -1,4 +1,4 @@
-"""Nodes as a table, partitions as a map, moves as they go on."""
+"""The screen of nodes: a table of them, a map of the partitions, the moves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NODES_MAX = 12
 
 
 class PartitionMap(Drawn, can_focus=True):
-    """Arrows choose a partition, a click does too; below the map it is told in words."""
+    """A map of partitions; arrows or a click choose one, described below the map."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left,h", "step(-1)", show=False),

@@ -18,7 +18,7 @@ CHART_LINES = 4
 
 
 class Room(VerticalScroll):
-    """What the other lines of the screen leave: health above it may take one more after the overview was drawn."""
+    """The height left by the other lines, drawn anew when it changes: health may take a line more."""
 
     def on_resize(self) -> None:
         self.query_one(Drawn).refresh(layout=True)

@@ -1,4 +1,4 @@
-"""A new task: what it is, what it gets, when it runs. Checked while it is typed."""
+"""The form for a new task, checked as one types."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TALL = 20
 
 
 class SubmitScreen(Dialog):
-    """:param like: a task to begin with. :param types: those known, the latest first."""
+    """The form. :param like: a task to begin with. :param types: known ones, the latest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", show=False),
@@ -81,14 +81,14 @@ class SubmitScreen(Dialog):
         self.ready_for_keys()
 
     def on_resize(self) -> None:
-        """The payload gives up lines before a button is out of sight."""
+        """Shorten the payload's field before a button is out of sight."""
         self.set_class(self.app.size.height < TALL, "short")
 
     def _typed(self) -> tuple[str, ...]:
         return (*(box.value for box in self.query(Input)), self.query_one("#payload", TextArea).text)
 
     def key_down(self) -> None:
-        """In the type's line: the next one that is known."""
+        """Put the next known type into the type's field."""
         box = self.query_one("#type", Input)
         if not box.has_focus or not self._types:
             return
@@ -102,7 +102,7 @@ class SubmitScreen(Dialog):
         self._check()
 
     def _check(self) -> Submission | None:
-        """What would be sent, or None, with every field saying what is wrong with it."""
+        """The task as it would be submitted; None: a field is wrong, and says so."""
         payload = read_payload(self.query_one("#payload", TextArea).text)
         says = self.query_one("#payload-says", Plain)
         says.say(f"✘ {payload.error}" if payload.error else f"✔ {payload.said}")
@@ -156,7 +156,7 @@ class SubmitScreen(Dialog):
 
     @on(Button.Pressed, "#leave")
     async def action_leave(self) -> None:
-        """Asks only where something was typed that would be lost."""
+        """Close the form; ask first where typed text would be lost."""
         if self._typed() == self._start:
             self.dismiss(None)
             return

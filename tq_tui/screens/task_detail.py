@@ -79,7 +79,7 @@ class TaskScreen(ConsoleScreen):
         task_id = self.task_id
         if task_id is None:
             return
-        # Heaps of events are one question.
+        # Many events are one request.
         await asyncio.sleep(0.05)
         try:
             task = await self.console.requests.ask(lambda client: client.task(task_id))

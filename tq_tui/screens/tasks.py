@@ -1,4 +1,4 @@
-"""Tasks of the whole cluster, and, with the same habits, the dead letters."""
+"""The lists of the cluster's tasks and of its dead letters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TYPING_S = 0.25
 
 
 class TaskListScreen(ConsoleScreen):
-    """:ivar query: what is asked for; without a cursor."""
+    """A list of tasks, page by page; ``query`` is what is asked for, without a cursor."""
 
     dead: ClassVar[bool] = False
 
@@ -47,7 +47,7 @@ class TaskListScreen(ConsoleScreen):
         self.typed = ""
         self.error = ""
         self.bad_filter = ""
-        """What is wrong with what was typed last: stays until it is typed right, whatever answers come in meanwhile."""
+        """What is wrong with the filter as typed; stays until that is mended, whatever answers arrive."""
         self.missing = ""
         self._loading = False
         self._changed = True
@@ -80,7 +80,7 @@ class TaskListScreen(ConsoleScreen):
         self._changed = True
         self._refresh_sometimes()
 
-    # --- what is seen ---
+    # --- drawing ---
     def show(self, view: ClusterView) -> None:
         self.table.dim = lambda task: bool(
             (node := view.named(task.node or "")) and not node.is_up and not task.is_final
@@ -107,7 +107,7 @@ class TaskListScreen(ConsoleScreen):
         return " · ".join(parts)
 
     def _total(self, view: ClusterView) -> int | None:
-        """How many there are, where the sums say it."""
+        """Number of tasks that match, where the sums know it."""
         query = self.query_now
         if query.text or not view.counts_are_whole:
             return None
@@ -134,9 +134,9 @@ class TaskListScreen(ConsoleScreen):
             return f"nothing matches this filter{hint}; Esc clears it"
         return "no dead letters: nothing has failed for good" if self.dead else "no tasks yet; n submits one"
 
-    # --- what is asked ---
+    # --- requests ---
     def reload(self) -> None:
-        """From the beginning."""
+        """Load the list from its beginning."""
         self._loading = True
         self.error = ""
         self.table.empty = "asking …"
@@ -173,7 +173,7 @@ class TaskListScreen(ConsoleScreen):
 
     @work(exclusive=True, group="list")
     async def _refresh_page(self) -> None:
-        """The stretch that is looked at, again."""
+        """Read the page in sight again."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         in_sight = self.table.in_sight
@@ -192,7 +192,7 @@ class TaskListScreen(ConsoleScreen):
 
     @work(exclusive=True, group="more")
     async def _more(self, *, after: bool) -> None:
-        """The next page, or the one before."""
+        """Load the next page, or the one before."""
         start = self.window.next
         if not after:
             previous = self.window.previous()
@@ -274,7 +274,7 @@ class TaskListScreen(ConsoleScreen):
         self.table.focus()
 
     def act_back(self) -> bool:
-        """Esc takes away one thing at a time: the line, the filter, the marks. False: there was nothing."""
+        """Close the filter's line, else clear the filter, else the marks. False: there was nothing to."""
         if self.query_one("#filter-line").display:
             self.workers.cancel_group(self, "typing")
             self._leave_filter()
@@ -311,7 +311,7 @@ class TaskListScreen(ConsoleScreen):
             self.show(self.console.view)
 
     def act_mark_range(self) -> None:
-        """From the nearest marked row above, or below where there is none above, to the cursor."""
+        """Mark the rows from the nearest marked one above, else below, to the cursor."""
         rows, here = self.window.rows, self.table.cursor
         marked = [place for place, task in enumerate(rows) if task.id in self.table.marks]
         above = [place for place in marked if place <= here]
@@ -347,7 +347,7 @@ class DeadScreen(TaskListScreen):
 
 
 def what_is_missing(page: TaskPage) -> str:
-    """A note where the list may be short."""
+    """A note that the list is incomplete, or nothing."""
     words = [f"without {', '.join(page.missing)}"] if page.missing else []
     if page.partitions_missing:
         words.append(f"{len(page.partitions_missing)} partitions not answered for")

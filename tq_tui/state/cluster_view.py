@@ -1,7 +1,7 @@
-"""PURE. What is known of a cluster, folded from what was seen of each node: ``reduce(view, observation) -> view``.
+"""PURE. The view of a cluster, reduced from observations of its nodes: ``reduce(view, observation) -> view``.
 
-Nothing here reads a clock: every observation brings its time, in seconds since the epoch. The last answer of a node stays in the
-view when the node goes down, with its age.
+Observations bring their time, in seconds since the epoch. A node that is down stays in the view
+with its last answer and its age.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tq_tui.client.models import ClusterInfo, Counts, Member, Metrics, Partition
 HISTORY_MAX = 300
 SAMPLE_S = 1.0
 STALE_S = 2.0
-"""A node that has not answered for this long is shown as down, whatever its connection looks like."""
+"""A node silent for this long is shown as down, whatever its connection looks like."""
 
 
 class Phase(Enum):
@@ -28,7 +28,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """A node answered. What was not asked this time is None, and stays as it was."""
+    """A node answered. None: not asked for this time, so it stays as it was."""
 
     address: str
     at_s: float
@@ -52,7 +52,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """An address that is watched from now on. ``given``: by the operator, not learnt from the cluster."""
+    """An address is watched from now on. ``given``: by the operator, not learnt from the cluster."""
 
     address: str
     at_s: float
@@ -61,7 +61,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """An address that turned out to be another one's node, or that left the cluster."""
+    """An address is watched no longer: its node left the cluster, or has another address here."""
 
     address: str
     at_s: float
@@ -101,14 +101,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node: what the console itself sees of it, and its last answer."""
+    """One node: its state as this console sees it, and its last answer."""
 
     address: str
     given: bool = True
     name: str = ""
     phase: Phase = Phase.CONNECTING
     since_s: float = 0.0
-    """When it entered this phase."""
+    """Time of entering ``phase``."""
     seen_s: float | None = None
     error: str = ""
     retry_at_s: float = 0.0
@@ -152,7 +152,7 @@ class Health(Enum):
 
 @dataclass(frozen=True)
 class ClusterView:
-    """Everything that screens show of the cluster."""
+    """Everything that screens show of the cluster; immutable."""
 
     nodes: tuple[NodeView, ...] = ()
     now_s: float = 0.0
@@ -220,7 +220,7 @@ class ClusterView:
 
     @cached_property
     def partitions(self) -> tuple[Partition, ...]:
-        """The newest entry of each, with the lag that its primary knows."""
+        """The newest entry of each partition, with the lag known to its primary."""
         newest: dict[int, Partition] = {}
         for node in self.living or self.nodes:
             for entry in node.partitions:
@@ -230,7 +230,7 @@ class ClusterView:
 
     @cached_property
     def counts(self) -> Counts:
-        """Each task once, as far as their primaries answer."""
+        """Tasks by state, each once, as far as their primaries answer."""
         return sum((node.primary for node in self.living), Counts())
 
     @cached_property
@@ -336,7 +336,7 @@ def _polled(node: NodeView, seen: Polled) -> NodeView:
 
 
 def _rates(node: NodeView, now: Metrics, at_s: float) -> tuple[Rates, float]:
-    """Since the last look. A counter that fell began again with its node."""
+    """Rates and CPU since the last metrics; zero after a restart, whose counters began again."""
     before, seconds = node.metrics, at_s - node.metrics_at_s
     if before is None or seconds <= 0 or now.started_at_s != before.started_at_s or not node.is_up:
         return Rates(), 0.0
@@ -379,7 +379,7 @@ def _sampled(view: ClusterView) -> ClusterView:
 
 
 def _ordered(view: ClusterView, nodes: Iterable[NodeView]) -> ClusterView:
-    """In the order of their names; one that was never reached takes its name from the cluster map."""
+    """The view with these nodes by name; a node never reached takes its name from the cluster map."""
     view = replace(view, nodes=tuple(nodes))
     places = {same_place(member.http): member.id for member in view.members.values() if member.http}
     named = (node if node.name else replace(node, name=places.get(same_place(node.address), "")) for node in view.nodes)

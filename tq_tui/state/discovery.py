@@ -1,4 +1,4 @@
-"""PURE. Who is to be watched: members that nobody watches yet, and addresses that are no longer needed."""
+"""PURE. Which addresses to watch from now on, and which no longer."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from tq_tui.state.cluster_view import ClusterView, NodeView
 
 
 def newcomers(view: ClusterView) -> tuple[str, ...]:
-    """HTTP addresses of members that nobody watches yet."""
+    """HTTP addresses of members that are not watched yet."""
     watched = {same_place(node.address) for node in view.nodes}
     names = {node.name for node in view.nodes if node.name}
-    found: list[str] = []
-    for name, member in view.members.items():
-        if member.http and name not in names and same_place(member.http) not in watched:
-            found.append(member.http)
-    return tuple(found)
+    unknown = [member.http for name, member in view.members.items() if member.http and name not in names]
+    return tuple(address for address in unknown if same_place(address) not in watched)
 
 
 def leavers(view: ClusterView) -> tuple[str, ...]:
-    """Addresses to watch no longer: learnt ones whose node has left, and second names of a node that is watched already."""
+    """Addresses to watch no longer: learnt ones whose node has left, and second addresses of a watched node."""
     kept: dict[str, NodeView] = {}
     gone: list[str] = []
     for node in sorted(view.nodes, key=lambda node: (not node.given, not node.is_up)):

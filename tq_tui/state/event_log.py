@@ -27,9 +27,9 @@ class EventLog:
         self._events: deque[LoggedEvent] = deque(maxlen=kept_max)
         self._numbers = count(1)
         self.total = 0
-        """Events received since the console started, those that were dropped from the log included."""
+        """Number of events received, dropped ones included."""
         self.gaps = 0
-        """How often a stream began anew, so that events may be missing."""
+        """Number of times that events may have been missed."""
 
     def add(self, events: Sequence[Event]) -> None:
         """Append ``events``; an empty sequence says that some were missed."""
@@ -39,7 +39,7 @@ class EventLog:
         self._events.extend(LoggedEvent(next(self._numbers), event) for event in events)
 
     def matching(self, text: str) -> list[LoggedEvent]:
-        """Events that contain every word of ``text``, and none of the words that begin with ``!``."""
+        """Events that contain every word of ``text``, and none that begins with ``!`` there."""
         words = text.lower().split()
         if not words:
             return list(self._events)

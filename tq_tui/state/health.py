@@ -1,4 +1,4 @@
-"""PURE. How a cluster is, in one word and one sentence. No quorum is a state of its own, and said in words."""
+"""PURE. Judges the health of a cluster, in one word and one sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tq_tui.state.cluster_view import ClusterView, Health, NodeView, Phase
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``title``: a word or two in capitals. ``reasons``: what is wrong, the worst first; empty while healthy."""
+    """The judgement. ``title``: a word or two in capitals. ``reasons``: the worst first; empty while healthy."""
 
     health: Health
     title: str
@@ -38,7 +38,7 @@ STYLES = {
 
 
 JUST_NOW_S = 1.0
-"""A node that is down for less is down, and that is all: ``--once`` has no past."""
+"""A node down for less is shown without a duration, as always by ``--once``."""
 
 
 def judge(view: ClusterView) -> Verdict:
@@ -108,7 +108,7 @@ def _troubles(view: ClusterView) -> tuple[str, ...]:
 
 
 def _with_few_copies(view: ClusterView) -> int:
-    """Fewer than the cluster was born to keep, though there are nodes that could hold more."""
+    """Number of partitions with fewer copies than the nodes could hold of those configured."""
     if view.cluster is None:
         return 0
     able = sum(member.status in ("active", "suspect", "down") for member in view.members.values())
@@ -117,7 +117,7 @@ def _with_few_copies(view: ClusterView) -> int:
 
 
 def node_trouble(view: ClusterView, node: NodeView) -> str:
-    """What is wrong with a node in a few words, or nothing."""
+    """What is wrong with a node, in a few words; empty: nothing."""
     status = view.status_of(node)
     if node.phase is Phase.DOWN:
         seconds = view.now_s - node.since_s
@@ -136,7 +136,7 @@ def node_trouble(view: ClusterView, node: NodeView) -> str:
 
 
 def node_note(node: NodeView) -> str:
-    """What keeps a node from running tasks though nothing is wrong with it, in a few words, or nothing."""
+    """Why a healthy node runs no tasks, in a few words; empty: it does."""
     notes = () if node.readiness is None else node.readiness.notes
     return "runs nothing: no handlers" if any(note.code == "no_handlers" for note in notes) else ""
 

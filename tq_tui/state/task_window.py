@@ -1,7 +1,7 @@
-"""PURE. The part of a very long list that is held: whole pages of the server's, found again by the cursors they began with.
+"""PURE. A window on a very long list: some pages of the server's, each known by the cursor that it begins with.
 
-A page's rows change, a page's beginning does not: it is a place in the order, not a number. So memory stays flat however far one
-goes, the way back is known, and a page that is read again is the same stretch of the list.
+A cursor is a place in the order, not a number: rows of a page change, its beginning does not. So
+memory is bounded, the way back is known, and a page can be read again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tq_tui.client.models import FINAL_STATES, Event, Task, TaskPage
 
 PAGES_MAX = 8
 FIRST_PAGE_ROWS_MAX = 1_000
-"""New tasks are put before the others on the first page, until it is so long."""
+"""Bound of the first page, at whose head new tasks are added."""
 
 
 @dataclass(slots=True)
@@ -28,15 +28,15 @@ class _Page:
 
 
 class TaskWindow:
-    """Rows in the server's order, each id once."""
+    """The rows held, in the server's order, each id once."""
 
     def __init__(self) -> None:
         self._pages: list[_Page] = []
         self._before: list[str | None] = []
-        """Beginnings of the pages that were dropped at the front, the nearest last."""
+        """Cursors of the pages dropped at the front, the nearest last."""
         self._rows: list[Task] | None = None
         self.new_above = 0
-        """Tasks that are known to be there before the first row, and are not shown."""
+        """Number of tasks known to be before the first row, and not shown."""
 
     @property
     def rows(self) -> list[Task]:
@@ -62,25 +62,24 @@ class TaskWindow:
         return not self._before
 
     def previous(self) -> tuple[str | None] | None:
-        """In a tuple, the beginning of the page before the window; None where it begins at the beginning."""
+        """The cursor of the page before the window, in a tuple; None: the window is at the start."""
         return (self._before[-1],) if self._before else None
 
     def begin(self, page: TaskPage) -> None:
-        """Forget all, and hold the first page."""
+        """Replace everything by the first page."""
         self._pages = [_Page(None, list(page.tasks), page.next)]
         self._before = []
         self.new_above = 0
         self._rows = None
 
     def add_after(self, page: TaskPage, start: str | None) -> None:
-        """The page that begins at the ``next`` it was asked with; one that is no longer wanted is ignored."""
+        """Append the page that begins at ``start``; ignored unless the window ends there."""
         if not self._pages or self.next != start:
             return
         if page.tasks or page.next is None:
             self._pages.append(_Page(start, list(page.tasks), page.next))
         else:
-            # An empty page that goes on: the server looked at many rows and found none.
-            self._pages[-1].next = page.next
+            self._pages[-1].next = page.next  # the server looked at many rows and found none
         if len(self._pages) > PAGES_MAX:
             self._before.append(self._pages.pop(0).start)
         self._rows = None
@@ -95,14 +94,14 @@ class TaskWindow:
         self._rows = None
 
     def start_of(self, task_id: str) -> str | None:
-        """Beginning of the page that holds a task."""
+        """The cursor of the page with the task, else of the first one held."""
         for page in self._pages:
             if any(task.id == task_id for task in page.tasks):
                 return page.start
         return self._pages[0].start if self._pages else None
 
     def refresh(self, start: str | None, fresh: TaskPage) -> None:
-        """A page that is held, read again."""
+        """Replace the rows of a page that was read again."""
         place = next((place for place, page in enumerate(self._pages) if page.start == start), None)
         if place is None:
             return
@@ -111,7 +110,7 @@ class TaskWindow:
             self._refresh_first(page, fresh)
         else:
             known = {task.id for task in page.tasks}
-            # It may have been cut shorter than it was; what is behind the cut is on it still.
+            # The server may have cut it shorter: rows behind the cut stay.
             last = fresh.tasks[-1].id if fresh.tasks else None
             tail = _after(page.tasks, last) if fresh.next is not None and last in known else []
             page.tasks = [*fresh.tasks, *tail]
@@ -125,7 +124,7 @@ class TaskWindow:
             return
         newer = next((place for place, task in enumerate(fresh.tasks) if task.id in known), len(fresh.tasks))
         if newer == len(fresh.tasks) or len(page.tasks) + newer > FIRST_PAGE_ROWS_MAX:
-            # More new ones than a page holds: joining would leave a gap, and replacing would take the cursor's task away.
+            # More new tasks than a page holds: to join would leave a gap, to replace would drop the cursor's task.
             self._update(fresh.tasks)
             self.new_above = newer
             return
@@ -141,12 +140,12 @@ class TaskWindow:
             page.tasks = [fresh.get(task.id, task) for task in page.tasks]
 
     def put(self, task: Task) -> None:
-        """What is known better of one task."""
+        """Replace a task's row by a newer one."""
         self._update([task])
         self._rows = None
 
     def apply_events(self, events: Sequence[Event]) -> bool:
-        """Apply transitions to the rows that are held. True: something is to be drawn again."""
+        """Apply transitions to the rows held. True: a row has changed."""
         latest: dict[str, list[Event]] = {}
         for event in events:
             latest.setdefault(event.task_id, []).append(event)
@@ -162,7 +161,7 @@ class TaskWindow:
 
 
 def after(task: Task, event: Event) -> Task:
-    """A row after a transition, as far as the event tells it."""
+    """A row after a transition, as far as the event says."""
     at = datetime.fromisoformat(event.at)
     changes: dict[str, object] = {"status": event.to, "attempt": event.attempt}
     if event.node is not None:

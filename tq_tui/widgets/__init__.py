@@ -1,1 +1,1 @@
-"""What is on the screens. A widget draws what it is given, and says what was done to it; it asks nobody."""
+"""The widgets of the screens. A widget draws what it is given and posts messages; it asks nobody."""

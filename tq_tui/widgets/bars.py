@@ -1,4 +1,4 @@
-"""The lines above and below every screen: tabs, health, keys. All of them can be clicked."""
+"""The lines above and below every screen: tabs, health, keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tq_tui.state.cluster_view import ClusterView
 
 
 class TabLine(Widget):
-    """``1 Overview  2 Tasks …`` and, on the right, what this console is. ``badge``: frozen, read-only."""
+    """The tabs, ``1 Overview  2 Tasks …``, and on the right ``badge``: frozen, read-only."""
 
     DEFAULT_CSS = "TabLine { height: 1; width: 1fr; background: $panel; }"
 
@@ -47,7 +47,7 @@ class TabLine(Widget):
 
 
 class HealthLine(Widget):
-    """One line that says how the cluster is; two where there is a reason to give and room for it."""
+    """The cluster's health in one line; in two where there is a reason to give and room for it."""
 
     DEFAULT_CSS = "HealthLine { height: 1; width: 1fr; } HealthLine.troubled { height: 2; }"
 
@@ -78,7 +78,7 @@ class HealthLine(Widget):
 
 
 class KeyLine(Widget):
-    """The keys that matter here, by importance as far as there is room; ``?`` and ``q`` always."""
+    """The keys of the screen, by rank, as far as there is room; ``?`` and ``q`` always."""
 
     DEFAULT_CSS = "KeyLine { height: 1; width: 1fr; background: $panel; dock: bottom; }"
 

@@ -1,4 +1,4 @@
-"""A widget for everything that a pure function draws: lines for a width and a height."""
+"""A widget that shows what a pure function draws for its width and height."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Draw = Callable[[int, int], list[Line]]
 
 
 class Drawn(Widget):
-    """``show`` takes a function of the width and the height there is. ``fixed``: the height follows what is drawn."""
+    """Shows what ``Draw`` returns for its size. ``fixed``: the height follows what is drawn."""
 
     DEFAULT_CSS = "Drawn { height: 1fr; width: 1fr; } Drawn.-fixed { height: auto; }"
 

@@ -1,4 +1,4 @@
-"""The line behind ``/``: what was filtered by before comes back with the arrows."""
+"""The filter's input line, with a history."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAST_MAX = 50
 
 
 class FilterInput(Input):
-    """``keep`` what was entered; ``↑`` and ``↓`` go through it, the latest first."""
+    """An input whose ``↑`` and ``↓`` go through what was kept with ``keep``, the latest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "past(-1)", show=False),
@@ -30,7 +30,7 @@ class FilterInput(Input):
         self._place = len(self._past)
 
     def action_past(self, step: int) -> None:
-        """One step further back or forward; past the latest there is an empty line."""
+        """Go one step back or forward in the history; past the latest entry there is an empty line."""
         place = max(0, min(len(self._past), self._place + step))
         if self._past and place != self._place:
             self._place = place

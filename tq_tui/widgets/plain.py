@@ -1,4 +1,4 @@
-"""The one way from words to a widget: what others have written is made printable first."""
+"""Text in a widget, made printable first: it is other people's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def content(lines: Iterable[Line]) -> Content:
 
 
 class Plain(Static):
-    """Words as they are, without markup, one line for each of theirs."""
+    """A widget of plain text, without markup."""
 
     def __init__(self, words: str = "", *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(f.printable_text(words), id=id, classes=classes, markup=False)

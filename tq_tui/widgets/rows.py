@@ -1,4 +1,4 @@
-"""A table that keeps its cursor on a row's key, not on its number, and leaves columns out by rank where it is narrow."""
+"""A table whose cursor follows a row's key, and that leaves columns out by rank where it is narrow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POINTER, MARKED = "▸", "◆"
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[R]):
-    """``rank``: the highest goes first where there is no room. ``grow``: takes what is left, up to ``width_max``."""
+    """One column. ``rank``: the highest is left out first. ``grow``: takes the width left over, up to ``width_max``."""
 
     key: str
     title: str
@@ -63,7 +63,7 @@ def fitting(columns: Sequence[Column[R]], width: int) -> list[tuple[Column[R], i
 
 
 class RowTable(Widget, Generic[R], can_focus=True):
-    """:param key: of a row; unique. ``marks`` and ``empty`` (what to say without rows) may be set at any time."""
+    """A table of rows with unique keys. ``marks`` and ``empty``, the text without rows, may be set at any time."""
 
     DEFAULT_CSS = "RowTable { height: 1fr; width: 1fr; }"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -77,14 +77,14 @@ class RowTable(Widget, Generic[R], can_focus=True):
     ]
 
     class Moved(Message):
-        """The cursor is on another row, or at the end of what is there (``edge``: -1, 1) and was told to go on."""
+        """The cursor is on another row, or was moved on at the first (``edge`` -1) or last row (``edge`` 1)."""
 
         def __init__(self, table: RowTable[Any], edge: int = 0) -> None:
             super().__init__()
             self.table, self.edge = table, edge
 
     class Opened(Message):
-        """Enter, or a double click."""
+        """The row was opened, by Enter or a double click."""
 
         def __init__(self, table: RowTable[Any], row: Any) -> None:
             super().__init__()
@@ -131,8 +131,7 @@ class RowTable(Widget, Generic[R], can_focus=True):
         return self.rows[self._top : self._top + self.page_rows]
 
     def set_rows(self, rows: Sequence[R]) -> None:
-        """The cursor stays on its row, wherever that is now, and as far down the screen as it was where that is possible. A row
-        that is gone leaves it at its place."""
+        """Replace the rows. The cursor stays on its row and, if possible, at its height on the screen."""
         key, depth = self.current_key, self._cursor - self._top
         self.rows = rows
         found = self._find(key) if key is not None else None
@@ -145,7 +144,6 @@ class RowTable(Widget, Generic[R], can_focus=True):
         self.refresh()
 
     def _find(self, key: str) -> int | None:
-        # Nearly always it is where it was.
         if self._cursor < len(self.rows) and self._key(self.rows[self._cursor]) == key:
             return self._cursor
         return next((place for place, row in enumerate(self.rows) if self._key(row) == key), None)
