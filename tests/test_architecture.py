@@ -193,3 +193,35 @@ def test_a_constructor_takes_at_most_six_collaborators() -> None:
                         if given > COLLABORATORS_MAX:
                             found.add(part.name)
     assert found == MORE_COLLABORATORS
+
+
+MIXINS = {"RequestLifecycle"}
+"""Each class that is made of one gives its attributes their values."""
+
+
+def classes() -> dict[str, ast.ClassDef]:
+    trees = (ast.parse(path.read_text()) for path in files_of("tq_node", "tq_tui"))
+    return {part.name: part for tree in trees for part in ast.walk(tree) if isinstance(part, ast.ClassDef)}
+
+
+def declares_fields(part: ast.ClassDef, known: dict[str, ast.ClassDef]) -> bool:
+    """Whether annotations alone make its attributes, or a base that is not ours does: ``Struct``, Twisted's."""
+    if any("dataclass" in ast.unparse(decorator) for decorator in part.decorator_list):
+        return True
+    bases = {ast.unparse(base).partition("[")[0] for base in part.bases} - {"Generic"}
+    return any(base not in known or declares_fields(known[base], known) for base in bases)
+
+
+def test_no_attribute_is_without_a_value() -> None:
+    """What an object needs is recovered first, and the object made then: no attribute that only ``start`` fills."""
+    known = classes()
+    for name, part in known.items():
+        bare = [one for one in ast.walk(part) if isinstance(one, ast.AnnAssign) and one.value is None]
+        assert not [one for one in bare if isinstance(one.target, ast.Attribute)], name
+        if name not in MIXINS and not declares_fields(part, known):
+            assert not [one for one in part.body if one in bare and "ClassVar" not in ast.unparse(one)], name
+    for path in files_of("tq_node", "tq_tui"):
+        for one in ast.walk(ast.parse(path.read_text())):
+            if isinstance(one, ast.Assert):
+                said = ast.unparse(one.test)
+                assert not (said.startswith("self.") and said.endswith(" is not None")), f"{relative(path)}: {said}"

@@ -184,9 +184,9 @@ class Node:
 
     def kill(self) -> None:
         """As ``kill -9 PID``."""
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.process is not None
-        self.process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def stop(self) -> None:
         """In order, and if that takes too long by force, its worker processes too."""

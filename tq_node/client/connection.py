@@ -27,10 +27,12 @@ class Lost(Exception):
 class Connection(asyncio.Protocol):
     """A connection, made by ``loop.create_connection``; ``ask`` may be called while ``is_free``."""
 
+    _transport: asyncio.Transport
+    """There once ``create_connection`` returns."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.idle_since_s = 0.0
         self._loop = loop
-        self._transport: asyncio.Transport | None = None
         self._reader = AnswerReader()
         self._pending: asyncio.Future[Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -43,7 +45,6 @@ class Connection(asyncio.Protocol):
 
     def ask(self, request: bytes, timeout_s: float) -> asyncio.Future[Answer]:
         """Send a request. The future has the answer, or fails with ``Lost``; to cancel it closes the connection."""
-        assert self._transport is not None
         assert self.is_free
         self._uses += 1
         asked = self._pending = self._loop.create_future()
@@ -112,8 +113,7 @@ class Connection(asyncio.Protocol):
 
     def _abort(self) -> None:
         self._closed = True
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
 
 def in_words(why: BaseException) -> str:

@@ -11,6 +11,7 @@ import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.endpoints import serverFromString
@@ -26,7 +27,7 @@ from tq_node.cli.options import version
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.facade import ReadyNote
-from tq_node.node.member import Credentials, Member, PeerPortTaken, identify
+from tq_node.node.member import Birth, Credentials, Member, NodeIdentity, PeerPortTaken, identify, make_plane
 from tq_node.node.process import check_files, check_free, listen_now, with_backlog
 from tq_node.node.systemd import Notifier
 from tq_node.observe.loop_monitor import LoopMonitor
@@ -110,11 +111,15 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         undo.callback(store.close)
         clock = Clock(reactor)
         identity = identify(settings, credentials, store.meta(), clock.wall_us(), os.urandom, registry.announced.kind)
-        member = Member(settings, reactor, store, clock, identity, on_older_cluster=ends.end_with_line)
         lock = WorkersLock(settings.data_dir / "workers.lock")
         undo.callback(lock.close)
         # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
         workers_gone = lock.prove_alone()
+
+        def has_tasks() -> bool:
+            return node.has_tasks()
+
+        birth = Birth(settings, store, clock, identity, has_tasks=has_tasks, on_older_cluster=ends.end_with_line)
 
         async def open_local(cluster: ClusterSettings) -> LocalQueue:
             hooks = QueueHooks(
@@ -125,29 +130,30 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 workers_are_gone=lambda: workers_gone or _prove_alone(lock),
             )
             return await open_local_queue(
-                store, clock, _queue_settings(settings, registry, member, cluster), metrics, hooks
+                store, clock, _queue_settings(settings, registry, identity, cluster), metrics, hooks
             )
 
         node = Node(
             clock,
             ClusterQueueSettings(
-                node_id=member.node_id,
+                node_id=identity.registration.node_id,
                 node_name=settings.node_name,
                 open_local=open_local,
                 no_handler_after_ms=settings.no_handler_after_ms,
                 draw=random.random,
-                secret_for_joiners=member.secret_for_joiners,
+                secret_for_joiners=identity.secret_for_joiners,
                 notes=notes,
             ),
-            member.assemble,
+            partial(make_plane, settings, store, clock, identity),
             NodeHooks(
-                guard=member.guarded,
-                on_greeted=member.greeted,
+                guard=birth.guarded,
+                on_greeted=birth.greeted,
                 on_shutdown=ends.shutdown_asked,
                 on_refused=ends.refused_by_cluster,
                 on_broken=ends.promise_broken,
             ),
         )
+        member = Member(settings, store, clock, identity, node.state.plane, birth)
         admin = ClusterAdmin(node.state, clock, ends.shutdown_asked)
         queue = ClusterQueue(node.state, node.work, admin, clock)
         worker = WorkerService(
@@ -260,12 +266,12 @@ def _look_for_failure(settings: NodeSettings) -> None:
 
 
 def _queue_settings(
-    settings: NodeSettings, registry: Registry, member: Member, cluster: ClusterSettings
+    settings: NodeSettings, registry: Registry, identity: NodeIdentity, cluster: ClusterSettings
 ) -> QueueSettings:
     return QueueSettings(
-        node_id=member.node_id,
+        node_id=identity.registration.node_id,
         node_name=settings.node_name,
-        incarnation=member.identity.registration.incarnation,
+        incarnation=identity.registration.incarnation,
         seed=cluster.seed,
         partition_count=cluster.partition_count,
         born_us=cluster.born_us,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
@@ -99,6 +99,8 @@ class NodeIdentity:
     """Which node this start is, and of which cluster; nothing of it is durable before ``Member.start``."""
 
     credentials: Credentials
+    local: LocalIdentity
+    """As it introduces itself to peers."""
     registration: Registration
     belonging: Belonging | None
     """The cluster that the directory belongs to, or that this start founds; None: it joins one."""
@@ -109,6 +111,10 @@ class NodeIdentity:
     is_joining: bool
     seed: int
     """64 random bits of this start."""
+
+    def secret_for_joiners(self) -> bytes | None:
+        """To a node that joins over loopback; None where operators keep the secret in a file, or certificates do its work."""
+        return None if self.credentials.are_given else self.local.secret
 
 
 def identify(
@@ -166,88 +172,121 @@ def identify(
         handlers,
     )
     seed = int.from_bytes(random_bytes(_SEED_BYTES), "big")
-    return NodeIdentity(credentials, registration, belonging, secret, first, is_joining, seed)
+    local = LocalIdentity(
+        node_id=registration.node_id,
+        name=settings.node_name,
+        incarnation=registration.incarnation,
+        features_min=FEATURE_LEVEL_MIN,
+        features_max=FEATURE_LEVEL_MAX,
+        cluster=None if belonging is None else belonging.cluster_id,
+        secret=secret,
+    )
+    return NodeIdentity(credentials, local, registration, belonging, secret, first, is_joining, seed)
 
 
-class Member:
-    """The node as a member of a cluster: ``assemble``, ``start``, ``join``, ``leave_gracefully``, ``stop``, in this order.
+class Birth:
+    """Guards a cluster that is founded here against an older one (F15a), and keeps the outcome in the store.
 
-    :param on_older_cluster: gets one line for the operator; the process must end with it (F15a).
+    Does nothing where none is founded.
+
+    :param has_tasks: whether this node holds any task now.
+    :param on_older_cluster: gets one line for the operator; the process must end with it.
     """
 
     def __init__(
         self,
         settings: NodeSettings,
-        reactor: Any,
         store: Store,
         clock: Clock,
         identity: NodeIdentity,
         *,
+        has_tasks: Callable[[], bool],
         on_older_cluster: Callable[[str], None],
     ) -> None:
-        self._settings, self._reactor, self._store, self._clock = settings, reactor, store, clock
-        self._on_older_cluster = on_older_cluster
-        self.identity = identity
-        self._belonging = identity.belonging
-        registration = identity.registration
-        self._local = LocalIdentity(
-            node_id=registration.node_id,
-            name=settings.node_name,
-            incarnation=registration.incarnation,
-            features_min=FEATURE_LEVEL_MIN,
-            features_max=FEATURE_LEVEL_MAX,
-            cluster=None if identity.belonging is None else identity.belonging.cluster_id,
-            secret=identity.secret,
-        )
-        self._plane: ControlPlane | None = None
+        self._store = store
         self._guard: BootstrapGuard | None = None
+        self._belonging = belonging = identity.belonging
+        if belonging is not None and belonging.is_newborn:
+
+            def end(line: str) -> None:
+                # However it is started again, it waits again.
+                self._keep(newborn_again(belonging)).addBoth(lambda _: on_older_cluster(line))
+
+            self._guard = BootstrapGuard(
+                clock,
+                Founder(belonging.cluster_id, settings.node_name, str(settings.peer_public)),
+                has_tasks=has_tasks,
+                on_older_cluster=end,
+                guard_s=settings.birth_guard_s,
+                trusts_own_users=identity.secret_for_joiners() is not None,
+            )
+
+    def watch(self) -> None:
+        """The peers' port listens, and the identity is durable."""
+        if self._guard is not None:
+            self._guard.watch().addCallback(self._guard_ended)
+
+    def _guard_ended(self, passed: bool) -> None:
+        if passed and self._belonging is not None:
+            self._keep(past_birth_guard(self._belonging)).addErrback(lambda _: None)  # the store says so itself (R18)
+
+    def _keep(self, belonging: Belonging) -> Deferred[None]:
+        return self._store.commit(Batch(meta=belonging_values(belonging)))
+
+    def guarded(self) -> NotReadyReason | None:
+        """Why a newborn cluster is not ready yet."""
+        guard = self._guard
+        if guard is None or not guard.is_newborn:
+            return None
+        return NotReadyReason("not_ready", guard.doubt) if guard.doubt else _NEWBORN
+
+    def greeted(self, greeting: Greeting) -> None:
+        if self._guard is not None:
+            self._guard.greeted(greeting)
+
+    def stop(self) -> None:
+        if self._guard is not None:
+            self._guard.stop()
+
+
+def make_plane(
+    settings: NodeSettings, store: Store, clock: Clock, identity: NodeIdentity, outside: Outside
+) -> ControlPlane:
+    """:param outside: the rest of the node, which the control plane calls back once it has started."""
+    local, tls, reactor = identity.local, identity.credentials.tls, clock.reactor
+    authentication = Authentication(local, Sessions(), tls)
+    connector = Connector(reactor, authentication, lambda address, seconds: client_endpoint(reactor, address, seconds))
+    endpoint = serverFromString(reactor, with_backlog(settings.peer.endpoint))
+    transport = Transport(
+        lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
+        lambda plane: PeerListener(reactor, endpoint, authentication, plane),
+        has_certificates=tls is not None,
+    )
+    return ControlPlane(clock, store, ThisRun(local, identity.registration, identity.seed), transport, outside)
+
+
+class Member:
+    """The node as a member of a cluster: ``listen``, ``start``, ``join``, ``leave_gracefully``, ``stop``, in this order."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        store: Store,
+        clock: Clock,
+        identity: NodeIdentity,
+        plane: ControlPlane,
+        birth: Birth,
+    ) -> None:
+        self._settings, self._store, self._clock, self._birth = settings, store, clock, birth
+        self.identity = identity
+        self.plane = plane
         self._joiner: Joiner | None = None
+        """While the node joins."""
         self._is_started = False
 
     @property
     def node_id(self) -> NodeId:
         return self.identity.registration.node_id
-
-    @property
-    def plane(self) -> ControlPlane:
-        """There from ``assemble`` on: it needs the rest of the node, which asks the member for its guard."""
-        assert self._plane is not None, "not assembled"
-        return self._plane
-
-    def secret_for_joiners(self) -> bytes | None:
-        """To a node that joins over loopback; None where operators keep the secret in a file, or certificates do its work."""
-        return None if self.identity.credentials.are_given else self._local.secret
-
-    # --- assembly ---
-    def assemble(self, outside: Outside) -> ControlPlane:
-        """Make the control plane, and the birth guard of a cluster that is founded here.
-
-        :param outside: the rest of the node, which the control plane calls back once it has started.
-        """
-        settings, belonging, local, tls = self._settings, self._belonging, self._local, self.identity.credentials.tls
-        authentication = Authentication(local, Sessions(), tls)
-        connector = Connector(
-            self._reactor, authentication, lambda address, seconds: client_endpoint(self._reactor, address, seconds)
-        )
-        endpoint = serverFromString(self._reactor, with_backlog(settings.peer.endpoint))
-        transport = Transport(
-            lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
-            lambda plane: PeerListener(self._reactor, endpoint, authentication, plane),
-            has_certificates=tls is not None,
-        )
-        run = ThisRun(local, self.identity.registration, self.identity.seed)
-        plane = self._plane = ControlPlane(self._clock, self._store, run, transport, outside)
-        if belonging is not None and belonging.is_newborn:
-            founder = Founder(belonging.cluster_id, settings.node_name, str(settings.peer_public))
-            self._guard = BootstrapGuard(
-                self._clock,
-                founder,
-                has_tasks=outside.has_tasks,
-                on_older_cluster=self._older_cluster,
-                guard_s=settings.birth_guard_s,
-                trusts_own_users=self.secret_for_joiners() is not None,
-            )
-        return plane
 
     def listen(self) -> None:
         """:raises PeerPortTaken: the peers' address is in use or not ours."""
@@ -262,38 +301,13 @@ class Member:
     # --- life ---
     async def start(self) -> None:
         """Write the identity to the store, then start the control plane: nobody hears of a node that forgets itself."""
-        belonging, meta = self._belonging, self.identity.meta
+        belonging, meta = self.identity.belonging, self.identity.meta
         if belonging is not None and belonging.birth is not None and not is_founded(self._store.meta()):
             meta = meta | await first_table(self._store, belonging, self.identity.registration, self._settings.voters)
         await self._store.commit(Batch(meta=meta))
         await self.plane.start()
         self._is_started = True
-        if self._guard is not None:
-            self._guard.watch().addCallback(self._guard_ended)
-
-    def _guard_ended(self, passed: bool) -> None:
-        if passed and self._belonging is not None:
-            self._keep(past_birth_guard(self._belonging)).addErrback(lambda _: None)  # the store says so itself (R18)
-
-    def _keep(self, belonging: Belonging) -> Deferred[None]:
-        self._belonging = belonging
-        return self._store.commit(Batch(meta=belonging_values(belonging)))
-
-    def _older_cluster(self, line: str) -> None:
-        assert self._belonging is not None
-        # However it is started again, it waits again.
-        self._keep(newborn_again(self._belonging)).addBoth(lambda _: self._on_older_cluster(line))
-
-    def guarded(self) -> NotReadyReason | None:
-        """Why a newborn cluster is not ready yet."""
-        guard = self._guard
-        if guard is None or not guard.is_newborn:
-            return None
-        return NotReadyReason("not_ready", guard.doubt) if guard.doubt else _NEWBORN
-
-    def greeted(self, greeting: Greeting) -> None:
-        if self._guard is not None:
-            self._guard.greeted(greeting)
+        self._birth.watch()
 
     async def join(self) -> None:
         """Become a member, if this node is not: goes on until it is, or is refused, or ``stop_joining``.
@@ -307,11 +321,13 @@ class Member:
             [str(address) for address in self._settings.join],
             own=self._settings.http_own,
             secret=identity.secret,
-            belongs_to=None if self._belonging is None else self._belonging.cluster_id,
+            belongs_to=None if identity.belonging is None else identity.belonging.cluster_id,
         )
-        inviter = Inviter(self._reactor, needs_secret=identity.secret is None and identity.credentials.tls is None)
+        inviter = Inviter(
+            self._clock.reactor, needs_secret=identity.secret is None and identity.credentials.tls is None
+        )
         steps = JoinSteps(inviter, self.plane.pool.dial, self._joins)
-        self._joiner = Joiner(self._clock, settings, steps, self._local, identity.registration)
+        self._joiner = Joiner(self._clock, settings, steps, identity.local, identity.registration)
         try:
             welcome = await self._joiner.join()
         except JoinRefused as why:
@@ -331,8 +347,7 @@ class Member:
     def stop_joining(self) -> None:
         if self._joiner is not None:
             self._joiner.stop()
-        if self._guard is not None:
-            self._guard.stop()
+        self._birth.stop()
 
     async def leave_gracefully(self) -> None:
         """Hand over the leadership of Raft, and tell the others: they would notice a node that vanished only by its port."""

@@ -71,16 +71,9 @@ class Source(msgspec.Struct):
     store: Store
     node: Formatted
     belonging: Belonging
+    birth: Birth
     table: ClusterMap
     copies: dict[int, PartitionLog]
-
-    @property
-    def birth(self) -> Birth:
-        if not self.table.is_founded:
-            assert self.belonging.birth is not None, "checked when it was opened"
-            return self.belonging.birth
-        settings = self.table.settings
-        return Birth(settings.seed, settings.partition_count, settings.replication_factor)
 
     @property
     def born_us(self) -> int:
@@ -200,10 +193,14 @@ async def _opened(reactor: Any, path: Path, folder: Path, opened: list[Store]) -
         table = await _table(store)
     except (UnreadableMap, UnreadableCommand) as why:
         raise Refused(f"{path} is of a later release: {why}") from why
-    if not table.is_founded and belonging.birth is None:
+    if table.is_founded:
+        birth = Birth(table.settings.seed, table.settings.partition_count, table.settings.replication_factor)
+    elif belonging.birth is not None:
+        birth = belonging.birth
+    else:
         raise Refused(f"{path} is of a node that never became a member of its cluster")
     copies = {copy.partition: copy for copy in await store.partitions()}
-    return Source(path, store, msgspec.json.decode(meta["identity"], type=Formatted), belonging, table, copies)
+    return Source(path, store, msgspec.json.decode(meta["identity"], type=Formatted), belonging, birth, table, copies)
 
 
 async def _table(store: Store) -> ClusterMap:

@@ -181,8 +181,9 @@ class PartitionCore(Generic[News]):
 
         :raises AssertionError: the cluster map lists it, or this copy leads.
         """
-        assert self.record is not None
-        assert self.me not in self.record.copies, "only a leftover is dropped"
+        record = self.record
+        assert record is not None
+        assert self.me not in record.copies, "only a leftover is dropped"
         assert self._primary is None
         if self._replica.is_receiving:
             self._replica.abort_snapshot()

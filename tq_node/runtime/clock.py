@@ -73,25 +73,25 @@ class Clock:
     """Timers over any ``IReactorTime`` (a ``task.Clock`` in tests), and the wall clock beside it."""
 
     def __init__(self, reactor: IReactorTime, wall: WallClock | None = None) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self.wall_us = wall if wall is not None else WallClock()
         self.slices = Slices(reactor, now_s=reactor.seconds)
         """Cuts long work into slices. In virtual time nothing is cut, as work takes none."""
 
     def now_ms(self) -> int:
         """Monotonic milliseconds; they mean nothing outside this process."""
-        return int(self._reactor.seconds() * 1000)
+        return int(self.reactor.seconds() * 1000)
 
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> IDelayedCall:
-        return self._reactor.callLater(seconds, call, *args)
+        return self.reactor.callLater(seconds, call, *args)
 
     def timer(self, call: Callable[[], object]) -> Timer:
         """Return a timer for ``call``, not started."""
-        return Timer(self._reactor, call)
+        return Timer(self.reactor, call)
 
     def every(self, seconds: float, call: Callable[[], Awaitable[None] | None], what: str) -> Loop:
         """Call at once, then each ``seconds``; see ``Loop``."""
-        return Loop(self._reactor, seconds, call, what)
+        return Loop(self.reactor, seconds, call, what)
 
 
 class Timer:

@@ -209,8 +209,9 @@ class AcceptedPeer(PeerConnection):
             self._set_timer(bounds.IDLE_S_MAX - silent_s, self._look_for_life)
 
     def _who(self) -> PeerIdentity:
-        assert self.peer is not None
-        return self.peer
+        peer = self.peer
+        assert peer is not None, "nothing is served before that"
+        return peer
 
     def _ping(self, session: int) -> dict[str, Any]:
         peer = self._who()

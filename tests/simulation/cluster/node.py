@@ -28,9 +28,10 @@ from tests.simulation.families import need
 from tests.support.world import SECOND_US
 from tq_node import limits
 from tq_node.cli import config
+from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import ClusterSettings
 from tq_node.facade import TypeDefaults
-from tq_node.node.member import Credentials, Member, identify
+from tq_node.node.member import Birth, Credentials, Member, identify, make_plane
 from tq_node.node.service import SITE_CLOSE_S
 from tq_node.observe.metrics import Metrics
 from tq_node.partition.core import PartitionCore
@@ -107,32 +108,33 @@ class SimulatedNode:
         clock = Clock(reactor, WallClock(self._wall_ns, lambda: int(reactor.seconds() * 1e9)))
         draw = self._draws.randbytes
         identity = identify(self._settings, Credentials.of(self._settings), self.store.meta(), clock.wall_us(), draw)
-        member = self.member = Member(
+        birth = Birth(
             self._settings,
-            reactor,
             self.store,
             clock,
             identity,
+            has_tasks=lambda: node.has_tasks(),  # noqa: PLW0108 (made below)
             on_older_cluster=lambda line: self._broken("birth guard", RuntimeError(line)),
         )
         node = self.node = Node(
             clock,
             ClusterQueueSettings(
-                node_id=member.node_id,
+                node_id=identity.registration.node_id,
                 node_name=self.name,
-                open_local=partial(self._open_local_queue, clock, member, broken),
+                open_local=partial(self._open_local_queue, clock, identity.registration, broken),
                 draw=self._draws.random,
-                secret_for_joiners=member.secret_for_joiners,
+                secret_for_joiners=identity.secret_for_joiners,
             ),
-            member.assemble,
+            partial(make_plane, self._settings, self.store, clock, identity),
             NodeHooks(
-                guard=member.guarded,
-                on_greeted=member.greeted,
+                guard=birth.guarded,
+                on_greeted=birth.greeted,
                 on_shutdown=lambda: None,
                 on_refused=lambda refusal: self._broken("the cluster refuses the node", RuntimeError(str(refusal))),
                 on_broken=broken,
             ),
         )
+        member = self.member = Member(self._settings, self.store, clock, identity, node.state.plane, birth)
         self.queue = ClusterQueue(node.state, node.work, ClusterAdmin(node.state, clock, lambda: None), clock)
         self.worker = SimWorker(self)
         member.listen()
@@ -155,7 +157,11 @@ class SimulatedNode:
         return (START_US + self.world.time.now_us + self.wall_skew_us) * 1000
 
     async def _open_local_queue(
-        self, clock: Clock, member: Member, broken: Callable[[BaseException], None], cluster: ClusterSettings
+        self,
+        clock: Clock,
+        registration: Registration,
+        broken: Callable[[BaseException], None],
+        cluster: ClusterSettings,
     ) -> LocalQueue:
         """As ``build.open_local``."""
         local = await open_local_queue(
@@ -163,9 +169,9 @@ class SimulatedNode:
             clock,
             QueueSettings(
                 defaults_of=lambda task_type: TypeDefaults(),
-                node_id=member.node_id,
+                node_id=registration.node_id,
                 node_name=self.name,
-                incarnation=member.identity.registration.incarnation,
+                incarnation=registration.incarnation,
                 seed=cluster.seed,
                 partition_count=cluster.partition_count,
                 born_us=cluster.born_us,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
@@ -46,6 +46,7 @@ class ApiChannel(http.HTTPChannel):
 
     server: ServerState
     routing: Routing
+    transport: Any
     maxHeaders = 100
     totalHeadersSize = HEAD_BYTES_MAX
     _abort: IDelayedCall | None = None
@@ -81,13 +82,12 @@ class ApiChannel(http.HTTPChannel):
     _linger: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        assert self.transport is not None
         connections = self.server.connections
         self.host = host_of(self.transport.getPeer())
         self.only_probes = connections.is_full
         self._is_between_requests = not self.only_probes
         connections.add(self)
-        cast("Any", self.transport).bufferSize = limits.UNSENT_UNCOUNTED_BYTES
+        self.transport.bufferSize = limits.UNSENT_UNCOUNTED_BYTES
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -144,7 +144,6 @@ class ApiChannel(http.HTTPChannel):
         """
 
         def send() -> None:
-            assert self.transport is not None
             request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
             self.transport.write(refused_submit_answer(server, request_id))
             server.metrics.http(plain.route.path, Busy.status, 0.0)
@@ -189,13 +188,11 @@ class ApiChannel(http.HTTPChannel):
 
     # --- answers that are not sent yet ---
     def write(self, data: bytes) -> None:
-        assert self.transport is not None
         self.transport.write(data)
         if self._waitingForTransport:
             self.server.connections.note_unsent(self, len(data))
 
     def writeSequence(self, iovec: Sequence[bytes]) -> None:
-        assert self.transport is not None
         self.transport.writeSequence(iovec)
         if self._waitingForTransport:
             self.server.connections.note_unsent(self, sum(map(len, iovec)))
@@ -321,7 +318,6 @@ class ApiChannel(http.HTTPChannel):
     # --- the end ---
     def refuse(self, error: TaskQueueError, request_id: bytes) -> None:
         """Write a whole answer with ``Connection: close``, outside of a request. Doesn't close."""
-        assert self.transport is not None
         self.transport.write(closing_answer(self.server, error, request_id))
 
     def close_in_order(self) -> None:

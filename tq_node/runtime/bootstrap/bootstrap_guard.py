@@ -87,7 +87,9 @@ class BootstrapGuard:
         self.doubt = ""
         """The unproven greeting for which the node is not ready, for the operator; empty: none."""
         self._timer: IDelayedCall | None = None
-        self._waiter: Deferred[bool] | None = None
+        self._passed: Deferred[bool] = Deferred()
+        """What ``watch`` returns."""
+        self._is_watching = False
         self._stopped = False
         self._is_disarmed = False
 
@@ -98,13 +100,13 @@ class BootstrapGuard:
 
     def watch(self) -> Deferred[bool]:
         """Start. Fires with True once the guard has passed, with False if an older cluster or ``stop`` came first."""
-        assert self._waiter is None, "begun twice"
-        self._waiter = Deferred()
+        assert not self._is_watching, "begun twice"
+        self._is_watching = True
         if self._stopped:
-            self._waiter.callback(False)
+            self._settle(False)
         else:
             self._timer = self._clock.call_later(self._step_s, self._step)
-        return self._waiter
+        return self._passed
 
     def greeted(self, greeting: Greeting) -> None:
         """Judge a greeting: ignore it, begin the wait anew, or end the node."""
@@ -140,7 +142,7 @@ class BootstrapGuard:
             _log.warn("{line}; not ready while it is said", line=line, event="birth_doubted")
         self.doubt = line
         self._steps_done, self._steps_wanted = 0, self._quiet_steps
-        if self._timer is None and self._waiter is not None:
+        if self._timer is None and self._is_watching:
             self._timer = self._clock.call_later(self._step_s, self._step)
 
     def stop(self) -> None:
@@ -163,6 +165,5 @@ class BootstrapGuard:
         self._settle(True)
 
     def _settle(self, passed: bool) -> None:
-        assert self._waiter is not None
-        if not self._waiter.called:
-            self._waiter.callback(passed)
+        if not self._passed.called:
+            self._passed.callback(passed)
