@@ -392,11 +392,9 @@ class TaskQueue(Protocol):
         """Take note that the worker's types have changed."""
 
     def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
-        """Claim up to ``limit`` due tasks, the highest rank first; fires once the claims are committed.
-
-        From this node's partitions; where they have none, from a node that has more than it can
-        start. Fires empty where there is no work, or the node is not ready or stopping.
-        """
+        """Claim up to ``limit`` due tasks, the highest rank first; fires once the claims are
+        committed. From this node's partitions; where they have none, from a node that has more than
+        it can start. Fires empty where there is no work, or the node is not ready or stopping."""
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
         """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds the task."""

@@ -93,11 +93,9 @@ class Options(usage.Options):
         self._drop_shared_pid_file()
 
     def _drop_shared_pid_file(self) -> None:
-        """Two nodes in one directory would clash on ``twistd.pid``, and a stale one would block a start.
-
-        The node writes its own into its data directory, under that directory's lock. Another name, given on purpose,
-        stays.
-        """
+        """Two nodes in one directory would clash on ``twistd.pid``, and a stale one would block a
+        start. The node writes its own into its data directory, under that directory's lock. Another
+        name, given on purpose, stays."""
         if self.parent is not None and self.parent["pidfile"] == _PID_FILE_OF_TWISTD:
             self.parent["pidfile"] = ""
 
@@ -107,10 +105,9 @@ class Options(usage.Options):
             Path(self.parent["pidfile"]).unlink(missing_ok=True)
 
     def refuse_start(self, line: str) -> NoReturn:
-        """As ``refuse``, once logging and forking are over: twistd has redirected ``sys.stderr`` to the log by then.
-
-        A daemon tells the process that waits for it in the foreground, which would otherwise wait for ever.
-        """
+        """As ``refuse``, once logging and forking are over: twistd has redirected ``sys.stderr`` to
+        the log by then. A daemon tells the process that waits for it in the foreground, which would
+        otherwise wait for ever."""
         text = " ".join(line.split())
         twistd: Mapping[str, Any] = self.parent or {}
         status_pipe = twistd.get("statusPipe")

@@ -284,11 +284,9 @@ class Engine:
     async def _complete(
         self, ask: Callable[[float], Awaitable[Gathered]], *, partial: bool, deadline: float | None
     ) -> Gathered:
-        """Ask until every partition has been answered for.
-
-        Nodes of the release before don't say for which they answer. There, once others lead what a
-        silent member led, one more answer covers it. :raises Incomplete: at the deadline.
-        """
+        """Ask until every partition has been answered for. Nodes of the release before don't say
+        for which they answer. There, once others lead what a silent member led, one more answer
+        covers it. :raises Incomplete: at the deadline."""
         end_s = self._end_s(deadline)
         tries, missing, covered, unled = 0, frozenset[str](), frozenset[str](), tuple[int, ...]()
         while True:

@@ -52,11 +52,8 @@ def draw_in(
     partition_count: int,
 ) -> tuple[str, int] | None:
     """Take endings off ``tails`` until one makes ``head`` an id of ``partitions``; returns that one
-    and its partition, None where no ending is left.
-
-    What makes an id of another partition is put into that one's list in ``kept``, up to
-    ``kept_max``.
-    """
+    and its partition, None where no ending is left. What makes an id of another partition is put
+    into that one's list in ``kept``, up to ``kept_max``."""
     hash_of = mmh3.hash
     while tails:
         tail = tails.pop()

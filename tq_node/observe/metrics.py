@@ -74,10 +74,9 @@ class PairCounts:
 
 
 class Sources(msgspec.Struct):
-    """Callables for what is read at a scrape and not counted; whoever owns a fact sets its callable.
-
-    ``workers``: number by state (``idle``, ``busy``, ...). Each must be cheap and must not raise.
-    """
+    """Callables for what is read at a scrape and not counted; whoever owns a fact sets its
+    callable. ``workers``: number by state (``idle``, ``busy``, ...). Each must be cheap and must
+    not raise."""
 
     task_counts: Callable[[], Iterable[tuple[str, Sequence[int]]]] | None = None
     """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of

@@ -14,18 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tq_node.types import (
-    AttemptRecord,
-    Backoff,
-    LogLine,
-    Progress,
-    State,
-    TaskError,
-    TaskId,
-    TaskRow,
-    TaskSpec,
-    Token,
-)
+from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskId, TaskRow, TaskSpec, Token
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""

@@ -1,5 +1,4 @@
-"""The primary of one epoch: what it appends, when it is active, which in-sync set it proposes (R6
-to R12)."""
+"""The primary of one epoch: what it appends, when it is active, which in-sync set it proposes (R6 to R12)."""
 
 from __future__ import annotations
 
@@ -8,16 +7,7 @@ from typing import Generic
 from tq_node import limits
 from tq_node.partition.effects import Activated, AskEpoch, Outbox, ProposeIsr, ProposeStepDown
 from tq_node.partition.entries import Effect, EpochStart, make_entry
-from tq_node.partition.isr import (
-    Commitment,
-    GiveUp,
-    Larger,
-    Members,
-    Move,
-    Standing,
-    floor_to_join,
-    next_move,
-)
+from tq_node.partition.isr import Commitment, GiveUp, Larger, Members, Move, Standing, floor_to_join, next_move
 from tq_node.partition.leases import Confirmations
 from tq_node.partition.messages import Ack, SyncOk
 from tq_node.partition.progress import Mode, ReplicaProgress
@@ -32,11 +22,8 @@ _EFFECT_OVERHEAD_BYTES = 100
 
 class OpenEntry(Generic[News]):
     """What is proposed in one epoch between two seals: it shares one place in the log, which is
-    what makes a batch cheap.
-
-    Its sequence is known from the first effect on: a claim's token is the place of the entry that
-    carries it.
-    """
+    what makes a batch cheap. Its sequence is known from the first effect on: a claim's token is the
+    place of the entry that carries it."""
 
     __slots__ = ("_bytes", "_effects", "_log", "_news", "epoch")
 
@@ -57,8 +44,7 @@ class OpenEntry(Generic[News]):
         return self._log.last_sequence + 1
 
     def add(self, effect: Effect, size: int, news: News | None) -> int:
-        """Add an effect and return its sequence. ``size``: bytes of its payloads, by which entries
-        are cut."""
+        """Add an effect and return its sequence. ``size``: bytes of its payloads, by which entries are cut."""
         if self._effects and not self.has_room(size):
             self.close()
         self._effects.append(effect)
@@ -72,8 +58,7 @@ class OpenEntry(Generic[News]):
         return not self._effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
 
     def claim_token(self, claimed_before: int) -> Token:
-        """The token of the next claim; begins a new entry if the task's latest claim is in this one
-        (F30a)."""
+        """The token of the next claim; begins a new entry if the task's latest claim is in this one (F30a)."""
         if self._effects and claimed_before == self._log.last_sequence + 1:
             self.close()
         return Token(self.epoch, self._log.last_sequence + 1)
@@ -89,17 +74,9 @@ class OpenEntry(Generic[News]):
 
 
 class Primary(Generic[News]):
-    """This node as primary of one epoch. Made when the cluster map names it; thrown away at a
-    higher epoch (R12)."""
+    """This node as primary of one epoch. Made when the cluster map names it; thrown away at a higher epoch (R12)."""
 
-    def __init__(
-        self,
-        me: NodeId,
-        log: ReplicaLog[News],
-        record: Record,
-        outbox: Outbox[News],
-        now_ms: int,
-    ) -> None:
+    def __init__(self, me: NodeId, log: ReplicaLog[News], record: Record, outbox: Outbox[News], now_ms: int) -> None:
         self.epoch = record.epoch
         self.record = record
         self.sender: Sender[News] = Sender(log, record, outbox)
@@ -195,8 +172,7 @@ class Primary(Generic[News]):
         stream.answered_ms = max(stream.answered_ms, sent_ms)
 
     def confirmed_number(self) -> int:
-        """The latest round that the whole effective set answered; 0 before the primary is active
-        (R7)."""
+        """The latest round that the whole effective set answered; 0 before the primary is active (R7)."""
         return self.confirmations.number(self.commitment.others) if self.is_active else 0
 
     # --- the set (section 6) ---
@@ -211,8 +187,7 @@ class Primary(Generic[News]):
         return True
 
     def _is_idle(self, now_ms: int) -> bool:
-        """Whether there is nothing to send or decide: the usual case, checked for each partition at
-        each tick."""
+        """Whether there is nothing to send or decide: the usual case, checked for each partition at each tick."""
         if not self.record.is_settled:
             return False
         log = self._log
@@ -268,11 +243,9 @@ class Primary(Generic[News]):
         self._recounted()
 
     def _is_stuck(self, now_ms: int) -> bool:
-        """Whether a copy that counts only because it was proposed has fallen silent.
-
-        The proposal may be lost or may yet be applied; only a new epoch, which overtakes it,
-        settles that (R9).
-        """
+        """Whether a copy that counts only because it was proposed has fallen silent. The proposal
+        may be lost or may yet be applied; only a new epoch, which overtakes it, settles that
+        (R9)."""
         up = self.record.up
         return any(stream.lags(now_ms) or stream.node not in up for stream in self.commitment.unlearned())
 

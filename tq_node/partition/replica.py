@@ -50,8 +50,7 @@ class Replica(Generic[News]):
         self.obeyed_epoch = 0
         """Of the latest ``Sync``."""
         self.synced_epoch = 0
-        """The same, if this log is the primary's up to its end: only then it takes entries (R14).
-        """
+        """The same, if this log is the primary's up to its end: only then it takes entries (R14)."""
         self._received_commit = 0
         self._ack_to: NodeId | None = None
         self._incoming: SnapBegin | None = None

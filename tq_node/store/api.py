@@ -275,11 +275,9 @@ class Store(Protocol):
         """
 
     def open_snapshot(self, partition: int) -> Deferred[PartitionSnapshot]:
-        """The partition as of some moment after the call; waits while ``SNAPSHOTS_MAX`` are open, may be cancelled.
-
-        From before the call on, no ``trim`` may pass ``applied`` as of then; afterwards, the
-        snapshot's. :raises Busy: (through the Deferred) too many wait already.
-        """
+        """The partition as of some moment after the call; waits while ``SNAPSHOTS_MAX`` are open,
+        may be cancelled. From before the call on, no ``trim`` may pass ``applied`` as of then;
+        afterwards, the snapshot's. :raises Busy: (through the Deferred) too many wait already."""
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
         """(applied, digest) at one moment, over rows and tombstones in the order of their ids: copies with equal

@@ -212,10 +212,8 @@ def encode_error(error: TaskQueueError) -> bytes:
 
 
 def decode_error(code: str, body: bytes) -> TaskQueueError:
-    """Rebuild the error that the peer raised. :raises MalformedBox: the body can't be read.
-
-    An unknown code becomes ``WireRefusal`` if the peer says that it is definite, else ``Internal``.
-    """
+    """Rebuild the error that the peer raised. :raises MalformedBox: the body can't be read. An
+    unknown code becomes ``WireRefusal`` if the peer says that it is definite, else ``Internal``."""
     try:
         said = _decode(body)
     except UNREADABLE as why:

@@ -52,10 +52,8 @@ class LatencyTarget(msgspec.Struct, frozen=True):
 
 
 class ConcurrencyLimit:
-    """Admits requests of one kind up to ``limit``, measured in requests or in bytes.
-
-    A request that costs more than the whole limit is admitted while no other is in progress.
-    """
+    """Admits requests of one kind up to ``limit``, measured in requests or in bytes. A request that
+    costs more than the whole limit is admitted while no other is in progress."""
 
     __slots__ = (
         "_answered",
@@ -120,10 +118,8 @@ class ConcurrencyLimit:
             self._adjust()
 
     def abandon(self, cost: int = 1) -> None:
-        """A request ends without the work: refused for its content, or its client is gone.
-
-        Its latency says nothing of the node's speed, so only its cost is given back.
-        """
+        """A request ends without the work: refused for its content, or its client is gone. Its
+        latency says nothing of the node's speed, so only its cost is given back."""
         self.in_progress -= cost
 
     def _measure_unloaded(self, latency_s: float) -> None:
@@ -197,6 +193,5 @@ def long_list_limit() -> ConcurrencyLimit:
     """Counts the tasks that longer lists ask for."""
     least, first = limits.LIST_LIMIT_MAX, limits.LONG_READ_ROWS_AT_ONCE
     return ConcurrencyLimit(
-        LimitRange(overload=least, least=least, first=first, most=4 * first),
-        LatencyTarget(limits.READ_WAIT_MS / 1000),
+        LimitRange(overload=least, least=least, first=first, most=4 * first), LatencyTarget(limits.READ_WAIT_MS / 1000)
     )

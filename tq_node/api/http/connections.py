@@ -20,8 +20,7 @@ _log = EventLog("taskqueue.http")
 TICK_S = 1.0
 LOG_EVERY_S = 1.0
 _EVICTED_SHARE = 100
-"""With no room, 1 in 100 connections is closed at once: the search for idle ones costs once for all
-of them."""
+"""With no room, 1 in 100 connections is closed at once: the search for idle ones costs once for all of them."""
 
 
 class Connection(Protocol):
@@ -56,11 +55,8 @@ class Connection(Protocol):
 
 
 class Connections:
-    """All connections of one server, on all its ports.
-
-    Looks each second at those that are sending a request or lack room for an answer; else no timer
-    runs.
-    """
+    """All connections of one server, on all its ports. Looks each second at those that are sending
+    a request or lack room for an answer; else no timer runs."""
 
     def __init__(self, reactor: IReactorTime, settings: ApiSettings) -> None:
         self._reactor = reactor
@@ -84,9 +80,7 @@ class Connections:
     # --- admission ---
     def admit(self, address: IAddress | None) -> bool:
         """Whether one more connection from ``address`` is taken; an idle one may be closed for it.
-
-        ``limits.HTTP_PROBES_MAX`` are taken beyond the bound.
-        """
+        ``limits.HTTP_PROBES_MAX`` are taken beyond the bound."""
         host = host_of(address)
         if self._count_of_host.get(host, 0) >= self._host_max and not self._evict_idle(host):
             return self._refuse()
@@ -181,10 +175,8 @@ class Connections:
             self.watch()
 
     def note_unsent(self, connection: Connection, size: int) -> None:
-        """The transport was given ``size`` bytes more while it was full.
-
-        Past ``limits.UNSENT_BYTES_MAX`` the connection with the most of them is reset.
-        """
+        """The transport was given ``size`` bytes more while it was full. Past
+        ``limits.UNSENT_BYTES_MAX`` the connection with the most of them is reset."""
         if connection not in self.stalled:
             self.stalled.add(connection)
             size += limits.UNSENT_UNCOUNTED_BYTES

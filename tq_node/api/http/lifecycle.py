@@ -45,9 +45,7 @@ class RequestLifecycle:
     """What the handler returned; None before, and after the answer."""
 
     def call(self, handler: Handler) -> None:
-        """Call the handler. What it raises becomes the answer; a hang-up cancels what it
-        returned.
-        """
+        """Call the handler. What it raises becomes the answer; a hang-up cancels what it returned."""
         try:
             call = handler(self)
         except Exception:

@@ -38,8 +38,7 @@ class ServerState:
         self.list_limit = list_limit()
         self.long_list_limit = long_list_limit()
         self.in_flight = 0
-        """Requests whose handler has been called and that are not answered, but the ``waiting``
-        ones."""
+        """Requests whose handler has been called and that are not answered, but the ``waiting`` ones."""
         self.waiting = 0
         """Requests that wait for a task to end (``wait=``)."""
         self.bodies_held_bytes = 0

@@ -53,11 +53,8 @@ class ApiSite(Site):
         self._on_close.append(callback)
 
     def close(self, within_s: float) -> Deferred[None]:
-        """Close every connection; fires when none is left. Stop listening first.
-
-        Idle connections close at once, others after their answer, and all others after
-        ``within_s``.
-        """
+        """Close every connection; fires when none is left. Stop listening first. Idle connections
+        close at once, others after their answer, and all others after ``within_s``."""
         server = self.server
         if server.closing:
             return succeed(None)

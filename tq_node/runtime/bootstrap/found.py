@@ -31,11 +31,9 @@ def is_founded(meta: Mapping[str, bytes]) -> bool:
 async def first_table(
     store: Store, belonging: Belonging, registration: Registration, voters: int
 ) -> dict[str, bytes | None]:
-    """Named values to be made durable with the node's identity, before Raft starts.
-
-    A store of release 0.1 has led partitions already: its map begins above the epochs that it has
-    promised (R6).
-    """
+    """Named values to be made durable with the node's identity, before Raft starts. A store of
+    release 0.1 has led partitions already: its map begins above the epochs that it has promised
+    (R6)."""
     birth = belonging.birth
     assert birth is not None, "only the founder writes the first table"
     settings = ClusterSettings(birth.partition_count, birth.replication_factor, birth.seed, voters, belonging.born_us)

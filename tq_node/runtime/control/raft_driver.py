@@ -149,10 +149,7 @@ class RaftDriver:
         records = await self._store.consensus_log()
         entries = tuple(Entry(r.term, r.log_index, EntryKind(r.kind), r.data) for r in records)
         self.core = RaftCore(
-            self.me,
-            Persisted(hard_state, snapshot, entries),
-            seed=self._seed,
-            is_readable=self._machine.can_restore,
+            self.me, Persisted(hard_state, snapshot, entries), seed=self._seed, is_readable=self._machine.can_restore
         )
         self.is_started = True
         self._snapshot_index = self.applied_index = snapshot.log_index

@@ -78,10 +78,8 @@ class IdMaker:
 
     def make_one(self, wall_us: int, partitions: Collection[int]) -> tuple[str, int | None]:
         """One whose task lives in one of ``partitions``, and in which. Its time is that of the
-        present beginning, up to ``BEGINNING_US`` ago.
-
-        Without any luck the id is one of any partition (None).
-        """
+        present beginning, up to ``BEGINNING_US`` ago. Without any luck the id is one of any
+        partition (None)."""
         if not 0 <= wall_us - self._begun_us < BEGINNING_US:
             self._begin(wall_us)
         kept = self._kept

@@ -442,11 +442,9 @@ class TaskTable:
         return self.rows.get(task_id)
 
     def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
-        """What there is of each id, its row made resident; to be used in the turn in which it fires.
-
-        A row changes only while it is resident, and all stay so until the last is read: none has
-        been overtaken. Overlapping loads of one id share one read.
-        """
+        """What there is of each id, its row made resident; to be used in the turn in which it
+        fires. A row changes only while it is resident, and all stay so until the last is read: none
+        has been overtaken. Overlapping loads of one id share one read."""
         done: Deferred[dict[str, Found]] = Deferred()
         self._gather(list(dict.fromkeys(task_ids)), {}, done)
         return done

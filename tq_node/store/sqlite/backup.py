@@ -16,9 +16,7 @@ _SNAPSHOT = re.compile(r"snapshot-(\d{1,20})\.sqlite3(\.partial)?")
 
 
 class BackupStopped(Exception):
-    """Given up before the end: the store is closing, or too much was written meanwhile. Nothing is
-    left behind.
-    """
+    """Given up before the end: the store is closing, or too much was written meanwhile. Nothing is left behind."""
 
 
 def back_up(source: sqlite3.Connection, path: Path, stop: threading.Event) -> None:

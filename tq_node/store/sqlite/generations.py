@@ -28,21 +28,16 @@ class Generations:
         self.extents: dict[int, Extent] = {}
         """By partition: the size of its live generation."""
         self.live_slots: dict[int, int] = {}
-        """By partition, where the live generation is past 0; the slot of any other partition is its
-        number.
-        """
+        """By partition, where the live generation is past 0; the slot of any other partition is its number."""
         self.staged: dict[int, Staging] = {}
         self.dead_slots: set[int] = set()
         """Slots whose rows and tombstones are to be deleted."""
         self._newest: dict[int, int] = {}
         """By partition: the highest generation ever used. It only grows, so no slot is used twice
-        before it is empty.
-        """
+        before it is empty."""
 
     def load(self, extents: dict[int, Extent], hidden: set[int]) -> None:
-        """Take over what opening the store found. Slots in ``hidden`` were staged or replaced, and
-        are dead.
-        """
+        """Take over what opening the store found. Slots in ``hidden`` were staged or replaced, and are dead."""
         self.extents = extents
         self.dead_slots = hidden
         for partition, extent in extents.items():
@@ -55,8 +50,7 @@ class Generations:
 
     def extent(self, partition: int) -> Extent:
         """The size of the partition's live generation, to be counted up and down; an empty one is
-        made for a new partition.
-        """
+        made for a new partition."""
         extent = self.extents.get(partition)
         if extent is None:
             extent = self.extents[partition] = Extent()
@@ -76,8 +70,7 @@ class Generations:
 
     def replace(self, partition: int, extent: Extent | None, log_from: int) -> int | None:
         """Make ``extent`` the live generation (None: an empty one). Returns the slot that died,
-        None if nothing was in it.
-        """
+        None if nothing was in it."""
         before = self.extent(partition)
         if extent is None:
             extent = Extent(before.generation if before.is_empty else self._next_generation(partition))

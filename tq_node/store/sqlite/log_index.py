@@ -49,16 +49,13 @@ class LogIndex:
         self._lock = threading.Lock()
         self.settled = threading.Lock()
         """Held by the writer from the transaction that removes records otherwise than at the front
-        to the change here.
-        """
+        to the change here."""
         self._records: dict[int, _Records] = {}
         self.kept = 0
         """Live records of all partitions."""
 
     def extend(self, added: Iterable[tuple[int, int, int, int]]) -> None:
-        """Add records as (partition, sequence, position, payload bytes), in the order of their
-        positions.
-        """
+        """Add records as (partition, sequence, position, payload bytes), in the order of their positions."""
         with self._lock:
             count = 0
             for partition, sequence, position, size in added:
@@ -73,9 +70,8 @@ class LogIndex:
             self.kept += count
 
     def trim(self, partition: int, upto: int) -> None:
-        """Forget the partition's records up to and with sequence ``upto``. In the writer thread, the
-        only one that changes anything.
-        """
+        """Forget the partition's records up to and with sequence ``upto``. In the writer thread,
+        the only one that changes anything."""
         records = self._records.get(partition)
         if records is None or upto < records.first:
             return
@@ -117,8 +113,7 @@ class LogIndex:
 
     def find(self, partition: int, first: int, bytes_max: int) -> list[int]:
         """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at
-        least one if there is one.
-        """
+        least one if there is one."""
         with self._lock:
             records = self._records.get(partition)
             if records is None or first < records.first:

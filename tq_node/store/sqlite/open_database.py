@@ -23,9 +23,7 @@ DATABASE_NAME = "taskqueue.sqlite3"
 WRITER_CACHE_KIB = 32 * 1024
 READER_CACHE_KIB = 4 * 1024
 BUSY_S = 5.0
-"""SQLite waits so long for a lock of another connection. Ours meet only for moments, at
-checkpoints.
-"""
+"""SQLite waits so long for a lock of another connection. Ours meet only for moments, at checkpoints."""
 SQLITE_VERSION_LEAST = (3, 38, 0)
 """For UPDATE ... FROM (3.33) and JSON functions that are always there (3.38)."""
 _DATABASE_FILES = ("", "-wal", "-shm", "-journal")
@@ -35,9 +33,7 @@ _decode_scan = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 
 
 def make_directory(directory: Path) -> None:
-    """Create the data directory, readable by its owner only, if it is not there, and make its name
-    durable.
-    """
+    """Create the data directory, readable by its owner only, if it is not there, and make its name durable."""
     absolute = directory.absolute()
     missing = [path for path in (absolute, *absolute.parents) if not path.exists()]
     for path in reversed(missing):
@@ -127,11 +123,8 @@ def load_meta(connection: sqlite3.Connection) -> dict[str, bytes]:
 
 def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Generations]:
     """Load every partition's ``LogState`` but ``last``, which ``load_log`` fills in, and its
-    ``Extent``.
-
-    What was staged when the last run ended is dead: a crash gives up a snapshot (replication.md,
-    section 6).
-    """
+    ``Extent``. What was staged when the last run ended is dead: a crash gives up a snapshot
+    (replication.md, section 6)."""
     states: dict[int, LogState] = {}
     extents: dict[int, Extent] = {}
     for *values, crc in connection.execute(
@@ -200,9 +193,7 @@ def next_task_number(connection: sqlite3.Connection) -> int:
 
 
 def prune_epochs(connection: sqlite3.Connection, states: dict[int, LogState]) -> None:
-    """Drop epochs that ended before the log's start; each restart adds some, so each start is the
-    time for it.
-    """
+    """Drop epochs that ended before the log's start; each restart adds some, so each start is the time for it."""
     for partition, state in states.items():
         kept = state.as_partition_log(partition).epochs
         if len(kept) < len(state.epochs):

@@ -1,6 +1,4 @@
-"""A page of rows, by a walk along an index that never sorts and never looks at more rows than it
-may.
-"""
+"""A page of rows, by a walk along an index that never sorts and never looks at more rows than it may."""
 
 from __future__ import annotations
 
@@ -56,8 +54,7 @@ def page(connection: sqlite3.Connection, query: RowQuery) -> RowPage:
 
 def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str] | None) -> tuple[int, str] | None:
     """Where the next page begins: the last row looked at, or None at the end. ``last``: the row
-    that filled the page.
-    """
+    that filled the page."""
     if last is None:
         walk, parameters = _walk(query)
         skip = query.scan_rows_max - 1
@@ -74,9 +71,7 @@ def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str]
 
 
 def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
-    """Rows in order behind ``after``: ``num``, ``k`` (the sort value), ``id`` and what the
-    conditions need.
-    """
+    """Rows in order behind ``after``: ``num``, ``k`` (the sort value), ``id`` and what the conditions need."""
     direction = "DESC" if query.descending else "ASC"
     beyond = "<" if query.descending else ">"
     parameters: dict[str, object] = {}

@@ -188,9 +188,7 @@ def _rows_by_number(connection: sqlite3.Connection, numbers: list[int]) -> list[
 def read_records(
     connection: sqlite3.Connection, partition: int, first: int, positions: list[int]
 ) -> list[Entry] | None:
-    """The records at ``positions``, which follow one another from sequence ``first`` on; None if
-    one is not there.
-    """
+    """The records at ``positions``, which follow one another from sequence ``first`` on; None if one is not there."""
     (text,) = _one(connection, _RECORDS, (_to_json(positions).decode(),))
     records = _decode_records(text)
     if len(records) != len(positions):
@@ -207,9 +205,7 @@ def read_records(
 def read_log(
     connection: sqlite3.Connection, index: LogIndex, partition: int, first: int, bytes_max: int
 ) -> list[Entry]:
-    """See ``api.Store.read_log``. Records may be trimmed or cut between a look at the index and one
-    at the table.
-    """
+    """See ``api.Store.read_log``. Records may be trimmed or cut between a look at the index and one at the table."""
     positions = index.find(partition, first, bytes_max)
     entries = read_records(connection, partition, first, positions) if positions else []
     if entries is not None:
@@ -227,9 +223,7 @@ def read_log(
 def counts(
     connection: sqlite3.Connection, partitions: Collection[int] | None = None, from_state: int = 0
 ) -> list[tuple[int, str, int, int]]:
-    """In pieces, so that the sorting for each piece stays small; in one transaction, so that
-    nothing counts twice.
-    """
+    """In pieces, so that the sorting for each piece stays small; in one transaction, so that nothing counts twice."""
     totals: dict[tuple[int, str, int], int] = {}
     # An id may be there twice, in two slots of its partition.
     after: tuple[int, str, str, int] | None = (from_state, "", "", -1)
@@ -249,10 +243,7 @@ def counts(
 
 
 def open_rows(
-    connection: sqlite3.Connection,
-    after: tuple[int, str] | None,
-    limit: int,
-    partitions: Collection[int] | None = None,
+    connection: sqlite3.Connection, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
 ) -> list[OpenRow]:
     state, task_id = after or (-1, "")
     bound = {"state": state, "id": task_id, "rows": limit, "partitions": listed(partitions)}
@@ -263,9 +254,7 @@ def open_rows(
 def ended_before(
     connection: sqlite3.Connection, us: int, limit: int, partitions: Collection[int] | None = None
 ) -> list[StoredRow]:
-    """Fewer than ``limit``, at least one, where they are long: as many as hold
-    ``limits.LIST_BYTES_MAX``.
-    """
+    """Fewer than ``limit``, at least one, where they are long: as many as hold ``limits.LIST_BYTES_MAX``."""
     connection.execute("BEGIN")
     try:
         (text,) = _one(connection, _ENDED, {"us": us, "rows": limit, "partitions": listed(partitions)})

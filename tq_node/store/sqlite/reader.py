@@ -17,10 +17,8 @@ Query = Callable[[sqlite3.Connection], object]
 
 class Reader:
     """Runs queries in the order given, except that all lookups that wait are merged into one query.
-
     ``answer`` gets [(ticket, value), ...]; ``fail`` gets an exception and the tickets it is the
-    answer for. Both are called in this thread.
-    """
+    answer for. Both are called in this thread."""
 
     def __init__(
         self,
@@ -40,8 +38,7 @@ class Reader:
 
     def stop(self) -> None:
         """Answer all queries given so far, close the connection and wait for that. Blocks: not for
-        the reactor thread.
-        """
+        the reactor thread."""
         self._queue.put(None)
         self._thread.join()
 

@@ -26,9 +26,7 @@ from tq_node.store.sqlite.log_index import LogIndex
 _to_json = msgspec.json.Encoder().encode
 
 Added = list[tuple[int, int, int, int]]
-"""(partition, sequence, position, bytes) of records written in this transaction and not in the
-index yet.
-"""
+"""(partition, sequence, position, bytes) of records written in this transaction and not in the index yet."""
 
 
 def reshapes(batch: Batch) -> bool:
@@ -78,9 +76,7 @@ class SnapshotInstaller:
         return added, deleted
 
     def committed(self) -> None:
-        """After the commit: remove emptied and cut records from the index. New records are added
-        afterwards.
-        """
+        """After the commit: remove emptied and cut records from the index. New records are added afterwards."""
         for partition in self._emptied:
             self._index.forget(partition)
         for partition, kept in self._cut.items():

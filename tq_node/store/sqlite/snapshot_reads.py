@@ -52,9 +52,7 @@ Ask = Callable[[Callable[[sqlite3.Connection], object]], Deferred[Any]]
 
 class SnapshotLimit(DeferredSemaphore):
     """Lets ``SNAPSHOTS_MAX`` snapshots be open and ``SNAPSHOTS_WAITING_MAX`` calls wait, in order.
-
-    A call that waits may be cancelled.
-    """
+    A call that waits may be cancelled."""
 
     def __init__(self) -> None:
         super().__init__(SNAPSHOTS_MAX)
@@ -197,8 +195,7 @@ class SnapshotReads:
 
 class PartitionReader:
     """Reads one partition's content in order of ids, in a transaction that ``connection`` is in
-    from here to ``end``.
-    """
+    from here to ``end``."""
 
     def __init__(self, connection: sqlite3.Connection, partition: int) -> None:
         self.partition = partition
@@ -207,9 +204,7 @@ class PartitionReader:
         """``lose_all`` has ended the transaction: no chunk can be read any more."""
         self._connection = connection
         self._after_row: str | None = ""
-        """Id of the last row read; None: all are read. Likewise for tombstones, which come after
-        all rows.
-        """
+        """Id of the last row read; None: all are read. Likewise for tombstones, which come after all rows."""
         self._after_tombstone: str | None = ""
         connection.execute("BEGIN")
         found = connection.execute(

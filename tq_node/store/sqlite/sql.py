@@ -24,8 +24,7 @@ _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, ROWS
 _UNUSED = -1
 """Stands in all columns of an unused place but the first, which repeats the last row's. So an
 ``INSERT`` passes by it as a key that is there, and other statements as less than any promise and
-any slot.
-"""
+any slot."""
 
 LOG_COLUMNS = 6
 BIRTH_COLUMNS = 15
@@ -104,8 +103,7 @@ def put_tombstones(rows: int) -> str:
 
 VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
 """Of a column with slots. The table is empty but while something is staged or being deleted: that
-costs a look at one page.
-"""
+costs a look at one page."""
 
 # The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for
 # the others.
@@ -163,10 +161,7 @@ def run_in_chunks(
     connection: sqlite3.Connection, statement: Callable[[int], str], columns: int, parameters: list[Any]
 ) -> int:
     """Run ``statement`` over ``parameters``, ``columns`` of them a row; return the number of rows
-    changed.
-
-    ``parameters`` may be lengthened.
-    """
+    changed. ``parameters`` may be lengthened."""
     changed = 0
     full = ROWS_MAX * columns
     for start in range(0, len(parameters), full):

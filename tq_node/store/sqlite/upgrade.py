@@ -21,9 +21,7 @@ class SchemaTooNew(Exception):
 
 
 class Step(NamedTuple):
-    """``sql`` takes the schema from ``version`` - 1 to ``version``; it must not contain BEGIN or
-    COMMIT.
-    """
+    """``sql`` takes the schema from ``version`` - 1 to ``version``; it must not contain BEGIN or COMMIT."""
 
     version: int
     sql: str

@@ -18,9 +18,7 @@ TRIM_ROWS_PER_COMMIT = 4_096
 TRIM_ROWS_LEAST = 256
 TRIM_BYTES_PER_COMMIT = 16 * limits.MIB
 DEAD_ROWS_MAX = 65_536
-"""So many dead records may lie behind live ones; past this and past the number of live ones they
-are searched for.
-"""
+"""So many dead records may lie behind live ones; past this and past the number of live ones they are searched for."""
 SWEEP_ROWS_PER_COMMIT = 64
 """Some 50 µs each: their index entries are scattered."""
 SWEEP_LOOKS_PER_COMMIT = 8_192
@@ -28,8 +26,7 @@ SWEEP_LOOKS_PER_COMMIT = 8_192
 
 _to_json = msgspec.json.Encoder().encode
 _Entry = tuple[int, str, str, int]
-"""An index entry: state, id, queue, slot. An id may be there twice, in two slots of its partition.
-"""
+"""An index entry: state, id, queue, slot. An id may be there twice, in two slots of its partition."""
 _decode_rows = msgspec.json.Decoder(list[tuple[int, int, str, str, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
@@ -86,9 +83,7 @@ class RecordSweeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough is dead at the front, or so much lies between live records that a search
-        pays.
-        """
+        """Whether enough is dead at the front, or so much lies between live records that a search pays."""
         if self._live_from - self._lowest >= TRIM_ROWS_LEAST:
             return True
         return self._rows - self._index.kept > max(DEAD_ROWS_MAX, self._index.kept)
@@ -114,10 +109,8 @@ class RecordSweeper:
 
 class RowSweeper:
     """Deletes rows and tombstones of dead slots. No index leads to them: a pass walks all of them,
-    a slice at a time.
-
-    A row in a dead slot never changes, so a pass finds all that were dead when it began.
-    """
+    a slice at a time. A row in a dead slot never changes, so a pass finds all that were dead when
+    it began."""
 
     def __init__(self, connection: sqlite3.Connection, generations: Generations) -> None:
         self._connection = connection

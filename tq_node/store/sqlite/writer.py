@@ -48,9 +48,7 @@ class Writer:
         self._broken = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self.put = self._queue.put
-        """Hand in (batch, ticket), or (function, ticket) to be called between commits, behind all
-        batches before it.
-        """
+        """Hand in (batch, ticket), or (function, ticket) to be called between commits, behind all batches before it."""
         self._thread.start()
 
     def stop(self) -> None:
