@@ -23,12 +23,15 @@ from tests.support.harness import Nodes
 from tq_node import limits
 from tq_node.observe.loop_monitor import CallMeter, name_of
 
-settings.register_profile("dev", max_examples=50, deadline=None)
+EXAMPLES = 50
+# From Hypothesis's own default: where CI is set it would begin with another profile.
 settings.register_profile(
-    "ci", max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile("nightly", settings.get_profile("ci"), max_examples=5_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+    "usual", settings.get_profile("default"), max_examples=EXAMPLES, deadline=None, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.register_profile("long", settings.get_profile("usual"), max_examples=20 * EXAMPLES)
+settings.register_profile("nightly", settings.get_profile("usual"), max_examples=5_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 _TURNS_FOR_LEFTOVERS = 5
 _HEADING = "Unhandled error in Deferred:"

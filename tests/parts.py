@@ -72,6 +72,7 @@ LONG = (
     Part("processes", (*PYTEST, *PROCESSES, "--ignore=tests/chaos", "-m", "long and not timed"), 1_800),
     Part("chaos", (*PYTEST, "tests/chaos", "-m", "long"), 1_800),
     Part("rest", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "long"), 1_800),
+    Part("laws", (*PYTEST, "tests", "-m", "hypothesis and not long", "--hypothesis-profile=long"), 600),
     Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "long"), 600),
     Part("timed", (*PYTEST, "tests/cluster", "-m", "long and timed"), 1_800, is_alone=True),
 )

@@ -8,10 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet import task as twisted_task
-
 from tests.chaos.executions import LEDGER
+from tests.support import in_reactor
 from tq_node import Context, task
 
 
@@ -33,7 +31,7 @@ async def noop(payload: Any, context: Context) -> None:
 async def work_async(payload: float, context: Context) -> None:
     """So many seconds, in the reactor."""
     _note(context, "began")
-    await twisted_task.deferLater(reactor, payload)
+    await in_reactor.seconds(payload)
     _note(context, "ended")
 
 

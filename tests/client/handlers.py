@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet.task import deferLater
-
+from tests.support import in_reactor
 from tq_node import Context, Reject, task
 
 
@@ -27,5 +25,5 @@ async def slow(payload: float, context: Context) -> str:
     """Takes so many seconds."""
     context.progress(0.5, "half")
     context.log("begun")
-    await deferLater(reactor, payload)
+    await in_reactor.seconds(payload)
     return "done"

@@ -11,10 +11,11 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
@@ -623,6 +624,38 @@ async def test_a_backup_follows_no_link(kind: SqliteKind, tmp_path: Path) -> Non
     await store.backup(str(there), "snapshot-1.sqlite3", 2)
     assert elsewhere.read_text() == "kept"
     assert not (there / "snapshot-1.sqlite3").is_symlink()
+
+
+@deferred
+async def test_answers_that_take_their_askers_long_share_no_turn_of_the_reactor(kind: SqliteKind) -> None:
+    """Others come in between where many wait for long tasks."""
+    from twisted.internet import reactor
+
+    store = kind.open()
+    turns: list[int] = []
+    turn = 0
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+
+    def answer_slowly(_: object) -> None:
+        turns.append(turn)
+        cast("Any", reactor).callFromThread(next_turn)
+        end_s = time.perf_counter() + limits.SLICE_MS / 1000
+        while time.perf_counter() < end_s:
+            pass
+
+    def all_at_once() -> list[tuple[Deferred[object] | None, object]]:
+        return [(Deferred[object]().addCallback(answer_slowly), None) for _ in range(8)]
+
+    last: Deferred[object] = Deferred()
+    store._post_answers(all_at_once())
+    for one in all_at_once():
+        store._post_answers([one])
+    store._post_answers([(last, None)])
+    await last
+    assert len(turns) == len(set(turns)) == 16
 
 
 @deferred

@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet import task as twisted_task
-
+from tests.support import in_reactor
 from tests.support.handlers import noop, work_async
 from tq_node import Context, task
 
@@ -36,6 +34,6 @@ async def flaky_async(payload: Any, context: Context) -> None:
 async def slow_async(payload: float, context: Context) -> int:
     """Some time in the reactor; the result is the node's process. Says in the ledger that it began and that it got to its end."""
     in_ledger(context, "began")
-    await twisted_task.deferLater(reactor, payload)
+    await in_reactor.seconds(payload)
     in_ledger(context, "ended")
     return os.getpid()

@@ -7,9 +7,7 @@ import signal
 import time
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet import task as twisted_task
-
+from tests.support import in_reactor
 from tq_node import Context, task
 
 
@@ -44,7 +42,7 @@ def work(payload: float, context: Context) -> dict[str, Any]:
 async def work_async(payload: float, context: Context) -> dict[str, Any]:
     """Some time in the reactor."""
     line = _ran(context)
-    await twisted_task.deferLater(reactor, payload)
+    await in_reactor.seconds(payload)
     return line
 
 

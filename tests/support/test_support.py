@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,23 @@ def test_what_counts_as_a_clean_log(tmp_path: Path, line: str, clean: bool) -> N
         with pytest.raises(AssertionError):
             node.assert_log_is_clean()
         node.assert_log_is_clean(allow="slow|oh|Traceback|Unhandled")
+
+
+def test_laws_try_as_much_where_ci_is_set_as_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "from hypothesis import settings; import tests.conftest; "
+        "given = settings.default; print(given.max_examples, given.derandomize, given.phases, given.suppress_health_check)"
+    )
+    monkeypatch.delenv("HYPOTHESIS_PROFILE", raising=False)
+    plain, ci = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**clean_environment(), **more},
+            cwd=PROJECT,
+            capture_output=True,
+            check=True,
+        ).stdout
+        for more in ({}, {"CI": "1"})
+    )
+    assert plain == ci
+    assert plain.startswith(b"50 False")

@@ -32,7 +32,7 @@ class _Routes:
         self.tasks = TaskRoutes(queue, settings)
         self.events = EventRoutes(queue, settings, metrics)
         self.cluster = ClusterRoutes(queue, shutdown)
-        self.health = HealthRoutes(queue, Exposition(metrics), settings.version)
+        self.health = HealthRoutes(queue, Exposition(metrics), settings.version, _document)
         groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.health)
         self.routes = [route for group in groups for route in group.routes()]
 
@@ -52,7 +52,6 @@ def make_site(
     :param slices: shared with the queue, if it works in slices.
     """
     made = _Routes(queue, settings, metrics, shutdown)
-    made.health.describe(_document(settings.version))
     server = ServerState(settings, metrics, reactor, slices)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings))
     site.on_close(made.events.close)
@@ -63,7 +62,7 @@ def make_site(
 
 @cache
 def _document(version: str) -> bytes:
-    """The OpenAPI document, made once a process: every site has these routes."""
+    """The OpenAPI document, made once a process, when it is first asked for: every site has these routes."""
     return openapi.document(documented_routes(), version)
 
 

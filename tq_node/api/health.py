@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -37,15 +38,14 @@ class Readiness(msgspec.Struct):
 class HealthRoutes:
     """``/health``, ``/ready``, ``/metrics``, ``/openapi.json`` and the HTML pages."""
 
-    def __init__(self, queue: TaskQueue, exposition: Exposition, version: str) -> None:
+    def __init__(
+        self, queue: TaskQueue, exposition: Exposition, version: str, document: Callable[[str], bytes]
+    ) -> None:
+        """:param document: makes the answer of ``/openapi.json`` of a version; called when it is asked for."""
         self._queue = queue
         self._scrapes = Scrapes(queue, exposition)
         self._version = version
-        self._openapi = b""
-
-    def describe(self, document: bytes) -> None:
-        """Set the answer of ``/openapi.json``, which can be made only when all routes are known."""
-        self._openapi = document
+        self._document = document
 
     def health(self, request: ApiRequest) -> None:
         request.answer(200, _encode(Health("ok", self._queue.node_name, self._version)))
@@ -65,7 +65,7 @@ class HealthRoutes:
         return page.addCallback(lambda body: request.answer(200, body, content_type=content_type.encode("ascii")))
 
     def openapi(self, request: ApiRequest) -> None:
-        request.answer(200, self._openapi)
+        request.answer(200, self._document(self._version))
 
     def home(self, request: ApiRequest) -> None:
         body = html.home(self._queue.node_name, self._version, self._queue.cluster(), self._queue.not_ready())

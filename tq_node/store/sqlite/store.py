@@ -13,6 +13,7 @@ import functools
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
@@ -22,6 +23,7 @@ from typing import Any, TypeVar, cast
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads
 
+from tq_node import limits
 from tq_node.errors import Divergence, StoreBroken
 from tq_node.partition.entries import Entry
 from tq_node.store.api import (
@@ -91,6 +93,7 @@ class SqliteStore:
         self._stop_backup = threading.Event()
         self._undelivered: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._delivery_scheduled = False
+        self._slice_ends_s = 0.0
         open_database.make_directory(directory)
         self._lock = DirectoryLock(directory)
         try:
@@ -315,13 +318,15 @@ class SqliteStore:
 
     # --- in the reactor thread ---
     def _deliver(self) -> None:
+        """Deliver for one slice, then give the reactor back: who asks for long values answers with each."""
         self._delivery_scheduled = False  # first: what is posted after the last look schedules again
+        self._slice_ends_s = time.perf_counter() + limits.SLICE_MS / 1000
         try:
-            while self._undelivered:
+            while self._undelivered and time.perf_counter() < self._slice_ends_s:
                 function, arguments = self._undelivered.popleft()
                 function(*arguments)
         finally:
-            if self._undelivered:  # a callback raised: the reactor logs it, and the rest is delivered in the next turn
+            if self._undelivered:  # or a callback raised, which the reactor logs
                 self._delivery_scheduled = True
                 self._reactor.callFromThread(self._deliver)
 
@@ -339,13 +344,16 @@ class SqliteStore:
             deferred.callback(None)
 
     def _fire(self, answers: list[tuple[Deferred[object] | None, object]]) -> None:
-        for deferred, value in answers:
+        for number, (deferred, value) in enumerate(answers, 1):
             if deferred is None:
                 continue
             if self._broken is not None:
                 deferred.errback(StoreBroken(f"the store is broken: {self._broken}"))
             else:
                 deferred.callback(value)
+            if number < len(answers) and time.perf_counter() >= self._slice_ends_s:
+                self._undelivered.appendleft((self._fire, (answers[number:],)))
+                return
 
     def _break(self, why: Exception, deferreds: Seq[Deferred[Any] | None]) -> None:
         """Fail ``deferreds``; with the first failure also call ``on_broken`` and fail all later

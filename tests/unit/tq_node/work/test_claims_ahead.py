@@ -41,7 +41,10 @@ async def commits_of(rig: Rig, count: int, task_type: str = "echo", payload: obj
         await until(lambda: bool(queue._held), "something is to be committed")
         commits += 1
         queue.release_held()
-        await until(lambda: not rig.worker._attempts, "what was claimed has ended")
+        await until(
+            lambda: not rig.worker._attempts and rig.worker._dispatch_call is None,
+            "what was claimed has ended, and the worker has asked for more",
+        )
     queue.hold_claims = queue.hold_finishes = False
     queue.release_held()
     return commits
