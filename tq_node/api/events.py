@@ -171,8 +171,7 @@ class _Stream:
         self._comments.start(self._comment_s, now=False)
         request.registerProducer(self, True)
         self._has_begun = True
-        # What it missed before doesn't count against the client: it is rendered as the client takes
-        # it.
+        # What it missed before doesn't count against the client: it is rendered as the client takes it.
         self._backlog_max += self._backlog_events
         request.write(b"retry: %d\n\n%b" % (RECONNECT_MS, _RESET if too_old else b""))
         self._write()

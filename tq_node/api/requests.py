@@ -103,8 +103,7 @@ class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 # --- payloads ---
 _decode_value = msgspec.json.Decoder().decode
 _encode_value = msgspec.json.Encoder().encode
-# 19 digits are the fewest that can be beyond 64 bits. Inside a string they are harmless, but worth
-# a look.
+# 19 digits are the fewest that can be beyond 64 bits. Inside a string they are harmless, but worth a look.
 _has_long_number = re.compile(rb"\d{19}").search
 _json_string = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _empty_container = re.compile(rb"\[\s*\]|\{\s*\}")
@@ -338,8 +337,7 @@ class Bodies:
             timeout_ms,
             None if backoff is None else _backoff(backoff),
             task.tags,
-            # Also if the node makes the id: a client that learns it with "outcome unknown" may send
-            # it again (P4).
+            # Also if the node makes the id: a client that learns it with "outcome unknown" may send it again (P4).
             content_hash(task, value),
         )
 
@@ -382,8 +380,7 @@ def _instant_us(run_at: datetime | float, at: str) -> int:
         if us > _RUN_AT_US_MAX:
             raise InvalidField("run_at: beyond the year 9999", field=at + "/run_at")
         return max(0, us)
-    # The comparison first: a double may be so far below zero that its microseconds are beyond all
-    # doubles.
+    # The comparison first: a double may be so far below zero that its microseconds are beyond all doubles.
     return math.floor(run_at * 1_000_000) if run_at > 0 else 0
 
 

@@ -72,8 +72,7 @@ class Scrapes:
         try:
             ages_s = await self._queue.oldest_pending_age_s().addTimeout(METRICS_AGES_S, clock)
         except (TaskQueueError, TimeoutError):
-            # A page without the ages is better than none: metrics matter most when a node is in
-            # trouble.
+            # A page without the ages is better than none: metrics matter most when a node is in trouble.
             ages_s = {}
         pace = slices.pace(ROUTE)
         return "".join(await pace.each(self._exposition.blocks(content_type, ages_s), str)).encode()

@@ -138,8 +138,7 @@ def _votes(group: _Group) -> VoterChange | None:
     bad = [node for node in group.by_age(voters) if group.is_replaceable(node)]
     if bad and ready:
         dead = [node for node in bad if not group.node(node).is_up]
-        # A dead voter goes first: one more voter would only raise the majority that the living have
-        # to make up.
+        # A dead voter goes first: one more voter would only raise the majority that the living have to make up.
         return _demote(group, dead[0]) if dead and len(voters) > 1 else VoterChange(VoterChangeKind.PROMOTE, ready[0])
     # From a single vote to three one of the two new ones will do that is not trusted yet: it is
     # what replaces a lost disk.

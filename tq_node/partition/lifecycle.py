@@ -261,8 +261,7 @@ def _cancel(row: TaskRow, event: Cancel) -> TaskRow:
 
 
 def _retry(row: TaskRow, event: Retry) -> TaskRow:
-    # The history of the earlier run stays: whoever sends a task back wants to see what it did
-    # before.
+    # The history of the earlier run stays: whoever sends a task back wants to see what it did before.
     return replace(
         row,
         rev=row.rev + 1,

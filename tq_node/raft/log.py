@@ -62,8 +62,7 @@ class RaftLog:
         self.offset_index, self.offset_term = snapshot.log_index, snapshot.term
         self.entries = list(entries)
         if entries and entries[0].log_index <= snapshot.log_index:
-            # Kept for slow followers. The first one stands for what is before it: only its index
-            # and term are needed.
+            # Kept for slow followers. The first one stands for what is before it: only its index and term are needed.
             self.offset_index, self.offset_term = entries[0].log_index, entries[0].term
             del self.entries[0]
         for position, entry in enumerate(self.entries, self.offset_index + 1):

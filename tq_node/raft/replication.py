@@ -205,8 +205,7 @@ class Replication:
         state = self._state
         log = state.log
         if message.prev_log_index < log.commit_index:
-            # Late, or sent before the leader knew how far this log is. What is committed here is
-            # the leader's too.
+            # Late, or sent before the leader knew how far this log is. What is committed here is the leader's too.
             self._accept(message.source, log.commit_index)
             return
         last_new = log.try_append(message.prev_log_index, message.prev_log_term, message.entries)

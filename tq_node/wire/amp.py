@@ -309,8 +309,7 @@ class BoundedAMP(amp.AMP):
         except WireRefusal as why:
             self.give_up(why)
         except Exception:
-            # A bug of ours. Left to the transport it would look as if the peer had broken the
-            # connection (R5a).
+            # A bug of ours. Left to the transport it would look as if the peer had broken the connection (R5a).
             Log.failure("the wire failed on what a peer sent", event="wire_bug")
             self.give_up(Internal("a bug of this side"))
 

@@ -47,8 +47,7 @@ class Deadlines(Generic[K]):
             self._arm(due_s)
 
     def discard(self, key: K) -> None:
-        # The timer stays: it finds nothing and rests. Re-arming it for each answer would cost more
-        # than it saves.
+        # The timer stays: it finds nothing and rests. Re-arming it for each answer would cost more than it saves.
         self._due_s.pop(key, None)
 
     def close(self) -> None:

@@ -51,8 +51,7 @@ class SendBuffer:
         self._transport.write(data)
         self.unsent_bytes += len(data)
         if self.unsent_bytes > bounds.TURN_BYTES and not self.is_blocked and self._reset_call is None:
-            # Over TLS what is written in one turn is collected, and the transport blocks only
-            # afterwards.
+            # Over TLS what is written in one turn is collected, and the transport blocks only afterwards.
             self._reset_call = self._reactor.callLater(0, self._reset_unless_blocked)
 
     def _reset_unless_blocked(self) -> None:

@@ -121,8 +121,7 @@ class Attempt(ABC):
         self._timer = timer
 
     def _noted(self) -> None:
-        # The first note waits for an interval too: a task that ends within it costs no extra
-        # commit.
+        # The first note waits for an interval too: a task that ends within it costs no extra commit.
         if self._note_timer is None and not self.ended:
             self._note_timer = self._host.clock.callLater(NOTE_INTERVAL_S, self._flush)
 

@@ -381,8 +381,7 @@ def main() -> NoReturn:
     # What the module has started goes with its process.
     if has_children():
         kill_below(within_s=limits.CHILD_LEFTOVERS_S)
-    # The exit of the interpreter waits for threads that a handler left behind; nobody waits for
-    # those here.
+    # The exit of the interpreter waits for threads that a handler left behind; nobody waits for those here.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

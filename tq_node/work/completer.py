@@ -67,8 +67,7 @@ class Completer:
     def _failed(self, why: Failure, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
         error = why.value
         if isinstance(error, TaskQueueError) and (error.retryable or not error.definite):
-            # The queue answers a repeated end with ok, so it may be sent until the outcome is
-            # known.
+            # The queue answers a repeated end with ok, so it may be sent until the outcome is known.
             next_s = min(retry_s * 2, _RETRY_S_MAX)
             call = self._clock.callLater(retry_s, self._retry, claim, outcome, notes, next_s)
             self._retries[claim.task_id, claim.token] = call

@@ -92,8 +92,7 @@ class TreeKiller:
             handle = os.pidfd_open(pid)
             signal.pidfd_send_signal(handle, signal.SIGSTOP)
         except OSError:
-            # Without a handle (too many descriptors) its number has to do: nobody has waited for it
-            # yet.
+            # Without a handle (too many descriptors) its number has to do: nobody has waited for it yet.
             _kill_group(pid)
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -37,8 +37,7 @@ class WorkersLock:
         on either way. May be called again until it is True. :raises OSError: the file system can't
         lock."""
         alone = self._lock(fcntl.LOCK_EX)
-        # Going down to shared is no proof for a second node: it would ask for the exclusive one,
-        # and fail.
+        # Going down to shared is no proof for a second node: it would ask for the exclusive one, and fail.
         self._lock(fcntl.LOCK_SH)
         return alone
 

@@ -208,8 +208,7 @@ class ProcessPool:
             if process.phase is Phase.LEAVING and now - process.changed_s > CANCEL_GRACE_S:
                 process.kill()
             elif process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
-                # Its lease timer has fired and has not killed it: it is stopped (SIGSTOP, a
-                # debugger).
+                # Its lease timer has fired and has not killed it: it is stopped (SIGSTOP, a debugger).
                 process.take_back_queued()
                 if process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
                     process.kill(LEASE_EXPIRED)
@@ -266,8 +265,7 @@ class ProcessPool:
         self.process_leaving(process)
         if self._running:
             if not started or not (process.tasks or process.retired):
-                # A process that dies before it ran a task would be replaced by the next such one,
-                # without end.
+                # A process that dies before it ran a task would be replaced by the next such one, without end.
                 self._start_failed(why)
             elif idle and not process.retired:
                 _log.warn("an idle worker process is gone: {why}", why=why, event="worker_lost")
@@ -342,8 +340,7 @@ class ProcessPool:
         root = str(Path(tq_node.__file__).resolve().parent.parent)
         mark = f"{os.getpid()}:{self.started_total}"
         environment = {**self._environment, MARK: mark}
-        # Only for the process to find this package; it puts the variable back before it loads a
-        # handler.
+        # Only for the process to find this package; it puts the variable back before it loads a handler.
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
         try:
             process = WorkerProcess(self, self._start, self._killer, mark)

@@ -325,8 +325,7 @@ class WorkerProcess(ProcessProtocol):
             self.kill()
 
     def processExited(self, reason: Failure) -> None:
-        # All that it wrote is in the pipes now. A process that it has left behind may hold them
-        # open for ever.
+        # All that it wrote is in the pipes now. A process that it has left behind may hold them open for ever.
         for fd in (REPORT_FD, _STDOUT, _STDERR):
             self._drain(fd)
         self.phase = Phase.DEAD
@@ -338,8 +337,7 @@ class WorkerProcess(ProcessProtocol):
             self._process.closeChildFD(fd)
         self._kill_group()
         if self._tasks or self._had_task:
-            # It may have died by itself: what its task had started in sessions of its own is
-            # nobody's child now.
+            # It may have died by itself: what its task had started in sessions of its own is nobody's child now.
             self._killer.kill_marked(self._mark)
         why = _describe_exit(self.pid, reason)
         remaining, self._tasks = self._tasks, deque()

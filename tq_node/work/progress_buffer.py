@@ -65,8 +65,7 @@ class ProgressBuffer:
     def add_line(self, text: str) -> None:
         """Add ``text``, as several lines where it has several. Cut to the bounds, never refused."""
         now_us = time.time_ns() // 1000
-        # A text of megabytes is cut before it is split: what is over the bound of all lines can't
-        # be kept anyway.
+        # A text of megabytes is cut before it is split: what is over the bound of all lines can't be kept anyway.
         kept = text[-(limits.LOG_LINES_MAX * limits.LOG_LINE_CHARS_MAX) :]
         self.add([LogLine(now_us, bounded_line(line)) for line in kept.splitlines() or [""]])
 

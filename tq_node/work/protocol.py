@@ -190,8 +190,7 @@ class FrameReader(Generic[Frame]):
         """:raises BadFrame: what came is not a frame; nothing may be fed afterwards."""
         self._parts.append(data)
         self._have += len(data)
-        # Parts are joined only once a whole frame is there: a frame of 1 MiB comes in more than a
-        # hundred reads.
+        # Parts are joined only once a whole frame is there: a frame of 1 MiB comes in more than a hundred reads.
         if self._have < self._need:
             return []
         buffer = memoryview(data if len(self._parts) == 1 else b"".join(self._parts))

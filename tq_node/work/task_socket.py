@@ -37,8 +37,7 @@ class TaskSocket:
     def take_back(self) -> list[int]:
         """Take back all messages that the process has not taken; return their serials."""
         serials: list[int] = []
-        # Not by a flag of the descriptor, which the process shares: it waits for its next task in a
-        # read.
+        # Not by a flag of the descriptor, which the process shares: it waits for its next task in a read.
         try:
             while data := self._theirs.recv(protocol.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
                 serials.append(protocol.decode_message(data).serial)

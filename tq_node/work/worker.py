@@ -154,8 +154,7 @@ class WorkerService(Service):
     def stand_in(self, may: bool) -> None:
         if self._registry.stand_in(may):
             if not may:
-                # What a stand-in has begun it does not complete: whoever has real handlers begins
-                # it anew.
+                # What a stand-in has begun it does not complete: whoever has real handlers begins it anew.
                 for attempt in list(self._attempts.values()):
                     attempt.release()
             self._handlers_changed()
@@ -329,8 +328,7 @@ class WorkerService(Service):
         if not isinstance(result, Failure):
             return
         if result.check(StaleAttempt):
-            # Its task is held by another claim or has ended: what its handler does no longer
-            # counts.
+            # Its task is held by another claim or has ended: what its handler does no longer counts.
             if not attempt.ended:
                 attempt.stop()
         elif not result.check(TaskQueueError, CancelledError):

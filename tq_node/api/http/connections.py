@@ -85,8 +85,7 @@ class Connections:
         if self._count_of_host.get(host, 0) >= self._host_max and not self._evict_idle(host):
             return self._refuse()
         if len(self.open) >= self._max and not self._evict_idle(None):
-            # Places beyond the bound are for health probes: an orchestrator would kill a node that
-            # is only busy.
+            # Places beyond the bound are for health probes: an orchestrator would kill a node that is only busy.
             return len(self.open) < self._max + limits.HTTP_PROBES_MAX or self._refuse()
         return True
 

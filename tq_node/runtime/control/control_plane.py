@@ -267,8 +267,7 @@ class ControlPlane:
 
     def let_in(self, peer: PeerIdentity) -> None:
         if peer.lane is Lane.BULK:
-            # In the next turn it is open. What the peer said over an older one may be lost, so
-            # streams begin anew.
+            # In the next turn it is open. What the peer said over an older one may be lost, so streams begin anew.
             self._clock.call_later(0, self._bulk_open, peer.node_id)
 
     def _bulk_open(self, node: NodeId) -> None:

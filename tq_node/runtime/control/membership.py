@@ -263,8 +263,7 @@ class Membership:
 
     def seed(self, addresses: Addresses) -> None:
         """Dial these too until this run is registered: before that no entry of the log is known committed."""
-        # Who answers may know less than this node does: one that has just restarted knows the
-        # founder only.
+        # Who answers may know less than this node does: one that has just restarted knows the founder only.
         self._seeds = tuple({one[0]: one for one in (*self._seeds, *addresses)}.values())
         self._dial()
 
@@ -436,8 +435,7 @@ class Membership:
         elif entry.incarnation > self.registration.incarnation:
             self.registrar.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
         elif entry.nonce == self.registration.nonce and not entry.is_up and not self._departs:
-            # It was taken for dead and lives: a new session, and new epochs for whatever it is to
-            # lead (R2).
+            # It was taken for dead and lives: a new session, and new epochs for whatever it is to lead (R2).
             self.registrar.start()
 
     # --- the controller ---
@@ -452,8 +450,7 @@ class Membership:
             return
         now_ms = self._clock.now_ms()
         self.liveness.tick(now_ms)
-        # Where nothing was to be done, and nothing has changed but the time, the partitions are
-        # looked at less often.
+        # Where nothing was to be done, and nothing has changed but the time, the partitions are looked at less often.
         unfit = self.liveness.unfit()
         rests = (
             self.map is self._rested

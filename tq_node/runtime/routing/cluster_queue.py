@@ -194,8 +194,7 @@ class ClusterQueue:
         if not cluster:
             return LocalEvents(self._state, observer, after_id)
         self._state.must_serve()
-        # Streams over the cluster are numbered apart; whoever comes back to one can't go on where
-        # it was.
+        # Streams over the cluster are numbered apart; whoever comes back to one can't go on where it was.
         first_id = self._clock.wall_us()
         if after_id is not None:
             observer(EventBatch(first_id, [], reset=True))

@@ -73,8 +73,7 @@ class LeaseRenewer:
         answer: Deferred[list[bool]] = self._client.call(primary, calls.RENEW, asked)
 
         def granted(holds: list[bool]) -> None:
-            # Each attempt has a lease of its own: a refused one gains nothing from others of its
-            # partition.
+            # Each attempt has a lease of its own: a refused one gains nothing from others of its partition.
             self.granted([claim for claim, holds_it in zip(claims, holds, strict=False) if holds_it], sent_ms)
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:

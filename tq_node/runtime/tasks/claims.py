@@ -130,8 +130,7 @@ class Claims:
             return
         now_us = self._clock.wall_us()
         for slot in found.values():
-            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left
-            # alone.
+            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
             if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.SCHEDULED:
                 continue
             if slot.row.run_at_us <= now_us:
@@ -219,8 +218,7 @@ class Claims:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
             return
         if self.lease_ms(slot.partition) <= 0 or self._may_be_ending(pending):
-            # Nobody has confirmed this primary yet, and the attempt could only be given back; or
-            # see there.
+            # Nobody has confirmed this primary yet, and the attempt could only be given back; or see there.
             self._set_back.append(pending)
             self._put_back_soon()
             return
@@ -439,8 +437,7 @@ class Claims:
         return list(self._claims.values())
 
     def _not_loaded(self, why: object) -> None:
-        # The store is broken and the process about to end (R18); who waits hears it from the
-        # driver.
+        # The store is broken and the process about to end (R18); who waits hears it from the driver.
         _log.error("could not load rows: {why}", why=str(why), event="load_failed")
 
     # --- the safety net ---

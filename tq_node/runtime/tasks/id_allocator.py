@@ -200,8 +200,7 @@ class IdAllocator:
         """The id of a new task, and its partition: one that this node leads and that takes work, in
         this turn of the reactor. None: of a partition that is not looked at."""
         partitions = self._partitions
-        # A partition may go within a commit: and where nothing is proposed any more, no other
-        # commit follows.
+        # A partition may go within a commit: and where nothing is proposed any more, no other commit follows.
         if not (
             self._ids_left
             and self._gathering.commits == self._commit

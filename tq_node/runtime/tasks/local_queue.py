@@ -71,8 +71,7 @@ async def open_local_queue(
     :raises StoreBroken: an entry of a log is missing, or can't be decoded.
     """
     recovered = await recover_copies(store, settings.node_id, settings.partition_count, settings.copy_rate_bytes_s)
-    # Time goes on from where the store left it, whatever the system's clock says now (section 8,
-    # schedules).
+    # Time goes on from where the store left it, whatever the system's clock says now (section 8, schedules).
     clock.wall_us.not_before(await store.newest_us())
     queue = LocalQueue(store, clock, settings, metrics, recovered, hooks)
     queue.start()
@@ -191,8 +190,7 @@ class LocalQueue:
         return self._hooks.workers_are_gone()
 
     def serving(self, partition: int) -> None:
-        # What is refused as too old depends on what is committed, and may have been another
-        # primary's to say.
+        # What is refused as too old depends on what is committed, and may have been another primary's to say.
         self._horizons.pop(partition, None)
         if partition in self._committed_horizons:
             self._horizons[partition] = self._committed_horizons[partition]
@@ -252,8 +250,7 @@ class LocalQueue:
             try:
                 row = operation(slot)
             except (AlreadyFinal, NotRetryable, NotFinal) as why:
-                # What it says must be committed before it is said: the end that it tells of could
-                # still be lost.
+                # What it says must be committed before it is said: the end that it tells of could still be lost.
                 refusal = why
                 committed = self.table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
                 if committed is None:

@@ -114,8 +114,7 @@ class TaskReads:
         if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
             return self._watch(task_id, wait_s, age_s)
         read = Read(row, self._settings.node_name, age_s)
-        # A change that is proposed but not committed is waited for: what is read is never
-        # uncommitted (P5).
+        # A change that is proposed but not committed is waited for: what is read is never uncommitted (P5).
         committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
         return succeed(read) if committed is None else cast("Deferred[Read]", committed)
 

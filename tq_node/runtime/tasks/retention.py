@@ -73,8 +73,7 @@ class Retention:
     def _bury(self, slot: Slot) -> None:
         """The row of a task that has ended goes; its tombstone stays as long as its id may come again."""
         assert slot.row is not None
-        # A made id is safe once its own time is behind the horizon; another one needs the whole
-        # window from now.
+        # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
         at_us = made_at_us(slot.row.spec.id)
         self._table.bury(slot, self._clock.wall_us() if at_us is None else at_us)
 
@@ -88,8 +87,7 @@ class Retention:
         wanted_us = self._clock.wall_us() - self._settings.dedupe_window_ms * 1000
         for partition in self._table.leading:
             at_us = min(wanted_us, self._horizons.get(partition, self._first_us) + elapsed_us)
-            # A partition that nothing has happened in needs no horizon: it has no tombstone to
-            # forget.
+            # A partition that nothing has happened in needs no horizon: it has no tombstone to forget.
             if partition in sizes and at_us > self._horizons.get(partition, self._first_us):
                 self._horizons[partition] = at_us
                 self._table.driver.propose(partition, Horizon(at_us), 8)

@@ -120,8 +120,7 @@ class Submitter:
             return fail(refusal)
         own = [s.id for s in submissions if s.id is not None and not s.made]
         if any(self._table.find(task_id) is None for task_id in own):
-            # All of them, the resident ones too: those may be dropped from memory while the others
-            # are read.
+            # All of them, the resident ones too: those may be dropped from memory while the others are read.
             return self._table.load(own).addCallback(self._many_found, submissions, has_more)
         return self._many_found({}, submissions, has_more)
 

@@ -90,8 +90,7 @@ def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
             f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_id WHERE {behind} ORDER BY id {direction}",
             parameters,
         )
-    # One walk for each state, merged: a handful of failed tasks is found at once among a million
-    # completed ones.
+    # One walk for each state, merged: a handful of failed tasks is found at once among a million completed ones.
     arms = [
         f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_state WHERE state = {int(state)} AND {behind}"
         for state in State

@@ -33,8 +33,7 @@ _ITEM_BYTES_FLAT = 80
 _decode_sizes = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 _decode_tombstones = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
 
-# The index by id holds the slot too: the walk passes other partitions' entries without a look at
-# their rows.
+# The index by id holds the slot too: the walk passes other partitions' entries without a look at their rows.
 _ROWS = (
     "SELECT json_group_array(json_array(num, id, size)) FROM (SELECT t.num AS num, t.id AS id, "
     "length(CAST(t.id AS BLOB)) + length(CAST(t.type AS BLOB)) + length(CAST(t.queue AS BLOB)) + length(t.body) + "

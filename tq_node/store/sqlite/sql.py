@@ -105,8 +105,7 @@ VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
 """Of a column with slots. The table is empty but while something is staged or being deleted: that
 costs a look at one page."""
 
-# The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for
-# the others.
+# The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for the others.
 _DOOMED = (
     "json_each(?) AS j CROSS JOIN tasks AS t ON t.id = json_extract(j.value, '$[0]') "
     f"AND t.rev = json_extract(j.value, '$[1]') AND {VISIBLE.format('t.partition')}"
