@@ -209,6 +209,7 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
     """
     spec = row.spec
     backoff = spec.backoff
+    created_at = time_text(spec.created_us)
     out = TaskOut(
         spec.id,
         spec.type,
@@ -218,8 +219,8 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
         spec.priority,
         row.attempt,
         spec.max_attempts,
-        time_text(spec.created_us),
-        time_text(row.run_at_us),
+        created_at,
+        created_at if row.run_at_us == spec.created_us else time_text(row.run_at_us),
         node,
         row.partition,
         row.rev,

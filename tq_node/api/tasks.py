@@ -96,12 +96,14 @@ class TaskRoutes:
     # --- submit ---
     def submit(self, request: Exchange) -> Deferred[None]:
         body = request.body()
-        content_type = request.getHeader(b"content-type")
-        if content_type is not None and content_type != JSON_TYPE:
-            takes_lines(content_type, body, ndjson=False)
-        refuse_encoded(request.getHeader(b"content-encoding"))
-        header = request.getHeader(b"idempotency-key")
-        key = None if header is None else idempotency_key(header)
+        key = None
+        if not request.is_plain_json:
+            content_type = request.getHeader(b"content-type")
+            if content_type is not None and content_type != JSON_TYPE:
+                takes_lines(content_type, body, ndjson=False)
+            refuse_encoded(request.getHeader(b"content-encoding"))
+            header = request.getHeader(b"idempotency-key")
+            key = None if header is None else idempotency_key(header)
         if len(body) > limits.LARGE_BODY_BYTES:
             return Deferred.fromCoroutine(self._submit_large(request, body, key))
         submission = self._bodies.submission(body, key)
@@ -131,6 +133,9 @@ class TaskRoutes:
 
     # --- one task ---
     def status(self, request: Exchange) -> Deferred[None]:
+        task_id = request.task_id
+        if task_id is not None:
+            return self._queue.get(task_id).addCallback(self._answer_task, request)
         sent = read_query(request, StatusParameters)
         if sent.wait > 0.0:
             return self._wait(request, sent)
@@ -369,13 +374,11 @@ class TaskRoutes:
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
     # Ids and names hold no character that JSON or a URL would escape; the state is one of six
     # words.
-    body = b'{"success":true,"task_id":"%b","status":"%b","node":"%b"}' % (
-        accepted.task_id.encode("ascii"),
-        STATE_LABELS[accepted.state].encode("ascii"),
-        accepted.node.encode("ascii"),
-    )
+    task_id = accepted.task_id.encode("ascii")
+    status = STATE_LABELS[accepted.state]
+    body = b'{"success":true,"task_id":"%b",%b' % (task_id, f'"status":"{status}","node":"{accepted.node}"}}'.encode())
     if accepted.created:
-        request.answer(201, body, extra=b"Location: /tasks/status?id=%b\r\n" % accepted.task_id.encode("ascii"))
+        request.answer(201, body, extra=b"Location: /tasks/status?id=%b\r\n" % task_id)
     else:
         request.answer(200, body, extra=b"Idempotency-Replayed: true\r\n")
 

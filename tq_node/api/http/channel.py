@@ -37,6 +37,8 @@ _is_refused_line = re.compile(
 ).match
 """A folded line (RFC 9112 section 5.2), which two readers may take for two headers; a transfer
 coding that is not known here; a length that ``int`` would not read."""
+_REFUSED_LINE_STARTS = frozenset(bytes([byte]) for byte in b" \ttTcC")
+_line_received = http.HTTPChannel.lineReceived
 PIPELINED_BYTES_MAX = 16_384
 """Bytes read of the requests behind a fast one before it is answered."""
 
@@ -80,6 +82,10 @@ class ApiChannel(http.HTTPChannel):
     _is_refused = False
     """A final answer to what is no request was written: nothing more is read."""
     _linger: IDelayedCall | None = None
+    _idle_since_s = 0.0
+    """When the time began for which the connection may be idle, ..."""
+    _idle_call: IDelayedCall | None = None
+    """... looked at when this fires: it is not moved with each request."""
 
     def connectionMade(self) -> None:
         connections = self.server.connections
@@ -91,6 +97,9 @@ class ApiChannel(http.HTTPChannel):
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._idle_call is not None:
+            self._idle_call.cancel()
+            self._idle_call = None
         if self._abort is not None and self._abort.active():
             self._abort.cancel()
         if self._linger is not None and self._linger.active():
@@ -119,7 +128,7 @@ class ApiChannel(http.HTTPChannel):
             if connections.arriving:
                 connections.arriving.discard(self)
             ticket = None
-            if plain.args is None:
+            if plain.task_id is None:
                 ticket = server.submit_limit.enter()
                 if ticket is None:
                     self._refuse_submit(plain)
@@ -282,15 +291,16 @@ class ApiChannel(http.HTTPChannel):
             self._respondToBadRequestAndDisconnect()
 
     def lineReceived(self, line: bytes) -> None:
-        if _is_refused_line(line):
+        if line[:1] in _REFUSED_LINE_STARTS and _is_refused_line(line):
             self._respondToBadRequestAndDisconnect()
         else:
-            super().lineReceived(line)
+            _line_received(self, line)
 
     def allHeadersReceived(self) -> None:
         request: ApiRequest = self.requests[-1]
         head = self.routing.heads.judge(self._command, self._path, self._version, request.requestHeaders)
         self._path = head.target
+        request.fields = head.fields
         request.authority = head.authority
         request.refusal = head.refusal
         if isinstance(head.refusal, Malformed):
@@ -304,10 +314,10 @@ class ApiChannel(http.HTTPChannel):
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
         if version != b"HTTP/1.1":
             return False
+        if b"connection" not in cast("ApiRequest", request).fields:
+            return True
         values = request.requestHeaders.getRawHeaders(b"connection")
-        return values is None or b"close" not in [
-            option.strip(b" \t").lower() for value in values for option in value.split(b",")
-        ]
+        return b"close" not in [option.strip(b" \t").lower() for value in values or () for option in value.split(b",")]
 
     def _send100Continue(self) -> None:
         # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes
@@ -329,6 +339,28 @@ class ApiChannel(http.HTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._respondToBadRequestAndDisconnect()
+
+    def resetTimeout(self) -> None:
+        self._idle_since_s = self.server.reactor.seconds()
+
+    def setTimeout(self, period: int | None) -> int | None:
+        before, self.timeOut = self.timeOut, period
+        if period is not None:
+            self._idle_since_s = self.server.reactor.seconds()
+            if self._idle_call is None:
+                self._idle_call = self.callLater(period, self._look_idle)
+        return before
+
+    def _look_idle(self) -> None:
+        """Close the connection if it has been idle for ``timeOut``; else look again when it may have been."""
+        self._idle_call = None
+        if self.timeOut is None:
+            return  # a request is answered: ``setTimeout`` follows
+        left_s = self._idle_since_s + self.timeOut - self.server.reactor.seconds()
+        if left_s > 0:
+            self._idle_call = self.callLater(left_s, self._look_idle)
+        else:
+            self.timeoutConnection()
 
     def timeoutConnection(self) -> None:
         if self._fast is not None:

@@ -20,6 +20,8 @@ _made_id_count = itertools.count(1)
 _unwanted_in_id = re.compile(rb"[^A-Za-z0-9._~:/+=@,;#-]").sub
 _phrases = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 _heads: dict[tuple[int, bytes], bytes] = {}
+_dated_heads: dict[tuple[int, bytes], tuple[bytes, bytes]] = {}
+"""A date and the constant part of an answer's head, with that date."""
 
 
 class Exchange(Protocol):
@@ -34,8 +36,16 @@ class Exchange(Protocol):
     """The client has hung up: an answer would reach nobody."""
     request_id: bytes
     """Stands in the answer and in the log."""
-    method: bytes
-    path: bytes
+    is_plain_json: bool
+    """The body is JSON, and no header says more than that. False: the headers are to be looked at."""
+    task_id: str | None
+    """The query is this id, which is one, and nothing else. None: the query is to be looked at."""
+
+    @property
+    def method(self) -> bytes: ...
+
+    @property
+    def path(self) -> bytes: ...
 
     @property
     def args(self) -> Mapping[bytes, Sequence[bytes]] | None:
@@ -88,10 +98,8 @@ def whole_head(code: int, content_type: bytes, date: bytes, request_id: bytes, b
 
     :param extra: header lines, each with its line end.
     """
-    return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-        head_of(code, content_type),
-        date,
-        request_id,
-        len(body),
-        extra,
-    )
+    dated, head = _dated_heads.get((code, content_type), (b"", b""))
+    if dated != date:
+        head = b"%bDate: %b\r\nX-Request-Id: " % (head_of(code, content_type), date)
+        _dated_heads[code, content_type] = date, head
+    return b"%b%b\r\nContent-Length: %d\r\n%b\r\n" % (head, request_id, len(body), extra)

@@ -56,6 +56,8 @@ class PlainHead(msgspec.Struct, frozen=True):
     """Names are in lower case."""
     length: int | None
     """Of the body; None: there is no ``Content-Length``."""
+    is_plain_json: bool
+    """As in ``Exchange``."""
 
 
 class PlainRequest(msgspec.Struct, frozen=True):
@@ -64,8 +66,8 @@ class PlainRequest(msgspec.Struct, frozen=True):
     route: Route
     head: PlainHead
     body: bytes
-    args: dict[bytes, list[bytes]] | None
-    """The query of a GET; None: the request is a POST."""
+    task_id: str | None
+    """All that a GET asks for; None: the request is a POST."""
 
 
 class NoRequest(enum.Enum):
@@ -103,11 +105,8 @@ class FastPath:
     def read(self, data: bytes) -> PlainRequest | NoRequest:
         """The request that ``data`` is, from its first to its last byte."""
         line_end = data.find(b"\r\n")
-        head_end = data.find(b"\r\n\r\n", line_end)
-        if line_end < 0 or head_end < 0 or head_end > HEAD_BYTES_MAX:
-            return NoRequest.NOT_PLAIN
-        line = data[:line_end]
-        args = None
+        line = data[: max(line_end, 0)]
+        task_id = None
         route = self._posts.get(line)
         if route is None:
             target, _, rest = line.partition(b"?")
@@ -115,15 +114,18 @@ class FastPath:
             query = None if route is None or rest[-9:] != b" HTTP/1.1" else _is_query(rest[:-9])
             if route is None or query is None:
                 return NoRequest.NOT_PLAIN
-            args = {b"id": [query[1]]}
+            task_id = query[1].decode("ascii")
+        head_end = data.find(b"\r\n\r\n", line_end)
+        if head_end < 0 or head_end > HEAD_BYTES_MAX:
+            return NoRequest.NOT_PLAIN
         lines = data[line_end + 2 : head_end]
         head = self._heads.get(lines) or self._parse(lines)
         if head is None:
             return NoRequest.NOT_PLAIN
         length = head.length
-        if length is None or args is not None:
-            is_read = length is None and args is not None and len(data) == head_end + 4
-            return PlainRequest(route, head, b"", args) if is_read else NoRequest.NOT_PLAIN
+        if length is None or task_id is not None:
+            is_read = length is None and task_id is not None and len(data) == head_end + 4
+            return PlainRequest(route, head, b"", task_id) if is_read else NoRequest.NOT_PLAIN
         body = data[head_end + 4 :]
         missing = length - len(body)
         # A large body is admitted by its bytes; no socket gives so many at a time anyway.
@@ -148,7 +150,8 @@ class FastPath:
             return None
         if length is not None and not _is_number(length):
             return None
-        head = PlainHead(headers, None if length is None else int(length))
+        is_plain_json = headers.get(b"content-type", JSON) == JSON and b"idempotency-key" not in headers
+        head = PlainHead(headers, None if length is None else int(length), is_plain_json)
         if (
             len(lines) <= _CACHED_HEAD_BYTES_MAX
             and b"x-request-id" not in headers
@@ -181,18 +184,19 @@ class FastRequest(RequestLifecycle):
     """
 
     __slots__ = (
-        "_body", "_channel", "_head", "args", "finished", "method", "request_id", "route", "server"
+        "_body", "_channel", "_headers", "finished", "is_plain_json", "request_id", "route", "server", "task_id"
     )  # fmt: skip
 
     def __init__(self, channel: FastChannel, plain: PlainRequest, ticket: int | None) -> None:
         self.server = server = channel.server
-        self.args: Mapping[bytes, Sequence[bytes]] | None = plain.args
+        head = plain.head
+        self._headers = headers = head.headers
+        self.is_plain_json = head.is_plain_json
+        self.task_id = plain.task_id
         self.gone = False
-        self.method = b"POST" if plain.args is None else b"GET"
         self.route = plain.route.path
-        self.request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
+        self.request_id = request_id_of(headers.get(b"x-request-id"))
         self._channel = channel
-        self._head = plain.head
         self._body = plain.body
         self._held_bytes = len(plain.body)
         self._in_flight = True
@@ -207,6 +211,14 @@ class FastRequest(RequestLifecycle):
         server.metrics.doing = self.route
 
     @property
+    def method(self) -> bytes:
+        return b"POST" if self.task_id is None else b"GET"
+
+    @property
+    def args(self) -> Mapping[bytes, Sequence[bytes]] | None:
+        return None if self.task_id is None else {b"id": [self.task_id.encode("ascii")]}
+
+    @property
     def path(self) -> bytes:
         """The path of the route, which is that of the request."""
         return self.route.encode("ascii")
@@ -216,7 +228,7 @@ class FastRequest(RequestLifecycle):
         return body
 
     def getHeader(self, key: bytes) -> bytes | None:
-        return self._head.headers.get(key)
+        return self._headers.get(key)
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
         if self.gone or self.finished:

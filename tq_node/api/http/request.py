@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -78,6 +79,10 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     request_id = b""
     route = "other"
+    is_plain_json = False
+    task_id: str | None = None
+    fields: Mapping[bytes, bytes] = {}
+    """The last header of each name, which is in lower case."""
     authority: bytes | None = None
     """``HOST[:PORT]`` that the request is for; None: the request does not say."""
     refusal: TaskQueueError | None = None
@@ -106,6 +111,15 @@ class ApiRequest(RequestLifecycle, server.Request):
     def url_for(self, *args: Any, **kw: Any) -> str:
         """Part of ``IKleinRequest``."""
         return self.mapper.build(*args, **kw)
+
+    def getHeader(self, key: bytes) -> bytes | None:  # type: ignore[override]  # the inherited one takes str, too
+        return self.fields.get(key)
+
+    def isSecure(self) -> bool:
+        return False  # TLS ends before this server, where there is any
+
+    def parseCookies(self) -> None:
+        """Nothing here reads cookies."""
 
     # --- the body, as it arrives ---
     def gotLength(self, length: int | None) -> None:
@@ -289,8 +303,5 @@ class ApiRequest(RequestLifecycle, server.Request):
         self.gone = True
         super().connectionLost(reason)
         self._hang_up()
-
-    def _release(self, latency_s: float | None) -> None:
-        super()._release(latency_s)
         if self._linger is not None and self._linger.active():
             self._linger.cancel()

@@ -46,11 +46,13 @@ class Head(msgspec.Struct, frozen=True):
     :ivar target: path and query, also if the request has an absolute target.
     :ivar authority: the host that it is for, with its port, where it says so.
     :ivar refusal: why the request is refused, whatever its body is.
+    :ivar fields: the last header of each name, which is in lower case.
     """
 
     target: bytes
     authority: bytes | None
     refusal: TaskQueueError | None
+    fields: Mapping[bytes, bytes]
 
 
 class KnownHosts:
@@ -122,33 +124,36 @@ class HeadRules:
         :param headers: as sent; folded and malformed lines have been refused before.
         """
         fields: dict[bytes, bytes] = {}
+        twice = None
         for name, values in headers.getAllRawHeaders():
-            fields[name] = values[0]
-            if len(values) > 1 and name in _SINGLE:
-                return Head(target, None, Malformed(f"{name.decode('ascii')}: given more than once"))
-        authority = fields.get(b"Host")
+            fields[name.lower()] = values[-1]
+            if len(values) > 1 and name in _SINGLE and twice is None:
+                twice = name
+        if twice is not None:
+            return Head(target, None, Malformed(f"{twice.decode('ascii')}: given more than once"), fields)
+        authority = fields.get(b"host")
         if authority is None:
             if version != b"HTTP/1.0":
-                return Head(target, None, Malformed("Host: is required"))
+                return Head(target, None, Malformed("Host: is required"), fields)
             refusal = None
         else:
             refusal = self.hosts.refusal(authority)
         if not _is_target(target):
-            return Head(target, None, Malformed("the request's target holds what no address can"))
+            return Head(target, None, Malformed("the request's target holds what no address can"), fields)
         if not target.startswith(b"/") and target != b"*" and not isinstance(refusal, Malformed):
             try:
                 target, authority = _origin_form(method, target)
             except TaskQueueError as why:
-                return Head(target, None, why)
+                return Head(target, None, why, fields)
             refusal = self.hosts.refusal(authority)
-        return Head(target, authority, refusal or self._refusal(method, target, version, authority, fields))
+        return Head(target, authority, refusal or self._refusal(method, target, version, authority, fields), fields)
 
     def _refusal(
         self, method: bytes, target: bytes, version: bytes, authority: bytes | None, fields: Mapping[bytes, bytes]
     ) -> TaskQueueError | None:
-        if b"Transfer-Encoding" in fields and version == b"HTTP/1.0":
+        if b"transfer-encoding" in fields and version == b"HTTP/1.0":
             return Malformed("Transfer-Encoding: not in HTTP/1.0")
-        is_from_page = b"Origin" in fields or b"Sec-Fetch-Site" in fields
+        is_from_page = b"origin" in fields or b"sec-fetch-site" in fields
         if is_from_page and method not in _SAFE and not _is_from_here(authority, fields):
             return CrossOrigin("a POST that a page of another site has sent is refused")
         path = target.partition(b"?")[0]
@@ -164,7 +169,7 @@ class HeadRules:
         if method not in methods:
             allowed = sorted(name.decode("ascii") for name in methods)
             return WrongMethod(f"{path.decode('ascii')} takes {', '.join(allowed)}", allowed)
-        if fields.get(b"Content-Type", JSON_TYPE) != JSON_TYPE or b"Content-Encoding" in fields:
+        if fields.get(b"content-type", JSON_TYPE) != JSON_TYPE or b"content-encoding" in fields:
             return self._media_refusal(path, fields)
         return None
 
@@ -172,11 +177,11 @@ class HeadRules:
         ndjson = self._takes_ndjson.get(path)
         if ndjson is None:
             return None
-        media_type = fields.get(b"Content-Type")
+        media_type = fields.get(b"content-type")
         try:
             if media_type is not None and media_type != JSON_TYPE:
                 refuse_media_type(media_type, ndjson=ndjson)
-            refuse_encoded(fields.get(b"Content-Encoding"))
+            refuse_encoded(fields.get(b"content-encoding"))
         except TaskQueueError as why:
             return why
         return None
@@ -207,7 +212,7 @@ def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> boo
     body without a type, to any address it likes, so also to a node on its reader's machine; every
     browser then says ``Origin``, and newer ones ``Sec-Fetch-Site``. Scripts never do.
     """
-    if fields.get(b"Sec-Fetch-Site", b"none").lower() not in (b"same-origin", b"none"):
+    if fields.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
         return False
-    origin = fields.get(b"Origin")
+    origin = fields.get(b"origin")
     return origin is None or (authority is not None and origin.lower().partition(b"://")[2] == authority.lower())

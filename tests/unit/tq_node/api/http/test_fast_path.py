@@ -33,7 +33,7 @@ def test_plain_requests_are_taken(data: bytes) -> None:
         found = hot.read(data)
         assert isinstance(found, PlainRequest)
         assert found.body == (BODY if b"POST" in data else b"")
-        assert found.args == (None if b"POST" in data else {b"id": [b"a"]})
+        assert found.task_id == (None if b"POST" in data else "a")
 
 
 @pytest.mark.parametrize(
