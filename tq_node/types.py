@@ -178,7 +178,7 @@ class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
     since_us: int
 
 
-class Transition(msgspec.Struct, frozen=True, gc=False, array_like=True):
+class Transition(NamedTuple):
     """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None at birth."""
 
     task_id: TaskId
