@@ -94,10 +94,7 @@ _CHANGE_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnr
 
 
 class ClusterRoutes:
-    """Routes below ``/cluster``.
-
-    :param shutdown: called after the answer to end this node in order, as SIGTERM does.
-    """
+    """Routes below ``/cluster``. :param shutdown: called after the answer to end this node in order, as SIGTERM does."""
 
     def __init__(self, queue: TaskQueue, shutdown: Callable[[], None]) -> None:
         self._queue = queue

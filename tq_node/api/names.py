@@ -7,8 +7,7 @@ import re
 from tq_node.errors import InvalidField
 
 _UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""C0, DEL and C1, which terminals obey; ends of lines; marks of the direction of writing. Joiners
-of emoji are allowed."""
+"""C0, DEL and C1, which terminals obey; ends of lines; marks of the direction of writing. Joiners of emoji are allowed."""
 NAME_PATTERN = f"^[^{_UNSHOWN}]*$"
 _unshown = re.compile(f"[{_UNSHOWN}]").search
 

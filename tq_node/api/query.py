@@ -109,10 +109,7 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 def read_query(request: Exchange, kind: type[P]) -> P:
-    """The request's parameters, validated.
-
-    :raises BadParameter: names the parameter.
-    """
+    """The request's parameters, validated. :raises BadParameter: names the parameter."""
     given: dict[str, str] = {}
     for raw_name, raw_values in (request.args or {}).items():
         try:

@@ -299,10 +299,7 @@ class Bodies:
     def _convert(
         self, task: SubmitRequest, at: str, key: str | None, parsed: tuple[object, bytes] | None = None
     ) -> Submission:
-        """The submission of a decoded task.
-
-        :param parsed: its payload, if that is parsed already.
-        """
+        """The submission of a decoded task. :param parsed: its payload, if that is parsed already."""
         raw = task.payload
         value, payload = parsed or (self._payload(raw, at) if raw is not None else (None, b"null"))
         task_id = task.id

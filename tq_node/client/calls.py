@@ -84,10 +84,7 @@ class Trials:
         self.last = self.last or Busy("every node has asked for a pause", task_id=self.task_id)
 
     def verdict(self, *, in_flight: bool = False) -> TaskQueueError:
-        """The error for the caller.
-
-        :param in_flight: a node works on it now.
-        """
+        """The error for the caller. :param in_flight: a node works on it now."""
         if self._changes and (in_flight or self.unknown is not None):
             why = self.unknown or "no answer in time"
             return OutcomeUnknown(why, task_id=self.task_id)

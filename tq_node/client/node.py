@@ -51,10 +51,7 @@ class Lane:
                 self._pass_on(None)
 
     def close(self, *, at_once: bool) -> None:
-        """Close all connections.
-
-        :param at_once: abort requests in progress; else they may finish.
-        """
+        """Close all connections. :param at_once: abort requests in progress; else they may finish."""
         for connection in self._free:
             connection.close()
         self._free.clear()
@@ -121,10 +118,7 @@ def _give_up(turn: asyncio.Future[Connection | None]) -> None:
 
 
 class Node:
-    """One node: its connections, and whether it is up.
-
-    :param is_up: assume that it is, before it was ever reached.
-    """
+    """One node: its connections, and whether it is up. :param is_up: assume that it is, before it was ever reached."""
 
     def __init__(
         self,
@@ -204,10 +198,7 @@ class Node:
         self.not_before_s = self.loop.time() + rolled
 
     def close(self, *, at_once: bool) -> None:
-        """Close all connections.
-
-        :param at_once: abort requests in progress; else they may finish.
-        """
+        """Close all connections. :param at_once: abort requests in progress; else they may finish."""
         self.is_closed = True
         self._short.close(at_once=at_once)
         self._long.close(at_once=at_once)

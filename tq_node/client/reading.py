@@ -50,10 +50,7 @@ class AnswerReader:
         return self._head is not None or bool(self._unread)
 
     def feed(self, data: bytes) -> Answer | None:
-        """The answer, if these bytes complete it.
-
-        :raises NotHttp: malformed, or too large.
-        """
+        """The answer, if these bytes complete it. :raises NotHttp: malformed, or too large."""
         if self._head is None:
             data = self._unread + data if self._unread else data
             end = data.find(_END_OF_HEAD)

@@ -1,5 +1,4 @@
-"""What an operator's call becomes: a command to propose, or why not. The cluster map has the last
-word when it is applied."""
+"""What an operator's call becomes: a command to propose, or why not. The cluster map has the last word when it is applied."""
 
 from __future__ import annotations
 

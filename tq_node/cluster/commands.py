@@ -24,8 +24,7 @@ FORMAT = 1
 
 
 class UnreadableCommand(Exception):
-    """This code can't apply the entry: damage, or a newer kind. The node stops; to skip it would be
-    divergence (F44)."""
+    """This code can't apply the entry: damage, or a newer kind. The node stops; to skip it would be divergence (F44)."""
 
 
 class Value(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -154,8 +153,7 @@ class StepDown(Command, frozen=True, tag=11):
 
 
 class PlanPrimary(Command, frozen=True, tag=12):
-    """Record the next primary, so that the present one drains and steps down by itself; naming the
-    present one lets it stay."""
+    """Record the next primary, so that the present one drains and steps down by itself; naming the present one lets it stay."""
 
     steps: tuple[PrimaryStep, ...]
 

@@ -117,8 +117,7 @@ def _deaths(
 
 # --- partitions ---
 def _on_partitions(planner: Planner, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
-    """The steps that are due, at most one for each partition: all are compare-and-set, a second one
-    would be refused."""
+    """The steps that are due, at most one for each partition: all are compare-and-set, a second one would be refused."""
     busy = partitions_in(pending)
 
     def free(steps: Iterable[_Step]) -> list[_Step]:

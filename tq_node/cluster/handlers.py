@@ -1,5 +1,4 @@
-"""Which nodes have handlers for what, and when simulated ones may stand in: only where nobody has,
-or ever had, real ones."""
+"""Which nodes have handlers for what, and when simulated ones may stand in: only where nobody has, or ever had, real ones."""
 
 from __future__ import annotations
 

@@ -59,16 +59,12 @@ def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]
 
 
 def is_majority(reporters: Collection[NodeId], voters: Collection[NodeId]) -> bool:
-    """Whether the reporters are a majority of all voters, dead ones too: what a minority sees may
-    be its own broken network."""
+    """Whether the reporters are a majority of all voters, dead ones too: what a minority sees may be its own broken network."""
     return 2 * len([node for node in reporters if node in voters]) > len(voters)
 
 
 class Liveness:
-    """When each node was last in contact, and what it reported.
-
-    :param now_ms: when this node began to listen.
-    """
+    """When each node was last in contact, and what it reported. :param now_ms: when this node began to listen."""
 
     def __init__(self, now_ms: int, settings: ControllerSettings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
@@ -115,8 +111,7 @@ class Liveness:
             }
 
     def follow(self, cluster_map: ClusterMap, now_ms: int) -> None:
-        """Take up a new cluster map. A new session counts as a contact, and reports of the node's
-        earlier run are dropped."""
+        """Take up a new cluster map. A new session counts as a contact, and reports of the node's earlier run are dropped."""
         if cluster_map.nodes is not self._nodes:
             self._follow_nodes(cluster_map.nodes, now_ms)
         if cluster_map.partitions is not self._partitions:

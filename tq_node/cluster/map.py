@@ -52,8 +52,7 @@ SEED_MAX = 2**32 - 1
 
 
 class UnreadableMap(Exception):
-    """This code can't read or go on with the cluster map: damage, or a newer feature level. The
-    node must stop (F44)."""
+    """This code can't read or go on with the cluster map: damage, or a newer feature level. The node must stop (F44)."""
 
 
 def can_apply(feature_level: int) -> bool:
@@ -222,9 +221,7 @@ def encode(cluster_map: ClusterMap) -> bytes:
 
 
 def decode(data: bytes) -> ClusterMap:
-    """:raises UnreadableMap: damage, or fields that this code does not know: they come with a
-    feature level.
-    """
+    """:raises UnreadableMap: damage, or fields that this code does not know: they come with a feature level."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableMap(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:

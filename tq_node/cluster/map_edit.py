@@ -48,8 +48,7 @@ def raised_version(before: PartitionEntry) -> int:
 
 
 class MapEdit:
-    """The next cluster map while one entry is applied. A rule calls ``refuse`` before it changes
-    anything of an item."""
+    """The next cluster map while one entry is applied. A rule calls ``refuse`` before it changes anything of an item."""
 
     __slots__ = (
         "_changed_nodes",

@@ -163,8 +163,7 @@ class _Layout:
         return bool(able)
 
     def find_place_in_two(self, partition: int) -> bool:
-        """Nodes with room all hold it already: put it on a full one, and something of that one onto
-        a node with room."""
+        """Nodes with room all hold it already: put it on a full one, and something of that one onto a node with room."""
         nodes = self.copies[partition]
         roomy = [node for node in self.targets if self.has_room(node)]
         full = [node for node in self.targets if not self.has_room(node) and node not in nodes]

@@ -112,8 +112,7 @@ class Planner:
         return sorted(steps, key=lambda step: step.partition)
 
     def is_astray(self, entry: PartitionEntry, wished: set[NodeId]) -> bool:
-        """Whether the partition is not where it should be. A dead copy is not given up before
-        another takes its place."""
+        """Whether the partition is not where it should be. A dead copy is not given up before another takes its place."""
         if wished == set(entry.copies):
             return False
         return bool(wished.difference(entry.copies)) or len(entry.copies) > self.copies_left_min(entry)
@@ -136,8 +135,7 @@ class Planner:
                 self.waiting[partition] = reason
 
     def is_held(self, entry: PartitionEntry) -> bool:
-        """``min_isr`` lets nobody go, and no newcomer is to come who could change that: it has lost
-        too many since it began."""
+        """``min_isr`` lets nobody go, and no newcomer is to come who could change that: it has lost too many since it began."""
         return are_in_sync(entry) and not are_out_of_sync(entry) and len(entry.isr) <= entry.min_isr
 
     def copies_left_min(self, entry: PartitionEntry) -> int:
@@ -148,8 +146,7 @@ class Planner:
         return len(candidates(entry, self.map.nodes)) < self.map.settings.replication_factor
 
     def step_towards(self, partition: int, entry: PartitionEntry, wanted: tuple[NodeId, ...]) -> MoveStep | None:
-        """At most RF + 1 copies in between, and in the end no fewer than the members can hold.
-        None: ``min_isr`` forbids it."""
+        """At most RF + 1 copies in between, and in the end no fewer than the members can hold. None: ``min_isr`` forbids it."""
         factor = self.map.settings.replication_factor
         adding = tuple(node for node in wanted if node not in entry.copies)[: max(0, factor + 1 - len(entry.copies))]
         spare = len(entry.copies) + len(adding) - max(self.copies_left_min(entry), entry.min_isr)

@@ -17,16 +17,14 @@ def candidates(entry: PartitionEntry, nodes: Nodes) -> list[NodeId]:
 
 
 def next_epoch(epoch: Epoch) -> Epoch:
-    """Each choice is a new epoch, even of the present primary: it may have forgotten what it sent
-    in the last one (R2, F20)."""
+    """Each choice is a new epoch, even of the present primary: it may have forgotten what it sent in the last one (R2, F20)."""
     return Epoch(epoch + 1)
 
 
 def choice(
     entry: PartitionEntry, nodes: Nodes, primaries_on: Callable[[NodeId], int], *, avoid: NodeId | None = None
 ) -> NodeId | None:
-    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least.
-    None: nobody may lead."""
+    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least. None: nobody may lead."""
 
     def rank(node: NodeId) -> tuple[bool, bool, bool, bool, int, NodeId]:
         return (

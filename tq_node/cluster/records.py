@@ -19,11 +19,9 @@ FEATURE_LEVEL_MIN = 1
 FEATURE_LEVEL_MAX = 2
 """What this code can apply. A cluster map of a higher level is refused: the node stops."""
 HANDLERS_LEVEL = 2
-"""From this level on nodes say which handlers they have, and the cluster map keeps that one has had
-handlers of its own."""
+"""From this level on nodes say which handlers they have, and the cluster map keeps that one has had handlers of its own."""
 MEMBERS_FOR_TWO_COPIES = 3
-"""With fewer members one durable copy must be enough, else losing the second of two would stop all
-writes (section 6)."""
+"""With fewer members one durable copy must be enough, else losing the second of two would stop all writes (section 6)."""
 
 
 class NodeStatus(enum.IntEnum):
@@ -143,8 +141,7 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Raft index of an operator's request to spread evenly that is not yet fulfilled; 0: none."""
     has_had_three_voters: bool = False
     handlers_seen: bool = False
-    """A node has, or has had, handlers of its own: simulated ones may not stand in for them any
-    more. Never taken back."""
+    """A node has, or has had, handlers of its own: simulated ones may not stand in for them any more. Never taken back."""
     handlers_since: int = 0
     """Raft index from which on registrations count for ``handlers_seen``: who registered earlier was not asked."""
 
@@ -160,8 +157,7 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 FIELD_LEVELS = {"handlers_seen": HANDLERS_LEVEL, "handlers_since": HANDLERS_LEVEL}
-"""The cluster map's fields that came after the first feature level, all at its end: below theirs
-they are not written (F44)."""
+"""The cluster map's fields that came after the first feature level, all at its end: below theirs they are not written (F44)."""
 
 EMPTY = ClusterMap("", "", 0, ClusterSettings(0, 0, 0, 0), {}, (), (), 0)
 """Before anything is applied."""

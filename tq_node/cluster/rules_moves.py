@@ -1,5 +1,4 @@
-"""Moves (section 6): the intent is in the cluster map, so that any later leader goes on where the
-last one died (F27)."""
+"""Moves (section 6): the intent is in the cluster map, so that any later leader goes on where the last one died (F27)."""
 
 from __future__ import annotations
 

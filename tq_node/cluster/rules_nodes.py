@@ -208,8 +208,7 @@ def removal_refusal(edit: MapEdit, command: RemoveNode) -> Refusal | None:
 
 
 def remove(edit: MapEdit, command: RemoveNode) -> None:
-    """Remove a node for ever. A dead one leaves the sets as R3 allows, after ``min_isr`` was
-    lowered if few members remain."""
+    """Remove a node for ever. A dead one leaves the sets as R3 allows, after ``min_isr`` was lowered if few members remain."""
     refusal = removal_refusal(edit, command)
     if refusal is not None:
         edit.refuse(refusal)
@@ -230,8 +229,7 @@ def lowered_min_isr(edit: MapEdit, entry: PartitionEntry) -> int:
 
 
 def restart_empty(edit: MapEdit, partition: int) -> None:
-    """Begin an empty partition anew, on the node that leads least: its only store is gone and held
-    no task. Recorded."""
+    """Begin an empty partition anew, on the node that leads least: its only store is gone and held no task. Recorded."""
     targets = [node.node_id for node in edit.nodes.values() if node.is_target]
     entry = edit.partition(partition)
     to = min(targets, key=lambda n: (edit.primaries_on(n), n))

@@ -1,5 +1,4 @@
-"""What the entries about sets and primaries do: R4, planned and forced changes of primary,
-``min_isr``, unsafe recovery."""
+"""What the entries about sets and primaries do: R4, planned and forced changes of primary, ``min_isr``, unsafe recovery."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ def is_copy_up(edit: MapEdit, entry: PartitionEntry, added: frozenset[NodeId]) -
 
 
 def dead_go_first(edit: MapEdit, entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
-    """No live member is removed while a dead one stays: else a dead primary's late word could leave
-    only the dead (F25)."""
+    """No live member is removed while a dead one stays: else a dead primary's late word could leave only the dead (F25)."""
     removes_live = any(edit.nodes[node].is_up for node in entry.isr if node not in isr)
     return not (removes_live and any(not edit.nodes[node].is_up for node in entry.isr if node in isr))
 
@@ -185,8 +183,7 @@ def raise_min_isr(edit: MapEdit, command: RaiseMinIsr) -> None:
 
 
 def allows_min_isr(entry: PartitionEntry, wanted: int) -> bool:
-    """Whether ``min_isr`` may be raised; copies that are about to leave do not count, else it would
-    never let them go."""
+    """Whether ``min_isr`` may be raised; copies that are about to leave do not count, else it would never let them go."""
     return sum(1 for node in entry.isr if node not in entry.removing) >= wanted
 
 

@@ -15,8 +15,7 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     suspect_ms: int = 1_000
     """Shown as suspect, and given nothing new."""
     decide_ms: int = 100
-    """Between two looks of the leader at who is silent; time that it was late by as much or more is
-    not counted (F40)."""
+    """Between two looks of the leader at who is silent; time that it was late by as much or more is not counted (F40)."""
     refusals_apart_ms: int = 50
     """R5a: between the two refusals of a dead node's port."""
     health_ms: int = 30_000

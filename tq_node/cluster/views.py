@@ -40,8 +40,7 @@ NOBODY_WAITS: Mapping[int, str] = {}
 
 
 def status_of(node: NodeEntry, liveness: Liveness, group: Group, now_ms: int) -> str:
-    """A node's status for operators: ``down`` by the cluster map (R5, R5a), ``suspect`` by this
-    node's own impression."""
+    """A node's status for operators: ``down`` by the cluster map (R5, R5a), ``suspect`` by this node's own impression."""
     if not node.is_up:
         return "down"
     if node.node_id != group.me and liveness.is_suspect(node.node_id, now_ms):
@@ -79,8 +78,7 @@ def show_cluster(cluster_map: ClusterMap, liveness: Liveness, group: Group, now_
 def show_partitions(
     cluster_map: ClusterMap, progress: Mapping[int, Progress] = NOTHING_KNOWN, waiting: Mapping[int, str] = NOBODY_WAITS
 ) -> list[PartitionView]:
-    """:param progress: of the partitions that this node leads; of the others nothing is known here
-    but the cluster map."""
+    """:param progress: of the partitions that this node leads; of the others nothing is known here but the cluster map."""
     names = _Names(cluster_map)
     return [
         _show_partition(partition, entry, names, progress.get(partition), waiting.get(partition))
@@ -139,8 +137,7 @@ def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
 
 
 def count_short(cluster_map: ClusterMap) -> tuple[int, int]:
-    """Partitions with fewer copies in sync, on nodes that are up, than they should have; and those
-    without a primary."""
+    """Partitions with fewer copies in sync, on nodes that are up, than they should have; and those without a primary."""
     up = {node.node_id for node in cluster_map.members() if node.is_up}
     entries = cluster_map.partitions
     under_replicated = sum(len(up.intersection(entry.isr)) < len(entry.intended) for entry in entries)

@@ -31,8 +31,7 @@ class VoterChangeKind(enum.StrEnum):
 
 
 class VoterChange(msgspec.Struct, frozen=True):
-    """A change for ``RaftCore.propose_change`` or ``transfer_leadership``. A refusal is harmless:
-    it is decided again."""
+    """A change for ``RaftCore.propose_change`` or ``transfer_leadership``. A refusal is harmless: it is decided again."""
 
     kind: VoterChangeKind
     node: NodeId
@@ -90,8 +89,7 @@ class _Group:
         return sorted(able, key=lambda node: not self.is_trusted(node))
 
     def is_one_coming(self) -> bool:
-        """Whether a learner may yet catch up, within 30 s. A new leader does not know at first
-        which ones are caught up."""
+        """Whether a learner may yet catch up, within 30 s. A new leader does not know at first which ones are caught up."""
         return self.map.has_had_three_voters and any(
             self.node(node).is_target
             and node not in self.view.caught_up

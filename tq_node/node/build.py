@@ -218,10 +218,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
 
 
 def _look_around(settings: NodeSettings, registry: Registry, notes: Sequence[ReadyNote]) -> None:
-    """What can be refused before anything is made on disk.
-
-    :raises TooFewFiles, PeerPortTaken, CannotListenError:
-    """
+    """What can be refused before anything is made on disk. :raises TooFewFiles, PeerPortTaken, CannotListenError:"""
     check_files(settings.concurrency if registry.needs_processes else 0)
     for listen in (settings.http, settings.http_compatible):
         if listen is not None and not listen.is_inherited:

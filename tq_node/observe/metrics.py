@@ -79,8 +79,7 @@ class Sources(msgspec.Struct):
     not raise."""
 
     task_counts: Callable[[], Iterable[tuple[str, Sequence[int]]]] | None = None
-    """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of
-    several queues: ``""``."""
+    """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of several queues: ``""``."""
     paused_queues: Callable[[], Iterable[str]] | None = None
     workers: Callable[[], Mapping[str, int]] | None = None
     disk_free_bytes: Callable[[], int] | None = None

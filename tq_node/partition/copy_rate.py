@@ -28,8 +28,7 @@ class CopyRate:
 
     @property
     def room_bytes(self) -> int:
-        """What may leave now; 0: nothing, until a later tick. One entry or chunk may be longer, and
-        is paid off afterwards."""
+        """What may leave now; 0: nothing, until a later tick. One entry or chunk may be longer, and is paid off afterwards."""
         if not self.bytes_s:
             return UNLIMITED
         return max(0, int(self._level))

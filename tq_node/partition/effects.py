@@ -50,8 +50,7 @@ class ReadLog(NamedTuple):
 
 
 class OpenSnapshot(NamedTuple):
-    """Begin a read transaction, perhaps once others are closed; answer with ``snapshot_opened`` or
-    ``snapshot_failed``."""
+    """Begin a read transaction, perhaps once others are closed; answer with ``snapshot_opened`` or ``snapshot_failed``."""
 
     node: NodeId
     snapshot_id: int

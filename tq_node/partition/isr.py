@@ -1,5 +1,4 @@
-"""The in-sync set as its primary sees it: what is committed (R8, R9), who may join (R10), who must
-leave (section 6)."""
+"""The in-sync set as its primary sees it: what is committed (R8, R9), who may join (R10), who must leave (section 6)."""
 
 from __future__ import annotations
 
@@ -169,8 +168,7 @@ def first_to_join(record: Record, standings: Mapping[NodeId, Standing], floor: i
 
 
 def first_to_leave(record: Record, me: NodeId) -> NodeId | None:
-    """A copy that a move takes out of the set, once all newcomers are in it; never the primary,
-    which has a successor."""
+    """A copy that a move takes out of the set, once all newcomers are in it; never the primary, which has a successor."""
     if not all(node in record.isr for node in record.adding):
         return None
     return next((node for node in record.isr if node in record.removing and node != me), None)

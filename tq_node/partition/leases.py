@@ -84,8 +84,7 @@ class Confirmations:
 
 
 def is_read_confirmed(confirmed: int, needed: int) -> bool:
-    """Whether every other member answered a round that began after the read came. Else the read
-    might be stale (F24)."""
+    """Whether every other member answered a round that began after the read came. Else the read might be stale (F24)."""
     return confirmed >= needed
 
 

@@ -19,8 +19,7 @@ from tq_node.partition.entries import LogEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and
-sums of two of them do."""
+"""No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
 Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
 """Held by the decoder, at no cost to speak of."""
 

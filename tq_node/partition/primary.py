@@ -124,8 +124,7 @@ class Primary(Generic[News]):
 
     # --- committing ---
     def advance(self) -> None:
-        """Commit what the effective set has durable; with the barrier the primary becomes active
-        (R7, R8). A hot path."""
+        """Commit what the effective set has durable; with the barrier the primary becomes active (R7, R8). A hot path."""
         log = self._log
         sequence = self.commitment.advance(log.durable_sequence, log.committed)
         if sequence is not None:
@@ -148,8 +147,7 @@ class Primary(Generic[News]):
                     self.sender.begin(stream, now_ms)
 
     def seal(self, now_ms: int) -> None:
-        """Close the open entry and send what is new, before this node's disk has it but not before
-        the promise is durable."""
+        """Close the open entry and send what is new, before this node's disk has it but not before the promise is durable."""
         self.open_entry.close()
         log = self._log
         if self.spread_to < log.last_sequence:

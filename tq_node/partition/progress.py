@@ -171,8 +171,7 @@ class ReplicaProgress:
         return count <= self.room_entries() and (size <= self.room_bytes() or not self.in_flight)
 
     def room_bytes(self) -> int:
-        """How many bytes may be sent now; 0 or less: none. With nothing in flight one ``Append`` of
-        any length may go."""
+        """How many bytes may be sent now; 0 or less: none. With nothing in flight one ``Append`` of any length may go."""
         if self.in_flight_entries >= self._settings.window_entries:
             return 0
         budget = self._budget

@@ -1,5 +1,4 @@
-"""The cluster map's record of one partition, as far as its copies need it. The driver makes it from
-``cluster``'s entry."""
+"""The cluster map's record of one partition, as far as its copies need it. The driver makes it from ``cluster``'s entry."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def is_settled(self) -> bool:
-        """Whether every copy is in sync and up, and none comes or goes: there is nothing to propose
-        as long as none lags."""
+        """Whether every copy is in sync and up, and none comes or goes: there is nothing to propose as long as none lags."""
         return len(self.isr) == len(self.copies) == len(self.up) and not (
             self.adding or self.removing or self.successor
         )

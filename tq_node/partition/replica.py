@@ -38,8 +38,7 @@ from tq_node.types import NodeId
 
 
 class Replica(Generic[News]):
-    """Follows the primary of the highest epoch promised: keeps ``log`` a prefix of the primary's
-    and acknowledges it."""
+    """Follows the primary of the highest epoch promised: keeps ``log`` a prefix of the primary's and acknowledges it."""
 
     def __init__(self, log: ReplicaLog[News], outbox: Outbox[News]) -> None:
         self._log = log
@@ -104,8 +103,7 @@ class Replica(Generic[News]):
 
     # --- R14, R15 ---
     def on_sync(self, source: NodeId, message: Sync) -> None:
-        """Promise the epoch and cut the log back to the primary's (R14, R15); the answer leaves
-        when both are durable."""
+        """Promise the epoch and cut the log back to the primary's (R14, R15); the answer leaves when both are durable."""
         log = self._log
         if message.epoch > log.promised:
             if log.promised < message.reset_epoch and log.last_sequence:
@@ -207,16 +205,14 @@ class Replica(Generic[News]):
         return found
 
     def is_synced(self, message: Message) -> bool:
-        """Whether the log is the primary's up to its end (R14). Before a ``Sync`` it may end in
-        what the primary never had."""
+        """Whether the log is the primary's up to its end (R14). Before a ``Sync`` it may end in what the primary never had."""
         return message.epoch == self._log.promised and message.epoch == self.synced_epoch
 
     def is_obeyed(self, message: Message) -> bool:
         return message.epoch == self._log.promised and message.epoch == self.obeyed_epoch
 
     def _not_yet_had(self, message: Append) -> tuple[LogEntry, ...]:
-        """The entries that this log lacks. Those it has are equal to the message's, for the logs
-        agree since the ``Sync``."""
+        """The entries that this log lacks. Those it has are equal to the message's, for the logs agree since the ``Sync``."""
         log = self._log
         had = min(log.last_sequence - message.prev_sequence, len(message.entries))
         for entry in message.entries[:had]:
@@ -226,8 +222,7 @@ class Replica(Generic[News]):
 
     # --- R17 ---
     def appliable(self) -> int:
-        """Up to where the primary said *in this epoch* that the log is committed, as far as it is
-        durable here (R17)."""
+        """Up to where the primary said *in this epoch* that the log is committed, as far as it is durable here (R17)."""
         return min(self._received_commit, self._log.durable_sequence)
 
     def forget_received_commit(self) -> None:
@@ -280,8 +275,7 @@ class Replica(Generic[News]):
             self._on_end(source, message)
 
     def is_news(self, begin: SnapBegin) -> bool:
-        """Whether the snapshot goes beyond this log. One that comes late or twice must not undo
-        what was acknowledged since."""
+        """Whether the snapshot goes beyond this log. One that comes late or twice must not undo what was acknowledged since."""
         log = self._log
         return begin.applied > (log.last_sequence if self.synced_epoch == begin.epoch else log.committed)
 

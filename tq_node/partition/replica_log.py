@@ -207,10 +207,7 @@ class ReplicaLog(Generic[News]):
 
     # --- shrinking ---
     def cut_after(self, sequence: int) -> None:
-        """Drop the entries behind ``sequence`` (R15).
-
-        :raises Divergence: it would drop what is committed (I5).
-        """
+        """Drop the entries behind ``sequence`` (R15). :raises Divergence: it would drop what is committed (I5)."""
         assert sequence < self.last_sequence
         if sequence < self.committed:
             raise Divergence(
@@ -273,10 +270,7 @@ class ReplicaLog(Generic[News]):
         self.pending.stage.append((number, data))
 
     def install(self, install: Install) -> None:
-        """Replace the log by a snapshot.
-
-        :raises Divergence: the snapshot is older than what is committed here.
-        """
+        """Replace the log by a snapshot. :raises Divergence: the snapshot is older than what is committed here."""
         if install.applied < self.committed:
             raise Divergence(
                 f"partition {self.partition}: a snapshot of {install.applied}, behind the committed {self.committed}"

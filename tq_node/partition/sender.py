@@ -1,5 +1,4 @@
-"""Getting the log to the other copies: the primary's half of every stream, in one epoch
-(replication.md, sections 4 and 6)."""
+"""Getting the log to the other copies: the primary's half of every stream, in one epoch (replication.md, sections 4 and 6)."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ from tq_node.types import NodeId
 
 
 class Sender(Generic[News]):
-    """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if
-    the log begins too late."""
+    """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if the log begins too late."""
 
     def __init__(self, log: ReplicaLog[News], record: Record, outbox: Outbox[News]) -> None:
         self.epoch = record.epoch
@@ -261,8 +259,7 @@ class Sender(Generic[News]):
 
     # --- looking ---
     def left_bytes(self, stream: ReplicaProgress, content_bytes: int) -> int:
-        """About how many bytes the copy lacks, for operators. ``content_bytes``: of the whole
-        partition, were it sent anew."""
+        """About how many bytes the copy lacks, for operators. ``content_bytes``: of the whole partition, were it sent anew."""
         log = self._log
         if stream.acked >= log.last_sequence:
             return 0
@@ -277,8 +274,7 @@ class Sender(Generic[News]):
 
     # --- trimming ---
     def trim_floor(self, stream: ReplicaProgress, wanted: int, *, counts: bool) -> int:
-        """Up to where this replica lets the log be trimmed, at most ``wanted``. ``counts``: it is
-        in the effective set."""
+        """Up to where this replica lets the log be trimmed, at most ``wanted``. ``counts``: it is in the effective set."""
         log = self._log
         if counts:
             return min(wanted, stream.acked)  # a member of the set never needs a snapshot (I1)

@@ -1,5 +1,4 @@
-"""How much replication holds, how long it waits, with the relations between the numbers asserted
-(replication.md, Defaults)."""
+"""How much replication holds, how long it waits, with the relations between the numbers asserted (replication.md, Defaults)."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ from tq_node.limits import KIB, MIB
 from tq_node.partition.copy_rate import CopyRate
 
 JUMP_MAX = 2**32
-"""An epoch or a sequence further than this from what is known here is absurd: no partition gets so
-far while a node is away."""
+"""An epoch or a sequence further than this from what is known here is absurd: no partition gets so far while a node is away."""
 EPOCHS_AHEAD_MAX = 64
 """A primary's cluster map may be ahead of its replica's by so many choices. Who says more is
 refused until the own cluster map has them too: a promise can't be taken back, and no primary could

@@ -233,8 +233,7 @@ class RaftCore:
         return True
 
     def answer_old_term(self, message: Message) -> None:
-        """A stale leader, or a candidate that is stuck, learns the term from the answer; else
-        neither would ever move (6.2)."""
+        """A stale leader, or a candidate that is stuck, learns the term from the answer; else neither would ever move (6.2)."""
         state = self.state
         if isinstance(message, Vote):
             state.send(VoteReply(state.me, message.source, state.term, granted=False, pre=message.pre))
@@ -321,8 +320,7 @@ class RaftCore:
         )
 
     def ready(self) -> Ready:
-        """Everything to be done that has not been handed out before. The next may be taken before
-        this one is persisted."""
+        """Everything to be done that has not been handed out before. The next may be taken before this one is persisted."""
         state = self.state
         self._ready_number += 1
         hard_state = state.hard_state if state.hard_state != state.handed_hard_state else None

@@ -94,8 +94,7 @@ class Election:
         self._state.election_elapsed = 0
 
     def wake(self) -> None:
-        """Campaign by evidence, and again while nobody has won: a split vote would else cost a
-        whole election timeout."""
+        """Campaign by evidence, and again while nobody has won: a split vote would else cost a whole election timeout."""
         state = self._state
         if state.campaign_at_ms is None or state.now_ms < state.campaign_at_ms:
             return
@@ -159,8 +158,7 @@ class Election:
 
     # --- voting ---
     def is_loyal(self) -> bool:
-        """Whether a leader was in contact within an election timeout: then no vote is given and no
-        term taken up (4.2.3)."""
+        """Whether a leader was in contact within an election timeout: then no vote is given and no term taken up (4.2.3)."""
         state = self._state
         return state.is_leader or (state.leader is not None and state.election_elapsed < state.settings.election_ticks)
 

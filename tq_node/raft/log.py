@@ -20,8 +20,7 @@ from tq_node.raft.messages import Configuration, Entry, EntryKind, HardState, Sn
 
 
 class Write:
-    """What one ``Ready`` gave the driver to make durable. ``upto`` shrinks when the log is cut
-    before the disk has answered."""
+    """What one ``Ready`` gave the driver to make durable. ``upto`` shrinks when the log is cut before the disk has answered."""
 
     __slots__ = ("hard_state", "number", "upto")
 
@@ -194,8 +193,7 @@ class RaftLog:
 
     # --- snapshots ---
     def restore(self, snapshot: Snapshot) -> None:
-        """Replace everything by a snapshot newer than ``commit_index``. Nothing more is applied
-        until the disk has it (F6)."""
+        """Replace everything by a snapshot newer than ``commit_index``. Nothing more is applied until the disk has it (F6)."""
         assert snapshot.log_index > self.commit_index, "an old snapshot would undo what is committed"
         self._forget_writes_from(0)
         self.snapshot, self.snapshot_waits = snapshot, True

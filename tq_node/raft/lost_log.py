@@ -55,8 +55,7 @@ class LostLog:
         """Other voters whose log, as they have shown since, ends before the claim."""
 
     def claimed(self, source: NodeId, term: int, log_index: int) -> None:
-        """The leader of ``term`` counts on more than there is. The furthest such claim counts, of
-        those that may be true."""
+        """The leader of ``term`` counts on more than there is. The furthest such claim counts, of those that may be true."""
         claim = Claim(source, term, log_index, binds=self.may_bind(term))
         known = self.claim
         if known is None or (claim.binds, claim.place) > (known.binds, known.place):

@@ -94,8 +94,7 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """The state machine after ``log_index``, with the configuration in effect there and the index
-    of its entry (4.1, 5.1)."""
+    """The state machine after ``log_index``, with the configuration in effect there and the index of its entry (4.1, 5.1)."""
 
     log_index: int = 0
     term: int = 0
@@ -134,8 +133,7 @@ class SoftState(msgspec.Struct, frozen=True):
 
 
 class ReadState(msgspec.Struct, frozen=True):
-    """The answer to ``read_index``: serve the read once ``log_index`` is applied. None: could not
-    be confirmed; ask anew."""
+    """The answer to ``read_index``: serve the read once ``log_index`` is applied. None: could not be confirmed; ask anew."""
 
     read_id: int
     log_index: int | None
@@ -166,8 +164,7 @@ class VoteReply(Message, frozen=True, array_like=True, tag="vote_reply"):
 
 
 class Append(Message, frozen=True, array_like=True, tag="append"):
-    """Entries that follow (``prev_log_index``, ``prev_log_term``), at most
-    ``Settings.message_bytes_max`` of them (3.5)."""
+    """Entries that follow (``prev_log_index``, ``prev_log_term``), at most ``Settings.message_bytes_max`` of them (3.5)."""
 
     prev_log_index: int
     prev_log_term: int
@@ -194,8 +191,7 @@ class AppendReply(Message, frozen=True, array_like=True, tag="append_reply"):
 
 
 class Heartbeat(Message, frozen=True, array_like=True, tag="heartbeat"):
-    """``round`` numbers the leader's rounds within its term; reads are confirmed by a round begun
-    after they came (6.4)."""
+    """``round`` numbers the leader's rounds within its term; reads are confirmed by a round begun after they came (6.4)."""
 
     commit_index: int
     round: int

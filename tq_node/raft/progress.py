@@ -155,8 +155,7 @@ class Progress:
         return self.silent_ticks >= settings.election_ticks
 
     def tick(self, last_index: int, settings: RaftSettings) -> None:
-        """A round reaches what was the end of the log when it began; it is fast if that takes less
-        than an election timeout."""
+        """A round reaches what was the end of the log when it began; it is fast if that takes less than an election timeout."""
         self.silent_ticks += 1
         if self.is_silent(settings):
             self.is_active = False

@@ -15,8 +15,7 @@ class Tally(IntEnum):
 
 
 def majority(voters: int) -> int:
-    """The least number that is more than half. 1 for a single voter; also 1 for none, so that
-    nothing is ever won there."""
+    """The least number that is more than half. 1 for a single voter; also 1 for none, so that nothing is ever won there."""
     return voters // 2 + 1
 
 

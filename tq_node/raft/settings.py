@@ -11,8 +11,7 @@ from tq_node.limits import KIB, MIB
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No term, position or counter is greater; each fits into the store's 64 bits with its sign, and
-sums of two of them do."""
+"""No term, position or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
 
 
 class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,8 +19,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     heartbeat_ticks: int = 2
     election_ticks: int = 10
-    """A follower campaigns after so many to twice as many silent ticks, drawn; so long a voter
-    stays loyal to its leader."""
+    """A follower campaigns after so many to twice as many silent ticks, drawn; so long a voter stays loyal to its leader."""
     evidence_delay_ms: int = 150
     """With evidence of the leader's death a voter campaigns after 0 to so many ms, drawn (R5a)."""
     message_bytes_max: int = 256 * KIB
@@ -36,8 +34,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_bytes_max: int = 64 * MIB
     reads_max: int = 1_024
     jump_max: int = 2**32
-    """A term or a position further than this from what is known here is absurd: no cluster gets so
-    far while a node is away."""
+    """A term or a position further than this from what is known here is absurd: no cluster gets so far while a node is away."""
 
     def __post_init__(self) -> None:
         assert 0 < self.heartbeat_ticks * 3 <= self.election_ticks, "a leader survives two lost heartbeats"

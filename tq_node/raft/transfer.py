@@ -16,8 +16,7 @@ class Transfer:
         self._state = state
 
     def begin(self, target: NodeId) -> None:
-        """:raises NotLeader: not the leader. :raises ChangeRefused: not another voter that is heard
-        from."""
+        """:raises NotLeader: not the leader. :raises ChangeRefused: not another voter that is heard from."""
         state = self._state
         if not state.is_leader:
             raise NotLeader(state.leader)

@@ -86,8 +86,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimGrant(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Committed claims for the node that asked, and how many ready tasks are left beyond what the
-    primary itself can start."""
+    """Committed claims for the node that asked, and how many ready tasks are left beyond what the primary itself can start."""
 
     claims: list[Claim]
     backlog: int

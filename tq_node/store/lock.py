@@ -1,6 +1,4 @@
-"""The operating system's lock on a data directory: two processes on one directory would each
-believe in their own log (F15).
-"""
+"""The operating system's lock on a data directory: two processes on one directory would each believe in their own log (F15)."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ from tq_node.store.snapshots import ROW_BYTES_ABOUT, TOMBSTONE_BYTES_ABOUT, Chun
 
 
 class LogState:
-    """The log of one partition. Invariant: the records ``trimmed`` + 1 to ``last`` are stored,
-    ``trimmed`` <= ``applied``."""
+    """The log of one partition. Invariant: the records ``trimmed`` + 1 to ``last`` are stored, ``trimmed`` <= ``applied``."""
 
     __slots__ = ("applied", "epochs", "horizon_us", "last", "promised", "trimmed")
 
@@ -121,9 +120,7 @@ class Staging:
         self.chunks += 1
 
     def require_whole(self, partition: int, chunks: int, digest: bytes) -> None:
-        """:raises Divergence: number or digest of the staged chunks are not those that the
-        ``Install`` names.
-        """
+        """:raises Divergence: number or digest of the staged chunks are not those that the ``Install`` names."""
         if self.chunks != chunks:
             raise Divergence(f"partition {partition}: {self.chunks} chunks are staged, not {chunks}")
         if digest and digest != self.digest.value():

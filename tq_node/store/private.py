@@ -74,8 +74,7 @@ def refuse_link(path: Path) -> None:
 
 
 def create(path: Path) -> int:
-    """A new file that only its owner reads, as a descriptor. :raises FileExistsError: also for a
-    link that leads nowhere."""
+    """A new file that only its owner reads, as a descriptor. :raises FileExistsError: also for a link that leads nowhere."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(path, flags, PRIVATE_MODE)
     os.fchmod(fd, PRIVATE_MODE)  # the umask may have taken from the owner too

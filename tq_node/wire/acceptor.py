@@ -107,8 +107,7 @@ class Acceptor:
             self._log("refused a connection from", connection, why)
 
     def _log(self, what: str, connection: AcceptedConnection, why: TaskQueueError) -> None:
-        """Log at most one line per reason in ``REFUSALS_LOGGED_EVERY_S``: who is refused once is
-        refused a hundred times."""
+        """Log at most one line per reason in ``REFUSALS_LOGGED_EVERY_S``: who is refused once is refused a hundred times."""
         log = Log.info if isinstance(why, WireRefusal) and why.is_ordinary else Log.warn
         now_s = self._reactor.seconds()
         last_s, unsaid = self._logged.get(why.code, (-bounds.REFUSALS_LOGGED_EVERY_S, 0))

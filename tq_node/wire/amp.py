@@ -64,8 +64,7 @@ class Responder(NamedTuple):
     command: type[amp.Command]
     respond: Callable[..., Any]
     is_counted: bool = True
-    """Whether the command counts against the bounds, and is refused as busy past them. False for
-    what is done at once."""
+    """Whether the command counts against the bounds, and is refused as busy past them. False for what is done at once."""
 
 
 class BoundedAMP(amp.AMP):
@@ -116,8 +115,7 @@ class BoundedAMP(amp.AMP):
         self._served = {responder.command.commandName: responder for responder in responders}
 
     def trust(self, budget: ByteBudget) -> None:
-        """The peer is authenticated: boxes of full size from here on, counted in ``budget`` while
-        handlers work on them."""
+        """The peer is authenticated: boxes of full size from here on, counted in ``budget`` while handlers work on them."""
         self._parser.caps = bounds.PEER
         self._budget = budget
 

@@ -49,10 +49,7 @@ class Flag(Argument):
 
 
 class Word(Argument):
-    """Printable ASCII without spaces: ids, names, addresses.
-
-    :param least: characters; 0 where the word may be unknown.
-    """
+    """Printable ASCII without spaces: ids, names, addresses. :param least: characters; 0 where the word may be unknown."""
 
     def __init__(self, most: int = bounds.ID_CHARS_MAX, least: int = 1, optional: bool = False) -> None:
         super().__init__(optional)

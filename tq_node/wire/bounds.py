@@ -1,6 +1,4 @@
-"""Bounds of the wire and the relations between them (replication.md section 12, F33-F38). Units
-stand last in each name.
-"""
+"""Bounds of the wire and the relations between them (replication.md section 12, F33-F38). Units stand last in each name."""
 
 from __future__ import annotations
 
@@ -77,8 +75,7 @@ PING_ANSWER_S_MAX = 3.0
 BULK_PING_S = 2.0
 BULK_PING_ANSWER_S_MAX = 10.0
 EARLIER_RUN_S = 1.5
-"""A later run of a node is let in once an earlier one that is still connected was silent for so
-long; who lives pings (F14)."""
+"""A later run of a node is let in once an earlier one that is still connected was silent for so long; who lives pings (F14)."""
 IDLE_S_MAX = 15.0
 """A listener closes an authenticated connection that was silent for so long."""
 CALL_S_DEFAULT = 10.0
@@ -86,8 +83,7 @@ CALL_S_MAX = 120.0
 ANSWER_GRACE_S = 2.0
 """How much longer than the deadline it told the peer a caller waits before it takes the connection for dead."""
 PAUSE_S = 0.5
-"""A deadline found passed by more than this was not watched: the process slept, and answers may be
-waiting to be read (F40)."""
+"""A deadline found passed by more than this was not watched: the process slept, and answers may be waiting to be read (F40)."""
 CONNECT_S_MAX = 1.0
 REDIAL_FIRST_S = 0.05
 REDIAL_S_MAX = 0.5

@@ -78,8 +78,7 @@ class Deadlines(Generic[K]):
 
 
 class _Call:
-    """A call that waits for its answer. ``waiter`` is None once the caller has cancelled it; the
-    answer is still expected."""
+    """A call that waits for its answer. ``waiter`` is None once the caller has cancelled it; the answer is still expected."""
 
     __slots__ = ("command", "grace_s", "parts", "size", "waiter")
 
@@ -151,8 +150,7 @@ class OutboundCalls:
             waiter.callback(values)
 
     def refused(self, tag: bytes, box: Box) -> None:
-        """An error has arrived as the answer. :raises WireRefusal: nothing was asked under ``tag``;
-        the connection must end."""
+        """An error has arrived as the answer. :raises WireRefusal: nothing was asked under ``tag``; the connection must end."""
         self._known(tag)
         try:
             error = errors.decode_error(box.get(amp.ERROR_CODE, b"").decode("latin-1"), box.get(BODY, b""))

@@ -33,8 +33,7 @@ class Connected(Protocol):
 
 
 class CloneCheck:
-    """Refuses a later run while an earlier one is connected and not silent. Mostly the kernel has
-    closed that one long ago."""
+    """Refuses a later run while an earlier one is connected and not silent. Mostly the kernel has closed that one long ago."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor

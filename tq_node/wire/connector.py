@@ -1,6 +1,4 @@
-"""From an address to an authenticated connection, or to the reason why not; and the dialling end of
-such a connection.
-"""
+"""From an address to an authenticated connection, or to the reason why not; and the dialling end of such a connection."""
 
 from __future__ import annotations
 
@@ -174,8 +172,7 @@ class DialledPeer(PeerConnection):
             self._set_timer(until_beat(self._reactor, self._ping_s), self._ping_by_time)
 
     async def ping(self) -> bool:
-        """Exchange session numbers. True: answered. Never fails: a connection that does not answer
-        is closed instead."""
+        """Exchange session numbers. True: answered. Never fails: a connection that does not answer is closed instead."""
         try:
             answer = await self.call(Ping, self._ping_answer_s, 0.0, session=self.local.session)
             if self.peer is not None and answer["session"] > self.peer.session:
@@ -233,8 +230,7 @@ class Connector:
         return connection
 
     async def refused_at(self, address: str) -> tuple[int, ...]:
-        """When the port refused two dials, ``bounds.PROBE_APART_S`` apart, in monotonic ms; empty
-        if it did not (R5a)."""
+        """When the port refused two dials, ``bounds.PROBE_APART_S`` apart, in monotonic ms; empty if it did not (R5a)."""
         refused: list[int] = []
         for _ in range(2):
             if refused:

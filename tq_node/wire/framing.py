@@ -25,8 +25,7 @@ class BoxParser:
         self.caps = caps
         self._rest = bytearray()
         self._wanted = 2
-        """Length of ``_rest`` below which no box can be complete; a value that comes byte by byte
-        is not copied each time."""
+        """Length of ``_rest`` below which no box can be complete; a value that comes byte by byte is not copied each time."""
         self._box: Box = {}
         self._box_bytes = 0
         self._key: bytes | None = None

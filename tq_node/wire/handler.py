@@ -1,6 +1,4 @@
-"""What the wire calls in the rest of the node: ``PeerHandler`` for calls of peers, ``LaneWatcher``
-for events of lanes.
-"""
+"""What the wire calls in the rest of the node: ``PeerHandler`` for calls of peers, ``LaneWatcher`` for events of lanes."""
 
 from __future__ import annotations
 
@@ -71,8 +69,7 @@ class PeerHandler(Protocol):
         """A lease ping of the partitions' layer, or its answer, in the order sent."""
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
-        """Return one result for each call, in order. After ``within_ms`` the caller gets
-        ``OutcomeUnknown``, whatever comes."""
+        """Return one result for each call, in order. After ``within_ms`` the caller gets ``OutcomeUnknown``, whatever comes."""
 
     def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]: ...
 
@@ -99,8 +96,7 @@ class LaneWatcher(Protocol):
         """The lane is authenticated and open for calls."""
 
     def lane_lost(self, peer: PeerIdentity, at_ms: int, broke: bool, why: str) -> None:
-        """The lane was lost. ``broke``: by the peer or the network; otherwise by this side, which
-        is no evidence (R5a)."""
+        """The lane was lost. ``broke``: by the peer or the network; otherwise by this side, which is no evidence (R5a)."""
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
         """No connection, or a handshake that was refused. It is dialled again within

@@ -101,8 +101,7 @@ class PeerPool(Service):
                 connection.give_up(Superseded(f"node {peer.name} runs anew"))
 
     def hang_up(self, node_id: NodeId, why: str) -> None:
-        """Close the connections to a node: calls that wait fail with ``OutcomeUnknown``. It is
-        dialled again as usual."""
+        """Close the connections to a node: calls that wait fail with ``OutcomeUnknown``. It is dialled again as usual."""
         for connection in self._connections(node_id):
             connection.give_up(Stopped(why))
 
@@ -120,8 +119,7 @@ class PeerPool(Service):
 
     # --- saying ---
     def send(self, node_id: NodeId, messages: Sequence[Message]) -> bool:
-        """Send consensus messages, in order. False: some were dropped for want of a connection or
-        room; Raft sends again."""
+        """Send consensus messages, in order. False: some were dropped for want of a connection or room; Raft sends again."""
         connection = self.connection(node_id, Lane.CONSENSUS)
         whole = True
         for batch, count in encode_messages(messages):
@@ -199,8 +197,7 @@ class PeerPool(Service):
 
     # --- others ---
     async def probe_refused(self, node_id: NodeId) -> tuple[int, ...]:
-        """When the member's port refused twice, in monotonic ms, 50 ms apart or more (R5a); empty,
-        so false, if it did not."""
+        """When the member's port refused twice, in monotonic ms, 50 ms apart or more (R5a); empty, so false, if it did not."""
         member = self._members.get(node_id)
         return () if member is None else await self._connector.refused_at(member.address)
 

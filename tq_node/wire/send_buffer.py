@@ -1,6 +1,4 @@
-"""Bytes written to one connection and not yet sent, counted and bounded (F35): Twisted's transports
-buffer without end.
-"""
+"""Bytes written to one connection and not yet sent, counted and bounded (F35): Twisted's transports buffer without end."""
 
 from __future__ import annotations
 

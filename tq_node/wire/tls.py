@@ -93,9 +93,7 @@ def _certificates(path: Path) -> list[x509.Certificate]:
 
 
 def _private_key(path: Path) -> Any:
-    """:raises ValueError: the file can't be read, or it is not a key, or one with a passphrase,
-    which nobody could enter.
-    """
+    """:raises ValueError: the file can't be read, or it is not a key, or one with a passphrase, which nobody could enter."""
     try:
         return load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as why:

@@ -34,16 +34,14 @@ class Host(Protocol):
     def clock(self) -> IReactorTime: ...
 
     def note(self, attempt: Attempt, notes: Notes) -> None:
-        """Send the notes to the queue. The host sets the attempt's ``note_in_flight`` to False when
-        they have arrived."""
+        """Send the notes to the queue. The host sets the attempt's ``note_in_flight`` to False when they have arrived."""
 
     def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
         """The handler has stopped running. Called exactly once for each attempt."""
 
 
 class Attempt(ABC):
-    """Runs one claim; ends exactly once, by ``_end``. ``_forced`` is an outcome that was decided
-    against the handler."""
+    """Runs one claim; ends exactly once, by ``_end``. ``_forced`` is an outcome that was decided against the handler."""
 
     __slots__ = (
         "_forced",

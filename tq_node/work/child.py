@@ -43,8 +43,7 @@ _READ_BYTES = 65_536
 _NO_BYTES = bytes(4)
 NOT_ASYNC = "is no `async def`, and returned what must be awaited: what a decorator makes must be an `async def` too"
 _FLUSH_INTERVAL_S = 0.05
-"""Least time between two notes to the node: keeps a chatty handler from filling the pipe. (The node
-has a bound of its own.)"""
+"""Least time between two notes to the node: keeps a chatty handler from filling the pipe. (The node has a bound of its own.)"""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -57,8 +56,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def set_up_process() -> None:
-    """Own session, so that a kill reaches what the handler started; none of our descriptors for
-    those, or for others."""
+    """Own session, so that a kill reaches what the handler started; none of our descriptors for those, or for others."""
     os.setsid()
     for fd in _open_fds():
         if fd > max(_OWN_FDS):
@@ -104,8 +102,7 @@ def _forget_node() -> None:
 
 
 class Child:
-    """A worker process: the task loop (main thread) and the control loop, and their shared state,
-    guarded by ``_lock``."""
+    """A worker process: the task loop (main thread) and the control loop, and their shared state, guarded by ``_lock``."""
 
     def __init__(self) -> None:
         self._long: protocol.FrameReader[protocol.ToWorker] = protocol.FrameReader(
@@ -265,8 +262,7 @@ class Child:
             data = data[os.write(REPORT_FD, data) :]
 
     def _notes_changed(self) -> None:
-        """Called in the handler's thread. The first note is sent at once, since the handler may
-        crash; further ones wait."""
+        """Called in the handler's thread. The first note is sent at once, since the handler may crash; further ones wait."""
         if self._flush_at is not None:
             return
         now = time.monotonic()

@@ -1,6 +1,4 @@
-"""Passes the ends of attempts to the queue, and repeats each until the queue has kept it or says
-that it no longer counts.
-"""
+"""Passes the ends of attempts to the queue, and repeats each until the queue has kept it or says that it no longer counts."""
 
 from __future__ import annotations
 

@@ -76,8 +76,7 @@ def kill_below(spare: Collection[int] = (), *, within_s: float) -> bool:
 
 
 class TreeKiller:
-    """Kills worker processes with all that came from them. The looking is done in a thread: a
-    machine may run thousands."""
+    """Kills worker processes with all that came from them. The looking is done in a thread: a machine may run thousands."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

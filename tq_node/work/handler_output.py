@@ -20,8 +20,7 @@ _current_output: ContextVar[HandlerOutput | None] = ContextVar("taskqueue_speake
 
 
 class HandlerOutput:
-    """Adds printed text to a progress buffer, line by line. Keeps of an unfinished line no more
-    than a log line can show."""
+    """Adds printed text to a progress buffer, line by line. Keeps of an unfinished line no more than a log line can show."""
 
     __slots__ = ("_partial_line", "_progress_buffer")
 

@@ -21,10 +21,7 @@ _NAMED_MAX = 20
 
 
 class HandlerReload:
-    """Runs reloads.
-
-    :param on_taken: called when the registry has new handlers.
-    """
+    """Runs reloads. :param on_taken: called when the registry has new handlers."""
 
     def __init__(
         self,
@@ -39,8 +36,7 @@ class HandlerReload:
         """Further callers that wait for the reload under way; None: there is none."""
 
     def reload(self) -> Deferred[HandlersReloaded]:
-        """See ``facade.TaskQueue.reload_handlers``. Importing takes as long as the modules take;
-        the node goes on meanwhile."""
+        """See ``facade.TaskQueue.reload_handlers``. Importing takes as long as the modules take; the node goes on meanwhile."""
         if self._waiting is not None:
             done: Deferred[HandlersReloaded] = Deferred()
             self._waiting.append(done)

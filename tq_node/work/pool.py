@@ -196,8 +196,7 @@ class ProcessPool:
             self._waiting.remove(attempt)
 
     def sweep(self) -> None:
-        """Called every few seconds: retire processes that are idle for long, kill those that should
-        have ended and have not."""
+        """Called every few seconds: retire processes that are idle for long, kill those that should have ended and have not."""
         now = self._clock.seconds()
         now_monotonic = self._monotonic()
         if self._failures and self._backoff is None and self._idle and now - self._idle[-1].changed_s > _STEADY_S:
@@ -215,8 +214,7 @@ class ProcessPool:
         self._balance()
 
     def check_long_tasks(self, interval_s: float) -> None:
-        """Called every ``interval_s`` while tasks lie ready: take them back from behind a task that
-        turns out to be long."""
+        """Called every ``interval_s`` while tasks lie ready: take them back from behind a task that turns out to be long."""
         for process in list(self._all):
             if process.phase is Phase.BUSY and process.check_long_task():
                 self._prefetch.task_took(interval_s)

@@ -15,20 +15,15 @@ _WEIGHT = 1 / 8
 """Weight of the latest claim in the moving average of their durations."""
 _WEIGHT_LONG = 1 / 32
 _WEIGHT_SHORT = 1 / 64
-"""Weights of a task longer, or shorter, than the moving average: long ones count more, since what
-is held waits behind them."""
+"""Weights of a task longer, or shorter, than the moving average: long ones count more, since what is held waits behind them."""
 _TASKS_MIN = 16
 """This many tasks are measured before anything is prefetched."""
 _HORIZON_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 2
-"""Claims are held for at most so long, however long a commit takes: half of what a claim may wait
-before it is released."""
+"""Claims are held for at most so long, however long a commit takes: half of what a claim may wait before it is released."""
 
 
 class Prefetch:
-    """Computes both depths from measured durations. Pure: it has no clock.
-
-    :param slots: the most worker processes.
-    """
+    """Computes both depths from measured durations. Pure: it has no clock. :param slots: the most worker processes."""
 
     def __init__(self, slots: int) -> None:
         self.claims = 0

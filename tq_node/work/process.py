@@ -85,8 +85,7 @@ class Phase(enum.Enum):
 
 
 class AssignedAttempt(Protocol):
-    """An attempt that was sent to a worker process. ``reported``, ``returned`` or ``process_died``
-    ends the assignment."""
+    """An attempt that was sent to a worker process. ``reported``, ``returned`` or ``process_died`` ends the assignment."""
 
     def started(self) -> None:
         """All tasks sent before it have ended: it runs, or is about to."""
@@ -197,8 +196,7 @@ class WorkerProcess(ProcessProtocol):
         return self._is_output_paused
 
     def send_task(self, attempt: AssignedAttempt, run: protocol.Run) -> bool:
-        """Send a task, to be run behind those it has. ``run.serial`` came from ``next_serial``.
-        False: it can't take it now."""
+        """Send a task, to be run behind those it has. ``run.serial`` came from ``next_serial``. False: it can't take it now."""
         message = protocol.encode_message(run)
         is_long = len(message) > protocol.MESSAGE_BYTES_MAX
         if self._tasks:

@@ -99,8 +99,7 @@ class ProcessAttempt(Attempt):
         self._expire(CANCELLED)
 
     def _ended_meanwhile(self) -> bool:
-        """Whether it has ended. If its process has other tasks its state is unknown until the
-        queued ones are taken back."""
+        """Whether it has ended. If its process has other tasks its state is unknown until the queued ones are taken back."""
         if self._process is not None and self._process.load > 1:
             self._process.take_back_queued()
         return self.ended

@@ -1,6 +1,4 @@
-"""What a handler finds around it in its worker process: environment, umask, bounds; and that the
-next one finds the same.
-"""
+"""What a handler finds around it in its worker process: environment, umask, bounds; and that the next one finds the same."""
 
 from __future__ import annotations
 
@@ -45,8 +43,7 @@ class ProcessEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def environment_for(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    """The variables that worker processes get: all but the node's own, or where ``names``
-    (patterns) are given only those."""
+    """The variables that worker processes get: all but the node's own, or where ``names`` (patterns) are given only those."""
     wanted = (*ALWAYS_GIVEN, *names) if names else ("*",)
     return {
         name: value

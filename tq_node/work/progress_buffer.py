@@ -23,8 +23,7 @@ class Noted(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 def bounded(text: str, chars_max: int) -> str:
-    """The text cut to ``chars_max``, without lone surrogates (from a file name, say), which can't
-    be encoded in UTF-8."""
+    """The text cut to ``chars_max``, without lone surrogates (from a file name, say), which can't be encoded in UTF-8."""
     if len(text) > chars_max:
         text = text[: chars_max - 1] + "…"
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

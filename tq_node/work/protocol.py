@@ -34,8 +34,7 @@ MESSAGE_BYTES_MAX = 32 * limits.KIB
 
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were
-    before the node set its own."""
+    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were before the node set its own."""
 
     modules: tuple[str, ...]
     path: tuple[str, ...]

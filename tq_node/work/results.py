@@ -1,6 +1,4 @@
-"""From what a handler returned or raised to what is kept with the task; the same in the node and in
-a worker process.
-"""
+"""From what a handler returned or raised to what is kept with the task; the same in the node and in a worker process."""
 
 from __future__ import annotations
 

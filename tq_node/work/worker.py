@@ -283,8 +283,7 @@ class WorkerService(Service):
 
     # --- what waits for a slot ---
     def _release_overdue(self) -> None:
-        """Release claims that waited too long for a slot, so that another node may run them: the
-        latest claimed first."""
+        """Release claims that waited too long for a slot, so that another node may run them: the latest claimed first."""
         self._overdue_call = None
         self.pool.check_long_tasks(_CHECK_S)
         ahead = len(self._attempts) - self._concurrency

@@ -91,10 +91,7 @@ class ConcurrencyLimit:
         return self.in_progress + cost <= self.limit or not self.in_progress
 
     def enter(self, cost: int = 1) -> int | None:
-        """Admit a request.
-
-        :returns: its ticket for ``leave``; None: refused, and nothing is to be given back.
-        """
+        """Admit a request. :returns: its ticket for ``leave``; None: refused, and nothing is to be given back."""
         in_progress = self.in_progress + cost
         if in_progress > self.limit and self.in_progress:
             self._refused += 1

@@ -80,10 +80,7 @@ class RequestLifecycle:
             call.cancel()
 
     def _release(self, latency_s: float | None) -> None:
-        """Give back what the request took. Does nothing the second time.
-
-        :param latency_s: None: the work was not done.
-        """
+        """Give back what the request took. Does nothing the second time. :param latency_s: None: the work was not done."""
         ticket = self._ticket
         if ticket is not None:
             limit = self._limit

@@ -42,10 +42,7 @@ def takes_lines(header: bytes, body: bytes, *, ndjson: bool) -> bool:
 
 
 def refuse_encoded(encoding: bytes | None) -> None:
-    """Refuse a ``Content-Encoding``.
-
-    :raises NotJson: the body is compressed.
-    """
+    """Refuse a ``Content-Encoding``. :raises NotJson: the body is compressed."""
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise NotJson(
             f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"

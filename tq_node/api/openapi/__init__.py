@@ -55,8 +55,7 @@ def document(routes: Sequence[Route], version: str) -> bytes:
 
 
 def _schema_components(types: Sequence[Any]) -> tuple[Sequence[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """References to the types, and the schemas; a docstring is described without its margin,
-    whatever msgspec does with it."""
+    """References to the types, and the schemas; a docstring is described without its margin, whatever msgspec does with it."""
     references, components = msgspec.json.schema_components(types, ref_template=_REF)
     return references, {name: _without_margins(schema) for name, schema in components.items()}
 

@@ -16,8 +16,7 @@ from tq_node.store.api import Store
 from tq_node.types import Epoch
 
 PAUSED = "paused_queues"
-"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where
-``node.restore`` puts them."""
+"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where ``node.restore`` puts them."""
 
 HANDLERS_SEEN = "handlers_seen"
 """There where ``node.restore`` found that a node of the old cluster had handlers of its own."""

@@ -1,5 +1,4 @@
-"""Finds evidence that a node is dead (R5a): its connection broke *and* its port refused twice. A
-time-out is never evidence."""
+"""Finds evidence that a node is dead (R5a): its connection broke *and* its port refused twice. A time-out is never evidence."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""One node's part in its cluster: registers, sends heartbeats, reports deaths, and acts as the
-controller while it leads."""
+"""One node's part in its cluster: registers, sends heartbeats, reports deaths, and acts as the controller while it leads."""
 
 from __future__ import annotations
 
@@ -241,9 +240,7 @@ class Membership:
         return OUTCOMES.decode(await self._pool.ask(leader, wire.Propose, data, PROPOSE_S))
 
     async def proposed_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """Propose a member's command. :raises NoController: this node does not lead: one hop only.
-        :raises MalformedBox:
-        """
+        """Propose a member's command. :raises NoController: this node does not lead: one hop only. :raises MalformedBox:"""
         command = COMMANDS.decode(data)
         if isinstance(command, FoundCluster):
             raise MalformedBox("this cluster has been founded")

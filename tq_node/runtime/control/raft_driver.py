@@ -243,9 +243,7 @@ class RaftDriver:
         self._enter(lambda: None)
 
     def read_index(self) -> Deferred[int]:
-        """Fires once everything is applied here that was committed when this was called. :raises
-        NoController:
-        """
+        """Fires once everything is applied here that was committed when this was called. :raises NoController:"""
         try:
             read_id = self.core.read_index()
         except Exception as why:  # NotLeader, Busy

@@ -1,5 +1,4 @@
-"""Registers this run of a node with the cluster's leader, wherever that is, or ends it if the
-cluster refuses it for good."""
+"""Registers this run of a node with the cluster's leader, wherever that is, or ends it if the cluster refuses it for good."""
 
 from __future__ import annotations
 

@@ -63,8 +63,7 @@ class CommitWaiters:
         self._waiting: deque[tuple[int, Wait]] = deque()
 
     def add(self, sequence: int, wait: Wait) -> None:
-        """Queue a caller. Callers fire in the order of ``add``, so one for an older entry fires
-        with the one before it."""
+        """Queue a caller. Callers fire in the order of ``add``, so one for an older entry fires with the one before it."""
         self._waiting.append((sequence, wait))
 
     def since_ms(self, now_ms: int) -> int:
@@ -80,8 +79,7 @@ class CommitWaiters:
         return ready
 
     def overdue(self, before_ms: int) -> list[Wait]:
-        """Return impatient ones that have waited since before ``before_ms``. They stay queued,
-        which keeps the order."""
+        """Return impatient ones that have waited since before ``before_ms``. They stay queued, which keeps the order."""
         late = []
         for _, wait in self._waiting:
             if wait.since_ms >= before_ms:

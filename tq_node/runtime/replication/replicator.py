@@ -1,5 +1,4 @@
-"""Feeds the replica driver: the cluster map's records, peers and their messages, time. Tells what
-this node may serve."""
+"""Feeds the replica driver: the cluster map's records, peers and their messages, time. Tells what this node may serve."""
 
 from __future__ import annotations
 
@@ -192,8 +191,7 @@ class Replication:
         self.read_index.received(source, body)
 
     def _unsent(self, node: NodeId) -> None:
-        """A box for this peer was dropped: restart its streams in a later turn, as the cores are at
-        work in this one."""
+        """A box for this peer was dropped: restart its streams in a later turn, as the cores are at work in this one."""
         self._lost.add(node)
         self._restart_timer.start(TICK_S)
 

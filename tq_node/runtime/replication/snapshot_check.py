@@ -25,8 +25,7 @@ class ChunkCheck:
         self._checks: dict[int, tuple[_Sender, SnapshotCheck]] = {}
 
     def is_sound(self, source: NodeId, message: AnyMessage) -> bool:
-        """Return whether the core may have the message. One of no snapshot that was begun here is
-        for the core to judge."""
+        """Return whether the core may have the message. One of no snapshot that was begun here is for the core to judge."""
         partition = message.partition
         if isinstance(message, SnapBegin):
             self._checks[partition] = (source, message.epoch, message.snapshot_id), SnapshotCheck(partition)

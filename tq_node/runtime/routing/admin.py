@@ -37,10 +37,7 @@ _SENTENCES = {
 
 
 class ClusterAdmin:
-    """See the module's docstring.
-
-    :param on_shutdown: an operator wants this node to end, in order.
-    """
+    """See the module's docstring. :param on_shutdown: an operator wants this node to end, in order."""
 
     def __init__(self, state: NodeState, clock: Clock, on_shutdown: Callable[[], None]) -> None:
         self._state = state

@@ -1,5 +1,4 @@
-"""``facade.TaskQueue`` of a node in its cluster: each call goes to the partition's primary, here or
-over the wire, one hop."""
+"""``facade.TaskQueue`` of a node in its cluster: each call goes to the partition's primary, here or over the wire, one hop."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ from tq_node.types import NodeId, TaskRow
 
 
 class ClusterQueue:
-    """See the module's docstring. What is asked of the cluster ``ClusterAdmin`` answers, what of
-    the worker ``NodeWork``."""
+    """See the module's docstring. What is asked of the cluster ``ClusterAdmin`` answers, what of the worker ``NodeWork``."""
 
     def __init__(self, state: NodeState, work: NodeWork, admin: ClusterAdmin, clock: Clock) -> None:
         self.node_name = state.node_name
@@ -53,8 +51,7 @@ class ClusterQueue:
 
     # --- submitting ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
-        """See ``facade.TaskQueue.submit``. The first node that takes a submission makes its id, and
-        keeps it (section 9)."""
+        """See ``facade.TaskQueue.submit``. The first node that takes a submission makes its id, and keeps it (section 9)."""
         local, begun_ms = self._state.local, self._clock.now_ms()
         submitted: Deferred[Accepted] | None = None
         if submission.id is None and local is not None and self._state.guard() is None:

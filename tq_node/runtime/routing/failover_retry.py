@@ -30,9 +30,7 @@ WAITING_MAX = 1_000
 
 
 class FailoverRetry:
-    """:param draw: random numbers in [0, 1). :param is_stopping: nobody waits any more: the node is
-    stopping.
-    """
+    """:param draw: random numbers in [0, 1). :param is_stopping: nobody waits any more: the node is stopping."""
 
     def __init__(self, clock: Clock, draw: Callable[[], float], is_stopping: Callable[[], bool]) -> None:
         self._clock = clock
@@ -41,8 +39,7 @@ class FailoverRetry:
         self.waiting = 0
 
     def read(self, attempt: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """Return what ``attempt`` gives, tried again while it is refused for now; it must change
-        nothing when refused."""
+        """Return what ``attempt`` gives, tried again while it is refused for now; it must change nothing when refused."""
         tried: Deferred[T] = attempt().addErrback(self._refused, attempt, None)
         return tried
 

@@ -41,8 +41,7 @@ class LeaseRenewer:
         return max(0, self._until_ms.get((claim.task_id, claim.token), 0) - self._clock.now_ms())
 
     def granted(self, claims: Iterable[Claim], asked_ms: int) -> None:
-        """Note that a primary granted these attempts a lease, in answer to a request that left at
-        ``asked_ms`` (monotonic)."""
+        """Note that a primary granted these attempts a lease, in answer to a request that left at ``asked_ms`` (monotonic)."""
         until_ms = renewed_until_ms(asked_ms, limits.LEASE_MS, limits.LEASE_MARGIN_MS)
         for claim in claims:
             self._until_ms[claim.task_id, claim.token] = until_ms

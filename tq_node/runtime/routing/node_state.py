@@ -1,5 +1,4 @@
-"""What the parts of a node share: where it stands in its cluster, and the queue of its own
-partitions once it is open."""
+"""What the parts of a node share: where it stands in its cluster, and the queue of its own partitions once it is open."""
 
 from __future__ import annotations
 

@@ -181,8 +181,7 @@ class NodeWork:
         return claims if self._shared is None else self._shared.stealer.fill(claims, limit)
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``: also at another node that has become the partition's
-        primary since (section 8)."""
+        """See ``facade.TaskQueue.finish``: also at another node that has become the partition's primary since (section 8)."""
         try:
             local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id)
         except TaskQueueError as why:

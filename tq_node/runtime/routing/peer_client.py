@@ -97,8 +97,7 @@ class PeerClient:
         ).addErrback(lambda why: _log.failure("answers could not be told", failure=why, event="forward_failed"))
 
     def stop(self) -> None:
-        """Who still waits for another node hears now that the outcome is not known, rather than a
-        connection that breaks."""
+        """Who still waits for another node hears now that the outcome is not known, rather than a connection that breaks."""
         error = OutcomeUnknown("the node stops before the answer has come")
         for waiting in list(self._in_flight.values()):
             for one in waiting:

@@ -53,8 +53,7 @@ class Covered:
             self._epochs[partition] = max(epoch, self._epochs.get(partition, 0))
 
     def missing(self) -> list[int]:
-        """Those that nobody has answered for, or only somebody whom the map had deposed by the
-        time that all had answered."""
+        """Those that nobody has answered for, or only somebody whom the map had deposed by the time that all had answered."""
         return [p for p, (_, epoch) in enumerate(self._entries()) if self._epochs.get(p, -1) < epoch]
 
 
@@ -147,8 +146,7 @@ async def all_pages(
 
 
 def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
-    """None where the node did not answer. At once: if this node can't answer itself, nobody comes
-    to hear of the others."""
+    """None where the node did not answer. At once: if this node can't answer itself, nobody comes to hear of the others."""
 
     def missing(why: Failure) -> None:
         why.trap(TaskQueueError)

@@ -93,8 +93,7 @@ class WorkStealer:
         self._claimant = claimant
         self._loaded: dict[NodeId, _Loaded] = {}
         self._was_refused_slot = False
-        """A slot came free while every peer with a backlog was being asked: the worker is woken
-        after the next grant."""
+        """A slot came free while every peer with a backlog was being asked: the worker is woken after the next grant."""
         self._waits: dict[Deferred[Claims], IDelayedCall] = {}
         self._stopped = False
 

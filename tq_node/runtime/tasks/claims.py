@@ -145,8 +145,7 @@ class Claims:
         return self._take(limit, _ClaimRound(self._settings.node_name, types=types))
 
     def backlog(self, types: Collection[str] | None = None) -> int:
-        """How many ready tasks of these types (None: any) there are beyond what this node's own
-        worker could start now."""
+        """How many ready tasks of these types (None: any) there are beyond what this node's own worker could start now."""
         if not self._status.is_active or self._status.is_stopping:
             return 0
         own = 0 if self._worker is None else self._worker.slots_free
@@ -337,8 +336,7 @@ class Claims:
         return self._report(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is
-        still held by the worker."""
+        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is still held by the worker."""
         now_us = self._clock.wall_us()
         event: Event
         if isinstance(outcome, Completed):
@@ -491,7 +489,6 @@ class Claims:
             self._put_back_call = None
 
     def lease_ms(self, partition: int) -> int:
-        """Of an attempt that this node claimed (section 8): how long it may run from now, as things
-        are; 0: not any more."""
+        """Of an attempt that this node claimed (section 8): how long it may run from now, as things are; 0: not any more."""
         now_ms = self._clock.now_ms()
         return max(0, self._table.driver.cores[partition].runs_until_ms(now_ms) - now_ms)

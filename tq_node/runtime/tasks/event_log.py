@@ -56,8 +56,7 @@ class EventLog:
                 watcher.observer(batch)
 
     def skip(self) -> None:
-        """Transitions have been, of which nothing is known here: whoever watches, or comes back
-        later, hears ``reset``."""
+        """Transitions have been, of which nothing is known here: whoever watches, or comes back later, hears ``reset``."""
         self._kept.clear()
         self._next_id += 1
         for watcher in list(self._watchers):
@@ -83,8 +82,7 @@ class EventLog:
 
 
 def events_after(log: EventLog, clock: Clock, question: EventsAfter) -> Deferred[EventBatch]:
-    """Answer another node: what has happened at this node since, or the first thing that happens
-    within the question's time."""
+    """Answer another node: what has happened at this node since, or the first thing that happens within the question's time."""
     done: Deferred[EventBatch] = Deferred()
     if question.after_id == FROM_NOW:
         done.callback(EventBatch(log.next_id, []))

@@ -1,5 +1,4 @@
-"""Which handlers there are in the cluster, as this node knows: what its worker may run, whom to
-offer what, what waits."""
+"""Which handlers there are in the cluster, as this node knows: what its worker may run, whom to offer what, what waits."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ class HandlerMap:
         return any(types is None or task_type in types for types in self.takers.of.values())
 
     def without_handler_us(self, task_type: str) -> int | None:
-        """Since when nobody has a handler for it, as far as this node has seen; 0: it has seen
-        none. None: somebody has."""
+        """Since when nobody has a handler for it, as far as this node has seen; 0: it has seen none. None: somebody has."""
         if self.has_taker(task_type):
             return None
         return max(self._lost_us.get(task_type, 0), self._any_lost_us)

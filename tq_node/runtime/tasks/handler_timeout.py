@@ -1,5 +1,4 @@
-"""Tasks that have waited too long for a node with their handler: ``--no-handler-after`` (never,
-unless an operator says so)."""
+"""Tasks that have waited too long for a node with their handler: ``--no-handler-after`` (never, unless an operator says so)."""
 
 from __future__ import annotations
 

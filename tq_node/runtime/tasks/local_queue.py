@@ -128,9 +128,7 @@ class LocalQueue:
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
 
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
-        """:param records: of every partition, as the cluster map has them now. :param names: of all
-        nodes.
-        """
+        """:param records: of every partition, as the cluster map has them now. :param names: of all nodes."""
         self.replication.follow(records, names)
 
     def _every(self, seconds: float, call: Callable[[], object], what: str) -> None:
@@ -362,9 +360,7 @@ class LocalQueue:
 
     # --- attempts ---
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
-        """:param own: the types that the worker here takes, None: any. :param known: those that any
-        worker names.
-        """
+        """:param own: the types that the worker here takes, None: any. :param known: those that any worker names."""
         self.claims.follow_handlers(own, known)
         self.on_ready()
 

@@ -110,8 +110,7 @@ class OpenTasks(msgspec.Struct):
 
 
 async def load_ready(store: Store, ready: ReadySet, due: DueSet, partitions: Collection[int]) -> OpenTasks:
-    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store,
-    and never come here."""
+    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store, and never come here."""
     found = OpenTasks([], Counter())
     after: tuple[int, str] | None = None
     while True:

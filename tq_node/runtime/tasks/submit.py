@@ -222,8 +222,7 @@ class Submitter:
         return queue == DEFAULT_QUEUE or queue in self._settings.declared_queues()
 
     def _must_be_declared(self, queue: str, task_id: str) -> None:
-        """:raises InvalidField: there are too many queues, and this is a new name that nobody but
-        its sender knows."""
+        """:raises InvalidField: there are too many queues, and this is a new name that nobody but its sender knows."""
         if not self._is_declared(queue):
             raise InvalidField(
                 f"queue: {limits.QUEUES_MAX} queues have tasks that have not ended, and {queue!r} is none of them",
@@ -232,8 +231,7 @@ class Submitter:
             )
 
     def _must_be_few(self, queue: str, task_id: str) -> None:
-        """:raises Busy: so many tasks have not ended that only queues with few of them still get
-        in, or none."""
+        """:raises Busy: so many tasks have not ended that only queues with few of them still get in, or none."""
         table = self._table
         few = table.open_queues.get(queue, 0) < limits.OPEN_TASKS_FEW
         if not few or table.open_tasks >= limits.OPEN_TASKS_MAX:

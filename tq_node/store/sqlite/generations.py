@@ -33,8 +33,7 @@ class Generations:
         self.dead_slots: set[int] = set()
         """Slots whose rows and tombstones are to be deleted."""
         self._newest: dict[int, int] = {}
-        """By partition: the highest generation ever used. It only grows, so no slot is used twice
-        before it is empty."""
+        """By partition: the highest generation ever used. It only grows, so no slot is used twice before it is empty."""
 
     def load(self, extents: dict[int, Extent], hidden: set[int]) -> None:
         """Take over what opening the store found. Slots in ``hidden`` were staged or replaced, and are dead."""
@@ -49,8 +48,7 @@ class Generations:
             self._newest[partition] = max(self._newest.get(partition, 0), slot >> PARTITION_BITS)
 
     def extent(self, partition: int) -> Extent:
-        """The size of the partition's live generation, to be counted up and down; an empty one is
-        made for a new partition."""
+        """The size of the partition's live generation, to be counted up and down; an empty one is made for a new partition."""
         extent = self.extents.get(partition)
         if extent is None:
             extent = self.extents[partition] = Extent()
@@ -69,8 +67,7 @@ class Generations:
             self.dead_slots.add(slot_of(partition, staging.extent.generation))
 
     def replace(self, partition: int, extent: Extent | None, log_from: int) -> int | None:
-        """Make ``extent`` the live generation (None: an empty one). Returns the slot that died,
-        None if nothing was in it."""
+        """Make ``extent`` the live generation (None: an empty one). Returns the slot that died, None if nothing was in it."""
         before = self.extent(partition)
         if extent is None:
             extent = Extent(before.generation if before.is_empty else self._next_generation(partition))

@@ -48,8 +48,7 @@ class LogIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.settled = threading.Lock()
-        """Held by the writer from the transaction that removes records otherwise than at the front
-        to the change here."""
+        """Held by the writer from the transaction that removes records otherwise than at the front to the change here."""
         self._records: dict[int, _Records] = {}
         self.kept = 0
         """Live records of all partitions."""
@@ -112,8 +111,7 @@ class LogIndex:
             return min(first, default=otherwise)
 
     def find(self, partition: int, first: int, bytes_max: int) -> list[int]:
-        """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at
-        least one if there is one."""
+        """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at least one if there is one."""
         with self._lock:
             records = self._records.get(partition)
             if records is None or first < records.first:

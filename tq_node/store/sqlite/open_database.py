@@ -1,6 +1,4 @@
-"""Opens the database and loads what the writer keeps in memory. All of it runs before the store
-takes its first call.
-"""
+"""Opens the database and loads what the writer keeps in memory. All of it runs before the store takes its first call."""
 
 from __future__ import annotations
 
@@ -154,10 +152,7 @@ def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Ge
 def load_log(
     connection: sqlite3.Connection, states: dict[int, LogState], generations: Generations, index: LogIndex
 ) -> LogLoad:
-    """Index every live record, without reading payloads.
-
-    :raises StoreBroken: a record is missing between others.
-    """
+    """Index every live record, without reading payloads. :raises StoreBroken: a record is missing between others."""
     last_position = rows = total = 0
     # Positions from which a log begins anew are never given out again, though the table may have
     # been emptied up to there.

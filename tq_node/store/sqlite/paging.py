@@ -53,8 +53,7 @@ def page(connection: sqlite3.Connection, query: RowQuery) -> RowPage:
 
 
 def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str] | None) -> tuple[int, str] | None:
-    """Where the next page begins: the last row looked at, or None at the end. ``last``: the row
-    that filled the page."""
+    """Where the next page begins: the last row looked at, or None at the end. ``last``: the row that filled the page."""
     if last is None:
         walk, parameters = _walk(query)
         skip = query.scan_rows_max - 1

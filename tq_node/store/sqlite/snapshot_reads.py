@@ -193,8 +193,7 @@ class SnapshotReads:
 
 
 class PartitionReader:
-    """Reads one partition's content in order of ids, in a transaction that ``connection`` is in
-    from here to ``end``."""
+    """Reads one partition's content in order of ids, in a transaction that ``connection`` is in from here to ``end``."""
 
     def __init__(self, connection: sqlite3.Connection, partition: int) -> None:
         self.partition = partition

@@ -102,8 +102,7 @@ def put_tombstones(rows: int) -> str:
 
 
 VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
-"""Of a column with slots. The table is empty but while something is staged or being deleted: that
-costs a look at one page."""
+"""Of a column with slots. The table is empty but while something is staged or being deleted: that costs a look at one page."""
 
 # The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for the others.
 _DOOMED = (

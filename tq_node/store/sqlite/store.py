@@ -200,9 +200,7 @@ class SqliteStore:
         return self._scan(queries.newest_us)
 
     def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
-        """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made;
-        the store is well.
-        """
+        """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made; the store is well."""
         folder = Path(directory)
 
         def run(connection: sqlite3.Connection) -> Seq[str] | Exception:
@@ -277,9 +275,7 @@ class SqliteStore:
 
     # --- from the threads ---
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have ``function`` called in the reactor thread, in the order posted. One wake-up serves
-        all posted before it.
-        """
+        """Have ``function`` called in the reactor thread, in the order posted. One wake-up serves all posted before it."""
         self._undelivered.append((function, arguments))
         if not self._delivery_scheduled:
             self._delivery_scheduled = True
@@ -356,9 +352,7 @@ class SqliteStore:
                 return
 
     def _break(self, why: Exception, deferreds: Seq[Deferred[Any] | None]) -> None:
-        """Fail ``deferreds``; with the first failure also call ``on_broken`` and fail all later
-        calls.
-        """
+        """Fail ``deferreds``; with the first failure also call ``on_broken`` and fail all later calls."""
         try:
             if self._broken is None:
                 self._broken = why

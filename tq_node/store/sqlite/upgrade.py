@@ -1,6 +1,4 @@
-"""The schema's numbered steps and the runner that applies them. ``PRAGMA user_version`` is the
-number of the last one.
-"""
+"""The schema's numbered steps and the runner that applies them. ``PRAGMA user_version`` is the number of the last one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Deletes dead log records and dead rows in slices, inside the writer's transactions, so that no
-commit waits for long.
-"""
+"""Deletes dead log records and dead rows in slices, inside the writer's transactions, so that no commit waits for long."""
 
 from __future__ import annotations
 
