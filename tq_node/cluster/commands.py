@@ -266,7 +266,7 @@ def encode(command: AnyCommand) -> bytes:
 
 
 def decode(data: bytes) -> AnyCommand:
-    """:raises UnreadableCommand: damage, or a newer kind."""
+    """A command out of ``encode``'s bytes. :raises UnreadableCommand: damage, or a newer kind."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableCommand(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:

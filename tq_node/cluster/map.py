@@ -221,7 +221,7 @@ def encode(cluster_map: ClusterMap) -> bytes:
 
 
 def decode(data: bytes) -> ClusterMap:
-    """:raises UnreadableMap: damage, or fields that this code does not know: they come with a feature level."""
+    """A map out of ``encode``'s bytes. :raises UnreadableMap: damage, or fields of a later feature level."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableMap(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:

@@ -78,7 +78,7 @@ def show_cluster(cluster_map: ClusterMap, liveness: Liveness, group: Group, now_
 def show_partitions(
     cluster_map: ClusterMap, progress: Mapping[int, Progress] = NOTHING_KNOWN, waiting: Mapping[int, str] = NOBODY_WAITS
 ) -> list[PartitionView]:
-    """:param progress: of the partitions that this node leads; of the others nothing is known here but the cluster map."""
+    """Views of all partitions, by the cluster map; ``progress``: of those that this node leads."""
     names = _Names(cluster_map)
     return [
         _show_partition(partition, entry, names, progress.get(partition), waiting.get(partition))

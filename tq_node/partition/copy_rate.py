@@ -14,7 +14,7 @@ UNLIMITED = 1 << 60
 
 
 class CopyRate:
-    """:param bytes_s: bytes a second; 0: no bound."""
+    """Bounds the rate of copying, in bytes a second; 0: no bound."""
 
     __slots__ = ("_level", "_refilled_ms", "bytes_s", "sent_bytes")
 

@@ -90,7 +90,7 @@ def encode_effects(effects: list[Effect]) -> bytes:
 
 
 def decode_effects(payload: bytes) -> list[Effect]:
-    """:raises msgspec.DecodeError: the bytes are not a list of effects."""
+    """The effects of an entry. :raises msgspec.DecodeError: the bytes are not a list of effects."""
     return _decode(payload)
 
 

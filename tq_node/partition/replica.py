@@ -73,7 +73,7 @@ class Replica(Generic[News]):
         return sequence - self._log.last_sequence > JUMP_MAX
 
     def check_sync(self, message: Sync) -> None:
-        """:raises Unsound: no primary can have such a log."""
+        """Check a ``Sync``. :raises Unsound: no primary can have such a log."""
         last = message.last_sequence
         epochs = message.epochs
         if (

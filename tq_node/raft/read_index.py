@@ -102,7 +102,7 @@ class ReadIndex:
         self.confirm()
 
     def check_round(self, message: HeartbeatReply) -> None:
-        """:raises Unsound: it answers a round that was never begun: it would confirm what nobody stands behind."""
+        """Check an answer. :raises Unsound: its round was never begun, so it would confirm what nobody stands behind."""
         if message.round > self.round:
             raise Unsound(f"an answer to round {message.round}, of {self.round}")
 

@@ -18,7 +18,7 @@ from tq_node.types import NodeId
 
 
 class Snapshots:
-    """:param is_readable: can the state machine become what a snapshot of ``log_index`` holds?"""
+    """Snapshots of the state machine. ``is_readable``: whether it can take over the content of a received one."""
 
     def __init__(self, state: NodeState, lost_log: LostLog, is_readable: Callable[[int, bytes], bool]) -> None:
         self._state = state

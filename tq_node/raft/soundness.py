@@ -36,7 +36,7 @@ ID_CHARS_MAX = 64
 
 
 def check(state: NodeState, message: Message) -> None:
-    """:raises Unsound: no node that keeps to the protocol sends this, whatever happened to it."""
+    """Check a message. :raises Unsound: no node that keeps to the protocol sends it, whatever happened to it."""
     term = message.term
     if not 0 <= term <= NUMBER_MAX or term - state.term > state.settings.jump_max:
         raise Unsound(f"term {term}, far from the present {state.term}")

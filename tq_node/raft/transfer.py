@@ -16,7 +16,7 @@ class Transfer:
         self._state = state
 
     def begin(self, target: NodeId) -> None:
-        """:raises NotLeader: not the leader. :raises ChangeRefused: not another voter that is heard from."""
+        """Begin a transfer to ``target``. :raises NotLeader: :raises ChangeRefused: it is no other active voter."""
         state = self._state
         if not state.is_leader:
             raise NotLeader(state.leader)

@@ -63,7 +63,7 @@ def _hide(path: str) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """:raises OSError: it is a symbolic link, or otherwise no plain file. Nothing there is fine."""
+    """Check a path. :raises OSError: it is a symbolic link, or no plain file; a missing file is fine."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

@@ -91,7 +91,7 @@ def is_row_intact(partition: int, row: RowParts) -> bool:
 
 
 def require_intact(partition: int, row: RowParts) -> None:
-    """:raises StoreBroken: a row of this store fails its checksum."""
+    """Check a row of this store. :raises StoreBroken: it fails its checksum."""
     if not is_row_intact(partition, row):
         raise StoreBroken(f"the stored row of task {row[0]} is damaged")
 

@@ -312,7 +312,7 @@ class BoundedAMP(amp.AMP):
             self.give_up(Internal("a bug of this side"))
 
     def ampBoxReceived(self, box: Box, size: int = 0) -> None:
-        """:raises WireRefusal: the peer broke the protocol; the connection ends."""
+        """Dispatch a received box. :raises WireRefusal: the peer broke the protocol; the connection ends."""
         if (tag := box.get(amp.ANSWER)) is not None:
             self._calls.answered(tag, box, size, self)
         elif (tag := box.get(amp.ERROR)) is not None:

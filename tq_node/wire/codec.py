@@ -69,7 +69,7 @@ def _body(data: bytes, bytes_max: int) -> memoryview:
 
 
 def _has_floats(info: inspect.Type, seen: set[type]) -> bool:
-    """:raises TypeError: ``Any``, ``Decimal`` or another type that msgspec would make of whatever comes."""
+    """Whether a type has floats. :raises TypeError: ``Any``, ``Decimal`` or another that takes whatever comes."""
     if isinstance(info, inspect.FloatType):
         return True
     if isinstance(info, (*_LEAVES, *_LEAVES_TOO)):

@@ -150,7 +150,7 @@ class DialledPeer(PeerConnection):
         handshake.check_proof(key, handshake.LISTENER, mine, answered, given)
 
     def _check_refusal(self, why: HandshakeRefused, key: bytes, mine: bytes, answered: bytes) -> None:
-        """:raises Unproven: the listener did not prove its refusal."""
+        """Check a final refusal. :raises Unproven: the listener did not prove it."""
         try:
             handshake.check_proof(key, handshake.refusing(why.code), mine, answered, why.proof)
         except WrongSecret:

@@ -142,7 +142,7 @@ def identity(theirs: Introduction, address: str) -> PeerIdentity:
 
 
 def check_cluster(mine: str, theirs: str) -> None:
-    """:raises WrongCluster: the two cluster ids differ."""
+    """Check the peer's cluster. :raises WrongCluster: the two ids differ."""
     if mine != theirs:
         raise WrongCluster(f"this node belongs to cluster {mine}, the other to {theirs}")
 

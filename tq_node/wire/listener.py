@@ -18,7 +18,7 @@ from tq_node.wire.peer import AcceptedPeer
 
 
 class AcceptingFactory(Factory):
-    """:param gone: called each time a connection has ended."""
+    """Makes the listener's protocols; ``gone`` is called each time a connection has ended."""
 
     noisy = False
 

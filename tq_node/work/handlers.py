@@ -240,7 +240,7 @@ def _where(function: Callable[..., Any]) -> str:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """:raises TypeError: it wraps an ``async def`` and is none: nobody would await what it returns."""
+    """Whether a handler is ``async def``. :raises TypeError: it only wraps one: nobody would await what it returns."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return True
     if inspect.iscoroutinefunction(inspect.unwrap(function)):

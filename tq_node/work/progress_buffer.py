@@ -51,7 +51,7 @@ class ProgressBuffer:
         self._dropped = 0
 
     def set_progress(self, fraction: float, note: str | None) -> None:
-        """:raises TypeError, ValueError: ``fraction`` is not a number."""
+        """Replace the progress. :raises TypeError, ValueError: ``fraction`` is not a number."""
         number = float(fraction)
         if math.isnan(number):
             raise ValueError("progress must be a number, not NaN")

@@ -164,7 +164,7 @@ decode_message: Callable[[bytes], Run | Follows] = msgspec.msgpack.Decoder(Run |
 
 
 def encode(frame: ToWorker | ToWorkerControl | FromWorker, bytes_max: int = limits.CHILD_FRAME_BYTES_MAX) -> bytes:
-    """:raises BadFrame: it would be over the bound of the other side."""
+    """The frame's bytes. :raises BadFrame: more than the receiver accepts."""
     body = _encode(frame)
     if len(body) > bytes_max:
         raise BadFrame(f"a frame of {len(body)} bytes is over {bytes_max}")

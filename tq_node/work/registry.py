@@ -73,7 +73,7 @@ class Registry:
         self._wildcard_defaults = self._defaults.get(WILDCARD, TypeDefaults())
 
     def _loaded(self, found: Mapping[str, Handler]) -> Loaded:
-        """:raises HandlerError: too many handlers to be announced."""
+        """The handlers found, with their announcement. :raises HandlerError: too many to be announced."""
         if not found:
             return Loaded(found, _NOTHING)
         kind = HandlerKind.SIMULATED if set(self.modules) == {SIMULATED} else HandlerKind.OWN

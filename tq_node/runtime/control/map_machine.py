@@ -29,7 +29,7 @@ class ClusterMachine(StateMachine):
         self._outcomes: dict[int, tuple[Refused, ...]] = {}
 
     def apply(self, log_index: int, data: bytes) -> None:
-        """:raises UnreadableCommand: an entry of a later release; the node must stop (F44)."""
+        """Apply an entry to the map. :raises UnreadableCommand: it is of a later release; the node must stop (F44)."""
         applied = tables.apply(self.map, log_index, commands.decode(data))
         self.map = applied.map
         self._outcomes[log_index] = applied.refused

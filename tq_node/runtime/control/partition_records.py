@@ -17,7 +17,7 @@ STEPS_PER_ENTRY_MAX = 256
 
 
 def records_of(table: ClusterMap, me: NodeId, *, may_lead: bool) -> dict[int, Record]:
-    """:param may_lead: False while the table has an earlier run of this node: what that one leads is not this one's (R2)."""
+    """The records of this node's copies. ``may_lead``: False while the map has an earlier run of this node (R2)."""
     up = frozenset(node.node_id for node in table.nodes.values() if node.is_up)
     return {
         partition: Record(

@@ -238,7 +238,7 @@ class RaftDriver:
         return proposal.deferred
 
     def transfer_leadership(self, target: NodeId) -> None:
-        """:raises NotLeader, ChangeRefused: not possible now."""
+        """Begin a transfer of Raft's leadership. :raises NotLeader, ChangeRefused: not possible now."""
         self.core.transfer_leadership(target)
         self._enter(lambda: None)
 

@@ -88,7 +88,7 @@ class TableRefused(ClusterRefused):
 
 
 def check_whole(outcome: Outcome) -> None:
-    """:raises TableRefused: the whole of it was refused."""
+    """Check an entry's outcome. :raises TableRefused: the whole entry was refused."""
     for refused in outcome.refused:
         if refused.partition is None:
             raise TableRefused(refused.code)

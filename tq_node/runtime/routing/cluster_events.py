@@ -50,7 +50,7 @@ class LocalEvents:
 
 
 class ClusterEvents:
-    """:param first_id: of the first event of the stream."""
+    """The stream of all nodes' events at this node; its first event has the id ``first_id``."""
 
     def __init__(self, state: NodeState, observer: Callable[[EventBatch], None], clock: Clock, first_id: int) -> None:
         self._state = state

@@ -30,7 +30,7 @@ WAITING_MAX = 1_000
 
 
 class FailoverRetry:
-    """:param draw: random numbers in [0, 1). :param is_stopping: nobody waits any more: the node is stopping."""
+    """Tries calls again during a failover. ``draw``: random numbers in [0, 1). ``is_stopping``: the node is; none waits."""
 
     def __init__(self, clock: Clock, draw: Callable[[], float], is_stopping: Callable[[], bool]) -> None:
         self._clock = clock

@@ -22,7 +22,7 @@ _log = Logger(namespace="taskqueue.running")
 
 
 class LeaseRenewer:
-    """:param primary_of: the primary of a partition by the cluster map, None where there is none."""
+    """Renews leases of attempts at other nodes' primaries. ``primary_of``: by the cluster map; None: none for now."""
 
     def __init__(
         self, local: LocalQueue, client: PeerClient, clock: Clock, primary_of: Callable[[int], NodeId | None]

@@ -76,7 +76,7 @@ class NodeState:
         return [(node.node_id, node.name) for node in self.map.members() if node.node_id != self.node_id]
 
     def must_serve(self) -> LocalQueue:
-        """:raises NotReady: this node is not, or not yet, a member with a queue of its own."""
+        """This node's queue. :raises NotReady: it is not, or not yet, a member with a queue of its own."""
         guarded = self.guard()
         if guarded is not None:
             raise NotReady(guarded.detail)

@@ -128,7 +128,7 @@ class LocalQueue:
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
 
     def follow(self, records: Mapping[int, Record], names: Mapping[NodeId, str]) -> None:
-        """:param records: of every partition, as the cluster map has them now. :param names: of all nodes."""
+        """Take up the cluster map's records of all partitions, and the names of all nodes."""
         self.replication.follow(records, names)
 
     def _every(self, seconds: float, call: Callable[[], object], what: str) -> None:

@@ -27,7 +27,7 @@ _log = Logger(namespace="taskqueue.running")
 
 
 class RemoteAttempts:
-    """:param claims: what this node's own worker holds, by task id."""
+    """Attempts granted to other nodes. ``claims``: those of this node's own worker, by task id."""
 
     def __init__(self, table: TaskTable, clock: Clock, settings: QueueSettings, claims: Mapping[str, Claim]) -> None:
         self._table = table

@@ -222,7 +222,7 @@ class Submitter:
         return queue == DEFAULT_QUEUE or queue in self._settings.declared_queues()
 
     def _must_be_declared(self, queue: str, task_id: str) -> None:
-        """:raises InvalidField: there are too many queues, and this is a new name that nobody but its sender knows."""
+        """Check a queue's name. :raises InvalidField: there are too many queues, and only its sender knows this one."""
         if not self._is_declared(queue):
             raise InvalidField(
                 f"queue: {limits.QUEUES_MAX} queues have tasks that have not ended, and {queue!r} is none of them",
