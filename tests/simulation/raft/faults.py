@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from tests.simulation.families import CommonFaults, drawn_actions
+from tests.simulation.core_world import CoreFaults
+from tests.simulation.families import drawn_actions
 from tq_node.raft.settings import RaftSettings
 
 ACTIONS = (
@@ -28,12 +29,7 @@ ACTIONS = (
 )
 
 
-class Faults(CommonFaults, frozen=True):
-    loss: float = 0.0
-    doubling: float = 0.0
-    overtaking: float = 0.0
-    evidence: bool = True
-    """Do peers notice a death by R5a?"""
+class Faults(CoreFaults, frozen=True):
     restart_us: tuple[int, int] = (10_000, 6_000_000)
     work_every_us: int = 120_000
     """Reads go to a random node, the rest to whoever thinks it leads."""

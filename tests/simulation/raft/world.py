@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from tests.simulation.core_world import CoreWorld, Ranges
 from tests.simulation.families import need, replayable
 from tests.simulation.raft.checkers import Checkers
 from tests.simulation.raft.faults import PAIR, Faults, focused, small_settings
 from tests.simulation.raft.node import Durable, RaftNode
-from tests.support.world import MS_US, SECOND_US, Network, Trace, VirtualTime, rng
+from tests.support.world import MS_US, SECOND_US, rng
 from tq_node.errors import TaskQueueError
 from tq_node.raft.core import founding
 from tq_node.raft.messages import Change, ChangeKind, HardState, Message, Snapshot
@@ -21,8 +22,16 @@ SPARES = 2
 SAFETY_US = 120 * SECOND_US
 
 
-class RaftWorld:
+class RaftWorld(CoreWorld):
     """:param seed: of everything. :param rule_breaks: of the driver, for the mutation table."""
+
+    RANGES = Ranges(
+        cut_ms=(100, 8_000),
+        slow_link_ms=(0, 400),
+        pause_ms=(100, 4_000),
+        slow_disk_ms=(2, 50, 500),
+        stalled_disk_s=(2, 5),
+    )
 
     def __init__(
         self,
@@ -33,17 +42,9 @@ class RaftWorld:
         rule_breaks: frozenset[str] = frozenset(),
         trace_lines: int = 0,
     ) -> None:
-        self.seed = seed
-        self.shape = rng(seed, "shape")
-        self.nemesis = rng(seed, "nemesis")
-        self.workload = rng(seed, "workload")
         self.faults = faults or (focused(seed) if seed % 2 else Faults.swarm(rng(seed, "swarm")))
-        self.time = VirtualTime()
-        self.trace = Trace(keep=trace_lines)
-        self.network = Network(self.time, rng(seed, "network"), self._deliver)
-        self.network.loss = self.faults.loss
-        self.network.doubling = self.faults.doubling
-        self.network.overtaking = self.faults.overtaking
+        super().__init__(seed, self.faults, trace_lines)
+        self.shape = rng(seed, "shape")
         settings = small_settings(self.shape, **self.faults.settings)
         count = voters or (2 if self.faults is PAIR else self.shape.choice((1, 2, 3, 3, 3, 4, 5)))
         self.names = [NodeId(f"n{number}") for number in range(1, count + SPARES + 1)]
@@ -75,13 +76,14 @@ class RaftWorld:
             )
         for node in self.nodes.values():
             node.start()
-        self._faults_on = True
-        self._work_on = True
         if self.faults.actions:
             self.time.after(self._soon(), self._break_something)
         if self.faults.eager_changes:
             self.checkers.on_elected = self._change_soon
         self.time.after(50 * MS_US, self._work)
+
+    def _ends(self) -> Sequence[NodeId]:
+        return self.names
 
     # --- messages ---
     def _send(self, message: Message) -> None:
@@ -124,9 +126,6 @@ class RaftWorld:
             self.trace.add(f"{self.time.now_us} {node.me} read refused {refused.code}")
 
     # --- the breaker ---
-    def _soon(self) -> int:
-        return int(self.nemesis.expovariate(1) * self.faults.every_us)
-
     def _break_something(self) -> None:
         if not self._faults_on:
             return
@@ -186,47 +185,6 @@ class RaftWorld:
             for each in self.nodes.values():
                 self._do_crash(each)
 
-    def _heal_later(self, links: Sequence[tuple[str, str]]) -> None:
-        for link in links:
-            self.network.cut[link] = True
-        self.time.after(self.nemesis.randint(100 * MS_US, 8 * SECOND_US), self._heal_links, links)
-
-    def _heal_links(self, links: Sequence[tuple[str, str]]) -> None:
-        for link in links:
-            self.network.cut.pop(link, None)
-
-    def _do_cut_one_way(self, node: RaftNode) -> None:
-        other = self.nemesis.choice(self.names)
-        self._heal_later([(node.me, other)])
-
-    def _do_isolate(self, node: RaftNode) -> None:
-        """Both ways, or only what it says, or only what it hears."""
-        kind = self.nemesis.randint(0, 2)
-        out = [(node.me, other) for other in self.names if other != node.me]
-        self._heal_later([link for link in out if kind != 1] + [(b, a) for a, b in out if kind != 2])
-
-    def _do_split(self, node: RaftNode) -> None:
-        side = {name: self.nemesis.random() < 0.5 for name in self.names}
-        self._heal_later([(a, b) for a in self.names for b in self.names if side[a] != side[b]])
-
-    def _do_slow_link(self, node: RaftNode) -> None:
-        other = self.nemesis.choice(self.names)
-        self.network.slow[node.me, other] = self.nemesis.randint(0, 400) * MS_US
-
-    def _do_pause(self, node: RaftNode) -> None:
-        if node.is_up:
-            node.pause(self.nemesis.randint(100, 4_000) * MS_US)
-
-    def _do_slow_disk(self, node: RaftNode) -> None:
-        node.disk.delay_us = (1_000, self.nemesis.choice((2, 50, 500)) * MS_US)
-
-    def _do_stalled_disk(self, node: RaftNode) -> None:
-        node.disk.delay_us = (2 * SECOND_US, 5 * SECOND_US)
-        self.time.after(3 * SECOND_US, self._mend_disk, node)
-
-    def _mend_disk(self, node: RaftNode) -> None:
-        node.disk.delay_us = (200, 3_000)
-
     def _do_false_evidence(self, node: RaftNode) -> None:
         """Safety never rests on evidence, so it may be wrong."""
         if node.core.leader is not None:
@@ -274,10 +232,6 @@ class RaftWorld:
             self.trace.add(f"{self.time.now_us} {node.me} refused {refused}")
 
     # --- phases ---
-    def run(self, virtual_us: int) -> None:
-        """Faults on; the checkers look after every event."""
-        self.time.run_until(self.time.now_us + virtual_us)
-
     def heal(self) -> None:
         """Everything works again; nobody asks for anything."""
         self._faults_on = self._work_on = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from tests.simulation.families import CommonFaults, drawn_actions
+from tests.simulation.core_world import CoreFaults
+from tests.simulation.families import drawn_actions
 from tq_node.partition.settings import ReplicationSettings
 
 ACTIONS = (
@@ -29,11 +30,7 @@ ACTIONS = (
 )
 
 
-class Faults(CommonFaults, frozen=True):
-    loss: float = 0.0
-    doubling: float = 0.0
-    overtaking: float = 0.0
-    evidence: bool = True
+class Faults(CoreFaults, frozen=True):
     late_us: int = 0
     work_every_us: int = 40_000
     nodes: int = 0

@@ -3,15 +3,15 @@ liveness."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from tests.simulation.core_world import CoreWorld, Ranges
 from tests.simulation.families import need, replayable
 from tests.simulation.replication.checkers import DataCheckers
 from tests.simulation.replication.faults import Faults, focused, small_pace
 from tests.simulation.replication.node import DataNode
 from tests.simulation.replication.table import Table
-from tests.support.world import MS_US, SECOND_US, Network, Trace, VirtualTime, rng
+from tests.support.world import MS_US, SECOND_US, rng
 from tq_node.cluster.commands import ElectPrimary, PrimaryStep
 from tq_node.cluster.settings import ControllerSettings as TablePace
 from tq_node.types import NodeId, NodeName, PartitionId, State
@@ -21,8 +21,16 @@ SETTLE_US = 40 * SECOND_US
 PARTITIONS = 2
 
 
-class ReplicationWorld:
+class ReplicationWorld(CoreWorld):
     """:param seed: of everything. :param rule_breaks: of the driver, for the mutation table."""
+
+    RANGES = Ranges(
+        cut_ms=(100, 6_000),
+        slow_link_ms=(0, 900),
+        pause_ms=(100, 5_000),
+        slow_disk_ms=(2, 50, 300),
+        stalled_disk_s=(1, 4),
+    )
 
     def __init__(
         self,
@@ -32,18 +40,10 @@ class ReplicationWorld:
         rule_breaks: frozenset[str] = frozenset(),
         trace_lines: int = 0,
     ) -> None:
-        self.seed = seed
-        shape = rng(seed, "shape")
-        self.nemesis = rng(seed, "nemesis")
-        self.workload = rng(seed, "workload")
-        self.links = rng(seed, "links")
         self.faults = faults or (focused(seed) if seed % 2 else Faults.swarm(rng(seed, "swarm")))
-        self.time = VirtualTime()
-        self.trace = Trace(keep=trace_lines)
-        self.network = Network(self.time, rng(seed, "network"), self._deliver)
-        self.network.loss = self.faults.loss
-        self.network.doubling = self.faults.doubling
-        self.network.overtaking = self.faults.overtaking
+        super().__init__(seed, self.faults, trace_lines)
+        shape = rng(seed, "shape")
+        self.links = rng(seed, "links")
         self.pace = small_pace(shape, **self.faults.pace)
         self.replication_factor = 3
         self.nodes: dict[NodeId, DataNode] = {}
@@ -55,7 +55,6 @@ class ReplicationWorld:
         self._sessions: dict[tuple[NodeId, NodeId], int] = {}
         self._last_session = 0
         self._last_task = 0
-        self._faults_on = self._work_on = True
         self.table = Table(
             self.nodes,
             self.names,
@@ -160,9 +159,6 @@ class ReplicationWorld:
                 node.event(node.read, partition, floor)
 
     # --- the breaker ---
-    def _soon(self) -> int:
-        return int(self.nemesis.expovariate(1) * self.faults.every_us)
-
     def _members(self) -> list[DataNode]:
         """Those whose store is not lost."""
         return [node for node in self.nodes.values() if not node.is_wiped]
@@ -249,54 +245,14 @@ class ReplicationWorld:
                 self.table.remove(node)
             self.time.after(700 * MS_US, self._remove_later, node)
 
-    def _heal_later(self, links: Sequence[tuple[str, str]]) -> None:
-        for link in links:
-            self.network.cut[link] = True
-        self.time.after(self.nemesis.randint(100 * MS_US, 6 * SECOND_US), self._heal_links, links)
-
-    def _heal_links(self, links: Sequence[tuple[str, str]]) -> None:
-        for link in links:
-            self.network.cut.pop(link, None)
-
-    def _names_up(self) -> list[NodeId]:
+    def _ends(self) -> list[NodeId]:
         return [node.me for node in self._members()]
-
-    def _do_cut_one_way(self, node: DataNode) -> None:
-        self._heal_later([(node.me, self.nemesis.choice(self._names_up()))])
-
-    def _do_isolate(self, node: DataNode) -> None:
-        kind = self.nemesis.randint(0, 2)
-        out = [(node.me, other) for other in self._names_up() if other != node.me]
-        self._heal_later([link for link in out if kind != 1] + [(b, a) for a, b in out if kind != 2])
-
-    def _do_split(self, node: DataNode) -> None:
-        names = self._names_up()
-        side = {name: self.nemesis.random() < 0.5 for name in names}
-        self._heal_later([(a, b) for a in names for b in names if side[a] != side[b]])
 
     def _do_reset_link(self, node: DataNode) -> None:
         other = self.nemesis.choice(self._members())
         if other is not node:
             self.disconnect(node, other)
             self.time.after(self.links.randint(1, 500) * MS_US, self.connect, node, other)
-
-    def _do_slow_link(self, node: DataNode) -> None:
-        other = self.nemesis.choice(self._names_up())
-        self.network.slow[node.me, other] = self.nemesis.randint(0, 900) * MS_US
-
-    def _do_pause(self, node: DataNode) -> None:
-        if node.is_up:
-            node.pause(self.nemesis.randint(100, 5_000) * MS_US)
-
-    def _do_slow_disk(self, node: DataNode) -> None:
-        node.disk.delay_us = (1_000, self.nemesis.choice((2, 50, 300)) * MS_US)
-
-    def _do_stalled_disk(self, node: DataNode) -> None:
-        node.disk.delay_us = (1 * SECOND_US, 4 * SECOND_US)
-        self.time.after(3 * SECOND_US, self._mend_disk, node)
-
-    def _mend_disk(self, node: DataNode) -> None:
-        node.disk.delay_us = (200, 3_000)
 
     def _do_drain(self, node: DataNode) -> None:
         self.table.drain(node.me)
@@ -318,9 +274,6 @@ class ReplicationWorld:
         self.table.propose(node.me, ElectPrimary((step,)))
 
     # --- phases ---
-    def run(self, virtual_us: int) -> None:
-        self.time.run_until(self.time.now_us + virtual_us)
-
     def heal(self, *, out: NodeId | None = None, cut: tuple[NodeId, NodeId] | None = None) -> None:
         """Everything works again but ``out``, a node, or ``cut``, a directed link; clients ask for nothing new."""
         self._faults_on = self._work_on = False
@@ -428,7 +381,7 @@ def simulate(
     with replayable("replication", world):
         world.run(SAFETY_US)
         ending = rng(seed, "ending")
-        members = world._names_up()
+        members = world._ends()
         kind = ending.random()
         if kind < 0.2 and len(members) > 2 and world._may_lose(world.nodes[members[0]]):
             world.heal(out=members[0])
