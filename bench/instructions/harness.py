@@ -9,10 +9,13 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import select
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -182,7 +185,7 @@ class Writer:
 
 
 # --- HTTP: real bytes through the real site, a queue that answers at once ---
-def requests(what: str, hot: bool) -> Callable[[Counts, int], None]:
+def requests(what: str, hot: bool, by_socket: bool = False) -> Callable[[Counts, int], None]:
     def measure(counts: Counts, units: int) -> None:
         from twisted.internet.defer import succeed
 
@@ -205,15 +208,18 @@ def requests(what: str, hot: bool) -> Callable[[Counts, int], None]:
         world.queue.submit = lambda submission: succeed(  # type: ignore[method-assign]
             Accepted(f"task-{next(numbers):032x}", State.PENDING, "node-1", True)
         )
-        client = world.connect()
+        if by_socket:
+            ask = asked_by_socket(world.site, sent)
+        else:
+            client = world.connect()
 
-        def ask() -> None:
-            client.send(sent)
-            if not client.transport.value():
-                world.clock.advance(0)
-            answer = client.transport.value()
-            assert answer.startswith(b"HTTP/1.1 20"), answer
-            client.transport.clear()
+            def ask() -> None:
+                client.send(sent)
+                if not client.transport.value():
+                    world.clock.advance(0)
+                answer = client.transport.value()
+                assert answer.startswith(b"HTTP/1.1 20"), answer
+                client.transport.clear()
 
         for _ in range(units):
             ask()
@@ -223,6 +229,29 @@ def requests(what: str, hot: bool) -> Callable[[Counts, int], None]:
         counts.stop()
 
     return measure
+
+
+def asked_by_socket(site: Any, sent: bytes) -> Callable[[], None]:
+    """Asks over loopback, through a reactor that this process turns itself; its client is a bare socket."""
+    from twisted.internet import reactor
+
+    tcp_reactor: Any = reactor
+    with suppress(ImportError):  # an older tree has Twisted's own connections alone
+        from tq_node.direct_sends import DirectReactor
+
+        tcp_reactor = DirectReactor(reactor)
+    port = tcp_reactor.listenTCP(0, site, interface="127.0.0.1")
+    client = socket.create_connection(("127.0.0.1", port.getHost().port))
+    reactor.iterate(0)
+
+    def ask() -> None:
+        client.sendall(sent)
+        while not select.select([client], [], [], 0)[0]:
+            reactor.iterate(0)
+        answer = client.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 20"), answer
+
+    return ask
 
 
 PARTS: dict[str, tuple[Callable[[Counts, int], None], int]] = {
@@ -236,6 +265,7 @@ PARTS: dict[str, tuple[Callable[[Counts, int], None], int]] = {
     "row, 50 a commit": (rows(50), 500),
     "request, submit": (requests("submit", hot=True), 200),
     "request, status": (requests("status", hot=True), 200),
+    "request, submit by a socket": (requests("submit", hot=True, by_socket=True), 200),
     "request, submit by Klein": (requests("submit", hot=False), 100),
 }
 """What is measured, and how many units of it."""

@@ -28,7 +28,10 @@ needs_callgrind = pytest.mark.skipif(
     [
         "commit of 1 entry",
         "request, submit",
-        *(pytest.param(part, marks=pytest.mark.long) for part in ("submit, 32 in flight", "row, 1,000 a commit")),
+        *(
+            pytest.param(part, marks=pytest.mark.long)
+            for part in ("submit, 32 in flight", "row, 1,000 a commit", "request, submit by a socket")
+        ),
     ],
 )
 def test_instructions(part: str) -> None:

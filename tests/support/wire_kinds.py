@@ -19,6 +19,7 @@ from twisted.test.iosim import FakeTransport, IOPump
 from zope.interface import implementer
 
 from tests.support.harness import PROJECT
+from tq_node.direct_sends import DirectReactor
 from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.tls import PeerTLS
 
@@ -177,12 +178,13 @@ class TcpWire:
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
+        self._tcp = DirectReactor(reactor)
 
     def server(self, name: str) -> IStreamServerEndpoint:
-        return TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
+        return TCP4ServerEndpoint(self._tcp, 0, interface="127.0.0.1")
 
     def client(self, address: str, timeout_s: float) -> IStreamClientEndpoint:
-        return client_endpoint(self.reactor, address, timeout_s)
+        return client_endpoint(self._tcp, address, timeout_s)
 
     def address(self, name: str, port: IListeningPort) -> str:
         return f"127.0.0.1:{cast('Any', port.getHost()).port}"

@@ -97,6 +97,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     peer_cert: Path | None
     peer_key: Path | None
     peer_ca: Path | None
+    buffered_sends: bool
+    """TCP connections are Twisted's own, not ``direct_sends``."""
     insecure_http: bool
     """Clients need no credentials, though they may come from elsewhere. Said at each start and by ``/ready``, as the next one."""
     insecure_peers: bool
@@ -275,6 +277,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         peer_cert=peer_files["peer-cert"],
         peer_key=peer_files["peer-key"],
         peer_ca=peer_files["peer-ca"],
+        buffered_sends=sources.flag("buffered-sends"),
         insecure_http=insecure_http,
         insecure_peers=insecure_peers,
         readmit=readmit,

@@ -28,7 +28,7 @@ from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.facade import ReadyNote
 from tq_node.node.member import Birth, Credentials, Member, NodeIdentity, PeerPortTaken, identify, make_plane
-from tq_node.node.process import check_files, check_free, listen_now, with_backlog
+from tq_node.node.process import check_files, check_free, listen_now, tcp_reactor, with_backlog
 from tq_node.node.systemd import Notifier
 from tq_node.observe.loop_monitor import LoopMonitor
 from tq_node.observe.metrics import Metrics
@@ -206,7 +206,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         ports = []
         for listen in (settings.http, settings.http_compatible):
             if listen is not None:
-                endpoint = serverFromString(reactor, with_backlog(listen.endpoint))
+                endpoint = serverFromString(tcp_reactor(reactor, settings), with_backlog(listen.endpoint))
                 ports.append(listen_now(endpoint.listen(site)))
                 undo.callback(ports[-1].stopListening)
         member.listen()

@@ -18,7 +18,7 @@ from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN
 from tq_node.cluster.refusals import Refusal
 from tq_node.errors import TaskQueueError
 from tq_node.facade import NotReadyReason
-from tq_node.node.process import listen_now, with_backlog
+from tq_node.node.process import listen_now, tcp_reactor, with_backlog
 from tq_node.runtime.bootstrap.bootstrap_guard import BootstrapGuard, Founder
 from tq_node.runtime.bootstrap.credentials import peer_tls, read_secret
 from tq_node.runtime.bootstrap.found import first_table, is_founded
@@ -255,8 +255,9 @@ def make_plane(
     """:param outside: the rest of the node, which the control plane calls back once it has started."""
     local, tls, reactor = identity.local, identity.credentials.tls, clock.reactor
     authentication = Authentication(local, Sessions(), tls)
-    connector = Connector(reactor, authentication, lambda address, seconds: client_endpoint(reactor, address, seconds))
-    endpoint = serverFromString(reactor, with_backlog(settings.peer.endpoint))
+    tcp = tcp_reactor(reactor, settings)
+    connector = Connector(reactor, authentication, lambda address, seconds: client_endpoint(tcp, address, seconds))
+    endpoint = serverFromString(tcp, with_backlog(settings.peer.endpoint))
     transport = Transport(
         lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
         lambda plane: PeerListener(reactor, endpoint, authentication, plane),

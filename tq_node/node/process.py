@@ -10,7 +10,7 @@ import resource
 import socket
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
@@ -18,6 +18,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
 from tq_node import limits
+from tq_node.cli.config import NodeSettings
+from tq_node.direct_sends import DirectReactor
 
 EXIT_REFUSED = 1
 EXIT_SOFTWARE = 70
@@ -96,6 +98,11 @@ def end_at_once(code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # nobody may be left who reads it
             stream.flush()
     os._exit(code)
+
+
+def tcp_reactor(reactor: Any, settings: NodeSettings) -> Any:
+    """What endpoints are given for the reactor: it decides how connections send."""
+    return reactor if settings.buffered_sends else DirectReactor(reactor)
 
 
 def listen_now(listening: Deferred[IListeningPort]) -> IListeningPort:

@@ -17,6 +17,8 @@ from tq_node.cli import config
 from tq_node.cli.addresses import Address, Listen
 from tq_node.cli.config import BIRTH_GUARD_VARIABLE, STORE_FILE, BadOption, NodeSettings, load
 from tq_node.cli.option_table import BY_NAME, OPTIONS, OptionRow
+from tq_node.direct_sends import DirectReactor
+from tq_node.node.process import tcp_reactor
 
 HERE = Path("/somewhere/else")
 
@@ -455,6 +457,11 @@ class TestWorkers:
     def test_echo(self) -> None:
         assert loaded().echo_handlers is False
         assert loaded(echo_handlers="true").echo_handlers is True
+
+    def test_connections_send_directly_unless_said_otherwise(self) -> None:
+        reactor = object()
+        assert isinstance(tcp_reactor(reactor, loaded()), DirectReactor)
+        assert tcp_reactor(reactor, loaded(buffered_sends="true")) is reactor
 
 
 class TestValues:
