@@ -82,7 +82,7 @@ test-lowest:
 	@rm -rf build/lowest && $(PYTHON) -m venv build/lowest
 	@$(PYTHON) -m tests.lowest >build/lowest/constraints.txt
 	@echo 'Installing the lowest of everything into build/lowest …'
-	@build/lowest/bin/python $(PIP_INSTALL) --quiet --constraint build/lowest/constraints.txt --editable '.[test]'
+	@build/lowest/bin/python $(PIP_INSTALL) --quiet --constraint build/lowest/constraints.txt --editable '.[dev]'
 	build/lowest/bin/python -m pytest $(TRY) -m 'not long'
 
 pin: newest

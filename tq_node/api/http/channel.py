@@ -291,7 +291,9 @@ class ApiChannel(http.HTTPChannel):
             self._respondToBadRequestAndDisconnect()
 
     def lineReceived(self, line: bytes) -> None:
-        if line[:1] in _REFUSED_LINE_STARTS and _is_refused_line(line):
+        # Twisted 25.5 lets a bare CR or LF pass.
+        is_refused = line[:1] in _REFUSED_LINE_STARTS and _is_refused_line(line)
+        if is_refused or b"\r" in line or b"\n" in line:
             self._respondToBadRequestAndDisconnect()
         else:
             _line_received(self, line)

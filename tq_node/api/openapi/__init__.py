@@ -55,19 +55,21 @@ def document(routes: Sequence[Route], version: str) -> bytes:
 
 
 def _schema_components(types: Sequence[Any]) -> tuple[Sequence[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """References to the types, and the schemas; a docstring is described without its margin, whatever msgspec does with it."""
+    """References to the types, and the schemas, the same by every release of msgspec."""
     references, components = msgspec.json.schema_components(types, ref_template=_REF)
-    return references, {name: _without_margins(schema) for name, schema in components.items()}
+    return references, {name: _settled(schema) for name, schema in components.items()}
 
 
-def _without_margins(schema: Any) -> Any:
+def _settled(schema: Any) -> Any:
+    """A schema with docstrings without their margin, null as the last choice, the least length
+    behind the greatest."""
     if isinstance(schema, dict):
         return {
-            key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _without_margins(value)
-            for key, value in schema.items()
+            key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _settled(value)
+            for key, value in sorted(schema.items(), key=lambda item: item[0] == "minLength")
         }
     if isinstance(schema, list):
-        return [_without_margins(part) for part in schema]
+        return sorted(map(_settled, schema), key=[{"type": "null"}].count)
     return schema
 
 
