@@ -105,6 +105,10 @@ APPLY_BYTES_PER_COMMIT = 2 * MIB
 APPLY_LAG_MS = 50
 COMMIT_BYTES_AIM = 4 * MIB
 """Bytes of entries at which a commit leaves; the other partitions wait for the next one."""
+GATHER_CALLERS_MIN = 4
+GATHER_MS = 1
+"""While so many callers wait for commits, entries leave at once and the own write of them waits for
+so long, so that it shares a sync with what peers are about to send (R21)."""
 UNCOMMITTED_BYTES_MAX = 32 * MIB
 """Bytes of entries proposed and not yet durable on all copies; past it submits are refused as busy."""
 UNCOMMITTED_MS_MAX = 1_000

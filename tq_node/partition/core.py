@@ -9,7 +9,7 @@ from tq_node.errors import Unsound
 from tq_node.partition.effects import AskEpoch, Outbox, Ready, SteppedDown
 from tq_node.partition.entries import Effect, Entry
 from tq_node.partition.leases import NEVER_MS, is_read_confirmed, requeue_at_ms, runs_until_ms
-from tq_node.partition.messages import Ack, AnyMessage, Append, Reject, RejectCode, SnapAck, Sync, SyncOk
+from tq_node.partition.messages import Ack, Addressed, AnyMessage, Append, Reject, RejectCode, SnapAck, Sync, SyncOk
 from tq_node.partition.primary import Primary
 from tq_node.partition.progress import ReplicaProgress
 from tq_node.partition.record import Record
@@ -368,6 +368,15 @@ class PartitionCore(Generic[News]):
         if primary is None:
             return self._replica.owes_answer or not log.pending.is_empty
         return not (primary.open_entry.is_empty and log.pending.is_empty)
+
+    def spread(self, now_ms: int) -> list[Addressed]:
+        """Close the open entry and return the messages that carry it; the write of it comes with
+        the next ``ready`` (R21). Only while ``is_leading``."""
+        primary, outbox = self._primary, self._outbox
+        assert primary is not None, "only a primary has anything to send before its write"
+        primary.seal(now_ms)
+        messages, outbox.messages = outbox.messages, []
+        return messages
 
     def ready(self, now_ms: int) -> Ready:
         """Close the open entry and return everything for the disk. The next may be taken before this one is durable."""

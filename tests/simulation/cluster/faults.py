@@ -78,6 +78,7 @@ def small_bounds(source: random.Random, overrides: dict[str, Any]) -> dict[str, 
         "kept_behind": source.choice((3, 30)),
         "lease_ms": lease_ms,
         "margin_ms": margin_ms,
+        "gather_callers": source.choice((1, 2, 4)),
         **overrides,
     }
 

@@ -126,7 +126,7 @@ def _forgets_promises(batch: Batch, partition: int, draft: Any) -> None:
     batch.promises.pop(partition, None)
 
 
-def _at_once(self: ReplicaDriver, wait: Wait, places: Any) -> Deferred[object]:
+def _at_once(self: ReplicaDriver, wait: Wait, places: Any, *, has_more: bool = False) -> Deferred[object]:
     for _ in range(wait.left):
         wait.step()
     return wait.deferred
@@ -219,7 +219,19 @@ def _skips_restores(self: ClusterMachine, log_index: int, data: bytes) -> None:
 _restore = ClusterMachine.restore
 
 
-def _waits_for_one(self: ReplicaDriver, wait: Wait, places: Any) -> Deferred[object]:
+def _acknowledges_what_it_holds(self: ReplicaDriver, now_ms: int) -> None:
+    for partition in sorted(self._dirty):
+        replica = self.cores[partition]._replica
+        replica.seal()
+        self._outbox.gather(replica.after_write)
+        replica.after_write = []
+    _hold(self, now_ms)
+
+
+_hold = ReplicaDriver._hold
+
+
+def _waits_for_one(self: ReplicaDriver, wait: Wait, places: Any, *, has_more: bool = False) -> Deferred[object]:
     first = list(places)[:1]
     wait.left = len(first)
     return _when_committed(self, wait, first)
@@ -239,6 +251,8 @@ MUTATIONS = (
     # --- the disk before the word ---
     Mutation("messages of partitions leave before the disk", "R6, R16", ((PartitionCore, "ready", _all_at_once),), writes),
     Mutation("messages of Raft leave before the disk", "11 persist", ((RaftCore, "ready", _raft_all_at_once),), writes),
+    Mutation("what is held is never written", "R21", ((limits, "GATHER_MS", 10**7),), writes),
+    Mutation("what is held is acknowledged", "R21, R16", ((ReplicaDriver, "_hold", _acknowledges_what_it_holds),), writes),
     Mutation("promises are not written", "R13, F22", ((driver, "add_write", _forgets_promises),), restarts),
     Mutation("incarnations are not counted", "2", ((member, "next_start", lambda meta, formatted: (1, {})),), restarts),
     # --- answers ---

@@ -321,6 +321,7 @@ def composition(world: ClusterWorld, small: dict[str, Any]) -> Iterator[None]:
         (composition_root, "random", SimpleNamespace(Random=lambda: random.Random(dice.random()))),
         (raft_driver, "SNAPSHOT_EVERY", small["snapshot_every"]),
         (raft_driver, "KEPT_BEHIND", small["kept_behind"]),
+        (limits, "GATHER_CALLERS_MIN", small.get("gather_callers", limits.GATHER_CALLERS_MIN)),
         (limits, "LEASE_MS", small["lease_ms"]),
         (limits, "LEASE_MARGIN_MS", small["margin_ms"]),
         (limits, "LEASE_RENEW_MS", small["lease_ms"] // 4),

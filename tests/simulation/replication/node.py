@@ -103,6 +103,8 @@ class DataNode(TaskSide):
         self._rate = timing_random.uniform(0.995, 1.005)
         self._offset_ms = timing_random.randint(0, 10**6)
         self._in_flight_max = timing_random.choice((1, 1, 2, 3))
+        self._spreads = self._in_flight_max == 1
+        """What waits for the disk leaves for the other copies all the same (R21)."""
         self._apply_every = timing_random.choice((1, 1, 5, 20))
         self._in_flight = 0
         self._inbox: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
@@ -268,6 +270,11 @@ class DataNode(TaskSide):
 
     def _dirty_later(self, partitions: Sequence[int]) -> None:
         self._waiting.update(partitions)
+        if self._spreads:
+            for partition in partitions:
+                core = self.cores[partition]
+                for target, message in core.spread(self.now_ms) if core.is_leading else ():
+                    self._leave(target, message)
 
     def _stored(self, writes: list[Write]) -> None:
         for write in writes:

@@ -10,7 +10,7 @@ write or to send.
 Three functions form the loop. What they do, and in which order, is what the promises rest on.
 
 ``_pump`` runs after each event, over the cores that it touched, and empties their outboxes. Messages
-go to the peers at once, committed entries to the applier. Stepping down is reported first, as
+go to the peers in this turn, committed entries to the applier. Stepping down is reported first, as
 nothing may be proposed there any more (R12), then commits, then activations. The callers whose
 entry is committed are returned: whoever entered fires them when every core is consistent again.
 
@@ -20,7 +20,9 @@ entries are on their way to the replicas while its own disk still writes. One co
 a time, and what is wanted meanwhile gathers for the next. Nothing waits for company, as an idle disk
 is used in the next turn, but for a batch: its caller hands it in over several turns and says so, and
 what is led here waits for the rest, for ``BATCH_TURNS_GATHERED_MAX`` turns, unless somebody else
-waits for the same commit.
+waits for the same commit. And a busy node, at which ``GATHER_CALLERS_MIN`` callers or more wait, sends
+its entries and holds the write of them for ``GATHER_MS`` (``_hold``, R21): peers are about to send
+theirs, and one sync then makes both durable.
 
 ``_durable`` runs when the sync is done. Each core learns what is persisted, and only then do
 acknowledgements leave (R8, R16). The next commit leaves before any caller gets its answer: what
@@ -118,6 +120,12 @@ class ReplicaDriver:
         """A caller has said that it goes on in one of the next turns."""
         self._turns_left = limits.BATCH_TURNS_GATHERED_MAX
         """Turns for which the next commit may wait for that; 0 once another caller waits for it."""
+        self._peers: set[NodeId] = set()
+        """Those that are connected."""
+        self._callers = 0
+        """Callers that wait for commits."""
+        self._holds = False
+        """The next commit is held: ``_flush_timer`` begins it (R21)."""
         self._in_flight = False
         self._flying_waits: list[Wait] = []
         self._flush_timer = clock.timer(self._flush_or_break)
@@ -159,6 +167,7 @@ class ReplicaDriver:
         """Restart the streams to a peer with a new connection: what an older one carried may be
         lost."""
         now_ms = self._clock.now_ms()
+        self._peers.add(node)
 
         def connect_all() -> Iterable[int]:
             for core in self.cores:
@@ -169,6 +178,7 @@ class ReplicaDriver:
 
     def disconnected(self, node: NodeId) -> None:
         """Stop the streams to a peer."""
+        self._peers.discard(node)
 
         def disconnect_all() -> Iterable[int]:
             for core in self.cores:
@@ -183,13 +193,13 @@ class ReplicaDriver:
         Returns why a message was refused (of the last one, if several were); the others had their
         effect.
         """
+        if self._broken or self._stopped:
+            return None
         now_ms = self._clock.now_ms()
         cores = self.cores
         refused: Unsound | None = None
-
-        def receive_all() -> Iterable[int]:
-            nonlocal refused
-            touched: dict[int, None] = {}
+        touched: dict[int, None] = {}
+        try:
             for message in messages:
                 if type(message) in OF_SNAPSHOTS and not self._chunk_check.is_sound(source, message):
                     continue
@@ -199,9 +209,12 @@ class ReplicaDriver:
                     refused = why
                 else:
                     touched[message.partition] = None
-            return touched
-
-        self._enter(receive_all, at_once=True)
+            waits = self._pump(touched)
+            if not (self._dirty and self._begin(now_ms)):
+                self._outbox.send()
+            self._fire(waits)
+        except Exception:
+            self._broke(Failure())
         return refused
 
     def confirmed(self, node: NodeId, led: Iterable[tuple[int, int]], number: int, sent_ms: int) -> None:
@@ -264,6 +277,8 @@ class ReplicaDriver:
                 wait.step()
             else:
                 self._waiters[partition].add(sequence, wait)
+        if wait.left > 0:
+            self._callers += 1
         return wait.deferred
 
     def settle(self) -> Deferred[None]:
@@ -304,26 +319,21 @@ class ReplicaDriver:
         return self._budget.copying.sent_bytes
 
     # --- the loop ---
-    def _enter(self, event: Callable[[], Iterable[int]], *, at_once: bool = False) -> None:
+    def _enter(self, event: Callable[[], Iterable[int]]) -> None:
         """Run an event, which returns the partitions that it touched, then do what their cores
-        want.
-
-        :param at_once: flush in this turn what they have for the disk, not in the next one.
-        """
+        want; what they have for the disk leaves in the next turn."""
         if self._broken or self._stopped:
             return
         try:
             waits = self._pump(event())
-            if at_once and self._dirty:
-                self._flush()
-            for wait in waits:
-                wait.step()
+            self._outbox.send()
+            self._fire(waits)
         except Exception:
             self._broke(Failure())
 
     def _pump(self, touched: Iterable[int]) -> list[Wait]:
         """Do what the touched cores want. Returns the callers whose entry is committed; the caller
-        fires them."""
+        of this sends what is gathered for peers, then fires them."""
         changes: list[Change] = []
         waits: list[Wait] = []
         events: list[tuple[int, Event]] = []
@@ -347,7 +357,6 @@ class ReplicaDriver:
                     self._store_requests.grant(partition, request)
             if core.has_ready:
                 self._dirty.add(partition)
-        self._outbox.send()
         stepped_down = [partition for partition, event in events if isinstance(event, SteppedDown)]
         for partition in stepped_down:
             # All of them before anything else is reported: nothing may be proposed there any more
@@ -355,8 +364,7 @@ class ReplicaDriver:
             self._owner.stepped_down(partition)
             self._events.stepped_down(partition)
         for partition in stepped_down:
-            for wait in self._waiters[partition].abandon():
-                wait.give_up()
+            self._abandon(partition)
         if changes:
             self._events.committed(changes)
         for partition, event in events:
@@ -383,20 +391,52 @@ class ReplicaDriver:
         return self._gathers and self._turns_left > 0
 
     def _flush_or_break(self) -> None:
-        if self._is_gathering:
+        if self._is_gathering and not self._holds:
             self._turns_left -= 1
             self._schedule_flush()
             return
         try:
-            self._flush()
+            now_ms = self._clock.now_ms()
+            if self._holds:
+                self._flush(now_ms)
+            else:
+                self._begin(now_ms)
         except Exception:
             self._broke(Failure())
 
-    def _flush(self) -> None:
+    def _begin(self, now_ms: int) -> bool:
+        """Begin the next commit, or hold it. False: one is in flight or held, and nothing was
+        sent."""
+        if self._in_flight or self._holds or self._broken:
+            return False
+        if self._is_busy and not self._is_gathering:
+            self._hold(now_ms)
+        else:
+            self._flush(now_ms)
+        return True
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether peers are likely to send entries soon: callers that wait come again, and where
+        many wait here, many wait there (R21)."""
+        return self._callers >= limits.GATHER_CALLERS_MIN and bool(self._peers)
+
+    def _hold(self, now_ms: int) -> None:
+        """Send the entries that are open, and begin the commit that writes them ``GATHER_MS``
+        later (R21). None of them counts as durable before that (R8, R16)."""
+        self._holds = True
+        for partition in sorted(self._dirty):
+            core = self.cores[partition]
+            if core.is_leading:
+                self._outbox.gather(core.spread(now_ms))
+        self._outbox.send()
+        self._flush_timer.restart(limits.GATHER_MS / 1000)
+
+    def _flush(self, now_ms: int) -> None:
         if self._in_flight or self._broken:
             return
+        self._holds = False
         self.commits += 1
-        now_ms = self._clock.now_ms()
         batch = Batch()
         readies: list[tuple[int, Ready]] = []
         settled: list[Wait] = []
@@ -435,7 +475,7 @@ class ReplicaDriver:
         taken = self._applier.take(must_persist, bool(self._idle_waits))
         if not (must_persist or taken.applied):
             if readies:
-                self._persisted(readies)  # nothing is on its way to the disk, so nothing need wait for it
+                self._persisted(readies, now_ms)  # nothing is on its way to the disk, so nothing need wait for it
             elif not self._dirty:
                 self._fire_idle()
             for wait in settled:
@@ -464,33 +504,51 @@ class ReplicaDriver:
 
     def _durable(self, _: None, readies: list[tuple[int, Ready]], taken: Slice, waits: list[Wait]) -> None:
         self._in_flight = False
-        self.disk_health.ended(self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        self.disk_health.ended(now_ms)
         self._flying_waits = []
         for partition, sequence in taken.applied.items():
             core = self.cores[partition]
             if sequence <= core.committed:  # else the copy was dropped while this was on its way
                 core.applied(sequence)
         waits += self._applier.durable(taken)
-        committed = self._report_persisted(readies)
-        # The disk is free: the next commit leaves before any caller gets its answer.
+        committed = self._report_persisted(readies, now_ms)
+        # The disk is free: the next commit leaves before any caller gets its answer, and with it what
+        # the last one acknowledges.
+        is_wanted = bool(self._dirty or self._applier.is_waited_for or self._idle_waits)
         if self._is_gathering:
             self._schedule_flush()
-        elif self._dirty or self._applier.is_waited_for or self._idle_waits:
-            self._flush()
+            is_wanted = False
+        if not (is_wanted and self._begin(now_ms)):
+            self._outbox.send()
         for wait in waits:
             wait.step()
-        for wait in committed:
-            wait.step()
+        self._fire(committed)
 
-    def _persisted(self, readies: list[tuple[int, Ready]]) -> None:
-        for wait in self._report_persisted(readies):
+    def _fire(self, waits: list[Wait]) -> None:
+        """Give callers their answers, in order."""
+        for wait in waits:
             wait.step()
+            if wait.left == 0:
+                self._callers -= 1
+
+    def _abandon(self, partition: int) -> None:
+        """Fail the partition's callers: whether their entries will be committed is not known."""
+        for wait in self._waiters[partition].abandon():
+            if wait.left > 0:
+                wait.left = 0
+                self._callers -= 1
+            wait.give_up()
+
+    def _persisted(self, readies: list[tuple[int, Ready]], now_ms: int) -> None:
+        waits = self._report_persisted(readies, now_ms)
+        self._outbox.send()
+        self._fire(waits)
         if self._idle_waits:
             self._schedule_flush()
 
-    def _report_persisted(self, readies: list[tuple[int, Ready]]) -> list[Wait]:
-        """Tell the cores that their writes are durable, and send what waited for that (R8, R16)."""
-        now_ms = self._clock.now_ms()
+    def _report_persisted(self, readies: list[tuple[int, Ready]], now_ms: int) -> list[Wait]:
+        """Tell the cores that their writes are durable, and gather what waited for that (R8, R16)."""
         for partition, ready in readies:
             self.cores[partition].persisted(ready.number, now_ms)
             if ready.messages_after:
@@ -554,9 +612,8 @@ class ReplicaDriver:
         self._broken = True
         self._in_flight = False
         _log.critical("the store failed: {why}", why=why.getTraceback(), event="store_broken")
-        for waiters in self._waiters:
-            for wait in waiters.abandon():
-                wait.give_up()
+        for partition in range(len(self._waiters)):
+            self._abandon(partition)
         for wait in self._flying_waits:
             wait.give_up()
         self._flying_waits = []
@@ -577,9 +634,8 @@ class ReplicaDriver:
         self._stopped = True
         for timer in (self._flush_timer, self._apply_timer, self._tick_timer):
             timer.cancel()
-        for waiters in self._waiters:
-            for wait in waiters.abandon():
-                wait.give_up()
+        for partition in range(len(self._waiters)):
+            self._abandon(partition)
 
 
 def add_write(batch: Batch, partition: int, write: PendingWrite) -> int:

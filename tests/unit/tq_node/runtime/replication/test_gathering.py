@@ -1,4 +1,4 @@
-"""A batch that is handed in over several turns becomes durable in one commit, and nobody else waits for the rest of it."""
+"""A batch handed in over several turns becomes durable in one commit; nobody else waits for it."""
 
 from __future__ import annotations
 
