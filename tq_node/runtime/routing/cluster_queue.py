@@ -62,9 +62,8 @@ class ClusterQueue:
 
     def _submit(self, submission: Submission) -> Deferred[Accepted]:
         try:
-            local = self._state.must_serve()
             assert submission.id is not None, "who serves has named it"
-            primary = self._state.primary_of(submission.id)
+            local, primary = self._state.route(submission.id)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:
@@ -108,7 +107,7 @@ class ClusterQueue:
     # --- one task ---
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
         """See ``facade.TaskQueue.get``."""
-        return self._retry.read(lambda: self._get(task_id, wait_s, local))
+        return self._retry.read(self._get, task_id, wait_s, local)
 
     def _get(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
         state = self._state
@@ -142,17 +141,17 @@ class ClusterQueue:
     def _change(
         self, task_id: str, kind: calls.PeerCall, here: Callable[[LocalQueue], Deferred[TaskRow]]
     ) -> Deferred[TaskRow]:
-        return self._retry.read(lambda: self._change_once(task_id, kind, here))
+        return self._retry.read(self._change_once, task_id, kind, here)
 
     def _change_once(
         self, task_id: str, kind: calls.PeerCall, here: Callable[[LocalQueue], Deferred[TaskRow]]
     ) -> Deferred[TaskRow]:
         try:
-            primary = self._state.primary_of(task_id)
+            local, primary = self._state.route(task_id)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:
-            return here(self._state.must_serve())
+            return here(local)
         return self._state.client.call(primary, kind, task_id, task_id)
 
     # --- many tasks ---

@@ -38,9 +38,10 @@ class FailoverRetry:
         self._is_stopping = is_stopping
         self.waiting = 0
 
-    def read(self, attempt: Callable[[], Deferred[T]]) -> Deferred[T]:
-        """Return what ``attempt`` gives, tried again while it is refused for now; it must change nothing when refused."""
-        tried: Deferred[T] = attempt().addErrback(self._refused, attempt, None)
+    def read(self, attempt: Callable[..., Deferred[T]], *args: object) -> Deferred[T]:
+        """Return what ``attempt(*args)`` gives, tried again while it is refused for now; it must change
+        nothing when refused."""
+        tried: Deferred[T] = attempt(*args).addErrback(self._refused, attempt, args, None)
         return tried
 
     def failed_write(
@@ -54,7 +55,7 @@ class FailoverRetry:
 
         :param begun_ms: when the write began, monotonic.
         """
-        refused = self._refused(why, attempt, None)
+        refused = self._refused(why, attempt, (), None)
         if isinstance(refused, Deferred):
             return refused.addErrback(self._unknown, repeat, begun_ms)
         return self._unknown(refused, repeat, begun_ms)
@@ -68,7 +69,9 @@ class FailoverRetry:
 
         return self.read(repeat).addErrback(still_unknown)
 
-    def _refused(self, why: Failure, attempt: Callable[[], Deferred[Any]], until_ms: int | None) -> Any:
+    def _refused(
+        self, why: Failure, attempt: Callable[..., Deferred[Any]], args: tuple[object, ...], until_ms: int | None
+    ) -> Any:
         if not why.check(NotPrimary, NotActive, Draining) or self._is_stopping() or self.waiting >= WAITING_MAX:
             return why
         now_ms = self._clock.now_ms()
@@ -86,6 +89,6 @@ class FailoverRetry:
             return result
 
         def try_again(_: None) -> Deferred[Any]:
-            return attempt().addErrback(self._refused, attempt, until_ms)
+            return attempt(*args).addErrback(self._refused, attempt, args, until_ms)
 
         return again.addBoth(waited).addCallback(try_again)

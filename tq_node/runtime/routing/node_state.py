@@ -90,10 +90,20 @@ class NodeState:
         settings = self.map.settings
         return partition_of(task_id, seed=settings.seed, partition_count=settings.partition_count)
 
-    def primary_of(self, task_id: str) -> NodeId:
-        """:raises NotReady: as ``must_serve``. :raises NotPrimary: there is none for now."""
-        self.must_serve()
-        primary = self.map.partitions[self.partition_of(task_id)].primary
+    def route(self, task_id: str) -> tuple[LocalQueue, NodeId]:
+        """The queue of this node, and the primary of the task's partition.
+
+        :raises NotReady: as ``must_serve``. :raises NotPrimary: there is none for now.
+        """
+        return self.must_serve(), self.primary_of(task_id)
+
+    def primary_of(self, task_id: str, partition: int | None = None) -> NodeId:
+        """:param partition: the task's, where it is known. :raises NotPrimary: it has no primary for now."""
+        cluster_map = self.plane.map
+        if partition is None:
+            settings = cluster_map.settings
+            partition = partition_of(task_id, seed=settings.seed, partition_count=settings.partition_count)
+        primary = cluster_map.partitions[partition].primary
         if primary is None:
             raise NotPrimary("the task's partition has no primary for now", task_id=task_id)
         return primary

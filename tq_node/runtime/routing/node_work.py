@@ -183,7 +183,7 @@ class NodeWork:
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
         """See ``facade.TaskQueue.finish``: also at another node that has become the partition's primary since (section 8)."""
         try:
-            local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id)
+            local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id, claim.partition)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:
@@ -204,7 +204,7 @@ class NodeWork:
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         """See ``facade.TaskQueue.note``."""
         try:
-            local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id)
+            local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id, claim.partition)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:

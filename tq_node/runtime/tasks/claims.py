@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
-from typing import cast
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
@@ -50,6 +50,8 @@ class _ClaimRound(msgspec.Struct):
     """Proposed so far."""
     places: dict[int, int] = {}
     """By partition, the sequence of the last entry that holds one of the claims."""
+    leased: set[int] = set()
+    """Partitions in which an attempt that is claimed in this turn may run."""
     unfit: list[TaskRow] = []
     """Tasks that the round met and that are not for this worker."""
 
@@ -216,7 +218,9 @@ class Claims:
         if slot.partition in self._table.refusals:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
             return
-        if self.lease_ms(slot.partition) <= 0 or self._may_be_ending(pending):
+        if slot.partition not in round_.leased and self.lease_ms(slot.partition) > 0:
+            round_.leased.add(slot.partition)
+        if slot.partition not in round_.leased or self._may_be_ending(pending):
             # Nobody has confirmed this primary yet, and the attempt could only be given back; or see there.
             self._set_back.append(pending)
             self._put_back_soon()
@@ -248,6 +252,7 @@ class Claims:
 
         def loaded(found: dict[str, Found]) -> None:
             now_us = self._clock.wall_us()
+            round_.leased.clear()
             for slot in found.values():
                 if isinstance(slot, Slot):
                     self._claim_one(slot, now_us, round_)
@@ -307,9 +312,8 @@ class Claims:
             if not deferred.called:
                 deferred.callback([])
 
-        self._table.driver.when_committed(wait, places.items()).addCallbacks(
-            cast("Callable[[object], None]", committed), stepped_down
-        )
+        waiting: Deferred[Any] = self._table.driver.when_committed(wait, places.items())
+        waiting.addCallbacks(committed, stepped_down)
         return out
 
     def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
@@ -405,8 +409,8 @@ class Claims:
             self._table.change(slot, event, now_us)
         after = slot.row
         wait = Wait(None, self._clock.now_ms(), 1, after.spec.id)
-        committed = self._table.committed_wait(slot, wait)
-        return succeed(None) if committed is None else cast("Deferred[None]", committed)
+        committed: Deferred[Any] | None = self._table.committed_wait(slot, wait)
+        return succeed(None) if committed is None else committed
 
     def end_elsewhere(self, task_id: str, token: Token) -> None:
         """An attempt at another node no longer holds its task: nothing starts beside it until it

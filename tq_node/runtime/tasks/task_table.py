@@ -117,7 +117,7 @@ class RowCache:
 
     def touch(self, task_id: str, slot: Slot, row: TaskRow | None, sequence: int) -> None:
         """Make the row dirty: ``row`` is proposed with the entry ``sequence``."""
-        self.must_be_resident(task_id, slot)
+        assert self._slots.get(task_id) is slot, "a row changes only while it is resident"
         cost = self._clean.pop(task_id, None)
         if cost is not None:
             self._clean_bytes -= cost
