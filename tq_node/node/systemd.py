@@ -1,4 +1,4 @@
-"""Tell systemd how this node is (sd_notify(3), ``Type=notify``): a few datagrams, and nothing at all where nobody listens.
+"""Notifies systemd of this node's state (sd_notify(3), ``Type=notify``): a few datagrams, none without a listener.
 
 There is no library for this among our dependencies, and no need of one: the protocol is a datagram of ``NAME=value`` lines.
 """
@@ -21,14 +21,14 @@ from tq_node.types import ClusterView
 _log = Logger(namespace="taskqueue.notify")
 
 LOOK_S = 0.5
-"""How often the state is looked at; systemd is told only of changes."""
+"""How often the state is looked at; systemd is notified only of changes."""
 READY_WAIT_S = 60.0
 """A node that is not ready by then lets the boot go on: what it waits for may be other machines, which boot after this one. It
 says so in its status. ``TimeoutStartSec`` in the unit must be longer."""
 
 
-class Told(Protocol):
-    """The part of ``facade.TaskQueue`` that this module looks at."""
+class WatchedNode(Protocol):
+    """The part of ``facade.TaskQueue`` whose state systemd is notified of."""
 
     def not_ready(self) -> Sequence[NotReadyReason]: ...
 
@@ -44,7 +44,7 @@ class Notifier:
     :param stop_s: how long handlers may go on after SIGTERM.
     """
 
-    def __init__(self, address: str | None, watchdog_us: int, clock: Clock, node: Told, stop_s: float) -> None:
+    def __init__(self, address: str | None, watchdog_us: int, clock: Clock, node: WatchedNode, stop_s: float) -> None:
         self._clock = clock
         self._node = node
         self._stop_s = stop_s
@@ -59,7 +59,7 @@ class Notifier:
 
     @classmethod
     def from_environment(
-        cls, environment: MutableMapping[str, str], clock: Clock, node: Told, stop_s: float
+        cls, environment: MutableMapping[str, str], clock: Clock, node: WatchedNode, stop_s: float
     ) -> Notifier:
         """Takes the variables out: no worker process and no handler shall speak for the node."""
         address = environment.pop("NOTIFY_SOCKET", None)

@@ -1,4 +1,4 @@
-"""What a node tells of itself: counts for Prometheus, log lines with an event name, delays of the reactor.
+"""What a node reports of itself: counts for Prometheus, log lines with an event name, delays of the reactor.
 
 ``Metrics`` is handed to every room that counts; ``Exposition`` renders it when a scraper asks. ``EventLog``
 writes log lines. ``LoopMonitor`` measures the reactor.

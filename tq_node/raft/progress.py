@@ -55,7 +55,7 @@ class Progress:
         self.mode = Mode.PROBE
         self.silent_ticks = 0
         self.is_active = False
-        """Heard from in this term, and not silent for an election timeout since."""
+        """Whether the node answered in this term, and within the last election timeout."""
         self.probe_sent = False
         self.inflight: deque[tuple[int, int]] = deque()
         """(last log_index, bytes) of each append that is not yet answered."""

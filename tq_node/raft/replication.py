@@ -186,7 +186,7 @@ class Replication:
         return self._state.log.term(log_index) == self._state.term
 
     def advance_commit(self) -> None:
-        """Commit what a majority has, and tell the followers."""
+        """Commit what a majority has, and inform the followers."""
         state = self._state
         log = state.log
         state.progress[state.me].match_index = self.own_match()

@@ -65,8 +65,8 @@ class ChangeRefused(TaskQueueError):
         "no_such_member": "the node is not what this change expects it to be",
         "already_member": "the node is a member already",
         "not_caught_up": "the learner is not within one round of the end of the log",
-        "no_active_majority": "too few of the voters that would remain are heard from",
-        "not_active": "the node is not heard from",
+        "no_active_majority": "too few of the voters that would remain answer",
+        "not_active": "the node does not answer",
     }
 
     def __init__(self, why: str) -> None:

@@ -143,18 +143,18 @@ class Loop:
         self._what = what
         self._timer: IDelayedCall | None = None
         self.is_stopped = False
-        self.over: Deferred[None] = Deferred()
-        """Fires once it is stopped *and* its last round is over."""
+        self.ended: Deferred[None] = Deferred()
+        """Fires once it is stopped *and* its last round has ended."""
         until_beat(reactor, seconds)  # the first that asks sets the beats, and should not be late
         self._round()
 
     def stop(self) -> None:
-        """Begin no further round; see ``over``. May be called again."""
+        """Begin no further round; see ``ended``. May be called again."""
         self.is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self.over.callback(None)
+            self.ended.callback(None)
 
     def _round(self) -> None:
         self._timer = None
@@ -173,7 +173,7 @@ class Loop:
 
     def _next(self) -> None:
         if self.is_stopped:
-            self.over.callback(None)
+            self.ended.callback(None)
             return
         self._timer = self._reactor.callLater(until_beat(self._reactor, self._seconds), self._round)
 

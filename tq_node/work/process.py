@@ -31,7 +31,7 @@ there on leases are renewed through the process: each renewal sets the timer in 
 Whose output it is. Standard output is one pipe for all tasks, so what is read belongs to the first
 task. While others lie ready the pipe is not read as it comes: a report says whether its task has
 printed, and only then the pipe is drained, before the report is passed on. The process begins
-nothing more until it knows that the node heard this; it turns back what was sent before
+nothing more until it knows that the node received this; it turns back what was sent before
 (``NotBegun``). After a task that printed, nothing is sent ahead for a while.
 
 How it ends. ``retire`` closes the task socket: the process exits once it has taken all there is.
@@ -107,7 +107,7 @@ class AssignedAttempt(Protocol):
 
 
 class ProcessOwner(Protocol):
-    """What a worker process tells the pool."""
+    """The pool, as a worker process reports to it."""
 
     def process_ready(self, process: WorkerProcess) -> None:
         """The process has no task: it has loaded its handlers, or its last task has ended."""

@@ -44,8 +44,8 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task that
-    has printed as far as the node knew when it sent this, see ``NotBegun``."""
+    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task known to the node to have
+    printed, see ``NotBegun``."""
 
     serial: int
     task_id: str
@@ -125,9 +125,8 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
 
 
 class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):
-    """Worker to node: a task was turned back, for one before it has printed and the node had not
-    heard of that when it sent this one. Begun, it might print too, and nobody could say whose lines
-    they are."""
+    """Worker to node: a task was turned back: one before it has printed, and the node did not know that when it sent
+    this one. If both printed, nobody could say whose lines they are."""
 
     serial: int
 

@@ -27,7 +27,7 @@ def require_loopback(request: ApiRequest) -> None:
     - A web page whose name resolves to 127.0.0.1 (DNS rebinding) sends from the reader's browser;
       so the host must be a loopback name.
     - A proxy on this machine forwards requests from anywhere; most add a header that says so.
-    - Another user of this machine may send, or forward (``ssh -L``); if the kernel tells whose the
+    - Another user of this machine may send, or forward (``ssh -L``); if the kernel says whose the
       connection is, it must be the node's user or root.
 
     :raises Denied: one of these does not hold.

@@ -169,7 +169,7 @@ class Membership:
         await self.registrar.stop()
         for loop in self._loops:
             loop.stop()
-            await loop.over
+            await loop.ended
 
     async def depart(self) -> None:
         """Have the map say that this run has ended, so that nobody waits for this copy while its
@@ -255,7 +255,7 @@ class Membership:
 
     # --- whom to dial ---
     def welcomed(self, welcome: Welcomed) -> None:
-        """Dial the members that a joiner was told of: its answers to the leader need lanes before the map arrives."""
+        """Dial the members that a joiner has learnt of: its answers to the leader need lanes before the map arrives."""
         self.seed(welcome.members)
 
     def seed(self, addresses: Addresses) -> None:

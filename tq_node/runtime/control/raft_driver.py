@@ -45,7 +45,7 @@ SNAPSHOT_EVERY = 1_000
 KEPT_BEHIND = 500
 """Entries kept below a snapshot for followers that are a little late."""
 PROPOSAL_S_MAX = 5.0
-"""After this a proposer hears that the outcome is not known."""
+"""How long a proposer waits; then its outcome is unknown."""
 HARD_STATE = "raft.hard_state"
 SNAPSHOT = "raft.snapshot"
 
@@ -166,7 +166,7 @@ class RaftDriver:
         self._wake_timer.cancel()
         if self._loop is not None:
             self._loop.stop()
-            await self._loop.over
+            await self._loop.ended
         self._fail_proposals(lambda proposal: True)
 
     # --- events ---

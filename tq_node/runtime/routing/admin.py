@@ -26,7 +26,7 @@ from tq_node.runtime.routing.node_state import NodeState
 from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionView
 
 EVERYWHERE_MS = 1_000
-"""How long an order waits until all nodes know of it; they tell with each heartbeat."""
+"""How long an order waits until all nodes know of it, as their heartbeats say."""
 EVERYWHERE_LOOK_S = 0.02
 _SENTENCES = {
     Refusal.LAST_NODE: "the cluster has no other node that could take over",

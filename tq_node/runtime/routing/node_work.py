@@ -81,7 +81,7 @@ class NodeWork:
         if self._shared is not None:
             for loop in self._shared.loops:
                 loop.stop()
-                await loop.over
+                await loop.ended
 
     # --- handlers ---
     def attach(self, worker: Worker) -> None:
@@ -166,7 +166,7 @@ class NodeWork:
         return not self._state.is_stopping and me is not None and me.is_up and not me.is_draining
 
     def give_back(self, claims: Sequence[Claim]) -> None:
-        """These claims are not run here: their primary is told."""
+        """Give claims back to their primary: they are not run here."""
         for claim in claims:
             # Where that is lost, the attempt's lease is over soon.
             self.finish(claim, Released()).addErrback(lambda _: None)

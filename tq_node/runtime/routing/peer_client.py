@@ -94,7 +94,7 @@ class PeerClient:
 
         self._pool.forward(node, [call for call, _ in box], within_s).addBoth(answered).addCallbacks(
             self._answered, self._failed, callbackArgs=(waiting,), errbackArgs=(waiting, node)
-        ).addErrback(lambda why: _log.failure("answers could not be told", failure=why, event="forward_failed"))
+        ).addErrback(lambda why: _log.failure("answers could not be delivered", failure=why, event="forward_failed"))
 
     def stop(self) -> None:
         """Who still waits for another node hears now that the outcome is not known, rather than a connection that breaks."""

@@ -1,4 +1,4 @@
-"""Offers of work: a node with more ready tasks than free slots tells its peers (section 8); see
+"""Offers of work: a node with more ready tasks than free slots informs its peers (section 8); see
 ``work_stealing``.
 
 Nothing is said, and no timer runs, where nothing waits: an idle cluster stays idle.
@@ -47,7 +47,7 @@ class WorkOffers:
         self._stopped = False
 
     def noticed(self) -> None:
-        """Something may be ready. Called for each task: what does not find a slot in a while is told then."""
+        """Schedule an offer: a task may be ready. Called for each task; what finds a slot meanwhile is not offered."""
         if self._timer is None and not self._stopped:
             self._timer = self._clock.call_later(limits.HELP_OFFER_MS / 1000, self._look)
 

@@ -17,7 +17,7 @@ are idle would sit beside one whose line is long. It therefore claims there, in 
    when the request left, for the primary can't have confirmed it earlier.
 4. *Give back.* What comes too late, or may not begin here any more (drained, paused, led here by
    now), is released at its primary at once; were that lost, the primary counts the attempt as lost
-   when the lease is over.
+   when the lease expires.
 
 Answers without a task are followed by pauses that double (``HELP_QUIET_MS_MAX`` at most), and an
 offer is forgotten after ``HELP_OFFER_MS_MAX``: a backlog that somebody else has taken costs little.
@@ -75,7 +75,7 @@ class Claimant(Protocol):
         """Whether tasks of others may start here now."""
 
     def give_back(self, claims: Claims) -> None:
-        """Tell their primary that these claims are not run."""
+        """Give claims back to their primary: they are not run here."""
 
 
 class WorkStealer:

@@ -145,7 +145,7 @@ class LocalQueue:
         self.reads.stop()
         for loop in self._loops:
             loop.stop()
-            await loop.over
+            await loop.ended
         self._loops.clear()
         if not self.is_active:
             return

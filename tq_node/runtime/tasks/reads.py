@@ -157,7 +157,7 @@ class TaskReads:
                     maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
 
     def stepped_down(self, partition: int) -> None:
-        """The partition is not led here any more: who waits for its tasks hears so, and may wait at its new primary."""
+        """Fail the waits for a partition's tasks, which is not led here any more; callers may wait at its new primary."""
         self._end([task_id for task_id in self.watches if self._table.partition_of(task_id) == partition])
 
     def stop(self) -> None:

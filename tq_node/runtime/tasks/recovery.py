@@ -21,7 +21,7 @@ from tq_node.types import Change, NodeId, State
 
 _READ_BYTES = 4 * 1024 * 1024
 OPEN_ROWS_CHUNK = 2_500
-"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it hears peers and callers."""
+"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it serves peers and callers."""
 Counts = dict[str, list[int]]
 """Rows by queue and state."""
 

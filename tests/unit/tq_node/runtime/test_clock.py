@@ -82,7 +82,7 @@ def test_a_loop_survives_a_bad_round(logged_errors: LoggedErrors) -> None:
         virtual.advance(1.0)
     loop.stop()
     assert rounds == [0, 1_000, 2_000, 3_000]
-    assert loop.over.called
+    assert loop.ended.called
     assert len(logged_errors.flush(ValueError)) == 1
 
 
@@ -130,9 +130,9 @@ def test_a_loop_s_round_that_waits_is_awaited_and_beats_are_skipped() -> None:
     assert rounds == [0.0, 3.0]
     loop.stop()
     loop.stop()
-    assert [loop.over.called] == [False]
+    assert [loop.ended.called] == [False]
     gates[1].callback(None)
-    assert [loop.over.called] == [True]
+    assert [loop.ended.called] == [True]
     assert not virtual.getDelayedCalls()
 
 
