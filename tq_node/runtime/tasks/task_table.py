@@ -195,6 +195,8 @@ class TaskTable:
     ) -> None:
         self.driver = driver
         self.rows = rows
+        self.find = rows.get
+        """The resident slot of a task, without going to the store."""
         self.refusals = refusals
         self.ready = ReadySet()
         self.due = DueSet()
@@ -286,7 +288,8 @@ class TaskTable:
         after = transition(before, event)
         if after is before:
             return slot.sequence
-        return self._propose(slot, before, after, put_changed(before, after), at_us)
+        put = put_changed(before, after)
+        return self._propose(slot, before, after, put, put_size(put), at_us)
 
     def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
         """Propose a claim of a pending task, its token the entry's own place; None: the task is not pending."""
@@ -296,16 +299,18 @@ class TaskTable:
         log = self.driver.cores[slot.partition]
         after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
         put = put_changed(before, after)
-        if not log.will_share_entry(put_size(put)):
+        size = put_size(put)
+        if not log.will_share_entry(size):
             log.close_open()
             after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
             put = put_changed(before, after)
-        sequence = self._propose(slot, before, after, put, at_us)
+            size = put_size(put)
+        sequence = self._propose(slot, before, after, put, size, at_us)
         slot.claimed = sequence
         assert after.token == (log.epoch, sequence), "a token is its entry's place"
         return after
 
-    def _propose(self, slot: Slot, before: TaskRow, after: TaskRow, put: Put, at_us: int) -> int:
+    def _propose(self, slot: Slot, before: TaskRow, after: TaskRow, put: Put, size: int, at_us: int) -> int:
         spec = after.spec
         news = None
         if before.state is not after.state:
@@ -319,9 +324,10 @@ class TaskTable:
                 self._open(after.partition, spec.queue, -1)
             elif before.state.is_final:
                 self._open(after.partition, spec.queue, 1)
-            self.enqueue(after)
+            if after.state < State.PROCESSING:
+                self.enqueue(after)
         self.rows.must_be_resident(spec.id, slot)
-        sequence = self.driver.propose(after.partition, put, put_size(put), news)
+        sequence = self.driver.propose(after.partition, put, size, news)
         self.rows.touch(spec.id, slot, after, sequence)
         slot.body_bytes = len(put.body)
         return sequence
@@ -437,10 +443,6 @@ class TaskTable:
                 others[state] += rows
 
     # --- finding ---
-    def find(self, task_id: str) -> Slot | None:
-        """The resident slot, without going to the store."""
-        return self.rows.get(task_id)
-
     def load(self, task_ids: Iterable[str]) -> Deferred[dict[str, Found]]:
         """What there is of each id, its row made resident; to be used in the turn in which it
         fires. A row changes only while it is resident, and all stay so until the last is read: none
