@@ -55,9 +55,7 @@ class Stories:
 
     def _node(self, *, leads: bool) -> SimulatedNode:
         """A node and whether it is the one that leads the Raft group."""
-        return next(
-            node for node in self.world.nodes if bool((core := node.member.plane.core) and core.is_leader) is leads
-        )
+        return next(node for node in self.world.nodes if node.member.plane.core.is_leader is leads)
 
     def _submitted(self, submission: Submission) -> None:
         clients = self.world.clients

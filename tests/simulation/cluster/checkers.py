@@ -72,7 +72,7 @@ class Checkers:
         """One leader to a term, one active primary to an epoch (I4, I14)."""
         core = node.member.plane.core
         me = node.member.node_id
-        if core is not None and core.is_leader and self._leaders.setdefault(core.term, me) != me:
+        if core.is_leader and self._leaders.setdefault(core.term, me) != me:
             raise Violation(f"two leaders in term {core.term}: {node.name} and another (I14)")
         local = node.local
         if local is None:

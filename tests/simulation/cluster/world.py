@@ -242,7 +242,7 @@ class ClusterWorld:
         self._down(self._primary())
 
     def _crash_leader(self) -> None:
-        leaders = [node for node in self.nodes if node.is_up and (core := node.member.plane.core) and core.is_leader]
+        leaders = [node for node in self.nodes if node.is_up and node.member.plane.core.is_leader]
         self._down(self._chaos.choice(leaders or self.nodes))
 
     def _crash_all(self) -> None:

@@ -148,7 +148,7 @@ class ControlPlane:
     def successor(self) -> NodeId | None:
         """Who should lead after this node, which leads now; None where it does not, or nobody can."""
         core = self.core
-        if core is None or not core.is_leader:
+        if not core.is_leader:
             return None
         voters = set(core.configuration.voters)
         caught_up = [
@@ -159,9 +159,9 @@ class ControlPlane:
         return caught_up[0] if caught_up else None
 
     @property
-    def core(self) -> RaftCore | None:
-        """The Raft core; None until it has been read from the store."""
-        return self.consensus.core if self.consensus.is_started else None
+    def core(self) -> RaftCore:
+        """See ``RaftDriver.core``."""
+        return self.consensus.core
 
     @property
     def map(self) -> ClusterMap:
@@ -248,8 +248,7 @@ class ControlPlane:
         entry = self.map.nodes.get(node)
         if entry is not None:
             return entry.is_member
-        core = self.core
-        return (core is not None and node in core.configuration.members) or self.membership.is_seed(node)
+        return node in self.core.configuration.members or self.membership.is_seed(node)
 
     def _refuse_nonmembers(self, peer: PeerIdentity, what: str) -> None:
         """Check that a peer is a member. :raises NotReady: it is none, or not yet, as far as is known here."""

@@ -117,9 +117,8 @@ class RaftDriver:
     ) -> None:
         self.me = me
         self.core = RaftCore(me, seed=seed)
-        """Until ``is_started`` that of a node that knows of no voter: it neither leads nor follows.
+        """Until ``start`` that of a node that knows of no voter: it neither leads nor follows.
         ``start`` replaces it by the one that the store has."""
-        self.is_started = False
         self.applied_index = 0
         self._store = store
         self._clock = clock
@@ -151,7 +150,6 @@ class RaftDriver:
         self.core = RaftCore(
             self.me, Persisted(hard_state, snapshot, entries), seed=self._seed, is_readable=self._machine.can_restore
         )
-        self.is_started = True
         self._snapshot_index = self.applied_index = snapshot.log_index
         if snapshot.log_index:
             self._machine.restore(snapshot.log_index, snapshot.data)

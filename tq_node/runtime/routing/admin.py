@@ -55,7 +55,7 @@ class ClusterAdmin:
     # --- what there is to see ---
     def cluster(self) -> ClusterView:
         core = self._plane.core
-        if not self._map.is_founded or core is None:
+        if not self._map.is_founded:
             own = self._plane.membership.registration
             me = ClusterNode(self._state.node_id, self._state.node_name, own.http, own.peer, "joining", voter=False)
             return ClusterView("", CLUSTER_NAME, [me], None, 0, 0, 0)
@@ -70,8 +70,7 @@ class ClusterAdmin:
 
     def _waiting(self) -> Mapping[int, str]:
         """Only a leader knows; what one that was deposed last thought is not shown."""
-        core = self._plane.core
-        return self._plane.membership.waiting if core is not None and core.is_leader else {}
+        return self._plane.membership.waiting if self._plane.core.is_leader else {}
 
     def moves(self) -> Mapping[str, int]:
         """Of the partitions that this node leads, by stage; for metrics."""
@@ -95,8 +94,7 @@ class ClusterAdmin:
 
     def is_leader(self) -> bool:
         """Of the cluster; for metrics."""
-        core = self._plane.core
-        return core is not None and core.is_leader
+        return self._plane.core.is_leader
 
     def partitions_short(self) -> tuple[int, int]:
         """(under-replicated, offline), by this node's map; for metrics."""
@@ -126,9 +124,9 @@ class ClusterAdmin:
             reasons.append(NotReadyReason("joining", "the node has not joined its cluster yet"))
         elif not self._plane.membership.is_registered:
             reasons.append(NotReadyReason("joining", "the cluster does not know this run of the node yet"))
-        if self._map.is_founded and (core is None or core.leader is None):
+        if self._map.is_founded and core.leader is None:
             reasons.append(NotReadyReason("no_controller", "the cluster has no leader for now"))
-        if core is not None and core.claim is not None and core.claim.binds:
+        if core.claim is not None and core.claim.binds:
             reasons.append(_disagreement(core.claim, core.log.last_index, self._map))
         if self._state.local is not None:
             reasons += self._state.local.not_ready()
@@ -139,7 +137,7 @@ class ClusterAdmin:
     def notes(self) -> Sequence[ReadyNote]:
         """What an operator should see, though the node can serve."""
         core = self._plane.core
-        if core is None or core.claim is None or core.claim.binds:
+        if core.claim is None or core.claim.binds:
             return ()
         reason = _disagreement(core.claim, core.log.last_index, self._map)
         return (ReadyNote(reason.code, reason.detail),)
