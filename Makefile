@@ -61,10 +61,10 @@ test: $(VENV)/.dev-stamp
 
 # No test depends on the date. With the monotonic clock as it is: only what the calendar says is another.
 AHEAD ?= +1095d
-FAKETIME := $(firstword $(wildcard /usr/lib/*/faketime/libfaketimeMT.so.1))
+LIBFAKETIME := $(firstword $(wildcard /usr/lib/*/faketime/libfaketimeMT.so.1))
 test-ahead: $(VENV)/.dev-stamp
-	@test -n "$(FAKETIME)" || { echo 'taskqueue: libfaketime is not installed (Debian: apt-get install libfaketime)' >&2; exit 1; }
-	@LD_PRELOAD=$(FAKETIME) FAKETIME='$(AHEAD)' FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_FORCE_MONOTONIC_FIX=0 \
+	@test -n "$(LIBFAKETIME)" || { echo 'taskqueue: libfaketime is not installed (Debian: apt-get install libfaketime)' >&2; exit 1; }
+	@LD_PRELOAD=$(LIBFAKETIME) FAKETIME='$(AHEAD)' FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_FORCE_MONOTONIC_FIX=0 \
 		PYTHONPATH=$(CURDIR)/tests/support/ahead \
 		$(BIN)/python -m tests.parts $(or $(PARTS),processes clusters pure rest slow console)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.observing import children_of, cpu_s_of, rss_mib_of, written_bytes_of
-from bench.processes import HOST, ROOT, Failed, bytes_below, free_port, kill, spawn, tail, wait_ended
+from bench.processes import HOST, ROOT, Failed, bytes_below, free_port, kill, python_path, spawn, tail, wait_ended
 from bench.tracing import SyncCounter
 
 START_S = 120.0
@@ -66,7 +66,7 @@ class Node:
             "--http", str(self.port), "--data-dir", str(self.data_dir), "--handlers", "bench.handlers",
             "--concurrency", str(self._concurrency), *self._extra,
         ]  # fmt: skip
-        extra = {"PYTHONPATH": str(self._tree)}
+        extra = {"PYTHONPATH": python_path(self._tree)}
         self._process = spawn(command, directory=self.directory, log=self.log, extra=extra)
         self.pid = self._process.pid
 

@@ -72,11 +72,16 @@ def _alive(pid: int) -> bool:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours, without what would configure a node, and with this checkout to import from."""
+    """Ours, without what would configure a node, and with this checkout to import from first."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TQ_")}
     for name in ("NODE_ID", "HTTP_ADDR", "JOIN_ADDR"):
         kept.pop(name, None)
-    return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
+    return {**kept, "PYTHONPATH": python_path(ROOT), **(extra or {})}
+
+
+def python_path(tree: Path) -> str:
+    """Where a checkout's processes import from: there first, then where we do."""
+    return os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _die_with_parent() -> None:
