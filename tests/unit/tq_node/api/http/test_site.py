@@ -285,6 +285,18 @@ class TestBounds:
         world.queue.release()
         assert client.replies()[0].status == 201
 
+    def test_the_time_begins_anew_with_each_request_and_takes_one_timer(self, world: World) -> None:
+        client = world.connect()
+        timers = len(world.clock.getDelayedCalls())
+        for _ in range(5):
+            world.clock.advance(50)
+            client.request("POST", "/tasks/submit", BODY)
+            assert len(world.clock.getDelayedCalls()) == timers
+        world.clock.advance(74)
+        assert not client.has_ended()
+        world.clock.advance(1)
+        assert client.has_ended()
+
     def test_who_does_not_take_the_end_is_aborted(self, world: World) -> None:
         client = world.connect()
         client.transport.loseConnection = lambda: None  # type: ignore[method-assign]  # output that nobody reads
