@@ -97,9 +97,7 @@ class DirectConnector(tcp.Connector):
 
 
 class DirectReactor:
-    """A reactor as an endpoint sees it, whose TCP connections are ``DirectSends``. Unix sockets are as
-    they were.
-    """
+    """A reactor as an endpoint sees it, whose TCP connections are ``DirectSends``. Unix sockets are as they were."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

@@ -94,10 +94,7 @@ def check(value: Any, chars_max: int | None = None) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The built-in type of what derives from it, for the encoder, which takes those of text and numbers exactly only.
-
-    :raises NotJson: it is none.
-    """
+    """The built-in type that a value's type derives from; the encoder takes only that. :raises NotJson: it is none."""
     for kind in (str, int, float):
         if isinstance(value, kind):
             return getattr(kind, f"__{kind.__name__}__")(value)

@@ -48,8 +48,7 @@ BATCH_BYTES_PER_TURN = 512 * KIB
 BATCH_TURNS_GATHERED_MAX = 8
 """For so many turns a commit waits for the rest of a batch, unless somebody else waits for it."""
 QUEUES_MAX = 1_000
-"""Queues with tasks that have not ended, on one node; a further name is refused, but for
-``default`` and those of handlers."""
+"""Queues with tasks that have not ended, on one node; a further name is refused, but for ``default`` and those of handlers."""
 PAUSED_UNUSED_MAX = 900
 """Queues that may be paused although they have no open tasks; ``QUEUES_MAX`` in all."""
 QUEUE_NAMES_MAX = 2_000
@@ -160,8 +159,7 @@ HELP_BYTES_MAX = 2 * MIB
 HELP_WAIT_MS = 2_000
 """How long a helper keeps free slots for an answer. What comes later is given back."""
 HELP_QUIET_MS_MAX = 5_000
-"""The longest pause after answers without a task; the first one is twice ``HELP_OFFER_MS``, and
-each further one doubled."""
+"""The longest pause after answers without a task; the first one is twice ``HELP_OFFER_MS``, and each further one doubled."""
 CLAIMS_AHEAD_MAX = 256
 """Claims beyond the slots, held while tasks in processes take less than the commit of a claim."""
 CLAIMS_AHEAD_WAIT_MS = 250
@@ -228,8 +226,7 @@ HTTP_HEAD_S = 10.0
 HTTP_BODY_BYTES_S_MIN = 1 * KIB
 """... and its body must come at this rate, from then on."""
 UNSENT_UNCOUNTED_BYTES = 16 * KIB
-"""So much of an answer lies ready at each connection without being counted; while there is more no
-further request is taken."""
+"""So much of an answer lies ready at each connection without being counted; while there is more no further request is taken."""
 UNSENT_BYTES_MAX = 64 * MIB
 """Of all connections together; past it the one that has most is reset."""
 UNSENT_STALL_S = 30.0
@@ -245,8 +242,7 @@ LOOP_LAG_SAMPLE_S = 0.25
 SLICE_MS = 5
 """A job in slices gives the reactor back after so much time."""
 LOOP_LOOK_MS = 10
-"""The CPU clock is read when a call of the reactor ends this long after the last look: a hold may
-be overstated by so much."""
+"""The CPU clock is read when a call of the reactor ends this long after the last look: a hold may be overstated by so much."""
 LOOP_HELD_MS = 100
 """CPU that one call of the reactor may take; one that takes more is logged by name, and fails a test."""
 
@@ -282,8 +278,7 @@ SUBMIT_WAIT_MS = 100
 LARGE_BODY_BYTES = 64 * KIB
 """A single submit with a longer body is let in like a batch: by its bytes."""
 LARGE_AT_ONCE_BYTES = 4 * MIB
-"""Batches that a node works on at once, by the bytes of their bodies, however long they take. A
-longer one is let in alone."""
+"""Batches that a node works on at once, by the bytes of their bodies, however long they take. A longer one is let in alone."""
 LARGE_TASK_BYTES = 256
 """Each task of a batch counts for so many bytes besides: many small ones are not little work."""
 LARGE_AT_ONCE_BYTES_LEAST = 256 * KIB
@@ -293,8 +288,7 @@ LARGE_AT_ONCE_BYTES_MAX = 64 * MIB
 LARGE_WAIT_MS = 250
 """In time is a batch that takes so long, on average."""
 READS_AT_ONCE = 32
-"""Lists of up to ``LIST_LIMIT_DEFAULT`` tasks that a node makes at once, however long they take;
-twice as many at first."""
+"""Lists of up to ``LIST_LIMIT_DEFAULT`` tasks that a node makes at once, however long they take; twice as many at first."""
 LONG_READ_ROWS_AT_ONCE = 2 * LIST_LIMIT_MAX
 """Longer ones, by the tasks that they ask for: apart, so that they don't take the place of short ones."""
 READ_WAIT_MS = 1_000

@@ -152,8 +152,7 @@ class HandlerKind(enum.IntEnum):
 
 
 class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A type that a node has a handler for, with the defaults of its ``@task`` for tasks that set
-    none; None where it has no default."""
+    """A type with a handler at a node, and the defaults of its ``@task``; None: no default."""
 
     type: str
     queue: str | None = None
@@ -163,16 +162,14 @@ class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Announced(msgspec.Struct, frozen=True, array_like=True):
-    """The handlers that a node runs tasks with now; ``"*"`` among the types: any. At most
-    ``limits.HANDLED_TYPES_MAX``."""
+    """The handlers that a node runs tasks with now; ``"*"`` among the types: any. At most ``limits.HANDLED_TYPES_MAX``."""
 
     kind: HandlerKind
     handled: tuple[HandledType, ...] = ()
 
 
 class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One reason why a task does not run. ``kind`` is a stable word; ``since_us`` is wall clock, as
-    the node knows it."""
+    """One reason why a task does not run. ``kind`` is a stable word; ``since_us`` is wall clock, as the node knows it."""
 
     kind: str
     since_us: int

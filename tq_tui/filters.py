@@ -80,10 +80,7 @@ class TaskQuery:
 
 
 def parse(typed: str, base: TaskQuery = TaskQuery()) -> TaskQuery:
-    """The query for a filter line; sort, limit and kind of list are those of ``base``.
-
-    :raises BadFilter: with a sentence for the person who typed it.
-    """
+    """The query of a filter line; the rest is ``base``'s. :raises BadFilter: with a sentence for who typed it."""
     chosen: dict[str, Choice] = {}
     words: list[str] = []
     for word in typed.split():

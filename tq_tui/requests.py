@@ -28,10 +28,7 @@ class Outcome:
 
 
 class Requests:
-    """Sends requests to the nodes that are up, one after the other until one answers.
-
-    :param view: returns the latest view of the cluster.
-    """
+    """Sends a request to one living node after the other until one answers. ``view``: returns the latest view."""
 
     def __init__(self, client: ClusterClient, view: Callable[[], ClusterView]) -> None:
         self._client, self._view = client, view

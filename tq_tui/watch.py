@@ -27,10 +27,7 @@ METRICS_SHARE = 0.05
 async def look(
     client: NodeClient, address: str, clock: Callable[[], float] = time.time, *, metrics: bool = True
 ) -> Polled:
-    """Ask a node all that the overview shows. A node that is not in its cluster yet answers some of it.
-
-    :raises ClientError: it does not answer.
-    """
+    """Ask a node all that the overview shows; before it has joined, only some. :raises ClientError: it does not answer."""
     began_s = time.monotonic()
     stats = await client.stats()
     latency_s = time.monotonic() - began_s
@@ -56,9 +53,7 @@ async def _nothing() -> None:
 
 
 class Watch:
-    """:param on_observation: gets what each poll has shown. :param on_events: gets events; an empty sequence says that
-    some were missed.
-    """
+    """Watches a node. ``on_observation``: gets each poll. ``on_events``: gets events; an empty sequence: some were missed."""
 
     def __init__(
         self,

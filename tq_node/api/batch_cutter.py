@@ -46,10 +46,7 @@ def _too_many(count: str) -> BodyTooLarge:
 
 
 class BatchCutter:
-    """Cuts bodies of both forms.
-
-    :param item_bytes_max: a longer item is truncated to one byte more, by which it will be refused.
-    """
+    """Cuts bodies of both forms. ``item_bytes_max``: a longer item is cut to one byte more, and refused by that."""
 
     def __init__(self, item_bytes_max: int) -> None:
         self._item_bytes_max = item_bytes_max
@@ -82,10 +79,7 @@ class BatchCutter:
         return self._check_count(items)
 
     async def of_lines(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
-        """The items of newline-delimited JSON; empty lines are skipped.
-
-        :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``.
-        """
+        """The items of newline-delimited JSON, without empty lines. :raises BodyTooLarge: over ``limits.BATCH_TASKS_MAX``."""
         items: list[msgspec.Raw] = []
         at, look = 0, _LOOK_BYTES
         while at < len(body):

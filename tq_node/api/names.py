@@ -18,10 +18,6 @@ def is_shown(name: str) -> bool:
 
 
 def refuse_unshown(field: str, name: str, at: str) -> None:
-    """Refuse a name with control characters or marks of direction.
-
-    :param at: JSON Pointer of the task in the body.
-    :raises InvalidField: with a pointer to ``field``.
-    """
+    """Check a name. :raises InvalidField: it has control characters or marks of direction; with ``at`` in its pointer."""
     if not is_shown(name):
         raise InvalidField(f"{field}: control characters and marks of direction are not allowed", field=f"{at}/{field}")

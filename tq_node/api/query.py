@@ -145,10 +145,7 @@ def _refusal(given: dict[str, str], kind: type[P], why: Exception) -> BadParamet
 
 
 def to_list_query(sent: ListParameters) -> ListQuery:
-    """The list query that the parameters ask for.
-
-    :raises BadParameter: an unknown state, or a cursor that is malformed or of another ``sort``.
-    """
+    """The list query of the parameters. :raises BadParameter: an unknown state, or a cursor not of this ``sort``."""
     states = None
     names, states_not = _words(sent.status)
     if names is not None:

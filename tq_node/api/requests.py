@@ -272,10 +272,7 @@ class Bodies:
         return results
 
     async def _large(self, body: bytes, at: str, key: str | None, pace: Pace) -> Submission:
-        """A large task; decoding, the payload and the rest are a slice each.
-
-        :param at: JSON Pointer of the task in the body.
-        """
+        """A large task: decoding, payload and the rest are a slice each. ``at``: JSON Pointer of the task in the body."""
         if len(body) > self.item_bytes_max:
             raise PayloadTooLarge(
                 f"a task of {len(body)} bytes; at most {self.item_bytes_max} are allowed with all its fields"
@@ -340,10 +337,7 @@ class Bodies:
 
 
 def idempotency_key(header: bytes) -> str:
-    """The id in an ``Idempotency-Key`` header: plain, or quoted as in the draft standard.
-
-    :raises InvalidField: it is not an id.
-    """
+    """The id in an ``Idempotency-Key`` header, plain or quoted as in the draft standard. :raises InvalidField: it is none."""
     text = header.decode("latin-1").strip()
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = text[1:-1]

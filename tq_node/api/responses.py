@@ -69,8 +69,7 @@ class LogLineOut(msgspec.Struct):
 
 
 class WaitsForOut(msgspec.Struct):
-    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the
-    node that answers knows it."""
+    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the node that answers knows it."""
 
     kind: str
     since: str
@@ -202,11 +201,7 @@ _PROCESSING = int(State.PROCESSING)
 
 
 def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
-    """The body that shows a task.
-
-    :param node: name of the task's primary.
-    :param waiting_for: why a task that has not ended does not run.
-    """
+    """The body of a task. ``node``: name of its primary. ``waiting_for``: why a task that has not ended does not run."""
     spec = row.spec
     backoff = spec.backoff
     created_at = time_text(spec.created_us)

@@ -44,8 +44,7 @@ class Scrapes:
         self._renderings: dict[str, _Rendering] = {}
 
     def page(self, content_type: str, slices: Slices, clock: IReactorTime) -> Deferred[bytes]:
-        """The page; up to ``limits.METRICS_PAGE_S`` old. When every request that waits for it is
-        cancelled, so is its rendering."""
+        """The page, up to ``limits.METRICS_PAGE_S`` old. Its rendering is cancelled with the last request that waits for it."""
         made = self._made.get(content_type)
         if made is not None and 0 <= clock.seconds() - made[0] < METRICS_PAGE_S:
             return succeed(made[1])

@@ -122,8 +122,7 @@ class TaskRoutes:
         ndjson = takes_lines(request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
         refuse_encoded(request.getHeader(b"content-encoding"))
         if request.getHeader(b"idempotency-key") is not None:
-            # One key can't identify many tasks; ignored, a batch that is sent again would double
-            # them.
+            # One key can't identify many tasks; ignored, a batch that is sent again would double them.
             raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")
         pace = request.server.slices.pace(request.route)
         items = await (self._bodies.lines(body, pace) if ndjson else self._bodies.batch(body, pace))
@@ -372,8 +371,7 @@ class TaskRoutes:
 
 
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
-    # Ids and names hold no character that JSON or a URL would escape; the state is one of six
-    # words.
+    # Ids and names hold no character that JSON or a URL would escape; the state is one of six words.
     task_id = accepted.task_id.encode("ascii")
     status = STATE_LABELS[accepted.state]
     body = b'{"success":true,"task_id":"%b",%b' % (task_id, f'"status":"{status}","node":"{accepted.node}"}}'.encode())

@@ -50,10 +50,7 @@ def is_worth_another(error: TaskQueueError) -> bool:
 
 
 class Trials:
-    """What the tries of one call have shown so far.
-
-    :param changes: the call changes something, so that a lost answer leaves the outcome unknown.
-    """
+    """What the tries of one call have shown. ``changes``: it changes something, so a lost answer leaves its outcome unknown."""
 
     __slots__ = ("_changes", "last", "task_id", "tries", "unknown")
 

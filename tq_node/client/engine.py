@@ -193,10 +193,7 @@ class Engine:
         return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
-        """The task, once it has ended; if the node fails meanwhile, the next one is asked.
-
-        :raises NotFinished: not within ``timeout`` seconds (None: no bound).
-        """
+        """The task, once it has ended. :raises NotFinished: not within ``timeout`` seconds (None: no bound)."""
         end_s = None if timeout is None else self._loop.time() + timeout
         spare_s = self._settings.deadline_s if timeout is None else limits.ATTEMPT_S
         name = quote(task_id, safe="")

@@ -79,10 +79,7 @@ class Roster:
         return any(node.is_crowded for node in self._nodes)
 
     def next(self, after: Node | None = None) -> tuple[Node, float]:
-        """The next node in turn, and the seconds to wait before asking it.
-
-        :param after: the node that failed last; returned again only if there is no other.
-        """
+        """The next node in turn (``after`` has failed, and is only taken if alone), and seconds to wait before asking it."""
         if self._discover and self._loop.time() >= self._discover_at_s and self._discovering is None:
             self._discovering = self._loop.create_task(self._discover_members())
         nodes = self._nodes

@@ -28,8 +28,7 @@ def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
 
 
 def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:
-    """Remove a node: a living one is drained first and removed by ``decide`` when it is empty, a
-    dead one at once; its store is given up."""
+    """Remove a node: a living one is drained first and goes when it is empty, a dead one at once; its store is given up."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE

@@ -84,8 +84,7 @@ class PrimaryStep(Value, frozen=True):
 
 
 class Led(Value, frozen=True):
-    """A partition that the sender leads in this epoch. The version is left out: whatever else
-    changed, it wants to step down."""
+    """A partition that the sender leads in this epoch; without its version: whatever else changed, the sender steps down."""
 
     partition: PartitionId
     epoch: Epoch

@@ -48,8 +48,7 @@ CHANGES_THE_PLAN = (
     PlanPrimary,
     ElectPrimary,
 )
-"""While one of these is in flight nothing new is planned: the plan would be made for a cluster map
-that is about to be another."""
+"""While one of these is in flight nothing new is planned: the cluster map is about to be another."""
 
 _Step = TypeVar("_Step")
 

@@ -29,8 +29,7 @@ class Health(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, array_like=True):
-    """A voter's report that a node is dead (R5a). ``refused_at_ms``: when its port refused, by the
-    reporter's monotonic clock."""
+    """A voter's report that a node is dead (R5a). ``refused_at_ms``: when its port refused, monotonic at the reporter."""
 
     reporter: NodeId
     reporter_session: int
@@ -85,8 +84,7 @@ class Liveness:
 
     # --- events ---
     def lead(self, now_ms: int) -> None:
-        """This node became the leader: everybody gets a full ``session_ms`` (R5, F7), and evidence
-        must be reported to it anew (R5a)."""
+        """Begin as leader: every node gets a full ``session_ms`` (R5, F7), and evidence must be reported anew (R5a)."""
         self._granted_ms = now_ms
         self._evidence.clear()
         self._steady_since_ms = dict.fromkeys(self._steady_since_ms, now_ms)
@@ -142,8 +140,7 @@ class Liveness:
         return (epoch, since_ms) if epoch == entry.epoch else (entry.epoch, now_ms)
 
     def record_heartbeat(self, node: NodeId, now_ms: int, applied_index: int, health: Health) -> None:
-        """A heartbeat in the node's present session (the wire drops others) came: the node lives,
-        evidence against it is void."""
+        """Count a heartbeat in the node's present session (the wire drops others): it lives, evidence against it is void."""
         if now_ms - self._contact_ms.get(node, now_ms) >= self.settings.suspect_ms or node not in self._steady_since_ms:
             self._steady_since_ms[node] = now_ms
         self._contact_ms[node] = now_ms
@@ -152,8 +149,7 @@ class Liveness:
         self._evidence.pop(node, None)
 
     def record_handlers(self, node: NodeId, serial: int, announced: Announced) -> None:
-        """The node announced its handlers, in its present session; ``serial`` rises with each
-        change, an earlier one is ignored."""
+        """Keep the handlers that a node announced in its present session; ``serial`` rises, an earlier one is ignored."""
         if serial > self._handlers_serial.get(node, 0):
             self._handlers_serial[node] = serial
             self.handlers[node] = announced

@@ -213,8 +213,7 @@ _decode = msgspec.msgpack.Decoder(ClusterMap).decode
 
 
 def encode(cluster_map: ClusterMap) -> bytes:
-    """The whole cluster map, for Raft's snapshots: equal maps, equal bytes. Without the fields that
-    not every member knows (F44)."""
+    """The whole map, for Raft's snapshots: equal maps, equal bytes; without fields that a member does not know (F44)."""
     late = sum(cluster_map.feature_level < level for level in FIELD_LEVELS.values())
     written = msgspec.structs.astuple(cluster_map)[:-late] if late else cluster_map
     return bytes((FORMAT,)) + _encode(written)

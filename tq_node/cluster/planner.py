@@ -42,16 +42,14 @@ class Planner:
 
     # --- looking ---
     def is_at_hand(self, node: NodeEntry) -> bool:
-        """Whether the node was in contact lately and has applied its own registration, so that it
-        will look after what it is given."""
+        """Whether the node was in contact lately and has applied its own registration, so that it serves what it is given."""
         if node.node_id == self.me:
             return True
         heard = not self.liveness.is_suspect(node.node_id, self.now_ms)
         return heard and self.liveness.has_reached(node.node_id, node.session)
 
     def may_keep(self, node: NodeEntry) -> bool:
-        """Whether the node keeps its copies: one that is down is expected back for
-        ``replace_after_ms``, then they are made elsewhere."""
+        """Whether the node keeps its copies: one that is down is expected back for ``replace_after_ms``."""
         if (
             node.status == NodeStatus.DOWN
             and self.liveness.down_ms(node.node_id, self.now_ms) >= self.settings.replace_after_ms
@@ -118,8 +116,7 @@ class Planner:
         return bool(wished.difference(entry.copies)) or len(entry.copies) > self.copies_left_min(entry)
 
     def note_stuck(self, wanted: list[tuple[NodeId, ...]]) -> None:
-        """What stays on a node that should not have it, or not so much of it, and what has begun to
-        move and cannot end: why?"""
+        """What stays on a node that should not have it, and what has begun to move and cannot end, each with the reason."""
         load = Counter(node for nodes in wanted for node in nodes)
         cap = share_max(sum(load.values()), max(1, len(self.keepers)))
         crowded = {node for node, held in load.items() if held > cap}

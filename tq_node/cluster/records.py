@@ -25,8 +25,7 @@ MEMBERS_FOR_TWO_COPIES = 3
 
 
 class NodeStatus(enum.IntEnum):
-    """A node's status in the cluster map. Draining is kept beside it: a node that crashes while it
-    is drained goes on being drained."""
+    """A node's status in the map. Draining is kept apart: a node that crashes while it is drained goes on being drained."""
 
     UP = 0
     DOWN = 1
@@ -126,8 +125,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, gc=False, array_like=True, fo
 
 
 class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The whole cluster map after ``map_version``, the Raft index of the last entry that changed
-    it. ``nodes`` is in order of id."""
+    """The whole map after ``map_version``, the Raft index of its last change. ``nodes`` is in order of id."""
 
     cluster_id: str
     name: str

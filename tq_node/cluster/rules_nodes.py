@@ -26,8 +26,7 @@ def is_removed(edit: MapEdit, node: Registration) -> bool:
 
 
 def is_name_taken(edit: MapEdit, node: Registration) -> bool:
-    """Whether another member has the name. A wiped disk is a new node, and may not replace a member
-    whose data may only be resting (F13)."""
+    """Whether another member has the name. A wiped disk is a new node, and replaces no member that may only be down (F13)."""
     holder = next((n for n in edit.nodes.values() if n.is_member and n.name == node.name), None)
     return holder is not None and holder.node_id != node.node_id
 
@@ -109,8 +108,7 @@ def is_handlers_news(edit: MapEdit, node: Registration) -> bool:
 
 
 def choose_after_registration(edit: MapEdit, node: NodeId) -> None:
-    """Choose primaries in the same entry: anew for what the node led (R2, F20), and where a member
-    of its set was waited for."""
+    """Choose primaries in the same entry: for what the node led (R2, F20), and where a member of the set was waited for."""
     for partition, entry in edit.partitions():
         if is_choice_due(entry, node):
             elect(edit, partition, avoid=node)

@@ -39,8 +39,7 @@ def is_version_present(entry: PartitionEntry, partition_version: int) -> bool:
 
 
 def staleness(edit: MapEdit, seen: Seen | IsrStep | MoveStep | PrimaryStep | UnsafeRecover) -> Refusal | None:
-    """Why the partition is not what its proposer saw; None: it is. Judged when the entry is
-    applied, not when it is proposed (F25, F27)."""
+    """Why the partition is not as its proposer saw it; None: it is. Judged when the entry is applied (F25, F27)."""
     if not has_partition(edit, seen.partition):
         return Refusal.NO_SUCH_PARTITION
     entry = edit.partition(seen.partition)

@@ -12,8 +12,7 @@ from tq_node.types import NodeId
 
 
 class RaftView(msgspec.Struct, frozen=True):
-    """What the leader, ``me``, knows of its Raft group: the configuration in effect, and which
-    members are within one round of the log's end."""
+    """What the leader, ``me``, knows of its Raft group: its configuration, and who is within a round of the log's end."""
 
     me: NodeId
     voters: tuple[NodeId, ...]

@@ -33,10 +33,7 @@ _IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 
 class Ending:
-    """The latest moment at which the process is over, kept by a thread: the reactor itself may be what is stuck.
-
-    :param stop_s: how long handlers may go on.
-    """
+    """The process's deadline, kept by a thread, for the reactor may be stuck. ``stop_s``: how long handlers may go on."""
 
     def __init__(self, stop_s: float) -> None:
         self._stop_s = stop_s

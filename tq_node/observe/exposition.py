@@ -39,8 +39,7 @@ class Exposition:
         GCCollector(registry=self._registry)
 
     def blocks(self, content_type: str, oldest_ready_age_s: Mapping[str, float]) -> Iterator[str]:
-        """The blocks of a page, each made in some ten microseconds, so that a caller may yield
-        between two. Numbers are as of the moment when their block is made."""
+        """The blocks of a page, each made in some ten microseconds from the numbers of that moment; yield between two."""
         self._metrics.sweep()
         start = partial(family, is_openmetrics=content_type == OPENMETRICS)
         yield from self._pairs(start)

@@ -7,8 +7,7 @@ from twisted.python.failure import Failure
 
 
 class EventLog:
-    """A ``twisted.logger`` whose lines all name their event. ``text`` is a format string of
-    ``twisted.logger`` over the fields. What decides a thing logs it, once."""
+    """A ``twisted.logger`` whose lines name their event; ``text`` is its format string. What decides a thing logs it, once."""
 
     def __init__(self, namespace: str) -> None:
         self._logger = Logger(namespace)

@@ -29,8 +29,7 @@ class ProposeStepDown(NamedTuple):
 
 
 class AskEpoch(NamedTuple):
-    """Ask for a new epoch, perhaps of this node again (``ElectPrimary``): after a restart (R6), or
-    to settle a lost proposal."""
+    """Ask for a new epoch (``ElectPrimary``), perhaps of this node: after a restart (R6), or to settle a lost proposal."""
 
     partition: int
     epoch: int
@@ -79,8 +78,7 @@ class Activated(NamedTuple):
 
 
 class SteppedDown(NamedTuple):
-    """The primary's epoch is over (R12): answer what is in flight with ``Unknown``, drop overlay
-    and heaps. Attempts run on until their deadline."""
+    """The primary stepped down (R12): answer what is in flight with ``Unknown``, drop overlay and heaps; attempts run on."""
 
     epoch: int
     was_active: bool

@@ -118,8 +118,7 @@ def is_intact(entry: Entry) -> bool:
 
 # --- rows ---
 class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The part of a row that changes and that no index needs. New fields go to the end with a
-    default, so that old bytes stay readable."""
+    """The changing part of a row, which no index needs. New fields are appended with a default: old bytes stay readable."""
 
     attempt: int
     failures: int

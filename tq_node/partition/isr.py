@@ -26,8 +26,7 @@ def may_commit(sequence: int, barrier: int) -> bool:
 
 
 def floor_to_join(barrier: int, committed: int) -> int:
-    """What a copy must have to join: at least the barrier, for this primary may know less to be
-    committed than the last one did (R10, F18)."""
+    """What a copy must have to join: at least the barrier, for the last primary may have committed more (R10, F18)."""
     return max(barrier, committed)
 
 
@@ -117,8 +116,7 @@ Move = Smaller | Larger | GiveUp
 
 
 def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], floor: int) -> Move | None:
-    """The change of the set to propose now; None: none is due, or none is allowed. The caller sees
-    to it that one proposal is made at a time."""
+    """The change of the set to propose now; None: none is due or allowed. The caller proposes one at a time."""
     others = [standings[node] for node in record.isr if node != me]
     may_go = may_shrink(record)
     if may_go:
@@ -148,8 +146,7 @@ def may_shrink(record: Record) -> bool:
 
 
 def is_fault_here(lagging: Collection[Standing], living: Collection[Standing]) -> bool:
-    """Whether all of several others lag. With one other it can't be known whose fault it is; then
-    the set shrinks, where it may."""
+    """Whether all of several others lag. With one other, whose fault it is can't be known; then the set shrinks."""
     return len(living) > 1 and len(lagging) == len(living)
 
 

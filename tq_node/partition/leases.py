@@ -39,8 +39,7 @@ class PingRounds:
         self._rounds: OrderedDict[int, tuple[int, tuple[tuple[int, int], ...]]] = OrderedDict()
 
     def begin(self, now_ms: int, led: Iterable[tuple[int, int]]) -> Ping:
-        """Begin a round over ``led``, as (partition, epoch). A read that came before this call may
-        be answered once its ``number`` is confirmed."""
+        """Begin a round over ``led``, (partition, epoch). Reads from before it are answered once ``number`` is confirmed."""
         self.number += 1
         self._rounds[self.number] = (now_ms, tuple(led))
         while len(self._rounds) > ROUNDS_KEPT:

@@ -124,8 +124,7 @@ class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
 
 encode: Callable[[AnyMessage], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes | memoryview], AnyMessage] = msgspec.msgpack.Decoder(AnyMessage).decode
-"""For one message; the wire packs many into a box: ``msgspec.msgpack.Decoder(list[AnyMessage])``.
-:raises msgspec.DecodeError:"""
+"""Decode one message; the wire decodes ``list[AnyMessage]``. :raises msgspec.DecodeError:"""
 
 Addressed = tuple[NodeId, AnyMessage]
 """To whom, and what."""

@@ -225,8 +225,7 @@ class ReplicaProgress:
         return 0 if self.behind_since_ms is None else now_ms - self.behind_since_ms
 
     def lags(self, now_ms: int) -> bool:
-        """Whether it owes an acknowledgement, or was silent, for too long. Without writes only
-        silence shows a dead replica (F45)."""
+        """Whether the replica owes an acknowledgement, or was silent, for too long: without writes only silence shows (F45)."""
         most = self._settings.replica_lag_max_ms
         return self.owes_ms(now_ms) > most or self.is_silent(now_ms)
 
@@ -252,8 +251,7 @@ class ReplicaProgress:
             self.near_since_ms = now_ms
 
     def is_fit(self, now_ms: int) -> bool:
-        """Whether it streams, and has kept up for long enough after its removals for lag. One that
-        was never removed need not wait."""
+        """Whether the replica streams, and has kept up for long enough since it was last removed for lag."""
         if self.mode is not Mode.STREAM:
             return False
         patience_ms = stable_for_ms(self.removals, self._settings.stable_for_ms, self._settings.stable_for_ms_max)

@@ -179,8 +179,7 @@ class ReadySet:
             self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).push(partition, key)
 
     def arrange(self) -> None:
-        """Show what ``extend`` has brought. The heaps are in order already: a million entries at
-        once would hold the reactor."""
+        """Show what ``extend`` has brought, already in heap order: to order a million entries would hold the reactor."""
         self._forget_heads()
 
     # --- taking out ---

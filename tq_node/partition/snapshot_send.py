@@ -1,5 +1,4 @@
-"""Snapshots on their way out: rows and tombstones at one applied sequence, as opaque chunks
-(replication.md, section 6, catch-up)."""
+"""Sends snapshots: rows and tombstones at one applied sequence, as opaque chunks (replication.md, section 6)."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from tq_node.partition.replica_log import News, ReplicaLog
 
 
 class Snapshots(Generic[News]):
-    """Sends snapshots in one epoch, one to each replica that needs one. The store limits how many
-    are open, ``CopyRate`` how fast they go."""
+    """Sends snapshots in one epoch, one a replica. The store bounds how many are open, ``CopyRate`` how fast they go."""
 
     def __init__(self, log: ReplicaLog[News], epoch: int, outbox: Outbox[News]) -> None:
         self._log = log
@@ -27,8 +25,7 @@ class Snapshots(Generic[News]):
         self._last_id = 0
 
     def open(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Ask the store for a snapshot, and hold the log behind the present ``applied``: the read
-        transaction begins later, so not below it."""
+        """Ask the store for a snapshot, and keep the log behind the present ``applied``: the snapshot will not be older."""
         self._last_id += 1
         stream.outgoing = SnapshotTransfer(self._last_id, self._log.applied, now_ms)
         self._outbox.requests.append(OpenSnapshot(stream.node, self._last_id))

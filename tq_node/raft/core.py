@@ -157,8 +157,7 @@ class RaftCore:
 
     @property
     def claim(self) -> Claim | None:
-        """A leader's statement that this node had acknowledged more than it has; it votes and
-        campaigns accordingly (``LostLog``)."""
+        """A leader says that this node had acknowledged more than it has; it votes and campaigns accordingly (``LostLog``)."""
         return self._lost_log.claim
 
     def followers(self) -> dict[NodeId, FollowerStatus]:
@@ -171,8 +170,7 @@ class RaftCore:
 
     # --- events ---
     def tick(self, now_ms: int) -> None:
-        """0.1 s have passed. After a pause call it once, not once for each missed tick, so that
-        sockets are read before elections begin."""
+        """Count 0.1 s. After a pause call it once, not once a missed tick, so that sockets are read before elections begin."""
         self.state.now_ms = now_ms
         self._election.tick()
 

@@ -17,8 +17,7 @@ from tq_node.raft.transfer import Transfer
 from tq_node.types import NodeId
 
 EVIDENCE_CAMPAIGNS_MAX = 4
-"""Then election timeouts take over. The pauses double, so that a slow disk's votes are waited for;
-together about one timeout."""
+"""Campaigns by evidence before election timeouts take over; pauses double, about one timeout in all, for slow disks."""
 
 
 class Election:
@@ -112,8 +111,7 @@ class Election:
 
     # --- campaigning ---
     def may_campaign(self) -> bool:
-        """Whether this node is a voter of its own configuration. What still waits for the disk
-        counts: it is durable before the vote is."""
+        """Whether this node is a voter by its configuration, one not yet durable included: it is durable before the vote is."""
         return self._state.me in self._state.voters
 
     def campaign(self) -> None:

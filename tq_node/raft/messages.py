@@ -42,8 +42,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
-    """Who votes and who only listens. Both sorted, so that equal sets are equal values. Empty for a
-    node that has not joined."""
+    """Voters and learners, sorted, so that equal sets are equal values. Empty for a node that has not joined."""
 
     voters: tuple[NodeId, ...] = ()
     learners: tuple[NodeId, ...] = ()
@@ -149,8 +148,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Vote(Message, frozen=True, array_like=True, tag="vote"):
-    """Asks for a vote (3.4), or with ``pre`` whether one would be given (9.6). ``force``: the
-    leader itself wishes it (3.10)."""
+    """Asks for a vote (3.4), or with ``pre`` whether one would be given (9.6). ``force``: by the leader's wish (3.10)."""
 
     last_log_index: int
     last_log_term: int

@@ -66,8 +66,7 @@ class NodeState:
         self.leader: NodeId | None = None
         self.now_ms = 0
         self.election_elapsed = 0
-        """Ticks since a follower heard its leader or gave a vote, since a candidate began, since a
-        leader checked its quorum."""
+        """Ticks since a follower's leader sent or its vote was given, a candidate began, or a leader checked its quorum."""
         self.election_timeout = settings.election_ticks
         self.campaign_at_ms: int | None = None
         self.votes: dict[NodeId, bool] = {}

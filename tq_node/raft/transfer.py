@@ -9,8 +9,7 @@ from tq_node.types import NodeId
 
 
 class Transfer:
-    """A transfer of leadership under way. Meanwhile the leader takes no proposals; it ends with the
-    term, or after an election timeout."""
+    """A transfer of leadership; meanwhile the leader takes no proposals. Ends with the term or after an election timeout."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state

@@ -12,8 +12,7 @@ from tq_node.types import NodeId
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``incarnation``: how often this store has been started. ``seed``, ``partition_count``: fixed
-    when the cluster is founded."""
+    """Settings of the queue. ``incarnation``: number of this start. ``seed``, ``partition_count``: fixed at the founding."""
 
     node_id: NodeId
     node_name: str

@@ -14,10 +14,7 @@ class DirectoryLocked(Exception):
 
 
 class DirectoryLock:
-    """Held from construction until ``release`` or the end of the process, however that comes.
-
-    :raises DirectoryLocked: another process holds it.
-    """
+    """Held from construction until ``release`` or the end of the process. :raises DirectoryLocked: by another process."""
 
     def __init__(self, directory: Path) -> None:
         self._fd: int | None = os.open(

@@ -1,6 +1,4 @@
-"""AMP argument types: every value has a bound and one form. No pickle, no ``Decimal``, no float, no
-number without end (F38).
-"""
+"""AMP argument types: every value has a bound and one form. No pickle, ``Decimal``, float or unbounded number (F38)."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ from tq_node.wire.errors import EarlierRun, StaleSession
 from tq_node.wire.handshake import Dialled, PeerIdentity
 
 STEPS = 30
-"""The wait is cut into this many parts: after a pause of this process, what lies in the sockets is
-read before the next part (F40)."""
+"""Parts of the wait: after a pause of this process, what lies in the sockets is read before the next part (F40)."""
 
 
 class Connected(Protocol):

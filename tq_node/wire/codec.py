@@ -117,10 +117,7 @@ _MESSAGES: Codec[list[AnyMessage]] = Codec(list[AnyMessage])
 
 
 def encode_messages(messages: Iterable[Message]) -> Iterator[tuple[bytes, int]]:
-    """Encode messages into batches of one box each; yields (batch, number of messages), in order.
-
-    :raises BoxTooLarge: one message alone is too long.
-    """
+    """Encode messages into boxes; yields (batch, number of messages), in order. :raises BoxTooLarge: one alone is too long."""
     batch: list[bytes] = []
     size = 0
     for message in messages:

@@ -90,11 +90,7 @@ class BoxParser:
 
 
 def serialize(box: Mapping[bytes, bytes]) -> bytes:
-    """The bytes of a box. Unlike AMP's it keeps the order of the keys: sorting is nobody's
-    need.
-
-    :raises BoxTooLarge: the peer would not take it.
-    """
+    """The bytes of a box, its keys in the given order, not sorted as AMP's. :raises BoxTooLarge: the peer refuses it."""
     parts: list[bytes] = []
     for key, value in box.items():
         if len(value) > 0xFFFF or not 0 < len(key) <= bounds.KEY_BYTES_MAX:
@@ -108,10 +104,7 @@ def serialize(box: Mapping[bytes, bytes]) -> bytes:
 
 
 def cut(box: Mapping[bytes, bytes], head: Mapping[bytes, bytes], more: bytes) -> list[bytes]:
-    """A long answer as several boxes: each carries ``head``, all but the last ``more``.
-
-    :raises BoxTooLarge: longer than the peer takes in all.
-    """
+    """A long answer as boxes with ``head``, all but the last with ``more``. :raises BoxTooLarge: too long in all."""
     size = sum(map(len, box.values()))
     if size > bounds.ANSWER_BYTES_MAX:
         raise BoxTooLarge(f"an answer of {size} bytes")

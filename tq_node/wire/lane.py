@@ -24,8 +24,7 @@ from tq_node.wire.handler import LaneWatcher
 
 
 class PeerLane:
-    """In one of four states: waiting (``_timer``), dialling (``_attempt``), connected
-    (``connection``), or stopped (none of these)."""
+    """A lane; it waits (``_timer``), dials (``_attempt``), is connected (``connection``) or stopped (none of these)."""
 
     def __init__(
         self, connector: Connector, watcher: LaneWatcher, target: Target, lane: Lane, rng: random.Random

@@ -49,11 +49,7 @@ class AcceptingFactory(Factory):
 
 
 class PeerListener:
-    """Listens from ``listen`` to ``stop``.
-
-    :param endpoint: where, without TLS.
-    :param authentication: shared with the node's ``Connector``.
-    """
+    """Listens at ``endpoint``, without TLS, from ``listen`` to ``stop``; shares ``authentication`` with the ``Connector``."""
 
     def __init__(
         self,

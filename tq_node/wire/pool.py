@@ -66,8 +66,7 @@ class PeerPool(Service):
         return Deferred.fromCoroutine(self._connector.close_all())
 
     def set_members(self, members: Iterable[Member]) -> None:
-        """Set the members to keep lanes to; this node itself is left out. Lanes to nodes not named
-        any more, or moved, are closed."""
+        """Set the members to keep lanes to, this node left out. Lanes to nodes not named, or moved, are closed."""
         wanted = {member.node_id: member for member in members if member.node_id != self._connector.local.node_id}
         for node_id, known in list(self._members.items()):
             if wanted.get(node_id) != known:
@@ -202,9 +201,5 @@ class PeerPool(Service):
         return () if member is None else await self._connector.refused_at(member.address)
 
     async def dial(self, address: str, lane: Lane = Lane.CONSENSUS) -> DialledPeer:
-        """A connection to whoever listens there, for a node that does not know the members yet. The
-        caller closes it.
-
-        :raises Exception: as ``Connector.open``.
-        """
+        """A connection to whoever listens there, for a joiner, which closes it. :raises Exception: as ``Connector.open``."""
         return await self._connector.open(Target(address), lane)

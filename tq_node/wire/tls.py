@@ -38,11 +38,7 @@ class _Dialling:
 
 
 class PeerTLS:
-    """What this node shows, and whom it believes.
-
-    :raises ValueError: a file can't be read or does not hold what it should; the sentence says
-        which.
-    """
+    """What this node shows, and whom it believes. :raises ValueError: a file can't be read, or has not what it should."""
 
     def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
         chain, authorities = _certificates(certificate), _certificates(authority)

@@ -90,8 +90,7 @@ def _open_fds() -> Iterable[int]:
 
 
 def _forget_node() -> None:
-    """In a process that a handler forked: close the node's descriptors, so that it neither reports
-    nor holds the workers' lock."""
+    """In a process forked by a handler: close the node's descriptors, so that it neither reports nor holds its lock."""
     for fd in _OWN_FDS:
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -1,8 +1,4 @@
-"""One line in the node's log for each attempt that failed, and no more of them than somebody can
-read.
-
-No warnings: a handler that fails is no trouble of the node.
-"""
+"""Logs a line for each failed attempt, as many as can be read; no warnings: a failed handler is no trouble of the node."""
 
 from __future__ import annotations
 

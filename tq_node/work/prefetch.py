@@ -47,8 +47,7 @@ class Prefetch:
         self._commit_s += (seconds - self._commit_s) * (_WEIGHT if self._commit_s else 1)
 
     def stop(self) -> None:
-        """Prefetch nothing until enough tasks are measured again: what was held waited too long, or
-        is not for worker processes."""
+        """Prefetch nothing until enough tasks are measured again: what was held waited too long, or is not for processes."""
         self._tasks = 0
         self.claims = self.depth = 0
 

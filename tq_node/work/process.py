@@ -231,8 +231,7 @@ class WorkerProcess(ProcessProtocol):
         self._send(CONTROL_FD, protocol.encode(protocol.Cancel(self._tasks[0].serial)))
 
     def take_back_queued(self) -> None:
-        """Take back the tasks that have not begun, and read the reports of those that have ended:
-        at most the running one is left."""
+        """Take back the tasks that have not begun, and read the reports of ended ones: at most the running one is left."""
         taken = self._take_back()
         self._is_draining = True
         self._drain(REPORT_FD)
@@ -242,8 +241,7 @@ class WorkerProcess(ProcessProtocol):
         _give_back(taken)
 
     def check_long_task(self) -> bool:
-        """Called at an interval: whether the running task is the one of the last call. If so the
-        tasks behind it are taken back."""
+        """Take back the tasks behind the running one if that is still the one of the last call. Returns whether it is."""
         first = self._tasks[0].serial if self._tasks else 0
         is_same, self._checked_serial = first == self._checked_serial, first
         if len(self._tasks) <= 1:

@@ -44,8 +44,7 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task known to the node to have
-    printed, see ``NotBegun``."""
+    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task known to have printed."""
 
     serial: int
     task_id: str

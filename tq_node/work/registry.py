@@ -148,8 +148,7 @@ class Registry:
 
 @contextmanager
 def _imported_anew(names: Sequence[str]) -> Iterator[None]:
-    """Within it an import of these modules, or of any of their packages, runs their files. All is
-    as before where that fails."""
+    """A context in which these modules, and their packages, are imported anew; a failure restores everything."""
     packages = {name.partition(".")[0] for name in names} - {_OURS}
 
     def present() -> dict[str, ModuleType]:

@@ -17,8 +17,7 @@ assert encoding.DEPTH_MAX == limits.JSON_DEPTH_MAX, "one rule for payloads and r
 
 
 class BadResult(Exception):
-    """An attempt without a result to keep. ``error`` is what it fails with; ``final``: the handler
-    ran to its end, and would only do so again."""
+    """An attempt without a result. ``error``: its failure; ``final``: the handler ended, and would only do so again."""
 
     def __init__(self, error_type: str, message: str, *, final: bool) -> None:
         super().__init__(message)

@@ -60,10 +60,7 @@ class WorkerService(Service):
         reactor: Any = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        :param reactor: for timers and processes; None: the global one.
-        :param monotonic: CLOCK_MONOTONIC, which the worker processes share.
-        """
+        """``reactor``: None: the global one. ``monotonic``: CLOCK_MONOTONIC, which worker processes share."""
         concurrency = settings.concurrency
         self.clock: IReactorTime = _reactor() if reactor is None else reactor
         self._queue = queue

@@ -148,9 +148,7 @@ class ApiChannel(http.HTTPChannel):
             self._read_lines(data)
 
     def _refuse_submit(self, plain: PlainRequest) -> None:
-        """Refuse a submit for want of room. Most requests of an overload end here, so it must be
-        cheap.
-        """
+        """Refuse a submit for want of room. Most requests of an overload end here, so it must be cheap."""
 
         def send() -> None:
             request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
@@ -252,10 +250,7 @@ class ApiChannel(http.HTTPChannel):
 
     def is_too_slow(self, now_s: float) -> bool:
         """Whether its request arrives too slowly: the head within ``limits.HTTP_HEAD_S``, then the
-        body.
-
-        The body has to come at ``limits.HTTP_BODY_BYTES_S_MIN``.
-        """
+        body. The body has to come at ``limits.HTTP_BODY_BYTES_S_MIN``."""
         over_s = now_s - self._arriving_s - limits.HTTP_HEAD_S
         if over_s < 0:
             return False
@@ -263,11 +258,9 @@ class ApiChannel(http.HTTPChannel):
 
     # --- twisted.web, and what it accepts against RFC 9112 ---
     def _read_lines(self, data: bytes) -> None:
-        """Let ``twisted.web`` read, and refuse at once what can't become a line any more.
-
-        That is TLS at this port, or lines that end without CR. Their senders wait for an answer,
-        and would until the connection has been idle for too long.
-        """
+        """Let ``twisted.web`` read, and refuse at once what can't become a line any more. That is
+        TLS at this port, or lines that end without CR. Their senders wait for an answer, and would
+        until the connection has been idle for too long."""
         if self._unread:
             self._unread += data
             return
@@ -306,8 +299,7 @@ class ApiChannel(http.HTTPChannel):
         request.authority = head.authority
         request.refusal = head.refusal
         if isinstance(head.refusal, Malformed):
-            # The sender may mean another request by such a head than is read here: nothing behind
-            # it is read at all.
+            # The sender may mean another request by such a head than is read here: nothing behind it is read at all.
             self.server.metrics.http(self.routing.name_of(head.target), head.refusal.status, 0.0)
             self._refuse_and_end(head.refusal, request.getHeader(b"x-request-id"))
         else:
@@ -322,8 +314,7 @@ class ApiChannel(http.HTTPChannel):
         return b"close" not in [option.strip(b" \t").lower() for value in values or () for option in value.split(b",")]
 
     def _send100Continue(self) -> None:
-        # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes
-        # is not asked for.
+        # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes is not asked for.
         if self.length != 0 and self.requests[-1].wants_body:
             super()._send100Continue()
 
@@ -333,9 +324,7 @@ class ApiChannel(http.HTTPChannel):
         self.transport.write(closing_answer(self.server, error, request_id))
 
     def close_in_order(self) -> None:
-        """Close at once if no request has begun; else the answer closes, for
-        ``ServerState.closing`` is set.
-        """
+        """Close at once if no request has begun; else the answer closes, for ``ServerState.closing`` is set."""
         if not self.requests:
             self.loseConnection()
 
@@ -374,8 +363,7 @@ class ApiChannel(http.HTTPChannel):
         self.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Not public in twisted.web: should it go by another name one day, its bare 400 is what
-        # clients get.
+        # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.
         self._refuse_and_end(Malformed("this is not a valid HTTP/1.1 request"), None)
 
     def _refuse_and_end(self, error: TaskQueueError, request_id: bytes | None) -> None:
@@ -393,10 +381,8 @@ class ApiChannel(http.HTTPChannel):
         self._close_after_linger()
 
     def _close_after_linger(self) -> None:
-        """Send the end of the stream, discard for ``linger_s`` what still arrives, then close.
-
-        To close at once would reset the connection, and the sender would never see the answer.
-        """
+        """Send the end of the stream, discard for ``linger_s`` what still arrives, then close. To
+        close at once would reset the connection, and the sender would never see the answer."""
         close_write = getattr(self.transport, "loseWriteConnection", self.loseConnection)
         close_write()
         self._linger = self.callLater(self.server.settings.linger_s, self.loseConnection)

@@ -25,9 +25,7 @@ _dated_heads: dict[tuple[int, bytes], tuple[bytes, bytes]] = {}
 
 
 class Exchange(Protocol):
-    """A request that can be answered, as handlers see it: an ``ApiRequest`` or a
-    ``FastRequest``.
-    """
+    """A request that can be answered, as handlers see it: an ``ApiRequest`` or a ``FastRequest``."""
 
     server: ServerState
     route: str
@@ -73,9 +71,7 @@ class Exchange(Protocol):
 
 
 def request_id_of(header: bytes | None) -> bytes:
-    """The request's id: the caller's, bounded and without what could hurt a log or a header; else a
-    new one.
-    """
+    """The request's id: the caller's, bounded and without what could hurt a log or a header; else a new one."""
     if header is not None:
         wanted = _unwanted_in_id(b"", header)[: limits.REQUEST_ID_CHARS_MAX]
         if wanted:
@@ -94,10 +90,7 @@ def head_of(code: int, content_type: bytes) -> bytes:
 
 
 def whole_head(code: int, content_type: bytes, date: bytes, request_id: bytes, body: bytes, extra: bytes) -> bytes:
-    """The bytes of an answer before its body.
-
-    :param extra: header lines, each with its line end.
-    """
+    """The bytes of an answer before its body. :param extra: header lines, each with its line end."""
     dated, head = _dated_heads.get((code, content_type), (b"", b""))
     if dated != date:
         head = b"%bDate: %b\r\nX-Request-Id: " % (head_of(code, content_type), date)

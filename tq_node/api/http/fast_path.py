@@ -42,8 +42,7 @@ _PLAIN_HEADERS = frozenset(
         b"x-request-id",
     }
 )
-"""Headers that a plain request may have; of these, only the length changes how the request is
-read."""
+"""Headers that a plain request may have; of these, only the length changes how the request is read."""
 _is_value = re.compile(rb"[^\x00\r\n]*").fullmatch
 _is_number = re.compile(rb"[0-9]{1,6}").fullmatch
 _is_query = re.compile(rb"id=([A-Za-z0-9._:-]{1,%d})" % limits.TASK_ID_CHARS_MAX).fullmatch
@@ -80,9 +79,7 @@ class NoRequest(enum.Enum):
 
 
 class FastPath:
-    """Reads requests of the fast routes from the bytes of a connection; caches the heads seen
-    lately.
-    """
+    """Reads requests of the fast routes from the bytes of a connection; caches the heads seen lately."""
 
     def __init__(self, routes: Sequence[Route], body_bytes_max: int, hosts: KnownHosts) -> None:
         self._hosts = hosts

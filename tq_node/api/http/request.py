@@ -72,8 +72,7 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     channel: RequestChannel  # type: ignore[assignment]  # what is used of it
     content: BytesIO
-    # Klein looks these up through an adapter that it makes for each request; to provide its
-    # interface saves that.
+    # Klein looks these up through an adapter that it makes for each request; to provide its interface saves that.
     mapper: MapAdapter
     branch_segments = ("",)
 
@@ -91,8 +90,7 @@ class ApiRequest(RequestLifecycle, server.Request):
     _refused = False
     """A final answer was sent before the whole body: the rest is discarded."""
     _discards = False
-    """There is no room for the body: it is discarded as it arrives, and the request refused at its
-    end."""
+    """There is no room for the body: it is discarded as it arrives, and the request refused at its end."""
     _announced_bytes = 0
     _is_stream = False
     _linger: IDelayedCall | None = None
@@ -175,10 +173,8 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     def _refuse(self, error: TaskQueueError) -> None:
         """Answer before the whole body is there, discard for ``linger_s`` what still arrives, then
-        close.
-
-        To close at once would reset the connection, and the sender would never see the answer.
-        """
+        close. To close at once would reset the connection, and the sender would never see the
+        answer."""
         self._release(None)
         self._refused = True
         self.content = BytesIO()
@@ -247,8 +243,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         return self._ticket is not None
 
     def getRequestHostname(self) -> bytes:
-        # Routes don't depend on the host, which has been judged, and Klein stumbles over some of
-        # them.
+        # Routes don't depend on the host, which has been judged, and Klein stumbles over some of them.
         return b"localhost"
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
@@ -272,9 +267,7 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     def start_stream(self, content_type: bytes) -> None:
         """Send the head of an answer without a known end; ``write`` and ``finish`` send the rest.
-
-        It no longer counts as in flight, and the metrics count it as answered.
-        """
+        It no longer counts as in flight, and the metrics count it as answered."""
         self.leave_flight()
         self._is_stream = True
         self.server.metrics.http(self.route, self.code, time.perf_counter() - self._started_s)

@@ -29,8 +29,7 @@ _authority = re.compile(
 ).fullmatch
 _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
-"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send
-quotes as they are."""
+"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send quotes as they are."""
 _SINGLE = frozenset(
     b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
 )
@@ -102,10 +101,7 @@ def _is_address(host: str) -> bool:
 
 
 class HeadRules:
-    """Judges the head of a request before its body is read.
-
-    :param routes: a path of none of these is refused with the head.
-    """
+    """Judges the head of a request before its body is read. :param routes: a path of none of these is refused with the head."""
 
     def __init__(self, hosts: KnownHosts, routes: Sequence[Route]) -> None:
         self.hosts = hosts
@@ -119,10 +115,7 @@ class HeadRules:
                 self._takes_ndjson[path] = NDJSON in route.bodies
 
     def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
-        """Judge one head.
-
-        :param headers: as sent; folded and malformed lines have been refused before.
-        """
+        """Judge one head. :param headers: as sent; folded and malformed lines have been refused before."""
         fields: dict[bytes, bytes] = {}
         twice = None
         for name, values in headers.getAllRawHeaders():
@@ -210,8 +203,7 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> bool:
     """Whether no browser says that a page of another site sent this. A page may send a form, or a
     body without a type, to any address it likes, so also to a node on its reader's machine; every
-    browser then says ``Origin``, and newer ones ``Sec-Fetch-Site``. Scripts never do.
-    """
+    browser then says ``Origin``, and newer ones ``Sec-Fetch-Site``. Scripts never do."""
     if fields.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
         return False
     origin = fields.get(b"origin")

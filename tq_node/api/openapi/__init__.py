@@ -61,8 +61,7 @@ def _schema_components(types: Sequence[Any]) -> tuple[Sequence[dict[str, Any]], 
 
 
 def _settled(schema: Any) -> Any:
-    """A schema with docstrings without their margin, null as the last choice, the least length
-    behind the greatest."""
+    """A schema with docstrings without their margin, null as the last choice, the least length behind the greatest."""
     if isinstance(schema, dict):
         return {
             key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _settled(value)

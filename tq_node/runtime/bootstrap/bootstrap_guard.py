@@ -39,11 +39,9 @@ class Founder(msgspec.Struct, frozen=True):
 
 
 def is_of_older_cluster(greeting: Greeting, founder: Founder) -> bool:
-    """Whether the dialler belongs to another cluster and takes this node for a member of that.
-
-    A dialler without a cluster is a joiner. Of two addresses only the ports are compared: a host
-    is spelled in several ways, and the greeting did reach this node.
-    """
+    """Whether the dialler belongs to another cluster and takes this node for a member of that. A
+    dialler without a cluster is a joiner. Of two addresses only the ports are compared: a host is
+    spelled in several ways, and the greeting did reach this node."""
     if greeting.cluster in ("", founder.cluster_id):
         return False
     return greeting.name == founder.name or _place(greeting.address) == _place(founder.address)

@@ -1,5 +1,4 @@
-"""Reads the cluster secret and the peers' certificates from the files that the operator names, before anything is
-created on disk."""
+"""Reads the cluster secret and the peers' certificates, before anything is created on disk."""
 
 from __future__ import annotations
 

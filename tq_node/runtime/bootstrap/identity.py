@@ -132,8 +132,7 @@ def is_copy(meta: Mapping[str, bytes]) -> bool:
 
 
 def copy_values() -> Values:
-    """What marks a directory for good as a copy (F14): its starts would raise the incarnation, in the end above the
-    original's, and shut that out."""
+    """Mark a directory for good as a copy (F14): its starts would raise the incarnation and shut the original out."""
     return {_COPY: b"1"}
 
 
@@ -166,8 +165,7 @@ def founding_identity(
 
 
 def joined(cluster_id: str, secret: bytes | None, now_us: int) -> Values:
-    """What must be durable before the node registers. ``secret``: handed over by the cluster; None: from a file, which
-    is never stored."""
+    """What must be durable before the node registers. ``secret``: as handed over; None: from a file, which is not stored."""
     return belonging_values(Belonging(cluster_id, secret, now_us))
 
 

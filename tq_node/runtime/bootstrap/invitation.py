@@ -51,8 +51,7 @@ class Denied(JoinRefused):
 
 
 class Invited(msgspec.Struct, frozen=True):
-    """A member's answers. ``secret`` None: not asked for. ``peers``: where to register, likeliest first. ``names``: of
-    the members."""
+    """A member's answers. ``secret`` None: not asked for. ``peers``: where to register, likeliest first."""
 
     cluster_id: str
     secret: bytes | None

@@ -121,10 +121,7 @@ class Joiner:
         self._stopped = False
 
     async def join(self) -> Welcomed | None:
-        """The welcome, once the node is registered; None: stopped first. To be called once.
-
-        :raises JoinRefused: for good. :raises StoreBroken: by ``JoinSteps.keep``.
-        """
+        """The welcome, once registered; None: stopped. Call once. :raises JoinRefused: for good. :raises StoreBroken:"""
         self._work = Deferred.fromCoroutine(self._rounds())
         if self._stopped:
             self._work.cancel()

@@ -19,8 +19,7 @@ _log = Logger(namespace="taskqueue.evidence")
 
 PROBES_MAX = 20
 PROBE_AGAIN_S = 0.05
-"""Between two probes. A dying process closes its sockets one by one: the port may still answer just
-after the connection broke."""
+"""Pause between two probes: a dying process closes its sockets one by one, so the port may answer once more."""
 
 
 class FailureDetector:

@@ -119,8 +119,7 @@ class Registrant(Protocol):
 
 
 class Registrar:
-    """Registers this run, and answers registrations of others. :param on_refused: the cluster
-    refuses this node; called once."""
+    """Registers this run, and answers registrations of others. ``on_refused``: called once if the cluster refuses this node."""
 
     def __init__(
         self, node: Registrant, raft: RaftDriver, pool: PeerPool, on_refused: Callable[[Refusal], None]

@@ -55,10 +55,7 @@ class NodeHooks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Node(Outside):
-    """See the module's docstring.
-
-    :param plane_of: makes the control plane, which decides where calls go and calls this node back.
-    """
+    """A node in its cluster. ``plane_of``: makes the control plane, which decides where calls go and calls the node back."""
 
     def __init__(
         self,

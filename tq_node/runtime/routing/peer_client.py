@@ -34,8 +34,7 @@ class _Waiting(msgspec.Struct, gc=False):
 
 
 class PeerClient:
-    """The caller's side. Nothing is sent twice: a call that failed fails its Deferred, and the
-    caller knows whether it may have happened."""
+    """The caller's side. Nothing is sent twice: a failed call's error says whether it may have happened."""
 
     def __init__(self, pool: PeerPool, clock: Clock, name_of: Callable[[NodeId], str]) -> None:
         self._pool = pool

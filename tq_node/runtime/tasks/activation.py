@@ -30,8 +30,7 @@ class ActivationHost(Protocol):
         """The name under which this node's workers hold tasks."""
 
     def workers_are_gone(self) -> bool:
-        """Whether no worker process of an earlier start of this node lives; while one may, what it
-        ran keeps its tasks for one lease."""
+        """Whether no worker process of an earlier start lives; while one may, what it ran keeps its tasks for one lease."""
 
     def serving(self, partition: int) -> None:
         """The partition is about to be served."""

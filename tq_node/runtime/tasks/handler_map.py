@@ -79,8 +79,7 @@ class HandlerMap:
         return max(self._lost_us.get(task_type, 0), self._any_lost_us)
 
     def waited_us(self, task_type: str, since_us: int, now_us: int) -> int:
-        """How long a task that has been due since then has waited for a handler while this node
-        looked; 0 where there is one."""
+        """How long a task due since then has waited for a handler, as this node saw; 0: there is one."""
         without_us = self.without_handler_us(task_type)
         return 0 if without_us is None else now_us - max(without_us, since_us, self._since_us)
 

@@ -22,8 +22,7 @@ from tq_node.cluster.placement import draw_in, first_in
 TASKS_EACH = 64
 """Tasks that land in the same place within one commit: enough to share its cost."""
 TASKS_EACH_OF_BATCH = 32
-"""A batch is spread over so many places that each gets about so many tasks: the more places fit,
-the fewer hashes an id costs."""
+"""Tasks of a batch for each of the partitions that it is spread over: more partitions cost fewer hashes an id."""
 DRAWS_EACH = 64
 """Hashes that one id may cost, about: of more partitions than that, several are as good as one."""
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")

@@ -56,8 +56,7 @@ class RemoteAttempts:
             del self._renewed[task_id]
 
     def lose_overdue(self, now_ms: int) -> None:
-        """Lose granted attempts whose lease is over: by the other node's clock it was over a margin
-        ago, and its handler is gone."""
+        """Lose granted attempts whose lease expired: a margin earlier it did so at the other node, and its handler is gone."""
         overdue: list[str] = []
         for task_id, token in list(self._granted.items()):
             if self._table.leading.get(self._table.partition_of(task_id)) != token.epoch:

@@ -44,10 +44,7 @@ class NodeStatus(Protocol):
 
 
 class Submitter:
-    """Accepts tasks of partitions that are led here.
-
-    :param horizons: by partition; ids made before this time are refused as too old.
-    """
+    """Accepts tasks of partitions led here. ``horizons``: by partition; ids made before this time are refused as too old."""
 
     def __init__(
         self, table: TaskTable, clock: Clock, settings: QueueSettings, status: NodeStatus, horizons: dict[int, int]

@@ -34,10 +34,7 @@ def reshapes(batch: Batch) -> bool:
 
 
 class SnapshotInstaller:
-    """Applies drops, chunks, installs and cuts.
-
-    :param next_num: the first free row number. ``GroupWriter`` reads and sets it too.
-    """
+    """Applies drops, chunks, installs and cuts. ``next_num``: the first free row number, which ``GroupWriter`` shares."""
 
     def __init__(
         self, connection: sqlite3.Connection, generations: Generations, index: LogIndex, next_num: int

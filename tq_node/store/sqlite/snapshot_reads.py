@@ -50,8 +50,7 @@ Ask = Callable[[Callable[[sqlite3.Connection], object]], Deferred[Any]]
 
 
 class SnapshotLimit(DeferredSemaphore):
-    """Lets ``SNAPSHOTS_MAX`` snapshots be open and ``SNAPSHOTS_WAITING_MAX`` calls wait, in order.
-    A call that waits may be cancelled."""
+    """Lets ``SNAPSHOTS_MAX`` snapshots be open and ``SNAPSHOTS_WAITING_MAX`` calls wait, in order; these may be cancelled."""
 
     def __init__(self) -> None:
         super().__init__(SNAPSHOTS_MAX)

@@ -18,7 +18,7 @@ from tq_node.limits import MIB
 
 
 class Leader:
-    """Node 1, at a time; everybody else is heard from at once."""
+    """Node 1, at a time; everybody else answers at once."""
 
     def __init__(self, table: Table, voters: tuple[int, ...] = (1,)) -> None:
         self.table = table

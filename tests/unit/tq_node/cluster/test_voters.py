@@ -12,7 +12,7 @@ from tq_node.cluster.voters import RaftView, VoterChange, VoterChangeKind, count
 
 
 class Group:
-    """Node 1 leads; everybody is heard from and caught up unless said otherwise."""
+    """Node 1 leads; everybody answers and is caught up unless said otherwise."""
 
     def __init__(self, nodes: int, voters: tuple[int, ...], *, wanted: int = 3, had_three: bool = False) -> None:
         self.table = Table(nodes, voters=wanted)

@@ -122,7 +122,7 @@ class TestRules:
         core.propose_change(Change(PROMOTE, D))
         assert core.configuration.voters == (A, B, C, D)
 
-    def test_what_would_remain_must_be_heard_from(self) -> None:
+    def test_what_would_remain_must_answer(self) -> None:
         core = leader_of()
         for _ in range(10):
             tick(core)
@@ -184,7 +184,7 @@ class TestTransfer:
         for _ in range(10):
             tick(core)
             answer(core, B, 1)
-        with pytest.raises(ChangeRefused, match="not heard"):
+        with pytest.raises(ChangeRefused, match="does not answer"):
             core.transfer_leadership(C)
         follower = core_of()
         hear(follower, B)

@@ -109,7 +109,7 @@ def test_caught_up_means_within_one_round_of_the_end() -> None:
 
 def test_who_is_silent_for_an_election_timeout_is_not_active() -> None:
     progress = Progress(1)
-    assert not progress.is_active, "not heard from yet"
+    assert not progress.is_active, "no answer yet"
     assert not progress.is_silent(SETTINGS), "but it has an election timeout's time"
     progress.note_contact()
     seen = []
