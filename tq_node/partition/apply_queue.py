@@ -107,38 +107,32 @@ class ApplyQueue:
         states = self.states_of(partition)
         folds = pending.folds
         for effect in effects:
-            kind = type(effect)
-            if kind is Put:
-                assert isinstance(effect, Put)
+            if isinstance(effect, Put):
                 states[effect.state] += 1
                 if effect.was >= 0:
                     states[effect.was] -= 1
-                fold = folds.get(effect.id)
+                task_id, body, spec = effect.id, effect.body, effect.spec
+                fold = folds.get(task_id)
                 if fold is None:
-                    folds[effect.id] = Fold(effect.expected_rev, effect.rev, effect, effect.spec)
+                    folds[task_id] = Fold(effect.expected_rev, effect.rev, effect, spec)
                     self.rows += 1
-                    self.bytes += len(effect.body) + (len(effect.spec) if effect.spec is not None else 0)
+                    self.bytes += len(body) if spec is None else len(body) + len(spec)
                     continue
                 if fold.tombstone is not None:
                     # Its horizon would have to pass within the lag of the rows: minutes within
                     # milliseconds.
-                    raise Divergence(f"task {effect.id}: buried and born again before the rows show it")
+                    raise Divergence(f"task {task_id}: buried and born again before the rows show it")
                 if fold.rev != effect.expected_rev:
-                    raise Divergence(
-                        f"task {effect.id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}"
-                    )
-                self.bytes += len(effect.body) - (len(fold.put.body) if fold.put is not None else 0)
+                    raise Divergence(f"task {task_id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}")
+                self.bytes += len(body) - (len(fold.put.body) if fold.put is not None else 0)
                 fold.rev = effect.rev
                 fold.put = effect
-            elif kind is PutTombstone:
-                assert isinstance(effect, PutTombstone)
+            elif isinstance(effect, PutTombstone):
                 states[effect.was] -= 1
                 self._bury(folds, effect)
-            elif kind is DeleteTombstone:
-                assert isinstance(effect, DeleteTombstone)
+            elif isinstance(effect, DeleteTombstone):
                 pending.forgets.append(effect.id)
-            elif kind is Horizon:
-                assert isinstance(effect, Horizon)
+            elif isinstance(effect, Horizon):
                 pending.horizon_us = max(pending.horizon_us, effect.at_us)
                 self.horizons[partition] = max(self.horizons.get(partition, 0), effect.at_us)
             # EpochStart changes no row; the store learned of the epoch when the entry was appended.

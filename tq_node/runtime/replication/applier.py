@@ -83,22 +83,18 @@ class Applier:
 
     def add_to(self, batch: Batch, taken: Slice) -> None:
         """Add a slice's rows to the commit that carries it."""
+        append = batch.rows.append
         for partition, fold in taken.rows:
-            put = fold.put
+            put, born = fold.put, fold.spec
             assert put is not None
             row = RowWrite(
-                put.id, partition, fold.stored_rev, put.rev, put.state, put.run_at_us, put.ended_us, put.body
+                put.id, partition, fold.stored_rev, put.rev, put.state, put.run_at_us, put.ended_us, put.body, born
             )
-            if fold.spec is not None:
-                spec = self._spec_of(put.id) or decode_spec(fold.spec)
-                row.spec = fold.spec
-                row.type, row.queue, row.priority, row.created_us = (
-                    spec.type,
-                    spec.queue,
-                    spec.priority,
-                    spec.created_us,
-                )
-            batch.rows.append(row)
+            if born is not None:
+                spec = self._spec_of(put.id) or decode_spec(born)
+                row.type, row.queue = spec.type, spec.queue
+                row.priority, row.created_us = spec.priority, spec.created_us
+            append(row)
         batch.deletes = [RowDelete(task_id, rev) for task_id, rev in taken.deletes]
         batch.tombstones = [Tombstone(t.id, p, t.content_hash, t.at_us) for p, t in taken.tombstones]
         batch.forgets = taken.forgets

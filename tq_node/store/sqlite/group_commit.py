@@ -22,7 +22,7 @@ from tq_node.store.sqlite.vacuum import RecordSweeper, RowSweeper
 from tq_node.types import State
 
 _BLOB = bytearray()
-"""Added to bytes, it makes a bytearray of them: SQL parameters of that type are cheap (see ``sql``)."""
+"""Added to bytes, it makes a bytearray of them: as SQL parameters these are cheap (``sql``)."""
 _to_json = msgspec.json.Encoder().encode
 _decode_growth = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_weights = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
@@ -213,25 +213,21 @@ class GroupWriter:
         reschedules: list[Any] = []
         long_specs: list[tuple[int, bytes]] = []
         live_slots, extents, num = self._generations.live_slots, self._generations.extents, self._installer.next_num
+        partition = slot = -1
         for batch in batches:
-            changed.update([row.partition for row in batch.rows])
             for row in batch.rows:
-                body, partition = row.body, row.partition
-                slot = live_slots.get(partition, partition)
+                if row.partition != partition:  # those of one partition mostly come together
+                    partition = row.partition
+                    slot = live_slots.get(partition, partition)
+                    changed.add(partition)
+                body = row.body
                 crc = row_crc(row.id, partition, row.rev, row.state, row.run_at_us, row.ended_us, body)
                 if row.expected_rev:
                     change = changes if row.state >= State.PROCESSING else reschedules
                     change += (
-                        row.id,
-                        row.expected_rev,
-                        row.rev,
-                        +row.state,
-                        row.run_at_us,
-                        row.ended_us,
-                        crc,
-                        _BLOB + body,
-                        slot,
-                    )
+                        row.id, row.expected_rev, row.rev, +row.state, row.run_at_us, row.ended_us, crc,
+                        _BLOB + body, slot,
+                    )  # fmt: skip
                     continue
                 spec = row.spec
                 if spec is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -53,20 +53,19 @@ class LogIndex:
         self.kept = 0
         """Live records of all partitions."""
 
-    def extend(self, added: Iterable[tuple[int, int, int, int]]) -> None:
-        """Add records as (partition, sequence, position, payload bytes), in the order of their positions."""
+    def extend(self, added: Collection[tuple[int, int, int, int]]) -> None:
+        """Add records as (partition, sequence, position, payload bytes), in the order of their
+        positions."""
         with self._lock:
-            count = 0
             for partition, sequence, position, size in added:
                 records = self._records.get(partition)
                 if records is None:
                     records = self._records[partition] = _Records(sequence)
-                elif len(records) == 0:
+                elif records.dropped == len(records.positions):
                     records.first = sequence
                 records.positions.append(position)
                 records.sizes.append(size)
-                count += 1
-            self.kept += count
+            self.kept += len(added)
 
     def trim(self, partition: int, upto: int) -> None:
         """Forget the partition's records up to and with sequence ``upto``. In the writer thread,

@@ -69,7 +69,7 @@ class RecordSweeper:
 
     def added(self, records: list[tuple[int, int, int, int]]) -> None:
         self._rows += len(records)
-        self._bytes += sum(size for _, _, _, size in records)
+        self._bytes += sum([size for _, _, _, size in records])
 
     def removed(self, rows: int) -> None:
         self._bytes -= rows * self._average
