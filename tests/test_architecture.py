@@ -60,7 +60,7 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
 PURE_FILES = files_of(*(f"tq_node/{room}" for room in PURE_ROOMS))
 
 
-def test_a_pure_room_has_no_clock_disk_network_or_dice() -> None:
+def test_a_pure_package_has_no_clock_disk_network_or_dice() -> None:
     for path in PURE_FILES:
         tree = ast.parse(path.read_text())
         room = path.relative_to(PROJECT / "tq_node").parts[0]
@@ -81,7 +81,7 @@ def test_a_pure_room_has_no_clock_disk_network_or_dice() -> None:
         assert not called & BUILTINS_WITH_EFFECTS, relative(path)
 
 
-def test_there_are_pure_rooms() -> None:
+def test_there_are_pure_packages() -> None:
     assert len(PURE_FILES) > 3
 
 

@@ -117,7 +117,7 @@ def test_a_failed_sync_is_the_last(logged_errors: Any) -> None:
     assert store.crash(None).meta() == {"n": b"1"}
 
 
-def test_a_divergence_is_told_to_its_batch() -> None:
+def test_a_divergence_fails_its_batch() -> None:
     broken: list[Exception] = []
     store = MemoryStore(auto=True, on_broken=broken.append)
     result_of(store.commit(Batch(rows=[birth("t")])))

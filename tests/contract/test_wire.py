@@ -297,7 +297,7 @@ async def test_many_calls_at_once(wire: Wire, pair: tuple[WireNode, WireNode]) -
 
 
 @deferred
-async def test_a_session_that_rises_is_told_to_the_peers(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
+async def test_a_session_that_rises_is_sent_to_the_peers(wire: Wire, pair: tuple[WireNode, WireNode]) -> None:
     a, b = pair
     a.local.session = 41
     b.local.session = 42

@@ -114,7 +114,7 @@ async def test_another_authority_is_not_believed(house: House, stranger: str) ->
 
 @pytest.mark.parametrize("without", ["dialler", "listener"])
 @deferred
-async def test_without_a_certificate_nobody_is_heard(house: House, without: str) -> None:
+async def test_without_a_certificate_nobody_is_accepted(house: House, without: str) -> None:
     a = await house.node("a", TcpWire() if without == "dialler" else None)
     b = await house.node("b", TcpWire() if without == "listener" else None)
     await refusals(a, b)

@@ -196,7 +196,7 @@ async def test_the_cluster(kind: str, port: int) -> None:
         assert (await node.metrics()).version
 
 
-async def test_events_are_told_as_they_happen(kind: str, port: int) -> None:
+async def test_events_come_as_they_happen(kind: str, port: int) -> None:
     async with subject(kind, port) as (_, node, _):
         heard: list[Event] = []
 
@@ -234,7 +234,7 @@ async def test_nobody_is_there(kind: str, port: int) -> None:
             await anext(aiter(client.at(nobody).events()))
 
 
-async def test_calls_are_told_but_not_those_that_watch(kind: str, port: int) -> None:
+async def test_calls_are_reported_but_not_those_that_watch(kind: str, port: int) -> None:
     calls: list[Call] = []
     async with subject(kind, port) as (client, node, nobody):
         client.on_call = calls.append

@@ -30,7 +30,7 @@ def fallen(*names: str) -> FakeCluster:
         (("node-1",), 2, "UNREACHABLE"),
     ],
 )
-async def test_the_exit_status_tells_how_it_is(
+async def test_the_exit_status_says_how_it_is(
     names: tuple[str, ...], status: int, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await print_once(fallen(*names), ["127.0.0.1:8080"], as_json=False, timeout_s=1.0) == status

@@ -164,7 +164,7 @@ def test_not_ready_says_why() -> None:
     assert health.judge(view).sentence == "node-1 not ready (not_active)"
 
 
-def test_a_node_that_only_the_cluster_reaches_is_told_apart() -> None:
+def test_a_node_that_only_the_cluster_reaches_is_distinguished() -> None:
     view = fold(Failed(address("node-2"), 12.0, "no answer in time"), view=whole())
     assert "not reached from here" in health.judge(view).sentence
     assert view.voters_living == 3
@@ -189,7 +189,7 @@ def test_partitions_without_a_primary_come_first() -> None:
     assert not view.counts_are_whole
 
 
-def test_too_few_copies_are_told_only_where_more_could_be() -> None:
+def test_too_few_copies_are_reported_only_where_more_could_be() -> None:
     alone = tuple(
         msgspec.structs.replace(entry, replicas=("node-2",), in_sync=("node-1", "node-2"), epoch=7)
         for entry in partitions()

@@ -74,7 +74,7 @@ def test_new_tasks_come_in_before_the_others_and_none_is_lost() -> None:
     assert ids(window) == [task.id for task in newer + tasks[:30]]
 
 
-def test_more_new_ones_than_a_page_are_told_and_nothing_moves() -> None:
+def test_more_new_ones_than_a_page_are_counted_and_nothing_moves() -> None:
     tasks = server(40)
     window = TaskWindow()
     window.begin(page(tasks, None))

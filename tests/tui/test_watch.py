@@ -52,7 +52,7 @@ async def wait(condition: object) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_a_node_is_looked_at_again_and_again_and_heard() -> None:
+async def test_a_node_is_polled_again_and_again_and_its_events_received() -> None:
     fake = populated()
     async with watching(fake) as (_, seen, heard):
         await wait(lambda: len(seen) >= 3)
@@ -65,7 +65,7 @@ async def test_a_node_is_looked_at_again_and_again_and_heard() -> None:
         assert (heard[0].task_id, heard[0].to) == ("task-0003", "processing")
 
 
-async def test_one_that_goes_is_told_at_once_and_comes_back_by_itself() -> None:
+async def test_one_that_goes_is_noticed_at_once_and_comes_back_by_itself() -> None:
     fake = populated()
     async with watching(fake) as (_, seen, _):
         await wait(lambda: seen)
@@ -80,7 +80,7 @@ async def test_one_that_goes_is_told_at_once_and_comes_back_by_itself() -> None:
         fake.start("task-0000")
 
 
-async def test_one_that_hangs_is_told_after_a_moment() -> None:
+async def test_one_that_hangs_is_noticed_after_a_moment() -> None:
     fake = populated()
     fake.hanging.add("node-1")
     async with watching(fake) as (_, seen, _):

@@ -171,7 +171,7 @@ MUTATIONS = (
         partitions.run_stuck_candidate,
     ),
     mutation(
-        "evidence of death is not heard", "R5a", ((Election, "leader_died", always(None)),), partitions.run_evidence
+        "evidence of death is ignored", "R5a", ((Election, "leader_died", always(None)),), partitions.run_evidence
     ),
     mutation(
         "with evidence the leader is not forgotten",

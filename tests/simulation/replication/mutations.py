@@ -256,13 +256,13 @@ MUTATIONS = (
     rule("acks leave before the sync", "R16", (Replica, "seal", _acks_at_once)),
     rule("all answers leave before the sync (driver)", "R16", world=pressed(None, "ack before the sync")),
     rule(
-        "what is not told to be committed is applied",
+        "what is not announced as committed is applied",
         "R17",
         (Replica, "appliable", lambda self: self._log.durable_sequence),
     ),
-    rule("what an earlier epoch told is applied (swarm)", "R17", _TOLD_ONCE, world=pressed(CHANGES)),
+    rule("what an earlier epoch announced is applied (swarm)", "R17", _TOLD_ONCE, world=pressed(CHANGES)),
     rule(
-        "what an earlier epoch told is applied (hand)",
+        "what an earlier epoch announced is applied (hand)",
         "R17",
         _TOLD_ONCE,
         world=hand(handmade.told_in_an_earlier_epoch),
@@ -322,7 +322,7 @@ RARE = {
     "a timed-out proposal is forgotten (swarm)",
     "the epoch before the start is forgotten (swarm)",
     "no Sync (swarm)",
-    "what an earlier epoch told is applied (swarm)",
+    "what an earlier epoch announced is applied (swarm)",
     "an old snapshot is installed (swarm)",
     "a read joins the round in flight (driver)",
 }

@@ -55,7 +55,7 @@ class TestCluster:
         assert "waiting" not in first
         assert second["waiting"] == "no target"
 
-    def test_a_partition_tells_of_its_move_only_while_it_moves(self, three: World) -> None:
+    def test_a_partition_shows_its_move_only_while_it_moves(self, three: World) -> None:
         three.queue.members.set_partition(0, move=PartitionMove("copying", None, None))
         three.queue.members.set_partition(1, move=PartitionMove("copying", 300, 25))
         first, second = three.get("/cluster/partitions").json["partitions"]
@@ -129,7 +129,7 @@ class TestHealth:
             == b'{"ready":false,"reasons":[{"code":"recovering","detail":"the log is being read"}],"notes":[]}'
         )
 
-    def test_every_reason_is_told(self, world: World) -> None:
+    def test_every_reason_is_listed(self, world: World) -> None:
         codes = ["joining", "no_controller", "not_active", "draining", "disk_full"]
         world.queue.reasons += [NotReadyReason(code, f"because of {code}") for code in codes]
         for path in ("/ready", "/readyz"):
@@ -184,7 +184,7 @@ class TestMetrics:
         assert reply.headers["content-type"].startswith("application/openmetrics-text")
         assert list(parse_openmetrics(reply.body.decode()))
 
-    def test_without_the_ages_the_rest_is_told(self, world: World) -> None:
+    def test_without_the_ages_the_rest_is_shown(self, world: World) -> None:
         world.queue.fail_next("oldest_pending_age_s", NotReady())
         assert world.get("/metrics").status == 200
 

@@ -143,7 +143,7 @@ def test_415_not_json(world: World, headers: dict[str, str]) -> None:
     assert (reply.status, reply.code) == (415, "not_json")
 
 
-def test_415_tells_curl_users_what_to_add(world: World) -> None:
+def test_415_says_to_curl_users_what_to_add(world: World) -> None:
     reply = world.post("/tasks/submit", b"type=email", Content_Type="application/x-www-form-urlencoded")
     assert (reply.status, reply.code) == (415, "not_json")
     assert "-H 'Content-Type: application/json'" in reply.json["detail"]
@@ -161,7 +161,7 @@ def test_403_a_page_of_another_site(world: World, path: str) -> None:
 @pytest.mark.parametrize("path", ["/tasks/submit", "/tasks/batch"])
 @pytest.mark.parametrize("headers", [{}, {"Content_Type": "application/json"}], ids=["untyped", "json"])
 @pytest.mark.parametrize("between", [b"\n", b""], ids=["lines", "as curl -d sends them"])
-def test_lines_that_don_t_say_so_are_told_what_to_add(
+def test_lines_that_don_t_say_so_are_refused_with_what_to_add(
     world: World, path: str, headers: dict[str, str], between: bytes
 ) -> None:
     reply = world.post(path, b'{"type":"a"}' + between + b'{"type":"b"}', **headers)

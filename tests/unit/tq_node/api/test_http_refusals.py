@@ -291,7 +291,7 @@ class TestRefusedBeforeTheBody:
         assert len(client.replies()) == 1
 
     @pytest.mark.parametrize("status", [status for status in HEADS if status != "413"])
-    def test_who_asks_hears_no_continue(self, world: World, status: str) -> None:
+    def test_who_asks_gets_no_continue(self, world: World, status: str) -> None:
         client = world.connect()
         client.send(self.HEADS[status] + LENGTH + b"Expect: 100-continue\r\n\r\n")
         (reply,) = client.replies()

@@ -44,7 +44,7 @@ def is_denied(world: World, reply: Reply) -> bool:
     return (reply.status, reply.code) == (403, "denied")
 
 
-def test_a_program_on_this_machine_is_told(three: World, logged: list[str]) -> None:
+def test_a_program_on_this_machine_gets_the_secret(three: World, logged: list[str]) -> None:
     reply = three.post(JOIN)
     assert reply.status == 200
     assert reply.body == (

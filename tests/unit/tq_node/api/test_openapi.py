@@ -83,7 +83,7 @@ def test_every_reference_leads_somewhere(world: World) -> None:
         assert reference.removeprefix("#/components/schemas/") in whole["components"]["schemas"], reference
 
 
-def test_every_operation_tells_its_problems(world: World) -> None:
+def test_every_operation_lists_its_problems(world: World) -> None:
     for path, methods in document(world)["paths"].items():
         for operation in methods.values():
             problem = operation["responses"]["default"]["content"]["application/problem+json"]["schema"]

@@ -273,7 +273,7 @@ class TestBatch:
     def test_a_key_for_many_is_refused(self, world: World) -> None:
         assert world.post("/tasks/batch", {"tasks": []}, Idempotency_Key="k").code == "malformed"
 
-    def test_an_unknown_outcome_is_told_for_each_item(self, world: World) -> None:
+    def test_an_unknown_outcome_is_reported_for_each_item(self, world: World) -> None:
         world.queue.fail_next("submit_many", OutcomeUnknown("not in time"))
         assert world.post("/tasks/batch", {"tasks": [{"type": "a"}]}).status == 504
 

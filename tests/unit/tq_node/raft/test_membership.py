@@ -153,12 +153,12 @@ class TestRules:
 class TestTransfer:
     """3.10."""
 
-    def test_a_target_that_has_everything_is_told_at_once(self) -> None:
+    def test_a_target_that_has_everything_gets_leadership_at_once(self) -> None:
         core = leader_of()
         core.transfer_leadership(B)
         assert [message.target for message in only(said(core), TimeoutNow)] == [B]
 
-    def test_another_is_told_when_it_has(self) -> None:
+    def test_another_gets_it_when_it_has(self) -> None:
         core = leader_of()
         core.propose(b"x")
         core.transfer_leadership(B)

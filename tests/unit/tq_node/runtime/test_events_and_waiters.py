@@ -83,7 +83,7 @@ def test_waiters_fire_in_order_each_its_own() -> None:
     assert failures == [OutcomeUnknown]
 
 
-def test_overdue_callers_are_told_patient_ones_are_not() -> None:
+def test_overdue_callers_are_answered_patient_ones_are_not() -> None:
     waiters = CommitWaiters()
     waits = [Wait(None, 10), Wait(None, 20, patient=True), Wait(None, 90)]
     for wait in waits:

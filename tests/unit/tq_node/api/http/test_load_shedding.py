@@ -25,7 +25,7 @@ def shedder(clock: Clock) -> LoadShedder:
     return LoadShedder(clock)
 
 
-def test_a_few_are_told_at_once(shedder: LoadShedder, clock: Clock) -> None:
+def test_a_few_are_refused_at_once(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     for number in range(PER_TICK):
         assert shedder.refuse(partial(told.append, number)) is None
@@ -76,7 +76,7 @@ def test_a_large_one_counts_for_many(shedder: LoadShedder, clock: Clock) -> None
     assert told == ["large", "small"]
 
 
-def test_who_has_gone_is_not_told_and_takes_nobody_s_turn(shedder: LoadShedder, clock: Clock) -> None:
+def test_who_has_gone_is_not_answered_and_takes_nobody_s_turn(shedder: LoadShedder, clock: Clock) -> None:
     told: list[int] = []
     waiting = [shedder.refuse(partial(told.append, number)) for number in range(PER_TICK * 3)]
     for one in waiting[PER_TICK : PER_TICK * 2]:

@@ -58,5 +58,5 @@ def test_who_lets_it_in_again_has_taken_it_back() -> None:
     assert refusals_of(3, [2, 3], is_registered=True, let_in_by=2) == []
 
 
-def test_it_is_told_once() -> None:
+def test_it_is_reported_once() -> None:
     assert refusals_of(3, [2, 3, 2], is_registered=False) == [Refusal.STORE_CLONED]

@@ -55,7 +55,7 @@ def test_a_chunk_that_does_not_hold_is_kept_back(data: bytes) -> None:
     assert incoming.is_sound(A, chunk(1, a_chunk(Digest(), "b"))), "the core misses the one before it, and says so"
 
 
-def test_chunks_that_are_not_all_are_told_by_the_digest() -> None:
+def test_chunks_that_are_not_all_are_found_by_the_digest() -> None:
     incoming, digest = ChunkCheck(), Digest()
     data = a_chunk(digest, "a")
     assert incoming.is_sound(A, begin())

@@ -82,7 +82,7 @@ def test_own_slots_come_first(helped: Helped) -> None:
     assert len(helped.result(helped.world.queue.claims.claim(2))) == 2
 
 
-def test_what_is_lent_is_lost_when_its_lease_is_over_and_not_before(helped: Helped) -> None:
+def test_what_is_lent_is_lost_when_its_lease_expires_and_not_before(helped: Helped) -> None:
     helped.submit("a")
     (claim,) = helped.lend()
     helped.pass_by(limits.LEASE_MS - 500)
@@ -133,7 +133,7 @@ def test_types_without_a_handler_there_stay_for_others(helped: Helped) -> None:
     assert {claim.task_id for claim in helped.result(helped.world.queue.claims.claim(9))} == {"a", "b"}
 
 
-def test_a_worker_that_nobody_has_heard_of_gets_its_types_too(helped: Helped) -> None:
+def test_a_worker_that_nobody_knows_gets_its_types_too(helped: Helped) -> None:
     """Of a node of an earlier release, which does not say what it takes: what lay among the unknown is read anew."""
     helped.submit("a", "b", task_type="picture")
     helped.submit("c")

@@ -145,7 +145,7 @@ def test_who_has_nothing_waiting_says_nothing_and_has_no_timer(rig: Rig) -> None
     assert rig.time.getDelayedCalls() == []
 
 
-def test_a_backlog_is_told_until_it_is_gone(rig: Rig) -> None:
+def test_a_backlog_is_offered_until_it_is_gone(rig: Rig) -> None:
     rig.local.waiting = 5
     rig.lending.noticed()
     rig.time.advance(limits.HELP_OFFER_MS / 1000)
@@ -163,7 +163,7 @@ def test_a_backlog_is_told_until_it_is_gone(rig: Rig) -> None:
     assert rig.time.getDelayedCalls() == []
 
 
-def test_a_peer_of_an_earlier_version_is_not_told_again(rig: Rig) -> None:
+def test_a_peer_of_an_earlier_version_gets_no_second_offer(rig: Rig) -> None:
     """It refuses the call, and has done nothing; once it is connected anew it may know better."""
     rig.local.waiting = 5
     rig.lending.noticed()
@@ -197,7 +197,7 @@ def test_in_a_large_cluster_each_has_its_turn(rig: Rig) -> None:
     assert rig.time.getDelayedCalls() == []
 
 
-def test_only_those_are_told_that_can_run_what_waits(rig: Rig) -> None:
+def test_only_those_get_offers_that_can_run_what_waits(rig: Rig) -> None:
     rig.types.update({ONE: frozenset({"picture"}), TWO: frozenset({"email"})})
     rig.local.waiting = 9
     rig.local.waiting_of.update(picture=9)

@@ -46,7 +46,7 @@ def test_the_pool_of_randomness_is_refilled_and_never_used_twice() -> None:
     assert len(asked) == 3
 
 
-def test_a_made_id_is_one_that_is_told_its_randomness() -> None:
+def test_a_made_id_has_the_randomness_it_is_given() -> None:
     bits = (0x0123456789ABCDEF).to_bytes(8, "big")
     assert IdMaker(lambda count: bits * (count // 8), seed=5, partition_count=64).make(NOW_US) == task_id_of(
         NOW_US, 0x0123456789ABCDEF
