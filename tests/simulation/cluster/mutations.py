@@ -266,7 +266,7 @@ MUTATIONS = (
     ),
     Mutation("a strong read asks nobody", "7", ((ReadIndex, "when_confirmed", always(None)),), stale),
     Mutation("who waits is not answered at a step-down", "R12", ((CommitWaiters, "abandon", _tells_nobody),), failover),
-    Mutation("who waits for an end is not answered at a step-down", "R12", ((TaskReads, "stepped_down", always(None)),), failover),
+    Mutation("an end awaited is not answered at a step-down", "R12", ((TaskReads, "stepped_down", always(None)),), failover),
     Mutation("forwarded calls are sent again", "9, F29", ((PeerClient, "_send", _sends_again),), leases),
     # --- what a primary has in memory ---
     Mutation("rows stay in memory after a step-down", "R12", ((RowCache, "drop_partition", always(None)),), failover),
@@ -298,7 +298,7 @@ MUTATIONS = (
 EXPLAINED = {
     "messages of Raft leave before the disk": "an election and a crash within one sync; the mutations of raft catch it",
     "promises are not written": "an older primary must speak after the crash; those of replication catch it",
-    "who waits for an end is not answered at a step-down": "such a wait has a deadline of its own",
+    "an end awaited is not answered at a step-down": "such a wait has a deadline of its own",
     "an earlier run's partitions are led": "R6 stands behind it: what has been promised is not led again",
     "what could not be sent is forgotten": "buffers of 32 MiB do not fill here, and a new connection begins streams anew",
     "a batch waits for its first partition only": "the others' entries must be lost within a sync of being told",
