@@ -253,9 +253,8 @@ class ReplicaDriver:
     def propose(self, partition: int, effect: Effect, size: int, news: Change | None = None) -> int:
         """Append an effect to the partition's open entry, which leaves with the next commit.
         Returns its sequence."""
-        if partition not in self._dirty:  # else a flush is on its way
-            self._dirty.add(partition)
-            self._schedule_flush()
+        self._dirty.add(partition)
+        self._schedule_flush()
         return self.cores[partition].propose(effect, size, news)
 
     def when_committed(
