@@ -1,4 +1,5 @@
-"""One suite over both kinds of TCP connection, Twisted's own and ``direct_sends``; the peer is a bare socket."""
+"""One suite over both kinds of TCP connection, Twisted's own and ``direct_sends``; the peer is a
+bare socket."""
 
 from __future__ import annotations
 
@@ -195,7 +196,7 @@ async def test_what_is_no_bytes_is_refused_and_nothing_of_it_sent(pair: Pair) ->
 
 @implementer(IPushProducer)
 class Pushing:
-    """Writes 64 KiB after another from one call on, until it is paused or has written ``count`` of them."""
+    """Writes 64 KiB after another, until it is paused or has written ``count`` of them."""
 
     def __init__(self, transport: Any, count: int = sys.maxsize) -> None:
         self._transport = transport
@@ -281,7 +282,7 @@ async def test_a_pull_producer_is_asked_until_it_is_done(pair: Pair) -> None:
 
 @deferred
 async def test_a_producer_that_writes_on_after_the_end_was_asked_for(pair: Pair) -> None:
-    """Once resumed it writes a little and stays registered: what is written is sent, and then the connection ends."""
+    """Once resumed it writes a little and stays registered: that is sent, then the connection ends."""
     end = await pair.opened(End())
 
     @implementer(IPushProducer)

@@ -72,14 +72,14 @@ def decide(
 ) -> Decision:
     """What the leader should propose now.
 
-    :param plan: False: look for deaths and voters only, not at each partition.
+    :param plan: False: look for deaths only, neither at voters nor at each partition.
 
     :param pending: commands proposed and not yet applied, the data plane's too; none is proposed
         again.
     """
     if view.me not in cluster_map.nodes:
         return Decision()
-    voter_change = next_voter_change(cluster_map, liveness, view, now_ms)
+    voter_change = next_voter_change(cluster_map, liveness, view, now_ms) if plan else None
     deaths = _deaths(cluster_map, liveness, view, now_ms, pending)
     if deaths:
         # Whatever else is due is looked at again once they are buried.

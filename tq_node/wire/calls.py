@@ -107,6 +107,11 @@ class OutboundCalls:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def begun(self) -> int:
+        """How many calls were begun on this connection."""
+        return self._counter
+
     def next_tag(self) -> bytes:
         self._counter += 1
         return b"%x" % self._counter

@@ -77,6 +77,8 @@ class DialledPeer(PeerConnection):
         self._on_gone = on_gone
         self._sessions = authentication.sessions
         self._ping_s = bounds.BULK_PING_S if bulk else bounds.PING_S
+        self._calls_begun = 0
+        """How many calls there had been at the last look whether to ping."""
         self._ping_answer_s = bounds.BULK_PING_ANSWER_S_MAX if bulk else bounds.PING_ANSWER_S_MAX
 
     def lost(self) -> None:
@@ -167,9 +169,17 @@ class DialledPeer(PeerConnection):
         Deferred.fromCoroutine(self._ping_round())
 
     async def _ping_round(self) -> None:
-        await self.ping()
+        if not self._is_proven():
+            await self.ping()
+        self._calls_begun = self._calls.begun
         if self.is_open():
             self._set_timer(until_beat(self._reactor, self._ping_s), self._ping_by_time)
+
+    def _is_proven(self) -> bool:
+        """Whether a ping would say nothing new: other calls were begun since the last look, which
+        end the connection where they are not answered, and one was answered lately."""
+        lately_s = self._reactor.seconds() - self._ping_s
+        return self._calls.begun > self._calls_begun and self.heard_at_s > lately_s
 
     async def ping(self) -> bool:
         """Exchange session numbers. True: answered. Never fails: a connection that does not answer is closed instead."""

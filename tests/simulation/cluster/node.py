@@ -316,6 +316,7 @@ def composition(world: ClusterWorld, small: dict[str, Any]) -> Iterator[None]:
     patches: list[tuple[Any, str, Any]] = [
         (composition_root, "serverFromString", lambda reactor, _: ServerEndpoint(reactor, PEER_PORT)),
         (composition_root, "client_endpoint", ClientEndpoint),
+        (composition_root, "tcp_reactor", lambda reactor, _: reactor),
         (composition_root, "Inviter", lambda reactor, **_: VirtualInviter(world, reactor)),
         (composition_root, "Joiner", partial(Joiner, dice=dice)),
         (composition_root, "random", SimpleNamespace(Random=lambda: random.Random(dice.random()))),

@@ -48,9 +48,12 @@ from tq_node.wire.pool import Member, PeerPool
 _log = Logger(namespace="taskqueue.membership")
 
 HEARTBEAT_S = 0.25
+BEATS_TO_FOLLOWERS = 2
+"""Nodes that do not lead get only each second heartbeat: the leader alone judges by their coming (R5)."""
 CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
-PLAN_REST_MS = 500
-"""How long the controller may leave the partitions alone while nothing changes; it looks for deaths each time."""
+PLAN_REST_MS = 1_000
+"""How long the controller may leave partitions and voters alone while nothing changes; it looks
+for deaths each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits for the map to have it as down, and how often it looks."""
 DEPARTED = "departed"
@@ -137,6 +140,7 @@ class Membership:
         self._pending: dict[int, AnyCommand] = {}
         self._pending_serial = 0
         self._beats_in_flight: set[NodeId] = set()
+        self._beats = 0
         self._change_pending = False
         self._leader: NodeId | None = None
         self._control_timer = clock.timer(self._control)
@@ -148,8 +152,8 @@ class Membership:
         self._up: set[NodeId] = set()
         self._rested: ClusterMap | None = None
         """The newest map for which the controller had nothing to do for any partition."""
-        self._rested_unfit: frozenset[NodeId] = frozenset()
-        """The nodes that could not lead when ``_rested`` was looked at."""
+        self._rested_view: tuple[RaftView, frozenset[NodeId]] | None = None
+        """The Raft group, and the nodes that could not lead, when ``_rested`` was looked at."""
         self._planned_ms = 0
         self.registrar = Registrar(self, log.raft, pool, outside.refused)
         self._pauses: set[IDelayedCall] = set()
@@ -157,7 +161,7 @@ class Membership:
     # --- life ---
     def start(self) -> None:
         self.registrar.start()
-        self._loops.append(self._clock.every(HEARTBEAT_S, self._beat, "a heartbeat"))
+        self._loops.append(self._clock.every(HEARTBEAT_S, self._beat_by_time, "a heartbeat"))
         self._loops.append(self._clock.every(CONTROLLER_S, self._control, "the controller"))
 
     async def stop(self) -> None:
@@ -305,9 +309,14 @@ class Membership:
             self._handlers = handlers
             self._handlers_serial += 1
             self.registration = msgspec.structs.replace(self.registration, handlers=handlers.kind)
-            self._beat()
+            self._beat(to_all=True)
 
-    def _beat(self) -> None:
+    def _beat_by_time(self) -> None:
+        self._beats += 1
+        self._beat(to_all=self._beats % BEATS_TO_FOLLOWERS == 0)
+
+    def _beat(self, *, to_all: bool) -> None:
+        """Send a heartbeat to the leader, or to all members; to all while no leader is known."""
         if not self.is_registered:
             return
         serial = self._handlers_serial
@@ -316,9 +325,11 @@ class Membership:
         if self.liveness.lacks_handlers(self.me, serial):
             self._note_handlers(self.me, msgspec.structs.replace(beat, handlers=self._handlers))
         body, whole = BEATS.encode(beat), b""
+        leader = None if to_all else self._raft.core.leader
         for node in self.map.members():
             if (
                 node.node_id != self.me
+                and leader in (None, node.node_id)
                 and node.node_id not in self._beats_in_flight
                 and self._pool.is_connected(node.node_id)
             ):
@@ -447,21 +458,22 @@ class Membership:
             return
         now_ms = self._clock.now_ms()
         self.liveness.tick(now_ms)
-        # Where nothing was to be done, and nothing has changed but the time, the partitions are looked at less often.
-        unfit = self.liveness.unfit()
+        # Where nothing was to be done, and nothing has changed but the time, partitions and voters
+        # are looked at less often.
+        view = self._view()
+        looked_at = view, self.liveness.unfit()
         rests = (
             self.map is self._rested
-            and unfit == self._rested_unfit
+            and looked_at == self._rested_view
             and now_ms - self._planned_ms < PLAN_REST_MS
             and not self._pending
         )
-        decision = decide(
-            self.map, self.liveness, self._view(), now_ms, pending=tuple(self._pending.values()), plan=not rests
-        )
+        decision = decide(self.map, self.liveness, view, now_ms, pending=tuple(self._pending.values()), plan=not rests)
         if not rests:
             self.waiting = decision.waiting
             self._planned_ms = now_ms
-            self._rested, self._rested_unfit = None if decision.commands else self.map, unfit
+            is_calm = not decision.commands and decision.voter_change is None
+            self._rested, self._rested_view = self.map if is_calm else None, looked_at
         self._carry_out(decision)
 
     def _view(self) -> RaftView:

@@ -575,10 +575,14 @@ class ReplicaDriver:
         for done in waits:
             done.callback(None)
 
+    def leading(self) -> list[Core]:
+        """The partitions that are led here."""
+        return [core for partition in sorted(self._candidates) if (core := self.cores[partition]).is_leading]
+
     # --- time ---
     def tick_all(self) -> None:
-        """Tick each partition that is led here or is to be. Called with each ping round: silence
-        alone may end a rest."""
+        """Tick each partition that is led here or is to be. Called each ``read_index.LOOK_S``:
+        silence alone may end a rest."""
         self._tick(self._candidates)
 
     def _tick_busy(self) -> None:

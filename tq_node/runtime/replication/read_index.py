@@ -19,7 +19,10 @@ from tq_node.types import NodeId
 from tq_node.wire.codec import Codec
 from tq_node.wire.errors import MalformedBox
 
-ROUND_S = 0.25
+ROUND_S = 0.5
+"""Between two rounds; a quarter of ``replica_lag_max_ms``, so that one that is lost removes no copy."""
+LOOK_S = 0.25
+"""Between two looks at all partitions: at who is silent, and who may be served."""
 ROUND_WAIT_MS = 20
 """A round that is not answered within this time does not hold up the next one."""
 READ_WAIT_MS = 2_000
@@ -57,7 +60,7 @@ class ReadIndex:
     # --- rounds ---
     def begin(self) -> None:
         """Ping every node with a replica of what is led here; also each ``ROUND_S``, for idle partitions (F45)."""
-        leading = [core for core in self._driver.cores if core.is_leading]
+        leading = self._driver.leading()
         led = [(core.partition, epoch) for core in leading if (epoch := core.epoch) is not None]
         if not led:
             return

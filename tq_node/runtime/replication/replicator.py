@@ -154,18 +154,18 @@ class Replication:
         self._judge_all()
 
     def _judge_all(self) -> None:
-        cores, refusals = self.driver.cores, self.refusals
+        refusals = self.refusals
         since_ms = self._clock.now_ms() - SILENT_MS
         alive = {node for node in self._connected if self._is_alive(node, since_ms)} | {self._me}
-        for partition, record in self._records.items():
-            core = cores[partition]
-            if partition in refusals:
-                self._judge(partition)
-            elif core.is_leading:
+        for partition in list(refusals):
+            self._judge(partition)
+        for core in self.driver.leading():
+            record = self._records.get(core.partition)
+            if core.partition not in refusals and record is not None:
                 members = core.effective_set
                 all_reachable = members <= alive and members <= record.up and len(members) >= record.min_isr
                 if core.is_handing_over or not all_reachable:
-                    self._judge(partition)
+                    self._judge(core.partition)
 
     def received(self, source: NodeId, body: bytes) -> None:
         """Take messages of partitions from a peer.
@@ -213,11 +213,10 @@ class Replication:
         return found
 
     # --- time ---
-    def round(self) -> None:
-        """Tick all partitions and begin a ping round; called each ``read_index.ROUND_S``."""
+    def look(self) -> None:
+        """Tick all partitions and judge what they may serve; called each ``read_index.LOOK_S``."""
         self.driver.tick_all()
         self.read_index.give_up_overdue()
-        self.read_index.begin()
         self._judge_all()
         self._note_in_sync()
         self._drop_leftovers()

@@ -26,7 +26,7 @@ from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.ports import Replicas, Surroundings
-from tq_node.runtime.replication.read_index import ROUND_S
+from tq_node.runtime.replication.read_index import LOOK_S, ROUND_S
 from tq_node.runtime.replication.replicator import Replication
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.snapshot_taker import SnapshotTaker
@@ -122,7 +122,8 @@ class LocalQueue:
         """Begin what goes on by itself: ticks, pings, purges, looks at the disk."""
         self._check_disk()
         self._every(limits.SAFETY_NET_S, self.claims.safety_net, "the safety net")
-        self._every(ROUND_S, self.replication.round, "ticks and a ping round")
+        self._every(LOOK_S, self.replication.look, "the look at all partitions")
+        self._every(ROUND_S, self.replication.read_index.begin, "a ping round")
         self._every(1.0, self.table.driver.give_up_overdue, "looking for overdue callers")
         self._every(limits.DISK_CHECK_S, self._check_disk, "the disk check")
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 import pytest
 from twisted.internet.defer import Deferred
 
@@ -23,7 +26,8 @@ from tq_node.raft.messages import Heartbeat
 from tq_node.wire import bounds
 from tq_node.wire.codec import encode_messages
 from tq_node.wire.commands import Lane, Propose, Register
-from tq_node.wire.errors import MalformedBox, Superseded, TooSlow, UnknownCommand, Unread
+from tq_node.wire.connector import DialledPeer
+from tq_node.wire.errors import MalformedBox, PeerUnreachable, Superseded, TooSlow, UnknownCommand, Unread
 
 
 # --- F34: nothing that a peer says in a bad form closes more than it must ---
@@ -113,6 +117,50 @@ async def test_a_peer_that_no_longer_answers_pings_is_given_up(house: House, wir
     began_s = wire.reactor.seconds()
     await wire.until(lambda: a.handler.seen("lost"), "the lane given up")
     assert wire.reactor.seconds() - began_s <= bounds.PING_S + bounds.PING_ANSWER_S_MAX + 0.1
+
+
+async def ask_each(seconds: float, a: WireNode, b: WireNode, wire: MemoryWire, times: int) -> None:
+    """Ask as heartbeats do."""
+    for _ in range(times):
+        a.pool.ask(b.node_id, Register, b"x", 1.0).addErrback(lambda why: why.trap(OutcomeUnknown, PeerUnreachable))
+        await wire.sleep(seconds)
+
+
+@deferred
+async def test_a_lane_that_other_calls_prove_is_not_pinged(
+    house: House, wire: MemoryWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await house.node("a"), await house.node("b")
+    await a.meet(b)
+    pinged: list[float] = []
+    ping = DialledPeer.ping
+
+    def noted(connection: DialledPeer) -> Coroutine[Deferred[Any], Any, bool]:
+        if connection.lane is Lane.CONSENSUS:
+            pinged.append(wire.reactor.seconds())
+        return ping(connection)
+
+    monkeypatch.setattr(DialledPeer, "ping", noted)
+    await ask_each(bounds.PING_S / 2, a, b, wire, 40)
+    assert len(pinged) <= 1, "before the first call"
+    pinged.clear()
+    await wire.sleep(10.0)
+    assert len(pinged) >= 10.0 / bounds.PING_S - 2, "as soon as nothing else is asked"
+
+
+@deferred
+async def test_a_peer_that_no_longer_answers_is_given_up_as_soon_while_others_ask(
+    house: House, wire: MemoryWire
+) -> None:
+    a, b = await house.node("a"), await house.node("b")
+    await a.meet(b)
+    await ask_each(bounds.PING_S / 2, a, b, wire, 10)
+    hold_answers(b)
+    passed_s = 0.0
+    while not a.handler.seen("lost"):
+        await ask_each(bounds.PING_S / 2, a, b, wire, 1)
+        passed_s += bounds.PING_S / 2
+        assert passed_s <= bounds.PING_S + bounds.PING_ANSWER_S_MAX + 0.1
 
 
 @deferred
