@@ -36,11 +36,11 @@ PARTS: dict[str, Callable[[Context], None]] = {
 BEGUN = time.monotonic()
 OTHER_TREE = "other tree"
 ONCE = {"counts", "stored"}
-"""Done in one round: counts don't vary much, and stored repeats its calls within."""
+"""Parts done in one round: counts hardly vary, and ``stored`` repeats its calls within."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, 1 when something did not add up, 130 after Ctrl-C. Whatever was measured by then is reported."""
+    """Run the bench. The exit code: 0, 1 when something did not add up, 130 after Ctrl-C; what was measured is reported."""
     said = _parser().parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
@@ -141,7 +141,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _peers(wanted: list[str] | None, book: Book, systems: dict[str, str]) -> list[Peer]:
-    """Those that can be had."""
+    """The peers that can be had here."""
     peers = []
     for kind in PEERS:
         if wanted is not None and kind.name not in wanted:
@@ -159,7 +159,7 @@ def _peers(wanted: list[str] | None, book: Book, systems: dict[str, str]) -> lis
 
 
 def _measure(name: str, context: Context, begun: float) -> None:
-    """:raises Failed: what this part left does not add up; the others can still be measured."""
+    """Measure one part. :raises Failed: what it left does not add up; the others can still be measured."""
     rounds = 1 if name in ONCE else context.sizes.rounds
     for number in range(rounds):
         if time.monotonic() - begun > (context.sizes.more_rounds_s if number else context.sizes.last_start_s):

@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     tasks: int
     seconds: float
     cpu_s: float
-    """Of this process: the client, all its threads."""
+    """CPU seconds of this process: the client, all its threads."""
 
     @property
     def rate(self) -> float:
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 
 
 def by_threads(address: str, seconds: float, count: int) -> Sample:
-    """So many threads share one ``Queue``."""
+    """Submit from ``count`` threads that share one ``Queue``."""
     done = [0] * count
     with Queue(address) as queue:
         queue.submit(TYPE, PAYLOAD, delay=3_600).cancel()  # connected
@@ -64,7 +64,7 @@ def by_threads(address: str, seconds: float, count: int) -> Sample:
 
 
 def by_asyncio(address: str, seconds: float, count: int, *, batching: bool) -> Sample:
-    """So many coroutines share one ``AsyncQueue``."""
+    """Submit from ``count`` coroutines that share one ``AsyncQueue``."""
 
     async def measure() -> Sample:
         async with AsyncQueue(address, batching=batching) as queue:
@@ -88,7 +88,7 @@ def by_asyncio(address: str, seconds: float, count: int, *, batching: bool) -> S
 
 
 def by_heaps(address: str, seconds: float) -> Sample:
-    """``submit_many``, one call after the other."""
+    """Submit by ``submit_many``, one call after the other."""
     done = 0
     with Queue(address) as queue:
         queue.submit(TYPE, PAYLOAD, delay=3_600).cancel()
@@ -111,7 +111,7 @@ WAYS: dict[str, Callable[[str, float], Sample]] = {
 
 
 def measure(directory: Path, nodes: int, seconds: float, rounds: int) -> dict[str, list[Sample]]:
-    """:raises Failed: the cluster does not have what was heard of."""
+    """Measure one way to submit. :raises Failed: the cluster lacks tasks that were acknowledged."""
     samples: dict[str, list[Sample]] = {way: [] for way in WAYS}
     for number in range(rounds):
         for place, (way, submit) in enumerate(WAYS.items()):
@@ -127,7 +127,7 @@ def measure(directory: Path, nodes: int, seconds: float, rounds: int) -> dict[st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code."""
+    """Run the measurements. The exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.client", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each sample [default: 3]")
     parser.add_argument(

@@ -15,10 +15,10 @@ from bench.processes import PEER_OFFSET, ROOT, Failed
 from bench.sockets import received
 
 POLL_S = 0.05
-"""A look costs a node a fraction of a millisecond; a drain takes seconds."""
+"""Pause between two polls; each costs a node a fraction of a millisecond, a drain takes seconds."""
 DRAIN_S = 180.0
 COPIES_S = 60.0
-"""Until every node shows what is committed; a replica hears of it a moment later."""
+"""Bound of the time until every node shows what is committed; replicas learn it a moment later."""
 
 
 class Cluster:
@@ -59,7 +59,7 @@ class Cluster:
 
     # --- life ---
     def start(self) -> tuple[float, float]:
-        """Seconds until every node was ready, and until the cluster was whole."""
+        """Start the nodes; seconds until all were ready, and until the cluster was whole."""
         begun = time.perf_counter()
         for node in self.nodes:
             node.start()
@@ -71,7 +71,7 @@ class Cluster:
         return ready, time.perf_counter() - begun
 
     def _is_whole(self) -> bool:
-        """Does each node show all of them, every partition in sync on all its copies, and led by each its share?"""
+        """Whether each node shows all of them, every partition in sync on all its copies, and an even share of leads."""
         for node in self.nodes:
             shown, held = node.look("/cluster"), node.look("/cluster/partitions")
             if shown is None or held is None:
@@ -87,7 +87,7 @@ class Cluster:
         return all(node.look("/ready") is not None for node in self.nodes)
 
     def stop(self) -> None:
-        """In order. :raises Failed: a node ended with another code than 0."""
+        """Stop the nodes in order. :raises Failed: one ended with another code than 0."""
         for node, code in zip(self.nodes, self._end(), strict=True):
             if code != 0:
                 raise Failed(f"{node.name} ended with code {code}; see {node.log}")
@@ -98,7 +98,7 @@ class Cluster:
         return [node.wait_stopped() for node in self.nodes]
 
     def crash(self) -> None:
-        """kill -9, all of them."""
+        """Kill all nodes with SIGKILL."""
         for node in self.nodes:
             node.crash()
 
@@ -108,7 +108,7 @@ class Cluster:
         return [node.port for node in self.nodes]
 
     def next(self) -> Node:
-        """Each node in turn."""
+        """The next node, in turn."""
         return next(self._turns)
 
     def _in_turns(self) -> Iterator[Node]:
@@ -116,7 +116,7 @@ class Cluster:
             yield from self.nodes
 
     def stats(self) -> dict[str, int]:
-        """Of the whole cluster, each task once."""
+        """Counts of the whole cluster, each task once."""
         counts: dict[str, int] = self.nodes[0].tell("GET", "/tasks/stats?scope=cluster")["stats"]
         return counts
 
@@ -128,7 +128,7 @@ class Cluster:
 
     # --- what must add up ---
     def verify_total(self, wanted: int) -> None:
-        """As many tasks as were acknowledged, and as many copies of each as there should be."""
+        """Check that there are as many tasks as were acknowledged, and as many copies of each as there should be."""
         total = self.stats()["total"]
         if total != wanted:
             raise Failed(f"{wanted} tasks were acknowledged, /tasks/stats?scope=cluster counts {total}")
@@ -171,7 +171,7 @@ class Cluster:
         return sum(node.cpu_s() for node in self.nodes)
 
     def rss_mib(self) -> float:
-        """Of the largest node, without its worker processes."""
+        """Memory of the largest node, without its worker processes."""
         return max(node.rss_mib() for node in self.nodes)
 
     def workers(self) -> int:
@@ -189,10 +189,10 @@ class Cluster:
         return received({port + PEER_OFFSET for port in self.ports})
 
     def syncs(self) -> int:
-        """So far, of all nodes. They must have been started with ``traced``."""
+        """Number of syncs so far, of all nodes, which were started with ``traced``."""
         counters = [node.syncs for node in self.nodes]
         return sum(counter.count() for counter in counters if counter is not None)
 
     def any(self, path: str) -> Any:
-        """A GET that must be answered with 200, asked of each node in turn."""
+        """The JSON of a GET that must be answered with 200, from each node in turn."""
         return self.next().tell("GET", path)

@@ -1,4 +1,4 @@
-"""What every part gets: where to write, how much to do, who else is measured."""
+"""What every part is given: where to write, how much to do, which peers to measure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.samples import OURS, Book
 ASYNC_SLOTS = {1: 512, 3: 256}
 """``--concurrency`` of each node for draining async handlers, by the number of nodes; the more, the more share a commit."""
 PROCESS_SLOTS = {1: 8, 3: 4}
-"""The same for process handlers, each slot a worker process."""
+"""``--concurrency`` of each node for draining process handlers, each slot a worker process."""
 BATCH_CONNECTIONS = {1: 2, 3: 3}
 """Clients that send batches: one is being read while another is on its way to the disk."""
 LOAD_PROCESSES = {1: 1, 32: 1, 128: 1}

@@ -1,4 +1,4 @@
-"""What does not depend on how fast the machine is: syncs and bytes for each task, and memory."""
+"""Measures what does not depend on the machine's speed: syncs and bytes for each task, and memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RSS_FULL = _kind("memory of the largest node after the drain", "MiB RSS")
 
 
 def count(context: Context) -> None:
-    """One round."""
+    """Count everything once."""
     traced = can_trace()
     if not traced:
         context.book.note("counts: no syncs, strace is not installed or may not trace here")
@@ -59,7 +59,7 @@ def count(context: Context) -> None:
 
 
 def _count_syncs(context: Context) -> None:
-    """Of all nodes together."""
+    """Count the syncs of all nodes together."""
     total = context.sizes.counted
     with context.cluster("syncs", concurrency=context.async_slots, traced=True) as cluster:
         warm = warm_up(cluster, "noop-async", 0)

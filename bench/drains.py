@@ -18,7 +18,7 @@ _WARM_UPS_MAX = 20
 
 
 def drain(context: Context) -> None:
-    """One round of everybody."""
+    """Drain ours and each peer once."""
     context.book.note(
         f"drain: --concurrency {context.async_slots} for async handlers, {context.process_slots} (worker processes) for process "
         f"handlers, on each node"
@@ -65,7 +65,7 @@ def drain_once(
 
 
 def warm_up(cluster: Cluster, task_type: str, workers: int) -> int:
-    """Run tasks until each node has so many worker processes; the number of tasks. Their start is not what a drain measures."""
+    """Run tasks until each node has ``workers`` processes, whose start is not to be measured; the number of tasks."""
     done = 0
     for _ in range(_WARM_UPS_MAX):
         drain_once(cluster, _WARM_UP_TASKS, noop(task_type), before=done)

@@ -21,7 +21,7 @@ GOALS: dict[int, dict[tuple[str, str], float]] = {
         ("status", "32 in flight"): 10_000.0,
     },
 }
-"""By the number of nodes, then by part and name of a row."""
+"""Goals by number of nodes, part and name of a row."""
 RATIOS: dict[int, dict[tuple[str, str, str], float]] = {
     1: {},
     3: {
@@ -39,6 +39,6 @@ RATIOS: dict[int, dict[tuple[str, str, str], float]] = {
 }
 """So many times better than another system, at least; below 1: that many times worse, at most."""
 COST_OF_A_MILLION = 1.3
-"""So many times what it costs at 1,000 stored tasks, at most."""
+"""Bound of the cost with a million stored tasks, as a multiple of that with 1,000."""
 RSS_MIB_OF_A_MILLION = 400.0
 START_S_OF_A_MILLION = 10.0

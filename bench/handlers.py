@@ -9,23 +9,23 @@ from tq_node import Context, task
 
 @task("noop-async")
 async def noop_async(payload: object, context: Context) -> int:
-    """Nothing, in the node's reactor."""
+    """Do nothing, in the node's reactor."""
     return 1
 
 
 @task("noop-process")
 def noop_process(payload: object, context: Context) -> int:
-    """Nothing, in a worker process."""
+    """Do nothing, in a worker process."""
     return 1
 
 
 @task("first-line-async")
 async def first_line_async(payload: object, context: Context) -> int:
-    """CLOCK_MONOTONIC of its first line, in nanoseconds; the client on the same machine reads the same clock."""
+    """Return CLOCK_MONOTONIC of the first line, in ns, in the reactor; the client on this machine reads the same clock."""
     return time.monotonic_ns()
 
 
 @task("first-line-process")
 def first_line_process(payload: object, context: Context) -> int:
-    """The same in a worker process."""
+    """Return CLOCK_MONOTONIC of the first line, in ns, in a worker process."""
     return time.monotonic_ns()

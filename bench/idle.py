@@ -13,22 +13,22 @@ from bench.processes import Failed, scratch
 
 SECONDS = 30.0
 CALM_S = 5.0
-"""After the cluster is whole: logs are trimmed, rows are written."""
+"""Wait after the cluster is whole, for logs to be trimmed and rows to be written."""
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Of one node's own process, not of its worker processes."""
+    """What one idle node takes, in its own process alone."""
 
     name: str
     percent: float
     switches_s: float
-    """How often a second it went to sleep and woke up."""
+    """Times a second that it went to sleep and woke up."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, or 1 where a node took more than ``--at-most``."""
+    """Measure idle nodes. The exit code: 0, or 1 where a node took more than ``--at-most``."""
     parser = argparse.ArgumentParser(prog="python -m bench.idle", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="how long to look [default: 30]")
     parser.add_argument("--at-most", type=float, metavar="PERCENT", help="fail where a node takes more of a core")

@@ -29,11 +29,11 @@ _RECEIVE_BYTES = 1 << 16
 """More would be a memory mapping of its own for each answer."""
 _COUNTS = re.compile(rb'"accepted":([0-9]+),"rejected":([0-9]+),')
 _REST_S = 0.02
-"""After a refusal."""
+"""Pause of a connection after a refusal."""
 _WARM_UP = 5
-"""One in so many seconds."""
+"""Warm-up, as one part in so many of the load."""
 _LEAD_S = 0.02
-"""From the word to begin until all begin."""
+"""Lead time from the order to begin until all begin."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Client:
 
 
 class _Wrong(Exception):
-    """Not the answer that was expected."""
+    """An answer is not the one expected."""
 
 
 class _Generator:
@@ -166,7 +166,7 @@ class _Generator:
         self._accepted: list[tuple[float, int]] = []
         self._refused = 0
         self._heard = 0.0
-        """When the last answer came."""
+        """Time of the last answer."""
         self._resting: deque[tuple[float, _Client]] = deque()
         self._end = float("inf")
         self._epoll = select.epoll()
@@ -264,7 +264,7 @@ class _Generator:
         self._send()
 
     def _accept(self, data: bytes, begin: int) -> int:
-        """How many tasks of a batch were accepted. :raises _Wrong: one was refused for another reason than ``busy``."""
+        """Number of tasks of a batch that were accepted. :raises _Wrong: one was refused for another reason than ``busy``."""
         counts = _COUNTS.match(data, begin + len(self._prefix))
         accepted, rejected = (int(counts[1]), int(counts[2])) if counts else (0, 0)
         if accepted + rejected != self._batch or rejected != data.count(b'"code":"busy"', begin):

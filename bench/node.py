@@ -19,7 +19,7 @@ from bench.tracing import SyncCounter
 START_S = 120.0
 LOOK_S = 0.01
 IDLE_S = 5.0
-"""After so long a new connection is made: the node may be about to close the one it kept."""
+"""Age from which a connection is made anew: the node may be about to close an idle one."""
 
 
 class Node:
@@ -57,7 +57,7 @@ class Node:
 
     # --- life ---
     def start(self) -> None:
-        """Without waiting for anything."""
+        """Start the process, without waiting for it."""
         twistd = Path(sys.executable).with_name("twistd")
         if not twistd.exists():
             raise Failed(f"there is no twistd beside {Path(sys.executable).name}: install taskqueue first")
@@ -80,24 +80,24 @@ class Node:
         return took
 
     def check(self, begun: float, what: str) -> None:
-        """:raises Failed: it has ended, or so much time has passed that it will not do ``what`` any more."""
+        """Check the process. :raises Failed: it has ended, or the deadline for ``what`` has passed."""
         if self._process.poll() is not None or time.perf_counter() - begun > START_S:
             raise Failed(f"{self.name} did not {what}; it said:\n{tail(self.log)}")
 
     def ask_to_stop(self) -> None:
-        """As an operator would."""
+        """Send SIGTERM, as an operator would."""
         self._hang_up()
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def wait_stopped(self) -> int:
-        """Its exit code; it is killed where it takes too long. Its store is whole afterwards."""
+        """Wait for its end and return the exit code; it is killed where that takes too long. Its store is whole afterwards."""
         process, self._process = self._process, None
         return 0 if process is None else wait_ended(process)  # a second signal would not find it as patient
 
     def crash(self) -> None:
-        """kill -9."""
+        """Kill it with SIGKILL."""
         self._hang_up()
         process, self._process = self._process, None
         if process is not None:
@@ -126,7 +126,7 @@ class Node:
             raise
 
     def tell(self, method: str, path: str, body: object = None, *, status: int = 200) -> Any:
-        """As ``ask``, for one good answer only."""
+        """The JSON of one good answer, as by ``ask``."""
         answered, answer = self.ask(method, path, body)
         if answered != status:
             raise Failed(f"{method} {path} was answered by {self.name} with {answered}: {answer}")
@@ -141,7 +141,7 @@ class Node:
 
     # --- from outside ---
     def rss_mib(self) -> float:
-        """Of the node itself, without its worker processes."""
+        """Memory of the node itself, without its worker processes."""
         return rss_mib_of(self.pid)
 
     def cpu_s(self) -> float:
@@ -149,11 +149,11 @@ class Node:
         return sum(cpu_s_of(pid) for pid in (self.pid, *children_of(self.pid)))
 
     def workers(self) -> int:
-        """How many worker processes there are."""
+        """Number of worker processes."""
         return len(children_of(self.pid))
 
     def written_bytes(self) -> int:
-        """What the node has sent to the disk so far."""
+        """Bytes that the node has sent to the disk so far."""
         return written_bytes_of(self.pid)
 
     def disk_bytes(self) -> int:

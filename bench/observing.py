@@ -10,7 +10,7 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s_of(pid: int) -> float:
-    """User and system seconds so far, with those of its children that have ended and were waited for; 0 where it has gone."""
+    """User and system CPU seconds so far, ended children included; 0: the process has gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

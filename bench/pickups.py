@@ -14,7 +14,7 @@ from bench.samples import Kind
 ASYNC = Kind("pick-up", "async handler, p50", "ms", more_is_better=False)
 PROCESS = Kind("pick-up", "process handler, p50", "ms", more_is_better=False)
 GAP_S = 0.01
-"""Between two submits: the cluster is idle again."""
+"""Pause between two submits, so that the cluster is idle again."""
 WARM_UP = 5
 
 

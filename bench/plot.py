@@ -43,7 +43,7 @@ def svg(book: Book, heading: str) -> str:
 
 
 def _panel(kind: Kind, rows: list[Row], top: int) -> tuple[list[str], int]:
-    """Its lines, and how high it is."""
+    """The lines of a panel, and its height."""
     goals = [row.goal for row in rows if row.goal is not None]
     most = max([*(max(row.values) for row in rows), *goals]) or 1.0
     left, room = _MARGIN + _LABEL, _WIDTH - 2 * _MARGIN - _LABEL - _VALUE

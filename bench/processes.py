@@ -72,7 +72,7 @@ def _alive(pid: int) -> bool:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours, without what would configure a node, and with this checkout to import from first."""
+    """The environment for a child: ours without what would configure a node, with this checkout to import from first."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TQ_")}
     for name in ("NODE_ID", "HTTP_ADDR", "JOIN_ADDR"):
         kept.pop(name, None)
@@ -133,7 +133,7 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes], *, wait_s: float = STOP_S) -> int:
-    """SIGTERM for its whole group (a tracer does not pass it on), and SIGKILL where that does not end it; the exit code."""
+    """Send SIGTERM to the child's group, then SIGKILL where that does not end it; returns the exit code."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -149,7 +149,7 @@ def wait_ended(process: subprocess.Popen[bytes], wait_s: float = STOP_S) -> int:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for its whole group, now."""
+    """Kill the child's whole group with SIGKILL."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -176,7 +176,7 @@ def call(command: Sequence[str], spec: object, *, directory: Path, log: Path, wa
 
 
 class Conversation:
-    """A helper that is told and answers in lines of JSON."""
+    """A helper process that takes and answers lines of JSON."""
 
     def __init__(self, process: subprocess.Popen[bytes], command: Sequence[str], log: Path) -> None:
         self._process = process
@@ -191,7 +191,7 @@ class Conversation:
             self._process.stdin.flush()
 
     def hear(self, wait_s: float = CALL_S) -> Any:
-        """Its next line. :raises Failed: none came in time, or no JSON."""
+        """The helper's next line. :raises Failed: none came in time, or no JSON."""
         assert self._process.stdout is not None
         number = self._process.stdout.fileno()
         end = time.monotonic() + wait_s
@@ -211,7 +211,7 @@ class Conversation:
 
 @contextlib.contextmanager
 def conversation(command: Sequence[str], spec: object, *, directory: Path, log: Path) -> Iterator[Conversation]:
-    """A helper that has been told ``spec``; killed at the end of the block."""
+    """Start a helper with ``spec``; it is killed at the end of the block."""
     process = spawn(command, directory=directory, log=log, output=subprocess.PIPE, given=subprocess.PIPE)
     try:
         talk = Conversation(process, command, log)

@@ -16,7 +16,7 @@ TASKS = 1_000
 
 
 def status(context: Context) -> None:
-    """One round; no peer has anything like it."""
+    """Measure ours once; no peer has anything like it."""
     with context.cluster("status") as cluster:
         cluster.pause()
         fill(cluster, TASKS)
@@ -27,7 +27,7 @@ def status(context: Context) -> None:
 
 
 def status_paths(cluster: Cluster) -> list[str]:
-    """Of some tasks, on all partitions."""
+    """Paths of status reads of some tasks, on all partitions."""
     tasks = cluster.nodes[0].tell("GET", f"/tasks/list?scope=cluster&limit={TASKS}")["tasks"]
     return [f"/tasks/status?id={quote(task['id'])}" for task in tasks]
 

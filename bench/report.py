@@ -18,7 +18,7 @@ _RIGHT = {2, 3, 5, 6, 7}
 
 
 def facts(rounds: int, systems: dict[str, str]) -> dict[str, Any]:
-    """Which program was measured, when, on what."""
+    """The program, date and machine of a report."""
     return {
         "commit": commit(),
         "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
@@ -32,7 +32,7 @@ def facts(rounds: int, systems: dict[str, str]) -> dict[str, Any]:
 
 
 def commit(tree: Path = ROOT) -> str:
-    """Empty where there is no version control."""
+    """The measured commit; empty without version control."""
     return _git("rev-parse", "--short=12", "HEAD", tree=tree)
 
 
@@ -158,7 +158,7 @@ def _limit(book: Book, row: Row) -> str:
 
 
 def goals(book: Book) -> str:
-    """How many are reached, and which are not."""
+    """The number of goals that are reached, and the rows that miss theirs."""
     rows = [row for part in book.parts() for kind in book.kinds(part) for row in book.rows(kind)]
     judged = [row for row in rows if book.meets_goal(row) is not None]
     short = [row for row in judged if not book.meets_goal(row)]
@@ -175,7 +175,7 @@ def _middle(row: Row, name: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

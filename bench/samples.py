@@ -27,7 +27,7 @@ class Row:
     kind: Kind
     system: str
     goal: float | None = None
-    """Of ours; met where the median is at least (``more_is_better``) or at most that."""
+    """Goal of ours, met where the median is at least (``more_is_better``) or at most that."""
     values: list[float] = field(default_factory=list)
     details: list[dict[str, Any]] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class Book:
         row.details.append({**details, "fdatasync_us": round(self.probe_us)})
 
     def add_goal(self, kind: Kind, goal: float) -> None:
-        """For a row whose name is not known before it is measured."""
+        """Set a goal of a row whose name is known only when it is measured."""
         self._goals[kind.part, kind.what] = goal
 
     def note(self, line: str) -> None:
@@ -75,7 +75,7 @@ class Book:
         return list(dict.fromkeys(kind for kind, _ in self._rows if kind.part == part))
 
     def rows(self, kind: Kind) -> list[Row]:
-        """Ours first."""
+        """The rows of a kind, ours first."""
         rows = [row for (of, _), row in self._rows.items() if of == kind]
         return sorted(rows, key=lambda row: row.system != OURS)
 
@@ -102,7 +102,7 @@ class Book:
         return row.meets_goal if ratio is None or wanted is None else ratio >= wanted
 
     def saw_another_disk(self, row: Row) -> bool:
-        """Was the disk more than twice as fast or slow when this row's system was measured as when ours was?"""
+        """Whether the disk was more than twice as fast or slow when this row's system was measured as when ours was."""
         ours = self._rows.get((row.kind, OURS))
         if ours is None:
             return False

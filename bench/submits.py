@@ -32,7 +32,7 @@ def batch_kind(size: int) -> Kind:
 
 
 def submit(context: Context) -> None:
-    """One round of everybody."""
+    """Submit to ours and each peer once."""
     seconds = context.sizes.load_s
     for system in context.trees:
         with context.cluster("submit", system=system) as cluster:
@@ -62,7 +62,7 @@ def _add(context: Context, in_flight: int, system: str, rate: float, more: dict[
 
 
 def batch(context: Context) -> None:
-    """One round of everybody who has batches."""
+    """Submit batches to ours and each peer that has them once."""
     seconds = context.sizes.load_s
     for system in context.trees:
         with context.cluster("batch", system=system) as cluster:

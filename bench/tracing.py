@@ -15,7 +15,7 @@ _CALLS = ("fdatasync(", "fsync(")
 
 @functools.cache
 def can_trace() -> bool:
-    """Is there a strace that may trace here?"""
+    """Whether strace is installed and may trace here."""
     if shutil.which("strace") is None:
         return False
     tried = subprocess.run(
@@ -37,7 +37,7 @@ class SyncCounter:
                 "-o", str(self._file)]  # fmt: skip
 
     def count(self) -> int:
-        """Calls so far, of all processes and threads."""
+        """Number of calls so far, of all processes and threads."""
         try:
             text = self._file.read_text("ascii", "replace")
         except FileNotFoundError:
