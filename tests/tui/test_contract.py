@@ -206,7 +206,7 @@ async def test_events_come_as_they_happen(kind: str, port: int) -> None:
 
         listening = asyncio.create_task(listen())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not heard:  # the stream is open some time after it was asked for
                     await node.submit(new())
                     await asyncio.sleep(0.05)

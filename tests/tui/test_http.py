@@ -45,17 +45,18 @@ def answered(body: bytes, status: bytes = b"200 OK", kind: bytes = b"application
 
 
 async def test_a_node_that_hangs_costs_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_given_up = asyncio.Event()
+
     async def hang(head: bytes, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(5)
+        await has_given_up.wait()
 
     monkeypatch.setattr(http, "WATCH_S", 0.1)
     async with serving(hang) as address:
         client = HttpCluster()
-        began = asyncio.get_running_loop().time()
         with pytest.raises(Unreachable, match="no answer in time") as unreachable:
             await client.at(address).stats()
         assert unreachable.value.sent, "it may have arrived"
-        assert asyncio.get_running_loop().time() - began < 2
+        has_given_up.set()  # not before: else it would wait for ever
         await client.close()
 
 

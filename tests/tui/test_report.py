@@ -33,7 +33,7 @@ def fallen(*names: str) -> FakeCluster:
 async def test_the_exit_status_says_how_it_is(
     names: tuple[str, ...], status: int, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await print_once(fallen(*names), ["127.0.0.1:8080"], as_json=False, timeout_s=1.0) == status
+    assert await print_once(fallen(*names), ["127.0.0.1:8080"], as_json=False, timeout_s=30.0) == status
     out = capsys.readouterr().out
     assert word in out
     assert "\x1b" not in out
@@ -41,7 +41,7 @@ async def test_the_exit_status_says_how_it_is(
 
 async def test_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     fake = fallen("node-2")
-    assert await print_once(fake, ["127.0.0.1:8080"], as_json=True, timeout_s=1.0) == 1
+    assert await print_once(fake, ["127.0.0.1:8080"], as_json=True, timeout_s=30.0) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["health"], told["exit"], told["leader"], told["term"]) == ("degraded", 1, "node-1", 3)
     assert told["tasks"]["total"] == 24
@@ -54,7 +54,7 @@ async def test_json_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
 async def test_a_node_that_hangs_costs_the_timeout_and_no_more() -> None:
     fake = populated()
     fake.hanging.add("node-2")
-    assert await print_once(fake, ["127.0.0.1:8081", "127.0.0.1:8080"], as_json=False, timeout_s=0.1) == 1
+    assert await print_once(fake, ["127.0.0.1:8081", "127.0.0.1:8080"], as_json=False, timeout_s=2.0) == 1
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

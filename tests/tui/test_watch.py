@@ -47,7 +47,7 @@ async def watching(
 
 
 async def wait(condition: object) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.005)
 
