@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
+from twisted.python.failure import Failure
 
 import tq_node.node.build
 import tq_node.node.member
@@ -15,6 +16,7 @@ from tests.simulation.cluster.faults import Faults
 from tests.simulation.cluster.world import ClusterWorld, simulate
 from tests.simulation.families import Violation, need, replay_hint
 from tests.support.world import SECOND_US
+from tq_node.errors import NotReady
 from tq_node.runtime.control import control_plane
 
 SEEDS = 20
@@ -48,6 +50,16 @@ def test_nothing_is_refused_or_unknown_where_nothing_goes_wrong() -> None:
 
 def test_nodes_with_free_slots_help_the_others() -> None:
     assert simulate(1, faults=BUSY).checkers.helped > 10
+
+
+def test_a_node_that_joins_refuses_a_task_without_an_id() -> None:
+    world = ClusterWorld(0, faults=CALM)
+    with whole_node.composition(world, world.small):
+        joiner = world.nodes[1]
+        joiner.boot()
+        refused: list[Failure] = []
+        joiner.queue.submit(world.clients._submission()).addErrback(refused.append)
+        assert refused[0].check(NotReady)
 
 
 def test_the_classes_are_those_that_the_composition_root_wires() -> None:

@@ -62,6 +62,8 @@ class ClusterQueue:
 
     def _submit(self, submission: Submission) -> Deferred[Accepted]:
         try:
+            if submission.id is None:
+                self._state.must_serve()
             assert submission.id is not None, "who serves has named it"
             local, primary = self._state.route(submission.id)
         except TaskQueueError as why:
