@@ -51,28 +51,28 @@ TASKS: Sequence[Task] = (
     ("email", "user6@example.com"),
 )
 WHOLE_S = 60.0
-"""From the first start until three nodes have copies of every partition; and for one that comes back."""
+"""Bound of the time until three nodes have copies of every partition, at the start and after a return."""
 COPIES_S = 10.0
 TASKS_S = 30.0
 TAKE_OVER_S = 20.0
 STOP_S = 30.0
 BACK_AFTER_S = 3.0
-"""While the nodes stay up, one that is killed is started again after this."""
+"""Pause before a killed node is started again, while the nodes stay up."""
 LOOK_S = 0.02
 WATCH_S = 0.2
 LOG_LINES_SHOWN = 30
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM."""
+    """The user asked to stop, by Ctrl-C or SIGTERM."""
 
 
 class Failed(Exception):
-    """What went wrong, for a person."""
+    """The demonstration failed; the message is for a person."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 after Ctrl-C or SIGTERM, 1 with what went wrong on stderr for everything else."""
+    """Run the demonstration. The exit code: 0 after Ctrl-C or SIGTERM; 1, with a line on stderr, for any failure."""
     parser = argparse.ArgumentParser(prog="python -m tq_node.demo", description=__doc__)
     parser.add_argument(
         "--http", type=int, default=8080, metavar="PORT",
@@ -105,7 +105,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 # --- surroundings ---
 @contextlib.contextmanager
 def own_foreground() -> Iterator[None]:
-    """On a terminal, let Ctrl-C reach this process alone: ``make`` would end with an error of its own otherwise."""
+    """Make Ctrl-C reach this process alone: ``make`` would end with an error of its own otherwise."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
         before = os.tcgetpgrp(terminal)
@@ -130,7 +130,7 @@ def own_foreground() -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A new directory below ``./data``, gone at the end."""
+    """Make a directory below ``./data``, removed at the end."""
     parent = Path.cwd() / "data"
     try:
         parent.mkdir(exist_ok=True)
@@ -179,17 +179,17 @@ class Node:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, negative where a signal ended it."""
+        """The exit code; None while it runs, negative where a signal ended it."""
         return self.process.poll() if self.process is not None else None
 
     def kill(self) -> None:
-        """As ``kill -9 PID``."""
+        """Kill the process with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def stop(self) -> None:
-        """In order, and if that takes too long by force, its worker processes too."""
+        """Stop the process in order; by force, with its worker processes, if that takes too long."""
         if self.process is None:
             return
         self.process.terminate()
@@ -204,7 +204,7 @@ class Node:
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-LOG_LINES_SHOWN:])
 
     def ask(self, method: str, path: str, body: object = None, *, deadline_s: float = 10.0) -> tuple[int, Any]:
-        """(status, JSON). :raises OSError: nobody answers."""
+        """Send a request; the status and the JSON. :raises OSError: no answer."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=deadline_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body).encode())
@@ -225,7 +225,7 @@ class Node:
 
 @contextlib.contextmanager
 def running(first_port: int, directory: Path) -> Iterator[list[Node]]:
-    """Three nodes with copies of everything; stopped in order at the end."""
+    """Start three nodes and wait until each has copies of everything; they are stopped in order at the end."""
     nodes = [Node(number + 1, first_port + number, first_port, directory) for number in range(NODES)]
     for node in nodes:
         refuse_taken(node.port, first_port)
@@ -258,7 +258,7 @@ def refuse_taken(port: int, first_port: int) -> None:
 
 
 def is_whole(nodes: Sequence[Node]) -> bool:
-    """Does each of them show all as active and ready, every partition in sync on all, and led by each its share?"""
+    """Whether each node shows all as active and ready, every partition in sync on all, and an even share of leads."""
     for node in nodes:
         shown, held = node.get("/cluster"), node.get("/cluster/partitions")
         if node.get("/ready") is None or shown is None or held is None:
@@ -276,7 +276,7 @@ def is_whole(nodes: Sequence[Node]) -> bool:
 
 
 def eventually(look: Callable[[], T], nodes: Sequence[Node], within_s: float, what: str) -> T:
-    """The first look that is true. :raises Failed: not in time, or one of the nodes has ended."""
+    """The first true result of ``look``. :raises Failed: none in time, or a node has ended."""
     end = time.monotonic() + within_s
     while True:
         if found := look():
@@ -324,7 +324,7 @@ def demonstrate(nodes: list[Node]) -> None:
 
 
 def submit_all(nodes: list[Node]) -> list[str]:
-    """Each node in turn is given a task; whichever is its primary answers. The ids."""
+    """Submit the tasks, to each node in turn; returns their ids."""
     say(f"\nSubmitting {len(TASKS)} tasks, each node in turn:")
     ids = []
     for number, (type_, payload) in enumerate(TASKS):
@@ -337,7 +337,7 @@ def submit_all(nodes: list[Node]) -> list[str]:
 
 
 def show_copies(nodes: Sequence[Node], tasks: int) -> None:
-    """What each node counts: every task, in the same states. A replica hears a moment later what is committed."""
+    """Show what each node counts: every task, in the same states. Replicas learn of commits a moment later."""
     wanted = tasks * len(nodes)
 
     def counted() -> list[dict[str, Any]] | None:
@@ -375,7 +375,7 @@ def leader(nodes: Sequence[Node]) -> Node:
 
 
 def accepted(node: Node, task: dict[str, str]) -> Any:
-    """None: not now. Then nothing was done, and it may be sent again; with an id of its own, whatever happened."""
+    """Submit a task. None: refused for now; nothing was done, or it has an id of its own, so it may be sent again."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         code, answer = node.ask("POST", "/tasks/submit", task)
         if code in (200, 201):
@@ -386,7 +386,7 @@ def accepted(node: Node, task: dict[str, str]) -> Any:
 
 
 def is_completed(node: Node, task_id: str) -> bool:
-    """Is it completed? A read that its primary has confirmed; False: nobody answers for it yet."""
+    """Whether the task is completed, by a confirmed read; False: no node answers for it yet."""
     code, task = node.ask("GET", f"/tasks/status?id={quote(task_id)}")
     if code not in (200, 503):
         raise Failed(f"{task_id} was completed, and now {node.name} answers {code}: {task}")
@@ -417,7 +417,7 @@ One that is killed is started again after {BACK_AFTER_S:g} s. Ctrl-C stops them 
 
 
 def stay_up(nodes: Sequence[Node]) -> NoReturn:
-    """Until a signal. Who is killed comes back; who ends by itself has a reason that a person should see."""
+    """Watch the nodes until a signal: a killed one is started again, one that ends by itself is a failure."""
     back_at: dict[str, float] = {}
     while True:
         now = time.monotonic()

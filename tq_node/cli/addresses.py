@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[^:]*)")
 _INTERFACE_PLACE = {"tcp": 1, "tcp6": 2, "ssl": 4}
-"""Where each kind takes its interface when it is given without a name."""
+"""Position of the interface in an endpoint of each kind, if given without a name."""
 _EVERYWHERE = {"tcp": "0.0.0.0", "tcp6": "::", "ssl": "0.0.0.0"}  # noqa: S104 (what Twisted does; refused elsewhere)
 _SOCKET_PATH_BYTES_MAX = 107
 _FORMS = "is none of PORT, :PORT, HOST:PORT, [IPv6]:PORT or a Twisted endpoint string"
@@ -55,12 +55,12 @@ class Listen(msgspec.Struct, frozen=True):
 
     @property
     def is_inherited(self) -> bool:
-        """A service manager has bound it already."""
+        """Whether a service manager has bound it already."""
         return self.endpoint.startswith("systemd:")
 
     @property
     def is_local(self) -> bool:
-        """Only this machine can connect: a loopback address or a socket in the file system."""
+        """Whether only this machine can connect: a loopback address, or a socket in the file system."""
         if self.host is None:
             return self.endpoint.startswith("unix:")
         if self.host == "localhost":
@@ -71,7 +71,7 @@ class Listen(msgspec.Struct, frozen=True):
             return False
 
     def collides_with(self, other: Listen) -> bool:
-        """Both can't be bound at once."""
+        """Whether the two can't be bound at once."""
         if self.port is None or self.port != other.port:
             return False
         hosts = {LOOPBACK if listen.host == "localhost" else listen.host for listen in (self, other)}
@@ -116,7 +116,7 @@ def parse_address(text: str) -> Address:
 
 
 def unix_address(listen: Listen, working_dir: Path) -> str | None:
-    """``unix:PATH`` for a client's endpoint string, absolute: other nodes run elsewhere. None for what is no Unix socket."""
+    """``unix:PATH`` for other nodes' endpoint strings, absolute; None: it is no Unix socket."""
     kind, arguments, named = _split_endpoint(listen.endpoint)
     if kind != "unix":
         return None
@@ -167,7 +167,7 @@ def _is_unspecified(host: str) -> bool:
 
 
 def _parse_endpoint(text: str) -> Listen:
-    """Let Twisted judge the string, without a reactor: nothing is opened before the node starts."""
+    """Have Twisted parse the string, without a reactor: nothing is opened before the node starts."""
     try:
         endpoint: Any = serverFromString(cast("Any", None), text)
         bound = _bound_to(endpoint.fileno) if isinstance(endpoint, AdoptedStreamServerEndpoint) else None
@@ -189,7 +189,7 @@ def _parse_endpoint(text: str) -> Listen:
 
 
 def _bound_to(descriptor: int) -> tuple[str, int] | None:
-    """What a service manager has bound the socket to that we inherit; None for one in the file system. :raises OSError: none."""
+    """The address of a socket that a service manager passed on; None: in the file system. :raises OSError: none."""
     with socket.socket(fileno=os.dup(descriptor)) as inherited:
         name = inherited.getsockname()
     return (name[0], name[1]) if isinstance(name, tuple) else None

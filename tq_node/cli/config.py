@@ -51,7 +51,7 @@ COMPATIBLE_PORT_OFFSET = 2_000
 STORE_FILE = "taskqueue.sqlite3"
 """Name of the store in the data directory; a directory without it is empty."""
 BIRTH_GUARD_VARIABLE = "TQ_TEST_BIRTH_GUARD_S"
-"""For tests that found clusters by the dozen; not an option, for in earnest there is nothing to choose (F15a)."""
+"""Environment variable for tests that found clusters by the dozen; not an option (F15a)."""
 BIRTH_GUARD_S_MAX = 60
 COPIES_MAX = 7
 CONCURRENCY_MAX = 4_096
@@ -61,7 +61,7 @@ _LINE_CHARS_MAX = 600
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node was told, complete and consistent. Times are milliseconds, sizes bytes, paths absolute."""
+    """The settings of a node, complete and consistent. Times are milliseconds, sizes bytes, paths absolute."""
 
     node_name: NodeName
     http: Listen
@@ -93,16 +93,16 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     voters: int
     secret_file: Path | None
     tokens_file: Path | None
-    """Always None for now: this version checks no tokens, so it refuses to be given any."""
+    """Always None: this version checks no tokens, so it refuses to be given any."""
     peer_cert: Path | None
     peer_key: Path | None
     peer_ca: Path | None
     buffered_sends: bool
     """TCP connections are Twisted's own, not ``direct_sends``."""
     insecure_http: bool
-    """Clients need no credentials, though they may come from elsewhere. Said at each start and by ``/ready``, as the next one."""
+    """Clients elsewhere need no credentials; logged at each start and shown by ``/ready``, as is the next one."""
     insecure_peers: bool
-    """Whoever reaches the peers' address needs no credentials; a secret that others can read is taken."""
+    """Peers need no credentials; a secret that others can read is accepted."""
     readmit: bool
     """Set a failed store aside first; never without ``join``."""
     retention_ms: int
@@ -117,17 +117,17 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     copy_rate_bytes_s: int
     """0: no bound."""
     metrics_labels: int
-    """Names of queues, and of types, that have figures of their own."""
+    """Number of queues, and of types, with metrics of their own."""
     birth_guard_s: float | None
     """None: as long as the protocol says. Set by tests only."""
     http_public: Address
     """The HTTP address as others dial it."""
     peer_public: str
-    """Where its peers dial it: ``HOST:PORT``, or ``unix:PATH``."""
+    """Where peers dial this node: ``HOST:PORT``, or ``unix:PATH``."""
 
     @property
     def is_for_this_machine(self) -> bool:
-        """Nobody elsewhere can reach it, and no tokens are asked for: a place to try things out."""
+        """Whether only this machine can reach the node, and no tokens are asked for: a place to try things out."""
         addresses = (self.http, self.http_compatible, self.peer)
         return self.tokens_file is None and all(one is None or one.is_local for one in addresses)
 
@@ -137,13 +137,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def host_names(self) -> frozenset[str]:
-        """Names that a request's ``Host`` may have, besides every IP address."""
+        """Host names that a request may use, besides every IP address."""
         bound = (self.http.host, self.http_compatible.host if self.http_compatible is not None else None)
         return frozenset({"localhost", self.advertise, *self.http_names, *(host for host in bound if host)})
 
     @property
     def http_own(self) -> tuple[str, ...]:
-        """Spellings of this node's own HTTP address, ``HOST:PORT``: it does not ask itself for a cluster to join."""
+        """Spellings of this node's own HTTP address, ``HOST:PORT``, which it does not ask for a cluster to join."""
         bound = [
             listen for listen in (self.http, self.http_compatible) if listen is not None and listen.port is not None
         ]
@@ -194,7 +194,7 @@ class Sources:
         return Given(() if option.default is None else (option.default,), "", False)
 
     def one(self, name: str, parse: Callable[[str], T]) -> T:
-        """For an option with a default."""
+        """The parsed value of an option with a default."""
         given = self.given(name)
         return _parsed(name, given, given.values[-1], parse)
 

@@ -22,17 +22,17 @@ from tq_node.cli.option_table import OPTIONS, OptionRow
 _log = Logger(namespace="taskqueue.node")
 _PID_FILE_OF_TWISTD = "twistd.pid"
 _STATUS_BYTES_MAX = 100
-"""twistd reads no more from the pipe on which a daemon says whether it has started."""
+"""Bytes that twistd reads from the pipe on which a daemon says whether it has started."""
 
 
 def say(line: str) -> None:
-    """One line for the person who started the node, past twistd, which sends ``sys.stderr`` to the log once it logs."""
+    """Print one line for the operator, past twistd, which redirects ``sys.stderr`` to the log once it logs."""
     if sys.__stderr__ is not None:
         print("taskqueue:", " ".join(line.split()), file=sys.__stderr__, flush=True)
 
 
 def refuse(line: str) -> NoReturn:
-    """Say on one line why the node does not start, and end with exit code 1."""
+    """Print on one line why the node does not start, and exit with code 1."""
     say(line)
     raise SystemExit(1)
 

@@ -60,13 +60,13 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 _NUMBER = r"\d{1,18}(?:\.\d{1,18})?"
-"""Longer ones are no times and no sizes, and with some hundred digits no floats either."""
+"""Bound of a number's digits: no time and no size is longer."""
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d|w))+|{_NUMBER}", re.ASCII)
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "": 1_000}
 
 
 def unless(word: str, parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    """None for the word, else what ``parse`` makes of it."""
+    """A parser of ``word``, which gives None, and of what ``parse`` takes."""
     return lambda text: None if text == word else parse(text)
 
 
@@ -156,7 +156,7 @@ def readable_file(working_dir: Path) -> Callable[[str], Path]:
 
 
 def unusable(data_dir: Path) -> str:
-    """Why the directory can't be used or made; empty if it can. Looks only."""
+    """Why the directory can't be used or made; empty: it can. Touches nothing."""
     for path in (data_dir, *data_dir.parents):
         try:
             if not path.exists():

@@ -96,10 +96,7 @@ class ApplyQueue:
         return {partition: pending.sequence for partition, pending in self._partitions.items()}
 
     def add(self, partition: int, sequence: int, effects: list[Effect]) -> None:
-        """Fold the effects of one committed entry in.
-
-        :raises Divergence: an effect does not follow the revision before it.
-        """
+        """Fold the effects of one committed entry in. :raises Divergence: an effect does not follow the revision before it."""
         pending = self._partitions.get(partition)
         if pending is None:
             pending = self._partitions[partition] = _Pending()
@@ -119,8 +116,7 @@ class ApplyQueue:
                     self.bytes += len(body) if spec is None else len(body) + len(spec)
                     continue
                 if fold.tombstone is not None:
-                    # Its horizon would have to pass within the lag of the rows: minutes within
-                    # milliseconds.
+                    # Its horizon would have to pass within the lag of the rows: minutes within milliseconds.
                     raise Divergence(f"task {task_id}: buried and born again before the rows show it")
                 if fold.rev != effect.expected_rev:
                     raise Divergence(f"task {task_id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}")

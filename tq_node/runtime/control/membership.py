@@ -52,8 +52,7 @@ BEATS_TO_FOLLOWERS = 2
 """Nodes that do not lead get only each second heartbeat: the leader alone judges by their coming (R5)."""
 CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
 PLAN_REST_MS = 1_000
-"""How long the controller may leave partitions and voters alone while nothing changes; it looks
-for deaths each time."""
+"""How long the controller may leave partitions and voters alone while nothing changes; it looks for deaths each time."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits for the map to have it as down, and how often it looks."""
 DEPARTED = "departed"

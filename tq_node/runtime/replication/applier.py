@@ -1,5 +1,4 @@
-"""Writes committed effects to the tasks' rows behind the log: folded by task, a slice with each
-commit, in bounded lag."""
+"""Writes committed effects to the tasks' rows behind the log: folded by task, a slice with each commit, in bounded lag."""
 
 from __future__ import annotations
 

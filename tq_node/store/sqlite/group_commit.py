@@ -284,8 +284,7 @@ class GroupWriter:
         wanted = len(parameters) // columns
         done = sql.run_in_chunks(self._connection, statement, columns, parameters)
         if done < wanted and statement is sql.change_tasks:
-            # Rows not matched have another run_at_us or revision; those changed no longer have the
-            # expected revision.
+            # Rows not matched have another run_at_us or revision; those changed no longer have the expected revision.
             done += sql.run_in_chunks(self._connection, sql.reschedule_tasks, columns, parameters)
         if done != wanted:
             raise Divergence(f"{wanted - done} of {wanted} changed rows do not have the revision expected")

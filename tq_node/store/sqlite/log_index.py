@@ -54,8 +54,7 @@ class LogIndex:
         """Live records of all partitions."""
 
     def extend(self, added: Collection[tuple[int, int, int, int]]) -> None:
-        """Add records as (partition, sequence, position, payload bytes), in the order of their
-        positions."""
+        """Add records as (partition, sequence, position, payload bytes), in the order of their positions."""
         with self._lock:
             for partition, sequence, position, size in added:
                 records = self._records.get(partition)
