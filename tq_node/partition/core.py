@@ -361,13 +361,13 @@ class PartitionCore(Generic[News]):
     @property
     def has_ready(self) -> bool:
         """Whether ``ready`` would give a write, or an answer that waits for one."""
-        log = self.log
-        if self._replica.after_write or log.pending.entries:  # asked for each copy and turn: what is usual comes first
-            return True
-        primary = self._primary
-        if primary is None:
-            return self._replica.owes_answer or not log.pending.is_empty
-        return not (primary.open_entry.is_empty and log.pending.is_empty)
+        replica, primary = self._replica, self._primary
+        return bool(
+            self.log.has_pending
+            or replica.after_write
+            or replica.ack_to is not None
+            or (primary is not None and primary.open_entry.effects)
+        )
 
     def spread(self, now_ms: int) -> list[Addressed]:
         """Close the open entry and return the messages that carry it; the write of it comes with

@@ -25,18 +25,19 @@ class OpenEntry(Generic[News]):
     what makes a batch cheap. Its sequence is known from the first effect on: a claim's token is the
     place of the entry that carries it."""
 
-    __slots__ = ("_bytes", "_effects", "_log", "_news", "epoch")
+    __slots__ = ("_bytes", "_log", "_news", "effects", "epoch")
 
     def __init__(self, log: ReplicaLog[News], epoch: int) -> None:
         self._log = log
         self.epoch = epoch
-        self._effects: list[Effect] = []
+        self.effects: list[Effect] = []
+        """What was added since the entry was opened."""
         self._news: list[News] = []
         self._bytes = 0
 
     @property
     def is_empty(self) -> bool:
-        return not self._effects
+        return not self.effects
 
     @property
     def sequence(self) -> int:
@@ -45,9 +46,9 @@ class OpenEntry(Generic[News]):
 
     def add(self, effect: Effect, size: int, news: News | None) -> int:
         """Add an effect and return its sequence. ``size``: bytes of its payloads, by which entries are cut."""
-        if self._effects and not self.has_room(size):
+        if self.effects and not self.has_room(size):
             self.close()
-        self._effects.append(effect)
+        self.effects.append(effect)
         self._bytes += size + _EFFECT_OVERHEAD_BYTES
         if news is not None:
             self._news.append(news)
@@ -55,22 +56,22 @@ class OpenEntry(Generic[News]):
 
     def has_room(self, size: int) -> bool:
         """Whether an effect of ``size`` goes into this entry."""
-        return not self._effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
+        return not self.effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
 
     def claim_token(self, claimed_before: int) -> Token:
         """The token of the next claim; begins a new entry if the task's latest claim is in this one (F30a)."""
-        if self._effects and claimed_before == self._log.last_sequence + 1:
+        if self.effects and claimed_before == self._log.last_sequence + 1:
             self.close()
         return Token(self.epoch, self._log.last_sequence + 1)
 
     def close(self) -> None:
         """Encode the effects once, for the disk and all replicas, and append the entry to the log."""
-        if not self._effects:
+        if not self.effects:
             return
         log = self._log
-        entry = make_entry(log.partition, log.last_sequence + 1, self.epoch, self._effects)
-        log.append(entry, self._effects, self._news)
-        self._effects, self._news, self._bytes = [], [], 0
+        entry = make_entry(log.partition, log.last_sequence + 1, self.epoch, self.effects)
+        log.append(entry, self.effects, self._news)
+        self.effects, self._news, self._bytes = [], [], 0
 
 
 class Primary(Generic[News]):
@@ -181,7 +182,9 @@ class Primary(Generic[News]):
         for stream in self.sender.streams.values():
             stream.note_nearness(now_ms)
             self.sender.tick(stream, now_ms)
-        self._decide(now_ms)
+        # Where all are in sync, up and near, no change of the set is due.
+        if not self.record.is_settled or any(stream.lags(now_ms) for stream in self.sender.streams.values()):
+            self._decide(now_ms)
         return True
 
     def _is_idle(self, now_ms: int) -> bool:

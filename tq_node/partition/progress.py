@@ -225,9 +225,11 @@ class ReplicaProgress:
         return 0 if self.behind_since_ms is None else now_ms - self.behind_since_ms
 
     def lags(self, now_ms: int) -> bool:
-        """Whether the replica owes an acknowledgement, or was silent, for too long: without writes only silence shows (F45)."""
-        most = self._settings.replica_lag_max_ms
-        return self.owes_ms(now_ms) > most or self.is_silent(now_ms)
+        """Whether the replica owes an acknowledgement, or was silent, for too long. Without writes
+        only silence shows (F45)."""
+        since_ms = self.behind_since_ms
+        owes = since_ms is not None and now_ms - since_ms > self._settings.replica_lag_max_ms
+        return owes or self.is_silent(now_ms)
 
     def is_silent(self, now_ms: int) -> bool:
         return now_ms - self.answered_ms > self._settings.replica_lag_max_ms
@@ -245,7 +247,8 @@ class ReplicaProgress:
 
     def note_nearness(self, now_ms: int) -> None:
         """At each tick: note since when it has kept within ``near_end_ms`` of the log's end."""
-        if self.mode is not Mode.STREAM or self.owes_ms(now_ms) > self._settings.near_end_ms or self.lags(now_ms):
+        owes = self.behind_since_ms is not None and self.owes_ms(now_ms) > self._settings.near_end_ms
+        if self.mode is not Mode.STREAM or owes or self.lags(now_ms):
             self.near_since_ms = None
         elif self.near_since_ms is None:
             self.near_since_ms = now_ms

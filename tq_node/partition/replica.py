@@ -51,7 +51,8 @@ class Replica(Generic[News]):
         self.synced_epoch = 0
         """The same, if this log is the primary's up to its end: only then it takes entries (R14)."""
         self._received_commit = 0
-        self._ack_to: NodeId | None = None
+        self.ack_to: NodeId | None = None
+        """Whose entries the next write acknowledges."""
         self._incoming: SnapBegin | None = None
         self._next_chunk = 0
 
@@ -113,7 +114,7 @@ class Replica(Generic[News]):
         if self.is_receiving:
             self.abort_snapshot()
         self.source, self.obeyed_epoch = source, message.epoch
-        self._ack_to = None
+        self.ack_to = None
         prefix = self.agreed(message)
         if prefix is None:
             # The primary has trimmed all that could tell. What is committed here is its too; the
@@ -131,7 +132,7 @@ class Replica(Generic[News]):
         """Obey no epoch below ``epoch`` from now on (R13). Pending answers of older epochs are
         dropped: their log may be cut."""
         self._log.promise(epoch)
-        self._ack_to = None
+        self.ack_to = None
         self.after_write = [addressed for addressed in self.after_write if addressed[1].epoch >= epoch]
 
     def agreed(self, sync: Sync) -> int | None:
@@ -172,7 +173,8 @@ class Replica(Generic[News]):
                 return
             for entry, effects in zip(fresh, self._effects_of(fresh, message), strict=True):
                 log.append(entry, effects, [])
-        self._ack_to = source
+        if entries:  # what is only told to be committed was acknowledged before
+            self.ack_to = source
         if message.committed_sequence > self._received_commit:
             self._received_commit = message.committed_sequence
             self.commit_received()
@@ -231,21 +233,17 @@ class Replica(Generic[News]):
 
     def commit_received(self) -> None:
         log = self._log
-        if log.promised == self.synced_epoch:
+        if self._received_commit > log.committed and log.promised == self.synced_epoch:
             sequence = self.appliable()
             if sequence > log.committed:
                 log.commit_to(sequence)
 
     def seal(self) -> None:
         """Acknowledge all entries that came since the last write with one ``Ack`` (R16)."""
-        if self._ack_to is not None:
+        if self.ack_to is not None:
             log = self._log
-            self.after_write.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
-            self._ack_to = None
-
-    @property
-    def owes_answer(self) -> bool:
-        return self._ack_to is not None
+            self.after_write.append((self.ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
+            self.ack_to = None
 
     # --- snapshots ---
     @property

@@ -112,6 +112,10 @@ class PendingWrite(msgspec.Struct):
         )
 
 
+_NOTHING = PendingWrite()
+"""What most takes find; nobody adds to what was taken."""
+
+
 class _Write:
     """One write on its way to the disk. ``last``: where the log ends once it is durable, less what was cut since."""
 
@@ -141,6 +145,8 @@ class ReplicaLog(Generic[News]):
         self.recent: deque[LogEntry] = deque()
         self._recent_bytes = 0
         self.pending = PendingWrite()
+        self.has_pending = False
+        """Whether anything was put into ``pending`` since it was taken; a cut may have emptied it."""
         self._handed = stored.last_sequence
         """Where the log ends once all that was taken is durable."""
         self._writes: deque[_Write] = deque()
@@ -171,6 +177,7 @@ class ReplicaLog(Generic[News]):
         """Obey no lower epoch. It never decreases, and counts for others once it is durable (R13, I7)."""
         assert epoch > self.promised, "a promise only grows"
         self.promised = self.pending.promise = epoch
+        self.has_pending = True
 
     def append(self, entry: LogEntry, effects: list[Effect] | None, news: list[News]) -> None:
         """Add ``entry`` at the end; a new epoch begins with its first entry."""
@@ -182,6 +189,7 @@ class ReplicaLog(Generic[News]):
         self.last_sequence = sequence
         size = len(entry.payload) + ENTRY_OVERHEAD_BYTES
         self.pending.entries.append(entry)
+        self.has_pending = True
         self._await_commit(Committed(sequence, effects, entry.payload, news, size))
         self.recent.append(entry)
         self._recent_bytes += size
@@ -229,6 +237,7 @@ class ReplicaLog(Generic[News]):
             pending.epochs.pop()
         if self._handed > sequence:  # else the disk never heard of what goes
             pending.cut_after = self._handed = sequence
+            self.has_pending = True
         self.forget_writes_after(sequence)
 
     def forget_writes_after(self, sequence: int) -> None:
@@ -255,6 +264,7 @@ class ReplicaLog(Generic[News]):
         """Start from an empty log: another history was chosen by unsafe recovery."""
         self._forget_all()
         self.pending.drop, self.pending.unstage, self.pending.stage = True, False, []
+        self.has_pending = True
         self.epochs = EpochTable()
         self.log_start = 1
         self.last_sequence = self.durable_sequence = self.applied = self.committed = 0
@@ -264,10 +274,11 @@ class ReplicaLog(Generic[News]):
     # --- snapshots ---
     def unstage(self) -> None:
         self.pending.stage = []
-        self.pending.unstage = True
+        self.pending.unstage = self.has_pending = True
 
     def stage(self, number: int, data: bytes) -> None:
         self.pending.stage.append((number, data))
+        self.has_pending = True
 
     def install(self, install: Install) -> None:
         """Replace the log by a snapshot. :raises Divergence: the snapshot is older than what is committed here."""
@@ -277,6 +288,7 @@ class ReplicaLog(Generic[News]):
             )
         self._forget_all()
         self.pending.install = install
+        self.has_pending = True
         self.epochs = EpochTable(install.epochs)
         self.durable_sequence = min(self.durable_sequence, self.committed)  # what is behind that was of no use
         self.forget_writes_after(self.committed)
@@ -308,7 +320,9 @@ class ReplicaLog(Generic[News]):
 
     # --- the disk ---
     def take(self, number: int) -> PendingWrite:
-        write, self.pending = self.pending, PendingWrite()
+        write = _NOTHING
+        if self.has_pending:
+            write, self.pending, self.has_pending = self.pending, PendingWrite(), False
         self._handed = self.last_sequence
         self._writes.append(_Write(number, self.last_sequence, write.promise))
         return write
@@ -361,4 +375,6 @@ def head(entries: Iterable[LogEntry], bytes_max: int, entries_max: int) -> tuple
 
 def follows_on(entries: Sequence[LogEntry], prev_sequence: int) -> bool:
     """Whether ``entries`` follow ``prev_sequence`` in order and without gaps."""
+    if len(entries) == 1:
+        return entries[0].sequence == prev_sequence + 1
     return all(entry.sequence == prev_sequence + number for number, entry in enumerate(entries, 1))

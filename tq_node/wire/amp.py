@@ -80,6 +80,7 @@ class BoundedAMP(amp.AMP):
     def __init__(self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool) -> None:
         super().__init__()
         self._reactor = reactor
+        self._now_s = reactor.seconds
         self._budget = ByteBudget(bounds.BOX_BYTES_MAX)
         self.is_dialler = is_dialler
         self.ended: TaskQueueError | None = None
@@ -161,10 +162,11 @@ class BoundedAMP(amp.AMP):
 
     def tell(self, command: type[amp.Command], **arguments: Any) -> bool:
         """Send a command that wants no answer. False: there is no room, or no connection, and it was dropped."""
-        if not self.is_open():
+        if self.ended is not None or self.transport is None:
             return False
         data = serialize(self._command_box(command, arguments, 0.0))
-        if not self._has_room(len(data)):
+        if not self._send_buffer.has_room(len(data)):
+            self._was_full = True
             return False
         self._send_buffer.write(data)
         return True
@@ -218,6 +220,8 @@ class BoundedAMP(amp.AMP):
             result = responder.respond(**arguments)
         except Exception as why:
             self._refuse(tag, why, command)
+            return
+        if result is None and tag is None:
             return
         if inspect.iscoroutine(result):
             result = Deferred.fromCoroutine(result)
@@ -298,7 +302,7 @@ class BoundedAMP(amp.AMP):
     def dataReceived(self, data: bytes) -> None:
         if not self.is_open():
             return
-        self.heard_at_s = self._reactor.seconds()
+        self.heard_at_s = self._now_s()
         try:
             for box, size in self._parser.feed(data):
                 self.ampBoxReceived(box, size)

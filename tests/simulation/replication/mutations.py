@@ -100,10 +100,10 @@ def _active_at_once(self: Primary[Any], connected: Any, now_ms: int) -> None:
 
 
 def _acks_at_once(self: Replica[Any]) -> None:
-    if self._ack_to is not None:
+    if self.ack_to is not None:
         log = self._log
-        self._outbox.messages.append((self._ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
-        self._ack_to = None
+        self._outbox.messages.append((self.ack_to, Ack(log.partition, self.synced_epoch, log.last_sequence)))
+        self.ack_to = None
 
 
 def _streams_at_once(self: Sender[Any], stream: ReplicaProgress, now_ms: int) -> None:

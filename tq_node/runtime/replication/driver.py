@@ -43,7 +43,7 @@ retried: the driver stops for good and reports it, and the process ends (R18, R2
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import cast
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -157,7 +157,7 @@ class ReplicaDriver:
     def drop(self, partition: int) -> None:
         """Delete the partition's replica: it was moved to other nodes."""
 
-        def drop() -> Iterable[int]:
+        def drop() -> Collection[int]:
             self.cores[partition].drop()
             return (partition,)
 
@@ -169,7 +169,7 @@ class ReplicaDriver:
         now_ms = self._clock.now_ms()
         self._peers.add(node)
 
-        def connect_all() -> Iterable[int]:
+        def connect_all() -> Collection[int]:
             for core in self.cores:
                 core.connected(node, now_ms)
             return list(self._candidates)
@@ -180,7 +180,7 @@ class ReplicaDriver:
         """Stop the streams to a peer."""
         self._peers.discard(node)
 
-        def disconnect_all() -> Iterable[int]:
+        def disconnect_all() -> Collection[int]:
             for core in self.cores:
                 core.disconnected(node)
             return list(self._candidates)
@@ -212,7 +212,8 @@ class ReplicaDriver:
             waits = self._pump(touched)
             if not (self._dirty and self._begin(now_ms)):
                 self._outbox.send()
-            self._fire(waits)
+            if waits:
+                self._fire(waits)
         except Exception:
             self._broke(Failure())
         return refused
@@ -221,7 +222,7 @@ class ReplicaDriver:
         """A peer has answered ping round ``number``: it follows this node in these (partition,
         epoch)."""
 
-        def confirm_all() -> Iterable[int]:
+        def confirm_all() -> Collection[int]:
             for partition, epoch in led:
                 self.cores[partition].confirmed(node, epoch, number, sent_ms)
             return ()
@@ -233,7 +234,7 @@ class ReplicaDriver:
         more there."""
         pairs = list(refused)
 
-        def refuse_all() -> Iterable[int]:
+        def refuse_all() -> Collection[int]:
             for partition, promised in pairs:
                 self.cores[partition].refused(node, promised)
             return [partition for partition, _ in pairs]
@@ -243,7 +244,7 @@ class ReplicaDriver:
     def _granted(self, partition: int, event: Callable[[Core, int], object]) -> None:
         """Enter a core with the store's answer to a request."""
 
-        def answer() -> Iterable[int]:
+        def answer() -> Collection[int]:
             event(self.cores[partition], self._clock.now_ms())
             return (partition,)
 
@@ -292,7 +293,7 @@ class ReplicaDriver:
 
     def idle(self) -> Deferred[None]:
         """Fire once nothing is proposed, in flight or unapplied any more: for an orderly stop."""
-        if self._broken or not (self._in_flight or self._dirty or self._applier.has_any):
+        if self._broken or not (self._in_flight or self._dirty or self._applier.unapplied.has_any):
             return succeed(None)
         done: Deferred[None] = Deferred()
         self._idle_waits.append(done)
@@ -319,7 +320,7 @@ class ReplicaDriver:
         return self._budget.copying.sent_bytes
 
     # --- the loop ---
-    def _enter(self, event: Callable[[], Iterable[int]]) -> None:
+    def _enter(self, event: Callable[[], Collection[int]]) -> None:
         """Run an event, which returns the partitions that it touched, then do what their cores
         want; what they have for the disk leaves in the next turn."""
         if self._broken or self._stopped:
@@ -327,22 +328,25 @@ class ReplicaDriver:
         try:
             waits = self._pump(event())
             self._outbox.send()
-            self._fire(waits)
+            if waits:
+                self._fire(waits)
         except Exception:
             self._broke(Failure())
 
-    def _pump(self, touched: Iterable[int]) -> list[Wait]:
+    def _pump(self, touched: Collection[int]) -> list[Wait]:
         """Do what the touched cores want. Returns the callers whose entry is committed; the caller
         of this sends what is gathered for peers, then fires them."""
         changes: list[Change] = []
         waits: list[Wait] = []
         events: list[tuple[int, Event]] = []
         steps: list[Step] = []
-        busy = self._busy
+        busy, cores = self._busy, self.cores
+        if not busy and touched:
+            self._tick_timer.start(TICK_S)
         for partition in touched:
             busy.add(partition)
-            core = self.cores[partition]
-            while core.has_outbox:
+            core = cores[partition]
+            if core.has_outbox:
                 box = core.outbox()
                 if box.messages:
                     self._outbox.gather(box.messages)
@@ -350,36 +354,38 @@ class ReplicaDriver:
                     for entry in box.committed:
                         self._applier.unapplied.add(partition, entry.sequence, entry.effects)
                         changes += entry.news
-                    waits += self._waiters[partition].committed(core.committed)
-                events += [(partition, event) for event in box.events]
+                    waits += self._waiters[partition].committed(core.log.committed)
+                if box.events:
+                    events += [(partition, event) for event in box.events]
                 steps += box.steps
                 for request in box.requests:
                     self._store_requests.grant(partition, request)
             if core.has_ready:
                 self._dirty.add(partition)
-        stepped_down = [partition for partition, event in events if isinstance(event, SteppedDown)]
-        for partition in stepped_down:
-            # All of them before anything else is reported: nothing may be proposed there any more
-            # (R12).
-            self._owner.stepped_down(partition)
-            self._events.stepped_down(partition)
-        for partition in stepped_down:
-            self._abandon(partition)
+        if events:
+            self._report_steps_down([partition for partition, event in events if isinstance(event, SteppedDown)])
         if changes:
             self._events.committed(changes)
         for partition, event in events:
-            if isinstance(event, Activated) and self.cores[partition].epoch == event.epoch:
+            if isinstance(event, Activated) and cores[partition].epoch == event.epoch:
                 self._owner.activated(partition, event.epoch)
                 self._events.activated(partition, event.epoch)
         if steps:
             self._owner.wanted(steps)
-        if busy:
-            self._tick_timer.start(TICK_S)
         if self._dirty:
             self._schedule_flush()
-        elif self._applier.has_any:
+        elif self._applier.unapplied.has_any:
             self._apply_timer.start(limits.APPLY_LAG_MS / 1000)
         return waits
+
+    def _report_steps_down(self, stepped_down: list[int]) -> None:
+        """All of them are reported before anything else is: nothing may be proposed there any more
+        (R12)."""
+        for partition in stepped_down:
+            self._owner.stepped_down(partition)
+            self._events.stepped_down(partition)
+        for partition in stepped_down:
+            self._abandon(partition)
 
     def _schedule_flush(self) -> None:
         if not (self._in_flight or self._broken or self._stopped):
@@ -391,7 +397,7 @@ class ReplicaDriver:
         return self._gathers and self._turns_left > 0
 
     def _flush_or_break(self) -> None:
-        if self._is_gathering and not self._holds:
+        if self._gathers and self._is_gathering and not self._holds:
             self._turns_left -= 1
             self._schedule_flush()
             return
@@ -409,7 +415,7 @@ class ReplicaDriver:
         sent."""
         if self._in_flight or self._holds or self._broken:
             return False
-        if self._is_busy and not self._is_gathering:
+        if self._is_busy and not (self._gathers and self._is_gathering):
             self._hold(now_ms)
         else:
             self._flush(now_ms)
@@ -443,7 +449,7 @@ class ReplicaDriver:
         must_persist = False
         size = 0
         turns = self._turns()
-        if self._is_gathering:  # what peers wait for leaves all the same
+        if self._gathers and self._is_gathering:  # what peers wait for leaves all the same
             turns = [partition for partition in turns if not self.cores[partition].is_leading]
         else:
             self._gathers = False
@@ -451,6 +457,8 @@ class ReplicaDriver:
         for partition in turns:
             core = self.cores[partition]
             if core.has_ready:
+                if not self._busy:
+                    self._tick_timer.start(TICK_S)
                 self._busy.add(partition)
                 ready = core.ready(now_ms)
                 must_persist = must_persist or not ready.write.is_empty
@@ -509,21 +517,22 @@ class ReplicaDriver:
         self._flying_waits = []
         for partition, sequence in taken.applied.items():
             core = self.cores[partition]
-            if sequence <= core.committed:  # else the copy was dropped while this was on its way
+            if sequence <= core.log.committed:  # else the copy was dropped while this was on its way
                 core.applied(sequence)
         waits += self._applier.durable(taken)
         committed = self._report_persisted(readies, now_ms)
         # The disk is free: the next commit leaves before any caller gets its answer, and with it what
         # the last one acknowledges.
         is_wanted = bool(self._dirty or self._applier.is_waited_for or self._idle_waits)
-        if self._is_gathering:
+        if self._gathers and self._is_gathering:
             self._schedule_flush()
             is_wanted = False
         if not (is_wanted and self._begin(now_ms)):
             self._outbox.send()
         for wait in waits:
             wait.step()
-        self._fire(committed)
+        if committed:
+            self._fire(committed)
 
     def _fire(self, waits: list[Wait]) -> None:
         """Give callers their answers, in order."""
@@ -597,7 +606,7 @@ class ReplicaDriver:
         due = sorted(partitions)
         self._busy.clear()
 
-        def tick() -> Iterable[int]:
+        def tick() -> Collection[int]:
             return [partition for partition in due if self.cores[partition].tick(now_ms)]
 
         self._enter(tick)

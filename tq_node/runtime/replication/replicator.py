@@ -20,7 +20,8 @@ from tq_node.wire import bounds
 from tq_node.wire.errors import UNREADABLE, MalformedBox
 
 BOX_BYTES_AIM = 1024 * 1024
-_decode = msgspec.msgpack.Decoder(list[AnyMessage]).decode
+messages_in: Callable[[bytes], list[AnyMessage]] = msgspec.msgpack.Decoder(list[AnyMessage]).decode
+"""Decodes a box. :raises msgspec.DecodeError: it is none."""
 SILENT_MS = 2_000
 """A peer that has sent nothing for this long is not counted on for acknowledgements, though connected (F35)."""
 LEFTOVER_KEPT_MS = 600_000
@@ -257,11 +258,15 @@ class PeerBox:
         self._gathered: dict[NodeId, list[bytes]] = {}
 
     def gather(self, messages: Iterable[Addressed]) -> None:
+        last: AnyMessage | None = None
+        data = b""
         for node, message in messages:
             box = self._gathered.get(node)
             if box is None:
                 box = self._gathered[node] = []
-            box.append(encode(message))
+            if message is not last:  # one object for all copies, one behind the other
+                last, data = message, encode(message)
+            box.append(data)
 
     def send(self) -> None:
         """Send everything gathered, in order."""
@@ -269,15 +274,13 @@ class PeerBox:
             return
         gathered, self._gathered = self._gathered, {}
         for node, box in gathered.items():
-            # After a body that was dropped, no other may arrive.
-            if not all(self._send(node, body) for body in _bodies(box)):
+            if sum(map(len, box)) <= BOX_BYTES_AIM:  # nearly always
+                is_sent = self._send(node, _joined(box))
+            else:
+                # After a body that was dropped, no other may arrive.
+                is_sent = all(self._send(node, body) for body in _cut(box))
+            if not is_sent:
                 self._on_lost(node)
-
-
-def _bodies(box: list[bytes]) -> Iterable[bytes]:
-    if sum(map(len, box)) <= BOX_BYTES_AIM:  # nearly always
-        return (_joined(box),)
-    return _cut(box)
 
 
 def _cut(box: list[bytes]) -> Iterator[bytes]:
@@ -295,8 +298,3 @@ def _cut(box: list[bytes]) -> Iterator[bytes]:
 def _joined(part: list[bytes]) -> bytes:
     """Encode a list whose items are encoded already (msgpack's array of 32-bit length)."""
     return b"".join((b"\xdd", len(part).to_bytes(4, "big"), *part))
-
-
-def messages_in(body: bytes) -> list[AnyMessage]:
-    """Decode a box. :raises msgspec.DecodeError:"""
-    return _decode(body)

@@ -428,6 +428,18 @@ class TestReadsAndLeases:
 
 
 class TestReplica:
+    def test_what_is_only_told_to_be_committed_is_not_acknowledged_again(self) -> None:
+        core = a_core(B)
+        core.receive(A, Sync(0, 1, ((1, 1),), 1, 2), 0)
+        core.receive(A, Append(0, 1, 0, (entry(1, 1), entry(2, 1)), 0), 0)
+        core.ready(0)
+        core.persisted(1, 0)
+        core.receive(A, Append(0, 1, 2, (), 2), 0)
+        assert [one.sequence for one in core.outbox().committed] == [1, 2]
+        assert not core.has_ready
+        core.receive(A, Append(0, 1, 0, (entry(1, 1), entry(2, 1)), 2), 0)
+        assert core.ready(0).messages_after == [(A, Ack(0, 1, 2))], "sent twice: the first answer may be lost"
+
     def test_r13_r16_promise_cut_and_append_in_one_transaction_and_then_the_answers(self) -> None:
         core = a_core(B, stored(1, 1, 2, promised=2))
         core.receive(A, Sync(0, 3, ((1, 1), (3, 3)), 1, 4), 0)

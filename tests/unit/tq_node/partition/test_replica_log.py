@@ -44,6 +44,35 @@ def test_an_entry_goes_to_the_disk_once_and_its_epoch_with_it() -> None:
     assert [e.sequence for e in log.take(2).entries] == [3]
 
 
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda log: log.promise(9),
+        lambda log: grow(log, 2),
+        lambda log: log.cut_after(2),
+        lambda log: log.drop(),
+        lambda log: log.unstage(),
+        lambda log: log.stage(0, b"chunk"),
+        lambda log: log.install(Install(5, ((2, 1),), 0, 1, b"digest")),
+    ],
+    ids=["promise", "append", "cut", "drop", "unstage", "stage", "install"],
+)
+def test_whatever_the_disk_owes_is_taken_once(put: Any) -> None:
+    log = a_log(stored(1, 1, 1))
+    before = log.has_pending
+    put(log)
+    assert (before, log.has_pending) == (False, True)
+    assert not log.take(1).is_empty
+    assert log.take(2).is_empty
+
+
+def test_what_was_taken_with_nothing_in_it_stays_empty() -> None:
+    log = a_log()
+    draft = log.take(1)
+    grow(log, 1)
+    assert draft.is_empty
+
+
 def test_i7_a_promise_only_grows() -> None:
     log = a_log(stored(1, promised=3))
     with pytest.raises(AssertionError, match="grows"):
