@@ -33,6 +33,7 @@ from tq_node.runtime.replication.replicator import PeerBox, Replication
 from tq_node.runtime.routing import node as node_side
 from tq_node.runtime.routing.lease_renewal import LeaseRenewer
 from tq_node.runtime.routing.peer_client import PeerClient
+from tq_node.runtime.tasks import local_queue
 from tq_node.runtime.tasks import task_table as runtime_table
 from tq_node.runtime.tasks.activation import Activation
 from tq_node.runtime.tasks.claims import Claims
@@ -290,7 +291,7 @@ MUTATIONS = (
     # --- peers ---
     Mutation("streams go on over a new connection", "R14, F42", ((ReplicaDriver, "connected", always(None)),), swarm),
     Mutation("what could not be sent is forgotten", "R14", ((Replication, "_unsent", always(None)),), swarm),
-    Mutation("no ping rounds by themselves", "F45", ((Replication, "round", always(None)),), leases),
+    Mutation("no ping rounds by themselves", "F45", ((local_queue, "ROUND_S", 10**7),), leases),
     Mutation("messages to peers go out of order", "R14", ((PeerBox, "send", _reversed),), failover),
 )  # fmt: skip
 
