@@ -474,3 +474,19 @@ class TestChanges:
     @pytest.mark.parametrize("query", ["", "?queue=", "?queue=" + "x" * 101, "?q=mail"])
     def test_pause_needs_a_queue(self, world: World, query: str) -> None:
         assert world.post(f"/tasks/pause{query}").code == "bad_parameter"
+
+
+def test_answers_with_long_tasks_take_a_turn_of_the_reactor_each(world: World) -> None:
+    """All who ask for one task are answered by one look into the store."""
+    task_id = world.submit(payload="x" * limits.LARGE_BODY_BYTES)
+    slices: list[str] = []
+    world.site.server.slices.on_slice = slices.append
+    askers = [world.connect() for _ in range(3)]
+    for asker in askers:
+        asker.request("GET", f"/tasks/status?id={task_id}")
+    assert [asker.replies() for asker in askers] == [[], [], []]
+    world.clock.advance(0)
+    assert slices == ["/tasks/status"] * 3
+    assert [reply.status for asker in askers for reply in asker.replies()] == [200] * 3
+    for asker in askers:
+        asker.transport.hang_up()
