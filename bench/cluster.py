@@ -160,8 +160,10 @@ class Cluster:
             raise Failed(f"{wanted} tasks were to be completed, /tasks/stats?scope=cluster says {counts}")
         for node in self.nodes:
             for task in node.tell("GET", "/tasks/list?status=completed&limit=5")["tasks"]:
-                if not isinstance(task.get("result"), int) or task["attempt"] != 1:
-                    raise Failed(f"a completed task without its result: {task}")
+                # A claim ahead that waits too long on a busy machine is given back, and nothing has run.
+                before = {attempt["outcome"] for attempt in task["attempts"][:-1]}
+                if not isinstance(task.get("result"), int) or not before <= {"released"}:
+                    raise Failed(f"a completed task without its result, or with one that failed before: {task}")
         self._verify_copies("completed", wanted)
         return at
 
