@@ -19,7 +19,7 @@ def show(what: str, found: Costs) -> None:
 
 @pytest.mark.parametrize(
     ("in_flight", "tasks", "calls", "boxes", "wire_bytes", "commits"),
-    [(1, 150, 664, 5.06, 716, 3.42), (32, 1_500, 99, 0.41, 491, 0.184), (128, 3_000, 65, 0.104, 476, 0.044)],
+    [(1, 150, 603, 4.8, 700, 3.38), (32, 1_500, 97, 0.41, 491, 0.186), (128, 3_000, 65, 0.1, 476, 0.051)],
 )
 def test_submits(in_flight: int, tasks: int, calls: float, boxes: float, wire_bytes: float, commits: float) -> None:
     found = costs(in_flight=in_flight, tasks=tasks)
@@ -45,7 +45,7 @@ def test_batches(batch: int, calls: float, boxes: float, wire_bytes: float, comm
 
 @pytest.mark.parametrize(
     ("in_flight", "tasks", "batch", "calls", "boxes", "wire_bytes", "commits"),
-    [(32, 1_500, 0, 409, 2.0, 534, 0.262), (3, 9_000, 100, 139, 0.136, 428, 0.043)],
+    [(32, 1_500, 0, 388, 1.95, 530, 0.262), (3, 9_000, 100, 134, 0.132, 430, 0.044)],
 )
 def test_ids_of_the_callers(
     in_flight: int, tasks: int, batch: int, calls: float, boxes: float, wire_bytes: float, commits: float
