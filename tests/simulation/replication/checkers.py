@@ -46,6 +46,13 @@ class History:
         self.active: dict[int, NodeId] = {}
         self.tokens: dict[tuple[str, Token], bool] = {}
         self.open: dict[str, int] = {}
+        self.reset: tuple[int, int] = (0, 0)
+        """Last sequence of the copy that a recovery outside the rules chose, and the epoch that began then."""
+
+    def has_abandoned(self, stored: StoredPartition) -> bool:
+        """Whether a copy still holds entries that a recovery gave up: its node has been down, and has not learnt it."""
+        last, epoch = self.reset
+        return stored.last_sequence > last and stored.epoch_at(stored.last_sequence) < epoch
 
     @property
     def length(self) -> int:
@@ -183,9 +190,10 @@ class DataCheckers:
                 *(member, partition, sequence, epoch, stored.last_sequence, stored.epochs),
             )
 
-    def recovered(self, partition: int, kept: int) -> None:
+    def recovered(self, partition: int, kept: int, reset: tuple[int, int]) -> None:
         """Outside the rules a copy was made the partition: what it lacks never happened (an operator's ``unsafe-recover``)."""
         history = self.histories[partition]
+        history.reset = reset
         del history.entries[kept:]
         history.answered = min(history.answered, kept)
         history.digests = {sequence: digest for sequence, digest in history.digests.items() if sequence <= kept}
@@ -232,6 +240,8 @@ class DataCheckers:
                 *(node.me, partition, key, before, known[0]),
             )
             break
+        if history.has_abandoned(stored):
+            return
         need(stored.applied <= history.length, "only what is committed is applied (R17):", node.me, partition)
         if stored.applied:
             known_digest = history.digests.setdefault(stored.applied, stored.rows.digest)

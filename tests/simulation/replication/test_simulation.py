@@ -29,7 +29,7 @@ def test_seeds_that_found_something(seed: int) -> None:
     simulate(seed)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 15))])
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES, ids=lambda schedule: schedule.__name__)
 def test_schedule(schedule: Callable[[int], None], seed: int) -> None:
     schedule(seed)
