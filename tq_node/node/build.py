@@ -1,7 +1,6 @@
-"""Makes one node of its parts, in order: credentials, directory, store, identity, queue, workers, HTTP site, ports.
+"""Makes one node: credentials, directory, store, identity, queue, workers, HTTP site, ports.
 
-Everything that can be refused is refused here, before anything runs; what was opened by then is closed again.
-"""
+All refusals come from here, before anything runs; what was opened by then is closed again."""
 
 from __future__ import annotations
 
@@ -95,12 +94,12 @@ class NodeParts:
 
 
 def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, ends: NodeEnds) -> NodeParts:
-    """:param umask: what handlers in worker processes make files with.
+    """Make the parts of one node. ``umask``: with which handlers in worker processes make files.
 
     :raises DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed: the store can't be opened.
-    :raises WrongName, IsCopy, NoSecret, NeverJoined, BadCredentials: the directory or credentials are another's.
-    :raises PeerPortTaken, CannotListenError, TooFewFiles, OSError: of the surroundings.
-    """
+    :raises WrongName, IsCopy, NoSecret, NeverJoined, BadCredentials: directory or credentials
+        are another's.
+    :raises PeerPortTaken, CannotListenError, TooFewFiles, OSError: of the surroundings."""
     metrics = Metrics(version=version(), node=settings.node_name, labels_max=settings.metrics_labels)
     credentials = Credentials.of(settings)
     notes = _notes_of(settings)
@@ -113,7 +112,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         identity = identify(settings, credentials, store.meta(), clock.wall_us(), os.urandom, registry.announced.kind)
         lock = WorkersLock(settings.data_dir / "workers.lock")
         undo.callback(lock.close)
-        # Also takes it (shared) for this start: whoever comes after us must be able to tell that our workers live.
+        # Also takes it (shared) for this start: later ones must see that our workers live.
         workers_gone = lock.prove_alone()
 
         def has_tasks() -> bool:
@@ -218,7 +217,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
 
 
 def _look_around(settings: NodeSettings, registry: Registry, notes: Sequence[ReadyNote]) -> None:
-    """What can be refused before anything is made on disk. :raises TooFewFiles, PeerPortTaken, CannotListenError:"""
+    """Refuse first what can be: ``TooFewFiles``, ``PeerPortTaken``, ``CannotListenError``."""
     check_files(settings.concurrency if registry.needs_processes else 0)
     for listen in (settings.http, settings.http_compatible):
         if listen is not None and not listen.is_inherited:
@@ -248,8 +247,8 @@ def _notes_of(settings: NodeSettings) -> tuple[ReadyNote, ...]:
 def _look_for_failure(settings: NodeSettings) -> None:
     """A store that has failed is not opened again (R18).
 
-    :raises StoreFailed: and ``--readmit`` is not there to set it aside. :raises DirectoryLocked:
-    """
+    :raises StoreFailed: ``--readmit`` is not given to set it aside.
+    :raises DirectoryLocked: a node runs on it."""
     directory = settings.data_dir
     if settings.readmit:
         aside = set_store_aside(directory)

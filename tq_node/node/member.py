@@ -1,4 +1,4 @@
-"""The node as a member of a cluster: reads its identity, wires the control plane, founds or joins, and leaves in order."""
+"""The node as a member of a cluster: its identity, the control plane's wiring, joining, leaving."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _log = Logger(namespace="taskqueue.node")
 _NONCE_BYTES = 16
 _SEED_BYTES = 8
 RESIGN_S = 1.0
-"""How long a leader that stops waits for another to take its place; if none does, the others elect one."""
+"""How long a leader that stops waits for a successor; without one, the others elect it."""
 _NEWBORN = NotReadyReason("not_ready", "the cluster is newborn: the node waits whether an older one looks for it")
 
 
@@ -71,7 +71,7 @@ class PeerPortTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What peers prove themselves with: the secret of ``--secret-file``, or certificates; both None: neither was given."""
+    """What peers prove themselves with: a secret, or certificates; both None: neither was given."""
 
     secret: bytes | None
     tls: PeerTLS | None
@@ -80,8 +80,7 @@ class Credentials:
     def of(cls, settings: NodeSettings) -> Credentials:
         """Read the files of ``--secret-file``, ``--peer-cert``, ``--peer-key`` and ``--peer-ca``.
 
-        :raises BadCredentials: one of them can't be used.
-        """
+        :raises BadCredentials: one of them can't be used."""
         file, insecure = settings.secret_file, settings.insecure_peers
         return cls(
             None if file is None else read_secret(file, insecure=insecure),
@@ -90,13 +89,13 @@ class Credentials:
 
     @property
     def are_given(self) -> bool:
-        """The operator takes care of them; else the node makes a secret and hands it to nodes that join over loopback."""
+        """The operator keeps them; else the node makes a secret, for joiners on loopback too."""
         return self.secret is not None or self.tls is not None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Which node this start is, and of which cluster; nothing of it is durable before ``Member.start``."""
+    """Which node this start is, of which cluster; not durable before ``Member.start``."""
 
     credentials: Credentials
     local: LocalIdentity
@@ -113,7 +112,7 @@ class NodeIdentity:
     """64 random bits of this start."""
 
     def secret_for_joiners(self) -> bytes | None:
-        """To a node that joins over loopback; None where operators keep the secret in a file, or certificates do its work."""
+        """For nodes that join on loopback; None where a file has it or certificates do its work."""
         return None if self.credentials.are_given else self.local.secret
 
 
@@ -127,8 +126,8 @@ def identify(
 ) -> NodeIdentity:
     """Read from the store's ``meta`` whose directory this is, and decide what an empty one becomes.
 
-    :param handlers: what this run registers with. :raises WrongName, NoSecret, NeverJoined, IsCopy, StoreBroken:
-    """
+    :param handlers: what this run registers with.
+    :raises WrongName, NoSecret, NeverJoined, IsCopy, StoreBroken: this node must not start here."""
     formatted = formatted_in(meta, settings.node_name)
     if is_copy(meta):
         raise IsCopy(refusal_line(Refusal.STORE_CLONED, settings.node_name))
@@ -185,13 +184,12 @@ def identify(
 
 
 class Birth:
-    """Guards a cluster that is founded here against an older one (F15a), and keeps the outcome in the store.
+    """Guards a cluster that is founded here against an older one (F15a); the outcome is stored.
 
     Does nothing where none is founded.
 
     :param has_tasks: whether this node holds any task now.
-    :param on_older_cluster: gets one line for the operator; the process must end with it.
-    """
+    :param on_older_cluster: gets one line for the operator; the process must end with it."""
 
     def __init__(
         self,
@@ -252,7 +250,7 @@ class Birth:
 def make_plane(
     settings: NodeSettings, store: Store, clock: Clock, identity: NodeIdentity, outside: Outside
 ) -> ControlPlane:
-    """:param outside: the rest of the node, which the control plane calls back once it has started."""
+    """Make the control plane. ``outside``: the rest of the node, which it calls once started."""
     local, tls, reactor = identity.local, identity.credentials.tls, clock.reactor
     authentication = Authentication(local, Sessions(), tls)
     tcp = tcp_reactor(reactor, settings)
@@ -267,7 +265,7 @@ def make_plane(
 
 
 class Member:
-    """The node as a member of a cluster: ``listen``, ``start``, ``join``, ``leave_gracefully``, ``stop``, in this order."""
+    """A member, by ``listen``, ``start``, ``join``, ``leave_gracefully``, ``stop``, in order."""
 
     def __init__(
         self,
@@ -290,7 +288,7 @@ class Member:
         return self.identity.registration.node_id
 
     def listen(self) -> None:
-        """:raises PeerPortTaken: the peers' address is in use or not ours."""
+        """Listen for peers; raises ``PeerPortTaken`` if the address is in use or not ours."""
         try:
             listen_now(self.plane.listen())
         except CannotListenError as why:
@@ -301,7 +299,7 @@ class Member:
 
     # --- life ---
     async def start(self) -> None:
-        """Write the identity to the store, then start the control plane: nobody hears of a node that forgets itself."""
+        """Store the identity before the control plane starts and peers learn of this node."""
         belonging, meta = self.identity.belonging, self.identity.meta
         if belonging is not None and belonging.birth is not None and not is_founded(self._store.meta()):
             meta = meta | await first_table(self._store, belonging, self.identity.registration, self._settings.voters)
@@ -311,10 +309,9 @@ class Member:
         self._birth.watch()
 
     async def join(self) -> None:
-        """Become a member, if this node is not: goes on until it is, or is refused, or ``stop_joining``.
+        """Become a member, if this node is not: until it is, or is refused, or ``stop_joining``.
 
-        :raises JoinRefused: for good; ``str()`` is one line.
-        """
+        :raises JoinRefused: for good; ``str()`` is one line."""
         if not self.identity.is_joining:
             return
         identity = self.identity
@@ -342,7 +339,7 @@ class Member:
         await self._store.commit(Batch(meta=joined(invited.cluster_id, invited.secret, self._clock.wall_us())))
 
     def remember_copy(self) -> Deferred[None]:
-        """This directory is a copy: durable before the node ends, so that no later start passes for the original's next one."""
+        """Record that this directory is a copy: no later start may pass for the original's next."""
         return self._store.commit(Batch(meta=copy_values()))
 
     def stop_joining(self) -> None:
@@ -351,13 +348,13 @@ class Member:
         self._birth.stop()
 
     async def leave_gracefully(self) -> None:
-        """Hand over the leadership of Raft, and tell the others: they would notice a node that vanished only by its port."""
+        """Hand over Raft's leadership and tell peers, who would notice the end only by the port."""
         if self._is_started:
             await self._resign()
             await self.plane.membership.depart()
 
     async def _resign(self) -> None:
-        """Transfer the leadership of the Raft group to a member that lacks nothing, if this node leads it."""
+        """Transfer the Raft group's leadership, if held here, to a member that lacks nothing."""
         target = self.plane.successor()
         if target is None:
             return

@@ -1,4 +1,4 @@
-"""What a node asks of its process and of the system: files, the collector, ports that listen at once."""
+"""What a node asks of its process and system: files, the collector, ports that listen at once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ EXIT_DISK_FULL = 75
 MMAP_BYTES_MIN = 256 * 1024
 _M_MMAP_THRESHOLD = -3
 GC_THRESHOLD = 100_000
-"""Objects that may form cycles, made and not gone, before the youngest are looked at; 10 % less CPU in a drain."""
+"""New objects that may form cycles before the youngest are looked at: saves 10 % CPU in a drain."""
 SWITCH_INTERVAL_S = 0.00002
-"""Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call and takes it again at
-once, so a writer thread with a longer interval (Python's default: 5 ms) never gets to demand it, and a commit took seconds."""
+"""Shorter than a turn of the reactor: a busy one lets go of the interpreter at each system call
+and takes it again at once, so a writer thread with a longer interval (Python's default: 5 ms)
+never gets to demand it, and a commit took seconds."""
 
 
 class TooFewFiles(Exception):
@@ -39,15 +40,14 @@ class TooFewFiles(Exception):
 
 
 def give_memory_back() -> None:
-    """Have the C library give large blocks back to the system when they are freed. By default it raises the size from which it
-    does so to that of the largest freed so far, and what then lies between small blocks is kept for good.
-    """
+    """Have the C library give freed large blocks back to the system. By default it raises the size
+    from which it does so to that of the largest freed, and keeps what lies between small blocks."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES_MIN)
 
 
 def set_up() -> None:
-    """Allow as many open files as may be (each HTTP client is one), shorter turns of threads, files that nobody else reads."""
+    """Allow as many open files as may be (one a client), shorter thread turns, private files."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     give_memory_back()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -58,7 +58,7 @@ def set_up() -> None:
 
 
 def check_files(processes: int) -> None:
-    """:param processes: worker processes at once. :raises TooFewFiles: the node could not start them, or serve nobody beside."""
+    """Raises ``TooFewFiles`` if so many worker processes leave no files to serve anybody."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = limits.FILES_MIN + limits.FILES_PER_PROCESS * processes
     if allowed != resource.RLIM_INFINITY and allowed < needed:
@@ -69,10 +69,9 @@ def check_files(processes: int) -> None:
 
 
 def check_free(host: str | None, port: int | None) -> None:
-    """Look whether a TCP address can be listened on, before anything is made on disk. A name is judged when it is listened on.
+    """Look whether a TCP address can be listened on, before anything is on disk; names: not tried.
 
-    :raises CannotListenError: it is in use or not ours.
-    """
+    :raises CannotListenError: it is in use or not ours."""
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host or "").version == 6 else socket.AF_INET
     except ValueError:
@@ -86,7 +85,7 @@ def check_free(host: str | None, port: int | None) -> None:
 
 
 def calm_the_collector() -> None:
-    """What is here now stays; what comes by the thousand forms no cycles (``gc=False``), so looking for them seldom is enough."""
+    """Keep what is here for good. What comes later forms few cycles (``gc=False``): look seldom."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 50, 1_000)
@@ -108,8 +107,7 @@ def tcp_reactor(reactor: Any, settings: NodeSettings) -> Any:
 def listen_now(listening: Deferred[IListeningPort]) -> IListeningPort:
     """The port of an endpoint that answers at once, as TCP and UNIX ones do.
 
-    :raises CannotListenError: the address is in use or not ours.
-    """
+    :raises CannotListenError: the address is in use or not ours."""
     result: list[IListeningPort | Failure] = []
     listening.addBoth(result.append)
     if isinstance(result[0], Failure):

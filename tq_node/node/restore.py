@@ -2,11 +2,11 @@
 
     python -m tq_node.restore --node-id node-1 [--data-dir DIR] SNAPSHOT [SNAPSHOT ...]
 
-A SNAPSHOT is what ``POST /cluster/snapshot`` of a node wrote; give those of all nodes. Of each partition the copy that holds most
-is taken; tasks, states and paused queues are those of the old cluster, and so are the numbers that place an id in a partition.
-Cluster id, node id and secret are new: nodes of the old cluster, should one still live, are strangers to it. Start the node
-with the same --node-id and --data-dir, then the others, on empty directories, with --join.
-"""
+A SNAPSHOT is what ``POST /cluster/snapshot`` of a node wrote; give those of all nodes. Of each
+partition the copy that holds most is taken; tasks, states and paused queues are those of the old
+cluster, and so are the numbers that place an id in a partition. Cluster id, node id and secret
+are new: nodes of the old cluster, should one still live, are strangers to it. Start the node with
+the same --node-id and --data-dir, then the others, on empty directories, with --join."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from tq_node.store.sqlite.upgrade import SchemaTooNew
 from tq_node.types import NodeName
 
 EPOCHS_ABOVE = 1_000_000
-"""The old cluster may have gone on after its snapshots, and shown tokens of later epochs to handlers. Ours shall be greater."""
+"""How far epochs rise: the old cluster may have shown handlers tokens later than its snapshots."""
 WORK_FOLDER = "restoring"
 _READ_BYTES = 4 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
@@ -65,7 +65,7 @@ class Refused(Exception):
 
 
 class Source(msgspec.Struct):
-    """One snapshot, opened. ``table`` is the cluster's as this node knew it; EMPTY in a node of release 0.1, which was alone."""
+    """One snapshot, opened. ``table``: its node's cluster map; EMPTY of release 0.1's lone node."""
 
     path: Path
     store: Store
@@ -90,7 +90,7 @@ class Source(msgspec.Struct):
         return self.table.handlers_seen or HANDLERS_SEEN in self.store.meta()
 
     def is_in_sync(self, partition: int) -> bool:
-        """Has this copy all that was acknowledged when the snapshot was taken, as far as its own node knew?"""
+        """Has this copy all that was acknowledged by its snapshot, as far as its node knew?"""
         if not self.table.is_founded:
             return True
         return self.node.node_id in self.table.partitions[partition].isr
@@ -117,11 +117,11 @@ async def restore(
 ) -> str:
     """Make the directory; returns what was done, for a person.
 
-    The store is built in a folder of its own and appears in ``data_dir`` at one stroke: broken off at any moment, the
-    directory is still an empty one to a node.
+    The store is built in a folder of its own and appears in ``data_dir`` at one stroke: broken
+    off at any moment, the directory is still an empty one to a node.
 
-    :raises Refused: :raises StoreBroken, SchemaTooNew, OSError: a snapshot can't be read or the directory can't be written.
-    """
+    :raises Refused: the snapshots or the directory don't allow it.
+    :raises StoreBroken, SchemaTooNew, OSError: a snapshot can't be read, the directory written."""
     _refuse_used(data_dir)
     for warning in secure_directory(data_dir):
         say(f"restore: {warning}")
@@ -170,7 +170,7 @@ def _refuse_used(data_dir: Path) -> None:
 
 
 async def _opened(reactor: Any, path: Path, folder: Path, opened: list[Store]) -> Source:
-    """A copy of the snapshot, opened: opening may bring its schema up to date, and the snapshot itself stays as it is."""
+    """A copy of the snapshot, opened: opening may raise its schema; the snapshot stays as it is."""
     if not path.is_file():
         raise Refused(f"{path} is not a file")
     wal = path.with_name(path.name + "-wal")
@@ -204,8 +204,8 @@ async def _opened(reactor: Any, path: Path, folder: Path, opened: list[Store]) -
 
 
 async def _table(store: Store) -> ClusterMap:
-    """The table after all that the node's Raft log holds. The last entries may not have been committed; what they order is then
-    no worse than an answer that got lost."""
+    """The table after all that the node's Raft log holds. Its last entries may be uncommitted; what
+    they order is then no worse than an answer that got lost."""
     raw = store.meta().get(SNAPSHOT)
     snapshot = Snapshot() if raw is None else _decode_table(raw)
     table = tables.decode(snapshot.data) if snapshot.data else EMPTY
@@ -227,8 +227,7 @@ def _refuse_strangers(sources: Sequence[Source]) -> None:
 def _choose(sources: Sequence[Source], newest: Source, *, incomplete: bool) -> dict[int, Source]:
     """The copy to take of each partition of which there is anything.
 
-    :raises Refused: none of the copies of a partition was in sync: what was acknowledged may be elsewhere.
-    """
+    :raises Refused: no copy of a partition was in sync: what was acknowledged may be elsewhere."""
     partitions = range(newest.birth.partition_count)
     lacking = [p for p in partitions if not any(source.is_in_sync(p) for source in sources)]
     if lacking and not incomplete:

@@ -1,8 +1,8 @@
-"""The node as a service of twistd: starts what ``build`` has made, stops it, and decides how the process ends.
+"""The node as a service of twistd: starts and stops what ``build`` made, decides how it ends.
 
-``twistd taskqueue`` calls ``makeService``. ``NodeService`` has everything built that can be refused before anything runs, starts
-it in order, and stops it in the reverse order of trust: no more work, handlers, partitions, connections, store.
-"""
+``twistd taskqueue`` calls ``makeService``. ``NodeService`` has everything built that can be
+refused before anything runs, starts it in order, and stops it in the reverse order of trust: no
+more work, handlers, partitions, connections, store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ READY_LOOK_S = 0.05
 
 
 def makeService(options: Options) -> NodeService:
-    """The node as a service. Opens nothing: a daemon forks between this and the start, and threads don't survive that."""
+    """Opens nothing: a daemon forks between this and the start, and threads don't survive that."""
     from twisted.internet import reactor
 
     settings = options.settings
@@ -87,7 +87,7 @@ def _user_umask(twistd: Any) -> int:
 
 
 class NodeService(Service):
-    """One node. What is wrong with its surroundings ends the process with one line; what breaks later, with a code."""
+    """One node. Bad surroundings end the process with one line; what breaks later, with a code."""
 
     name = "taskqueue"
 
@@ -105,7 +105,7 @@ class NodeService(Service):
         self._is_stopping = False
         self._exit_code = 0
         self._umask = _user_umask(options.parent)
-        """Before a daemon, and the node itself, take a stricter one: handlers make their files as the user does."""
+        """Of the user, before daemon and node take a stricter one: handlers make files with it."""
 
     # --- start ---
     def startService(self) -> None:
@@ -160,7 +160,7 @@ class NodeService(Service):
 
     # --- again ---
     def reload(self) -> None:
-        """SIGHUP: import the modules of ``--handlers`` anew. What can't be imported stays as it was."""
+        """SIGHUP: import the modules of ``--handlers`` anew; one that can't be stays as it was."""
         if self._parts is None or self._is_stopping or not self.running:
             return
         _log.info("SIGHUP: the handlers are loaded anew", event="reloaded")
@@ -169,7 +169,7 @@ class NodeService(Service):
 
     # --- end ---
     def stopService(self) -> Deferred[None]:
-        """Take no more work, give handlers their time, hand over, flush, and leave nothing behind but the store."""
+        """Take no more work, give handlers their time, hand over, flush; only the store is left."""
         super().stopService()
         self._is_stopping = True
         self._ending.begun(EXIT_SOFTWARE)

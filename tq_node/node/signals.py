@@ -1,11 +1,10 @@
-"""What signals do to a node, and how its process comes to its end whatever a thread of it is busy with.
+"""What signals do to a node, and how its process ends whatever a thread of it is busy with.
 
 | signal | |
 |---|---|
-| TERM, INT | the node stops in order and exits with 0; a second one ends the process at once, by that signal |
+| TERM, INT | the node stops in order and exits with 0; a second one ends the process at once |
 | HUP | what can be read again is; the node never ends by it, also where its terminal has gone |
-| USR1, USR2, ALRM | nothing, but for a line in the log; USR1 stays twistd's where that rotates its log file with it |
-"""
+| USR1, USR2, ALRM | nothing, but for a line in the log; USR1 rotates twistd's log file, if any |"""
 
 from __future__ import annotations
 
@@ -27,13 +26,13 @@ from tq_node.limits import STOP_MARGIN_S, THREADS_GRACE_S
 _log = Logger(namespace="taskqueue.node")
 
 REPEAT_S = 0.2
-"""A second signal to stop within this time does not count: ``timeout`` and some shells send each twice."""
+"""A second signal to stop within this time does not count: ``timeout`` and shells send two."""
 _LOOK_S = 0.1
 _IGNORED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 
 class Ending:
-    """The process's deadline, kept by a thread, for the reactor may be stuck. ``stop_s``: how long handlers may go on."""
+    """The process's deadline, in a thread, as the reactor may hang. ``stop_s``: for handlers."""
 
     def __init__(self, stop_s: float) -> None:
         self._stop_s = stop_s
@@ -51,13 +50,13 @@ class Ending:
         _end_within(seconds, code, line.encode())
 
     def closed(self, code: int, last: Callable[[], None]) -> None:
-        """All is written and closed. Threads that will not end have ``THREADS_GRACE_S``; then comes ``last``, and the end."""
+        """All is written and closed: threads get ``THREADS_GRACE_S``, then ``last`` is called."""
         _end_within(THREADS_GRACE_S, code, b"", last)
 
 
 def _end_within(seconds: float, code: int, line: bytes, last: Callable[[], None] = lambda: None) -> None:
     def end() -> None:
-        # Counted, not measured: a process that was stopped meanwhile (SIGSTOP, a sleeping machine) has not had this time.
+        # Counted, not measured: a process that was stopped meanwhile did not have this time.
         for _ in range(round(seconds / _LOOK_S)):
             time.sleep(_LOOK_S)
         with suppress(OSError):
@@ -69,10 +68,9 @@ def _end_within(seconds: float, code: int, line: bytes, last: Callable[[], None]
 
 
 class Signals:
-    """Takes effect by ``outlive``, and ``end_in_order`` once the reactor runs. To be made in the main thread.
+    """Takes effect by ``outlive``, then ``end_in_order`` once the reactor runs. Main thread only.
 
-    :param reload: called by SIGHUP, in the reactor.
-    """
+    :param reload: called by SIGHUP, in the reactor."""
 
     def __init__(self, reactor: Any, ending: Ending, exit_code: int, reload: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -89,11 +87,11 @@ class Signals:
                 signal.signal(number, self._ignore)
 
     def end_in_order(self) -> None:
-        """SIGTERM and SIGINT stop the node and it exits with 0; twistd's own handlers would end it by the signal once more."""
+        """SIGTERM and SIGINT stop the node, which exits with 0; twistd would die by the signal."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
-    # These run between two instructions of the main thread: they may not log, for the log may be what they interrupt.
+    # These run between two instructions of the main thread, perhaps the log's: no logging.
     def _stop(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if self._asked_s is None:
@@ -123,7 +121,7 @@ def stop_once(reactor: Any) -> None:
 
 
 def leave_terminal() -> None:
-    """What goes to a terminal that is not there any more goes nowhere, instead of failing at each line of the log."""
+    """Discard output to a terminal that has gone, instead of failing at each line of the log."""
     for fd in (0, 1, 2):
         try:
             termios.tcgetattr(fd)

@@ -1,7 +1,6 @@
-"""Notifies systemd of this node's state (sd_notify(3), ``Type=notify``): a few datagrams, none without a listener.
+"""Notifies systemd of this node's state (sd_notify(3), ``Type=notify``), if it listens.
 
-There is no library for this among our dependencies, and no need of one: the protocol is a datagram of ``NAME=value`` lines.
-"""
+No library among our dependencies does it; the protocol is a datagram of ``NAME=value`` lines."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ _log = Logger(namespace="taskqueue.notify")
 LOOK_S = 0.5
 """How often the state is looked at; systemd is notified only of changes."""
 READY_WAIT_S = 60.0
-"""A node that is not ready by then lets the boot go on: what it waits for may be other machines, which boot after this one. It
-says so in its status. ``TimeoutStartSec`` in the unit must be longer."""
+"""A node that is not ready by then lets the boot go on and says so in its status: it may wait for
+machines that boot after this one. ``TimeoutStartSec`` in the unit must be longer."""
 
 
 class WatchedNode(Protocol):
@@ -36,13 +35,13 @@ class WatchedNode(Protocol):
 
 
 class Notifier:
-    """READY=1 once ``/ready`` would say so, STATUS= whenever it changes, WATCHDOG=1 from the reactor, STOPPING=1 at the end.
+    """Sends READY=1 with ``/ready``, STATUS= at changes, WATCHDOG=1 from the reactor, STOPPING=1.
 
-    :param address: ``NOTIFY_SOCKET``; None or empty makes every method do nothing. ``@…`` is an abstract socket.
-    :param watchdog_us: ``WATCHDOG_USEC``, 0 where the unit has no watchdog. It is fed by a timer of the reactor at half of that,
-        so only while the reactor really turns. A node that turns but has no leader is no reason for a restart.
-    :param stop_s: how long handlers may go on after SIGTERM.
-    """
+    :param address: ``NOTIFY_SOCKET``; None or empty: all methods do nothing. ``@…``: abstract.
+    :param watchdog_us: ``WATCHDOG_USEC``, 0 where the unit has no watchdog. A timer of the reactor
+        feeds it at half of that, so only while the reactor really turns. A node that turns but has
+        no leader is no reason for a restart.
+    :param stop_s: how long handlers may go on after SIGTERM."""
 
     def __init__(self, address: str | None, watchdog_us: int, clock: Clock, node: WatchedNode, stop_s: float) -> None:
         self._clock = clock
@@ -78,7 +77,7 @@ class Notifier:
             self._loops.append(feed)
 
     def stopping(self) -> None:
-        """The end has begun. It is still watched, and may take as long as handlers have been promised, whatever the unit says."""
+        """The end begins: watched on, with the time promised to handlers, whatever the unit has."""
         if self._is_stopping:
             return
         self._is_stopping = True
@@ -120,7 +119,7 @@ class Notifier:
         return f"ready; {active} of {len(shown.nodes)} nodes active, led by {shown.leader}"
 
     def _send(self, *lines: str) -> bool:
-        """A service manager that is busy or gone must not hurt the node; the next round says it again."""
+        """A service manager that is busy or gone must not hurt the node: the next round retries."""
         if self._socket is None:
             return False
         with contextlib.suppress(OSError):

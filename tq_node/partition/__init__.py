@@ -30,5 +30,4 @@ committed effect, or believe anything in a message beyond what its epoch allows.
 
 The tasks' half knows nothing of replication: ``lifecycle`` (what an event does to a row),
 ``ready_queue`` (what may start next), ``apply_queue`` (committed effects that rows do not show
-yet).
-"""
+yet)."""

@@ -4,8 +4,7 @@ Rows are written behind the log, in bounded lag: a task that is submitted, claim
 within that lag costs one row written instead of three. The log is the truth meanwhile; a crash
 replays it from ``applied`` on. A slice takes everything of a partition or nothing of it, so that
 ``applied`` stays one number for each partition and rows at equal ``applied`` are byte-equal on
-every copy (I11).
-"""
+every copy (I11)."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from tq_node.types import State
 
 
 class Fold(msgspec.Struct, gc=False):
-    """The net effect of several effects on one task. ``stored_rev``: the revision in the store; 0: none."""
+    """The net effect of several effects on one task. ``stored_rev``: in the store; 0: none."""
 
     stored_rev: int
     rev: int
@@ -65,14 +64,13 @@ class ApplyQueue:
         self._held: set[int] = set()
 
     def hold(self, partition: int) -> None:
-        """Let ``take`` take nothing of ``partition`` until ``release``: its rows are being counted."""
+        """Let ``take`` take nothing of ``partition`` until ``release``: its rows are counted."""
         self._held.add(partition)
 
     def release(self, partition: int, states: list[int]) -> None:
         """Let ``take`` take ``partition`` again.
 
-        :param states: rows by state when it was held; what was added since is counted already.
-        """
+        :param states: rows by state when it was held; what was added since is counted already."""
         self._held.discard(partition)
         mine = self.states_of(partition)
         for state, rows in enumerate(states):
@@ -92,11 +90,11 @@ class ApplyQueue:
         return bool(self._partitions)
 
     def sequences(self) -> dict[int, int]:
-        """The last entry of each partition with something to write, the one that waits longest first."""
+        """The last entry of each partition with something to write, the longest waiting first."""
         return {partition: pending.sequence for partition, pending in self._partitions.items()}
 
     def add(self, partition: int, sequence: int, effects: list[Effect]) -> None:
-        """Fold the effects of one committed entry in. :raises Divergence: an effect does not follow the revision before it."""
+        """Fold one committed entry in; raises ``Divergence`` if an effect skips a revision."""
         pending = self._partitions.get(partition)
         if pending is None:
             pending = self._partitions[partition] = _Pending()
@@ -116,7 +114,7 @@ class ApplyQueue:
                     self.bytes += len(body) if spec is None else len(body) + len(spec)
                     continue
                 if fold.tombstone is not None:
-                    # Its horizon would have to pass within the lag of the rows: minutes within milliseconds.
+                    # Its horizon would have to pass within the rows' lag: minutes in milliseconds.
                     raise Divergence(f"task {task_id}: buried and born again before the rows show it")
                 if fold.rev != effect.expected_rev:
                     raise Divergence(f"task {task_id}: rev {effect.rev} expects {effect.expected_rev}, not {fold.rev}")

@@ -14,8 +14,7 @@ def backoff_delay_ms(backoff: Backoff, failures: int, draw: float) -> int:
     :param failures: from 1.
     :param draw: a random number in [0, 1), made by the caller: with jitter the delay is spread over
         its upper half, so that tasks that failed together do not come back together and none comes
-        back at once.
-    """
+        back at once."""
     if backoff.kind == "constant":
         delay = backoff.base_ms
     elif backoff.kind == "linear":

@@ -3,8 +3,7 @@
 
 One object for all partitions of a node. What the in-sync copies are sent never asks here, nor do
 entries that leave as they are written: a move slows nobody down, and a copy that is nearly there
-gets there.
-"""
+gets there."""
 
 from __future__ import annotations
 
@@ -28,13 +27,13 @@ class CopyRate:
 
     @property
     def room_bytes(self) -> int:
-        """What may leave now; 0: nothing, until a later tick. One entry or chunk may be longer, and is paid off afterwards."""
+        """Bytes that may be sent now; 0: none until a tick. One item may exceed it, on credit."""
         if not self.bytes_s:
             return UNLIMITED
         return max(0, int(self._level))
 
     def refill(self, now_ms: int) -> None:
-        """Add the room since the last call; called at each tick of the driver, before the cores' ticks."""
+        """Add the room since the last call; called at each tick, before the cores' ticks."""
         since_ms = BURST_MS if self._refilled_ms is None else now_ms - self._refilled_ms
         self._refilled_ms = now_ms
         self._level = min(self._level + self.bytes_s * since_ms / 1000, self.bytes_s * BURST_MS / 1000)

@@ -26,8 +26,7 @@ class PartitionCore(Generic[News]):
     drive it.
 
     :param stored: what the store has of the partition; empty for a new copy.
-    :param budget: what all cores of the node share.
-    """
+    :param budget: what all cores of the node share."""
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class PartitionCore(Generic[News]):
         return self._primary.sender.streams if self._primary is not None else {}
 
     def lag(self) -> dict[NodeId, int]:
-        """By how many entries each other copy is behind; empty unless this copy leads. Shown to operators."""
+        """By how many entries each other copy is behind, for operators; empty unless this leads."""
         return {node: self.log.last_sequence - stream.acked for node, stream in self.streams.items()}
 
     def copying(self, content_bytes: int) -> dict[NodeId, tuple[int, int]]:
@@ -123,8 +122,7 @@ class PartitionCore(Generic[News]):
         has changed. Learning it late is harmless.
 
         :raises Divergence: the record names this node primary, though its copy belongs to another
-            history.
-        """
+            history."""
         known = self.record
         if known is not None:
             newer = (record.epoch, record.partition_version) >= (known.epoch, known.partition_version)
@@ -179,8 +177,7 @@ class PartitionCore(Generic[News]):
         """Forget everything but the promise (R13): the cluster map does not list this node as a
         copy any more (F28).
 
-        :raises AssertionError: the cluster map lists it, or this copy leads.
-        """
+        :raises AssertionError: the cluster map lists it, or this copy leads."""
         record = self.record
         assert record is not None
         assert self.me not in record.copies, "only a leftover is dropped"
@@ -191,7 +188,7 @@ class PartitionCore(Generic[News]):
 
     # --- peers ---
     def connected(self, node: NodeId, now_ms: int) -> None:
-        """There is a new connection with ``node``. Nothing that was sent over an older one arrives any more."""
+        """A new connection with ``node``: nothing sent over an older one arrives any more."""
         self._connected.add(node)
         primary = self._primary
         if primary is not None and node in primary.sender.streams:
@@ -209,8 +206,7 @@ class PartitionCore(Generic[News]):
         late or twice.
 
         :raises Divergence: this copy's log contradicts what is committed.
-        :raises Unsound: no peer that keeps to the protocol sends this; nothing has changed.
-        """
+        :raises Unsound: no peer that keeps to the protocol sends this; nothing has changed."""
         assert message.partition == self.partition, "a message for another partition"
         if type(message) is Ack:
             assert isinstance(message, Ack)
@@ -225,7 +221,7 @@ class PartitionCore(Generic[News]):
             self._on_order(source, message)
 
     def counts(self, answer: AnyMessage) -> bool:
-        """Whether ``answer`` is of the epoch that this copy leads; no other answer counts for it (R8, F23)."""
+        """Whether ``answer`` is of the epoch that this copy leads, else it is ignored (R8, F23)."""
         return answer.epoch == self.epoch
 
     def _on_answer(self, source: NodeId, message: Any, now_ms: int) -> None:
@@ -274,12 +270,12 @@ class PartitionCore(Generic[News]):
             self._step_down()
 
     def refuses(self, epoch: int) -> int | None:
-        """The promise to answer a ``Ping`` with, if it is above the ``epoch`` asked about; else None."""
+        """The promise to answer a ``Ping`` with, if it is above the ``epoch`` asked for."""
         return self.log.promised if self.log.promised > epoch else None
 
     # --- reads and leases (sections 7 and 8) ---
     def confirmed(self, node: NodeId, epoch: int, number: int, sent_ms: int) -> None:
-        """``node`` answered round ``number``, sent at ``sent_ms``, and did not refuse this partition."""
+        """``node`` answered round ``number``, sent at ``sent_ms``, and accepts this partition."""
         primary = self._primary
         if primary is not None and primary.epoch == epoch:
             stream = primary.sender.streams.get(node)
@@ -305,7 +301,7 @@ class PartitionCore(Generic[News]):
 
     @property
     def requeue_at_ms(self) -> int | None:
-        """When inherited attempts that were not renewed may be queued again; None: the promise is not durable yet."""
+        """When inherited attempts not renewed may be queued again; None: promise not durable."""
         primary = self._primary
         if primary is None or primary.promise_durable_ms is None:
             return None
@@ -324,8 +320,7 @@ class PartitionCore(Generic[News]):
 
         :param claimed_before: the entry of the task's latest claim, 0 for none. Two claims of one
             task never share an entry, else they would share a token, as happened to claim, cancel,
-            retry, claim within one turn (F30a).
-        """
+            retry, claim within one turn (F30a)."""
         primary = self._primary
         assert primary is not None, "only a primary claims"
         return primary.open_entry.claim_token(claimed_before)
@@ -379,7 +374,7 @@ class PartitionCore(Generic[News]):
         return messages
 
     def ready(self, now_ms: int) -> Ready:
-        """Close the open entry and return everything for the disk. The next may be taken before this one is durable."""
+        """Close the open entry; return all for the disk. Call again before that is durable, too."""
         if self._primary is not None:
             self._primary.seal(now_ms)
         self._replica.seal()
@@ -436,7 +431,7 @@ class PartitionCore(Generic[News]):
         return wanted
 
     def log_read(self, node: NodeId, entries: Sequence[Entry], now_ms: int) -> None:
-        """Answer to ``ReadLog``: ``entries`` is empty if the store has nothing from there on any more."""
+        """Answer to ``ReadLog``; no ``entries``: the store has nothing from there on any more."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.log_read(stream, entries, now_ms)
@@ -456,7 +451,7 @@ class PartitionCore(Generic[News]):
             self._primary.sender.snapshot_opened(stream, snapshot_id, applied, epochs, horizon_us, now_ms)
 
     def snapshot_chunk(self, node: NodeId, snapshot_id: int, data: bytes | None, digest: bytes = b"") -> None:
-        """Answer to ``ReadChunk``. ``data`` None: there are no more chunks, and ``digest`` is of them all."""
+        """Answer to ``ReadChunk``. ``data`` None: no more chunks, ``digest`` is of them all."""
         stream = self.streams.get(node)
         if stream is not None and self._primary is not None:
             self._primary.sender.snapshot_chunk(stream, snapshot_id, data, digest)

@@ -1,4 +1,4 @@
-"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk. And what it tells of its own life."""
+"""What a core wants done: ``Outbox`` at once, ``Ready`` with the disk; and changes of its role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tq_node.types import NodeId
 
 # --- for the controller ---
 class ProposeIsr(NamedTuple):
-    """Propose this in-sync set (``AlterIsr``, R4). It counts from now on, whether or not it is accepted (R9)."""
+    """Propose this in-sync set (``AlterIsr``, R4). It counts from now on, even if refused (R9)."""
 
     partition: int
     epoch: int
@@ -29,7 +29,7 @@ class ProposeStepDown(NamedTuple):
 
 
 class AskEpoch(NamedTuple):
-    """Ask for a new epoch (``ElectPrimary``), perhaps of this node: after a restart (R6), or to settle a lost proposal."""
+    """Ask for an epoch (``ElectPrimary``): after a restart (R6), or to settle a lost proposal."""
 
     partition: int
     epoch: int
@@ -49,14 +49,14 @@ class ReadLog(NamedTuple):
 
 
 class OpenSnapshot(NamedTuple):
-    """Begin a read transaction, perhaps once others are closed; answer with ``snapshot_opened`` or ``snapshot_failed``."""
+    """Begin a read transaction, in turn; ``snapshot_opened`` or ``snapshot_failed`` answers."""
 
     node: NodeId
     snapshot_id: int
 
 
 class ReadChunk(NamedTuple):
-    """Read the next chunk; answer with ``snapshot_chunk`` or ``snapshot_failed``. One at a time for each snapshot."""
+    """Read one next chunk of a snapshot; ``snapshot_chunk`` or ``snapshot_failed`` answers."""
 
     node: NodeId
     snapshot_id: int
@@ -72,13 +72,13 @@ StoreRequest = ReadLog | OpenSnapshot | ReadChunk | CloseSnapshot
 
 # --- its own life ---
 class Activated(NamedTuple):
-    """The barrier is committed (R7). All that was committed before it was handed out, or is in the same ``Outbox``."""
+    """The barrier is committed (R7); what came before is handed out, or in this ``Outbox``."""
 
     epoch: int
 
 
 class SteppedDown(NamedTuple):
-    """The primary stepped down (R12): answer what is in flight with ``Unknown``, drop overlay and heaps; attempts run on."""
+    """The primary stepped down (R12): answer ``Unknown``, drop overlay, heaps; attempts go on."""
 
     epoch: int
     was_active: bool
@@ -92,8 +92,7 @@ class Outbox(msgspec.Struct, Generic[News]):
 
     The parts of a core add to one ``Outbox``; ``PartitionCore.outbox`` hands its content to the
     driver, which handles ``committed`` before ``events``. Each committed entry is handed out in
-    order and exactly once in a run of the process.
-    """
+    order and exactly once in a run of the process."""
 
     messages: list[Addressed] = []
     committed: list[Committed[News]] = []
@@ -113,8 +112,7 @@ class Ready(msgspec.Struct):
        nothing to persist (R6, R13, R16).
 
     ``write.drop`` and ``write.install`` replace the partition's rows: committed effects that the
-    driver holds and the rows do not show are void from this Ready on.
-    """
+    driver holds and the rows do not show are void from this Ready on."""
 
     number: int
     write: PendingWrite

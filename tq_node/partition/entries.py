@@ -2,8 +2,7 @@
 
 The primary decides once; a replica only compares revisions. An entry is a list of effects, so that
 a batch of submits costs one entry for each partition that it touches. The encoding is msgpack, made
-once and passed on as bytes.
-"""
+once and passed on as bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from msgspec import Meta
 from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskId, TaskRow, TaskSpec, Token
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
-"""What a column of the store holds: 64 bits with a sign. More would fail the write, and with it the store (R18)."""
+"""What a column holds: 64 bits, signed. More would fail the write, and with it the store (R18)."""
 _State = Annotated[int, Meta(ge=0, le=int(max(State)))]
 _StateBefore = Annotated[int, Meta(ge=-1, le=int(max(State)))]
 
@@ -82,7 +81,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogEntry(Entry, frozen=True, gc=False, array_like=True):
-    """An ``Entry`` in the form in which it is sent to replicas; one object serves the disk and all of them."""
+    """An ``Entry`` as it is sent to replicas; one object serves the disk and all of them."""
 
 
 def encode_effects(effects: list[Effect]) -> bytes:
@@ -90,7 +89,7 @@ def encode_effects(effects: list[Effect]) -> bytes:
 
 
 def decode_effects(payload: bytes) -> list[Effect]:
-    """The effects of an entry. :raises msgspec.DecodeError: the bytes are not a list of effects."""
+    """The effects of an entry; raises ``msgspec.DecodeError`` if the bytes hold no such list."""
     return _decode(payload)
 
 
@@ -100,7 +99,7 @@ def checksum(partition: int, sequence: int, epoch: int, payload: bytes) -> int:
 
 
 def make_entry(partition: int, sequence: int, epoch: int, effects: list[Effect]) -> LogEntry:
-    """The entry of these effects at this place of the log, encoded once for the disk and every replica."""
+    """The entry of these effects at this place, encoded once for the disk and all replicas."""
     payload = _encode(effects)
     return LogEntry(partition, sequence, epoch, checksum(partition, sequence, epoch, payload), payload)
 
@@ -118,7 +117,7 @@ def is_intact(entry: Entry) -> bool:
 
 # --- rows ---
 class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The changing part of a row, which no index needs. New fields are appended with a default: old bytes stay readable."""
+    """A row's changing part, in no index. New fields come last, with defaults: old bytes decode."""
 
     attempt: int
     failures: int
@@ -165,7 +164,7 @@ def encode_body(row: TaskRow) -> bytes:
 def decode_row(
     partition: int, rev: int, state: int, run_at_us: int, ended_us: int, spec: bytes, body: bytes
 ) -> TaskRow:
-    """:raises msgspec.DecodeError: the bytes are not what ``encode_spec`` and ``encode_body`` made."""
+    """Raises ``msgspec.DecodeError`` if ``encode_spec`` and ``encode_body`` did not make it."""
     rest = _decode_body(body)
     return TaskRow(
         decode_spec(spec),

@@ -2,8 +2,7 @@
 
 A table is a list of (epoch, first_sequence), ascending: a pure function of the log and the snapshot
 before it. An epoch begins with its barrier, written once by its one primary, so two logs that have
-the same epoch at a position are equal up to it (I6).
-"""
+the same epoch at a position are equal up to it (I6)."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ class EpochTable:
 
     @staticmethod
     def are_sound(runs: Runs, last_sequence: int) -> bool:
-        """Whether a log that ends at ``last_sequence`` may have these epochs; asked before a peer's are believed."""
+        """Whether a log that ends at ``last_sequence`` may have these epochs, which a peer sent."""
         epoch = first = 0
         for run in runs:
             if not (run[0] > epoch and run[1] > first):
@@ -84,8 +83,7 @@ def common_prefix(mine: EpochTable, my_last: int, theirs: EpochTable) -> int | N
 
     :raises Divergence: an epoch begins at two places.
 
-    Source: R15; Kafka's KIP-101 and KIP-279. Never by a commit mark (F19).
-    """
+    Source: R15; Kafka's KIP-101 and KIP-279. Never by a commit mark (F19)."""
     begins_at = dict(theirs.runs)
     ends = [first - 1 for _, first in theirs.runs[1:]]
     ends_at = dict(zip(begins_at, ends, strict=False))

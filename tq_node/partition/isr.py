@@ -1,4 +1,4 @@
-"""The in-sync set as its primary sees it: what is committed (R8, R9), who may join (R10), who must leave (section 6)."""
+"""The in-sync set at its primary: what is committed (R8, R9), who may join (R10), who must go."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def may_commit(sequence: int, barrier: int) -> bool:
 
 
 def floor_to_join(barrier: int, committed: int) -> int:
-    """What a copy must have to join: at least the barrier, for the last primary may have committed more (R10, F18)."""
+    """What a copy needs to join: at least the barrier; the last primary may have committed more
+    than this one knows (R10, F18)."""
     return max(barrier, committed)
 
 
@@ -36,8 +37,7 @@ class Commitment:
 
     The committed sequence never decreases, and the first one is at least the barrier. A member's
     acknowledgement is ``acked`` of its ``ReplicaProgress``; the primary counts by what is durable
-    on its own disk.
-    """
+    on its own disk."""
 
     __slots__ = ("_copies", "_learned", "_primary", "_proposed", "barrier", "effective", "others")
 
@@ -54,7 +54,7 @@ class Commitment:
         self._copies: tuple[ReplicaProgress, ...] = ()
 
     def learn(self, isr: Collection[NodeId], copies: Mapping[NodeId, ReplicaProgress], *, settles: bool) -> None:
-        """The cluster map's set is ``isr``. ``settles``: by a version that resolves every proposal made before it."""
+        """The map's set is ``isr``. ``settles``: its version resolves all proposals before it."""
         self._learned = frozenset(isr)
         if settles:
             self._proposed = frozenset()
@@ -116,7 +116,7 @@ Move = Smaller | Larger | GiveUp
 
 
 def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], floor: int) -> Move | None:
-    """The change of the set to propose now; None: none is due or allowed. The caller proposes one at a time."""
+    """The change of the set to propose now, if any is due and allowed; one at a time."""
     others = [standings[node] for node in record.isr if node != me]
     may_go = may_shrink(record)
     if may_go:
@@ -141,17 +141,17 @@ def next_move(record: Record, me: NodeId, standings: Mapping[NodeId, Standing], 
 
 
 def may_shrink(record: Record) -> bool:
-    """Never below ``min_isr``, else the last store's loss is the loss of what was acknowledged (R3, F16)."""
+    """Never below ``min_isr``, else losing the last store loses what was acknowledged (R3, F16)."""
     return len(record.isr) > record.min_isr
 
 
 def is_fault_here(lagging: Collection[Standing], living: Collection[Standing]) -> bool:
-    """Whether all of several others lag. With one other, whose fault it is can't be known; then the set shrinks."""
+    """Whether all of several others lag. With one other it is unknown, and the set shrinks."""
     return len(living) > 1 and len(lagging) == len(living)
 
 
 def may_join(standing: Standing, floor: int) -> bool:
-    """Whether a copy has what the floor asks for (R10), keeps up, and has done so for long enough."""
+    """Whether a copy has what the floor asks for (R10), and has kept up for long enough."""
     return standing.is_up and standing.is_fit and not standing.lags and standing.acked >= floor
 
 
@@ -165,7 +165,7 @@ def first_to_join(record: Record, standings: Mapping[NodeId, Standing], floor: i
 
 
 def first_to_leave(record: Record, me: NodeId) -> NodeId | None:
-    """A copy that a move takes out of the set, once all newcomers are in it; never the primary, which has a successor."""
+    """A copy that a move takes out, once all newcomers are in the set; never the primary."""
     if not all(node in record.isr for node in record.adding):
         return None
     return next((node for node in record.isr if node in record.removing and node != me), None)

@@ -4,8 +4,7 @@
 A round is one ``Ping`` to every peer, numbered. A member of the effective set that answers it
 without refusal had, at that moment, promised nothing higher: whoever is primary next comes from
 among them, so nothing was committed elsewhere before the round began. Reads compare round numbers
-and so involve no clock; leases rest on the *send* time of a round, by the sender's monotonic clock.
-"""
+and so involve no clock; leases rest on a round's *send* time, by the sender's monotonic clock."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ ROUNDS_KEPT = 64
 
 
 class Answered(NamedTuple):
-    """A round that one peer has answered; pass it to ``PartitionCore.confirmed`` of each partition in ``led``."""
+    """A round that one peer answered, for ``PartitionCore.confirmed`` of each of ``led``."""
 
     number: int
     sent_ms: int
@@ -32,14 +31,14 @@ class Answered(NamedTuple):
 
 
 class PingRounds:
-    """The rounds of one node, for all partitions that it leads. Answers to a round long past are dropped."""
+    """The rounds of one node, for all partitions that it leads. Late answers are dropped."""
 
     def __init__(self) -> None:
         self.number = 0
         self._rounds: OrderedDict[int, tuple[int, tuple[tuple[int, int], ...]]] = OrderedDict()
 
     def begin(self, now_ms: int, led: Iterable[tuple[int, int]]) -> Ping:
-        """Begin a round over ``led``, (partition, epoch). Reads from before it are answered once ``number`` is confirmed."""
+        """Begin a round over ``led``, (partition, epoch): it confirms reads that came before."""
         self.number += 1
         self._rounds[self.number] = (now_ms, tuple(led))
         while len(self._rounds) > ROUNDS_KEPT:
@@ -47,7 +46,7 @@ class PingRounds:
         return Ping(self.number, self._rounds[self.number][1])
 
     def answered(self, pong: Pong) -> Answered | None:
-        """The partitions that the peer did not refuse; None: the round is too old. The driver passes refusals on."""
+        """The partitions that the peer confirms, for refusals go to the driver; None: too old."""
         known = self._rounds.get(pong.number)
         if known is None:
             return None
@@ -72,7 +71,7 @@ class Confirmations:
             self._latest[node] = (number, sent_ms)
 
     def number(self, others: Iterable[NodeId]) -> int:
-        """The latest round that all of ``others`` have answered; 0: none yet; ``ALWAYS`` where ``others`` is empty."""
+        """The latest round that ``others`` all answered; 0: none; ``ALWAYS``: there are none."""
         latest = self._latest
         return min((latest[node][0] if node in latest else 0 for node in others), default=ALWAYS)
 
@@ -83,7 +82,7 @@ class Confirmations:
 
 
 def is_read_confirmed(confirmed: int, needed: int) -> bool:
-    """Whether every other member answered a round that began after the read came. Else the read might be stale (F24)."""
+    """Whether all others answered a round begun after the read; else it might be stale (F24)."""
     return confirmed >= needed
 
 
@@ -100,5 +99,5 @@ def renewed_until_ms(asked_at_ms: int, lease_ms: int, margin_ms: int) -> int:
 
 
 def requeue_at_ms(promise_durable_ms: int, lease_ms: int) -> int:
-    """When the attempts that a new primary inherited have ended: no older primary was confirmed after its promise."""
+    """When inherited attempts have ended: no older primary was confirmed after the promise."""
     return promise_durable_ms + lease_ms

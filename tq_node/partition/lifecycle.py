@@ -1,8 +1,7 @@
-"""The task lifecycle: one table from (state, event) to what becomes of the row. Runs at the primary
-only.
+"""The task lifecycle: one table from (state, event) to what becomes of the row, at the primary.
 
     born ──> scheduled ──due──> pending ──claim──> processing ──complete──> completed
-      └────────────────────────────^ ^ ^ │            │ │ │ └──fail, last──> failed ──retry──> pending
+      └────────────────────────────^ ^ ^ │            │ │ │ └─fail, last─> failed ──retry──> pending
                                    │ │ │ └──unhandled──> failed
                                    │ │ └──release─────┘ │ │
                                    │ └──fail, lose──────┘ └──lose, third──> failed
@@ -12,8 +11,7 @@ only.
 Every event carries the time and, where one is needed, a random draw: nothing here reads a clock or
 rolls dice. A transition returns the new row, or the same object where the news was known already
 (nothing changes, answered ok). Sources: docs/reference/task-states.md;
-docs/explanation/replication.md, sections 3 and 8, F30, F30a, F31.
-"""
+docs/explanation/replication.md, sections 3 and 8, F30, F30a, F31."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from tq_node.partition.backoff import backoff_delay_ms
 from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
 
 LOST_BACKOFF = Backoff()
-"""Lost attempts wait too, whatever the task says: a task that kills its node must not do so in a tight loop (F31)."""
+"""Lost attempts wait whatever the task says: one that kills its node must not loop fast (F31)."""
 
 
 class Due(msgspec.Struct, frozen=True, gc=False):
@@ -39,7 +37,7 @@ class Due(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An attempt starts on ``node``. ``token`` is the place of the very entry that carries this claim."""
+    """An attempt starts on ``node``. ``token`` is the place of the entry with this claim."""
 
     at_us: int
     token: Token
@@ -118,8 +116,7 @@ def transition(row: TaskRow, event: Event) -> TaskRow:
 
     :raises StaleAttempt: the event's token does not hold the task.
     :raises AlreadyFinal: cancel of a task that has ended.
-    :raises NotRetryable: retry of a task that is neither failed nor cancelled.
-    """
+    :raises NotRetryable: retry of a task that is neither failed nor cancelled."""
     return TABLE[row.state, type(event)](row, event)
 
 
@@ -261,7 +258,7 @@ def _cancel(row: TaskRow, event: Cancel) -> TaskRow:
 
 
 def _retry(row: TaskRow, event: Retry) -> TaskRow:
-    # The history of the earlier run stays: whoever sends a task back wants to see what it did before.
+    # The earlier run's history stays: who sends a task back wants to see what it did.
     return replace(
         row,
         rev=row.rev + 1,
@@ -286,7 +283,7 @@ def _unhandled(row: TaskRow, event: Unhandled) -> TaskRow:
 
 
 def _same_news(row: TaskRow, event: Complete | Fail) -> TaskRow:
-    """Whether an attempt reports its end a second time. The token of the attempt that ended last is kept for this."""
+    """Whether an attempt reports its end again, by the token of the attempt that ended last."""
     if row.token != event.token:
         raise StaleAttempt(task_id=row.id)
     return row

@@ -3,8 +3,7 @@
 
 Frozen, array-like msgpack with a number for the kind: part of the protocol between nodes, new
 fields go to the end with a default (F44). Nothing in a message is believed but what its epoch
-allows: R13 to R16 are in ``following``, R8 in ``leading``.
-"""
+allows: R13 to R16 are in ``following``, R8 in ``leading``."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from tq_node.partition.entries import LogEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No epoch, sequence or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
+"""No epoch, sequence or counter is greater: the store's 64 signed bits hold a sum of two too."""
 Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
 """Held by the decoder, at no cost to speak of."""
 
@@ -43,7 +42,7 @@ class Sync(Message, frozen=True, tag=1):
 
 
 class SyncOk(Message, frozen=True, tag=2):
-    """The epoch is promised and the log cut: up to ``durable_sequence`` it is the primary's, durably."""
+    """The epoch is promised and the log cut: it is the primary's up to ``durable_sequence``."""
 
     durable_sequence: Number
 
@@ -75,7 +74,7 @@ class Reject(Message, frozen=True, tag=5):
 
 
 class SnapBegin(Message, frozen=True, tag=6):
-    """The rows at ``applied`` will follow as chunks. ``epochs``: the epoch table of the log up to there."""
+    """The rows at ``applied`` will follow as chunks. ``epochs``: the log's, up to there."""
 
     snapshot_id: Number
     applied: Number
@@ -109,7 +108,7 @@ AnyMessage = Sync | SyncOk | Append | Ack | Reject | SnapBegin | SnapChunk | Sna
 
 
 class Ping(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
-    """One node's question to another for all partitions it leads, as (partition, epoch). ``number`` only grows."""
+    """One node's question for all (partition, epoch) that it leads. ``number`` only grows."""
 
     number: Number
     led: tuple[tuple[Number, Number], ...]
@@ -124,7 +123,7 @@ class Pong(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
 
 encode: Callable[[AnyMessage], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes | memoryview], AnyMessage] = msgspec.msgpack.Decoder(AnyMessage).decode
-"""Decode one message; the wire decodes ``list[AnyMessage]``. :raises msgspec.DecodeError:"""
+"""Decode a message (the wire: ``list[AnyMessage]``); raises ``msgspec.DecodeError``."""
 
 Addressed = tuple[NodeId, AnyMessage]
 """To whom, and what."""

@@ -1,4 +1,4 @@
-"""The primary of one epoch: what it appends, when it is active, which in-sync set it proposes (R6 to R12)."""
+"""The primary of one epoch: what it appends, when it is active, which set it proposes (R6-R12)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class OpenEntry(Generic[News]):
         return self._log.last_sequence + 1
 
     def add(self, effect: Effect, size: int, news: News | None) -> int:
-        """Add an effect and return its sequence. ``size``: bytes of its payloads, by which entries are cut."""
+        """Add an effect; return its sequence. ``size``: its payloads' bytes, which cut entries."""
         if self.effects and not self.has_room(size):
             self.close()
         self.effects.append(effect)
@@ -59,13 +59,13 @@ class OpenEntry(Generic[News]):
         return not self.effects or self._bytes + size + _EFFECT_OVERHEAD_BYTES <= limits.ENTRY_BYTES_AIM
 
     def claim_token(self, claimed_before: int) -> Token:
-        """The token of the next claim; begins a new entry if the task's latest claim is in this one (F30a)."""
+        """The next claim's token; begins a new entry if this has the task's last claim (F30a)."""
         if self.effects and claimed_before == self._log.last_sequence + 1:
             self.close()
         return Token(self.epoch, self._log.last_sequence + 1)
 
     def close(self) -> None:
-        """Encode the effects once, for the disk and all replicas, and append the entry to the log."""
+        """Encode the effects once, for the disk and all replicas; append the entry to the log."""
         if not self.effects:
             return
         log = self._log
@@ -75,7 +75,7 @@ class OpenEntry(Generic[News]):
 
 
 class Primary(Generic[News]):
-    """This node as primary of one epoch. Made when the cluster map names it; thrown away at a higher epoch (R12)."""
+    """This node as primary of one epoch, until the cluster map has a higher one (R12)."""
 
     def __init__(self, me: NodeId, log: ReplicaLog[News], record: Record, outbox: Outbox[News], now_ms: int) -> None:
         self.epoch = record.epoch
@@ -125,7 +125,7 @@ class Primary(Generic[News]):
 
     # --- committing ---
     def advance(self) -> None:
-        """Commit what the effective set has durable; with the barrier the primary becomes active (R7, R8). A hot path."""
+        """Commit what the effective set has; the barrier makes it active (R7, R8). A hot path."""
         log = self._log
         sequence = self.commitment.advance(log.durable_sequence, log.committed)
         if sequence is not None:
@@ -148,7 +148,7 @@ class Primary(Generic[News]):
                     self.sender.begin(stream, now_ms)
 
     def seal(self, now_ms: int) -> None:
-        """Close the open entry and send what is new, before this node's disk has it but not before the promise is durable."""
+        """Close the open entry and send news once the promise is durable, before the entry is."""
         self.open_entry.close()
         log = self._log
         if self.spread_to < log.last_sequence:
@@ -171,7 +171,7 @@ class Primary(Generic[News]):
         stream.answered_ms = max(stream.answered_ms, sent_ms)
 
     def confirmed_number(self) -> int:
-        """The latest round that the whole effective set answered; 0 before the primary is active (R7)."""
+        """The latest round that the effective set answered in full; 0 before active (R7)."""
         return self.confirmations.number(self.commitment.others) if self.is_active else 0
 
     # --- the set (section 6) ---
@@ -188,7 +188,7 @@ class Primary(Generic[News]):
         return True
 
     def _is_idle(self, now_ms: int) -> bool:
-        """Whether there is nothing to send or decide: the usual case, checked for each partition at each tick."""
+        """Whether there is nothing to send or decide: the usual case, at each partition's tick."""
         if not self.record.is_settled:
             return False
         log = self._log

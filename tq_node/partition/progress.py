@@ -9,8 +9,7 @@
 
 CLOSED: no connection, or nothing of this epoch may leave yet. SYNC: a ``Sync`` is on its way,
 nothing else. STREAM: appends follow one another without waiting, within a window. SNAPSHOT: chunks,
-within a window of their own; the copy counts for nothing.
-"""
+within a window of their own; the copy counts for nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ class Removals(msgspec.Struct):
 
 
 def stable_for_ms(removals: Removals, first_ms: int, most_ms: int) -> int:
-    """How long a copy that was removed for lag must keep up before it is proposed again; doubled by each removal."""
+    """How long a copy removed for lag must keep up to be proposed again; doubles each time."""
     if removals.count == 0:
         return 0
     return int(min(most_ms, first_ms << min(removals.count - 1, 16)))
@@ -171,7 +170,7 @@ class ReplicaProgress:
         return count <= self.room_entries() and (size <= self.room_bytes() or not self.in_flight)
 
     def room_bytes(self) -> int:
-        """How many bytes may be sent now; 0 or less: none. With nothing in flight one ``Append`` of any length may go."""
+        """Bytes that may be sent now; 0 or less: none. With none in flight, any one ``Append``."""
         if self.in_flight_entries >= self._settings.window_entries:
             return 0
         budget = self._budget
@@ -235,7 +234,7 @@ class ReplicaProgress:
         return now_ms - self.answered_ms > self._settings.replica_lag_max_ms
 
     def is_idle(self, last_sequence: int, committed: int, now_ms: int) -> bool:
-        """Whether a tick would do nothing: it has everything and knows it, keeps near the end, and answered lately."""
+        """Whether a tick would do nothing: it has everything, knows it, and answered lately."""
         return (
             self.mode is Mode.STREAM
             and self.behind_since_ms is None
@@ -254,7 +253,7 @@ class ReplicaProgress:
             self.near_since_ms = now_ms
 
     def is_fit(self, now_ms: int) -> bool:
-        """Whether the replica streams, and has kept up for long enough since it was last removed for lag."""
+        """Whether the replica streams, and has kept up long enough since its removal for lag."""
         if self.mode is not Mode.STREAM:
             return False
         patience_ms = stable_for_ms(self.removals, self._settings.stable_for_ms, self._settings.stable_for_ms_max)
@@ -271,7 +270,7 @@ class ReplicaProgress:
         self.near_since_ms = None
 
     def paused(self, now_ms: int) -> None:
-        """This process did not run for a while: that it got no answer meanwhile proves nothing (F40)."""
+        """This process did not run for a while: having no answer meanwhile proves nothing (F40)."""
         self.answered_ms = now_ms
         if self.behind_since_ms is not None:
             self.behind_since_ms = now_ms

@@ -11,8 +11,7 @@ entries, however many wait.
 below 9; the smallest rank starts first. So of two tasks that are due the higher priority starts
 first, unless the lower one has been due for longer by (difference of priorities) x ``AGE_STEP_MS``:
 that is the bound on starving. Priority 0 waits at most nine steps, nine minutes, behind any number
-of tasks of priority 9 that became due after it.
-"""
+of tasks of priority 9 that became due after it."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ Lane = tuple[str, str]
 _UNKNOWN = ""
 """In place of a type that nobody is known to name: no task has it."""
 _HEADS_MAX = 50_000
-"""A line that is asked for nothing collects stale heads; past this they are made anew when it is."""
+"""A line that is asked for nothing collects stale heads; past this, asking makes them anew."""
 _LINES_MAX = 8
 """Lines of other workers that are kept, besides this node's own."""
 
@@ -61,7 +60,7 @@ class _Heaps:
         return heap[0] is key
 
     def pop(self, partition: int, key: bytes) -> list[bytes] | None:
-        """Remove ``key`` and return what is left of its heap; None where it is not a first entry any more."""
+        """Remove ``key``; return the rest of its heap, None if it is not a first entry any more."""
         heap = self.of.get(partition)
         if not heap or heap[0] != key:
             return None
@@ -106,19 +105,18 @@ class ReadySet:
 
     A lane that may not be taken from costs nothing, however much lies in it: of a paused queue, or
     of a type that the worker which asks has no handler for. ``own`` is what this node's worker
-    takes; ``pop_for`` asks for those of other nodes.
-    """
+    takes; ``pop_for`` asks for those of other nodes."""
 
     def __init__(self, own: Collection[str] | None = None, known: Collection[str] = frozenset()) -> None:
-        """:param own: types, None: any. :param known: those that get a lane of their own."""
+        """``own``: types, None: any. ``known``: those that get a lane of their own."""
         self._lanes: dict[Lane, _Heaps] = {}
         self._paused: set[str] = set()
         self._known = frozenset(known)
         self._own = _Line(own)
         self._lines = [self._own]
-        """Behind this node's own line, those of other workers that ask; the one that asked last is the last."""
+        """After this node's line, those of other workers that ask, the latest to ask last."""
         self.is_misplaced = False
-        """Tasks may lie in the lane of unknown types whose type is known by now: they are to be read anew."""
+        """The unknown types' lane may hold tasks of types known by now: read them anew."""
 
     def like(self) -> ReadySet:
         """An empty one with the same lanes, and no queue paused."""
@@ -144,7 +142,7 @@ class ReadySet:
         self._own.heads = None
 
     def set_known(self, types: Collection[str]) -> None:
-        """The types that workers name anywhere. What is dropped keeps its lanes until they are empty."""
+        """The types that workers name. A dropped one keeps its lanes until they are empty."""
         known = frozenset(types)
         if not known <= self._known and any(lane[1] == _UNKNOWN for lane in self._lanes):
             self.is_misplaced = True
@@ -173,13 +171,13 @@ class ReadySet:
                     line.heads = None
 
     def extend(self, tasks: list[tuple[str, int, str, int, int, str]]) -> None:
-        """Many (task_id, partition, queue, priority, run_at_us, type); nothing may be popped before ``arrange``."""
+        """Add (task_id, partition, queue, priority, run_at_us, type); no pop before ``arrange``."""
         for task_id, partition, queue, priority, run_at_us, task_type in tasks:
             key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
             self._heaps((queue, task_type if task_type in self._known else _UNKNOWN)).push(partition, key)
 
     def arrange(self) -> None:
-        """Show what ``extend`` has brought, already in heap order: to order a million entries would hold the reactor."""
+        """Show ``extend``'s entries, in heap order already: a million would hold the reactor."""
         self._forget_heads()
 
     # --- taking out ---
@@ -188,7 +186,7 @@ class ReadySet:
         return self.pop(self._line_of(types))
 
     def pop(self, line: _Line | None = None) -> tuple[str, int] | None:
-        """The (task_id, partition) of least rank that this node's worker may start; None where there is none."""
+        """The least (task_id, partition) that this node's worker may start; None if none."""
         if line is None:
             line = self._own
         heads = line.heads
@@ -246,11 +244,11 @@ class ReadySet:
         return bool(self._make_heads(self._own) if heads is None else heads)
 
     def kinds(self) -> set[str]:
-        """The types of which something waits in a queue that is not paused; empty text: some that nobody names."""
+        """Types that wait in a queue not paused; empty text: some that no worker names."""
         return {kind for queue, kind in self._lanes if queue not in self._paused}
 
     def waiting_for(self, types: Collection[str] | None) -> tuple[int, int]:
-        """How many entries ``pop_for`` may come to, and how many of those ``pop`` may come to as well."""
+        """How many entries ``pop_for`` may come to, and how many of them ``pop`` may, too."""
         line, own = _Line(types), self._own
         all_of_them = shared = 0
         for lane, heaps in self._lanes.items():

@@ -1,4 +1,4 @@
-"""The cluster map's record of one partition, as far as its copies need it. The driver makes it from ``cluster``'s entry."""
+"""What copies need of their partition's entry in the cluster map; the driver makes it from that."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ class Record(msgspec.Struct, frozen=True):
 
     ``up``: the copies that are up by the map; it may change while ``partition_version`` does not.
     ``reset_epoch``: the epoch of the latest unsafe recovery, 0 if there was none; a copy whose
-    promise is below it holds another history.
-    """
+    promise is below it holds another history."""
 
     epoch: int
     partition_version: int
@@ -29,7 +28,7 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def is_settled(self) -> bool:
-        """Whether every copy is in sync and up, and none comes or goes: there is nothing to propose as long as none lags."""
+        """Whether all copies are in sync, up, and stay: nothing to propose while none lags."""
         return len(self.isr) == len(self.copies) == len(self.up) and not (
             self.adding or self.removing or self.successor
         )

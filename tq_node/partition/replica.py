@@ -1,8 +1,7 @@
 """The replica's half: promises, cuts, appends, acknowledgements in the order received (R13 to R17),
 and snapshots coming in.
 
-Nothing here knows who is primary by the cluster map: the epoch of a message says whom to obey.
-"""
+Nothing here knows who is primary by the cluster map: the epoch of a message says whom to obey."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ from tq_node.types import NodeId
 
 
 class Replica(Generic[News]):
-    """Follows the primary of the highest epoch promised: keeps ``log`` a prefix of the primary's and acknowledges it."""
+    """Follows the primary of the highest promised epoch: acknowledges ``log``, its log's prefix."""
 
     def __init__(self, log: ReplicaLog[News], outbox: Outbox[News]) -> None:
         self._log = log
@@ -49,7 +48,7 @@ class Replica(Generic[News]):
         self.obeyed_epoch = 0
         """Of the latest ``Sync``."""
         self.synced_epoch = 0
-        """The same, if this log is the primary's up to its end: only then it takes entries (R14)."""
+        """The same, if all this log is the primary's: only then it takes entries (R14)."""
         self._received_commit = 0
         self.ack_to: NodeId | None = None
         """Whose entries the next write acknowledges."""
@@ -74,7 +73,7 @@ class Replica(Generic[News]):
         return sequence - self._log.last_sequence > JUMP_MAX
 
     def check_sync(self, message: Sync) -> None:
-        """Check a ``Sync``. :raises Unsound: no primary can have such a log."""
+        """Raises ``Unsound`` if no primary can have the log of this ``Sync``."""
         last = message.last_sequence
         epochs = message.epochs
         if (
@@ -91,8 +90,7 @@ class Replica(Generic[News]):
         """Whether this node's cluster map has what a ``Sync`` asks for that can't be undone: a
         promise far ahead, or giving up the log for another history.
 
-        :raises Unsound: by the cluster map another node is primary of that epoch.
-        """
+        :raises Unsound: by the cluster map another node is primary of that epoch."""
         if record is None:
             return True
         if sync.epoch == record.epoch and record.primary not in (None, source):
@@ -104,7 +102,7 @@ class Replica(Generic[News]):
 
     # --- R14, R15 ---
     def on_sync(self, source: NodeId, message: Sync) -> None:
-        """Promise the epoch and cut the log back to the primary's (R14, R15); the answer leaves when both are durable."""
+        """Promise, cut the log back to the primary's (R14, R15); answer when both are durable."""
         log = self._log
         if message.epoch > log.promised:
             if log.promised < message.reset_epoch and log.last_sequence:
@@ -139,8 +137,7 @@ class Replica(Generic[News]):
         """Up to where this log is the primary's (R15); None: the primary has trimmed what would
         tell, a snapshot is needed.
 
-        :raises Divergence: the two logs differ where both are committed.
-        """
+        :raises Divergence: the two logs differ where both are committed."""
         log = self._log
         prefix = common_prefix(log.epochs, log.last_sequence, EpochTable(sync.epochs))
         if prefix is not None:
@@ -182,8 +179,7 @@ class Replica(Generic[News]):
     def _check_source(self, source: NodeId, message: Message) -> None:
         """An epoch has one primary: the one whose ``Sync`` was obeyed.
 
-        :raises Unsound: another node sends as primary of this epoch.
-        """
+        :raises Unsound: another node sends as primary of this epoch."""
         if source != self.source:
             raise Unsound(f"{source} speaks as primary of epoch {message.epoch}, which {self.source} is")
 
@@ -191,8 +187,7 @@ class Replica(Generic[News]):
         """Decode the effects before the entries are in the log: an unreadable one there would fail
         each start.
 
-        :raises Unsound: a primary of this epoch can't have written these.
-        """
+        :raises Unsound: a primary of this epoch can't have written these."""
         log = self._log
         epoch = log.epochs.last_epoch
         found = []
@@ -207,14 +202,14 @@ class Replica(Generic[News]):
         return found
 
     def is_synced(self, message: Message) -> bool:
-        """Whether the log is the primary's up to its end (R14). Before a ``Sync`` it may end in what the primary never had."""
+        """Whether this whole log is the primary's (R14); before a ``Sync`` its end may not be."""
         return message.epoch == self._log.promised and message.epoch == self.synced_epoch
 
     def is_obeyed(self, message: Message) -> bool:
         return message.epoch == self._log.promised and message.epoch == self.obeyed_epoch
 
     def _not_yet_had(self, message: Append) -> tuple[LogEntry, ...]:
-        """The entries that this log lacks. Those it has are equal to the message's, for the logs agree since the ``Sync``."""
+        """The entries this log lacks. The others are equal: the logs agree since the ``Sync``."""
         log = self._log
         had = min(log.last_sequence - message.prev_sequence, len(message.entries))
         for entry in message.entries[:had]:
@@ -224,7 +219,7 @@ class Replica(Generic[News]):
 
     # --- R17 ---
     def appliable(self) -> int:
-        """Up to where the primary said *in this epoch* that the log is committed, as far as it is durable here (R17)."""
+        """Up to where the primary called the log committed *in this epoch*, if here too (R17)."""
         return min(self._received_commit, self._log.durable_sequence)
 
     def forget_received_commit(self) -> None:
@@ -273,7 +268,7 @@ class Replica(Generic[News]):
             self._on_end(source, message)
 
     def is_news(self, begin: SnapBegin) -> bool:
-        """Whether the snapshot goes beyond this log. One that comes late or twice must not undo what was acknowledged since."""
+        """Whether it goes beyond this log. A late one must not undo what was acknowledged since."""
         log = self._log
         return begin.applied > (log.last_sequence if self.synced_epoch == begin.epoch else log.committed)
 

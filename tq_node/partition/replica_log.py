@@ -3,8 +3,7 @@ applied; and what the disk owes.
 
 Both roles work on it. Writes are gathered in ``pending``, taken as one, and become durable in the
 order taken; several may be on their way. An entry is encoded once, and is the same object for the
-disk and for every replica.
-"""
+disk and for every replica."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ class Committed(Generic[News]):
         """The entry's effects.
 
         :raises msgspec.DecodeError: they can't be read though the checksum is right: of a newer
-            kind (F44).
-        """
+            kind (F44)."""
         if self._effects is None:
             self._effects = decode_effects(self._payload)
         return self._effects
@@ -91,7 +89,7 @@ class PendingWrite(msgspec.Struct):
 
     promise: int = 0
     drop: bool = False
-    """Rows, tombstones, log, epochs, horizon, applied, what is staged: all go. The promise stays."""
+    """Rows, tombstones, log, epochs, horizon, applied, staged: all go. The promise stays."""
     unstage: bool = False
     stage: list[tuple[int, bytes]] = []
     install: Install | None = None
@@ -117,7 +115,7 @@ _NOTHING = PendingWrite()
 
 
 class _Write:
-    """One write on its way to the disk. ``last``: where the log ends once it is durable, less what was cut since."""
+    """One write on its way to the disk. ``last``: the log's end by it, less what was cut since."""
 
     __slots__ = ("last", "number", "promise")
 
@@ -146,7 +144,7 @@ class ReplicaLog(Generic[News]):
         self._recent_bytes = 0
         self.pending = PendingWrite()
         self.has_pending = False
-        """Whether anything was put into ``pending`` since it was taken; a cut may have emptied it."""
+        """Whether anything was put into ``pending`` since taken; a cut may have emptied it."""
         self._handed = stored.last_sequence
         """Where the log ends once all that was taken is durable."""
         self._writes: deque[_Write] = deque()
@@ -157,7 +155,7 @@ class ReplicaLog(Generic[News]):
         self._recover(stored)
 
     def _recover(self, stored: Stored) -> None:
-        """Queue the stored tail: it commits together with a later epoch's barrier, not before (R7, R8)."""
+        """Queue the stored tail: a later epoch's barrier commits it, nothing before (R7, R8)."""
         for entry in stored.tail:
             if entry.sequence != self.committed + len(self.uncommitted) + 1:
                 raise Divergence(f"partition {self.partition}: the log has a gap before {entry.sequence}")
@@ -174,7 +172,7 @@ class ReplicaLog(Generic[News]):
 
     # --- growing ---
     def promise(self, epoch: int) -> None:
-        """Obey no lower epoch. It never decreases, and counts for others once it is durable (R13, I7)."""
+        """Obey no lower epoch. Never decreases; counts for others once durable (R13, I7)."""
         assert epoch > self.promised, "a promise only grows"
         self.promised = self.pending.promise = epoch
         self.has_pending = True
@@ -215,7 +213,7 @@ class ReplicaLog(Generic[News]):
 
     # --- shrinking ---
     def cut_after(self, sequence: int) -> None:
-        """Drop the entries behind ``sequence`` (R15). :raises Divergence: it would drop what is committed (I5)."""
+        """Drop what is behind ``sequence`` (R15); ``Divergence`` if it is committed (I5)."""
         assert sequence < self.last_sequence
         if sequence < self.committed:
             raise Divergence(
@@ -281,7 +279,7 @@ class ReplicaLog(Generic[News]):
         self.has_pending = True
 
     def install(self, install: Install) -> None:
-        """Replace the log by a snapshot. :raises Divergence: the snapshot is older than what is committed here."""
+        """Replace the log by a snapshot; ``Divergence`` if older than what is committed."""
         if install.applied < self.committed:
             raise Divergence(
                 f"partition {self.partition}: a snapshot of {install.applied}, behind the committed {self.committed}"
@@ -314,7 +312,7 @@ class ReplicaLog(Generic[News]):
         return newly
 
     def abandon_news(self) -> None:
-        """Drop the proposers' news of uncommitted entries: their outcome is answered as unknown (R12)."""
+        """Drop the proposers of uncommitted entries: their outcome is unknown (R12)."""
         for entry in self.uncommitted:
             entry.news = []
 
@@ -340,7 +338,7 @@ class ReplicaLog(Generic[News]):
 
     # --- trimming ---
     def bytes_after(self, sequence: int) -> int:
-        """About how many bytes of log lie behind ``sequence``, of those appended since the process began."""
+        """About how many bytes of log lie behind ``sequence``, of those of this run."""
         return self._mark_bytes + sum(size for last, size in self._marks if last > sequence)
 
     def keeps_from(self, bytes_max: int) -> int:

@@ -1,4 +1,4 @@
-"""Getting the log to the other copies: the primary's half of every stream, in one epoch (replication.md, sections 4 and 6)."""
+"""The primary's half of every stream of an epoch's log to the copies (replication.md, 4 and 6)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tq_node.types import NodeId
 
 
 class Sender(Generic[News]):
-    """Sends the log of one epoch to each other copy: ``Sync`` first, then entries, or a snapshot if the log begins too late."""
+    """Sends one epoch's log to each other copy: ``Sync``, then entries, or a snapshot first."""
 
     def __init__(self, log: ReplicaLog[News], record: Record, outbox: Outbox[News]) -> None:
         self.epoch = record.epoch
         self.streams: dict[NodeId, ReplicaProgress] = {}
         self.counting: frozenset[NodeId] = frozenset()
-        """The effective set. Its members are never held up; the others are filled at the node's ``CopyRate``."""
+        """The effective set, never held up; the others are filled at the node's ``CopyRate``."""
         self._log = log
         self._record = record
         self._settings = log.settings
@@ -34,7 +34,7 @@ class Sender(Generic[News]):
 
     # --- who gets anything ---
     def follow(self, record: Record, me: NodeId, now_ms: int) -> None:
-        """Keep a ``ReplicaProgress`` for exactly the other copies; a node that is no copy any more gets nothing."""
+        """Keep a ``ReplicaProgress`` for each other copy; a node that is none gets nothing."""
         self._record = record
         for node in record.copies:
             if node != me and node not in self.streams:
@@ -48,7 +48,7 @@ class Sender(Generic[News]):
         return self._log.durable_promised >= self.epoch
 
     def begin(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Send ``Sync``, the first message of an epoch and of a connection (R14): any mode to SYNC."""
+        """Send ``Sync``, first in an epoch and a connection (R14): any mode to SYNC."""
         self._snapshots.abort(stream)
         stream.become(Mode.SYNC)
         stream.sync_sent_ms = now_ms
@@ -69,7 +69,7 @@ class Sender(Generic[News]):
 
     # --- entries ---
     def spread(self, first: int, now_ms: int) -> None:
-        """Send the entries from ``first`` on, which nobody has, to all. Usually it is one message, equal for all."""
+        """Send the entries from ``first`` on, which nobody has; usually one message for all."""
         log = self._log
         entries = log.recent_from(first, self._settings.append_bytes_aim, self._settings.window_entries)
         append: Append | None = None
@@ -153,8 +153,7 @@ class Sender(Generic[News]):
         One below what was acknowledged answers an earlier ``Sync``, or the replica's store was set
         back (F14). Either way entries are sent again and what it had does not count (R10). If the
         log does not reach back so far, a member of the set lags until it leaves the set or
-        acknowledges more.
-        """
+        acknowledges more."""
         log = self._log
         if durable_sequence > log.last_sequence:
             raise Unsound(f"{stream.node} has {durable_sequence}, and its primary's log ends at {log.last_sequence}")
@@ -175,7 +174,7 @@ class Sender(Generic[News]):
             self.pump(stream, now_ms)
 
     def _start(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Go on from where the replica is: SYNC to STREAM if the log reaches back so far, else to SNAPSHOT."""
+        """Go on from the replica's end: SYNC to STREAM if the log reaches it, else SNAPSHOT."""
         if stream.next_sequence >= self._log.log_start:
             stream.become(Mode.STREAM)
             self.pump(stream, now_ms)
@@ -200,7 +199,7 @@ class Sender(Generic[News]):
         return True
 
     def not_synced(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Handle a ``Reject`` of a replica that lost its place: begin again, unless a ``Sync`` is on its way."""
+        """A replica's ``Reject``: it lost its place. Begin again, if no ``Sync`` is on its way."""
         if stream.mode in (Mode.STREAM, Mode.SNAPSHOT) and now_ms > stream.sync_sent_ms:
             self.begin(stream, now_ms)
 
@@ -259,7 +258,7 @@ class Sender(Generic[News]):
 
     # --- looking ---
     def left_bytes(self, stream: ReplicaProgress, content_bytes: int) -> int:
-        """About how many bytes the copy lacks, for operators. ``content_bytes``: of the whole partition, were it sent anew."""
+        """About what the copy lacks, for operators. ``content_bytes``: of the whole partition."""
         log = self._log
         if stream.acked >= log.last_sequence:
             return 0
@@ -274,7 +273,8 @@ class Sender(Generic[News]):
 
     # --- trimming ---
     def trim_floor(self, stream: ReplicaProgress, wanted: int, *, counts: bool) -> int:
-        """Up to where this replica lets the log be trimmed, at most ``wanted``. ``counts``: it is in the effective set."""
+        """Up to where this replica lets the log be trimmed, at most ``wanted``. ``counts``: it is
+        in the effective set."""
         log = self._log
         if counts:
             return min(wanted, stream.acked)  # a member of the set never needs a snapshot (I1)

@@ -1,4 +1,4 @@
-"""How much replication holds, how long it waits, with the relations between the numbers asserted (replication.md, Defaults)."""
+"""How much replication holds, how long it waits; relations of the numbers are asserted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tq_node.limits import KIB, MIB
 from tq_node.partition.copy_rate import CopyRate
 
 JUMP_MAX = 2**32
-"""An epoch or a sequence further than this from what is known here is absurd: no partition gets so far while a node is away."""
+"""An epoch or a sequence this much further than known here is absurd: no absence lasts so long."""
 EPOCHS_AHEAD_MAX = 64
 """A primary's cluster map may be ahead of its replica's by so many choices. Who says more is
 refused until the own cluster map has them too: a promise can't be taken back, and no primary could
@@ -27,9 +27,9 @@ class ReplicationSettings(msgspec.Struct, frozen=True, kw_only=True):
     window_entries: int = 256
     """Sent to one replica and not acknowledged, for each partition."""
     recent_bytes: int = 256 * KIB
-    """Entries kept in memory behind what is durable, so that a replica that lags a little costs no read."""
+    """Entries kept in memory behind what is durable: a slight lag costs no read."""
     sync_again_ms: int = 1_000
-    """A ``Sync`` or an ``Append`` that nobody answers for so long: the stream begins again with a ``Sync``."""
+    """A ``Sync`` or ``Append`` unanswered for so long: the stream begins again with a ``Sync``."""
     # --- the in-sync set (section 6) ---
     replica_lag_max_ms: int = 2_000
     near_end_ms: int = 1_000
@@ -38,11 +38,11 @@ class ReplicationSettings(msgspec.Struct, frozen=True, kw_only=True):
     removal_memory_ms: int = 600_000
     """A removal for lag doubles ``stable_for`` if the last one is younger than this."""
     proposal_ms: int = 1_000
-    """A proposal that is not resolved by then may be followed by another; it stays in the effective set (R9)."""
+    """An unresolved proposal may be followed by another after so long, and still counts (R9)."""
     handover_ms: int = 2_000
     """A primary with a successor steps down when all is committed, or after this."""
     pause_ms: int = 1_000
-    """A gap between ticks that is longer means that this process slept: who slept cannot say who was silent (F40)."""
+    """A longer gap between ticks: this process slept, and can't say who was silent (F40)."""
     # --- the log ---
     keep_bytes: int = 256 * KIB
     """Kept of the log although nobody is known to need it: who restarts is spared a snapshot."""
@@ -79,8 +79,7 @@ class Budget:
     proposed and not committed.
 
     One object for all cores. The first is a bound that streams keep; the second is a sum by which
-    the driver refuses new work. ``copying``: how fast copies are filled that do not count yet.
-    """
+    the driver refuses new work. ``copying``: how fast copies are filled that do not count yet."""
 
     __slots__ = ("copying", "in_flight_bytes", "in_flight_bytes_max", "uncommitted_bytes")
 

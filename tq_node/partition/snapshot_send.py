@@ -1,4 +1,4 @@
-"""Sends snapshots: rows and tombstones at one applied sequence, as opaque chunks (replication.md, section 6)."""
+"""Sends snapshots: rows and tombstones at one applied sequence, as chunks (replication.md, 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tq_node.partition.replica_log import News, ReplicaLog
 
 
 class Snapshots(Generic[News]):
-    """Sends snapshots in one epoch, one a replica. The store bounds how many are open, ``CopyRate`` how fast they go."""
+    """Sends snapshots in one epoch, one a replica; the store bounds how many, ``CopyRate`` rate."""
 
     def __init__(self, log: ReplicaLog[News], epoch: int, outbox: Outbox[News]) -> None:
         self._log = log
@@ -25,7 +25,7 @@ class Snapshots(Generic[News]):
         self._last_id = 0
 
     def open(self, stream: ReplicaProgress, now_ms: int) -> None:
-        """Ask the store for a snapshot, and keep the log behind the present ``applied``: the snapshot will not be older."""
+        """Open a snapshot; keep the log behind ``applied``, as the snapshot is no older."""
         self._last_id += 1
         stream.outgoing = SnapshotTransfer(self._last_id, self._log.applied, now_ms)
         self._outbox.requests.append(OpenSnapshot(stream.node, self._last_id))
@@ -111,7 +111,7 @@ class Snapshots(Generic[News]):
         return outgoing is not None and 0 < outgoing.applied <= stream.acked
 
     def is_stalled(self, stream: ReplicaProgress, now_ms: int) -> bool:
-        """Whether to begin again: nothing moves, or the log behind the snapshot was given up (``hold_bytes_max``)."""
+        """Whether to begin again: nothing moves, or its log was given up (``hold_bytes_max``)."""
         outgoing = stream.outgoing
         if outgoing is None:
             return True

@@ -1,4 +1,4 @@
-"""Why a task that has not ended does not run: one function, to which each reason is added that there comes to be."""
+"""Why a task that has not ended does not run: one function, with every reason there is."""
 
 from __future__ import annotations
 

@@ -26,5 +26,4 @@ durable; committed entries are handed out in order, exactly once in a run of the
 of membership at a time, in effect when appended (4.1).
 
 What it never does: read the data of an entry, decide who should be a member or a voter (``cluster``
-does), or treat a time-out as evidence of a death.
-"""
+does), or treat a time-out as evidence of a death."""

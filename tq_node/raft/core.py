@@ -3,8 +3,7 @@ clock, a disk, a socket or dice.
 
 The driver's loop is at ``messages.Ready`` and in docs/explanation/raft.md. Everything is
 synchronous and belongs to one thread. A failed assertion means that a promise of Raft is broken:
-the process must stop (R20).
-"""
+the process must stop (R20)."""
 
 from __future__ import annotations
 
@@ -75,11 +74,11 @@ class FollowerStatus(msgspec.Struct, frozen=True):
 
 
 class RaftCore:
-    """:param seed: 64 random bits, different at each start.
+    """The Raft core of one node, without IO: events and a time go in, ``Ready`` comes out.
 
-    :param is_readable: can the driver's state machine become what a snapshot of this index holds?
-        One that it can't is not taken.
-    """
+    :param seed: 64 random bits, different at each start.
+    :param is_readable: can the driver's state machine become what a snapshot of this index
+        holds? One that it can't is not taken."""
 
     def __init__(
         self,
@@ -157,7 +156,7 @@ class RaftCore:
 
     @property
     def claim(self) -> Claim | None:
-        """A leader says that this node had acknowledged more than it has; it votes and campaigns accordingly (``LostLog``)."""
+        """A leader's word that this node acknowledged more than it has; bounds its votes."""
         return self._lost_log.claim
 
     def followers(self) -> dict[NodeId, FollowerStatus]:
@@ -170,7 +169,7 @@ class RaftCore:
 
     # --- events ---
     def tick(self, now_ms: int) -> None:
-        """Count 0.1 s. After a pause call it once, not once a missed tick, so that sockets are read before elections begin."""
+        """Count 0.1 s; once after a pause, so that sockets are read before an election begins."""
         self.state.now_ms = now_ms
         self._election.tick()
 
@@ -190,8 +189,7 @@ class RaftCore:
         """Handle a message; messages may come in any order, late or twice.
 
         :raises Unsound: no peer that keeps to the protocol sends this. Nothing has changed but,
-            where only that was right, the term.
-        """
+            where only that was right, the term."""
         state = self.state
         assert message.target == state.me, "a message for another node"
         soundness.check(state, message)
@@ -214,7 +212,7 @@ class RaftCore:
             self._from_anyone[kind](message)
 
     def _settle_term(self, message: Message) -> bool:
-        """Take up a higher term, or answer a lower one. True: the message is still to be handled (3.3)."""
+        """Take up a higher term, answer a lower one. True: the message is to be handled (3.3)."""
         state = self.state
         if message.term < state.term:
             self.answer_old_term(message)
@@ -231,7 +229,7 @@ class RaftCore:
         return True
 
     def answer_old_term(self, message: Message) -> None:
-        """A stale leader, or a candidate that is stuck, learns the term from the answer; else neither would ever move (6.2)."""
+        """A stale leader or stuck candidate learns the term, else neither would move (6.2)."""
         state = self.state
         if isinstance(message, Vote):
             state.send(VoteReply(state.me, message.source, state.term, granted=False, pre=message.pre))
@@ -246,40 +244,37 @@ class RaftCore:
     # --- calls ---
     def propose(self, data: bytes) -> int:
         """Append an entry. Returns its log_index; it is committed when ``Ready.committed`` holds
-        that index with *this* ``term``.
+        that index with *this* ``term``. If it raises, nothing was done.
 
-        :raises NotLeader: ``leader`` says who to ask. :raises Busy: too much waits, or leadership
-            is being handed over.
-        :raises PayloadTooLarge: more than ``entry_bytes_max``. All: nothing was done.
-        """
+        :raises NotLeader: ``leader`` says who to ask.
+        :raises Busy: too much waits, or leadership is being handed over.
+        :raises PayloadTooLarge: more than ``entry_bytes_max``."""
         return self._replication.propose(data)
 
     def propose_change(self, change: Change, context: bytes = b"") -> int:
         """Append a change of the configuration, in effect here at once. Returns its log_index.
+        If it raises, nothing was done.
 
-        :raises NotLeader, Busy: as ``propose``. :raises ChangeRefused: ``why`` is the stable word
-            for it. All: nothing was done.
-        """
+        :raises NotLeader, Busy: as ``propose``.
+        :raises ChangeRefused: ``why`` is the stable word for it."""
         return self._membership.propose(change, context)
 
     def transfer_leadership(self, target: NodeId) -> None:
-        """Try to make this voter the leader, within an election timeout; given up after that. Watch
-        ``soft_state``.
+        """Try to make this voter the leader, within an election timeout; watch ``soft_state``.
 
-        :raises NotLeader: not the leader. :raises ChangeRefused: ``no_such_member`` or
-            ``not_active``.
-        """
+        :raises NotLeader: not the leader.
+        :raises ChangeRefused: ``no_such_member`` or ``not_active``."""
         self._transfer.begin(target)
 
     def read_index(self) -> int:
-        """Ask for a ``ReadState``, here or, on a follower or learner, from the leader. Returns its
-        ``read_id``.
+        """Ask for a ``ReadState``, on a follower or learner from the leader. Returns its id.
 
         A read that came *before this call* may be served once ``ReadState.log_index`` is applied.
         An answer can be lost or come twice: the driver has a deadline, and each attempt asks anew;
         ids are never used again.
-        :raises NotLeader: no leader is known. :raises Busy: too many wait.
-        """
+
+        :raises NotLeader: no leader is known.
+        :raises Busy: too many wait."""
         return self._reads.read_index()
 
     # --- snapshots ---
@@ -318,7 +313,7 @@ class RaftCore:
         )
 
     def ready(self) -> Ready:
-        """Everything to be done that has not been handed out before. The next may be taken before this one is persisted."""
+        """All that is to be done, each once. The next may be taken before this is persisted."""
         state = self.state
         self._ready_number += 1
         hard_state = state.hard_state if state.hard_state != state.handed_hard_state else None

@@ -1,8 +1,7 @@
 """Elections: who campaigns when, who votes for whom, and when a leader gives up.
 
 Dissertation, 3.4; pre-vote 9.6; loyalty to a live leader 4.2.3, check-quorum 6.2: all are needed,
-see replication.md F4, F5.
-"""
+see replication.md F4, F5."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from tq_node.raft.transfer import Transfer
 from tq_node.types import NodeId
 
 EVIDENCE_CAMPAIGNS_MAX = 4
-"""Campaigns by evidence before election timeouts take over; pauses double, about one timeout in all, for slow disks."""
+"""Campaigns by evidence before election timeouts take over; doubling pauses, one timeout in all."""
 
 
 class Election:
@@ -68,7 +67,7 @@ class Election:
             self._reads.begin_round()
 
     def has_lost_quorum(self) -> bool:
-        """Whether no majority answered this leader within an election timeout: then it leads no more (6.2, F5)."""
+        """Whether no majority answered this leader within an election timeout (6.2, F5)."""
         state = self._state
         heard = {
             node
@@ -79,7 +78,7 @@ class Election:
 
     # --- evidence of the leader's death (R5a) ---
     def leader_died(self, node: NodeId) -> None:
-        """Forget it at once, so that pre-votes are granted; campaign after 0 to 150 ms, drawn so that few collide."""
+        """Forget it, so that pre-votes are granted; campaign after a drawn 0 to 150 ms."""
         state = self._state
         if state.is_leader or state.leader != node:
             return
@@ -93,7 +92,7 @@ class Election:
         self._state.election_elapsed = 0
 
     def wake(self) -> None:
-        """Campaign by evidence, and again while nobody has won: a split vote would else cost a whole election timeout."""
+        """Campaign by evidence, again until one wins: a split vote would cost a whole timeout."""
         state = self._state
         if state.campaign_at_ms is None or state.now_ms < state.campaign_at_ms:
             return
@@ -111,7 +110,7 @@ class Election:
 
     # --- campaigning ---
     def may_campaign(self) -> bool:
-        """Whether this node is a voter by its configuration, one not yet durable included: it is durable before the vote is."""
+        """Whether this node is a voter, by a configuration that is durable before its vote is."""
         return self._state.me in self._state.voters
 
     def campaign(self) -> None:
@@ -121,7 +120,7 @@ class Election:
         self.count_vote(self._state.me, granted=True)
 
     def campaign_for_real(self, *, force: bool = False) -> None:
-        """Begin a term and ask for votes. This node's own vote counts when it is durable (``own_vote_durable``)."""
+        """Begin a term, ask for votes. Its own counts once durable (``own_vote_durable``)."""
         self._roles.become_candidate()
         self._ask(self._state.term, force=force)
 
@@ -148,7 +147,7 @@ class Election:
             self._replication.open_term()
 
     def own_vote_durable(self) -> None:
-        """A hard state is durable; if it holds this candidate's vote for itself, the vote counts now (F1)."""
+        """A hard state is durable; a candidate's vote for itself in it counts now (F1)."""
         state = self._state
         durable = state.durable_hard_state
         if state.role is Role.CANDIDATE and (durable.term, durable.vote) == (state.term, state.me):
@@ -156,7 +155,7 @@ class Election:
 
     # --- voting ---
     def is_loyal(self) -> bool:
-        """Whether a leader was in contact within an election timeout: then no vote is given and no term taken up (4.2.3)."""
+        """Whether a leader was in contact within an election timeout: no vote, no term (4.2.3)."""
         state = self._state
         return state.is_leader or (state.leader is not None and state.election_elapsed < state.settings.election_ticks)
 

@@ -8,8 +8,7 @@ durable, what is committed.
                           to the driver to write)
 
 The configuration is a function of the log (dissertation, 4.1): the last CONFIGURATION entry in it,
-committed or not, or what the snapshot says. Cutting the log goes back to the earlier one.
-"""
+committed or not, or what the snapshot says. Cutting the log goes back to the earlier one."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tq_node.raft.messages import Configuration, Entry, EntryKind, HardState, Sn
 
 
 class Write:
-    """What one ``Ready`` gave the driver to make durable. ``upto`` shrinks when the log is cut before the disk has answered."""
+    """What one ``Ready`` gave to make durable. ``upto`` shrinks if the log is cut meanwhile."""
 
     __slots__ = ("hard_state", "number", "upto")
 
@@ -38,8 +37,7 @@ class RaftLog:
     :param entries: the durable ones, without gaps; they may begin before the snapshot's end, not
         after the one that follows.
     :param applied_index: what the driver's state machine reflects durably, if that is more than the
-        snapshot.
-    """
+        snapshot."""
 
     __slots__ = (
         "applied_index",
@@ -61,7 +59,7 @@ class RaftLog:
         self.offset_index, self.offset_term = snapshot.log_index, snapshot.term
         self.entries = list(entries)
         if entries and entries[0].log_index <= snapshot.log_index:
-            # Kept for slow followers. The first one stands for what is before it: only its index and term are needed.
+            # Kept for slow followers. The first is for what follows it: only index and term count.
             self.offset_index, self.offset_term = entries[0].log_index, entries[0].term
             del self.entries[0]
         for position, entry in enumerate(self.entries, self.offset_index + 1):
@@ -94,7 +92,7 @@ class RaftLog:
         return self.configurations[-1][0]
 
     def configuration_at(self, log_index: int) -> tuple[int, Configuration]:
-        """The configuration in effect at a position not below the snapshot's, and the index of its entry."""
+        """The configuration in effect at an index from the snapshot's on, and its entry's index."""
         return next(pair for pair in reversed(self.configurations) if pair[0] <= log_index)
 
     def term(self, log_index: int) -> int | None:
@@ -105,11 +103,11 @@ class RaftLog:
         return self.entries[position - 1].term if 0 < position <= len(self.entries) else None
 
     def matches(self, log_index: int, term: int) -> bool:
-        """The consistency check of AppendEntries (3.5): equal here means that everything before is equal too."""
+        """The consistency check of AppendEntries (3.5): equal here, everything before is equal."""
         return self.term(log_index) == term
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
-        """Is a log that ends so at least as complete as this one? The election restriction (3.6.1)."""
+        """The election restriction (3.6.1): is a log with this end as complete as this one?"""
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def slice(self, first: int, last: int, bytes_max: int) -> tuple[Entry, ...]:
@@ -155,14 +153,14 @@ class RaftLog:
         return prev_index + len(entries)
 
     def first_conflict(self, entries: Sequence[Entry]) -> int | None:
-        """Position within ``entries`` of the first that is missing here or differs; None if all are here."""
+        """Position within ``entries`` of the first that is missing here or differs, if any."""
         for position, entry in enumerate(entries):
             if not self.matches(entry.log_index, entry.term):
                 return position
         return None
 
     def cut_from(self, log_index: int) -> None:
-        """Drop this entry and all behind it. :raises AssertionError: a committed entry would be lost."""
+        """Drop this entry and all behind it; ``AssertionError`` if a committed one is lost."""
         assert log_index > self.commit_index, f"cutting at {log_index}, committed up to {self.commit_index}"
         del self.entries[log_index - self.offset_index - 1 :]
         self.durable_index = min(self.durable_index, log_index - 1)
@@ -186,14 +184,14 @@ class RaftLog:
                 self.configurations.append((entry.log_index, decode_change(entry).configuration))
 
     def commit_to(self, log_index: int) -> None:
-        """Never decreases. :raises AssertionError: beyond the end of the log."""
+        """Never decreases; ``AssertionError`` if beyond the end of the log."""
         if log_index > self.commit_index:
             assert log_index <= self.last_index, f"commit {log_index} beyond the log's end {self.last_index}"
             self.commit_index = log_index
 
     # --- snapshots ---
     def restore(self, snapshot: Snapshot) -> None:
-        """Replace everything by a snapshot newer than ``commit_index``. Nothing more is applied until the disk has it (F6)."""
+        """Become a snapshot past ``commit_index``; nothing is applied until it is durable (F6)."""
         assert snapshot.log_index > self.commit_index, "an old snapshot would undo what is committed"
         self._forget_writes_from(0)
         self.snapshot, self.snapshot_waits = snapshot, True
@@ -245,7 +243,7 @@ class RaftLog:
 
     @property
     def appliable_index(self) -> int:
-        """What may be applied: committed, and durable here, so that a restart never finds less than was applied."""
+        """What may be applied: committed and durable, so that a restart finds what was applied."""
         return min(self.commit_index, self.durable_index)
 
     def has_committed(self) -> bool:

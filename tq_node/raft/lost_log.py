@@ -18,8 +18,7 @@ that was committed before. It is also settled once no other voter has more than 
 granted a pre-vote that was asked for since, or has asked for a vote itself, in a later term, with a
 log that ends before that place. Then nobody committed the entry, and to wait for it would only give
 one liar the power to stop elections. It is not kept over a restart: what an older disk does before
-a leader has spoken to it nobody can help, and an operator can so end a claim that nothing settles.
-"""
+a leader has spoken to it nobody can help, and so an operator can end a claim that stays open."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from tq_node.types import NodeId
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A statement of ``source``, as leader of ``term``, that this node had acknowledged ``log_index``."""
+    """``source``, as leader of ``term``, says that this node had acknowledged ``log_index``."""
 
     source: NodeId
     term: int
@@ -41,7 +40,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> tuple[int, int]:
-        """As the end of a log: the entry itself may be of an earlier term, and is never of a later one."""
+        """As the end of a log: the entry may be of an earlier term, never of a later one."""
         return self.term, self.log_index
 
 
@@ -55,7 +54,7 @@ class LostLog:
         """Other voters whose log, as they have shown since, ends before the claim."""
 
     def claimed(self, source: NodeId, term: int, log_index: int) -> None:
-        """The leader of ``term`` counts on more than there is. The furthest such claim counts, of those that may be true."""
+        """``term``'s leader counts on more than there is. The furthest credible claim counts."""
         claim = Claim(source, term, log_index, binds=self.may_bind(term))
         known = self.claim
         if known is None or (claim.binds, claim.place) > (known.binds, known.place):
@@ -66,7 +65,7 @@ class LostLog:
         return not 0 < self._agreed_term < term
 
     def may_vote_for(self, message: Vote) -> bool:
-        """Would a log that ended where the claim says let this candidate win (3.6.1)? A pre-vote promises nothing."""
+        """Would a log that ended at the claim let it win (3.6.1)? Pre-votes promise nothing."""
         claim = self.claim
         if claim is None or not claim.binds or message.pre:
             return True
@@ -85,7 +84,7 @@ class LostLog:
         return [node for node in self._state.voters if node != self._state.me]
 
     def saw_candidate(self, message: Vote) -> None:
-        """Of a later term, in which it can't acknowledge anything to the claim's leader any more."""
+        """Of a later term, in which it can't acknowledge anything to the claim's leader."""
         claim = self.claim
         if claim is None or message.term - message.pre <= claim.term:
             return

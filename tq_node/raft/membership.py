@@ -2,8 +2,7 @@
 
 Chosen over joint consensus: docs/explanation/raft.md. The three conditions of ``refusal`` are what
 makes it sound; without the first, two leaders can commit changes from the same parent (raft-dev
-2015, "bug in single-server membership changes"; F3).
-"""
+2015, "bug in single-server membership changes"; F3)."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from tq_node.types import NodeId
 
 
 def changed(configuration: Configuration, change: Change) -> Configuration:
-    """The configuration after the change. :raises ChangeRefused: the node is not what the change expects it to be."""
+    """The configuration after ``change``; ``ChangeRefused`` if the node is not what it expects."""
     voters, learners = set(configuration.voters), set(configuration.learners)
     node = change.node
     if change.kind == ChangeKind.ADD_LEARNER:
@@ -79,17 +78,17 @@ class Membership:
         return None
 
     def has_own_commit(self) -> bool:
-        """Whether this leader has committed an entry of its own term; no change before that (F3)."""
+        """Whether this leader committed an entry of its own term; no change before that (F3)."""
         return self._state.own_term_committed()
 
     def is_change_pending(self) -> bool:
-        """At most one change that is not committed: two steps at once need not overlap with where they began."""
+        """At most one change is uncommitted: two steps at once need not overlap with the start."""
         return self._state.log.configuration_index > self._state.log.commit_index
 
     def loses_leader(self, configuration: Configuration) -> bool:
-        """A leader would go on leading a group that it does not belong to (4.2.2): it transfers first."""
+        """The leader would lead a group that it does not belong to (4.2.2): it transfers first."""
         return self._state.me not in configuration.voters
 
     def is_caught_up(self, node: NodeId) -> bool:
-        """Whether the node has the log; a voter that lacks it would make every commit wait (4.2.1)."""
+        """Whether the node has the log; a voter without it would delay every commit (4.2.1)."""
         return self._state.progress[node].is_caught_up

@@ -3,8 +3,7 @@ the driver must do.
 
 Everything here is frozen. ``term`` is Raft's election number, ``log_index`` a position in its log,
 from 1. Sections in brackets are those of Ongaro's dissertation, "Consensus: Bridging Theory and
-Practice".
-"""
+Practice"."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class EntryKind(enum.IntEnum):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One position of the log. Equal (term, log_index) means an equal entry and an equal log before it."""
+    """One position of the log. Equal (term, log_index): an equal entry, an equal log before it."""
 
     term: int
     log_index: int
@@ -42,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
-    """Voters and learners, sorted, so that equal sets are equal values. Empty for a node that has not joined."""
+    """Voters and learners, sorted: equal sets are equal values. Empty before a node joined."""
 
     voters: tuple[NodeId, ...] = ()
     learners: tuple[NodeId, ...] = ()
@@ -80,7 +79,7 @@ encode_change = msgspec.msgpack.Encoder().encode
 
 
 def decode_change(entry: Entry) -> ConfigurationChange:
-    """What a CONFIGURATION entry says. :raises msgspec.DecodeError: not the bytes of one."""
+    """What a CONFIGURATION entry says; raises ``msgspec.DecodeError`` if it holds none."""
     assert entry.kind is EntryKind.CONFIGURATION
     return _decode_change(entry.data)
 
@@ -93,7 +92,7 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """The state machine after ``log_index``, with the configuration in effect there and the index of its entry (4.1, 5.1)."""
+    """The state after ``log_index``, the configuration there and its entry's index (4.1, 5.1)."""
 
     log_index: int = 0
     term: int = 0
@@ -124,7 +123,7 @@ class Role(enum.IntEnum):
 
 
 class SoftState(msgspec.Struct, frozen=True):
-    """Not durable; for the driver's decisions and for people. ``leader`` is None while none is known."""
+    """Not durable; for the driver's decisions and people. ``leader``: None if unknown."""
 
     role: Role
     leader: NodeId | None
@@ -132,7 +131,7 @@ class SoftState(msgspec.Struct, frozen=True):
 
 
 class ReadState(msgspec.Struct, frozen=True):
-    """The answer to ``read_index``: serve the read once ``log_index`` is applied. None: could not be confirmed; ask anew."""
+    """Serve the read once ``log_index`` is applied; None: it could not be confirmed, ask anew."""
 
     read_id: int
     log_index: int | None
@@ -140,7 +139,7 @@ class ReadState(msgspec.Struct, frozen=True):
 
 # --- what nodes say to each other ---
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """``term`` is the sender's, except in a pre-vote and its grant, where it is the term that would be (9.6)."""
+    """``term``: the sender's; in a pre-vote and its grant the one that would be (9.6)."""
 
     source: NodeId
     target: NodeId
@@ -148,7 +147,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Vote(Message, frozen=True, array_like=True, tag="vote"):
-    """Asks for a vote (3.4), or with ``pre`` whether one would be given (9.6). ``force``: by the leader's wish (3.10)."""
+    """Asks for a vote (3.4); ``pre``: would it be given (9.6)? ``force``: by the leader (3.10)."""
 
     last_log_index: int
     last_log_term: int
@@ -162,7 +161,7 @@ class VoteReply(Message, frozen=True, array_like=True, tag="vote_reply"):
 
 
 class Append(Message, frozen=True, array_like=True, tag="append"):
-    """Entries that follow (``prev_log_index``, ``prev_log_term``), at most ``Settings.message_bytes_max`` of them (3.5)."""
+    """Entries after (``prev_log_index``, ``prev_log_term``), up to ``message_bytes_max`` (3.5)."""
 
     prev_log_index: int
     prev_log_term: int
@@ -178,8 +177,7 @@ class AppendReply(Message, frozen=True, array_like=True, tag="append_reply"):
 
     ``lost``: the leader counts on ``log_index``, and it is not here; what is missing is wanted
     again, and nothing above the hint counts (``LostLog``). It comes with ``rejected``, which is all
-    that a node of an earlier release sees of it.
-    """
+    that a node of an earlier release sees of it."""
 
     log_index: int
     rejected: bool = False
@@ -189,7 +187,7 @@ class AppendReply(Message, frozen=True, array_like=True, tag="append_reply"):
 
 
 class Heartbeat(Message, frozen=True, array_like=True, tag="heartbeat"):
-    """``round`` numbers the leader's rounds within its term; reads are confirmed by a round begun after they came (6.4)."""
+    """``round`` counts within the leader's term; one begun after a read came confirms it (6.4)."""
 
     commit_index: int
     round: int
@@ -212,7 +210,7 @@ class SnapshotChunk(Message, frozen=True, array_like=True, tag="snapshot_chunk")
 
 
 class SnapshotReply(Message, frozen=True, array_like=True, tag="snapshot_reply"):
-    """The follower has the snapshot of ``log_index`` up to byte ``offset`` and waits for what follows."""
+    """The follower has the snapshot of ``log_index`` up to ``offset`` and waits for more."""
 
     log_index: int
     offset: int
@@ -254,13 +252,14 @@ AnyMessage = (
 class Ready(msgspec.Struct, frozen=True):
     """What the driver must do, in this order; docs/explanation/raft.md draws it.
 
-    1. Send ``messages`` at once. 2. In ONE transaction, synced: ``hard_state`` if not None; ``snapshot`` if not None, which
-    replaces the whole log; ``entries`` if any, which replace everything from the first one's index on. Writes of successive
-    Readys reach the disk in order. 3. Then ``RaftCore.persisted(number)``, and send ``messages_after_persist``, which also wait
-    for the writes of all *earlier* Readys, even where this one has nothing to persist. 4. Apply ``committed`` in order, each
-    exactly once; it is durable here already. ``snapshot``, once durable, replaces the state machine: after this Ready's
-    ``committed``, before any later one's.
-    """
+    1. Send ``messages`` at once.
+    2. In ONE transaction, synced: ``hard_state`` if not None; ``snapshot`` if not None, which
+       replaces the whole log; ``entries`` if any, which replace everything from the first one's
+       index on. Writes of successive Readys reach the disk in order.
+    3. Then ``RaftCore.persisted(number)``, and send ``messages_after_persist``, which also wait
+       for the writes of all *earlier* Readys, even where this one has nothing to persist.
+    4. Apply ``committed`` in order, each exactly once; it is durable here already. ``snapshot``,
+       once durable, replaces the state machine: after this Ready's ``committed``, before later."""
 
     number: int
     hard_state: HardState | None

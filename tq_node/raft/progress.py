@@ -8,8 +8,7 @@
               rejected                          the follower has what it says
 
 PROBE: one append at a time, until the point of agreement is found. REPLICATE: appends follow one
-another without waiting, within a window. SNAPSHOT: no appends; one chunk at a time.
-"""
+another without waiting, within a window. SNAPSHOT: no appends; one chunk at a time."""
 
 from __future__ import annotations
 
@@ -94,7 +93,7 @@ class Progress:
             self.probe_sent = True
 
     def accepted(self, log_index: int) -> bool:
-        """The follower has everything up to ``log_index``. True: that is more than before, or ends a probe."""
+        """The follower has all up to ``log_index``. True: more than before, or a probe ends."""
         is_news = log_index > self.match_index
         if is_news:
             self.match_index = log_index
@@ -109,7 +108,7 @@ class Progress:
         return is_news
 
     def rejected(self, prev_index: int, next_hint: int) -> bool:
-        """The follower does not have (or not the same) entry at ``prev_index``. False if the news is old."""
+        """The follower lacks this very entry at ``prev_index``. False: the news is old."""
         if self.mode is Mode.SNAPSHOT or prev_index <= self.match_index:
             return False
         if self.mode is Mode.REPLICATE:
@@ -122,7 +121,7 @@ class Progress:
         return True
 
     def set_back(self, next_hint: int) -> None:
-        """The follower lost what it had acknowledged: nothing of that counts any more, and it is sent again (F14)."""
+        """The follower lost what it had acknowledged: nothing counts, all is sent again (F14)."""
         self.match_index = 0
         self._become(Mode.PROBE)
         self.next_index = next_hint
@@ -151,11 +150,11 @@ class Progress:
         self.is_active = True
 
     def is_silent(self, settings: RaftSettings) -> bool:
-        """Whether the follower sent nothing for an election timeout; a new leader gives everybody that long."""
+        """Whether it sent nothing for an election timeout; a new leader waits that long."""
         return self.silent_ticks >= settings.election_ticks
 
     def tick(self, last_index: int, settings: RaftSettings) -> None:
-        """A round reaches what was the end of the log when it began; it is fast if that takes less than an election timeout."""
+        """A round reaches the log's end of its start; fast, if in less than an election timeout."""
         self.silent_ticks += 1
         if self.is_silent(settings):
             self.is_active = False
@@ -173,5 +172,5 @@ class Progress:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether the follower is within one round of the log's end, replicating, and in contact."""
+        """Whether the follower is one round behind at most, replicating, and in contact."""
         return self.round_is_fast and self.mode is Mode.REPLICATE and self.is_active

@@ -15,7 +15,7 @@ class Tally(IntEnum):
 
 
 def majority(voters: int) -> int:
-    """The least number that is more than half. 1 for a single voter; also 1 for none, so that nothing is ever won there."""
+    """The least number above half: 1 for a single voter; 1 for none, so that nothing is won."""
     return voters // 2 + 1
 
 
@@ -30,7 +30,7 @@ def majority_value(values: Mapping[NodeId, int], voters: Collection[NodeId]) -> 
 
 
 def tally(votes: Mapping[NodeId, bool], voters: Collection[NodeId]) -> Tally:
-    """Votes of others than the voters do not count. LOST as soon as a majority can no longer be reached."""
+    """Only voters' votes count. LOST as soon as a majority can no longer be reached."""
     granted = sum(1 for voter in voters if votes.get(voter) is True)
     refused = sum(1 for voter in voters if votes.get(voter) is False)
     needed = majority(len(voters))

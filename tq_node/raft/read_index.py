@@ -4,8 +4,7 @@ clock lease.
 A read is registered with the commit index of its arrival and answered once a majority has
 acknowledged, in this term, a round that was *begun after* the read came. A round in flight does not
 do: its acknowledgements may lie in this node's sockets since before a pause in which others elected
-a leader and committed (etcd-io/etcd#20418). Read ids are made here, never used twice.
-"""
+a leader and committed (etcd-io/etcd#20418). Read ids are made here, never used twice."""
 
 from __future__ import annotations
 
@@ -30,12 +29,12 @@ class _Read(NamedTuple):
 
 
 class ReadIndex:
-    """At a leader: the rounds of its term and the reads that wait for them. Elsewhere: requests are sent on."""
+    """A leader's rounds and the reads that wait for them; elsewhere, requests are sent on."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self._ids_from = (state.dice.draw() & 0x7FFF_FFFF) << _COUNTER_BITS
-        """Differs at each start of the node: a late answer to an earlier run's read meets nobody."""
+        """Differs at each start: no late answer to an earlier run's read meets a new one."""
         self._ids = 0
         self.round = 0
         self.confirmed_round = 0
@@ -45,7 +44,7 @@ class ReadIndex:
 
     # --- asking ---
     def read_index(self) -> int:
-        """:raises NotLeader: nobody to ask. :raises Busy: too many reads wait."""
+        """Raises ``NotLeader`` if there is nobody to ask, ``Busy`` if too many reads wait."""
         state = self._state
         if not state.is_leader and state.leader is None:
             raise NotLeader(None)
@@ -84,7 +83,7 @@ class ReadIndex:
             self.begin_round()
 
     def may_register(self) -> bool:
-        """Only once the no-op is committed: an earlier commit index may lag what the last leader answered for."""
+        """Only once the no-op is committed: an earlier commit index may lag the last leader's."""
         return self._state.own_term_committed()
 
     def round_for_new_read(self) -> int:
@@ -102,7 +101,7 @@ class ReadIndex:
         self.confirm()
 
     def check_round(self, message: HeartbeatReply) -> None:
-        """Check an answer. :raises Unsound: its round was never begun, so it would confirm what nobody stands behind."""
+        """Raises ``Unsound`` for a round never begun: it would confirm what nobody vouches for."""
         if message.round > self.round:
             raise Unsound(f"an answer to round {message.round}, of {self.round}")
 
@@ -112,7 +111,7 @@ class ReadIndex:
         self.confirm()
 
     def confirm(self) -> None:
-        """Answer what is confirmed. Also called when the configuration or the commit index has moved."""
+        """Answer what is confirmed; also after a change of configuration or commit index."""
         if self.early and self.may_register():
             early, self.early = self.early, deque()
             for read_id, source in early:

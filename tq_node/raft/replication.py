@@ -1,8 +1,7 @@
 """Getting entries onto a majority: the leader's appends and its commit index, the follower's side
 of both.
 
-Dissertation, 3.5 and 3.6; flow as in 10.2.
-"""
+Dissertation, 3.5 and 3.6; flow as in 10.2."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ class Replication:
 
     # --- leader: the log grows ---
     def open_term(self) -> None:
-        """A new leader's first act: an entry of its own term, with which all before it commits (3.6.2, F2)."""
+        """A new leader's first entry, of its own term: all before commits with it (3.6.2, F2)."""
         state = self._state
         log = state.log
         state.term_start_index = log.last_index + 1
@@ -56,11 +55,11 @@ class Replication:
         return self.append(EntryKind.DATA, data)
 
     def has_room(self, size_bytes: int) -> bool:
-        """Whether another entry may be proposed; bounds what a leader that commits nothing gathers."""
+        """Whether an entry may be proposed: bounds what a leader gathers that commits nothing."""
         return self._state.uncommitted_bytes + size_bytes <= self._state.settings.uncommitted_bytes_max
 
     def append(self, kind: EntryKind, data: bytes) -> int:
-        """An entry of this term, at once in this log, and sent before it is on this disk. Returns its index."""
+        """Append an entry of this term; it is sent before it is on this disk. Returns its index."""
         state = self._state
         assert state.is_leader
         entry = Entry(state.term, state.log.last_index + 1, kind, data)
@@ -71,7 +70,7 @@ class Replication:
         return entry.log_index
 
     def follow_configuration(self) -> None:
-        """Progress for exactly the members of the configuration in effect. A member that is gone gets nothing more."""
+        """Progress for exactly the members of the configuration in effect; others get nothing."""
         state = self._state
         members = state.configuration.members
         if len(members) != len(state.progress) or any(node not in state.progress for node in members):
@@ -120,13 +119,12 @@ class Replication:
         what follows it do not.
 
         Else two voters can lock each other out: the demoted one has the change and may not
-        campaign; the leader has lost it in a crash and gets no vote, its log being the shorter one.
-        """
+        campaign; the leader has lost it in a crash and gets no vote, as its log is shorter."""
         log = self._state.log
         return log.last_index if log.configuration_index <= log.durable_index else log.configuration_index - 1
 
     def own_disk_moved(self, durable_before: int) -> None:
-        """More of the log is durable here: it may complete a majority, or let a change of the configuration leave."""
+        """More of the log is durable: a majority may be complete, a change may be sent."""
         log = self._state.log
         self.advance_commit()
         if durable_before < log.configuration_index <= log.durable_index:
@@ -158,7 +156,7 @@ class Replication:
         self.send(source)
 
     def _on_loss(self, progress: Progress, message: AppendReply) -> None:
-        """Fill the follower again, from where the logs may still agree. A word that was late changes nothing."""
+        """Fill the follower again from where the logs may agree. A late message is ignored."""
         if 0 < message.log_index <= progress.match_index:
             hint_index, _ = self._state.log.agreement_at_most(message.hint_index, message.hint_term)
             progress.set_back(min(message.log_index, hint_index + 1))
@@ -182,7 +180,7 @@ class Replication:
         return self._state.log.durable_index
 
     def may_commit(self, log_index: int) -> bool:
-        """Only entries of the current term are committed by counting (3.6.2; F2, figure 8 of the paper)."""
+        """Only entries of the current term commit by counting (3.6.2; F2, the paper's figure 8)."""
         return self._state.log.term(log_index) == self._state.term
 
     def advance_commit(self) -> None:
@@ -205,7 +203,7 @@ class Replication:
         state = self._state
         log = state.log
         if message.prev_log_index < log.commit_index:
-            # Late, or sent before the leader knew how far this log is. What is committed here is the leader's too.
+            # Late, or sent before the leader knew this log. The committed part is the leader's too.
             self._accept(message.source, log.commit_index)
             return
         last_new = log.try_append(message.prev_log_index, message.prev_log_term, message.entries)
@@ -218,7 +216,7 @@ class Replication:
         self._accept(message.source, last_new)
 
     def commit_after(self, message: Append, last_new: int) -> int:
-        """Not beyond what this message has proven equal: behind it there may be leftovers of another term (3.5)."""
+        """Not beyond what this message proves equal: another term's leftovers may follow (3.5)."""
         return min(message.commit_index, last_new)
 
     def _accept(self, leader: NodeId, log_index: int) -> None:

@@ -1,4 +1,4 @@
-"""Numbers drawn from a seed that is handed in: the core's only randomness, and the same again for the same seed."""
+"""Numbers drawn from a given seed: the core's only randomness, the same again for the same seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _MASK = (1 << 64) - 1
 
 
 class Rng:
-    """SplitMix64 (Steele, Lea, Flood 2014). Spreads nodes' election timeouts; nothing secret is made of it."""
+    """SplitMix64 (Steele, Lea, Flood 2014), to spread election timeouts; nothing secret uses it."""
 
     __slots__ = ("_state",)
 

@@ -1,7 +1,6 @@
 """The four roles and how a node passes from one to another; drawn in docs/explanation/raft.md.
 
-Dissertation, 3.3 and 3.4; the pre-candidate, 9.6.
-"""
+Dissertation, 3.3 and 3.4; the pre-candidate, 9.6."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tq_node.types import NodeId
 
 
 class Roles:
-    """Changes state and nothing else: what the new role then says is up to ``Election`` and ``Replication``."""
+    """Changes the role's state only; ``Election`` and ``Replication`` send what it then says."""
 
     def __init__(self, state: NodeState, reads: ReadIndex, snapshots: Snapshots) -> None:
         self._state = state
@@ -23,7 +22,7 @@ class Roles:
         self._draw_timeout()
 
     def become_follower(self, term: int, leader: NodeId | None) -> None:
-        """Any role to follower, of ``leader`` or of nobody yet. A higher term forgets the vote, the present one never (F1)."""
+        """Any role to follower. A higher term forgets the vote, the present one never (F1)."""
         state = self._state
         assert term >= state.term, "terms never decrease"
         if leader is not None:
@@ -50,7 +49,7 @@ class Roles:
         self._begin_campaign()
 
     def become_candidate(self) -> None:
-        """Pre-candidate or follower to candidate: a new term, in which this node votes for itself."""
+        """Follower or pre-candidate to candidate, in a new term, with its vote for itself."""
         state = self._state
         self._leave_candidacy(Role.CANDIDATE)
         self._enter_term(state.term + 1, vote=state.me)

@@ -11,7 +11,7 @@ from tq_node.limits import KIB, MIB
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No term, position or counter is greater; each fits into the store's 64 bits with its sign, and sums of two of them do."""
+"""No term, position or counter is greater: the store's 64 signed bits hold a sum of two too."""
 
 
 class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +19,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     heartbeat_ticks: int = 2
     election_ticks: int = 10
-    """A follower campaigns after so many to twice as many silent ticks, drawn; so long a voter stays loyal to its leader."""
+    """Silent ticks, to twice as many, before a follower campaigns; as long a voter is loyal."""
     evidence_delay_ms: int = 150
     """With evidence of the leader's death a voter campaigns after 0 to so many ms, drawn (R5a)."""
     message_bytes_max: int = 256 * KIB
@@ -34,7 +34,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_bytes_max: int = 64 * MIB
     reads_max: int = 1_024
     jump_max: int = 2**32
-    """A term or a position further than this from what is known here is absurd: no cluster gets so far while a node is away."""
+    """A term or position this much further than known here is absurd: no absence lasts so long."""
 
     def __post_init__(self) -> None:
         assert 0 < self.heartbeat_ticks * 3 <= self.election_ticks, "a leader survives two lost heartbeats"
@@ -47,7 +47,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotLeader(NoController):
-    """Only the leader can do this; nothing was done. ``leader`` is who is believed to be it, or None."""
+    """Only the leader can do this; nothing was done. ``leader``: who may be it, or None."""
 
     def __init__(self, leader: NodeId | None) -> None:
         super().__init__(f"the leader is {leader}" if leader else "there is no leader")
@@ -55,7 +55,7 @@ class NotLeader(NoController):
 
 
 class ChangeRefused(TaskQueueError):
-    """This change of membership, or this transfer, is not possible now. Nothing was done; ``why`` is a stable word."""
+    """This change or transfer is not possible now; nothing was done. ``why``: a stable word."""
 
     status, code, title, retryable = 503, "change_refused", "Change of membership refused", True
     SENTENCES: ClassVar[dict[str, str]] = {

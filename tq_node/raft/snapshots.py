@@ -3,8 +3,7 @@ the follower puts it together.
 
 Dissertation, chapter 5. One chunk is on its way at a time; the follower says which byte it waits
 for, so a lost, doubled or late chunk costs time and nothing else. Until the last chunk the
-follower's log is as it was: nothing to undo at a crash (F6).
-"""
+follower's log is as it was: nothing to undo at a crash (F6)."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ from tq_node.types import NodeId
 
 
 class Snapshots:
-    """Snapshots of the state machine. ``is_readable``: whether it can take over the content of a received one."""
+    """Snapshots of the state machine. ``is_readable``: may a received one be taken over?"""
 
     def __init__(self, state: NodeState, lost_log: LostLog, is_readable: Callable[[int, bytes], bool]) -> None:
         self._state = state
         self._lost_log = lost_log
         self._is_readable = is_readable
         self._assembling: tuple[NodeId, int, int, int, int] | None = None
-        """(leader, its term, log_index, log_term, total bytes) of what the buffer holds a part of."""
+        """(leader, its term, log_index, log_term, total bytes) of what the buffer has in part."""
         self.buffer = bytearray()
 
     # --- leader ---
@@ -52,7 +51,7 @@ class Snapshots:
         )
 
     def on_reply(self, message: SnapshotReply) -> None:
-        """Send what the follower waits for; not what was sent last, lest one doubled message double all that follow."""
+        """Send what the follower waits for, nothing twice: doubles would double what follows."""
         progress = self._state.progress[message.source]
         snapshot = progress.snapshot
         if snapshot is None or snapshot.log_index != message.log_index or message.offset == progress.snapshot_offset:
@@ -64,7 +63,7 @@ class Snapshots:
         self._send_chunk(message.source)
 
     def on_heartbeat_reply(self, source: NodeId) -> None:
-        """The follower lives: send the chunk again if nothing has moved since its last heartbeat."""
+        """The follower lives: send the chunk again if nothing moved since its last heartbeat."""
         progress = self._state.progress[source]
         if progress.snapshot_stalled:
             self._send_chunk(source)
@@ -91,7 +90,7 @@ class Snapshots:
         state.send(SnapshotReply(state.me, message.source, state.term, message.log_index, len(self.buffer)))
 
     def is_news(self, message: SnapshotChunk) -> bool:
-        """Only what is newer than ``commit_index`` is installed: an old snapshot may come after newer entries (F6)."""
+        """Whether it is past ``commit_index``: old ones may come after newer entries (F6)."""
         return message.log_index > self._state.log.commit_index
 
     def _install(self, message: SnapshotChunk) -> None:

@@ -2,8 +2,7 @@
 
 A term that was taken up is never given back, a log that begins at 2**62 is never appended to again,
 and an entry that can't be read is met again at each start. So whatever is absurd is refused before
-it changes anything, and the sender answers for it alone.
-"""
+it changes anything, and the sender answers for it alone."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ ID_CHARS_MAX = 64
 
 
 def check(state: NodeState, message: Message) -> None:
-    """Check a message. :raises Unsound: no node that keeps to the protocol sends it, whatever happened to it."""
+    """Raises ``Unsound`` for a message that no node sends that keeps to the protocol."""
     term = message.term
     if not 0 <= term <= NUMBER_MAX or term - state.term > state.settings.jump_max:
         raise Unsound(f"term {term}, far from the present {state.term}")

@@ -1,4 +1,4 @@
-"""What one node knows: shared by the parts of the core, each of which owns one set of rules over it."""
+"""What one node knows: shared by the core's parts, each of which owns one set of rules over it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AFTER_PERSIST = frozenset({Vote, VoteReply, AppendReply, SnapshotReply})
 
 
 class NodeState:
-    """``progress`` and ``transfer_target`` mean something at a leader only; ``votes`` at a candidate only."""
+    """``progress`` and ``transfer_target`` are of a leader only, ``votes`` of a candidate."""
 
     __slots__ = (
         "campaign_at_ms",
@@ -66,7 +66,7 @@ class NodeState:
         self.leader: NodeId | None = None
         self.now_ms = 0
         self.election_elapsed = 0
-        """Ticks since a follower's leader sent or its vote was given, a candidate began, or a leader checked its quorum."""
+        """Ticks since a leader sent, a vote was given, a candidacy began, or a quorum was seen."""
         self.election_timeout = settings.election_ticks
         self.campaign_at_ms: int | None = None
         self.votes: dict[NodeId, bool] = {}
@@ -106,7 +106,7 @@ class NodeState:
         return [node for node in self.progress if node != self.me]
 
     def own_term_committed(self) -> bool:
-        """Has this leader committed an entry of its own term? Before that it does not know what is committed (6.4)."""
+        """Has this leader committed in its term? Before, it can't know what is committed (6.4)."""
         return self.log.commit_index >= self.term_start_index
 
     # --- what leaves ---
@@ -122,8 +122,7 @@ class NodeState:
 
         A reply to a heartbeat tells of the term alone, so that a slow disk does not look like a
         dead node. What a leader sends does not wait: its term is durable since before it was
-        elected, and its entries are counted apart (10.2.1).
-        """
+        elected, and its entries are counted apart (10.2.1)."""
         kind = type(message)
         if kind in _AFTER_PERSIST:
             return True

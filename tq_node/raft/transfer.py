@@ -1,4 +1,4 @@
-"""Handing leadership over, for restarts, drains, and before a leader's own removal (dissertation, 3.10)."""
+"""Handing leadership over, for restarts, drains, and before a leader's removal (thesis, 3.10)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tq_node.types import NodeId
 
 
 class Transfer:
-    """A transfer of leadership; meanwhile the leader takes no proposals. Ends with the term or after an election timeout."""
+    """A leader's transfer, without proposals. Ends with the term or after an election timeout."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state
 
     def begin(self, target: NodeId) -> None:
-        """Begin a transfer to ``target``. :raises NotLeader: :raises ChangeRefused: it is no other active voter."""
+        """Begin a transfer; ``NotLeader``, or ``ChangeRefused`` if it is no other active voter."""
         state = self._state
         if not state.is_leader:
             raise NotLeader(state.leader)

@@ -9,5 +9,4 @@ Whatever is read was verified by its checksum. After the first failure nothing m
 every call fails with ``StoreBroken``, and the process ends (R18).
 
 What it never does: it knows no states of tasks, no epochs' meaning and no peers, and it never calls
-the rest of the node but through the two hooks of ``open_store``.
-"""
+the rest of the node but through the two hooks of ``open_store``."""

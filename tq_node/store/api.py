@@ -2,8 +2,7 @@
 
 Calls come from the reactor thread; Deferreds fire there. A crash may lose whole batches whose
 Deferred has not fired; never part of one, never an earlier one while a later one stays. One suite,
-``tests/contract/test_store.py``, runs over every implementation.
-"""
+``tests/contract/test_store.py``, runs over every implementation."""
 
 from __future__ import annotations
 
@@ -18,8 +17,10 @@ from tq_node.partition.entries import Entry
 
 
 class RowWrite(msgspec.Struct, gc=False):
-    """The new content of a row, several effects on one task folded together. ``expected_rev``: the revision stored
-    before; 0: none. ``spec`` and the columns behind it are given only where the row is born."""
+    """The new content of a row, several effects on one task folded together.
+
+    ``expected_rev``: the stored revision, 0 where there is no row yet. ``spec`` and the columns
+    behind it are given only where the row is born."""
 
     id: str
     partition: int
@@ -60,8 +61,9 @@ class ConsensusRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class ConsensusWrite(msgspec.Struct, frozen=True):
-    """A change of the Raft log, in this order: ``replace_all`` removes everything (a snapshot has come); ``records``
-    replace what is there from the first one's index on; ``cut_below`` removes lower indices (a snapshot was taken)."""
+    """A change of the Raft log. In this order: ``replace_all`` removes everything (a snapshot has
+    come); ``records`` replace what is there from the first one's index on; ``cut_below`` removes
+    lower indices (a snapshot was taken)."""
 
     records: list[ConsensusRecord] = []
     replace_all: bool = False
@@ -69,8 +71,8 @@ class ConsensusWrite(msgspec.Struct, frozen=True):
 
 
 class StagedChunk(msgspec.Struct, frozen=True, gc=False):
-    """One chunk of an incoming snapshot, as read by ``PartitionSnapshot.read`` and passed by ``SnapshotCheck``.
-    ``number`` counts from 0; chunk 0 discards what was staged of the partition."""
+    """One chunk of an incoming snapshot, as read by ``PartitionSnapshot.read``, checked by
+    ``SnapshotCheck``. ``number`` counts from 0; chunk 0 discards what was staged before it."""
 
     partition: int
     number: int
@@ -78,8 +80,10 @@ class StagedChunk(msgspec.Struct, frozen=True, gc=False):
 
 
 class Install(msgspec.Struct, frozen=True):
-    """Replace a partition's content by what is staged (replication.md, section 6, catch-up). ``epochs``: the snapshot's
-    (epoch, first_sequence), ascending, none past ``applied``. ``digest``: that of the chunks, or empty."""
+    """Replace a partition's content by what is staged (replication.md, section 6, catch-up).
+
+    ``epochs``: the snapshot's (epoch, first_sequence), ascending, none past ``applied``.
+    ``digest``: that of the chunks, or empty."""
 
     partition: int
     applied: int
@@ -97,8 +101,7 @@ class Batch(msgspec.Struct):
     cut and append (R15, R16), or install a snapshot and append what follows it.
 
     ``applied`` names every partition whose rows, tombstones or horizon change. An id belongs to one
-    partition for ever, and is a row or a tombstone; the store does not check that.
-    """
+    partition for ever, and is a row or a tombstone; the store does not check that."""
 
     entries: list[Entry] = []
     promises: dict[int, int] = {}
@@ -109,9 +112,9 @@ class Batch(msgspec.Struct):
     stage: list[StagedChunk] = []
     """Chunks kept apart until installed, seen by no read; opening the store discards them."""
     installs: list[Install] = []
-    """Rows, tombstones, epochs and ``applied`` become the snapshot's, the log is empty; ``promised`` stays."""
+    """Rows, tombstones, epochs, ``applied`` become the snapshot's; no log; ``promised`` stays."""
     cuts: dict[int, int] = {}
-    """Partition -> highest sequence kept, never below ``applied`` (I5); epochs that begin above it go too."""
+    """Partition -> highest sequence kept, at least ``applied`` (I5); later epochs are cut too."""
     epochs: list[tuple[int, int, int]] = []
     """(partition, epoch, first_sequence), both greater than those before."""
     rows: list[RowWrite] = []
@@ -153,8 +156,8 @@ class OpenRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class PartitionLog(msgspec.Struct, frozen=True):
-    """The durable state of one partition. ``epochs``: (epoch, first_sequence), ascending; the first covers
-    ``log_start`` - 1, the record that a replica must have last to be sent the log from its start (R15)."""
+    """The durable state of one partition. ``epochs``: (epoch, first_sequence), ascending; the
+    first covers ``log_start`` - 1: a replica's last record from which it can follow (R15)."""
 
     partition: int
     promised: int
@@ -166,7 +169,7 @@ class PartitionLog(msgspec.Struct, frozen=True):
 
 
 class PartitionSize(msgspec.Struct, frozen=True):
-    """The size of a partition. ``bytes``: specs, bodies and about what else a copy of it costs to send."""
+    """The size of a partition. ``bytes``: about what it costs to send a copy of it."""
 
     rows: int
     tombstones: int
@@ -177,8 +180,7 @@ class RowQuery(msgspec.Struct, frozen=True):
     """A page of rows. None: no condition; a ``_not`` flag turns its set into the complement.
 
     ``sort``: id, created_at, run_at or priority, ties by id in the same direction. ``after``: (sort
-    value, id) of the last row that the previous page looked at; for sort by id the first is unused.
-    """
+    value, id) of the last row that the previous page looked at; sort by id needs only the id."""
 
     states: frozenset[int] | None = None
     states_not: bool = False
@@ -206,18 +208,18 @@ class RowPage(msgspec.Struct, frozen=True):
 
 
 class SnapshotLost(Exception):
-    """A snapshot was given up: it was held until the store's write-ahead log outgrew its bound. The store is well."""
+    """A snapshot was given up: the store's write-ahead log outgrew its bound. The store is well."""
 
 
 SNAPSHOT_CHUNK_BYTES = 48 * 1024
 """A chunk fits well into a box between peers (replication.md, section 6)."""
 SNAPSHOTS_MAX = 4
-"""Snapshots open at once; further ones wait. Each is a connection, and holds back the store's write-ahead log."""
+"""Snapshots open at once; others wait. Each is a connection, and holds back the write-ahead log."""
 SNAPSHOTS_WAITING_MAX = 4_096
 
 
 class PartitionSnapshot(Protocol):
-    """One partition as of one applied sequence, whatever is committed meanwhile; commits do not wait for its reader."""
+    """One partition as of one applied sequence, whatever is committed while it is read."""
 
     @property
     def partition(self) -> int: ...
@@ -233,30 +235,29 @@ class PartitionSnapshot(Protocol):
     def horizon_us(self) -> int: ...
 
     def read(self, bytes_max: int = SNAPSHOT_CHUNK_BYTES) -> Deferred[bytes | None]:
-        """The next chunk of about ``bytes_max``, or one longer row; None at the end. One read at a time.
+        """The next chunk: ``bytes_max``, or one longer row; None at the end. One read at a time.
 
-        Rows come first, then tombstones, each in order of their ids. A damaged one breaks the store.
+        Rows come first, then tombstones, each in order of ids. A damaged one breaks the store.
 
-        :raises SnapshotLost: (through the Deferred) also after ``close``.
-        """
+        :raises SnapshotLost: (through the Deferred) also after ``close``."""
 
     def digest(self) -> bytes:
         """Digest of the chunks read so far; after the last one equal to ``Store.digest``."""
 
     def close(self) -> None:
-        """Release the snapshot, and let the next waiting ``open_snapshot`` go on; a second call does nothing."""
+        """Release the snapshot and let the next ``open_snapshot`` go on. May be called again."""
 
 
 class Store(Protocol):
-    """A node's store. Every Deferred may fail with ``StoreBroken``, after which no call succeeds. ``partitions`` as an
-    argument: these alone; None: all."""
+    """A node's store. After a Deferred failed with ``StoreBroken`` no call succeeds.
+
+    ``partitions`` as an argument: these alone; None: all."""
 
     def commit(self, batch: Batch) -> Deferred[None]:
         """Make the batch durable; batches become so in the order given.
 
         :raises Divergence: (through the Deferred) it does not follow from what is stored: revision,
-            gap in a log, cut or install below ``applied``, chunk out of turn. The store is broken then.
-        """
+            gap in a log, cut or install below ``applied``, chunk out of turn. The store breaks."""
 
     def meta(self) -> dict[str, bytes]:
         """The named values as committed. Synchronous: they are few and small."""
@@ -268,23 +269,24 @@ class Store(Protocol):
         """The whole Raft log by index, checksums verified; snapshots keep it short."""
 
     def read_log(self, partition: int, first: int, *, bytes_max: int) -> Deferred[list[Entry]]:
-        """Durable entries from ``first`` on, about ``bytes_max`` but at least one, checksums verified.
+        """Durable entries from ``first`` on, ``bytes_max`` but at least one, checksums verified.
 
         Empty past the end of the log, and where ``first`` has been trimmed (``log_start`` is above
-        it). As of some moment after the call: a later cut may have removed what is returned.
-        """
+        it). As of some moment after the call: a later cut may have removed what is returned."""
 
     def open_snapshot(self, partition: int) -> Deferred[PartitionSnapshot]:
         """The partition as of some moment after the call; waits while ``SNAPSHOTS_MAX`` are open,
         may be cancelled. From before the call on, no ``trim`` may pass ``applied`` as of then;
-        afterwards, the snapshot's. :raises Busy: (through the Deferred) too many wait already."""
+        afterwards, the snapshot's.
+
+        :raises Busy: (through the Deferred) too many wait already."""
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
-        """(applied, digest) at one moment, over rows and tombstones in the order of their ids: copies with equal
-        ``applied`` have equal digests (I11). Costs a pass over all ids."""
+        """(applied, digest of rows and tombstones in order of ids): copies with equal ``applied``
+        have equal digests (I11). Costs a pass over all ids."""
 
     def sizes(self) -> dict[int, PartitionSize]:
-        """The size of each partition that is not empty, about as of now; synchronous, and cheap for many tasks too."""
+        """The size of each partition that is not empty, as of about now; synchronous and cheap."""
 
     def partition_bytes(self) -> dict[int, int]:
         """``PartitionSize.bytes`` by partition."""
@@ -297,13 +299,13 @@ class Store(Protocol):
     def counts(
         self, partitions: Collection[int] | None = None, *, from_state: int = 0
     ) -> Deferred[list[tuple[int, str, int, int]]]:
-        """(partition, queue, state, rows) of every combination, from ``from_state`` on. Costs a pass over the index of
-        all rows in these states, whatever their partition."""
+        """(partition, queue, state, rows) of every combination, from ``from_state`` on. Costs a
+        pass over the index of all rows in these states, whatever their partition."""
 
     def open_rows(
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
     ) -> Deferred[list[OpenRow]]:
-        """Rows not final behind ``after``, ordered by (state, id); fewer than ``limit`` only at the end."""
+        """Rows not final behind ``after``, by (state, id); fewer than ``limit`` only at the end."""
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
         """Final rows whose ``ended_us`` is below ``us``, oldest first."""
@@ -320,11 +322,11 @@ class Store(Protocol):
         """The latest time in the rows, of a birth or an end; 0: no rows."""
 
     def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
-        """Make a durable copy of the whole store at one moment, which opens as a store of its own, in ``directory``,
-        made if missing. Fires with the paths of the ``kept`` newest copies there, this one first; older ones go."""
+        """Copy the whole store at one moment, durably, as a store of its own in ``directory``, made
+        if missing. Fires with the ``kept`` newest copies' paths, this first; older ones go."""
 
     def disk_free_bytes(self, directory: str | None = None) -> int:
-        """Free bytes of the disk with the store, or of the one where ``directory`` is or would be."""
+        """Free bytes of the store's disk, or of the one where ``directory`` is or would be."""
 
     def bytes_on_disk(self) -> int: ...
 

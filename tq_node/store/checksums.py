@@ -3,8 +3,7 @@
 
 All are CRC-32 and part of the on-disk format. They cover the key too, so that content under a wrong
 key is damage. A task has two: one over what changes, one over what is fixed at birth, so that a
-change need not know the spec.
-"""
+change need not know the spec."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ def partition_crc(
 
 def partition_crc_3(crc: int, *columns: int) -> int:
     """For the step to schema 3: the sum over all columns, once the one over the first five holds.
-    :raises ValueError: damage.
-    """
+    :raises ValueError: damage."""
     if crc != crc32(_partition_2(*columns[:5])):
         raise ValueError(f"the stored state of partition {columns[0]} is damaged")
     return partition_crc(*columns)

@@ -1,4 +1,4 @@
-"""The operating system's lock on a data directory: two processes on one directory would each believe in their own log (F15)."""
+"""The lock on a data directory: two processes in one would each believe in their own log (F15)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class DirectoryLocked(Exception):
 
 
 class DirectoryLock:
-    """Held from construction until ``release`` or the end of the process. :raises DirectoryLocked: by another process."""
+    """Held from construction until ``release`` or the process's end; raises ``DirectoryLocked``."""
 
     def __init__(self, directory: Path) -> None:
         self._fd: int | None = os.open(
@@ -32,7 +32,7 @@ class DirectoryLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go; a second call does nothing. The file stays: removing it would race with the next holder."""
+        """Release the lock, if held. The file stays: removing it would race with another start."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -2,8 +2,7 @@
 
 ``LogState`` is the state of a partition's log, ``Extent`` counts what the partition holds,
 ``Staging`` is a snapshot that is being received. Every implementation of ``Store`` folds its
-batches through these, so that all refuse the same batches.
-"""
+batches through these, so that all refuse the same batches."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from tq_node.store.snapshots import ROW_BYTES_ABOUT, TOMBSTONE_BYTES_ABOUT, Chun
 
 
 class LogState:
-    """The log of one partition. Invariant: the records ``trimmed`` + 1 to ``last`` are stored, ``trimmed`` <= ``applied``."""
+    """The log of one partition: records ``trimmed`` + 1 to ``last``; ``trimmed`` <= ``applied``."""
 
     __slots__ = ("applied", "epochs", "horizon_us", "last", "promised", "trimmed")
 
@@ -26,7 +25,7 @@ class LogState:
         self.epochs: list[tuple[int, int]] = []
 
     def as_partition_log(self, partition: int) -> PartitionLog:
-        """``epochs`` begins with the one that covers the record before the log's start; older ones no longer matter."""
+        """``epochs`` begins with the one that covers the record before the log's start."""
         first = 0
         while first + 1 < len(self.epochs) and self.epochs[first + 1][1] <= self.trimmed:
             first += 1
@@ -40,7 +39,7 @@ class LogState:
         self.epochs = []
 
     def install(self, install: Install) -> None:
-        """:raises Divergence: it would lead back (F6, I7), or its epochs are in no order."""
+        """Raises ``Divergence`` if it leads back (F6, I7) or its epochs are in no order."""
         if install.applied < self.applied:
             raise Divergence(f"partition {install.partition}: a snapshot of {install.applied} after {self.applied}")
         epochs: list[tuple[int, int]] = []
@@ -54,7 +53,7 @@ class LogState:
         self.epochs = epochs
 
     def cut(self, partition: int, kept: int) -> None:
-        """:raises Divergence: what is applied would be cut (I5)."""
+        """Raises ``Divergence`` if what is applied would be cut (I5)."""
         if kept < self.applied:
             raise Divergence(f"partition {partition}: a cut to {kept}, but {self.applied} is applied")
         self.last = min(self.last, kept)
@@ -62,7 +61,7 @@ class LogState:
             self.epochs.pop()
 
     def apply_upto(self, partition: int, applied: int) -> None:
-        """:raises Divergence: a lower number, or one past records that are there."""
+        """Raises ``Divergence`` if the number is lower, or past the records that are there."""
         if applied < self.applied:
             raise Divergence(f"partition {partition}: applied {applied} after {self.applied}")
         if applied > self.last:
@@ -104,7 +103,7 @@ class Extent:
 
 
 class Staging:
-    """A snapshot that is being received. ``extent.generation`` becomes the live generation when it is installed."""
+    """A snapshot that is being received. ``extent.generation`` becomes live by its install."""
 
     __slots__ = ("chunks", "digest", "extent")
 
@@ -114,13 +113,13 @@ class Staging:
         self.digest = Digest()
 
     def require_next(self, partition: int, number: int) -> None:
-        """Count chunk ``number``. :raises Divergence: the chunks before it are not all staged."""
+        """Count chunk ``number``; raises ``Divergence`` if one before it is not staged."""
         if number != self.chunks:
             raise Divergence(f"partition {partition}: chunk {number} after {self.chunks}")
         self.chunks += 1
 
     def require_whole(self, partition: int, chunks: int, digest: bytes) -> None:
-        """:raises Divergence: number or digest of the staged chunks are not those that the ``Install`` names."""
+        """Raises ``Divergence`` if chunks or digest are not those that the ``Install`` names."""
         if self.chunks != chunks:
             raise Divergence(f"partition {partition}: {self.chunks} chunks are staged, not {chunks}")
         if digest and digest != self.digest.value():
@@ -134,8 +133,7 @@ def fold(states: dict[int, LogState], batch: Batch) -> set[int]:
     What only grows is never lowered. ``applied`` past the end of an empty log moves the log there.
 
     :raises Divergence: the batch does not follow. ``states`` is then half changed: the store must
-        end.
-    """
+        end."""
     changed: set[int] = set()
     if batch.promises:
         for partition, promised in batch.promises.items():

@@ -1,8 +1,7 @@
 """File permissions of the data directory: no other user reads its files or writes in it, and no
 links are followed.
 
-A store holds every payload, and the cluster's secret where operators gave no file for it.
-"""
+A store holds every payload, and the cluster's secret where operators gave no file for it."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from pathlib import Path
 
 PRIVATE_MODE = 0o600
 _OVERFLOW_UID = 65534
-"""The uid that the kernel shows for an owner without a number here, as in a container: unknown who that is."""
+"""The uid that the kernel shows for an owner without a number here, as in a container."""
 _OURS = ("taskqueue.sqlite3", "snapshot-", "twistd.pid", "lock", "workers.lock")
 
 
@@ -22,12 +21,11 @@ class NotOurs(PermissionError):
 
 
 def secure_directory(directory: Path) -> list[str]:
-    """Make the files of the data directory private before it is opened; does nothing where there is
-    none yet.
+    """Make the files of a data directory private before it is opened; none yet: does nothing.
 
-    :returns: a warning for each thing about it that its owner should mend. :raises NotOurs: it is
-        another user's, who may change whatever is in it. :raises OSError: it can't be looked at.
-    """
+    :returns: a warning for each thing about it that its owner should mend.
+    :raises NotOurs: it is another user's, who may change whatever is in it.
+    :raises OSError: it can't be looked at."""
     try:
         found = directory.stat()
     except FileNotFoundError:
@@ -52,7 +50,7 @@ def secure_directory(directory: Path) -> list[str]:
 
 
 def _hide(path: str) -> None:
-    """Remove the mode bits of others. Through an O_PATH descriptor: closing any other would drop SQLite's locks."""
+    """Remove others' mode bits. By an O_PATH descriptor: closing others drops SQLite's locks."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -63,7 +61,7 @@ def _hide(path: str) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Check a path. :raises OSError: it is a symbolic link, or no plain file; a missing file is fine."""
+    """Raises ``OSError`` if the path is a link or no plain file; a missing file is fine."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -74,7 +72,7 @@ def refuse_link(path: Path) -> None:
 
 
 def create(path: Path) -> int:
-    """A new file that only its owner reads, as a descriptor. :raises FileExistsError: also for a link that leads nowhere."""
+    """A new file that only its owner reads, as a descriptor; ``FileExistsError`` for a link too."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(path, flags, PRIVATE_MODE)
     os.fchmod(fd, PRIVATE_MODE)  # the umask may have taken from the owner too

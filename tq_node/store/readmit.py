@@ -6,8 +6,7 @@ whoever wants to look at them.
 
 ``--readmit`` may be left on a command line by mistake. So a store that was begun by a readmission
 is not set aside by the next start, unless it has failed in its turn: else three nodes that are
-restarted would throw away three copies.
-"""
+restarted would throw away three copies."""
 
 from __future__ import annotations
 
@@ -26,11 +25,11 @@ READMITTED_MARK = f"{DATABASE_NAME}.readmitted"
 """There when the present store, or the next, was begun by a readmission."""
 _WHY_CHARS_MAX = 500
 _SIDECARS = ("-wal", "-shm", "")
-"""The database itself goes last: one that is left without its write-ahead log would be an older one (F14)."""
+"""The database goes last: without its write-ahead log it would be an older one (F14)."""
 
 
 def mark_failed(directory: Path, why: str) -> None:
-    """Say on disk that the store has failed. Does what it can: the disk is what has failed. Never raises."""
+    """Say on disk that the store has failed, as far as the failed disk lets it. Never raises."""
     with contextlib.suppress(OSError):  # the exit code and the log say it too
         replace(directory / FAILED_MARK, " ".join(why.split()) + "\n")
         sync_directory(directory)
@@ -57,11 +56,11 @@ def set_store_aside(directory: Path, now_s: float | None = None) -> Path | None:
     Interrupted at any point and called again, it does the rest. Holds the directory's lock
     meanwhile.
 
-    :param now_s: wall clock, for the name only. :returns: the database under its new name, for
-        ``sqlite3``; None where there was none, or one that a readmission began and that has not
-        failed since.
-    :raises DirectoryLocked: a node runs on it. :raises OSError: a file could not be renamed.
-    """
+    :param now_s: wall clock, for the name only.
+    :returns: the database under its new name, for ``sqlite3``; None where there was none, or
+        one that a readmission began and that has not failed since.
+    :raises DirectoryLocked: a node runs on it.
+    :raises OSError: a file could not be renamed."""
     database = directory / DATABASE_NAME
     if not database.exists():
         return None

@@ -5,8 +5,7 @@ A chunk is msgpack: an array of rows and an array of tombstones, each of these a
 the order of the tuples below. Rows keep the checksums that they are stored under, which cover the
 partition's number: content of another partition is damage. The digest is BLAKE2b over the encoded
 rows and tombstones themselves, one after another, so that it does not matter how they are spread
-over chunks. Chunks and digest are part of the protocol between nodes.
-"""
+over chunks. Chunks and digest are part of the protocol between nodes."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from tq_node.errors import StoreBroken
 from tq_node.store.checksums import row_crc, spec_crc, tombstone_crc
 
 RowParts = tuple[str, int, int, int, int, int, str, str, int, int, int, bytes, bytes]
-"""id, rev, state, run_at_us, ended_us, crc, type, queue, priority, created_us, spec_crc, spec, body
-"""
+"""id, rev, state, run_at_us, ended_us, crc, type, queue, priority, created_us, spec_crc, spec,
+body"""
 TombstoneParts = tuple[str, bytes, int, int]
 """id, content_hash, at_us, crc"""
 
@@ -64,7 +63,7 @@ def encode_chunk(chunk: Chunk, digest: Digest) -> bytes:
 
 
 def decode_chunk(partition: int, data: bytes, digest: Digest) -> Chunk:
-    """Decode a received chunk and add it to ``digest``. :raises ChunkDamaged: unreadable, or a checksum fails."""
+    """Decode a received chunk into ``digest``; raises ``ChunkDamaged`` if a checksum fails."""
     try:
         rows, tombstones = _decode_chunk(data)
         for part in rows:
@@ -91,7 +90,7 @@ def is_row_intact(partition: int, row: RowParts) -> bool:
 
 
 def require_intact(partition: int, row: RowParts) -> None:
-    """Check a row of this store. :raises StoreBroken: it fails its checksum."""
+    """Check a row of this store; raises ``StoreBroken`` if it fails its checksum."""
     if not is_row_intact(partition, row):
         raise StoreBroken(f"the stored row of task {row[0]} is damaged")
 
@@ -105,7 +104,7 @@ class SnapshotCheck:
         self.chunks = 0
 
     def take(self, data: bytes) -> None:
-        """Check a chunk. :raises ChunkDamaged: do not stage it; give the snapshot up."""
+        """Check a chunk; ``ChunkDamaged``: do not stage it, give the snapshot up."""
         decode_chunk(self._partition, data, self._digest)
         self.chunks += 1
 

@@ -12,5 +12,4 @@ deletion: dead rows and records go in slices (``vacuum``).
 
 What it never does: it steps through many rows one by one. Each step of a statement gives up the
 interpreter's lock, so a query returns one row with one JSON text and an insert carries up to
-``sql.ROWS_MAX`` rows.
-"""
+``sql.ROWS_MAX`` rows."""

@@ -16,18 +16,17 @@ _SNAPSHOT = re.compile(r"snapshot-(\d{1,20})\.sqlite3(\.partial)?")
 
 
 class BackupStopped(Exception):
-    """Given up before the end: the store is closing, or too much was written meanwhile. Nothing is left behind."""
+    """Given up: the store is closing, or too much was written meanwhile. Nothing is left behind."""
 
 
 def back_up(source: sqlite3.Connection, path: Path, stop: threading.Event) -> None:
     """Copy the database to ``path``, which appears whole and durable or not at all.
 
-    One read transaction around all steps: without it each commit of the writer would start the copy
-    over.
+    One read transaction around all steps: without it each commit of the writer would start the
+    copy over.
 
-    :raises BackupStopped: ``stop`` was set. :raises OSError, sqlite3.Error: the copy can't be
-        written.
-    """
+    :raises BackupStopped: ``stop`` was set.
+    :raises OSError, sqlite3.Error: the copy can't be written."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -62,14 +61,11 @@ def back_up(source: sqlite3.Connection, path: Path, stop: threading.Event) -> No
 
 
 def keep_newest(made: Path, kept: int) -> list[str]:
-    """Delete all of a node's snapshots in the directory but the newest, and what was left of one
-    that was broken off.
+    """Delete a node's older snapshots in the directory, and what was left of a broken-off one.
 
-    :param made: the one just made, which stays whatever time it bears: the clock may have gone
-        back.
-    :returns: the paths of those that stay, that one first, then the newest. :raises OSError: one
-        can't be deleted.
-    """
+    :param made: the one just made, which stays whatever its time: the clock may have gone back.
+    :returns: the paths of those that stay, that one first, then the newest.
+    :raises OSError: one can't be deleted."""
     directory = made.parent
     found = {
         path: match

@@ -6,8 +6,7 @@ generation of a partition is live. A snapshot is staged under the next one, row 
 commits; dead generations are deleted over many commits; the switch between them is one commit that
 changes a handful of rows. The slot of generation 0 is the partition's number.
 
-The writer thread changes what is here; the reactor thread reads ``sizes``.
-"""
+The writer thread changes what is here; the reactor thread reads ``sizes``."""
 
 from __future__ import annotations
 
@@ -28,15 +27,15 @@ class Generations:
         self.extents: dict[int, Extent] = {}
         """By partition: the size of its live generation."""
         self.live_slots: dict[int, int] = {}
-        """By partition, where the live generation is past 0; the slot of any other partition is its number."""
+        """By partition, where the live generation is past 0; any other's slot is its number."""
         self.staged: dict[int, Staging] = {}
         self.dead_slots: set[int] = set()
         """Slots whose rows and tombstones are to be deleted."""
         self._newest: dict[int, int] = {}
-        """By partition: the highest generation ever used. It only grows, so no slot is used twice before it is empty."""
+        """By partition: the highest generation used. Only grows: no slot is reused unemptied."""
 
     def load(self, extents: dict[int, Extent], hidden: set[int]) -> None:
-        """Take over what opening the store found. Slots in ``hidden`` were staged or replaced, and are dead."""
+        """Take over what opening the store found. Slots in ``hidden`` are dead."""
         self.extents = extents
         self.dead_slots = hidden
         for partition, extent in extents.items():
@@ -48,7 +47,7 @@ class Generations:
             self._newest[partition] = max(self._newest.get(partition, 0), slot >> PARTITION_BITS)
 
     def extent(self, partition: int) -> Extent:
-        """The size of the partition's live generation, to be counted up and down; an empty one is made for a new partition."""
+        """The live generation's size, to be counted up and down; made for a new partition."""
         extent = self.extents.get(partition)
         if extent is None:
             extent = self.extents[partition] = Extent()
@@ -67,7 +66,7 @@ class Generations:
             self.dead_slots.add(slot_of(partition, staging.extent.generation))
 
     def replace(self, partition: int, extent: Extent | None, log_from: int) -> int | None:
-        """Make ``extent`` the live generation (None: an empty one). Returns the slot that died, None if nothing was in it."""
+        """Make ``extent`` (None: an empty one) live; return the slot that died, None if empty."""
         before = self.extent(partition)
         if extent is None:
             extent = Extent(before.generation if before.is_empty else self._next_generation(partition))

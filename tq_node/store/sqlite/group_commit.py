@@ -32,8 +32,7 @@ class GroupWriter:
     """Writes batches through the write connection, one transaction for each call of ``write``.
 
     ``states``, positions and row numbers come from opening the store. After an exception memory is
-    ahead of the database: the store must end.
-    """
+    ahead of the database: the store must end."""
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class GroupWriter:
         return self._rows_sweeper.is_due
 
     def sweep(self) -> None:
-        """Delete a slice of dead rows in a separate commit, while there is nothing else to write."""
+        """Delete a slice of dead rows in a commit of its own, while there is nothing to write."""
         self._connection.execute("BEGIN IMMEDIATE")
         self._rows_sweeper.sweep()
         self._connection.execute("COMMIT")
@@ -68,9 +67,8 @@ class GroupWriter:
     def write(self, batches: Seq[Batch]) -> tuple[int, int]:
         """Make the batches durable in one commit; return the numbers of (records, rows) written.
 
-        :raises Divergence: a batch does not follow from what is stored. :raises sqlite3.Error: the
-            disk.
-        """
+        :raises Divergence: a batch does not follow from what is stored.
+        :raises sqlite3.Error: the disk failed."""
         if any(map(reshapes, batches)):
             # Readers that meet removed records wait for the index to know (``queries.read_log``).
             with self._index.settled:
@@ -206,8 +204,7 @@ class GroupWriter:
     def _write_rows(self, batches: Seq[Batch], changed: set[int]) -> int:
         """Write the rows of batches that share no id, with one statement of each kind for all.
 
-        ``changed`` grows by the partitions that now hold more or less.
-        """
+        ``changed`` grows by the partitions that now hold more or less."""
         births: list[Any] = []
         changes: list[Any] = []
         reschedules: list[Any] = []
@@ -284,7 +281,7 @@ class GroupWriter:
         wanted = len(parameters) // columns
         done = sql.run_in_chunks(self._connection, statement, columns, parameters)
         if done < wanted and statement is sql.change_tasks:
-            # Rows not matched have another run_at_us or revision; those changed no longer have the expected revision.
+            # Rows not matched have another run_at_us or revision; the changed ones a new revision.
             done += sql.run_in_chunks(self._connection, sql.reschedule_tasks, columns, parameters)
         if done != wanted:
             raise Divergence(f"{wanted - done} of {wanted} changed rows do not have the revision expected")
@@ -317,7 +314,7 @@ class GroupWriter:
         return self._connection.execute(sql.DELETE_TOMBSTONES, (wanted,)).rowcount
 
     def _weigh(self, statement: str, wanted: str, changed: set[int]) -> Iterator[tuple[Extent, int, int]]:
-        """For each partition that loses rows or tombstones: its extent, how many, how many bytes."""
+        """For each partition that loses rows or tombstones: its extent, how many, their bytes."""
         (text,) = self._connection.execute(statement, (wanted,)).fetchone()
         for slot, count, total in _decode_weights(text):
             partition = slot & PARTITION_MASK

@@ -1,8 +1,7 @@
 """Where in the ``log`` table each partition's records are: 12 bytes of memory a record instead of
 an index on disk.
 
-The writer thread changes it after each commit, the reader threads ask it; a lock keeps them apart.
-"""
+The writer thread changes it after each commit, the reader threads ask it; a lock parts them."""
 
 from __future__ import annotations
 
@@ -48,13 +47,13 @@ class LogIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.settled = threading.Lock()
-        """Held by the writer from the transaction that removes records otherwise than at the front to the change here."""
+        """Held by the writer from a transaction that removes records behind the front to here."""
         self._records: dict[int, _Records] = {}
         self.kept = 0
         """Live records of all partitions."""
 
     def extend(self, added: Collection[tuple[int, int, int, int]]) -> None:
-        """Add records as (partition, sequence, position, payload bytes), in the order of their positions."""
+        """Add records (partition, sequence, position, payload bytes), in order of positions."""
         with self._lock:
             for partition, sequence, position, size in added:
                 records = self._records.get(partition)
@@ -109,7 +108,7 @@ class LogIndex:
             return min(first, default=otherwise)
 
     def find(self, partition: int, first: int, bytes_max: int) -> list[int]:
-        """Positions of the records from sequence ``first`` on, as many as hold ``bytes_max``, at least one if there is one."""
+        """Positions of the records from ``first`` on, up to ``bytes_max``, at least one if any."""
         with self._lock:
             records = self._records.get(partition)
             if records is None or first < records.first:

@@ -1,4 +1,4 @@
-"""Opens the database and loads what the writer keeps in memory. All of it runs before the store takes its first call."""
+"""Opens the database and loads what the writer keeps in memory, before the store's first call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATABASE_NAME = "taskqueue.sqlite3"
 WRITER_CACHE_KIB = 32 * 1024
 READER_CACHE_KIB = 4 * 1024
 BUSY_S = 5.0
-"""SQLite waits so long for a lock of another connection. Ours meet only for moments, at checkpoints."""
+"""SQLite waits so long for another connection's lock. Ours meet for moments, at checkpoints."""
 SQLITE_VERSION_LEAST = (3, 38, 0)
 """For UPDATE ... FROM (3.33) and JSON functions that are always there (3.38)."""
 _DATABASE_FILES = ("", "-wal", "-shm", "-journal")
@@ -31,7 +31,7 @@ _decode_scan = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 
 
 def make_directory(directory: Path) -> None:
-    """Create the data directory, readable by its owner only, if it is not there, and make its name durable."""
+    """Create the data directory if missing, for its owner alone, and make its name durable."""
     absolute = directory.absolute()
     missing = [path for path in (absolute, *absolute.parents) if not path.exists()]
     for path in reversed(missing):
@@ -59,10 +59,9 @@ def connect(database: Path, *, cache_kib: int, read_only: bool = False) -> sqlit
 def connect_writer(database: Path) -> sqlite3.Connection:
     """The one connection that writes, its durability settings read back, the schema up to date.
 
-    :raises StoreBroken: no database of ours, damaged, or a setting does not hold. :raises
-        SchemaTooNew: by a later release.
-    :raises OSError: a file of it is a link, or can't be made.
-    """
+    :raises StoreBroken: no database of ours, damaged, or a setting does not hold.
+    :raises SchemaTooNew: by a later release.
+    :raises OSError: a file of it is a link, or can't be made."""
     if sqlite3.sqlite_version_info < SQLITE_VERSION_LEAST:
         raise StoreBroken(f"SQLite {sqlite3.sqlite_version} is too old: 3.38 or later is needed")
     steps = load_steps()
@@ -96,8 +95,7 @@ def _settle_wal(connection: sqlite3.Connection) -> None:
 
     A sync that failed in the last run may have left pages that only the cache still shows (F8): a
     commit behind such a hole would be acknowledged and lost with the next power cut. Copied and
-    synced anew, they are on the disk, or the start fails here.
-    """
+    synced anew, they are on the disk, or the start fails here."""
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise StoreBroken("another process reads the store: its log can't be settled")
@@ -152,7 +150,7 @@ def load_states(connection: sqlite3.Connection) -> tuple[dict[int, LogState], Ge
 def load_log(
     connection: sqlite3.Connection, states: dict[int, LogState], generations: Generations, index: LogIndex
 ) -> LogLoad:
-    """Index every live record, without reading payloads. :raises StoreBroken: a record is missing between others."""
+    """Index every live record without its payload; raises ``StoreBroken`` if one is missing."""
     last_position = rows = total = 0
     # Positions from which a log begins anew are never given out again, though the table may have
     # been emptied up to there.
@@ -188,7 +186,7 @@ def next_task_number(connection: sqlite3.Connection) -> int:
 
 
 def prune_epochs(connection: sqlite3.Connection, states: dict[int, LogState]) -> None:
-    """Drop epochs that ended before the log's start; each restart adds some, so each start is the time for it."""
+    """Drop epochs that ended before the log's start: once a start, for each start adds some."""
     for partition, state in states.items():
         kept = state.as_partition_log(partition).epochs
         if len(kept) < len(state.epochs):

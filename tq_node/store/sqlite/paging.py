@@ -1,8 +1,8 @@
-"""A page of rows, by a walk along an index that never sorts and never looks at more rows than it may."""
+"""A page of rows, by a walk along an index: never sorts, looks at no more rows than it may."""
 
 from __future__ import annotations
 
-# ruff: noqa: S608 -- the pieces put together are constants of this file; what a caller says is bound
+# ruff: noqa: S608 -- the pieces put together are constants here; what a caller says is bound
 import sqlite3
 
 import msgspec
@@ -53,7 +53,7 @@ def page(connection: sqlite3.Connection, query: RowQuery) -> RowPage:
 
 
 def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str] | None) -> tuple[int, str] | None:
-    """Where the next page begins: the last row looked at, or None at the end. ``last``: the row that filled the page."""
+    """Where the next page begins: the last row looked at, or ``last``, which filled the page."""
     if last is None:
         walk, parameters = _walk(query)
         skip = query.scan_rows_max - 1
@@ -70,7 +70,7 @@ def _next(connection: sqlite3.Connection, query: RowQuery, last: tuple[int, str]
 
 
 def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
-    """Rows in order behind ``after``: ``num``, ``k`` (the sort value), ``id`` and what the conditions need."""
+    """Rows in order behind ``after``: ``num``, ``k`` (sort value), ``id``, what conditions need."""
     direction = "DESC" if query.descending else "ASC"
     beyond = "<" if query.descending else ">"
     parameters: dict[str, object] = {}
@@ -89,7 +89,7 @@ def _walk(query: RowQuery) -> tuple[str, dict[str, object]]:
             f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_id WHERE {behind} ORDER BY id {direction}",
             parameters,
         )
-    # One walk for each state, merged: a handful of failed tasks is found at once among a million completed ones.
+    # One walk for each state, merged: a few failed tasks are found at once among a million.
     arms = [
         f"SELECT {_COLUMNS}, 0 AS k FROM tasks INDEXED BY tasks_state WHERE state = {int(state)} AND {behind}"
         for state in State

@@ -2,8 +2,7 @@
 
 Every query returns one row with one JSON text, because each row more would cost a step, and each
 step a switch of threads (see ``sql``). Blobs travel through it as hex. Rows of dead and staged
-slots are not seen (``generations``).
-"""
+slots are not seen (``generations``)."""
 
 from __future__ import annotations
 
@@ -188,7 +187,7 @@ def _rows_by_number(connection: sqlite3.Connection, numbers: list[int]) -> list[
 def read_records(
     connection: sqlite3.Connection, partition: int, first: int, positions: list[int]
 ) -> list[Entry] | None:
-    """The records at ``positions``, which follow one another from sequence ``first`` on; None if one is not there."""
+    """The records at ``positions``, one after another from ``first`` on; None: one is gone."""
     (text,) = _one(connection, _RECORDS, (_to_json(positions).decode(),))
     records = _decode_records(text)
     if len(records) != len(positions):
@@ -205,7 +204,7 @@ def read_records(
 def read_log(
     connection: sqlite3.Connection, index: LogIndex, partition: int, first: int, bytes_max: int
 ) -> list[Entry]:
-    """See ``api.Store.read_log``. Records may be trimmed or cut between a look at the index and one at the table."""
+    """See ``api.Store.read_log``. Records may go between a look at the index and at the table."""
     positions = index.find(partition, first, bytes_max)
     entries = read_records(connection, partition, first, positions) if positions else []
     if entries is not None:
@@ -223,7 +222,7 @@ def read_log(
 def counts(
     connection: sqlite3.Connection, partitions: Collection[int] | None = None, from_state: int = 0
 ) -> list[tuple[int, str, int, int]]:
-    """In pieces, so that the sorting for each piece stays small; in one transaction, so that nothing counts twice."""
+    """In pieces, to sort few rows at a time; in one transaction, so that nothing counts twice."""
     totals: dict[tuple[int, str, int], int] = {}
     # An id may be there twice, in two slots of its partition.
     after: tuple[int, str, str, int] | None = (from_state, "", "", -1)
@@ -254,7 +253,7 @@ def open_rows(
 def ended_before(
     connection: sqlite3.Connection, us: int, limit: int, partitions: Collection[int] | None = None
 ) -> list[StoredRow]:
-    """Fewer than ``limit``, at least one, where they are long: as many as hold ``limits.LIST_BYTES_MAX``."""
+    """Fewer than ``limit`` where rows are long: at least one, up to ``limits.LIST_BYTES_MAX``."""
     connection.execute("BEGIN")
     try:
         (text,) = _one(connection, _ENDED, {"us": us, "rows": limit, "partitions": listed(partitions)})

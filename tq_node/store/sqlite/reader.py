@@ -37,7 +37,7 @@ class Reader:
         """Hand in (query, ticket), or (ids, ticket) for a lookup."""
 
     def stop(self) -> None:
-        """Answer all queries given so far, close the connection and wait for that. Blocks: not for the reactor thread."""
+        """Answer all queries given so far, then close. Blocks: not for the reactor thread."""
         self._queue.put(None)
         self._thread.join()
 

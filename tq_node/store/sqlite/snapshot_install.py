@@ -3,8 +3,7 @@ writer's transaction.
 
 None of them touches more rows than it brings: replaced content becomes a dead slot in one step and
 is deleted later (``generations``, ``vacuum``). Cut log records are deleted at once, since their
-sequences are written again.
-"""
+sequences are written again."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from tq_node.store.sqlite.log_index import LogIndex
 _to_json = msgspec.json.Encoder().encode
 
 Added = list[tuple[int, int, int, int]]
-"""(partition, sequence, position, bytes) of records written in this transaction and not in the index yet."""
+"""(partition, sequence, position, bytes) of this transaction's records, not in the index yet."""
 
 
 def reshapes(batch: Batch) -> bool:
@@ -34,7 +33,7 @@ def reshapes(batch: Batch) -> bool:
 
 
 class SnapshotInstaller:
-    """Applies drops, chunks, installs and cuts. ``next_num``: the first free row number, which ``GroupWriter`` shares."""
+    """Applies drops, chunks, installs, cuts. ``next_num``: a free row number of ``GroupWriter``."""
 
     def __init__(
         self, connection: sqlite3.Connection, generations: Generations, index: LogIndex, next_num: int
@@ -48,11 +47,9 @@ class SnapshotInstaller:
 
     def reshape(self, batch: Batch, added: Added, position: int) -> tuple[Added, int]:
         """Apply the batch's steps up to and with cuts. The states are folded already; ``position``
-        is the next free one.
+        is the next free one. Raises ``Divergence`` as ``api.Store.commit``.
 
-        :returns: what is left of ``added``, and how many records were deleted. :raises Divergence:
-            see ``api.Store.commit``.
-        """
+        :returns: what is left of ``added``, and how many records were deleted."""
         deleted = 0
         for partition in batch.drops:
             self._generations.discard_staged(partition)
@@ -73,7 +70,7 @@ class SnapshotInstaller:
         return added, deleted
 
     def committed(self) -> None:
-        """After the commit: remove emptied and cut records from the index. New records are added afterwards."""
+        """After the commit: remove emptied and cut records from the index, before new ones come."""
         for partition in self._emptied:
             self._index.forget(partition)
         for partition, kept in self._cut.items():

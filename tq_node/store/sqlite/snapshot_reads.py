@@ -2,8 +2,7 @@
 
 Each open snapshot is a read transaction on a connection opened for it. All of them are read in one
 thread, ``store-snapshots``. They hold back the write-ahead log: where it outgrows its bound, the
-writer thread has all of them given up (``lose_all``).
-"""
+writer thread has all of them given up (``lose_all``)."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ _ITEM_BYTES_FLAT = 80
 _decode_sizes = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 _decode_tombstones = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
 
-# The index by id holds the slot too: the walk passes other partitions' entries without a look at their rows.
+# The index by id holds the slot too: other partitions' rows are passed without a look.
 _ROWS = (
     "SELECT json_group_array(json_array(num, id, size)) FROM (SELECT t.num AS num, t.id AS id, "
     "length(CAST(t.id AS BLOB)) + length(CAST(t.type AS BLOB)) + length(CAST(t.queue AS BLOB)) + length(t.body) + "
@@ -50,13 +49,13 @@ Ask = Callable[[Callable[[sqlite3.Connection], object]], Deferred[Any]]
 
 
 class SnapshotLimit(DeferredSemaphore):
-    """Lets ``SNAPSHOTS_MAX`` snapshots be open and ``SNAPSHOTS_WAITING_MAX`` calls wait, in order; these may be cancelled."""
+    """Lets ``SNAPSHOTS_MAX`` be open and ``SNAPSHOTS_WAITING_MAX`` calls wait, in order."""
 
     def __init__(self) -> None:
         super().__init__(SNAPSHOTS_MAX)
 
     def acquire(self) -> Deferred[Self]:
-        """:raises Busy: (through the Deferred) too many calls wait already."""
+        """Wait for a place; the Deferred fails with ``Busy`` where too many calls wait already."""
         if len(self.waiting) >= SNAPSHOTS_WAITING_MAX:
             return fail(Busy(f"{SNAPSHOTS_WAITING_MAX} wait for a snapshot already"))
         return super().acquire()
@@ -98,9 +97,8 @@ class SnapshotReads:
     """Opens snapshots and computes digests. Called in the reactor thread, but for ``lose_all`` and
     ``stop`` (writer thread).
 
-    :param connect: opens a read-only connection. :param ask: runs a function in ``thread``, unless
-        the store is closed or broken.
-    """
+    :param connect: opens a read-only connection.
+    :param ask: runs a function in ``thread``, unless the store is closed or broken."""
 
     def __init__(self, thread: Reader, connect: Callable[[], sqlite3.Connection], ask: Ask) -> None:
         self.ask = ask
@@ -192,7 +190,7 @@ class SnapshotReads:
 
 
 class PartitionReader:
-    """Reads one partition's content in order of ids, in a transaction that ``connection`` is in from here to ``end``."""
+    """Reads one partition in order of ids, in ``connection``'s transaction from here to ``end``."""
 
     def __init__(self, connection: sqlite3.Connection, partition: int) -> None:
         self.partition = partition
@@ -201,7 +199,7 @@ class PartitionReader:
         """``lose_all`` has ended the transaction: no chunk can be read any more."""
         self._connection = connection
         self._after_row: str | None = ""
-        """Id of the last row read; None: all are read. Likewise for tombstones, which come after all rows."""
+        """Id of the last row read; None: all are read. Tombstones, which come next, likewise."""
         self._after_tombstone: str | None = ""
         connection.execute("BEGIN")
         found = connection.execute(
@@ -216,7 +214,7 @@ class PartitionReader:
         ).fetchall()
 
     def read(self, bytes_max: int) -> bytes | None:
-        """The next chunk; None at the end. :raises StoreBroken: something in it is damaged."""
+        """The next chunk; None at the end; raises ``StoreBroken`` if something in it is damaged."""
         chunk = Chunk([], [])
         bytes_left = self._read_rows(chunk, bytes_max - _CHUNK_BYTES_FLAT)
         if self._after_row is None:

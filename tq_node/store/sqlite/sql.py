@@ -7,8 +7,7 @@ number.
 
 Python's ``sqlite3`` looks for an adapter for each parameter that is not exactly an int, float, str
 or bytearray, in vain, at some 4,000 instructions each. So what is written often is handed over as
-plain ints and as bytearrays, never as None, bytes or members of an enumeration.
-"""
+plain ints and as bytearrays, never as None, bytes or members of an enumeration."""
 
 from __future__ import annotations
 
@@ -66,7 +65,7 @@ def insert_tasks(rows: int) -> str:
 
 @functools.cache
 def change_tasks(rows: int) -> str:
-    """Leaves ``run_at_us`` alone, and with it an index; rows for which it differs are not matched."""
+    """Leaves ``run_at_us`` and its index alone; rows for which it differs are not matched."""
     return (
         "UPDATE tasks SET rev = v.column3, state = v.column4, ended_us = v.column6, crc = v.column7, body = v.column8 "
         f"FROM (VALUES {_values(rows, CHANGE_COLUMNS)}) AS v "
@@ -102,9 +101,9 @@ def put_tombstones(rows: int) -> str:
 
 
 VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
-"""Of a column with slots. The table is empty but while something is staged or being deleted: that costs a look at one page."""
+"""Of a slot column. ``hidden`` is empty but while slots are staged or deleted: one page."""
 
-# The one parameter of these is a JSON array: [[id, rev], ...] for the first three, [id, ...] for the others.
+# The one parameter is a JSON array: [[id, rev], ...] for the first three, then [id, ...].
 _DOOMED = (
     "json_each(?) AS j CROSS JOIN tasks AS t ON t.id = json_extract(j.value, '$[0]') "
     f"AND t.rev = json_extract(j.value, '$[1]') AND {VISIBLE.format('t.partition')}"
@@ -146,8 +145,7 @@ DELETE_RECORDS = "DELETE FROM log WHERE pos IN (SELECT value FROM json_each(?))"
 def insert(connection: sqlite3.Connection, statement: Callable[[int], str], columns: int, parameters: list[Any]) -> int:
     """Like ``run_in_chunks``, for statements that pass by a key that is there.
 
-    :raises sqlite3.IntegrityError: one of the rows was passed by.
-    """
+    :raises sqlite3.IntegrityError: one of the rows was passed by."""
     rows = len(parameters) // columns
     inserted = run_in_chunks(connection, statement, columns, parameters)
     if inserted != rows:

@@ -4,8 +4,7 @@
 Threads: ``store-writer`` writes, ``store-lookups`` answers what somebody waits for, ``store-scans``
 answers what takes longer, ``store-snapshots`` reads whole partitions, ``store-helper`` copies the
 WAL into the database and makes backups. Each has its own connection; results reach the reactor by
-one ``callFromThread`` for all that are ready.
-"""
+one ``callFromThread`` for all that are ready."""
 
 from __future__ import annotations
 
@@ -68,11 +67,10 @@ def open_store(
     :param on_commit: called in the reactor thread after each commit with (batches, log records,
         rows, seconds).
 
-    :raises DirectoryLocked: another process has it open. :raises SchemaTooNew: a later release
-        wrote it.
-    :raises StoreBroken: it is damaged or not ours. :raises OSError: the directory can't be made or
-        read.
-    """
+    :raises DirectoryLocked: another process has it open.
+    :raises SchemaTooNew: a later release wrote it.
+    :raises StoreBroken: it is damaged or not ours.
+    :raises OSError: the directory can't be made or read."""
     return SqliteStore(Path(directory), reactor, on_broken, on_commit)
 
 
@@ -160,7 +158,7 @@ class SqliteStore:
         return self._refusal() or cast("Deferred[PartitionSnapshot]", self._snapshots.open(partition))
 
     def digest(self, partition: int) -> Deferred[tuple[int, bytes]]:
-        """:raises SnapshotLost: (through the Deferred) as a snapshot may be."""
+        """See ``api.Store.digest``; may fail with ``SnapshotLost``, as a snapshot may."""
         return self._snapshots.digest(partition)
 
     def sizes(self) -> dict[int, PartitionSize]:
@@ -200,7 +198,7 @@ class SqliteStore:
         return self._scan(queries.newest_us)
 
     def backup(self, directory: str, name: str, kept: int) -> Deferred[Seq[str]]:
-        """:raises BackupStopped, OSError, sqlite3.Error: (through the Deferred) no copy was made; the store is well."""
+        """Fails with ``BackupStopped``, OSError, sqlite3.Error: no copy made, the store is well."""
         folder = Path(directory)
 
         def run(connection: sqlite3.Connection) -> Seq[str] | Exception:
@@ -275,7 +273,7 @@ class SqliteStore:
 
     # --- from the threads ---
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have ``function`` called in the reactor thread, in the order posted. One wake-up serves all posted before it."""
+        """Have ``function`` called in the reactor thread, in order; one wake-up serves many."""
         self._undelivered.append((function, arguments))
         if not self._delivery_scheduled:
             self._delivery_scheduled = True
@@ -314,7 +312,7 @@ class SqliteStore:
 
     # --- in the reactor thread ---
     def _deliver(self) -> None:
-        """Deliver for one slice, then give the reactor back: who asks for long values answers with each."""
+        """Deliver for one slice, then give the reactor back: answers of long values take long."""
         self._delivery_scheduled = False  # first: what is posted after the last look schedules again
         self._slice_ends_s = time.perf_counter() + limits.SLICE_MS / 1000
         try:
@@ -352,7 +350,7 @@ class SqliteStore:
                 return
 
     def _break(self, why: Exception, deferreds: Seq[Deferred[Any] | None]) -> None:
-        """Fail ``deferreds``; with the first failure also call ``on_broken`` and fail all later calls."""
+        """Fail ``deferreds``; the first failure calls ``on_broken`` and fails all later calls."""
         try:
             if self._broken is None:
                 self._broken = why

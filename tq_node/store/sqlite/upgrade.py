@@ -1,4 +1,4 @@
-"""The schema's numbered steps and the runner that applies them. ``PRAGMA user_version`` is the number of the last one."""
+"""The schema's numbered steps, and what applies them; ``PRAGMA user_version``: the last applied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SchemaTooNew(Exception):
 
 
 class Step(NamedTuple):
-    """``sql`` takes the schema from ``version`` - 1 to ``version``; it must not contain BEGIN or COMMIT."""
+    """``sql``, without BEGIN and COMMIT, takes the schema from ``version`` - 1 to ``version``."""
 
     version: int
     sql: str
@@ -39,9 +39,8 @@ def load_steps() -> list[Step]:
 def check_identity(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
     """The database's version, 0 where it is new; changes nothing.
 
-    :raises SchemaTooNew: ``steps`` does not reach its version. :raises StoreBroken: it belongs to
-        another program.
-    """
+    :raises SchemaTooNew: ``steps`` does not reach its version.
+    :raises StoreBroken: it belongs to another program."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -59,8 +58,7 @@ def upgrade(connection: sqlite3.Connection, steps: Seq[Step]) -> int:
 
     A crash in between leaves a whole older version, from which the next start goes on.
 
-    :raises SchemaTooNew, StoreBroken: as ``check_identity``.
-    """
+    :raises SchemaTooNew, StoreBroken: as ``check_identity``."""
     version = check_identity(connection, steps)
     connection.create_function("partition_crc_3", -1, partition_crc_3)
     for step in steps[version:]:

@@ -1,4 +1,4 @@
-"""Deletes dead log records and dead rows in slices, inside the writer's transactions, so that no commit waits for long."""
+"""Deletes dead records and rows in slices of the writer's transactions, so no commit waits long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIM_ROWS_PER_COMMIT = 4_096
 TRIM_ROWS_LEAST = 256
 TRIM_BYTES_PER_COMMIT = 16 * limits.MIB
 DEAD_ROWS_MAX = 65_536
-"""So many dead records may lie behind live ones; past this and past the number of live ones they are searched for."""
+"""Dead records that may lie behind live ones; past this and the live ones' number: a search."""
 SWEEP_ROWS_PER_COMMIT = 64
 """Some 50 µs each: their index entries are scattered."""
 SWEEP_LOOKS_PER_COMMIT = 8_192
@@ -24,7 +24,7 @@ SWEEP_LOOKS_PER_COMMIT = 8_192
 
 _to_json = msgspec.json.Encoder().encode
 _Entry = tuple[int, str, str, int]
-"""An index entry: state, id, queue, slot. An id may be there twice, in two slots of its partition."""
+"""An index entry: state, id, queue, slot. An id may be in two slots of its partition."""
 _decode_rows = msgspec.json.Decoder(list[tuple[int, int, str, str, int]]).decode
 _decode_ids = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
@@ -56,7 +56,7 @@ _DELETE_DEAD_TOMBSTONES = (
 
 
 class RecordSweeper:
-    """Deletes dead log records: first those below the first live one, then those between live ones."""
+    """Deletes dead log records: first those below the first live one, then those between."""
 
     def __init__(self, connection: sqlite3.Connection, index: LogIndex, log: LogLoad) -> None:
         self._connection = connection
@@ -81,7 +81,7 @@ class RecordSweeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough is dead at the front, or so much lies between live records that a search pays."""
+        """Whether enough is dead at the front, or between live records, that a search pays."""
         if self._live_from - self._lowest >= TRIM_ROWS_LEAST:
             return True
         return self._rows - self._index.kept > max(DEAD_ROWS_MAX, self._index.kept)

@@ -2,8 +2,7 @@
 
 A helper thread copies committed pages into the database file (a PASSIVE checkpoint) while the
 writer goes on appending. What was appended meanwhile is little; the writer copies that itself
-between two commits, and because nothing is left, its next commit begins the WAL from the front.
-"""
+between two commits, and because nothing is left, its next commit begins the WAL from the front."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class WalSize:
     The WAL's file does not shrink when it begins again, so its length says nothing. ``mxFrame`` is
     at byte 16 of the ``-shm`` file (sqlite.org/walformat.html). The file is opened once and closed
     last: closing any descriptor of it would drop the process's POSIX locks on it, SQLite's own
-    among them. Mapped, because a read would give up the GIL.
-    """
+    among them. Mapped, because a read would give up the GIL."""
 
     def __init__(self, database: Path) -> None:
         self._fd = os.open(f"{database}-shm", os.O_RDONLY | os.O_CLOEXEC)

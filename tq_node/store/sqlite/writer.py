@@ -1,4 +1,4 @@
-"""The writer thread: takes all batches that wait, makes them durable in one commit, reports once."""
+"""The writer thread: makes all batches that wait durable in one commit, reports once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Writer:
         self._broken = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self.put = self._queue.put
-        """Hand in (batch, ticket), or (function, ticket) to be called between commits, behind all batches before it."""
+        """Hand in (batch or function, ticket); functions run between commits, in their turn."""
         self._thread.start()
 
     def stop(self) -> None:
