@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         print("tq-tui: this is no terminal to draw on; --once prints the overview as text", file=sys.stderr)  # noqa: T201
         return USAGE_STATUS
-    # What is imported stays: looking for garbage in it only delays the first screen. The console turns this on again.
+    # What is imported stays: looking there for garbage delays the first screen. Back on later.
     gc.disable()
     from tq_tui.app import Console
 

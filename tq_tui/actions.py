@@ -1,4 +1,4 @@
-"""The actions that change tasks, queues and nodes: each is confirmed, sent to a living node, and its outcome reported."""
+"""Actions that change tasks, queues, nodes: each is confirmed, sent to a living node, reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Request(Protocol):
 
 
 class ActionHost(Protocol):
-    """The app as the actions see it: what is chosen and known, and how to ask and inform the user."""
+    """The app as the actions see it: what is chosen and known; how to ask and inform the user."""
 
     @property
     def view(self) -> ClusterView: ...
@@ -78,7 +78,7 @@ class OperatorActions:
         await self._send(submission)
 
     def _types(self) -> list[str]:
-        """Types of tasks in the event log, the latest first, then those of the simulated handlers."""
+        """Types of tasks in the event log, latest first, then those of simulated handlers."""
         seen: dict[str, None] = {}
         for logged in reversed(self._console.events.matching("")):
             seen.setdefault(logged.event.type)
@@ -319,7 +319,7 @@ class OperatorActions:
         return True
 
     async def _bulk(self, past: str, keys: Sequence[str], request: _Request) -> set[str]:
-        """Request it for each key, and report the outcomes. Returns the keys for which it succeeded."""
+        """Request it for each key and report the outcomes; returns the keys that succeeded."""
         outcomes = await self._requests.each(keys, request, self._console.progress)
         words, good = reported(past, outcomes)
         done = {outcome.key for outcome in outcomes if outcome.ok}

@@ -13,10 +13,8 @@ class BadAddress(ValueError):
 
 
 def parse_addresses(words: Iterable[str]) -> tuple[str, ...]:
-    """``localhost:8080,8081,8082`` or ``HOST:PORT HOST:PORT``; a bare port takes the host before it. Each once, in order.
-
-    :raises BadAddress: one of them is none.
-    """
+    """``localhost:8080,8081,8082`` or ``HOST:PORT HOST:PORT``; a bare port takes the host before.
+    Each once, in order; raises ``BadAddress`` if one of them is none."""
     found: list[str] = []
     host = DEFAULT_HOST
     for part in (part.strip() for word in words for part in word.split(",")):

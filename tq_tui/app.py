@@ -1,4 +1,4 @@
-"""The console: watches every node, reduces their answers to one view, and passes it to the screen in front."""
+"""The console: watches every node, reduces answers to one view, shows it on the screen in front."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ PENDING_EVENTS_MAX = 20_000
 
 
 class Console(TypeAhead):
-    """The app. :param addresses: ``HOST:PORT`` each; others are learnt. :param live: False: a test feeds observations."""
+    """The app.
+
+    :param addresses: ``HOST:PORT`` each; others are learnt.
+    :param live: False: a test feeds observations."""
 
     TITLE = "tq-tui"
     CSS = CSS
@@ -133,7 +136,7 @@ class Console(TypeAhead):
         self.observe(message.observation)
 
     def observe(self, seen: Observation) -> None:
-        """Reduce one observation into the view, watch new nodes, drop those that left, and show the view."""
+        """Reduce one observation into the view; watch new nodes, drop those that left; show it."""
         self.known = reduce(self.known, seen)
         for address in newcomers(self.known):
             self.known = reduce(self.known, Added(address, seen.at_s, given=False))
@@ -161,7 +164,7 @@ class Console(TypeAhead):
         del self._pending[:-PENDING_EVENTS_MAX]
 
     def _deliver_events(self) -> None:
-        """Append the pending events to the log, and pass them to the screen in front unless it is frozen."""
+        """Append the pending events to the log; pass them to the screen in front unless frozen."""
         events, self._pending = self._pending, []
         missed, self._missed = self._missed, False
         if missed:
@@ -260,7 +263,7 @@ class Console(TypeAhead):
             self.action_act(act.id)
 
     def action_act(self, name: str) -> None:
-        """Run the action ``name`` of ``keys.ACTS``: the screen's method if it has one, else the console's."""
+        """Run the action ``name`` of ``keys.ACTS``: the screen's method, if any, else our own."""
         act = keys.BY_ID[name]
         if act not in keys.available(self.kind, readonly=self.readonly):
             return

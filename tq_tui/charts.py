@@ -1,4 +1,4 @@
-"""PURE. Draws a view as text: cards, charts, sums. A line is a list of pieces ``(text, style)``, in Textual's styles."""
+"""PURE. Draws a view as text: cards, charts, sums. A line: pieces ``(text, style)`` of Textual."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = {
 
 
 def shown(line: Line) -> list[tuple[f.Text, str]]:
-    """The line as it goes to the terminal, made printable: names and errors are other people's text."""
+    """The line as it goes to the terminal, made printable: names and errors are others' text."""
     return [(f.printable(text), style) for text, style in line]
 
 

@@ -1,4 +1,4 @@
-"""PURE. What is typed behind ``/``, and the query that it becomes: ``status:failed type:email !queue:bulk some text``."""
+"""PURE. What is typed behind ``/``, as a query: ``status:failed type:email !queue:bulk a text``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """The query for one page of tasks. ``dead``: of the dead letters. ``sort`` names one of the server's orders."""
+    """The query for a page of tasks. ``dead``: only dead ones. ``sort``: one of the server's."""
 
     choices: tuple[tuple[str, Choice], ...] = ()
     text: str = ""
@@ -67,7 +67,7 @@ class TaskQuery:
         return found
 
     def admits(self, task: Task) -> bool:
-        """Whether the server would list the task; for the scripted client, and for changes between two requests."""
+        """Whether the server would list it; for the scripted client, and between two requests."""
         fields = {"status": task.status, "type": task.type, "queue": task.queue, "node": task.node or ""}
         if self.dead and task.status != "failed":
             return False
@@ -80,7 +80,7 @@ class TaskQuery:
 
 
 def parse(typed: str, base: TaskQuery = TaskQuery()) -> TaskQuery:
-    """The query of a filter line; the rest is ``base``'s. :raises BadFilter: with a sentence for who typed it."""
+    """The query of a filter line, else ``base``'s; raises ``BadFilter`` with words for the user."""
     chosen: dict[str, Choice] = {}
     words: list[str] = []
     for word in typed.split():

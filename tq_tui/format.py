@@ -1,4 +1,4 @@
-"""PURE. Numbers, times and words as they are shown. Widths are terminal cells: wide letters take two."""
+"""PURE. Numbers, times and words as shown. Widths are terminal cells: wide letters take two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from rich.cells import cell_len, set_cell_size
 
 Text = NewType("Text", str)
-"""May be shown on a terminal: nothing in it moves a cursor, rings, or writes a clipboard. Made by ``printable`` alone."""
+"""May be shown: moves no cursor, rings no bell, writes no clipboard. Only by ``printable``."""
 GLYPHS = {
     "scheduled": "◷",
     "pending": "○",
@@ -44,7 +44,7 @@ _UNITS = ("B", "K", "M", "G", "T")
 
 
 def fit(text: str, width: int, *, right: bool = False) -> Text:
-    """Exactly so many cells: cut with an ellipsis, or filled with spaces. Control characters are made visible."""
+    """Exactly so many cells: cut with an ellipsis, or filled up. Control characters are shown."""
     text = printable(text)
     size = cell_len(text)
     if size > width:
@@ -158,8 +158,8 @@ def plural(number: int, one: str, many: str = "") -> str:
 
 
 def sparkline(values: list[float], width: int, top: float = 0.0) -> str:
-    """The last ``width`` values as blocks, the newest on the right. Nothing is the lowest block, little is one more: they differ.
-    ``top``: the value that fills a cell."""
+    """The last ``width`` values as blocks, the newest on the right. Nothing is the lowest block,
+    little is one more. ``top``: the value that fills a cell."""
     values = values[-width:]
     highest = top or max(values, default=0.0)
     drawn = "".join(

@@ -26,7 +26,7 @@ class BadField(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """``said``: what it was understood as. ``error``: why it can't be sent; then there is no value."""
+    """``said``: what it was taken for. ``error``: why it can't be sent; then there is no value."""
 
     value: Any = None
     said: str = ""
@@ -34,7 +34,7 @@ class Payload:
 
 
 def read_payload(text: str) -> Payload:
-    """JSON; or, where it does not look like JSON at all, the text itself, as one would expect of ``user@example.com``."""
+    """JSON; or, where it does not look like JSON, the text itself, as of ``user@example.com``."""
     text = text.strip()
     if not text:
         return Payload(None, "null")
@@ -77,7 +77,7 @@ def read_type(text: str) -> str:
 
 
 def read_number(text: str, lowest: int, highest: int) -> int | None:
-    """None where nothing was typed. :raises BadField: not within the bounds."""
+    """None where nothing was typed; raises ``BadField`` outside the bounds."""
     text = text.strip()
     if not text:
         return None
@@ -87,7 +87,7 @@ def read_number(text: str, lowest: int, highest: int) -> int | None:
 
 
 def read_delay(text: str) -> float | None:
-    """Seconds of ``90``, ``1.5s``, ``5m``, ``2h``, ``1d``. :raises BadField: it is none of these."""
+    """Seconds of ``90``, ``1.5s``, ``5m``, ``2h``, ``1d``; raises ``BadField`` for others."""
     text = text.strip().lower()
     if not text:
         return None

@@ -22,8 +22,8 @@ WITH_TASK = frozenset((TASKS, DEAD, TASK, EVENTS))
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One action. ``where``: screens on which it works. ``changes``: hidden by ``--readonly``. ``rank``: the footer
-    leaves out the highest first; 0 is never left out, 99 never shown."""
+    """One action. ``where``: screens on which it works. ``changes``: hidden by ``--readonly``.
+    ``rank``: the footer leaves out the highest first; 0 is never left out, 99 never shown."""
 
     id: str
     keys: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Messages from the watches of nodes to the console. Nothing else crosses from the network to the screens."""
+"""Messages from nodes' watches to the console; nothing else crosses from network to screens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The palette: every action that can be done now, each with its key, found by any part of its name."""
+"""The palette: every action possible now, with its key, found by any part of its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tq_tui import keys
 
 
 class PaletteHost(Protocol):
-    """What the palette may use of the app: the screen in front, and a way to run an act of ``keys.ACTS``."""
+    """What the palette uses of the app: the screen in front, a way to run one of ``keys.ACTS``."""
 
     @property
     def kind(self) -> str: ...

@@ -1,4 +1,4 @@
-"""PURE. The map of partitions: which node is whose primary, who is in sync, who lags, what moves."""
+"""PURE. The map of partitions: each primary's node, who is in sync, who lags, what moves."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def described(entry: Partition, width: int) -> list[Line]:
 
 
 def roll(view: ClusterView, width: int, height: int, chosen: int) -> list[Line]:
-    """Partitions in words, in as many columns as there is room for; the page with the chosen one."""
+    """Partitions in words, in as many columns as find room; the page with the chosen one."""
     if height < 2 or not view.partitions:
         return []
     name = label_width(view)

@@ -26,7 +26,7 @@ NOT_WRITTEN_STATUS = 74
 
 
 async def print_once(client: ClusterClient, addresses: Sequence[str], *, as_json: bool, timeout_s: float) -> int:
-    """Poll every node once and print. Returns the exit status: 0 healthy, 1 degraded, 2 no quorum or unreachable."""
+    """Poll each node once and print; status 0 healthy, 1 degraded, 2 no quorum or unreachable."""
     try:
         view = await seen_once(client, addresses, timeout_s)
     finally:
@@ -36,7 +36,7 @@ async def print_once(client: ClusterClient, addresses: Sequence[str], *, as_json
 
 
 def written(text: str) -> bool:
-    """Write to stdout, whatever its encoding. False: that failed, with a line on stderr unless the reader has left."""
+    """Write to stdout in any encoding. False: failed, said on stderr unless the reader has left."""
     out = sys.stdout
     out.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:

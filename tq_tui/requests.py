@@ -1,4 +1,4 @@
-"""Orders go to any node that lives. What was not done by one is asked of the next; what may have been done is said so."""
+"""Requests to living nodes: the next is asked what one did not do; what may be done is said so."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Outcome:
 
 
 class Requests:
-    """Sends a request to one living node after the other until one answers. ``view``: returns the latest view."""
+    """Sends a request to living nodes in turn until one answers; ``view``: returns the latest."""
 
     def __init__(self, client: ClusterClient, view: Callable[[], ClusterView]) -> None:
         self._client, self._view = client, view
 
     def addresses(self) -> list[str]:
-        """Addresses of nodes to ask, ready and fast ones first; where no node is up, all that are known."""
+        """Addresses to ask, of ready and fast nodes first; where no node is up, all known ones."""
         view = self._view()
 
         def worth(address_and_ready: tuple[str, bool, float]) -> tuple[bool, float]:
@@ -48,10 +48,9 @@ class Requests:
         return [address for address, _, _ in sorted(known, key=worth)]
 
     async def ask(self, question: Callable[[NodeClient], Awaitable[T]], *, repeatable: bool = True) -> T:
-        """The first answer. ``repeatable``: doing it twice does no harm, so that a lost answer may be asked for elsewhere.
+        """The first answer. ``repeatable``: twice does no harm; if lost it is asked for elsewhere.
 
-        :raises ClientError: the refusal, or the last reason why nobody answered.
-        """
+        :raises ClientError: the refusal, or the last reason why nobody answered."""
         last: ClientError = Unreachable("no node is known")
         for address in self.addresses():
             try:
@@ -72,10 +71,9 @@ class Requests:
         question: Callable[[NodeClient, str], Awaitable[object]],
         on_progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Outcome]:
-        """Ask ``question`` for each key, ``AT_ONCE`` at a time; one that fails does not stop the others.
+        """Ask ``question`` for each key, ``AT_ONCE`` at a time; a failure does not stop the rest.
 
-        :param on_progress: called after each with how many are done, and of how many.
-        """
+        :param on_progress: called after each with how many are done, and of how many."""
         limit = asyncio.Semaphore(AT_ONCE)
         done = 0
 

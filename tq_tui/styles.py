@@ -1,7 +1,6 @@
-"""How everything is laid out, in Textual's CSS. A string and not a file: nothing has to be found at run time.
+"""The layout, in Textual's CSS. A string and not a file: nothing has to be found at run time.
 
-Lines around every screen are one cell high: on 60x16 nothing is wasted on frames. Colours are those of the theme.
-"""
+Lines around screens are one cell high: 60x16 has no room for frames. Colours are the theme's."""
 
 CSS = """
 Screen { background: $background; }

@@ -1,4 +1,4 @@
-"""The console's own looks: dark, light, and one of high contrast. Textual's are in the palette too."""
+"""The console's own looks: dark, light, high contrast. Textual's are in the palette too."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Keys that come between a key that opens a dialog and the dialog: kept for a form, thrown away before a question.
+"""Keys between a key that opens a dialog and the dialog: kept for forms, dropped before questions.
 
-Over a slow line or on a busy machine a form is there some time after its key. What is typed meanwhile is meant for it, and would
-otherwise be taken for commands. A Yes that was typed before its question was seen is none.
-"""
+Over a slow line or on a busy machine a form is there some time after its key. What is typed
+meanwhile is meant for it, and would otherwise be taken for commands. A Yes that was typed before
+its question was seen is none."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from textual.screen import ModalScreen
 PATIENCE_S = 1.0
 """How long keys wait for a dialog; then they are handled as if none had been opened."""
 HANDED_S_MAX = 1.0
-"""How long a key may take; then the next one follows, as the widget with the sign of its end may be gone."""
+"""How long a key may take; then the next follows: the widget with its sign of end may be gone."""
 
 
 class Done(Message):
-    """Goes the way of a key, right behind it: from the widget with the focus up to the app. Where this is, the key was."""
+    """Follows a key from the widget with the focus up to the app: where this is, the key was."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Done(Message):
 
 
 class Dialog(ModalScreen[Any]):
-    """Says when it is ready for keys: call ``ready_for_keys`` once the focus is set. ``keeps_early``: wants those from before."""
+    """Calls ``ready_for_keys`` once the focus is set. ``keeps_early``: wants keys from before."""
 
     keeps_early = True
     is_ready = False
@@ -67,7 +67,7 @@ class TypeAhead(App[int]):
         self.call_later(self._hand_over)
 
     def _hand_over(self) -> None:
-        """One at a time: a Tab has its effect before the next key is looked at, however long that takes."""
+        """One at a time: a Tab has its effect before the next key, however long that takes."""
         if not self._early or self._handed is not None or self._is_awaited():
             return
         self._handed = self._early.pop(0)
@@ -101,7 +101,7 @@ class TypeAhead(App[int]):
                 self._early.append(event)
                 return
             if self.opens_dialog(event.key):
-                # Now, and not when its action runs: keys of one burst are all in the queue before that.
+                # Now, not when its action runs: a burst's keys are all in the queue before that.
                 self.await_dialog()
         await super().on_event(event)
 

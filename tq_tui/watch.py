@@ -1,7 +1,6 @@
-"""Watching one node: poll it, listen to its events, try again with back-off. Reports observations, changes nothing.
+"""Watching one node: poll, listen to events, retry with back-off. Reports only, changes nothing.
 
-Nothing here knows Textual: the console runs a ``watch`` for each node as a worker, ``--once`` takes a single ``look``.
-"""
+Nothing here knows Textual: the console runs a ``watch`` for each node, ``--once`` a ``look``."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ METRICS_SHARE = 0.05
 async def look(
     client: NodeClient, address: str, clock: Callable[[], float] = time.time, *, metrics: bool = True
 ) -> Polled:
-    """Ask a node all that the overview shows; before it has joined, only some. :raises ClientError: it does not answer."""
+    """Ask a node all that the overview shows, less before it joined; raises ``ClientError``."""
     began_s = time.monotonic()
     stats = await client.stats()
     latency_s = time.monotonic() - began_s
@@ -53,7 +52,7 @@ async def _nothing() -> None:
 
 
 class Watch:
-    """Watches a node. ``on_observation``: gets each poll. ``on_events``: gets events; an empty sequence: some were missed."""
+    """``on_observation`` gets each poll, ``on_events`` events, or none: some were missed."""
 
     def __init__(
         self,

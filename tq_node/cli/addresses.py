@@ -1,7 +1,6 @@
-"""Where a node listens and how others reach it: parsing of ``--http``, ``--peer``, ``--join`` and ``--advertise``.
+"""Where a node listens and others reach it: ``--http``, ``--peer``, ``--join``, ``--advertise``.
 
-Every function raises ValueError with the end of a sentence that begins with the value: "is not a port", ...
-"""
+Functions raise ValueError with the end of a sentence that the value begins: "is not a port"."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ _FORMS = "is none of PORT, :PORT, HOST:PORT, [IPv6]:PORT or a Twisted endpoint s
 
 
 class Address(msgspec.Struct, frozen=True):
-    """A host and a port as others dial it. ``port`` is None only where nobody can know it (an endpoint without one)."""
+    """A host and a port as others dial it. ``port`` None: unknowable, of an endpoint without."""
 
     host: str
     port: int | None
@@ -40,10 +39,9 @@ class Address(msgspec.Struct, frozen=True):
 class Listen(msgspec.Struct, frozen=True):
     """Where a server listens.
 
-    ``endpoint`` goes to ``serverFromString``. ``host`` and ``port`` are None where the endpoint has none (``unix:``); of a socket
-    that is inherited (``systemd:``) they are what it is bound to. ``host`` is never empty: an endpoint without
-    ``interface=`` binds every address and says ``0.0.0.0``.
-    """
+    ``endpoint`` goes to ``serverFromString``. ``host`` and ``port`` are None where it has none
+    (``unix:``), and what an inherited socket is bound to (``systemd:``). ``host`` is never empty:
+    an endpoint without ``interface=`` binds every address and says ``0.0.0.0``."""
 
     endpoint: str
     host: str | None
@@ -60,7 +58,7 @@ class Listen(msgspec.Struct, frozen=True):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can connect: a loopback address, or a socket in the file system."""
+        """Whether only this machine can connect: loopback, or a socket in the file system."""
         if self.host is None:
             return self.endpoint.startswith("unix:")
         if self.host == "localhost":
@@ -78,7 +76,8 @@ class Listen(msgspec.Struct, frozen=True):
         return len(hosts) == 1 or self.is_wildcard or other.is_wildcard
 
     def moved(self, ports: int) -> Listen:
-        """This host with the port moved on by ``ports``. :raises ValueError: no such port, or none to start from."""
+        """This host with the port moved on by ``ports``; raises ``ValueError``: no such port,
+        or none to start from."""
         if self.host is None or self.port is None:
             raise ValueError("has no port to count from")
         return listen_on(self.host, _port(str(self.port + ports)))
@@ -92,7 +91,8 @@ def listen_on(host: str, port: int) -> Listen:
 
 
 def parse_listen(text: str) -> Listen:
-    """``PORT``, ``:PORT``, ``HOST:PORT``, ``[::1]:PORT`` or a Twisted endpoint string. No host means 127.0.0.1."""
+    """``PORT``, ``:PORT``, ``HOST:PORT``, ``[::1]:PORT`` or a Twisted endpoint string.
+    No host means 127.0.0.1."""
     if text.partition(":")[0].lower() in ENDPOINT_KINDS:
         return _parse_endpoint(text)
     if text.isdigit():
@@ -138,7 +138,7 @@ def parse_host(text: str) -> str:
 
 
 def parse_advertised(text: str) -> Address:
-    """``HOST``; a port behind it is the HTTP port as others see it, where that differs from the one bound."""
+    """``HOST``; a port after it is the HTTP port as others see it, if not the one bound."""
     with_port = _HOST_AND_PORT.fullmatch(text) is not None
     address = parse_address(text) if with_port else Address(parse_host(text), None)
     if _is_unspecified(address.host):
@@ -167,7 +167,7 @@ def _is_unspecified(host: str) -> bool:
 
 
 def _parse_endpoint(text: str) -> Listen:
-    """Have Twisted parse the string, without a reactor: nothing is opened before the node starts."""
+    """Have Twisted parse the string, without a reactor: nothing is opened before the start."""
     try:
         endpoint: Any = serverFromString(cast("Any", None), text)
         bound = _bound_to(endpoint.fileno) if isinstance(endpoint, AdoptedStreamServerEndpoint) else None
@@ -189,7 +189,7 @@ def _parse_endpoint(text: str) -> Listen:
 
 
 def _bound_to(descriptor: int) -> tuple[str, int] | None:
-    """The address of a socket that a service manager passed on; None: in the file system. :raises OSError: none."""
+    """An inherited socket's address; None: in the file system; raises ``OSError``: no socket."""
     with socket.socket(fileno=os.dup(descriptor)) as inherited:
         name = inherited.getsockname()
     return (name[0], name[1]) if isinstance(name, tuple) else None

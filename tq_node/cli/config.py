@@ -1,8 +1,7 @@
-"""Settings of a node: command line > environment > TOML file > default, validated once and never read again.
+"""Settings: command line > environment > TOML file > default; validated once, never read again.
 
-``load`` only looks: it creates nothing on disk. Everything that is wrong is a ``BadOption`` whose text is one line that
-names the option and where its value came from.
-"""
+``load`` only looks: it creates nothing on disk. Whatever is wrong is a ``BadOption`` whose text is
+one line that names the option and where its value came from."""
 
 from __future__ import annotations
 
@@ -61,7 +60,7 @@ _LINE_CHARS_MAX = 600
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a node, complete and consistent. Times are milliseconds, sizes bytes, paths absolute."""
+    """Settings of a node, complete and consistent. Times in ms, sizes in bytes, paths absolute."""
 
     node_name: NodeName
     http: Listen
@@ -73,11 +72,11 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     http_names: tuple[str, ...]
     """More host names under which clients may ask this node."""
     join: tuple[Address, ...]
-    """Members to ask. With them an empty node never founds a cluster. This node itself may be among them."""
+    """Members to ask, maybe this node too. With them an empty node never founds a cluster."""
     data_dir: Path
     """May not exist yet."""
     working_dir: Path
-    """Where the command was given; handler modules are also looked for here. A daemon changes directory later."""
+    """Where the command was given; handler modules are also found here. A daemon moves later."""
     handlers: tuple[str, ...]
     """Dotted module names; empty: the simulated ones, where they can do no harm."""
     no_handler_after_ms: int | None
@@ -100,7 +99,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     buffered_sends: bool
     """TCP connections are Twisted's own, not ``direct_sends``."""
     insecure_http: bool
-    """Clients elsewhere need no credentials; logged at each start and shown by ``/ready``, as is the next one."""
+    """Remote clients need no credentials; logged at each start, in ``/ready``, as is the next."""
     insecure_peers: bool
     """Peers need no credentials; a secret that others can read is accepted."""
     readmit: bool
@@ -127,7 +126,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_for_this_machine(self) -> bool:
-        """Whether only this machine can reach the node, and no tokens are asked for: a place to try things out."""
+        """Whether only this machine can reach the node, and without tokens: to try things out."""
         addresses = (self.http, self.http_compatible, self.peer)
         return self.tokens_file is None and all(one is None or one.is_local for one in addresses)
 
@@ -143,7 +142,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def http_own(self) -> tuple[str, ...]:
-        """Spellings of this node's own HTTP address, ``HOST:PORT``, which it does not ask for a cluster to join."""
+        """This node's own HTTP address, spelt ``HOST:PORT``; it does not ask that for a cluster."""
         bound = [
             listen for listen in (self.http, self.http_compatible) if listen is not None and listen.port is not None
         ]
@@ -162,7 +161,7 @@ class BadOption(Exception):
 
 
 class Given(NamedTuple):
-    """The values of one option, all from one source. ``source`` is empty for the command line and for a default."""
+    """An option's values, all from one source; ``source`` empty: command line or default."""
 
     values: tuple[str, ...]
     source: str
@@ -217,9 +216,8 @@ class Sources:
 def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, str], working_dir: Path) -> NodeSettings:
     """Read, validate and complete everything.
 
-    :param command_line: the values given for each option, in order; a flag that was given is ``["true"]``.
-    :raises BadOption: the first thing that is wrong.
-    """
+    :param command_line: the values of each option, in order; a flag is ``["true"]``.
+    :raises BadOption: the first thing that is wrong."""
     sources = Sources(command_line, environment)
     node_name = NodeName(sources.one("node-id", parse_node_name))
     http = sources.one("http", parse_listen)
@@ -298,7 +296,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
 
 
 def read_file(path: Path, source: str) -> dict[str, tuple[str, ...]]:
-    """The values of a TOML file, as text. :raises BadOption: it can't be read, or holds what no option is called."""
+    """The values of a TOML file, as text; raises ``BadOption`` if unreadable or of no option."""
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(CONFIG_BYTES_MAX + 1)
@@ -352,7 +350,7 @@ def _moved(sources: Sources, name: str, http: Listen, ports: int) -> Listen:
 
 
 def _peer_credentials(sources: Sources, working_dir: Path) -> tuple[Path | None, dict[str, Path | None]]:
-    """What peers know one another by: the secret's file, and the three of TLS. What is in them is looked at later."""
+    """What peers know one another by: the secret's file, and the three of TLS, not yet read."""
     names = ("peer-cert", "peer-key", "peer-ca")
     peer_files = {name: sources.maybe(name, readable_file(working_dir)) for name in names}
     if any(peer_files.values()):

@@ -1,4 +1,4 @@
-"""The options of a node, one row each: what help, environment, file and reference page are made from."""
+"""The options, one row each: source of help, environment, file and reference page."""
 
 from __future__ import annotations
 

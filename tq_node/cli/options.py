@@ -1,4 +1,4 @@
-"""The command line of ``twistd taskqueue``: parsing, one-line refusals, and no pid file in the working directory."""
+"""The command line of ``twistd taskqueue``: parsing, one-line refusals, no pid file left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATUS_BYTES_MAX = 100
 
 
 def say(line: str) -> None:
-    """Print one line for the operator, past twistd, which redirects ``sys.stderr`` to the log once it logs."""
+    """Print a line for the operator, past twistd, which redirects ``sys.stderr`` to its log."""
     if sys.__stderr__ is not None:
         print("taskqueue:", " ".join(line.split()), file=sys.__stderr__, flush=True)
 
@@ -45,7 +45,7 @@ def version() -> str:
 
 
 class Options(usage.Options):
-    """After ``parseOptions``, ``settings`` holds everything. Whatever is wrong ends the process through ``refuse``."""
+    """``parseOptions`` fills ``settings``. Whatever is wrong ends the process by ``refuse``."""
 
     settings: NodeSettings
 
@@ -62,10 +62,8 @@ class Options(usage.Options):
             refuse(str(why))
 
     def _refuse_abbreviated(self, arguments: list[str]) -> None:
-        """``getopt`` takes any beginning of a name that no other name has: what is meant by it changes with each new option.
-
-        :raises UsageError: for the first name that is not one of ours as it stands.
-        """
+        """Raise ``UsageError`` for a name that is not whole: ``getopt`` takes any clear beginning,
+        and a new option may change what that means."""
         takes_value = {option.name: bool(option.metavar) for option in OPTIONS} | {"help": False, "version": False}
         left = iter(arguments)
         for argument in left:
@@ -100,7 +98,7 @@ class Options(usage.Options):
             self.parent["pidfile"] = ""
 
     def remove_pid_file(self) -> None:
-        """The one asked of twistd by name, which twistd itself removes where its end is not cut short. :raises OSError:"""
+        """Remove the one asked of twistd, which does so unless cut short; raises ``OSError``."""
         if self.parent is not None and self.parent["pidfile"]:
             Path(self.parent["pidfile"]).unlink(missing_ok=True)
 

@@ -1,7 +1,6 @@
 """How the text of one option becomes a value: times, sizes, whole numbers, names, paths.
 
-Every parser raises ValueError with the end of a sentence that begins with the value: "is not 1, 3 or 5".
-"""
+Each parser raises ValueError with the end of a sentence that the value begins: "is not 1"."""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@
         task = queue.submit("email", "ann@example.com")
         print(task.result(timeout=30))
 
-``Engine`` has every operation as a coroutine; ``Roster`` chooses the node; ``Batcher`` gathers submits.
+``Engine`` has every operation as a coroutine; ``Roster`` picks the node; ``Batcher`` batches.
 
 - Every task has an id before it is sent, so that sending it again never makes a second task.
 - A call ends within its deadline, with an answer or an error of one of three kinds (``errors``).
 - What waits in the client is bounded in number and in bytes.
 
-It imports nothing of the node, only the standard library and msgspec.
-"""
+It imports nothing of the node, only the standard library and msgspec."""
 
 from tq_node.client.addresses import BadAddress
 from tq_node.client.asynchronous import AsyncQueue, AsyncTask

@@ -29,11 +29,11 @@ class Address(NamedTuple):
 
 
 def parse_addresses(texts: str | Iterable[str], *, tls: bool) -> list[Address]:
-    """The addresses in ``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of such, each once,
-    in order. A bare port takes the host before it; ``https://`` means TLS, as ``tls`` does for all.
+    """Addresses in ``localhost:8080,8081,8082``, ``HOST:PORT`` with commas or spaces, or a list of
+    such; each once, in order. A bare port takes the host before it; ``https://`` means TLS, as
+    ``tls`` does for all.
 
-    :raises BadAddress: one of them is none, or there is none.
-    """
+    :raises BadAddress: one of them is none, or there is none."""
     words = ",".join([texts] if isinstance(texts, str) else texts).replace(",", " ").split()
     host, found = DEFAULT_HOST, dict[str, Address]()
     for word in words:

@@ -57,8 +57,8 @@ class AsyncTask:
 
 
 class AsyncQueue:
-    """A cluster of nodes, for coroutines of one event loop; ``async with`` closes it. Parameters and errors, here and
-    of each method, are those of ``Queue``."""
+    """A cluster of nodes, for coroutines of one event loop; ``async with`` closes it. Parameters
+    and errors, here and of each method, are those of ``Queue``."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class AsyncQueue:
         return self._engine
 
     async def close(self) -> None:
-        """Close the queue: open submits have five seconds to end, and later calls raise ``Closed``."""
+        """Close the queue: open submits have five seconds to end; later calls raise ``Closed``."""
         self._is_closed = True
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -126,7 +126,7 @@ class AsyncQueue:
         tags: dict[str, str] | None = None,
         deadline: float | None = None,
     ) -> AsyncTask:
-        """Submit a task, as ``Queue.submit``. When this returns, it is on the disk of every in-sync copy."""
+        """Submit a task, as ``Queue.submit``. On return every in-sync copy has it on disk."""
         engine = self._open()
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
         task_id, body = named(task)
@@ -134,7 +134,7 @@ class AsyncQueue:
         return AsyncTask(self, accepted.task_id, accepted.status)
 
     async def submit_many(self, tasks: Iterable[NewTask], *, deadline: float | None = None) -> Sequence[AsyncTask]:
-        """Submit many tasks in batches, as ``Queue.submit_many``; ``tasks`` is read only as they are accepted."""
+        """Submit many tasks in batches, as ``Queue.submit_many``; read only as accepted."""
         engine = self._open()
         outcomes: list[Accepted | TaskQueueError] = []
         handed: deque[asyncio.Task[list[Accepted | TaskQueueError]]] = deque()
@@ -154,27 +154,27 @@ class AsyncQueue:
 
     # --- one task ---
     async def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now. :raises NotFound: there never was one. :raises TaskPurged: it was forgotten."""
+        """The task as it is now; raises as ``Queue.get``."""
         return await self._open().get(task_id, deadline)
 
     async def wait(self, task_id: str, timeout: float | None = None) -> TaskInfo:
-        """The task, once it has ended. :raises NotFinished: not within ``timeout`` seconds (None: no bound)."""
+        """The task, once it has ended; raises ``NotFinished`` after ``timeout`` seconds."""
         return await self._open().wait(task_id, timeout)
 
     async def result(self, task_id: str, timeout: float | None = None) -> Any:
-        """What the task's handler returned, once it has. :raises TaskFailed, TaskCancelled, NotFinished:"""
+        """What the task's handler returned, once it has; raises as ``Queue.result``."""
         return await self._open().result(task_id, timeout)
 
     async def cancel(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Cancel a task, also one that runs; returns its status then. :raises AlreadyFinal: it has ended."""
+        """Cancel a task, also one that runs; returns its status; raises as ``Queue.cancel``."""
         return await self._open().cancel(task_id, deadline)
 
     async def retry(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Put a failed or cancelled task back, as ``Queue.retry``. :raises NotRetryable: it is neither."""
+        """Put a failed or cancelled task back, as ``Queue.retry``; raises ``NotRetryable``."""
         return await self._open().retry(task_id, deadline)
 
     async def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended, as ``Queue.purge``. :raises NotFinal: it has not ended."""
+        """Forget a task that has ended, as ``Queue.purge``; raises ``NotFinal`` of others."""
         await self._open().purge(task_id, deadline)
 
     # --- queues ---
@@ -187,7 +187,7 @@ class AsyncQueue:
         await self._open().switch("resume", queue, deadline)
 
     async def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """Number of tasks in each state. ``partial``: count what can be reached, instead of ``Incomplete``."""
+        """Tasks in each state. ``partial``: count what is reachable, instead of ``Incomplete``."""
         return await self._open().stats(partial=partial, deadline=deadline)
 
     async def list(

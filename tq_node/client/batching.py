@@ -1,8 +1,7 @@
 """Gathers submits into batches, sends them, and gives each submit its outcome.
 
 The first submit is sent at once. Those made while it is in flight are sent together when it is
-answered, when they fill a batch, or after ``limits.GATHER_S``, whatever is first.
-"""
+answered, when they fill a batch, or after ``limits.GATHER_S``, whatever is first."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from tq_node.client.roster import Roster
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """An accepted task; ``status`` as of the answer, ``node`` its primary (None: sent in a batch)."""
+    """An accepted task; ``status`` as of the answer, ``node`` its primary (None: in a batch)."""
 
     task_id: str
     status: str
@@ -48,8 +47,7 @@ class Submit:
 
     :param body: the JSON of the task with its id, sent unchanged at each try.
     :param end_s: loop time of the deadline.
-    :param on_outcome: called once in the loop, when ``outcome`` is set.
-    """
+    :param on_outcome: called once in the loop, when ``outcome`` is set."""
 
     __slots__ = ("body", "end_s", "in_flight", "on_outcome", "outcome", "task_id", "trials")
 
@@ -126,7 +124,7 @@ class Batcher:
         return len(self._open) + len(self._waiting)
 
     async def close(self, wait_s: float) -> None:
-        """Wait up to ``wait_s`` for open submits; those sent and not answered then get an unknown outcome."""
+        """Wait up to ``wait_s`` for open submits; those sent by then get an unknown outcome."""
         self._stopped = True
         end_s = self._loop.time() + wait_s
         while self.waiting and self._loop.time() < end_s:
@@ -350,7 +348,7 @@ def _not_understood(node: Node, why: Exception) -> Lost:
 
 
 def _item_error(error: TaskQueueError, submit: Submit) -> TaskQueueError:
-    """The error of an item of a batch, with a pointer into the item: the caller never saw the batch."""
+    """The error of a batch's item, its pointer into the item: the caller never saw the batch."""
     if error.field is not None and error.field.startswith("/tasks/"):
         error.field = "".join(f"/{part}" for part in error.field.split("/")[3:])
     error.task_id = submit.task_id

@@ -1,4 +1,4 @@
-"""Calls that get an answer from some node within a deadline, or an error that says what is known."""
+"""Calls answered by some node within a deadline, or an error that says what is known."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_worth_another(error: TaskQueueError) -> bool:
 
 
 class Trials:
-    """What the tries of one call have shown. ``changes``: it changes something, so a lost answer leaves its outcome unknown."""
+    """What one call's tries have shown. ``changes``: a lost answer leaves its outcome unknown."""
 
     __slots__ = ("_changes", "last", "task_id", "tries", "unknown")
 
@@ -60,7 +60,7 @@ class Trials:
         self.tries = 0
         self.last: TaskQueueError | None = None
         self.unknown: str | None = None
-        """Why the call may have been done; once set, no later answer clears it. None: it was not done."""
+        """Why the call may have been done; never cleared once set. None: it was not done."""
 
     def note_error(self, error: TaskQueueError) -> None:
         """A node answered with an error."""
@@ -81,7 +81,7 @@ class Trials:
         self.last = self.last or Busy("every node has asked for a pause", task_id=self.task_id)
 
     def verdict(self, *, in_flight: bool = False) -> TaskQueueError:
-        """The error for the caller. :param in_flight: a node works on it now."""
+        """The error for the caller. ``in_flight``: a node works on it now."""
         if self._changes and (in_flight or self.unknown is not None):
             why = self.unknown or "no answer in time"
             return OutcomeUnknown(why, task_id=self.task_id)
@@ -106,8 +106,7 @@ async def call(
     :param attempt_s: bound of one try.
     :param waits: the call waits for a task to end, so it takes a connection of its own kind.
     :raises TaskQueueError: a refusal at once; at the deadline, ``trials.verdict()``. A ``Conflict``
-        is raised unchanged, even if an earlier try of this call may have caused it.
-    """
+        is raised unchanged, even if an earlier try of this call may have caused it."""
     loop = asyncio.get_running_loop()
     node: Node | None = None
     while True:

@@ -1,4 +1,4 @@
-"""One connection to a node, one request at a time: nodes answer pipelined requests one after the other anyway."""
+"""One connection to a node, one request at a time: nodes answer pipelined ones in turn anyway."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ class Lost(Exception):
 
     :ivar sent: the request may have arrived.
     :ivar stale: a used connection broke before a byte of the answer came.
-    :ivar blames: it is a sign of a failed node, unlike a stale connection or a short timeout.
-    """
+    :ivar blames: it is a sign of a failed node, unlike a stale connection or a short timeout."""
 
     def __init__(self, detail: str, *, sent: bool, stale: bool = False, blames: bool = True) -> None:
         super().__init__(detail)
@@ -44,7 +43,7 @@ class Connection(asyncio.Protocol):
         return self._pending is None and not self._closed
 
     def ask(self, request: bytes, timeout_s: float) -> asyncio.Future[Answer]:
-        """Send a request. The future has the answer, or fails with ``Lost``; to cancel it closes the connection."""
+        """Send a request: future of the answer, or ``Lost``; cancelled, it ends the connection."""
         assert self.is_free
         self._uses += 1
         asked = self._pending = self._loop.create_future()

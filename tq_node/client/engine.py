@@ -96,7 +96,7 @@ def make_settings(
     batching: bool,
     discover: bool,
 ) -> Settings:
-    """Validate the arguments of ``Queue`` and ``AsyncQueue``. :raises ValueError: address, token or deadline is bad."""
+    """Validate the arguments of a queue; raises ``ValueError``: bad address, token or deadline."""
     parsed = tuple(parse_addresses(addresses, tls=tls is not False))
     if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
         raise ValueError("a token has no spaces, and no letters but ASCII")
@@ -110,10 +110,10 @@ def make_settings(
 
 
 def named(task: NewTask) -> tuple[str, bytes]:
-    """The task's id, made if it has none, and its JSON, sent unchanged at each try: other bytes would be other content.
+    """The task's id, made if it has none, and its JSON, sent unchanged at each try: other bytes
+    would be other content.
 
-    :raises TypeError: the payload has no clear form in JSON.
-    """
+    :raises TypeError: the payload has no clear form in JSON."""
     encoding.check(task.payload)
     if task.id is None:
         task = msgspec.structs.replace(task, id=new_id())
@@ -141,7 +141,7 @@ class Engine:
 
     # --- submits ---
     async def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
-        """Submit a task. :raises TaskQueueError: it was not accepted, or the outcome is unknown."""
+        """Submit a task; raises ``TaskQueueError``: not accepted, or the outcome is unknown."""
         resolved: asyncio.Future[None] = self._loop.create_future()
 
         def resolve(_: Submit) -> None:
@@ -193,7 +193,7 @@ class Engine:
         return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
-        """The task, once it has ended. :raises NotFinished: not within ``timeout`` seconds (None: no bound)."""
+        """The task, once it has ended; raises ``NotFinished`` after ``timeout`` s (None: never)."""
         end_s = None if timeout is None else self._loop.time() + timeout
         spare_s = self._settings.deadline_s if timeout is None else limits.ATTEMPT_S
         name = quote(task_id, safe="")
@@ -283,7 +283,7 @@ class Engine:
     ) -> Gathered:
         """Ask until every partition has been answered for. Nodes of the release before don't say
         for which they answer. There, once others lead what a silent member led, one more answer
-        covers it. :raises Incomplete: at the deadline."""
+        covers it. Raises ``Incomplete`` at the deadline."""
         end_s = self._end_s(deadline)
         tries, missing, covered, unled = 0, frozenset[str](), frozenset[str](), tuple[int, ...]()
         while True:
@@ -326,7 +326,7 @@ def _read(decode: Callable[[bytes], T], body: bytes, task_id: str | None = None)
 
 
 def _status_after(body: bytes, task_id: str) -> str:
-    """The task's status after a change. :raises OutcomeUnknown: the answer can't be read."""
+    """The task's status after a change; raises ``OutcomeUnknown`` for an unreadable answer."""
     try:
         return _done(body).status
     except UNREADABLE as why:
@@ -341,7 +341,7 @@ def _incomplete(missing: frozenset[str], unled: tuple[int, ...]) -> Incomplete:
 
 
 def result_of(task: TaskInfo) -> object:
-    """The result of a task that has ended. :raises TaskFailed, TaskCancelled: it has none."""
+    """The result of an ended task; raises ``TaskFailed`` or ``TaskCancelled`` if it has none."""
     if task.status == "failed":
         why = f"{task.error.type}: {task.error.message}" if task.error else "failed"
         raise TaskFailed(f"{task.id}: {why}", task=task)
@@ -351,7 +351,7 @@ def result_of(task: TaskInfo) -> object:
 
 
 def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
-    """Ids and JSON of the tasks, a list a batch. :raises TypeError: a payload is no JSON, an item no ``NewTask``."""
+    """Ids and JSON of tasks, a list a batch; raises ``TypeError``: no JSON, or no ``NewTask``."""
     chunk: list[tuple[str, bytes]] = []
     size = 0
     for task in tasks:
@@ -368,7 +368,7 @@ def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
 
 
 def handles_of(outcomes: list[Accepted | TaskQueueError], made: Callable[[Accepted], T]) -> list[T]:
-    """The handles of all accepted tasks. :raises BatchRefused: an outcome is an error."""
+    """The handles of all accepted tasks; raises ``BatchRefused`` if an outcome is an error."""
     results = [made(outcome) if isinstance(outcome, Accepted) else outcome for outcome in outcomes]
     refused = [outcome for outcome in outcomes if not isinstance(outcome, Accepted)]
     if refused:

@@ -12,7 +12,7 @@ import msgspec
 from tq_node.client.models import TaskInfo
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What a decoder raises; the last for what is nested deeper than it goes, as some results of old stores are."""
+"""What a decoder raises; the last for what is nested too deep, as are some old stores' results."""
 
 
 class TaskQueueError(Exception):
@@ -64,11 +64,11 @@ class Refused(TaskQueueError):
 
 
 class InvalidTask(Refused):
-    """A field that is unknown, missing or wrong, or something that is too large; ``field`` says which."""
+    """A field is unknown, missing or wrong, or something is too large; ``field`` says which."""
 
 
 class NotUnderstood(Refused):
-    """What the node answered can't be read: it is from no node, or a result of an old store is nested too deep."""
+    """The answer can't be read: it is no node's, or a result of an old store is nested too deep."""
 
     code = "not_understood"
 
@@ -127,7 +127,7 @@ class Denied(Refused):
 
 # --- refused for now ---
 class Unavailable(TaskQueueError):
-    """Nothing was done within the deadline; ``code`` is that of the last error. The same call may succeed later."""
+    """Nothing was done by the deadline; ``code``: the last error's. The call may succeed later."""
 
 
 class Busy(Unavailable):
@@ -143,7 +143,7 @@ class Unreachable(Unavailable):
 
 
 class Incomplete(Unavailable):
-    """A list or counts lack tasks: the nodes in ``missing`` did not answer, and no node answered for
+    """A list or counts lack tasks: the nodes in ``missing`` did not answer, and none answered for
     ``partitions_missing``. ``partial=True`` takes what is there."""
 
     code = "incomplete"
@@ -158,7 +158,7 @@ class Incomplete(Unavailable):
 
 # --- unknown ---
 class OutcomeUnknown(TaskQueueError):
-    """The call may have taken effect: no node could say within the deadline. Ask for ``task_id``, or send it again."""
+    """The call may have taken effect: no node said in time. Ask for ``task_id``, or send again."""
 
     code = "outcome_unknown"
 
@@ -195,7 +195,7 @@ class TaskCancelled(NoResult):
 
 
 class BatchRefused(TaskQueueError):
-    """Some tasks of a batch were not accepted. ``results`` has a task or an error for each, in order."""
+    """Some tasks of a batch were not accepted. ``results``: a task or error for each, in order."""
 
     code = "batch_refused"
 
@@ -230,14 +230,14 @@ _KINDS: dict[str, type[TaskQueueError]] = {
 }
 _STATUSES = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 413: InvalidTask, 422: InvalidTask, 429: Busy}
 OF_THE_NODE = frozenset({"busy", "draining", "not_ready"})
-"""Codes about the node that answered: it is not asked for as long as it says. The others concern a partition."""
+"""Codes about the node, which then is not asked for as long as it says; others: a partition's."""
 UNPROVEN = frozenset({"not_confirmed"})
 """Codes of calls that are safe to send again, but may have been done."""
 
 
 def error_of(problem: Problem) -> TaskQueueError:
-    """The error of a problem: by its ``code``, else (a newer node, a proxy) by its HTTP status. A 5xx other than 503
-    does not promise that nothing was done: ``OutcomeUnknown``."""
+    """The error of a problem: by its ``code``, else (a newer node, a proxy) by its HTTP status. A
+    5xx other than 503 does not promise that nothing was done: ``OutcomeUnknown``."""
     status = problem.status
     kind = _KINDS.get(problem.code)
     if kind is None:

@@ -16,7 +16,7 @@ _dice = random.Random(os.urandom(_SEED_BYTES))  # noqa: S311
 
 
 def new_id() -> str:
-    """A fresh id, from any thread: 48 bits of milliseconds, 12 bits of the fraction below them, 62 random bits."""
+    """A fresh id, from any thread: 48 bits of ms, 12 bits of their fraction, 62 random bits."""
     millis, micros = divmod(time.time_ns() // 1_000, 1_000)
     bits = (millis << 80) | ((micros << 12) // 1_000 << 64) | _VERSION_AND_VARIANT | _dice.getrandbits(62)
     text = f"{bits:032x}"

@@ -1,4 +1,4 @@
-"""Every default and bound of the client, with the relations between them. Times in seconds, sizes in bytes."""
+"""Every default and bound of the client, and their relations. Times in seconds, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MIB = 1_024 * KIB
 DEADLINE_S = 30.0
 """Default deadline of a call."""
 ATTEMPT_S = 5.0
-"""Bound of one request to one node; then the next node is asked. To send again is safe: the id stays."""
+"""Bound of one request to one node; then the next is asked. Sending again is safe: the id stays."""
 CONNECT_S = 1.0
 """Bound of connecting."""
 WAIT_S = 20.0
@@ -23,17 +23,17 @@ CLOSE_S = 5.0
 
 # --- trying again ---
 AGAIN_S = 0.025
-"""Pause before the next node is asked; doubled each time. A failover takes a fraction of a second."""
+"""Pause before the next node, doubled each time; a failover takes a fraction of a second."""
 AGAIN_S_MAX = 1.0
 """The longest pause between two tries."""
 JITTER = 0.5
 """Least share of a pause; the rest is random, so that clients do not return all at once."""
 DOWN_S = 0.1
-"""How long a node that can't be reached is skipped; doubled each time. Then it is tried in the background."""
+"""How long an unreachable node is skipped, doubled each time; then tried in the background."""
 DOWN_S_MAX = 5.0
 """The longest time that an unreachable node is skipped."""
 RETRY_AFTER_S_MAX = 10.0
-"""Longest ``Retry-After`` that is kept: a proxy that says an hour does not exclude a node for an hour."""
+"""Longest ``Retry-After`` kept: a proxy that says an hour excludes no node for an hour."""
 
 # --- the cluster ---
 LEARN_EVERY_S = 30.0
@@ -47,7 +47,7 @@ NODES_MAX = 256
 CONNECTIONS_MAX = 64
 """Connections to one node, for requests that are answered at once."""
 WAITING_CONNECTIONS_MAX = 256
-"""Connections to one node for calls that wait for a task to end; separate, so that they don't block others."""
+"""Connections to one node for calls that await a task's end: separate, to block no others."""
 HEAD_BYTES_MAX = 64 * KIB
 """Status line and headers of an answer."""
 ANSWER_BYTES_MAX = 256 * MIB
@@ -55,7 +55,7 @@ ANSWER_BYTES_MAX = 256 * MIB
 
 # --- batches ---
 GATHER_S = 0.005
-"""How long a submit waits for others to fill its batch, while a request is in flight; else it is sent at once."""
+"""How long a submit waits for others in its batch while a request is in flight; else not."""
 BATCH_TASKS_MAX = 1_000
 BATCH_BYTES_MAX = 4 * MIB
 """A batch is as large as the first of these allows; a single task may be larger."""
@@ -64,7 +64,7 @@ FLIGHTS_MAX = 8
 SINGLES_MAX = 128
 """Requests in flight at once with ``batching=False``."""
 CHUNKS_MAX = 4
-"""Chunks that ``submit_many`` has submitted and that have no outcome; it reads on when the first has."""
+"""Chunks of ``submit_many`` submitted and without outcome; it reads on when the first has one."""
 
 # --- what may wait ---
 OPEN_TASKS_MAX = 10_000

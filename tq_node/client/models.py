@@ -1,4 +1,4 @@
-"""Values of the client, frozen, with the names of the HTTP API. Fields that a newer node adds are ignored."""
+"""Values of the client, frozen, named as in the HTTP API. Fields of newer nodes are ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ FINAL = frozenset({"completed", "failed", "cancelled"})
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant; times in seconds."""
+    """How long a failed attempt waits for the next. ``kind``: exponential, linear or constant;
+    times in seconds."""
 
     kind: str = "exponential"
     base: float = 1.0
@@ -21,7 +22,8 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewTask(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task to submit; fields as the parameters of ``Queue.submit``. None: the handler's default, else the node's."""
+    """A task to submit; fields as the parameters of ``Queue.submit``. None: the handler's default,
+    else the node's."""
 
     type: str
     payload: Any = None
@@ -70,7 +72,7 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True):
-    """Why a task that has not ended does not run. ``kind``: ``no_handler``, no node has one for its type."""
+    """Why a task does not run yet. ``kind``: ``no_handler``, no node has one for its type."""
 
     kind: str
     since: datetime | None = None
@@ -112,7 +114,7 @@ class TaskInfo(msgspec.Struct, frozen=True):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """Number of tasks by state. ``missing``: nodes that did not answer; ``partitions_missing`` are not counted."""
+    """Tasks by state. ``missing``: nodes that did not answer; ``partitions_missing``: uncounted."""
 
     total: int
     pending: int

@@ -14,7 +14,7 @@ from tq_node.client.reading import Answer
 
 
 class Lane:
-    """A pool of at most ``connections_max`` connections to one node; further requests queue for one."""
+    """At most ``connections_max`` connections to one node; further requests queue for one."""
 
     def __init__(self, node: Node, connections_max: int) -> None:
         self._node = node
@@ -31,7 +31,7 @@ class Lane:
         return bool(self._queue)
 
     async def ask(self, request: bytes, timeout_s: float) -> Answer:
-        """The answer to a request. :raises Lost: none within ``timeout_s``, the wait for a connection included."""
+        """The answer; raises ``Lost`` after ``timeout_s``, waits for a connection included."""
         loop = self._node.loop
         connection = self._fresh()
         if connection is None:
@@ -51,7 +51,7 @@ class Lane:
                 self._pass_on(None)
 
     def close(self, *, at_once: bool) -> None:
-        """Close all connections. :param at_once: abort requests in progress; else they may finish."""
+        """Close all connections. ``at_once``: requests in progress too, else they may end."""
         for connection in self._free:
             connection.close()
         self._free.clear()
@@ -118,7 +118,7 @@ def _give_up(turn: asyncio.Future[Connection | None]) -> None:
 
 
 class Node:
-    """One node: its connections, and whether it is up. :param is_up: assume that it is, before it was ever reached."""
+    """A node: its connections, and whether it is up; ``is_up`` is assumed until it was tried."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Node:
     async def ask(
         self, method: bytes, path: bytes, body: bytes | None, timeout_s: float, *, waits: bool = False
     ) -> Answer:
-        """The answer to a request; the outcome sets ``is_up``. :raises Lost: no answer."""
+        """The answer to a request; the outcome sets ``is_up``; raises ``Lost`` without one."""
         if body is None:
             length = b"Content-Length: 0\r\n" if method == b"POST" else b""
             request = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, path, self._head, length)
@@ -177,7 +177,7 @@ class Node:
         return answer
 
     async def connect(self, timeout_s: float) -> Connection:
-        """Open a connection. :raises Lost: with ``sent`` False."""
+        """Open a connection; raises ``Lost`` with ``sent`` False."""
         host, port, tls = self.address
         try:
             async with asyncio.timeout(min(max(timeout_s, 0.001), limits.CONNECT_S)):
@@ -198,7 +198,7 @@ class Node:
         self.not_before_s = self.loop.time() + rolled
 
     def close(self, *, at_once: bool) -> None:
-        """Close all connections. :param at_once: abort requests in progress; else they may finish."""
+        """Close all connections. ``at_once``: requests in progress too, else they may end."""
         self.is_closed = True
         self._short.close(at_once=at_once)
         self._long.close(at_once=at_once)
@@ -230,7 +230,7 @@ class Node:
             self._probe = None
 
     async def _is_alive(self) -> bool:
-        """Whether the node answers ``/livez``. A stopped process still accepts connections, so only that counts."""
+        """Whether the node answers ``/livez``: a stopped process still accepts connections."""
         try:
             connection = await self.connect(limits.CONNECT_S)
         except Lost:

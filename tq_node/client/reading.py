@@ -50,7 +50,7 @@ class AnswerReader:
         return self._head is not None or bool(self._unread)
 
     def feed(self, data: bytes) -> Answer | None:
-        """The answer, if these bytes complete it. :raises NotHttp: malformed, or too large."""
+        """The answer, if these bytes complete it; raises ``NotHttp``: malformed, or too large."""
         if self._head is None:
             data = self._unread + data if self._unread else data
             end = data.find(_END_OF_HEAD)
@@ -119,7 +119,7 @@ class AnswerReader:
         return None
 
     def end(self) -> Answer | None:
-        """The connection has ended. The answer, where it was to last until then. What else is missing was cut off."""
+        """The connection has ended: the answer if it lasts until then; else it was cut off."""
         if self._head is None or self._chunked or self._remaining is not None:
             return None
         return self._whole(keeps=False)

@@ -42,8 +42,7 @@ class Roster:
 
     :param discover: ask nodes for the members of the cluster, and use those, too.
     :param token: sent to the configured addresses, and to discovered ones only by TLS with a
-        verified certificate: whatever answers at a configured address could name any other.
-    """
+        verified certificate: whatever answers at a configured address could name any other."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class Roster:
         return any(node.is_crowded for node in self._nodes)
 
     def next(self, after: Node | None = None) -> tuple[Node, float]:
-        """The next node in turn (``after`` has failed, and is only taken if alone), and seconds to wait before asking it."""
+        """The next node (``after`` failed: only if alone), and seconds to wait before asking it."""
         if self._discover and self._loop.time() >= self._discover_at_s and self._discovering is None:
             self._discovering = self._loop.create_task(self._discover_members())
         nodes = self._nodes
@@ -132,7 +131,7 @@ class Roster:
             self._discovering = None
 
     def _may_use(self, address: Address) -> bool:
-        """Whether a discovered node may be used: always without a token, else if it may be sent the token."""
+        """Whether a discovered node may be used: always without a token, else if it may get it."""
         if self._token is None:
             return True
         return (

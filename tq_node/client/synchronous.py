@@ -61,7 +61,7 @@ class Task:
 
 
 class Queue:
-    """A cluster of nodes, for any number of threads; ``with`` closes it, and so does the end of the process.
+    """A cluster of nodes, for any number of threads; ``with``, or the process's end, closes it.
 
     What several threads submit at the same time is sent together. A forked child begins with
     connections of its own. No connection is made before the first call.
@@ -74,8 +74,7 @@ class Queue:
     :param deadline: seconds that a call may take, unless the call says otherwise.
     :param batching: send what is submitted at the same time as one request.
     :param discover: ask the nodes for the members of the cluster.
-    :raises ValueError: an argument does not fit.
-    """
+    :raises ValueError: an argument does not fit."""
 
     def __init__(
         self,
@@ -118,7 +117,7 @@ class Queue:
             return self._thread
 
     def close(self) -> None:
-        """Close the queue: open submits have five seconds to end, and later calls raise ``Closed``."""
+        """Close the queue: open submits have five seconds to end; later calls raise ``Closed``."""
         with self._starting:
             self._is_closed = True
             self._thread, end = None, self._end
@@ -168,8 +167,7 @@ class Queue:
         :raises Unavailable: no node accepted it within the deadline.
         :raises OutcomeUnknown: it may have been accepted; the same ``id`` may be sent again.
         :raises TooManyWaiting: this client holds too many already.
-        :raises TypeError: the payload has no clear form in JSON (a set, bytes, a naive datetime).
-        """
+        :raises TypeError: the payload has no clear JSON form (a set, bytes, a naive datetime)."""
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
         task_id, body = named(task)
         accepted = self._open().submit(task_id, body, deadline)
@@ -179,8 +177,7 @@ class Queue:
         """Submit many tasks in batches; ``tasks`` is read no faster than they are accepted.
 
         :param deadline: seconds for each batch.
-        :raises BatchRefused: some were not accepted; its ``results`` say for each.
-        """
+        :raises BatchRefused: some were not accepted; its ``results`` say for each."""
         thread = self._open()
         outcomes: list[Accepted | TaskQueueError] = []
         answered: list[Accepted | TaskQueueError]
@@ -203,7 +200,10 @@ class Queue:
 
     # --- one task ---
     def get(self, task_id: str, *, deadline: float | None = None) -> TaskInfo:
-        """The task as it is now. :raises NotFound: there never was one. :raises TaskPurged: it was forgotten."""
+        """The task as it is now.
+
+        :raises NotFound: there never was one.
+        :raises TaskPurged: it was forgotten."""
         thread = self._open()
         return thread.run(thread.engine.get(task_id, deadline))
 
@@ -211,8 +211,7 @@ class Queue:
         """The task, once it has completed, failed or been cancelled.
 
         :param timeout: seconds; None: as long as it takes.
-        :raises NotFinished: a ``TimeoutError``; its ``task`` is how the task is.
-        """
+        :raises NotFinished: a ``TimeoutError``; its ``task`` is how the task is."""
         thread = self._open()
         return thread.run(thread.engine.wait(task_id, timeout))
 
@@ -221,26 +220,28 @@ class Queue:
 
         :raises TaskFailed: it failed for good; ``error.task`` has every attempt.
         :raises TaskCancelled: somebody cancelled it.
-        :raises NotFinished: not yet, after ``timeout`` seconds.
-        """
+        :raises NotFinished: not yet, after ``timeout`` seconds."""
         thread = self._open()
         return thread.run(thread.engine.result(task_id, timeout))
 
     def cancel(self, task_id: str, *, deadline: float | None = None) -> str:
-        """Cancel a task, also one that runs; returns its status then. :raises AlreadyFinal: it has ended."""
+        """Cancel a task, also one that runs; returns its status then.
+
+        :raises AlreadyFinal: it has ended."""
         thread = self._open()
         return thread.run(thread.engine.cancel(task_id, deadline))
 
     def retry(self, task_id: str, *, deadline: float | None = None) -> str:
         """Put a failed or cancelled task back, attempts counted from zero; returns its status then.
 
-        :raises NotRetryable: it is neither.
-        """
+        :raises NotRetryable: it is neither."""
         thread = self._open()
         return thread.run(thread.engine.retry(task_id, deadline))
 
     def purge(self, task_id: str, *, deadline: float | None = None) -> None:
-        """Forget a task that has ended; its id stays known, as after its retention. :raises NotFinal: it has not."""
+        """Forget a task that has ended; its id stays known, as after its retention.
+
+        :raises NotFinal: it has not ended."""
         thread = self._open()
         thread.run(thread.engine.purge(task_id, deadline))
 
@@ -256,7 +257,7 @@ class Queue:
         thread.run(thread.engine.switch("resume", queue, deadline))
 
     def stats(self, *, partial: bool = False, deadline: float | None = None) -> Stats:
-        """Number of tasks in each state. ``partial``: count what can be reached, instead of ``Incomplete``."""
+        """Tasks in each state. ``partial``: count what is reachable, instead of ``Incomplete``."""
         thread = self._open()
         return thread.run(thread.engine.stats(partial=partial, deadline=deadline))
 
@@ -283,8 +284,7 @@ class Queue:
         :param dead: only tasks that failed for good.
         :param partial: list what can be reached, instead of ``Incomplete``.
         :param page: tasks in one answer; at most 10,000.
-        :param deadline: seconds for one page.
-        """
+        :param deadline: seconds for one page."""
         filters = list_filters(status=status, type=type, queue=queue, node=node, q=q, sort=sort, page=page)
         cursor: str | None = None
         while True:
@@ -302,8 +302,8 @@ _inherited: list[LoopThread] = []
 
 
 def _after_fork() -> None:
-    """Reset all queues in a forked child. The parent's sockets and its epoll are kept open and unused: closing them
-    would cut the parent's loop off."""
+    """Reset all queues in a forked child. The parent's sockets and its epoll are kept open and
+    unused: closing them would cut the parent's loop off."""
     for queue in _queues:
         if queue._thread is not None:
             _inherited.append(queue._thread)

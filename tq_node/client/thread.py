@@ -1,8 +1,7 @@
 """The event loop of a ``Queue``, in its own thread, and how other threads call into it.
 
 A submit goes into an inbox that one wake-up of the loop empties, and the calling thread waits on a
-lock: ``run_coroutine_threadsafe`` would cost a task, two futures and a wake-up for each.
-"""
+lock: ``run_coroutine_threadsafe`` would cost a task, two futures and a wake-up for each."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ T = TypeVar("T")
 _CHECK_S = 5.0
 """How often a waiting thread checks that the loop still runs."""
 _GRACE_S = 5.0
-"""How long past its deadline a call waits for the loop, in a process that was stopped or is very busy."""
+"""How long past its deadline a call waits for the loop of a stopped or very busy process."""
 
 
 class LoopThread:
@@ -68,7 +67,7 @@ class LoopThread:
 
     # --- from any thread ---
     def submit(self, task_id: str, body: bytes, deadline: float | None) -> Accepted:
-        """Submit a task and block until it is accepted. :raises TaskQueueError: it was not, or that is unknown."""
+        """Submit a task, block until accepted; else ``TaskQueueError``: refused, or unknown."""
         if self._stopped:
             raise Closed("the queue is closed", task_id=task_id)
         resolved = threading.Lock()
@@ -108,7 +107,7 @@ class LoopThread:
             raise
 
     def result(self, future: Future[T]) -> T:
-        """The future's result; blocks until it is done. :raises Closed: the queue was closed meanwhile."""
+        """The future's result; blocks until then; raises ``Closed`` if the queue closes first."""
         try:
             while not wait([future], _CHECK_S).done:
                 if self._loop_ended:  # it was begun too late for the loop to see it

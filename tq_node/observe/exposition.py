@@ -39,7 +39,7 @@ class Exposition:
         GCCollector(registry=self._registry)
 
     def blocks(self, content_type: str, oldest_ready_age_s: Mapping[str, float]) -> Iterator[str]:
-        """The blocks of a page, each made in some ten microseconds from the numbers of that moment; yield between two."""
+        """The blocks of a page, each as of its moment, made in some ten µs; yield between two."""
         self._metrics.sweep()
         start = partial(family, is_openmetrics=content_type == OPENMETRICS)
         yield from self._pairs(start)

@@ -29,7 +29,7 @@ E = TypeVar("E", bound=Entry)
 
 
 def cut(name: str) -> str:
-    """The name, cut to ``limits.METRICS_LABEL_BYTES_MAX`` bytes of UTF-8; a cut name ends in ``…``."""
+    """The name, cut to ``limits.METRICS_LABEL_BYTES_MAX`` bytes of UTF-8; if cut, ends in ``…``."""
     if len(name) <= _NEVER_CUT_CHARS:
         return name
     data = name.encode("utf-8", "replace")
@@ -41,15 +41,14 @@ def cut(name: str) -> str:
 class LabelTable(Generic[K, E]):
     """Entries of up to ``count_max`` keys; further keys share ``rest``.
 
-    A full table evicts an entry unused for ``limits.METRICS_LABEL_IDLE_S`` in favour of a new key. Its
-    counts are dropped, and not added to ``rest``: a sum of rates must not jump. A caller may look up
+    A full table evicts an entry unused for ``limits.METRICS_LABEL_IDLE_S`` for a new key. Its
+    counts are dropped, not added to ``rest``: a sum of rates must not jump. A caller may look up
     ``known`` directly, and then sets ``is_used``.
 
     :param make: makes the entry of a key.
     :param other: the key of ``rest``.
     :param on_dropped: called with the key of an evicted entry.
-    :param before_sweep: called before a sweep reads ``is_used``, to set it on related entries.
-    """
+    :param before_sweep: called before a sweep reads ``is_used``, to set it on related entries."""
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class LabelTable(Generic[K, E]):
         return entry
 
     def offer(self, key: K) -> E:
-        """The entry of a key that is not in use: as ``find``, but evicts none and marks nothing as used."""
+        """The entry of an unused key: as ``find``, but evicts none and marks nothing as used."""
         entry = self.known.get(key)
         if entry is not None:
             return entry

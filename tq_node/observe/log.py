@@ -7,7 +7,7 @@ from twisted.python.failure import Failure
 
 
 class EventLog:
-    """A ``twisted.logger`` whose lines name their event; ``text`` is its format string. What decides a thing logs it, once."""
+    """A ``twisted.logger``; each line names its event. What decides a thing logs it, once."""
 
     def __init__(self, namespace: str) -> None:
         self._logger = Logger(namespace)

@@ -1,8 +1,7 @@
 """Measures the reactor: how late it runs timers, and which of its calls take how much CPU.
 
-The delay is what callers feel, and depends on the machine. The CPU of one call depends on this program
-only: a call over ``limits.LOOP_HELD_MS`` is a fault, and is logged with the name of what ran.
-"""
+The delay is what callers feel, and depends on the machine. The CPU of one call depends on this
+program only: one over ``limits.LOOP_HELD_MS`` is a fault, logged with the name of what ran."""
 
 from __future__ import annotations
 
@@ -33,13 +32,12 @@ class CallMeter:
     """Measures the CPU time of each call that a reactor makes: delayed calls, calls from threads,
     reads and writes.
 
-    The CPU clock is expensive, so it is read only after a call that ends ``limits.LOOP_LOOK_MS`` or more
-    after the last reading: the CPU of a call may include up to that much of earlier calls.
+    The CPU clock is expensive: it is read only after a call that ends ``limits.LOOP_LOOK_MS`` or
+    more after the last reading: the CPU of a call may include up to that much of earlier calls.
 
-    :param on_call: called with the CPU seconds of a call of ``limits.LOOP_LOOK_MS`` or more, and with
-        what was called.
-    :param cpu_s: CPU time of the thread that the reactor runs in.
-    """
+    :param on_call: called with the CPU seconds of a call of ``limits.LOOP_LOOK_MS`` or more, and
+        with what was called.
+    :param cpu_s: CPU time of the thread that the reactor runs in."""
 
     def __init__(
         self,
@@ -143,8 +141,7 @@ class LoopMonitor(Service):
     the sample; measures its calls.
 
     :param reactor: or a ``Clock``. Its ``seconds`` should be monotonic; a step back counts as no
-        delay.
-    """
+        delay."""
 
     def __init__(self, metrics: Metrics, reactor: Any, *, sample_s: float = limits.LOOP_LAG_SAMPLE_S) -> None:
         self._metrics = metrics
@@ -196,7 +193,7 @@ class LoopMonitor(Service):
     def _sample(self) -> None:
         now_s = self._clock.seconds()
         self._sample_call = self._clock.callLater(until_beat(self._clock, self._sample_s), self._sample)
-        # Missed beats are skipped, so the delay counts from the last sample: it shows a long stall whole.
+        # Missed beats are skipped; the delay counts from the last sample: a stall shows whole.
         delay_s = max(0.0, now_s - self._last_s - self._sample_s)
         self._last_s = now_s
         self._metrics.reactor_delay(delay_s)

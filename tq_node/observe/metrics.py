@@ -1,8 +1,7 @@
 """The node's counters and histograms. To record is a dictionary look-up and an addition.
 
-``exposition`` renders them. Labels are bounded (``labels``): a queue, a type or a pair of both beyond the
-bound is counted under ``other``.
-"""
+``exposition`` renders them. Labels are bounded (``labels``): a queue, a type or a pair of both
+beyond the bound is counted under ``other``."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ _FIRST_FINAL = State.COMPLETED
 
 
 class Histogram:
-    """Counts by bucket and the sum; ``counts`` has one more place than ``bounds``, for what is above all of them."""
+    """Counts by bucket, and the sum; the last of ``counts`` is for what is above all ``bounds``."""
 
     __slots__ = ("bounds", "counts", "heads", "total")
 
@@ -79,7 +78,7 @@ class Sources(msgspec.Struct):
     not raise."""
 
     task_counts: Callable[[], Iterable[tuple[str, Sequence[int]]]] | None = None
-    """Tasks by state (in its order) of a queue in one of the partitions that this node leads; of several queues: ``""``."""
+    """Tasks by state (in its order) of a queue, by partition led here; ``""``: several queues."""
     paused_queues: Callable[[], Iterable[str]] | None = None
     workers: Callable[[], Mapping[str, int]] | None = None
     disk_free_bytes: Callable[[], int] | None = None
@@ -97,7 +96,7 @@ class Sources(msgspec.Struct):
     nodes: Callable[[], Mapping[str, int]] | None = None
     """By status, as this node sees them."""
     partitions_short: Callable[[], tuple[int, int]] | None = None
-    """Partitions with fewer copies in sync than they should have, and those without a primary, by this node's map."""
+    """Partitions short of in-sync copies, and those without a primary, by this node's map."""
 
 
 class Metrics:
@@ -137,12 +136,12 @@ class Metrics:
         self.reactor_held_s = Histogram(HELD_BUCKETS_S)
         self.reactor_held_max_s = 0.0
         self.doing = "nothing yet"
-        """The route, or the job in slices, that ran last; logged with a call that held the reactor."""
+        """The route or sliced job that ran last; logged with a call that held the reactor."""
         self.event_clients_dropped = 0
 
     # --- tasks ---
     def transitions(self, changes: Iterable[Change]) -> None:
-        """Committed changes of tasks whose primary is here, each with the task as it is after it."""
+        """Committed changes of tasks whose primary is here, each with the task after it."""
         known = self.pairs.known
         for change, row in changes:
             pair = known.get((change.queue, change.task_type)) or self._pair(change.queue, change.task_type)
@@ -180,7 +179,7 @@ class Metrics:
 
     # --- store ---
     def committed(self, batches: int, entries: int, rows: int, sync_s: float) -> None:
-        """One group commit became durable: log entries and rows in it, and how long the write and the sync took."""
+        """One group commit became durable: its log entries and rows; seconds of write and sync."""
         self.commit_entries.observe(entries)
         self.commit_rows.observe(rows)
         self.sync_s.observe(sync_s)
@@ -213,12 +212,12 @@ class Metrics:
         return self.types.find(self._whole_or_cut(name))
 
     def sweep(self) -> None:
-        """Note which names are in use: at each scrape, so that none makes room that was used within the hour."""
+        """Note at each scrape which names are in use: one of the last hour keeps its place."""
         for table in (self.queues, self.types, self.pairs):
             table.sweep()
 
     def _spread_use(self) -> None:
-        """Mark the queue and the type of each used pair as used: only pairs are marked when counting."""
+        """Mark queue and type of each used pair as used: counting marks only pairs."""
         for (queue, kind), pair in self.pairs.known.items():
             if pair.is_used:
                 pair.is_used, pair.seen_s = False, self._now_s()

@@ -11,5 +11,4 @@ or has shown a certificate (``handshake``). Bytes, boxes, calls and connections 
 (``bounds``). Every call ends: with an answer, an error, or ``OutcomeUnknown`` by its deadline.
 
 What it never does: it queues nothing for later, repeats nothing, and knows neither partitions nor
-Raft, but for their messages' form.
-"""
+Raft, but for their messages' form."""

@@ -1,4 +1,4 @@
-"""Accepted connections of a listener: a bounded set of unauthenticated ones, and one for each peer and lane."""
+"""A listener's connections: a bounded set of unauthenticated ones; one for each peer and lane."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ class Acceptor:
             run of it lives (F14).
         :raises EarlierRun: an earlier run of that node is still connected; the dialler may try
             again.
-        :raises Crowded: too many peers.
-        """
+        :raises Crowded: too many peers."""
         place = peer.node_id, peer.lane
         if place not in self._peers and len(self._peers) >= bounds.ACCEPTED_MAX:
             raise Crowded(f"more than {bounds.ACCEPTED_MAX} connections of peers")
@@ -107,7 +106,7 @@ class Acceptor:
             self._log("refused a connection from", connection, why)
 
     def _log(self, what: str, connection: AcceptedConnection, why: TaskQueueError) -> None:
-        """Log at most one line per reason in ``REFUSALS_LOGGED_EVERY_S``: who is refused once is refused a hundred times."""
+        """Log at most a line per reason in ``REFUSALS_LOGGED_EVERY_S``: refused peers redial."""
         log = Log.info if isinstance(why, WireRefusal) and why.is_ordinary else Log.warn
         now_s = self._reactor.seconds()
         last_s, unsaid = self._logged.get(why.code, (-bounds.REFUSALS_LOGGED_EVERY_S, 0))

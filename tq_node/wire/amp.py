@@ -15,8 +15,7 @@ method of it is overridden here, because AMP
 
 To inherit all the same keeps ``callRemote``, interfaces and Twisted's documentation valid for
 readers who know AMP. The price is the last section of ``BoundedAMP``: methods that exist only to
-close what AMP would open. (``docs/explanation/replication.md``, section 12.)
-"""
+close what AMP would open. (``docs/explanation/replication.md``, section 12.)"""
 
 from __future__ import annotations
 
@@ -58,13 +57,12 @@ class Responder(NamedTuple):
     """Serves one command.
 
     :param respond: takes the command's arguments; returns the answer's values, a Deferred of them,
-        or a coroutine.
-    """
+        or a coroutine."""
 
     command: type[amp.Command]
     respond: Callable[..., Any]
     is_counted: bool = True
-    """Whether the command counts against the bounds, and is refused as busy past them. False for what is done at once."""
+    """Whether the bounds count it, and refuse it as busy past them. False: it is done at once."""
 
 
 class BoundedAMP(amp.AMP):
@@ -72,8 +70,7 @@ class BoundedAMP(amp.AMP):
 
     :param send_bytes_max: what may wait in the transport; past it calls fail with ``Busy`` and
         messages are dropped.
-    :param is_dialler: this side opened the connection; it asks, the other side answers.
-    """
+    :param is_dialler: this side opened the connection; it asks, the other side answers."""
 
     transport: Any
 
@@ -116,7 +113,7 @@ class BoundedAMP(amp.AMP):
         self._served = {responder.command.commandName: responder for responder in responders}
 
     def trust(self, budget: ByteBudget) -> None:
-        """The peer is authenticated: boxes of full size from here on, counted in ``budget`` while handlers work on them."""
+        """The peer is authenticated: boxes may have full size; ``budget`` counts those in work."""
         self._parser.caps = bounds.PEER
         self._budget = budget
 
@@ -141,8 +138,7 @@ class BoundedAMP(amp.AMP):
         connection is closed.
 
         Fails with ``PeerUnreachable`` or ``Busy`` (nothing was sent), ``OutcomeUnknown`` (no
-        answer), or what the peer raised.
-        """
+        answer), or what the peer raised."""
         if not self.is_open():
             return fail(PeerUnreachable())
         if len(self._calls) >= bounds.CALLS_OUTSTANDING_MAX:
@@ -161,7 +157,7 @@ class BoundedAMP(amp.AMP):
         return waiter
 
     def tell(self, command: type[amp.Command], **arguments: Any) -> bool:
-        """Send a command that wants no answer. False: there is no room, or no connection, and it was dropped."""
+        """Send a command that wants no answer. False: dropped, for want of room or connection."""
         if self.ended is not None or self.transport is None:
             return False
         data = serialize(self._command_box(command, arguments, 0.0))
@@ -248,7 +244,7 @@ class BoundedAMP(amp.AMP):
         self._inbound_deadlines.discard(call)
 
     def _inbound_expired(self, call: InboundCall) -> None:
-        """A handler is late: answer that the outcome is unknown. Its bytes stay counted until it is done."""
+        """A handler is late: answer that the outcome is unknown. Its bytes count until it ends."""
         tag, call.tag = call.tag, None
         self._refuse(tag, OutcomeUnknown("not done in the time given"))
 
@@ -311,12 +307,12 @@ class BoundedAMP(amp.AMP):
         except WireRefusal as why:
             self.give_up(why)
         except Exception:
-            # A bug of ours. Left to the transport it would look as if the peer had broken the connection (R5a).
+            # A bug of ours. Left to the transport, it would look as if the peer had hung up (R5a).
             Log.failure("the wire failed on what a peer sent", event="wire_bug")
             self.give_up(Internal("a bug of this side"))
 
     def ampBoxReceived(self, box: Box, size: int = 0) -> None:
-        """Dispatch a received box. :raises WireRefusal: the peer broke the protocol; the connection ends."""
+        """Dispatch a received box; raises ``WireRefusal``, which ends the connection."""
         if (tag := box.get(amp.ANSWER)) is not None:
             self._calls.answered(tag, box, size, self)
         elif (tag := box.get(amp.ERROR)) is not None:
@@ -359,8 +355,7 @@ class BoundedAMP(amp.AMP):
         """End the connection from this side. All that waits for an answer fails now; ``lost``
         follows from the transport.
 
-        :param flush: let what is written reach the peer first, for ``bounds.LINGER_S`` at most.
-        """
+        :param flush: let what is written reach the peer first, for ``bounds.LINGER_S`` at most."""
         if not self.is_open():
             return
         self.ended = reason

@@ -1,4 +1,4 @@
-"""AMP argument types: every value has a bound and one form. No pickle, ``Decimal``, float or unbounded number (F38)."""
+"""AMP argument types: each value has a bound and one form; no pickle, ``Decimal``, float: F38."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]*")
 
 
 class Number(Argument):
-    """A whole number from 0 to ``most``, in decimal digits. AMP's ``Integer`` takes any sign and any length."""
+    """A whole number from 0 to ``most``, in decimal digits. AMP's ``Integer`` has no bound."""
 
     def __init__(self, most: int = _NUMBER_MAX, optional: bool = False) -> None:
         super().__init__(optional)
@@ -47,7 +47,9 @@ class Flag(Argument):
 
 
 class Word(Argument):
-    """Printable ASCII without spaces: ids, names, addresses. :param least: characters; 0 where the word may be unknown."""
+    """Printable ASCII without spaces: ids, names, addresses.
+
+    :param least: characters; 0 where the word may be unknown."""
 
     def __init__(self, most: int = bounds.ID_CHARS_MAX, least: int = 1, optional: bool = False) -> None:
         super().__init__(optional)
@@ -86,8 +88,7 @@ class Blob(Argument):
     ``name.2``, …
 
     All pieces but the last have ``bounds.VALUE_BYTES_MAX`` bytes exactly, so that a value has one
-    form only.
-    """
+    form only."""
 
     def __init__(self, bytes_max: int = bounds.BLOB_BYTES_MAX) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ Names = Callable[[Any], frozenset[str]]
 
 
 class TLS(Protocol):
-    """``tls.PeerTLS``. (That module needs OpenSSL, which a node without certificates need not have.)"""
+    """``tls.PeerTLS``, whose module needs OpenSSL; a node without certificates does not."""
 
     @property
     def names_of(self) -> Names: ...
@@ -43,7 +43,7 @@ class Authentication:
         return None if self.tls is None else self.tls.names_of
 
     def key(self) -> bytes:
-        """The key of proofs. :raises NotAMember: the node has neither a secret nor a certificate to authenticate by."""
+        """The key of proofs; raises ``NotAMember`` if there is neither secret nor certificate."""
         if self.local.secret is None and self.tls is None:
             raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
         return self.local.secret or b""

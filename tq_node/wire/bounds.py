@@ -1,4 +1,4 @@
-"""Bounds of the wire and the relations between them (replication.md section 12, F33-F38). Units stand last in each name."""
+"""Bounds of the wire, their relations (replication.md section 12, F33-F38); names end in units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HANDSHAKE_KEYS_MAX = 8
 HANDSHAKE_S_MAX = 5.0
 """From the connection's first moment, a TLS handshake included, to the proof."""
 UNAUTHENTICATED_MAX = 256
-"""Unauthenticated connections of a listener. One more closes the oldest: an honest peer needs milliseconds."""
+"""Unauthenticated connections of a listener; one more closes the oldest: honest ones need ms."""
 
 # --- boxes ---
 KEY_BYTES_MAX = 255
@@ -42,7 +42,7 @@ SECRET_BYTES_MIN = 16
 RAFT_BATCH_BYTES_MAX = 1 * MIB
 """Aim of one box of consensus messages; a single message may be as long as a blob."""
 ASK_BYTES_MAX = 256 * KIB
-"""Body of a call to the controller, and of its answer: such calls share the connection of consensus."""
+"""Body of a call to the controller, and of its answer: both share the connection of consensus."""
 FORWARD_CALLS_MAX = 10_000
 FORWARD_BYTES_AIM = 256 * KIB
 
@@ -52,7 +52,7 @@ COMMANDS_UNDER_WAY_MAX = 1_024
 """Commands of the peer that a handler works on; one more is refused as busy."""
 CONSENSUS_SEND_BYTES_MAX = 8 * MIB
 BULK_SEND_BYTES_MAX = 32 * MIB
-"""What may wait in a transport that the peer does not read; past it calls are refused as busy and messages dropped."""
+"""What may wait in a transport; past it calls are refused as busy and messages dropped."""
 ANSWERS_READ_ON_BYTES_MAX = 1 * MIB
 """With more unsent answers than this a listener reads no further commands of the peer."""
 ANSWERS_BYTES_MAX = 64 * MIB
@@ -75,15 +75,15 @@ PING_ANSWER_S_MAX = 3.0
 BULK_PING_S = 2.0
 BULK_PING_ANSWER_S_MAX = 10.0
 EARLIER_RUN_S = 1.5
-"""A later run of a node is let in once an earlier one that is still connected was silent for so long; who lives pings (F14)."""
+"""After this silence of a node's earlier run, still connected, a later one is let in (F14)."""
 IDLE_S_MAX = 15.0
 """A listener closes an authenticated connection that was silent for so long."""
 CALL_S_DEFAULT = 10.0
 CALL_S_MAX = 120.0
 ANSWER_GRACE_S = 2.0
-"""How much longer than the deadline it told the peer a caller waits before it takes the connection for dead."""
+"""How long a caller waits past the deadline that it told the peer, before it hangs up."""
 PAUSE_S = 0.5
-"""A deadline found passed by more than this was not watched: the process slept, and answers may be waiting to be read (F40)."""
+"""A deadline found passed by more was not watched: the process slept, answers lie unread (F40)."""
 CONNECT_S_MAX = 1.0
 REDIAL_FIRST_S = 0.05
 REDIAL_S_MAX = 0.5
@@ -91,9 +91,9 @@ REDIAL_S_MAX = 0.5
 BIRTH_GUARD_S = 2.0
 """A newborn cluster is not ready before so long without a greeting."""
 BIRTH_GUARD_QUIET_S = 10.0
-"""And not before so long after one that proves nothing: whoever sends it may be a member, or anybody."""
+"""And not this soon after a greeting that proves nothing: a member may send it, or anybody."""
 BIRTH_GUARD_GREETINGS = 3
-"""From the node's own user so many count as proof, each in another step of the wait: members dial again and again."""
+"""From the node's own user so many are proof, each in another step of the wait: members redial."""
 PROBE_APART_S = 0.055
 """Between the two dials that R5a wants refused 50 ms apart, counted in whole ms."""
 PROBE_S_MAX = 0.5

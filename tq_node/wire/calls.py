@@ -2,8 +2,7 @@
 the peer being handled.
 
 Both are bounded and have deadlines (F35). One timer serves all deadlines of a connection in one
-direction.
-"""
+direction."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class Deadlines(Generic[K]):
     """Many deadlines over one timer: a deadline costs a dictionary entry, not a delayed call.
 
     :param expired: called once for each key whose time has come, in the order in which they were
-        added.
-    """
+        added."""
 
     def __init__(self, reactor: IReactorTime, expired: Callable[[K], None]) -> None:
         self._reactor = reactor
@@ -47,7 +45,7 @@ class Deadlines(Generic[K]):
             self._arm(due_s)
 
     def discard(self, key: K) -> None:
-        # The timer stays: it finds nothing and rests. Re-arming it for each answer would cost more than it saves.
+        # The timer stays: it finds nothing and rests. To re-arm it for each answer costs more.
         self._due_s.pop(key, None)
 
     def close(self) -> None:
@@ -78,7 +76,7 @@ class Deadlines(Generic[K]):
 
 
 class _Call:
-    """A call that waits for its answer. ``waiter`` is None once the caller has cancelled it; the answer is still expected."""
+    """A call that waits for its answer. ``waiter`` None: cancelled, but the answer still comes."""
 
     __slots__ = ("command", "grace_s", "parts", "size", "waiter")
 
@@ -94,9 +92,7 @@ class OutboundCalls:
     """Calls of this side that wait for an answer, by tag.
 
     :param stuck: called with a sentence when the peer does not answer at all: the connection must
-        end.
-
-    """
+        end."""
 
     def __init__(self, reactor: IReactorTime, stuck: Callable[[str], None]) -> None:
         self._stuck = stuck
@@ -131,8 +127,8 @@ class OutboundCalls:
                 call.waiter.errback(OutcomeUnknown(f"no answer: {reason}"))
 
     def answered(self, tag: bytes, box: Box, size: int, proto: object) -> None:
-        """An answer, or a part of one, has arrived. :raises WireRefusal: nothing was asked under
-        ``tag``; the connection must end."""
+        """An answer, or a part of one, has arrived; raises ``WireRefusal``, which must end the
+        connection, if nothing was asked under ``tag``."""
         call = self._known(tag)
         if MORE in box or call.parts is not None:
             call.size += size
@@ -155,7 +151,8 @@ class OutboundCalls:
             waiter.callback(values)
 
     def refused(self, tag: bytes, box: Box) -> None:
-        """An error has arrived as the answer. :raises WireRefusal: nothing was asked under ``tag``; the connection must end."""
+        """The answer is an error; raises ``WireRefusal``, which must end the connection, if
+        nothing was asked under ``tag``."""
         self._known(tag)
         try:
             error = errors.decode_error(box.get(amp.ERROR_CODE, b"").decode("latin-1"), box.get(BODY, b""))
@@ -203,7 +200,7 @@ class ByteBudget:
 
 
 class InboundCall:
-    """A command of the peer that a handler works on. ``tag`` is None once it is answered, or if no answer is wanted."""
+    """A peer's command that a handler works on. ``tag`` None: answered, or no answer is wanted."""
 
     __slots__ = ("budget", "command", "size", "tag")
 

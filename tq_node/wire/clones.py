@@ -3,8 +3,7 @@
 A copy introduces itself with a higher incarnation than the original, so by numbers alone it would
 take the original's place. But a node's next run begins only after the process before it has ended.
 So if the earlier run answers a ping that was sent after the later one connected, two runs live.
-Nothing less proves it: late packets of a dead run may arrive at any time.
-"""
+Nothing less proves it: late packets of a dead run may arrive at any time."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tq_node.wire.errors import EarlierRun, StaleSession
 from tq_node.wire.handshake import Dialled, PeerIdentity
 
 STEPS = 30
-"""Parts of the wait: after a pause of this process, what lies in the sockets is read before the next part (F40)."""
+"""Parts of the wait: after a pause of this process, sockets are read before the next part (F40)."""
 
 
 class Connected(Protocol):
@@ -32,7 +31,7 @@ class Connected(Protocol):
 
 
 class CloneCheck:
-    """Refuses a later run while an earlier one is connected and not silent. Mostly the kernel has closed that one long ago."""
+    """Refuses a later run of a node while an earlier one is connected and not silent."""
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
@@ -44,9 +43,8 @@ class CloneCheck:
         ``bounds.EARLIER_RUN_S``.
 
         :param accepted, dialled: open connections with any run of that node.
-        :raises StaleSession: an earlier run answered: this is a copy. :raises EarlierRun: one is
-            connected and may live.
-        """
+        :raises StaleSession: an earlier run answered: this is a copy.
+        :raises EarlierRun: one is connected and may live."""
         asked = [one for one in dialled if _is_earlier(one, peer)]
         earlier: list[Connected] = [*asked, *(one for one in accepted if _is_earlier(one, peer))]
         if not earlier:

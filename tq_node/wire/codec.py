@@ -3,8 +3,7 @@ against a schema.
 
 What is decoded has exactly the declared types: no ``Any``, no object by name, nothing that runs.
 NaN and infinity are refused (F38). Unknown trailing fields are skipped, so that the next release
-can add some (F44).
-"""
+can add some (F44)."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class Codec(Generic[T]):
 
     :param kind: made of structs, containers, ints, strings, bytes, booleans, floats, enums; never
         ``Any``.
-    :raises TypeError: the type holds something that is not fit for the wire.
-    """
+    :raises TypeError: the type holds something that is not fit for the wire."""
 
     def __init__(self, kind: Any, bytes_max: int = bounds.BLOB_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
@@ -42,14 +40,14 @@ class Codec(Generic[T]):
         self._decode = msgspec.msgpack.Decoder(kind).decode
 
     def encode(self, value: T) -> bytes:
-        """Encode a value. :raises BoxTooLarge: more than ``bytes_max``."""
+        """Encode a value; raises ``BoxTooLarge`` above ``bytes_max``."""
         data = _HEAD + self._encode(value)
         if len(data) > self.bytes_max:
             raise BoxTooLarge(f"{len(data)} bytes, more than {self.bytes_max}")
         return data
 
     def decode(self, data: bytes) -> T:
-        """Decode a value. :raises MalformedBox: another version, too long, or not what the schema says."""
+        """Decode a value; raises ``MalformedBox``: another version, too long, or off the schema."""
         body = _body(data, self.bytes_max)
         try:
             value: T = self._decode(body)
@@ -69,7 +67,7 @@ def _body(data: bytes, bytes_max: int) -> memoryview:
 
 
 def _has_floats(info: inspect.Type, seen: set[type]) -> bool:
-    """Whether a type has floats. :raises TypeError: ``Any``, ``Decimal`` or another that takes whatever comes."""
+    """Whether a type has floats; raises ``TypeError`` for ``Any`` and others that take all."""
     if isinstance(info, inspect.FloatType):
         return True
     if isinstance(info, (*_LEAVES, *_LEAVES_TOO)):
@@ -117,7 +115,7 @@ _MESSAGES: Codec[list[AnyMessage]] = Codec(list[AnyMessage])
 
 
 def encode_messages(messages: Iterable[Message]) -> Iterator[tuple[bytes, int]]:
-    """Encode messages into boxes; yields (batch, number of messages), in order. :raises BoxTooLarge: one alone is too long."""
+    """Messages as (batch, number in it), in order; raises ``BoxTooLarge`` if one is too long."""
     batch: list[bytes] = []
     size = 0
     for message in messages:
@@ -139,7 +137,7 @@ def _joined(batch: list[bytes]) -> bytes:
 
 
 def decode_messages(data: bytes, source: NodeId, target: NodeId) -> list[AnyMessage]:
-    """Decode a batch. :raises MalformedBox: not messages, or not from that peer to this node."""
+    """Decode a batch; raises ``MalformedBox``: no messages, or not from that peer to this node."""
     messages = _MESSAGES.decode(data)
     for message in messages:
         if message.source != source or message.target != target or message.term < 0:
@@ -156,7 +154,7 @@ class ForwardedCall(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ForwardedResult(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """``error`` is empty where the call succeeded, else a code; ``body`` is then ``failures.encode_error``'s."""
+    """``error``: empty after success, else a code; ``body``: then ``failures.encode_error``'s."""
 
     error: str
     body: bytes

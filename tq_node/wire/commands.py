@@ -1,8 +1,7 @@
 """The AMP commands between peers: fields with their bounds, answers, and lanes.
 
 ``tq_node.wire.codec`` knows the content of ``body``, ``messages``, ``calls`` and ``results``. Times
-in milliseconds, sizes in bytes. Every error of ``errors.CODE_OF`` may answer any command.
-"""
+in milliseconds, sizes in bytes. Every error of ``errors.CODE_OF`` may answer any command."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ Arguments = list[tuple[bytes, Argument]]
 
 
 class Lane(enum.StrEnum):
-    """A connection to a peer for one purpose: a megabyte in one lane never delays a heartbeat in the other (F36)."""
+    """A connection to a peer for one purpose: a megabyte in one delays no ping in another (F36)."""
 
     CONSENSUS = "consensus"
     BULK = "bulk"
@@ -37,11 +36,11 @@ class PeerCommand(Command):
     lanes: ClassVar[frozenset[Lane]] = frozenset()
     """Lanes that serve the command; empty: only before authentication."""
     is_timed: ClassVar[bool] = False
-    """The command carries ``within_ms``, within which the peer answers, if only that the outcome is unknown."""
+    """The command carries ``within_ms``: the peer answers by then, if only "outcome unknown"."""
 
     @classmethod
     def makeArguments(cls, objects: dict[str, Any], proto: Any) -> Any:
-        """As AMP's, without making identifiers of all names for each box; an odd number of them is left to AMP."""
+        """As AMP's, but no identifiers of all names for each box; an odd number is left to AMP."""
         if len(objects) != len(cls.arguments):
             return super().makeArguments(objects, proto)
         box = NewBox()
@@ -66,11 +65,10 @@ _WITHIN: tuple[bytes, Argument] = (b"within_ms", Number(round(bounds.CALL_S_MAX 
 
 # --- before authentication ---
 class Greet(PeerCommand):
-    """The dialler's first box, unproven: which node it looks for in which cluster (birth guard, F15a).
+    """The dialler's first box, unproven: the node and cluster it looks for (birth guard, F15a).
 
     ``cluster`` is empty for a node that has not joined, ``name`` where only the address is known.
-    The answer has the listener's own; ``newborn``: it founded that cluster and is not ready yet.
-    """
+    The answer has the listener's own; ``newborn``: it founded that cluster and is not ready yet."""
 
     arguments: ClassVar[Arguments] = [
         (b"cluster", Word(least=0)),
@@ -87,15 +85,15 @@ class Greet(PeerCommand):
 
 
 class Hello(PeerCommand):
-    """The dialler's encoded ``handshake.Introduction``, answered with the listener's. Refused as ``wrong_cluster``,
-    ``wrong_node``, ``no_common_protocol``, ``not_a_member``."""
+    """The dialler's encoded ``handshake.Introduction``; the answer is the listener's.
+    Refused as ``wrong_cluster``, ``wrong_node``, ``no_common_protocol``, ``not_a_member``."""
 
     arguments: ClassVar[Arguments] = [(b"hello", Blob(bounds.HELLO_BYTES_MAX))]
     response: ClassVar[Arguments] = [(b"hello", Blob(bounds.HELLO_BYTES_MAX))]
 
 
 class Prove(PeerCommand):
-    """The dialler's proof that it knows the cluster's secret, answered with the listener's; opens the connection.
+    """The dialler's proof that it knows the secret; the answer is the listener's; opens the lane.
     Refused as ``wrong_secret``, ``wrong_certificate``, ``stale_session``, ``removed``."""
 
     arguments: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
@@ -104,7 +102,7 @@ class Prove(PeerCommand):
 
 # --- either lane ---
 class Ping(PeerCommand):
-    """A sign of life, with each side's session, which may have risen since the handshake; 0: not registered."""
+    """A sign of life, with each side's session, which may have risen since; 0: not registered."""
 
     lanes = _BOTH
     arguments: ClassVar[Arguments] = [(b"session", Number())]
@@ -129,7 +127,7 @@ class Confirm(PeerCommand):
 
 
 class ToController(PeerCommand):
-    """A call to the Raft leader; other nodes refuse it as ``no_controller``. ``runtime`` knows both bodies."""
+    """A call to the Raft leader; others answer ``no_controller``. ``runtime`` knows the bodies."""
 
     lanes = _CONSENSUS
     is_timed = True
@@ -155,8 +153,8 @@ class Propose(ToController):
 
 # --- bulk ---
 class Forward(PeerCommand):
-    """Calls for partitions that the peer leads, many in one box: lists of ``codec.ForwardedCall`` and, in the same
-    order, ``codec.ForwardedResult``. A long answer comes in several boxes."""
+    """Calls for partitions that the peer leads: a list of ``codec.ForwardedCall``, answered by
+    ``codec.ForwardedResult`` in the same order; a long answer comes in several boxes."""
 
     lanes = _BULK
     is_timed = True
@@ -165,7 +163,7 @@ class Forward(PeerCommand):
 
 
 class Data(PeerCommand):
-    """A batch of the partitions' streams. Not answered: acknowledgements are messages of their own (R16)."""
+    """A batch of the partitions' streams. Not answered: acknowledgements are messages too (R16)."""
 
     lanes = _BULK
     requiresAnswer = False

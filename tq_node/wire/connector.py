@@ -1,4 +1,4 @@
-"""From an address to an authenticated connection, or to the reason why not; and the dialling end of such a connection."""
+"""From an address to an authenticated connection or the reason why not; and its dialling end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EndpointOf = Callable[[str, float], IStreamClientEndpoint]
 
 
 class Target(msgspec.Struct, frozen=True):
-    """The node to dial. ``node_id`` and ``name`` are empty where only the address is known (a joiner)."""
+    """The node to dial. A joiner knows only the address: ``node_id`` and ``name`` are empty."""
 
     address: str
     node_id: str = ""
@@ -49,8 +49,7 @@ class DialledPeer(PeerConnection):
     """The dialling end: makes calls, and serves none.
 
     :param on_gone: called once when the transport is gone, whatever stage the connection had
-        reached.
-    """
+        reached."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class DialledPeer(PeerConnection):
         self.cluster = ""
         """Id of the peer's cluster; set, and proven, by ``shake_hands``."""
         self.is_newborn = False
-        """The peer says that it is founding its cluster and not ready yet, so a joiner waits. Not proven."""
+        """The peer says that it founds its cluster and is not ready, so joiners wait. Unproven."""
         # For whoever owns the connection once it is open: it is over; there is room again after
         # something was refused.
         self.on_lost: Callable[[DialledPeer], None] | None = None
@@ -95,9 +94,9 @@ class DialledPeer(PeerConnection):
         """Authenticate both ends. Called once, before any other call; it does not close the
         connection.
 
-        :raises HandshakeRefused: by either side. :raises MalformedBox: :raises OutcomeUnknown: the
-            connection is over.
-        """
+        :raises HandshakeRefused: by either side.
+        :raises MalformedBox: the peer's box can't be read.
+        :raises OutcomeUnknown: the connection is over."""
         local, target = self.local, self.target
         welcome = await self._say(
             Greet, cluster=local.cluster or "", name=target.name, address=target.address, dialler=local.name
@@ -152,7 +151,7 @@ class DialledPeer(PeerConnection):
         handshake.check_proof(key, handshake.LISTENER, mine, answered, given)
 
     def _check_refusal(self, why: HandshakeRefused, key: bytes, mine: bytes, answered: bytes) -> None:
-        """Check a final refusal. :raises Unproven: the listener did not prove it."""
+        """Check a final refusal; raises ``Unproven`` if the listener did not prove it."""
         try:
             handshake.check_proof(key, handshake.refusing(why.code), mine, answered, why.proof)
         except WrongSecret:
@@ -182,7 +181,7 @@ class DialledPeer(PeerConnection):
         return self._calls.begun > self._calls_begun and self.heard_at_s > lately_s
 
     async def ping(self) -> bool:
-        """Exchange session numbers. True: answered. Never fails: a connection that does not answer is closed instead."""
+        """Exchange session numbers. Never fails. False: no answer; the connection is closed."""
         try:
             answer = await self.call(Ping, self._ping_answer_s, 0.0, session=self.local.session)
             if self.peer is not None and answer["session"] > self.peer.session:
@@ -201,8 +200,7 @@ class DialledPeer(PeerConnection):
 class Connector:
     """Dials peers, and keeps track of all connections it has opened.
 
-    :param endpoint_of: plain endpoints; TLS goes on top of them.
-    """
+    :param endpoint_of: plain endpoints; TLS goes on top of them."""
 
     def __init__(self, reactor: IReactorTime, authentication: Authentication, endpoint_of: EndpointOf) -> None:
         self.reactor = reactor
@@ -220,10 +218,9 @@ class Connector:
         """Dial and shake hands. May be cancelled; whatever happens, no connection is left behind
         but the one returned.
 
-        :raises ConnectError: Twisted's, ``ConnectionRefusedError`` among them. :raises WireRefusal:
-            of either side.
-        :raises ValueError: the address can't be parsed.
-        """
+        :raises ConnectError: Twisted's, ``ConnectionRefusedError`` among them.
+        :raises WireRefusal: of either side.
+        :raises ValueError: the address can't be parsed."""
         endpoint = self._endpoint_of(target.address, bounds.CONNECT_S_MAX)
         if self._authentication.tls is not None:
             endpoint = self._authentication.tls.client_endpoint(endpoint)
@@ -240,7 +237,7 @@ class Connector:
         return connection
 
     async def refused_at(self, address: str) -> tuple[int, ...]:
-        """When the port refused two dials, ``bounds.PROBE_APART_S`` apart, in monotonic ms; empty if it did not (R5a)."""
+        """Monotonic ms of two refused dials, ``bounds.PROBE_APART_S`` apart; else empty (R5a)."""
         refused: list[int] = []
         for _ in range(2):
             if refused:

@@ -16,8 +16,7 @@ def client_endpoint(reactor: Any, address: str, timeout_s: float) -> IStreamClie
     An IP address is dialled as it is: name lookups take turns in a small pool of threads, where one
     hanging server holds up all.
 
-    :raises ValueError: it is none of these.
-    """
+    :raises ValueError: it is none of these."""
     if address.startswith("unix:"):
         endpoint: IStreamClientEndpoint = clientFromString(reactor, f"{address}:timeout={timeout_s:g}")
         return endpoint

@@ -1,8 +1,7 @@
-"""Errors of the wire, and the encoding of every error that crosses it: a stable code, a sentence, a few fields.
+"""Errors of the wire, and how every error crosses it: a stable code, a sentence, a few fields.
 
-A refusal is definite: not done. Other outcomes are unknown (``definite`` False), also those of a bug
-of the peer, which may have struck after the effect.
-"""
+A refusal is definite: not done. Other outcomes are unknown (``definite`` False), also that of a bug
+of the peer, which may have struck after the effect."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ class HandshakeRefused(WireRefusal):
     is_final: ClassVar[bool] = False
     """The refused node stops for good; so it accepts the refusal only with a ``proof``."""
     proof = b""
-    """The listener's, over the code and both introductions; empty unless the dialler has proven itself before."""
+    """The listener's, over code and introductions; empty until the dialler has proven itself."""
 
 
 class WrongCluster(HandshakeRefused):
@@ -84,7 +83,7 @@ class WrongCertificate(HandshakeRefused):
 
 
 class StaleSession(HandshakeRefused):
-    """A newer run or registration of this node is known: a late connection, or a copied data directory (F14, F42)."""
+    """A newer run or registration is known: a late connection, or a copied directory (F14, F42)."""
 
     code, title, is_final = "stale_session", "A newer session of this node is known", True
 
@@ -106,7 +105,7 @@ class Starting(HandshakeRefused):
 
 
 class EarlierRun(HandshakeRefused):
-    """An earlier run of this node is still connected; if that turns out to live, ``StaleSession`` follows (F14)."""
+    """An earlier run is still connected; if that turns out to live, ``StaleSession`` (F14)."""
 
     code, title, retryable, is_ordinary = "earlier_run", "An earlier run of this node is still connected", True, True
 
@@ -187,13 +186,13 @@ class ErrorBody(msgspec.Struct, frozen=True, array_like=True):
 
 
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
-"""What msgspec raises for bytes that are no value of the type; ``ValueError`` for some text that is not UTF-8."""
+"""What msgspec raises for bytes that are no value; ``ValueError`` for some that are not UTF-8."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ErrorBody).decode
 
 
 def declared_code(error: BaseException) -> str | None:
-    """The code under which an error is sent, of its class or the nearest declared base; None: a bug."""
+    """The code that an error is sent under, its class's or nearest declared base's; None: a bug."""
     return next((CODE_OF[kind] for kind in type(error).__mro__ if kind in CODE_OF), None)
 
 
@@ -212,8 +211,8 @@ def encode_error(error: TaskQueueError) -> bytes:
 
 
 def decode_error(code: str, body: bytes) -> TaskQueueError:
-    """Rebuild the error that the peer raised. :raises MalformedBox: the body can't be read. An
-    unknown code becomes ``WireRefusal`` if the peer says that it is definite, else ``Internal``."""
+    """Rebuild the error that the peer raised; raises ``MalformedBox`` if it can't be read.
+    An unknown code becomes ``WireRefusal`` if the peer says definite, else ``Internal``."""
     try:
         said = _decode(body)
     except UNREADABLE as why:

@@ -1,8 +1,7 @@
 """AMP boxes: bytes in, boxes out, with every bound held while the bytes arrive (F33). No IO.
 
 A box is a run of (2-byte length, key, 2-byte length, value), ended by a zero length where a key
-would begin.
-"""
+would begin."""
 
 from __future__ import annotations
 
@@ -25,7 +24,8 @@ class BoxParser:
         self.caps = caps
         self._rest = bytearray()
         self._wanted = 2
-        """Length of ``_rest`` below which no box can be complete; a value that comes byte by byte is not copied each time."""
+        """Length of ``_rest`` below which no box can be complete; a value that comes byte by byte
+        is not copied each time."""
         self._box: Box = {}
         self._box_bytes = 0
         self._key: bytes | None = None
@@ -36,8 +36,7 @@ class BoxParser:
         connection is given up.
 
         :raises BoxTooLarge: a bound is passed; for a value, before its bytes have come.
-        :raises MalformedBox: not AMP.
-        """
+        :raises MalformedBox: not AMP."""
         caps = self.caps
         if caps.stream_bytes_max is not None:
             self._stream_bytes += len(data)
@@ -90,7 +89,7 @@ class BoxParser:
 
 
 def serialize(box: Mapping[bytes, bytes]) -> bytes:
-    """The bytes of a box, its keys in the given order, not sorted as AMP's. :raises BoxTooLarge: the peer refuses it."""
+    """The bytes of a box, keys in the given order (AMP sorts); raises ``BoxTooLarge``."""
     parts: list[bytes] = []
     for key, value in box.items():
         if len(value) > 0xFFFF or not 0 < len(key) <= bounds.KEY_BYTES_MAX:
@@ -104,7 +103,7 @@ def serialize(box: Mapping[bytes, bytes]) -> bytes:
 
 
 def cut(box: Mapping[bytes, bytes], head: Mapping[bytes, bytes], more: bytes) -> list[bytes]:
-    """A long answer as boxes with ``head``, all but the last with ``more``. :raises BoxTooLarge: too long in all."""
+    """A long answer in boxes: ``head`` in all, ``more`` not in the last; raises ``BoxTooLarge``."""
     size = sum(map(len, box.values()))
     if size > bounds.ANSWER_BYTES_MAX:
         raise BoxTooLarge(f"an answer of {size} bytes")

@@ -1,4 +1,4 @@
-"""What the wire calls in the rest of the node: ``PeerHandler`` for calls of peers, ``LaneWatcher`` for events of lanes."""
+"""What the wire calls in the node: ``PeerHandler`` for peers' calls, ``LaneWatcher`` for lanes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Answer: TypeAlias = "T | Deferred[T] | Coroutine[Deferred[Any], Any, T]"
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """The node that an unauthenticated dialler is looking for. ``cluster``, ``name``: empty if it does not know."""
+    """The node that an unproven dialler looks for. ``cluster``, ``name``: empty if unknown."""
 
     cluster: str
     name: str
@@ -33,11 +33,11 @@ class Greeting(msgspec.Struct, frozen=True):
     is_certified: bool = False
     """It has shown a certificate of the cluster's authority for that name."""
     is_own_users: Callable[[], bool | None] = lambda: None
-    """Whether this node's user, or root, owns the dialler's end; None where the kernel does not say."""
+    """Whether this node's user, or root, owns the dialler's end; None: the kernel does not say."""
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """``cluster`` None: this node has not joined. ``newborn``: it founded its cluster and is not ready yet."""
+    """``cluster`` None: not joined. ``newborn``: this node founded its cluster and isn't ready."""
 
     cluster: str | None
     name: str
@@ -51,25 +51,25 @@ class PeerHandler(Protocol):
     anything else as ``Internal``."""
 
     def greeted(self, greeting: Greeting) -> Welcome:
-        """An unauthenticated dialler is looking for a node here (bootstrap guard). Must be cheap."""
+        """An unauthenticated dialler looks for a node here (birth guard). Must be cheap."""
 
     def admit(self, peer: PeerIdentity) -> None:
-        """The peer knows the secret. :raises Removed: or another refusal; the connection closes with it."""
+        """The peer knows the secret; raises ``Removed`` or another refusal, which ends it."""
 
     def let_in(self, peer: PeerIdentity) -> None:
         """The peer was admitted, and its calls follow from the next turn on. Must be cheap."""
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
-        """Messages of Raft, in the order sent. Their sender and receiver are checked: ``peer`` and this node."""
+        """Messages of Raft, in the order sent, checked to be from ``peer`` and to this node."""
 
     def data(self, peer: PeerIdentity, body: bytes) -> None:
-        """A batch of partition streams, in the order sent. There is no answer; the sender bounds what is in flight."""
+        """A batch of partition streams, in order, not answered; the sender bounds the flights."""
 
     def confirm(self, peer: PeerIdentity, body: bytes) -> None:
         """A lease ping of the partitions' layer, or its answer, in the order sent."""
 
     def forward(self, peer: PeerIdentity, calls: list[ForwardedCall], within_ms: int) -> Answer[list[ForwardedResult]]:
-        """Return one result for each call, in order. After ``within_ms`` the caller gets ``OutcomeUnknown``, whatever comes."""
+        """A result for each call, in order. After ``within_ms`` callers get ``OutcomeUnknown``."""
 
     def register(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]: ...
 
@@ -80,7 +80,7 @@ class PeerHandler(Protocol):
     def propose(self, peer: PeerIdentity, body: bytes) -> Answer[bytes]: ...
 
     def broken(self, what: str, failure: Failure) -> None:
-        """One of the methods above raised an undeclared exception. It is logged; the composition applies R20."""
+        """A method above raised an undeclared exception, logged; the composition applies R20."""
 
 
 def then(answer: Answer[T], convert: Callable[[T], Any]) -> Any:
@@ -96,7 +96,7 @@ class LaneWatcher(Protocol):
         """The lane is authenticated and open for calls."""
 
     def lane_lost(self, peer: PeerIdentity, at_ms: int, broke: bool, why: str) -> None:
-        """The lane was lost. ``broke``: by the peer or the network; otherwise by this side, which is no evidence (R5a)."""
+        """The lane was lost; ``broke``: by peer or network; else by us, no evidence (R5a)."""
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
         """No connection, or a handshake that was refused. It is dialled again within

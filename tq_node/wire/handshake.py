@@ -8,8 +8,7 @@ unauthenticated connection. A listener that refuses a proven dialler proves its 
 that ends a node for good is not believed of whoever happens to listen at a member's address.
 
 The handshake authenticates the beginning of a connection; later bytes are protected by TLS, or by
-nothing.
-"""
+nothing."""
 
 from __future__ import annotations
 
@@ -121,7 +120,7 @@ class LocalIdentity(msgspec.Struct, kw_only=True):
 
 
 def identity(theirs: Introduction, address: str) -> PeerIdentity:
-    """The peer that an introduction describes. :raises NoCommonProtocol: there is no version that both speak."""
+    """The peer that an introduction describes; raises ``NoCommonProtocol`` if versions differ."""
     protocol = min(theirs.protocol_max, bounds.PROTOCOL_MAX)
     if protocol < max(theirs.protocol_min, bounds.PROTOCOL_MIN):
         raise NoCommonProtocol(
@@ -142,13 +141,13 @@ def identity(theirs: Introduction, address: str) -> PeerIdentity:
 
 
 def check_cluster(mine: str, theirs: str) -> None:
-    """Check the peer's cluster. :raises WrongCluster: the two ids differ."""
+    """Check the peer's cluster; raises ``WrongCluster`` if the two ids differ."""
     if mine != theirs:
         raise WrongCluster(f"this node belongs to cluster {mine}, the other to {theirs}")
 
 
 def proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes) -> bytes:
-    """The proof of one side. :param dialler, listener: both introductions, byte for byte as they were sent."""
+    """The proof of one side, over both introductions, byte for byte as they were sent."""
     parts = (_CONTEXT, role, dialler, listener)
     text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return hmac.digest(secret, text, "sha256")
@@ -160,7 +159,7 @@ def refusing(code: str) -> bytes:
 
 
 def check_proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes, given: bytes) -> None:
-    """Compare in constant time. :raises WrongSecret: ``given`` was made with another secret, connection or role."""
+    """Compare in constant time; raises ``WrongSecret`` for another secret, connection or role."""
     if not hmac.compare_digest(proof(secret, role, dialler, listener), given):
         raise WrongSecret("the cluster secret of the two nodes differs")
 

@@ -3,8 +3,7 @@
 Twisted's ``ClientService`` is not used: it has no transition for a connection that is lost while it
 is being prepared (``NoTransition``, tried with 26.10), which is what a refused handshake is; it
 can't end a connection that the peer does not read; and it logs a line at each attempt, of which
-there are two a second here.
-"""
+there are two a second here."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from tq_node.wire.handler import LaneWatcher
 
 
 class PeerLane:
-    """A lane; it waits (``_timer``), dials (``_attempt``), is connected (``connection``) or stopped (none of these)."""
+    """A lane waits (``_timer``), dials (``_attempt``), is connected (``connection``) or stopped."""
 
     def __init__(
         self, connector: Connector, watcher: LaneWatcher, target: Target, lane: Lane, rng: random.Random
@@ -111,7 +110,7 @@ class PeerLane:
             self._watcher.lane_writable(self._node_id, self.lane)
 
     def _redial_later(self) -> None:
-        """Dial after a delay that doubles with each failure, up to ``REDIAL_S_MAX``, with jitter."""
+        """Dial after a delay, doubled at each failure up to ``REDIAL_S_MAX``, with jitter."""
         most_s = min(bounds.REDIAL_S_MAX, bounds.REDIAL_FIRST_S * 2 ** min(self._failures, 10))
         self._timer = self._connector.reactor.callLater(most_s * self._rng.uniform(0.5, 1.0), self._dial)
 

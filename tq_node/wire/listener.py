@@ -1,4 +1,4 @@
-"""The listening side of a node: accepts connections of peers and passes their calls to the ``PeerHandler``."""
+"""The listening side: accepts connections of peers and passes their calls to ``PeerHandler``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AcceptingFactory(Factory):
 
 
 class PeerListener:
-    """Listens at ``endpoint``, without TLS, from ``listen`` to ``stop``; shares ``authentication`` with the ``Connector``."""
+    """Listens at ``endpoint``, without TLS; shares ``authentication`` with the ``Connector``."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class PeerListener:
         self._emptied: Deferred[None] | None = None
 
     def listen(self) -> Deferred[IListeningPort]:
-        """The port; for TCP and Unix sockets it is there at once. Fails with ``CannotListenError``."""
+        """The port, for TCP and Unix sockets at once. Fails with ``CannotListenError``."""
 
         def listening(port: IListeningPort) -> IListeningPort:
             self._port = port
@@ -76,7 +76,7 @@ class PeerListener:
         return self._endpoint.listen(self._outer).addCallback(listening)
 
     async def stop(self) -> None:
-        """Stop listening, close all connections once what was written to them is sent, and wait for their end."""
+        """Stop listening; close all connections once what they wrote is sent; await the end."""
         port, self._port = self._port, None
         if port is not None:
             stopped: Any = port.stopListening()

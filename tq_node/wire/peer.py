@@ -2,8 +2,7 @@
 dialling one).
 
 Responders pass calls to the ``PeerHandler`` and send back what it returns; all that is decided here
-is who may call.
-"""
+is who may call."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ from tq_node.wire.handshake import INTRODUCTIONS, Introduction, PeerIdentity
 
 
 class PeerConnection(BoundedAMP):
-    """What both ends of a connection share. ``peer`` is None until the other end is authenticated."""
+    """What both ends of a connection share. ``peer`` None: the other end is not authenticated."""
 
     def __init__(
         self, reactor: IReactorTime, send_bytes_max: int, is_dialler: bool, authentication: Authentication
@@ -90,7 +89,7 @@ class PeerConnection(BoundedAMP):
         self._timer = None
 
     def _check_name(self, name: str) -> None:
-        """:raises WrongCertificate: TLS is on, and the node is not who its certificate says it is."""
+        """:raises WrongCertificate: TLS is on, and the certificate names somebody else."""
         if self._names is not None and name not in (names := self._names(self.transport)):
             raise WrongCertificate(f"the certificate is for {', '.join(sorted(names)) or 'nobody'}, not for {name}")
 
@@ -103,8 +102,7 @@ class AcceptedPeer(PeerConnection):
     """The listener's end. Serves one command after the other until the dialler is authenticated,
     then those of its lane.
 
-    :param on_gone: called once when the transport is gone.
-    """
+    :param on_gone: called once when the transport is gone."""
 
     def __init__(
         self,

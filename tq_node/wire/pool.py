@@ -37,8 +37,7 @@ class PeerPool(Service):
 
     Nothing is queued: what can't be sent now is refused or dropped, and the caller is told.
 
-    :param rng: jitter of the back-off.
-    """
+    :param rng: jitter of the back-off."""
 
     def __init__(self, connector: Connector, watcher: LaneWatcher, rng: random.Random) -> None:
         self._connector = connector
@@ -66,7 +65,7 @@ class PeerPool(Service):
         return Deferred.fromCoroutine(self._connector.close_all())
 
     def set_members(self, members: Iterable[Member]) -> None:
-        """Set the members to keep lanes to, this node left out. Lanes to nodes not named, or moved, are closed."""
+        """Keep lanes to these members but this node; close those to others and to moved ones."""
         wanted = {member.node_id: member for member in members if member.node_id != self._connector.local.node_id}
         for node_id, known in list(self._members.items()):
             if wanted.get(node_id) != known:
@@ -89,7 +88,7 @@ class PeerPool(Service):
             opened.start()
 
     def _newer_run(self, peer: PeerIdentity) -> None:
-        """Close connections with an earlier run of the node: its answers no longer count (F23, F42)."""
+        """Close connections with the node's earlier run: its answers count no more (F23, F42)."""
         for lane in Lane:
             connection = self.connection(peer.node_id, lane)
             if (
@@ -100,7 +99,7 @@ class PeerPool(Service):
                 connection.give_up(Superseded(f"node {peer.name} runs anew"))
 
     def hang_up(self, node_id: NodeId, why: str) -> None:
-        """Close the connections to a node: calls that wait fail with ``OutcomeUnknown``. It is dialled again as usual."""
+        """Close a node's connections: calls fail with ``OutcomeUnknown``; it is redialled."""
         for connection in self._connections(node_id):
             connection.give_up(Stopped(why))
 
@@ -118,7 +117,7 @@ class PeerPool(Service):
 
     # --- saying ---
     def send(self, node_id: NodeId, messages: Sequence[Message]) -> bool:
-        """Send consensus messages, in order. False: some were dropped for want of a connection or room; Raft sends again."""
+        """Send consensus messages, in order. False: some were dropped; Raft sends them again."""
         connection = self.connection(node_id, Lane.CONSENSUS)
         whole = True
         for batch, count in encode_messages(messages):
@@ -131,8 +130,7 @@ class PeerPool(Service):
         """Send one batch of partition streams. False: dropped; ``LaneWatcher.lane_writable`` or
         ``lane_up`` says when to retry.
 
-        :raises BoxTooLarge: longer than ``bounds.BLOB_BYTES_MAX``.
-        """
+        :raises BoxTooLarge: longer than ``bounds.BLOB_BYTES_MAX``."""
         connection = self.connection(node_id, Lane.BULK)
         if connection is not None and connection.tell(Data, body=body):
             return True
@@ -140,7 +138,7 @@ class PeerPool(Service):
         return False
 
     def send_confirm(self, node_id: NodeId, body: bytes) -> bool:
-        """Send a lease ping of the partitions' layer, or its answer. False: dropped; the sender repeats it."""
+        """Send a ping of the ping round, or its answer. False: dropped; the sender repeats it."""
         connection = self.connection(node_id, Lane.CONSENSUS)
         if connection is not None and connection.tell(Confirm, body=body):
             return True
@@ -196,10 +194,10 @@ class PeerPool(Service):
 
     # --- others ---
     async def probe_refused(self, node_id: NodeId) -> tuple[int, ...]:
-        """When the member's port refused twice, in monotonic ms, 50 ms apart or more (R5a); empty, so false, if it did not."""
+        """Monotonic ms of two refusals by the member's port, 50 ms apart; empty: none (R5a)."""
         member = self._members.get(node_id)
         return () if member is None else await self._connector.refused_at(member.address)
 
     async def dial(self, address: str, lane: Lane = Lane.CONSENSUS) -> DialledPeer:
-        """A connection to whoever listens there, for a joiner, which closes it. :raises Exception: as ``Connector.open``."""
+        """Connect to whoever listens there; the joiner closes it. Raises as ``Connector.open``."""
         return await self._connector.open(Target(address), lane)

@@ -1,4 +1,4 @@
-"""Bytes written to one connection and not yet sent, counted and bounded (F35): Twisted's transports buffer without end."""
+"""Bytes written to a connection and not sent, counted and bounded (F35), as Twisted bounds none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ class SendBuffer:
     """Counts ``unsent_bytes``: all that was written since the transport was last seen empty, an
     upper bound.
 
-    :param drained: called when a blocked transport has sent all it had.
-    """
+    :param drained: called when a blocked transport has sent all it had."""
 
     def __init__(self, reactor: IReactorTime, bytes_max: int, drained: Callable[[], None]) -> None:
         self._reactor = reactor
@@ -49,7 +48,7 @@ class SendBuffer:
         self._transport.write(data)
         self.unsent_bytes += len(data)
         if self.unsent_bytes > bounds.TURN_BYTES and not self.is_blocked and self._reset_call is None:
-            # Over TLS what is written in one turn is collected, and the transport blocks only afterwards.
+            # TLS collects what is written in one turn; the transport blocks only after it.
             self._reset_call = self._reactor.callLater(0, self._reset_unless_blocked)
 
     def _reset_unless_blocked(self) -> None:

@@ -2,8 +2,7 @@
 node's name in subjectAltName.
 
 Needs ``pyOpenSSL`` and ``cryptography`` (``pip install 'twisted[tls]'``); imported only where
-certificates are given.
-"""
+certificates are given."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class _Dialling:
 
 
 class PeerTLS:
-    """What this node shows, and whom it believes. :raises ValueError: a file can't be read, or has not what it should."""
+    """What this node shows, and whom it believes; raises ``ValueError`` for an unfit file."""
 
     def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
         chain, authorities = _certificates(certificate), _certificates(authority)
@@ -69,7 +68,7 @@ class PeerTLS:
 
     @staticmethod
     def names_of(transport: Any) -> frozenset[str]:
-        """The DNS names in the certificate that the other end of an established connection has shown."""
+        """DNS names in the certificate that the other end of a connection has shown."""
         shown = transport.getPeerCertificate()
         if shown is None:
             return frozenset()
@@ -89,7 +88,7 @@ def _certificates(path: Path) -> list[x509.Certificate]:
 
 
 def _private_key(path: Path) -> Any:
-    """:raises ValueError: the file can't be read, or it is not a key, or one with a passphrase, which nobody could enter."""
+    """:raises ValueError: can't be read, is no key, or has a passphrase: nobody could enter it."""
     try:
         return load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as why:

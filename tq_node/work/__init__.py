@@ -12,5 +12,4 @@ process is killed by a timer of its own, whatever the node does.
 
 What it never does: it decides nothing about tasks (retries, states): that is the queue's. This file
 imports nothing, since worker processes import single modules of the package and must not pull in
-Twisted by it.
-"""
+Twisted by it."""

@@ -2,8 +2,7 @@
 
 A handler that never waits ends within ``start``, without a Deferred. One that waits goes on when
 its Deferred fires, always in the same context (``contextvars``). Nothing here can stop a handler
-that blocks; ``def`` handlers can be killed.
-"""
+that blocks; ``def`` handlers can be killed."""
 
 from __future__ import annotations
 
@@ -102,7 +101,7 @@ class AsyncAttempt(Attempt):
         super()._end(outcome)
 
     def _drive(self, value: Any) -> None:
-        """Resume the handler with ``value`` (a Failure is raised in it) until it awaits something or ends."""
+        """Resume the handler with ``value`` (a Failure: raised in it) until it awaits or ends."""
         while (coroutine := self._coroutine) is not None:
             try:
                 if isinstance(value, Failure):

@@ -34,14 +34,14 @@ class Host(Protocol):
     def clock(self) -> IReactorTime: ...
 
     def note(self, attempt: Attempt, notes: Notes) -> None:
-        """Send the notes to the queue. The host sets the attempt's ``note_in_flight`` to False when they have arrived."""
+        """Send the notes to the queue; the host clears ``note_in_flight`` once they arrived."""
 
     def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
         """The handler has stopped running. Called exactly once for each attempt."""
 
 
 class Attempt(ABC):
-    """Runs one claim; ends exactly once, by ``_end``. ``_forced`` is an outcome that was decided against the handler."""
+    """Runs one claim; ends once, by ``_end``. ``_forced``: outcome decided against the handler."""
 
     __slots__ = (
         "_forced",
@@ -85,7 +85,7 @@ class Attempt(ABC):
         """Kill the handler now; ``outcome`` counts, whatever it still reports."""
 
     def release(self) -> None:
-        """Give the task back without a failed attempt: the node stops, or another node may run it."""
+        """Give the task back without a failed attempt: the node stops, or others may run it."""
         self.abort(Released())
 
     def renew(self, lease_until: float) -> None:
@@ -97,7 +97,7 @@ class Attempt(ABC):
         self._expire(LEASE_EXPIRED)
 
     def _begin_timeout(self) -> float | None:
-        """Start the timeout. Returns the handler's deadline in POSIX time, None if it has no timeout."""
+        """Start the timeout. Returns the handler's deadline in POSIX time, None without one."""
         timeout_ms = self.claim.timeout_ms
         if timeout_ms is None:
             return None
@@ -119,7 +119,7 @@ class Attempt(ABC):
         self._timer = timer
 
     def _noted(self) -> None:
-        # The first note waits for an interval too: a task that ends within it costs no extra commit.
+        # The first note waits too: a task that ends within the interval costs no extra commit.
         if self._note_timer is None and not self.ended:
             self._note_timer = self._host.clock.callLater(NOTE_INTERVAL_S, self._flush)
 

@@ -4,8 +4,7 @@ time, until told to end.
 The main thread takes one task after the other and runs it; a control thread reads renewals and
 cancels from a pipe, so that both work while a handler runs. A lease is the process's interval timer
 with SIGALRM at its default action: when nobody renews it, the kernel kills the process, also in C
-code and also when it wakes up late from a SIGSTOP.
-"""
+code and also when it wakes up late from a SIGSTOP."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ _READ_BYTES = 65_536
 _NO_BYTES = bytes(4)
 NOT_ASYNC = "is no `async def`, and returned what must be awaited: what a decorator makes must be an `async def` too"
 _FLUSH_INTERVAL_S = 0.05
-"""Least time between two notes to the node: keeps a chatty handler from filling the pipe. (The node has a bound of its own.)"""
+"""Least time between two notes to the node, also bounded there: chatty handlers fill the pipe."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -56,7 +55,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def set_up_process() -> None:
-    """Own session, so that a kill reaches what the handler started; none of our descriptors for those, or for others."""
+    """Own session, so that a kill reaches what a handler starts; our descriptors stay ours."""
     os.setsid()
     for fd in _open_fds():
         if fd > max(_OWN_FDS):
@@ -90,7 +89,7 @@ def _open_fds() -> Iterable[int]:
 
 
 def _forget_node() -> None:
-    """In a process forked by a handler: close the node's descriptors, so that it neither reports nor holds its lock."""
+    """In a handler's fork: close the node's descriptors, so that it neither reports nor locks."""
     for fd in _OWN_FDS:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -101,7 +100,7 @@ def _forget_node() -> None:
 
 
 class Child:
-    """A worker process: the task loop (main thread) and the control loop, and their shared state, guarded by ``_lock``."""
+    """A worker process: task loop (main thread), control loop; ``_lock`` guards what they share."""
 
     def __init__(self) -> None:
         self._long: protocol.FrameReader[protocol.ToWorker] = protocol.FrameReader(
@@ -122,13 +121,13 @@ class Child:
         self._handlers: dict[str, Handler] = {}
         self._memory_bytes: int | None = None
         self._spare: set[int] = set()
-        """Child processes that the handler modules started: they serve all tasks and are not killed after one."""
+        """Child processes started by handler modules: they serve all tasks and outlive each."""
         self._surroundings = Surroundings()
         self._variables = copy_context()
         self._pid = os.getpid()
 
     def main(self) -> int:
-        """Load the handlers, report ``Hello``, run tasks until told to end. Returns the exit code."""
+        """Load the handlers, report ``Hello``, run tasks until told to end; the exit code."""
         start = self._read_long()
         if not isinstance(start, protocol.Start):
             return 1
@@ -180,7 +179,7 @@ class Child:
         return None
 
     def _run(self, run: protocol.Run) -> bool:
-        """Run one task and report it. False: the process must exit, since the handler left what can't be restored."""
+        """Run one task, report it. False: the process must exit, for what can't be restored."""
         progress_buffer = ProgressBuffer(self._notes_changed)
         deadline = None if run.timeout_s is None else time.time() + run.timeout_s
         context = context_of(run, run.task_type, Token(run.epoch, run.sequence), deadline, progress_buffer)
@@ -230,7 +229,7 @@ class Child:
         return go_on
 
     def _clean_up(self) -> bool:
-        """Restore the process after a task. False: something remains, and the process must be replaced."""
+        """Restore the process after a task. False: something remains, it must be replaced."""
         is_clean = self._surroundings.restore()
         if has_children():
             is_clean = kill_below(self._spare | _helpers(), within_s=limits.CHILD_LEFTOVERS_S) and is_clean
@@ -261,7 +260,7 @@ class Child:
             data = data[os.write(REPORT_FD, data) :]
 
     def _notes_changed(self) -> None:
-        """Called in the handler's thread. The first note is sent at once, since the handler may crash; further ones wait."""
+        """In the handler's thread: sends the first note at once, as it may crash; others wait."""
         if self._flush_at is not None:
             return
         now = time.monotonic()
@@ -362,7 +361,7 @@ def _arm(until: float) -> float:
 
 
 def _has_unread_output() -> bool:
-    """Whether unread output lies in the pipe of stdout. (A handler may have replaced the descriptor.)"""
+    """Whether unread output lies in the pipe of stdout, maybe a descriptor of the handler's."""
     try:
         return any(fcntl.ioctl(1, termios.FIONREAD, _NO_BYTES))
     except OSError:
@@ -376,7 +375,7 @@ def main() -> NoReturn:
     # What the module has started goes with its process.
     if has_children():
         kill_below(within_s=limits.CHILD_LEFTOVERS_S)
-    # The exit of the interpreter waits for threads that a handler left behind; nobody waits for those here.
+    # The interpreter's exit waits for threads that handlers left; nobody waits for them here.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

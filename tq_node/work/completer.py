@@ -1,4 +1,4 @@
-"""Passes the ends of attempts to the queue, and repeats each until the queue has kept it or says that it no longer counts."""
+"""Passes ends of attempts to the queue; repeats each until kept, or until it no longer counts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Completer:
     """Finishes attempts in flight.
 
     :param in_flight_max: at so many in flight ``is_full`` becomes True: nothing should be claimed.
-    :param on_finished: called as each is through.
-    """
+    :param on_finished: called as each is through."""
 
     def __init__(
         self, queue: TaskQueue, clock: IReactorTime, *, in_flight_max: int, on_finished: Callable[[], None]
@@ -65,7 +64,7 @@ class Completer:
     def _failed(self, why: Failure, claim: Claim, outcome: Outcome, notes: Notes | None, retry_s: float) -> None:
         error = why.value
         if isinstance(error, TaskQueueError) and (error.retryable or not error.definite):
-            # The queue answers a repeated end with ok, so it may be sent until the outcome is known.
+            # The queue answers a repeated end with ok: it is sent until the outcome is known.
             next_s = min(retry_s * 2, _RETRY_S_MAX)
             call = self._clock.callLater(retry_s, self._retry, claim, outcome, notes, next_s)
             self._retries[claim.task_id, claim.token] = call

@@ -3,8 +3,7 @@ parent has ended.
 
 A worker process is the subreaper of all that comes from it: whatever loses its parent becomes its
 child, so the tree below it is whole for as long as it lives. Where it died by itself, what it left
-is known by a variable in its environment.
-"""
+is known by a variable in its environment."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 MARK = "TASKQUEUE_WORKER"
-"""Environment variable of a worker process and all it starts: names the worker process and its node."""
+"""Environment variable of a worker process and all it starts: names the process and its node."""
 _PR_SET_CHILD_SUBREAPER = 36
 _PASSES_MAX = 20
 """Most passes over the process table: what forks during one is found by the next."""
@@ -54,8 +53,7 @@ def kill_below(spare: Collection[int] = (), *, within_s: float) -> bool:
     """Kill and reap all descendants of this process, except the children ``spare`` and their
     descendants.
 
-    :param within_s: how long to wait for their end. Returns whether all have ended.
-    """
+    :param within_s: how long to wait for their end. Returns whether all have ended."""
     me = os.getpid()
     end_s = time.monotonic() + within_s
     while True:
@@ -76,7 +74,7 @@ def kill_below(spare: Collection[int] = (), *, within_s: float) -> bool:
 
 
 class TreeKiller:
-    """Kills worker processes with all that came from them. The looking is done in a thread: a machine may run thousands."""
+    """Kills worker processes and all they started; looks in a thread: there may be thousands."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -86,12 +84,12 @@ class TreeKiller:
         self._is_at_work = False
 
     def kill(self, pid: int) -> None:
-        """Stop the process now, so that it starts nothing more; then kill all below it, then itself and its group."""
+        """Stop it now, so that it starts nothing more; then kill all below it, it and its group."""
         try:
             handle = os.pidfd_open(pid)
             signal.pidfd_send_signal(handle, signal.SIGSTOP)
         except OSError:
-            # Without a handle (too many descriptors) its number has to do: nobody has waited for it yet.
+            # No handle (too many descriptors): its number has to do; nobody has waited for it.
             _kill_group(pid)
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Logs a line for each failed attempt, as many as can be read; no warnings: a failed handler is no trouble of the node."""
+"""Logs failed attempts, as many as one can read; not as warnings: the node is well."""
 
 from __future__ import annotations
 

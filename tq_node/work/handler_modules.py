@@ -1,8 +1,7 @@
 """Imports handler modules and finds the handlers that they declare, in the node and in every worker
 process.
 
-Not part of ``registry``, whose imports would bring Twisted into each worker process.
-"""
+Not part of ``registry``, whose imports would bring Twisted into each worker process."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ def load_handlers(modules: Sequence[str]) -> dict[str, Handler]:
     elsewhere by name. The working directory is searched last, so that a file there never hides an
     installed module.
 
-    :raises HandlerError: a module can't be imported or has no handler, or a type has two. One line.
-    """
+    :raises HandlerError: a module can't be imported or has no handler; a type has two. One line."""
     found: dict[str, Handler] = {}
     for name in modules:
         _import(name)
@@ -57,7 +55,7 @@ def _import(name: str) -> None:
 
 
 def _handlers_of(name: str) -> list[Handler]:
-    """Handlers whose function lives in the module as imported now, not in a replaced module of that name."""
+    """Handlers whose function lives in the module now imported, not in one that it replaced."""
     namespace = vars(sys.modules[name])
     imported = {id(value) for value in namespace.values() if callable(value)}
     here = []

@@ -3,8 +3,7 @@
 The node's standard streams are wrapped; a context variable, set in each attempt's context, says
 which attempt prints. ``logging`` without a configuration writes to ``sys.stderr`` as it is at that
 time, so it comes along; with one made while handler modules are imported too, for the streams are
-wrapped by then.
-"""
+wrapped by then."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ _current_output: ContextVar[HandlerOutput | None] = ContextVar("taskqueue_speake
 
 
 class HandlerOutput:
-    """Adds printed text to a progress buffer, line by line. Keeps of an unfinished line no more than a log line can show."""
+    """Adds printed text to a progress buffer by lines; bounds an unfinished one as a log line."""
 
     __slots__ = ("_partial_line", "_progress_buffer")
 
@@ -46,7 +45,7 @@ class HandlerOutput:
 
 
 class Wrapped:
-    """A standard stream of the node, which passes what a handler prints to its ``HandlerOutput``."""
+    """A standard stream of the node; passes what a handler prints to its ``HandlerOutput``."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -71,7 +70,7 @@ class Wrapped:
 
 
 def wrap_streams() -> None:
-    """To be called before handler modules are imported, and again when others may have put other streams there."""
+    """Called before handler modules are imported, and after others may have set the streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, Wrapped):

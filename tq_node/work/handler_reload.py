@@ -1,4 +1,4 @@
-"""Reloads a node's handlers while it runs: in a thread, one reload at a time; if it fails the old handlers stay."""
+"""Reloads a node's handlers in a thread, one reload at a time; if it fails the old ones stay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMED_MAX = 20
 
 
 class HandlerReload:
-    """Runs reloads. :param on_taken: called when the registry has new handlers."""
+    """Runs reloads; calls ``on_taken`` when the registry has new handlers."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class HandlerReload:
         """Further callers that wait for the reload under way; None: there is none."""
 
     def reload(self) -> Deferred[HandlersReloaded]:
-        """See ``facade.TaskQueue.reload_handlers``. Importing takes as long as the modules take; the node goes on meanwhile."""
+        """See ``facade.TaskQueue.reload_handlers``. The node goes on while modules are imported."""
         if self._waiting is not None:
             done: Deferred[HandlersReloaded] = Deferred()
             self._waiting.append(done)

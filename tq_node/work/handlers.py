@@ -1,7 +1,6 @@
 """What people write tasks with: the ``@task`` decorator, the Context, ``Retry`` and ``Reject``.
 
-Every worker process imports this module, so it needs nothing but the standard library and msgspec.
-"""
+Every worker process imports this module: it needs only the standard library and msgspec."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ class HandlerError(ValueError):
 class Retry(Exception):
     """Raised by a handler: this attempt failed, try again in ``seconds``. Spends an attempt.
 
-    :raises ValueError: ``seconds`` is negative, not finite or over ``limits.BACKOFF_S_MAX``.
-    """
+    :raises ValueError: ``seconds`` is negative, not finite or over ``limits.BACKOFF_S_MAX``."""
 
     def __init__(self, seconds: float, reason: str = "") -> None:
         if not math.isfinite(seconds) or not 0 <= seconds <= limits.BACKOFF_S_MAX:
@@ -45,7 +43,7 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raised by a handler: this task can never succeed. It fails for good, whatever attempts are left."""
+    """Raised by a handler: this task can never succeed. It fails for good, attempts left or not."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason or "rejected by its handler")
@@ -60,8 +58,7 @@ class Context:
     ``time.time()``) at which the attempt is cut off by its timeout, or None.
 
     A plain ``Context()`` is good for testing a handler by a direct call: each field can be given by
-    name, and what the handler says is in ``lines``, ``fraction`` and ``note``.
-    """
+    name, and what the handler says is in ``lines``, ``fraction`` and ``note``."""
 
     __slots__ = (
         "_cancelled", "_created_at", "_notebook", "attempt", "attempts_left", "deadline", "max_attempts", "queue",
@@ -86,8 +83,7 @@ class Context:
     ) -> None:
         """
         :param created_at: a datetime, or POSIX microseconds; now, where nothing is said.
-        :param attempts_left: what ``max_attempts`` leaves, where nothing is said.
-        """
+        :param attempts_left: what ``max_attempts`` leaves, where nothing is said."""
         self.task_id = task_id
         self.type = type
         self.queue = queue
@@ -112,7 +108,7 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the attempt must end. It has ``limits.CANCEL_GRACE_MS`` to do so, then it is killed."""
+        """True once the attempt must end; ``limits.CANCEL_GRACE_MS`` later it is killed."""
         return self._cancelled
 
     def progress(self, fraction: float, note: str | None = None) -> None:
@@ -120,7 +116,8 @@ class Context:
         self._notebook.set_progress(fraction, note)
 
     def log(self, line: str) -> None:
-        """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept, others are counted."""
+        """Keep a line with the task. Cheap; the newest ``limits.LOG_LINES_MAX`` lines are kept,
+        others are counted."""
         self._notebook.add_line(str(line))
 
     # --- what was said and nobody has passed on: all of it, in a test ---
@@ -174,7 +171,7 @@ def context_of(
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A declared handler. What the decorator did not say is None. ``where`` is ``file:line`` for messages."""
+    """A declared handler. None: the decorator was silent. ``where``: ``file:line`` for messages."""
 
     type: str
     function: Callable[[Any, Context], Any]
@@ -187,7 +184,7 @@ class Handler:
 
 
 declared: list[Handler] = []
-"""Every handler declared in this process so far, in order; ``handler_modules`` picks those of the modules asked for."""
+"""Every handler declared in this process, in order; ``handler_modules`` picks those asked for."""
 
 
 def task(
@@ -208,8 +205,7 @@ def task(
     :param timeout: seconds for one attempt.
     :param backoff: seconds (constant), or ``{"kind": "exponential|linear|constant", "base": 1,
         "cap": 3600, "jitter": True}``.
-    :raises HandlerError: an option or the function does not fit.
-    """
+    :raises HandlerError: an option or the function does not fit."""
 
     def declare(function: Function) -> Function:
         where = _where(function)
@@ -240,7 +236,7 @@ def _where(function: Callable[..., Any]) -> str:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """Whether a handler is ``async def``. :raises TypeError: it only wraps one: nobody would await what it returns."""
+    """Whether it is ``async def``; raises ``TypeError`` if it wraps one, which none awaits."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return True
     if inspect.iscoroutinefunction(inspect.unwrap(function)):

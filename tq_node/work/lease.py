@@ -1,4 +1,4 @@
-"""The lock by which a node proves that no worker process of its last incarnation lives, and the renewal of leases."""
+"""The lock that proves that no worker process of an earlier run lives; the renewal of leases."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ class WorkersLock:
 
     def prove_alone(self) -> bool:
         """Whether no process of another incarnation holds the lock; it is held (shared) from here
-        on either way. May be called again until it is True. :raises OSError: the file system can't
-        lock."""
+        on either way. To be called again until True; raises ``OSError`` if the disk can't lock."""
         alone = self._lock(fcntl.LOCK_EX)
-        # Going down to shared is no proof for a second node: it would ask for the exclusive one, and fail.
+        # Down to shared is no proof for a second node: it asks for the exclusive one, and fails.
         self._lock(fcntl.LOCK_SH)
         return alone
 

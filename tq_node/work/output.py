@@ -8,7 +8,7 @@ _LINE_BYTES_MAX = 4 * limits.LOG_LINE_CHARS_MAX
 
 
 class Output:
-    """Bytes in, lines out. Holds one unfinished line, of which no more is kept than a log line can show."""
+    """Bytes in, lines out. Of an unfinished line only as much is kept as a log line shows."""
 
     __slots__ = ("_partial", "byte_count")
 

@@ -1,4 +1,4 @@
-"""The worker processes of a node: how many there are, which task each gets, and when one is replaced."""
+"""The worker processes of a node: how many there are, who gets which task, when one is replaced."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ class ProcessPool:
     spaced out; after ``limits.CHILD_START_FAILURES_MAX`` in a row the attempts that wait are given
     back, and ``slots`` is what is there. While tasks are very short (``Prefetch.depth``), a process
     that runs one has some more lying ready in it, so that it need not wait for the reactor, nor the
-    reactor wake it, between two of them.
-    """
+    reactor wake it, between two of them."""
 
     def __init__(
         self,
@@ -60,7 +59,8 @@ class ProcessPool:
         reactor: Any,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """:param modules: handler modules that each process loads. :param reactor: for timers and processes."""
+        """:param modules: handler modules that each process loads.
+        :param reactor: for timers and processes."""
         self._start = protocol.Start(
             modules, tuple(sys.path), os.environ.get("PYTHONPATH"), environment.umask, environment.bounds
         )
@@ -69,7 +69,7 @@ class ProcessPool:
         self._killer = TreeKiller()
         self._size = size
         self.limit = size
-        """How many processes may run tasks now; the owner lowers it while ``async def`` handlers take slots."""
+        """How many processes may run tasks; lowered while ``async def`` handlers take slots."""
         self._prefetch = prefetch
         self._spares = min(limits.CHILD_SPARES, size)
         self._reactor: IReactorProcess = reactor
@@ -79,7 +79,7 @@ class ProcessPool:
         self._waiting: deque[ProcessAttempt] = deque()
         self._send_call: IDelayedCall | None = None
         self._idle: list[WorkerProcess] = []
-        """A stack: the process used last is used first, so that the others become idle for long and are retired."""
+        """A stack: the process used last is used first; others get idle for long and retire."""
         self._all: set[WorkerProcess] = set()
         """All whose pipes are open, the dying included."""
         self._outdated: set[WorkerProcess] = set()
@@ -114,7 +114,7 @@ class ProcessPool:
 
     @property
     def slots(self) -> int:
-        """How many attempts can run: ``size``, or where processes fail to start, as many as there are."""
+        """How many attempts can run: ``size``; if starts fail, as many as there are processes."""
         if self._failures < limits.CHILD_START_FAILURES_MAX:
             return self._size
         return sum(process.phase in (Phase.IDLE, Phase.BUSY) for process in self._all)
@@ -147,7 +147,7 @@ class ProcessPool:
         self._balance()
 
     def close(self) -> None:
-        """Start no further process, kill each once its task has ended, and release all attempts that have not begun."""
+        """Start no process; kill each once its task has ended; release attempts not begun."""
         self._running = False
         for process in list(self._all):
             if process.load > 1:
@@ -156,7 +156,7 @@ class ProcessPool:
             attempt.release()
 
     def stop(self) -> Deferred[None]:
-        """Kill all processes; fires when nothing is left of them. The attempts must have ended before."""
+        """Kill all processes; fires when they are gone. The attempts must have ended before."""
         self._running = False
         if self._backoff is not None:
             self._backoff.cancel()
@@ -196,7 +196,7 @@ class ProcessPool:
             self._waiting.remove(attempt)
 
     def sweep(self) -> None:
-        """Called every few seconds: retire processes that are idle for long, kill those that should have ended and have not."""
+        """Every few seconds: retire processes idle for long, kill those overdue to end."""
         now = self._clock.seconds()
         now_monotonic = self._monotonic()
         if self._failures and self._backoff is None and self._idle and now - self._idle[-1].changed_s > _STEADY_S:
@@ -207,14 +207,14 @@ class ProcessPool:
             if process.phase is Phase.LEAVING and now - process.changed_s > CANCEL_GRACE_S:
                 process.kill()
             elif process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
-                # Its lease timer has fired and has not killed it: it is stopped (SIGSTOP, a debugger).
+                # Its lease timer fired and did not kill it: it is stopped (SIGSTOP, a debugger).
                 process.take_back_queued()
                 if process.phase is Phase.BUSY and now_monotonic > process.lease_until + _LEASE_SLACK_S:
                     process.kill(LEASE_EXPIRED)
         self._balance()
 
     def check_long_tasks(self, interval_s: float) -> None:
-        """Called every ``interval_s`` while tasks lie ready: take them back from behind a task that turns out to be long."""
+        """Every ``interval_s`` while tasks lie ready: take them back from behind long ones."""
         for process in list(self._all):
             if process.phase is Phase.BUSY and process.check_long_task():
                 self._prefetch.task_took(interval_s)
@@ -263,7 +263,7 @@ class ProcessPool:
         self.process_leaving(process)
         if self._running:
             if not started or not (process.tasks or process.retired):
-                # A process that dies before it ran a task would be replaced by the next such one, without end.
+                # A process that dies before a task would be replaced by the next such, without end.
                 self._start_failed(why)
             elif idle and not process.retired:
                 _log.warn("an idle worker process is gone: {why}", why=why, event="worker_lost")
@@ -305,7 +305,7 @@ class ProcessPool:
         return True
 
     def _send_ahead(self, process: WorkerProcess) -> None:
-        """Send further attempts ahead, up to ``Prefetch.depth`` and the process's share of those that wait."""
+        """Send attempts ahead, up to ``Prefetch.depth`` and the process's share of the waiting."""
         if not process.may_queue or self.limit < self._size or not self._running:
             return
         count = min(self._prefetch.depth + 1 - process.load, -(-len(self._waiting) // self._size))
@@ -338,7 +338,7 @@ class ProcessPool:
         root = str(Path(tq_node.__file__).resolve().parent.parent)
         mark = f"{os.getpid()}:{self.started_total}"
         environment = {**self._environment, MARK: mark}
-        # Only for the process to find this package; it puts the variable back before it loads a handler.
+        # For the process to find this package; it restores the variable before any handler.
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
         try:
             process = WorkerProcess(self, self._start, self._killer, mark)

@@ -4,8 +4,7 @@ beyond the running task.
 A claim costs a commit, which many claims share. Where tasks are shorter than a commit, a slot that
 claims only once it is free is idle most of the time; so claims are held for about as long as the
 next ones take. Where tasks are long nothing is gained, and a free slot of another node could run
-them: nothing is held.
-"""
+them: nothing is held."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ _WEIGHT = 1 / 8
 """Weight of the latest claim in the moving average of their durations."""
 _WEIGHT_LONG = 1 / 32
 _WEIGHT_SHORT = 1 / 64
-"""Weights of a task longer, or shorter, than the moving average: long ones count more, since what is held waits behind them."""
+"""Weights in the moving average of longer and shorter tasks; others wait behind long ones."""
 _TASKS_MIN = 16
 """This many tasks are measured before anything is prefetched."""
 _HORIZON_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 2
-"""Claims are held for at most so long, however long a commit takes: half of what a claim may wait before it is released."""
+"""Longest holding of claims, however long a commit takes: half of their wait until released."""
 
 
 class Prefetch:
-    """Computes both depths from measured durations. Pure: it has no clock. :param slots: the most worker processes."""
+    """Computes both depths from measured durations. Pure: no clock. ``slots``: worker processes."""
 
     def __init__(self, slots: int) -> None:
         self.claims = 0
@@ -47,7 +46,8 @@ class Prefetch:
         self._commit_s += (seconds - self._commit_s) * (_WEIGHT if self._commit_s else 1)
 
     def stop(self) -> None:
-        """Prefetch nothing until enough tasks are measured again: what was held waited too long, or is not for processes."""
+        """Prefetch nothing until enough tasks are measured again: what was held waited too long,
+        or is not for processes."""
         self._tasks = 0
         self.claims = self.depth = 0
 

@@ -37,8 +37,7 @@ nothing more until it knows that the node received this; it turns back what was 
 How it ends. ``retire`` closes the task socket: the process exits once it has taken all there is.
 ``kill`` kills the whole tree of processes below it. In both cases, and where it dies by itself,
 ``processExited`` drains the pipes first: a report that was written before the end counts. Then what
-remains is killed, and each task left ends as above.
-"""
+remains is killed, and each task left ends as above."""
 
 from __future__ import annotations
 
@@ -85,7 +84,7 @@ class Phase(enum.Enum):
 
 
 class AssignedAttempt(Protocol):
-    """An attempt that was sent to a worker process. ``reported``, ``returned`` or ``process_died`` ends the assignment."""
+    """An attempt sent to a worker process, until ``reported``, ``returned`` or ``process_died``."""
 
     def started(self) -> None:
         """All tasks sent before it have ended: it runs, or is about to."""
@@ -100,10 +99,10 @@ class AssignedAttempt(Protocol):
         """The handler has returned or raised."""
 
     def returned(self) -> None:
-        """The handler has not run and will not: the task was taken back, or the process died before taking it."""
+        """The handler never ran and will not: taken back, or the process died before."""
 
     def process_died(self, outcome: Outcome) -> None:
-        """The process has exited, the handler with it; ``outcome`` says how, unless it was decided before."""
+        """The process has exited, and the handler; ``outcome``: how, unless decided before."""
 
 
 class ProcessOwner(Protocol):
@@ -122,7 +121,7 @@ class ProcessOwner(Protocol):
         """The process is being killed and can take no task."""
 
     def process_died(self, process: WorkerProcess, why: str, *, started: bool, idle: bool) -> None:
-        """The process has exited. ``started``: it had said that it was ready; ``idle``: it ran no task."""
+        """The process exited. ``started``: it had been ready; ``idle``: it ran no task."""
 
     def process_closed(self, process: WorkerProcess) -> None:
         """The pipes of the process are closed too: nothing is left of it."""
@@ -196,7 +195,7 @@ class WorkerProcess(ProcessProtocol):
         return self._is_output_paused
 
     def send_task(self, attempt: AssignedAttempt, run: protocol.Run) -> bool:
-        """Send a task, to be run behind those it has. ``run.serial`` came from ``next_serial``. False: it can't take it now."""
+        """Send a task behind those it has; ``run.serial``: a ``next_serial``. False: can't now."""
         message = protocol.encode_message(run)
         is_long = len(message) > protocol.MESSAGE_BYTES_MAX
         if self._tasks:
@@ -231,7 +230,7 @@ class WorkerProcess(ProcessProtocol):
         self._send(CONTROL_FD, protocol.encode(protocol.Cancel(self._tasks[0].serial)))
 
     def take_back_queued(self) -> None:
-        """Take back the tasks that have not begun, and read the reports of ended ones: at most the running one is left."""
+        """Take back tasks not begun, read reports of ended ones: at most the running one stays."""
         taken = self._take_back()
         self._is_draining = True
         self._drain(REPORT_FD)
@@ -241,7 +240,7 @@ class WorkerProcess(ProcessProtocol):
         _give_back(taken)
 
     def check_long_task(self) -> bool:
-        """Take back the tasks behind the running one if that is still the one of the last call. Returns whether it is."""
+        """Take back what waits if the same task runs as at the last call; returns whether so."""
         first = self._tasks[0].serial if self._tasks else 0
         is_same, self._checked_serial = first == self._checked_serial, first
         if len(self._tasks) <= 1:
@@ -268,8 +267,7 @@ class WorkerProcess(ProcessProtocol):
         """Kill it now, with all that it has started. The running task ends with ``outcome``,
         whatever it still reports.
 
-        :param why: why the process is of no use, for the pool's log.
-        """
+        :param why: why the process is of no use, for the pool's log."""
         if self.phase is Phase.DEAD:
             return
         self.phase = Phase.LEAVING
@@ -321,7 +319,7 @@ class WorkerProcess(ProcessProtocol):
             self.kill()
 
     def processExited(self, reason: Failure) -> None:
-        # All that it wrote is in the pipes now. A process that it has left behind may hold them open for ever.
+        # All that it wrote is in the pipes. A process it left may hold them open for ever.
         for fd in (REPORT_FD, _STDOUT, _STDERR):
             self._drain(fd)
         self.phase = Phase.DEAD
@@ -333,7 +331,7 @@ class WorkerProcess(ProcessProtocol):
             self._process.closeChildFD(fd)
         self._kill_group()
         if self._tasks or self._had_task:
-            # It may have died by itself: what its task had started in sessions of its own is nobody's child now.
+            # It may have died by itself: what its task started in own sessions is orphaned.
             self._killer.kill_marked(self._mark)
         why = _describe_exit(self.pid, reason)
         remaining, self._tasks = self._tasks, deque()
@@ -529,7 +527,7 @@ def _describe_exit(pid: int, reason: Failure) -> str:
 
 
 def _outcome_of(why: str, reason: Failure) -> Outcome:
-    """The outcome of the attempt that ran in the process: SIGALRM is its lease timer, anything else a failure."""
+    """The outcome of the attempt that ran in it: SIGALRM is its lease timer, else a failure."""
     if getattr(reason.value, "signal", None) == signal.SIGALRM:
         return LEASE_EXPIRED
     return failed("worker_died", why)

@@ -27,7 +27,7 @@ class Pool(Protocol):
 
 
 class ProcessAttempt(Attempt):
-    """Without a process it waits in the pool. With one it either runs there, or lies ready behind another."""
+    """Waits in the pool without a process; with one it runs there, or lies ready behind another."""
 
     __slots__ = ("_has_started", "_lease_sent", "_pool", "_process")
 
@@ -47,7 +47,7 @@ class ProcessAttempt(Attempt):
         self._pool.submit(self)
 
     def assign(self, process: WorkerProcess) -> bool:
-        """Send it to ``process``, to run next or behind others. False: the process can't take it now."""
+        """Send it to ``process``, to run next or behind others. False: that can't take it now."""
         claim = self.claim
         run = protocol.Run(
             process.next_serial(),
@@ -99,13 +99,13 @@ class ProcessAttempt(Attempt):
         self._expire(CANCELLED)
 
     def _ended_meanwhile(self) -> bool:
-        """Whether it has ended. If its process has other tasks its state is unknown until the queued ones are taken back."""
+        """Whether it has ended; unknown behind other tasks until the queued are taken back."""
         if self._process is not None and self._process.load > 1:
             self._process.take_back_queued()
         return self.ended
 
     def _expire(self, outcome: Outcome) -> None:
-        """Kill its process. The attempt ends once the process is dead, so that no other attempt can overlap with it."""
+        """Kill its process. It ends once that is dead, so that no other attempt overlaps it."""
         if self.ended or self._forced is not None:
             return
         if self._ended_meanwhile():

@@ -1,4 +1,4 @@
-"""What a handler finds around it in its worker process: environment, umask, bounds; and that the next one finds the same."""
+"""What a handler finds in its worker process: environment, umask, bounds; the next one the same."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ProcessEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def environment_for(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    """The variables that worker processes get: all but the node's own, or where ``names`` (patterns) are given only those."""
+    """The variables of worker processes: all but the node's own, or those that ``names`` match."""
     wanted = (*ALWAYS_GIVEN, *names) if names else ("*",)
     return {
         name: value
@@ -62,8 +62,7 @@ def bind(bounds: Bounds) -> None:
     Memory is bounded by RLIMIT_DATA: it counts what the process can write to, its heap, anonymous
     maps and stacks of threads, and not, as RLIMIT_AS would, address space that libraries reserve
     and files that they map. An allocation over it fails at once, and Python raises MemoryError in
-    the handler that asked. Some is kept back for the report.
-    """
+    the handler that asked. Some is kept back for the report."""
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if bounds.memory_bytes is not None:
@@ -81,7 +80,7 @@ def loosen_memory() -> None:
 
 
 class Surroundings:
-    """As they were before the first task. ``restore`` is called after each; it costs some microseconds."""
+    """As they were before the first task; ``restore``, after each, costs some microseconds."""
 
     def __init__(self) -> None:
         self._directory = _directory()
@@ -102,8 +101,7 @@ class Surroundings:
 
         Restored: working directory, umask, environment, ``sys.path``, ``sys.argv``, recursion
         limit, standard streams, actions of SIGINT, SIGTERM and SIGCHLD. Not to be had back: a
-        stream that was closed, a resource limit.
-        """
+        stream that was closed, a resource limit."""
         os.umask(self._umask)
         if _directory() != self._directory:
             try:

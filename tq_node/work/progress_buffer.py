@@ -23,7 +23,7 @@ class Noted(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 def bounded(text: str, chars_max: int) -> str:
-    """The text cut to ``chars_max``, without lone surrogates (from a file name, say), which can't be encoded in UTF-8."""
+    """The text cut to ``chars_max``, without lone surrogates (of file names), which UTF-8 lacks."""
     if len(text) > chars_max:
         text = text[: chars_max - 1] + "…"
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
@@ -38,8 +38,7 @@ class ProgressBuffer:
     of a log says why it ended.
 
     ``on_change`` is called at each addition, outside the lock; it must be cheap. Safe to use from
-    several threads, since a handler in a worker process may have threads of its own.
-    """
+    several threads, since a handler in a worker process may have threads of its own."""
 
     __slots__ = ("_dropped", "_lines", "_lock", "_on_change", "_progress")
 
@@ -51,7 +50,7 @@ class ProgressBuffer:
         self._dropped = 0
 
     def set_progress(self, fraction: float, note: str | None) -> None:
-        """Replace the progress. :raises TypeError, ValueError: ``fraction`` is not a number."""
+        """Replace the progress; raises ``TypeError``, ``ValueError``: ``fraction`` is no number."""
         number = float(fraction)
         if math.isnan(number):
             raise ValueError("progress must be a number, not NaN")
@@ -64,7 +63,7 @@ class ProgressBuffer:
     def add_line(self, text: str) -> None:
         """Add ``text``, as several lines where it has several. Cut to the bounds, never refused."""
         now_us = time.time_ns() // 1000
-        # A text of megabytes is cut before it is split: what is over the bound of all lines can't be kept anyway.
+        # Megabytes are cut before they are split: what is over all lines' bound can't be kept.
         kept = text[-(limits.LOG_LINES_MAX * limits.LOG_LINE_CHARS_MAX) :]
         self.add([LogLine(now_us, bounded_line(line)) for line in kept.splitlines() or [""]])
 

@@ -4,8 +4,7 @@ pipes.
 A frame is four bytes of length (big endian) and a body; in ``TASK_FD``, where each message has its
 bounds, it is the body alone. ``serial`` counts the tasks of one worker process; it keeps a frame
 that comes late from touching the next task. Every ``until`` is a time of CLOCK_MONOTONIC, which all
-processes of a machine share: a renewal that lies unread in a pipe does not grow by that.
-"""
+processes of a machine share: a renewal that lies unread in a pipe does not grow by that."""
 
 from __future__ import annotations
 
@@ -24,17 +23,18 @@ REPORT_FD = 4
 CONTROL_FD = 5
 LOCK_FD = 6
 TASK_FD = 7
-"""Messages that can be taken back, see ``channel``. What is too long for one comes through ``RUN_FD``."""
+"""Messages that can be taken back, see ``channel``; what is too long comes through ``RUN_FD``."""
 
 _PREFIX_BYTES = 4
 RUN_BYTES_MAX = (1 << 31) - 1
 """Of a frame from the node, whose payload the API has bounded already, by an option."""
 MESSAGE_BYTES_MAX = 32 * limits.KIB
-"""A longer task is announced by ``Follows``. Several of these fit into the buffer that a socket has by default."""
+"""A longer task is announced by ``Follows``. Several such fit into a socket's default buffer."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were before the node set its own."""
+    """Node to worker, once, first: what to load. ``pythonpath`` and ``umask`` are as they were
+    before the node set its own."""
 
     modules: tuple[str, ...]
     path: tuple[str, ...]
@@ -44,7 +44,8 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task known to have printed."""
+    """Node to worker: run this. ``timeout_s`` counts from its start. ``heard``: the last task
+    known to have printed."""
 
     serial: int
     task_id: str
@@ -64,7 +65,7 @@ class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class Follows(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
-    """Node to worker: the task of this number comes through ``RUN_FD``, for it is too long for a message."""
+    """Node to worker: the task of this number, too long for a message, comes through ``RUN_FD``."""
 
     serial: int
 
@@ -104,14 +105,14 @@ class Said(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=12):
 
 
 class Renewed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=15):
-    """Worker to node: the timer is set to that. Without it the node takes the process for one that is stopped."""
+    """Worker to node: the timer is set to that. Without it the process is taken for stopped."""
 
     serial: int
     until: float
 
 
 class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
-    """Worker to node: the handler returned. ``result`` is compact JSON within ``limits.RESULT_BYTES_MAX``."""
+    """Worker to node: the handler returned. ``result``: JSON within ``limits.RESULT_BYTES_MAX``."""
 
     serial: int
     result: bytes
@@ -124,8 +125,8 @@ class Done(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=13):
 
 
 class NotBegun(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=16):
-    """Worker to node: a task was turned back: one before it has printed, and the node did not know that when it sent
-    this one. If both printed, nobody could say whose lines they are."""
+    """Worker to node: a task was turned back: one before it printed, unknown to the node when it
+    sent this one. If both printed, nobody could say whose lines they are."""
 
     serial: int
 
@@ -162,7 +163,7 @@ decode_message: Callable[[bytes], Run | Follows] = msgspec.msgpack.Decoder(Run |
 
 
 def encode(frame: ToWorker | ToWorkerControl | FromWorker, bytes_max: int = limits.CHILD_FRAME_BYTES_MAX) -> bytes:
-    """The frame's bytes. :raises BadFrame: more than the receiver accepts."""
+    """The frame's bytes; raises ``BadFrame`` for more than the receiver accepts."""
     body = _encode(frame)
     if len(body) > bytes_max:
         raise BadFrame(f"a frame of {len(body)} bytes is over {bytes_max}")
@@ -174,7 +175,7 @@ def framed(body: bytes) -> bytes:
 
 
 class FrameReader(Generic[Frame]):
-    """Bytes in, frames out. Holds at most one frame that is not complete, of at most ``bytes_max``."""
+    """Bytes in, frames out. Holds at most one incomplete frame, of at most ``bytes_max``."""
 
     def __init__(self, kind: Any, bytes_max: int = limits.CHILD_FRAME_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
@@ -187,7 +188,7 @@ class FrameReader(Generic[Frame]):
         """:raises BadFrame: what came is not a frame; nothing may be fed afterwards."""
         self._parts.append(data)
         self._have += len(data)
-        # Parts are joined only once a whole frame is there: a frame of 1 MiB comes in more than a hundred reads.
+        # Parts are joined once the frame is whole: 1 MiB comes in more than a hundred reads.
         if self._have < self._need:
             return []
         buffer = memoryview(data if len(self._parts) == 1 else b"".join(self._parts))

@@ -18,7 +18,7 @@ from tq_node.work.handler_modules import load_handlers
 from tq_node.work.handlers import WILDCARD, Handler, HandlerError
 
 SIMULATED = "tq_node.work.simulated"
-"""The module that ``--handlers simulated`` names, and that stands in where no other is named and that is no harm."""
+"""What ``--handlers simulated`` names; it stands in where none is named and that is no harm."""
 _ALIASES = {"simulated": SIMULATED}
 _OURS = "tq_node"
 _NOTHING = Announced(HandlerKind.NONE)
@@ -36,8 +36,7 @@ class Registry:
 
     :param is_standing_by: nobody asked for these handlers: they run tasks only while ``stand_in``
         says so.
-    :raises HandlerError: too many types for the other nodes to be told of.
-    """
+    :raises HandlerError: too many types for the other nodes to be told of."""
 
     def __init__(self, found: Mapping[str, Handler], modules: Sequence[str], *, is_standing_by: bool = False) -> None:
         self.modules = tuple(modules)
@@ -53,8 +52,7 @@ class Registry:
 
         :param may_simulate: where none is named the simulated ones stand by; else there are none at
             all.
-        :raises HandlerError: one line that names the module or the type and what is wrong.
-        """
+        :raises HandlerError: one line that names the module or the type and what is wrong."""
         if not modules:
             names: tuple[str, ...] = (SIMULATED,) if may_simulate else ()
             return cls(load_handlers(names), names, is_standing_by=may_simulate)
@@ -73,7 +71,7 @@ class Registry:
         self._wildcard_defaults = self._defaults.get(WILDCARD, TypeDefaults())
 
     def _loaded(self, found: Mapping[str, Handler]) -> Loaded:
-        """The handlers found, with their announcement. :raises HandlerError: too many to be announced."""
+        """The handlers found, with their announcement; raises ``HandlerError``: too many."""
         if not found:
             return Loaded(found, _NOTHING)
         kind = HandlerKind.SIMULATED if set(self.modules) == {SIMULATED} else HandlerKind.OWN
@@ -99,7 +97,7 @@ class Registry:
 
     @property
     def takes(self) -> tuple[str, ...] | None:
-        """The types that ``resolve`` finds a handler for; None: any, since there is one for ``"*"``."""
+        """The types that ``resolve`` finds a handler for; None: any, by the one for ``"*"``."""
         if not self._stands_in:
             return ()
         return None if self._wildcard is not None else self.types
@@ -139,8 +137,7 @@ class Registry:
         Touches nothing of this registry, so it may run in a thread; not beside another one. Takes
         as long as the modules take.
 
-        :raises HandlerError: one line; the modules are those of before.
-        """
+        :raises HandlerError: one line; the modules are those of before."""
         homes = (getattr(handler.function, "__module__", "") for handler in self._handlers.values())
         with _imported_anew((*self.modules, *homes)):
             return self._loaded(load_handlers(self.modules))
@@ -148,7 +145,7 @@ class Registry:
 
 @contextmanager
 def _imported_anew(names: Sequence[str]) -> Iterator[None]:
-    """A context in which these modules, and their packages, are imported anew; a failure restores everything."""
+    """A context that imports these modules and their packages anew; a failure restores all."""
     packages = {name.partition(".")[0] for name in names} - {_OURS}
 
     def present() -> dict[str, ModuleType]:

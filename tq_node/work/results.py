@@ -1,4 +1,4 @@
-"""From what a handler returned or raised to what is kept with the task; the same in the node and in a worker process."""
+"""From what a handler returned or raised to what is kept; the same in node and worker process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ assert encoding.DEPTH_MAX == limits.JSON_DEPTH_MAX, "one rule for payloads and r
 
 
 class BadResult(Exception):
-    """An attempt without a result. ``error``: its failure; ``final``: the handler ended, and would only do so again."""
+    """An attempt without result. ``error``: its failure; ``final``: a new one ends the same."""
 
     def __init__(self, error_type: str, message: str, *, final: bool) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class BadResult(Exception):
 
 
 def make_error(error_type: str, message: str, trace: str | None = None) -> TaskError:
-    """A ``TaskError`` cut to the bounds: of a traceback the end is kept, which says what happened."""
+    """A ``TaskError`` cut to the bounds: a traceback keeps its end, which says what happened."""
     return TaskError(
         bounded(error_type, limits.ERROR_TYPE_CHARS_MAX),
         bounded(message, limits.ERROR_MESSAGE_CHARS_MAX),
@@ -40,8 +40,7 @@ def encode_result(value: Any) -> bytes:
     """Compact JSON, by the rule for payloads too (``encoding``).
 
     :raises BadResult: it has no form in JSON, is nested too deep, has too many values, or is over
-        ``limits.RESULT_BYTES_MAX``.
-    """
+        ``limits.RESULT_BYTES_MAX``."""
     try:
         encoded = encoding.encode(value, limits.RESULT_BYTES_MAX)
     except encoding.TooLong as why:
@@ -59,7 +58,7 @@ def encode_result(value: Any) -> bytes:
 
 
 def decode_payload(payload: bytes) -> Any:
-    """Decode a payload. :raises ValueError: it is not JSON."""
+    """Decode a payload; raises ``ValueError`` if it is not JSON."""
     try:
         return msgspec.json.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -1,8 +1,7 @@
 """The simulated handlers of the contract: they wait, and say that it is done.
 
 They run in the reactor and look at the deadline after each step, as ``replication.md`` section 8
-asks of handlers that live in the node.
-"""
+asks of handlers that live in the node."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ def shown(payload: Any) -> str:
 
 
 async def _work(seconds: float, context: Context) -> None:
-    """Wait so long, in steps. :raises Reject: the attempt was cancelled. :raises TimeoutError: its deadline is past."""
+    """Wait so long in steps; raises ``Reject`` if cancelled, ``TimeoutError`` past a deadline."""
     reactor = clock()
     start_s = reactor.seconds()
     step = 0

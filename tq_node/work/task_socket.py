@@ -3,8 +3,7 @@ which both sides can take.
 
 Whoever takes a message has it alone. So a task that the node takes back has not begun and never
 will, and one that it can't take back has begun. The answer is exact and immediate, whether the
-process responds or not (it may hold the interpreter's lock, or be stopped).
-"""
+process responds or not (it may hold the interpreter's lock, or be stopped)."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ class TaskSocket:
     def take_back(self) -> list[int]:
         """Take back all messages that the process has not taken; return their serials."""
         serials: list[int] = []
-        # Not by a flag of the descriptor, which the process shares: it waits for its next task in a read.
+        # Not by a flag of the descriptor: the process shares it, and reads it blocking.
         try:
             while data := self._theirs.recv(protocol.MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT):
                 serials.append(protocol.decode_message(data).serial)

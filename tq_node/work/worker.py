@@ -4,8 +4,7 @@ Dispatch is by events: a hint of the queue, or a slot that is free again, leads 
 next turn of the reactor. A slot is free when the handler has ended, not when that is committed, so
 that a completion and the next claim share a commit. While worker processes end tasks faster than
 claims are committed, some are held ahead of the slots (``prefetch``); they wait in the pool, and
-those of ``async def`` handlers that come among them in ``_async_queue``.
-"""
+those of ``async def`` handlers that come among them in ``_async_queue``."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ class WorkerService(Service):
         reactor: Any = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``reactor``: None: the global one. ``monotonic``: CLOCK_MONOTONIC, which worker processes share."""
+        """``reactor`` None: the global one. ``monotonic``: CLOCK_MONOTONIC, as in its processes."""
         concurrency = settings.concurrency
         self.clock: IReactorTime = _reactor() if reactor is None else reactor
         self._queue = queue
@@ -83,7 +82,7 @@ class WorkerService(Service):
         self._claiming = 0
         """Slots that claims in flight have asked for."""
         self._async_queue: deque[AsyncAttempt] = deque()
-        """Prefetched ``async def`` attempts that have not begun. (Those of ``def`` handlers wait in the pool.)"""
+        """Prefetched ``async def`` attempts not begun. (Those of ``def`` wait in the pool.)"""
         self._async_running = 0
         self._is_starting = False
         self._overdue_call: IDelayedCall | None = None
@@ -151,7 +150,7 @@ class WorkerService(Service):
     def stand_in(self, may: bool) -> None:
         if self._registry.stand_in(may):
             if not may:
-                # What a stand-in has begun it does not complete: whoever has real handlers begins it anew.
+                # What a stand-in began it does not complete: a real handler begins it anew.
                 for attempt in list(self._attempts.values()):
                     attempt.release()
             self._handlers_changed()
@@ -280,7 +279,7 @@ class WorkerService(Service):
 
     # --- what waits for a slot ---
     def _release_overdue(self) -> None:
-        """Release claims that waited too long for a slot, so that another node may run them: the latest claimed first."""
+        """Release claims that waited too long for a slot, latest claim first, for other nodes."""
         self._overdue_call = None
         self.pool.check_long_tasks(_CHECK_S)
         ahead = len(self._attempts) - self._concurrency
@@ -324,7 +323,7 @@ class WorkerService(Service):
         if not isinstance(result, Failure):
             return
         if result.check(StaleAttempt):
-            # Its task is held by another claim or has ended: what its handler does no longer counts.
+            # Its task has another claim or has ended: its handler counts no more.
             if not attempt.ended:
                 attempt.stop()
         elif not result.check(TaskQueueError, CancelledError):

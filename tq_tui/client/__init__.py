@@ -1,1 +1,1 @@
-"""The only room of the console that does IO: one protocol, one implementation over HTTP, one that is scripted."""
+"""The console's only room with IO: one protocol, an implementation over HTTP, a scripted one."""

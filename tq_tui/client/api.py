@@ -1,4 +1,4 @@
-"""What the console may ask of a cluster. ``HttpCluster`` and ``FakeCluster`` pass the same tests (tests/tui/test_contract.py)."""
+"""What the console may ask of a cluster. All clients pass the same tests/tui/test_contract.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClientError(Exception):
 
 
 class Unreachable(ClientError):
-    """Nobody answered in time. ``sent``: the request may have arrived, so that its outcome is unknown."""
+    """Nobody answered in time. ``sent``: the request may have arrived; its outcome is unknown."""
 
     def __init__(self, detail: str, *, sent: bool = False) -> None:
         super().__init__(detail)
@@ -80,7 +80,7 @@ def quoted(text: str) -> str:
 
 
 class NodeClient(Protocol):
-    """One node. Every call ends within its deadline. :raises ClientError: no answer, or a refusal."""
+    """One node. Each call ends by its deadline; raises ``ClientError``: no answer, or a refusal."""
 
     async def cluster(self) -> ClusterInfo: ...
     async def partitions(self) -> Sequence[Partition]: ...
@@ -88,7 +88,7 @@ class NodeClient(Protocol):
     async def readiness(self) -> Readiness: ...
     async def metrics(self) -> Metrics: ...
     def events(self) -> AsyncIterator[Sequence[Event]]:
-        """Transitions of this node's primaries, in small batches, without end; an empty batch says that some were missed."""
+        """Transitions of this node's primaries, in endless batches; empty: some were missed."""
         ...
 
     async def tasks(self, query: TaskQuery) -> TaskPage: ...

@@ -1,7 +1,6 @@
-"""Nodes over HTTP/1.1, with aiohttp. Connections of one node are no other's; every call has a deadline.
+"""Nodes over HTTP/1.1, by aiohttp. Each node has its own connections; every call has a deadline.
 
-aiohttp is imported when the first call is made, in a thread: the first screen doesn't wait for it.
-"""
+aiohttp is imported at the first call, in a thread: the first screen doesn't wait for it."""
 
 from __future__ import annotations
 
@@ -63,9 +62,8 @@ class _Problem(msgspec.Struct, frozen=True):
 class HttpCluster:
     """A ``ClusterClient``.
 
-    :param token: for ``Authorization: Bearer``; goes to the ``given`` addresses, to others by HTTPS only: whoever answers at a
-        given one may name any other.
-    """
+    :param token: for ``Authorization: Bearer``; sent to the ``given`` addresses, to others by HTTPS
+        only: whoever answers at a given one may name any other."""
 
     def __init__(
         self, *, token: str | None = None, given: Sequence[str] = (), clock: Callable[[], float] = time.time

@@ -1,4 +1,4 @@
-"""What nodes answer, as frozen values. Fields that are not known here are ignored: a newer node may say more."""
+"""What nodes answer, as frozen values. Unknown fields are ignored: a newer node may say more."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A node as the cluster's table has it. ``status``: ``joining``, ``active``, ``suspect``, ``down``, ``draining``."""
+    """A node as the cluster's table has it. ``status``: ``joining``, ``active``, ``suspect``,
+    ``down``, ``draining``."""
 
     id: str
     ip: str = ""
@@ -111,7 +112,7 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Metrics(msgspec.Struct, frozen=True):
-    """The few numbers of ``GET /metrics`` that the console shows. Counters begin at zero when the node starts."""
+    """The few numbers of ``GET /metrics`` that the console shows, from zero at a node's start."""
 
     busy: int = 0
     idle: int = 0
@@ -230,7 +231,7 @@ class Event(msgspec.Struct, frozen=True, rename={"before": "from"}, gc=False):
 
 
 class Submission(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the form says. ``id`` is always given, so that it is safe to send again to another node."""
+    """What the form says. ``id`` is always given, so that it is safe to send to another node."""
 
     type: str
     id: str

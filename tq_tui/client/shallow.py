@@ -1,14 +1,13 @@
-"""PURE. JSON that is nested too deep to be decoded: what lies below a level is cut off, the rest is shown.
+"""PURE. JSON nested too deep to be decoded: what lies below a level is cut off, the rest is shown.
 
-Results that were kept by releases without a bound have up to 988 levels; decoders end at some 950.
-"""
+Results kept by releases without a bound have up to 988 levels; decoders end at some 950."""
 
 from __future__ import annotations
 
 import re
 
 DEPTH_MAX = 220
-"""What is kept: as deep as a result may be, within a task, within a list of them, within an answer, and some more."""
+"""What is kept: as deep as a result may be, in a task, a list of them, an answer, and some more."""
 CUT = '"… (nested deeper than 200 levels)"'.encode()
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]|[\]}]', re.DOTALL)
 
@@ -19,7 +18,8 @@ def is_deep(body: bytes, depth_max: int) -> bool:
 
 
 def shallow(body: bytes, depth_max: int = DEPTH_MAX) -> bytes:
-    """The same JSON, each list and object below ``depth_max`` levels replaced by ``CUT``. What is no JSON stays none."""
+    """The same JSON, ``CUT`` for what nests below ``depth_max`` levels.
+    What is no JSON stays as it is."""
     kept: list[bytes] = []
     begin = depth = 0
     for token in _TOKENS.finditer(body):

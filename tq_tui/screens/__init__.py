@@ -1,1 +1,1 @@
-"""The screens and dialogs, a class each. They show the view they are given and report choices; the app acts."""
+"""Screens and dialogs, a class each. They show the view they are given; the app acts on choices."""

@@ -1,4 +1,4 @@
-"""The base of the six screens: tabs and health above, keys below, the tasks or the node that an action is for."""
+"""Base of the six screens: tabs and health above, keys below, the tasks or node of an action."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ScreenHost(Protocol):
 
 
 class ConsoleScreen(Screen[None]):
-    """A screen; ``kind`` is its name in ``keys.ACTS``. ``show`` is called with each new view while it is in front."""
+    """A screen; ``kind``: its name in ``keys.ACTS``. In front, ``show`` gets each new view."""
 
     kind: ClassVar[str] = ""
 

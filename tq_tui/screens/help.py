@@ -1,4 +1,4 @@
-"""The help, made from the table of keys and searched as one types; and the list of HTTP calls made."""
+"""The help, made from the table of keys and searched as one types; the list of HTTP calls made."""
 
 from __future__ import annotations
 
@@ -86,10 +86,9 @@ def help_lines(kind: str, text: str, *, readonly: bool) -> list[Line]:
 
 
 class CallsScreen(ModalScreen[None]):
-    """The HTTP calls behind what was done, the latest last. Enter or ``y`` copies one as a curl line.
+    """The HTTP calls behind what was done, latest last. Enter or ``y`` copies one as a curl line.
 
-    :param copy: puts a text on the clipboard; its second argument names it for the user.
-    """
+    :param copy: puts a text on the clipboard; its second argument names it for the user."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,tilde", "dismiss(None)", show=False),

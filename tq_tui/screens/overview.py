@@ -18,7 +18,7 @@ CHART_LINES = 4
 
 
 class Room(VerticalScroll):
-    """The height left by the other lines, drawn anew when it changes: health may take a line more."""
+    """The height left by other lines, drawn anew when it changes: health may take one more."""
 
     def on_resize(self) -> None:
         self.query_one(Drawn).refresh(layout=True)
@@ -39,7 +39,7 @@ class OverviewScreen(ConsoleScreen):
 
 
 def overview(view: ClusterView, width: int, height: int) -> list[Line]:
-    """Cards where they leave room for sums and charts; what remains of the height goes to the charts."""
+    """Cards where they leave room for sums and charts; charts get what remains of the height."""
     head = charts.cards(view, width, max(len(view.nodes), height - CHART_LINES - 3))
     lines = [*head, [("", "")], *charts.totals(view, width)]
     left = height - len(lines) - 1

@@ -31,7 +31,10 @@ TALL = 20
 
 
 class SubmitScreen(Dialog):
-    """The form. :param like: a task to begin with. :param types: known ones, the latest first."""
+    """The form.
+
+    :param like: a task to begin with.
+    :param types: known ones, the latest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", show=False),

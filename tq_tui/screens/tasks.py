@@ -47,7 +47,7 @@ class TaskListScreen(ConsoleScreen):
         self.typed = ""
         self.error = ""
         self.bad_filter = ""
-        """What is wrong with the filter as typed; stays until that is mended, whatever answers arrive."""
+        """What is wrong with the filter; stays until that is mended, whatever answers arrive."""
         self.missing = ""
         self._loading = False
         self._changed = True
@@ -129,7 +129,7 @@ class TaskListScreen(ConsoleScreen):
         if self._loading:
             return "asking …"
         if self.typed:
-            # Ids may hold colons, so a field that is none of ours is text: it may as well be a slip.
+            # Ids may hold colons, so an unknown field is text: it may as well be a slip.
             hint = f"; fields are {': '.join(FIELDS)}:" if ":" in self.query_now.text else ""
             return f"nothing matches this filter{hint}; Esc clears it"
         return "no dead letters: nothing has failed for good" if self.dead else "no tasks yet; n submits one"
@@ -274,7 +274,7 @@ class TaskListScreen(ConsoleScreen):
         self.table.focus()
 
     def act_back(self) -> bool:
-        """Close the filter's line, else clear the filter, else the marks. False: there was nothing to."""
+        """Close the filter's line, else clear the filter, else the marks. False: none of them."""
         if self.query_one("#filter-line").display:
             self.workers.cancel_group(self, "typing")
             self._leave_filter()

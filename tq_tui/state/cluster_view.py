@@ -1,8 +1,7 @@
-"""PURE. The view of a cluster, reduced from observations of its nodes: ``reduce(view, observation) -> view``.
+"""PURE. The view of a cluster, reduced from its nodes' answers: ``reduce(view, observation)``.
 
 Observations bring their time, in seconds since the epoch. A node that is down stays in the view
-with its last answer and its age.
-"""
+with its last answer and its age."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """An address is watched from now on. ``given``: by the operator, not learnt from the cluster."""
+    """An address is watched from now on. ``given``: by the operator; others are learnt."""
 
     address: str
     at_s: float
@@ -170,7 +169,7 @@ class ClusterView:
 
     @cached_property
     def cluster(self) -> ClusterInfo | None:
-        """The cluster as seen by the node that is furthest ahead: one with a leader, of the highest term, polled last."""
+        """As the node furthest ahead sees it: with a leader, of the highest term, polled last."""
         known = [node for node in self.living if node.cluster is not None and node.cluster.id]
         known = known or [node for node in self.nodes if node.cluster is not None and node.cluster.id]
         best = max(
@@ -292,7 +291,7 @@ def _is_better(entry: Partition, known: Partition | None, source: str) -> bool:
 
 
 def reduce(view: ClusterView, seen: Observation) -> ClusterView:
-    """The view after an observation. Observations of addresses that are not watched (any more) change nothing."""
+    """The view after an observation; one of an address no longer watched changes nothing."""
     view = replace(view, now_s=max(view.now_s, seen.at_s))
     match seen:
         case Ticked():
@@ -379,7 +378,7 @@ def _sampled(view: ClusterView) -> ClusterView:
 
 
 def _ordered(view: ClusterView, nodes: Iterable[NodeView]) -> ClusterView:
-    """The view with these nodes by name; a node never reached takes its name from the cluster map."""
+    """The view with these nodes by name; one never reached is named by the cluster map."""
     view = replace(view, nodes=tuple(nodes))
     places = {same_place(member.http): member.id for member in view.members.values() if member.http}
     named = (node if node.name else replace(node, name=places.get(same_place(node.address), "")) for node in view.nodes)

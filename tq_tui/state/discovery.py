@@ -15,7 +15,7 @@ def newcomers(view: ClusterView) -> tuple[str, ...]:
 
 
 def leavers(view: ClusterView) -> tuple[str, ...]:
-    """Addresses to watch no longer: learnt ones whose node has left, and second addresses of a watched node."""
+    """Addresses to watch no more: learnt ones of nodes that left, and second ones of a node."""
     kept: dict[str, NodeView] = {}
     gone: list[str] = []
     for node in sorted(view.nodes, key=lambda node: (not node.given, not node.is_up)):

@@ -21,7 +21,7 @@ class LoggedEvent(msgspec.Struct, frozen=True):
 
 
 class EventLog:
-    """The latest events of all nodes in the order in which the console received them, ``kept_max`` at most."""
+    """The latest events of all nodes as the console received them, ``kept_max`` at most."""
 
     def __init__(self, kept_max: int = KEPT_MAX) -> None:
         self._events: deque[LoggedEvent] = deque(maxlen=kept_max)

@@ -10,7 +10,7 @@ from tq_tui.state.cluster_view import ClusterView, Health, NodeView, Phase
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement. ``title``: a word or two in capitals. ``reasons``: the worst first; empty while healthy."""
+    """The judgement. ``title``: a word or two, capitals. ``reasons``: worst first, if any."""
 
     health: Health
     title: str

@@ -1,8 +1,7 @@
-"""PURE. A window on a very long list: some pages of the server's, each known by the cursor that it begins with.
+"""PURE. A window on a very long list: pages of the server's, each known by its first cursor.
 
 A cursor is a place in the order, not a number: rows of a page change, its beginning does not. So
-memory is bounded, the way back is known, and a page can be read again.
-"""
+memory is bounded, the way back is known, and a page can be read again."""
 
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ class TaskWindow:
         return not self._before
 
     def previous(self) -> tuple[str | None] | None:
-        """The cursor of the page before the window, in a tuple; None: the window is at the start."""
+        """The cursor of the page before the window, in a tuple; None: it is at the start."""
         return (self._before[-1],) if self._before else None
 
     def begin(self, page: TaskPage) -> None:
@@ -124,7 +123,7 @@ class TaskWindow:
             return
         newer = next((place for place, task in enumerate(fresh.tasks) if task.id in known), len(fresh.tasks))
         if newer == len(fresh.tasks) or len(page.tasks) + newer > FIRST_PAGE_ROWS_MAX:
-            # More new tasks than a page holds: to join would leave a gap, to replace would drop the cursor's task.
+            # More new tasks than a page: joining leaves a gap, replacing drops the cursor's task.
             self._update(fresh.tasks)
             self.new_above = newer
             return

@@ -1,1 +1,1 @@
-"""The widgets of the screens. A widget draws what it is given and posts messages; it asks nobody."""
+"""The widgets of the screens. Each draws what it is given and posts messages; it asks nobody."""

@@ -30,7 +30,7 @@ class FilterInput(Input):
         self._place = len(self._past)
 
     def action_past(self, step: int) -> None:
-        """Go one step back or forward in the history; past the latest entry there is an empty line."""
+        """One step back or forward in the history; past the latest entry the line is empty."""
         place = max(0, min(len(self._past), self._place + step))
         if self._past and place != self._place:
             self._place = place

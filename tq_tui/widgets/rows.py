@@ -1,4 +1,4 @@
-"""A table whose cursor follows a row's key, and that leaves columns out by rank where it is narrow."""
+"""A table whose cursor follows a row's key; where narrow, it leaves columns out by rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POINTER, MARKED = "▸", "◆"
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[R]):
-    """One column. ``rank``: the highest is left out first. ``grow``: takes the width left over, up to ``width_max``."""
+    """``rank``: the highest is left out first. ``grow``: takes spare width up to ``width_max``."""
 
     key: str
     title: str
@@ -63,7 +63,7 @@ def fitting(columns: Sequence[Column[R]], width: int) -> list[tuple[Column[R], i
 
 
 class RowTable(Widget, Generic[R], can_focus=True):
-    """A table of rows with unique keys. ``marks`` and ``empty``, the text without rows, may be set at any time."""
+    """A table of rows with unique keys. ``marks`` and ``empty`` (text without rows) may be set."""
 
     DEFAULT_CSS = "RowTable { height: 1fr; width: 1fr; }"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -77,7 +77,7 @@ class RowTable(Widget, Generic[R], can_focus=True):
     ]
 
     class Moved(Message):
-        """The cursor is on another row, or was moved on at the first (``edge`` -1) or last row (``edge`` 1)."""
+        """The cursor is on another row, or pushed on at the first (``edge`` -1) or last (1) row."""
 
         def __init__(self, table: RowTable[Any], edge: int = 0) -> None:
             super().__init__()
@@ -131,7 +131,7 @@ class RowTable(Widget, Generic[R], can_focus=True):
         return self.rows[self._top : self._top + self.page_rows]
 
     def set_rows(self, rows: Sequence[R]) -> None:
-        """Replace the rows. The cursor stays on its row and, if possible, at its height on the screen."""
+        """Replace the rows. The cursor stays on its row and, if possible, at its height."""
         key, depth = self.current_key, self._cursor - self._top
         self.rows = rows
         found = self._find(key) if key is not None else None
