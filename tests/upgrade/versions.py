@@ -27,6 +27,8 @@ RELEASES = HERE / "releases"
 HANDLERS = "recorded_handlers"
 TEXT = "text "
 BYTES = "base64 "
+UNPACKED: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11 knows filters from 3.11.4 on, and Debian's is older. What is unpacked is ours."""
 
 
 # --- clusters ---
@@ -97,7 +99,7 @@ def checkout(commit: str, directory: Path) -> Path:
     if made.returncode != 0:
         pytest.skip(f"no checkout of {commit}: {made.stderr.decode(errors='replace').strip()}")
     with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
-        archive.extractall(directory, filter="data")
+        archive.extractall(directory, **UNPACKED)
     return directory
 
 
@@ -122,7 +124,7 @@ class Recorded:
         with tarfile.open(self._folder / "directories.tar.xz") as archive:
             for member in archive.getmembers():
                 if member.name.startswith(f"{which}/"):
-                    archive.extract(member, home.parent, filter="data")
+                    archive.extract(member, home.parent, **UNPACKED)
         (home.parent / which).rename(home)
         return home
 

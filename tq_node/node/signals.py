@@ -12,7 +12,7 @@ import os
 import signal
 import termios
 import time
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EIO
@@ -55,7 +55,13 @@ class Ending:
 
 
 def _end_within(seconds: float, code: int, line: bytes, last: Callable[[], None] = lambda: None) -> None:
+    """End the process after ``seconds`` by a thread of its own, which runs when this returns: one that
+    began while the interpreter ends would abort the process."""
+    is_starting = allocate_lock()
+    is_starting.acquire()
+
     def end() -> None:
+        is_starting.release()
         # Counted, not measured: a process that was stopped meanwhile did not have this time.
         for _ in range(round(seconds / _LOOK_S)):
             time.sleep(_LOOK_S)
@@ -65,6 +71,7 @@ def _end_within(seconds: float, code: int, line: bytes, last: Callable[[], None]
         os._exit(code)  # no flush: whoever holds the lock of a stream may be the one that is stuck
 
     start_new_thread(end, ())  # not of ``threading``, whose locks may be held by what a signal has interrupted
+    is_starting.acquire(timeout=seconds)
 
 
 class Signals:
