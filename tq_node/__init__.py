@@ -1,8 +1,7 @@
 """taskqueue: a distributed task queue.
 
-What a module with task handlers imports from here: ``task``, ``Context``, ``Retry``, ``Reject``. This package stays light
-(no Twisted, no Klein): every worker process imports it before it can take its first task.
-"""
+What a module with task handlers imports from here: ``task``, ``Context``, ``Retry``, ``Reject``.
+It stays light (no Twisted, no Klein): every worker process imports it before its first task."""
 
 from tq_node.work.handlers import Context, Reject, Retry, task
 

@@ -1,7 +1,6 @@
-"""Beats of a reactor: timers that need no exact moment wait for one, so that several wake the process once.
+"""Beats of a reactor: timers that need no exact moment share one, so they wake the process once.
 
-An idle node spends its CPU on waking up, some tenths of a millisecond each time.
-"""
+An idle node spends its CPU on waking up, some tenths of a millisecond each time."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _origins: WeakKeyDictionary[IReactorTime, float] = WeakKeyDictionary()
 
 
 def until_beat(reactor: IReactorTime, seconds: float) -> float:
-    """Seconds until the next of the beats that are ``seconds`` apart; never 0 for a beat that is now."""
+    """Seconds until the next of the beats ``seconds`` apart; never 0 for a beat that is now."""
     now_s = reactor.seconds()
     origin_s = _origins.get(reactor)
     if origin_s is None:

@@ -1,7 +1,7 @@
-"""``make run``: three nodes on this machine, fifteen tasks, forty-five copies, one node killed and back. Then up to play with.
+"""``make run``: three nodes here, fifteen tasks, forty-five copies, one node killed and back.
 
-Needs nothing but the standard library and an installed taskqueue. Ctrl-C or SIGTERM stops the nodes and ends with code 0.
-"""
+Then up to play with, until Ctrl-C or SIGTERM stops the nodes and ends it with code 0. Needs
+nothing but the standard library and an installed taskqueue."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TASKS: Sequence[Task] = (
     ("email", "user6@example.com"),
 )
 WHOLE_S = 60.0
-"""Bound of the time until three nodes have copies of every partition, at the start and after a return."""
+"""Bound of the time until three nodes have all copies, at the start and after a return."""
 COPIES_S = 10.0
 TASKS_S = 30.0
 TAKE_OVER_S = 20.0
@@ -72,7 +72,7 @@ class Failed(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demonstration. The exit code: 0 after Ctrl-C or SIGTERM; 1, with a line on stderr, for any failure."""
+    """Run the demonstration. 0 after Ctrl-C or SIGTERM; 1, with a line on stderr, for failures."""
     parser = argparse.ArgumentParser(prog="python -m tq_node.demo", description=__doc__)
     parser.add_argument(
         "--http", type=int, default=8080, metavar="PORT",
@@ -105,7 +105,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 # --- surroundings ---
 @contextlib.contextmanager
 def own_foreground() -> Iterator[None]:
-    """Make Ctrl-C reach this process alone: ``make`` would end with an error of its own otherwise."""
+    """Make Ctrl-C reach this process alone: ``make`` would end with its own error otherwise."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
         before = os.tcgetpgrp(terminal)
@@ -189,7 +189,7 @@ class Node:
             self.process.wait()
 
     def stop(self) -> None:
-        """Stop the process in order; by force, with its worker processes, if that takes too long."""
+        """Stop the process in order; by force, with its worker processes, if that takes long."""
         if self.process is None:
             return
         self.process.terminate()
@@ -204,7 +204,7 @@ class Node:
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-LOG_LINES_SHOWN:])
 
     def ask(self, method: str, path: str, body: object = None, *, deadline_s: float = 10.0) -> tuple[int, Any]:
-        """Send a request; the status and the JSON. :raises OSError: no answer."""
+        """Send a request; its status and JSON; raises ``OSError`` if there is no answer."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=deadline_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body).encode())
@@ -225,7 +225,7 @@ class Node:
 
 @contextlib.contextmanager
 def running(first_port: int, directory: Path) -> Iterator[list[Node]]:
-    """Start three nodes and wait until each has copies of everything; they are stopped in order at the end."""
+    """Start three nodes, wait until each has all copies, and stop them in order at the end."""
     nodes = [Node(number + 1, first_port + number, first_port, directory) for number in range(NODES)]
     for node in nodes:
         refuse_taken(node.port, first_port)
@@ -258,7 +258,7 @@ def refuse_taken(port: int, first_port: int) -> None:
 
 
 def is_whole(nodes: Sequence[Node]) -> bool:
-    """Whether each node shows all as active and ready, every partition in sync on all, and an even share of leads."""
+    """Whether each node shows all active and ready, all partitions in sync, leads evenly shared."""
     for node in nodes:
         shown, held = node.get("/cluster"), node.get("/cluster/partitions")
         if node.get("/ready") is None or shown is None or held is None:
@@ -276,7 +276,7 @@ def is_whole(nodes: Sequence[Node]) -> bool:
 
 
 def eventually(look: Callable[[], T], nodes: Sequence[Node], within_s: float, what: str) -> T:
-    """The first true result of ``look``. :raises Failed: none in time, or a node has ended."""
+    """The first true result of ``look``; raises ``Failed``: none in time, or a node has ended."""
     end = time.monotonic() + within_s
     while True:
         if found := look():
@@ -337,7 +337,7 @@ def submit_all(nodes: list[Node]) -> list[str]:
 
 
 def show_copies(nodes: Sequence[Node], tasks: int) -> None:
-    """Show what each node counts: every task, in the same states. Replicas learn of commits a moment later."""
+    """Show each node's counts: every task, in the same states, on replicas a moment later."""
     wanted = tasks * len(nodes)
 
     def counted() -> list[dict[str, Any]] | None:
@@ -375,7 +375,7 @@ def leader(nodes: Sequence[Node]) -> Node:
 
 
 def accepted(node: Node, task: dict[str, str]) -> Any:
-    """Submit a task. None: refused for now; nothing was done, or it has an id of its own, so it may be sent again."""
+    """Submit a task. None: refused for now; it did nothing or has an id, so may be sent again."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         code, answer = node.ask("POST", "/tasks/submit", task)
         if code in (200, 201):
@@ -417,7 +417,7 @@ One that is killed is started again after {BACK_AFTER_S:g} s. Ctrl-C stops them 
 
 
 def stay_up(nodes: Sequence[Node]) -> NoReturn:
-    """Watch the nodes until a signal: a killed one is started again, one that ends by itself is a failure."""
+    """Watch the nodes until a signal: a killed one is started again, any other end is a failure."""
     back_at: dict[str, float] = {}
     while True:
         now = time.monotonic()

@@ -1,8 +1,7 @@
 """TCP connections that send inside ``write`` what the system takes at once.
 
 Twisted's own keep it until the reactor finds the socket writable: a turn later, and after two more
-calls of the kernel. (``docs/decisions/0022-direct-sends.md``.)
-"""
+calls of the kernel. (``docs/decisions/0022-direct-sends.md``.)"""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ class DirectSends(tcp.Connection):
     the rest, or an error, to the reactor.
 
     Through the reactor goes all that is written under ``startTLS``, by a pull producer, and once
-    the end was asked for: what follows them is decided there, when the buffer is empty.
-    """
+    the end was asked for: what follows them is decided there, when the buffer is empty."""
 
     _direct_bytes_max = tcp.Connection.SEND_LIMIT
     """0 once the end was asked for."""
@@ -29,8 +27,8 @@ class DirectSends(tcp.Connection):
     """What may still be sent directly before the reactor has its turn: however fast the peer reads,
     a producer is paused some time. 0 while something waits to be sent."""
     _has_failed = False
-    """The system said to ``write`` that the connection is broken, and says so only once: to the reactor
-    what is left to be read would look like an end in order."""
+    """The system told ``write`` that the connection is broken, and says so only once: to the
+    reactor what is left to be read would look like an end in order."""
 
     def write(self, data: bytes) -> None:
         if (
@@ -97,7 +95,7 @@ class DirectConnector(tcp.Connector):
 
 
 class DirectReactor:
-    """A reactor as an endpoint sees it, whose TCP connections are ``DirectSends``. Unix sockets are as they were."""
+    """A reactor for endpoints: TCP connections are ``DirectSends``, Unix sockets as they were."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor

@@ -1,11 +1,11 @@
-"""From values of Python to the JSON that a task carries: one rule for payloads (the client) and results (handlers).
+"""From Python values to a task's JSON: one rule for payloads (the client) and results (handlers).
 
-Taken is what has one clear form in JSON: None, booleans, finite numbers (integers of 64 bits), text, dicts, lists, tuples,
-dataclasses, ``msgspec.Struct`` and attrs classes, enums by their value, ``datetime`` with a zone, ``date``, ``timedelta``,
-``UUID``, ``Decimal`` (as text). What has several, or none, is refused by name: sets, bytes, a naive ``datetime``, NaN.
+Taken is what has one clear form in JSON: None, booleans, finite numbers (integers of 64 bits),
+text, dicts, lists, tuples, dataclasses, ``msgspec.Struct`` and attrs classes, enums by value,
+``datetime`` with a zone, ``date``, ``timedelta``, ``UUID``, ``Decimal`` (as text). What has
+several, or none, is refused by name: sets, bytes, a naive ``datetime``, NaN.
 
-Imported by the client, by nodes and by worker processes, so it imports nothing of theirs.
-"""
+Imported by the client, by nodes and by worker processes, so it imports nothing of theirs."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def check(value: Any, chars_max: int | None = None) -> None:
     """Look at everything that ``encode`` would write, level by level: no depth is too much for it.
 
     :param chars_max: of all texts and keys together. None: no bound.
-    :raises NotJson: it can't be encoded, is nested deeper than ``DEPTH_MAX`` or has more than ``VALUES_MAX`` values.
-    :raises TooLong: it has more characters than ``chars_max``.
-    """
+    :raises NotJson: can't be encoded, deeper than ``DEPTH_MAX`` or over ``VALUES_MAX`` values.
+    :raises TooLong: it has more characters than ``chars_max``."""
     level: Iterable[Any] = (value,)
     depth, count, chars = 0, 1, 0
     while level:
@@ -94,7 +93,7 @@ def check(value: Any, chars_max: int | None = None) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The built-in type that a value's type derives from; the encoder takes only that. :raises NotJson: it is none."""
+    """The built-in type that a value's type derives from; raises ``NotJson`` if there is none."""
     for kind in (str, int, float):
         if isinstance(value, kind):
             return getattr(kind, f"__{kind.__name__}__")(value)
@@ -105,7 +104,7 @@ _encode = msgspec.json.Encoder(enc_hook=plain).encode
 
 
 def encode(value: Any, chars_max: int | None = None) -> bytes:
-    """Compact JSON. Raises as ``check``; also :raises NotJson: a lone surrogate, which UTF-8 can't say."""
+    """Compact JSON; raises as ``check``, and ``NotJson`` for a lone surrogate (not UTF-8)."""
     check(value, chars_max)
     return encode_checked(value)
 
@@ -121,10 +120,9 @@ def encode_checked(value: Any) -> bytes:
 
 
 def _look_at(item: Any) -> tuple[Iterable[Any] | None, int]:
-    """What lies in an object that is of no plain type: its parts, or None for a scalar and how many characters that has.
+    """What lies in an object of no plain type: its parts, or None and the characters of a scalar.
 
-    :raises NotJson: there is no clear form for it.
-    """
+    :raises NotJson: there is no clear form for it."""
     if isinstance(item, enum.Enum):
         return (item.value,), 0
     if isinstance(item, str):
@@ -157,7 +155,7 @@ def _look_at(item: Any) -> tuple[Iterable[Any] | None, int]:
 
 
 def _check_keys(mapping: Mapping[Any, Any]) -> int:
-    """How many characters they have. :raises NotJson: one is neither text nor a number, nor what is written as such."""
+    """Characters of the keys; raises ``NotJson`` for one that is not written as text or number."""
     chars = 0
     for key in mapping:
         if type(key) is str:

@@ -1,8 +1,7 @@
 """Every error that crosses a room, with what its receiver may conclude.
 
 ``definite``: the call was not carried out and will not be. ``retryable``: the same call may succeed
-later. ``status``, ``code`` and ``title`` are those of HTTP (docs/reference/http-api.md).
-"""
+later. ``status``, ``code`` and ``title`` are those of HTTP (docs/reference/http-api.md)."""
 
 from __future__ import annotations
 
@@ -81,7 +80,7 @@ class CrossOrigin(TaskQueueError):
 
 
 class Misdirected(TaskQueueError):
-    """The request names a host that is not this node's: a page elsewhere must not reach it by a name of its own."""
+    """The request names a host that is not this node's, as pages elsewhere do (DNS rebinding)."""
 
     status, code, title = 421, "misdirected", "Not a name of this node"
 
@@ -143,7 +142,7 @@ class Denied(TaskQueueError):
 
 
 class StaleAttempt(TaskQueueError):
-    """Another claim holds the task, or it has ended: a report with this token does not count any more."""
+    """Another claim holds the task, or it has ended: reports with this token count no more."""
 
     status, code, title = 409, "stale_attempt", "Attempt no longer holds the task"
 
@@ -188,7 +187,7 @@ class NotConfirmed(TaskQueueError):
 
 
 class Upgrading(TaskQueueError):
-    """Not every node knows the feature yet: the cluster is being upgraded (F44). ``detail`` names it."""
+    """Not every node knows the feature (``detail``): the cluster is being upgraded (F44)."""
 
     status, code, title, retryable = 503, "upgrading", "Not every node knows this yet", True
 
@@ -199,14 +198,14 @@ class DiskReserve(TaskQueueError):
 
 # --- unknown: it may have happened ---
 class OutcomeUnknown(TaskQueueError):
-    """Appended, but not known to be committed in time: ask for the task by its id, or send again with the same id."""
+    """Appended, not known to be committed in time: ask by the task's id, or send again with it."""
 
     status, code, title, definite = 504, "outcome_unknown", "Outcome unknown", False
 
 
 # --- broken: the process must stop ---
 class StoreBroken(Exception):
-    """A write, sync or commit of the store failed (R18), or its content is damaged. The process ends with code 74."""
+    """The store failed to write, sync or commit (R18) or is damaged; the process ends (code 74)."""
 
 
 class Unsound(Exception):
@@ -214,4 +213,4 @@ class Unsound(Exception):
 
 
 class Divergence(Exception):
-    """This copy is not what the log says: a row effect met a wrong revision, or a log contradicts what is committed."""
+    """This copy is not what the log says: a wrong revision, or a log against what is committed."""

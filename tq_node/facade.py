@@ -1,8 +1,7 @@
-"""The queue as `api` and `work` see it: the Protocol ``TaskQueue``, and the values that go in and out.
+"""The queue as `api` and `work` see it: the Protocol ``TaskQueue``, and what goes in and out.
 
 ``runtime.routing.cluster_queue.ClusterQueue`` implements it. Every Deferred fires in the reactor
-thread, belongs to its caller alone, and may be cancelled without harm to anybody else.
-"""
+thread, belongs to its caller alone, and may be cancelled without harm to anybody else."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
 
     ``payload`` is compact JSON. ``id`` None: the node makes one; ``made``: it has just done so.
     ``delay_us`` and ``run_at_us`` exclude one another. ``content_hash`` covers the fields as sent,
-    without the id.
-    """
+    without the id."""
 
     type: _Type
     payload: bytes
@@ -72,7 +70,7 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """An accepted submit. ``created``: False for a repeat of the same id and content. ``node``: the primary's name."""
+    """An accepted submit; ``created`` is False for a repeat, ``node`` names the primary."""
 
     task_id: str
     state: State
@@ -121,8 +119,8 @@ class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True, array_like=True):
-    """One page of tasks. ``missing``: nodes without an answer; ``partitions_missing``: partitions without one.
-    ``led``: (partition, epoch) of each that the answering node leads; None from a release that doesn't say."""
+    """One page of tasks. ``missing``: nodes, ``partitions_missing``: partitions without an answer.
+    ``led``: (partition, epoch) that the answering node leads; None: its release doesn't say."""
 
     tasks: list[ListedTask]
     next: tuple[int, str] | None
@@ -132,7 +130,7 @@ class TaskPage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """Number of rows by state (index = number of the state), as primary and as replica; the rest as in ``TaskPage``."""
+    """Counts of rows, indexed by state, as primary and as replica; the rest as in ``TaskPage``."""
 
     primary: list[int]
     replica: list[int]
@@ -142,7 +140,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A task as read. ``age_s``: how old the row may be, in seconds; None: a strong read, proven fresh."""
+    """A task as read. ``age_s``: the row's greatest age in seconds; None: a strong read, fresh."""
 
     row: TaskRow
     node: str
@@ -150,7 +148,7 @@ class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class EventBatch(msgspec.Struct, frozen=True, array_like=True):
-    """Transitions in order; the first has the id ``first_id``, the rest count up. ``reset``: older ones are missing."""
+    """Transitions in order; ids count from ``first_id``. ``reset``: older ones are missing."""
 
     first_id: int
     transitions: list[Transition]
@@ -164,8 +162,8 @@ class Subscription(Protocol):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The committed right to run one attempt. ``payload`` is JSON. ``failures``: earlier attempts that failed. A node of
-    an earlier release leaves ``queue`` empty, ``max_attempts`` and ``created_us`` 0."""
+    """The committed right to run an attempt. ``payload``: JSON; ``failures``: earlier failed ones.
+    A node of an earlier release leaves ``queue`` empty, ``max_attempts`` and ``created_us`` 0."""
 
     task_id: str
     task_type: str
@@ -182,7 +180,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Progress and log lines of a running attempt since the last notes. ``dropped``: lines over a bound."""
+    """Progress and log lines of an attempt since the last. ``dropped``: lines over a bound."""
 
     progress: Progress | None = None
     lines: tuple[LogLine, ...] = ()
@@ -196,8 +194,8 @@ class Completed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """The attempt failed. ``retry_in_ms``: delay that the handler asked for (``Retry``). ``final``: no further attempt
-    (``Reject``, no handler)."""
+    """The attempt failed. ``retry_in_ms``: delay that the handler wants (``Retry``). ``final``: no
+    further attempt (``Reject``, no handler)."""
 
     error: TaskError
     retry_in_ms: _RetryMs | None = None
@@ -209,14 +207,14 @@ class Released(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """The attempt's lease expired, its handler was killed. Counted apart from failures; the third ends the task."""
+    """Lease expired, handler killed; counted apart from failures, and the third ends the task."""
 
 
 Outcome = Completed | AttemptFailed | Released | Lost
 
 
 class Worker(Protocol):
-    """Whoever runs tasks, as the queue sees it: questions, and notifications, which may not raise."""
+    """What runs tasks, as the queue sees it: questions, and notifications that may not raise."""
 
     @property
     def slots_free(self) -> int:
@@ -248,7 +246,7 @@ class Worker(Protocol):
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """What a node needs to know to join: ``peer`` is where to register, ``secret`` in hexadecimal."""
+    """What a joiner needs: ``peer``, where to register, and ``secret`` in hexadecimal."""
 
     cluster_id: str
     secret: str
@@ -261,7 +259,7 @@ class NotReadyReason(msgspec.Struct, frozen=True):
 
 
 class ReadyNote(msgspec.Struct, frozen=True):
-    """A condition of a node that an operator should know and that keeps nobody from being served, as `no_workers`."""
+    """A condition of a node that serves all the same, for operators, such as `no_workers`."""
 
     code: str
     detail: str
@@ -283,7 +281,7 @@ class HandlersReloaded(msgspec.Struct, frozen=True):
 
 
 class TaskQueue(Protocol):
-    """The queue of the whole cluster. Every Deferred may fail with a ``TaskQueueError``, also where none is named."""
+    """The whole cluster's queue. Any Deferred may fail with a ``TaskQueueError``, named or not."""
 
     @property
     def node_name(self) -> str: ...
@@ -292,20 +290,18 @@ class TaskQueue(Protocol):
     def submit(self, submission: Submission) -> Deferred[Accepted]:
         """Submit a task; fires once it is durable on every in-sync copy.
 
-        :raises IdConflict, IdTooOld, Busy, DiskReserve, NotReady, Draining, OutcomeUnknown:
-        """
+        :raises IdConflict, IdTooOld, Busy, DiskReserve, NotReady, Draining, OutcomeUnknown:"""
 
     def submit_many(
         self, submissions: Sequence[Submission], *, has_more: bool = False
     ) -> Deferred[list[Accepted | TaskQueueError]]:
-        """Submit many; one result for each, in order. Fires once all accepted ones are durable; with ``has_more``
-        together with those of the caller's next call, in one of the next turns."""
+        """Submit many; one result each, in order. Fires once all accepted ones are durable; with
+        ``has_more`` together with those of the caller's next call, in one of the next turns."""
 
     def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
-        """The committed state; with ``wait_s`` once the task is final, at the latest after so many seconds.
+        """The committed state; with ``wait_s`` once the task is final, or after so many seconds.
 
-        :raises NoSuchTask, TaskPurged, NotConfirmed:
-        """
+        :raises NoSuchTask, TaskPurged, NotConfirmed:"""
 
     def list(self, query: ListQuery) -> Deferred[TaskPage]: ...
 
@@ -316,7 +312,7 @@ class TaskQueue(Protocol):
     def retry(self, task_id: str) -> Deferred[TaskRow]: ...
 
     def purge(self, task_id: str) -> Deferred[TaskRow]:
-        """Forget a task that has ended, as its retention would; the task as it was. :raises NotFinal:"""
+        """Forget an ended task, as retention would; returns it as it was; raises ``NotFinal``."""
         ...
 
     def pause(self, queue: str) -> Deferred[None]: ...
@@ -328,27 +324,25 @@ class TaskQueue(Protocol):
     def watch(
         self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
     ) -> Subscription:
-        """Call ``observer`` with every batch of committed transitions of this node's primaries, from
+        """Call ``observer`` with each batch of committed transitions of this node's primaries, from
         now or from behind ``after_id``: then at once, with ``reset`` where that is too old.
 
-        :param cluster: of all nodes' primaries; ids are those of this node's cluster stream.
-        """
+        :param cluster: of all nodes' primaries; ids are those of this node's cluster stream."""
 
     def cluster(self) -> ClusterView: ...
 
     def partition_views(self) -> Sequence[PartitionView]: ...
 
     def invite(self) -> Invitation:
-        """Hand the cluster's generated secret to a joiner, which the caller has found to be on loopback.
+        """Hand the cluster's generated secret to a joiner that the caller has found on loopback.
 
-        :raises Denied: operators keep this cluster's secret in a file. :raises NotReady: not in a cluster yet.
-        """
+        :raises Denied: operators keep this cluster's secret in a file.
+        :raises NotReady: not in a cluster yet."""
 
     def drain(self, node: str) -> Deferred[None]:
         """Move everything off a node; fires once that is decided, not once it is done.
 
-        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: also by the next four
-        """
+        :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: next four too"""
 
     def undrain(self, node: str) -> Deferred[None]:
         """Take back ``drain``, or ``remove`` of a living node that is not empty yet."""
@@ -359,10 +353,11 @@ class TaskQueue(Protocol):
     def rebalance(self) -> Deferred[None]: ...
 
     def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
-        """Make a node's copy the partition, whatever it lacks; recorded for ever. Also :raises NoSuchPartition:"""
+        """Make a node's copy the partition, whatever it lacks, on record for ever; also raises
+        ``NoSuchPartition``."""
 
     def shutdown(self, node: str) -> Deferred[None]:
-        """Stop a node in order, as SIGTERM does; fires once it has the order. Also :raises PeerUnreachable:"""
+        """Stop a node as SIGTERM does; fires once it was told; also raises ``PeerUnreachable``."""
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         """Why the node can't serve; empty when it can."""
@@ -371,19 +366,19 @@ class TaskQueue(Protocol):
         """The node's ``ReadyNote``s."""
 
     def backup(self) -> Deferred[Sequence[str]]:
-        """Snapshot this node's store online, one at a time; fires with the paths of the kept ones, this one first."""
+        """Snapshot this node's store, one at a time; fires with the kept paths, this one first."""
 
     def oldest_pending_age_s(self) -> Deferred[dict[str, float]]:
-        """Seconds that the oldest pending task of each queue seen by this process has waited; 0.0: none waits."""
+        """Seconds that each queue's oldest pending task, seen here, has waited; 0.0: none waits."""
 
     def handlers(self) -> Sequence[NodeHandlers]:
-        """The handlers of all nodes that are up. :raises Upgrading: a node of an earlier release does not say."""
+        """The handlers of all nodes up; raises ``Upgrading`` if one's release does not say."""
 
     def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
         """Why a task that has not ended does not run, as this node knows."""
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
-        """Import the handlers of this node anew. :raises HandlersUnusable: that failed; the earlier ones go on."""
+        """Reload this node's handlers; raises ``HandlersUnusable`` and keeps the earlier ones."""
 
     # --- for work/ ---
     def attach(self, worker: Worker) -> None: ...
@@ -397,10 +392,10 @@ class TaskQueue(Protocol):
         it can start. Fires empty where there is no work, or the node is not ready or stopping."""
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """End the attempt. Fires once committed. :raises StaleAttempt: the token no longer holds the task."""
+        """End the attempt; fires once committed; raises ``StaleAttempt``: the token is outdated."""
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
-        """Keep progress and log lines with the task. :raises StaleAttempt: as for ``finish``."""
+        """Keep progress and log lines with the task; raises ``StaleAttempt`` as ``finish`` does."""
 
     def lease_ms(self, claim: Claim) -> int:
-        """Milliseconds from now until the attempt's lease expires unless it is renewed; 0: nobody has confirmed it."""
+        """Milliseconds until the attempt's lease expires unless renewed; 0: nobody confirmed it."""

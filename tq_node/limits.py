@@ -1,8 +1,7 @@
 """Every bound, timeout and retry interval in one place, with the relations between them asserted at
 import.
 
-Units are the last word of each name. What an option can change is a default here and says so.
-"""
+Units are the last word of each name. What an option can change is a default here and says so."""
 
 from __future__ import annotations
 
@@ -33,9 +32,9 @@ PAYLOAD_BYTES_MAX = 1 * MIB
 RESULT_BYTES_MAX = 1 * MIB
 JSON_DEPTH_MAX = 200
 PAYLOAD_VALUES_MAX = 100_000
-"""Values of one payload, the containers among them: reading so many takes some 30 ms in one piece."""
+"""Values of one payload, containers included: to read so many takes some 30 ms in one piece."""
 ITEM_BYTES_MORE = 64 * KIB
-"""What a task may take besides its payload, as sent: every other field at its longest, written in escapes."""
+"""What a task's other fields may take, as sent: each at its longest, written in escapes."""
 ITEMS_WINDOW_BYTES = 256 * KIB
 """So much of a batch's body is cut into items in one piece."""
 BATCH_REFUSALS_WITHIN_MAX = 100
@@ -48,13 +47,13 @@ BATCH_BYTES_PER_TURN = 512 * KIB
 BATCH_TURNS_GATHERED_MAX = 8
 """For so many turns a commit waits for the rest of a batch, unless somebody else waits for it."""
 QUEUES_MAX = 1_000
-"""Queues with tasks that have not ended, on one node; a further name is refused, but for ``default`` and those of handlers."""
+"""Queues with unended tasks on one node; more are refused, but for ``default`` and handlers'."""
 PAUSED_UNUSED_MAX = 900
 """Queues that may be paused although they have no open tasks; ``QUEUES_MAX`` in all."""
 QUEUE_NAMES_MAX = 2_000
-"""Queues that a node counts by name in a partition; past it those without open tasks there are counted as one."""
+"""Queues that a node counts by name in a partition; past it those without open tasks are one."""
 OPEN_TASKS_MAX = 2_000_000
-"""Tasks on one node that have not ended; each costs about 100 bytes of memory in the ready and due heaps."""
+"""Tasks on one node that have not ended; each costs some 100 bytes in the ready and due heaps."""
 OPEN_TASKS_FEW = 200
 """The last of them are for queues that have no more than this: so many queues can't be kept out by
 what others have piled up."""
@@ -75,7 +74,7 @@ LOST_ATTEMPTS_MAX = 3
 
 # --- ordering ---
 AGE_STEP_MS = 60_000
-"""A task waits at most (difference of priorities) times this behind tasks that became due after it."""
+"""A task waits at most (difference of priorities) times this behind tasks due after it."""
 
 # --- waiting and reading ---
 WAIT_S_MAX = 60
@@ -97,10 +96,10 @@ ENTRY_BYTES_AIM = 256 * KIB
 ENTRY_BYTES_MAX = PAYLOAD_BYTES_MAX + 64 * KIB
 UNAPPLIED_BYTES_MAX = 64 * MIB
 UNAPPLIED_ROWS_MAX = 100_000
-"""Committed row effects that wait to be written to the rows; past either bound submits are refused as busy."""
+"""Committed row effects not yet written to rows; past either bound submits are refused as busy."""
 APPLY_ROWS_PER_COMMIT = 1_000
 APPLY_BYTES_PER_COMMIT = 2 * MIB
-"""A commit carries no more rows once they come to one of these, unless there are so many that they would outrun it."""
+"""A commit carries rows up to either, more if so many are waiting that they would outrun it."""
 APPLY_LAG_MS = 50
 COMMIT_BYTES_AIM = 4 * MIB
 """Bytes of entries at which a commit leaves; the other partitions wait for the next one."""
@@ -109,9 +108,9 @@ GATHER_MS = 1
 """While so many callers wait for commits, entries leave at once and the own write of them waits for
 so long, so that it shares a sync with what peers are about to send (R21)."""
 UNCOMMITTED_BYTES_MAX = 32 * MIB
-"""Bytes of entries proposed and not yet durable on all copies; past it submits are refused as busy."""
+"""Bytes of entries proposed, not yet durable on all copies; past it submits are refused as busy."""
 UNCOMMITTED_MS_MAX = 1_000
-"""Once somebody has waited for a commit for so long, batches and long payloads are refused as busy, ..."""
+"""After so long a wait for a commit, batches and long payloads are refused as busy, ..."""
 UNCOMMITTED_BYTES_FREE = 4 * MIB
 """... unless no more than this waits: then it is not for the bytes that it takes long."""
 ROW_CACHE_BYTES_MAX = 32 * MIB
@@ -130,7 +129,7 @@ SNAPSHOTS_KEPT = 3
 SNAPSHOTS_KEPT_MAX = 1_000
 COMMIT_SLOW_MS = 1_000
 DISK_SLOW_MS = 5_000
-"""A node whose every commit has taken ``COMMIT_SLOW_MS`` for so long leads no partition while others can (F12)."""
+"""After so long of commits over ``COMMIT_SLOW_MS`` a node leads only what no other can (F12)."""
 DISK_WELL_MS = 15_000
 """For so long none must have taken that, before it may lead again."""
 RETENTION_S = 24 * 3600
@@ -159,7 +158,7 @@ HELP_BYTES_MAX = 2 * MIB
 HELP_WAIT_MS = 2_000
 """How long a helper keeps free slots for an answer. What comes later is given back."""
 HELP_QUIET_MS_MAX = 5_000
-"""The longest pause after answers without a task; the first one is twice ``HELP_OFFER_MS``, and each further one doubled."""
+"""Longest pause after answers without a task: twice ``HELP_OFFER_MS`` at first, then doubled."""
 CLAIMS_AHEAD_MAX = 256
 """Claims beyond the slots, held while tasks in processes take less than the commit of a claim."""
 CLAIMS_AHEAD_WAIT_MS = 250
@@ -167,9 +166,9 @@ CLAIMS_AHEAD_WAIT_MS = 250
 CANCEL_GRACE_MS = 5_000
 STOP_TIMEOUT_S = 25
 STOP_MARGIN_S = 30.0
-"""What an orderly end may take besides the handlers' time: handing over, closing connections and the store."""
+"""What an orderly end takes besides the handlers' time: handover, closing connections and store."""
 THREADS_GRACE_S = 1.0
-"""What threads left behind by handlers may still take once the store is closed. twistd's own end takes milliseconds."""
+"""What handlers' threads may take once the store is closed; twistd's own end takes milliseconds."""
 NOTE_INTERVAL_MS = 1_000
 CHILD_START_MS_MAX = 30_000
 CHILD_FRAME_BYTES_MAX = RESULT_BYTES_MAX + 64 * KIB
@@ -178,10 +177,10 @@ CHILD_TASKS_MAX = 100_000
 """Tasks after which a worker process is replaced, so that a leak in a handler stays bounded."""
 CHILD_IDLE_S_MAX = 60.0
 CHILD_AHEAD_MAX = 16
-"""Tasks that lie ready in a worker process behind the one that runs; not more than it ends in ``CHILD_AHEAD_MS``."""
+"""Tasks queued in a worker process, no more than it ends in ``CHILD_AHEAD_MS``."""
 CHILD_AHEAD_MS = 5
 CHILD_LEFTOVERS_S = 1.0
-"""How long a worker process waits for the end of what a task has left behind and it has killed; then it is replaced."""
+"""How long a worker process waits for killed leftovers of a task to end, before it is replaced."""
 WORKER_MEMORY_BYTES_MIN = 64 * MIB
 WORKER_MEMORY_RESERVE_BYTES = 16 * MIB
 """Of ``--worker-memory``, kept back for the report that it was reached."""
@@ -194,7 +193,7 @@ NODE_VARIABLES = (
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
 )
-"""Patterns of environment variables that no worker process gets: the node's options, and the supervisor's protocol."""
+"""Patterns of environment variables that no worker gets: the node's options, the supervisor's."""
 CHILD_SPARES = 2
 FILES_MIN = 128
 """Descriptors of a node beside its worker processes: store, peers, and some clients."""
@@ -213,7 +212,7 @@ COMMIT_WAIT_S = 10.0
 """How long a caller waits for a commit before it hears that the outcome is not known."""
 RETRY_AFTER_S = 1
 HTTP_CONNECTIONS_MAX = 10_000
-"""Less where the process may have fewer descriptors; ``HTTP_PROBES_MAX`` more may ask for health alone."""
+"""Fewer where descriptors are scarce; ``HTTP_PROBES_MAX`` more may ask for health alone."""
 HTTP_PROBES_MAX = 50
 HTTP_CONNECTIONS_OF_ADDRESS_MAX = 5_000
 """Of one source address; one more takes the place of that address's quietest."""
@@ -226,7 +225,7 @@ HTTP_HEAD_S = 10.0
 HTTP_BODY_BYTES_S_MIN = 1 * KIB
 """... and its body must come at this rate, from then on."""
 UNSENT_UNCOUNTED_BYTES = 16 * KIB
-"""So much of an answer lies ready at each connection without being counted; while there is more no further request is taken."""
+"""Uncounted unsent bytes of each connection; with more than these no further request is taken."""
 UNSENT_BYTES_MAX = 64 * MIB
 """Of all connections together; past it the one that has most is reset."""
 UNSENT_STALL_S = 30.0
@@ -238,17 +237,17 @@ REQUEST_ID_CHARS_MAX = 200
 REQUESTS_IN_FLIGHT_MAX = 4_096
 LOOP_LAG_SAMPLE_S = 0.25
 
-# --- the reactor is never held: work whose size a caller chooses is cut (slices.py), and every call is measured ---
+# --- the reactor is never held: callers' work is cut (slices.py), every call is measured ---
 SLICE_MS = 5
 """A job in slices gives the reactor back after so much time."""
 LOOP_LOOK_MS = 10
-"""The CPU clock is read when a call of the reactor ends this long after the last look: a hold may be overstated by so much."""
+"""Least time between looks at the CPU clock, at calls' ends: a hold is overstated by up to this."""
 LOOP_HELD_MS = 100
-"""CPU that one call of the reactor may take; one that takes more is logged by name, and fails a test."""
+"""CPU that one call of the reactor may take; a longer one is logged by name, and fails a test."""
 
 # --- metrics (observe/metrics.py): what a caller can choose is bounded, and so is a scrape ---
 METRICS_LABELS = 200
-"""Default of ``--metrics-labels``: names of queues, and of types, that have figures of their own."""
+"""Default of ``--metrics-labels``: names of queues, and of types, with figures of their own."""
 METRICS_LABELS_MAX = 1_000
 METRICS_PAIRS_MAX = 200
 """Pairs of a queue and a type that have counters of their own."""
@@ -261,13 +260,13 @@ METRICS_AGES_S = 2.0
 METRICS_PAGE_S = 1.0
 """A page of metrics is served again to whoever asks within this time."""
 
-# --- admission: how much is taken up, so that it is answered in time (api/http/concurrency_limit.py, decision 0015) ---
+# --- admission, to answer in time (api/http/concurrency_limit.py, decision 0015) ---
 SUBMITS_AT_ONCE_MIN = 64
-"""Single submits that a node works on at once, however long they take; one more may be refused as busy."""
+"""Single submits that a node works on at once, however slow; more may be refused as busy."""
 SUBMITS_AT_ONCE_LEAST = 16
 """The same while a fifth or more of them is refused."""
 SUBMITS_AT_ONCE = 512
-"""At first, so that a burst is no overload; up to ``REQUESTS_IN_FLIGHT_MAX`` where they are answered in time."""
+"""At first, so no burst is an overload; up to ``REQUESTS_IN_FLIGHT_MAX`` if answered in time."""
 SUBMIT_WAIT_TIMES = 3
 """In time is what takes so many times as long as on the idle node, on average; ..."""
 SUBMIT_WAIT_MS_MIN = 15
@@ -278,7 +277,7 @@ SUBMIT_WAIT_MS = 100
 LARGE_BODY_BYTES = 64 * KIB
 """A single submit with a longer body is let in like a batch: by its bytes."""
 LARGE_AT_ONCE_BYTES = 4 * MIB
-"""Batches that a node works on at once, by the bytes of their bodies, however long they take. A longer one is let in alone."""
+"""Bytes of batches that a node works on at once, however slow. A longer batch is let in alone."""
 LARGE_TASK_BYTES = 256
 """Each task of a batch counts for so many bytes besides: many small ones are not little work."""
 LARGE_AT_ONCE_BYTES_LEAST = 256 * KIB
@@ -288,9 +287,9 @@ LARGE_AT_ONCE_BYTES_MAX = 64 * MIB
 LARGE_WAIT_MS = 250
 """In time is a batch that takes so long, on average."""
 READS_AT_ONCE = 32
-"""Lists of up to ``LIST_LIMIT_DEFAULT`` tasks that a node makes at once, however long they take; twice as many at first."""
+"""Lists of up to ``LIST_LIMIT_DEFAULT`` tasks made at once, however slow; at first twice this."""
 LONG_READ_ROWS_AT_ONCE = 2 * LIST_LIMIT_MAX
-"""Longer ones, by the tasks that they ask for: apart, so that they don't take the place of short ones."""
+"""Longer ones, by tasks asked for: apart, so that they don't take the place of short ones."""
 READ_WAIT_MS = 1_000
 """In time is a list that takes so long, on average."""
 REFUSALS_PER_S = 500
@@ -306,7 +305,7 @@ PARTITIONS_MAX = 1_024
 REPLICATION_FACTOR_DEFAULT = 3
 
 COPY_RATE_BYTES_S = 0
-"""Default of ``--copy-rate``: bytes a second that a node sends to copies that do not count yet; 0: no bound."""
+"""Default of ``--copy-rate``: bytes a second sent to copies that don't count yet; 0: no bound."""
 COPY_RATE_BYTES_S_MIN = 64 * KIB
 """Slower than that a move would hardly end."""
 

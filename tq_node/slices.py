@@ -8,9 +8,8 @@ A job takes a ``Pace``, and asks it between two items whether to give way::
             await pace.turn()
         work_on(item)
 
-One turn of the reactor runs one slice, however many jobs there are. To cancel the job's Deferred, as
-HTTP does when its client hangs up, ends it at its next turn, with ``CancelledError``.
-"""
+One turn of the reactor runs one slice, however many the jobs. To cancel the job's Deferred, as
+HTTP does when its client hangs up, ends it at its next turn, with ``CancelledError``."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class Slices:
     """Shares the reactor's time among long jobs, first come first served.
 
     :param on_slice: called with the job's name before each of its slices but the first.
-    :param now_s: clock for the length of slices; one that stands still cuts nothing (virtual time).
-    """
+    :param now_s: clock of slices; one that stands still (virtual time) cuts nothing."""
 
     def __init__(
         self,
@@ -96,7 +94,7 @@ class Pace:
         return self._now_s() >= self._until_s
 
     async def turn(self) -> None:
-        """Give the reactor back until it is this job's turn again. :raises CancelledError: the job was cancelled."""
+        """Give the reactor back until the job's turn; raises ``CancelledError`` if cancelled."""
         await self._slices.turn(self.what)
         self._until_s = self._now_s() + self._slices.slice_s
 

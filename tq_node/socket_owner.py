@@ -1,8 +1,7 @@
-"""Which user of this machine holds the other end of a loopback connection, according to the kernel (Linux).
+"""Which user here holds the other end of a loopback connection, as the kernel says (Linux).
 
 A loopback address may be another user's process, or a proxy, ``ssh -L`` or browser that speaks for
-somebody else. Whoever has the node's own user id can read its store anyway.
-"""
+somebody else. Whoever has the node's own user id can read its store anyway."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _MAPPED = b"\x00" * 10 + b"\xff\xff"
 
 
 def _places(host: str, port: int) -> set[str]:
-    """The address as ``_TABLES`` write it, words in the machine's byte order; IPv4 also as mapped into IPv6."""
+    """The address as in ``_TABLES``, words in machine byte order; IPv4 also as mapped to IPv6."""
     try:
         packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     except OSError:
@@ -37,7 +36,7 @@ def _words(packed: bytes) -> str:
 
 
 def owner_of(theirs: tuple[str, int], ours: tuple[str, int]) -> int | None:
-    """The user id of the socket at ``theirs`` that is connected to ``ours``; None where the kernel does not say."""
+    """User id of the socket at ``theirs`` connected to ``ours``; None: the kernel doesn't say."""
     local, remote = _places(*theirs), _places(*ours)
     for table in _TABLES:
         try:
@@ -52,7 +51,7 @@ def owner_of(theirs: tuple[str, int], ours: tuple[str, int]) -> int | None:
 
 
 def is_own_users(transport: Any) -> bool | None:
-    """Whether the other end belongs to this process's user or to root; None: unknown, for not TCP or not Linux."""
+    """Whether the other end is this process's user or root; None: unknown (not TCP, not Linux)."""
     there, here = transport.getPeer(), transport.getHost()
     if not (hasattr(there, "port") and hasattr(here, "port") and _TABLES[0].exists()):
         return None

@@ -2,8 +2,7 @@
 
 Everything here is frozen and free of behaviour that needs a clock, a disk or a random source.
 Structs that are held by the hundred thousand say ``gc=False``: they never form cycles, and a
-million tracked objects would cost a pause of 170 ms at each full collection.
-"""
+million tracked objects would cost a pause of 170 ms at each full collection."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ Sequence = NewType("Sequence", int)
 
 
 class Token(NamedTuple):
-    """The place of a claim in its partition's log; all fencing compares tokens, never attempt numbers (F30a)."""
+    """A claim's place in its partition's log; fencing compares these, never attempts (F30a)."""
 
     epoch: int
     sequence: int
@@ -115,8 +114,7 @@ class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     ``rev`` rises by one with each change. ``failures`` and ``losses`` are counted within the run
     (``retry`` starts a new run and zeroes both); ``attempt`` is the number of the latest attempt of
-    the run. ``run_at_us`` is the earliest time the task may start, wall clock.
-    """
+    the run. ``run_at_us`` is the earliest time the task may start, wall clock."""
 
     spec: TaskSpec
     partition: int
@@ -162,21 +160,21 @@ class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Announced(msgspec.Struct, frozen=True, array_like=True):
-    """The handlers that a node runs tasks with now; ``"*"`` among the types: any. At most ``limits.HANDLED_TYPES_MAX``."""
+    """The handlers that a node has now; ``"*"``: for any type. At most ``HANDLED_TYPES_MAX``."""
 
     kind: HandlerKind
     handled: tuple[HandledType, ...] = ()
 
 
 class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One reason why a task does not run. ``kind`` is a stable word; ``since_us`` is wall clock, as the node knows it."""
+    """Why a task doesn't run: ``kind`` is a stable word, ``since_us`` the node's wall clock."""
 
     kind: str
     since_us: int
 
 
 class Transition(NamedTuple):
-    """One committed change of a task's state, as ``/tasks/events`` tells it. ``from_state`` is None at birth."""
+    """A committed change of state, as ``/tasks/events`` tells it; ``from_state`` None: at birth."""
 
     task_id: TaskId
     task_type: str

@@ -8,8 +8,7 @@
   those of answers. Every error is an RFC 9457 problem.
 - ``http`` is the server below the routes: connections, limits, and the two ways in.
 
-It never looks at stores, logs or peers: it sees the queue as a Protocol.
-"""
+It never looks at stores, logs or peers: it sees the queue as a Protocol."""
 
 from tq_node.api.assembly import make_site
 from tq_node.api.settings import ApiSettings

@@ -49,8 +49,7 @@ def make_site(
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
-    :param slices: shared with the queue, if it works in slices.
-    """
+    :param slices: shared with the queue, if it works in slices."""
     made = _Routes(queue, settings, metrics, shutdown)
     server = ServerState(settings, metrics, reactor, slices)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings))
@@ -62,7 +61,7 @@ def make_site(
 
 @cache
 def _document(version: str) -> bytes:
-    """The OpenAPI document, made once a process, when it is first asked for: every site has these routes."""
+    """The OpenAPI document, made once a process, when first asked for: its routes never differ."""
     return openapi.document(documented_routes(), version)
 
 

@@ -2,8 +2,7 @@
 
 A window of the body is cut where a brace is followed by a comma. The decoder tells whether an item
 ends there, and not a part of a string or of an inner value: JSON cut anywhere else can't be closed
-by one bracket. If no cut is near, one item is decoded alone to find its end.
-"""
+by one bracket. If no cut is near, one item is decoded alone to find its end."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ def _too_many(count: str) -> BodyTooLarge:
 
 
 class BatchCutter:
-    """Cuts bodies of both forms. ``item_bytes_max``: a longer item is cut to one byte more, and refused by that."""
+    """Cuts bodies of both forms; items over ``item_bytes_max`` to a byte more, to be refused."""
 
     def __init__(self, item_bytes_max: int) -> None:
         self._item_bytes_max = item_bytes_max
@@ -55,8 +54,7 @@ class BatchCutter:
         """The items of ``{"tasks":[…]}``.
 
         :raises Malformed, MissingField, UnknownField, InvalidField: the body has another form.
-        :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``.
-        """
+        :raises BodyTooLarge: more than ``limits.BATCH_TASKS_MAX``."""
         if len(body) <= limits.ITEMS_WINDOW_BYTES:
             return self._check_count(_decode_items_of(body))
         begin = _begins(body)
@@ -79,7 +77,7 @@ class BatchCutter:
         return self._check_count(items)
 
     async def of_lines(self, body: bytes, pace: Pace) -> list[msgspec.Raw]:
-        """The items of newline-delimited JSON, without empty lines. :raises BodyTooLarge: over ``limits.BATCH_TASKS_MAX``."""
+        """Items of JSON lines, no empty ones; raises ``BodyTooLarge`` over ``BATCH_TASKS_MAX``."""
         items: list[msgspec.Raw] = []
         at, look = 0, _LOOK_BYTES
         while at < len(body):
@@ -105,7 +103,7 @@ class BatchCutter:
         return items
 
     def _cut_window(self, body: bytes, at: int) -> tuple[list[msgspec.Raw], int] | None:
-        """The items of the window at ``at``, and where the next one begins; None: no cut is found."""
+        """The items of the window at ``at`` and where the next begins; None: no cut was found."""
         for cut, behind in _cuts(body, at, at + limits.ITEMS_WINDOW_BYTES):
             try:
                 return _decode_items(b"[%b]" % body[at:cut]), behind
@@ -114,7 +112,7 @@ class BatchCutter:
         return None
 
     async def _cut_one(self, body: bytes, at: int, pace: Pace) -> tuple[list[msgspec.Raw], int]:
-        """One item and where the next begins; no item if at most one remains, for ``of_array`` to decode."""
+        """One item and where the next begins; no item if one at most is left for ``of_array``."""
         begin = _end_of_space(body, at)
         if body[begin : begin + 1] == b"]":
             return [], at
@@ -180,7 +178,7 @@ def _decode_items_of(body: bytes) -> list[msgspec.Raw]:
 
 
 def _cuts(body: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where an item may end, and where the next one would begin; the last such places before ``end``."""
+    """Where an item may end and the next one begin; the last such places before ``end``."""
     for _ in range(_CUTS_TRIED):
         end = body.rfind(b"}", begin, end)
         if end < 0:

@@ -23,8 +23,7 @@ _encode = msgspec.json.Encoder().encode
 async def submit_parts(queue: TaskQueue, good: list[Submission], pace: Pace) -> list[Accepted | TaskQueueError]:
     """Submit in parts, one behind the other without waiting, so that all become durable together.
 
-    :raises TaskQueueError: the whole batch is refused, and no task was accepted.
-    """
+    :raises TaskQueueError: the whole batch is refused, and no task was accepted."""
     parts = list(_parts(good))
     in_flight: list[Deferred[list[Accepted | TaskQueueError]]] = []
     try:
@@ -79,8 +78,7 @@ async def answer_batch(
     """Answer a batch.
 
     :param items: as sent: a submission, or why it was refused before.
-    :param results: of the submissions among ``items``, in order.
-    """
+    :param results: of the submissions among ``items``, in order."""
     pieces: list[bytes] = []
     accepted_count = 0
     next_result = iter(results)
@@ -114,7 +112,7 @@ def _explain_batch(failure: Failure, good: list[Submission]) -> Failure:
 
 
 def hides_outcome(why: object) -> TypeGuard[TaskQueueError]:
-    """Whether the error leaves open what was done: ``OutcomeUnknown``, or what another node failed with."""
+    """Whether the error leaves open what was done: ``OutcomeUnknown``, or a node's failure."""
     return isinstance(why, TaskQueueError) and not why.definite
 
 

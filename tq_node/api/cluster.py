@@ -61,7 +61,7 @@ class PartitionsAnswer(msgspec.Struct):
 
 
 class JoinAnswer(msgspec.Struct):
-    """What a node needs to join: the ``secret`` in hexadecimal, and ``peer`` (``HOST:PORT``) to register at."""
+    """To join: the ``secret`` in hexadecimal, and the ``peer`` (``HOST:PORT``) to register at."""
 
     success: bool
     cluster_id: str
@@ -90,11 +90,11 @@ class SnapshotDone(msgspec.Struct):
 
 
 _CHANGE_ERRORS = (errors.NotReady, errors.Draining, errors.NoController, PeerUnreachable, errors.OutcomeUnknown)
-"""Of a change that goes through the leader. Its success says that the change is decided, not that it is done."""
+"""Of a change through the leader. Its success says that the change is decided, not done."""
 
 
 class ClusterRoutes:
-    """Routes below ``/cluster``. :param shutdown: called after the answer to end this node in order, as SIGTERM does."""
+    """Routes below ``/cluster``. ``shutdown`` ends this node like SIGTERM, after the answer."""
 
     def __init__(self, queue: TaskQueue, shutdown: Callable[[], None]) -> None:
         self._queue = queue

@@ -2,8 +2,7 @@
 
 Events are buffered for a client that reads more slowly than tasks change; past a bound its
 connection is reset. It may reconnect with ``Last-Event-ID`` and continues there, or gets ``reset``
-if that event is too old.
-"""
+if that event is too old."""
 
 from __future__ import annotations
 
@@ -97,7 +96,7 @@ class EventRoutes:
 
 
 class _Renderer:
-    """Renders the events of one scope; caches the last piece, for most streams ask for the same one next."""
+    """Renders one scope's events; caches the last piece: most streams ask for the same one next."""
 
     def __init__(self, queue: TaskQueue, *, cluster: bool) -> None:
         self._queue = queue
@@ -107,7 +106,7 @@ class _Renderer:
         self._last_end = 0
 
     def render(self, batch: EventBatch, start: int) -> tuple[bytes, int]:
-        """About ``limits.EVENT_CHUNK_BYTES`` of a batch from the event at ``start`` on, and where to continue."""
+        """About ``EVENT_CHUNK_BYTES`` of a batch from event ``start`` on, and where to continue."""
         last = self._last
         if last is None or last[0] is not batch or last[1] != start:
             pieces = [_RESET] if batch.reset and not start else []
@@ -135,7 +134,7 @@ class _Renderer:
 
 @implementer(IPushProducer)
 class _Stream:
-    """The stream of one client. ``ended`` fires at its end; Klein cancels it when the client hangs up."""
+    """A client's stream. ``ended`` fires at its end; Klein cancels it when the client hangs up."""
 
     def __init__(self, routes: EventRoutes, renderer: _Renderer, request: ApiRequest, settings: ApiSettings) -> None:
         self._routes = routes
@@ -159,19 +158,19 @@ class _Stream:
         self.ended: Deferred[None] = Deferred(self._on_cancel)
 
     def subscribe(self, queue: TaskQueue, after_id: int | None) -> None:
-        """Subscribe to events. The first batch arrives during this call, and is buffered until ``begin``."""
+        """Subscribe. The first batch arrives during this call, and is buffered until ``begin``."""
         if self._renderer.cluster:
             self._subscription = queue.watch(self._observe, after_id=after_id, cluster=True)
         else:
             self._subscription = queue.watch(self._observe, after_id=after_id)
 
     def begin(self, too_old: bool) -> None:
-        """Start to write. ``too_old``: the client's last event is unknown, so tell it to start over."""
+        """Start to write. ``too_old``: the client's last event is unknown, so it starts over."""
         request = self._request
         self._comments.start(self._comment_s, now=False)
         request.registerProducer(self, True)
         self._has_begun = True
-        # What it missed before doesn't count against the client: it is rendered as the client takes it.
+        # What was missed before doesn't count against the client: it is rendered as it is taken.
         self._backlog_max += self._backlog_events
         request.write(b"retry: %d\n\n%b" % (RECONNECT_MS, _RESET if too_old else b""))
         self._write()
@@ -253,7 +252,7 @@ _RESET = b"event: reset\ndata: {}\n\n"
 
 
 def _last_event_id(header: bytes | None) -> tuple[int | None, bool]:
-    """The event id in the header, if there is one, and whether it is malformed, which counts as too old."""
+    """The event id in the header, if any, and whether it is malformed, which counts as too old."""
     if header is None or not header.strip():
         return None, False
     text = header.strip()

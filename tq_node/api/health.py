@@ -41,7 +41,7 @@ class HealthRoutes:
     def __init__(
         self, queue: TaskQueue, exposition: Exposition, version: str, document: Callable[[str], bytes]
     ) -> None:
-        """:param document: makes the answer of ``/openapi.json`` of a version; called when it is asked for."""
+        """:param document: makes the answer of ``/openapi.json`` for a version, when asked for."""
         self._queue = queue
         self._scrapes = Scrapes(queue, exposition)
         self._version = version

@@ -83,7 +83,7 @@ def home(node: str, version: str, cluster: ClusterView, reasons: Sequence[NotRea
 
 
 def problem(code: str, kinds: Sequence[type[TaskQueueError]]) -> bytes:
-    """The page at ``/problems/<code>``: what the code means, and what a client may conclude from it."""
+    """The page at ``/problems/<code>``: what the code means and what a client may conclude."""
     rows = "\n".join(f"<tr><td>{kind.status}</td><td>{escape(kind.title)}</td></tr>" for kind in dict.fromkeys(kinds))
     if not all(kind.definite for kind in kinds):
         conclusion = "It may have been done. Ask for the task by its id, or send the same again under the same id."

@@ -2,8 +2,7 @@
 
 ``msgspec`` names it in an English sentence only. Here the body is decoded again along its type, one
 field at a time, until the part that doesn't fit is found. Only for bodies that a decoder has
-refused.
-"""
+refused."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _LINES_HINT = (
     "; one task on each line goes to /tasks/batch with Content-Type: application/x-ndjson (with curl: --data-binary)"
 )
 _PARTS_LOOKED_AT_MAX = 100
-"""Of a mapping, whose size the sender chooses; for a wrong part behind these the pointer names the field."""
+"""Of a mapping, whose size the sender chooses; past these the pointer names only the field."""
 _decode_parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -35,8 +34,7 @@ def refusal(
     :param why: what the decoder of ``kind`` raised.
     :param at: pointer to the body itself.
     :param within: look for the wrong value; else only for unknown and missing fields, which is
-        cheaper than to accept a body, and a wrong value is named in the sentence.
-    """
+        cheaper than to accept a body, and a wrong value is named in the sentence."""
     if isinstance(why, RecursionError):
         return Malformed("the body is nested too deeply to be read")
     if not isinstance(why, msgspec.ValidationError):
@@ -62,7 +60,7 @@ def _no_json(why: Exception) -> Malformed:
 
 
 class _Field(msgspec.Struct, frozen=True):
-    """One field of a struct, with the decoder of its type; cached, for a decoder is expensive to make."""
+    """One field of a struct, with its type's decoder; cached: decoders are expensive to make."""
 
     type: Any
     required: bool

@@ -7,7 +7,7 @@ import re
 from tq_node.errors import InvalidField
 
 _UNSHOWN = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""C0, DEL and C1, which terminals obey; ends of lines; marks of the direction of writing. Joiners of emoji are allowed."""
+"""C0, DEL, C1, which terminals obey; line ends; direction marks. Joiners of emoji are allowed."""
 NAME_PATTERN = f"^[^{_UNSHOWN}]*$"
 _unshown = re.compile(f"[{_UNSHOWN}]").search
 
@@ -18,6 +18,6 @@ def is_shown(name: str) -> bool:
 
 
 def refuse_unshown(field: str, name: str, at: str) -> None:
-    """Check a name. :raises InvalidField: it has control characters or marks of direction; with ``at`` in its pointer."""
+    """Check a name; raises ``InvalidField`` (below ``at``) for control or direction characters."""
     if not is_shown(name):
         raise InvalidField(f"{field}: control characters and marks of direction are not allowed", field=f"{at}/{field}")

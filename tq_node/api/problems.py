@@ -25,7 +25,7 @@ _READS = (b"GET", b"HEAD")
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
-    """Why a request was refused or failed; ``code`` is a stable word, ``field`` a JSON Pointer into the body."""
+    """Why a request failed; ``code`` is a stable word, ``field`` a JSON Pointer into the body."""
 
     type: str
     title: str
@@ -65,7 +65,7 @@ class WrongMethod(TaskQueueError):
 
 
 class SubmitNotConfirmed(errors.NotConfirmed):
-    """The outcome of a submit with the caller's id is not known: it is safe to send it again, for the id tells."""
+    """The outcome of a submit with the caller's id is unknown: it is safe to send it again."""
 
     title = "Submit not confirmed in time"
 
@@ -134,8 +134,7 @@ def public_error(error: TaskQueueError, *, changes: bool) -> TaskQueueError:
     Errors of lower layers, and of other nodes, may have other kinds.
 
     :param changes: whether the call was to change something. If so, an error that is not definite
-        becomes ``OutcomeUnknown``. A read has no outcome: it becomes ``NotConfirmed``.
-    """
+        becomes ``OutcomeUnknown``. A read has no outcome: it becomes ``NotConfirmed``."""
     if not error.definite:
         if changes:
             known = isinstance(error, errors.OutcomeUnknown)
@@ -185,7 +184,7 @@ def answer_error(request: Exchange, error: TaskQueueError) -> None:
 
 
 def refused_submit_answer(server: ServerState, request_id: bytes) -> bytes:
-    """The bytes of an answer that refuses a submit for want of room (``TOO_MANY``); cheap to make."""
+    """The bytes that refuse a submit for want of room (``TOO_MANY``); cheap to make."""
     # An id holds nothing that JSON would escape, and stands last.
     body = b'%b,"request_id":"%b"}' % (_TOO_MANY_BODY, request_id)
     extra = b"Connection: close\r\n" if server.closing else b""

@@ -2,8 +2,7 @@
 
 A parameter that is unknown, given twice or invalid is refused by name. An empty filter or cursor
 counts as not given, so that a script may leave its variable empty. What is not given is UNSET and
-not None, for which ``convert`` would accept the text ``null``.
-"""
+not None, for which ``convert`` would accept the text ``null``."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PauseParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """Unlike ``QueueParameters``, refuses a name with control characters; a queue paused under one can be resumed."""
+    """``QueueParameters`` without control characters; what was paused under some can be resumed."""
 
     queue: Annotated[
         str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
@@ -109,7 +108,7 @@ class _Cursor(msgspec.Struct, array_like=True):
 
 
 def read_query(request: Exchange, kind: type[P]) -> P:
-    """The request's parameters, validated. :raises BadParameter: names the parameter."""
+    """The request's parameters, validated; raises ``BadParameter``, which names the parameter."""
     given: dict[str, str] = {}
     for raw_name, raw_values in (request.args or {}).items():
         try:
@@ -145,7 +144,7 @@ def _refusal(given: dict[str, str], kind: type[P], why: Exception) -> BadParamet
 
 
 def to_list_query(sent: ListParameters) -> ListQuery:
-    """The list query of the parameters. :raises BadParameter: an unknown state, or a cursor not of this ``sort``."""
+    """The list query; raises ``BadParameter``: an unknown state, a cursor of another ``sort``."""
     states = None
     names, states_not = _words(sent.status)
     if names is not None:
@@ -182,7 +181,7 @@ def only_dead(query: ListQuery) -> ListQuery | None:
 
 
 def write_cursor(place: tuple[int, str] | None, query: ListQuery) -> str | None:
-    """The cursor for ``next``: URL-safe base64 of the sort order and the place in it; None at the end."""
+    """The cursor for ``next``: URL-safe base64 of sort order and place; None at the end."""
     if place is None:
         return None
     sort = "-" + query.sort if query.descending else query.sort

@@ -3,8 +3,7 @@
 
 These structs are the one source: they validate, and ``openapi`` publishes them. A valid request
 costs one typed decode; only one that is refused is read a second time, to name the field
-(``json_pointer``). ``null`` counts as not sent.
-"""
+(``json_pointer``). ``null`` counts as not sent."""
 
 from __future__ import annotations
 
@@ -103,7 +102,7 @@ class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 # --- payloads ---
 _decode_value = msgspec.json.Decoder().decode
 _encode_value = msgspec.json.Encoder().encode
-# 19 digits are the fewest that can be beyond 64 bits. Inside a string they are harmless, but worth a look.
+# The fewest digits beyond 64 bits are 19. Inside a string they are harmless, but worth a look.
 _has_long_number = re.compile(rb"\d{19}").search
 _json_string = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _empty_container = re.compile(rb"\[\s*\]|\{\s*\}")
@@ -119,8 +118,7 @@ class Payloads:
 
     What is stored must be readable by every handler in every language, so a payload is decoded and
     encoded again: whitespace goes, of equal keys in an object the last stays, bad UTF-8 and numbers
-    that no double holds are refused.
-    """
+    that no double holds are refused."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -132,8 +130,7 @@ class Payloads:
         :raises PayloadTooLarge: as sent or as stored it is over the bound.
         :raises Malformed: it is not JSON in UTF-8.
         :raises InvalidField: a number out of range, nesting deeper than ``limits.JSON_DEPTH_MAX``,
-            or more values than ``limits.PAYLOAD_VALUES_MAX``.
-        """
+            or more values than ``limits.PAYLOAD_VALUES_MAX``."""
         size = len(raw)
         if size > self._bytes_max:
             raise self._too_large(size)
@@ -178,7 +175,7 @@ def _check_count(raw: bytes, at: str) -> None:
 
 
 def _check_shape(value: object, at: str) -> None:
-    """Refuse integers beyond 64 bits and deep nesting. No recursion: the input decides the depth."""
+    """Refuse integers beyond 64 bits and deep nesting. No recursion: the input sets the depth."""
     level: list[object] = [value]
     depth = 0
     while level:
@@ -227,8 +224,7 @@ class Bodies:
 
         A body over ``limits.LARGE_BODY_BYTES`` goes to ``large_submission``.
 
-        :param key: of the ``Idempotency-Key`` header: the task's id if the body has none.
-        """
+        :param key: of the ``Idempotency-Key`` header: the task's id if the body has none."""
         try:
             task = self._decode_one(body)
         except (ValueError, RecursionError) as why:
@@ -236,7 +232,7 @@ class Bodies:
         return self._convert(task, "", key)
 
     async def large_submission(self, body: bytes, key: str | None, pace: Pace) -> Submission:
-        """The task in a large body of ``/tasks/submit``, decoded in slices; parameters as of ``submission``."""
+        """The task in a large body of ``/tasks/submit``, in slices; else as ``submission``."""
         return await self._large(body, "", key, pace)
 
     async def batch(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
@@ -244,7 +240,7 @@ class Bodies:
         return await self._read(await self._items.of_array(body, pace), pace)
 
     async def lines(self, body: bytes, pace: Pace) -> list[Submission | TaskQueueError]:
-        """The items of newline-delimited JSON: each a submission, or why it is refused. Empty lines are skipped."""
+        """Each non-empty line of newline-delimited JSON: a submission, or why it is refused."""
         return await self._read(await self._items.of_lines(body, pace), pace)
 
     async def _read(self, items: list[msgspec.Raw], pace: Pace) -> list[Submission | TaskQueueError]:
@@ -272,7 +268,7 @@ class Bodies:
         return results
 
     async def _large(self, body: bytes, at: str, key: str | None, pace: Pace) -> Submission:
-        """A large task: decoding, payload and the rest are a slice each. ``at``: JSON Pointer of the task in the body."""
+        """A large task in three slices: decode, payload, rest. ``at``: its JSON Pointer."""
         if len(body) > self.item_bytes_max:
             raise PayloadTooLarge(
                 f"a task of {len(body)} bytes; at most {self.item_bytes_max} are allowed with all its fields"
@@ -296,7 +292,7 @@ class Bodies:
     def _convert(
         self, task: SubmitRequest, at: str, key: str | None, parsed: tuple[object, bytes] | None = None
     ) -> Submission:
-        """The submission of a decoded task. :param parsed: its payload, if that is parsed already."""
+        """The submission of a decoded task. ``parsed``: its payload, if that is parsed already."""
         raw = task.payload
         value, payload = parsed or (self._payload(raw, at) if raw is not None else (None, b"null"))
         task_id = task.id
@@ -331,13 +327,13 @@ class Bodies:
             timeout_ms,
             None if backoff is None else _backoff(backoff),
             task.tags,
-            # Also if the node makes the id: a client that learns it with "outcome unknown" may send it again (P4).
+            # Also for ids made here: a client told one as "outcome unknown" may send it again (P4).
             content_hash(task, value),
         )
 
 
 def idempotency_key(header: bytes) -> str:
-    """The id in an ``Idempotency-Key`` header, plain or quoted as in the draft standard. :raises InvalidField: it is none."""
+    """The id of an ``Idempotency-Key``, plain or quoted; raises ``InvalidField`` if it is none."""
     text = header.decode("latin-1").strip()
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = text[1:-1]
@@ -371,7 +367,7 @@ def _instant_us(run_at: datetime | float, at: str) -> int:
         if us > _RUN_AT_US_MAX:
             raise InvalidField("run_at: beyond the year 9999", field=at + "/run_at")
         return max(0, us)
-    # The comparison first: a double may be so far below zero that its microseconds are beyond all doubles.
+    # Compared first: a double may be so low that its microseconds are beyond all doubles.
     return math.floor(run_at * 1_000_000) if run_at > 0 else 0
 
 

@@ -69,7 +69,8 @@ class LogLineOut(msgspec.Struct):
 
 
 class WaitsForOut(msgspec.Struct):
-    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the node that answers knows it."""
+    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the
+    node that answers knows it."""
 
     kind: str
     since: str
@@ -81,8 +82,7 @@ class TaskOut(msgspec.Struct):
 
     ``version`` rises by one with each change. Only on a task that has not ended: ``waiting_for``,
     what holds it up. Only in a local read: ``age``, how old the copy may be. Only in lists:
-    ``role``, whether this node's copy is the primary's.
-    """
+    ``role``, whether this node's copy is the primary's."""
 
     id: str
     type: str
@@ -115,9 +115,8 @@ class TaskOut(msgspec.Struct):
 
 
 class ListAnswer(msgspec.Struct):
-    """One page; ``next`` is null on the last one. Only with ``scope=cluster``: ``missing``, the
-    nodes that did not answer, and ``partitions_missing``, the partitions that no node answered for.
-    """
+    """One page; ``next`` is null on the last one. Only with ``scope=cluster``: ``missing``, nodes
+    that did not answer, and ``partitions_missing``, partitions that no node answered for."""
 
     tasks: list[TaskOut]
     count: int
@@ -201,7 +200,7 @@ _PROCESSING = int(State.PROCESSING)
 
 
 def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
-    """The body of a task. ``node``: name of its primary. ``waiting_for``: why a task that has not ended does not run."""
+    """The body of a task. ``node``: its primary's name. ``waiting_for``: why it doesn't run yet."""
     spec = row.spec
     backoff = spec.backoff
     created_at = time_text(spec.created_us)

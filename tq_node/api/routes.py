@@ -1,4 +1,4 @@
-"""The route table: Klein and the fast path route by it, and ``openapi`` describes it, so that they can't differ."""
+"""The routes, for Klein and the fast path; ``openapi`` describes them, so they can't differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renders the metrics in slices; requests during a rendering, or shortly after it, share the page."""
+"""Renders the metrics in slices; requests during a rendering, or just after it, share the page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Scrapes:
         self._renderings: dict[str, _Rendering] = {}
 
     def page(self, content_type: str, slices: Slices, clock: IReactorTime) -> Deferred[bytes]:
-        """The page, up to ``limits.METRICS_PAGE_S`` old. Its rendering is cancelled with the last request that waits for it."""
+        """The page, at most ``METRICS_PAGE_S`` old; cancelled with the last request that waits."""
         made = self._made.get(content_type)
         if made is not None and 0 <= clock.seconds() - made[0] < METRICS_PAGE_S:
             return succeed(made[1])
@@ -71,7 +71,7 @@ class Scrapes:
         try:
             ages_s = await self._queue.oldest_pending_age_s().addTimeout(METRICS_AGES_S, clock)
         except (TaskQueueError, TimeoutError):
-            # A page without the ages is better than none: metrics matter most when a node is in trouble.
+            # A page without ages beats none: metrics matter most when a node is in trouble.
             ages_s = {}
         pace = slices.pace(ROUTE)
         return "".join(await pace.each(self._exposition.blocks(content_type, ages_s), str)).encode()

@@ -14,7 +14,7 @@ class ApiSettings(msgspec.Struct, frozen=True):
     body_bytes_max: int = limits.BODY_BYTES_MAX
     payload_bytes_max: int = limits.PAYLOAD_BYTES_MAX
     bodies_held_bytes_max: int = 4 * limits.BODY_BYTES_MAX
-    """Bound of all bodies together that are being received or whose request is not answered; past it: 429."""
+    """Bound of all bodies being received or whose request is not answered; past it: 429."""
     connections_max: int = limits.HTTP_CONNECTIONS_MAX
     connections_of_address_max: int = limits.HTTP_CONNECTIONS_OF_ADDRESS_MAX
     requests_in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX

@@ -1,8 +1,7 @@
 """``/tasks/…``: parse, call the queue, render.
 
 The most called handlers are plain functions that return the queue's Deferred: a coroutine would
-cost each call several microseconds more.
-"""
+cost each call several microseconds more."""
 
 from __future__ import annotations
 
@@ -122,7 +121,7 @@ class TaskRoutes:
         ndjson = takes_lines(request.getHeader(b"content-type") or JSON_TYPE, body, ndjson=True)
         refuse_encoded(request.getHeader(b"content-encoding"))
         if request.getHeader(b"idempotency-key") is not None:
-            # One key can't identify many tasks; ignored, a batch that is sent again would double them.
+            # One key can't name many tasks; ignored, a batch sent again would double them.
             raise errors.Malformed("Idempotency-Key is not taken by a batch; give each task an id instead")
         pace = request.server.slices.pace(request.route)
         items = await (self._bodies.lines(body, pace) if ndjson else self._bodies.batch(body, pace))
@@ -157,7 +156,7 @@ class TaskRoutes:
         return waiting.addBoth(stop_waiting).addCallback(self._answer_task, request)
 
     def _answer_task(self, read: Read, request: Exchange) -> Deferred[None] | None:
-        """Answer with a long task in a slice of its own: many may ask for one, and are answered at once."""
+        """Answer with a long task in a slice of its own: its many askers are answered at once."""
         if len(read.row.spec.payload) + len(read.row.result or b"") <= limits.LARGE_BODY_BYTES:
             self._send_task(read, request)
             return None
@@ -200,8 +199,7 @@ class TaskRoutes:
         """Answer with a page.
 
         :param query: finds the tasks; None: no task can match.
-        :raises Busy: there is no room for another list.
-        """
+        :raises Busy: there is no room for another list."""
         server = request.server
         is_long = asked.limit > limits.LIST_LIMIT_DEFAULT
         limit, cost = (server.long_list_limit, asked.limit) if is_long else (server.list_limit, 1)
@@ -378,7 +376,7 @@ class TaskRoutes:
 
 
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
-    # Ids and names hold no character that JSON or a URL would escape; the state is one of six words.
+    # Ids and names hold nothing that JSON or a URL would escape; the state is one of six words.
     task_id = accepted.task_id.encode("ascii")
     status = STATE_LABELS[accepted.state]
     body = b'{"success":true,"task_id":"%b",%b' % (task_id, f'"status":"{status}","node":"{accepted.node}"}}'.encode())

@@ -1,4 +1,4 @@
-"""``/handlers`` and ``/workers/…``: which types have handlers, where, and loading those of this node anew."""
+"""``/handlers`` and ``/workers/…``: which types have handlers, where; reloads this node's."""
 
 from __future__ import annotations
 

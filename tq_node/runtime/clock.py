@@ -2,8 +2,7 @@
 that survive a bad round.
 
 ``replication.md`` R19 and F39: nothing that protects safety reads the wall clock, and Twisted's
-timers run on monotonic time.
-"""
+timers run on monotonic time."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ def make_reactor_monotonic(reactor: Any) -> None:
     (F39, twisted/twisted#2424).
 
     :raises RuntimeError: a timer exists already; on two clocks at once it would fire at a senseless
-        time.
-    """
+        time."""
     if reactor.seconds is time.monotonic:
         return
     if reactor.getDelayedCalls():
@@ -42,8 +40,7 @@ class WallClock:
     After a step back of the system's clock it goes on from where it was at the monotonic clock's
     rate, so that a delay of five seconds stays five seconds; after a step forward it follows at
     once. ``not_before_us`` is the greatest time found in the store at start (replication.md,
-    section 8, schedules).
-    """
+    section 8, schedules)."""
 
     def __init__(
         self, wall_ns: Callable[[], int] = time.time_ns, mono_ns: Callable[[], int] = time.monotonic_ns
@@ -70,7 +67,7 @@ class WallClock:
 
 
 class Clock:
-    """Timers over any ``IReactorTime`` (a ``task.Clock`` in tests), and the wall clock beside it."""
+    """Timers over any ``IReactorTime`` (a ``task.Clock`` in tests), and the wall clock."""
 
     def __init__(self, reactor: IReactorTime, wall: WallClock | None = None) -> None:
         self.reactor = reactor
@@ -95,7 +92,7 @@ class Clock:
 
 
 class Timer:
-    """One call that is due at most once at a time: what a turn asks for many times happens once, in a later one."""
+    """One call, due once at a time: what a turn asks for often happens once, in a later one."""
 
     __slots__ = ("_call", "_delayed", "_reactor")
 

@@ -3,8 +3,7 @@ how errors travel in them.
 
 A call is one hop: whoever serves it looks at its own partitions only (section 6 of
 docs/explanation/replication.md). Names and the order of fields are part of the protocol between
-nodes; new fields go to the end and have a default.
-"""
+nodes; new fields go to the end and have a default."""
 
 from __future__ import annotations
 
@@ -78,7 +77,7 @@ class WorkOffer(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A node that helps wants up to ``limit`` claims for its own worker. ``types`` None: it runs any."""
+    """A helping node wants up to ``limit`` claims for its worker. ``types`` None: it runs any."""
 
     node_name: str
     limit: Annotated[int, Meta(ge=0, le=2**31)]
@@ -86,7 +85,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimGrant(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Committed claims for the node that asked, and how many ready tasks are left beyond what the primary itself can start."""
+    """Committed claims for the asker, and how many ready tasks the primary can't start itself."""
 
     claims: list[Claim]
     backlog: int
@@ -108,8 +107,7 @@ class PeerCall:
 
     :param is_read: it changes nothing, so that an outcome that is not known is a read that could
         not be confirmed.
-    :param is_routed: it goes to a primary, so that one that can't be reached is no primary for now.
-    """
+    :param is_routed: it goes to a primary, so one that can't be reached is no primary for now."""
 
     def __init__(self, name: str, call: Any, result: Any, *, is_read: bool = False, is_routed: bool = True) -> None:
         self.name = name

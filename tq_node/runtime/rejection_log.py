@@ -1,4 +1,4 @@
-"""Logs what was rejected of peers' messages: one line for each kind in ``LOGGED_EVERY_MS``, however often it comes."""
+"""Logs rejected messages of peers: one line for each kind in ``LOGGED_EVERY_MS`` at most."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ _log = Logger(namespace="taskqueue.peers")
 
 LOGGED_EVERY_MS = 10_000
 KINDS_MAX = 256
-"""(node, event) pairs remembered. Past this the oldest is forgotten, and may be logged again too soon."""
+"""(node, event) pairs remembered; past it the oldest goes, and may be logged again too soon."""
 
 
 class RejectionLog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._logged: dict[tuple[str, str], tuple[int, int]] = {}
-        """When each (node, event) was last logged, in monotonic ms, and how many were left out since."""
+        """By (node, event): when it was last logged, monotonic ms, and how many were left out."""
 
     def about(self, name: NodeName, event: str, why: str, *, is_usual: bool = False) -> None:
         """Log that a message of node ``name`` was rejected.
 
         :param event: a stable word.
         :param is_usual: it happens while nodes come and go: logged as information, not as a
-            warning.
-        """
+            warning."""
         key, now_ms = (name, event), self._clock.now_ms()
         logged = self._logged.pop(key, None)
         if logged is not None and now_ms - logged[0] < LOGGED_EVERY_MS:

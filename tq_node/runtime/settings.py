@@ -1,4 +1,4 @@
-"""Settings of one node's queue; the composition root fills them from the node's options and its store."""
+"""Settings of one node's queue, from the node's options and its store (composition root)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tq_node.types import NodeId
 
 
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of the queue. ``incarnation``: number of this start. ``seed``, ``partition_count``: fixed at the founding."""
+    """Settings of the queue. ``incarnation``: this start's number. ``seed``, ``partition_count``:
+    fixed at the founding."""
 
     node_id: NodeId
     node_name: str
@@ -20,7 +21,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     partition_count: int = limits.PARTITIONS_DEFAULT
     born_us: int = 0
-    """When the cluster was founded. Nothing in it is older, so the horizon begins there (section 9)."""
+    """When the cluster was founded; nothing is older, so the horizon begins there (section 9)."""
     retention_ms: int = limits.RETENTION_S * 1000
     dedupe_window_ms: int = limits.DEDUPE_WINDOW_S * 1000
     disk_free_bytes_min: int = limits.MIN_FREE_DISK_BYTES
@@ -30,7 +31,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     defaults_of: Callable[[str], TypeDefaults]
     """The defaults that ``@task`` gives for a type."""
     declared_queues: Callable[[], frozenset[str]] = frozenset
-    """Queues that ``@task`` names: tasks for them are accepted however many other queues there are."""
+    """Queues that ``@task`` names: open to tasks however many other queues there are."""
     random_bytes: Callable[[int], bytes]
     """For the ids that the node makes."""
     draw: Callable[[], float]

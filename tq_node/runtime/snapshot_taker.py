@@ -1,4 +1,4 @@
-"""Takes snapshots of this node's store for operators: one at a time, never into the disk's reserve."""
+"""Takes snapshots of this node's store for operators: one at a time, never into the reserve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = Logger(namespace="taskqueue.node")
 
 
 class SnapshotTaker:
-    """Writes snapshots to a directory and keeps the newest ones; which and how many, ``settings`` say."""
+    """Writes snapshots to a directory, keeps the newest; ``settings`` says where and how many."""
 
     def __init__(self, store: Store, clock: Clock, settings: QueueSettings) -> None:
         self._store = store
@@ -29,9 +29,8 @@ class SnapshotTaker:
     def take(self) -> Deferred[Sequence[str]]:
         """Take one; fires with the paths of all snapshots kept, the new one first.
 
-        :raises Busy: one is being taken. :raises DiskReserve: it has no room, or could not be
-            written.
-        """
+        :raises Busy: one is being taken.
+        :raises DiskReserve: it has no room, or could not be written."""
         directory, kept = self._settings.snapshot_dir, self._settings.snapshots_kept
         if self._is_taking:
             return fail(Busy("this node is making a snapshot already"))

@@ -9,5 +9,4 @@ route to ``FastRequest``, any other to ``twisted.web``'s ``ApiRequest``. Both ha
 - Every buffer is bounded: heads, bodies, pipelined requests, unsent answers, queued refusals.
 - It closes in order: ``ApiSite.close`` lets requests in progress finish.
 
-It never reads a body: handlers decode it.
-"""
+It never reads a body: handlers decode it."""

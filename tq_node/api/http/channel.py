@@ -1,8 +1,7 @@
 """One connection: ``twisted.web``'s channel with bounds, errors in our form, and the fast path.
 
 Bytes go to ``FastPath`` first, while nothing of an earlier request is left; what it does not take
-goes to ``twisted.web``. A request behind a fast one is read when that one is answered.
-"""
+goes to ``twisted.web``. A request behind a fast one is read when that one is answered."""
 
 from __future__ import annotations
 
@@ -148,7 +147,7 @@ class ApiChannel(http.HTTPChannel):
             self._read_lines(data)
 
     def _refuse_submit(self, plain: PlainRequest) -> None:
-        """Refuse a submit for want of room. Most requests of an overload end here, so it must be cheap."""
+        """Refuse a submit for want of room; cheap, for most requests of an overload end here."""
 
         def send() -> None:
             request_id = request_id_of(plain.head.headers.get(b"x-request-id"))
@@ -299,7 +298,7 @@ class ApiChannel(http.HTTPChannel):
         request.authority = head.authority
         request.refusal = head.refusal
         if isinstance(head.refusal, Malformed):
-            # The sender may mean another request by such a head than is read here: nothing behind it is read at all.
+            # The sender may mean another request by this head: nothing behind it is read.
             self.server.metrics.http(self.routing.name_of(head.target), head.refusal.status, 0.0)
             self._refuse_and_end(head.refusal, request.getHeader(b"x-request-id"))
         else:
@@ -314,7 +313,7 @@ class ApiChannel(http.HTTPChannel):
         return b"close" not in [option.strip(b" \t").lower() for value in values or () for option in value.split(b",")]
 
     def _send100Continue(self) -> None:
-        # Not public in twisted.web either. Nothing follows a final answer, and a body of no bytes is not asked for.
+        # Not public in twisted.web either. No 100 after a final answer, nor for a body of no bytes.
         if self.length != 0 and self.requests[-1].wants_body:
             super()._send100Continue()
 
@@ -324,7 +323,7 @@ class ApiChannel(http.HTTPChannel):
         self.transport.write(closing_answer(self.server, error, request_id))
 
     def close_in_order(self) -> None:
-        """Close at once if no request has begun; else the answer closes, for ``ServerState.closing`` is set."""
+        """Close now if no request has begun; else its answer does, by ``ServerState.closing``."""
         if not self.requests:
             self.loseConnection()
 
@@ -343,7 +342,7 @@ class ApiChannel(http.HTTPChannel):
         return before
 
     def _look_idle(self) -> None:
-        """Close the connection if it has been idle for ``timeOut``; else look again when it may have been."""
+        """Close the connection if idle for ``timeOut``; else look again when it may have been."""
         self._idle_call = None
         if self.timeOut is None:
             return  # a request is answered: ``setTimeout`` follows
@@ -363,7 +362,7 @@ class ApiChannel(http.HTTPChannel):
         self.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        # Not public in twisted.web: should it go by another name one day, its bare 400 is what clients get.
+        # Not public in twisted.web: were it renamed one day, clients would get its bare 400.
         self._refuse_and_end(Malformed("this is not a valid HTTP/1.1 request"), None)
 
     def _refuse_and_end(self, error: TaskQueueError, request_id: bytes | None) -> None:

@@ -3,8 +3,7 @@
 The limit knows nothing of what is slow: the disk, a peer, the reactor, or another program. Admitted
 requests share the same resources, so latency grows with concurrency. ``ConcurrencyLimit`` compares
 the mean latency with a target: it admits fewer where the target is missed, and more where it is met
-and requests were refused. It reads no clock: the caller reports the latency of each request.
-"""
+and requests were refused. It reads no clock: the caller reports the latency of each request."""
 
 from __future__ import annotations
 
@@ -91,7 +90,7 @@ class ConcurrencyLimit:
         return self.in_progress + cost <= self.limit or not self.in_progress
 
     def enter(self, cost: int = 1) -> int | None:
-        """Admit a request. :returns: its ticket for ``leave``; None: refused, and nothing is to be given back."""
+        """Admit a request; the ticket for ``leave``. None: it is refused, nothing to give back."""
         in_progress = self.in_progress + cost
         if in_progress > self.limit and self.in_progress:
             self._refused += 1

@@ -1,8 +1,7 @@
 """The connections of a server: which are admitted, and which are closed to free what they hold.
 
 A client can hold a connection without doing anything, send a request a byte at a time, or ask and
-read no answer. None of these may keep others out, or make the node buffer without bound.
-"""
+read no answer. None of these may keep others out, or make the node buffer without bound."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ _log = EventLog("taskqueue.http")
 TICK_S = 1.0
 LOG_EVERY_S = 1.0
 _EVICTED_SHARE = 100
-"""With no room, 1 in 100 connections is closed at once: the search for idle ones costs once for all of them."""
+"""When full, 1 in 100 connections is closed at once: one search for idle ones for them all."""
 
 
 class Connection(Protocol):
@@ -85,7 +84,7 @@ class Connections:
         if self._count_of_host.get(host, 0) >= self._host_max and not self._evict_idle(host):
             return self._refuse()
         if len(self.open) >= self._max and not self._evict_idle(None):
-            # Places beyond the bound are for health probes: an orchestrator would kill a node that is only busy.
+            # Health probes have places beyond the bound: an orchestrator would kill a busy node.
             return len(self.open) < self._max + limits.HTTP_PROBES_MAX or self._refuse()
         return True
 

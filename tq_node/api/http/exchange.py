@@ -25,7 +25,7 @@ _dated_heads: dict[tuple[int, bytes], tuple[bytes, bytes]] = {}
 
 
 class Exchange(Protocol):
-    """A request that can be answered, as handlers see it: an ``ApiRequest`` or a ``FastRequest``."""
+    """An answerable request, as handlers see it: an ``ApiRequest`` or a ``FastRequest``."""
 
     server: ServerState
     route: str
@@ -35,7 +35,7 @@ class Exchange(Protocol):
     request_id: bytes
     """Stands in the answer and in the log."""
     is_plain_json: bool
-    """The body is JSON, and no header says more than that. False: the headers are to be looked at."""
+    """The body is JSON, and no header says more. False: the headers are to be looked at."""
     task_id: str | None
     """The query is this id, which is one, and nothing else. None: the query is to be looked at."""
 
@@ -65,13 +65,12 @@ class Exchange(Protocol):
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:
         """Write the whole answer, unless the client is gone or has one.
 
-        :param extra: header lines of trusted content, each with its line end.
-        """
+        :param extra: header lines of trusted content, each with its line end."""
         ...
 
 
 def request_id_of(header: bytes | None) -> bytes:
-    """The request's id: the caller's, bounded and without what could hurt a log or a header; else a new one."""
+    """The caller's request id, bounded and harmless to logs and headers; else a new one."""
     if header is not None:
         wanted = _unwanted_in_id(b"", header)[: limits.REQUEST_ID_CHARS_MAX]
         if wanted:
@@ -90,7 +89,7 @@ def head_of(code: int, content_type: bytes) -> bytes:
 
 
 def whole_head(code: int, content_type: bytes, date: bytes, request_id: bytes, body: bytes, extra: bytes) -> bytes:
-    """The bytes of an answer before its body. :param extra: header lines, each with its line end."""
+    """The bytes of an answer before its body. ``extra``: header lines, each with its line end."""
     dated, head = _dated_heads.get((code, content_type), (b"", b""))
     if dated != date:
         head = b"%bDate: %b\r\nX-Request-Id: " % (head_of(code, content_type), date)

@@ -4,8 +4,7 @@ What a Request costs is most of what a submit costs. ``FastPath.read`` takes a r
 whole, alone and plain in every way: a fast route, HTTP/1.1, known headers once each, a host that is
 this node, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as
 it came, where ``request_head`` judges it. So the two ways in can't differ in what they refuse, and
-the handlers are the same.
-"""
+the handlers are the same."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ _PLAIN_HEADERS = frozenset(
         b"x-request-id",
     }
 )
-"""Headers that a plain request may have; of these, only the length changes how the request is read."""
+"""Headers of a plain request; of these only the length changes how the request is read."""
 _is_value = re.compile(rb"[^\x00\r\n]*").fullmatch
 _is_number = re.compile(rb"[0-9]{1,6}").fullmatch
 _is_query = re.compile(rb"id=([A-Za-z0-9._:-]{1,%d})" % limits.TASK_ID_CHARS_MAX).fullmatch
@@ -79,7 +78,7 @@ class NoRequest(enum.Enum):
 
 
 class FastPath:
-    """Reads requests of the fast routes from the bytes of a connection; caches the heads seen lately."""
+    """Reads requests of the fast routes from a connection's bytes; caches heads seen lately."""
 
     def __init__(self, routes: Sequence[Route], body_bytes_max: int, hosts: KnownHosts) -> None:
         self._hosts = hosts
@@ -177,8 +176,7 @@ class FastChannel(Protocol):
 class FastRequest(RequestLifecycle):
     """One plain request from its head to its answer: an ``Exchange``.
 
-    :param ticket: of the limit of submits; None: it is no submit.
-    """
+    :param ticket: of the limit of submits; None: it is no submit."""
 
     __slots__ = (
         "_body", "_channel", "_headers", "finished", "is_plain_json", "request_id", "route", "server", "task_id"

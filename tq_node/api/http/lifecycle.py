@@ -2,8 +2,7 @@
 what it took.
 
 ``call`` -> the handler answers -> ``_end``; or the client hangs up first -> ``_hang_up``. Both give
-back the place in flight, the bytes of the body and the ticket of the concurrency limit, each once.
-"""
+back the place in flight, the body's bytes and the ticket of the concurrency limit, each once."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ class RequestLifecycle:
     """What the handler returned; None before, and after the answer."""
 
     def call(self, handler: Handler) -> None:
-        """Call the handler. What it raises becomes the answer; a hang-up cancels what it returned."""
+        """Call the handler. What it raises is the answer; a hang-up cancels what it returned."""
         try:
             call = handler(self)
         except Exception:
@@ -80,7 +79,7 @@ class RequestLifecycle:
             call.cancel()
 
     def _release(self, latency_s: float | None) -> None:
-        """Give back what the request took. Does nothing the second time. :param latency_s: None: the work was not done."""
+        """Give back what the request took, once. ``latency_s`` None: the work was not done."""
         ticket = self._ticket
         if ticket is not None:
             limit = self._limit

@@ -4,8 +4,7 @@ A refusal is cheap, and ten times as many requests as a node can serve are still
 that it serves. ``LoadShedder`` sends ``limits.REFUSALS_PER_S`` of them; later ones are queued, in
 order, for at most ``limits.REFUSAL_WAIT_MS_MAX``. Meanwhile nothing more is read of their
 connections, and a client that waits for its answer sends nothing. A client that keeps to
-``Retry-After`` sees no difference.
-"""
+``Retry-After`` sees no difference."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ class QueuedRefusal(msgspec.Struct, gc=False):
     """A refusal that waits to be sent; stands among the requests of its channel.
 
     :ivar send: None once it is sent, or its client is gone.
-    :ivar tick: in which it was queued.
-    """
+    :ivar tick: in which it was queued."""
 
     send: Callable[[], None] | None
     tick: int
@@ -64,8 +62,7 @@ class LoadShedder:
     def refuse(self, send: Callable[[], None], cost: int = 1) -> QueuedRefusal | None:
         """Call ``send`` now if the budget allows, and return None; else queue and return it.
 
-        :param cost: 1 for a small refusal.
-        """
+        :param cost: 1 for a small refusal."""
         if self._stopped:
             send()
             return None

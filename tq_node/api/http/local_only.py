@@ -30,8 +30,7 @@ def require_loopback(request: ApiRequest) -> None:
     - Another user of this machine may send, or forward (``ssh -L``); if the kernel says whose the
       connection is, it must be the node's user or root.
 
-    :raises Denied: one of these does not hold.
-    """
+    :raises Denied: one of these does not hold."""
     if not _is_loopback(request.getClientAddress()):
         raise Denied("the cluster's secret is handed over on loopback only; give both nodes the same --secret-file")
     if any(request.requestHeaders.hasHeader(name) for name in _PASSED_ON):

@@ -11,8 +11,7 @@ JSON_TYPE = b"application/json"
 def refuse_media_type(header: bytes, *, ndjson: bool) -> None:
     """Refuse a ``Content-Type`` that no body could make acceptable.
 
-    :raises NotJson: neither JSON nor, if allowed, newline-delimited JSON.
-    """
+    :raises NotJson: neither JSON nor, if allowed, newline-delimited JSON."""
     takes_lines(header, b"{", ndjson=ndjson)
 
 
@@ -23,8 +22,7 @@ def takes_lines(header: bytes, body: bytes, *, ndjson: bool) -> bool:
 
     ``curl -d`` calls everything a form, and the scripts of the original example send their JSON so:
     what claims to be a form and looks like JSON is read as JSON. (What a page of another site sends
-    has been refused before: ``heads``.)
-    """
+    has been refused before: ``heads``.)"""
     media_type, _, parameters = header.partition(b";")
     media_type = media_type.strip().lower()
     is_lines = ndjson and media_type == NDJSON.encode("ascii")
@@ -42,7 +40,7 @@ def takes_lines(header: bytes, body: bytes, *, ndjson: bool) -> bool:
 
 
 def refuse_encoded(encoding: bytes | None) -> None:
-    """Refuse a ``Content-Encoding``. :raises NotJson: the body is compressed."""
+    """Refuse a ``Content-Encoding``; raises ``NotJson`` if the body is compressed."""
     if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
         raise NotJson(
             f"Content-Encoding {encoding[:100].decode('latin-1')}: bodies are taken as they are, not compressed"

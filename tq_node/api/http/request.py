@@ -4,8 +4,7 @@
 - A body is refused as soon as it is known to be too long, and never more than the bound is held.
 - An answer leaves in one write, built from constant pieces; ``responseHeaders`` are for streams
   only.
-- To answer a client that is gone does nothing.
-"""
+- To answer a client that is gone does nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     channel: RequestChannel  # type: ignore[assignment]  # what is used of it
     content: BytesIO
-    # Klein looks these up through an adapter that it makes for each request; to provide its interface saves that.
+    # Klein would make an adapter for each request to look these up; providing them saves that.
     mapper: MapAdapter
     branch_segments = ("",)
 
@@ -90,7 +89,7 @@ class ApiRequest(RequestLifecycle, server.Request):
     _refused = False
     """A final answer was sent before the whole body: the rest is discarded."""
     _discards = False
-    """There is no room for the body: it is discarded as it arrives, and the request refused at its end."""
+    """No room for the body: it is discarded as it arrives, and the request refused at its end."""
     _announced_bytes = 0
     _is_stream = False
     _linger: IDelayedCall | None = None
@@ -243,7 +242,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         return self._ticket is not None
 
     def getRequestHostname(self) -> bytes:
-        # Routes don't depend on the host, which has been judged, and Klein stumbles over some of them.
+        # Routes don't depend on the host, which has been judged; Klein stumbles over some of them.
         return b"localhost"
 
     def answer(self, code: int, body: bytes, *, content_type: bytes = JSON, extra: bytes = b"") -> None:

@@ -3,8 +3,7 @@ for both ways in.
 
 ``KnownHosts`` keeps pages of other sites out: one whose own name has been made to lead to this
 machine (DNS rebinding) is the same origin to its reader's browser, so neither ``Origin`` nor any
-other header shows it. Only ``Host`` does.
-"""
+other header shows it. Only ``Host`` does."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ _authority = re.compile(
 ).fullmatch
 _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
-"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2). Clients do send quotes as they are."""
+"""Printable ASCII but ``#``: no fragment is sent (RFC 9112, 3.2). Clients do send bare quotes."""
 _SINGLE = frozenset(
     b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
 )
@@ -45,8 +44,7 @@ class Head(msgspec.Struct, frozen=True):
     :ivar target: path and query, also if the request has an absolute target.
     :ivar authority: the host that it is for, with its port, where it says so.
     :ivar refusal: why the request is refused, whatever its body is.
-    :ivar fields: the last header of each name, which is in lower case.
-    """
+    :ivar fields: the last header of each name, which is in lower case."""
 
     target: bytes
     authority: bytes | None
@@ -57,8 +55,7 @@ class Head(msgspec.Struct, frozen=True):
 class KnownHosts:
     """The host names that requests may use; caches its verdicts.
 
-    :param names: accepted besides any IP address; None: any name is.
-    """
+    :param names: accepted besides any IP address; None: any name is."""
 
     def __init__(self, names: Iterable[str] | None) -> None:
         self._names = None if names is None else frozenset(_plain(name) for name in names)
@@ -101,7 +98,7 @@ def _is_address(host: str) -> bool:
 
 
 class HeadRules:
-    """Judges the head of a request before its body is read. :param routes: a path of none of these is refused with the head."""
+    """Judges a request's head before its body is read; paths of none of ``routes`` are refused."""
 
     def __init__(self, hosts: KnownHosts, routes: Sequence[Route]) -> None:
         self.hosts = hosts
@@ -115,7 +112,7 @@ class HeadRules:
                 self._takes_ndjson[path] = NDJSON in route.bodies
 
     def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
-        """Judge one head. :param headers: as sent; folded and malformed lines have been refused before."""
+        """Judge one head. ``headers``: as sent; folded and malformed lines were refused before."""
         fields: dict[bytes, bytes] = {}
         twice = None
         for name, values in headers.getAllRawHeaders():
@@ -185,8 +182,7 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     ``Host`` (RFC 9112, 3.2.2).
 
     :raises Malformed: it is none.
-    :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it.
-    """
+    :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it."""
     match = _absolute(target)
     if match is None:
         raise Malformed("the request's target is neither a path nor an address")

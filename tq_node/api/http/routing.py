@@ -15,8 +15,7 @@ from tq_node.api.settings import ApiSettings
 class Routing:
     """The route table of one server, for each of the steps.
 
-    :param always_served: paths that are answered at any number of requests in flight.
-    """
+    :param always_served: paths that are answered at any number of requests in flight."""
 
     def __init__(self, routes: Sequence[Route], always_served: frozenset[bytes], settings: ApiSettings) -> None:
         hosts = KnownHosts(settings.host_names)

@@ -20,8 +20,7 @@ class ServerState:
 
     Each request gives back what it took of the counts and limits: ``RequestLifecycle`` does.
 
-    :param slices: shared with the rooms below, so that a turn of the reactor runs one slice of all.
-    """
+    :param slices: shared with the rooms below: a turn of the reactor runs one slice of all."""
 
     def __init__(
         self, settings: ApiSettings, metrics: Metrics, reactor: IReactorTime, slices: Slices | None = None
@@ -38,7 +37,7 @@ class ServerState:
         self.list_limit = list_limit()
         self.long_list_limit = long_list_limit()
         self.in_flight = 0
-        """Requests whose handler has been called and that are not answered, but the ``waiting`` ones."""
+        """Requests whose handler was called and that are not answered, without ``waiting`` ones."""
         self.waiting = 0
         """Requests that wait for a task to end (``wait=``)."""
         self.bodies_held_bytes = 0

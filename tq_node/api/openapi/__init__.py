@@ -1,8 +1,7 @@
 """OpenAPI 3.1, generated from the route table and from the structs that validate and render.
 
 ``python -m tq_node.api.openapi > docs/reference/openapi.json`` writes the copy that the
-documentation keeps.
-"""
+documentation keeps."""
 
 from __future__ import annotations
 
@@ -61,7 +60,7 @@ def _schema_components(types: Sequence[Any]) -> tuple[Sequence[dict[str, Any]], 
 
 
 def _settled(schema: Any) -> Any:
-    """A schema with docstrings without their margin, null as the last choice, the least length behind the greatest."""
+    """A schema: docstrings unindented, null as last choice, least length behind the greatest."""
     if isinstance(schema, dict):
         return {
             key: inspect.cleandoc(value) if key == "description" and isinstance(value, str) else _settled(value)

@@ -1,4 +1,4 @@
-"""``python -m tq_node.api.openapi > docs/reference/openapi.json`` writes the copy in the documentation."""
+"""``python -m tq_node.api.openapi > docs/reference/openapi.json`` writes the kept copy."""
 
 from __future__ import annotations
 

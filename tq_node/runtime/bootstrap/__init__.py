@@ -5,5 +5,4 @@ map, or ``join`` asks members until the node is registered. ``bootstrap_guard`` 
 cluster from serving while an older one may expect this node.
 
 What always holds: a node's membership is durable before it registers, and a secret is handed only
-to a joiner on the same machine.
-"""
+to a joiner on the same machine."""

@@ -1,4 +1,4 @@
-"""The birth guard: a founder that an older cluster still looks for is a member that has lost its disk (F15a).
+"""The birth guard: a founder that an older cluster looks for is a member without its disk (F15a).
 
 Members dial a lost member's address at least every 0.5 s, and greet it with cluster, name and
 address (replication.md, section 2). A newborn cluster waits for such a greeting before it serves;
@@ -8,8 +8,7 @@ A greeting proves nothing by itself, for the two clusters have different secrets
 only with a certificate of the authority that both have, or, where the secret is handed over on
 loopback, when such greetings keep coming from processes of this node's own user, who could end it
 anyway. After any other, the node is not ready and takes no task and no joiner until none has come
-for some time: an older cluster's members never cease, so it never serves beside them.
-"""
+for some time: an older cluster's members never cease, so it never serves beside them."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from tq_node.wire.handler import Greeting
 _log = Logger(namespace="taskqueue.node")
 
 STEPS = 8
-"""Parts in which the wait is counted: a process that was paused loses one of them, not the rest (F40)."""
+"""Parts of the counted wait: a process that was paused loses one of them, not the rest (F40)."""
 
 
 class Founder(msgspec.Struct, frozen=True):
@@ -57,8 +56,7 @@ class BootstrapGuard:
     :param has_tasks: whether this node holds a task now; if so, no later greeting ends the cluster.
     :param on_older_cluster: called once, with one line for the operator; the process must end.
     :param guard_s: None: ``bounds.BIRTH_GUARD_S``.
-    :param trusts_own_users: processes of this node's user are handed the secret, as members are.
-    """
+    :param trusts_own_users: processes of this node's user are handed the secret, as members are."""
 
     def __init__(
         self,
@@ -97,7 +95,7 @@ class BootstrapGuard:
         return self._steps_done < self._steps_wanted and not self._is_disarmed
 
     def watch(self) -> Deferred[bool]:
-        """Start. Fires with True once the guard has passed, with False if an older cluster or ``stop`` came first."""
+        """Start; fires with True once passed, False if an older cluster or ``stop`` came first."""
         assert not self._is_watching, "begun twice"
         self._is_watching = True
         if self._stopped:

@@ -27,9 +27,8 @@ class BadCredentials(Exception):
 def read_secret(path: Path, *, insecure: bool = False) -> bytes:
     """The content of ``--secret-file`` without the newline at its end; never stored elsewhere.
 
-    :param insecure: accept a file that others can read, with a warning; some containers have no other.
-    :raises BadCredentials: it can't be read, can be read by others, or has a wrong length.
-    """
+    :param insecure: accept a file that others can read, with a warning, as in some containers.
+    :raises BadCredentials: it can't be read, can be read by others, or has a wrong length."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -48,7 +47,7 @@ def read_secret(path: Path, *, insecure: bool = False) -> bytes:
 
 
 def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
-    """Refuse a file that others can read, or the group write; 0640 is accepted, as for a service's own group."""
+    """Refuse a file that others can read or the group write; 0640 (a service's group) is fine."""
     if not mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         return
     line = f"{option}: {path} can be read or changed by others than its owner (mode {mode:o}): chmod 600 {path}"
@@ -60,8 +59,8 @@ def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> No
 def peer_tls(
     certificate: Path | None, key: Path | None, authority: Path | None, *, insecure: bool = False
 ) -> PeerTLS | None:
-    """Mutual TLS for ``PeerListener`` and ``Connector``, from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``; None:
-    not given. :raises BadCredentials: a file is not what it should be."""
+    """Mutual TLS between nodes, from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``; None: not
+    given; raises ``BadCredentials`` if a file is not what it should be."""
     if certificate is None or key is None or authority is None:
         return None
     from tq_node.wire.tls import PeerTLS

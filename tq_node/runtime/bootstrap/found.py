@@ -1,4 +1,4 @@
-"""The first map of a cluster: what makes a store that of its first node (replication.md, section 2)."""
+"""The first map of a cluster: makes a store that of its first node (replication.md, section 2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tq_node.store.api import Store
 from tq_node.types import Epoch
 
 PAUSED = "paused_queues"
-"""The queues that are paused: where release 0.1, whose nodes lived alone, kept them, and where ``node.restore`` puts them."""
+"""The paused queues: where release 0.1 (one node alone) and ``node.restore`` leave them."""
 
 HANDLERS_SEEN = "handlers_seen"
 """There where ``node.restore`` found that a node of the old cluster had handlers of its own."""

@@ -1,9 +1,8 @@
-"""Who this node is, which cluster its directory belongs to, how often it was started: the store's named values.
+"""Who this node is, its directory's cluster, its number of starts: the store's named values.
 
 A directory is *formatted* once: node id and name. It *belongs* to a cluster once the node has
 founded or joined one, and never to another, whatever ``--join`` says (replication.md, section 2). A
-record with both is that of release 0.1, whose node lived alone in the cluster that it founded.
-"""
+record with both is that of release 0.1, whose node lived alone in the cluster that it founded."""
 
 from __future__ import annotations
 
@@ -37,26 +36,26 @@ class WrongName(Exception):
 
 
 class NeverJoined(Exception):
-    """The directory was about to belong to a cluster and its node never became a member. The text is one line."""
+    """The node of this directory never became a member of the cluster it was to join. One line."""
 
 
 class IsCopy(Exception):
-    """The cluster has found this directory to be a copy, or an older state, of a member's. The text is one line."""
+    """This directory was found to be a copy, or an older state, of a member's. One line."""
 
 
 class NoSecret(Exception):
-    """This start was not given the cluster's secret, which is kept elsewhere. The text is one line."""
+    """This start lacks the cluster's secret, which is kept elsewhere. The text is one line."""
 
 
 class Formatted(msgspec.Struct, frozen=True):
-    """Whose directory this is, written once. ``node_id``: 128 random bits; the name is only a label."""
+    """Whose directory this is, written once. ``node_id``: 128 random bits; the name is a label."""
 
     node_id: NodeId
     node_name: NodeName
 
 
 class Birth(msgspec.Struct, frozen=True):
-    """Settings fixed by the founder, which others learn from the map; ``seed``: of ``placement.partition_of``."""
+    """The founder's fixed settings, known to others by the map; ``seed``: of ``partition_of``."""
 
     seed: int
     partition_count: int
@@ -68,8 +67,7 @@ class Belonging(msgspec.Struct, frozen=True):
 
     ``secret``: None where operators keep it in a file, or certificates stand for it. ``born_us``:
     when this node founded or joined. ``birth``: None in a node that joined. ``is_newborn``: founded
-    here, and the birth guard has not passed; durable, so that a restart does not pass it (F15a).
-    """
+    here, and the birth guard has not passed; durable, so that a restart does not pass it (F15a)."""
 
     cluster_id: str
     secret: bytes | None
@@ -99,7 +97,10 @@ def new_node(node_name: NodeName, random_bytes: RandomBytes) -> Formatted:
 
 
 def formatted_in(meta: Mapping[str, bytes], node_name: NodeName) -> Formatted | None:
-    """Whose directory this is; None: nobody's. :raises WrongName: another node's. :raises StoreBroken: unreadable."""
+    """Whose directory this is; None: nobody's.
+
+    :raises WrongName: another node's.
+    :raises StoreBroken: unreadable."""
     raw = meta.get(_IDENTITY)
     if raw is None:
         return None
@@ -110,12 +111,11 @@ def formatted_in(meta: Mapping[str, bytes], node_name: NodeName) -> Formatted | 
 
 
 def next_start(meta: Mapping[str, bytes], formatted: Formatted) -> tuple[int, Values]:
-    """The number of the start that begins now, and what must be durable before the node sends anything (F14).
+    """The number of this start, and what must be durable before the node sends anything (F14).
 
     An identity is not written again: that of release 0.1 says which cluster its node founded.
 
-    :raises StoreBroken: the number of the last start can't be read.
-    """
+    :raises StoreBroken: the number of the last start can't be read."""
     try:
         incarnation = int(meta.get(_INCARNATION, b"0")) + 1
     except ValueError as why:
@@ -132,13 +132,13 @@ def is_copy(meta: Mapping[str, bytes]) -> bool:
 
 
 def copy_values() -> Values:
-    """Mark a directory for good as a copy (F14): its starts would raise the incarnation and shut the original out."""
+    """Mark a directory as a copy for good: its incarnations would shut the original out (F14)."""
     return {_COPY: b"1"}
 
 
 # --- belonging ---
 def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
-    """The cluster of this directory; None: the node neither founded nor joined one. :raises StoreBroken: unreadable."""
+    """The directory's cluster; None: founded or joined none; raises ``StoreBroken``: unreadable."""
     raw = meta.get(_BELONGING)
     if raw is not None:
         return _decoded(raw, Belonging)
@@ -154,7 +154,7 @@ def belonging_in(meta: Mapping[str, bytes]) -> Belonging | None:
 def founding_identity(
     *, partition_count: int, replication_factor: int, keeps_secret: bool, random_bytes: RandomBytes, now_us: int
 ) -> Belonging:
-    """A new cluster. ``keeps_secret``: with a secret in its store; else a file or certificates stand for one."""
+    """A new cluster. ``keeps_secret``: in its store; else a file or certificates stand for it."""
     return Belonging(
         cluster_id=random_bytes(_CLUSTER_ID_BYTES).hex(),
         secret=random_bytes(SECRET_BYTES) if keeps_secret else None,
@@ -165,7 +165,7 @@ def founding_identity(
 
 
 def joined(cluster_id: str, secret: bytes | None, now_us: int) -> Values:
-    """What must be durable before the node registers. ``secret``: as handed over; None: from a file, which is not stored."""
+    """Durable before the node registers. ``secret``: as handed over; None: a file's, not stored."""
     return belonging_values(Belonging(cluster_id, secret, now_us))
 
 
@@ -174,12 +174,12 @@ def belonging_values(belonging: Belonging) -> Values:
 
 
 def past_birth_guard(belonging: Belonging) -> Belonging:
-    """The record without ``is_newborn``, durable before the node is ready: no later start waits again."""
+    """The record without ``is_newborn``, durable before ready: no later start waits again."""
     return msgspec.structs.replace(belonging, is_newborn=False)
 
 
 def newborn_again(belonging: Belonging) -> Belonging:
-    """The record with ``is_newborn``, durable before an older cluster ends its founder: the next start waits (F15a)."""
+    """The record with ``is_newborn``, durable before the node ends: its next start waits (F15a)."""
     return msgspec.structs.replace(belonging, is_newborn=True)
 
 
@@ -196,8 +196,7 @@ def with_secret(
     A file's secret wins over the store's, so that operators can take it over. A node of release
     0.1 had none, for it lived alone: it gets one now.
 
-    :raises NoSecret: it was in a file, or certificates stood for it, and this start has neither.
-    """
+    :raises NoSecret: it was in a file, or certificates stood for it, and this start has neither."""
     if from_file is not None:
         return from_file, belonging
     if belonging.secret is not None:

@@ -1,8 +1,7 @@
-"""What a joiner asks a member over HTTP: which cluster it is, where nodes register, and, on loopback, its secret.
+"""What a joiner asks a member over HTTP: the cluster, where to register, on loopback its secret.
 
 It asks ``GET /cluster`` and ``POST /cluster/join``, and trusts neither answer: that the member
-belongs to the cluster and knows its secret is proven when its peer address is dialled.
-"""
+belongs to the cluster and knows its secret is proven when its peer address is dialled."""
 
 from __future__ import annotations
 
@@ -34,12 +33,12 @@ _Address = Annotated[str, Meta(max_length=bounds.ADDRESS_CHARS_MAX, pattern=r"^[
 
 
 class NotInvited(Exception):
-    """This member does not invite now; another one, or a later try, may. ``str()`` says why, in a few words."""
+    """This member doesn't invite now; another, or a later try, may. ``str()`` says why in short."""
 
 
 class JoinRefused(Exception):
-    """The cluster refuses the node for good: the process must end. ``str()`` is one line for the operator. ``is_copy``:
-    the data directory is a copy, or an older state, of another."""
+    """The cluster refuses the node for good: the process must end. ``str()`` is one line for the
+    operator. ``is_copy``: the data directory is a copy, or an older state, of another."""
 
     def __init__(self, line: str, *, is_copy: bool = False) -> None:
         super().__init__(line)
@@ -51,7 +50,7 @@ class Denied(JoinRefused):
 
 
 class Invited(msgspec.Struct, frozen=True):
-    """A member's answers. ``secret`` None: not asked for. ``peers``: where to register, likeliest first."""
+    """A member's answers. ``secret`` None: not asked. ``peers`` to register at, likeliest first."""
 
     cluster_id: str
     secret: bytes | None
@@ -118,8 +117,8 @@ class Inviter:
     async def ask(self, address: str) -> Invited:
         """Ask the member at the HTTP address ``HOST:PORT``. May be cancelled; nothing is left open.
 
-        :raises NotInvited: no answer, an unusable one, or no member. :raises Denied: no secret for this node.
-        """
+        :raises NotInvited: no answer, an unusable one, or no member.
+        :raises Denied: no secret for this node."""
         status, body = await self._request("GET", address, "/cluster")
         if status != 200:
             raise NotInvited(_said(status, body))

@@ -1,9 +1,8 @@
-"""How a node becomes a member: it asks for the cluster, dials a member, makes its membership durable, registers
-(replication.md, sections 6 and 2).
+"""How a node becomes a member: asks for the cluster, dials a member, makes its membership durable,
+registers (replication.md, sections 6 and 2).
 
 It goes on until it is a member, is refused for good, or is stopped: a joiner may be started before
-the cluster that it joins.
-"""
+the cluster that it joins."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ _log = Logger(namespace="taskqueue.joining")
 
 AGAIN_FIRST_S = 0.1
 AGAIN_S_MAX = 1.0
-"""Pause between two rounds: doubled from ``AGAIN_FIRST_S`` to this, with jitter between half of it and all."""
+"""Pause between rounds: doubled from ``AGAIN_FIRST_S`` to this, half to all of it (jitter)."""
 SAID_EVERY_S = 10.0
 """Least time between two log lines on why the node is not a member yet."""
 REGISTER_S = 5.0
@@ -59,7 +58,7 @@ class Asking(Protocol):
     """``invitation.Inviter``, as the joiner uses it."""
 
     def ask(self, address: str) -> Coroutine[Deferred[Any], Any, Invited]:
-        """What the member at ``HOST:PORT`` says of its cluster. :raises NotInvited: :raises Denied:"""
+        """What the member at ``HOST:PORT`` says of the cluster; ``NotInvited``, ``Denied``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class JoinSettings:
     own: Sequence[str] = ()
     """HTTP addresses of the joining node, which are not asked."""
     secret: bytes | None = None
-    """From a file or an earlier try; None: the invitation's, or none where certificates stand for it."""
+    """From a file or an earlier try; None: the invitation's, or none needed with certificates."""
     belongs_to: str | None = None
     """Id of the cluster that an earlier try made durable; no other may take its place."""
 
@@ -91,8 +90,7 @@ class Joiner:
     """Makes a node a member of its cluster.
 
     :param local: gets cluster and secret before a member is dialled, and loses them if that fails.
-    :param registration: of this start.
-    """
+    :param registration: of this start."""
 
     def __init__(
         self,
@@ -121,7 +119,7 @@ class Joiner:
         self._stopped = False
 
     async def join(self) -> Welcomed | None:
-        """The welcome, once registered; None: stopped. Call once. :raises JoinRefused: for good. :raises StoreBroken:"""
+        """The welcome, None if stopped; call once; raises ``JoinRefused``, ``StoreBroken``."""
         self._work = Deferred.fromCoroutine(self._rounds())
         if self._stopped:
             self._work.cancel()
@@ -164,7 +162,7 @@ class Joiner:
             await self._pause(most_s * self._dice.uniform(0.5, 1.0))
 
     async def _accept(self, address: str, invited: Invited) -> Welcomed:
-        """:raises NotInvited: :raises JoinRefused:"""
+        """:raises NotInvited, JoinRefused:"""
         if self._belongs_to not in (None, invited.cluster_id):
             raise NotInvited(f"is in cluster {invited.cluster_id}, and this directory belongs to {self._belongs_to}")
         if self._is_name_taken and self._registration.name in invited.names:
@@ -184,7 +182,7 @@ class Joiner:
         return welcome
 
     async def _register(self, invited: Invited) -> Welcomed:
-        """Register with the first member that accepts. :raises NotInvited: none did. :raises JoinRefused:"""
+        """Register with the first that accepts; raises ``NotInvited`` if none, ``JoinRefused``."""
         reason = "names no member that could be dialled"
         peers = [peer for peer in invited.peers if peer != self._registration.peer][:PEERS_ASKED_MAX]
         asked = set[str]()
@@ -222,7 +220,7 @@ class Joiner:
         raise NotInvited(reason)
 
     async def _dialled(self, peer: str) -> DialledPeer | str:
-        """An authenticated connection, or why there is none. :raises JoinRefused:"""
+        """An authenticated connection, or why there is none; raises ``JoinRefused``."""
         try:
             return await self._steps.dial(peer)
         except WrongSecret:
@@ -239,7 +237,7 @@ class Joiner:
             return f"the member at {peer}: {_named(why)}"
 
     async def _keep_once(self, invited: Invited) -> None:
-        """Make the membership durable before the node registers: no other cluster may get its messages afterwards."""
+        """Make the membership durable, then register: no other cluster may get its messages."""
         if self._kept is None or (self._kept.cluster_id, self._kept.secret) != (invited.cluster_id, invited.secret):
             await self._steps.keep(invited)
             self._kept = invited

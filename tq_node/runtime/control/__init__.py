@@ -8,5 +8,4 @@ What always holds: the map changes only by committed entries, in one order on al
 dead by evidence or silence, but another leads its partitions only once the map says so (R2, R5,
 R5a). What comes from a node that is no member has no effect.
 
-It never touches a task, and sees partitions only as records of the map.
-"""
+It never touches a task, and sees partitions only as records of the map."""

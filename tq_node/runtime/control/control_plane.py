@@ -1,7 +1,6 @@
 """The control plane of one node, assembled: consensus, cluster map, membership, and peers.
 
-The rest of the node learns of changes through ``Outside``, and answers forwarded calls there.
-"""
+The rest of the node learns of changes through ``Outside``, and answers forwarded calls there."""
 
 from __future__ import annotations
 
@@ -66,13 +65,13 @@ class Outside:
         return False
 
     def map_changed(self, changes: Sequence[Change]) -> None:
-        """The cluster map has changed; ``changes`` is empty after a snapshot, when all of it may have."""
+        """The map has changed; ``changes`` is empty after a snapshot, when all of it may have."""
 
     def handlers_heard(self) -> None:
         """A node has announced which handlers it has now."""
 
     def peer_connected(self, node: NodeId) -> None:
-        """The bulk lane is open in both directions, with a new connection in at least one of them."""
+        """The bulk lane is open both ways, with a new connection in at least one of them."""
 
     def peer_lost(self, node: NodeId) -> None:
         """The bulk lane to the node is closed: nothing can be sent to it."""
@@ -91,10 +90,10 @@ class ReplicaPeer(Protocol):
     """The replicas of this node, as the wire sees them."""
 
     def received(self, source: NodeId, body: bytes) -> None:
-        """Take messages of partitions. :raises MalformedBox: they are none."""
+        """Take messages of partitions; raises ``MalformedBox`` if they are none."""
 
     def asked(self, source: NodeId, body: bytes) -> None:
-        """Take a ping, or the answer to one. :raises MalformedBox: it is neither."""
+        """Take a ping, or the answer to one; raises ``MalformedBox`` if it is neither."""
 
 
 class Transport(NamedTuple):
@@ -124,7 +123,7 @@ class ControlPlane:
         self.machine = ClusterMachine(self._map_changed)
         self.link = self.pool = transport.pool_of(self)
         self.replication: ReplicaPeer | None = None
-        """Takes what peers send about partitions. None: no replicas here (yet); peers send it again."""
+        """Takes what peers send about partitions; None: no replicas yet, peers send it again."""
         self.consensus = RaftDriver(
             run.local.node_id,
             store,
@@ -146,7 +145,7 @@ class ControlPlane:
         self._rejections = RejectionLog(clock)
 
     def successor(self) -> NodeId | None:
-        """Who should lead after this node, which leads now; None where it does not, or nobody can."""
+        """Who should lead after this node; None where this node does not lead, or nobody can."""
         core = self.core
         if not core.is_leader:
             return None
@@ -174,7 +173,7 @@ class ControlPlane:
         return self.listener.listen()
 
     async def start(self) -> None:
-        """Read the Raft log, dial the members, register this run, whose identity is durable by now."""
+        """Read the Raft log, dial the members, register this run (its identity is durable)."""
         self._known_members = self._store.meta().get(MEMBERS, b"")
         if self._known_members:
             # The table's end is in entries that only a leader knows to be committed, and answering
@@ -193,7 +192,7 @@ class ControlPlane:
         await self.listener.stop()
 
     def ask_controller(self, steps: Sequence[Step]) -> None:
-        """Propose what the cores of partitions want. Nobody waits for the outcome: they ask again."""
+        """Propose what partitions' cores want. Nobody waits for the outcome: they ask again."""
         membership = self.membership
         for command in commands_of(steps, self.local.node_id, membership.session_of(self.local.node_id)):
             Deferred.fromCoroutine(membership.propose(command)).addErrback(_ask_failed)
@@ -251,7 +250,7 @@ class ControlPlane:
         return node in self.core.configuration.members or self.membership.is_seed(node)
 
     def _refuse_nonmembers(self, peer: PeerIdentity, what: str) -> None:
-        """Check that a peer is a member. :raises NotReady: it is none, or not yet, as far as is known here."""
+        """Check that a peer is a member; raises ``NotReady``: it is none, or not yet known here."""
         if not self._is_member(peer.node_id):
             self._rejections.about(
                 peer.name, "peer_unknown", f"{what} of a node that is no member (yet)", is_usual=True
@@ -259,14 +258,14 @@ class ControlPlane:
             raise NotReady(f"node {self.local.name} does not know node {peer.name} as a member (yet)")
 
     def _refuse_removed(self, peer: PeerIdentity) -> None:
-        """Check that a peer was not removed. :raises Removed: which closes its connection."""
+        """Check that a peer was not removed; raises ``Removed``, which closes its connection."""
         entry = self.map.nodes.get(peer.node_id)
         if entry is not None and not entry.is_member:
             raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
 
     def let_in(self, peer: PeerIdentity) -> None:
         if peer.lane is Lane.BULK:
-            # In the next turn it is open. What the peer said over an older one may be lost, so streams begin anew.
+            # Open in the next turn. What came over an older one may be lost: streams begin anew.
             self._clock.call_later(0, self._bulk_open, peer.node_id)
 
     def _bulk_open(self, node: NodeId) -> None:
@@ -274,9 +273,10 @@ class ControlPlane:
             self._outside.peer_connected(node)
 
     def raft(self, peer: PeerIdentity, messages: list[AnyMessage]) -> None:
-        """Step the Raft core. :raises MalformedBox: a message was refused; the others have had
-        their effect. A run that is not registered takes messages of any peer: it learns from the
-        log who is a member."""
+        """Step the Raft core. A run that is not registered takes messages of any peer: it learns
+        from the log who is a member.
+
+        :raises MalformedBox: a message was refused; the others have had their effect."""
         if self.membership.is_registered and not self._is_member(peer.node_id):
             self.membership.met_unknown_node()
             self._refuse_nonmembers(peer, "a message of consensus")
@@ -337,7 +337,7 @@ class ControlPlane:
             self._outside.peer_lost(peer.node_id)
 
     def dial_failed(self, node_id: NodeId, lane: Lane, at_ms: int, why: Exception) -> None:
-        """Take refusals by a peer; the pool dials again, and ``FailureDetector`` judges refused ports."""
+        """Take refusals by a peer; the pool dials again, ``FailureDetector`` judges the ports."""
         if isinstance(why, Removed):
             self.membership.registrar.refused(Refusal.REMOVED)
         elif isinstance(why, StaleSession):

@@ -1,4 +1,4 @@
-"""Finds evidence that a node is dead (R5a): its connection broke *and* its port refused twice. A time-out is never evidence."""
+"""Evidence that a node is dead (R5a): broken connection *and* port refused twice; no time-out."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ _log = Logger(namespace="taskqueue.evidence")
 
 PROBES_MAX = 20
 PROBE_AGAIN_S = 0.05
-"""Pause between two probes: a dying process closes its sockets one by one, so the port may answer once more."""
+"""Between two probes: a dying process closes socket by socket, so the port may answer once more."""
 
 
 class FailureDetector:
     """Looks for evidence whenever a consensus lane breaks.
 
     :param session_of: the cluster map's session of a node; 0 if it has none.
-    :param on_found: called with conclusive evidence, once for each death.
-    """
+    :param on_found: called with conclusive evidence, once for each death."""
 
     def __init__(
         self,

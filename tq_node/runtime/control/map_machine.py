@@ -1,4 +1,4 @@
-"""The cluster map as the state machine of the Raft log: every node applies the same entries in the same order."""
+"""The cluster map as the Raft log's state machine: all nodes apply the same entries in order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ class ClusterMachine(StateMachine):
     """Holds the cluster map as of the newest applied entry.
 
     :param on_changed: called with the changes after each entry that made any; with none after a
-        restore.
-    """
+        restore."""
 
     def __init__(self, on_changed: Callable[[Sequence[Change]], None]) -> None:
         self.map: ClusterMap = EMPTY
@@ -29,7 +28,7 @@ class ClusterMachine(StateMachine):
         self._outcomes: dict[int, tuple[Refused, ...]] = {}
 
     def apply(self, log_index: int, data: bytes) -> None:
-        """Apply an entry to the map. :raises UnreadableCommand: it is of a later release; the node must stop (F44)."""
+        """Apply an entry; raises ``UnreadableCommand``: a later release's, the node stops (F44)."""
         applied = tables.apply(self.map, log_index, commands.decode(data))
         self.map = applied.map
         self._outcomes[log_index] = applied.refused

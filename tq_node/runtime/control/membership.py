@@ -1,4 +1,4 @@
-"""One node's part in its cluster: registers, sends heartbeats, reports deaths, and acts as the controller while it leads."""
+"""A node in its cluster: registers, sends heartbeats, reports deaths, is controller as leader."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ _log = Logger(namespace="taskqueue.membership")
 
 HEARTBEAT_S = 0.25
 BEATS_TO_FOLLOWERS = 2
-"""Nodes that do not lead get only each second heartbeat: the leader alone judges by their coming (R5)."""
+"""Nodes that don't lead get each second heartbeat: the leader alone judges by them (R5)."""
 CONTROLLER_S = DEFAULT_SETTINGS.decide_ms / 1000
 PLAN_REST_MS = 1_000
-"""How long the controller may leave partitions and voters alone while nothing changes; it looks for deaths each time."""
+"""Longest rest of the controller from plans while nothing changes; it always looks for deaths."""
 DEPART_S, DEPART_LOOK_S = 0.5, 0.01
 """How long a node that stops waits for the map to have it as down, and how often it looks."""
 DEPARTED = "departed"
@@ -108,8 +108,7 @@ class Membership:
     """Keeps this node a member of its cluster; decides as the controller while it leads the Raft
     group.
 
-    :param registration: what this node says of itself; its nonce is of this start.
-    """
+    :param registration: what this node says of itself; its nonce is of this start."""
 
     def __init__(
         self,
@@ -180,8 +179,7 @@ class Membership:
 
         In order only: others lead by now what this node led. Left undone where nobody would be
         left, or nobody takes it up in time: then the others see its port refuse (R5a). It is as
-        safe as any other word of death (R2, R3, R12, R13).
-        """
+        safe as any other word of death (R2, R3, R12, R13)."""
         others = [node for node in self.map.members() if node.is_up and node.node_id != self.me]
         if not (others and self.is_registered):
             return
@@ -225,9 +223,9 @@ class Membership:
         """Propose a command, here or through the leader; return once it is applied where it was
         proposed.
 
-        :raises TableRefused: the map refused the whole of it. :raises NoController: nothing was
-            done. :raises OutcomeUnknown:
-        """
+        :raises TableRefused: the map refused the whole of it.
+        :raises NoController: nothing was done.
+        :raises OutcomeUnknown:"""
         outcome = await self.have_proposed(commands.encode(command))
         check_whole(outcome)
         return outcome
@@ -243,7 +241,10 @@ class Membership:
         return OUTCOMES.decode(await self._pool.ask(leader, wire.Propose, data, PROPOSE_S))
 
     async def proposed_by(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """Propose a member's command. :raises NoController: this node does not lead: one hop only. :raises MalformedBox:"""
+        """Propose a member's command: one hop only.
+
+        :raises NoController: this node does not lead.
+        :raises MalformedBox:"""
         command = COMMANDS.decode(data)
         if isinstance(command, FoundCluster):
             raise MalformedBox("this cluster has been founded")
@@ -258,12 +259,12 @@ class Membership:
 
     # --- whom to dial ---
     def welcomed(self, welcome: Welcomed) -> None:
-        """Dial the members that a joiner has learnt of: its answers to the leader need lanes before the map arrives."""
+        """Dial the members a joiner has learnt of: answers need lanes before the map arrives."""
         self.seed(welcome.members)
 
     def seed(self, addresses: Addresses) -> None:
-        """Dial these too until this run is registered: before that no entry of the log is known committed."""
-        # Who answers may know less than this node does: one that has just restarted knows the founder only.
+        """Dial these too until this run is registered: no entry is known committed before."""
+        # Who answers may know less than this node: one just restarted knows the founder only.
         self._seeds = tuple({one[0]: one for one in (*self._seeds, *addresses)}.values())
         self._dial()
 
@@ -425,7 +426,7 @@ class Membership:
         self.control_soon()
 
     def _disconnect_dead(self) -> None:
-        """Disconnect nodes that the map has newly as down: callers that wait for their answers wait in vain."""
+        """Disconnect nodes newly down by the map: their answers would be waited for in vain."""
         up = {node.node_id for node in self.map.nodes.values() if node.is_up}
         for node_id in sorted(self._up - up):
             if node_id != self.me:
@@ -442,7 +443,7 @@ class Membership:
         elif entry.incarnation > self.registration.incarnation:
             self.registrar.refused(Refusal.STORE_CLONED)  # a copy of this directory runs somewhere (F14)
         elif entry.nonce == self.registration.nonce and not entry.is_up and not self._departs:
-            # It was taken for dead and lives: a new session, and new epochs for whatever it is to lead (R2).
+            # Taken for dead, it lives: a new session, and new epochs for what it will lead (R2).
             self.registrar.start()
 
     # --- the controller ---

@@ -1,4 +1,4 @@
-"""Translates between the cluster map and the cores of partitions: ``cluster`` and ``partition`` do not know each other."""
+"""Translates between cluster map and partitions' cores, which do not know each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS_PER_ENTRY_MAX = 256
 
 
 def records_of(table: ClusterMap, me: NodeId, *, may_lead: bool) -> dict[int, Record]:
-    """The records of this node's copies. ``may_lead``: False while the map has an earlier run of this node (R2)."""
+    """Records of this node's copies. ``may_lead``: False while the map has its earlier run (R2)."""
     up = frozenset(node.node_id for node in table.nodes.values() if node.is_up)
     return {
         partition: Record(
@@ -38,7 +38,7 @@ def records_of(table: ClusterMap, me: NodeId, *, may_lead: bool) -> dict[int, Re
 
 
 def commands_of(steps: Sequence[Step], me: NodeId, session: int) -> list[AnyCommand]:
-    """The commands that carry what the cores ask of the controller, in as few entries as possible."""
+    """Commands for what the cores ask of the controller, in as few entries as possible."""
     isr_steps, led, choices = [], [], []
     for step in steps:
         partition, epoch = PartitionId(step.partition), Epoch(step.epoch)

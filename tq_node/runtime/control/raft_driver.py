@@ -3,8 +3,7 @@
 
 Everything happens in the reactor's thread; the store writes in its own, so several Readys may be on
 their way to the disk, in order. An assertion that fails in the core or in the state machine ends
-the process (R20): it goes up to ``on_broken``.
-"""
+the process (R20): it goes up to ``on_broken``."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ class StateMachine:
         """A change of voters and learners is committed."""
 
     def restore(self, log_index: int, data: bytes) -> None:
-        """Replace the state by one that ``snapshot`` returned at ``log_index``, here or on another node."""
+        """Replace the state by one of ``snapshot`` at ``log_index``, here or on another node."""
 
     def snapshot(self) -> bytes:
         """Return the whole state, encoded."""
@@ -80,8 +79,7 @@ class StateMachine:
         """Check an entry of a peer before it goes into the log, where each start would meet it
         again.
 
-        :raises Unsound: it could never be applied.
-        """
+        :raises Unsound: it could never be applied."""
 
     def can_restore(self, log_index: int, data: bytes) -> bool:
         """Whether a peer's snapshot could be restored."""
@@ -109,8 +107,7 @@ class RaftOutputs:
 class RaftDriver:
     """Runs the Raft core of this node against store, clock and peers; see the module's docstring.
 
-    :param seed: of the core's random election timeouts.
-    """
+    :param seed: of the core's random election timeouts."""
 
     def __init__(
         self, me: NodeId, store: Store, clock: Clock, machine: StateMachine, outputs: RaftOutputs, *, seed: int
@@ -131,7 +128,7 @@ class RaftDriver:
         self._reads: dict[int, Deferred[int]] = {}
         self._served: list[tuple[int, Deferred[int]]] = []
         self._unwritten: deque[tuple[Ready, bool]] = deque()
-        """Readys whose messages wait for the disk, in order, each with whether its write is durable."""
+        """Readys whose messages wait for the disk, in order; with each, if its write is durable."""
         self._snapshot_under_way = False
         self._snapshot_index = 0
         self._wake_timer = clock.timer(self._wake)
@@ -193,7 +190,7 @@ class RaftDriver:
                     self._machine.check_entry(entry.data)
 
     def leader_died(self, node: NodeId) -> None:
-        """Tell the core of evidence that ``node`` is dead (R5a): if it led, an election begins early."""
+        """Tell the core that ``node`` is dead (R5a): if it led, an election begins early."""
         self._enter(lambda: self.core.leader_died(node, self._clock.now_ms()))
 
     def _tick(self) -> None:
@@ -205,14 +202,13 @@ class RaftDriver:
     def propose(self, data: bytes) -> Deferred[int]:
         """Append ``data``; fires with its log_index once it is applied *here*.
 
-        :raises NotLeader, Busy: nothing was done. :raises NoController: another leader's entry took
-            its place: it never happens. :raises OutcomeUnknown: not known within
-            ``PROPOSAL_S_MAX``. (All through the Deferred.)
-        """
+        :raises NotLeader, Busy: nothing was done.
+        :raises NoController: another leader's entry took its place: it never happens.
+        :raises OutcomeUnknown: not known within ``PROPOSAL_S_MAX``. (All through the Deferred.)"""
         return self._append(lambda: self.core.propose(data))
 
     def propose_change(self, change: Change) -> Deferred[int]:
-        """One change of the group's members; as ``propose``, and :raises ChangeRefused:"""
+        """One change of the group's members; raises as ``propose``, and ``ChangeRefused``."""
         return self._append(lambda: self.core.propose_change(change))
 
     def _append(self, call: Callable[[], int]) -> Deferred[int]:
@@ -236,12 +232,12 @@ class RaftDriver:
         return proposal.deferred
 
     def transfer_leadership(self, target: NodeId) -> None:
-        """Begin a transfer of Raft's leadership. :raises NotLeader, ChangeRefused: not possible now."""
+        """Begin a transfer of leadership; raises ``NotLeader``, ``ChangeRefused``: not now."""
         self.core.transfer_leadership(target)
         self._enter(lambda: None)
 
     def read_index(self) -> Deferred[int]:
-        """Fires once everything is applied here that was committed when this was called. :raises NoController:"""
+        """Fires once all committed at the call is applied here; raises ``NoController``."""
         try:
             read_id = self.core.read_index()
         except Exception as why:  # NotLeader, Busy

@@ -1,4 +1,4 @@
-"""Registers this run of a node with the cluster's leader, wherever that is, or ends it if the cluster refuses it for good."""
+"""Registers this run with the cluster's leader, wherever it is, or ends it if refused for good."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROPOSE_S = 5.0
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """Result of a proposal: its place in the log, and the parts that were refused when it was applied."""
+    """Result of a proposal: its place in the log, and the parts refused when it was applied."""
 
     log_index: int
     refused: tuple[Refused, ...] = ()
@@ -48,8 +48,7 @@ class Welcomed(msgspec.Struct, frozen=True, array_like=True):
 
     ``outcome`` is None if the node that was asked does not lead; ``leader``, one of the members,
     does. Nobody passes a registration on: only a node that is connected to the run can tell whether
-    another run of it lives (F14).
-    """
+    another run of it lives (F14)."""
 
     outcome: Outcome | None
     members: Addresses
@@ -70,8 +69,7 @@ assert commands.FORMAT == VERSION
 def check_registration(peer: PeerIdentity, command: RegisterNode, table: ClusterMap) -> None:
     """Check that a registration is of the run that sends it, under the name of its handshake.
 
-    :raises MalformedBox: it is of another run, or of a node that can't exist.
-    """
+    :raises MalformedBox: it is of another run, or of a node that can't exist."""
     node = command.node
     if (node.node_id, node.name, node.incarnation) != (peer.node_id, peer.name, peer.incarnation):
         raise MalformedBox("not the registration of the node that sends it")
@@ -88,7 +86,7 @@ class TableRefused(ClusterRefused):
 
 
 def check_whole(outcome: Outcome) -> None:
-    """Check an entry's outcome. :raises TableRefused: the whole entry was refused."""
+    """Check an entry's outcome; raises ``TableRefused`` if the whole entry was refused."""
     for refused in outcome.refused:
         if refused.partition is None:
             raise TableRefused(refused.code)
@@ -119,7 +117,7 @@ class Registrant(Protocol):
 
 
 class Registrar:
-    """Registers this run, and answers registrations of others. ``on_refused``: called once if the cluster refuses this node."""
+    """Registers this run, answers other registrations. ``on_refused``: called once, if refused."""
 
     def __init__(
         self, node: Registrant, raft: RaftDriver, pool: PeerPool, on_refused: Callable[[Refusal], None]
@@ -174,8 +172,8 @@ class Registrar:
         A leader that dials an address that this node has left can't reach it, but other members can
         name the leader.
 
-        :raises TableRefused: :raises NoController: no leader was found this time.
-        """
+        :raises TableRefused:
+        :raises NoController: no leader was found this time."""
         if self._raft.core.leader is not None:
             await self._node.propose(command)
             return
@@ -198,7 +196,7 @@ class Registrar:
         raise NoController("there is no leader")
 
     async def ask_who_is_a_member(self) -> None:
-        """Ask a member, another one each time, for the members: an unknown node speaks, so this map may be late."""
+        """Ask another member each time who is one: an unknown node speaks, this map may be late."""
         known = [node for node in self._node.known() if self._pool.is_connected(node)]
         if not known:
             return
@@ -222,8 +220,7 @@ class Registrar:
 
         For a registered run one member's word is not enough: a copy may have reached just that one
         while it was cut off from here. If most members say so, this run is refused, as the map with
-        the copy's registration may never arrive.
-        """
+        the copy's registration may never arrive."""
         node = self._node
         self._called_stale.add(member)
         others = {entry.node_id for entry in node.map.members()} - {node.registration.node_id}
@@ -237,9 +234,8 @@ class Registrar:
     async def registered_by(self, peer: PeerIdentity, data: bytes) -> bytes:
         """Take a registration of a node that joins or has moved; propose it if this node leads.
 
-        :raises NoController: no leader is known. :raises MalformedBox: not the peer's own
-            registration.
-        """
+        :raises NoController: no leader is known.
+        :raises MalformedBox: not the peer's own registration."""
         command, node = COMMANDS.decode(data), self._node
         if not isinstance(command, RegisterNode):
             raise MalformedBox("not a registration")

@@ -11,5 +11,4 @@ acknowledgement leaves before what it acknowledges is durable (R8, R16). Events 
 arrive in the order of its log. After a failure of the store nothing leaves any more (R18).
 
 It never reads what is in a task, decides nothing about leadership (the controller does), and knows
-neither tasks nor routing.
-"""
+neither tasks nor routing."""

@@ -1,4 +1,4 @@
-"""Writes committed effects to the tasks' rows behind the log: folded by task, a slice with each commit, in bounded lag."""
+"""Writes committed effects behind the log: folded by task, a slice a commit, in bounded lag."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tq_node.runtime.replication.ports import ReplicaEvents
 from tq_node.store.api import Batch, RowDelete, RowWrite, Tombstone
 
 _APPLY_SHARE = 8
-"""A commit carries at least this fraction of the backlog, by rows or by bytes, so that the backlog can't outrun it."""
+"""A commit carries at least this share of the backlog, by rows or bytes, so it can't outrun it."""
 _APPLY_BYTES = limits.UNAPPLIED_BYTES_MAX // 8
 """From this many unapplied bytes on, a slice goes with the next commit, however few rows it has."""
 _HURRY = 4
@@ -26,8 +26,7 @@ _HURRY = 4
 class Applier:
     """Folds committed effects by task and hands them to commits in slices.
 
-    :param events: notified of the rows that show an entry; asked what was submitted.
-    """
+    :param events: notified of the rows that show an entry; asked what was submitted."""
 
     def __init__(self, clock: Clock, unapplied: ApplyQueue, events: ReplicaEvents) -> None:
         self.unapplied = unapplied
@@ -63,9 +62,8 @@ class Applier:
     def take(self, has_entries: bool, is_stopping: bool) -> Slice:
         """Take the slice that the next commit carries; empty while it is better to gather more.
 
-        :param has_entries: the commit is needed for entries anyway. :param is_stopping: the node
-            wants to be idle.
-        """
+        :param has_entries: the commit is needed for entries anyway.
+        :param is_stopping: the node wants to be idle."""
         backlog = self.unapplied.rows
         in_a_hurry = bool(self._settles) or is_stopping
         is_small = backlog < limits.APPLY_ROWS_PER_COMMIT and self.unapplied.bytes < _APPLY_BYTES
@@ -101,7 +99,7 @@ class Applier:
         batch.applied = taken.applied
 
     def durable(self, taken: Slice) -> list[Wait]:
-        """The slice is in the rows: report it. Returns the ``settle`` callers that waited for it."""
+        """The slice is in the rows: report it; returns the ``settle`` callers that waited."""
         self._flying = {}
         sequences = taken.applied
         shown = []
@@ -114,7 +112,7 @@ class Applier:
         return self._settled(sequences)
 
     def forget(self, partition: int) -> list[Wait]:
-        """Drop what is unapplied of a partition whose rows are replaced (snapshot, drop). Returns its waiters."""
+        """Drop a partition's unapplied effects: its rows are replaced. Returns its waiters."""
         self.unapplied.forget(partition)
         return self._settled({partition: sys.maxsize})
 

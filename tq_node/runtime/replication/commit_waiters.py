@@ -1,4 +1,4 @@
-"""Callers that wait for entries to be committed: one Deferred for each, fired in the order of the log."""
+"""Callers that wait for commits: a Deferred each, fired in the order of the log."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from tq_node.errors import OutcomeUnknown, TaskQueueError
 
 
 class Wait:
-    """One caller that waits for ``left`` entries, one in each of as many partitions; fires with
-    ``value``.
+    """One caller that waits for ``left`` entries, each of another partition; fires with ``value``.
 
     The caller may cancel the Deferred (a client hung up): the work is done all the same.
 
-    :param since_ms: when it began to wait, monotonic. :param patient: it is never failed for having
-        waited too long.
-    :param late: the error for one that has.
-    """
+    :param since_ms: when it began to wait, monotonic.
+    :param patient: it is never failed for having waited too long.
+    :param late: the error for one that has."""
 
     __slots__ = ("deferred", "late", "left", "patient", "since_ms", "task_id", "value")
 
@@ -63,7 +61,7 @@ class CommitWaiters:
         self._waiting: deque[tuple[int, Wait]] = deque()
 
     def add(self, sequence: int, wait: Wait) -> None:
-        """Queue a caller. Callers fire in the order of ``add``, so one for an older entry fires with the one before it."""
+        """Queue a caller; fired in order of ``add``, one for an older entry with the one before."""
         self._waiting.append((sequence, wait))
 
     def since_ms(self, now_ms: int) -> int:
@@ -79,7 +77,7 @@ class CommitWaiters:
         return ready
 
     def overdue(self, before_ms: int) -> list[Wait]:
-        """Return impatient ones that have waited since before ``before_ms``. They stay queued, which keeps the order."""
+        """Impatient ones waiting since before ``before_ms``; still queued, to keep the order."""
         late = []
         for _, wait in self._waiting:
             if wait.since_ms >= before_ms:

@@ -9,18 +9,18 @@ write or to send.
 
 Three functions form the loop. What they do, and in which order, is what the promises rest on.
 
-``_pump`` runs after each event, over the cores that it touched, and empties their outboxes. Messages
+``_pump`` runs after each event, over the cores it touched, and empties their outboxes. Messages
 go to the peers in this turn, committed entries to the applier. Stepping down is reported first, as
 nothing may be proposed there any more (R12), then commits, then activations. The callers whose
 entry is committed are returned: whoever entered fires them when every core is consistent again.
 
-``_flush`` makes one commit of the store, which is one sync: what the cores must persist, and a slice
+``_flush`` makes one commit of the store, and one sync: what the cores must persist, and a slice
 of rows from the applier. Messages that need not wait for the disk leave before it, so a primary's
 entries are on their way to the replicas while its own disk still writes. One commit is in flight at
-a time, and what is wanted meanwhile gathers for the next. Nothing waits for company, as an idle disk
-is used in the next turn, but for a batch: its caller hands it in over several turns and says so, and
+a time; what is wanted meanwhile gathers for the next. Nothing waits for company, as an idle disk
+is used in the next turn, but a batch: its caller hands it in over several turns and says so, and
 what is led here waits for the rest, for ``BATCH_TURNS_GATHERED_MAX`` turns, unless somebody else
-waits for the same commit. And a busy node, at which ``GATHER_CALLERS_MIN`` callers or more wait, sends
+waits for the same commit. A busy node, where ``GATHER_CALLERS_MIN`` callers or more wait, sends
 its entries and holds the write of them for ``GATHER_MS`` (``_hold``, R21): peers are about to send
 theirs, and one sync then makes both durable.
 
@@ -37,8 +37,7 @@ Rows are written behind the log (see ``applier``), within ``APPLY_LAG_MS`` and b
 row may be older than what is committed; the tasks' layer has the newest in memory.
 
 An exception inside the loop means that effects may be lost between a core and the store. Nothing is
-retried: the driver stops for good and reports it, and the process ends (R18, R20).
-"""
+retried: the driver stops for good and reports it, and the process ends (R18, R20)."""
 
 from __future__ import annotations
 
@@ -79,8 +78,7 @@ class ReplicaDriver:
     :param outbox: takes the messages to peers.
     :param events: what the node's tasks are told.
     :param owner: told of changes of leadership before ``events`` is, and what the controller is
-        asked.
-    """
+        asked."""
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class ReplicaDriver:
         self.commits = 0
         """Commits begun so far. While it stays equal, what is proposed goes into one commit."""
         self._from = 0
-        """The first partition that the last commit had no room for; the next commit begins there."""
+        """The first partition that had no room in the last commit; the next one begins there."""
         self._gathers = False
         """A caller has said that it goes on in one of the next turns."""
         self._turns_left = limits.BATCH_TURNS_GATHERED_MAX
@@ -191,8 +189,7 @@ class ReplicaDriver:
         """Step the cores with messages of a peer's present session, in the order sent.
 
         Returns why a message was refused (of the last one, if several were); the others had their
-        effect.
-        """
+        effect."""
         if self._broken or self._stopped:
             return None
         now_ms = self._clock.now_ms()
@@ -267,8 +264,7 @@ class ReplicaDriver:
         Some may be committed already: a claim that had to read rows in between waits for entries of
         earlier turns.
 
-        :param has_more: the caller proposes more in one of the next turns, for the same commit.
-        """
+        :param has_more: the caller proposes more in one of the next turns, for the same commit."""
         if has_more:
             self._gathers = True
         else:
@@ -521,8 +517,8 @@ class ReplicaDriver:
                 core.applied(sequence)
         waits += self._applier.durable(taken)
         committed = self._report_persisted(readies, now_ms)
-        # The disk is free: the next commit leaves before any caller gets its answer, and with it what
-        # the last one acknowledges.
+        # The disk is free: the next commit leaves before any caller gets its answer, and with it
+        # what the last one acknowledges.
         is_wanted = bool(self._dirty or self._applier.is_waited_for or self._idle_waits)
         if self._gathers and self._is_gathering:
             self._schedule_flush()
@@ -557,7 +553,7 @@ class ReplicaDriver:
             self._schedule_flush()
 
     def _report_persisted(self, readies: list[tuple[int, Ready]], now_ms: int) -> list[Wait]:
-        """Tell the cores that their writes are durable, and gather what waited for that (R8, R16)."""
+        """Tell the cores that their writes are durable; gather what waited for that (R8, R16)."""
         for partition, ready in readies:
             self.cores[partition].persisted(ready.number, now_ms)
             if ready.messages_after:
@@ -654,8 +650,7 @@ class ReplicaDriver:
 def add_write(batch: Batch, partition: int, write: PendingWrite) -> int:
     """Add one partition's write to a commit. Returns the bytes of its entries.
 
-    The store applies the parts of a batch in the order of the fields of ``PendingWrite``.
-    """
+    The store applies the parts of a batch in the order of the fields of ``PendingWrite``."""
     if write.promise:
         batch.promises[partition] = write.promise
     if write.drop:

@@ -1,8 +1,7 @@
 """Whether a node should take less: new work is refused (``Admission``, F46), or others lead
 (``DiskHealth``, F12).
 
-No clock and no IO: both are told what happens and when.
-"""
+No clock and no IO: both are told what happens and when."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ class Admission:
         self.is_late = False
 
     def waited(self, ms: int) -> None:
-        """Note how long the oldest caller has waited for a commit; 0: nobody waits. Called with each tick."""
+        """Note how long the oldest caller has waited for a commit, each tick; 0: nobody waits."""
         self.is_late = ms > limits.UNCOMMITTED_MS_MAX
 
     def is_full(self, uncommitted_bytes: int, *, is_large: bool) -> bool:
@@ -28,8 +27,7 @@ class Admission:
 
         :param uncommitted_bytes: of entries that are proposed and not durable on all replicas.
         :param is_large: a batch, or a long payload. One small task is taken although others wait
-            for long: it adds next to nothing, and is not what they wait for.
-        """
+            for long: it adds next to nothing, and is not what they wait for."""
         if is_large and self.is_late and uncommitted_bytes > limits.UNCOMMITTED_BYTES_FREE:
             return True
         return uncommitted_bytes > limits.UNCOMMITTED_BYTES_MAX
@@ -45,8 +43,7 @@ class DiskHealth:
 
     A disk is slow once every commit has taken ``COMMIT_SLOW_MS`` or longer for ``DISK_SLOW_MS``; it
     is well again after none did for ``DISK_WELL_MS``. A disk that nobody writes to stays what it
-    was.
-    """
+    was."""
 
     def __init__(self) -> None:
         self.is_slow = False

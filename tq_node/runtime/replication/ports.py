@@ -1,4 +1,4 @@
-"""What replication needs of the rest of the node, and what it reports: the Protocols at its borders."""
+"""What replication needs of the rest of the node, and what it reports: its borders' Protocols."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class LeadEvents(Protocol):
 
 
 class ReplicaEvents(LeadEvents, Protocol):
-    """What the node's tasks learn from the replicas; each call is made in the turn in which it becomes true."""
+    """What the node's tasks learn from the replicas, in the very turn in which it becomes true."""
 
     def committed(self, changes: list[Change]) -> None:
         """News of one commit, in order, before any caller gets its answer."""

@@ -1,8 +1,7 @@
 """ReadIndex for partitions: ping rounds confirm that this node is still their primary (section 7).
 
 A round is begun each ``ROUND_S``, and whenever a strong read asks. All reads of one turn share a
-round; those that come while a round is in flight wait together for the next one.
-"""
+round; those that come while a round is in flight wait together for the next one."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tq_node.wire.codec import Codec
 from tq_node.wire.errors import MalformedBox
 
 ROUND_S = 0.5
-"""Between two rounds; a quarter of ``replica_lag_max_ms``, so that one that is lost removes no copy."""
+"""Between two rounds; 1/4 of ``replica_lag_max_ms``, so that one lost round removes no copy."""
 LOOK_S = 0.25
 """Between two looks at all partitions: at who is silent, and who may be served."""
 ROUND_WAIT_MS = 20
@@ -44,8 +43,7 @@ class ReadIndex:
     """Confirms leadership by ping rounds, answers the pings of others, and serves strong reads.
 
     :param send: send one body to one peer over the lane of consensus, where no megabyte of entries
-        holds it up (F36).
-    """
+        holds it up (F36)."""
 
     def __init__(self, driver: ReplicaDriver, clock: Clock, send: Callable[[NodeId, bytes], bool]) -> None:
         self._driver = driver
@@ -59,7 +57,7 @@ class ReadIndex:
 
     # --- rounds ---
     def begin(self) -> None:
-        """Ping every node with a replica of what is led here; also each ``ROUND_S``, for idle partitions (F45)."""
+        """Ping nodes with replicas of what is led here; idle ones too, each ``ROUND_S`` (F45)."""
         leading = self._driver.leading()
         led = [(core.partition, epoch) for core in leading if (epoch := core.epoch) is not None]
         if not led:
@@ -70,7 +68,7 @@ class ReadIndex:
             self._send(node, body)
 
     def received(self, source: NodeId, body: bytes) -> None:
-        """Answer a ping, or count an answer to one of this node's. :raises MalformedBox: it is neither."""
+        """Answer a ping, or count an answer to one; raises ``MalformedBox`` if it is neither."""
         message = WORDS.decode(body)
         if isinstance(message, Ping):
             self._answer(source, message)
@@ -102,8 +100,7 @@ class ReadIndex:
         None: nothing to wait for, as this node is the only member.
 
         :raises NotConfirmed: (through the Deferred) not within ``READ_WAIT_MS``, or this node is
-            primary no more.
-        """
+            primary no more."""
         core = self._driver.cores[partition]
         needed = self._rounds.number + 1
         if core.may_read(needed):
@@ -114,7 +111,7 @@ class ReadIndex:
         return read.deferred
 
     def begin_soon(self) -> None:
-        """Begin a round in the next turn, or once the round in flight is answered or ``ROUND_WAIT_MS`` old."""
+        """Begin a round next turn, or once the running one is answered or ``ROUND_WAIT_MS`` old."""
         if self._begin_timer.is_pending:
             return
         is_in_flight = any(number <= self._rounds.number for number in self._reads)

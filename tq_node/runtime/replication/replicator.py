@@ -1,4 +1,4 @@
-"""Feeds the replica driver: the cluster map's records, peers and their messages, time. Tells what this node may serve."""
+"""Feeds the replica driver: the map's records, peers, messages, time. Tells what may be served."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tq_node.wire.errors import UNREADABLE, MalformedBox
 
 BOX_BYTES_AIM = 1024 * 1024
 messages_in: Callable[[bytes], list[AnyMessage]] = msgspec.msgpack.Decoder(list[AnyMessage]).decode
-"""Decodes a box. :raises msgspec.DecodeError: it is none."""
+"""Decodes a box; raises ``msgspec.DecodeError`` if it is none."""
 SILENT_MS = 2_000
-"""A peer that has sent nothing for this long is not counted on for acknowledgements, though connected (F35)."""
+"""A peer silent for this long is not counted on for acknowledgements, though connected (F35)."""
 LEFTOVER_KEPT_MS = 600_000
 """How long a replica stays on disk after the cluster map has moved it away (section 6, move): a
 node whose map is late must not delete what it was just given again (F28)."""
@@ -32,9 +32,8 @@ node whose map is late must not delete what it was just given again (F28)."""
 class Replication:
     """All replicas of this node, joined to its cluster.
 
-    :param surroundings: the link to peers, and the controller. :param events: what the node's tasks
-        are told.
-    """
+    :param surroundings: the link to peers, and the controller.
+    :param events: what the node's tasks are told."""
 
     def __init__(
         self, store: Store, clock: Clock, replicas: Replicas, surroundings: Surroundings, events: ReplicaEvents
@@ -73,7 +72,7 @@ class Replication:
                 self._judge(partition)
 
     def is_held(self, partition: int) -> bool:
-        """Whether the cluster map places a replica of the partition here; any other is a leftover."""
+        """Whether the map places a replica of the partition here; any other is a leftover."""
         record = self._records.get(partition)
         return record is not None and self._me in record.copies
 
@@ -118,7 +117,7 @@ class Replication:
 
     # --- what may be served ---
     def _judge(self, partition: int) -> None:
-        """Decide whether the partition takes new work, so that work is refused before it is appended (section 9)."""
+        """Decide whether to take new work; refusals come before work is appended (section 9)."""
         core, record = self.driver.cores[partition], self._records.get(partition)
         refusal: TaskQueueError | None = None
         if core.is_leading and record is not None:
@@ -132,12 +131,12 @@ class Replication:
             self.refusals[partition] = refusal
 
     def _reachable(self, members: frozenset[NodeId], record: Record) -> int:
-        """Number of members that could acknowledge now. The others are soon removed, while ``min_isr`` remain."""
+        """How many members could acknowledge now; others soon go, while ``min_isr`` remain."""
         since_ms = self._clock.now_ms() - SILENT_MS
         return sum(1 for node in members if node == self._me or (node in record.up and self._is_alive(node, since_ms)))
 
     def _is_alive(self, node: NodeId, since_ms: int) -> bool:
-        """Whether a peer is connected and has sent something: a cut link looks like a connection for a while (F35)."""
+        """Whether a peer is connected and has sent something: cut links look connected (F35)."""
         return node in self._connected and self._received_ms.get(node, 0) >= since_ms
 
     # --- peers ---
@@ -171,8 +170,7 @@ class Replication:
     def received(self, source: NodeId, body: bytes) -> None:
         """Take messages of partitions from a peer.
 
-        :raises MalformedBox: some were refused; the sound ones have had their effect.
-        """
+        :raises MalformedBox: some were refused; the sound ones have had their effect."""
         try:
             messages = messages_in(body)
         except UNREADABLE as why:
@@ -187,12 +185,12 @@ class Replication:
             raise MalformedBox(str(refused)[: bounds.DETAIL_CHARS_MAX])
 
     def asked(self, source: NodeId, body: bytes) -> None:
-        """Take a ping or the answer to one. :raises MalformedBox: it is neither."""
+        """Take a ping or the answer to one; raises ``MalformedBox`` if it is neither."""
         self._received_ms[source] = self._clock.now_ms()
         self.read_index.received(source, body)
 
     def _unsent(self, node: NodeId) -> None:
-        """A box for this peer was dropped: restart its streams in a later turn, as the cores are at work in this one."""
+        """A peer's box was dropped: restart its streams in a later turn; the cores are busy now."""
         self._lost.add(node)
         self._restart_timer.start(TICK_S)
 
@@ -249,8 +247,7 @@ class PeerBox:
 
     :param send: send one body to one peer; returns False if it was dropped.
     :param on_lost: called with a peer for which something was dropped: its streams must be
-        restarted.
-    """
+        restarted."""
 
     def __init__(self, send: Callable[[NodeId, bytes], bool], on_lost: Callable[[NodeId], None]) -> None:
         self._send = send

@@ -2,8 +2,7 @@
 break this store.
 
 The core checks that a chunk arrived as it was sent, and can't read it. A chunk that is refused here
-is not given to the core, which then misses it and asks for a new snapshot.
-"""
+is not given to the core, which then misses it and asks for a new snapshot."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ class ChunkCheck:
         self._checks: dict[int, tuple[_Sender, SnapshotCheck]] = {}
 
     def is_sound(self, source: NodeId, message: AnyMessage) -> bool:
-        """Return whether the core may have the message. One of no snapshot that was begun here is for the core to judge."""
+        """Whether the core may have the message; of snapshots not begun here it judges itself."""
         partition = message.partition
         if isinstance(message, SnapBegin):
             self._checks[partition] = (source, message.epoch, message.snapshot_id), SnapshotCheck(partition)

@@ -1,4 +1,4 @@
-"""Serves what cores request of the store besides commits: log entries and snapshots for replicas that lag."""
+"""Serves what cores ask of the store: log entries and snapshots for replicas that lag."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class StoreRequests:
     """Reads log entries and snapshots for the cores.
 
     :param answer: called with (partition, event) to enter the partition's core with the store's
-        answer; the event takes the core and now_ms.
-    """
+        answer; the event takes the core and now_ms."""
 
     def __init__(self, store: Store, answer: Answer) -> None:
         self._store = store

@@ -9,5 +9,4 @@ partitions. A call that may have been done is never sent again, unless doing it 
 (section 9).
 
 What it never does: it decides nothing about tasks, replication or membership; those have rooms of
-their own.
-"""
+their own."""

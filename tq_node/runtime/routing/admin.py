@@ -1,4 +1,4 @@
-"""What operators ask of a cluster, and what it shows of itself: the part of the facade that is not about tasks."""
+"""What operators ask of a cluster, and what it shows of itself: the facade without tasks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SENTENCES = {
 
 
 class ClusterAdmin:
-    """See the module's docstring. :param on_shutdown: an operator wants this node to end, in order."""
+    """See the module's docstring. ``on_shutdown``: an operator wants this node to end, in order."""
 
     def __init__(self, state: NodeState, clock: Clock, on_shutdown: Callable[[], None]) -> None:
         self._state = state
@@ -101,7 +101,7 @@ class ClusterAdmin:
         return count_short(self._map)
 
     def task_counts(self) -> Iterable[tuple[str, Sequence[int]]]:
-        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
+        """Tasks of partitions led here, by queue and state, partition by partition; for metrics."""
         return () if self._state.local is None else self._state.local.task_counts()
 
     def uncommitted_bytes(self) -> int:
@@ -221,7 +221,7 @@ class ClusterAdmin:
         return Deferred.fromCoroutine(self._proposed(command)).addCallback(lambda _: None)
 
     async def _everywhere(self, command: AnyCommand) -> None:
-        """Committed, and known to every node that is up: then nothing of a paused queue starts anywhere."""
+        """Committed, and known to all nodes up: then nothing of a paused queue starts anywhere."""
         log_index = await self._proposed(command)
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
         while self._clock.now_ms() < deadline_ms and not all(

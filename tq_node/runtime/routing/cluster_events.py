@@ -2,8 +2,7 @@
 
 For the cluster, every other member is asked for what is new, again and again. A node that does not
 answer is asked again; what happened there meanwhile may be lost, and then its part begins with
-``reset``. Ids are this node's own numbering.
-"""
+``reset``. Ids are this node's own numbering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``facade.TaskQueue`` of a node in its cluster: each call goes to the partition's primary, here or over the wire, one hop."""
+"""``facade.TaskQueue`` of a node: each call goes to the partition's primary, at most one hop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tq_node.types import NodeId, TaskRow
 
 
 class ClusterQueue:
-    """See the module's docstring. What is asked of the cluster ``ClusterAdmin`` answers, what of the worker ``NodeWork``."""
+    """See the module. ``ClusterAdmin`` answers about the cluster, ``NodeWork`` about the worker."""
 
     def __init__(self, state: NodeState, work: NodeWork, admin: ClusterAdmin, clock: Clock) -> None:
         self.node_name = state.node_name
@@ -51,7 +51,7 @@ class ClusterQueue:
 
     # --- submitting ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:
-        """See ``facade.TaskQueue.submit``. The first node that takes a submission makes its id, and keeps it (section 9)."""
+        """As ``TaskQueue.submit``. The first node to take it makes its id for good (section 9)."""
         local, begun_ms = self._state.local, self._clock.now_ms()
         submitted: Deferred[Accepted] | None = None
         if submission.id is None and local is not None and self._state.guard() is None:
@@ -77,7 +77,7 @@ class ClusterQueue:
         return self._retry.failed_write(why, first, partial(self._submit_again, submission), begun_ms)
 
     def _submit_again(self, submission: Submission) -> Deferred[Accepted]:
-        """It may be there by now: an id that was made here is looked for this time, like one of the caller's own."""
+        """It may be there by now: an id made here is looked for this time, like a caller's."""
         if not submission.made:
             return self._submit(submission)
         again = self._submit(msgspec.structs.replace(submission, made=False))
@@ -192,7 +192,7 @@ class ClusterQueue:
         if not cluster:
             return LocalEvents(self._state, observer, after_id)
         self._state.must_serve()
-        # Streams over the cluster are numbered apart; whoever comes back to one can't go on where it was.
+        # Cluster streams are numbered apart; who comes back can't go on where it was.
         first_id = self._clock.wall_us()
         if after_id is not None:
             observer(EventBatch(first_id, [], reset=True))

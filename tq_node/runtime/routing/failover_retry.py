@@ -3,8 +3,7 @@ instead of being refused.
 
 What is definitely not done is tried again, and a submit whose outcome is not known too: it has its
 id by then, so that a repeat is noticed (``replication.md``, section 9). A failover takes a quarter
-of a second; who is refused after this has more to wait for than that.
-"""
+of a second; who is refused after this has more to wait for than that."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ WAITING_MAX = 1_000
 
 
 class FailoverRetry:
-    """Tries calls again during a failover. ``draw``: random numbers in [0, 1). ``is_stopping``: the node is; none waits."""
+    """Tries calls again in a failover. ``draw``: in [0, 1). ``is_stopping``: if so none waits."""
 
     def __init__(self, clock: Clock, draw: Callable[[], float], is_stopping: Callable[[], bool]) -> None:
         self._clock = clock
@@ -39,8 +38,8 @@ class FailoverRetry:
         self.waiting = 0
 
     def read(self, attempt: Callable[..., Deferred[T]], *args: object) -> Deferred[T]:
-        """Return what ``attempt(*args)`` gives, tried again while it is refused for now; it must change
-        nothing when refused."""
+        """Return what ``attempt(*args)`` gives, tried again while it is refused for now; a refused
+        one must change nothing."""
         tried: Deferred[T] = attempt(*args).addErrback(self._refused, attempt, args, None)
         return tried
 
@@ -53,8 +52,7 @@ class FailoverRetry:
         Once an attempt may have happened no later refusal says that it has not (P4): then it stays
         unknown.
 
-        :param begun_ms: when the write began, monotonic.
-        """
+        :param begun_ms: when the write began, monotonic."""
         refused = self._refused(why, attempt, (), None)
         if isinstance(refused, Deferred):
             return refused.addErrback(self._unknown, repeat, begun_ms)

@@ -1,4 +1,4 @@
-"""Leases of attempts that run here and whose partition another node leads: renewed at that primary (section 8)."""
+"""Leases of attempts that run here, led elsewhere: renewed at their primary (section 8)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = Logger(namespace="taskqueue.running")
 
 
 class LeaseRenewer:
-    """Renews leases of attempts at other nodes' primaries. ``primary_of``: by the cluster map; None: none for now."""
+    """Renews leases at other nodes' primaries. ``primary_of``: by the map; None: none for now."""
 
     def __init__(
         self, local: LocalQueue, client: PeerClient, clock: Clock, primary_of: Callable[[int], NodeId | None]
@@ -41,13 +41,13 @@ class LeaseRenewer:
         return max(0, self._until_ms.get((claim.task_id, claim.token), 0) - self._clock.now_ms())
 
     def granted(self, claims: Iterable[Claim], asked_ms: int) -> None:
-        """Note that a primary granted these attempts a lease, in answer to a request that left at ``asked_ms`` (monotonic)."""
+        """Note the leases that a primary granted when asked at ``asked_ms`` (monotonic)."""
         until_ms = renewed_until_ms(asked_ms, limits.LEASE_MS, limits.LEASE_MARGIN_MS)
         for claim in claims:
             self._until_ms[claim.task_id, claim.token] = until_ms
 
     def round(self) -> None:
-        """Ask the primaries to renew every attempt that runs here and is theirs. Called every ``LEASE_RENEW_MS``."""
+        """Ask primaries to renew every attempt of theirs here. Called every ``LEASE_RENEW_MS``."""
         away: dict[int, list[Claim]] = {}
         granted: dict[tuple[str, Token], int] = {}
         for claim in self._local.claims.held_claims():
@@ -72,7 +72,7 @@ class LeaseRenewer:
         answer: Deferred[list[bool]] = self._client.call(primary, calls.RENEW, asked)
 
         def granted(holds: list[bool]) -> None:
-            # Each attempt has a lease of its own: a refused one gains nothing from others of its partition.
+            # Each attempt has its own lease: others of its partition gain a refused one nothing.
             self.granted([claim for claim, holds_it in zip(claims, holds, strict=False) if holds_it], sent_ms)
             for claim, holds_it in zip(claims, holds, strict=False):
                 if not holds_it:

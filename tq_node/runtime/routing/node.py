@@ -2,8 +2,7 @@
 stops in order.
 
 ``Node`` answers what the control plane and the peers ask of the data plane. Whether a call of a
-client may be served, and where, the other parts read from its ``NodeState``.
-"""
+client may be served, and where, the other parts read from its ``NodeState``."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ class NodeHooks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Node(Outside):
-    """A node in its cluster. ``plane_of``: makes the control plane, which decides where calls go and calls the node back."""
+    """A node in its cluster. ``plane_of``: makes the control plane, which routes and calls back."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class Node(Outside):
         self.map_changed(())
 
     def begin_to_stop(self) -> None:
-        """Nothing new should come here; what this node leads it serves until others do (``transfer_partitions``)."""
+        """Nothing new should come; what is led here is served until ``transfer_partitions``."""
         self.state.is_stopping = True
 
     def refuse_work(self) -> None:
@@ -150,8 +149,7 @@ class Node(Outside):
         is one (SIGTERM, section 6).
 
         Nobody is waited for where no other node is connected: a node that is gone takes over
-        nothing, even where the cluster map does not know yet that it is gone.
-        """
+        nothing, even where the cluster map does not know yet that it is gone."""
         local = self.state.local
         if local is None:
             return

@@ -1,4 +1,4 @@
-"""What the parts of a node share: where it stands in its cluster, and the queue of its own partitions once it is open."""
+"""What a node's parts share: where it stands in its cluster, and the queue once it is open."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     secret_for_joiners: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
     notes: tuple[ReadyNote, ...] = ()
-    """What ``/ready`` says of this node as long as it runs, such as that it asks nobody for credentials."""
+    """What ``/ready`` says of this node while it runs, such as that it asks for no credentials."""
 
 
 class NodeState:
     """``local`` is None until the node's queue is open, and again once it is stopped.
 
-    :param guard: why a newborn cluster is not ready yet (see ``BootstrapGuard``); None once it is.
-    """
+    :param guard: why a newborn cluster is not ready (see ``BootstrapGuard``); None once it is."""
 
     def __init__(
         self,
@@ -76,7 +75,7 @@ class NodeState:
         return [(node.node_id, node.name) for node in self.map.members() if node.node_id != self.node_id]
 
     def must_serve(self) -> LocalQueue:
-        """This node's queue. :raises NotReady: it is not, or not yet, a member with a queue of its own."""
+        """This node's queue; raises ``NotReady``: not, or not yet, a member with a queue."""
         guarded = self.guard()
         if guarded is not None:
             raise NotReady(guarded.detail)
@@ -93,12 +92,13 @@ class NodeState:
     def route(self, task_id: str) -> tuple[LocalQueue, NodeId]:
         """The queue of this node, and the primary of the task's partition.
 
-        :raises NotReady: as ``must_serve``. :raises NotPrimary: there is none for now.
-        """
+        :raises NotReady: as ``must_serve``.
+        :raises NotPrimary: there is none for now."""
         return self.must_serve(), self.primary_of(task_id)
 
     def primary_of(self, task_id: str, partition: int | None = None) -> NodeId:
-        """:param partition: the task's, where it is known. :raises NotPrimary: it has no primary for now."""
+        """:param partition: the task's, where it is known.
+        :raises NotPrimary: it has no primary for now."""
         cluster_map = self.plane.map
         if partition is None:
             settings = cluster_map.settings

@@ -3,8 +3,7 @@ partitions of its tasks are led.
 
 A worker claims from the partitions led here first, then from nodes that have more than they can
 start (``work_stealing``). What it reports of an attempt goes to the primary of the task's
-partition, which may have changed since the claim (section 8).
-"""
+partition, which may have changed since the claim (section 8)."""
 
 from __future__ import annotations
 
@@ -98,7 +97,7 @@ class NodeWork:
         self.follow_handlers()
 
     def follow_handlers(self) -> None:
-        """Who takes what may have changed: the map, what another node has announced, or the worker here."""
+        """Who takes what may have changed: by the map, another node's word, or the worker here."""
         worker, state = self.worker, self._state
         if worker is None or not state.map.is_founded:
             return
@@ -181,7 +180,7 @@ class NodeWork:
         return claims if self._shared is None else self._shared.stealer.fill(claims, limit)
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``: also at another node that has become the partition's primary since (section 8)."""
+        """As ``TaskQueue.finish``, also at another node, if that is the primary now (section 8)."""
         try:
             local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id, claim.partition)
         except TaskQueueError as why:

@@ -2,8 +2,7 @@
 peer, one hop (section 6).
 
 Whoever serves them looks only at its own partitions: what it does not lead it refuses as
-``NotPrimary``, so nothing travels on.
-"""
+``NotPrimary``, so nothing travels on."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ class _Waiting(msgspec.Struct, gc=False):
 
 
 class PeerClient:
-    """The caller's side. Nothing is sent twice: a failed call's error says whether it may have happened."""
+    """The caller's side; sends nothing twice: a failure's error says if it may have happened."""
 
     def __init__(self, pool: PeerPool, clock: Clock, name_of: Callable[[NodeId], str]) -> None:
         self._pool = pool
@@ -50,8 +49,7 @@ class PeerClient:
 
         :raises TaskQueueError: what the node said; ``NotPrimary`` where it can't be reached,
             ``OutcomeUnknown`` where it did not answer (``NotConfirmed`` for a read). (Through the
-            Deferred.)
-        """
+            Deferred.)"""
         waiting, call = _Waiting(kind, task_id, Deferred()), _encoded(kind, value)
         if isinstance(call, Failure):
             return fail(call)
@@ -63,7 +61,7 @@ class PeerClient:
         return waiting.deferred
 
     def call_alone(self, node: NodeId, kind: PeerCall, value: Any, within_s: float, task_id: str | None = None) -> Any:
-        """In a box of its own: for what may take long, and must not hold up the answers of others."""
+        """In a box of its own: for what may take long and must not hold up others' answers."""
         waiting, call = _Waiting(kind, task_id, Deferred()), _encoded(kind, value)
         if isinstance(call, Failure):
             return fail(call)
@@ -96,7 +94,7 @@ class PeerClient:
         ).addErrback(lambda why: _log.failure("answers could not be delivered", failure=why, event="forward_failed"))
 
     def stop(self) -> None:
-        """Who still waits for another node hears now that the outcome is not known, rather than a connection that breaks."""
+        """Tell callers now that the outcome is not known, before their connections break."""
         error = OutcomeUnknown("the node stops before the answer has come")
         for waiting in list(self._in_flight.values()):
             for one in waiting:

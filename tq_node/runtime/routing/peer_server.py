@@ -1,4 +1,4 @@
-"""Serves what peers call, on this node's own partitions; nothing is sent on. ``PeerClient`` is the caller's side."""
+"""Serves peers' calls on this node's own partitions, none sent on; ``PeerClient`` calls."""
 
 from __future__ import annotations
 

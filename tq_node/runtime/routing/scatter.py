@@ -2,8 +2,7 @@
 once, by its primary.
 
 Who did not answer is named, and so is each partition that nobody has answered for: one that changes
-hands while the nodes are asked is led by none of them, or by one that has been deposed by then.
-"""
+hands while the nodes are asked is led by none of them, or by one that has been deposed by then."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ Entry = tuple[NodeId | None, int]
 class Covered:
     """Which partitions have been answered for, by whoever leads them.
 
-    :param entries: what the cluster map says of each partition now: its primary and epoch.
-    """
+    :param entries: what the cluster map says of each partition now: its primary and epoch."""
 
     def __init__(self, entries: Callable[[], Sequence[Entry]]) -> None:
         self._entries = entries
@@ -46,14 +44,14 @@ class Covered:
         self._epochs: dict[int, int] = {}
 
     def add(self, led: Sequence[tuple[int, int]] | None, node: NodeId) -> None:
-        """What a node has answered for. One of a release that doesn't say is taken to lead what the map said it did."""
+        """Note what a node answered for; None: an old release, taken to lead what the map said."""
         if led is None:
             led = [(p, epoch) for p, (primary, epoch) in enumerate(self._before) if primary == node]
         for partition, epoch in led:
             self._epochs[partition] = max(epoch, self._epochs.get(partition, 0))
 
     def missing(self) -> list[int]:
-        """Those that nobody has answered for, or only somebody whom the map had deposed by the time that all had answered."""
+        """Partitions that nobody answered for, or only one deposed by the time all had answered."""
         return [p for p, (_, epoch) in enumerate(self._entries()) if self._epochs.get(p, -1) < epoch]
 
 
@@ -64,12 +62,11 @@ def submit_to_all(
     groups: dict[NodeId, list[int]],
     results: list[Accepted | TaskQueueError | None],
 ) -> Deferred[Results]:
-    """A batch over several primaries: each gets its share, and where a share fails, only its own
-    submissions fail.
+    """A batch over several primaries: each gets its share; a failed share fails only its own
+    submissions.
 
-    :param groups: for each primary the places of its submissions. :param results: those that have
-        none are filled in.
-    """
+    :param groups: for each primary the places of its submissions.
+    :param results: those that have none are filled in."""
 
     def arrived(found: Results | Failure, indexes: list[int]) -> None:
         if isinstance(found, Failure):
@@ -130,7 +127,7 @@ async def all_stats(own: Deferred[Stats], me: NodeId, others: Others, client: Pe
 async def all_pages(
     query: ListQuery, own: Deferred[TaskPage], me: NodeId, others: Others, client: PeerClient, covered: Covered
 ) -> TaskPage:
-    """One page over all nodes. ``query`` asks each for its primaries; ``own`` is this node's answer to it."""
+    """One page over all nodes. ``query`` asks each for its own; ``own`` is this node's answer."""
     alone = msgspec.structs.replace(query, cluster=False)
     asked = [(node, name, _or_none(client.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
     pages, missing = [await own], []
@@ -146,7 +143,7 @@ async def all_pages(
 
 
 def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
-    """None where the node did not answer. At once: if this node can't answer itself, nobody comes to hear of the others."""
+    """None without an answer, at once: if this node can't answer, nobody hears of the others."""
 
     def missing(why: Failure) -> None:
         why.trap(TaskQueueError)

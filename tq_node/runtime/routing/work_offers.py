@@ -1,8 +1,7 @@
 """Offers of work: a node with more ready tasks than free slots informs its peers (section 8); see
 ``work_stealing``.
 
-Nothing is said, and no timer runs, where nothing waits: an idle cluster stays idle.
-"""
+Nothing is said, and no timer runs, where nothing waits: an idle cluster stays idle."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ from tq_node.wire.errors import WireRefusal
 class WorkOffers:
     """:param peers: those that may be asked for help, in an order that stays.
 
-    :param types_of: what a peer's worker takes; None: any, or it did not say.
-    """
+    :param types_of: what a peer's worker takes; None: any, or it did not say."""
 
     def __init__(
         self,
@@ -47,7 +45,7 @@ class WorkOffers:
         self._stopped = False
 
     def noticed(self) -> None:
-        """Schedule an offer: a task may be ready. Called for each task; what finds a slot meanwhile is not offered."""
+        """Schedule an offer: a task may be ready; what finds a slot meanwhile is not offered."""
         if self._timer is None and not self._stopped:
             self._timer = self._clock.call_later(limits.HELP_OFFER_MS / 1000, self._look)
 
@@ -92,7 +90,7 @@ class WorkOffers:
         offered = self._client.call(node, calls.OFFER, calls.WorkOffer(self._local.node_id, backlog))
 
         def answered(result: object) -> None:
-            """Whatever became of it, it is said again as long as it is so; but not to who can't understand it."""
+            """Offered again while it is so, whatever came of it, but not to who can't read it."""
             self._unanswered.discard(node)
             if isinstance(result, Failure) and result.check(WireRefusal):
                 self._unaware.add(node)

@@ -20,8 +20,7 @@ are idle would sit beside one whose line is long. It therefore claims there, in 
    when the lease expires.
 
 Answers without a task are followed by pauses that double (``HELP_QUIET_MS_MAX`` at most), and an
-offer is forgotten after ``HELP_OFFER_MS_MAX``: a backlog that somebody else has taken costs little.
-"""
+offer is forgotten after ``HELP_OFFER_MS_MAX``: a backlog that others have taken costs little."""
 
 from __future__ import annotations
 
@@ -93,12 +92,12 @@ class WorkStealer:
         self._claimant = claimant
         self._loaded: dict[NodeId, _Loaded] = {}
         self._was_refused_slot = False
-        """A slot came free while every peer with a backlog was being asked: the worker is woken after the next grant."""
+        """A slot came free while all loaded peers were asked: the next grant wakes the worker."""
         self._waits: dict[Deferred[Claims], IDelayedCall] = {}
         self._stopped = False
 
     def offered(self, offer: calls.WorkOffer) -> None:
-        """Note that a peer has more ready tasks than it can start; wake the worker if it has a free slot."""
+        """Note a peer's ready tasks beyond what it can start; wake the worker if a slot is free."""
         worker = self._claimant.worker
         if worker is None or self._stopped or not self._claimant.may_help:
             return
@@ -108,7 +107,7 @@ class WorkStealer:
             worker.wake()
 
     def fill(self, own: Deferred[Claims], limit: int) -> Deferred[Claims]:
-        """Return ``own``, this node's claims for its worker; where there are none, claims of the most loaded peer."""
+        """Return ``own``, claims of this node; if it has none, claims of the most loaded peer."""
         return own.addCallback(self._found, limit) if self._loaded else own
 
     def forget(self, node: NodeId) -> None:

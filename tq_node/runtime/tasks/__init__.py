@@ -10,5 +10,4 @@ led and active here are in memory (R12).
 
 What it never does: it sends nothing to other nodes and knows no cluster map. A call about a
 partition that this node does not lead fails as ``NotPrimary``; ``runtime.routing`` finds the
-primary.
-"""
+primary."""

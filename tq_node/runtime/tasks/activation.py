@@ -30,7 +30,7 @@ class ActivationHost(Protocol):
         """The name under which this node's workers hold tasks."""
 
     def workers_are_gone(self) -> bool:
-        """Whether no worker process of an earlier start lives; while one may, what it ran keeps its tasks for one lease."""
+        """Whether earlier starts' worker processes are gone; else they keep tasks for one lease."""
 
     def serving(self, partition: int) -> None:
         """The partition is about to be served."""
@@ -66,7 +66,7 @@ class Activation:
         self._fresh.pop(partition, None)
 
     def activated(self, partition: int, epoch: int) -> None:
-        """Read the partition's rows in the next turn, then serve it: its barrier is committed in ``epoch``."""
+        """Barrier committed in ``epoch``: read the partition's rows next turn, then serve it."""
         self.stepped_down(partition)
         self._fresh[partition] = epoch
         if not self._is_reading and not self._stopped:
@@ -155,7 +155,7 @@ class Activation:
             losing.addCallbacks(self._look_again if node is None else lambda _: None, self._not_lost)
 
     def _look_again(self, kept: list[str]) -> None:
-        """Renewed at their new primary, they run on at another node, until they end or are renewed no more."""
+        """Renewed at a new primary, they run on at another node until they end or lapse."""
         if kept:
             self._look_later(LOOK_AGAIN_S, kept)
 

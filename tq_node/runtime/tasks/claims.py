@@ -1,4 +1,4 @@
-"""Attempts of the tasks led here: scheduled tasks become pending, pending ones are claimed, and claims end."""
+"""Attempts of tasks led here: scheduled tasks become pending, pending are claimed, claims end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DUE_ROUND_MAX = 1_000
 FOREVER_S = 86_400.0
 LEASE_AGAIN_S = 0.05
 SET_BACK_MAX = 64
-"""Tasks that one claim meets and can't start now; it then looks no further, for there may be very many of them."""
+"""Tasks that one claim meets and can't start now; then it looks no further: there may be many."""
 
 
 class _ClaimRound(msgspec.Struct):
@@ -60,7 +60,7 @@ class _ClaimRound(msgspec.Struct):
 
 
 class Claims:
-    """Claims tasks for this node's worker and for other nodes', and books what workers report of their attempts."""
+    """Claims tasks for this node's worker and others', and books what workers report of them."""
 
     def __init__(self, table: TaskTable, clock: Clock, settings: QueueSettings, status: NodeStatus) -> None:
         self._table = table
@@ -74,11 +74,11 @@ class Claims:
         """Attempts that hold their task no more but whose handler may still run, by task id: no
         other starts beside it (I12)."""
         self._ending_elsewhere: dict[str, tuple[Token, int]] = {}
-        """Those of ``_ending`` that run at other nodes, each with the latest end of its lease (monotonic ms)."""
+        """Those of ``_ending`` at other nodes, each with its lease's latest end (monotonic ms)."""
         self._set_aside: set[str] = set()
-        """Tasks that were met while an earlier attempt of theirs was ending; put back once it has ended."""
+        """Tasks met while an earlier attempt of theirs was ending; put back once it has ended."""
         self._set_back: list[TaskRow] = []
-        """Tasks that were met while their partition took no claims; put back by the next safety net."""
+        """Tasks met while their partition took no claims; the next safety net puts them back."""
         self.giving_up = HandlerTimeout(table, clock)
         self.remote = RemoteAttempts(table, clock, settings, self._claims)
         self._stopped = False
@@ -132,7 +132,7 @@ class Claims:
             return
         now_us = self._clock.wall_us()
         for slot in found.values():
-            # The heap is a hint: what was cancelled, or is scheduled for later by now, is left alone.
+            # The heap is a hint: what was cancelled, or is scheduled for later, is left alone.
             if not isinstance(slot, Slot) or slot.row is None or slot.row.state is not State.SCHEDULED:
                 continue
             if slot.row.run_at_us <= now_us:
@@ -147,7 +147,7 @@ class Claims:
         return self._take(limit, _ClaimRound(self._settings.node_name, types=types))
 
     def backlog(self, types: Collection[str] | None = None) -> int:
-        """How many ready tasks of these types (None: any) there are beyond what this node's own worker could start now."""
+        """Ready tasks of these types (None: any) beyond what this node's worker could start now."""
         if not self._status.is_active or self._status.is_stopping:
             return 0
         own = 0 if self._worker is None else self._worker.slots_free
@@ -159,8 +159,7 @@ class Claims:
 
         The claim's own commit is the confirmation that the lease rests on: all of the effective set
         acknowledged it in this epoch after the question came, so no later primary promised before
-        that.
-        """
+        that."""
         if types is not None and self._table.know(types):
             self._rebuild_heaps()
         limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog(types))
@@ -221,7 +220,7 @@ class Claims:
         if slot.partition not in round_.leased and self.lease_ms(slot.partition) > 0:
             round_.leased.add(slot.partition)
         if slot.partition not in round_.leased or self._may_be_ending(pending):
-            # Nobody has confirmed this primary yet, and the attempt could only be given back; or see there.
+            # Nobody confirmed this primary yet: the attempt would be given back; or see there.
             self._set_back.append(pending)
             self._put_back_soon()
             return
@@ -317,7 +316,7 @@ class Claims:
         return out
 
     def _let_go_of_unstarted(self, claims: Sequence[Claim]) -> None:
-        """Of a partition among theirs this node is primary no more (R12). None of the attempts has begun."""
+        """This node is no longer primary of one of theirs (R12). None of the attempts has begun."""
         for claim in claims:
             if self._is_held(claim):
                 self._forget(claim)
@@ -340,7 +339,7 @@ class Claims:
         return self._report(claim, [Note(claim.token, notes.progress, notes.lines, notes.dropped)])
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """See ``facade.TaskQueue.finish``. While its partition is not active here, the attempt is still held by the worker."""
+        """As ``TaskQueue.finish``; the worker holds the attempt until its partition is active."""
         now_us = self._clock.wall_us()
         event: Event
         if isinstance(outcome, Completed):
@@ -356,7 +355,7 @@ class Claims:
         return self._report(claim, (Note(claim.token, notes.progress, notes.lines, notes.dropped), event), is_end=True)
 
     def let_go(self, claim: Claim) -> None:
-        """Forget an attempt of this node's worker, which has ended: it has been reported to its partition's primary."""
+        """Forget an ended attempt of the worker here: its partition's primary has the report."""
         self._ended(claim)
         self._forget(claim)
 
@@ -439,7 +438,7 @@ class Claims:
         return list(self._claims.values())
 
     def _not_loaded(self, why: object) -> None:
-        # The store is broken and the process about to end (R18); who waits hears it from the driver.
+        # The store is broken, the process about to end (R18); who waits hears it from the driver.
         _log.error("could not load rows: {why}", why=str(why), event="load_failed")
 
     # --- the safety net ---
@@ -493,6 +492,6 @@ class Claims:
             self._put_back_call = None
 
     def lease_ms(self, partition: int) -> int:
-        """Of an attempt that this node claimed (section 8): how long it may run from now, as things are; 0: not any more."""
+        """How long an attempt claimed here may run from now, in ms (section 8); 0: no more."""
         now_ms = self._clock.now_ms()
         return max(0, self._table.driver.cores[partition].runs_until_ms(now_ms) - now_ms)

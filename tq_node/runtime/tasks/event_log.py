@@ -31,7 +31,7 @@ class _Watcher:
 
 
 class EventLog:
-    """Ids count up from ``first_id``, which each start of the node sets above every id of earlier starts."""
+    """Ids count up from ``first_id``, set by each start above every id of earlier starts."""
 
     def __init__(self, first_id: int) -> None:
         self._next_id = first_id
@@ -56,7 +56,7 @@ class EventLog:
                 watcher.observer(batch)
 
     def skip(self) -> None:
-        """Transitions have been, of which nothing is known here: whoever watches, or comes back later, hears ``reset``."""
+        """Transitions happened unknown to this node: watchers, also later ones, hear ``reset``."""
         self._kept.clear()
         self._next_id += 1
         for watcher in list(self._watchers):
@@ -82,7 +82,7 @@ class EventLog:
 
 
 def events_after(log: EventLog, clock: Clock, question: EventsAfter) -> Deferred[EventBatch]:
-    """Answer another node: what has happened at this node since, or the first thing that happens within the question's time."""
+    """Answer another node: what happened here since, or what first does within the asked time."""
     done: Deferred[EventBatch] = Deferred()
     if question.after_id == FROM_NOW:
         done.callback(EventBatch(log.next_id, []))

@@ -1,4 +1,4 @@
-"""Which handlers there are in the cluster, as this node knows: what its worker may run, whom to offer what, what waits."""
+"""The cluster's handlers, as this node knows: what to run here, what to offer whom, what waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = Logger(namespace="taskqueue.running")
 
 
 class HandlerMap:
-    """``follow`` whenever the cluster map, what a peer announces or the own worker's handlers have changed."""
+    """``follow`` whenever the map, a peer's announcement or the own worker's handlers change."""
 
     def __init__(self, me: NodeId, clock: Clock) -> None:
         self.takers = Takers({})
@@ -73,13 +73,13 @@ class HandlerMap:
         return any(types is None or task_type in types for types in self.takers.of.values())
 
     def without_handler_us(self, task_type: str) -> int | None:
-        """Since when nobody has a handler for it, as far as this node has seen; 0: it has seen none. None: somebody has."""
+        """Since when nobody has a handler, as seen here; 0: never seen one; None: somebody has."""
         if self.has_taker(task_type):
             return None
         return max(self._lost_us.get(task_type, 0), self._any_lost_us)
 
     def waited_us(self, task_type: str, since_us: int, now_us: int) -> int:
-        """How long a task due since then has waited for a handler, as this node saw; 0: there is one."""
+        """How long a task due since then has waited for a handler, as seen here; 0: it has not."""
         without_us = self.without_handler_us(task_type)
         return 0 if without_us is None else now_us - max(without_us, since_us, self._since_us)
 

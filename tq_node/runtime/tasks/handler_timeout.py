@@ -1,4 +1,4 @@
-"""Tasks that have waited too long for a node with their handler: ``--no-handler-after`` (never, unless an operator says so)."""
+"""Tasks too long without a node with their handler: ``--no-handler-after`` (default: never)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUND_MAX = 1_000
 
 
 class HandlerTimeout:
-    """Looks through what nobody takes, in the order of the line: the oldest first, but for their priorities."""
+    """Looks through what nobody takes in line order: the oldest first, but for priorities."""
 
     def __init__(self, table: TaskTable, clock: Clock) -> None:
         self._table = table

@@ -8,8 +8,7 @@ many tasks instead of paid by each. The next commit goes on with the next partit
 that are led here fill alike.
 
 Ids are ``task-<uuid7>`` (RFC 9562, section 5.7). They sort by the time they were made, to 64 ms: a
-node's single submits share one beginning for so long, and only the random ending tells them apart.
-"""
+node's single submits share a beginning for so long; only the random ending tells them apart."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from tq_node.cluster.placement import draw_in, first_in
 TASKS_EACH = 64
 """Tasks that land in the same place within one commit: enough to share its cost."""
 TASKS_EACH_OF_BATCH = 32
-"""Tasks of a batch for each of the partitions that it is spread over: more partitions cost fewer hashes an id."""
+"""A batch's tasks for each of its partitions: with more partitions an id costs fewer hashes."""
 DRAWS_EACH = 64
 """Hashes that one id may cost, about: of more partitions than that, several are as good as one."""
 _MADE = re.compile(r"task-([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
@@ -32,7 +31,7 @@ _TAIL_DIGITS = 16
 _VERSION = 7 << 12
 _VARIANT_DIGIT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 TAILS = 1_024
-"""Random endings kept ready at least, so that an id that must fit costs a hash a try and little else."""
+"""Random endings kept ready, at least: then an id that must fit costs little but a hash a try."""
 BEGINNING_US = 64_000
 """How long single submits share the beginning of their ids: an ending hashed for one partition is
 kept, and fits another that has its turn meanwhile."""
@@ -50,8 +49,7 @@ class IdMaker:
     :param seed, partition_count: fixed when the cluster was born.
 
     Each ending is used once at most, whatever stands before it: ids of one process differ in their
-    random bits, however the clock steps.
-    """
+    random bits, however the clock steps."""
 
     __slots__ = ("_at", "_begun_us", "_head", "_kept", "_partition_count", "_random_bytes", "_seed", "_tails", "_units")
 
@@ -70,7 +68,7 @@ class IdMaker:
         """By partition, endings that make ``_head`` an id of it."""
 
     def make(self, wall_us: int) -> str:
-        """A fresh id: 48 bits of milliseconds, 12 bits of the fraction below them, 62 random bits."""
+        """A fresh id: 48 bits of milliseconds, 12 of the fraction below them, 62 random bits."""
         if not self._tails:
             self._refill()
         return f"task-{_head(_units_of(wall_us))}{self._tails.pop()}"
@@ -109,8 +107,7 @@ class IdMaker:
         hashes, and with its own time.
 
         Endings are tried as often as it takes: the random bits of an id are those among 62 that
-        fit. Where none does, the time goes on by a quarter of a microsecond.
-        """
+        fit. Where none does, the time goes on by a quarter of a microsecond."""
         tails = self._tails
         while len(tails) < TAILS:
             self._refill()
@@ -132,7 +129,7 @@ class IdMaker:
         return self.make(wall_us)
 
     def _refill(self) -> None:
-        """Endings: the variant's two bits and 62 random ones, as an id has them after its third dash."""
+        """Endings as after an id's third dash: the variant's two bits, then 62 random ones."""
         digits, variant = self._random_bytes(_POOL_BYTES).hex(), _VARIANT_DIGIT
         self._tails += [
             f"{variant[digits[at]]}{digits[at + 1 : at + 4]}-{digits[at + 4 : at + _TAIL_DIGITS]}"
@@ -167,12 +164,10 @@ class Gathering(Protocol):
 
 
 class IdAllocator:
-    """Chooses the partition of each new task among those led here, and makes an id that hashes to
-    it.
+    """Chooses each new task's partition among those led here, and makes an id that hashes to it.
 
-    :param led: the partitions that are led and active here. :param refusals: those of them that
-        take no new work for now.
-    """
+    :param led: the partitions that are led and active here.
+    :param refusals: those of them that take no new work for now."""
 
     def __init__(
         self,
@@ -199,7 +194,7 @@ class IdAllocator:
         """The id of a new task, and its partition: one that this node leads and that takes work, in
         this turn of the reactor. None: of a partition that is not looked at."""
         partitions = self._partitions
-        # A partition may go within a commit: and where nothing is proposed any more, no other commit follows.
+        # A partition may go within a commit; where nothing is proposed, no other commit follows.
         if not (
             self._ids_left
             and self._gathering.commits == self._commit
@@ -221,7 +216,7 @@ class IdAllocator:
         return made, bool(partitions)
 
     def _next_partitions(self, count: int) -> frozenset[int]:
-        """``count`` partitions that take work, or all that there are, from the one after the last that had its turn."""
+        """``count`` partitions that take work (or all there are), from behind the last one used."""
         refusals = self._refusals
         taking = sorted([partition for partition in self._led if partition not in refusals])
         after = [partition for partition in taking if partition > self._newest]

@@ -3,8 +3,7 @@ partitions.
 
 ``open_local_queue`` recovers what is on disk and puts the parts together. Who submits, reads,
 claims or watches calls the parts themselves: ``submitter``, ``reads``, ``claims``, ``events``.
-``LocalQueue`` tells them what happens to the partitions.
-"""
+``LocalQueue`` tells them what happens to the partitions."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ class QueueHooks(msgspec.Struct, frozen=True, kw_only=True):
     on_broken: Callable[[BaseException], None]
     """A promise is broken: the process must end at once (R20)."""
     stop_elsewhere: Callable[[str, str, Token], None]
-    """Tell the node (named) that its attempt (task id, token) holds the task no more; nobody waits for it."""
+    """Tell the named node that its attempt (task id, token) lost the task; nobody waits for it."""
     workers_are_gone: Callable[[], bool]
     """Whether no worker process of an earlier start of this node lives (see ``Activation``)."""
 
@@ -68,10 +67,9 @@ async def open_local_queue(
     """Recover what is on disk. The queue that comes back leads no partition before ``follow`` names
     one.
 
-    :raises StoreBroken: an entry of a log is missing, or can't be decoded.
-    """
+    :raises StoreBroken: an entry of a log is missing, or can't be decoded."""
     recovered = await recover_copies(store, settings.node_id, settings.partition_count, settings.copy_rate_bytes_s)
-    # Time goes on from where the store left it, whatever the system's clock says now (section 8, schedules).
+    # Time goes on from where the store left it, whatever the system's clock says (section 8).
     clock.wall_us.not_before(await store.newest_us())
     queue = LocalQueue(store, clock, settings, metrics, recovered, hooks)
     queue.start()
@@ -79,7 +77,7 @@ async def open_local_queue(
 
 
 class LocalQueue:
-    """See the module's docstring. ``is_active`` until it is stopped; ``is_stopping``: it takes no new work."""
+    """See the module. ``is_active`` until it is stopped; ``is_stopping``: it takes no new work."""
 
     def __init__(
         self,
@@ -140,7 +138,7 @@ class LocalQueue:
         self.is_stopping = True
 
     async def stop(self) -> None:
-        """Flush everything that was accepted; the store stays open. The second time does nothing."""
+        """Flush all that was accepted; the store stays open. The second time does nothing."""
         self.refuse_work()
         self.claims.stop()
         self.reads.stop()
@@ -173,7 +171,7 @@ class LocalQueue:
 
     @property
     def may_lead(self) -> bool:
-        """As far as the disk goes: it has room (F11), and its commits don't hold up everybody (F12)."""
+        """Whether the disk allows it: it has room (F11) and doesn't hold up everybody (F12)."""
         return not (self.is_disk_low or self.table.driver.disk_health.is_slow)
 
     # --- TableHost ---
@@ -189,7 +187,7 @@ class LocalQueue:
         return self._hooks.workers_are_gone()
 
     def serving(self, partition: int) -> None:
-        # What is refused as too old depends on what is committed, and may have been another primary's to say.
+        # What is refused as too old depends on the committed horizon, maybe another primary's.
         self._horizons.pop(partition, None)
         if partition in self._committed_horizons:
             self._horizons[partition] = self._committed_horizons[partition]
@@ -249,7 +247,7 @@ class LocalQueue:
             try:
                 row = operation(slot)
             except (AlreadyFinal, NotRetryable, NotFinal) as why:
-                # What it says must be committed before it is said: the end that it tells of could still be lost.
+                # What it says must be committed first: the end it tells of could still be lost.
                 refusal = why
                 committed = self.table.committed_wait(slot, Wait(None, self._clock.now_ms(), 1, task_id))
                 if committed is None:
@@ -269,7 +267,7 @@ class LocalQueue:
         return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id))).addErrback(refused)
 
     def _if_still_led(self, partition: int, answer: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
-        """An answer about a task that changes nothing is a strong read: another node may lead by now (section 7)."""
+        """An answer that changes nothing is a strong read: another node may lead (section 7)."""
         confirming = self.replication.read_index.when_confirmed(partition)
         return answer() if confirming is None else cast("Deferred[TaskRow]", confirming.addCallback(lambda _: answer()))
 
@@ -322,11 +320,11 @@ class LocalQueue:
         }
 
     def task_bytes(self) -> dict[int, int]:
-        """Bytes of each partition that has tasks here, ended ones and the marks of purged ones too."""
+        """Bytes of each partition with tasks here, ended ones and marks of purged ones too."""
         return self._store.partition_bytes()
 
     def task_counts(self) -> Iterator[tuple[str, Sequence[int]]]:
-        """Tasks of the partitions led here, by queue and state, a partition after another; for metrics."""
+        """Tasks of partitions led here, by queue and state, partition by partition; for metrics."""
         for counts in list(self.table.partition_counts.values()):
             yield from list(counts.items())
 
@@ -361,7 +359,8 @@ class LocalQueue:
 
     # --- attempts ---
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
-        """:param own: the types that the worker here takes, None: any. :param known: those that any worker names."""
+        """:param own: the types that the worker here takes, None: any.
+        :param known: those that any worker names."""
         self.claims.follow_handlers(own, known)
         self.on_ready()
 
@@ -375,7 +374,7 @@ class LocalQueue:
         return partition in self.table.leading
 
     def renew(self, partition: int, attempts: Sequence[tuple[str, Token]]) -> Deferred[Sequence[bool]]:
-        """Whether these attempts, which run at another node, still hold their tasks: see ``RemoteAttempts.renew``."""
+        """Whether these attempts at another node still hold their tasks (``RemoteAttempts``)."""
 
         def renewed() -> Deferred[Sequence[bool]]:
             self.table.must_lead(partition)  # before a round is asked for that nobody would hear of

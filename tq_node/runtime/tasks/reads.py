@@ -91,8 +91,7 @@ class TaskReads:
         """What is applied here of a partition that another node leads: perhaps old, never
         uncommitted (P5).
 
-        :raises NotPrimary: there is no copy here.
-        """
+        :raises NotPrimary: there is no copy here."""
         if not self._replication.is_held(partition):
             raise NotPrimary("this node has no copy of the task's partition", task_id=task_id)
         node, age_s = self._replication.primary_name(partition), self._replication.age_s(partition)
@@ -114,7 +113,7 @@ class TaskReads:
         if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
             return self._watch(task_id, wait_s, age_s)
         read = Read(row, self._settings.node_name, age_s)
-        # A change that is proposed but not committed is waited for: what is read is never uncommitted (P5).
+        # Proposed, uncommitted changes are waited for: what is read is never uncommitted (P5).
         committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
         return succeed(read) if committed is None else cast("Deferred[Read]", committed)
 
@@ -157,7 +156,7 @@ class TaskReads:
                     maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
 
     def stepped_down(self, partition: int) -> None:
-        """Fail the waits for a partition's tasks, which is not led here any more; callers may wait at its new primary."""
+        """Fail the waits for a partition not led here any more; callers may go to its primary."""
         self._end([task_id for task_id in self.watches if self._table.partition_of(task_id) == partition])
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""From what is on disk to copies in memory, and from a partition's rows to a primary that serves them."""
+"""From disk to copies in memory, and from a partition's rows to a primary that serves them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tq_node.types import Change, NodeId, State
 
 _READ_BYTES = 4 * 1024 * 1024
 OPEN_ROWS_CHUNK = 2_500
-"""Rows that the reactor thread takes in at a time, some 10 ms: between two chunks it serves peers and callers."""
+"""Rows that the reactor takes in at a time, some 10 ms; between chunks it serves peers, callers."""
 Counts = dict[str, list[int]]
 """Rows by queue and state."""
 
@@ -31,8 +31,7 @@ async def recover_copies(store: Store, me: NodeId, partition_count: int, copy_ra
     has.
 
     :param copy_rate_bytes_s: see ``CopyRate``.
-    :raises StoreBroken: an entry can't be decoded, though its checksum holds.
-    """
+    :raises StoreBroken: an entry can't be decoded, though its checksum holds."""
     known: dict[int, PartitionLog] = {state.partition: state for state in await store.partitions()}
     budget, unapplied = Budget(copying=CopyRate(copy_rate_bytes_s)), ApplyQueue()
     cores: list[PartitionCore[Change]] = []
@@ -73,7 +72,7 @@ async def _tail(store: Store, state: PartitionLog) -> list[Tail]:
 
 
 class RecoveredRows(msgspec.Struct):
-    """What the rows of some partitions say: how many there are, what waits, and which tasks were running."""
+    """What some partitions' rows say: how many there are, what waits, which tasks were running."""
 
     counts: dict[int, Counts]
     ready: ReadySet
@@ -88,8 +87,7 @@ async def recover_rows(store: Store, partitions: Collection[int], ready: ReadySe
     Each row is looked at once: those that have ended where the store counts them, the others on
     their way to the heaps.
 
-    :param ready: empty, with the lanes that are wanted.
-    """
+    :param ready: empty, with the lanes that are wanted."""
     due = DueSet()
     found: dict[int, Counts] = {partition: {} for partition in partitions}
     if not found:
@@ -110,7 +108,7 @@ class OpenTasks(msgspec.Struct):
 
 
 async def load_ready(store: Store, ready: ReadySet, due: DueSet, partitions: Collection[int]) -> OpenTasks:
-    """Fill the heaps from the rows of these partitions. Rows of others are passed by in the store, and never come here."""
+    """Fill the heaps from these partitions' rows; the store passes by those of others."""
     found = OpenTasks([], Counter())
     after: tuple[int, str] | None = None
     while True:

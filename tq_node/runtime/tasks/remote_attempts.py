@@ -2,8 +2,7 @@
 lease is over (section 8).
 
 Some were claimed here for a node that helps (``routing.work_stealing``); the others are an earlier
-primary's, or its helpers'.
-"""
+primary's, or its helpers'."""
 
 from __future__ import annotations
 
@@ -35,13 +34,13 @@ class RemoteAttempts:
         self._settings = settings
         self._claims = claims
         self._renewed: dict[str, tuple[Token, int]] = {}
-        """By task id the token, and until when the lease was granted or renewed here (monotonic ms)."""
+        """By task id the token, and the end of its lease as granted or renewed (monotonic ms)."""
         self._granted: dict[str, Token] = {}
-        """Attempts claimed here for another node's worker, and not ended yet: the token by task id."""
+        """Attempts claimed here for others' workers and not ended: the token by task id."""
 
     # --- granted to a node that steals work ---
     def grant(self, task_id: str, token: Token) -> None:
-        """Book a claim for another node's worker. Its lease begins now at the latest, for that node asked before."""
+        """Book a claim for another node's worker; its lease begins by now, for it asked before."""
         self._granted[task_id] = token
         self._renewed[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
 
@@ -56,7 +55,7 @@ class RemoteAttempts:
             del self._renewed[task_id]
 
     def lose_overdue(self, now_ms: int) -> None:
-        """Lose granted attempts whose lease expired: a margin earlier it did so at the other node, and its handler is gone."""
+        """Lose granted attempts whose lease expired: their node ended them a margin earlier."""
         overdue: list[str] = []
         for task_id, token in list(self._granted.items()):
             if self._table.leading.get(self._table.partition_of(task_id)) != token.epoch:
@@ -80,8 +79,7 @@ class RemoteAttempts:
         """Whether each still holds its task: then it is not queued again for one lease from now.
 
         :param confirmed: a round begun after the request came, which must be over before anything
-            is granted.
-        """
+            is granted."""
         self._table.must_lead(partition)
 
         def look(_: None = None) -> Deferred[list[bool]]:
@@ -111,8 +109,7 @@ class RemoteAttempts:
 
         Fires with the latter: they are to be looked at again.
 
-        :param node: only those that ran there.
-        """
+        :param node: only those that ran there."""
         return self._table.load(task_ids).addCallback(self._lose_found, node)
 
     def _lose_found(self, found: dict[str, Found], node: str | None) -> list[str]:

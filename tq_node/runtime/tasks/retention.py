@@ -1,4 +1,4 @@
-"""What ended long ago goes: rows after the retention, tombstones behind the horizon (replication.md, section 9)."""
+"""Drops what ended long ago: old rows, tombstones behind the horizon (replication.md, 9)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tq_node.store.api import Store
 from tq_node.types import TaskRow
 
 _HORIZON_STEP_US = 60 * 1_000_000
-"""The horizon moves in steps of a minute, so that an idle node does not write for it all the time."""
+"""The horizon moves in steps of a minute, so that an idle node doesn't write all the time."""
 
 
 ROUNDS_MAX = 50
-"""Purges in a row while they find something, with a turn of the reactor between them; the next round goes on."""
+"""Purges in a row while they find something, a turn of the reactor apart; then the next round."""
 
 
 class Retention:
@@ -62,7 +62,7 @@ class Retention:
         return buried
 
     def purge(self, slot: Slot) -> TaskRow:
-        """Before its time, for somebody asks for it; the task as it was. :raises NotFinal: it has not ended."""
+        """Purge on request; returns the task as it was; raises ``NotFinal`` if it has not ended."""
         row = slot.row
         assert row is not None
         if not row.state.is_final:
@@ -71,9 +71,9 @@ class Retention:
         return row
 
     def _bury(self, slot: Slot) -> None:
-        """The row of a task that has ended goes; its tombstone stays as long as its id may come again."""
+        """An ended task's row goes; its tombstone stays as long as its id may come again."""
         assert slot.row is not None
-        # A made id is safe once its own time is behind the horizon; another one needs the whole window from now.
+        # A made id is safe once its time is behind the horizon, others a whole window from now.
         at_us = made_at_us(slot.row.spec.id)
         self._table.bury(slot, self._clock.wall_us() if at_us is None else at_us)
 
@@ -87,7 +87,7 @@ class Retention:
         wanted_us = self._clock.wall_us() - self._settings.dedupe_window_ms * 1000
         for partition in self._table.leading:
             at_us = min(wanted_us, self._horizons.get(partition, self._first_us) + elapsed_us)
-            # A partition that nothing has happened in needs no horizon: it has no tombstone to forget.
+            # Where nothing has happened no horizon is needed: there is no tombstone to forget.
             if partition in sizes and at_us > self._horizons.get(partition, self._first_us):
                 self._horizons[partition] = at_us
                 self._table.driver.propose(partition, Horizon(at_us), 8)

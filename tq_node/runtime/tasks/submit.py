@@ -44,7 +44,7 @@ class NodeStatus(Protocol):
 
 
 class Submitter:
-    """Accepts tasks of partitions led here. ``horizons``: by partition; ids made before this time are refused as too old."""
+    """Accepts tasks led here. ``horizons``: by partition; ids made earlier are too old."""
 
     def __init__(
         self, table: TaskTable, clock: Clock, settings: QueueSettings, status: NodeStatus, horizons: dict[int, int]
@@ -59,10 +59,9 @@ class Submitter:
         self._ids = IdAllocator(ids, table.leading, table.refusals, table.driver, partition_count)
 
     def submit_new(self, submission: Submission, now_ms: int) -> Deferred[Accepted] | None:
-        """Give it an id and take it in. None: it has an id now, of a partition that another node leads.
+        """Name it and take it in. None: it has an id now, of a partition that another node leads.
 
-        :param now_ms: monotonic.
-        """
+        :param now_ms: monotonic."""
         now_us = self._clock.wall_us()
         submission.id, partition = self._ids.allocate(now_us)
         submission.made = True
@@ -79,7 +78,7 @@ class Submitter:
         return self._when_committed(accepted, self._table.create(row), now_ms)
 
     def name_many(self, submissions: Sequence[Submission]) -> bool:
-        """Give ids to those that come together; returns whether this node leads all their partitions, in this turn."""
+        """Give ids to those that come together; whether all their partitions are led here now."""
         made, are_local = self._ids.allocate_many(self._clock.wall_us(), len(submissions))
         for submission, task_id in zip(submissions, made, strict=True):
             submission.id = task_id
@@ -117,7 +116,7 @@ class Submitter:
             return fail(refusal)
         own = [s.id for s in submissions if s.id is not None and not s.made]
         if any(self._table.find(task_id) is None for task_id in own):
-            # All of them, the resident ones too: those may be dropped from memory while the others are read.
+            # All of them: resident ones may be dropped from memory while others are read.
             return self._table.load(own).addCallback(self._many_found, submissions, has_more)
         return self._many_found({}, submissions, has_more)
 
@@ -201,7 +200,7 @@ class Submitter:
         return born(spec, partition, run_at_us)
 
     def _repeat(self, submission: Submission, task_id: str, found: Slot | Tombstone) -> tuple[Accepted, Slot]:
-        """The id is known: the same content is the same task, other content a conflict (section 9)."""
+        """The id is known: equal content is the same task, other content a conflict (section 9)."""
         if isinstance(found, Tombstone) or found.row is None:
             if found.content_hash != submission.content_hash:
                 raise IdConflict("a task with this id and other content has been here", task_id=task_id)
@@ -219,7 +218,7 @@ class Submitter:
         return queue == DEFAULT_QUEUE or queue in self._settings.declared_queues()
 
     def _must_be_declared(self, queue: str, task_id: str) -> None:
-        """Check a queue's name. :raises InvalidField: there are too many queues, and only its sender knows this one."""
+        """Check a queue's name; raises ``InvalidField`` for a new one when there are too many."""
         if not self._is_declared(queue):
             raise InvalidField(
                 f"queue: {limits.QUEUES_MAX} queues have tasks that have not ended, and {queue!r} is none of them",
@@ -228,7 +227,7 @@ class Submitter:
             )
 
     def _must_be_few(self, queue: str, task_id: str) -> None:
-        """:raises Busy: so many tasks have not ended that only queues with few of them still get in, or none."""
+        """:raises Busy: so many tasks have not ended that only small queues get in, or none."""
         table = self._table
         few = table.open_queues.get(queue, 0) < limits.OPEN_TASKS_FEW
         if not few or table.open_tasks >= limits.OPEN_TASKS_MAX:

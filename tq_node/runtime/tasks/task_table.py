@@ -1,8 +1,7 @@
-"""The tasks of the partitions that this node leads: rows, heaps, counts, and the one way to change a row.
+"""The tasks of the partitions led here: rows, heaps, counts, and the one way to change a row.
 
 Each change proposes a row effect to the log, with the transition to be published at its commit, and
-updates row and heap. The rest of ``runtime`` decides *which* change.
-"""
+updates row and heap. The rest of ``runtime`` decides *which* change."""
 
 from __future__ import annotations
 
@@ -39,8 +38,8 @@ _ROW_OVERHEAD_BYTES = 1_000
 
 
 class Slot(msgspec.Struct, gc=False):
-    """The newest row of one task, proposed or older. ``row`` None: it is being purged, only ``content_hash`` is kept.
-    ``sequence``: the entry of the newest change; 0: the row is as stored."""
+    """A task's newest row, proposed or older; None: being purged, only ``content_hash`` is kept.
+    ``sequence``: the newest change's entry; 0: the row is as stored."""
 
     partition: int
     row: TaskRow | None
@@ -53,13 +52,13 @@ class Slot(msgspec.Struct, gc=False):
 
 
 class RowCache:
-    """Resident rows by task id. Dirty and pinned ones stay; clean ones beyond ``bytes_max`` are dropped, the least
-    recently used first."""
+    """Resident rows by task id. Dirty and pinned ones stay; past ``bytes_max`` the clean ones are
+    dropped, the least recently used first."""
 
     def __init__(self, bytes_max: int = limits.ROW_CACHE_BYTES_MAX) -> None:
         self._slots: dict[str, Slot] = {}
         self._clean: OrderedDict[str, int] = OrderedDict()
-        """Cost by id, least recently used first. (A plain dict is slow to find its first key after deletions.)"""
+        """Cost by id, least recently used first (a dict would be slow at that after deletions)."""
         self._clean_bytes = 0
         self._bytes_max = bytes_max
         self._pins: dict[str, int] = {}
@@ -133,7 +132,7 @@ class RowCache:
         return slot
 
     def applied(self, rows: Iterable[tuple[str, int]]) -> None:
-        """Make rows clean: the store shows every change of these (task id, sequence) up to ``sequence``."""
+        """Make rows clean: of these (task id, sequence) the store shows all up to ``sequence``."""
         slots, pins = self._slots, self._pins
         for task_id, sequence in rows:
             slot = slots.get(task_id)
@@ -165,14 +164,14 @@ class Elsewhere:
 
 ELSEWHERE = Elsewhere()
 Found = Slot | Tombstone | Elsewhere | None
-"""Result of a load: the resident slot, the mark of a purged task, ``ELSEWHERE``, or None: there never was one."""
+"""A load's result: the slot, a purged task's mark, ``ELSEWHERE``; None: there never was one."""
 
 
 class TableHost(Protocol):
     """The queue whose tasks the table holds."""
 
     def wake(self) -> None:
-        """Look for work: there may be something to claim. Called for each task, so it must be cheap."""
+        """There may be something to claim: look. Called for each task, so it must be cheap."""
 
     def schedule_due(self) -> None:
         """Set the timer anew: the earliest due time may have changed. Called for each task, too."""
@@ -182,7 +181,7 @@ class TableHost(Protocol):
 
 
 class TaskTable:
-    """Rows, heaps and counts of the partitions led here. ``refusals``: why a partition accepts no new work for now."""
+    """Rows, heaps and counts of partitions led here. ``refusals``: why one takes no work now."""
 
     def __init__(
         self,
@@ -219,15 +218,15 @@ class TaskTable:
         self._paused_queues = host.paused_queues
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
-        """Types with lanes of their own: ``_named`` were announced by nodes, ``_asked`` were only asked for."""
+        """Types with own lanes: ``_named`` by nodes' announcements, ``_asked`` by claims alone."""
         self._enqueued_since: list[TaskRow] | None = None
         """Rows enqueued while the heaps are built anew; None: they are not."""
         self._loads: dict[tuple[str, int | None], list[Deferred[Found]]] = {}
-        """Waiters by id and the epoch in which the read began: rows of an earlier epoch may have been overtaken."""
+        """Waiters by id and epoch of the read's begin: an earlier epoch's rows may be outdated."""
 
     # --- leading ---
     def lead(self, partition: int, epoch: int, counts: Counts) -> None:
-        """Take up a partition: it is active here, its barrier committed, and the stored rows show all that is."""
+        """Take up a partition that is active here; its stored rows show all that is committed."""
         self.leading[partition] = epoch
         self.partition_counts[partition] = counts
         self._open_in[partition] = {}
@@ -249,8 +248,10 @@ class TaskTable:
         return self.partition_counts.pop(partition)
 
     def must_lead(self, partition: int, task_id: str | None = None) -> None:
-        """Check that the partition is active here. :raises NotPrimary: it is not led here. :raises NotActive: not yet
-        active (R7)."""
+        """Check that the partition is active here.
+
+        :raises NotPrimary: it is not led here.
+        :raises NotActive: not yet active (R7)."""
         if partition not in self.leading:
             cores = self.driver.cores
             if partition < len(cores) and cores[partition].is_leading:  # peers name partitions too
@@ -258,8 +259,10 @@ class TaskTable:
             raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
 
     def must_accept(self, partition: int, task_id: str) -> None:
-        """Check that the partition accepts new work. :raises NotPrimary, NotActive: as ``must_lead``. :raises Draining,
-        NotEnoughReplicas: it could not be committed, or should go elsewhere."""
+        """Check that the partition accepts new work.
+
+        :raises NotPrimary, NotActive: as ``must_lead``.
+        :raises Draining, NotEnoughReplicas: it could not be committed, or should go elsewhere."""
         self.must_lead(partition, task_id)
         refusal = self.refusals.get(partition)
         if refusal is not None:
@@ -269,8 +272,8 @@ class TaskTable:
     def create(self, row: TaskRow) -> Slot:
         """Propose a new row; its slot has the entry's sequence."""
         spec = row.spec
-        # Before the proposal: the dispatch runs before the flush, so that a submit that finds a free
-        # slot has its claim in the same append.
+        # Before the proposal: dispatch runs before flush, so that a submit that finds a free slot
+        # has its claim in the same append.
         self.enqueue(row)
         self._open(row.partition, spec.queue, 1)
         put = put_born(row)
@@ -281,8 +284,8 @@ class TaskTable:
         return slot
 
     def change(self, slot: Slot, event: Event, at_us: int) -> int:
-        """Propose what ``event`` makes of the row; raises what ``transition`` raises. Returns the sequence to wait for,
-        the last change's where nothing changes: that, too, must be committed before the answer."""
+        """Propose what ``event`` makes of the row; raises as ``transition``. Returns the sequence
+        to wait for, of the last change if there is none: the answer needs that committed."""
         before = slot.row
         assert before is not None
         after = transition(before, event)
@@ -292,7 +295,7 @@ class TaskTable:
         return self._propose(slot, before, after, put, put_size(put), at_us)
 
     def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
-        """Propose a claim of a pending task, its token the entry's own place; None: the task is not pending."""
+        """Propose a claim of a pending task, its token the entry's place; None: not pending."""
         before = slot.row
         if before is None or before.state is not State.PENDING:
             return None
@@ -355,8 +358,8 @@ class TaskTable:
 
     @property
     def has_stale_entries(self) -> bool:
-        """Whether the heaps are to be built anew: entries left by cancelled and re-scheduled tasks outnumber the tasks,
-        or some lie in a lane that nobody reads."""
+        """Whether to build the heaps anew: entries of cancelled and re-scheduled tasks outnumber
+        the tasks, or some lie in a lane that nobody reads."""
         return self.ready.is_misplaced or len(self.ready) + len(self.due) > 2 * self.open_tasks + _STALE_ENTRIES_MAX
 
     def follow_handlers(self, own: Collection[str] | None, known: Collection[str]) -> None:
@@ -366,8 +369,8 @@ class TaskTable:
         self.ready.set_known(self._named | self._asked)
 
     def know(self, types: Collection[str]) -> bool:
-        """Give types lanes that a worker asks for before its node has announced them. Returns whether ``rebuild_heaps``
-        is due, for tasks of such a type lie in a lane that nobody reads."""
+        """Give types lanes that a worker asks for before its node announces them. Returns whether
+        ``rebuild_heaps`` is due: tasks of such a type lie in a lane that nobody reads."""
         new = frozenset(types) - self._named - self._asked
         if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
             self._asked |= new
@@ -375,7 +378,7 @@ class TaskTable:
         return self.ready.is_misplaced
 
     async def rebuild_heaps(self) -> None:
-        """Build the heaps anew from the rows; what is enqueued meanwhile goes into both the old and the new ones."""
+        """Build the heaps anew from the rows; what is enqueued meanwhile goes into both."""
         if self._enqueued_since is not None:
             return
         self._enqueued_since = []
@@ -432,8 +435,8 @@ class TaskTable:
                 row[gone] -= 1
 
     def _fold_queues(self, partition: int) -> None:
-        """Bound the names, which submitters choose: past ``QUEUE_NAMES_MAX``, a partition's queues without open tasks
-        are counted as ``OTHER_QUEUES``."""
+        """Bound the names, which submitters choose: past ``QUEUE_NAMES_MAX`` a partition's queues
+        without open tasks are counted as ``OTHER_QUEUES``."""
         counts, is_open = self.partition_counts[partition], self._open_in[partition]
         if len(counts) <= limits.QUEUE_NAMES_MAX:
             return
@@ -495,7 +498,7 @@ class TaskTable:
     def _gathered(
         self, found: dict[str, Found], epochs: dict[str, int | None], done: Deferred[dict[str, Found]]
     ) -> None:
-        """Fire the load: all are read. A task absent in an earlier turn may exist by now; its row is resident then."""
+        """Fire the load: all are read. An absent task may exist by now, its row then resident."""
         for task_id in found:
             epoch = epochs[task_id]
             if epoch is None or self.leading.get(self.partition_of(task_id)) != epoch:
@@ -545,8 +548,11 @@ def row_of(stored: StoredRow) -> TaskRow:
 
 
 def existing(found: Found, task_id: str) -> Slot:
-    """The slot of a task that exists. :raises TaskPurged: it did. :raises NoSuchTask: it never did. :raises NotPrimary:
-    this node does not know."""
+    """The slot of a task that exists.
+
+    :raises TaskPurged: it did.
+    :raises NoSuchTask: it never did.
+    :raises NotPrimary: this node does not know."""
     if isinstance(found, Elsewhere):
         raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
     if isinstance(found, Slot) and found.row is not None:
