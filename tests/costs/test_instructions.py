@@ -30,7 +30,12 @@ needs_callgrind = pytest.mark.skipif(
         "request, submit",
         *(
             pytest.param(part, marks=pytest.mark.long)
-            for part in ("submit, 32 in flight", "row, 1,000 a commit", "request, submit by a socket")
+            for part in (
+                "submit, 32 in flight",
+                "row, 1,000 a commit",
+                "request, submit by a socket",
+                "request, submit by Klein",
+            )
         ),
     ],
 )

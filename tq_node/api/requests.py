@@ -102,13 +102,17 @@ class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 # --- payloads ---
 _decode_value = msgspec.json.Decoder().decode
 _encode_value = msgspec.json.Encoder().encode
-# The fewest digits beyond 64 bits are 19. Inside a string they are harmless, but worth a look.
-_has_long_number = re.compile(rb"\d{19}").search
+_DIGITS_TO_ZEROS = bytes(ord("0") if byte in b"0123456789" else ord(" ") for byte in range(256))
+_LONG_NUMBER = b"0" * 19
+"""The fewest digits beyond 64 bits, translated. Inside a string they are harmless, but worth a
+look. A regular expression takes fourteen times as long for text."""
 _json_string = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _empty_container = re.compile(rb"\[\s*\]|\{\s*\}")
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 
+_SHALLOW_BYTES = 2 * limits.JSON_DEPTH_MAX
+"""A payload up to this size can't be nested too deep: each level takes two bytes at least."""
 _VALUES_UNCOUNTED_BYTES = 2 * limits.PAYLOAD_VALUES_MAX
 """A payload up to this size can't hold too many values: each takes two bytes at least."""
 
@@ -147,7 +151,8 @@ class Payloads:
         encoded = _encode_value(value)
         size = len(encoded)
         if size >= 19 and (
-            _has_long_number(encoded) or encoded.count(b"[") + encoded.count(b"{") > limits.JSON_DEPTH_MAX
+            encoded.translate(_DIGITS_TO_ZEROS).find(_LONG_NUMBER) >= 0
+            or (size > _SHALLOW_BYTES and encoded.count(b"[") + encoded.count(b"{") > limits.JSON_DEPTH_MAX)
         ):
             _check_shape(value, at)
         if size > self._bytes_max:
@@ -207,6 +212,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _RUN_AT_US_MAX = RUN_AT_S_MAX * 1_000_000 + 999_999
 _is_task_id = re.compile(TASK_ID_PATTERN.strip("^$")).fullmatch
 _encode_in_order = msgspec.json.Encoder(order="deterministic").encode
+_empty_hash = blake2b(digest_size=16)
 
 
 class Bodies:
@@ -349,15 +355,29 @@ def content_hash(task: SubmitRequest, payload: object) -> bytes:
     """16 bytes over all fields as sent but ``id``: tells a repeated submit from a different task
     with its id. Hashed is the JSON, with sorted keys, of the fields that are not null. It is
     stored, so part of the data format."""
-    sent: dict[str, object] = {} if payload is None else {"payload": payload}
-    for name in _HASHED:
-        value = getattr(task, name)
-        if value is not None:
-            sent[name] = value
-    return blake2b(_encode_in_order(sent), digest_size=16).digest()
-
-
-_HASHED = tuple(name for name in SubmitRequest.__struct_fields__ if name not in ("id", "payload"))
+    sent: dict[str, object] = {"type": task.type}
+    if payload is not None:
+        sent["payload"] = payload
+    # Not in a loop over the names: it would be 4 % of what HTTP costs.
+    if task.priority is not None:
+        sent["priority"] = task.priority
+    if task.delay is not None:
+        sent["delay"] = task.delay
+    if task.run_at is not None:
+        sent["run_at"] = task.run_at
+    if task.max_attempts is not None:
+        sent["max_attempts"] = task.max_attempts
+    if task.timeout is not None:
+        sent["timeout"] = task.timeout
+    if task.backoff is not None:
+        sent["backoff"] = task.backoff
+    if task.queue is not None:
+        sent["queue"] = task.queue
+    if task.tags is not None:
+        sent["tags"] = task.tags
+    hashed = _empty_hash.copy()
+    hashed.update(_encode_in_order(sent))
+    return hashed.digest()
 
 
 def _instant_us(run_at: datetime | float, at: str) -> int:

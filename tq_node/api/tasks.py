@@ -377,11 +377,11 @@ class TaskRoutes:
 
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
     # Ids and names hold nothing that JSON or a URL would escape; the state is one of six words.
-    task_id = accepted.task_id.encode("ascii")
+    task_id = accepted.task_id
     status = STATE_LABELS[accepted.state]
-    body = b'{"success":true,"task_id":"%b",%b' % (task_id, f'"status":"{status}","node":"{accepted.node}"}}'.encode())
+    body = f'{{"success":true,"task_id":"{task_id}","status":"{status}","node":"{accepted.node}"}}'.encode()
     if accepted.created:
-        request.answer(201, body, extra=b"Location: /tasks/status?id=%b\r\n" % task_id)
+        request.answer(201, body, extra=f"Location: /tasks/status?id={task_id}\r\n".encode())
     else:
         request.answer(200, body, extra=b"Idempotency-Replayed: true\r\n")
 

@@ -37,6 +37,8 @@ _is_refused_line = re.compile(
 """A folded line (RFC 9112 section 5.2), which two readers may take for two headers; a transfer
 coding that is not known here; a length that ``int`` would not read."""
 _REFUSED_LINE_STARTS = frozenset(bytes([byte]) for byte in b" \ttTcC")
+_CR, _LF = b"\r\n"
+"""As numbers: ``bytes in bytes`` first raises and drops a TypeError, for the first could be one."""
 _line_received = http.HTTPChannel.lineReceived
 PIPELINED_BYTES_MAX = 16_384
 """Bytes read of the requests behind a fast one before it is answered."""
@@ -279,13 +281,13 @@ class ApiChannel(http.HTTPChannel):
         if self._busyReceiving or self._is_refused or not self.line_mode:
             return
         rest = self._buffer  # of LineReceiver: a line that isn't whole
-        if rest and (b"\n" in rest or rest[:1] not in _LINE_STARTS):
+        if rest and (_LF in rest or rest[:1] not in _LINE_STARTS):
             self._respondToBadRequestAndDisconnect()
 
     def lineReceived(self, line: bytes) -> None:
         # Twisted 25.5 lets a bare CR or LF pass.
         is_refused = line[:1] in _REFUSED_LINE_STARTS and _is_refused_line(line)
-        if is_refused or b"\r" in line or b"\n" in line:
+        if is_refused or _CR in line or _LF in line:
             self._respondToBadRequestAndDisconnect()
         else:
             _line_received(self, line)

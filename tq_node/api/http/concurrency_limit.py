@@ -125,7 +125,9 @@ class ConcurrencyLimit:
             self._unloaded_s = latency_s
         target = self._target
         if target.multiple:
-            self.target_s = min(max(self._unloaded_s * target.multiple, target.least_s), target.most_s)
+            wanted_s = self._unloaded_s * target.multiple
+            least_s, most_s = target.least_s, target.most_s
+            self.target_s = least_s if wanted_s < least_s else most_s if wanted_s > most_s else wanted_s
 
     def _adjust(self) -> None:
         """Set the limit by the round that ends here, and begin the next round."""
@@ -140,7 +142,8 @@ class ConcurrencyLimit:
         elif self._refused or self.limit < self.range.first:
             # After an overload the first limit comes back by itself, ready for a burst.
             self.limit = min(self.range.most, int(self.limit * _GROW) + 1)
-        self._round_left = max(self.in_progress, self.range.least)
+        in_progress, least = self.in_progress, self.range.least
+        self._round_left = in_progress if in_progress > least else least
         self._answered = self._refused = 0
         self._latency_sum_s = 0.0
 

@@ -101,7 +101,7 @@ class FastPath:
     def read(self, data: bytes) -> PlainRequest | NoRequest:
         """The request that ``data`` is, from its first to its last byte."""
         line_end = data.find(b"\r\n")
-        line = data[: max(line_end, 0)]
+        line = data[:line_end]  # without a line end, the end of the head isn't found below
         task_id = None
         route = self._posts.get(line)
         if route is None:

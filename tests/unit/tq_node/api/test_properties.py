@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.tq_node.api.reading import at_once, one_slice
 from tq_node.api.names import is_shown
 from tq_node.api.query import ListParameters, to_list_query, write_cursor
-from tq_node.api.requests import Bodies, SubmitRequest, content_hash
+from tq_node.api.requests import _DIGITS_TO_ZEROS, _LONG_NUMBER, Bodies, SubmitRequest, content_hash
 from tq_node.errors import FieldError, Malformed, TaskQueueError
 from tq_node.facade import Submission
 
@@ -143,6 +144,25 @@ def test_the_content_hash_is_part_of_the_data_format() -> None:
         == BODIES.submission(msgspec.json.encode(fields | {"payload": {"a": [None], "z": 1}})).content_hash
     )
     assert content_hash(SubmitRequest("email"), None) != content_hash(SubmitRequest("email", priority=5), None)
+
+
+def test_each_field_but_the_id_counts_in_the_content_hash() -> None:
+    others: dict[str, Any] = {
+        name: 5 for name in SubmitRequest.__struct_fields__ if name not in ("type", "id", "payload")
+    }
+    tasks = [SubmitRequest("email", **{name: value}) for name, value in others.items()]
+    hashes = {content_hash(task, None) for task in tasks}
+    hashes |= {
+        content_hash(SubmitRequest(kind), value) for kind, value in (("email", None), ("mail", None), ("email", 5))
+    }
+    assert len(hashes) == len(others) + 3
+    assert content_hash(SubmitRequest("email", id="one"), None) in hashes
+
+
+@given(st.lists(st.sampled_from([*"0123456789,[]{}", "9" * 17, "a"])).map("".join))
+def test_a_number_of_nineteen_digits_is_found(text: str) -> None:
+    raw = text.encode()
+    assert (raw.translate(_DIGITS_TO_ZEROS).find(_LONG_NUMBER) >= 0) == bool(re.search(rb"\d{19}", raw))
 
 
 @given(
