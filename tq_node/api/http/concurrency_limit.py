@@ -125,9 +125,9 @@ class ConcurrencyLimit:
             self._unloaded_s = latency_s
         target = self._target
         if target.multiple:
-            wanted_s = self._unloaded_s * target.multiple
-            least_s, most_s = target.least_s, target.most_s
-            self.target_s = least_s if wanted_s < least_s else most_s if wanted_s > most_s else wanted_s
+            # Without min and max, of which each takes as long as the rest.
+            wanted_s, least_s, most_s = self._unloaded_s * target.multiple, target.least_s, target.most_s
+            self.target_s = least_s if wanted_s < least_s else most_s if wanted_s > most_s else wanted_s  # noqa: FURB136
 
     def _adjust(self) -> None:
         """Set the limit by the round that ends here, and begin the next round."""
@@ -143,7 +143,7 @@ class ConcurrencyLimit:
             # After an overload the first limit comes back by itself, ready for a burst.
             self.limit = min(self.range.most, int(self.limit * _GROW) + 1)
         in_progress, least = self.in_progress, self.range.least
-        self._round_left = in_progress if in_progress > least else least
+        self._round_left = in_progress if in_progress > least else least  # noqa: FURB136  # with one in flight, this is each time
         self._answered = self._refused = 0
         self._latency_sum_s = 0.0
 
