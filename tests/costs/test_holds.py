@@ -9,11 +9,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
 from tests.support.crowded import stretched
 from tests.unit.tq_node.api.talk import World
 from tq_node import limits
+from tq_node.errors import NotConfirmed, OutcomeUnknown
+from tq_node.facade import ListedTask, ListQuery, Read, TaskPage
+from tq_node.runtime import peer_calls
+from tq_node.runtime.clock import Clock
+from tq_node.runtime.routing.peer_client import PeerClient
+from tq_node.runtime.routing.scatter import Covered, all_pages
 from tq_node.slices import Slices
+from tq_node.types import AttemptRecord, Backoff, LogLine, NodeId, State, TaskId, TaskRow, TaskSpec
+from tq_node.wire.codec import ForwardedCall, ForwardedResult
+from tq_node.wire.pool import PeerPool
 
 HELD_S_MAX = limits.LOOP_HELD_MS / 1000
 GOOD = b'{"type":"email","payload":{"to":"user@example.com","n":[1,2,3]},"priority":3,"tags":{"customer":"acme"}}'
@@ -26,9 +37,12 @@ class Reactor:
         self.calls: list[Callable[[], object]] = []
         self.took_s: list[float] = []
 
-    def callLater(self, seconds: float, call: Callable[[], object]) -> object:
-        self.calls.append(call)
+    def callLater(self, seconds: float, call: Callable[..., object], *args: object) -> object:
+        self.calls.append(lambda: call(*args))
         return call
+
+    def seconds(self) -> float:
+        return time.monotonic()
 
     def measured(self, call: Callable[[], object]) -> None:
         began_s = time.thread_time()
@@ -109,6 +123,123 @@ def test_a_list(world: World) -> None:
     assert reply.json["count"] == limits.LIST_LIMIT_MAX
     # The first call is the queue's own, which here is a model that knows no slices.
     assert max(reactor.took_s[1:]) < stretched(HELD_S_MAX)
+
+
+def task(number: int, node: str = "", **more: Any) -> TaskRow:
+    tags = {f"key {n}": "value" for n in range(limits.TAGS_MAX)} if "tags" in more else None
+    more.pop("tags", None)
+    spec = TaskSpec(
+        TaskId(f"task-{number:05}{node}"),
+        "email",
+        b"{}",
+        "default",
+        3,
+        5,
+        None,
+        Backoff(),
+        tags,
+        10**15 + number,
+        bytes(16),
+    )
+    return TaskRow(spec, 5, 3, State.COMPLETED, 10**15, **more)
+
+
+ATTEMPTS = tuple(AttemptRecord(n, "node", 10**15, 10**15, "failed") for n in range(limits.ATTEMPTS_KEPT_MAX))
+LINES = tuple(LogLine(10**15, "") for _ in range(limits.LOG_LINES_MAX))
+ROWS: dict[str, tuple[int, dict[str, Any]]] = {
+    "many": (limits.LIST_LIMIT_MAX, {}),
+    "many with tags": (limits.LIST_LIMIT_MAX, {"tags": True}),
+    "many attempts": (1_200, {"attempts": ATTEMPTS}),
+    "many lines": (3_500, {"log": LINES}),
+}
+"""Pages that bounds on rows and on bytes allow."""
+
+
+class Wire:
+    """Stands for the pool: the answers come when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Deferred[list[ForwardedResult]]] = []
+
+    def forward(self, node: NodeId, calls: list[ForwardedCall], within_s: float) -> Deferred[list[ForwardedResult]]:
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+
+def wired() -> tuple[Reactor, Wire, Clock, PeerClient]:
+    reactor, wire = Reactor(), Wire()
+    clock = Clock(cast("Any", reactor))
+    return reactor, wire, clock, PeerClient(cast("PeerPool", wire), clock, str)
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_pages_of_other_nodes(what: str) -> None:
+    """Of four others, each as long as a page may be."""
+    reactor, wire, clock, client = wired()
+    count, more = ROWS[what]
+    others = [(NodeId(f"n{n}"), f"n{n}") for n in range(4)]
+    asked = ListQuery(limit=limits.LIST_LIMIT_MAX, cluster=True)
+    own = succeed(TaskPage([], None, led=[]))
+    covered = Covered(list)
+    gathered = all_pages(asked, own, NodeId("me"), others, client, covered, clock.slices)
+    pages: list[TaskPage] = []
+    Deferred.fromCoroutine(gathered).addCallback(pages.append)
+    for (_, name), answer in zip(others, wire.waiting, strict=True):
+        page = TaskPage([ListedTask(task(n, name, **more), "primary", name) for n in range(count)], None, led=[])
+        body = peer_calls.LIST.result.encode(page)
+        reactor.measured(lambda: answer.callback([ForwardedResult("", body)]))  # noqa: B023 (called at once)
+        reactor.run()
+    (page,) = pages
+    assert not page.missing
+    ids = [f"task-{n:05}{name}" for n in range(count) for _, name in others]
+    assert [listed.row.id for listed in page.tasks] == ids[: limits.LIST_LIMIT_MAX]
+    print(f"\n{what}: {len(reactor.took_s)} calls, the longest {max(reactor.took_s) * 1000:.0f} ms")
+    assert max(reactor.took_s) < stretched(HELD_S_MAX)
+
+
+def spending(told: list[object]) -> Callable[[Read | Failure], None]:
+    """A caller that spends half a millisecond on its answer."""
+
+    def tell(outcome: Read | Failure) -> None:
+        told.append(type(outcome.value) if isinstance(outcome, Failure) else outcome.row.id)
+        end_s = time.thread_time() + 0.000_5
+        while time.thread_time() < end_s:
+            pass
+
+    return tell
+
+
+def test_many_answers_in_one_box() -> None:
+    reactor, wire, _, client = wired()
+    told: list[object] = []
+    for _ in range(peer_calls.BOX_CALLS_MAX):
+        client.call(NodeId("other"), peer_calls.GET, peer_calls.Get("task-1")).addCallback(spending(told))
+    reactor.run()
+    (answer,) = wire.waiting
+    results = [
+        ForwardedResult("", peer_calls.GET.result.encode(Read(task(n, attempts=ATTEMPTS[:20]), "other", None)))
+        for n in range(peer_calls.BOX_CALLS_MAX)
+    ]
+    reactor.measured(lambda: answer.callback(results))
+    reactor.run()
+    assert told == [f"task-{n:05}" for n in range(peer_calls.BOX_CALLS_MAX)]
+    assert max(reactor.took_s) < stretched(HELD_S_MAX)
+
+
+def test_many_callers_of_a_node_that_is_lost() -> None:
+    reactor, wire, _, client = wired()
+    told: list[object] = []
+    for _ in range(1_000):
+        client.call_alone(NodeId("other"), peer_calls.GET, peer_calls.Get("task-1"), 1.0).addErrback(spending(told))
+
+    def lose() -> None:
+        for one in wire.waiting:
+            one.errback(OutcomeUnknown("connection lost"))
+
+    reactor.measured(lose)
+    reactor.run()
+    assert told == [NotConfirmed] * 1_000
+    assert max(reactor.took_s) < stretched(HELD_S_MAX)
 
 
 @pytest.mark.parametrize("what", ["empty items", "unknown fields", "bad tags"])

@@ -15,7 +15,19 @@ from msgspec import Meta
 
 from tq_node import limits
 from tq_node.errors import TaskQueueError
-from tq_node.facade import Accepted, Claim, EventBatch, ListQuery, Notes, Outcome, Read, Stats, Submission, TaskPage
+from tq_node.facade import (
+    Accepted,
+    Claim,
+    EventBatch,
+    ListedTask,
+    ListQuery,
+    Notes,
+    Outcome,
+    Read,
+    Stats,
+    Submission,
+    TaskPage,
+)
 from tq_node.types import NodeId, TaskRow, Token
 from tq_node.wire import bounds
 from tq_node.wire.codec import Codec, ForwardedResult
@@ -98,6 +110,16 @@ class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
     wait_s: _WaitS
 
 
+class EncodedPage(msgspec.Struct, frozen=True, array_like=True):
+    """``TaskPage`` as it is read: the tasks, each a ``LISTED``, are decoded in slices, for their number is the caller's."""
+
+    tasks: list[msgspec.Raw]
+    next: tuple[int, str] | None
+    missing: list[str] = []
+    partitions_missing: list[int] = []
+    led: list[tuple[int, int]] | None = None
+
+
 class Nothing(msgspec.Struct, frozen=True, array_like=True):
     pass
 
@@ -105,14 +127,25 @@ class Nothing(msgspec.Struct, frozen=True, array_like=True):
 class PeerCall:
     """One kind of call: its name on the wire, and what goes there and comes back.
 
+    :param read_as: in place of ``result``, where the caller's side decodes less than all of it at once.
     :param is_read: it changes nothing, so that an outcome that is not known is a read that could
         not be confirmed.
     :param is_routed: it goes to a primary, so one that can't be reached is no primary for now."""
 
-    def __init__(self, name: str, call: Any, result: Any, *, is_read: bool = False, is_routed: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        call: Any,
+        result: Any,
+        *,
+        read_as: Any = None,
+        is_read: bool = False,
+        is_routed: bool = True,
+    ) -> None:
         self.name = name
         self.call: Codec[Any] = Codec(call)
         self.result: Codec[Any] = Codec(result, bounds.ANSWER_BYTES_MAX)
+        self.reading: Codec[Any] = self.result if read_as is None else Codec(read_as, bounds.ANSWER_BYTES_MAX)
         self.is_read = is_read
         self.is_routed = is_routed
 
@@ -129,7 +162,8 @@ RENEW = PeerCall("renew", Renew, list[bool])
 STOP = PeerCall("stop", Stop, Nothing, is_routed=False)
 OFFER = PeerCall("offer", WorkOffer, Nothing, is_routed=False)
 CLAIM = PeerCall("claim", ClaimRequest, ClaimGrant, is_routed=False)
-LIST = PeerCall("list", ListQuery, TaskPage, is_read=True, is_routed=False)
+LISTED: Codec[ListedTask] = Codec(ListedTask)
+LIST = PeerCall("list", ListQuery, TaskPage, read_as=EncodedPage, is_read=True, is_routed=False)
 EVENTS = PeerCall("events", EventsAfter, EventBatch, is_read=True, is_routed=False)
 STATS = PeerCall("stats", Nothing, Stats, is_read=True, is_routed=False)
 SHUTDOWN = PeerCall("shutdown", Nothing, Nothing, is_routed=False)

@@ -8,7 +8,8 @@ can add some (F44)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter, itemgetter
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -35,7 +36,7 @@ class Codec(Generic[T]):
 
     def __init__(self, kind: Any, bytes_max: int = bounds.BLOB_BYTES_MAX) -> None:
         self.bytes_max = bytes_max
-        self._has_floats = _has_floats(inspect.type_info(kind), set())
+        self._is_finite = _finite_check(inspect.type_info(kind), {})
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind).decode
 
@@ -48,12 +49,15 @@ class Codec(Generic[T]):
 
     def decode(self, data: bytes) -> T:
         """Decode a value; raises ``MalformedBox``: another version, too long, or off the schema."""
-        body = _body(data, self.bytes_max)
+        return self.decode_part(_body(data, self.bytes_max))
+
+    def decode_part(self, part: memoryview | msgspec.Raw) -> T:
+        """Decode what stands in a longer value; raises ``MalformedBox``: off the schema."""
         try:
-            value: T = self._decode(body)
+            value: T = self._decode(part)
         except UNREADABLE as why:
             raise MalformedBox(f"{why}"[: bounds.DETAIL_CHARS_MAX]) from None
-        if self._has_floats and not all(map(math.isfinite, _floats(value))):
+        if self._is_finite is not None and not self._is_finite(value):
             raise MalformedBox("a number that is not finite")
         return value
 
@@ -94,19 +98,77 @@ def _has_floats(info: inspect.Type, seen: set[type]) -> bool:
     return any(judged)
 
 
-def _floats(value: object) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, msgspec.Struct):
-        for field in value.__struct_fields__:
-            yield from _floats(getattr(value, field))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _floats(key)
-            yield from _floats(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _floats(item)
+_Check = Callable[[Any], bool]
+
+
+def _finite_check(info: inspect.Type, known: dict[type, _Check | None]) -> _Check | None:
+    """What tells of a decoded value whether its floats are finite; None: it has none.
+
+    It looks only where the type may have floats: a page of tasks has a hundred thousand values, and
+    a look at each of them would hold the reactor.
+
+    :param known: checks of structs. :raises TypeError: as ``_has_floats``.
+    """
+    if not _has_floats(info, set()):
+        return None
+    if isinstance(info, inspect.StructType):
+        if info.cls not in known:
+            known[info.cls] = lambda value: (
+                (check := known[info.cls]) is None or check(value)
+            )  # of a type within itself
+            fields = [(attrgetter(field.name), _finite_check(field.type, known)) for field in info.fields]
+            known[info.cls] = _all_of(fields)
+        return known[info.cls]
+    if isinstance(info, inspect.UnionType):
+        checks = {_class_of(part): check for part in info.types if (check := _finite_check(part, known)) is not None}
+        return lambda value: (check := checks.get(type(value))) is None or check(value)
+    if isinstance(info, inspect.DictType):
+        keys, values = _finite_check(info.key_type, known), _finite_check(info.value_type, known)
+        return lambda value: (
+            (keys is None or all(map(keys, value))) and (values is None or all(map(values, value.values())))
+        )
+    if isinstance(info, inspect.TupleType):
+        return _all_of([(itemgetter(place), _finite_check(part, known)) for place, part in enumerate(info.item_types)])
+    if isinstance(info, inspect.NamedTupleType):
+        return _all_of([(attrgetter(field.name), _finite_check(field.type, known)) for field in info.fields])
+    if isinstance(info, (inspect.ListType, inspect.VarTupleType, inspect.SetType, inspect.FrozenSetType)):
+        item = _finite_check(info.item_type, known)
+        assert item is not None, "it has floats, and nowhere else"
+        return lambda value: all(map(item, value))
+    return math.isfinite
+
+
+def _all_of(parts: Iterable[tuple[Callable[[Any], Any], _Check | None]]) -> _Check:
+    checks = [(part_of, check) for part_of, check in parts if check is not None]
+
+    def is_finite(value: Any) -> bool:
+        for part_of, check in checks:  # noqa: SIM110 (a generator would cost more than what it runs)
+            if not check(part_of(value)):
+                return False
+        return True
+
+    return is_finite
+
+
+def _class_of(info: inspect.Type) -> type:
+    """The class of decoded values of a type that may have floats."""
+    if isinstance(info, (inspect.StructType, inspect.NamedTupleType)):
+        return info.cls
+    for kind, cls in _CLASSES.items():
+        if isinstance(info, kind):
+            return cls
+    raise TypeError(f"{info} does not cross the wire in a union")
+
+
+_CLASSES: dict[type[inspect.Type], type] = {
+    inspect.FloatType: float,
+    inspect.DictType: dict,
+    inspect.TupleType: tuple,
+    inspect.VarTupleType: tuple,
+    inspect.ListType: list,
+    inspect.SetType: set,
+    inspect.FrozenSetType: frozenset,
+}
 
 
 # --- consensus ---

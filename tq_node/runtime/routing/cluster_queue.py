@@ -167,7 +167,9 @@ class ClusterQueue:
         if query.role == "replica":
             return succeed(TaskPage([], None))
         state, covered = self._state, Covered(self._entries)
-        return Deferred.fromCoroutine(all_pages(asked, own, state.node_id, state.others(), state.client, covered))
+        return Deferred.fromCoroutine(
+            all_pages(asked, own, state.node_id, state.others(), state.client, covered, self._clock.slices)
+        )
 
     def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
         """See ``facade.TaskQueue.stats``."""

@@ -6,8 +6,9 @@ Whoever serves them looks only at its own partitions: what it does not lead it r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred, fail
@@ -32,6 +33,17 @@ class _Waiting(msgspec.Struct, gc=False):
     deferred: Deferred[Any]
 
 
+class _Failed(NamedTuple):
+    """A box that was not answered."""
+
+    error: TaskQueueError
+    node: str
+
+
+_AT_ONCE = 64
+"""So many callers are answered in the turn in which their answers come; more in slices."""
+
+
 class PeerClient:
     """The caller's side; sends nothing twice: a failure's error says if it may have happened."""
 
@@ -43,6 +55,10 @@ class PeerClient:
         self._in_flight: dict[int, list[_Waiting]] = {}
         """Boxes that are not answered yet, by number."""
         self._boxes = 0
+        self._at_once_left = _AT_ONCE
+        self._late: deque[tuple[_Waiting, ForwardedResult | _Failed]] = deque()
+        """Answers that have come and wait for a slice, in order."""
+        self._is_late_going = False
 
     def call(self, node: NodeId, kind: PeerCall, value: Any, task_id: str | None = None) -> Deferred[Any]:
         """Goes with whatever else this turn has for the node.
@@ -102,25 +118,60 @@ class PeerClient:
                     one.deferred.errback(_for_caller(error, one))
 
     def _answered(self, results: list[ForwardedResult], waiting: Sequence[_Waiting]) -> None:
-        for one, result in zip(waiting, results, strict=True):
-            if one.deferred.called:
-                continue  # its caller has gone
-            try:
-                if result.error:
-                    one.deferred.errback(_for_caller(decode_error(result.error, result.body), one))
-                else:
-                    one.deferred.callback(one.kind.result.decode(result.body))
-            except MalformedBox as why:
-                one.deferred.errback(_for_caller(OutcomeUnknown(f"its answer can't be read: {why}"), one))
+        self._deliver(zip(waiting, results, strict=True))
 
     def _failed(self, why: Failure, waiting: Sequence[_Waiting], node: NodeId) -> None:
         error = why.value
         if not isinstance(error, TaskQueueError):
             _log.failure("a call could not be forwarded", failure=why, event="forward_failed")
             error = OutcomeUnknown("forwarding failed")
-        for one in waiting:
-            if not one.deferred.called:
-                one.deferred.errback(_for_caller(error, one, self._name_of(node)))
+        name = self._name_of(node)
+        self._deliver((one, _Failed(error, name)) for one in waiting)
+
+    # --- delivering ---
+    def _deliver(self, outcomes: Iterable[tuple[_Waiting, ForwardedResult | _Failed]]) -> None:
+        """Answer callers: some at once, and what is more than that in slices, for each goes on from here."""
+        for one, outcome in outcomes:
+            if self._at_once_left == 0 or self._late:
+                self._late.append((one, outcome))
+                continue
+            self._at_once_left -= 1
+            if self._at_once_left == 0:
+                self._clock.call_later(0, self._next_turn)
+            _hand_over(one, outcome)
+        if self._late and not self._is_late_going:
+            self._is_late_going = True
+            Deferred.fromCoroutine(self._deliver_late()).addErrback(
+                lambda why: _log.failure("answers could not be delivered", failure=why, event="forward_failed")
+            )
+
+    def _next_turn(self) -> None:
+        self._at_once_left = _AT_ONCE
+
+    async def _deliver_late(self) -> None:
+        pace = self._clock.slices.pace("answers of other nodes")
+        try:
+            while self._late:
+                await pace.turn()
+                while self._late and not pace.is_over():
+                    _hand_over(*self._late.popleft())
+        finally:
+            self._is_late_going = False
+
+
+def _hand_over(one: _Waiting, outcome: ForwardedResult | _Failed) -> None:
+    if one.deferred.called:
+        return  # its caller has gone
+    if isinstance(outcome, _Failed):
+        one.deferred.errback(_for_caller(outcome.error, one, outcome.node))
+        return
+    try:
+        if outcome.error:
+            one.deferred.errback(_for_caller(decode_error(outcome.error, outcome.body), one))
+        else:
+            one.deferred.callback(one.kind.reading.decode(outcome.body))
+    except MalformedBox as why:
+        one.deferred.errback(_for_caller(OutcomeUnknown(f"its answer can't be read: {why}"), one))
 
 
 def _encoded(kind: PeerCall, value: Any) -> ForwardedCall | Failure:

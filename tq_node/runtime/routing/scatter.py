@@ -7,7 +7,9 @@ hands while the nodes are asked is led by none of them, or by one that has been 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from heapq import merge
+from operator import itemgetter
+from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
@@ -19,7 +21,9 @@ from tq_node.facade import Accepted, ListedTask, ListQuery, Stats, Submission, T
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.routing.peer_client import PeerClient
 from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.slices import Pace, Slices
 from tq_node.types import NodeId
+from tq_node.wire.errors import MalformedBox
 
 _log = Logger(namespace="taskqueue.forwarding")
 T = TypeVar("T")
@@ -31,6 +35,9 @@ Results = list[Accepted | TaskQueueError]
 Key = tuple[int | str, str]
 Entry = tuple[NodeId | None, int]
 """Of one partition: its primary, and the epoch."""
+_BETWEEN_LOOKS = 10
+"""How many tasks are decoded between two looks at the clock."""
+_key = itemgetter(0)
 
 
 class Covered:
@@ -125,21 +132,29 @@ async def all_stats(own: Deferred[Stats], me: NodeId, others: Others, client: Pe
 
 
 async def all_pages(
-    query: ListQuery, own: Deferred[TaskPage], me: NodeId, others: Others, client: PeerClient, covered: Covered
+    query: ListQuery,
+    own: Deferred[TaskPage],
+    me: NodeId,
+    others: Others,
+    client: PeerClient,
+    covered: Covered,
+    slices: Slices,
 ) -> TaskPage:
     """One page over all nodes. ``query`` asks each for its own; ``own`` is this node's answer."""
     alone = msgspec.structs.replace(query, cluster=False)
     asked = [(node, name, _or_none(client.call_alone(node, calls.LIST, alone, GATHER_S))) for node, name in others]
-    pages, missing = [await own], []
-    covered.add(pages[0].led, me)
+    page, missing = await own, []
+    covered.add(page.led, me)
+    merger = _Merger(query, slices.pace("a page of all nodes"))
+    await merger.add(page)
     for node, name, answer in asked:
-        page: TaskPage | None = await answer
-        if page is None:
+        encoded: calls.EncodedPage | None = await answer
+        if encoded is None or not await merger.add_encoded(encoded, name):
             missing.append(name)
         else:
-            covered.add(page.led, node)
-            pages.append(page)
-    return msgspec.structs.replace(merged(query, pages, missing), partitions_missing=covered.missing())
+            covered.add(encoded.led, node)
+    shown, cursor = await merger.first()
+    return TaskPage(shown, cursor, missing, covered.missing())
 
 
 def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
@@ -151,29 +166,80 @@ def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
     return cast("Deferred[T | None]", answer.addErrback(missing))
 
 
-def merged(query: ListQuery, pages: Sequence[TaskPage], missing: Sequence[str]) -> TaskPage:
-    """In the order of the query, as far as every node has looked: one that stopped early may have
+class _Candidate(NamedTuple):
+    """A task of some page. ``task`` stays encoded until it is shown: to free all the others at once would take long, too."""
+
+    key: Key
+    rev: int
+    task: ListedTask | msgspec.Raw
+
+
+class _Merger:
+    """Merges pages in the order of the query, as far as every node has looked: one that stopped early may have
     more in between. A partition that changes hands while the nodes are asked may be shown by two of
     them, which is seen here, or by none: see ``Covered``."""
-    rows: dict[str, ListedTask] = {}
-    for page in pages:
-        for listed in page.tasks:
-            known = rows.get(listed.row.id)
-            if known is None or known.row.rev < listed.row.rev:
-                rows[listed.row.id] = listed
-    ordered = sorted(rows.values(), key=lambda listed: key_of(listed, query.sort), reverse=query.descending)
-    stops: list[Key] = [
-        page.next if query.sort != "id" else ("", page.next[1]) for page in pages if page.next is not None
-    ]
-    end: Key | None = None
-    if stops:
-        end = max(stops) if query.descending else min(stops)
-        ordered = [listed for listed in ordered if not _is_behind(key_of(listed, query.sort), end, query.descending)]
-    shown = ordered[: query.limit]
-    if len(ordered) > query.limit:
-        end = key_of(shown[-1], query.sort)
-    cursor = None if end is None else (end[0] if isinstance(end[0], int) else 0, end[1])
-    return TaskPage(shown, cursor, list(missing))
+
+    def __init__(self, query: ListQuery, pace: Pace) -> None:
+        self._sort, self._descending, self._limit = query.sort, query.descending, query.limit
+        self._pace = pace
+        self._pages: list[list[_Candidate]] = []
+        self._newest: dict[str, _Candidate] = {}
+        """Of each task, by id."""
+        self._stops: list[Key] = []
+        """Behind which a node has not looked."""
+
+    async def add(self, page: TaskPage) -> None:
+        """Add a page of this node's own."""
+        found = await self._pace.each(page.tasks, lambda listed: self._candidate(listed, listed), every=_BETWEEN_LOOKS)
+        self._added(found, page.next)
+
+    async def add_encoded(self, page: calls.EncodedPage, name: str) -> bool:
+        """Add what another node has answered. False: it can't be read."""
+        decode = calls.LISTED.decode_part
+        try:
+            found = await self._pace.each(
+                page.tasks, lambda task: self._candidate(decode(task), task), every=_BETWEEN_LOOKS
+            )
+        except MalformedBox as why:
+            _log.warn("{node} lists what can't be read: {why}", node=name, why=why.detail, event="list_unreadable")
+            return False
+        self._added(found, page.next)
+        return True
+
+    def _candidate(self, listed: ListedTask, task: ListedTask | msgspec.Raw) -> _Candidate:
+        return _Candidate(key_of(listed, self._sort), listed.row.rev, task)
+
+    def _added(self, found: list[_Candidate], stop: tuple[int, str] | None) -> None:
+        for candidate in found:
+            known = self._newest.get(candidate.key[1])
+            if known is None or known.rev < candidate.rev:
+                self._newest[candidate.key[1]] = candidate
+        found.sort(key=_key, reverse=self._descending)  # as its node had them, mostly
+        self._pages.append(found)
+        if stop is not None:
+            self._stops.append(stop if self._sort != "id" else ("", stop[1]))
+
+    async def first(self) -> tuple[list[ListedTask], tuple[int, str] | None]:
+        """The first tasks, as many as the query allows, and the cursor behind them."""
+        descending, pace = self._descending, self._pace
+        end: Key | None = None
+        if self._stops:
+            end = max(self._stops) if descending else min(self._stops)
+        shown: list[ListedTask] = []
+        last: Key | None = None
+        for candidate in merge(*self._pages, key=_key, reverse=descending):
+            if pace.is_over():
+                await pace.turn()
+            if end is not None and _is_behind(candidate.key, end, descending):
+                break
+            if self._newest[candidate.key[1]] is not candidate:
+                continue
+            if len(shown) == self._limit:
+                end = last
+                break
+            last, task = candidate.key, candidate.task
+            shown.append(calls.LISTED.decode_part(task) if isinstance(task, msgspec.Raw) else task)
+        return shown, None if end is None else (end[0] if isinstance(end[0], int) else 0, end[1])
 
 
 def key_of(listed: ListedTask, sort: str) -> Key:

@@ -6,7 +6,8 @@ import contextlib
 import decimal
 import math
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -188,9 +189,57 @@ def test_types_that_would_take_anything_do_not_cross_the_wire(kind: Any) -> None
         Codec(kind)
 
 
+class Point(NamedTuple):
+    name: str
+    at: float
+
+
+class Branch(msgspec.Struct, array_like=True):
+    weight: float
+    parts: list[Branch]
+
+
+class Left(msgspec.Struct, array_like=True, tag=0):
+    number: int
+
+
+class Right(msgspec.Struct, array_like=True, tag=1):
+    number: int
+    fraction: float | None
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        (float, lambda x: x),
+        (float | None, lambda x: x),
+        (list[float | str], lambda x: ["a", x]),
+        (dict[str, float], lambda x: {"a": 1.0, "b": x}),
+        (dict[float, str], lambda x: {x: "a"}),
+        (dict[str, list[float]] | None, lambda x: {"a": [1.0, x]}),
+        (tuple[int, float], lambda x: (1, x)),
+        (tuple[float, ...] | None, lambda x: (1.0, x)),
+        (tuple[int, float] | None, lambda x: (1, x)),
+        (set[float] | None, lambda x: {x}),
+        (frozenset[float], lambda x: frozenset([x])),
+        (Point, lambda x: Point("a", x)),
+        (Point | None, lambda x: Point("a", x)),
+        (list[Left | Right], lambda x: [Left(1), Right(2, None), Right(3, x)]),
+        (Branch, lambda x: Branch(0.5, [Branch(0.5, [Branch(x, [])])])),
+    ],
+    ids=str,
+)
+def test_a_number_that_is_not_finite_is_found_wherever_it_stands(kind: Any, make: Callable[[float], Any]) -> None:
+    codec: Codec[Any] = Codec(kind)
+    assert codec.decode(codec.encode(make(0.25))) == make(0.25)
+    for number in (math.nan, math.inf, -math.inf):
+        with pytest.raises(MalformedBox, match="not finite"):
+            codec.decode(codec.encode(make(number)))
+
+
 def test_our_shared_values_cross_the_wire() -> None:
     Codec(list[TaskRow])
-    assert Codec(TaskRow)._has_floats, "progress"
-    assert not CALLS._has_floats
+    assert Codec(TaskRow)._is_finite is not None, "progress"
+    assert CALLS._is_finite is None
     calls = [ForwardedCall("submit", b"x" * 10)]
     assert CALLS.decode(CALLS.encode(calls)) == calls
