@@ -111,7 +111,8 @@ class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class EncodedPage(msgspec.Struct, frozen=True, array_like=True):
-    """``TaskPage`` as it is read: the tasks, each a ``LISTED``, are decoded in slices, for their number is the caller's."""
+    """``TaskPage`` as it is read: the tasks, each a ``LISTED``, are decoded in slices, for their
+    number is the caller's."""
 
     tasks: list[msgspec.Raw]
     next: tuple[int, str] | None
@@ -127,7 +128,7 @@ class Nothing(msgspec.Struct, frozen=True, array_like=True):
 class PeerCall:
     """One kind of call: its name on the wire, and what goes there and comes back.
 
-    :param read_as: in place of ``result``, where the caller's side decodes less than all of it at once.
+    :param read_as: in place of ``result``, where the caller's side decodes only a part at once.
     :param is_read: it changes nothing, so that an outcome that is not known is a read that could
         not be confirmed.
     :param is_routed: it goes to a primary, so one that can't be reached is no primary for now."""

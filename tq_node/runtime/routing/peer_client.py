@@ -130,7 +130,7 @@ class PeerClient:
 
     # --- delivering ---
     def _deliver(self, outcomes: Iterable[tuple[_Waiting, ForwardedResult | _Failed]]) -> None:
-        """Answer callers: some at once, and what is more than that in slices, for each goes on from here."""
+        """Answer callers: some at once and more in slices, for each goes on from here."""
         for one, outcome in outcomes:
             if self._at_once_left == 0 or self._late:
                 self._late.append((one, outcome))

@@ -167,7 +167,8 @@ def _or_none(answer: Deferred[T]) -> Deferred[T | None]:
 
 
 class _Candidate(NamedTuple):
-    """A task of some page. ``task`` stays encoded until it is shown: to free all the others at once would take long, too."""
+    """A task of some page. ``task`` stays encoded until it is shown: to free all the others at once
+    would take long, too."""
 
     key: Key
     rev: int
@@ -175,9 +176,9 @@ class _Candidate(NamedTuple):
 
 
 class _Merger:
-    """Merges pages in the order of the query, as far as every node has looked: one that stopped early may have
-    more in between. A partition that changes hands while the nodes are asked may be shown by two of
-    them, which is seen here, or by none: see ``Covered``."""
+    """Merges pages in the order of the query, as far as every node has looked: one that stopped
+    early may have more in between. A partition that changes hands while the nodes are asked may be
+    shown by two of them, which is seen here, or by none: see ``Covered``."""
 
     def __init__(self, query: ListQuery, pace: Pace) -> None:
         self._sort, self._descending, self._limit = query.sort, query.descending, query.limit

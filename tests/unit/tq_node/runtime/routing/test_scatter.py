@@ -137,7 +137,7 @@ def pages_of(query: ListQuery, rolls: random.Random) -> Pages:
 
 
 def expected(query: ListQuery, pages: Pages) -> tuple[list[TaskRow], Any]:
-    """All at once: the newest of each, in order, up to where all have looked, and not more than asked for."""
+    """All at once: the newest of each, in order, up to where all have looked and to the limit."""
     newest: dict[str, ListedTask] = {}
     for listed in (listed for page in pages for listed in page.tasks):
         known = newest.get(listed.row.id)
@@ -169,7 +169,7 @@ class PagesOfNodes:
 
 
 def gathered_page(query: ListQuery, pages: Pages, clock: Clock) -> TaskPage:
-    """The first page is of the node itself. The reactor's clock moves with each look, so that all is cut."""
+    """The first page is of the node itself. Each look at the clock moves it, so that all is cut."""
     others = [(NodeId(str(n)), str(n)) for n in range(1, len(pages))]
     client = cast("PeerClient", PagesOfNodes(pages))
     ticks = itertools.count()
