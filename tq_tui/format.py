@@ -10,7 +10,7 @@ import msgspec
 from rich.cells import cell_len, set_cell_size
 
 Text = NewType("Text", str)
-"""May be shown: moves no cursor, rings no bell, writes no clipboard. Only by ``printable``."""
+"""May be shown: moves no cursor, rings no bell, writes no clipboard. Of ``printable`` only."""
 GLYPHS = {
     "scheduled": "◷",
     "pending": "○",

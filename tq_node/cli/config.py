@@ -76,7 +76,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Path
     """May not exist yet."""
     working_dir: Path
-    """Where the command was given; handler modules are also found here. A daemon moves later."""
+    """Where the command was given; handler modules are also found here. Daemons leave it."""
     handlers: tuple[str, ...]
     """Dotted module names; empty: the simulated ones, where they can do no harm."""
     no_handler_after_ms: int | None

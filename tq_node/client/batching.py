@@ -348,7 +348,7 @@ def _not_understood(node: Node, why: Exception) -> Lost:
 
 
 def _item_error(error: TaskQueueError, submit: Submit) -> TaskQueueError:
-    """The error of a batch's item, its pointer into the item: the caller never saw the batch."""
+    """An item's error, with a pointer into the item, not the batch, which the caller never saw."""
     if error.field is not None and error.field.startswith("/tasks/"):
         error.field = "".join(f"/{part}" for part in error.field.split("/")[3:])
     error.task_id = submit.task_id

@@ -119,7 +119,7 @@ class AnswerReader:
         return None
 
     def end(self) -> Answer | None:
-        """The connection has ended: the answer if it lasts until then; else it was cut off."""
+        """The connection has ended: the answer, if it was to last till then; else None: cut off."""
         if self._head is None or self._chunked or self._remaining is not None:
             return None
         return self._whole(keeps=False)
