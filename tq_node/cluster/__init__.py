@@ -23,5 +23,4 @@ the set is never smaller than ``min_isr`` (I3); every move's intent is in the ma
 leader goes on with it (F27).
 
 What it never does: rest safety on liveness (a wrong death costs availability, never data), remember
-between two calls of ``decide``, or trust a command because it was proposed.
-"""
+between two calls of ``decide``, or trust a command because it was proposed."""

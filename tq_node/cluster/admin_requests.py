@@ -1,4 +1,5 @@
-"""What an operator's call becomes: a command to propose, or why not. The cluster map has the last word when it is applied."""
+"""What an operator's call becomes: a command to propose, or why not. The cluster map has the last
+word when it is applied."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False
 
 
 def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
-    """Let a node stay that is drained, or that ``remove`` drains first. Changes nothing for one that stays anyway."""
+    """Let a node stay that is drained, or that ``remove`` drains first; else nothing changes."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE
@@ -28,7 +29,7 @@ def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
 
 
 def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:
-    """Remove a node: a living one is drained first and goes when it is empty, a dead one at once; its store is given up."""
+    """Remove a node for good: a living one when it is drained and empty, a dead one at once."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
         return Refusal.NO_SUCH_NODE

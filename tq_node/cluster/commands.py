@@ -8,8 +8,7 @@ authenticated as: the wire checks that, nodes do not lie.
 
 Numbers of kinds and positions of fields are part of the on-disk format. Unknown trailing fields are
 skipped; they stay in the log, whose bytes are never made again. An unknown kind cannot be skipped:
-the node stops (F44).
-"""
+the node stops (F44)."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ FORMAT = 1
 
 
 class UnreadableCommand(Exception):
-    """This code can't apply the entry: damage, or a newer kind. The node stops; to skip it would be divergence (F44)."""
+    """Damage, or a newer kind of entry. The node stops: to skip it would be divergence (F44)."""
 
 
 class Value(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -84,7 +83,7 @@ class PrimaryStep(Value, frozen=True):
 
 
 class Led(Value, frozen=True):
-    """A partition that the sender leads in this epoch; without its version: whatever else changed, the sender steps down."""
+    """A partition that the sender leads in this epoch; it steps down whatever else has changed."""
 
     partition: PartitionId
     epoch: Epoch
@@ -152,7 +151,7 @@ class StepDown(Command, frozen=True, tag=11):
 
 
 class PlanPrimary(Command, frozen=True, tag=12):
-    """Record the next primary, so that the present one drains and steps down by itself; naming the present one lets it stay."""
+    """Record the next primary: the present one drains and steps down, or stays if it is named."""
 
     steps: tuple[PrimaryStep, ...]
 
@@ -170,7 +169,7 @@ class RaiseMinIsr(Command, frozen=True, tag=14):
 
 
 class UnsafeRecover(Command, frozen=True, tag=15):
-    """An operator's order, outside R1: this node's copy is the partition from now on. Recorded for ever."""
+    """An operator's order, outside R1: this node's copy is the partition now. Recorded for ever."""
 
     partition: PartitionId
     epoch: Epoch
@@ -217,11 +216,11 @@ class RaiseFeatureLevel(Command, frozen=True, tag=34):
 
 
 class NoteThreeVoters(Command, frozen=True, tag=35):
-    """The Raft group has had three voters: from now on a replacement is promoted only after some time of health."""
+    """Raft has had three voters: from now on a replacement is promoted only after some health."""
 
 
 class NoteHandlers(Command, frozen=True, tag=36):
-    """A node has handlers of its own: no node may let simulated ones stand in for them from now on."""
+    """A node has handlers of its own: from now on no simulated ones stand in for them."""
 
 
 AnyCommand = (
@@ -250,7 +249,7 @@ AnyCommand = (
 )
 
 FEATURE_LEVEL_OF: dict[type[Command], int] = {NoteHandlers: HANDLERS_LEVEL}
-"""Kinds that need more than the first feature level; nobody may propose them before the cluster map has it."""
+"""Kinds that need more than the first feature level; not proposed before the cluster map has it."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes | memoryview], AnyCommand] = msgspec.msgpack.Decoder(AnyCommand).decode
@@ -265,7 +264,7 @@ def encode(command: AnyCommand) -> bytes:
 
 
 def decode(data: bytes) -> AnyCommand:
-    """A command out of ``encode``'s bytes. :raises UnreadableCommand: damage, or a newer kind."""
+    """A command out of ``encode``'s bytes; ``UnreadableCommand`` for damage or a newer kind."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableCommand(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:

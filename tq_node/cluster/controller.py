@@ -3,8 +3,7 @@ have the last word.
 
 The driver calls it at each tick and after each change of the cluster map while it leads, once it
 has applied an entry of its own term. It proposes the commands, hands the wish to Raft, and passes
-as ``pending`` whatever it proposed and has not seen applied or lost.
-"""
+as ``pending`` whatever it proposed and has not seen applied or lost."""
 
 from __future__ import annotations
 
@@ -48,13 +47,13 @@ CHANGES_THE_PLAN = (
     PlanPrimary,
     ElectPrimary,
 )
-"""While one of these is in flight nothing new is planned: the cluster map is about to be another."""
+"""While one of these is in flight nothing new is planned: the cluster map is about to change."""
 
 _Step = TypeVar("_Step")
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What to propose. ``waiting``: partitions that should move and do not, with the reason as a stable word."""
+    """What to propose. ``waiting``: why partitions that should move do not, as stable words."""
 
     commands: tuple[AnyCommand, ...] = ()
     voter_change: VoterChange | None = None
@@ -75,8 +74,7 @@ def decide(
     :param plan: False: look for deaths only, neither at voters nor at each partition.
 
     :param pending: commands proposed and not yet applied, the data plane's too; none is proposed
-        again.
-    """
+        again."""
     if view.me not in cluster_map.nodes:
         return Decision()
     voter_change = next_voter_change(cluster_map, liveness, view, now_ms) if plan else None
@@ -116,7 +114,7 @@ def _deaths(
 
 # --- partitions ---
 def _on_partitions(planner: Planner, pending: Collection[AnyCommand]) -> Iterator[AnyCommand]:
-    """The steps that are due, at most one for each partition: all are compare-and-set, a second one would be refused."""
+    """The steps that are due, one a partition at most: compare-and-set would refuse a second."""
     busy = partitions_in(pending)
 
     def free(steps: Iterable[_Step]) -> list[_Step]:

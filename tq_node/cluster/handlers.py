@@ -1,4 +1,4 @@
-"""Which nodes have handlers for what, and when simulated ones may stand in: only where nobody has, or ever had, real ones."""
+"""Which nodes have handlers for what; simulated ones stand in only where real ones never were."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def may_simulate(cluster_map: ClusterMap, me: NodeId, announced: Mapping[NodeId,
 
     Not while nodes of an earlier release are members: they don't say what they have.
 
-    :param announced: the latest announcement of each node.
-    """
+    :param announced: the latest announcement of each node."""
     return (
         cluster_map.feature_level >= HANDLERS_LEVEL
         and not cluster_map.handlers_seen
@@ -69,8 +68,7 @@ def takers(
     """The types that each node which is up takes.
 
     :param announced: the latest announcement of each node in its present session; for this node
-        ``own`` counts, which is newer.
-    """
+        ``own`` counts, which is newer."""
     of: dict[NodeId, frozenset[str] | None] = {me: None if own is None else frozenset(own)}
     for node in cluster_map.nodes.values():
         if node.is_up and node.node_id != me:

@@ -2,8 +2,7 @@
 
 Kept on every member, so that a new leader knows the sizes and everybody can show who is suspect;
 only the leader acts on it. Safety never rests on it (R2, R12, R13). Nothing here reads a clock:
-each call says when it is, in monotonic ms.
-"""
+each call says when it is, in monotonic ms."""
 
 from __future__ import annotations
 
@@ -21,15 +20,14 @@ class Health(msgspec.Struct, frozen=True, array_like=True):
 
     ``task_bytes``: of each partition of which it has a copy with tasks (finished ones and
     tombstones too), their size; one that is not named has none. ``may_lead``: False while it stops,
-    its disk is slow or low, or its wall clock is off by 5 s.
-    """
+    its disk is slow or low, or its wall clock is off by 5 s."""
 
     task_bytes: dict[int, int] = {}
     may_lead: bool = True
 
 
 class Evidence(msgspec.Struct, frozen=True, array_like=True):
-    """A voter's report that a node is dead (R5a). ``refused_at_ms``: when its port refused, monotonic at the reporter."""
+    """A voter's report of a death (R5a). ``refused_at_ms``: the port did, monotonic there."""
 
     reporter: NodeId
     reporter_session: int
@@ -41,13 +39,13 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True):
 
 
 def is_conclusive(evidence: Evidence, apart_ms: int) -> bool:
-    """R5a: the connection broke *and* the port refused twice, some time apart. A time-out is never evidence."""
+    """R5a: the connection broke *and* the port refused twice, some time apart; never a time-out."""
     refused = evidence.refused_at_ms
     return evidence.is_broken and len(refused) >= 2 and max(refused) - min(refused) >= apart_ms
 
 
 def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]) -> bool:
-    """Whether both nodes are still in the sessions of the evidence: an earlier run proves nothing about this one."""
+    """Whether both nodes are still in the evidence's sessions: an earlier run proves nothing."""
     reporter, about = nodes.get(evidence.reporter), nodes.get(evidence.about)
     return (
         reporter is not None
@@ -58,12 +56,12 @@ def is_of_present_sessions(evidence: Evidence, nodes: Mapping[NodeId, NodeEntry]
 
 
 def is_majority(reporters: Collection[NodeId], voters: Collection[NodeId]) -> bool:
-    """Whether the reporters are a majority of all voters, dead ones too: what a minority sees may be its own broken network."""
+    """Whether they are a majority of all voters, dead ones too: a minority may be cut off."""
     return 2 * len([node for node in reporters if node in voters]) > len(voters)
 
 
 class Liveness:
-    """When each node was last in contact, and what it reported. :param now_ms: when this node began to listen."""
+    """When each node was last in contact, and what it reported, as known from ``now_ms`` on."""
 
     def __init__(self, now_ms: int, settings: ControllerSettings = DEFAULT_SETTINGS) -> None:
         self.settings = settings
@@ -84,7 +82,7 @@ class Liveness:
 
     # --- events ---
     def lead(self, now_ms: int) -> None:
-        """Begin as leader: every node gets a full ``session_ms`` (R5, F7), and evidence must be reported anew (R5a)."""
+        """Begin to lead: nodes get a full ``session_ms`` (R5, F7), evidence counts anew (R5a)."""
         self._granted_ms = now_ms
         self._evidence.clear()
         self._steady_since_ms = dict.fromkeys(self._steady_since_ms, now_ms)
@@ -95,8 +93,7 @@ class Liveness:
 
         After a pause its sockets are full of unread messages, so it cannot say who was silent. A
         short pause does not count as anybody's silence; after a long one everybody gets time anew
-        (F40).
-        """
+        (F40)."""
         passed_ms = now_ms - self._ticked_ms
         self._ticked_ms = now_ms
         if passed_ms >= self.settings.suspect_ms:
@@ -109,7 +106,7 @@ class Liveness:
             }
 
     def follow(self, cluster_map: ClusterMap, now_ms: int) -> None:
-        """Take up a new cluster map. A new session counts as a contact, and reports of the node's earlier run are dropped."""
+        """Take up a cluster map. A new session is a contact; reports of an earlier run go."""
         if cluster_map.nodes is not self._nodes:
             self._follow_nodes(cluster_map.nodes, now_ms)
         if cluster_map.partitions is not self._partitions:
@@ -140,7 +137,7 @@ class Liveness:
         return (epoch, since_ms) if epoch == entry.epoch else (entry.epoch, now_ms)
 
     def record_heartbeat(self, node: NodeId, now_ms: int, applied_index: int, health: Health) -> None:
-        """Count a heartbeat in the node's present session (the wire drops others): it lives, evidence against it is void."""
+        """Count a heartbeat of the present session (the wire drops others); it voids evidence."""
         if now_ms - self._contact_ms.get(node, now_ms) >= self.settings.suspect_ms or node not in self._steady_since_ms:
             self._steady_since_ms[node] = now_ms
         self._contact_ms[node] = now_ms
@@ -149,7 +146,7 @@ class Liveness:
         self._evidence.pop(node, None)
 
     def record_handlers(self, node: NodeId, serial: int, announced: Announced) -> None:
-        """Keep the handlers that a node announced in its present session; ``serial`` rises, an earlier one is ignored."""
+        """Keep the handlers of a node's present session; ``serial`` rises, earlier is ignored."""
         if serial > self._handlers_serial.get(node, 0):
             self._handlers_serial[node] = serial
             self.handlers[node] = announced
@@ -182,7 +179,7 @@ class Liveness:
     def is_proven_dead(
         self, node: NodeId, nodes: Mapping[NodeId, NodeEntry], voters: Collection[NodeId], me: NodeId
     ) -> bool:
-        """Whether a majority of voters, the leader among them, report the death in present sessions (R5a)."""
+        """Whether a majority of voters, the leader too, report it, in present sessions (R5a)."""
         evidence = self._evidence.get(node, {})
         reporters = [r for r, said in evidence.items() if is_of_present_sessions(said, nodes)]
         return me in reporters and is_majority(reporters, voters)

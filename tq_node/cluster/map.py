@@ -4,8 +4,7 @@ node. The cluster map as bytes.
 Pure, total and deterministic: whatever is in an entry, the answer is a new map or a refusal (or
 that this code is too old to go on), and everything is judged against the cluster map as it is *when
 the entry is applied*. Where replication.md says "the controller", its rules R1 to R4 are here; what
-should be proposed is ``controller.decide``.
-"""
+should be proposed is ``controller.decide``."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ SEED_MAX = 2**32 - 1
 
 
 class UnreadableMap(Exception):
-    """This code can't read or go on with the cluster map: damage, or a newer feature level. The node must stop (F44)."""
+    """The cluster map is damaged, or of a newer feature level. The node must stop (F44)."""
 
 
 def can_apply(feature_level: int) -> bool:
@@ -72,8 +71,7 @@ def apply(cluster_map: ClusterMap, index: int, command: AnyCommand) -> Applied:
     :raises AssertionError: ``index`` was applied before; the driver is broken.
     :raises UnreadableMap: the entry raises the cluster map to a level that this code can't apply.
         The other members have raised it: refusing would be divergence. Who gets here runs an older
-        release than it registered with, or has not registered.
-    """
+        release than it registered with, or has not registered."""
     assert index > cluster_map.map_version, "an entry is applied twice"
     applied = _applied(cluster_map, index, command)
     if applied.map.feature_level != cluster_map.feature_level:
@@ -213,14 +211,14 @@ _decode = msgspec.msgpack.Decoder(ClusterMap).decode
 
 
 def encode(cluster_map: ClusterMap) -> bytes:
-    """The whole map, for Raft's snapshots: equal maps, equal bytes; without fields that a member does not know (F44)."""
+    """The map for Raft's snapshots: equal maps, equal bytes; no field unknown to a member (F44)."""
     late = sum(cluster_map.feature_level < level for level in FIELD_LEVELS.values())
     written = msgspec.structs.astuple(cluster_map)[:-late] if late else cluster_map
     return bytes((FORMAT,)) + _encode(written)
 
 
 def decode(data: bytes) -> ClusterMap:
-    """A map out of ``encode``'s bytes. :raises UnreadableMap: damage, or fields of a later feature level."""
+    """A map out of ``encode``'s bytes; ``UnreadableMap`` for damage or later levels' fields."""
     if data[:1] != bytes((FORMAT,)):
         raise UnreadableMap(f"format {data[:1].hex() or 'none'}, not {FORMAT}")
     try:
@@ -236,7 +234,7 @@ def decode(data: bytes) -> ClusterMap:
 
 
 def digest(cluster_map: ClusterMap) -> str:
-    """A hash that is equal on all nodes at one index; a node whose hash differs has diverged and stops (R20)."""
+    """A hash equal on all nodes at one index; where it differs, the node stops (R20)."""
     return hashlib.blake2b(encode(cluster_map), digest_size=16).hexdigest()
 
 

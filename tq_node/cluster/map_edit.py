@@ -1,4 +1,4 @@
-"""The next cluster map while one entry is applied: what does not change is shared with the one before."""
+"""The next cluster map while one entry is applied: shares with the last what does not change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Change = NodeChanged | PartitionChanged | QueueChanged
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What one entry did, equal on every node. ``changes``: nodes, then partitions, then queues, each in order."""
+    """What one entry did, equal on every node. ``changes``: nodes, partitions, queues, in order."""
 
     map: ClusterMap
     changes: tuple[Change, ...] = ()
@@ -43,12 +43,12 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 def raised_version(before: PartitionEntry) -> int:
-    """Each entry that changes a partition's record raises its version by one: what compare-and-set looks at."""
+    """Each entry that changes a partition raises its version by one, for compare-and-set."""
     return before.partition_version + 1
 
 
 class MapEdit:
-    """The next cluster map while one entry is applied. A rule calls ``refuse`` before it changes anything of an item."""
+    """The next cluster map, as one entry is applied. A rule calls ``refuse`` before any change."""
 
     __slots__ = (
         "_changed_nodes",
@@ -88,7 +88,7 @@ class MapEdit:
         return (self.before.partitions if self._partitions is None else self._partitions)[partition]
 
     def is_touched(self, partition: int) -> bool:
-        """Whether an earlier item of this entry changed the partition: then it is no longer what its proposer saw."""
+        """Whether an earlier item of this entry changed what this item's proposer saw."""
         return partition in self._changed_partitions
 
     def primaries_on(self, node: NodeId) -> int:

@@ -4,8 +4,7 @@ hashing within bounds).
 Each partition would like the nodes with the highest weight for it: highest random weight hashing
 (Thaler and Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996). Two things bend that:
 no node holds more than its share, rounded up, and what is placed stays where it is unless a bound
-forbids it, for every move copies data.
-"""
+forbids it, for every move copies data."""
 
 from __future__ import annotations
 
@@ -128,7 +127,7 @@ class _Layout:
                 self.drop(partition, max(nodes, key=lambda n: (len(self.held[n]), -self.weight(n, partition), n)))
 
     def fill(self, wanted: int) -> None:
-        """Fewer copies than wanted. Directly wherever that is possible, before anything else is pushed about."""
+        """Add copies up to ``wanted``, directly where that is possible, before others are moved."""
         for find in (self.find_place, self.find_place_in_two):
             for partition, nodes in enumerate(self.copies):
                 while self.is_movable(partition) and len(nodes) < wanted and find(partition):
@@ -163,7 +162,7 @@ class _Layout:
         return bool(able)
 
     def find_place_in_two(self, partition: int) -> bool:
-        """Nodes with room all hold it already: put it on a full one, and something of that one onto a node with room."""
+        """Nodes with room all hold it: put it on a full one, and another of that where room is."""
         nodes = self.copies[partition]
         roomy = [node for node in self.targets if self.has_room(node)]
         full = [node for node in self.targets if not self.has_room(node) and node not in nodes]
@@ -226,8 +225,7 @@ def plan_copies(
     :param is_even: hold the share rounded down as well, at the price of more moves.
 
     No keeper has more than ``share_max`` in the end, unless what is pinned or where nobody has room
-    stands against it.
-    """
+    stands against it."""
     if not keepers:
         return list(current)
     wanted = min(wanted, len(keepers))
@@ -280,12 +278,12 @@ class _Primaries:
                 self.give(partition, min(nodes, key=lambda n: (len(self.led[n]), -weight(n, partition, self.seed), n)))
 
     def even_out(self, source: NodeId, is_enough: Callable[[], bool], is_open: Callable[[NodeId], bool]) -> None:
-        """Take partitions from ``source`` until it is enough, each to the nearest node that is open."""
+        """Move partitions off ``source`` until enough, each to the nearest open node."""
         while not is_enough() and self.shift(source, is_open):
             pass
 
     def shift(self, source: NodeId, is_open: Callable[[NodeId], bool]) -> bool:
-        """One less at ``source``, one more at an open node, by the shortest chain of nodes that share partitions."""
+        """Move one from ``source`` to an open node, by the shortest chain of shared partitions."""
         came: dict[NodeId, tuple[NodeId, int]] = {}
         queue = [source]
         for node in queue:
@@ -318,8 +316,7 @@ def plan_primaries(
     """For each partition the copy that should lead it: the present one, unless its node leads more
     than its share.
 
-    :param able: nodes that may lead. A partition with no copy on any of them gets None.
-    """
+    :param able: nodes that may lead. A partition with no copy on any of them gets None."""
     if not able:
         return [None] * len(copies)
     plan = _Primaries(copies, current, able, seed)

@@ -2,8 +2,7 @@
 likewise, step by step (section 6).
 
 Each function looks at the whole cluster map and says what is due *now*; nothing is remembered
-between two looks, so that any later leader goes on where the last one died (F27).
-"""
+between two looks, so that any later leader goes on where the last one died (F27)."""
 
 from __future__ import annotations
 
@@ -42,14 +41,14 @@ class Planner:
 
     # --- looking ---
     def is_at_hand(self, node: NodeEntry) -> bool:
-        """Whether the node was in contact lately and has applied its own registration, so that it serves what it is given."""
+        """Whether it was in contact lately and has applied its own registration: it can serve."""
         if node.node_id == self.me:
             return True
         heard = not self.liveness.is_suspect(node.node_id, self.now_ms)
         return heard and self.liveness.has_reached(node.node_id, node.session)
 
     def may_keep(self, node: NodeEntry) -> bool:
-        """Whether the node keeps its copies: one that is down is expected back for ``replace_after_ms``."""
+        """Whether the node keeps its copies: a down one is expected for ``replace_after_ms``."""
         if (
             node.status == NodeStatus.DOWN
             and self.liveness.down_ms(node.node_id, self.now_ms) >= self.settings.replace_after_ms
@@ -110,13 +109,13 @@ class Planner:
         return sorted(steps, key=lambda step: step.partition)
 
     def is_astray(self, entry: PartitionEntry, wished: set[NodeId]) -> bool:
-        """Whether the partition is not where it should be. A dead copy is not given up before another takes its place."""
+        """Whether the partition is misplaced. A dead copy stays until another takes its place."""
         if wished == set(entry.copies):
             return False
         return bool(wished.difference(entry.copies)) or len(entry.copies) > self.copies_left_min(entry)
 
     def note_stuck(self, wanted: list[tuple[NodeId, ...]]) -> None:
-        """What stays on a node that should not have it, and what has begun to move and cannot end, each with the reason."""
+        """Note what stays where it should not, and moves that can't end, each with the reason."""
         load = Counter(node for nodes in wanted for node in nodes)
         cap = share_max(sum(load.values()), max(1, len(self.keepers)))
         crowded = {node for node, held in load.items() if held > cap}
@@ -132,7 +131,7 @@ class Planner:
                 self.waiting[partition] = reason
 
     def is_held(self, entry: PartitionEntry) -> bool:
-        """``min_isr`` lets nobody go, and no newcomer is to come who could change that: it has lost too many since it began."""
+        """``min_isr`` lets nobody go and no newcomer will change that: too many were lost."""
         return are_in_sync(entry) and not are_out_of_sync(entry) and len(entry.isr) <= entry.min_isr
 
     def copies_left_min(self, entry: PartitionEntry) -> int:
@@ -143,7 +142,8 @@ class Planner:
         return len(candidates(entry, self.map.nodes)) < self.map.settings.replication_factor
 
     def step_towards(self, partition: int, entry: PartitionEntry, wanted: tuple[NodeId, ...]) -> MoveStep | None:
-        """At most RF + 1 copies in between, and in the end no fewer than the members can hold. None: ``min_isr`` forbids it."""
+        """The next step: at most RF + 1 copies meanwhile, and in the end no fewer than the members
+        can hold. None: there is nothing to do, or ``min_isr`` forbids it."""
         factor = self.map.settings.replication_factor
         adding = tuple(node for node in wanted if node not in entry.copies)[: max(0, factor + 1 - len(entry.copies))]
         spare = len(entry.copies) + len(adding) - max(self.copies_left_min(entry), entry.min_isr)
@@ -158,7 +158,7 @@ class Planner:
         return MoveStep(PartitionId(partition), entry.epoch, entry.partition_version, adding, tuple(removing))
 
     def leaves_first(self, node: NodeId) -> tuple[bool, bool]:
-        """A node that is to be emptied before a dead one, which may be resting; that before one that lives."""
+        """Order of leaving: a node to be emptied; a dead one, which may return; a living one."""
         entry = self.map.nodes[node]
         return not entry.is_draining, entry.is_up
 
@@ -170,7 +170,7 @@ class Planner:
         ]
 
     def aborts(self) -> list[Seen]:
-        """Moves that will not get on: what is still missing is planned anew, from what is there by now."""
+        """Moves that will not get on; what is missing is planned anew, from what is there."""
         return [
             self.seen(p) for p, entry in enumerate(self.map.partitions) if entry.is_moving and self.is_hopeless(entry)
         ]
@@ -181,13 +181,12 @@ class Planner:
         While a move is under way no other copy is made, so one that is held for a copy that is lost
         for good would never end. Nothing is lost by ending it: its newcomers are in the set, and
         stay copies. Nor can it begin again as it was and flap: ``step_towards`` takes nobody out of
-        a set that has no more than ``min_isr``, unless newcomers make up for it.
-        """
+        a set that has no more than ``min_isr``, unless newcomers make up for it."""
         return any(not self.map.nodes[node].is_target for node in entry.adding) or self.is_held(entry)
 
     # --- primaries ---
     def successors(self, wanted: list[tuple[NodeId, ...]]) -> list[PrimaryStep]:
-        """Primaries that should hand over: to leave a node, or because their node leads more than its share."""
+        """Primaries to hand over: to leave a node, or as it leads more than its share."""
         leading = [entry.successor or entry.primary for entry in self.map.partitions]
         plan = plan_primaries(
             wanted, leading, able=self.able, seed=self.map.settings.seed, is_even=self.map.rebalance > 0

@@ -1,4 +1,4 @@
-"""R1 to R3: who may become primary, what a choice does, and what happens to a set whose members die."""
+"""R1 to R3: who may become primary, what a choice does, what becomes of a set whose members die."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ Nodes = Mapping[NodeId, NodeEntry]
 
 
 def candidates(entry: PartitionEntry, nodes: Nodes) -> list[NodeId]:
-    """The members of the in-sync set that are up (R1). Any other copy may lack what was acknowledged (F13, F16)."""
+    """The in-sync members that are up (R1). Other copies may lack acknowledged data (F13, F16)."""
     return [node for node in entry.isr if nodes[node].is_up]
 
 
 def next_epoch(epoch: Epoch) -> Epoch:
-    """Each choice is a new epoch, even of the present primary: it may have forgotten what it sent in the last one (R2, F20)."""
+    """Each choice is a new epoch: the same primary may have forgotten what it sent (R2, F20)."""
     return Epoch(epoch + 1)
 
 
 def choice(
     entry: PartitionEntry, nodes: Nodes, primaries_on: Callable[[NodeId], int], *, avoid: NodeId | None = None
 ) -> NodeId | None:
-    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least. None: nobody may lead."""
+    """The best candidate: not ``avoid``, the successor, one that stays, then whoever leads least.
+    None: nobody may lead."""
 
     def rank(node: NodeId) -> tuple[bool, bool, bool, bool, int, NodeId]:
         return (
@@ -40,7 +41,7 @@ def choice(
 
 
 def elect(edit: MapEdit, partition: int, *, avoid: NodeId | None = None) -> None:
-    """Choose a primary in a new epoch (R2). With no candidate there is none; that is no choice, so the epoch stays."""
+    """Choose a primary in a new epoch (R2). With no candidate there is none; the epoch stays."""
     entry = edit.partition(partition)
     chosen = choice(entry, edit.nodes, edit.primaries_on, avoid=avoid)
     appoint(edit, partition, entry, chosen)
@@ -52,12 +53,12 @@ def appoint(edit: MapEdit, partition: int, entry: PartitionEntry, chosen: NodeId
 
 
 def may_shrink(members: int, min_isr: int) -> bool:
-    """R3: dead members leave the set only while more than ``min_isr`` remain; the rest stay in it, dead (F16)."""
+    """R3: dead members leave only while over ``min_isr`` remain; the others stay in it (F16)."""
     return members > min_isr
 
 
 def without_dead(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
-    """The entry after dead members left its set, as far as R3 allows. Those that can never come back leave first."""
+    """The entry without the dead of its set, as far as R3 allows, the removed ones first."""
     isr = list(entry.isr)
     dead = sorted((n for n in isr if not nodes[n].is_up), key=lambda n: nodes[n].status != NodeStatus.REMOVED)
     for node in dead:
@@ -74,7 +75,7 @@ def with_isr(entry: PartitionEntry, isr: tuple[NodeId, ...]) -> PartitionEntry:
 
 
 def without_removed(entry: PartitionEntry, nodes: Nodes) -> PartitionEntry:
-    """A removed node never comes back: as soon as it is out of the set it is no copy either, nor part of a move."""
+    """A removed node never returns: once out of the set it is no copy, nor part of a move."""
     gone = [node for node in entry.copies if not nodes[node].is_member and node not in entry.isr]
     if not gone:
         return entry

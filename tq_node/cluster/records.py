@@ -3,8 +3,7 @@ makes new ones.
 
 Everything is array-like msgpack and part of the on-disk format (docs/decisions/0001): new fields go
 to the end, with a default, and are written only once ``feature_level`` says that every member can
-read them (F44).
-"""
+read them (F44)."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ FEATURE_LEVEL_MIN = 1
 FEATURE_LEVEL_MAX = 2
 """What this code can apply. A cluster map of a higher level is refused: the node stops."""
 HANDLERS_LEVEL = 2
-"""From this level on nodes say which handlers they have, and the cluster map keeps that one has had handlers of its own."""
+"""From this level on nodes say which handlers they have, and the cluster map keeps that one has."""
 MEMBERS_FOR_TWO_COPIES = 3
-"""With fewer members one durable copy must be enough, else losing the second of two would stop all writes (section 6)."""
+"""With fewer members one copy must be enough: losing one of two would stop writes (section 6)."""
 
 
 class NodeStatus(enum.IntEnum):
-    """A node's status in the map. Draining is kept apart: a node that crashes while it is drained goes on being drained."""
+    """A node's status in the map. Draining is apart: a node that crashes goes on being drained."""
 
     UP = 0
     DOWN = 1
@@ -82,8 +81,7 @@ class PartitionEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, for
 
     ``adding`` and ``removing`` are the recorded intent of a move (section 6): ``adding`` are copies
     that are not in the set yet. ``successor`` is who should be the next primary: the present one
-    drains, then proposes ``StepDown``.
-    """
+    drains, then proposes ``StepDown``."""
 
     copies: tuple[NodeId, ...]
     isr: tuple[NodeId, ...]
@@ -125,7 +123,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, gc=False, array_like=True, fo
 
 
 class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The whole map after ``map_version``, the Raft index of its last change. ``nodes`` is in order of id."""
+    """The whole map. ``map_version``: Raft index of its last change. ``nodes``: in order of ids."""
 
     cluster_id: str
     name: str
@@ -139,9 +137,9 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Raft index of an operator's request to spread evenly that is not yet fulfilled; 0: none."""
     has_had_three_voters: bool = False
     handlers_seen: bool = False
-    """A node has, or has had, handlers of its own: simulated ones may not stand in for them any more. Never taken back."""
+    """A node has had handlers of its own: simulated ones stand in no more. Never taken back."""
     handlers_since: int = 0
-    """Raft index from which on registrations count for ``handlers_seen``: who registered earlier was not asked."""
+    """Raft index whose later registrations count for ``handlers_seen``; earlier: not asked."""
 
     @property
     def is_founded(self) -> bool:
@@ -155,7 +153,7 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 FIELD_LEVELS = {"handlers_seen": HANDLERS_LEVEL, "handlers_since": HANDLERS_LEVEL}
-"""The cluster map's fields that came after the first feature level, all at its end: below theirs they are not written (F44)."""
+"""Fields after the first feature level, at the end; not written below their level (F44)."""
 
 EMPTY = ClusterMap("", "", 0, ClusterSettings(0, 0, 0, 0), {}, (), (), 0)
 """Before anything is applied."""
@@ -168,5 +166,5 @@ def min_isr_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -
 
 
 def copies_wanted(nodes: Mapping[NodeId, NodeEntry], replication_factor: int) -> int:
-    """How many copies a partition should keep. One that is down still counts: its data may only be resting."""
+    """How many copies a partition should keep. One that is down counts: its data may return."""
     return min(replication_factor, sum(1 for node in nodes.values() if node.is_member and not node.is_draining))

@@ -1,4 +1,4 @@
-"""Why an entry of the metadata log changed nothing: stable words, which whoever proposed it gets back."""
+"""Why an entry of the metadata log changed nothing: stable words for its proposer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Refusal(enum.StrEnum):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """One item of an entry that was not applied. ``partition`` is None where the whole entry was refused."""
+    """One item of an entry that was refused. ``partition``: None where the whole entry was."""
 
     code: Refusal
     partition: int | None = None

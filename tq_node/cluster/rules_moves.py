@@ -1,4 +1,4 @@
-"""Moves (section 6): the intent is in the cluster map, so that any later leader goes on where the last one died (F27)."""
+"""Moves (section 6): the intent is in the cluster map, so any later leader takes it up (F27)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tq_node.cluster.rules_partitions import staleness
 
 
 class MoveStage(enum.StrEnum):
-    """What a move is at, by the entry that comes next; a public word (``GET /cluster/partitions``, ``/metrics``)."""
+    """Which entry a move needs next; a public word (``GET /cluster/partitions``, ``/metrics``)."""
 
     COPYING = "copying"
     """``BeginMove`` is applied: the newcomers learn, until they are in the set."""

@@ -26,13 +26,13 @@ def is_removed(edit: MapEdit, node: Registration) -> bool:
 
 
 def is_name_taken(edit: MapEdit, node: Registration) -> bool:
-    """Whether another member has the name. A wiped disk is a new node, and replaces no member that may only be down (F13)."""
+    """Whether another member has the name. A wiped disk is a new node, replacing nobody (F13)."""
     holder = next((n for n in edit.nodes.values() if n.is_member and n.name == node.name), None)
     return holder is not None and holder.node_id != node.node_id
 
 
 def is_store_cloned(edit: MapEdit, node: Registration) -> bool:
-    """Whether the incarnation did not rise, as it does at each start: the store is a copy, or rolled back (F14)."""
+    """Whether the incarnation did not rise, as each start's does: a copied or old store (F14)."""
     known = edit.nodes.get(node.node_id)
     return known is not None and node.incarnation <= known.incarnation and not is_same_run(known, node)
 
@@ -98,7 +98,7 @@ def register(edit: MapEdit, command: RegisterNode) -> None:
 
 
 def is_handlers_news(edit: MapEdit, node: Registration) -> bool:
-    """The first node with handlers of its own. Below the level nobody keeps it: an older release could not (F44)."""
+    """The first node with own handlers. Not kept below the level: an older release can't (F44)."""
     cluster_map = edit.before
     return (
         node.handlers is HandlerKind.OWN
@@ -108,7 +108,7 @@ def is_handlers_news(edit: MapEdit, node: Registration) -> bool:
 
 
 def choose_after_registration(edit: MapEdit, node: NodeId) -> None:
-    """Choose primaries in the same entry: for what the node led (R2, F20), and where a member of the set was waited for."""
+    """Choose primaries in its entry: for what it led (R2, F20), and where it was waited for."""
     for partition, entry in edit.partitions():
         if is_choice_due(entry, node):
             elect(edit, partition, avoid=node)
@@ -126,7 +126,7 @@ def is_session_present(edit: MapEdit, node_id: NodeId, session: int) -> bool:
 
 
 def node_down(edit: MapEdit, command: NodeDown) -> None:
-    """Fail over in one entry: the node is down, leaves the sets (R3), and its partitions get new primaries (R1, R2)."""
+    """Fail over in one entry: node down, out of the sets (R3), new primaries (R1, R2)."""
     node = edit.nodes.get(command.node_id)
     if node is None:
         edit.refuse(Refusal.NO_SUCH_NODE)
@@ -206,7 +206,8 @@ def removal_refusal(edit: MapEdit, command: RemoveNode) -> Refusal | None:
 
 
 def remove(edit: MapEdit, command: RemoveNode) -> None:
-    """Remove a node for ever. A dead one leaves the sets as R3 allows, after ``min_isr`` was lowered if few members remain."""
+    """Remove a node for ever. A dead one leaves the sets as R3 allows, after ``min_isr`` was
+    lowered if few members remain."""
     refusal = removal_refusal(edit, command)
     if refusal is not None:
         edit.refuse(refusal)
@@ -227,7 +228,8 @@ def lowered_min_isr(edit: MapEdit, entry: PartitionEntry) -> int:
 
 
 def restart_empty(edit: MapEdit, partition: int) -> None:
-    """Begin an empty partition anew, on the node that leads least: its only store is gone and held no task. Recorded."""
+    """Begin an empty partition anew, on the node that leads least: its only store is gone and held
+    no task. Recorded."""
     targets = [node.node_id for node in edit.nodes.values() if node.is_target]
     entry = edit.partition(partition)
     to = min(targets, key=lambda n: (edit.primaries_on(n), n))

@@ -1,4 +1,4 @@
-"""What the entries about sets and primaries do: R4, planned and forced changes of primary, ``min_isr``, unsafe recovery."""
+"""Entries on sets and primaries: R4, planned and forced changes, ``min_isr``, unsafe recovery."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def is_version_present(entry: PartitionEntry, partition_version: int) -> bool:
 
 
 def staleness(edit: MapEdit, seen: Seen | IsrStep | MoveStep | PrimaryStep | UnsafeRecover) -> Refusal | None:
-    """Why the partition is not as its proposer saw it; None: it is. Judged when the entry is applied (F25, F27)."""
+    """Why the partition is not as its proposer saw it; None: it is (F25, F27)."""
     if not has_partition(edit, seen.partition):
         return Refusal.NO_SUCH_PARTITION
     entry = edit.partition(seen.partition)
@@ -60,7 +60,7 @@ def keeps_primary(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
 
 
 def is_one_step(entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
-    """Exactly one member more or one less: then the old set and the new one always share what R8 counts."""
+    """One member more or less: the old set and the new one share what R8 counts."""
     return len(isr.symmetric_difference(entry.isr)) == 1
 
 
@@ -69,7 +69,7 @@ def is_copy_up(edit: MapEdit, entry: PartitionEntry, added: frozenset[NodeId]) -
 
 
 def dead_go_first(edit: MapEdit, entry: PartitionEntry, isr: frozenset[NodeId]) -> bool:
-    """No live member is removed while a dead one stays: else a dead primary's late word could leave only the dead (F25)."""
+    """No living member goes before a dead one: else a late word could leave only the dead (F25)."""
     removes_live = any(edit.nodes[node].is_up for node in entry.isr if node not in isr)
     return not (removes_live and any(not edit.nodes[node].is_up for node in entry.isr if node in isr))
 
@@ -182,13 +182,13 @@ def raise_min_isr(edit: MapEdit, command: RaiseMinIsr) -> None:
 
 
 def allows_min_isr(entry: PartitionEntry, wanted: int) -> bool:
-    """Whether ``min_isr`` may be raised; copies that are about to leave do not count, else it would never let them go."""
+    """Whether ``min_isr`` may be raised; copies about to leave don't count, lest they stay."""
     return sum(1 for node in entry.isr if node not in entry.removing) >= wanted
 
 
 # --- outside the rules ---
 def is_in_service(edit: MapEdit, entry: PartitionEntry) -> bool:
-    """Whether the partition has a primary and enough living members in its set: nothing needs to be given up."""
+    """Whether the partition has a primary and enough living members: nothing is to be given up."""
     return entry.primary is not None and len(candidates(entry, edit.nodes)) == len(entry.isr)
 
 

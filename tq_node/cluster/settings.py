@@ -1,4 +1,4 @@
-"""How patient the leader is and how much it does at once, with the relations between them asserted."""
+"""How patient the leader is, how much it does at once; relations of the numbers are asserted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class ControllerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Defaults for one data centre (docs/reference/limits.md)."""
 
     session_ms: int = 2_000
-    """``T_session``: silence for so long is death (R5). How it was chosen: docs/reference/failover.md."""
+    """``T_session``: silence for so long is death (R5); docs/reference/failover.md says why."""
     suspect_ms: int = 1_000
     """Shown as suspect, and given nothing new."""
     decide_ms: int = 100
-    """Between two looks of the leader at who is silent; time that it was late by as much or more is not counted (F40)."""
+    """Between two looks at who is silent; a delay of as much or more is not counted (F40)."""
     refusals_apart_ms: int = 50
     """R5a: between the two refusals of a dead node's port."""
     health_ms: int = 30_000
-    """Of uninterrupted life before a learner replaces a voter; of death before a voter is replaced."""
+    """Of steady life before a learner replaces a voter; of death before a voter is replaced."""
     replace_after_ms: int = 60_000
     """A copy on a dead node is made elsewhere after this; before, it is expected back."""
     successor_ms: int = 10_000

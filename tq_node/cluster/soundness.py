@@ -3,8 +3,7 @@ in it stays, and is acted upon.
 
 The rules of ``map.apply`` judge commands against the cluster map, so a cluster map that was made by
 them alone is always sound. One that comes as a snapshot was made elsewhere; the wire has seen only
-that its types are right.
-"""
+that its types are right."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
-"""No epoch, version, session or incarnation is greater; each fits into the store's 64 bits with its sign."""
+"""No epoch, version, session or incarnation is greater; each fits into 64 signed bits."""
 INCARNATIONS_SKIPPED_MAX = 2**32
 """No node starts so often while the others don't see it."""
 ID_CHARS_MAX = 64

@@ -1,4 +1,4 @@
-"""Views of the cluster map for operators (``types.ClusterView``, ``PartitionView``): names in place of ids."""
+"""Views of the cluster map for operators (``types.ClusterView``, ``PartitionView``), by names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionMove, Parti
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the data plane of this node knows of a partition. ``lag``: entries that each replica is behind."""
+    """What this node's data plane knows of a partition. ``lag``: entries each replica is behind."""
 
     is_active: bool
     last_sequence: int | None = None
@@ -40,7 +40,7 @@ NOBODY_WAITS: Mapping[int, str] = {}
 
 
 def status_of(node: NodeEntry, liveness: Liveness, group: Group, now_ms: int) -> str:
-    """A node's status for operators: ``down`` by the cluster map (R5, R5a), ``suspect`` by this node's own impression."""
+    """A node's status for operators: ``down`` by the map (R5, R5a), ``suspect`` by this node."""
     if not node.is_up:
         return "down"
     if node.node_id != group.me and liveness.is_suspect(node.node_id, now_ms):
@@ -127,7 +127,7 @@ def _state(entry: PartitionEntry, known: Progress | None) -> str:
 
 
 def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
-    """Moves by stage, of the partitions that this node leads by the cluster map: each is counted at one node."""
+    """Moves by stage, of partitions that this node leads by the map: each counts at one node."""
     counts = {str(stage): 0 for stage in MoveStage}
     for entry in cluster_map.partitions:
         stage = stage_of(entry) if entry.primary == me else None
@@ -137,7 +137,7 @@ def count_moves(cluster_map: ClusterMap, me: NodeId) -> dict[str, int]:
 
 
 def count_short(cluster_map: ClusterMap) -> tuple[int, int]:
-    """Partitions with fewer copies in sync, on nodes that are up, than they should have; and those without a primary."""
+    """Partitions with fewer living copies in sync than they should have; those without primary."""
     up = {node.node_id for node in cluster_map.members() if node.is_up}
     entries = cluster_map.partitions
     under_replicated = sum(len(up.intersection(entry.isr)) < len(entry.intended) for entry in entries)

@@ -1,4 +1,4 @@
-"""Who should vote (section 6): 1, 3 or 5, never kept at 2 or 4; of two members only one. One wish at a time."""
+"""Who should vote (section 6): 1, 3 or 5, never kept at 2 or 4; of two members only one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tq_node.types import NodeId
 
 
 class RaftView(msgspec.Struct, frozen=True):
-    """What the leader, ``me``, knows of its Raft group: its configuration, and who is within a round of the log's end."""
+    """What the leader, ``me``, knows of the Raft group; who is within a round of the log's end."""
 
     me: NodeId
     voters: tuple[NodeId, ...]
@@ -30,7 +30,7 @@ class VoterChangeKind(enum.StrEnum):
 
 
 class VoterChange(msgspec.Struct, frozen=True):
-    """A change for ``RaftCore.propose_change`` or ``transfer_leadership``. A refusal is harmless: it is decided again."""
+    """For ``RaftCore.propose_change`` or ``transfer_leadership``; decided again if refused."""
 
     kind: VoterChangeKind
     node: NodeId
@@ -66,7 +66,7 @@ class _Group:
         return self.is_able(node) and self.is_trusted(node)
 
     def is_trusted(self, node: NodeId) -> bool:
-        """Whether the node has shown some time of health; not asked until the group first had three voters."""
+        """Whether it was healthy for some time; not asked before there were three voters."""
         if not self.map.has_had_three_voters:
             return True
         return self.liveness.steady_ms(node, self.now_ms) >= self.liveness.settings.health_ms
@@ -88,7 +88,7 @@ class _Group:
         return sorted(able, key=lambda node: not self.is_trusted(node))
 
     def is_one_coming(self) -> bool:
-        """Whether a learner may yet catch up, within 30 s. A new leader does not know at first which ones are caught up."""
+        """Whether a learner may catch up within 30 s; a new leader does not know at first."""
         return self.map.has_had_three_voters and any(
             self.node(node).is_target
             and node not in self.view.caught_up
@@ -135,7 +135,7 @@ def _votes(group: _Group) -> VoterChange | None:
     bad = [node for node in group.by_age(voters) if group.is_replaceable(node)]
     if bad and ready:
         dead = [node for node in bad if not group.node(node).is_up]
-        # A dead voter goes first: one more voter would only raise the majority that the living have to make up.
+        # A dead voter goes first: one more voter would raise the living ones' majority.
         return _demote(group, dead[0]) if dead and len(voters) > 1 else VoterChange(VoterChangeKind.PROMOTE, ready[0])
     # From a single vote to three one of the two new ones will do that is not trusted yet: it is
     # what replaces a lost disk.
@@ -147,7 +147,7 @@ def _votes(group: _Group) -> VoterChange | None:
 
 
 def _leave(group: _Group, voters: tuple[NodeId, ...], leaving: list[NodeId]) -> VoterChange | None:
-    """Take the votes of leaving nodes. While one of them lives, its vote is worth more than none in its place."""
+    """Take leaving nodes' votes. While one of them lives, its vote is better than none there."""
     if any(group.node(node).is_up for node in leaving):
         if stand_ins := group.stand_ins():
             return VoterChange(VoterChangeKind.PROMOTE, stand_ins[0])

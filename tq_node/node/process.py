@@ -85,7 +85,7 @@ def check_free(host: str | None, port: int | None) -> None:
 
 
 def calm_the_collector() -> None:
-    """Keep what is here for good. What comes later forms few cycles (``gc=False``): look seldom."""
+    """Keep what is here for good. What comes later forms no cycles (``gc=False``): look seldom."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 50, 1_000)

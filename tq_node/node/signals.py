@@ -2,7 +2,7 @@
 
 | signal | |
 |---|---|
-| TERM, INT | the node stops in order and exits with 0; a second one ends the process at once |
+| TERM, INT | the node stops in order, exits with 0; a second one ends it at once, by that signal |
 | HUP | what can be read again is; the node never ends by it, also where its terminal has gone |
 | USR1, USR2, ALRM | nothing, but for a line in the log; USR1 rotates twistd's log file, if any |"""
 
@@ -50,7 +50,7 @@ class Ending:
         _end_within(seconds, code, line.encode())
 
     def closed(self, code: int, last: Callable[[], None]) -> None:
-        """All is written and closed: threads get ``THREADS_GRACE_S``, then ``last`` is called."""
+        """All is closed: threads get ``THREADS_GRACE_S``, then come ``last`` and the end."""
         _end_within(THREADS_GRACE_S, code, b"", last)
 
 

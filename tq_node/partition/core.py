@@ -270,7 +270,7 @@ class PartitionCore(Generic[News]):
             self._step_down()
 
     def refuses(self, epoch: int) -> int | None:
-        """The promise to answer a ``Ping`` with, if it is above the ``epoch`` asked for."""
+        """The promise to answer a ``Ping`` with, if above the ``epoch`` asked for; else None."""
         return self.log.promised if self.log.promised > epoch else None
 
     # --- reads and leases (sections 7 and 8) ---
@@ -374,7 +374,7 @@ class PartitionCore(Generic[News]):
         return messages
 
     def ready(self, now_ms: int) -> Ready:
-        """Close the open entry; return all for the disk. Call again before that is durable, too."""
+        """Close the open entry; return all for the disk, also while the last is not durable yet."""
         if self._primary is not None:
             self._primary.seal(now_ms)
         self._replica.seal()

@@ -49,14 +49,16 @@ class ReadLog(NamedTuple):
 
 
 class OpenSnapshot(NamedTuple):
-    """Begin a read transaction, in turn; ``snapshot_opened`` or ``snapshot_failed`` answers."""
+    """Begin a read transaction, perhaps once others are closed; answer with ``snapshot_opened`` or
+    ``snapshot_failed``."""
 
     node: NodeId
     snapshot_id: int
 
 
 class ReadChunk(NamedTuple):
-    """Read one next chunk of a snapshot; ``snapshot_chunk`` or ``snapshot_failed`` answers."""
+    """Read the next chunk, one at a time for each snapshot; answer with ``snapshot_chunk`` or
+    ``snapshot_failed``."""
 
     node: NodeId
     snapshot_id: int

@@ -146,7 +146,7 @@ def may_shrink(record: Record) -> bool:
 
 
 def is_fault_here(lagging: Collection[Standing], living: Collection[Standing]) -> bool:
-    """Whether all of several others lag. With one other it is unknown, and the set shrinks."""
+    """Whether all of several others lag. With one other nobody can tell: the set shrinks."""
     return len(living) > 1 and len(lagging) == len(living)
 
 

@@ -46,7 +46,7 @@ class PingRounds:
         return Ping(self.number, self._rounds[self.number][1])
 
     def answered(self, pong: Pong) -> Answered | None:
-        """The partitions that the peer confirms, for refusals go to the driver; None: too old."""
+        """The partitions that the peer did not refuse; None: the round is too old."""
         known = self._rounds.get(pong.number)
         if known is None:
             return None

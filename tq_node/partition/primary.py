@@ -45,7 +45,7 @@ class OpenEntry(Generic[News]):
         return self._log.last_sequence + 1
 
     def add(self, effect: Effect, size: int, news: News | None) -> int:
-        """Add an effect; return its sequence. ``size``: its payloads' bytes, which cut entries."""
+        """Add an effect; return its sequence. ``size``: its payloads' bytes, to cut entries by."""
         if self.effects and not self.has_room(size):
             self.close()
         self.effects.append(effect)
@@ -125,7 +125,7 @@ class Primary(Generic[News]):
 
     # --- committing ---
     def advance(self) -> None:
-        """Commit what the effective set has; the barrier makes it active (R7, R8). A hot path."""
+        """Commit what the effective set has durable; the barrier activates (R7, R8). A hot path."""
         log = self._log
         sequence = self.commitment.advance(log.durable_sequence, log.committed)
         if sequence is not None:
@@ -148,7 +148,7 @@ class Primary(Generic[News]):
                     self.sender.begin(stream, now_ms)
 
     def seal(self, now_ms: int) -> None:
-        """Close the open entry and send news once the promise is durable, before the entry is."""
+        """Close the open entry and send it once the promise is durable, before the entry is."""
         self.open_entry.close()
         log = self._log
         if self.spread_to < log.last_sequence:

@@ -234,7 +234,7 @@ class ReplicaProgress:
         return now_ms - self.answered_ms > self._settings.replica_lag_max_ms
 
     def is_idle(self, last_sequence: int, committed: int, now_ms: int) -> bool:
-        """Whether a tick would do nothing: it has everything, knows it, and answered lately."""
+        """Whether a tick would do nothing: it has all, knows it, keeps near, answered lately."""
         return (
             self.mode is Mode.STREAM
             and self.behind_since_ms is None

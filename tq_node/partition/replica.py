@@ -37,7 +37,7 @@ from tq_node.types import NodeId
 
 
 class Replica(Generic[News]):
-    """Follows the primary of the highest promised epoch: acknowledges ``log``, its log's prefix."""
+    """Follows the primary of the highest promised epoch: ``log`` is a prefix of the primary's."""
 
     def __init__(self, log: ReplicaLog[News], outbox: Outbox[News]) -> None:
         self._log = log

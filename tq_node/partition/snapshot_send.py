@@ -14,7 +14,8 @@ from tq_node.partition.replica_log import News, ReplicaLog
 
 
 class Snapshots(Generic[News]):
-    """Sends snapshots in one epoch, one a replica; the store bounds how many, ``CopyRate`` rate."""
+    """Sends snapshots in one epoch, one a replica, as many as the store and as fast as ``CopyRate``
+    let it."""
 
     def __init__(self, log: ReplicaLog[News], epoch: int, outbox: Outbox[News]) -> None:
         self._log = log

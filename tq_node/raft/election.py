@@ -78,7 +78,7 @@ class Election:
 
     # --- evidence of the leader's death (R5a) ---
     def leader_died(self, node: NodeId) -> None:
-        """Forget it, so that pre-votes are granted; campaign after a drawn 0 to 150 ms."""
+        """Forget the leader, so that pre-votes are granted; campaign after a drawn 0 to 150 ms."""
         state = self._state
         if state.is_leader or state.leader != node:
             return

@@ -107,7 +107,7 @@ class RaftLog:
         return self.term(log_index) == term
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
-        """The election restriction (3.6.1): is a log with this end as complete as this one?"""
+        """The election restriction (3.6.1): is a log with this end at least as complete as this?"""
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def slice(self, first: int, last: int, bytes_max: int) -> tuple[Entry, ...]:

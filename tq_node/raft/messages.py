@@ -147,7 +147,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Vote(Message, frozen=True, array_like=True, tag="vote"):
-    """Asks for a vote (3.4); ``pre``: would it be given (9.6)? ``force``: by the leader (3.10)."""
+    """Asks for a vote (3.4); ``pre``: would it be given (9.6)? ``force``: leader's wish (3.10)."""
 
     last_log_index: int
     last_log_term: int
@@ -259,7 +259,8 @@ class Ready(msgspec.Struct, frozen=True):
     3. Then ``RaftCore.persisted(number)``, and send ``messages_after_persist``, which also wait
        for the writes of all *earlier* Readys, even where this one has nothing to persist.
     4. Apply ``committed`` in order, each exactly once; it is durable here already. ``snapshot``,
-       once durable, replaces the state machine: after this Ready's ``committed``, before later."""
+       once durable, replaces the state machine: after this Ready's ``committed``, before any
+       later one's."""
 
     number: int
     hard_state: HardState | None

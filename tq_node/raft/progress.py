@@ -121,7 +121,7 @@ class Progress:
         return True
 
     def set_back(self, next_hint: int) -> None:
-        """The follower lost what it had acknowledged: nothing counts, all is sent again (F14)."""
+        """The follower lost what it had acknowledged: it counts no more, is sent again (F14)."""
         self.match_index = 0
         self._become(Mode.PROBE)
         self.next_index = next_hint
@@ -154,7 +154,8 @@ class Progress:
         return self.silent_ticks >= settings.election_ticks
 
     def tick(self, last_index: int, settings: RaftSettings) -> None:
-        """A round reaches the log's end of its start; fast, if in less than an election timeout."""
+        """A round reaches what was the end of the log when it began; it is fast if that takes less
+        than an election timeout."""
         self.silent_ticks += 1
         if self.is_silent(settings):
             self.is_active = False

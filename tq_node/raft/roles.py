@@ -22,7 +22,7 @@ class Roles:
         self._draw_timeout()
 
     def become_follower(self, term: int, leader: NodeId | None) -> None:
-        """Any role to follower. A higher term forgets the vote, the present one never (F1)."""
+        """Any role to follower, of ``leader`` or none. Only a higher term forgets the vote (F1)."""
         state = self._state
         assert term >= state.term, "terms never decrease"
         if leader is not None:

@@ -19,7 +19,7 @@ class RaftSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     heartbeat_ticks: int = 2
     election_ticks: int = 10
-    """Silent ticks, to twice as many, before a follower campaigns; as long a voter is loyal."""
+    """A follower campaigns after 1 to 2 times as many silent ticks; so long a voter is loyal."""
     evidence_delay_ms: int = 150
     """With evidence of the leader's death a voter campaigns after 0 to so many ms, drawn (R5a)."""
     message_bytes_max: int = 256 * KIB

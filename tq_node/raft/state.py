@@ -66,7 +66,7 @@ class NodeState:
         self.leader: NodeId | None = None
         self.now_ms = 0
         self.election_elapsed = 0
-        """Ticks since a leader sent, a vote was given, a candidacy began, or a quorum was seen."""
+        """Ticks since a leader sent, a vote was given, a candidacy began, a quorum was checked."""
         self.election_timeout = settings.election_ticks
         self.campaign_at_ms: int | None = None
         self.votes: dict[NodeId, bool] = {}

@@ -1,4 +1,4 @@
-"""Handing leadership over, for restarts, drains, and before a leader's removal (thesis, 3.10)."""
+"""Handing leadership over, for restarts, drains and a leader's removal (dissertation, 3.10)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tq_node.types import NodeId
 
 
 class Transfer:
-    """A leader's transfer, without proposals. Ends with the term or after an election timeout."""
+    """A transfer; meanwhile no proposals. Ends with the term or after an election timeout."""
 
     def __init__(self, state: NodeState) -> None:
         self._state = state

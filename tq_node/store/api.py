@@ -72,7 +72,7 @@ class ConsensusWrite(msgspec.Struct, frozen=True):
 
 class StagedChunk(msgspec.Struct, frozen=True, gc=False):
     """One chunk of an incoming snapshot, as read by ``PartitionSnapshot.read``, checked by
-    ``SnapshotCheck``. ``number`` counts from 0; chunk 0 discards what was staged before it."""
+    ``SnapshotCheck``. ``number`` counts from 0; chunk 0 discards what its partition has staged."""
 
     partition: int
     number: int
@@ -219,7 +219,7 @@ SNAPSHOTS_WAITING_MAX = 4_096
 
 
 class PartitionSnapshot(Protocol):
-    """One partition as of one applied sequence, whatever is committed while it is read."""
+    """One partition at one applied sequence; commits go on and don't wait for its reader."""
 
     @property
     def partition(self) -> int: ...

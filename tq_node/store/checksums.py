@@ -52,8 +52,8 @@ def partition_crc(
 
 
 def partition_crc_3(crc: int, *columns: int) -> int:
-    """For the step to schema 3: the sum over all columns, once the one over the first five holds.
-    :raises ValueError: damage."""
+    """For the step to schema 3: the sum over all columns, once that of the first five holds;
+    raises ``ValueError`` for damage."""
     if crc != crc32(_partition_2(*columns[:5])):
         raise ValueError(f"the stored state of partition {columns[0]} is damaged")
     return partition_crc(*columns)

@@ -101,7 +101,8 @@ def put_tombstones(rows: int) -> str:
 
 
 VISIBLE = "{} NOT IN (SELECT slot FROM hidden)"
-"""Of a slot column. ``hidden`` is empty but while slots are staged or deleted: one page."""
+"""Of a slot column. ``hidden`` is empty but while slots are staged or deleted: a look at
+one page."""
 
 # The one parameter is a JSON array: [[id, rev], ...] for the first three, then [id, ...].
 _DOOMED = (
