@@ -50,7 +50,7 @@ class Ending:
         _end_within(seconds, code, line.encode())
 
     def closed(self, code: int, last: Callable[[], None]) -> None:
-        """All is closed: threads get ``THREADS_GRACE_S``, then come ``last`` and the end."""
+        """All is closed: threads get ``THREADS_GRACE_S``; then ``last``, and the end."""
         _end_within(THREADS_GRACE_S, code, b"", last)
 
 
