@@ -81,7 +81,7 @@ class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PauseParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """``QueueParameters`` without control characters; what was paused under some can be resumed."""
+    """``QueueParameters`` that refuse control characters; a queue paused under some can resume."""
 
     queue: Annotated[
         str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})

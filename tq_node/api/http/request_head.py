@@ -28,7 +28,7 @@ _authority = re.compile(
 ).fullmatch
 _absolute = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)").fullmatch
 _is_target = re.compile(rb"[!\"$-~]+").fullmatch
-"""Printable ASCII but ``#``: no fragment is sent (RFC 9112, 3.2). Clients do send bare quotes."""
+"""Printable ASCII but ``#``: a fragment is never sent (RFC 9112 section 3.2); quotes are."""
 _SINGLE = frozenset(
     b"Host Content-Type Content-Encoding Idempotency-Key Last-Event-Id Origin Sec-Fetch-Site Authorization".split()
 )

@@ -58,7 +58,7 @@ class Asking(Protocol):
     """``invitation.Inviter``, as the joiner uses it."""
 
     def ask(self, address: str) -> Coroutine[Deferred[Any], Any, Invited]:
-        """What the member at ``HOST:PORT`` says of the cluster; ``NotInvited``, ``Denied``."""
+        """What the member at ``HOST:PORT`` answers; raises ``NotInvited``, ``Denied``."""
 
 
 @dataclass(frozen=True, slots=True)

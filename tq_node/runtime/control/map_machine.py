@@ -28,7 +28,7 @@ class ClusterMachine(StateMachine):
         self._outcomes: dict[int, tuple[Refused, ...]] = {}
 
     def apply(self, log_index: int, data: bytes) -> None:
-        """Apply an entry; raises ``UnreadableCommand``: a later release's, the node stops (F44)."""
+        """Apply an entry; raises ``UnreadableCommand`` of a later release: the node stops (F44)."""
         applied = tables.apply(self.map, log_index, commands.decode(data))
         self.map = applied.map
         self._outcomes[log_index] = applied.refused

@@ -18,7 +18,7 @@ entry is committed are returned: whoever entered fires them when every core is c
 of rows from the applier. Messages that need not wait for the disk leave before it, so a primary's
 entries are on their way to the replicas while its own disk still writes. One commit is in flight at
 a time; what is wanted meanwhile gathers for the next. Nothing waits for company, as an idle disk
-is used in the next turn, but a batch: its caller hands it in over several turns and says so, and
+is used in the next turn, but for a batch: its caller hands it in over turns and says so, and
 what is led here waits for the rest, for ``BATCH_TURNS_GATHERED_MAX`` turns, unless somebody else
 waits for the same commit. A busy node, where ``GATHER_CALLERS_MIN`` callers or more wait, sends
 its entries and holds the write of them for ``GATHER_MS`` (``_hold``, R21): peers are about to send

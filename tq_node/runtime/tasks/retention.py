@@ -1,4 +1,4 @@
-"""Drops what ended long ago: old rows, tombstones behind the horizon (replication.md, 9)."""
+"""Drops rows that ended long ago, tombstones behind the horizon (replication.md, section 9)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Submitter:
         return self._when_committed(accepted, self._table.create(row), now_ms)
 
     def name_many(self, submissions: Sequence[Submission]) -> bool:
-        """Give ids to those that come together; whether all their partitions are led here now."""
+        """Give ids to those that come together; returns whether all partitions are led here now."""
         made, are_local = self._ids.allocate_many(self._clock.wall_us(), len(submissions))
         for submission, task_id in zip(submissions, made, strict=True):
             submission.id = task_id
