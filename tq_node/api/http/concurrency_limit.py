@@ -143,7 +143,8 @@ class ConcurrencyLimit:
             # After an overload the first limit comes back by itself, ready for a burst.
             self.limit = min(self.range.most, int(self.limit * _GROW) + 1)
         in_progress, least = self.in_progress, self.range.least
-        self._round_left = in_progress if in_progress > least else least  # noqa: FURB136  # with one in flight, this is each time
+        # As above: with one in flight, a round is one request.
+        self._round_left = in_progress if in_progress > least else least  # noqa: FURB136
         self._answered = self._refused = 0
         self._latency_sum_s = 0.0
 
