@@ -72,7 +72,7 @@ def import_products(payload: Any, context: Context) -> dict[str, int]:
 
 
 def claim(db: sqlite3.Connection, me: dict[str, Any], file: str) -> tuple[int, int, int]:
-    """Make the import this attempt's own. Returns how far the ones before it came: offset, good, bad."""
+    """Make the import this attempt's own; returns how far others came: offset, good, bad."""
     db.executescript(SCHEMA)
     with db:
         execute_mine(db, CLAIM, {**me, "file": file})
@@ -83,7 +83,7 @@ def claim(db: sqlite3.Connection, me: dict[str, Any], file: str) -> tuple[int, i
 
 
 def execute_mine(db: sqlite3.Connection, statement: str, values: dict[str, Any]) -> None:
-    """Changes the import's row, unless an attempt with a later token has it: then this one is a straggler."""
+    """Changes the import's row unless a later token has it: then this attempt is a straggler."""
     if not db.execute(statement, values).rowcount:
         raise RuntimeError("a later attempt has this import")
 

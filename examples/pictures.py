@@ -15,7 +15,7 @@ RESULTS = Path(os.environ.get("THUMBNAILS_DIR", "thumbnails")).resolve()
 FORMATS = {"JPEG": ".jpg", "PNG": ".png"}
 BYTES_MAX = 50_000_000
 
-# A file of some kilobytes can unpack to gigabytes: more pixels than this are an error, before any of them is unpacked.
+# Some kilobytes can unpack to gigabytes: more pixels than this are an error before that.
 Image.MAX_IMAGE_PIXELS = 50_000_000
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -65,7 +65,7 @@ def decode(source: Path) -> tuple[Image.Image, str]:
 
 
 def save(picture: Image.Image, kind: str, target: Path, context: Context) -> None:
-    """Under its name there is nothing or a whole file: also after a crash, also with two attempts at once."""
+    """Its name has nothing or a whole file, also after a crash, also with two attempts at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
     token = context.token
     part = target.with_name(f".{target.name}.{context.task_id}.{token.epoch}-{token.sequence}.part")

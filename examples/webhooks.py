@@ -30,7 +30,7 @@ from tq_node import Context, Reject, Retry, task
 SECRETS = [
     b64decode(word.removeprefix("whsec_"), validate=True) for word in os.environ.get("WEBHOOK_SECRET", "").split()
 ]
-"""Usually one; two while one replaces the other: the receiver is content when one of the signatures is right."""
+"""Usually one; two while one replaces the other: for the receiver one right signature is enough."""
 if not SECRETS:
     raise RuntimeError("WEBHOOK_SECRET is not set")
 ALLOWED = [ip_network(word) for word in os.environ.get("WEBHOOK_ALLOW", "").split()]
@@ -65,7 +65,7 @@ class CallFailed(Exception):
 
 
 async def post(url: Any, body: bytes, headers: Headers) -> tuple[int, str]:
-    """The status and the Retry-After of the answer. Its body is of no interest, and might have no end."""
+    """The answer's status and Retry-After; not its body, which might have no end."""
     connection = PublicConnection()
     client = HTTPClient(Agent.usingEndpointFactory(reactor, connection))
     try:
@@ -112,7 +112,7 @@ def is_allowed(address: IPv4Address | IPv6Address) -> bool:
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class PublicConnection:
-    """For one call. The name is looked up once, and the very address that was checked is connected to."""
+    """For one call. The name is looked up once; the address that was checked is connected to."""
 
     uri: URI
     protocol: Any = None

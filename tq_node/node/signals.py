@@ -55,8 +55,8 @@ class Ending:
 
 
 def _end_within(seconds: float, code: int, line: bytes, last: Callable[[], None] = lambda: None) -> None:
-    """End the process after ``seconds`` by a thread of its own, which runs when this returns: one that
-    began while the interpreter ends would abort the process."""
+    """End the process after ``seconds``, by a thread that runs when this returns: one that began
+    while the interpreter ends would abort the process."""
     is_starting = allocate_lock()
     is_starting.acquire()
 
