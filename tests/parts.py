@@ -62,13 +62,13 @@ class Part(NamedTuple):
 
 
 QUICK = (
-    Part("processes", (*PYTEST, *PROCESSES, "--ignore-glob=*/cluster/test_[a-k]*", "-m", "not long"), 225),
-    Part("clusters", (*PYTEST, "tests/cluster", "--ignore-glob=*/cluster/test_[l-z]*", "-m", "not long"), 225),
-    Part("pure", (*TRACED, *PURE, "-m", "not slow and not long"), 140, (sys.executable, "-m", "coverage", "report")),
-    Part("rest", (*PYTEST, "tests", *ignoring(*PURE, *PROCESSES, CONSOLE), "-m", "not slow and not long"), 200),
-    Part("slow", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "slow and not long"), 120),
-    Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "not long"), 80),
-    Part("lint", ("make", "--no-print-directory", "lint"), 60),
+    Part("processes", (*PYTEST, *PROCESSES, "--ignore-glob=*/cluster/test_[a-k]*", "-m", "not long"), 215),
+    Part("clusters", (*PYTEST, "tests/cluster", "--ignore-glob=*/cluster/test_[l-z]*", "-m", "not long"), 190),
+    Part("pure", (*TRACED, *PURE, "-m", "not slow and not long"), 110, (sys.executable, "-m", "coverage", "report")),
+    Part("rest", (*PYTEST, "tests", *ignoring(*PURE, *PROCESSES, CONSOLE), "-m", "not slow and not long"), 190),
+    Part("slow", (*PYTEST, "tests", *ignoring(*PROCESSES, CONSOLE), "-m", "slow and not long"), 100),
+    Part("console", (*PYTEST, "-c", "tests/tui/pytest.ini", CONSOLE, "-m", "not long"), 70),
+    Part("lint", ("make", "--no-print-directory", "lint"), 40),
 )
 LONG = (
     Part("processes", (*PYTEST, *PROCESSES, "--ignore=tests/chaos", "-m", "long and not timed"), 1_800),
