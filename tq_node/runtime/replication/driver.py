@@ -121,7 +121,7 @@ class ReplicaDriver:
         self._peers: set[NodeId] = set()
         """Those that are connected."""
         self._callers = 0
-        """Callers that wait for commits."""
+        """Callers whose commits are still open, those among them that no longer wait."""
         self._holds = False
         """The next commit is held: ``_flush_timer`` begins it (R21)."""
         self._in_flight = False
@@ -393,7 +393,9 @@ class ReplicaDriver:
         return self._gathers and self._turns_left > 0
 
     def _flush_or_break(self) -> None:
-        if self._gathers and self._is_gathering and not self._holds:
+        if self._holds:
+            self._turns_left = 0  # what is held was sent: it waits for no batch (R21)
+        elif self._gathers and self._is_gathering:
             self._turns_left -= 1
             self._schedule_flush()
             return
@@ -407,11 +409,14 @@ class ReplicaDriver:
             self._broke(Failure())
 
     def _begin(self, now_ms: int) -> bool:
-        """Begin the next commit, or hold it. False: one is in flight or held, and nothing was
-        sent."""
+        """Begin the next commit, or hold it. False: one is in flight or held, or all that is for the
+        disk waits for the rest of a batch; nothing was sent."""
         if self._in_flight or self._holds or self._broken:
             return False
-        if self._is_busy and not (self._gathers and self._is_gathering):
+        is_gathering = self._gathers and self._is_gathering
+        if is_gathering and self._dirty and all(self.cores[partition].is_leading for partition in self._dirty):
+            return False
+        if self._is_busy and not is_gathering:
             self._hold(now_ms)
         else:
             self._flush(now_ms)
@@ -522,7 +527,6 @@ class ReplicaDriver:
         is_wanted = bool(self._dirty or self._applier.is_waited_for or self._idle_waits)
         if self._gathers and self._is_gathering:
             self._schedule_flush()
-            is_wanted = False
         if not (is_wanted and self._begin(now_ms)):
             self._outbox.send()
         for wait in waits:

@@ -8,11 +8,16 @@ import pytest
 from twisted.internet.task import Clock
 
 from tests.support import node_world
-from tests.support.node_world import NodeWorld
+from tests.support.node_world import ME, NodeWorld
 from tq_node import limits
 from tq_node.facade import Accepted, Submission
+from tq_node.partition.entries import EpochStart, Horizon, make_entry
+from tq_node.partition.messages import Append, Sync
+from tq_node.partition.record import Record
+from tq_node.types import NodeId
 
 PARTITIONS = 16
+PEER = NodeId("b" * 32)
 
 
 class Turns(Clock):
@@ -104,3 +109,50 @@ def test_a_stop_waits_for_what_gathers(world: NodeWorld) -> None:
     assert not idle.called
     world.until(lambda: bool(idle.called), "all is written")
     assert world.heard(answer)
+
+
+def test_a_message_of_a_peer_tears_no_batch(world: NodeWorld) -> None:
+    """Nothing is for the disk but the batch: a commit of the rows behind the log would have it wait for one more sync."""
+    driver = world.queue.replication.driver
+    world.queue.submitter.submit(tasks(1)[0])
+    world.turn()
+    world.store.sync()
+    before = driver.commits
+    world.queue.submitter.submit_many(tasks(10), has_more=True)
+    driver.receive(PEER, [])
+    assert driver.commits == before
+    world.queue.submitter.submit_many(tasks(10))
+    world.turn()
+    assert commits(world) == 1
+
+
+def test_what_this_node_stores_for_others_does_not_wait_for_a_batch(world: NodeWorld) -> None:
+    driver = world.queue.replication.driver
+    epoch = world.records[0].epoch + 1
+    world.records[0] = Record(epoch, epoch, PEER, (ME, PEER), (ME, PEER), 1, frozenset([ME, PEER]))
+    world.queue.follow(world.records, {ME: "node-1", PEER: "node-2"})
+    driver.connected(PEER)
+    core = driver.cores[0]
+    driver.receive(PEER, [Sync(0, epoch, tuple(core.log.epochs.runs), 1, core.last_sequence)])
+    world.until(lambda: not world.store._pending, "the new epoch is followed")
+    world.queue.submitter.submit(tasks(1)[0])
+    world.turn()
+    world.queue.submitter.submit_many(tasks(10), has_more=True)
+    entry = make_entry(0, core.last_sequence + 1, epoch, [EpochStart(epoch)])
+    driver.receive(PEER, [Append(0, epoch, core.last_sequence, (entry,), 0)])
+    world.store.sync()  # the disk is free
+    written = [(record.partition, record.sequence) for batch, _ in world.store._pending for record in batch.entries]
+    assert written == [(0, entry.sequence)]
+
+
+def test_a_held_write_waits_for_no_batch(world: NodeWorld) -> None:
+    """R21: it was sent, so it is written once its moment is over, though what nobody waits for was all that was held."""
+    driver = world.queue.replication.driver
+    driver.connected(PEER)
+    driver._callers = limits.GATHER_CALLERS_MIN  # they wait for acknowledgements of others
+    driver.propose(0, Horizon(1), 8)
+    world.turn()
+    assert not commits(world)
+    world.queue.submitter.submit_many(tasks(10), has_more=True)
+    world.turn(limits.GATHER_MS / 1000)
+    assert commits(world) == 1
