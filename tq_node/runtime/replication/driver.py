@@ -409,8 +409,8 @@ class ReplicaDriver:
             self._broke(Failure())
 
     def _begin(self, now_ms: int) -> bool:
-        """Begin the next commit, or hold it. False: one is in flight or held, or all that the disk is
-        for waits for the rest of a batch; nothing was sent."""
+        """Begin the next commit, or hold it. False: one is in flight or held, or all that there is
+        waits for the rest of a batch; nothing was sent."""
         if self._in_flight or self._holds or self._broken:
             return False
         is_gathering = self._gathers and self._is_gathering
