@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.errors import StaleAttempt, TaskQueueError
+from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
 from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker
 from tq_node.partition.lifecycle import Complete, Due, Event, Fail, Lose, Note, Release
 from tq_node.runtime.clock import Clock
@@ -379,6 +379,10 @@ class Claims:
                 self._table.enqueue(slot.row)
 
     def _report(self, claim: Claim, events: Sequence[Event], *, is_end: bool = False) -> Deferred[None]:
+        led = self._table.leading.get(claim.partition)
+        if led is not None and led < claim.token.epoch:
+            # A later primary granted the claim, so this node is deposed, and does not know yet.
+            return fail(NotPrimary("a later primary granted this attempt", task_id=claim.task_id))
         slot = self._table.find(claim.task_id)
         if slot is None:
             return self._table.load([claim.task_id]).addCallback(self._report_found, claim, events, is_end)
