@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.support.node_world import NodeWorld
-from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
+from tq_node.errors import NotPrimary, StaleAttempt
 from tq_node.facade import Claim, Completed, Notes, Outcome, Released, Submission
 from tq_node.types import Token
 
@@ -20,12 +20,14 @@ class Deposed:
     world: NodeWorld
     claim: Claim
 
-    def why(self, claim: Claim, said: Outcome | Notes) -> type[TaskQueueError] | None:
+    def why(self, claim: Claim, said: Outcome | Notes) -> type[BaseException] | None:
+        """The kind of error that a report is answered with; None: it is taken."""
         claims = self.world.queue.claims
         answer = claims.note(claim, said) if isinstance(said, Notes) else claims.finish(claim, said)
-        answer.addErrback(lambda why: why.type)
-        self.world.until(lambda: answer.called, "it is answered")
-        return answer.result  # type: ignore[no-any-return]
+        errors: list[type[BaseException] | None] = []
+        answer.addCallbacks(lambda _: errors.append(None), lambda why: errors.append(why.type))
+        self.world.until(lambda: bool(errors), "it is answered")
+        return errors[0]
 
 
 @pytest.fixture
