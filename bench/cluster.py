@@ -142,7 +142,7 @@ class Cluster:
                 return
             if time.perf_counter() > end:
                 raise Failed(f"{wanted} tasks are {state}, but after {COPIES_S:g} s the nodes show copies of {counts}")
-            time.sleep(POLL_S)  # polls until the replicas have heard
+            time.sleep(POLL_S)  # polls until the replicas have received all
 
     def wait_completed(self, wanted: int, *, total: int | None = None) -> float:
         """``time.perf_counter`` at which the cluster first showed so many completed, each with its status recorded.

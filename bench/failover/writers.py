@@ -146,5 +146,5 @@ def wait_acknowledged(writers: Sequence[Writer], since_s: float, deadline_s: flo
     while time.monotonic() < since_s + deadline_s:
         if all(writer.is_acknowledged_after(since_s) for writer in writers):
             return []
-        time.sleep(LOOK_S)  # polls what the writers have heard
+        time.sleep(LOOK_S)  # polls what the writers have been answered
     return [writer for writer in writers if not writer.is_acknowledged_after(since_s)]
