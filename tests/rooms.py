@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.harness import PROJECT
 
-SHARED = {"types", "errors", "limits", "encoding", "beats", "slices", "observe"}
+SHARED = {"types", "tokens", "errors", "limits", "encoding", "beats", "slices", "observe"}
 """Values and small tools that nearly every room imports: they would hide the rest."""
 
 PAGE = """# The rooms

@@ -8,6 +8,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
+from tq_node.api.access.access import Access
 from tq_node.api.http.local_only import require_loopback
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import PeerUnreachable
@@ -162,11 +163,17 @@ class ClusterRoutes:
         node_errors = (errors.NoSuchNode, errors.LastNode, errors.ClusterRefused, *_CHANGE_ERRORS)
         return [
             Route(
-                "GET", "/cluster", self.cluster, "The nodes and the leader", {200: Answer("the cluster", ClusterAnswer)}
+                "GET",
+                "/cluster",
+                Access.LOOK,
+                self.cluster,
+                "The nodes and the leader",
+                {200: Answer("the cluster", ClusterAnswer)},
             ),
             Route(
                 "GET",
                 "/cluster/partitions",
+                Access.LOOK,
                 self.partitions,
                 "Where each partition is",
                 {200: Answer("all partitions", PartitionsAnswer)},
@@ -174,6 +181,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/join",
+                Access.OPEN,
                 self.join,
                 "Hand the cluster's secret to a node on the same machine; on loopback only",
                 {200: Answer("what a node needs to know to join", JoinAnswer)},
@@ -182,6 +190,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/drain",
+                Access.ADMIN,
                 self.drain,
                 "Move everything off a node",
                 begun,
@@ -191,6 +200,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/undrain",
+                Access.ADMIN,
                 self.undrain,
                 "Let a node stay that is being drained",
                 begun,
@@ -200,6 +210,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/remove",
+                Access.ADMIN,
                 self.remove,
                 "Take a node out of the cluster",
                 begun,
@@ -209,6 +220,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/rebalance",
+                Access.ADMIN,
                 self.rebalance,
                 "Spread the partitions evenly",
                 begun,
@@ -217,6 +229,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/shutdown",
+                Access.ADMIN,
                 self.shutdown,
                 "End a node in order, as SIGTERM does",
                 begun,
@@ -226,6 +239,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/snapshot",
+                Access.ADMIN,
                 self.snapshot,
                 "Online backup of this node, in its data directory or --snapshot-dir; the newest are kept",
                 {200: Answer("the backup is complete", SnapshotDone)},
@@ -234,6 +248,7 @@ class ClusterRoutes:
             Route(
                 "POST",
                 "/cluster/unsafe-recover",
+                Access.ADMIN,
                 self.unsafe_recover,
                 "Make a node's copy the partition, whatever it lacks; may lose tasks",
                 begun,

@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from tq_node import errors, limits
+from tq_node.api.access.access import Access
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import ScopeParameters, read_query
 from tq_node.api.responses import event_data
@@ -85,6 +86,7 @@ class EventRoutes:
             Route(
                 "GET",
                 "/tasks/events",
+                Access.READ_OWN,
                 self.events,
                 "Server-sent events of every transition of this node's primaries, or of all nodes'",
                 {200: Answer("a stream without end", content_type=EVENT_STREAM)},

@@ -9,6 +9,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from tq_node.api import html
+from tq_node.api.access.access import Access
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import PROBLEM_KINDS, NoSuchRoute
 from tq_node.api.routes import Answer, Route
@@ -82,13 +83,14 @@ class HealthRoutes:
         alive = {200: Answer("the process lives", Health)}
         ready = {200: Answer("it can serve", Readiness), 503: Answer("not yet", Readiness, headers=("Retry-After",))}
         return [
-            Route("GET", "/health", self.health, "Whether the process lives", alive, open_query=True),
-            Route("GET", "/livez", self.health, "The same as /health", alive, open_query=True),
-            Route("GET", "/ready", self.ready, "Whether the node can serve", ready, open_query=True),
-            Route("GET", "/readyz", self.ready, "The same as /ready", ready, open_query=True),
+            Route("GET", "/health", Access.OPEN, self.health, "Whether the process lives", alive, open_query=True),
+            Route("GET", "/livez", Access.OPEN, self.health, "The same as /health", alive, open_query=True),
+            Route("GET", "/ready", Access.OPEN, self.ready, "Whether the node can serve", ready, open_query=True),
+            Route("GET", "/readyz", Access.OPEN, self.ready, "The same as /ready", ready, open_query=True),
             Route(
                 "GET",
                 "/metrics",
+                Access.LOOK,
                 self.metrics,
                 "Prometheus",
                 {200: Answer("text format, or OpenMetrics where Accept asks for it", content_type="text/plain")},
@@ -97,6 +99,7 @@ class HealthRoutes:
             Route(
                 "GET",
                 "/openapi.json",
+                Access.OPEN,
                 self.openapi,
                 "This description",
                 {200: Answer("OpenAPI 3.1", dict[str, Any])},
@@ -105,6 +108,7 @@ class HealthRoutes:
             Route(
                 "GET",
                 "/",
+                Access.OPEN,
                 self.home,
                 "A page for people",
                 {200: Answer("HTML", content_type="text/html")},
@@ -113,6 +117,7 @@ class HealthRoutes:
             Route(
                 "GET",
                 "/problems/<code>",
+                Access.OPEN,
                 self.problem,
                 "What a problem's code means",
                 {200: Answer("HTML", content_type="text/html")},

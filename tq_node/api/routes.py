@@ -11,6 +11,7 @@ from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from tq_node.api.access.access import Access
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.problems import answer_failure
 from tq_node.api.query import NoParameters
@@ -37,6 +38,8 @@ class Route(msgspec.Struct, frozen=True):
 
     method: str
     path: str
+    access: Access
+    """What it asks of its caller."""
     handler: Handler
     summary: str
     answers: dict[int, Answer]

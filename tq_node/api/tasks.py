@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import errors, limits
+from tq_node.api.access.access import Access
 from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
 from tq_node.api.http.concurrency_limit import TOO_MANY_READS
 from tq_node.api.http.exchange import Exchange
@@ -273,6 +274,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/submit",
+                Access.SUBMIT,
                 self.submit,
                 "Submit a task",
                 {201: accepted, 200: again},
@@ -284,6 +286,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/batch",
+                Access.SUBMIT,
                 self.batch,
                 "Submit many tasks",
                 {200: Answer("one result for each task, in order", BatchAnswer)},
@@ -293,6 +296,7 @@ class TaskRoutes:
             Route(
                 "GET",
                 "/tasks/status",
+                Access.READ_OWN,
                 self.status,
                 "One task as it is",
                 {200: Answer("the task", TaskOut)},
@@ -303,6 +307,7 @@ class TaskRoutes:
             Route(
                 "GET",
                 "/tasks/list",
+                Access.LOOK,
                 self.list_tasks,
                 "The tasks with a copy on this node",
                 {200: Answer("a page", ListAnswer)},
@@ -312,6 +317,7 @@ class TaskRoutes:
             Route(
                 "GET",
                 "/tasks/dead",
+                Access.LOOK,
                 self.dead,
                 "The dead letters: tasks that failed for good",
                 {200: Answer("a page", ListAnswer)},
@@ -321,6 +327,7 @@ class TaskRoutes:
             Route(
                 "GET",
                 "/tasks/stats",
+                Access.LOOK,
                 self.stats,
                 "Tasks by state",
                 {200: Answer("counts", StatsAnswer)},
@@ -330,6 +337,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/cancel",
+                Access.CHANGE_OWN,
                 self.cancel,
                 "Cancel a task; a running handler is stopped",
                 {200: Answer("committed", TaskDone)},
@@ -339,6 +347,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/retry",
+                Access.OPERATE,
                 self.retry,
                 "Run a failed or cancelled task again, attempts counted from zero",
                 {200: Answer("committed", TaskDone)},
@@ -348,6 +357,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/purge",
+                Access.OPERATE,
                 self.purge,
                 "Forget a task that has ended, now; its id is remembered as after its retention",
                 {200: Answer("committed", TaskDone)},
@@ -357,6 +367,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/pause",
+                Access.OPERATE,
                 self.pause,
                 "Start no more tasks of a queue, on any node",
                 {200: Answer("committed", QueueDone)},
@@ -366,6 +377,7 @@ class TaskRoutes:
             Route(
                 "POST",
                 "/tasks/resume",
+                Access.OPERATE,
                 self.resume,
                 "Start tasks of a queue again",
                 {200: Answer("committed", QueueDone)},

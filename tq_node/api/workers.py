@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from twisted.internet.defer import Deferred
 
 from tq_node import errors
+from tq_node.api.access.access import Access
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import NoParameters, read_query
 from tq_node.api.responses import BackoffOut, seconds
@@ -78,6 +79,7 @@ class WorkerRoutes:
             Route(
                 "GET",
                 "/handlers",
+                Access.LOOK,
                 self.handlers,
                 "The types that have handlers, where they run, and their defaults",
                 {200: Answer("by type", HandlersAnswer)},
@@ -86,6 +88,7 @@ class WorkerRoutes:
             Route(
                 "POST",
                 "/workers/reload",
+                Access.OPERATE,
                 self.reload,
                 "Load the handlers of this node anew, as SIGHUP does",
                 {200: Answer("they are loaded", ReloadDone)},

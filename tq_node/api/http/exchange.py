@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from tq_node import limits
+from tq_node.api.access.access import Caller
 from tq_node.api.http.server_state import ServerState
 
 JSON = b"application/json"
@@ -30,6 +31,8 @@ class Exchange(Protocol):
     server: ServerState
     route: str
     """Name of its route in the metrics."""
+    caller: Caller
+    """Who asks."""
     gone: bool
     """The client has hung up: an answer would reach nobody."""
     request_id: bytes

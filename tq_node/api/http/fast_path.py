@@ -18,6 +18,7 @@ import msgspec
 from twisted.python.failure import Failure
 
 from tq_node import limits
+from tq_node.api.access.access import UNCHECKED
 from tq_node.api.http.exchange import JSON, request_id_of, whole_head
 from tq_node.api.http.lifecycle import RequestLifecycle
 from tq_node.api.http.request_head import HEAD_BYTES_MAX, KnownHosts
@@ -179,7 +180,7 @@ class FastRequest(RequestLifecycle):
     :param ticket: of the limit of submits; None: it is no submit."""
 
     __slots__ = (
-        "_body", "_channel", "_headers", "finished", "is_plain_json", "request_id", "route", "server", "task_id"
+        "_body", "_channel", "_headers", "caller", "finished", "is_plain_json", "request_id", "route", "server", "task_id"
     )  # fmt: skip
 
     def __init__(self, channel: FastChannel, plain: PlainRequest, ticket: int | None) -> None:
@@ -188,6 +189,7 @@ class FastRequest(RequestLifecycle):
         self._headers = headers = head.headers
         self.is_plain_json = head.is_plain_json
         self.task_id = plain.task_id
+        self.caller = UNCHECKED
         self.gone = False
         self.route = plain.route.path
         self.request_id = request_id_of(headers.get(b"x-request-id"))

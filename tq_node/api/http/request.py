@@ -21,6 +21,7 @@ from werkzeug.routing import MapAdapter
 from zope.interface import implementer
 
 from tq_node import limits
+from tq_node.api.access.access import UNCHECKED
 from tq_node.api.http.concurrency_limit import TOO_LARGE, TOO_MANY
 from tq_node.api.http.exchange import JSON, SERVER, request_id_of, whole_head
 from tq_node.api.http.lifecycle import RequestLifecycle
@@ -79,6 +80,7 @@ class ApiRequest(RequestLifecycle, server.Request):
     route = "other"
     is_plain_json = False
     task_id: str | None = None
+    caller = UNCHECKED
     fields: Mapping[bytes, bytes] = {}
     """The last header of each name, which is in lower case."""
     authority: bytes | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.tq_node.api.talk import World
+from tq_node.api.access.access import Access
 from tq_node.api.http.fast_path import FastPath, NoRequest, PlainRequest
 from tq_node.api.http.request_head import KnownHosts
 from tq_node.api.routes import Route
@@ -16,8 +17,8 @@ STATUS = b"GET /tasks/status?id=a HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 def path() -> FastPath:
     routes = [
-        Route("POST", "/tasks/submit", lambda request: None, "", {}),
-        Route("GET", "/tasks/status", lambda request: None, "", {}),
+        Route("POST", "/tasks/submit", Access.SUBMIT, lambda request: None, "", {}),
+        Route("GET", "/tasks/status", Access.READ_OWN, lambda request: None, "", {}),
     ]
     return FastPath(routes, 1_000, KnownHosts({"localhost"}))
 
