@@ -299,6 +299,10 @@ REFUSAL_WAIT_MS_MAX = 1_000
 REFUSAL_BYTES = 16 * KIB
 """A refusal whose body is longer counts once more for each of these."""
 
+# --- files that are read again ---
+REREAD_S = 0.5
+"""Between two looks whether certificates, keys, secrets or tokens have changed; counts at once."""
+
 # --- partitions ---
 PARTITIONS_DEFAULT = 64
 PARTITIONS_MAX = 1_024

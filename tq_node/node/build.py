@@ -28,6 +28,7 @@ from tq_node.cluster.refusals import Refusal
 from tq_node.facade import ReadyNote
 from tq_node.node.member import Birth, Credentials, Member, NodeIdentity, PeerPortTaken, identify, make_plane
 from tq_node.node.process import check_files, check_free, listen_now, tcp_reactor, with_backlog
+from tq_node.node.rereading import Rereading
 from tq_node.node.systemd import Notifier
 from tq_node.observe.loop_monitor import LoopMonitor
 from tq_node.observe.metrics import Metrics
@@ -89,6 +90,7 @@ class NodeParts:
     worker: WorkerService
     loop_monitor: LoopMonitor
     notifier: Notifier
+    rereading: Rereading
     site: ApiSite
     ports: Sequence[IListeningPort]
 
@@ -102,8 +104,8 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
     :raises PeerPortTaken, CannotListenError, TooFewFiles, OSError: of the surroundings."""
     metrics = Metrics(version=version(), node=settings.node_name, labels_max=settings.metrics_labels)
     credentials = Credentials.of(settings)
-    notes = _notes_of(settings)
-    _look_around(settings, registry, notes)
+    rereading = Rereading(_notes_of(settings))
+    _look_around(settings, registry, rereading.standing)
     _look_for_failure(settings)
     with ExitStack() as undo:
         store = open_store(settings.data_dir, reactor=reactor, on_broken=ends.store_broken, on_commit=metrics.committed)
@@ -141,7 +143,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 no_handler_after_ms=settings.no_handler_after_ms,
                 draw=random.random,
                 secret_for_joiners=identity.secret_for_joiners,
-                notes=notes,
+                notes=rereading.notes,
             ),
             partial(make_plane, settings, store, clock, identity),
             NodeHooks(
@@ -213,7 +215,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         replace(settings.pid_file, f"{os.getpid()}\n")
         notifier = Notifier.from_environment(os.environ, clock, queue, settings.stop_timeout_ms / 1000)
         undo.pop_all()
-    return NodeParts(clock, store, lock, member, node, queue, worker, loop_monitor, notifier, site, ports)
+    return NodeParts(clock, store, lock, member, node, queue, worker, loop_monitor, notifier, rereading, site, ports)
 
 
 def _look_around(settings: NodeSettings, registry: Registry, notes: Sequence[ReadyNote]) -> None:

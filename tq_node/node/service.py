@@ -127,6 +127,7 @@ class NodeService(Service):
 
     async def _start(self, parts: NodeParts) -> None:
         parts.loop_monitor.startService()
+        parts.rereading.start(self._reactor)
         await parts.member.start()
         parts.node.start()
         parts.worker.startService()
@@ -197,6 +198,7 @@ class NodeService(Service):
         await parts.site.close(SITE_CLOSE_S)
         await parts.member.stop()
         parts.loop_monitor.stopService()
+        parts.rereading.stop()
         await parts.store.close()
         parts.notifier.stop()
         parts.lock.close()

@@ -6,28 +6,32 @@ certificates are given."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509 import DNSName, ExtensionNotFound, SubjectAlternativeName
 from OpenSSL import SSL
-from OpenSSL.crypto import X509, PKey
 from twisted.internet.endpoints import wrapClientTLS
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IProtocolFactory, IStreamClientEndpoint
-from twisted.internet.ssl import Certificate, CertificateOptions, TLSVersion, trustRootFromCertificates
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.internet.ssl import TLSVersion
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from tq_node.certificates import make_context, read_certificates, read_pair
 
-@implementer(IOpenSSLClientConnectionCreator)
-class _Dialling:
-    """The name in the certificate is the node's, not its host's, so Twisted's check of the host
-    name is not the one to make: ``PeerTLS.names_of`` serves the handshake, which checks it against
-    the name that the node gives itself."""
+
+@implementer(IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator)
+class _Connections:
+    """Makes OpenSSL's connections, with one context for both ends.
+
+    Dialling: the name in the certificate is the node's, not its host's, so Twisted's check of the
+    host name is not the one to make: ``PeerTLS.names_of`` serves the handshake, which checks it
+    against the name that the node gives itself."""
 
     def __init__(self, context: SSL.Context) -> None:
         self._context = context
@@ -35,36 +39,24 @@ class _Dialling:
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         return SSL.Connection(self._context, None)
 
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        return SSL.Connection(self._context, None)
+
 
 class PeerTLS:
     """What this node shows, and whom it believes; raises ``ValueError`` for an unfit file."""
 
     def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
-        chain, authorities = _certificates(certificate), _certificates(authority)
-        private = _private_key(key)
-        if _public_bytes(private.public_key()) != _public_bytes(chain[0].public_key()):
-            raise ValueError(f"{key}: is not the key of {certificate}")
-        own, *links = [X509.from_cryptography(link) for link in chain]
-        self._options = CertificateOptions(
-            privateKey=PKey.from_cryptography_key(private),
-            certificate=own,
-            extraCertChain=links,
-            trustRoot=trustRootFromCertificates([Certificate(X509.from_cryptography(root)) for root in authorities]),
-            raiseMinimumTo=TLSVersion.TLSv1_3,
-        )
-        with warnings.catch_warnings():
-            # Twisted 26.10 hands pyOpenSSL certificates in a form that it would rather not see. The
-            # context is made once.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._context = self._options.getContext()
+        pair = read_pair(certificate, key)
+        self._connections = _Connections(make_context(pair, read_certificates(authority), TLSVersion.TLSv1_3))
 
     def server_factory(self, factory: IProtocolFactory, clock: Any) -> IProtocolFactory:
         """:param factory: of what speaks inside."""
-        wrapped: IProtocolFactory = TLSMemoryBIOFactory(self._options, False, factory, clock)
+        wrapped: IProtocolFactory = TLSMemoryBIOFactory(self._connections, False, factory, clock)
         return wrapped
 
     def client_endpoint(self, endpoint: IStreamClientEndpoint) -> IStreamClientEndpoint:
-        return wrapClientTLS(_Dialling(self._context), endpoint)
+        return wrapClientTLS(self._connections, endpoint)
 
     @staticmethod
     def names_of(transport: Any) -> frozenset[str]:
@@ -77,24 +69,3 @@ class PeerTLS:
         except (ExtensionNotFound, ValueError):
             return frozenset()
         return frozenset(names.get_values_for_type(DNSName))
-
-
-def _certificates(path: Path) -> list[x509.Certificate]:
-    """:raises ValueError: the file can't be read, or there is none in it."""
-    try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as why:
-        raise ValueError(f"{path}: holds no certificate (PEM): {why}") from None
-
-
-def _private_key(path: Path) -> Any:
-    """:raises ValueError: can't be read, is no key, or has a passphrase: nobody could enter it."""
-    try:
-        return load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as why:
-        raise ValueError(f"{path}: holds no private key without a passphrase (PEM): {why}") from None
-
-
-def _public_bytes(key: Any) -> bytes:
-    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return encoded

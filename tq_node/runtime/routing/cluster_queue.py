@@ -207,7 +207,7 @@ class ClusterQueue:
 
     def notes(self) -> Sequence[ReadyNote]:
         """See ``facade.TaskQueue.notes``."""
-        return (*self._state.settings.notes, *self._work.notes(), *self._admin.notes())
+        return (*self._state.settings.notes(), *self._work.notes(), *self._admin.notes())
 
 
 def _as_new(accepted: Accepted) -> Accepted:

@@ -30,7 +30,7 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Random numbers in [0, 1), for pauses."""
     secret_for_joiners: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
-    notes: tuple[ReadyNote, ...] = ()
+    notes: Callable[[], Sequence[ReadyNote]] = tuple
     """What ``/ready`` says of this node while it runs, such as that it asks for no credentials."""
 
 

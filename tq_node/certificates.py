@@ -1,0 +1,79 @@
+"""Certificates and keys in PEM files, for peers and for clients.
+
+Needs ``pyOpenSSL`` and ``cryptography`` (``pip install 'twisted[tls]'``); imported only where
+certificates are given."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from OpenSSL import SSL
+from OpenSSL.crypto import X509, PKey
+from twisted.internet.ssl import Certificate, CertificateOptions, TLSVersion, trustRootFromCertificates
+
+
+class KeyPair(NamedTuple):
+    """What a server or client shows: its certificate and those that lead to the authority."""
+
+    certificate: X509
+    links: list[X509]
+    key: PKey
+
+
+def read_pair(certificate: Path, key: Path) -> KeyPair:
+    """A certificate, or a chain that begins with it, and its key.
+
+    :raises ValueError: one of the files is unfit, or the two don't belong together."""
+    chain = read_certificates(certificate)
+    private = _private_key(key)
+    if _public_bytes(private.public_key()) != _public_bytes(chain[0].public_key()):
+        raise ValueError(f"{key}: is not the key of {certificate}")
+    own, *links = [X509.from_cryptography(link) for link in chain]
+    return KeyPair(own, links, PKey.from_cryptography_key(private))
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """:raises ValueError: the file can't be read, or there is none in it."""
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as why:
+        raise ValueError(f"{path}: holds no certificate (PEM): {why}") from None
+
+
+def make_context(pair: KeyPair | None, authorities: list[x509.Certificate] | None, minimum: TLSVersion) -> SSL.Context:
+    """A context of OpenSSL, for either end.
+
+    :param pair: None: a client that shows nothing.
+    :param authorities: whose certificates the other end must show. None: it need not show any."""
+    options = CertificateOptions(
+        privateKey=None if pair is None else pair.key,
+        certificate=None if pair is None else pair.certificate,
+        extraCertChain=None if pair is None else pair.links,
+        trustRoot=None
+        if authorities is None
+        else trustRootFromCertificates([Certificate(X509.from_cryptography(root)) for root in authorities]),
+        raiseMinimumTo=minimum,
+    )
+    with warnings.catch_warnings():
+        # Twisted 26.10 hands pyOpenSSL certificates in a form that it would rather not see.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context: SSL.Context = options.getContext()
+    return context
+
+
+def _private_key(path: Path) -> Any:
+    """:raises ValueError: can't be read, is no key, or has a passphrase: nobody could enter it."""
+    try:
+        return load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as why:
+        raise ValueError(f"{path}: holds no private key without a passphrase (PEM): {why}") from None
+
+
+def _public_bytes(key: Any) -> bytes:
+    encoded: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return encoded
