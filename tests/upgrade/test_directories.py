@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.cluster.replicated import (
     wait_copies,
 )
 from tests.support.at_rest import copies_at_rest
-from tests.support.harness import EXIT_S, Nodes, clean_environment, until
+from tests.support.harness import EXIT_S, HTTP_S, Answer, NodeHttp, Nodes, clean_environment, until
 from tests.upgrade.versions import HANDLERS, HERE, Recorded, VersionedCluster, every_recorded
 from tq_node.store.sqlite.open_database import DATABASE_NAME
 from tq_node.store.sqlite.upgrade import load_steps
@@ -37,8 +38,8 @@ FAILS = r"attempt \d+ of task \S+ \((fails|refused)\) failed"
 """What is due by now, and fails as it did when it was recorded."""
 KEEP = ("--retention", "87600h", "--dedupe-window", "87600h")
 """What was recorded gets older every day; it is not to be purged for that. The longest that may be said: ten years."""
-MOVING_ON = ("node", "role", "age")
-"""Who is primary is decided anew."""
+MOVING_ON = ("node", "role", "age", "waiting_for")
+"""Who is primary is decided anew, and why a task waits is seen anew by the nodes that are up."""
 *OLDER, LAST = every_recorded()
 EACH = [*(pytest.param(recorded, marks=pytest.mark.long) for recorded in OLDER), LAST]
 """The last release in make test, those before it in make long."""
@@ -76,6 +77,29 @@ def comparable(task: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in task.items() if key not in MOVING_ON}
 
 
+def asked(node: NodeHttp, method: str, path: str, body: object = None, *, deadline_s: float = HTTP_S) -> Answer:
+    """An answer that is not 503: as a client does, ask again. Primaries may change right after a start."""
+
+    said: list[Answer] = []
+
+    def is_answered() -> bool:
+        said[:] = [node.request(method, path, body, deadline_s=deadline_s)]
+        return said[0].status != HTTPStatus.SERVICE_UNAVAILABLE
+
+    until(is_answered, deadline_s=WAIT_S, what=f"{method} {path} is answered")
+    return said[0]
+
+
+def status_of(node: NodeHttp, task_id: str, *, wait_s: float = 0) -> Any:
+    answer = asked(node, "GET", f"/tasks/status?id={task_id}&wait={wait_s:g}", deadline_s=wait_s + HTTP_S)
+    assert answer.status == HTTPStatus.OK, answer
+    return answer.json
+
+
+def reasons(task: dict[str, Any]) -> set[str]:
+    return {reason["kind"] for reason in task.get("waiting_for", ())}
+
+
 def is_over(was: dict[str, Any]) -> bool:
     return was["status"] in ("completed", "failed", "cancelled")
 
@@ -109,40 +133,47 @@ def test_every_task_is_there_as_it_was_and_those_that_are_not_over_end(recorded:
     due = [task_id for task_id, was in known["tasks"].items() if is_due(was)]
     for task_id, was in known["tasks"].items():
         if task_id not in running and task_id not in due:
-            assert comparable(node.status(task_id)) == comparable(was), task_id
+            assert comparable(status_of(node, task_id)) == comparable(was), task_id
     # Tombstones, the horizon, and the paused queue are of the partitions and of the table.
     for task_id in known["purged"]:
-        assert node.get(f"/tasks/status?id={task_id}").status == 410
-        assert node.post("/tasks/submit", {"id": task_id, "type": "quick", "payload": "other"}).status == 409
+        assert asked(node, "GET", f"/tasks/status?id={task_id}").status == 410
+        assert asked(node, "POST", "/tasks/submit", {"id": task_id, "type": "quick", "payload": "other"}).status == 409
     for task_id in known["forgotten"]:
-        answer = node.post("/tasks/submit", {"id": task_id, "type": "quick"})
+        answer = asked(node, "POST", "/tasks/submit", {"id": task_id, "type": "quick"})
         assert (answer.status, answer.json["code"]) == (409, "id_too_old"), "the horizon has not gone back"
     done = {"id": "done-0", "type": "quick", "payload": {"n": 0}, "tags": known["tasks"]["done-0"]["tags"]}
-    again = node.post("/tasks/submit", done)
+    again = asked(node, "POST", "/tasks/submit", done)
     assert (again.status, again.json["status"]) == (200, "completed"), "the same content, by the hash that was kept"
     # What is not over goes on: attempts of processes that are gone, tasks that waited, a dead letter that is sent back.
     for queue in known["paused"]:
-        assert node.post(f"/tasks/resume?queue={queue}").status == 200
-    assert node.post("/tasks/retry?id=refused-0").status == 200
+        assert asked(node, "POST", f"/tasks/resume?queue={queue}").status == 200
+    assert asked(node, "POST", "/tasks/retry?id=refused-0").status == 200
     for task_id in due:
-        assert_it_went_on(node.status(task_id, wait_s=WAIT_S), known["tasks"][task_id])
+        assert_it_went_on(status_of(node, task_id, wait_s=WAIT_S), known["tasks"][task_id])
     (later, *_) = [
         task_id for task_id, was in known["tasks"].items() if was["run_at"] == FAR_RUN_AT and not is_over(was)
     ]
     if later not in due:
-        assert node.post(f"/tasks/cancel?id={later}").status == 200
-        assert node.status(later)["status"] == "cancelled"
-    for task_id in [*known["burst"], *running, *(t for t, was in known["tasks"].items() if was["status"] == "pending")]:
-        task = node.status(task_id, wait_s=WAIT_S)
+        assert asked(node, "POST", f"/tasks/cancel?id={later}").status == 200
+        assert status_of(node, later)["status"] == "cancelled"
+    pending = {task_id: reasons(was) for task_id, was in known["tasks"].items() if was["status"] == "pending"}
+    waiting = {task_id: why for task_id, why in pending.items() if why}
+    until(
+        lambda: {task_id: reasons(status_of(node, task_id)) for task_id in waiting} == waiting,
+        deadline_s=WAIT_S,
+        what="they wait for what they waited for",
+    )
+    for task_id in [*known["burst"], *running, *(task_id for task_id, why in pending.items() if not why)]:
+        task = status_of(node, task_id, wait_s=WAIT_S)
         assert task["status"] == "completed", task
         if task_id in running:
             was = known["tasks"][task_id]
             assert task["attempt"] == was["attempt"] + 1
             assert task["attempts"][: len(was["attempts"])] == was["attempts"]
             assert task["attempts"][-2]["outcome"] in ("lost", "released")
-    assert node.status("refused-0", wait_s=WAIT_S)["status"] == "failed"
+    assert status_of(node, "refused-0", wait_s=WAIT_S)["status"] == "failed"
     new = cluster["node-2"].submit("quick", "of today")
-    assert cluster["node-3"].status(new, wait_s=WAIT_S)["result"] == "of today"
+    assert status_of(cluster["node-3"], new, wait_s=WAIT_S)["result"] == "of today"
     _end(cluster, copies=3)
 
 
@@ -164,7 +195,7 @@ def test_a_move_that_was_under_way_is_carried_on(recorded: Recorded, opened: Ope
     tasks = every_task(cluster)
     assert sorted(tasks) == sorted(known["tasks"])
     assert {task["status"] for task in tasks.values()} == {"completed"}
-    assert cluster["node-3"].status("big-0")["result"].startswith("0xxx"), "any node answers"
+    assert status_of(cluster["node-3"], "big-0")["result"].startswith("0xxx"), "any node answers"
     _end(cluster, copies=2, names=tuple(name for name in NAMES if name != gone))
 
 
@@ -200,10 +231,10 @@ def test_a_snapshot_of_it_becomes_a_cluster_of_today(recorded: Recorded, nodes: 
     node = nodes.start("--node-id", "node-1", "--handlers", HANDLERS, *KEEP, cwd=home)
     for task_id, was in known.items():
         if was["status"] in ("completed", "failed", "cancelled"):
-            found = node.status(task_id)
+            found = status_of(node, task_id)
             assert comparable(found) == comparable(was), task_id
     for task_id, was in known.items():
         if was["status"] == "processing":
-            assert node.status(task_id, wait_s=WAIT_S)["status"] == "completed"
+            assert status_of(node, task_id, wait_s=WAIT_S)["status"] == "completed"
     assert node.terminate() == 0
     assert sum(copy.rows for copy in copies_at_rest(home / "data" / "node-1").values()) == len(known)

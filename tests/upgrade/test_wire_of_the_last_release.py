@@ -196,8 +196,8 @@ BREAKING: dict[str, Callable[[dict[str, Any]], object]] = {
     "no answer any more": lambda new: new["commands"]["Register"].update(answered=False),
     "another version of bodies": lambda new: new["bodies"]["Confirm.body"].update(head="02"),
     "another type of a body": lambda new: new["bodies"]["forward get"].update(type="str"),
-    "no common protocol": lambda new: new.update(protocol=[2, 2]),
-    "no common feature level": lambda new: new.update(features=[2, 2]),
+    "no common protocol": lambda new: new.update(protocol=[new["protocol"][1] + 1] * 2),
+    "no common feature level": lambda new: new.update(features=[new["features"][1] + 1] * 2),
     "a field in the middle": lambda new: new["structs"]["tq_node.partition.messages.Append"]["fields"].insert(
         1, ["new", "int", False]
     ),
@@ -256,7 +256,7 @@ ALLOWED: dict[str, Callable[[dict[str, Any]], object]] = {
         {"forward new": {"head": "01", "type": "int"}, "forward new.answer": {"head": "01", "type": "int"}}
     ),
     "a new error, which the other takes for a refusal": lambda new: new["errors"].append("new"),
-    "a wider range of protocols": lambda new: new.update(protocol=[1, 2]),
+    "a wider range of protocols": lambda new: new.update(protocol=[new["protocol"][0], new["protocol"][1] + 1]),
     "a new command of the table with a feature level": lambda new: (
         new["kinds of table commands"].update(New=99),
         new["feature levels of table commands"].update(New=LATER),
