@@ -137,6 +137,17 @@ class ClusterRefused(TaskQueueError):
     status, code, title = 409, "refused", "Refused by the cluster"
 
 
+class Unauthorized(TaskQueueError):
+    """The caller shows no token that is valid."""
+
+    status, code, title = 401, "unauthorized", "A valid token is needed"
+
+    def __init__(self, detail: str = "", *, reason: str = "unknown") -> None:
+        """:param reason: one of a few words for metrics; ``missing``: none was shown."""
+        super().__init__(detail)
+        self.reason = reason
+
+
 class Denied(TaskQueueError):
     status, code, title = 403, "denied", "Not allowed"
 

@@ -234,6 +234,10 @@ HTTP_BACKLOG = 1_024
 """Connections that wait to be accepted; with Twisted's 50 a burst of clients waits for a second."""
 HTTP_IDLE_S = 75
 REQUEST_ID_CHARS_MAX = 200
+TOKENS_LOOK_S = 0.1
+"""So long a request may be judged by tokens as last seen; they are looked at again after that."""
+CALLERS_CACHED_MAX = 2_048
+"""Headers of which the caller is remembered."""
 REQUESTS_IN_FLIGHT_MAX = 4_096
 LOOP_LAG_SAMPLE_S = 0.25
 
@@ -296,6 +300,8 @@ REFUSALS_PER_S = 500
 """Requests a second that are refused at once for want of room; later ones wait for it, ..."""
 REFUSAL_WAIT_MS_MAX = 1_000
 """... not longer than this."""
+REFUSED_CALLERS_PER_S = 50
+"""Requests a second without a token that would do that are refused at once; later ones wait."""
 REFUSAL_BYTES = 16 * KIB
 """A refusal whose body is longer counts once more for each of these."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api import openapi
+from tq_node.api.access.authenticator import Authenticator, NoTable, TokenTable
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
 from tq_node.api.health import HealthRoutes
@@ -23,6 +24,7 @@ from tq_node.facade import TaskQueue
 from tq_node.observe.exposition import Exposition
 from tq_node.observe.metrics import Metrics
 from tq_node.slices import Slices
+from tq_node.tokens import TokenEntry
 
 _ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/metrics"})
 
@@ -45,14 +47,18 @@ def make_site(
     shutdown: Callable[[], None],
     reactor: IReactorTime,
     slices: Slices | None = None,
+    token_table: Callable[[], TokenTable] = NoTable,
+    file_tokens: Callable[[], Sequence[TokenEntry] | None] = lambda: None,
 ) -> ApiSite:
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
-    :param slices: shared with the queue, if it works in slices."""
+    :param slices: shared with the queue, if it works in slices.
+    :param file_tokens: as for ``Authenticator``."""
     made = _Routes(queue, settings, metrics, shutdown)
     server = ServerState(settings, metrics, reactor, slices)
-    site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings))
+    authenticator = Authenticator(token_table, file_tokens, reactor.seconds)
+    site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     metrics.sources.http_connections = lambda: len(server.connections.open)
     metrics.sources.paused_queues = queue.paused_queues

@@ -22,6 +22,9 @@ _log = EventLog("taskqueue.api")
 PROBLEM = b"application/problem+json"
 DETAIL_CHARS_MAX = 1_000
 _READS = (b"GET", b"HEAD")
+_CHALLENGE = b'WWW-Authenticate: Bearer realm="taskqueue"\r\n'
+_CHALLENGE_INVALID = b'WWW-Authenticate: Bearer realm="taskqueue", error="invalid_token"\r\n'
+"""Where something was shown (RFC 6750, section 3)."""
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
@@ -85,6 +88,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.Malformed,
     errors.BadParameter,
     errors.CrossOrigin,
+    errors.Unauthorized,
     errors.Denied,
     errors.Misdirected,
     NoSuchRoute,
@@ -241,7 +245,9 @@ def _log_unexpected(request: Exchange, failure: Failure) -> None:
 
 
 def headers_of(error: TaskQueueError) -> bytes:
-    """Header lines for the error (``Allow``, ``Retry-After``), each with its line end."""
+    """Header lines for the error (``Allow`` and the like), each with its line end."""
+    if isinstance(error, errors.Unauthorized):
+        return _CHALLENGE if error.reason == "missing" else _CHALLENGE_INVALID
     if isinstance(error, WrongMethod):
         return b"Allow: %b\r\n" % ", ".join(error.allowed).encode("latin-1")
     if error.retry_after_s is not None:

@@ -134,6 +134,8 @@ class Exposition:
         yield f"{head('taskqueue_build_info', labelled(names, about))}1\n"
         yield start("taskqueue_leases_lost", "counter", "Leases that ended before their attempt did.")
         yield number_block("taskqueue_leases_lost_total", "reason", list(metrics.leases_lost.items()))
+        yield start("taskqueue_callers_refused", "counter", "Requests without a token that would do, by reason.")
+        yield number_block("taskqueue_callers_refused_total", "reason", list(metrics.callers_refused.items()))
         name = "taskqueue_http_request_duration_seconds"
         yield start(name, "histogram", "From request read to answer written.")
         for (route, code), histogram in list(metrics.http_s.items()):

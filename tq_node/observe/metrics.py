@@ -128,6 +128,7 @@ class Metrics:
         self.names_cut = 0
         """How often something was counted under a name that was cut."""
         self.leases_lost: dict[str, int] = {}
+        self.callers_refused: dict[str, int] = {}
         self.http_s: dict[tuple[str, int], Histogram] = {}
         self.sync_s = Histogram(SYNC_BUCKETS_S)
         self.commit_entries = Histogram(COUNT_BUCKETS)
@@ -195,6 +196,10 @@ class Metrics:
 
     def note_doing(self, what: str) -> None:
         self.doing = what
+
+    def caller_refused(self, reason: str) -> None:
+        """``reason`` is one of a few fixed words, never data."""
+        self.callers_refused[reason] = self.callers_refused.get(reason, 0) + 1
 
     def http(self, route: str, code: int, seconds: float) -> None:
         """One answer. ``route`` is a name from the route table, never a path as sent."""

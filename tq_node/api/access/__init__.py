@@ -1,1 +1,3 @@
-"""Who may call what: pure, asked by both ways in. ``access``: what a route asks of a caller."""
+"""Who may call what: pure, asked by both ways in before a body is read.
+
+``access``: what a route asks of a caller; ``authenticator``: who the caller of a request is."""

@@ -12,6 +12,7 @@ from tq_node.tokens import Quotas, Role
 class Access(enum.Enum):
     """What a route asks of its caller. The value is what stands in the OpenAPI document."""
 
+    __hash__ = object.__hash__  # members are compared as objects, and each request looks one up
     OPEN = "open"
     """Nothing."""
     LOOK = "look"

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tq_node import limits
+from tq_node.api.access.access import Caller
 from tq_node.api.http.connections import host_of
 from tq_node.api.http.exchange import request_id_of
 from tq_node.api.http.fast_path import FastRequest, NoRequest, PlainRequest
@@ -298,13 +299,25 @@ class ApiChannel(http.HTTPChannel):
         self._path = head.target
         request.fields = head.fields
         request.authority = head.authority
-        request.refusal = head.refusal
+        request.refusal = head.refusal or self._admit(request, head.target)
         if isinstance(head.refusal, Malformed):
             # The sender may mean another request by this head: nothing behind it is read.
             self.server.metrics.http(self.routing.name_of(head.target), head.refusal.status, 0.0)
             self._refuse_and_end(head.refusal, request.getHeader(b"x-request-id"))
         else:
             super().allHeadersReceived()
+
+    def _admit(self, request: ApiRequest, target: bytes) -> TaskQueueError | None:
+        """Note who calls; returns why it may not, if so."""
+        routing = self.routing
+        authorization = request.getHeader(b"authorization")
+        caller = routing.authenticator.caller_of(authorization, routing.access_of(self._command, target))
+        if isinstance(caller, Caller):
+            request.caller = caller
+            return None
+        request.caller = routing.authenticator.identified(authorization)
+        self.server.metrics.caller_refused(getattr(caller, "reason", caller.code))
+        return caller
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
         if version != b"HTTP/1.1":

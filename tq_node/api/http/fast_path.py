@@ -2,7 +2,7 @@
 
 What a Request costs is most of what a submit costs. ``FastPath.read`` takes a request only if it is
 whole, alone and plain in every way: a fast route, HTTP/1.1, known headers once each, a host that is
-this node, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as
+this node, a caller that may, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as
 it came, where ``request_head`` judges it. So the two ways in can't differ in what they refuse, and
 the handlers are the same."""
 
@@ -18,7 +18,8 @@ import msgspec
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.api.access.access import UNCHECKED
+from tq_node.api.access.access import Caller
+from tq_node.api.access.authenticator import Authenticator
 from tq_node.api.http.exchange import JSON, request_id_of, whole_head
 from tq_node.api.http.lifecycle import RequestLifecycle
 from tq_node.api.http.request_head import HEAD_BYTES_MAX, KnownHosts
@@ -36,6 +37,7 @@ _PLAIN_HEADERS = frozenset(
         b"accept",
         b"accept-encoding",
         b"accept-language",
+        b"authorization",
         b"content-type",
         b"content-length",
         b"idempotency-key",
@@ -57,6 +59,7 @@ class PlainHead(msgspec.Struct, frozen=True):
     """Of the body; None: there is no ``Content-Length``."""
     is_plain_json: bool
     """As in ``Exchange``."""
+    authorization: bytes | None
 
 
 class PlainRequest(msgspec.Struct, frozen=True):
@@ -67,6 +70,7 @@ class PlainRequest(msgspec.Struct, frozen=True):
     body: bytes
     task_id: str | None
     """All that a GET asks for; None: the request is a POST."""
+    caller: Caller
 
 
 class NoRequest(enum.Enum):
@@ -81,8 +85,11 @@ class NoRequest(enum.Enum):
 class FastPath:
     """Reads requests of the fast routes from a connection's bytes; caches heads seen lately."""
 
-    def __init__(self, routes: Sequence[Route], body_bytes_max: int, hosts: KnownHosts) -> None:
+    def __init__(
+        self, routes: Sequence[Route], body_bytes_max: int, hosts: KnownHosts, authenticator: Authenticator
+    ) -> None:
         self._hosts = hosts
+        self._authenticator = authenticator
         self._body_bytes_max = body_bytes_max
         self._posts: dict[bytes, Route] = {}
         self._gets: dict[bytes, Route] = {}
@@ -119,15 +126,18 @@ class FastPath:
         head = self._heads.get(lines) or self._parse(lines)
         if head is None:
             return NoRequest.NOT_PLAIN
+        caller = self._authenticator.caller_of(head.authorization, route.access)
+        if not isinstance(caller, Caller):
+            return NoRequest.NOT_PLAIN
         length = head.length
         if length is None or task_id is not None:
             is_read = length is None and task_id is not None and len(data) == head_end + 4
-            return PlainRequest(route, head, b"", task_id) if is_read else NoRequest.NOT_PLAIN
+            return PlainRequest(route, head, b"", task_id, caller) if is_read else NoRequest.NOT_PLAIN
         body = data[head_end + 4 :]
         missing = length - len(body)
         # A large body is admitted by its bytes; no socket gives so many at a time anyway.
         if missing == 0 and length <= limits.LARGE_BODY_BYTES:
-            return PlainRequest(route, head, body, None)
+            return PlainRequest(route, head, body, None, caller)
         # What is too long is refused by its length alone, so at once.
         fits = length <= self._body_bytes_max and head_end + length < HELD_BYTES_MAX
         return NoRequest.INCOMPLETE if missing > 0 and fits else NoRequest.NOT_PLAIN
@@ -148,7 +158,8 @@ class FastPath:
         if length is not None and not _is_number(length):
             return None
         is_plain_json = headers.get(b"content-type", JSON) == JSON and b"idempotency-key" not in headers
-        head = PlainHead(headers, None if length is None else int(length), is_plain_json)
+        authorization = headers.get(b"authorization")
+        head = PlainHead(headers, None if length is None else int(length), is_plain_json, authorization)
         if (
             len(lines) <= _CACHED_HEAD_BYTES_MAX
             and b"x-request-id" not in headers
@@ -189,7 +200,7 @@ class FastRequest(RequestLifecycle):
         self._headers = headers = head.headers
         self.is_plain_json = head.is_plain_json
         self.task_id = plain.task_id
-        self.caller = UNCHECKED
+        self.caller = plain.caller
         self.gone = False
         self.route = plain.route.path
         self.request_id = request_id_of(headers.get(b"x-request-id"))

@@ -1,7 +1,7 @@
 """Rate-limits refusals, so that clients that retry at once can't keep the node busy with refusing.
 
 A refusal is cheap, and ten times as many requests as a node can serve are still more work than all
-that it serves. ``LoadShedder`` sends ``limits.REFUSALS_PER_S`` of them; later ones are queued, in
+that it serves. ``LoadShedder`` sends so many a second of them; later ones are queued, in
 order, for at most ``limits.REFUSAL_WAIT_MS_MAX``. Meanwhile nothing more is read of their
 connections, and a client that waits for its answer sends nothing. A client that keeps to
 ``Retry-After`` sees no difference."""
@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 from tq_node import limits
 
 TICK_S = 0.02
-_PER_TICK = max(1, round(limits.REFUSALS_PER_S * TICK_S))
 _TICKS_MAX = round(limits.REFUSAL_WAIT_MS_MAX / 1000 / TICK_S)
 
 
@@ -46,10 +45,11 @@ class QueuedRefusal(msgspec.Struct, gc=False):
 class LoadShedder:
     """Sends the refusals of one server at a bounded rate; ``len`` is the number that is queued."""
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    def __init__(self, reactor: IReactorTime, per_s: int = limits.REFUSALS_PER_S) -> None:
         self._reactor = reactor
+        self._per_tick = max(1, round(per_s * TICK_S))
         self._queue: deque[QueuedRefusal] = deque()
-        self._budget = _PER_TICK
+        self._budget = self._per_tick
         """Cost of refusals that may still be sent in this tick; negative after an expensive one."""
         self._tick = 0
         self._timer: IDelayedCall | None = None
@@ -79,7 +79,7 @@ class LoadShedder:
     def _next_tick(self) -> None:
         """Refill the budget; send what it allows, and all that waited for too long."""
         self._tick += 1
-        self._budget = min(self._budget, 0) + _PER_TICK
+        self._budget = min(self._budget, 0) + self._per_tick
         queue = self._queue
         overdue = self._tick - _TICKS_MAX
         while queue and (self._budget > 0 or queue[0].tick <= overdue):
@@ -88,8 +88,8 @@ class LoadShedder:
                 self._budget -= refusal.cost
                 refusal.send_now()
         # A debt older than the longest wait is forgiven.
-        self._budget = max(self._budget, -_PER_TICK * _TICKS_MAX)
-        is_idle = not queue and self._budget == _PER_TICK
+        self._budget = max(self._budget, -self._per_tick * _TICKS_MAX)
+        is_idle = not queue and self._budget == self._per_tick
         self._timer = None if is_idle else self._reactor.callLater(TICK_S, self._next_tick)
 
     def close(self) -> None:

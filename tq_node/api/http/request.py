@@ -21,14 +21,14 @@ from werkzeug.routing import MapAdapter
 from zope.interface import implementer
 
 from tq_node import limits
-from tq_node.api.access.access import UNCHECKED
+from tq_node.api.access.authenticator import ANONYMOUS
 from tq_node.api.http.concurrency_limit import TOO_LARGE, TOO_MANY
 from tq_node.api.http.exchange import JSON, SERVER, request_id_of, whole_head
 from tq_node.api.http.lifecycle import RequestLifecycle
 from tq_node.api.http.routing import Routing
 from tq_node.api.http.server_state import ServerState
 from tq_node.api.problems import answer_error
-from tq_node.errors import BodyTooLarge, Busy, TaskQueueError
+from tq_node.errors import BodyTooLarge, Busy, Denied, TaskQueueError, Unauthorized
 
 _TASK = b'"type"'
 SUBMIT = b"/tasks/submit"
@@ -80,7 +80,7 @@ class ApiRequest(RequestLifecycle, server.Request):
     route = "other"
     is_plain_json = False
     task_id: str | None = None
-    caller = UNCHECKED
+    caller = ANONYMOUS
     fields: Mapping[bytes, bytes] = {}
     """The last header of each name, which is in lower case."""
     authority: bytes | None = None
@@ -210,8 +210,12 @@ class ApiRequest(RequestLifecycle, server.Request):
         if server.in_flight >= server.settings.requests_in_flight_max and path not in routing.always_served:
             answer_error(self, Busy("too many requests at once"))
             return
-        if self.refusal is not None:
-            answer_error(self, self.refusal)
+        refusal = self.refusal
+        if refusal is not None:
+            if isinstance(refusal, Unauthorized | Denied):
+                server.refused_callers.refuse(lambda: answer_error(self, refusal))
+            else:
+                answer_error(self, refusal)
             return
         if self._discards or (self.method == b"POST" and path in LIMITED and not self._enter(path)):
             error = TOO_MANY if self._limit is server.submit_limit else TOO_LARGE

@@ -34,7 +34,8 @@ _SINGLE = frozenset(
 )
 """Headers that are refused if given twice: two readers may take different ones."""
 _SAFE = (b"GET", b"HEAD")
-_PROBLEMS = b"/problems/"
+PROBLEMS = b"/problems/"
+"""Of the routes with a variable part, which is all of them: anybody may read them."""
 _ANY_METHOD = ["GET", "HEAD", "POST"]
 
 
@@ -155,7 +156,7 @@ class HeadRules:
                 # Klein would answer in plain text where it can't decode a path, and takes // for /.
                 # No route needs an escape.
                 return Malformed("the path is not one that this server could have")
-            return None if path.startswith(_PROBLEMS) else NoSuchRoute(f"there is no {path[:200].decode('ascii')}")
+            return None if path.startswith(PROBLEMS) else NoSuchRoute(f"there is no {path[:200].decode('ascii')}")
         if method not in methods:
             allowed = sorted(name.decode("ascii") for name in methods)
             return WrongMethod(f"{path.decode('ascii')} takes {', '.join(allowed)}", allowed)

@@ -7,6 +7,7 @@ import time
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
+from tq_node import limits
 from tq_node.api.http.concurrency_limit import large_body_limit, list_limit, long_list_limit, submit_limit
 from tq_node.api.http.connections import Connections
 from tq_node.api.http.load_shedding import LoadShedder
@@ -32,6 +33,8 @@ class ServerState:
         self.slices.on_slice = metrics.note_doing
         self.connections = Connections(reactor, settings)
         self.shedder = LoadShedder(reactor)
+        self.refused_callers = LoadShedder(reactor, limits.REFUSED_CALLERS_PER_S)
+        """Refuses those without a token that would do, apart: they wait for one another."""
         self.submit_limit = submit_limit()
         self.large_body_limit = large_body_limit()
         self.list_limit = list_limit()

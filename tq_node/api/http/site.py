@@ -61,6 +61,7 @@ class ApiSite(Site):
         server.closing = True
         connections = server.connections
         server.shedder.close()
+        server.refused_callers.close()
         connections.stop()
         for callback in self._on_close:
             callback()

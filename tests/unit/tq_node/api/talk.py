@@ -14,7 +14,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.support.memory_queue import MemoryQueue
+from tests.support.memory_tokens import MemoryTokens
 from tq_node.api import ApiSettings, make_site
+from tq_node.api.http.load_shedding import TICK_S
 from tq_node.observe.metrics import Metrics
 from tq_node.slices import Slices
 
@@ -129,6 +131,7 @@ class World:
         self.clock.advance(NOW_S)
         self.queue = MemoryQueue(self.clock, nodes=nodes)
         self.peer: IAddress = IPv4Address("TCP", "127.0.0.1", 50_000)
+        self.tokens = MemoryTokens()
         self.metrics = Metrics(node="node-1", version="1.2.3")
         self.shutdowns: list[float] = []
         self.site = make_site(
@@ -138,6 +141,8 @@ class World:
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
             slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
+            token_table=lambda: self.tokens,
+            file_tokens=lambda: self.tokens.file,
         )
 
     def connect(self) -> Connection:
@@ -150,6 +155,8 @@ class World:
         connection = self.connect()
         connection.request(method, path, body, **headers)
         self.clock.advance(0)
+        if not connection.received:
+            self.clock.advance(TICK_S)  # a refusal may wait for its turn
         if method == "HEAD":
             head = connection.received.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
             connection.transport.hang_up()
@@ -179,6 +186,7 @@ class World:
         """End what is open, and show that nothing is left ticking."""
         for channel in list(self.site.server.connections.open):
             channel.transport.hang_up()  # type: ignore[attr-defined]  # an ApiChannel has one
+        self.clock.pump([TICK_S] * 3)
         assert self.clock.getDelayedCalls() == []
         assert self.site.server.in_flight == 0
         assert self.site.server.waiting == 0

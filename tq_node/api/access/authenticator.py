@@ -1,0 +1,171 @@
+"""Who calls, and whether it may: from the ``Authorization`` header, the tokens known here, and the
+time. Pure: tokens and time come from callables.
+
+A token is found by its SHA-256. Nobody can choose a hash, so how long the search takes says nothing
+of the tokens kept; what is found is compared in constant time all the same."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from tq_node import limits
+from tq_node.api.access.access import ACCESS_OF, UNCHECKED, Access, Caller
+from tq_node.errors import Denied, NotReady, TaskQueueError, Unauthorized
+from tq_node.tokens import TOKEN_CHARS, Role, TokenEntry, hash_of, is_well_formed
+
+ANONYMOUS = Caller("", frozenset(), frozenset({Access.OPEN}))
+"""Who shows no valid token, where tokens are checked."""
+LEAST_ROLE = {access: next((role for role in Role if access in ACCESS_OF[role]), Role.ADMIN) for access in Access}
+"""The role that a refusal names as missing: of those that would do, the one that may least."""
+_credentials = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?: +(.*))?", re.DOTALL).fullmatch
+"""A scheme and what follows it (RFC 9110, 11.4)."""
+
+
+class TokenTable(Protocol):
+    """The cluster's tokens, as this node knows them."""
+
+    @property
+    def tokens(self) -> Sequence[TokenEntry]: ...
+
+    @property
+    def is_fresh(self) -> bool:
+        """Proven fresh since the start, and a leader was heard of late."""
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether callers need a token."""
+
+    @property
+    def version(self) -> int:
+        """Differs where ``tokens`` do."""
+
+
+class NoTable:
+    """A table without tokens, where nobody is asked for one."""
+
+    tokens: Sequence[TokenEntry] = ()
+    is_fresh = True
+    is_checked = False
+    version = 0
+
+
+class Authenticator:
+    """Finds the caller of a header; remembers those found until tokens or freshness change."""
+
+    def __init__(
+        self,
+        table: Callable[[], TokenTable],
+        file: Callable[[], Sequence[TokenEntry] | None],
+        now_s: Callable[[], float],
+    ) -> None:
+        """:param file: tokens of ``--tokens-file``; the same object while the file is the same.
+            None: there is no such file.
+        :param now_s: wall clock."""
+        self._table = table
+        self._file = file
+        self._now_s = now_s
+        self._seen: tuple[int, bool, bool] | None = None
+        """Version, freshness and checking of the table that ``_entries`` was made from, ..."""
+        self._file_seen: Sequence[TokenEntry] | None = None
+        """... and the file's tokens."""
+        self._entries: dict[bytes, TokenEntry] = {}
+        """Valid tokens by hash; of the table only while it is fresh."""
+        self._is_checked = True
+        self._is_fresh = False
+        self._callers: dict[bytes | None, Caller] = {}
+        """Callers found, by header."""
+        # Both ends of the time for which ``_callers`` holds: a clock that is set back ends it, too.
+        self._from_s = self._until_s = 0.0
+
+    def caller_of(self, authorization: bytes | None, access: Access) -> Caller | TaskQueueError:
+        """The caller that sends this header, if it may do what is asked; else the refusal.
+
+        ``Unauthorized``: no valid token. ``Denied``: none of its roles allows it. ``NotReady``: it
+        may be a token of the table, which is not proven fresh."""
+        now_s = self._now_s()
+        if not self._from_s <= now_s < self._until_s:
+            self._look(now_s)
+        caller = self._callers.get(authorization)
+        if caller is None:
+            if not self._is_checked:
+                return UNCHECKED
+            found = self._find(authorization, now_s)
+            if isinstance(found, TaskQueueError):
+                return ANONYMOUS if access is Access.OPEN else found
+            caller = found
+        if access in caller.may:
+            return caller
+        role = LEAST_ROLE[access]
+        return Denied(f"the role {role} is missing; {caller.name} has {_listed(caller.roles)}")
+
+    def identified(self, authorization: bytes | None) -> Caller:
+        """Who was found last for this header, for the record of a refusal."""
+        return self._callers.get(authorization, ANONYMOUS)
+
+    def forget(self) -> None:
+        """Look at the tokens again with the next request: they have just changed."""
+        self._until_s = self._from_s
+
+    def _look(self, now_s: float) -> None:
+        """Take up what has changed, and drop every caller whose time is over."""
+        table, file = self._table(), self._file()
+        seen = table.version, table.is_fresh, table.is_checked
+        if seen != self._seen or file is not self._file_seen:
+            self._seen, self._file_seen = seen, file
+            self._is_fresh = table.is_fresh
+            self._is_checked = table.is_checked or file is not None
+            of_table = table.tokens if table.is_fresh else ()
+            self._entries = {entry.hash: entry for entry in (*of_table, *(file or ()))}
+            self._callers.clear()
+        self._from_s, self._until_s = now_s, now_s + limits.TOKENS_LOOK_S
+        for authorization, caller in list(self._callers.items()):
+            if caller.expires_us is not None:
+                if caller.expires_us <= now_s * 1e6:
+                    del self._callers[authorization]
+                else:
+                    self._until_s = min(self._until_s, caller.expires_us / 1e6)
+
+    def _find(self, authorization: bytes | None, now_s: float) -> Caller | TaskQueueError:
+        if authorization is None:
+            return Unauthorized("a token is needed: Authorization: Bearer tq_…", reason="missing")
+        match = _credentials(authorization)
+        if match is None or match[1].lower() != b"bearer":
+            return Unauthorized("tokens are taken as Authorization: Bearer tq_…, and no other scheme", reason="scheme")
+        shown = match[2] or b""
+        token = shown.decode("latin-1") if len(shown) == TOKEN_CHARS else ""
+        if not is_well_formed(token):
+            return Unauthorized("this is no token: its length, its characters or its checksum", reason="malformed")
+        hash_ = hash_of(token)
+        entry = self._entries.get(hash_)
+        if entry is None or not hmac.compare_digest(entry.hash, hash_):
+            if not self._is_fresh:
+                return NotReady("this node can't tell whether the token is still valid: it hears no leader")
+            return Unauthorized("the token is unknown, or was revoked", reason="unknown")
+        caller = caller_with(entry)
+        if caller.expires_us is not None:
+            if caller.expires_us <= now_s * 1e6:
+                return Unauthorized("the token has expired", reason="expired")
+            self._until_s = min(self._until_s, caller.expires_us / 1e6)
+        if len(self._callers) >= limits.CALLERS_CACHED_MAX:
+            self._callers.clear()
+        self._callers[authorization] = caller
+        return caller
+
+
+def caller_with(entry: TokenEntry) -> Caller:
+    """The caller that shows the token of this entry."""
+    return Caller(
+        entry.name,
+        frozenset(entry.roles),
+        frozenset().union(*(ACCESS_OF[role] for role in entry.roles)),
+        None if entry.queues is None else frozenset(entry.queues),
+        entry.quotas,
+        entry.expires_us,
+    )
+
+
+def _listed(roles: Iterable[Role]) -> str:
+    return ", ".join(role for role in Role if role in roles) or "no role"
