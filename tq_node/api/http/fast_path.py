@@ -2,9 +2,9 @@
 
 What a Request costs is most of what a submit costs. ``FastPath.read`` takes a request only if it is
 whole, alone and plain in every way: a fast route, HTTP/1.1, known headers once each, a host that is
-this node, a caller that may, a body of the length it says. Anything else, right or wrong, goes to ``twisted.web`` as
-it came, where ``request_head`` judges it. So the two ways in can't differ in what they refuse, and
-the handlers are the same."""
+this node, a caller that may, a body of the length it says. Anything else, right or wrong, goes to
+``twisted.web`` as it came, where it is judged. So the two ways in can't differ in what they refuse,
+and the handlers are the same."""
 
 from __future__ import annotations
 
