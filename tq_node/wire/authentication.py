@@ -43,10 +43,23 @@ class Authentication:
         return None if self.tls is None else self.tls.names_of
 
     def key(self) -> bytes:
-        """The key of proofs; raises ``NotAMember`` if there is neither secret nor certificate."""
+        """The key of this node's own proofs; raises ``NotAMember`` if there is neither secret nor
+        certificate."""
         if self.local.secret is None and self.tls is None:
             raise NotAMember(f"node {self.local.name} has not been given the cluster secret yet")
         return self.local.secret or b""
+
+    def keys(self) -> tuple[bytes, ...]:
+        """The keys that peers may use, this node's own first; raises ``NotAMember`` as ``key``."""
+        return (self.key(), *self.local.other_secrets)
+
+    def is_shown(self, key: bytes) -> bool:
+        """Whether this node proves itself with ``key`` now."""
+        return key == (self.local.secret or b"")
+
+    def is_accepted(self, key: bytes) -> bool:
+        """Whether a connection that was proven by ``key`` may stay open."""
+        return self.is_shown(key) or key in self.local.other_secrets
 
     def introduction(self, cluster: str, target: str, lane: Lane) -> bytes:
         """This node's ``Introduction`` of one connection."""

@@ -76,6 +76,8 @@ BULK_PING_S = 2.0
 BULK_PING_ANSWER_S_MAX = 10.0
 EARLIER_RUN_S = 1.5
 """After this silence of a node's earlier run, still connected, a later one is let in (F14)."""
+RENEW_S_MAX = 5.0
+"""So long a peer may take to prove its connection by the new secret, once its old one is dropped."""
 IDLE_S_MAX = 15.0
 """A listener closes an authenticated connection that was silent for so long."""
 CALL_S_DEFAULT = 10.0
@@ -133,6 +135,7 @@ assert min(CONSENSUS_SEND_BYTES_MAX, BULK_SEND_BYTES_MAX, HELD_BYTES_MAX) > BOX_
 assert CONNECT_S_MAX + REDIAL_S_MAX < BIRTH_GUARD_S, "a newborn is greeted before it takes itself for ready (F15a)"
 assert BIRTH_GUARD_S <= BIRTH_GUARD_QUIET_S
 assert PING_S + PING_ANSWER_S_MAX < IDLE_S_MAX
+assert BULK_PING_S + 1.0 < RENEW_S_MAX, "a lane is proven anew before it is closed for its old secret"
 assert 2 * PING_S < EARLIER_RUN_S < HANDSHAKE_S_MAX, (
     "a run that lives is heard before a later one is let in, or gives up"
 )

@@ -109,6 +109,15 @@ class Ping(PeerCommand):
     response: ClassVar[Arguments] = [(b"session", Number())]
 
 
+class Renew(PeerCommand):
+    """Proves an open connection anew by a secret that has replaced the one it was opened with.
+    Refused as ``unknown_secret``, which closes nothing."""
+
+    lanes = _BOTH
+    arguments: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
+    response: ClassVar[Arguments] = [(b"proof", Octets(bounds.PROOF_BYTES))]
+
+
 # --- consensus ---
 class Raft(PeerCommand):
     """A batch of Raft messages. Not answered: Raft sends again by itself."""

@@ -17,7 +17,7 @@ from tq_node.beats import until_beat
 from tq_node.errors import Busy, TaskQueueError
 from tq_node.wire import bounds, handshake
 from tq_node.wire.authentication import Authentication
-from tq_node.wire.commands import Greet, Hello, Lane, PeerCommand, Ping, Prove
+from tq_node.wire.commands import Greet, Hello, Lane, PeerCommand, Ping, Prove, Renew
 from tq_node.wire.errors import (
     HandshakeRefused,
     NotAMember,
@@ -117,6 +117,7 @@ class DialledPeer(PeerConnection):
         peer = handshake.identity(theirs, self.address)
         self._check_name(peer.name)
         await self._prove(key, mine, answered)
+        self._key, self._hellos = key, (mine, answered)
         try:
             self._sessions.observe(peer)
         except (
@@ -168,11 +169,28 @@ class DialledPeer(PeerConnection):
         Deferred.fromCoroutine(self._ping_round())
 
     async def _ping_round(self) -> None:
-        if not self._is_proven():
+        if not self._authentication.is_shown(self._key):
+            await self._renew()
+        elif not self._is_proven():
             await self.ping()
         self._calls_begun = self._calls.begun
         if self.is_open():
             self._set_timer(until_beat(self._reactor, self._ping_s), self._ping_by_time)
+
+    async def _renew(self) -> None:
+        """Prove the open connection by the secret that this node shows now. A peer that does not
+        know it stays connected for as long as the earlier one is accepted here."""
+        try:
+            key = self._authentication.key()
+            proof = handshake.proof(key, handshake.DIALLER_AGAIN, *self._hellos)
+            answer = await self.call(Renew, self._ping_answer_s, 0.0, proof=proof)
+            handshake.check_proof(key, handshake.LISTENER_AGAIN, *self._hellos, answer["proof"])
+            self._key = key
+        except WrongSecret as why:
+            self.give_up(why)
+        except TaskQueueError:  # it is tried again with the next ping
+            if not self._authentication.is_accepted(self._key):
+                self.give_up(WrongSecret(f"node {self.target.name} does not know the secret that replaced the last"))
 
     def _is_proven(self) -> bool:
         """Whether a ping would say nothing new: other calls were begun since the last look, which

@@ -46,6 +46,12 @@ class UnknownCommand(WireRefusal):
     code, title = "unknown_command", "Unknown command"
 
 
+class UnknownSecret(WireRefusal):
+    """An open connection can't be proven anew: the listener has not been given that secret."""
+
+    code, title = "unknown_secret", "Secret not known here"
+
+
 class AnswerTooLarge(WireRefusal):
     """The call was carried out, but its answer is longer than the wire carries."""
 

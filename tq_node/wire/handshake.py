@@ -33,6 +33,9 @@ _Nonce = Annotated[bytes, Meta(min_length=bounds.NONCE_BYTES, max_length=bounds.
 
 DIALLER = b"dialler"
 LISTENER = b"listener"
+DIALLER_AGAIN = b"dialler again"
+LISTENER_AGAIN = b"listener again"
+"""The roles in which an open connection is proven anew, by a secret that has replaced another."""
 _CONTEXT = b"taskqueue peer handshake 1"
 
 
@@ -80,8 +83,8 @@ class PeerIdentity(msgspec.Struct, frozen=True):
 
 class LocalIdentity(msgspec.Struct, kw_only=True):
     """This node as it introduces itself. The composition changes it when the node joins (cluster,
-    secret) or registers (session). ``secret`` may be missing only where certificates prove who is
-    there."""
+    secret) or registers (session), and when the secret's file changes. ``secret``: what this node
+    proves itself with; may be missing only where certificates prove who is there."""
 
     node_id: NodeId
     name: NodeName
@@ -91,10 +94,13 @@ class LocalIdentity(msgspec.Struct, kw_only=True):
     cluster: str | None = None
     secret: bytes | None = None
     session: int = 0
+    other_secrets: tuple[bytes, ...] = ()
+    """Accepted of peers besides ``secret``, while one replaces the other."""
 
     def __post_init__(self) -> None:
         """:raises ValueError: the secret is too short to be one."""
-        if self.secret is not None and len(self.secret) < bounds.SECRET_BYTES_MIN:
+        secrets = self.other_secrets if self.secret is None else (self.secret, *self.other_secrets)
+        if any(len(secret) < bounds.SECRET_BYTES_MIN for secret in secrets):
             raise ValueError(f"a secret has at least {bounds.SECRET_BYTES_MIN} bytes")
 
     def join(self, cluster: str, secret: bytes | None) -> None:
@@ -162,6 +168,15 @@ def check_proof(secret: bytes, role: bytes, dialler: bytes, listener: bytes, giv
     """Compare in constant time; raises ``WrongSecret`` for another secret, connection or role."""
     if not hmac.compare_digest(proof(secret, role, dialler, listener), given):
         raise WrongSecret("the cluster secret of the two nodes differs")
+
+
+def proven_key(secrets: Sequence[bytes], role: bytes, dialler: bytes, listener: bytes, given: bytes) -> bytes:
+    """The secret that a proof was made with; compares all, each in constant time; raises
+    ``WrongSecret`` if it is none of them."""
+    matching = [key for key in secrets if hmac.compare_digest(proof(key, role, dialler, listener), given)]
+    if not matching:
+        raise WrongSecret("the cluster secret of the two nodes differs")
+    return matching[0]
 
 
 class Dialled(Protocol):

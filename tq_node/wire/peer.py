@@ -35,6 +35,7 @@ from tq_node.wire.commands import (
     Prove,
     Raft,
     Register,
+    Renew,
 )
 from tq_node.wire.errors import (
     AnswerTooLarge,
@@ -43,8 +44,10 @@ from tq_node.wire.errors import (
     MalformedBox,
     NotAMember,
     TooSlow,
+    UnknownSecret,
     WrongCertificate,
     WrongNode,
+    WrongSecret,
 )
 from tq_node.wire.handler import Answer, Greeting, PeerHandler, then
 from tq_node.wire.handshake import INTRODUCTIONS, Introduction, PeerIdentity
@@ -62,6 +65,10 @@ class PeerConnection(BoundedAMP):
         self.address = ""
         self._authentication = authentication
         self._names = authentication.names
+        self._hellos = (b"", b"")
+        """Both introductions as they were sent, the dialler's first."""
+        self._key = b""
+        """The secret that proved the connection last."""
         self._timer: IDelayedCall | None = None
 
     def opened(self) -> None:
@@ -117,7 +124,8 @@ class AcceptedPeer(PeerConnection):
         self._handler = handler
         self._acceptor = acceptor
         self._candidate: PeerIdentity | None = None
-        self._hellos = (b"", b"")
+        self._is_outdated = False
+        """The last look found that the secret which proved the connection is accepted no more."""
         self.serve(Responder(Greet, self._greet))
 
     def opened(self) -> None:
@@ -163,12 +171,12 @@ class AcceptedPeer(PeerConnection):
         return {"hello": mine}
 
     def _prove(self, proof: bytes) -> Any:
-        key, peer = self._authentication.key(), self._candidate
+        peer = self._candidate
         assert peer is not None
-        handshake.check_proof(key, handshake.DIALLER, *self._hellos, proof)
+        self._key = handshake.proven_key(self._authentication.keys(), handshake.DIALLER, *self._hellos, proof)
         self._check_name(peer.name)
         self.serve()  # nothing until this is answered
-        return self._let_in(key, peer)
+        return self._let_in(self._key, peer)
 
     async def _let_in(self, key: bytes, peer: PeerIdentity) -> dict[str, Any]:
         try:
@@ -189,6 +197,7 @@ class AcceptedPeer(PeerConnection):
         handler = self._handler
         return (
             Responder(Ping, self._ping, is_counted=False),
+            Responder(Renew, self._renew, is_counted=False),
             Responder(Raft, self._raft, is_counted=False),
             Responder(Register, self._asks(handler.register)),
             Responder(Heartbeat, self._asks(handler.heartbeat)),
@@ -203,8 +212,14 @@ class AcceptedPeer(PeerConnection):
         silent_s = self._reactor.seconds() - self.heard_at_s
         if silent_s >= bounds.IDLE_S_MAX:
             self.give_up(TooSlow(f"nothing heard for {silent_s:.0f} s"))
-        else:
+        elif self._authentication.is_accepted(self._key):
+            self._is_outdated = False
             self._set_timer(bounds.IDLE_S_MAX - silent_s, self._look_for_life)
+        elif self._is_outdated:
+            self.give_up(WrongSecret("proven by a secret that this node accepts no more"))
+        else:
+            self._is_outdated = True
+            self._set_timer(bounds.RENEW_S_MAX, self._look_for_life)
 
     def _who(self) -> PeerIdentity:
         peer = self.peer
@@ -217,6 +232,14 @@ class AcceptedPeer(PeerConnection):
             self.peer = msgspec.structs.replace(peer, session=session)
             self._acceptor.sessions.observe(self.peer)
         return {"session": self.local.session}
+
+    def _renew(self, proof: bytes) -> dict[str, Any]:
+        try:
+            key = handshake.proven_key(self._authentication.keys(), handshake.DIALLER_AGAIN, *self._hellos, proof)
+        except WrongSecret:
+            raise UnknownSecret("this node has not been given the secret of that proof") from None
+        self._key = key
+        return {"proof": handshake.proof(key, handshake.LISTENER_AGAIN, *self._hellos)}
 
     def _raft(self, messages: bytes) -> None:
         peer = self._who()

@@ -16,34 +16,52 @@ if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need no
 
 _log = Logger(namespace="taskqueue.node")
 
+SECRETS_MAX = 2
 SECRET_BYTES_MAX = 64 * 1024
 """Bound of ``--secret-file``: a longer one was named by mistake."""
 
 
-class BadCredentials(Exception):
+class BadCredentials(ValueError):
     """A file that can't be used; ``str()`` is one line that names the option."""
 
 
-def read_secret(path: Path, *, insecure: bool = False) -> bytes:
-    """The content of ``--secret-file`` without the newline at its end; never stored elsewhere.
+def read_secrets(path: Path, *, insecure: bool = False) -> tuple[bytes, ...]:
+    """What ``--secret-file`` holds; never stored elsewhere.
+
+    Each line of a text is a secret: the first is shown, and a second accepted besides, while one
+    replaces the other. Bytes that are no text are one secret, without the newline at its end.
 
     :param insecure: accept a file that others can read, with a warning, as in some containers.
     :raises BadCredentials: it can't be read, can be read by others, or has a wrong length."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            secret = file.read(SECRET_BYTES_MAX + 1)
+            content = file.read(SECRET_BYTES_MAX + 1)
     except OSError as why:
         raise BadCredentials(f"--secret-file: {str(path)!r}: {why.strerror}") from None
-    if len(secret) > SECRET_BYTES_MAX:
+    if len(content) > SECRET_BYTES_MAX:
         raise BadCredentials(f"--secret-file: {str(path)!r} has more than {SECRET_BYTES_MAX} bytes: not a secret")
-    secret = secret.removesuffix(b"\n").removesuffix(b"\r")
-    if len(secret) < bounds.SECRET_BYTES_MIN:
+    secrets = _lines(content) if _is_text(content) else (content.removesuffix(b"\n").removesuffix(b"\r"),)
+    if len(secrets) > SECRETS_MAX:
         raise BadCredentials(
-            f"--secret-file: {str(path)!r} holds {len(secret)} bytes; a secret has at least {bounds.SECRET_BYTES_MIN}"
+            f"--secret-file: {str(path)!r} holds {len(secrets)} lines; each is a secret, and there are at most {SECRETS_MAX}, "
+            "while one replaces the other"
         )
+    for secret in secrets or (b"",):
+        if len(secret) < bounds.SECRET_BYTES_MIN:
+            raise BadCredentials(
+                f"--secret-file: {str(path)!r} holds {len(secret)} bytes; a secret has at least {bounds.SECRET_BYTES_MIN}"
+            )
     _refuse_exposed("--secret-file", path, mode, insecure=insecure)
-    return secret
+    return tuple(dict.fromkeys(secrets))
+
+
+def _is_text(content: bytes) -> bool:
+    return all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in content)
+
+
+def _lines(content: bytes) -> tuple[bytes, ...]:
+    return tuple(line for line in content.replace(b"\r\n", b"\n").split(b"\n") if line)
 
 
 def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
