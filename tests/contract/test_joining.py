@@ -77,7 +77,7 @@ class Node(PlaneNode):
             JoinSettings(
                 [self.site.address, *(other.site.address for other in others)],
                 own=[f"localhost:{self.site.port}"],
-                secret=self.secret_file,
+                secret=lambda: self.secret_file,
             ),
             JoinSteps(Inviter(the_reactor, needs_secret=self.secret_file is None), self.plane.pool.dial, self._keep),
             self.plane.local,

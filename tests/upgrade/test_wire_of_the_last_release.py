@@ -27,7 +27,7 @@ from tq_node.partition.entries import (
 )
 from tq_node.raft import messages as raft
 from tq_node.runtime import peer_calls
-from tq_node.runtime.bootstrap.credentials import read_secret
+from tq_node.runtime.bootstrap.credentials import read_secrets
 from tq_node.runtime.replication.replicator import messages_in
 from tq_node.types import NodeId, TaskSpec
 from tq_node.wire import bounds, codec, commands, errors, handshake
@@ -153,7 +153,7 @@ def test_todays_code_checks_the_recorded_proofs(recorded: Recorded, tmp_path: Pa
     file = tmp_path / "secret"
     file.write_text(recorded.manifest["life"]["secret_file"])
     file.chmod(0o600)
-    secret = read_secret(file)
+    (secret,) = read_secrets(file)
     by_connection: dict[int, dict[tuple[str, str], bytes]] = {}
     for one in recorded.transcript():
         value = one.box.get("hello") or one.box.get("proof")

@@ -112,6 +112,8 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         undo.callback(store.close)
         clock = Clock(reactor)
         identity = identify(settings, credentials, store.meta(), clock.wall_us(), os.urandom, registry.announced.kind)
+        for files in credentials.follow(identity.local):
+            rereading.add(files)
         lock = WorkersLock(settings.data_dir / "workers.lock")
         undo.callback(lock.close)
         # Also takes it (shared) for this start: later ones must see that our workers live.

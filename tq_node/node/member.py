@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,10 @@ from tq_node.cluster.refusals import Refusal
 from tq_node.errors import TaskQueueError
 from tq_node.facade import NotReadyReason
 from tq_node.node.process import listen_now, tcp_reactor, with_backlog
+from tq_node.node.rereading import Reread
+from tq_node.reread_files import RereadFiles
 from tq_node.runtime.bootstrap.bootstrap_guard import BootstrapGuard, Founder
-from tq_node.runtime.bootstrap.credentials import peer_tls, read_secret
+from tq_node.runtime.bootstrap.credentials import reread_certificates, reread_secrets
 from tq_node.runtime.bootstrap.found import first_table, is_founded
 from tq_node.runtime.bootstrap.identity import (
     Belonging,
@@ -71,10 +73,10 @@ class PeerPortTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What peers prove themselves with: a secret, or certificates; both None: neither was given."""
+    """What peers prove themselves with: secrets, or certificates; both None: neither was given."""
 
-    secret: bytes | None
-    tls: PeerTLS | None
+    secrets: RereadFiles[tuple[bytes, ...]] | None
+    certificates: RereadFiles[PeerTLS] | None
 
     @classmethod
     def of(cls, settings: NodeSettings) -> Credentials:
@@ -83,9 +85,29 @@ class Credentials:
         :raises BadCredentials: one of them can't be used."""
         file, insecure = settings.secret_file, settings.insecure_peers
         return cls(
-            None if file is None else read_secret(file, insecure=insecure),
-            peer_tls(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure),
+            None if file is None else reread_secrets(file, insecure=insecure),
+            reread_certificates(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure),
         )
+
+    @property
+    def secret(self) -> bytes | None:
+        """What this node shows now."""
+        return None if self.secrets is None else self.secrets.value[0]
+
+    @property
+    def tls(self) -> PeerTLS | None:
+        return None if self.certificates is None else self.certificates.value
+
+    def follow(self, local: LocalIdentity) -> Sequence[Reread]:
+        """The files to be read again; what they say then counts for ``local`` and its peers."""
+        files: list[Reread] = []
+        if self.secrets is not None:
+            self.secrets.on_change.append(local.hold)
+            files.append(self.secrets)
+        if self.certificates is not None:
+            self.certificates.on_change.append(self.certificates.value.follow)
+            files.append(self.certificates)
+        return files
 
     @property
     def are_given(self) -> bool:
@@ -179,6 +201,7 @@ def identify(
         features_max=FEATURE_LEVEL_MAX,
         cluster=None if belonging is None else belonging.cluster_id,
         secret=secret,
+        other_secrets=() if credentials.secrets is None else credentials.secrets.value[1:],
     )
     return NodeIdentity(credentials, local, registration, belonging, secret, first, is_joining, seed)
 
@@ -318,7 +341,7 @@ class Member:
         settings = JoinSettings(
             [str(address) for address in self._settings.join],
             own=self._settings.http_own,
-            secret=identity.secret,
+            secret=lambda: identity.credentials.secret or identity.secret,
             belongs_to=None if identity.belonging is None else identity.belonging.cluster_id,
         )
         inviter = Inviter(

@@ -77,7 +77,7 @@ BULK_PING_ANSWER_S_MAX = 10.0
 EARLIER_RUN_S = 1.5
 """After this silence of a node's earlier run, still connected, a later one is let in (F14)."""
 RENEW_S_MAX = 5.0
-"""So long a peer may take to prove its connection by the new secret, once its old one is dropped."""
+"""So long a peer may take to prove its connection anew, once its secret is accepted no more."""
 IDLE_S_MAX = 15.0
 """A listener closes an authenticated connection that was silent for so long."""
 CALL_S_DEFAULT = 10.0

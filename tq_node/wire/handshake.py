@@ -108,6 +108,11 @@ class LocalIdentity(msgspec.Struct, kw_only=True):
         self.cluster, self.secret = cluster, secret
         self.__post_init__()
 
+    def hold(self, secrets: Sequence[bytes]) -> None:
+        """Show the first of these from now on, and accept them all."""
+        self.secret, self.other_secrets = secrets[0], tuple(secrets[1:])
+        self.__post_init__()
+
     def introduction(self, cluster: str, target: str, lane: Lane, nonce: bytes) -> Introduction:
         return Introduction(
             cluster=cluster,

@@ -34,13 +34,13 @@ class _Connections:
     against the name that the node gives itself."""
 
     def __init__(self, context: SSL.Context) -> None:
-        self._context = context
+        self.context = context
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        return SSL.Connection(self._context, None)
+        return SSL.Connection(self.context, None)
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        return SSL.Connection(self._context, None)
+        return SSL.Connection(self.context, None)
 
 
 class PeerTLS:
@@ -49,6 +49,10 @@ class PeerTLS:
     def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
         pair = read_pair(certificate, key)
         self._connections = _Connections(make_context(pair, read_certificates(authority), TLSVersion.TLSv1_3))
+
+    def follow(self, other: PeerTLS) -> None:
+        """Show and believe what ``other`` does, on connections made from now on."""
+        self._connections.context = other._connections.context
 
     def server_factory(self, factory: IProtocolFactory, clock: Any) -> IProtocolFactory:
         """:param factory: of what speaks inside."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twisted.logger import Logger
 
+from tq_node.reread_files import RereadFiles
 from tq_node.wire import bounds
 
 if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need not load
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # it needs OpenSSL, which a node without certificates need no
 _log = Logger(namespace="taskqueue.node")
 
 SECRETS_MAX = 2
+"""In one file: the one that is shown, and the one that it replaces or that will replace it."""
 SECRET_BYTES_MAX = 64 * 1024
 """Bound of ``--secret-file``: a longer one was named by mistake."""
 
@@ -56,6 +59,11 @@ def read_secrets(path: Path, *, insecure: bool = False) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(secrets))
 
 
+def reread_secrets(path: Path, *, insecure: bool = False) -> RereadFiles[tuple[bytes, ...]]:
+    """``read_secrets``, read again whenever the file has changed."""
+    return RereadFiles("--secret-file", [path], partial(read_secrets, path, insecure=insecure))
+
+
 def _is_text(content: bytes) -> bool:
     return all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in content)
 
@@ -74,13 +82,19 @@ def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> No
     _log.warn("{line}", line=line, event="secret_exposed")
 
 
-def peer_tls(
+def reread_certificates(
     certificate: Path | None, key: Path | None, authority: Path | None, *, insecure: bool = False
-) -> PeerTLS | None:
-    """Mutual TLS between nodes, from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``; None: not
-    given; raises ``BadCredentials`` if a file is not what it should be."""
+) -> RereadFiles[PeerTLS] | None:
+    """``peer_tls``, read again whenever a file has changed; None: no certificates were given."""
     if certificate is None or key is None or authority is None:
         return None
+    read = partial(peer_tls, certificate, key, authority, insecure=insecure)
+    return RereadFiles("--peer-cert", [certificate, key, authority], read)
+
+
+def peer_tls(certificate: Path, key: Path, authority: Path, *, insecure: bool = False) -> PeerTLS:
+    """Mutual TLS between nodes, from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``; raises
+    ``BadCredentials`` if a file is not what it should be."""
     from tq_node.wire.tls import PeerTLS
 
     try:
@@ -88,6 +102,8 @@ def peer_tls(
         return PeerTLS(certificate, key, authority)
     except OSError as why:
         raise BadCredentials(f"--peer-key: {str(key)!r}: {why.strerror}") from None
+    except BadCredentials:
+        raise
     except ValueError as why:
         raise BadCredentials(" ".join(f"{_option(str(why), certificate, authority)}: {why}".split())) from None
 

@@ -69,7 +69,7 @@ class JoinSettings:
     """HTTP addresses of members, ``HOST:PORT``."""
     own: Sequence[str] = ()
     """HTTP addresses of the joining node, which are not asked."""
-    secret: bytes | None = None
+    secret: Callable[[], bytes | None] = lambda: None
     """From a file or an earlier try; None: the invitation's, or none needed with certificates."""
     belongs_to: str | None = None
     """Id of the cluster that an earlier try made durable; no other may take its place."""
@@ -168,7 +168,7 @@ class Joiner:
         if self._is_name_taken and self._registration.name in invited.names:
             raise NotInvited(self._taken())  # as it was: no need for one more entry in the cluster's log
         before = self._local.cluster, self._local.secret
-        self._local.join(invited.cluster_id, self._secret or invited.secret)
+        self._local.join(invited.cluster_id, self._secret() or invited.secret)
         try:
             welcome = await self._register(invited)
         except BaseException:

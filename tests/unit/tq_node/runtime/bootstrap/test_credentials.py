@@ -10,10 +10,18 @@ import pytest
 from twisted.logger import LogEvent, globalLogPublisher
 
 from tests.support.wire_kinds import make_cluster_ca
-from tq_node.runtime.bootstrap.credentials import SECRET_BYTES_MAX, BadCredentials, peer_tls, read_secret
+from tq_node.runtime.bootstrap.credentials import (
+    SECRET_BYTES_MAX,
+    BadCredentials,
+    peer_tls,
+    read_secrets,
+    reread_certificates,
+    reread_secrets,
+)
 from tq_node.wire import bounds
 
 SECRET = b"a secret of some bytes"
+OTHER = b"the secret that takes its place"
 
 
 @pytest.fixture
@@ -28,18 +36,42 @@ def file(tmp_path: Path) -> Callable[[bytes], Path]:
 
 
 @pytest.mark.parametrize(
-    ("content", "secret"),
+    ("content", "secrets"),
     [
-        (SECRET, SECRET),
-        (SECRET + b"\n", SECRET),
-        (SECRET + b"\r\n", SECRET),
-        (SECRET + b"\n\n", SECRET + b"\n"),
-        (b" " + SECRET + b" ", b" " + SECRET + b" "),
-        (b"\0" * bounds.SECRET_BYTES_MIN, b"\0" * bounds.SECRET_BYTES_MIN),
+        (SECRET, (SECRET,)),
+        (SECRET + b"\n", (SECRET,)),
+        (SECRET + b"\r\n", (SECRET,)),
+        (SECRET + b"\n\n", (SECRET,)),
+        (b" " + SECRET + b" ", (b" " + SECRET + b" ",)),
+        (SECRET + b"\n" + OTHER, (SECRET, OTHER)),
+        (b"\n" + OTHER + b"\r\n\r\n" + SECRET + b"\r\n", (OTHER, SECRET)),
+        (SECRET + b"\n" + SECRET + b"\n", (SECRET,)),
+        (b"\0" * bounds.SECRET_BYTES_MIN, (b"\0" * bounds.SECRET_BYTES_MIN,)),
+        (b"\xff" + SECRET + b"\n" + OTHER + b"\r\n", (b"\xff" + SECRET + b"\n" + OTHER,)),
     ],
 )
-def test_one_newline_at_the_end_is_not_part_of_it(file: Callable[[bytes], Path], content: bytes, secret: bytes) -> None:
-    assert read_secret(file(content)) == secret
+def test_each_line_of_a_text_is_a_secret_and_other_bytes_are_one(
+    file: Callable[[bytes], Path], content: bytes, secrets: tuple[bytes, ...]
+) -> None:
+    assert read_secrets(file(content)) == secrets
+
+
+def test_a_file_is_read_again_and_a_bad_one_changes_nothing(file: Callable[[bytes, int], Path]) -> None:
+    reread = reread_secrets(file(SECRET, 0o600))
+    taken: list[tuple[bytes, ...]] = []
+    reread.on_change.append(taken.append)
+    for content, mode in ((b"short", 0o600), (OTHER + b"\n" + SECRET + b"\n" + OTHER[::-1], 0o600), (OTHER, 0o644)):
+        file(content, mode)
+        reread.look()
+        reread.look()
+        assert reread.trouble is not None
+        assert reread.trouble.startswith("--secret-file: ")
+        assert OTHER.decode() not in reread.trouble
+        assert reread.value == (SECRET,)
+    file(OTHER + b"\n" + SECRET + b"\n", 0o600)
+    reread.look()
+    assert reread.trouble is None
+    assert taken == [(OTHER, SECRET)]
 
 
 @pytest.mark.parametrize(
@@ -47,17 +79,19 @@ def test_one_newline_at_the_end_is_not_part_of_it(file: Callable[[bytes], Path],
     [
         (b"", "holds 0 bytes; a secret has at least 16"),
         (b"x" * 15 + b"\n", "holds 15 bytes"),
+        (SECRET + b"\n" + b"x" * 15, "holds 15 bytes"),
+        (SECRET + b"\n" + OTHER + b"\n" + SECRET * 2, "holds 3 lines"),
         (b"x" * (SECRET_BYTES_MAX + 1), "not a secret"),
     ],
 )
 def test_what_is_no_secret(file: Callable[[bytes], Path], content: bytes, why: str) -> None:
     with pytest.raises(BadCredentials, match=f"^--secret-file: .*{why}"):
-        read_secret(file(content))
+        read_secrets(file(content))
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(BadCredentials, match=r"^--secret-file: .*No such file"):
-        read_secret(tmp_path / "gone")
+        read_secrets(tmp_path / "gone")
 
 
 def said(read: Callable[[], object]) -> list[str]:
@@ -74,15 +108,15 @@ def said(read: Callable[[], object]) -> list[str]:
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
 def test_the_owner_and_its_group_may_read_it(file: Callable[[bytes, int], Path], mode: int) -> None:
-    assert said(lambda: read_secret(file(SECRET, mode))) == []
+    assert said(lambda: read_secrets(file(SECRET, mode))) == []
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602])
 def test_a_file_that_others_can_read_is_refused_unless_insecure(file: Callable[[bytes, int], Path], mode: int) -> None:
     path = file(SECRET, mode)
     with pytest.raises(BadCredentials, match=f"^--secret-file: .*mode {mode:o}.*chmod 600"):
-        read_secret(path)
-    assert said(lambda: read_secret(path, insecure=True)) == ["secret_exposed"]
+        read_secrets(path)
+    assert said(lambda: read_secrets(path, insecure=True)) == ["secret_exposed"]
 
 
 # --- certificates ---
@@ -94,7 +128,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_certificates_no_tls() -> None:
-    assert peer_tls(None, None, None) is None
+    assert reread_certificates(None, None, None) is None
 
 
 def test_the_three_files_make_mutual_tls(folder: Path) -> None:

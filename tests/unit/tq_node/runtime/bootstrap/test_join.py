@@ -330,7 +330,7 @@ def test_it_proves_itself_keeps_its_cluster_and_registers(started: Callable[...,
 
 
 def test_its_own_secret_goes_before_what_is_handed_over(started: Callable[..., Joining]) -> None:
-    one = started(Asked(a=INVITED), secret=b"from a file, sixteen").run()
+    one = started(Asked(a=INVITED), secret=lambda: b"from a file, sixteen").run()
     assert one.dialled == [("p1", CLUSTER, b"from a file, sixteen")]
 
 

@@ -1,0 +1,153 @@
+"""Secret, authority and certificates of the peers are replaced under load, as docs/howto/replace-the-secret.md says."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.clusters import PEER_OFFSET, Cluster
+from tests.cluster.test_peer_tls import NAMES, make_ca
+from tests.support.harness import until
+from tq_node.wire import bounds
+
+pytestmark = pytest.mark.cluster
+
+MakeCluster = Callable[..., Cluster]
+TAKEN = "the changed file counts from now on"
+
+
+class Calls:
+    """What a few callers asked all nodes, one call after the other; ``failed``: what was not answered with success."""
+
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.done = 0
+        self.failed: list[str] = []
+        self._ports = ports
+        self._over = threading.Event()
+
+    def ask(self, name: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._ports[name], timeout=20)
+        for number in itertools.count():
+            if self._over.is_set():
+                break
+            task_id = f"{name}-{number}"
+            for method, path, body in (
+                ("POST", "/tasks/submit", f'{{"id":"{task_id}","type":"email","payload":{{}}}}'),
+                ("GET", f"/tasks/status?id={task_id}", None),
+                ("GET", "/tasks/list?limit=5", None),
+            ):
+                try:
+                    connection.request(method, path, body)
+                    answer = connection.getresponse()
+                    said = answer.read()
+                except (OSError, http.client.HTTPException) as why:
+                    self.failed.append(f"{method} {path}: {why!r}")
+                    connection.close()
+                else:
+                    if answer.status >= 300:
+                        self.failed.append(f"{method} {path}: {answer.status} {said[:200]!r}")
+                self.done += 1
+            time.sleep(0.05)
+        connection.close()
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        threads = [threading.Thread(target=self.ask, args=(name,)) for name in self._ports]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+
+def put(path: Path, content: bytes) -> None:
+    """Replace the file in one step."""
+    beside = path.with_suffix(".next")
+    beside.write_bytes(content)
+    beside.chmod(0o600)
+    os.replace(beside, path)
+
+
+def shown_to(authority: Path, port: int) -> bool:
+    """Whether a peer port shows a certificate of that authority."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.check_hostname = False
+    with socket.create_connection(("127.0.0.1", port), 5) as plain:
+        try:
+            context.wrap_socket(plain).close()
+        except ssl.SSLCertVerificationError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("is_short", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_no_call_fails(make_cluster: MakeCluster, tmp_path: Path, is_short: bool) -> None:
+    """``is_short``: not until all that the old secret has opened were closed."""
+    old, new = make_ca(tmp_path / "old", *NAMES), make_ca(tmp_path / "new", *NAMES)
+    both = (old / "ca.crt").read_bytes() + (new / "ca.crt").read_bytes()
+    secrets = [b"the secret that was in use so far\n", b"the secret that takes its place\n"]
+    files = {name: tmp_path / name for name in NAMES}
+
+    def options(name: str) -> list[str]:
+        home = files[name]
+        return [
+            "--secret-file", str(home / "secret"), "--peer-cert", str(home / "crt"), "--peer-key", str(home / "key"),
+            "--peer-ca", str(home / "ca"),
+        ]  # fmt: skip
+
+    for name, home in files.items():
+        home.mkdir()
+        put(home / "secret", secrets[0])
+        for kind in ("crt", "key"):
+            put(home / kind, (old / f"{name}.{kind}").read_bytes())
+        put(home / "ca", (old / "ca.crt").read_bytes())
+    cluster = make_cluster(own_options=options)
+    cluster.start()
+    view = cluster.wait_whole()
+    cluster.wait_ready()
+
+    def said(step: int, option: str) -> Callable[[], bool]:
+        return lambda: all(cluster.log(name).count(f"{option}: {TAKEN}") >= step for name in NAMES)
+
+    calls = Calls(cluster.ports)
+    with calls.going_on():
+        for step, secret in enumerate((secrets[0] + secrets[1], secrets[1] + secrets[0], secrets[1]), 1):
+            for name, home in files.items():
+                put(home / "secret", secret)
+                if step == 2:
+                    for kind in ("crt", "key"):
+                        put(home / kind, (new / f"{name}.{kind}").read_bytes())
+                else:
+                    put(home / "ca", both if step == 1 else (new / "ca.crt").read_bytes())
+            began = time.monotonic()
+            until(said(step, "--secret-file"), what=f"secrets of step {step} are taken up")
+            until(said(step, "--peer-cert"), what=f"certificates of step {step} are taken up")
+            print(f"\n  step {step}: taken up by all nodes after {time.monotonic() - began:.1f} s")
+            time.sleep(bounds.BULK_PING_S + 1.0)  # the page says so: open connections are proven anew meanwhile
+        if not is_short:
+            time.sleep(bounds.IDLE_S_MAX + bounds.RENEW_S_MAX + 2.0)
+    print(f"  {calls.done} calls, {len(calls.failed)} failed")
+    assert calls.failed == []
+    assert calls.done > 100
+    assert cluster.wait_whole() == view, "nobody was away"
+    for port in cluster.ports.values():
+        assert shown_to(new / "ca.crt", port + PEER_OFFSET)
+        assert not shown_to(old / "ca.crt", port + PEER_OFFSET)
+
+    put(files["node-2"] / "secret", b"short\n")
+    until(lambda: b"files_unusable" in cluster["node-2"].get("/ready").body, what="it is said of the broken file")
+    cluster.stop()
+    cluster.assert_logs_are_clean("the changed file is not used|refused a connection")
