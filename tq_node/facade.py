@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 
 from tq_node import limits
 from tq_node.errors import TaskQueueError
+from tq_node.tokens import Asker
 from tq_node.types import (
     Announced,
     Backoff,
@@ -52,7 +53,8 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
 
     ``payload`` is compact JSON. ``id`` None: the node makes one; ``made``: it has just done so.
     ``delay_us`` and ``run_at_us`` exclude one another. ``content_hash`` covers the fields as sent,
-    without the id."""
+    without the id. ``made_by``: the token that asks, by name; ``own_only``: it may not know of a
+    task of that id which another token submitted."""
 
     type: _Type
     payload: bytes
@@ -67,6 +69,8 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
     tags: _Tags | None = None
     content_hash: _Hash = b""
     made: bool = False
+    made_by: str = ""
+    own_only: bool = False
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -298,26 +302,36 @@ class TaskQueue(Protocol):
         """Submit many; one result each, in order. Fires once all accepted ones are durable; with
         ``has_more`` together with those of the caller's next call, in one of the next turns."""
 
-    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
+    def queue_of(self, task_type: str) -> str:
+        """The queue of a task of this type that names none, as this node's handlers have it."""
+
+    def get(
+        self, task_id: str, *, wait_s: float = 0.0, local: bool = False, asker: Asker | None = None
+    ) -> Deferred[Read]:
         """The committed state; with ``wait_s`` once the task is final, or after so many seconds.
 
-        :raises NoSuchTask, TaskPurged, NotConfirmed:"""
+        :param asker: who asks, where that may not know of every task; None: of all.
+        :raises NoSuchTask, TaskPurged, NotConfirmed:
+        :raises Upgrading: not every node can judge what an asker may know of; next three too."""
 
     def list(self, query: ListQuery) -> Deferred[TaskPage]: ...
 
-    def stats(self, *, cluster: bool = False) -> Deferred[Stats]: ...
+    def stats(self, *, cluster: bool = False, queues: Collection[str] | None = None) -> Deferred[Stats]:
+        """Counts; of these queues alone, where some are given: then of primaries alone, too."""
 
-    def cancel(self, task_id: str) -> Deferred[TaskRow]: ...
+    def cancel(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
+        """Cancel a task; its primary judges in the same step whether the asker may know of it."""
 
-    def retry(self, task_id: str) -> Deferred[TaskRow]: ...
+    def retry(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]: ...
 
-    def purge(self, task_id: str) -> Deferred[TaskRow]:
+    def purge(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         """Forget an ended task, as retention would; returns it as it was; raises ``NotFinal``."""
         ...
 
-    def pause(self, queue: str) -> Deferred[None]: ...
+    def pause(self, queue: str, by: str = "") -> Deferred[None]:
+        """Start no more tasks of a queue. ``by``: name of the token that asks, for the record."""
 
-    def resume(self, queue: str) -> Deferred[None]: ...
+    def resume(self, queue: str, by: str = "") -> Deferred[None]: ...
 
     def paused_queues(self) -> frozenset[str]: ...
 
@@ -339,24 +353,25 @@ class TaskQueue(Protocol):
         :raises Denied: operators keep this cluster's secret in a file.
         :raises NotReady: not in a cluster yet."""
 
-    def drain(self, node: str) -> Deferred[None]:
+    def drain(self, node: str, by: str = "") -> Deferred[None]:
         """Move everything off a node; fires once that is decided, not once it is done.
 
+        :param by: as in ``pause``.
         :raises NoSuchNode, LastNode, ClusterRefused, NoController, OutcomeUnknown: next four too"""
 
-    def undrain(self, node: str) -> Deferred[None]:
+    def undrain(self, node: str, by: str = "") -> Deferred[None]:
         """Take back ``drain``, or ``remove`` of a living node that is not empty yet."""
 
-    def remove(self, node: str) -> Deferred[None]:
+    def remove(self, node: str, by: str = "") -> Deferred[None]:
         """Take a node out: a living one is drained first, a dead one's store is given up."""
 
-    def rebalance(self) -> Deferred[None]: ...
+    def rebalance(self, by: str = "") -> Deferred[None]: ...
 
-    def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
+    def unsafe_recover(self, partition: int, node: str, by: str = "") -> Deferred[None]:
         """Make a node's copy the partition, whatever it lacks, on record for ever; also raises
         ``NoSuchPartition``."""
 
-    def shutdown(self, node: str) -> Deferred[None]:
+    def shutdown(self, node: str, by: str = "") -> Deferred[None]:
         """Stop a node as SIGTERM does; fires once it was told; also raises ``PeerUnreachable``."""
 
     def not_ready(self) -> Sequence[NotReadyReason]:

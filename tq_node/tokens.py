@@ -80,6 +80,17 @@ class Asker(msgspec.Struct, frozen=True, gc=False, array_like=True):
     own_only: bool = False
     """It may see and change what it submitted itself, and nothing else."""
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether there are tasks that it may not know of."""
+        return self.own_only or self.queues is not None
+
+    def may_know(self, queue: str, made_by: str) -> bool:
+        """Whether it may know of a task of this queue, submitted by the token of that name."""
+        if self.own_only and made_by != self.name:
+            return False
+        return self.queues is None or queue in self.queues
+
 
 def encode(secret: bytes) -> str:
     """The token of 32 random bytes."""

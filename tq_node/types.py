@@ -65,7 +65,8 @@ class Backoff(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class TaskSpec(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What the submitter gave, with the defaults filled in. It never changes after the submit.
-    ``payload`` is compact JSON. ``content_hash`` is over the fields as sent."""
+    ``payload`` is compact JSON. ``content_hash`` is over the fields as sent. ``made_by``: name of
+    the token that submitted it; empty: tokens were not checked, or by the cluster itself."""
 
     id: TaskId
     type: str
@@ -78,6 +79,7 @@ class TaskSpec(msgspec.Struct, frozen=True, gc=False, array_like=True):
     tags: dict[str, str] | None
     created_us: int
     content_hash: bytes
+    made_by: str = ""
 
 
 class TaskError(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -174,7 +176,8 @@ class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Transition(NamedTuple):
-    """A committed change of state, as ``/tasks/events`` tells it; ``from_state`` None: at birth."""
+    """A committed change of state, as ``/tasks/events`` tells it; ``from_state`` None: at birth.
+    ``made_by``: as in ``TaskSpec``."""
 
     task_id: TaskId
     task_type: str
@@ -184,6 +187,7 @@ class Transition(NamedTuple):
     attempt: int
     partition: int
     at_us: int
+    made_by: str = ""
 
 
 Change = tuple[Transition, TaskRow]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ from tq_node.facade import (
     TaskPage,
     Worker,
 )
+from tq_node.tokens import Asker
 from tq_node.types import (
     AttemptRecord,
     Backoff,
@@ -86,10 +87,14 @@ class MemoryQueue:
         """Partitions that nobody answers for."""
         self.paused: set[str] = set()
         self.reasons: list[NotReadyReason] = []
+        self.queues_of_types: dict[str, str] = {}
+        """What handlers say of types."""
         self.ready_notes: list[ReadyNote] = []
         self.node_handlers: list[NodeHandlers] = []
         self.waits: dict[str, list[WaitsFor]] = {}
         self.calls: deque[str] = deque(maxlen=1_000)
+        self.orders: deque[tuple[str, str]] = deque(maxlen=1_000)
+        """What was ordered, and by which token."""
         self.held: list[Deferred[Any]] = []
         self.holding = False
         self.cancelled_calls = 0
@@ -169,6 +174,8 @@ class MemoryQueue:
             row = self.rows[task_id]
             if row.spec.content_hash != sent.content_hash:
                 raise IdConflict("another task has this id", task_id=task_id)
+            if sent.own_only and row.spec.made_by != sent.made_by:
+                raise IdConflict("another token's task has this id", task_id=task_id)
             return Accepted(task_id, row.state, self._name, False)
         elif task_id in self.purged:
             if self.purged[task_id] != sent.content_hash:
@@ -189,6 +196,7 @@ class MemoryQueue:
             sent.tags,
             now_us,
             sent.content_hash,
+            sent.made_by,
         )
         state = State.SCHEDULED if run_at_us > now_us else State.PENDING
         self._put(TaskRow(spec, 0, 1, state, run_at_us), None)
@@ -234,8 +242,9 @@ class MemoryQueue:
     def _put(self, row: TaskRow, before: State | None) -> TaskRow:
         self.rows[row.id] = row
         change = Transition(
-            row.id, row.spec.type, row.spec.queue, before, row.state, row.attempt, row.partition, self._now_us()
-        )
+            row.id, row.spec.type, row.spec.queue, before, row.state, row.attempt, row.partition, self._now_us(),
+            row.spec.made_by,
+        )  # fmt: skip
         self._own_events.tell(change)
         self._all_events.tell(change)
         if row.state.is_final:
@@ -244,9 +253,14 @@ class MemoryQueue:
         return row
 
     # --- one task ---
-    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
+    def queue_of(self, task_type: str) -> str:
+        return self.queues_of_types.get(task_type, "default")
+
+    def get(
+        self, task_id: str, *, wait_s: float = 0.0, local: bool = False, asker: Asker | None = None
+    ) -> Deferred[Read]:
         def work() -> Any:
-            row = self._row(task_id)
+            row = self._row(task_id, asker)
             if wait_s <= 0.0 or row.state.is_final:
                 return Read(row, self._name, 0.0 if local else None)
             return self._wait(task_id, wait_s)
@@ -276,35 +290,35 @@ class MemoryQueue:
 
         return waiter.addBoth(over)
 
-    def _row(self, task_id: str) -> TaskRow:
+    def _row(self, task_id: str, asker: Asker | None = None) -> TaskRow:
         row = self.rows.get(task_id)
-        if row is None:
-            if task_id in self.purged:
-                raise TaskPurged("the task ended long ago", task_id=task_id)
+        if row is None and task_id in self.purged and not (asker is not None and asker.is_restricted):
+            raise TaskPurged("the task ended long ago", task_id=task_id)
+        if row is None or (asker is not None and not asker.may_know(row.spec.queue, row.spec.made_by)):
             raise NoSuchTask(f"there is no task {task_id}", task_id=task_id)
         return row
 
-    def cancel(self, task_id: str) -> Deferred[TaskRow]:
+    def cancel(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         def work() -> TaskRow:
-            row = self._row(task_id)
+            row = self._row(task_id, asker)
             if row.state.is_final:
                 raise AlreadyFinal(f"the task is {row.state.label}", task_id=task_id)
             return self._move(row, State.CANCELLED, ended_us=self._now_us())
 
         return self._answer("cancel", work)
 
-    def retry(self, task_id: str) -> Deferred[TaskRow]:
+    def retry(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         def work() -> TaskRow:
-            row = self._row(task_id)
+            row = self._row(task_id, asker)
             if row.state not in (State.FAILED, State.CANCELLED):
                 raise NotRetryable(f"the task is {row.state.label}", task_id=task_id)
             return self._move(row, State.PENDING, attempt=0, ended_us=None, started_us=None, error=None, worker=None)
 
         return self._answer("retry", work)
 
-    def purge(self, task_id: str) -> Deferred[TaskRow]:
+    def purge(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         def work() -> TaskRow:
-            row = self._row(task_id)
+            row = self._row(task_id, asker)
             if not row.state.is_final:
                 raise NotFinal(f"the task is {row.state.label}", task_id=task_id)
             self.purge_task(task_id)
@@ -345,22 +359,26 @@ class MemoryQueue:
         unled = sorted(self.unled) if query.cluster else []
         return TaskPage([ListedTask(row, "primary", self._name) for row in page], more, missing, unled)
 
-    def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
+    def stats(self, *, cluster: bool = False, queues: Collection[str] | None = None) -> Deferred[Stats]:
         def work() -> Stats:
             counts = [0] * len(State)
             for row in self.rows.values():
-                counts[row.state] += 1
+                counts[row.state] += queues is None or row.spec.queue in queues
             missing, unled = (self.members.missing(), sorted(self.unled)) if cluster else ([], [])
             return Stats(counts, [0] * len(State), missing, unled)
 
         return self._answer("stats", work)
 
     # --- queues, node, cluster ---
-    def pause(self, queue: str) -> Deferred[None]:
-        return self._answer("pause", lambda: self.paused.add(queue))
+    def _order(self, order: str, by: str, work: Callable[[], Any]) -> Deferred[None]:
+        self.orders.append((order, by))
+        return self._answer(order, work)
 
-    def resume(self, queue: str) -> Deferred[None]:
-        return self._answer("resume", lambda: self.paused.discard(queue))
+    def pause(self, queue: str, by: str = "") -> Deferred[None]:
+        return self._order("pause", by, lambda: self.paused.add(queue))
+
+    def resume(self, queue: str, by: str = "") -> Deferred[None]:
+        return self._order("resume", by, lambda: self.paused.discard(queue))
 
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self.paused)
@@ -388,23 +406,23 @@ class MemoryQueue:
     def invite(self) -> Invitation:
         return self._answer_now("invite", self.members.invite)
 
-    def drain(self, node: str) -> Deferred[None]:
-        return self._answer("drain", lambda: self.members.drain(node))
+    def drain(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order("drain", by, lambda: self.members.drain(node))
 
-    def undrain(self, node: str) -> Deferred[None]:
-        return self._answer("undrain", lambda: self.members.undrain(node))
+    def undrain(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order("undrain", by, lambda: self.members.undrain(node))
 
-    def remove(self, node: str) -> Deferred[None]:
-        return self._answer("remove", lambda: self.members.remove(node))
+    def remove(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order("remove", by, lambda: self.members.remove(node))
 
-    def rebalance(self) -> Deferred[None]:
-        return self._answer("rebalance", self.members.rebalance)
+    def rebalance(self, by: str = "") -> Deferred[None]:
+        return self._order("rebalance", by, self.members.rebalance)
 
-    def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
-        return self._answer("unsafe_recover", lambda: self.members.unsafe_recover(partition, node))
+    def unsafe_recover(self, partition: int, node: str, by: str = "") -> Deferred[None]:
+        return self._order("unsafe_recover", by, lambda: self.members.unsafe_recover(partition, node))
 
-    def shutdown(self, node: str) -> Deferred[None]:
-        return self._answer("shutdown", lambda: self.members.shutdown(node))
+    def shutdown(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order("shutdown", by, lambda: self.members.shutdown(node))
 
     def not_ready(self) -> Sequence[NotReadyReason]:
         return self._answer_now("not_ready", lambda: self.reasons)

@@ -3,14 +3,14 @@ word when it is applied."""
 
 from __future__ import annotations
 
-from tq_node.cluster.commands import AnyCommand, DrainNode, RemoveNode, UndrainNode, UnsafeRecover
+from tq_node.cluster.commands import DrainNode, Order, RemoveNode, UndrainNode, UnsafeRecover
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap, NodeEntry
 from tq_node.cluster.refusals import Refusal
 from tq_node.types import NodeId, PartitionId
 
 
-def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False) -> AnyCommand | Refusal:
+def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False) -> Order | Refusal:
     """Move everything off a node."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
@@ -20,7 +20,7 @@ def drain(cluster_map: ClusterMap, node_id: NodeId, *, then_remove: bool = False
     return DrainNode(node_id, then_remove)
 
 
-def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
+def undrain(cluster_map: ClusterMap, node_id: NodeId) -> Order | Refusal:
     """Let a node stay that is drained, or that ``remove`` drains first; else nothing changes."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
@@ -28,7 +28,7 @@ def undrain(cluster_map: ClusterMap, node_id: NodeId) -> AnyCommand | Refusal:
     return UndrainNode(node_id)
 
 
-def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyCommand | Refusal:
+def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> Order | Refusal:
     """Remove a node for good: a living one when it is drained and empty, a dead one at once."""
     node = cluster_map.nodes.get(node_id)
     if node is None or not node.is_member:
@@ -39,7 +39,7 @@ def remove(cluster_map: ClusterMap, liveness: Liveness, node_id: NodeId) -> AnyC
     return RemoveNode(node_id, node.session, empty)
 
 
-def unsafe_recover(cluster_map: ClusterMap, partition: int, node_id: NodeId) -> AnyCommand | Refusal:
+def unsafe_recover(cluster_map: ClusterMap, partition: int, node_id: NodeId) -> Order | Refusal:
     if not 0 <= partition < len(cluster_map.partitions):
         return Refusal.NO_SUCH_PARTITION
     entry = cluster_map.partitions[partition]

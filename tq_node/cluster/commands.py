@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_node.cluster.records import HANDLERS_LEVEL, ClusterSettings
+from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings
 from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
 FORMAT = 1
@@ -113,14 +113,17 @@ class NodeDown(Command, frozen=True, tag=3):
 
 
 class DrainNode(Command, frozen=True, tag=4):
-    """Move everything off a node. ``then_remove``: remove it once it is empty."""
+    """Move everything off a node. ``then_remove``: remove it once it is empty. ``by``: name of the
+    token that asked for it, from ``ACCESS_LEVEL`` on; so in every order of an operator."""
 
     node_id: NodeId
     then_remove: bool = False
+    by: str = ""
 
 
 class UndrainNode(Command, frozen=True, tag=5):
     node_id: NodeId
+    by: str = ""
 
 
 class RemoveNode(Command, frozen=True, tag=6):
@@ -131,6 +134,7 @@ class RemoveNode(Command, frozen=True, tag=6):
     node_id: NodeId
     session: int
     empty: tuple[PartitionId, ...] = ()
+    by: str = ""
 
 
 # --- partitions ---
@@ -175,6 +179,7 @@ class UnsafeRecover(Command, frozen=True, tag=15):
     epoch: Epoch
     partition_version: int
     node_id: NodeId
+    by: str = ""
 
 
 # --- moves ---
@@ -197,14 +202,18 @@ class AbortMove(Command, frozen=True, tag=22):
 # --- the cluster ---
 class PauseQueue(Command, frozen=True, tag=30):
     queue: str
+    by: str = ""
 
 
 class ResumeQueue(Command, frozen=True, tag=31):
     queue: str
+    by: str = ""
 
 
 class Rebalance(Command, frozen=True, tag=32):
     """An operator asks for an even spread."""
+
+    by: str = ""
 
 
 class RebalanceDone(Command, frozen=True, tag=33):
@@ -248,6 +257,9 @@ AnyCommand = (
     | NoteHandlers
 )
 
+Order = DrainNode | UndrainNode | RemoveNode | UnsafeRecover | PauseQueue | ResumeQueue | Rebalance
+"""What an operator asks for."""
+
 FEATURE_LEVEL_OF: dict[type[Command], int] = {NoteHandlers: HANDLERS_LEVEL}
 """Kinds that need more than the first feature level; not proposed before the cluster map has it."""
 
@@ -257,6 +269,29 @@ _decode: Callable[[bytes | memoryview], AnyCommand] = msgspec.msgpack.Decoder(An
 
 def feature_level_of(command: AnyCommand) -> int:
     return FEATURE_LEVEL_OF.get(type(command), 1)
+
+
+def ordered_by(order: Order, by: str, feature_level: int) -> Order:
+    """The order with the name of the token that asked for it; as it is below ``ACCESS_LEVEL``."""
+    return msgspec.structs.replace(order, by=by) if by and feature_level >= ACCESS_LEVEL else order
+
+
+def sentence_of(order: Order) -> str:
+    """The order in words, without who gave it."""
+    match order:
+        case DrainNode(node_id, then_remove):
+            return f"{'remove' if then_remove else 'drain'} node {node_id}"
+        case UndrainNode(node_id):
+            return f"let node {node_id} stay"
+        case RemoveNode(node_id):
+            return f"remove node {node_id}"
+        case UnsafeRecover(partition, node_id=node_id):
+            return f"recover partition {partition} from node {node_id}, whatever it lacks"
+        case PauseQueue(queue):
+            return f"pause queue {queue!r}"
+        case ResumeQueue(queue):
+            return f"resume queue {queue!r}"
+    return "spread the partitions evenly"
 
 
 def encode(command: AnyCommand) -> bytes:

@@ -19,6 +19,9 @@ FEATURE_LEVEL_MAX = 2
 """What this code can apply. A cluster map of a higher level is refused: the node stops."""
 HANDLERS_LEVEL = 2
 """From this level on nodes say which handlers they have, and the cluster map keeps that one has."""
+ACCESS_LEVEL = 3
+"""From this level on tasks say which token submitted them, orders which one asked for them, and a
+primary judges what an asker may know of."""
 MEMBERS_FOR_TWO_COPIES = 3
 """With fewer members one copy must be enough: losing one of two would stop writes (section 6)."""
 

@@ -8,7 +8,7 @@ nodes; new fields go to the end and have a default."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +28,8 @@ from tq_node.facade import (
     Submission,
     TaskPage,
 )
-from tq_node.types import NodeId, TaskRow, Token
+from tq_node.tokens import Asker
+from tq_node.types import NodeId, State, TaskId, TaskRow, Token, Transition
 from tq_node.wire import bounds
 from tq_node.wire.codec import Codec, ForwardedResult
 from tq_node.wire.errors import Internal, declared_code, decode_error, encode_error
@@ -52,8 +53,30 @@ class Item(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class Get(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """``asker`` None: who asks may know of every task. From ``ACCESS_LEVEL`` on it is heeded."""
+
     task_id: str
     wait_s: _WaitS = 0.0
+    asker: Asker | None = None
+
+
+class ChangeFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A change of a task that its primary makes if ``asker`` may know of the task."""
+
+    task_id: str
+    asker: Asker
+
+
+class QueueStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Of which queues the primaries' tasks are to be counted."""
+
+    queues: tuple[str, ...]
+
+
+class Shutdown(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """``by``: name of the token that ordered it."""
+
+    by: str = ""
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -110,6 +133,42 @@ class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
     wait_s: _WaitS
 
 
+class EarlierTransition(NamedTuple):
+    """A ``Transition`` below feature level 3; who expects it refuses one with more values."""
+
+    task_id: TaskId
+    task_type: str
+    queue: str
+    from_state: State | None
+    to_state: State
+    attempt: int
+    partition: int
+    at_us: int
+
+
+class EarlierEvents(msgspec.Struct, frozen=True, array_like=True):
+    """An ``EventBatch`` below feature level 3."""
+
+    first_id: int
+    transitions: list[EarlierTransition]
+    reset: bool = False
+    node: str | None = None
+
+
+def earlier_events(batch: EventBatch) -> EarlierEvents:
+    known = len(EarlierTransition._fields)
+    told = [EarlierTransition._make(change[:known]) for change in batch.transitions]
+    return EarlierEvents(batch.first_id, told, batch.reset, batch.node)
+
+
+def events_of(batch: EventBatch | EarlierEvents) -> EventBatch:
+    """The inverse of ``earlier_events``: nobody's tasks."""
+    if isinstance(batch, EventBatch):
+        return batch
+    told = [Transition(*change) for change in batch.transitions]
+    return EventBatch(batch.first_id, told, batch.reset, batch.node)
+
+
 class EncodedPage(msgspec.Struct, frozen=True, array_like=True):
     """``TaskPage`` as it is read: the tasks, each a ``LISTED``, are decoded in slices, for their
     number is the caller's."""
@@ -157,6 +216,9 @@ GET = PeerCall("get", Get, Read, is_read=True)
 CANCEL = PeerCall("cancel", str, TaskRow)
 RETRY = PeerCall("retry", str, TaskRow)
 PURGE = PeerCall("purge", str, TaskRow)
+CANCEL_FOR = PeerCall("cancel_for", ChangeFor, TaskRow)
+RETRY_FOR = PeerCall("retry_for", ChangeFor, TaskRow)
+PURGE_FOR = PeerCall("purge_for", ChangeFor, TaskRow)
 FINISH = PeerCall("finish", Finish, Nothing)
 NOTE = PeerCall("note", Note, Nothing)
 RENEW = PeerCall("renew", Renew, list[bool])
@@ -165,9 +227,11 @@ OFFER = PeerCall("offer", WorkOffer, Nothing, is_routed=False)
 CLAIM = PeerCall("claim", ClaimRequest, ClaimGrant, is_routed=False)
 LISTED: Codec[ListedTask] = Codec(ListedTask)
 LIST = PeerCall("list", ListQuery, TaskPage, read_as=EncodedPage, is_read=True, is_routed=False)
-EVENTS = PeerCall("events", EventsAfter, EventBatch, is_read=True, is_routed=False)
+EVENTS = PeerCall("events", EventsAfter, EarlierEvents, is_read=True, is_routed=False)
+EVENTS_WITH_MAKERS = PeerCall("events_with_makers", EventsAfter, EventBatch, is_read=True, is_routed=False)
 STATS = PeerCall("stats", Nothing, Stats, is_read=True, is_routed=False)
-SHUTDOWN = PeerCall("shutdown", Nothing, Nothing, is_routed=False)
+QUEUE_STATS = PeerCall("queue_stats", QueueStats, Stats, is_read=True, is_routed=False)
+SHUTDOWN = PeerCall("shutdown", Shutdown, Nothing, is_routed=False)
 _ALL = (
     SUBMIT,
     SUBMIT_MANY,
@@ -175,6 +239,9 @@ _ALL = (
     CANCEL,
     RETRY,
     PURGE,
+    CANCEL_FOR,
+    RETRY_FOR,
+    PURGE_FOR,
     FINISH,
     NOTE,
     RENEW,
@@ -183,7 +250,9 @@ _ALL = (
     CLAIM,
     LIST,
     EVENTS,
+    EVENTS_WITH_MAKERS,
     STATS,
+    QUEUE_STATS,
     SHUTDOWN,
 )
 KINDS = {kind.name: kind for kind in _ALL}

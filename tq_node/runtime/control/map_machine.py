@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from twisted.logger import Logger
+
 from tq_node.cluster import commands
 from tq_node.cluster import map as tables
 from tq_node.cluster.map import EMPTY, Change, ClusterMap, UnreadableMap
@@ -13,6 +15,7 @@ from tq_node.errors import Unsound
 from tq_node.raft.messages import Configuration
 from tq_node.runtime.control.raft_driver import StateMachine
 
+_log = Logger(namespace="taskqueue.cluster")
 _OUTCOMES_KEPT = 1_024
 
 
@@ -29,8 +32,14 @@ class ClusterMachine(StateMachine):
 
     def apply(self, log_index: int, data: bytes) -> None:
         """Apply an entry; raises ``UnreadableCommand`` of a later release: the node stops (F44)."""
-        applied = tables.apply(self.map, log_index, commands.decode(data))
+        command = commands.decode(data)
+        applied = tables.apply(self.map, log_index, command)
         self.map = applied.map
+        if isinstance(command, commands.Order) and command.by and not applied.refused:
+            _log.info(
+                "token {by} ordered, by entry {index}: {order}",
+                by=command.by, index=log_index, order=commands.sentence_of(command), event="order_applied",
+            )  # fmt: skip
         self._outcomes[log_index] = applied.refused
         if len(self._outcomes) > _OUTCOMES_KEPT:
             del self._outcomes[next(iter(self._outcomes))]

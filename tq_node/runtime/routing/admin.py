@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from tq_node import limits
 from tq_node.cluster import admin_requests
-from tq_node.cluster.commands import AnyCommand, PauseQueue, Rebalance, ResumeQueue
+from tq_node.cluster.commands import Order, PauseQueue, Rebalance, ResumeQueue, ordered_by
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
@@ -158,24 +158,24 @@ class ClusterAdmin:
         return Invitation(self._map.cluster_id, secret.hex(), self._plane.membership.registration.peer)
 
     # --- orders ---
-    def drain(self, node: str) -> Deferred[None]:
-        return self._order(node, lambda node_id: admin_requests.drain(self._map, node_id))
+    def drain(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order(node, by, lambda node_id: admin_requests.drain(self._map, node_id))
 
-    def undrain(self, node: str) -> Deferred[None]:
-        return self._order(node, lambda node_id: admin_requests.undrain(self._map, node_id))
+    def undrain(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order(node, by, lambda node_id: admin_requests.undrain(self._map, node_id))
 
-    def remove(self, node: str) -> Deferred[None]:
-        return self._order(node, lambda node_id: admin_requests.remove(self._map, self._liveness, node_id))
+    def remove(self, node: str, by: str = "") -> Deferred[None]:
+        return self._order(node, by, lambda node_id: admin_requests.remove(self._map, self._liveness, node_id))
 
-    def unsafe_recover(self, partition: int, node: str) -> Deferred[None]:
+    def unsafe_recover(self, partition: int, node: str, by: str = "") -> Deferred[None]:
         if not 0 <= partition < len(self._map.partitions):
             return fail(NoSuchPartition(f"there is no partition {partition}"))
-        return self._order(node, lambda node_id: admin_requests.unsafe_recover(self._map, partition, node_id))
+        return self._order(node, by, lambda node_id: admin_requests.unsafe_recover(self._map, partition, node_id))
 
-    def rebalance(self) -> Deferred[None]:
-        return self._propose(Rebalance())
+    def rebalance(self, by: str = "") -> Deferred[None]:
+        return self._propose(Rebalance(), by)
 
-    def pause(self, queue: str) -> Deferred[None]:
+    def pause(self, queue: str, by: str = "") -> Deferred[None]:
         """Start nothing more of a queue. The last places are for queues that are in use: names that
         nobody works with must not take away from operators what they need in an emergency."""
         paused = self._map.paused_queues
@@ -183,10 +183,10 @@ class ClusterAdmin:
             return fail(
                 ClusterRefused(f"{len(paused)} queues are paused already, and {queue!r} has no open task at this node")
             )
-        return Deferred.fromCoroutine(self._everywhere(PauseQueue(queue)))
+        return Deferred.fromCoroutine(self._everywhere(PauseQueue(queue), by))
 
-    def resume(self, queue: str) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._everywhere(ResumeQueue(queue)))
+    def resume(self, queue: str, by: str = "") -> Deferred[None]:
+        return Deferred.fromCoroutine(self._everywhere(ResumeQueue(queue), by))
 
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self._map.paused_queues)
@@ -194,35 +194,35 @@ class ClusterAdmin:
     def _uses(self, queue: str) -> bool:
         return self._state.local is not None and self._state.local.submitter.uses(queue)
 
-    def shutdown(self, node: str) -> Deferred[None]:
+    def shutdown(self, node: str, by: str = "") -> Deferred[None]:
         known = self._map.node_named(node)
         if node == self._state.node_name:
             self._on_shutdown()
             return succeed(None)
         if known is None:
             return fail(NoSuchNode(f"there is no node {node}"))
-        asked = self._state.client.call(known.node_id, calls.SHUTDOWN, calls.NOTHING)
+        asked = self._state.client.call(known.node_id, calls.SHUTDOWN, calls.Shutdown(by))
         return asked.addCallback(lambda _: None)
 
     @property
     def _liveness(self) -> Liveness:
         return self._plane.membership.liveness
 
-    def _order(self, node: str, command_for: Callable[[NodeId], AnyCommand | Refusal]) -> Deferred[None]:
+    def _order(self, node: str, by: str, order_for: Callable[[NodeId], Order | Refusal]) -> Deferred[None]:
         known = self._map.node_named(node)
         if known is None:
             return fail(NoSuchNode(f"there is no node {node}"))
-        command = command_for(known.node_id)
-        if isinstance(command, Refusal):
-            return fail(as_error(command))
-        return self._propose(command)
+        order = order_for(known.node_id)
+        if isinstance(order, Refusal):
+            return fail(as_error(order))
+        return self._propose(order, by)
 
-    def _propose(self, command: AnyCommand) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._proposed(command)).addCallback(lambda _: None)
+    def _propose(self, order: Order, by: str) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._proposed(order, by)).addCallback(lambda _: None)
 
-    async def _everywhere(self, command: AnyCommand) -> None:
+    async def _everywhere(self, order: Order, by: str) -> None:
         """Committed, and known to all nodes up: then nothing of a paused queue starts anywhere."""
-        log_index = await self._proposed(command)
+        log_index = await self._proposed(order, by)
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
         while self._clock.now_ms() < deadline_ms and not all(
             self._plane.consensus.applied_index >= log_index
@@ -233,11 +233,11 @@ class ClusterAdmin:
         ):
             await self._plane.membership.pause(EVERYWHERE_LOOK_S)
 
-    async def _proposed(self, command: AnyCommand) -> int:
+    async def _proposed(self, order: Order, by: str) -> int:
         if not self._plane.membership.is_registered:
             raise NotReady("the node is not, or not yet, a member of a cluster")
         try:
-            outcome = await self._plane.membership.propose(command)
+            outcome = await self._plane.membership.propose(ordered_by(order, by, self._map.feature_level))
         except TableRefused as why:
             raise as_error(why.refusal) from None
         if outcome.refused:

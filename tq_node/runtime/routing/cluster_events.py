@@ -11,6 +11,7 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from tq_node.cluster.records import ACCESS_LEVEL
 from tq_node.facade import EventBatch, Subscription
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
@@ -98,7 +99,8 @@ class ClusterEvents:
         self._asking.add(node)
         question = calls.EventsAfter(self._after.get(node, FROM_NOW), WAIT_S)
 
-        def answered(batch: EventBatch) -> None:
+        def answered(told: EventBatch | calls.EarlierEvents) -> None:
+            batch = calls.events_of(told)
             self._asking.discard(node)
             self._after[node] = batch.first_id + len(batch.transitions) - 1
             if not self._closed:
@@ -108,6 +110,5 @@ class ClusterEvents:
         def failed(_: Failure) -> None:
             self._asking.discard(node)  # asked again in a while
 
-        self._state.client.call_alone(node, calls.EVENTS, question, WAIT_S + calls.CALL_S).addCallbacks(
-            answered, failed
-        )
+        kind = calls.EVENTS if self._state.map.feature_level < ACCESS_LEVEL else calls.EVENTS_WITH_MAKERS
+        self._state.client.call_alone(node, kind, question, WAIT_S + calls.CALL_S).addCallbacks(answered, failed)

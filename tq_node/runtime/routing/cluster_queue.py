@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
-from tq_node.errors import NotPrimary, TaskQueueError
+from tq_node.cluster.records import ACCESS_LEVEL
+from tq_node.errors import NotPrimary, TaskQueueError, Upgrading
 from tq_node.facade import Accepted, EventBatch, ListQuery, Read, ReadyNote, Stats, Submission, Subscription, TaskPage
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
@@ -21,7 +22,23 @@ from tq_node.runtime.routing.node_state import NodeState
 from tq_node.runtime.routing.node_work import NodeWork
 from tq_node.runtime.routing.scatter import Covered, Entry, all_pages, all_stats, submit_to_all
 from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.tokens import Asker
 from tq_node.types import NodeId, TaskRow
+
+_UPGRADING = "what a token may know of can be judged once every node runs a release that does"
+
+
+class _Change(NamedTuple):
+    """A change of one task: as this node makes it, and as it asks another one for it."""
+
+    here: Callable[[LocalQueue, str, Asker | None], Deferred[TaskRow]]
+    there: calls.PeerCall
+    there_for: calls.PeerCall
+
+
+_CANCEL = _Change(LocalQueue.cancel, calls.CANCEL, calls.CANCEL_FOR)
+_RETRY = _Change(LocalQueue.retry, calls.RETRY, calls.RETRY_FOR)
+_PURGE = _Change(LocalQueue.purge, calls.PURGE, calls.PURGE_FOR)
 
 
 class ClusterQueue:
@@ -54,11 +71,25 @@ class ClusterQueue:
         """As ``TaskQueue.submit``. The first node to take it makes its id for good (section 9)."""
         local, begun_ms = self._state.local, self._clock.now_ms()
         submitted: Deferred[Accepted] | None = None
+        if submission.made_by:
+            try:
+                self._name_maker(submission)
+            except TaskQueueError as why:
+                return fail(why)
         if submission.id is None and local is not None and self._state.guard() is None:
             submitted = local.submitter.submit_new(submission, begun_ms)
         if submitted is None:
             submitted = self._submit(submission)
         return submitted.addErrback(self._not_accepted, submission, begun_ms)
+
+    def _name_maker(self, submission: Submission) -> None:
+        """Leave the maker out while some node may not know of makers.
+
+        :raises Upgrading: and it could not see its own task."""
+        if self._state.map.feature_level < ACCESS_LEVEL:
+            if submission.own_only:
+                raise Upgrading(_UPGRADING)
+            submission.made_by = ""
 
     def _submit(self, submission: Submission) -> Deferred[Accepted]:
         try:
@@ -89,6 +120,9 @@ class ClusterQueue:
         """See ``facade.TaskQueue.submit_many``."""
         try:
             local = self._state.must_serve()
+            if submissions and submissions[0].made_by:  # of one caller, all of them
+                for submission in submissions:
+                    self._name_maker(submission)
         except TaskQueueError as why:
             return fail(why)
         unnamed = [submission for submission in submissions if submission.id is None]
@@ -107,54 +141,68 @@ class ClusterQueue:
         return submit_to_all(local, self._state.client, submissions, groups, results)
 
     # --- one task ---
-    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
-        """See ``facade.TaskQueue.get``."""
-        return self._retry.read(self._get, task_id, wait_s, local)
+    def queue_of(self, task_type: str) -> str:
+        """See ``facade.TaskQueue.queue_of``."""
+        return self._state.must_serve().submitter.queue_of(task_type)
 
-    def _get(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
+    def get(
+        self, task_id: str, *, wait_s: float = 0.0, local: bool = False, asker: Asker | None = None
+    ) -> Deferred[Read]:
+        """See ``facade.TaskQueue.get``."""
+        return self._retry.read(self._get, task_id, wait_s, local, asker)
+
+    def _get(self, task_id: str, wait_s: float, local: bool, asker: Asker | None) -> Deferred[Read]:
         state = self._state
         try:
             here = state.must_serve()
+            if asker is not None:
+                self._must_be_judged(asker)
             if local and here.replication.is_held(state.partition_of(task_id)):
-                return here.reads.get(task_id, local=True)
+                return here.reads.get(task_id, local=True, asker=asker)
             primary = state.primary_of(task_id)
         except TaskQueueError as why:
             return fail(why)
         if primary == state.node_id:
-            return here.reads.get(task_id, wait_s=wait_s, local=local)
-        get = calls.Get(task_id, wait_s)
+            return here.reads.get(task_id, wait_s=wait_s, local=local, asker=asker)
+        get = calls.Get(task_id, wait_s, asker)
         if wait_s > 0:
             within_s = wait_s + calls.CALL_S
             return cast("Deferred[Read]", state.client.call_alone(primary, calls.GET, get, within_s, task_id))
         return state.client.call(primary, calls.GET, get, task_id)
 
-    def cancel(self, task_id: str) -> Deferred[TaskRow]:
+    def _must_be_judged(self, asker: Asker) -> None:
+        """:raises Upgrading: some node may not heed that the asker may not know of every task."""
+        if asker.is_restricted and self._state.map.feature_level < ACCESS_LEVEL:
+            raise Upgrading(_UPGRADING)
+
+    def cancel(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         """See ``facade.TaskQueue.cancel``."""
-        return self._change(task_id, calls.CANCEL, lambda local: local.cancel(task_id))
+        return self._change(task_id, asker, _CANCEL)
 
-    def retry(self, task_id: str) -> Deferred[TaskRow]:
+    def retry(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         """See ``facade.TaskQueue.retry``."""
-        return self._change(task_id, calls.RETRY, lambda local: local.retry(task_id))
+        return self._change(task_id, asker, _RETRY)
 
-    def purge(self, task_id: str) -> Deferred[TaskRow]:
+    def purge(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
         """See ``facade.TaskQueue.purge``."""
-        return self._change(task_id, calls.PURGE, lambda local: local.purge(task_id))
+        return self._change(task_id, asker, _PURGE)
 
-    def _change(
-        self, task_id: str, kind: calls.PeerCall, here: Callable[[LocalQueue], Deferred[TaskRow]]
-    ) -> Deferred[TaskRow]:
-        return self._retry.read(self._change_once, task_id, kind, here)
+    def _change(self, task_id: str, asker: Asker | None, change: _Change) -> Deferred[TaskRow]:
+        return self._retry.read(self._change_once, task_id, asker, change)
 
-    def _change_once(
-        self, task_id: str, kind: calls.PeerCall, here: Callable[[LocalQueue], Deferred[TaskRow]]
-    ) -> Deferred[TaskRow]:
+    def _change_once(self, task_id: str, asker: Asker | None, change: _Change) -> Deferred[TaskRow]:
         try:
             local, primary = self._state.route(task_id)
+            if asker is not None:
+                self._must_be_judged(asker)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:
-            return here(local)
-        return self._state.client.call(primary, kind, task_id, task_id)
+            return change.here(local, task_id, asker)
+        call = self._state.client.call
+        if asker is None or self._state.map.feature_level < ACCESS_LEVEL:
+            return call(primary, change.there, task_id, task_id)
+        return call(primary, change.there_for, calls.ChangeFor(task_id, asker), task_id)
 
     # --- many tasks ---
     def list(self, query: ListQuery) -> Deferred[TaskPage]:
@@ -171,13 +219,18 @@ class ClusterQueue:
             all_pages(asked, own, state.node_id, state.others(), state.client, covered, self._clock.slices)
         )
 
-    def stats(self, *, cluster: bool = False) -> Deferred[Stats]:
+    def stats(self, *, cluster: bool = False, queues: Collection[str] | None = None) -> Deferred[Stats]:
         """See ``facade.TaskQueue.stats``."""
-        own = maybeDeferred(lambda: self._state.must_serve().reads.stats())  # noqa: PLW0108 (may raise)
+
+        def count() -> Stats:
+            reads = self._state.must_serve().reads
+            return reads.stats() if queues is None else reads.stats_of(queues)
+
+        own = maybeDeferred(count)
         if not cluster:
             return own
         state, covered = self._state, Covered(self._entries)
-        return Deferred.fromCoroutine(all_stats(own, state.node_id, state.others(), state.client, covered))
+        return Deferred.fromCoroutine(all_stats(own, state.node_id, state.others(), state.client, covered, queues))
 
     def _entries(self) -> Sequence[Entry]:
         return [(entry.primary, int(entry.epoch)) for entry in self._state.map.partitions]

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import TaskQueueError
-from tq_node.facade import LIST_SORTS, ListQuery, Submission, TaskPage
+from tq_node.facade import LIST_SORTS, EventBatch, ListQuery, Submission, TaskPage
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.peer_calls import KINDS, NOTHING, Nothing, refused
@@ -60,17 +60,25 @@ def handlers_of(
             raise MalformedBox(f"a list sorted by {query.sort[:50]!r}")
         return local().reads.list(query)
 
-    def shutdown(_: Nothing) -> Nothing:
+    def events(question: calls.EventsAfter) -> Deferred[EventBatch]:
+        return events_after(local().events, clock, question)
+
+    def shutdown(order: calls.Shutdown) -> Nothing:
+        if order.by:
+            _log.info("told to stop by token {by}", by=order.by, event="ordered")
         on_shutdown()
         return NOTHING
 
     return {
         calls.SUBMIT.name: lambda submission: local().submitter.submit(submission),  # noqa: PLW0108 (may raise)
         calls.SUBMIT_MANY.name: submit_many,
-        calls.GET.name: lambda get: local().reads.get(get.task_id, wait_s=get.wait_s),
+        calls.GET.name: lambda get: local().reads.get(get.task_id, wait_s=get.wait_s, asker=get.asker),
         calls.CANCEL.name: lambda task_id: local().cancel(task_id),
         calls.RETRY.name: lambda task_id: local().retry(task_id),
         calls.PURGE.name: lambda task_id: local().purge(task_id),
+        calls.CANCEL_FOR.name: lambda change: local().cancel(change.task_id, change.asker),
+        calls.RETRY_FOR.name: lambda change: local().retry(change.task_id, change.asker),
+        calls.PURGE_FOR.name: lambda change: local().purge(change.task_id, change.asker),
         calls.FINISH.name: finish,
         calls.NOTE.name: note,
         calls.RENEW.name: lambda renew: local().renew(renew.partition, renew.attempts),
@@ -78,8 +86,10 @@ def handlers_of(
         calls.OFFER.name: offer,
         calls.CLAIM.name: claim,
         calls.LIST.name: list_,
-        calls.EVENTS.name: lambda question: events_after(local().events, clock, question),
+        calls.EVENTS.name: lambda question: events(question).addCallback(calls.earlier_events),
+        calls.EVENTS_WITH_MAKERS.name: events,
         calls.STATS.name: lambda _: local().reads.stats(),
+        calls.QUEUE_STATS.name: lambda asked: local().reads.stats_of(asked.queues),
         calls.SHUTDOWN.name: shutdown,
     }
 

@@ -6,7 +6,7 @@ hands while the nodes are asked is led by none of them, or by one that has been 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import merge
 from operator import itemgetter
 from typing import NamedTuple, TypeVar, cast
@@ -115,9 +115,20 @@ def _error_of(why: Failure, task_id: str | None) -> TaskQueueError:
     return calls.for_task(error, task_id)
 
 
-async def all_stats(own: Deferred[Stats], me: NodeId, others: Others, client: PeerClient, covered: Covered) -> Stats:
-    """The sum over primaries."""
-    asked = [(node, name, _or_none(client.call(node, calls.STATS, calls.NOTHING))) for node, name in others]
+async def all_stats(
+    own: Deferred[Stats],
+    me: NodeId,
+    others: Others,
+    client: PeerClient,
+    covered: Covered,
+    queues: Collection[str] | None = None,
+) -> Stats:
+    """The sum over primaries; of these queues, where some are given. A node of a release that can't
+    count by queue is missing, for it refuses the call."""
+    kind, what = (
+        (calls.STATS, calls.NOTHING) if queues is None else (calls.QUEUE_STATS, calls.QueueStats(tuple(queues)))
+    )
+    asked = [(node, name, _or_none(client.call(node, kind, what))) for node, name in others]
     own_stats = await own
     covered.add(own_stats.led, me)
     primary, missing = list(own_stats.primary), []

@@ -39,6 +39,7 @@ from tq_node.runtime.tasks.retention import Retention
 from tq_node.runtime.tasks.submit import Submitter
 from tq_node.runtime.tasks.task_table import PURGED, RowCache, Slot, TaskTable, existing
 from tq_node.store.api import Store
+from tq_node.tokens import Asker
 from tq_node.types import Change, NodeId, State, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.queue")
@@ -227,16 +228,16 @@ class LocalQueue:
     def node_id(self) -> NodeId:
         return self._settings.node_id
 
-    def cancel(self, task_id: str) -> Deferred[TaskRow]:
-        return self._operate(task_id, self._cancel_slot)
+    def cancel(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
+        return self._operate(task_id, asker, self._cancel_slot)
 
-    def retry(self, task_id: str) -> Deferred[TaskRow]:
-        return self._operate(task_id, self._retry_slot)
+    def retry(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
+        return self._operate(task_id, asker, self._retry_slot)
 
-    def purge(self, task_id: str) -> Deferred[TaskRow]:
-        return self._operate(task_id, self._retention.purge)
+    def purge(self, task_id: str, asker: Asker | None = None) -> Deferred[TaskRow]:
+        return self._operate(task_id, asker, self._retention.purge)
 
-    def _operate(self, task_id: str, operation: Callable[[Slot], TaskRow]) -> Deferred[TaskRow]:
+    def _operate(self, task_id: str, asker: Asker | None, operation: Callable[[Slot], TaskRow]) -> Deferred[TaskRow]:
         if self.is_stopping:
             return fail(Draining())
 
@@ -259,12 +260,13 @@ class LocalQueue:
             return cast("Deferred[TaskRow]", committed)
 
         def refused(why: Failure) -> Any:
+            # It is led here, so a task that the asker may not know of is as one that never was.
             if not why.check(NoSuchTask, AlreadyFinal, NotRetryable, NotFinal):
                 return why
             return self._if_still_led(self.table.partition_of(task_id), lambda: fail(why))
 
         loaded = self.table.load([task_id])
-        return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id))).addErrback(refused)
+        return loaded.addCallback(lambda rows: found(existing(rows[task_id], task_id, asker))).addErrback(refused)
 
     def _if_still_led(self, partition: int, answer: Callable[[], Deferred[TaskRow]]) -> Deferred[TaskRow]:
         """An answer that changes nothing is a strong read: another node may lead (section 7)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -17,19 +17,21 @@ from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.replicator import Replication
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.submit import NodeStatus
-from tq_node.runtime.tasks.task_table import Found, Slot, TaskTable, existing, row_of
+from tq_node.runtime.tasks.task_table import PURGED_DETAIL, Found, Slot, TaskTable, existing, must_know, purged, row_of
 from tq_node.store.api import RowPage, RowQuery, Store, StoredRow, Tombstone
+from tq_node.tokens import Asker
 from tq_node.types import State, Transition
 
 
 class _Watch:
     """A caller that waits for a task's end."""
 
-    __slots__ = ("call", "deferred")
+    __slots__ = ("asker", "call", "deferred")
 
-    def __init__(self, deferred: Deferred[Read], call: IDelayedCall) -> None:
+    def __init__(self, deferred: Deferred[Read], call: IDelayedCall, asker: Asker | None) -> None:
         self.deferred = deferred
         self.call = call
+        self.asker = asker
 
 
 class TaskReads:
@@ -54,22 +56,24 @@ class TaskReads:
         self._watch_count = 0
 
     # --- one task ---
-    def get(self, task_id: str, *, wait_s: float = 0.0, local: bool = False) -> Deferred[Read]:
+    def get(
+        self, task_id: str, *, wait_s: float = 0.0, local: bool = False, asker: Asker | None = None
+    ) -> Deferred[Read]:
         """See ``facade.TaskQueue.get``."""
-        return maybeDeferred(self._look_up, task_id, wait_s, local)
+        return maybeDeferred(self._look_up, task_id, wait_s, local, asker)
 
-    def _look_up(self, task_id: str, wait_s: float, local: bool) -> Deferred[Read]:
+    def _look_up(self, task_id: str, wait_s: float, local: bool, asker: Asker | None) -> Deferred[Read]:
         if not self._status.is_active:
             raise NotReady("the node is starting")
         partition = self._table.partition_of(task_id)
         if local and not (wait_s > 0 and partition in self._table.leading):
-            return self._get_copy(partition, task_id)
+            return self._get_copy(partition, task_id, asker)
         self._table.must_lead(partition, task_id)
         confirming = None if local else self._replication.read_index.when_confirmed(partition)
         if confirming is None:
-            return self._get(partition, task_id, wait_s, 0.0 if local else None)
+            return self._get(partition, task_id, wait_s, 0.0 if local else None, asker)
         return confirming.addCallbacks(
-            lambda _: self._get(partition, task_id, wait_s, None), lambda why: self._not_confirmed(why, task_id)
+            lambda _: self._get(partition, task_id, wait_s, None, asker), lambda why: self._not_confirmed(why, task_id)
         )
 
     def _not_confirmed(self, why: Failure, task_id: str) -> Failure:
@@ -77,17 +81,21 @@ class TaskReads:
             return Failure(NotConfirmed(why.value.detail, task_id=task_id))
         return why
 
-    def _get(self, partition: int, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+    def _get(
+        self, partition: int, task_id: str, wait_s: float, age_s: float | None, asker: Asker | None
+    ) -> Deferred[Read]:
         slot = self._table.find(task_id)
         if slot is None:
             self._table.must_lead(partition, task_id)
-            return self._table.load([task_id]).addCallback(self._found, task_id, wait_s, age_s)
-        return self._read(slot, task_id, wait_s, age_s)
+            return self._table.load([task_id]).addCallback(self._found, task_id, wait_s, age_s, asker)
+        return self._read(slot, task_id, wait_s, age_s, asker)
 
-    def _found(self, found: dict[str, Found], task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
-        return self._read(existing(found[task_id], task_id), task_id, wait_s, age_s)
+    def _found(
+        self, found: dict[str, Found], task_id: str, wait_s: float, age_s: float | None, asker: Asker | None
+    ) -> Deferred[Read]:
+        return self._read(existing(found[task_id], task_id, asker), task_id, wait_s, age_s, asker)
 
-    def _get_copy(self, partition: int, task_id: str) -> Deferred[Read]:
+    def _get_copy(self, partition: int, task_id: str, asker: Asker | None) -> Deferred[Read]:
         """What is applied here of a partition that another node leads: perhaps old, never
         uncommitted (P5).
 
@@ -98,35 +106,40 @@ class TaskReads:
 
         def found(stored: dict[str, StoredRow | Tombstone]) -> Read:
             one = stored.get(task_id)
-            if one is None:
-                raise NoSuchTask("this copy knows no task with this id", task_id=task_id)
-            if isinstance(one, Tombstone):
-                raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
-            return Read(row_of(one), node, age_s)
+            row = None if one is None or isinstance(one, Tombstone) else row_of(one)
+            if row is not None and (asker is None or asker.may_know(row.spec.queue, row.spec.made_by)):
+                return Read(row, node, age_s)
+            if isinstance(one, Tombstone) and (asker is None or not asker.is_restricted):
+                raise TaskPurged(PURGED_DETAIL, task_id=task_id)
+            raise NoSuchTask("this copy knows no task with this id", task_id=task_id)
 
         return self._table.driver.settle().addCallback(lambda _: self._store.lookup([task_id])).addCallback(found)
 
-    def _read(self, slot: Slot, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+    def _read(
+        self, slot: Slot, task_id: str, wait_s: float, age_s: float | None, asker: Asker | None
+    ) -> Deferred[Read]:
         row = slot.row
         if row is None:
-            raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
+            raise purged(task_id, asker)
+        if asker is not None:
+            must_know(asker, row, task_id)
         if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
-            return self._watch(task_id, wait_s, age_s)
+            return self._watch(task_id, wait_s, age_s, asker)
         read = Read(row, self._settings.node_name, age_s)
         # Proposed, uncommitted changes are waited for: what is read is never uncommitted (P5).
         committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
         return succeed(read) if committed is None else cast("Deferred[Read]", committed)
 
-    def _watch(self, task_id: str, wait_s: float, age_s: float | None) -> Deferred[Read]:
+    def _watch(self, task_id: str, wait_s: float, age_s: float | None, asker: Asker | None) -> Deferred[Read]:
         if self._watch_count >= limits.STATUS_WAITERS_MAX:
             raise Busy(f"{limits.STATUS_WAITERS_MAX} callers wait for tasks already", task_id=task_id)
         deferred: Deferred[Read] = Deferred(lambda _: self._forget(task_id, watch))
 
         def timed_out() -> None:
             self._forget(task_id, watch)
-            self.get(task_id, local=age_s is not None).chainDeferred(deferred)
+            self.get(task_id, local=age_s is not None, asker=asker).chainDeferred(deferred)
 
-        watch = _Watch(deferred, self._clock.call_later(wait_s, timed_out))
+        watch = _Watch(deferred, self._clock.call_later(wait_s, timed_out), asker)
         self.watches.setdefault(task_id, []).append(watch)
         self._watch_count += 1
         return deferred
@@ -153,7 +166,8 @@ class TaskReads:
                     # Every other copy has just acknowledged the end: that is what a ping round
                     # would ask for (section 7).
                     partition = transition.partition
-                    maybeDeferred(self._get, partition, transition.task_id, 0.0, None).chainDeferred(watch.deferred)
+                    ended = maybeDeferred(self._get, partition, transition.task_id, 0.0, None, watch.asker)
+                    ended.chainDeferred(watch.deferred)
 
     def stepped_down(self, partition: int) -> None:
         """Fail the waits for a partition not led here any more; callers may go to its primary."""
@@ -168,7 +182,7 @@ class TaskReads:
             for watch in list(self.watches[task_id]):
                 self._forget(task_id, watch)
                 if not watch.deferred.called:
-                    self.get(task_id).chainDeferred(watch.deferred)
+                    self.get(task_id, asker=watch.asker).chainDeferred(watch.deferred)
 
     # --- many tasks ---
     def list(self, query: ListQuery) -> Deferred[TaskPage]:
@@ -231,3 +245,12 @@ class TaskReads:
                 for state, rows in enumerate(states):
                     counts[state] += rows
         return Stats(primary, replica, led=list(leading.items()))
+
+    def stats_of(self, queues: Collection[str]) -> Stats:
+        """Tasks of these queues in the partitions led here: by queue only those are counted."""
+        primary, wanted = [0] * len(State), frozenset(queues)
+        for counts in self._table.partition_counts.values():
+            for queue in counts.keys() & wanted:
+                for state, rows in enumerate(counts[queue]):
+                    primary[state] += rows
+        return Stats(primary, [0] * len(State), led=list(self._table.leading.items()))

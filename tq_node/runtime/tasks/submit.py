@@ -173,7 +173,7 @@ class Submitter:
 
     def _first_row(self, submission: Submission, task_id: str, partition: int, now_us: int) -> TaskRow:
         defaults = self._settings.defaults_of(submission.type)
-        queue = submission.queue or defaults.queue or DEFAULT_QUEUE
+        queue = submission.queue or defaults.queue or DEFAULT_QUEUE  # as ``queue_of``
         table = self._table
         if queue not in table.open_queues and len(table.open_queues) >= limits.QUEUES_MAX:
             self._must_be_declared(queue, task_id)
@@ -196,18 +196,26 @@ class Submitter:
             submission.tags,
             now_us,
             submission.content_hash,
+            submission.made_by,
         )
         return born(spec, partition, run_at_us)
 
     def _repeat(self, submission: Submission, task_id: str, found: Slot | Tombstone) -> tuple[Accepted, Slot]:
-        """The id is known: equal content is the same task, other content a conflict (section 9)."""
+        """The id is known: equal content is the same task, other content a conflict (section 9).
+        Another token's task is one too, for a caller that may not know of it."""
         if isinstance(found, Tombstone) or found.row is None:
             if found.content_hash != submission.content_hash:
                 raise IdConflict("a task with this id and other content has been here", task_id=task_id)
             raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
         if found.row.spec.content_hash != submission.content_hash:
             raise IdConflict("a task with this id and other content exists", task_id=task_id)
+        if submission.own_only and found.row.spec.made_by != submission.made_by:
+            raise IdConflict("a task with this id exists that another token submitted", task_id=task_id)
         return Accepted(task_id, State(found.row.state), self._settings.node_name, False), found
+
+    def queue_of(self, task_type: str) -> str:
+        """The queue of a task of this type that names none."""
+        return self._settings.defaults_of(task_type).queue or DEFAULT_QUEUE
 
     # --- admission ---
     def uses(self, queue: str) -> bool:

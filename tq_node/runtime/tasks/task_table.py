@@ -25,6 +25,7 @@ from tq_node.runtime.replication.driver import ReplicaDriver
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.recovery import Counts, load_ready
 from tq_node.store.api import Store, StoredRow, Tombstone
+from tq_node.tokens import Asker
 from tq_node.types import Change, State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
@@ -34,6 +35,7 @@ OTHER_QUEUES = ""
 _ASKED_TYPES_MAX = 10_000
 PURGED = -1
 """In place of the attempt in a ``Transition``: the row is purged."""
+PURGED_DETAIL = "the task has ended and its retention is over"
 _ROW_OVERHEAD_BYTES = 1_000
 
 
@@ -277,7 +279,9 @@ class TaskTable:
         self.enqueue(row)
         self._open(row.partition, spec.queue, 1)
         put = put_born(row)
-        news = Transition(spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us)
+        news = Transition(
+            spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us, spec.made_by
+        )
         sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
         slot = Slot(row.partition, row, sequence, body_bytes=len(put.body))
         self.rows.add_dirty(spec.id, slot)
@@ -319,7 +323,15 @@ class TaskTable:
         if before.state is not after.state:
             news = (
                 Transition(
-                    spec.id, spec.type, spec.queue, before.state, after.state, after.attempt, after.partition, at_us
+                    spec.id,
+                    spec.type,
+                    spec.queue,
+                    before.state,
+                    after.state,
+                    after.attempt,
+                    after.partition,
+                    at_us,
+                    spec.made_by,
                 ),
                 after,
             )
@@ -547,16 +559,38 @@ def row_of(stored: StoredRow) -> TaskRow:
     )
 
 
-def existing(found: Found, task_id: str) -> Slot:
+def existing(found: Found, task_id: str, asker: Asker | None = None) -> Slot:
     """The slot of a task that exists.
 
-    :raises TaskPurged: it did.
-    :raises NoSuchTask: it never did.
+    :param asker: may it know of the task?
+    :raises TaskPurged: it did exist.
+    :raises NoSuchTask: it never did, or the asker may not know of it.
     :raises NotPrimary: this node does not know."""
     if isinstance(found, Elsewhere):
         raise NotPrimary("this node does not lead the task's partition", task_id=task_id)
     if isinstance(found, Slot) and found.row is not None:
+        must_know(asker, found.row, task_id)
         return found
     if isinstance(found, Slot | Tombstone):
-        raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
-    raise NoSuchTask("no task has this id", task_id=task_id)
+        raise purged(task_id, asker)
+    raise no_such_task(task_id)
+
+
+def must_know(asker: Asker | None, row: TaskRow, task_id: str) -> None:
+    """Check that the asker may know of the task.
+
+    :raises NoSuchTask: it may not, and hears what it would hear if there were none."""
+    if asker is not None and not asker.may_know(row.spec.queue, row.spec.made_by):
+        raise no_such_task(task_id)
+
+
+def purged(task_id: str, asker: Asker | None) -> TaskQueueError:
+    """What is said of a purged task. Nobody knows any more whose it was, or of which queue: who may
+    not know of every task is told what it hears of one that never was."""
+    if asker is not None and asker.is_restricted:
+        return no_such_task(task_id)
+    return TaskPurged(PURGED_DETAIL, task_id=task_id)
+
+
+def no_such_task(task_id: str) -> NoSuchTask:
+    return NoSuchTask("no task has this id", task_id=task_id)

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.tq_node.cluster.tables import CLUSTER_ID, registration
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import RULES
-from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings
 from tq_node.types import Epoch, NodeId, PartitionId
 
 A, B = NodeId("a" * 32), NodeId("b" * 32)
@@ -72,8 +72,39 @@ def test_f44_what_cannot_be_read_stops_the_node(data: bytes) -> None:
 
 
 def test_f44_fields_that_a_later_release_adds_are_skipped() -> None:
-    data = b"\x01" + msgspec.msgpack.encode([5, A, "new"])
+    data = b"\x01" + msgspec.msgpack.encode([5, A, "", "new"])
     assert c.decode(data) == c.UndrainNode(A)
+
+
+ORDERS: dict[str, c.Order] = {
+    "drain node " + A: c.DrainNode(A),
+    "remove node " + A: c.DrainNode(A, then_remove=True),
+    "let node " + A + " stay": c.UndrainNode(A),
+    "remove node " + B: c.RemoveNode(B, 7),
+    "recover partition 3 from node " + B + ", whatever it lacks": c.UnsafeRecover(PartitionId(3), Epoch(1), 1, B),
+    "pause queue 'mail'": c.PauseQueue("mail"),
+    "resume queue 'mail'": c.ResumeQueue("mail"),
+    "spread the partitions evenly": c.Rebalance(),
+}
+
+
+@pytest.mark.parametrize("words", ORDERS)
+def test_f44_an_order_names_who_gave_it_from_the_access_level_on(words: str) -> None:
+    order = ORDERS[words]
+    assert c.sentence_of(order) == words
+    assert c.ordered_by(order, "ann", ACCESS_LEVEL - 1) is order
+    assert c.ordered_by(order, "", ACCESS_LEVEL) is order
+    named = c.ordered_by(order, "ann", ACCESS_LEVEL)
+    assert (named.by, msgspec.structs.replace(named, by="")) == ("ann", order)
+    assert c.decode(c.encode(named)) == named
+    earlier = b"\x01" + msgspec.msgpack.encode(msgspec.msgpack.decode(c.encode(order)[1:])[:-1])
+    assert c.decode(earlier) == order, "an entry from before has no name at its end"
+
+
+def test_every_command_with_a_name_at_its_end_is_an_order() -> None:
+    named = {kind for kind in typing.get_args(c.AnyCommand) if "by" in kind.__struct_fields__}
+    assert named == set(typing.get_args(c.Order)) == {type(order) for order in ORDERS.values()}
+    assert all(kind.__struct_fields__[-1] == "by" for kind in named)
 
 
 def test_a_full_batch_stays_far_below_a_raft_message() -> None:

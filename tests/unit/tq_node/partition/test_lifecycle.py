@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -13,7 +14,7 @@ from tq_node import limits
 from tq_node.errors import AlreadyFinal, NotRetryable, StaleAttempt
 from tq_node.partition import lifecycle
 from tq_node.partition.backoff import backoff_delay_ms
-from tq_node.partition.entries import decode_row, encode_body, encode_spec
+from tq_node.partition.entries import decode_row, decode_spec, encode_body, encode_spec, put_born
 from tq_node.types import Backoff, LogLine, Progress, State, TaskError, TaskRow, Token
 
 TOKEN = Token(1, 2)
@@ -191,6 +192,17 @@ def test_a_row_reads_back_as_it_was_written() -> None:
     row = fail(row)
     back = decode_row(0, row.rev, row.state, row.run_at_us, row.ended_us or 0, encode_spec(row.spec), encode_body(row))
     assert back == row
+
+
+def test_what_no_token_submitted_has_the_bytes_of_before_there_were_tokens() -> None:
+    spec = pending().spec
+    assert encode_spec(spec) == msgspec.msgpack.encode(msgspec.structs.astuple(spec)[:-1])
+    owned = replace(spec, made_by="ann")
+    assert encode_spec(owned) == msgspec.msgpack.encode(owned)
+    assert (decode_spec(encode_spec(spec)), decode_spec(encode_spec(owned))) == (spec, owned)
+    for one in (spec, owned):
+        row = lifecycle.born(one, 0, one.created_us)
+        assert put_born(row).spec == encode_spec(one)
 
 
 @pytest.mark.parametrize(
