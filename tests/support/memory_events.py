@@ -18,10 +18,11 @@ class MemoryEvents:
         self._kept: deque[Transition] = deque(maxlen=EVENTS_KEPT)
         self._next = 1
 
-    def tell(self, change: Transition) -> None:
-        batch = EventBatch(self._next, [change])
-        self._next += 1
-        self._kept.append(change)
+    def tell(self, *changes: Transition) -> None:
+        """In one batch, as of one commit."""
+        batch = EventBatch(self._next, list(changes))
+        self._next += len(changes)
+        self._kept.extend(changes)
         for observer in list(self.observers):
             observer(batch)
 

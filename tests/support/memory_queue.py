@@ -393,6 +393,10 @@ class MemoryQueue:
         """A transition of another node's primary."""
         self._all_events.tell(change)
 
+    def tell_here(self, *changes: Transition) -> None:
+        """Transitions of one commit of this node, without their rows."""
+        self._own_events.tell(*changes)
+
     @property
     def watchers(self) -> int:
         return len(self._own_events.observers) + len(self._all_events.observers)

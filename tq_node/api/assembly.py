@@ -30,9 +30,16 @@ _ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/met
 
 
 class _Routes:
-    def __init__(self, queue: TaskQueue, settings: ApiSettings, metrics: Metrics, shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        queue: TaskQueue,
+        settings: ApiSettings,
+        metrics: Metrics,
+        shutdown: Callable[[], None],
+        reactor: IReactorTime,
+    ) -> None:
         self.tasks = TaskRoutes(queue, settings)
-        self.events = EventRoutes(queue, settings, metrics)
+        self.events = EventRoutes(queue, settings, metrics, reactor)
         self.cluster = ClusterRoutes(queue, shutdown)
         self.health = HealthRoutes(queue, Exposition(metrics), settings.version, _document)
         groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.health)
@@ -55,7 +62,7 @@ def make_site(
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
     :param slices: shared with the queue, if it works in slices.
     :param file_tokens: as for ``Authenticator``."""
-    made = _Routes(queue, settings, metrics, shutdown)
+    made = _Routes(queue, settings, metrics, shutdown, reactor)
     server = ServerState(settings, metrics, reactor, slices)
     authenticator = Authenticator(token_table, file_tokens, reactor.seconds)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
@@ -74,4 +81,4 @@ def _document(version: str) -> bytes:
 def documented_routes() -> list[Route]:
     """The route table for the OpenAPI document; its handlers can't be called."""
     nothing = cast("TaskQueue", None)
-    return _Routes(nothing, ApiSettings(), Metrics(), lambda: None).routes
+    return _Routes(nothing, ApiSettings(), Metrics(), lambda: None, cast("IReactorTime", None)).routes

@@ -1,4 +1,4 @@
-"""``/tasks/events``: server-sent events, bounded for each client.
+"""``/tasks/events``: server-sent events, bounded for each client, and for all in one turn.
 
 Events are buffered for a client that reads more slowly than tasks change; past a bound its
 connection is reset. It may reconnect with ``Last-Event-ID`` and continues there, or gets ``reset``
@@ -10,12 +10,13 @@ from collections import deque
 
 import msgspec
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from tq_node import errors, limits
 from tq_node.api.access.access import Access
+from tq_node.api.event_turns import EventTurns
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import ScopeParameters, read_query
 from tq_node.api.responses import event_data
@@ -36,7 +37,8 @@ _encode = msgspec.json.Encoder().encode
 class EventRoutes:
     """Holds the open streams. ``close`` ends them all; after it no stream begins."""
 
-    def __init__(self, queue: TaskQueue, settings: ApiSettings, metrics: Metrics) -> None:
+    def __init__(self, queue: TaskQueue, settings: ApiSettings, metrics: Metrics, reactor: IReactorTime) -> None:
+        self.turns = EventTurns(reactor)
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
@@ -70,6 +72,7 @@ class EventRoutes:
         self._metrics.event_clients_dropped += 1
 
     def remove(self, stream: _Stream) -> None:
+        self.turns.leave(stream)
         self._streams.discard(stream)
         if not self._streams:
             for renderer in self._renderers:
@@ -107,10 +110,12 @@ class _Renderer:
         self._last_piece = b""
         self._last_end = 0
 
-    def render(self, batch: EventBatch, start: int) -> tuple[bytes, int]:
-        """About ``EVENT_CHUNK_BYTES`` of a batch from event ``start`` on, and where to continue."""
+    def render(self, batch: EventBatch, start: int) -> tuple[bytes, int, bool]:
+        """About ``EVENT_CHUNK_BYTES`` of a batch from event ``start`` on, where to continue, and
+        whether it was rendered before."""
         last = self._last
-        if last is None or last[0] is not batch or last[1] != start:
+        is_cached = last is not None and last[0] is batch and last[1] == start
+        if not is_cached:
             pieces = [_RESET] if batch.reset and not start else []
             size, end = 0, start
             primary_of = self._primaries() if self.cluster and batch.transitions else None
@@ -123,7 +128,7 @@ class _Renderer:
                 size += len(data)
                 end += 1
             self._last, self._last_piece, self._last_end = (batch, start), b"".join(pieces), end
-        return self._last_piece, self._last_end
+        return self._last_piece, self._last_end, is_cached
 
     def _primaries(self) -> dict[int, str | None]:
         """Each partition's primary now: an event does not say which node it came from."""
@@ -140,6 +145,7 @@ class _Stream:
 
     def __init__(self, routes: EventRoutes, renderer: _Renderer, request: ApiRequest, settings: ApiSettings) -> None:
         self._routes = routes
+        self._turns = routes.turns
         self._renderer = renderer
         self._request = request
         self._backlog_max = settings.event_backlog_max
@@ -149,7 +155,7 @@ class _Stream:
         """The next event in the first batch of the backlog."""
         self._backlog_events = 0
         self._has_begun = False
-        self._is_writing = False
+        self.is_waiting = False
         self.host = request.channel.host
         self._paused = False
         self._stopped = False
@@ -175,7 +181,7 @@ class _Stream:
         # What was missed before doesn't count against the client: it is rendered as it is taken.
         self._backlog_max += self._backlog_events
         request.write(b"retry: %d\n\n%b" % (RECONNECT_MS, _RESET if too_old else b""))
-        self._write()
+        self._turns.enter(self)
 
     def _observe(self, batch: EventBatch) -> None:
         if self._stopped:
@@ -184,27 +190,30 @@ class _Stream:
         self._backlog_events += len(batch.transitions)
         if not self._has_begun:
             return
-        if self._paused and self._backlog_events > self._backlog_max:
+        if (self._paused or self.is_waiting) and self._backlog_events > self._backlog_max:
             self._reset_slow_client()
         else:
-            self._write()
+            self._turns.enter(self)
 
-    def _write(self) -> None:
-        """Write the backlog chunk by chunk until it is empty or the transport pauses the stream."""
-        if self._is_writing:
-            return
-        self._is_writing = True
-        while self._backlog and not self._paused and not self._stopped:
-            batch = self._backlog[0]
-            piece, end = self._renderer.render(batch, self._start)
-            self._backlog_events -= end - self._start
-            self._start = end
-            if end >= len(batch.transitions):
-                self._backlog.popleft()
-                self._start = 0
-            if piece:
-                self._request.write(piece)
-        self._is_writing = False
+    @property
+    def has_more(self) -> bool:
+        """Part of ``TurnTaker``."""
+        return bool(self._backlog) and not self._paused and not self._stopped
+
+    def write_piece(self) -> int:
+        """Part of ``TurnTaker``: write a piece of the first batch of the backlog."""
+        if not self.has_more:
+            return 0
+        batch = self._backlog[0]
+        piece, end, is_cached = self._renderer.render(batch, self._start)
+        self._backlog_events -= end - self._start
+        self._start = end
+        if end >= len(batch.transitions):
+            self._backlog.popleft()
+            self._start = 0
+        if piece:
+            self._request.write(piece)
+        return len(piece) // limits.EVENT_CACHED_SHARE if is_cached else len(piece)
 
     def _comment(self) -> None:
         if not self._paused:
@@ -215,7 +224,7 @@ class _Stream:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        self._write()
+        self._turns.enter(self)
 
     def _on_cancel(self, _: Deferred[None]) -> None:
         self._stop()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import LoggedErrors
 from tests.unit.tq_node.api.talk import Connection, World
+from tq_node import limits
 from tq_node.errors import NotReady
 from tq_node.types import State, TaskId, Transition
 
@@ -214,3 +215,137 @@ def test_http_1_0_gets_the_bare_stream(world: World) -> None:
     client.send(b"GET /tasks/events HTTP/1.0\r\n\r\n")
     world.submit()
     assert client.received.partition(b"\r\n\r\n")[2].startswith(b"retry: 2000\n\nid: 1\nevent: task\n")
+
+
+# --- how much is made in one turn of the reactor, for all streams ---
+TURN_BYTES_MAX = limits.EVENT_TURN_BYTES + limits.EVENT_CHUNK_BYTES + 10_000
+"""The last piece of a turn may go beyond; and heads, and sizes of chunks."""
+
+
+def burst(count: int) -> list[Transition]:
+    """Of one commit; some 450 bytes each."""
+    return [
+        Transition(TaskId(f"t-{n}"), "t" * 100, "q" * 150, None, State.PENDING, 0, 0, 1_700_000_000_000_000 + n)
+        for n in range(count)
+    ]
+
+
+def ids_of(client: Connection) -> list[int]:
+    return [int(block.split(b"\n")[0][4:]) for block in blocks(client) if block.startswith(b"id: ")]
+
+
+def replaying(world: World, count: int, events: int = 900) -> list[Connection]:
+    """Streams that each begin behind another event, so that no two ask for the same piece."""
+    world.queue.tell_here(*burst(events))
+    return [opened(world, Last_Event_ID=str(after)) for after in range(1, count + 1)]
+
+
+def turn(world: World) -> None:
+    """As the real reactor and unlike ``Clock.advance``, this leaves what is called for during a turn to the next one."""
+    for call in [call for call in world.clock.calls if call.getTime() <= world.clock.seconds()]:
+        if call.active():
+            world.clock.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
+def received_in_turns(world: World, clients: list[Connection], before: int = 0) -> list[int]:
+    """Bytes that arrive at all of them: since ``before``, then in each turn of the reactor until no more comes."""
+    each = []
+    while (now := sum(len(client.received) for client in clients)) > before:
+        each.append(now - before)
+        before = now
+        turn(world)
+    return each
+
+
+def test_streams_that_replay_share_what_is_made_in_one_turn(world: World) -> None:
+    """A11: fifty streams that each made its next pieces were 150 pieces in one turn, 100 ms."""
+    clients = replaying(world, 8)
+    each = received_in_turns(world, clients)
+    assert sum(each) > 4 * TURN_BYTES_MAX
+    assert max(each) <= TURN_BYTES_MAX
+    for after, client in enumerate(clients, 1):
+        assert ids_of(client) == list(range(after + 1, 901))
+
+
+def test_streams_that_become_writable_share_what_is_made_in_one_turn(world: World) -> None:
+    """Their transports resume them all in one turn, as they do when their sockets take data again."""
+    clients = replaying(world, 8)
+    for client in clients:
+        client.channel.pauseProducing()
+    turn(world)
+    before = sum(len(client.received) for client in clients)
+    for client in clients:
+        client.channel.resumeProducing()
+    each = received_in_turns(world, clients, before)
+    assert sum(each) > 3 * TURN_BYTES_MAX
+    assert max(each) <= TURN_BYTES_MAX
+
+
+def test_none_waits_behind_one_that_has_much_to_read(world: World) -> None:
+    """They go on a piece each; the first ones had what was left of the turn that they came in."""
+    clients = replaying(world, 30)
+    for _ in range(10):
+        turn(world)
+    lengths = [len(client.received) for client in clients[2:]]
+    assert max(lengths) - min(lengths) <= limits.EVENT_CHUNK_BYTES + 10_000
+    assert min(lengths) > 2 * limits.EVENT_CHUNK_BYTES
+
+
+def test_what_happens_meanwhile_comes_behind_what_waits(world: World) -> None:
+    clients = replaying(world, 8)
+    world.queue.start_task(world.submit())
+    received_in_turns(world, clients)
+    for after, client in enumerate(clients, 1):
+        assert ids_of(client) == list(range(after + 1, 903))
+
+
+def test_one_that_hangs_up_while_it_waits_leaves_its_place(world: World) -> None:
+    first, *others = replaying(world, 8)
+    for client in others:
+        client.transport.hang_up()
+    received_in_turns(world, [first])
+    assert ids_of(first) == list(range(2, 901))
+
+
+def test_one_that_a_pause_meets_while_it_waits_goes_on_later(world: World) -> None:
+    first, second, *_ = replaying(world, 8)
+    second.channel.pauseProducing()
+    seen = len(second.received)
+    received_in_turns(world, [first])
+    assert len(second.received) == seen
+    second.channel.resumeProducing()
+    received_in_turns(world, [second])
+    assert ids_of(second) == list(range(3, 901))
+
+
+def test_nothing_is_left_on_the_reactor_where_all_hang_up(world: World) -> None:
+    for client in replaying(world, 8):
+        client.transport.hang_up()
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_a_piece_that_many_streams_share_costs_less(world: World) -> None:
+    """A burst that all of them watch is made once: more of it goes out in one turn."""
+    clients = [opened(world) for _ in range(8)]
+    before = sum(len(client.received) for client in clients)
+    world.queue.tell_here(*burst(900))
+    each = received_in_turns(world, clients, before)
+    assert max(each) <= limits.EVENT_CACHED_SHARE * TURN_BYTES_MAX
+    assert len(each) * limits.EVENT_TURN_BYTES < sum(each)
+    for client in clients:
+        assert ids_of(client) == list(range(1, 901))
+
+
+def test_one_whose_turn_does_not_come_is_cut_off_as_one_that_does_not_read() -> None:
+    """What is kept for a stream is bounded, whoever is too slow."""
+    world = World(event_backlog_max=5_000)
+    client = opened(world)
+    for _ in range(2):
+        world.queue.tell_here(*burst(3_000))
+    assert not client.was_reset()
+    world.queue.tell_here(*burst(3_000))
+    assert client.was_reset()
+    assert world.metrics.event_clients_dropped == 1
+    world.close()
