@@ -97,6 +97,10 @@ class NoSuchPartition(TaskQueueError):
     status, code, title = 404, "not_found", "No such partition"
 
 
+class NoSuchToken(TaskQueueError):
+    status, code, title = 404, "not_found", "No such token"
+
+
 class TaskPurged(TaskQueueError):
     status, code, title = 410, "task_purged", "Task purged"
 

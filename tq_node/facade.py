@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from tq_node import limits
 from tq_node.errors import TaskQueueError
-from tq_node.tokens import Asker
+from tq_node.tokens import Asker, TokenEntry
 from tq_node.types import (
     Announced,
     Backoff,
@@ -284,6 +284,22 @@ class HandlersReloaded(msgspec.Struct, frozen=True):
     removed: list[str]
 
 
+class TokenTable(msgspec.Struct, frozen=True):
+    """The access tokens that a node knows. The same object as long as nothing of it changes."""
+
+    tokens: tuple[TokenEntry, ...] = ()
+    """Of the cluster's table, in order of names."""
+    is_fresh: bool = False
+    """Whether the table was confirmed by a majority, since this start and within the last
+    ``limits.TOKENS_FRESH_MS``. Else none of ``tokens`` counts."""
+    is_checked: bool = False
+    """Whether callers must show a token."""
+    version: int = 0
+    """Rises whenever ``tokens``, ``of_file`` or ``is_checked`` change; not with ``is_fresh``."""
+    of_file: tuple[TokenEntry, ...] = ()
+    """Of this node's tokens file: they count, fresh or not."""
+
+
 class TaskQueue(Protocol):
     """The whole cluster's queue. Any Deferred may fail with a ``TaskQueueError``, named or not."""
 
@@ -353,6 +369,22 @@ class TaskQueue(Protocol):
         :raises Denied: operators keep this cluster's secret in a file.
         :raises NotReady: not in a cluster yet."""
 
+    # --- access tokens ---
+    def token_table(self) -> TokenTable:
+        """The tokens as this node knows them now; cheap: asked for each request."""
+
+    def put_token(self, entry: TokenEntry) -> Deferred[None]:
+        """Keep a token in the cluster's table, in place of one that has its name; fires once all
+        nodes up know of it, or after a second. ``created_by`` names who asks.
+
+        :raises ClusterRefused, Upgrading, NotReady, NoController, OutcomeUnknown:"""
+        ...
+
+    def revoke_token(self, name: str, by: str = "") -> Deferred[None]:
+        """End a token; fires as ``put_token``; also raises ``NoSuchToken``."""
+        ...
+
+    # --- orders ---
     def drain(self, node: str, by: str = "") -> Deferred[None]:
         """Move everything off a node; fires once that is decided, not once it is done.
 

@@ -211,6 +211,21 @@ HANDLED_TYPES_MAX = 1_000
 HANDLED_BYTES_MAX = 128 * KIB
 """Encoded size of such an announcement, with the defaults of each type."""
 
+# --- access tokens (section 12 of the contract) ---
+TOKENS_MAX = 1_000
+"""Tokens that the cluster's table keeps, and that a tokens file may hold."""
+TOKEN_QUEUES_MAX = 100
+"""Queues that one token may be narrowed to."""
+TOKENS_QUEUES_MAX = 10_000
+"""Names of queues in all tokens of the table, which each node keeps, and a joiner gets whole."""
+TOKEN_QUOTA_MAX = 2**31
+TOKENS_FRESH_MS = 2_000
+"""So long a table of tokens counts after the moment at which a majority confirmed it."""
+TOKENS_CONFIRM_S = 0.5
+"""How often a node has its table of tokens confirmed."""
+TOKENS_CONFIRM_AGAIN_S = 0.1
+"""The same while it is not confirmed."""
+
 # --- HTTP ---
 COMMIT_WAIT_S = 10.0
 """How long a caller waits for a commit before it hears that the outcome is not known."""
@@ -345,5 +360,6 @@ assert HELP_WAIT_MS < LEASE_MS - LEASE_MARGIN_MS, "what a helper still waits for
 assert CLAIMS_AHEAD_WAIT_MS < LEASE_RENEW_MS, "a claim ahead begins well within its first lease"
 assert CHILD_AHEAD_MS * 4 <= CLAIMS_AHEAD_WAIT_MS, "what lies ready in a process can be taken back in time"
 assert LIST_LIMIT_MAX <= LIST_SCAN_ROWS_MAX
+assert TOKENS_CONFIRM_S * 1_000 * 3 <= TOKENS_FRESH_MS, "a table of tokens survives two lost confirmations"
 assert SLICE_MS <= LOOP_LOOK_MS < LOOP_HELD_MS, "no slice comes near what counts as a hold"
 assert DISK_FLOOR_BYTES < MIN_FREE_DISK_BYTES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 import string
 import zlib
 
@@ -15,6 +16,7 @@ import msgspec
 
 PREFIX = "tq_"
 SECRET_BYTES = 32
+HASH_BYTES = 32
 _SECRET_CHARS = 43
 _CHECKSUM_CHARS = 6
 TOKEN_CHARS = len(PREFIX) + _SECRET_CHARS + _CHECKSUM_CHARS
@@ -22,7 +24,10 @@ _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
 class Role(enum.StrEnum):
-    """What a token may do (section 12 of the contract); a token has one or several."""
+    """What a token may do (section 12 of the contract); a token has one or several.
+
+    Names are part of the on-disk format. A further one needs a feature level of its own: a node
+    that does not know a role can't read the table (F44)."""
 
     VIEW = "view"
     """See lists, stats, cluster and events, without what tasks carry: payloads, results, logs."""
@@ -38,7 +43,7 @@ class Role(enum.StrEnum):
     """Everything."""
 
 
-class Quotas(msgspec.Struct, frozen=True, gc=False, array_like=True):
+class Quotas(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Bounds of one token; None: only those of every caller."""
 
     requests: float | None = None
@@ -53,8 +58,9 @@ class Quotas(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Queues in which it has open tasks."""
 
 
-class TokenEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A token as the table and the tokens file keep it."""
+class TokenEntry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A token as the table and the tokens file keep it. Its fields are as those of the cluster
+    map's records: a further one needs a feature level (F44)."""
 
     name: str
     hash: bytes
@@ -90,6 +96,10 @@ class Asker(msgspec.Struct, frozen=True, gc=False, array_like=True):
         if self.own_only and made_by != self.name:
             return False
         return self.queues is None or queue in self.queues
+
+
+is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch
+"""The match if a text may be the name of a token: it stands in logs, lists and rows."""
 
 
 def encode(secret: bytes) -> str:

@@ -21,7 +21,16 @@ from twisted.internet.interfaces import IReactorTime
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.memory_events import MemoryEvents
 from tq_node import limits
-from tq_node.errors import AlreadyFinal, IdConflict, NoSuchTask, NotFinal, NotRetryable, TaskPurged, TaskQueueError
+from tq_node.errors import (
+    AlreadyFinal,
+    IdConflict,
+    NoSuchTask,
+    NoSuchToken,
+    NotFinal,
+    NotRetryable,
+    TaskPurged,
+    TaskQueueError,
+)
 from tq_node.facade import (
     Accepted,
     Claim,
@@ -40,9 +49,10 @@ from tq_node.facade import (
     Submission,
     Subscription,
     TaskPage,
+    TokenTable,
     Worker,
 )
-from tq_node.tokens import Asker
+from tq_node.tokens import Asker, TokenEntry
 from tq_node.types import (
     AttemptRecord,
     Backoff,
@@ -91,6 +101,7 @@ class MemoryQueue:
         """What handlers say of types."""
         self.ready_notes: list[ReadyNote] = []
         self.node_handlers: list[NodeHandlers] = []
+        self.tokens = TokenTable()
         self.waits: dict[str, list[WaitsFor]] = {}
         self.calls: deque[str] = deque(maxlen=1_000)
         self.orders: deque[tuple[str, str]] = deque(maxlen=1_000)
@@ -409,6 +420,31 @@ class MemoryQueue:
 
     def invite(self) -> Invitation:
         return self._answer_now("invite", self.members.invite)
+
+    def token_table(self) -> TokenTable:
+        return self.tokens
+
+    def put_token(self, entry: TokenEntry) -> Deferred[None]:
+        return self._order("put_token", entry.created_by, lambda: self._put_token(entry))
+
+    def _put_token(self, entry: TokenEntry) -> None:
+        others = [known for known in self.tokens.tokens if known.name != entry.name]
+        self.set_tokens(*others, entry)
+
+    def revoke_token(self, name: str, by: str = "") -> Deferred[None]:
+        def work() -> None:
+            others = [known for known in self.tokens.tokens if known.name != name]
+            if len(others) == len(self.tokens.tokens):
+                raise NoSuchToken
+            self.set_tokens(*others)
+
+        return self._order("revoke_token", by, work)
+
+    def set_tokens(self, *entries: TokenEntry, of_file: tuple[TokenEntry, ...] = (), is_fresh: bool = True) -> None:
+        """From the first one on tokens are checked, as in a cluster."""
+        self.tokens = TokenTable(
+            tuple(sorted(entries, key=lambda entry: entry.name)), is_fresh, True, self.tokens.version + 1, of_file
+        )
 
     def drain(self, node: str, by: str = "") -> Deferred[None]:
         return self._order("drain", by, lambda: self.members.drain(node))

@@ -95,6 +95,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.NoSuchTask,
     errors.NoSuchNode,
     errors.NoSuchPartition,
+    errors.NoSuchToken,
     WrongMethod,
     errors.IdConflict,
     errors.IdTooOld,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings
+from tq_node.tokens import TokenEntry
 from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
 FORMAT = 1
@@ -232,6 +233,21 @@ class NoteHandlers(Command, frozen=True, tag=36):
     """A node has handlers of its own: from now on no simulated ones stand in for them."""
 
 
+# --- who may ---
+class PutToken(Command, frozen=True, tag=37):
+    """Keep a token; one that has its name ends. From the first one on callers are checked."""
+
+    entry: TokenEntry
+    by: str = ""
+
+
+class RevokeToken(Command, frozen=True, tag=38):
+    """End a token."""
+
+    name: str
+    by: str = ""
+
+
 AnyCommand = (
     FoundCluster
     | RegisterNode
@@ -255,12 +271,20 @@ AnyCommand = (
     | RaiseFeatureLevel
     | NoteThreeVoters
     | NoteHandlers
+    | PutToken
+    | RevokeToken
 )
 
-Order = DrainNode | UndrainNode | RemoveNode | UnsafeRecover | PauseQueue | ResumeQueue | Rebalance
+Order = (
+    DrainNode | UndrainNode | RemoveNode | UnsafeRecover | PauseQueue | ResumeQueue | Rebalance | PutToken | RevokeToken
+)
 """What an operator asks for."""
 
-FEATURE_LEVEL_OF: dict[type[Command], int] = {NoteHandlers: HANDLERS_LEVEL}
+FEATURE_LEVEL_OF: dict[type[Command], int] = {
+    NoteHandlers: HANDLERS_LEVEL,
+    PutToken: ACCESS_LEVEL,
+    RevokeToken: ACCESS_LEVEL,
+}
 """Kinds that need more than the first feature level; not proposed before the cluster map has it."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -291,6 +315,10 @@ def sentence_of(order: Order) -> str:
             return f"pause queue {queue!r}"
         case ResumeQueue(queue):
             return f"resume queue {queue!r}"
+        case PutToken(entry):
+            return f"keep token {entry.name!r} with roles {', '.join(entry.roles)}"
+        case RevokeToken(name):
+            return f"end token {name!r}"
     return "spread the partitions evenly"
 
 

@@ -27,7 +27,15 @@ from tq_node.cluster.commands import (
     ResumeQueue,
     feature_level_of,
 )
-from tq_node.cluster.map_edit import Applied, Change, MapEdit, NodeChanged, PartitionChanged, QueueChanged
+from tq_node.cluster.map_edit import (
+    Applied,
+    Change,
+    MapEdit,
+    NodeChanged,
+    PartitionChanged,
+    QueueChanged,
+    TokensChanged,
+)
 from tq_node.cluster.records import (
     EMPTY,
     FEATURE_LEVEL_MAX,
@@ -42,6 +50,7 @@ from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.rules_moves import MOVE_RULES
 from tq_node.cluster.rules_nodes import NODE_RULES, entry_of
 from tq_node.cluster.rules_partitions import PARTITION_RULES
+from tq_node.cluster.rules_tokens import TOKEN_RULES
 from tq_node.types import Epoch, HandlerKind
 
 FORMAT = 1
@@ -196,6 +205,7 @@ RULES: dict[type, Callable[[MapEdit, Any], None]] = {
     **NODE_RULES,
     **PARTITION_RULES,
     **MOVE_RULES,
+    **TOKEN_RULES,
     PauseQueue: _pause,
     ResumeQueue: _resume,
     Rebalance: _rebalance,
@@ -249,6 +259,7 @@ __all__ = [
     "PartitionChanged",
     "PartitionEntry",
     "QueueChanged",
+    "TokensChanged",
     "UnreadableMap",
     "apply",
     "decode",

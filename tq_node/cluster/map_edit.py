@@ -31,11 +31,17 @@ class QueueChanged(msgspec.Struct, frozen=True):
     is_paused: bool
 
 
-Change = NodeChanged | PartitionChanged | QueueChanged
+class TokensChanged(msgspec.Struct, frozen=True):
+    """An access token came, changed or ended."""
+
+    name: str
+
+
+Change = NodeChanged | PartitionChanged | QueueChanged | TokensChanged
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What one entry did, equal on every node. ``changes``: nodes, partitions, queues, in order."""
+    """What one entry did, equal on every node. ``changes``: nodes, partitions, others, in order."""
 
     map: ClusterMap
     changes: tuple[Change, ...] = ()
@@ -55,8 +61,8 @@ class MapEdit:
         "_changed_partitions",
         "_fields",
         "_load",
+        "_others",
         "_partitions",
-        "_queues",
         "before",
         "index",
         "nodes",
@@ -72,7 +78,7 @@ class MapEdit:
         self._changed_partitions: set[int] = set()
         self._changed_nodes: set[NodeId] = set()
         self._fields: dict[str, Any] = {}
-        self._queues: list[QueueChanged] = []
+        self._others: list[Change] = []
         self._load: Counter[NodeId] | None = None
 
     # --- looking ---
@@ -124,7 +130,10 @@ class MapEdit:
         self._fields.update(fields)
 
     def note_queue(self, queue: str, *, is_paused: bool) -> None:
-        self._queues.append(QueueChanged(queue, is_paused))
+        self._others.append(QueueChanged(queue, is_paused))
+
+    def note_token(self, name: str) -> None:
+        self._others.append(TokensChanged(name))
 
     # --- the end ---
     def finish(self) -> Applied:
@@ -135,7 +144,7 @@ class MapEdit:
                 changes.append(NodeChanged(node_id, was, node))
                 self._fields["nodes"] = self.nodes
         changes += self._changed()
-        changes += self._queues
+        changes += self._others
         if not self._fields:
             return Applied(self.before, (), tuple(self.refused))
         self._fields["map_version"] = self.index

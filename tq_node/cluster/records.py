@@ -12,16 +12,17 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from tq_node.tokens import TokenEntry
 from tq_node.types import Epoch, NodeId, NodeName
 
 FEATURE_LEVEL_MIN = 1
-FEATURE_LEVEL_MAX = 2
+FEATURE_LEVEL_MAX = 3
 """What this code can apply. A cluster map of a higher level is refused: the node stops."""
 HANDLERS_LEVEL = 2
 """From this level on nodes say which handlers they have, and the cluster map keeps that one has."""
 ACCESS_LEVEL = 3
-"""From this level on tasks say which token submitted them, orders which one asked for them, and a
-primary judges what an asker may know of."""
+"""From this level on the cluster map keeps access tokens, tasks say which token submitted them,
+orders which one asked for them, and a primary judges what an asker may know of."""
 MEMBERS_FOR_TWO_COPIES = 3
 """With fewer members one copy must be enough: losing one of two would stop writes (section 6)."""
 
@@ -143,6 +144,10 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """A node has had handlers of its own: simulated ones stand in no more. Never taken back."""
     handlers_since: int = 0
     """Raft index whose later registrations count for ``handlers_seen``; earlier: not asked."""
+    tokens: tuple[TokenEntry, ...] = ()
+    """In order of names."""
+    tokens_seen: bool = False
+    """A token has been put: callers are checked from then on. Never taken back."""
 
     @property
     def is_founded(self) -> bool:
@@ -155,7 +160,12 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         return next((node for node in self.nodes.values() if node.is_member and node.name == name), None)
 
 
-FIELD_LEVELS = {"handlers_seen": HANDLERS_LEVEL, "handlers_since": HANDLERS_LEVEL}
+FIELD_LEVELS = {
+    "handlers_seen": HANDLERS_LEVEL,
+    "handlers_since": HANDLERS_LEVEL,
+    "tokens": ACCESS_LEVEL,
+    "tokens_seen": ACCESS_LEVEL,
+}
 """Fields after the first feature level, at the end; not written below their level (F44)."""
 
 EMPTY = ClusterMap("", "", 0, ClusterSettings(0, 0, 0, 0), {}, (), (), 0)

@@ -8,6 +8,8 @@ import msgspec
 
 
 class Refusal(enum.StrEnum):
+    """Crosses the wire in answers, so an older node must know each word that it can be given."""
+
     # the cluster
     NOT_FOUNDED = "not_founded"
     ALREADY_FOUNDED = "already_founded"

@@ -8,10 +8,15 @@ that its types are right."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
 
 from tq_node import limits
 from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.tokens import HASH_BYTES, Quotas, TokenEntry, is_name
 from tq_node.types import NodeId
 
 NUMBER_MAX = 2**62
@@ -59,6 +64,43 @@ def is_map_sound(cluster_map: ClusterMap) -> bool:
         and _are_numbers(cluster_map.map_version, cluster_map.rebalance, settings.replication_factor, settings.seed)
         and all(node_id == node.node_id and _is_node_sound(node) for node_id, node in cluster_map.nodes.items())
         and all(_is_partition_sound(entry, cluster_map) for entry in cluster_map.partitions)
+        and _are_tokens_sound(cluster_map.tokens)
+        and (cluster_map.tokens_seen or not cluster_map.tokens)
+    )
+
+
+# --- access tokens ---
+def is_token_sound(entry: TokenEntry) -> bool:
+    """Whether the entry can be one of a token."""
+    queues = entry.queues
+    return (
+        is_name(entry.name) is not None
+        and len(entry.hash) == HASH_BYTES
+        and 1 <= len(set(entry.roles)) == len(entry.roles)
+        and (queues is None or len(set(queues)) == len(queues) <= limits.TOKEN_QUEUES_MAX)
+        and all(1 <= len(queue) <= limits.QUEUE_CHARS_MAX for queue in queues or ())
+        and _are_numbers(entry.created_us, entry.expires_us or 0)
+        and _are_quotas_sound(entry.quotas)
+        and (not entry.created_by or is_name(entry.created_by) is not None)
+    )
+
+
+def are_tokens_few(tokens: Sequence[TokenEntry]) -> bool:
+    """Whether the cluster map keeps so many, with so many names of queues in all."""
+    names = sum(len(token.queues or ()) for token in tokens)
+    return len(tokens) <= limits.TOKENS_MAX and names <= limits.TOKENS_QUEUES_MAX
+
+
+def _are_quotas_sound(quotas: Quotas) -> bool:
+    return all(number is None or 0 <= number <= limits.TOKEN_QUOTA_MAX for number in msgspec.structs.astuple(quotas))
+
+
+def _are_tokens_sound(tokens: Sequence[TokenEntry]) -> bool:
+    return (
+        are_tokens_few(tokens)
+        and all(map(is_token_sound, tokens))
+        and all(one.name < later.name for one, later in pairwise(tokens))
+        and len({token.hash for token in tokens}) == len(tokens)
     )
 
 

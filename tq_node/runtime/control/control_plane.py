@@ -44,6 +44,8 @@ from tq_node.wire.pool import PeerPool
 _log = Logger(namespace="taskqueue.control")
 
 MEMBERS = "cluster.members"
+TOKENS_SEEN = "cluster.tokens_seen"
+"""There once this node has seen a token in the map: it holds from a start's first moment on."""
 _encode_addresses = msgspec.msgpack.Encoder().encode
 _decode_addresses = msgspec.msgpack.Decoder(Addresses).decode
 
@@ -142,6 +144,7 @@ class ControlPlane:
         self._clock = clock
         self._store = store
         self._known_members = b""
+        self._tokens_seen = TOKENS_SEEN in store.meta()
         self._rejections = RejectionLog(clock)
 
     def successor(self) -> NodeId | None:
@@ -211,6 +214,7 @@ class ControlPlane:
     def _map_changed(self, changes: Sequence[Change]) -> None:
         self.membership.map_changed()
         self._remember_members()
+        self._remember_tokens()
         self._outside.map_changed(changes)
 
     def _remember_members(self) -> None:
@@ -221,6 +225,17 @@ class ControlPlane:
             self._store.commit(Batch(meta={MEMBERS: members})).addErrback(
                 lambda _: None
             )  # the store says so itself (R18)
+
+    def _remember_tokens(self) -> None:
+        if self.map.tokens_seen and not self._tokens_seen:
+            self._tokens_seen = True
+            self._store.commit(Batch(meta={TOKENS_SEEN: b"1"})).addErrback(lambda _: None)  # as above
+
+    @property
+    def tokens_seen(self) -> bool:
+        """Whether the cluster has had an access token, as far as this node knows: by its map, or by
+        the one of an earlier run. What no revocation turns off, no start does."""
+        return self._tokens_seen
 
     # --- PeerHandler ---
     def greeted(self, greeting: Greeting) -> Welcome:

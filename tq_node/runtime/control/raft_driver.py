@@ -237,12 +237,17 @@ class RaftDriver:
         self._enter(lambda: None)
 
     def read_index(self) -> Deferred[int]:
-        """Fires once all committed at the call is applied here; raises ``NoController``."""
+        """Fires once all committed at the call is applied here; raises ``NoController``. Question
+        and answer may be lost: who waits no longer cancels it."""
         try:
             read_id = self.core.read_index()
         except Exception as why:  # NotLeader, Busy
             return fail(why)
-        deferred: Deferred[int] = Deferred()
+
+        def given_up(_: object) -> None:
+            self._reads.pop(read_id, None)
+
+        deferred: Deferred[int] = Deferred(given_up)
         self._reads[read_id] = deferred
         self._enter(lambda: None)
         return deferred

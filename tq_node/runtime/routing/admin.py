@@ -9,12 +9,22 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from tq_node import limits
 from tq_node.cluster import admin_requests
-from tq_node.cluster.commands import Order, PauseQueue, Rebalance, ResumeQueue, ordered_by
+from tq_node.cluster.commands import Order, PauseQueue, PutToken, Rebalance, ResumeQueue, RevokeToken, ordered_by
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.views import STATUSES, Group, count_moves, count_short, show_cluster, show_partitions
-from tq_node.errors import ClusterRefused, Denied, LastNode, NoSuchNode, NoSuchPartition, NotReady, TaskQueueError
+from tq_node.errors import (
+    ClusterRefused,
+    Denied,
+    LastNode,
+    NoSuchNode,
+    NoSuchPartition,
+    NoSuchToken,
+    NotReady,
+    TaskQueueError,
+    Upgrading,
+)
 from tq_node.facade import Invitation, NotReadyReason, ReadyNote
 from tq_node.limits import CLUSTER_NAME
 from tq_node.raft.lost_log import Claim
@@ -23,6 +33,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.control_plane import ControlPlane
 from tq_node.runtime.control.registration import TableRefused
 from tq_node.runtime.routing.node_state import NodeState
+from tq_node.tokens import TokenEntry
 from tq_node.types import ClusterNode, ClusterView, NodeId, PartitionView
 
 EVERYWHERE_MS = 1_000
@@ -33,7 +44,17 @@ _SENTENCES = {
     Refusal.LAST_COPY: "the node has the only copy of some partitions: see unsafe-recover",
     Refusal.NOT_NEEDED: "nothing needs to be done: the partition has a primary and all its copies are there",
     Refusal.NOT_UP: "that node is down",
+    Refusal.TOO_MANY: "too many queues are paused already",
 }
+_OF_TOKENS: dict[Refusal, tuple[type[TaskQueueError], str]] = {
+    Refusal.BAD_SETTINGS: (ClusterRefused, "no token can be like that"),
+    Refusal.TOO_MANY: (
+        ClusterRefused,
+        f"the table keeps {limits.TOKENS_MAX} tokens, with {limits.TOKENS_QUEUES_MAX} names of queues in all: revoke some",
+    ),
+    Refusal.NOT_NEEDED: (NoSuchToken, ""),
+}
+"""What a refusal says of orders about tokens."""
 
 
 class ClusterAdmin:
@@ -194,6 +215,20 @@ class ClusterAdmin:
     def _uses(self, queue: str) -> bool:
         return self._state.local is not None and self._state.local.submitter.uses(queue)
 
+    # --- access tokens ---
+    def put_token(self, entry: TokenEntry) -> Deferred[None]:
+        """See ``facade.TaskQueue.put_token``."""
+        return Deferred.fromCoroutine(self._token_everywhere(PutToken(entry), entry.created_by))
+
+    def revoke_token(self, name: str, by: str = "") -> Deferred[None]:
+        """See ``facade.TaskQueue.revoke_token``."""
+        return Deferred.fromCoroutine(self._token_everywhere(RevokeToken(name), by))
+
+    async def _token_everywhere(self, order: Order, by: str) -> None:
+        await self._everywhere(order, by)
+        # The first token counts here at once: its caller will come back with it.
+        await self._until(self._state.tokens.confirmation.is_confirmed)
+
     def shutdown(self, node: str, by: str = "") -> Deferred[None]:
         known = self._map.node_named(node)
         if node == self._state.node_name:
@@ -223,14 +258,20 @@ class ClusterAdmin:
     async def _everywhere(self, order: Order, by: str) -> None:
         """Committed, and known to all nodes up: then nothing of a paused queue starts anywhere."""
         log_index = await self._proposed(order, by)
+        await self._until(
+            lambda: all(
+                self._plane.consensus.applied_index >= log_index
+                if node.node_id == self._state.node_id
+                else self._liveness.has_reached(node.node_id, log_index)
+                for node in self._map.members()
+                if node.is_up
+            )
+        )
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Look again and again, for ``EVERYWHERE_MS`` at the most."""
         deadline_ms = self._clock.now_ms() + EVERYWHERE_MS
-        while self._clock.now_ms() < deadline_ms and not all(
-            self._plane.consensus.applied_index >= log_index
-            if node.node_id == self._state.node_id
-            else self._liveness.has_reached(node.node_id, log_index)
-            for node in self._map.members()
-            if node.is_up
-        ):
+        while self._clock.now_ms() < deadline_ms and not reached():
             await self._plane.membership.pause(EVERYWHERE_LOOK_S)
 
     async def _proposed(self, order: Order, by: str) -> int:
@@ -239,9 +280,9 @@ class ClusterAdmin:
         try:
             outcome = await self._plane.membership.propose(ordered_by(order, by, self._map.feature_level))
         except TableRefused as why:
-            raise as_error(why.refusal) from None
+            raise as_error(why.refusal, order) from None
         if outcome.refused:
-            raise as_error(outcome.refused[0].code)
+            raise as_error(outcome.refused[0].code, order)
         return outcome.log_index
 
 
@@ -255,8 +296,11 @@ def _disagreement(claim: Claim, last_index: int, table: ClusterMap) -> NotReadyR
     )
 
 
-def as_error(refusal: Refusal) -> TaskQueueError:
+def as_error(refusal: Refusal, order: Order | None = None) -> TaskQueueError:
     """The table's word as the error of whoever asked."""
+    if isinstance(order, PutToken | RevokeToken) and refusal in _OF_TOKENS:
+        kind, detail = _OF_TOKENS[refusal]
+        return kind(detail)
     sentence = _SENTENCES.get(refusal, str(refusal).replace("_", " "))
     if refusal is Refusal.NO_SUCH_NODE:
         return NoSuchNode()
@@ -264,6 +308,6 @@ def as_error(refusal: Refusal) -> TaskQueueError:
         return NoSuchPartition()
     if refusal is Refusal.LAST_NODE:
         return LastNode(sentence)
-    if refusal is Refusal.TOO_MANY:
-        return ClusterRefused("too many queues are paused already")
+    if refusal is Refusal.FEATURE_LEVEL:
+        return Upgrading("a node of the cluster has a release that does not know this yet")
     return ClusterRefused(sentence)

@@ -58,6 +58,8 @@ class ClusterQueue:
         self.drain, self.undrain, self.remove = admin.drain, admin.undrain, admin.remove
         self.rebalance, self.unsafe_recover = admin.rebalance, admin.unsafe_recover
         self.pause, self.resume, self.paused_queues = admin.pause, admin.resume, admin.paused_queues
+        self.token_table = state.tokens.table
+        self.put_token, self.revoke_token = admin.put_token, admin.revoke_token
         self.shutdown = admin.shutdown
         self.not_ready = admin.not_ready
 

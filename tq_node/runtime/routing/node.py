@@ -76,6 +76,7 @@ class Node(Outside):
     # --- life ---
     def start(self) -> None:
         """The control plane has begun; what it knows by now counts."""
+        self.state.tokens.follow()
         self.map_changed(())
 
     def begin_to_stop(self) -> None:
@@ -93,6 +94,7 @@ class Node(Outside):
         """Flush what was accepted; store and control plane stay open."""
         self.refuse_work()
         self._stopped = True
+        self.state.tokens.stop()
         if self._opening is not None:
             await self._opening
         await self.work.stop()
@@ -106,6 +108,7 @@ class Node(Outside):
         state = self.state
         if not state.map.is_founded or self._stopped:
             return
+        state.tokens.follow()
         self.work.follow_handlers()
         if self._opening is None:
             self._opening = Deferred.fromCoroutine(self._open())

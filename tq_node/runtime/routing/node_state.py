@@ -12,6 +12,7 @@ from tq_node.errors import NotPrimary, NotReady
 from tq_node.facade import NotReadyReason, ReadyNote
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.control_plane import ControlPlane
+from tq_node.runtime.routing.access_tokens import AccessTokens, FileTokens
 from tq_node.runtime.routing.peer_client import PeerClient
 from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.types import NodeId
@@ -30,6 +31,8 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Random numbers in [0, 1), for pauses."""
     secret_for_joiners: Callable[[], bytes | None] = lambda: None
     """None where operators keep the cluster's secret in a file."""
+    file_tokens: FileTokens = FileTokens()
+    """What the options say of access tokens, at the start."""
     notes: Callable[[], Sequence[ReadyNote]] = tuple
     """What ``/ready`` says of this node while it runs, such as that it asks for no credentials."""
 
@@ -51,6 +54,7 @@ class NodeState:
         self.node_name = settings.node_name
         self.plane = plane
         self.client = PeerClient(plane.pool, clock, self.name_of)
+        self.tokens = AccessTokens(plane, clock, settings.file_tokens)
         self.guard = guard
         self.local: LocalQueue | None = None
         self.is_stopping = False

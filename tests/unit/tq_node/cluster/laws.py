@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tq_node.cluster import commands as c
-from tq_node.cluster.map import Applied, ClusterMap, NodeChanged, PartitionChanged, PartitionEntry
-from tq_node.cluster.records import HANDLERS_LEVEL, NodeStatus
+from tq_node.cluster.map import Applied, ClusterMap, NodeChanged, PartitionChanged, PartitionEntry, TokensChanged
+from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, NodeStatus
 from tq_node.types import HandlerKind, NodeId
 
 OUTSIDE_R1 = (c.UnsafeRecover, c.RemoveNode)
@@ -79,6 +79,7 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
     need(after.map_version == index, "map_version is the index of the last change")
     need(after.feature_level >= before.feature_level, "F44: the feature level is never lowered")
     check_handlers(before, command, applied)
+    check_tokens(before, command, applied)
     told_nodes = {change.node_id: change for change in applied.changes if isinstance(change, NodeChanged)}
     told = {change.partition: change for change in applied.changes if isinstance(change, PartitionChanged)}
     for node_id, node in after.nodes.items():
@@ -101,6 +102,26 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
     check_deaths(before, after, command)
     check_registration(before, after, command)
     check_removal(before, command, applied)
+
+
+def check_tokens(before: ClusterMap, command: c.AnyCommand, applied: Applied) -> None:
+    after = applied.map
+    names = [token.name for token in after.tokens]
+    need(names == sorted(set(names)), "each token once, in order")
+    need(len({token.hash for token in after.tokens}) == len(names), "each hash once")
+    need(after.tokens_seen or not (names or before.tokens_seen), "that there were tokens is never forgotten")
+    need(
+        after.feature_level >= ACCESS_LEVEL or not after.tokens_seen, "F44: what older releases can't keep is not kept"
+    )
+    told = [change.name for change in applied.changes if isinstance(change, TokensChanged)]
+    was, now = ({token.name: token for token in table.tokens} for table in (before, after))
+    need(told == [name for name in sorted(was | now) if was.get(name) != now.get(name)], "changes of tokens are told")
+    if isinstance(command, c.PutToken):
+        need(not told or now[command.entry.name] == command.entry, "a token is kept as it was put")
+    elif isinstance(command, c.RevokeToken):
+        need(command.name not in now, "a token that was revoked is gone")
+    else:
+        need(not told, "nothing else changes a token")
 
 
 def check_handlers(before: ClusterMap, command: c.AnyCommand, applied: Applied) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, later_release, nid, registration, replace
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import ClusterMap, PartitionEntry, decode, digest, encode
+from tq_node.tokens import Role, TokenEntry
 from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
 NUMBERS = 8
@@ -22,7 +23,9 @@ class RandomTable:
         self.rng = rng
         factor = rng.choice([1, 2, 3, 3, 3, 5])
         nodes = rng.randint(1, 6)
-        self.table = Table(nodes, partitions=rng.randint(1, 4), factor=factor, voters=rng.choice([1, 3, 5]))
+        self.table = Table(
+            nodes, partitions=rng.randint(1, 4), factor=factor, voters=rng.choice([1, 3, 5]), level=rng.choice([1, 3])
+        )
         for partition in range(len(self.table.map.partitions)):
             copies = rng.sample(range(1, nodes + 1), rng.randint(1, min(nodes, factor)))
             isr = tuple(number for number in copies if number == copies[0] or rng.random() < 0.7)
@@ -55,6 +58,10 @@ class RandomTable:
             self.unsafe_recover,
             self.unsafe_recover,
             self.the_cluster,
+            self.put_token,
+            self.put_token,
+            self.revoke_token,
+            self.revoke_token,
         ]
 
     def run(self, steps: int) -> None:
@@ -147,7 +154,7 @@ class RandomTable:
         node = registration(
             number,
             incarnation,
-            feature_level_max=self.often(2, 1),
+            feature_level_max=self.often(3, 1, 2),
             handlers=HandlerKind((number + incarnation) % len(HandlerKind)),
         )
         if self.rng.random() < 0.1:
@@ -246,9 +253,19 @@ class RandomTable:
             c.ResumeQueue("q"),
             c.Rebalance(),
             c.RebalanceDone(self.table.map.rebalance),
-            c.RaiseFeatureLevel(self.rng.randint(0, 3)),
+            c.RaiseFeatureLevel(self.rng.randint(0, 4)),
             c.NoteThreeVoters(),
             c.NoteHandlers(),
             c.FoundCluster(CLUSTER_ID, "again", self.table.map.settings, registration(9)),
         ]
         return self.pick(options)
+
+    # --- tokens ---
+    def put_token(self) -> c.AnyCommand:
+        hash_ = bytes((self.rng.randrange(256),)) * self.often(32, 31)
+        roles = tuple(self.rng.sample(list(Role), self.often(1, 0, 2)))
+        return c.PutToken(TokenEntry(self.pick(["a", "b", "c", "d", "-"]), hash_, roles))
+
+    def revoke_token(self) -> c.AnyCommand:
+        known = [token.name for token in self.table.map.tokens]
+        return c.RevokeToken(self.often(self.pick(known) if known else "a", "a", "x"))

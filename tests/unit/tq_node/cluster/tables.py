@@ -12,12 +12,12 @@ from tests.unit.tq_node.cluster.laws import check_step, check_table
 from tq_node.cluster import commands as c
 from tq_node.cluster import map as table_of
 from tq_node.cluster.map import EMPTY, Applied, PartitionEntry, apply
-from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.types import NodeId, NodeName, PartitionId
 
 CLUSTER_ID = "c" * 32
-LEVEL_MAX = 3
+LEVEL_MAX = FEATURE_LEVEL_MAX + 1
 replace = msgspec.structs.replace
 
 
@@ -57,18 +57,26 @@ def registration(number: int, incarnation: int = 1, **fields: Any) -> c.Registra
 
 
 class Table:
-    """:param nodes: registered at once, as 1, 2, …; the first has founded and holds all partitions alone."""
+    """:param nodes: registered at once, as 1, 2, …; the first has founded and holds all partitions alone.
+    :param level: the highest feature level that they know, and the map's."""
 
     def __init__(
-        self, nodes: int = 1, *, partitions: int = 4, factor: int = 3, voters: int = 3, checked: bool = True
+        self,
+        nodes: int = 1,
+        *,
+        partitions: int = 4,
+        factor: int = 3,
+        voters: int = 3,
+        level: int = 1,
+        checked: bool = True,
     ) -> None:
         self.map = EMPTY
         self.index = 0
         self.checked = checked
         settings = ClusterSettings(partitions, factor, 7, voters)
-        self.do(c.FoundCluster(CLUSTER_ID, "test", settings, registration(1)))
+        self.do(c.FoundCluster(CLUSTER_ID, "test", settings, registration(1, feature_level_max=level)))
         for number in range(2, nodes + 1):
-            self.register(number)
+            self.register(number, feature_level_max=level)
 
     def do(self, command: c.AnyCommand) -> Applied:
         self.index += 1

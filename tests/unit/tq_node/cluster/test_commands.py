@@ -11,6 +11,7 @@ from tests.unit.tq_node.cluster.tables import CLUSTER_ID, registration
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import RULES
 from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings
+from tq_node.tokens import Quotas, Role, TokenEntry
 from tq_node.types import Epoch, NodeId, PartitionId
 
 A, B = NodeId("a" * 32), NodeId("b" * 32)
@@ -38,8 +39,10 @@ EVERY: list[tuple[int, c.AnyCommand]] = [
     (34, c.RaiseFeatureLevel(2)),
     (35, c.NoteThreeVoters()),
     (36, c.NoteHandlers()),
+    (37, c.PutToken(TokenEntry("ops", b"h" * 32, (Role.VIEW, Role.WORK), ("q",), 7, Quotas(0.5, 2), 5, "first"))),
+    (38, c.RevokeToken("ops")),
 ]
-LEVELS: dict[type, int] = {c.NoteHandlers: 2}
+LEVELS: dict[type, int] = {c.NoteHandlers: 2, c.PutToken: 3, c.RevokeToken: 3}
 """Of the kinds that came after the first release."""
 
 
