@@ -82,11 +82,11 @@ class TestPutAndRevoke:
 
     def test_that_callers_are_checked_outlives_the_last_token(self) -> None:
         table = table_with()
-        assert not table.map.tokens_seen
-        table.do(c.PutToken(token("a")))
-        assert table.map.tokens_seen
-        table.do(c.RevokeToken("a"))
-        assert (table.map.tokens, table.map.tokens_seen) == ((), True)
+        seen = [table.map.tokens_seen]
+        for command in (c.PutToken(token("a")), c.RevokeToken("a")):
+            table.do(command)
+            seen.append(table.map.tokens_seen)
+        assert (table.map.tokens, seen) == ((), [False, True, True])
         assert is_map_sound(table.map)
 
 
