@@ -88,6 +88,8 @@ ORDERS: dict[str, c.Order] = {
     "pause queue 'mail'": c.PauseQueue("mail"),
     "resume queue 'mail'": c.ResumeQueue("mail"),
     "spread the partitions evenly": c.Rebalance(),
+    "keep token 'ops' with roles view, work": c.PutToken(TokenEntry("ops", b"h" * 32, (Role.VIEW, Role.WORK))),
+    "end token 'ops'": c.RevokeToken("ops"),
 }
 
 
