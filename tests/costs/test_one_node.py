@@ -41,7 +41,7 @@ def calls_of(world: World, data: bytes) -> float:
 
 @pytest.mark.parametrize(
     ("what", "bounds"),
-    [("submit", {False: 190.0, True: 43.0}), ("status", {False: 163.0, True: 32.0})],
+    [("submit", {False: 190.0, True: 46.0}), ("status", {False: 163.0, True: 35.0})],
 )
 def test_calls_of_a_request(world: World, what: str, bounds: dict[bool, float]) -> None:
     task_id = world.submit()
