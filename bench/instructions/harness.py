@@ -185,7 +185,9 @@ class Writer:
 
 
 # --- HTTP: real bytes through the real site, a queue that answers at once ---
-def requests(what: str, hot: bool, by_socket: bool = False) -> Callable[[Counts, int], None]:
+def requests(what: str, hot: bool, by_socket: bool = False, with_token: bool = False) -> Callable[[Counts, int], None]:
+    """``with_token``: the node has tokens, and the request shows one."""
+
     def measure(counts: Counts, units: int) -> None:
         from twisted.internet.defer import succeed
 
@@ -199,10 +201,16 @@ def requests(what: str, hot: bool, by_socket: bool = False) -> Callable[[Counts,
         world = World(fast_path=hot)
         task_id = world.submit()
         body = b'{"type":"email","payload":%b}' % PAYLOAD
+        token = b""
+        if with_token:
+            from tq_node.tokens import Role
+
+            token = b"Authorization: Bearer %b\r\n" % world.tokens.make(Role.SUBMIT, Role.READ).encode()
+            world.clock.advance(1)
         sent = {
             "submit": b"POST /tasks/submit HTTP/1.1\r\nHost: localhost:8080\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body),
-            "status": b"GET /tasks/status?id=%b HTTP/1.1\r\nHost: localhost:8080\r\n\r\n" % task_id.encode(),
+            b"%bContent-Length: %d\r\n\r\n%b" % (token, len(body), body),
+            "status": b"GET /tasks/status?id=%b HTTP/1.1\r\nHost: localhost:8080\r\n%b\r\n" % (task_id.encode(), token),
         }[what]
         numbers = itertools.count()
         world.queue.submit = lambda submission: succeed(  # type: ignore[method-assign]
@@ -269,10 +277,15 @@ PARTS: dict[str, tuple[Callable[[Counts, int], None], int]] = {
     "request, submit by Klein": (requests("submit", hot=False), 100),
 }
 """What is measured, and how many units of it."""
+WITH_TOKEN: dict[str, tuple[Callable[[Counts, int], None], int]] = {
+    "request, submit, with a token": (requests("submit", hot=True, with_token=True), 200),
+    "request, status, with a token": (requests("status", hot=True, with_token=True), 200),
+}
+"""Set beside the same parts without, by a test; no baseline has them."""
 
 
 def main(name: str) -> None:
-    measure, units = PARTS[name]
+    measure, units = (PARTS | WITH_TOKEN)[name]
     counts: Counts = Nothing()
     if "--without" not in sys.argv:
         from counter import Counter  # type: ignore[import-not-found]  # beside this file, whatever tree is measured

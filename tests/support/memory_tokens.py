@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from tq_node.api.access.authenticator import NO_TOKENS
 from tq_node.tokens import Role, TokenEntry, encode, hash_of
 
 
@@ -14,15 +17,17 @@ def token_of(number: int) -> str:
 
 
 class MemoryTokens:
-    """A ``TokenTable``; ``file``: tokens of ``--tokens-file``, None without one."""
+    """Makes tokens, and keeps them in ``table``, of which each change makes another."""
 
     def __init__(self) -> None:
-        self.tokens: tuple[TokenEntry, ...] = ()
-        self.is_fresh = True
-        self.is_checked = False
-        self.version = 0
-        self.file: Sequence[TokenEntry] | None = None
+        self.table = NO_TOKENS
+        self.on_change: Callable[[], None] = lambda: None
         self._made = 0
+
+    def set(self, **fields: Any) -> None:
+        """Change fields of the table."""
+        self.table = msgspec.structs.replace(self.table, **fields)
+        self.on_change()
 
     def make(self, *roles: Role, name: str = "", in_file: bool = False, **fields: Any) -> str:
         """A new token with these roles; what its owner is told."""
@@ -30,13 +35,10 @@ class MemoryTokens:
         token = token_of(self._made)
         entry = TokenEntry(name or f"token-{self._made}", hash_of(token), roles, **fields)
         if in_file:
-            self.file = (*(self.file or ()), entry)
+            self.set(of_file=(*self.table.of_file, entry), is_checked=True)
         else:
-            self.tokens = (*self.tokens, entry)
-            self.is_checked = True
-            self.version += 1
+            self.set(tokens=(*self.table.tokens, entry), is_checked=True)
         return token
 
     def revoke(self, name: str) -> None:
-        self.tokens = tuple(entry for entry in self.tokens if entry.name != name)
-        self.version += 1
+        self.set(tokens=tuple(entry for entry in self.table.tokens if entry.name != name))

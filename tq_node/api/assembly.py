@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import cast
 
 from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api import openapi
-from tq_node.api.access.authenticator import Authenticator, NoTable, TokenTable
+from tq_node.api.access.authenticator import NO_TOKENS, Authenticator, TokenTable
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
 from tq_node.api.health import HealthRoutes
@@ -24,7 +24,6 @@ from tq_node.facade import TaskQueue
 from tq_node.observe.exposition import Exposition
 from tq_node.observe.metrics import Metrics
 from tq_node.slices import Slices
-from tq_node.tokens import TokenEntry
 
 _ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/metrics"})
 
@@ -41,7 +40,7 @@ class _Routes:
         self.tasks = TaskRoutes(queue, settings)
         self.events = EventRoutes(queue, settings, metrics, reactor)
         self.cluster = ClusterRoutes(queue, shutdown)
-        self.health = HealthRoutes(queue, Exposition(metrics), settings.version, _document)
+        self.health = HealthRoutes(queue, Exposition(metrics), settings, _document)
         groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.health)
         self.routes = [route for group in groups for route in group.routes()]
 
@@ -54,17 +53,15 @@ def make_site(
     shutdown: Callable[[], None],
     reactor: IReactorTime,
     slices: Slices | None = None,
-    token_table: Callable[[], TokenTable] = NoTable,
-    file_tokens: Callable[[], Sequence[TokenEntry] | None] = lambda: None,
+    token_table: Callable[[], TokenTable] = lambda: NO_TOKENS,
 ) -> ApiSite:
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
-    :param slices: shared with the queue, if it works in slices.
-    :param file_tokens: as for ``Authenticator``."""
+    :param slices: shared with the queue, if it works in slices."""
     made = _Routes(queue, settings, metrics, shutdown, reactor)
     server = ServerState(settings, metrics, reactor, slices)
-    authenticator = Authenticator(token_table, file_tokens, reactor.seconds)
+    authenticator = Authenticator(token_table, reactor.seconds)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     metrics.sources.http_connections = lambda: len(server.connections.open)

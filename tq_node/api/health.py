@@ -14,6 +14,7 @@ from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import PROBLEM_KINDS, NoSuchRoute
 from tq_node.api.routes import Answer, Route
 from tq_node.api.scrapes import Scrapes
+from tq_node.api.settings import ApiSettings
 from tq_node.facade import NotReadyReason, ReadyNote, TaskQueue
 from tq_node.limits import RETRY_AFTER_S
 from tq_node.observe.exposition import Exposition, content_type_for
@@ -40,12 +41,13 @@ class HealthRoutes:
     """``/health``, ``/ready``, ``/metrics``, ``/openapi.json`` and the HTML pages."""
 
     def __init__(
-        self, queue: TaskQueue, exposition: Exposition, version: str, document: Callable[[str], bytes]
+        self, queue: TaskQueue, exposition: Exposition, settings: ApiSettings, document: Callable[[str], bytes]
     ) -> None:
         """:param document: makes the answer of ``/openapi.json`` for a version, when asked for."""
         self._queue = queue
         self._scrapes = Scrapes(queue, exposition)
-        self._version = version
+        self._version = settings.version
+        self._metrics_access = Access.OPEN if settings.open_metrics else Access.LOOK
         self._document = document
 
     def health(self, request: ApiRequest) -> None:
@@ -69,7 +71,8 @@ class HealthRoutes:
         request.answer(200, self._document(self._version))
 
     def home(self, request: ApiRequest) -> None:
-        body = html.home(self._queue.node_name, self._version, self._queue.cluster(), self._queue.not_ready())
+        cluster = self._queue.cluster() if Access.LOOK in request.caller.may else None
+        body = html.home(self._queue.node_name, self._version, cluster, self._queue.not_ready())
         request.answer(200, body, content_type=HTML.encode("ascii"), extra=html.POLICY)
 
     def problem(self, request: ApiRequest, code: str) -> None:
@@ -90,7 +93,7 @@ class HealthRoutes:
             Route(
                 "GET",
                 "/metrics",
-                Access.LOOK,
+                self._metrics_access,
                 self.metrics,
                 "Prometheus",
                 {200: Answer("text format, or OpenMetrics where Accept asks for it", content_type="text/plain")},

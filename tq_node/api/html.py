@@ -55,23 +55,23 @@ _CALLS = (
 )
 
 
-def home(node: str, version: str, cluster: ClusterView, reasons: Sequence[NotReadyReason]) -> bytes:
-    """The page at ``/``: state of the node, nodes of the cluster, links, and how to submit."""
+def home(node: str, version: str, cluster: ClusterView | None, reasons: Sequence[NotReadyReason]) -> bytes:
+    """The page at ``/``: state of the node, nodes of the cluster, links, and how to submit.
+
+    :param cluster: None: the reader has shown no token that lets it see the nodes."""
     state = "ready" if not reasons else "not ready: " + "; ".join(reason.detail for reason in reasons)
-    nodes = "\n".join(
-        f"<tr><td>{escape(one.name)}{' (leader)' if one.name == cluster.leader else ''}</td>"
-        f"<td>{escape(one.status)}</td><td><code>{escape(one.http)}</code></td></tr>"
-        for one in cluster.nodes
-    )
+    if cluster is None:
+        nodes, address = '<p class="soft">Not shown without a token.</p>', "localhost:8080"
+    else:
+        nodes = _nodes(cluster)
+        address = next((one.http for one in cluster.nodes if one.name == node), "localhost:8080")
     calls = "\n".join(
         f'<tr><td><a href="{path}"><code>{path}</code></a></td><td>{text}</td></tr>' for path, text in _CALLS
     )
-    address = next((one.http for one in cluster.nodes if one.name == node), "localhost:8080")
     body = f"""<h1>{escape(node)}</h1>
 <p class="soft">taskqueue {escape(version)}, {escape(state)}</p>
 <h2>Cluster</h2>
-<table><tr><th>node</th><th>status</th><th>address</th></tr>
-{nodes}</table>
+{nodes}
 <h2>Look</h2>
 <table>
 {calls}</table>
@@ -80,6 +80,16 @@ def home(node: str, version: str, cluster: ClusterView, reasons: Sequence[NotRea
   -d '{{"type":"email","payload":"user@example.com"}}' \\
   http://{escape(address)}/tasks/submit</pre>"""
     return _FRAME.format(title=escape(f"{node}, taskqueue"), body=body).encode("utf-8")
+
+
+def _nodes(cluster: ClusterView) -> str:
+    rows = "\n".join(
+        f"<tr><td>{escape(one.name)}{' (leader)' if one.name == cluster.leader else ''}</td>"
+        f"<td>{escape(one.status)}</td><td><code>{escape(one.http)}</code></td></tr>"
+        for one in cluster.nodes
+    )
+    return f"""<table><tr><th>node</th><th>status</th><th>address</th></tr>
+{rows}</table>"""
 
 
 def problem(code: str, kinds: Sequence[type[TaskQueueError]]) -> bytes:

@@ -28,6 +28,8 @@ class ApiSettings(msgspec.Struct, frozen=True):
     """How long a refused body is still read and discarded, so that its sender sees the answer."""
     host_names: frozenset[str] | None = frozenset({"localhost"})
     """Host names that requests may use, besides any IP address; None: any name."""
+    open_metrics: bool = False
+    """``/metrics`` asks nothing of its caller."""
     fast_path: bool = True
     """Call handlers of the fast routes without Klein, and without a ``twisted.web`` Request where
     the request is plain (``http.fast_path``). Answers are the same, at a fifth of the cost."""

@@ -117,6 +117,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """0: no bound."""
     metrics_labels: int
     """Number of queues, and of types, with metrics of their own."""
+    open_metrics: bool
+    """``/metrics`` needs no token."""
     birth_guard_s: float | None
     """None: as long as the protocol says. Set by tests only."""
     http_public: Address
@@ -289,6 +291,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         snapshots_kept=sources.one("snapshots-kept", whole(1, limits.SNAPSHOTS_KEPT_MAX)),
         copy_rate_bytes_s=sources.one("copy-rate", rate(limits.COPY_RATE_BYTES_S_MIN, 2**40)),
         metrics_labels=sources.one("metrics-labels", whole(1, limits.METRICS_LABELS_MAX)),
+        open_metrics=sources.flag("open-metrics"),
         http_public=Address(advertised.host, advertised.port or http.port),
         birth_guard_s=_birth_guard_s(environment),
         peer_public=unix_address(peer, working_dir) or str(Address(advertised.host, peer.port)),

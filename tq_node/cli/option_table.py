@@ -70,6 +70,7 @@ OPTIONS: tuple[OptionRow, ...] = (
     OptionRow("copy-rate", "SIZE", "Most a second for copies that are being made or catch up; 0: no bound.", "0"),
     OptionRow("metrics-labels", "N",
               "Queues, and types, that have metrics of their own; the rest is other.", str(limits.METRICS_LABELS)),
+    OptionRow("open-metrics", "", "Serve /metrics to anybody, also where callers need a token."),
     OptionRow("buffered-sends", "", "Send to TCP connections from the reactor, a turn after what was written."),
     OptionRow("insecure-http", "", "Allow an HTTP address that is not loopback without credentials."),
     OptionRow("insecure-peers", "", "Allow a peer address that is not loopback without credentials."),

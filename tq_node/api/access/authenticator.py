@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from tq_node import limits
 from tq_node.api.access.access import ACCESS_OF, UNCHECKED, Access, Caller
 from tq_node.errors import Denied, NotReady, TaskQueueError, Unauthorized
@@ -25,52 +27,46 @@ _credentials = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?: +(.*))?", re.DOTAL
 
 
 class TokenTable(Protocol):
-    """The cluster's tokens, as this node knows them."""
+    """The tokens that this node knows; the same object while nothing of it changes."""
 
     @property
-    def tokens(self) -> Sequence[TokenEntry]: ...
+    def tokens(self) -> Sequence[TokenEntry]:
+        """Of the cluster's table."""
+
+    @property
+    def of_file(self) -> Sequence[TokenEntry]:
+        """Of this node's tokens file."""
 
     @property
     def is_fresh(self) -> bool:
-        """Proven fresh since the start, and a leader was heard of late."""
+        """Whether ``tokens`` count: proven fresh since the start, and a leader heard of late."""
 
     @property
     def is_checked(self) -> bool:
         """Whether callers need a token."""
 
-    @property
-    def version(self) -> int:
-        """Differs where ``tokens`` do."""
+
+class NoTokens(msgspec.Struct, frozen=True):
+    """A table where nobody is asked for a token."""
+
+    tokens: tuple[TokenEntry, ...] = ()
+    of_file: tuple[TokenEntry, ...] = ()
+    is_fresh: bool = True
+    is_checked: bool = False
 
 
-class NoTable:
-    """A table without tokens, where nobody is asked for one."""
-
-    tokens: Sequence[TokenEntry] = ()
-    is_fresh = True
-    is_checked = False
-    version = 0
+NO_TOKENS = NoTokens()
 
 
 class Authenticator:
     """Finds the caller of a header; remembers those found until tokens or freshness change."""
 
-    def __init__(
-        self,
-        table: Callable[[], TokenTable],
-        file: Callable[[], Sequence[TokenEntry] | None],
-        now_s: Callable[[], float],
-    ) -> None:
-        """:param file: tokens of ``--tokens-file``; the same object while the file is the same.
-            None: there is no such file.
-        :param now_s: wall clock."""
+    def __init__(self, table: Callable[[], TokenTable], now_s: Callable[[], float]) -> None:
+        """:param now_s: wall clock."""
         self._table = table
-        self._file = file
         self._now_s = now_s
-        self._seen: tuple[int, bool, bool] | None = None
-        """Version, freshness and checking of the table that ``_entries`` was made from, ..."""
-        self._file_seen: Sequence[TokenEntry] | None = None
-        """... and the file's tokens."""
+        self._seen: TokenTable | None = None
+        """What ``_entries`` was made from."""
         self._entries: dict[bytes, TokenEntry] = {}
         """Valid tokens by hash; of the table only while it is fresh."""
         self._is_checked = True
@@ -111,14 +107,13 @@ class Authenticator:
 
     def _look(self, now_s: float) -> None:
         """Take up what has changed, and drop every caller whose time is over."""
-        table, file = self._table(), self._file()
-        seen = table.version, table.is_fresh, table.is_checked
-        if seen != self._seen or file is not self._file_seen:
-            self._seen, self._file_seen = seen, file
+        table = self._table()
+        if table is not self._seen:
+            self._seen = table
             self._is_fresh = table.is_fresh
-            self._is_checked = table.is_checked or file is not None
+            self._is_checked = table.is_checked
             of_table = table.tokens if table.is_fresh else ()
-            self._entries = {entry.hash: entry for entry in (*of_table, *(file or ()))}
+            self._entries = {entry.hash: entry for entry in (*of_table, *table.of_file)}
             self._callers.clear()
         self._from_s, self._until_s = now_s, now_s + limits.TOKENS_LOOK_S
         for authorization, caller in list(self._callers.items()):

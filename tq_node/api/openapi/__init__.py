@@ -13,13 +13,36 @@ from typing import Any
 
 import msgspec
 
+from tq_node.api.access.access import ACCESS_OF, Access
 from tq_node.api.problems import Problem
 from tq_node.api.routes import Answer, Route
-from tq_node.errors import BadParameter, Busy, CrossOrigin, Malformed, Misdirected, TaskQueueError
+from tq_node.errors import (
+    BadParameter,
+    Busy,
+    CrossOrigin,
+    Denied,
+    Malformed,
+    Misdirected,
+    NotReady,
+    TaskQueueError,
+    Unauthorized,
+)
+from tq_node.tokens import Role
 
 _REF = "#/components/schemas/{name}"
 _NDJSON_TEXT = "one task on each line, each a SubmitRequest"
 _COMMON_ERRORS: tuple[type[TaskQueueError], ...] = (Malformed, CrossOrigin, Misdirected, Busy)
+_TOKEN_ERRORS: tuple[type[TaskQueueError], ...] = (Unauthorized, Denied, NotReady)
+"""Of every operation that is not open to all."""
+_SECURITY_SCHEMES = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "tq_ and 49 characters of base62",
+        "description": "Needed where the cluster has tokens. An operation lists the roles of which a token needs one; "
+        "without a list it is open to all. A token with queues sees, and changes, tasks of these queues alone.",
+    }
+}
 _EXCLUSIVE = {
     # null counts as not sent, hence the types.
     "not": {
@@ -48,7 +71,7 @@ def document(routes: Sequence[Route], version: str) -> bytes:
                 "description": "A distributed task queue. Every node answers every call. HEAD works wherever GET does.",
             },
             "paths": paths,
-            "components": {"schemas": components},
+            "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
         }
     )
 
@@ -84,6 +107,8 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()} {route.path}").strip("_"),
         "summary": route.summary,
+        "x-access": route.access.value,
+        "security": _security(route.access),
         "parameters": _parameters(route),
         "responses": _responses(route, schema_of),
     }
@@ -96,6 +121,11 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
             },
         }
     return operation
+
+
+def _security(access: Access) -> list[dict[str, list[str]]]:
+    """The roles that may call what asks this, one choice each; none for what is open to all."""
+    return [] if access is Access.OPEN else [{"token": [role]} for role in Role if access in ACCESS_OF[role]]
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
@@ -133,7 +163,12 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _responses(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     responses = {str(code): _response(answer, schema_of) for code, answer in route.answers.items()}
-    kinds = [*_COMMON_ERRORS, *((BadParameter,) if not route.open_query else ()), *route.errors]
+    kinds = [
+        *_COMMON_ERRORS,
+        *(() if route.access is Access.OPEN else _TOKEN_ERRORS),
+        *((BadParameter,) if not route.open_query else ()),
+        *route.errors,
+    ]
     by_status: dict[int, list[type[TaskQueueError]]] = {}
     for kind in kinds:
         by_status.setdefault(kind.status, []).append(kind)
@@ -143,7 +178,7 @@ def _responses(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         codes = ", ".join(sorted({kind.code for kind in of_status}))
         problem = {
             "description": f"{HTTPStatus(status).phrase}: {codes}",
-            "headers": _common_headers(("Retry-After",) if any(kind.retryable for kind in of_status) else ()),
+            "headers": _common_headers(_headers_of(of_status)),
             "content": {"application/problem+json": {"schema": schema_of[repr(Problem)]}},
         }
         responses.setdefault(str(status), problem)
@@ -153,6 +188,13 @@ def _responses(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
         "content": {"application/problem+json": {"schema": schema_of[repr(Problem)]}},
     }
     return responses
+
+
+def _headers_of(kinds: Sequence[type[TaskQueueError]]) -> list[str]:
+    return [
+        *(["Retry-After"] if any(kind.retryable for kind in kinds) else []),
+        *(["WWW-Authenticate"] if Unauthorized in kinds else []),
+    ]
 
 
 def _response(answer: Answer, schema_of: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import argparse
 from typing import Any
 
 from tests.support.memory_queue import MemoryQueue
+from tests.support.memory_tokens import MemoryTokens
 from tq_node.api import ApiSettings, make_site
 from tq_node.observe.metrics import Metrics
+from tq_node.tokens import Role
 
 
 def main() -> None:
@@ -21,16 +23,22 @@ def main() -> None:
     options.add_argument("--port", type=int, default=0)
     options.add_argument("--keep", type=int, default=100_000)
     options.add_argument("--direct", action="store_true")
+    options.add_argument(
+        "--with-token", action="store_true", help="print one of an admin behind the port, and ask for it"
+    )
     chosen = options.parse_args()
+    tokens = MemoryTokens()
+    token = tokens.make(Role.ADMIN) if chosen.with_token else ""
     site = make_site(
         MemoryQueue(reactor, nodes=("node-1", "node-2", "node-3"), keep=chosen.keep),
         ApiSettings(fast_path=chosen.direct),
         Metrics(node="node-1"),
         shutdown=lambda: None,
         reactor=reactor,
+        token_table=lambda: tokens.table,
     )
     port = reactor.listenTCP(chosen.port, site, interface="127.0.0.1", backlog=511)
-    print(port.getHost().port, flush=True)
+    print(port.getHost().port, token, flush=True)
     reactor.run()
 
 

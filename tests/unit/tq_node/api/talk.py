@@ -141,9 +141,9 @@ class World:
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
             slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
-            token_table=lambda: self.tokens,
-            file_tokens=lambda: self.tokens.file,
+            token_table=lambda: self.tokens.table,
         )
+        self.tokens.on_change = self.site.routing.authenticator.forget
 
     def connect(self) -> Connection:
         return Connection(self)

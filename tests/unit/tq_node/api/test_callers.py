@@ -65,7 +65,7 @@ def test_not_enough_names_the_missing_role(world: World) -> None:
 def test_a_node_that_cannot_tell_says_so(world: World) -> None:
     token = with_token(world, Role.SUBMIT)
     of_file = with_token(world, Role.SUBMIT, in_file=True)
-    world.tokens.is_fresh = False
+    world.tokens.set(is_fresh=False)
     reply = world.post("/tasks/submit", BODY, **token)
     assert (reply.status, reply.code) == (503, "not_ready")
     assert "retry-after" in reply.headers
@@ -104,6 +104,23 @@ def test_open_routes_are_served_with_and_without_a_token(world: World) -> None:
         assert world.get(path).status == 200
         assert world.get(path, Authorization="Bearer gone").status == 200
         assert world.call("HEAD", path).status == 200
+
+
+def test_the_page_shows_the_nodes_to_who_may_see_them(world: World) -> None:
+    address = world.queue.cluster().nodes[0].http.encode()
+    assert address in world.get("/").body
+    view, submit = with_token(world, Role.VIEW), with_token(world, Role.SUBMIT)
+    assert address in world.get("/", **view).body
+    assert address not in world.get("/").body
+    assert address not in world.get("/", **submit).body
+
+
+def test_metrics_are_open_where_that_is_said() -> None:
+    for is_open, status in ((False, 401), (True, 200)):
+        world = World(open_metrics=is_open)
+        world.tokens.make(Role.VIEW)
+        assert world.get("/metrics").status == status
+        world.close()
 
 
 def test_what_is_no_route_is_not_found_rather_than_refused(world: World) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.memory_tokens import MemoryTokens, token_of
 from tq_node import limits
 from tq_node.api.access.access import ACCESS_OF, UNCHECKED, Access, Caller
-from tq_node.api.access.authenticator import ANONYMOUS, LEAST_ROLE, Authenticator
+from tq_node.api.access.authenticator import ANONYMOUS, LEAST_ROLE, Authenticator, TokenTable
 from tq_node.errors import Denied, NotReady, TaskQueueError, Unauthorized
 from tq_node.tokens import TOKEN_CHARS, Quotas, Role, hash_of, is_well_formed
 
@@ -23,11 +23,11 @@ class Door:
         self.tokens = MemoryTokens()
         self.now_s = START_S
         self.looks = 0
-        self.authenticator = Authenticator(self._table, lambda: self.tokens.file, lambda: self.now_s)
+        self.authenticator = Authenticator(self._table, lambda: self.now_s)
 
-    def _table(self) -> MemoryTokens:
+    def _table(self) -> TokenTable:
         self.looks += 1
-        return self.tokens
+        return self.tokens.table
 
     def ask(self, header: bytes | None, access: Access = Access.LOOK) -> Caller | TaskQueueError:
         return self.authenticator.caller_of(header, access)
@@ -111,7 +111,7 @@ def test_open_is_served_to_anybody_whatever_is_shown(door: Door) -> None:
     for header in (None, b"Bearer nonsense", b"Basic eDp5", b"Bearer " + token_of(99).encode()):
         assert door.ask(header, Access.OPEN) is ANONYMOUS
     assert door.show(token, Access.OPEN) == door.show(token, Access.WORK)
-    door.tokens.is_fresh = False
+    door.tokens.set(is_fresh=False)
     door.later()
     assert door.show(token, Access.OPEN) is ANONYMOUS
 
@@ -219,8 +219,7 @@ class TestStale:
     @pytest.fixture
     def door(self) -> Door:
         door = Door()
-        door.tokens.is_checked = True
-        door.tokens.is_fresh = False
+        door.tokens.set(is_fresh=False, is_checked=True)
         return door
 
     def test_tokens_of_the_table_get_not_ready(self, door: Door) -> None:
@@ -242,30 +241,30 @@ class TestStale:
         door = Door()
         token = door.tokens.make(Role.VIEW)
         assert isinstance(door.show(token), Caller)
-        door.tokens.is_fresh = False
+        door.tokens.set(is_fresh=False)
         door.later()
         assert isinstance(door.show(token), NotReady)
-        door.tokens.is_fresh = True
+        door.tokens.set(is_fresh=True)
         door.later()
         assert isinstance(door.show(token), Caller)
 
 
 class TestFile:
-    def test_a_file_turns_checking_on(self, door: Door) -> None:
-        door.tokens.file = ()
+    def test_a_file_without_a_token_lets_nobody_in(self, door: Door) -> None:
+        door.tokens.set(is_checked=True)
         assert door.reason(None) == "missing"
 
     def test_a_file_that_is_read_again_takes_the_place_of_the_earlier(self, door: Door) -> None:
         token = door.tokens.make(Role.VIEW, in_file=True)
         assert isinstance(door.show(token), Caller)
-        door.tokens.file = ()
+        door.tokens.set(of_file=())
         door.later()
         assert door.reason(b"Bearer " + token.encode()) == "unknown"
 
     def test_a_token_in_both_is_what_the_file_says(self, door: Door) -> None:
         token = door.tokens.make(Role.ADMIN, name="table")
-        (entry,) = door.tokens.tokens
-        door.tokens.file = (type(entry)("file", entry.hash, (Role.VIEW,)),)
+        (entry,) = door.tokens.table.tokens
+        door.tokens.set(of_file=(type(entry)("file", entry.hash, (Role.VIEW,)),))
         caller = door.show(token)
         assert isinstance(caller, Caller)
         assert (caller.name, caller.roles) == ("file", frozenset({Role.VIEW}))
@@ -306,4 +305,4 @@ def test_no_other_bytes_open_the_door(header: bytes) -> None:
     assert isinstance(door.ask(header), Unauthorized)
     assert isinstance(door.ask(b"Bearer " + header), Unauthorized)
     assert is_well_formed(token)
-    assert hash_of(token) == door.tokens.tokens[0].hash
+    assert hash_of(token) == door.tokens.table.tokens[0].hash

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.tq_node.api.talk import World
 from tq_node.api.access.access import Access
-from tq_node.api.access.authenticator import Authenticator, NoTable
+from tq_node.api.access.authenticator import NO_TOKENS, Authenticator
 from tq_node.api.http.fast_path import FastPath, NoRequest, PlainRequest
 from tq_node.api.http.request_head import KnownHosts
 from tq_node.api.routes import Route
@@ -21,7 +21,7 @@ def path() -> FastPath:
         Route("POST", "/tasks/submit", Access.SUBMIT, lambda request: None, "", {}),
         Route("GET", "/tasks/status", Access.READ_OWN, lambda request: None, "", {}),
     ]
-    anybody = Authenticator(NoTable, lambda: None, lambda: 0.0)
+    anybody = Authenticator(lambda: NO_TOKENS, lambda: 0.0)
     return FastPath(routes, 1_000, KnownHosts({"localhost"}), anybody)
 
 
