@@ -253,7 +253,7 @@ HTTP_BACKLOG = 1_024
 """Connections that wait to be accepted; with Twisted's 50 a burst of clients waits for a second."""
 HTTP_IDLE_S = 75
 REQUEST_ID_CHARS_MAX = 200
-TOKENS_LOOK_S = 0.1
+TOKENS_LOOK_S = 0.05
 """So long a request may be judged by tokens as last seen; they are looked at again after that."""
 CALLERS_CACHED_MAX = 2_048
 """Headers of which the caller is remembered."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import msgspec
 
-from tq_node.api.access.authenticator import NO_TOKENS
+from tq_node.facade import TokenTable
 from tq_node.tokens import Role, TokenEntry, encode, hash_of
 
 
@@ -16,17 +17,29 @@ def token_of(number: int) -> str:
     return encode(number.to_bytes(32, "big"))
 
 
-class MemoryTokens:
-    """Makes tokens, and keeps them in ``table``, of which each change makes another."""
+class TokenKeeper(Protocol):
+    """A ``MemoryQueue``, for one."""
 
-    def __init__(self) -> None:
-        self.table = NO_TOKENS
+    tokens: TokenTable
+
+
+class MemoryTokens:
+    """Makes tokens, and puts them into the table that its keeper has."""
+
+    def __init__(self, keeper: TokenKeeper | None = None) -> None:
+        self._keeper: TokenKeeper = keeper or SimpleNamespace(tokens=TokenTable())
         self.on_change: Callable[[], None] = lambda: None
+        self.set(is_fresh=True)
         self._made = 0
+
+    @property
+    def table(self) -> TokenTable:
+        return self._keeper.tokens
 
     def set(self, **fields: Any) -> None:
         """Change fields of the table."""
-        self.table = msgspec.structs.replace(self.table, **fields)
+        table = self._keeper.tokens
+        self._keeper.tokens = msgspec.structs.replace(table, **{"version": table.version + 1, **fields})
         self.on_change()
 
     def make(self, *roles: Role, name: str = "", in_file: bool = False, **fields: Any) -> str:

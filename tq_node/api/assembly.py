@@ -9,7 +9,7 @@ from typing import cast
 from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api import openapi
-from tq_node.api.access.authenticator import NO_TOKENS, Authenticator, TokenTable
+from tq_node.api.access.authenticator import Authenticator
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
 from tq_node.api.health import HealthRoutes
@@ -53,7 +53,6 @@ def make_site(
     shutdown: Callable[[], None],
     reactor: IReactorTime,
     slices: Slices | None = None,
-    token_table: Callable[[], TokenTable] = lambda: NO_TOKENS,
 ) -> ApiSite:
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
@@ -61,7 +60,7 @@ def make_site(
     :param slices: shared with the queue, if it works in slices."""
     made = _Routes(queue, settings, metrics, shutdown, reactor)
     server = ServerState(settings, metrics, reactor, slices)
-    authenticator = Authenticator(token_table, reactor.seconds)
+    authenticator = Authenticator(queue.token_table, reactor.seconds)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     metrics.sources.http_connections = lambda: len(server.connections.open)

@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-import msgspec
-
 from tq_node import limits
 from tq_node.api.access.access import ACCESS_OF, UNCHECKED, Access, Caller
 from tq_node.errors import Denied, NotReady, TaskQueueError, Unauthorized
@@ -44,18 +42,6 @@ class TokenTable(Protocol):
     @property
     def is_checked(self) -> bool:
         """Whether callers need a token."""
-
-
-class NoTokens(msgspec.Struct, frozen=True):
-    """A table where nobody is asked for a token."""
-
-    tokens: tuple[TokenEntry, ...] = ()
-    of_file: tuple[TokenEntry, ...] = ()
-    is_fresh: bool = True
-    is_checked: bool = False
-
-
-NO_TOKENS = NoTokens()
 
 
 class Authenticator:
@@ -106,7 +92,7 @@ class Authenticator:
         self._until_s = self._from_s
 
     def _look(self, now_s: float) -> None:
-        """Take up what has changed, and drop every caller whose time is over."""
+        """Take up what has changed in the tokens, and drop every caller whose time is over."""
         table = self._table()
         if table is not self._seen:
             self._seen = table
@@ -135,6 +121,9 @@ class Authenticator:
             return Unauthorized("this is no token: its length, its characters or its checksum", reason="malformed")
         hash_ = hash_of(token)
         entry = self._entries.get(hash_)
+        if entry is None and self._table() is not self._seen:
+            self._look(now_s)  # it may have been made since the last look
+            entry = self._entries.get(hash_)
         if entry is None or not hmac.compare_digest(entry.hash, hash_):
             if not self._is_fresh:
                 return NotReady("this node can't tell whether the token is still valid: it hears no leader")

@@ -27,15 +27,14 @@ def main() -> None:
         "--with-token", action="store_true", help="print one of an admin behind the port, and ask for it"
     )
     chosen = options.parse_args()
-    tokens = MemoryTokens()
-    token = tokens.make(Role.ADMIN) if chosen.with_token else ""
+    queue = MemoryQueue(reactor, nodes=("node-1", "node-2", "node-3"), keep=chosen.keep)
+    token = MemoryTokens(queue).make(Role.ADMIN) if chosen.with_token else ""
     site = make_site(
-        MemoryQueue(reactor, nodes=("node-1", "node-2", "node-3"), keep=chosen.keep),
+        queue,
         ApiSettings(fast_path=chosen.direct),
         Metrics(node="node-1"),
         shutdown=lambda: None,
         reactor=reactor,
-        token_table=lambda: tokens.table,
     )
     port = reactor.listenTCP(chosen.port, site, interface="127.0.0.1", backlog=511)
     print(port.getHost().port, token, flush=True)

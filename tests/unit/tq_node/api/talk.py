@@ -131,7 +131,7 @@ class World:
         self.clock.advance(NOW_S)
         self.queue = MemoryQueue(self.clock, nodes=nodes)
         self.peer: IAddress = IPv4Address("TCP", "127.0.0.1", 50_000)
-        self.tokens = MemoryTokens()
+        self.tokens = MemoryTokens(self.queue)
         self.metrics = Metrics(node="node-1", version="1.2.3")
         self.shutdowns: list[float] = []
         self.site = make_site(
@@ -141,7 +141,6 @@ class World:
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
             slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
-            token_table=lambda: self.tokens.table,
         )
         self.tokens.on_change = self.site.routing.authenticator.forget
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tests.support.memory_tokens import MemoryTokens, token_of
 from tq_node import limits
 from tq_node.api.access.access import ACCESS_OF, UNCHECKED, Access, Caller
-from tq_node.api.access.authenticator import ANONYMOUS, LEAST_ROLE, Authenticator, TokenTable
+from tq_node.api.access.authenticator import ANONYMOUS, LEAST_ROLE, Authenticator
 from tq_node.errors import Denied, NotReady, TaskQueueError, Unauthorized
+from tq_node.facade import TokenTable
 from tq_node.tokens import TOKEN_CHARS, Quotas, Role, hash_of, is_well_formed
 
 START_S = 1_700_000_000.0
@@ -183,6 +184,11 @@ def test_a_node_that_changed_the_table_itself_looks_at_once(door: Door) -> None:
     door.tokens.revoke("gone")
     door.authenticator.forget()
     assert door.reason(b"Bearer " + token.encode()) == "unknown"
+
+
+def test_a_new_token_counts_at_once(door: Door) -> None:
+    assert isinstance(door.show(door.tokens.make(Role.VIEW)), Caller)
+    assert isinstance(door.show(door.tokens.make(Role.VIEW)), Caller)
 
 
 def test_the_table_is_looked_at_once_in_a_while_however_many_ask(door: Door) -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from tests.unit.tq_node.api.talk import World
 from tq_node.api.access.access import Access
-from tq_node.api.access.authenticator import NO_TOKENS, Authenticator
+from tq_node.api.access.authenticator import Authenticator
 from tq_node.api.http.fast_path import FastPath, NoRequest, PlainRequest
 from tq_node.api.http.request_head import KnownHosts
 from tq_node.api.routes import Route
+from tq_node.facade import TokenTable
 
 BODY = b'{"type":"a"}'
 SUBMIT = b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n" + BODY
@@ -21,7 +22,7 @@ def path() -> FastPath:
         Route("POST", "/tasks/submit", Access.SUBMIT, lambda request: None, "", {}),
         Route("GET", "/tasks/status", Access.READ_OWN, lambda request: None, "", {}),
     ]
-    anybody = Authenticator(lambda: NO_TOKENS, lambda: 0.0)
+    anybody = Authenticator(TokenTable, lambda: 0.0)
     return FastPath(routes, 1_000, KnownHosts({"localhost"}), anybody)
 
 
