@@ -315,6 +315,12 @@ LONG_READ_ROWS_AT_ONCE = 2 * LIST_LIMIT_MAX
 """Longer ones, by tasks asked for: apart, so that they don't take the place of short ones."""
 READ_WAIT_MS = 1_000
 """In time is a list that takes so long, on average."""
+FAIR_CALLERS_MAX = 10_000
+"""Callers whose shares of a limit are kept; ..."""
+BACKLOGGED_CALLERS_MAX = 2_000
+"""... of them, those that compete for it because they were refused lately."""
+BACKLOGGED_S = 2.0
+"""So long, if they do not come again: longer than ``RETRY_AFTER_S``."""
 REFUSALS_PER_S = 500
 """Requests a second that are refused at once for want of room; later ones wait for it, ..."""
 REFUSAL_WAIT_MS_MAX = 1_000
@@ -353,6 +359,8 @@ assert ENTRY_BYTES_MAX < COMMIT_BYTES_AIM <= UNCOMMITTED_BYTES_FREE < UNCOMMITTE
 assert BODY_BYTES_MAX < LARGE_AT_ONCE_BYTES_MAX, "the longest body is let in with others"
 assert LARGE_BODY_BYTES < LARGE_AT_ONCE_BYTES_LEAST <= LARGE_AT_ONCE_BYTES < LARGE_AT_ONCE_BYTES_MAX
 assert SUBMITS_AT_ONCE_LEAST <= SUBMITS_AT_ONCE_MIN <= SUBMITS_AT_ONCE <= REQUESTS_IN_FLIGHT_MAX
+assert BACKLOGGED_CALLERS_MAX + REQUESTS_IN_FLIGHT_MAX < FAIR_CALLERS_MAX, "some can always be forgotten"
+assert RETRY_AFTER_S < BACKLOGGED_S
 assert RESULT_BYTES_MAX < CHILD_FRAME_BYTES_MAX
 assert LEASE_RENEW_MS * 3 < LEASE_MS - LEASE_MARGIN_MS, "a lease survives two lost renewals"
 assert HELP_OFFER_MS < HELP_OFFER_AGAIN_MS * 3 < HELP_OFFER_MS_MAX, "an offer outlives two that were lost"

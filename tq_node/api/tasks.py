@@ -204,7 +204,7 @@ class TaskRoutes:
         server = request.server
         is_long = asked.limit > limits.LIST_LIMIT_DEFAULT
         limit, cost = (server.long_list_limit, asked.limit) if is_long else (server.list_limit, 1)
-        ticket = limit.enter(cost)
+        ticket = limit.enter(request.who, cost)
         if ticket is None:
             raise TOO_MANY_READS
         began_s = time.perf_counter()
@@ -212,9 +212,9 @@ class TaskRoutes:
             page = TaskPage([], None) if query is None else await self._queue.list(query)
             await self._answer_list(request, asked, page)
         except BaseException:
-            limit.abandon(cost)
+            limit.abandon(request.who, cost)
             raise
-        limit.leave(ticket, time.perf_counter() - began_s, cost)
+        limit.leave(request.who, ticket, time.perf_counter() - began_s, cost)
 
     async def _answer_list(self, request: Exchange, query: ListQuery, page: TaskPage) -> None:
         pace = request.server.slices.pace(request.route)

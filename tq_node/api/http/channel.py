@@ -16,7 +16,7 @@ from twisted.web import http
 
 from tq_node import limits
 from tq_node.api.access.access import Caller
-from tq_node.api.http.connections import host_of
+from tq_node.api.http.connections import address_of, host_of
 from tq_node.api.http.exchange import request_id_of
 from tq_node.api.http.fast_path import FastRequest, NoRequest, PlainRequest
 from tq_node.api.http.load_shedding import QueuedRefusal
@@ -67,6 +67,8 @@ class ApiChannel(http.HTTPChannel):
     _unread = b""
     """Bytes behind a request of ``twisted.web``, while the transport is full."""
     host = ""
+    address = ""
+    """Stands for the caller where it shows no token; no name of a token is like it."""
     last_active = 0
     """``Connections.activity`` when the last request was whole."""
     only_probes = False
@@ -92,6 +94,7 @@ class ApiChannel(http.HTTPChannel):
     def connectionMade(self) -> None:
         connections = self.server.connections
         self.host = host_of(self.transport.getPeer())
+        self.address = address_of(self.host)
         self.only_probes = connections.is_full
         self._is_between_requests = not self.only_probes
         connections.add(self)
@@ -129,13 +132,14 @@ class ApiChannel(http.HTTPChannel):
             connections.activity = self.last_active = connections.activity + 1
             if connections.arriving:
                 connections.arriving.discard(self)
+            who = plain.caller.name or self.address
             ticket = None
             if plain.task_id is None:
-                ticket = server.submit_limit.enter()
+                ticket = server.submit_limit.enter(who)
                 if ticket is None:
                     self._refuse_submit(plain)
                     return
-            self._fast = request = FastRequest(self, plain, ticket)
+            self._fast = request = FastRequest(self, plain, who, ticket)
             self.requests.append(request)
             request.call(plain.route.handler)
         elif plain is NoRequest.INCOMPLETE and server.has_room(body_bytes := len(data) - data.index(b"\r\n\r\n") - 4):
@@ -314,8 +318,10 @@ class ApiChannel(http.HTTPChannel):
         caller = routing.authenticator.caller_of(authorization, routing.access_of(self._command, target))
         if isinstance(caller, Caller):
             request.caller = caller
+            request.who = caller.name or self.address
             return None
         request.caller = routing.authenticator.identified(authorization)
+        request.who = self.address
         self.server.metrics.caller_refused(getattr(caller, "reason", caller.code))
         return caller
 

@@ -3,13 +3,20 @@
 The limit knows nothing of what is slow: the disk, a peer, the reactor, or another program. Admitted
 requests share the same resources, so latency grows with concurrency. ``ConcurrencyLimit`` compares
 the mean latency with a target: it admits fewer where the target is missed, and more where it is met
-and requests were refused. It reads no clock: the caller reports the latency of each request."""
+and requests were refused. It reads the clock where it refuses; latencies are reported to it.
+
+Callers share a limit fairly (``FairShares``): who is below its share is admitted beyond the limit,
+up to twice as much."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 import msgspec
 
 from tq_node import limits
+from tq_node.api.http.fair_shares import FairShares, Share
 from tq_node.errors import Busy
 
 TOO_MANY = Busy("the node works on as many tasks as it can take in time")
@@ -35,6 +42,8 @@ class LimitRange(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     """At first, and again after an overload."""
     most: int
+    unit: int = 1
+    """As for ``FairShares``."""
 
     def __post_init__(self) -> None:
         assert 0 < self.overload <= self.least <= self.first <= self.most
@@ -52,13 +61,16 @@ class LatencyTarget(msgspec.Struct, frozen=True):
 
 class ConcurrencyLimit:
     """Admits requests of one kind up to ``limit``, measured in requests or in bytes. A request that
-    costs more than the whole limit is admitted while no other is in progress."""
+    costs more than the whole limit is admitted while no other is in progress. ``caller`` is the
+    name of a token, or an address where there is none."""
 
     __slots__ = (
         "_answered",
         "_latency_sum_s",
+        "_now_s",
         "_refused",
         "_round_left",
+        "_shares",
         "_target",
         "_unloaded_s",
         "admitted",
@@ -68,7 +80,9 @@ class ConcurrencyLimit:
         "target_s",
     )
 
-    def __init__(self, limit_range: LimitRange, target: LatencyTarget) -> None:
+    def __init__(
+        self, limit_range: LimitRange, target: LatencyTarget, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self.range = limit_range
         self.limit = limit_range.first
         self._target = target
@@ -84,26 +98,56 @@ class ConcurrencyLimit:
         self._answered = 0
         self._latency_sum_s = 0.0
         self._refused = 0
+        self._shares = FairShares(limit_range.unit)
+        self._now_s = now_s
 
-    def has_room(self, cost: int) -> bool:
+    def has_room(self, caller: str, cost: int) -> bool:
         """Whether ``enter`` would admit a request of this cost now."""
-        return self.in_progress + cost <= self.limit or not self.in_progress
+        if self.in_progress + cost <= self.limit or not self.in_progress:
+            return True
+        shares = self._shares
+        return self._may_exceed(shares.of.get(caller) or shares.add(caller), cost)
 
-    def enter(self, cost: int = 1) -> int | None:
+    def note_refused(self, caller: str, cost: int) -> None:
+        """A request was refused because ``has_room`` was False."""
+        shares = self._shares
+        shares.refused(shares.of.get(caller) or shares.add(caller), cost, self._now_s())
+
+    def enter(self, caller: str, cost: int = 1) -> int | None:
         """Admit a request; the ticket for ``leave``. None: it is refused, nothing to give back."""
+        shares = self._shares
+        share = shares.of.get(caller) or shares.add(caller)
         in_progress = self.in_progress + cost
-        if in_progress > self.limit and self.in_progress:
+        if in_progress > self.limit and self.in_progress and not self._may_exceed(share, cost):
             self._refused += 1
+            shares.refused(share, cost, self._now_s())
             return None
+        if not share.held and share.refused_s is None:
+            shares.present += 1
+        share.held += cost
         is_loaded = self.in_progress > UNLOADED_MAX
         self.in_progress = in_progress
         self.admitted += 1
         # A ticket is the count of admissions from which on others count as company.
         return self.admitted - UNLOADED_MAX - 1 if is_loaded else self.admitted
 
-    def leave(self, ticket: int, latency_s: float, cost: int = 1) -> None:
+    def _may_exceed(self, share: Share, cost: int) -> bool:
+        """Whether a caller below its share is admitted without room."""
+        limit, in_progress = self.limit, self.in_progress
+        # Callers that all come for the first time share nothing yet, so this has a bound, too.
+        has_bound = in_progress <= limit or in_progress + cost <= max(2 * limit, self.range.least)
+        return has_bound and self._shares.is_below(share, cost, limit)
+
+    def leave(self, caller: str, ticket: int, latency_s: float, cost: int = 1) -> None:
         """A request is answered: its cost is free again, and its latency may move the limit."""
         self.in_progress -= cost
+        shares = self._shares
+        share = shares.of[caller]
+        share.held -= cost
+        if not share.held and share.refused_s is None:
+            shares.present -= 1
+        if shares.backlogged:
+            shares.count(share, cost, self.limit)
         is_unloaded = self.admitted - ticket <= UNLOADED_MAX
         if is_unloaded and not self._refused and self.limit >= self.range.least:
             self._measure_unloaded(latency_s)
@@ -113,10 +157,15 @@ class ConcurrencyLimit:
         if self._round_left <= 0 or not self.in_progress:
             self._adjust()
 
-    def abandon(self, cost: int = 1) -> None:
+    def abandon(self, caller: str, cost: int = 1) -> None:
         """A request ends without the work: refused for its content, or its client is gone. Its
         latency says nothing of the node's speed, so only its cost is given back."""
         self.in_progress -= cost
+        shares = self._shares
+        share = shares.of[caller]
+        share.held -= cost
+        if not share.held and share.refused_s is None:
+            shares.present -= 1
 
     def _measure_unloaded(self, latency_s: float) -> None:
         if self._unloaded_s:
@@ -147,9 +196,11 @@ class ConcurrencyLimit:
         self._round_left = in_progress if in_progress > least else least  # noqa: FURB136
         self._answered = self._refused = 0
         self._latency_sum_s = 0.0
+        if self._shares.backlogged:
+            self._shares.expire(self._now_s())
 
 
-def submit_limit() -> ConcurrencyLimit:
+def submit_limit(now_s: Callable[[], float] = time.monotonic) -> ConcurrencyLimit:
     """Counts single submits."""
     return ConcurrencyLimit(
         LimitRange(
@@ -164,10 +215,11 @@ def submit_limit() -> ConcurrencyLimit:
             limits.SUBMIT_WAIT_MS_MIN / 1000,
             limits.SUBMIT_WAIT_MS_MAX / 1000,
         ),
+        now_s,
     )
 
 
-def large_body_limit() -> ConcurrencyLimit:
+def large_body_limit(now_s: Callable[[], float] = time.monotonic) -> ConcurrencyLimit:
     """Counts the bytes of bodies: of batches, and of single submits over ``LARGE_BODY_BYTES``."""
     return ConcurrencyLimit(
         LimitRange(
@@ -175,23 +227,28 @@ def large_body_limit() -> ConcurrencyLimit:
             least=limits.LARGE_AT_ONCE_BYTES,
             first=limits.LARGE_AT_ONCE_BYTES,
             most=limits.LARGE_AT_ONCE_BYTES_MAX,
+            unit=limits.LARGE_BODY_BYTES,
         ),
         LatencyTarget(limits.LARGE_WAIT_MS / 1000),
+        now_s,
     )
 
 
-def list_limit() -> ConcurrencyLimit:
+def list_limit(now_s: Callable[[], float] = time.monotonic) -> ConcurrencyLimit:
     """Counts lists of up to ``LIST_LIMIT_DEFAULT`` tasks."""
     least = limits.READS_AT_ONCE
     return ConcurrencyLimit(
         LimitRange(overload=least, least=least, first=2 * least, most=limits.REQUESTS_IN_FLIGHT_MAX),
         LatencyTarget(limits.READ_WAIT_MS / 1000),
+        now_s,
     )
 
 
-def long_list_limit() -> ConcurrencyLimit:
+def long_list_limit(now_s: Callable[[], float] = time.monotonic) -> ConcurrencyLimit:
     """Counts the tasks that longer lists ask for."""
     least, first = limits.LIST_LIMIT_MAX, limits.LONG_READ_ROWS_AT_ONCE
     return ConcurrencyLimit(
-        LimitRange(overload=least, least=least, first=first, most=4 * first), LatencyTarget(limits.READ_WAIT_MS / 1000)
+        LimitRange(overload=least, least=least, first=first, most=4 * first, unit=limits.LIST_LIMIT_MAX),
+        LatencyTarget(limits.READ_WAIT_MS / 1000),
+        now_s,
     )

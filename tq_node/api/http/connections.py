@@ -6,6 +6,7 @@ read no answer. None of these may keep others out, or make the node buffer witho
 from __future__ import annotations
 
 import heapq
+from ipaddress import IPv6Address
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -197,6 +198,19 @@ class Connections:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def address_of(host: str) -> str:
+    """What all callers of a host share: the address; of IPv6 the network of 64 bits, in which one
+    machine may choose."""
+    if ":" not in host:
+        return "@" + host
+    try:
+        address = IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return "@" + host
+    mapped = address.ipv4_mapped
+    return f"@{mapped}" if mapped is not None else f"@{IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def host_of(address: IAddress | None) -> str:

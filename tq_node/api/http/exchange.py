@@ -33,6 +33,8 @@ class Exchange(Protocol):
     """Name of its route in the metrics."""
     caller: Caller
     """Who asks."""
+    who: str
+    """The name of the caller's token, or its address: what it may have at once counts by this."""
     gone: bool
     """The client has hung up: an answer would reach nobody."""
     request_id: bytes

@@ -25,6 +25,7 @@ class RequestLifecycle:
     __slots__ = ("_call", "_cost", "_held_bytes", "_in_flight", "_limit", "_started_s", "_ticket", "gone")
 
     server: ServerState
+    who: str
     route: str
     gone: bool
     finished: int
@@ -86,9 +87,9 @@ class RequestLifecycle:
             assert limit is not None
             self._ticket = None
             if latency_s is None:
-                limit.abandon(self._cost)
+                limit.abandon(self.who, self._cost)
             else:
-                limit.leave(ticket, latency_s, self._cost)
+                limit.leave(self.who, ticket, latency_s, self._cost)
         if self._in_flight:
             self._in_flight = False
             self.server.in_flight -= 1

@@ -81,6 +81,7 @@ class ApiRequest(RequestLifecycle, server.Request):
     is_plain_json = False
     task_id: str | None = None
     caller = ANONYMOUS
+    who = ""
     fields: Mapping[bytes, bytes] = {}
     """The last header of each name, which is in lower case."""
     authority: bytes | None = None
@@ -135,8 +136,9 @@ class ApiRequest(RequestLifecycle, server.Request):
         elif (
             length is not None
             and length > limits.LARGE_BODY_BYTES
-            and not self.server.large_body_limit.has_room(length)
+            and not self.server.large_body_limit.has_room(self.who, length)
         ):
+            self.server.large_body_limit.note_refused(self.who, length)
             if self._expects():
                 self._refuse(TOO_LARGE)
             else:
@@ -244,7 +246,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         else:
             tasks = self.content.getvalue().count(_TASK)  # an estimate: decoding will count them
             self._limit, self._cost = self.server.large_body_limit, size + tasks * limits.LARGE_TASK_BYTES
-        self._ticket = self._limit.enter(self._cost)
+        self._ticket = self._limit.enter(self.who, self._cost)
         return self._ticket is not None
 
     def getRequestHostname(self) -> bytes:

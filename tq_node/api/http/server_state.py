@@ -35,10 +35,10 @@ class ServerState:
         self.shedder = LoadShedder(reactor)
         self.refused_callers = LoadShedder(reactor, limits.REFUSED_CALLERS_PER_S)
         """Refuses those without a token that would do, apart: they wait for one another."""
-        self.submit_limit = submit_limit()
-        self.large_body_limit = large_body_limit()
-        self.list_limit = list_limit()
-        self.long_list_limit = long_list_limit()
+        self.submit_limit = submit_limit(reactor.seconds)
+        self.large_body_limit = large_body_limit(reactor.seconds)
+        self.list_limit = list_limit(reactor.seconds)
+        self.long_list_limit = long_list_limit(reactor.seconds)
         self.in_flight = 0
         """Requests whose handler was called and that are not answered, without ``waiting`` ones."""
         self.waiting = 0

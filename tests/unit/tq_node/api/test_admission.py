@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from twisted.internet.address import IPv4Address
+
 from tests.unit.tq_node.api.talk import Connection, World
 from tq_node import limits
 from tq_node.api.http.load_shedding import TICK_S
+from tq_node.tokens import Role
 
 BODY = b'{"type":"a"}'
 BATCH = b'{"tasks":[{"type":"a"}]}'
@@ -54,6 +57,40 @@ def test_the_same_connection_goes_on_after_a_refusal(world: World) -> None:
     world.queue.release()
     client.request("POST", "/tasks/submit", BODY)
     assert [reply.status for reply in client.replies()] == [429, 200, 201]
+    world.clock.advance(TICK_S)
+
+
+def test_another_address_is_let_in_where_one_took_all_the_room(world: World) -> None:
+    """At both ways in, up to its share."""
+    fill(world)
+    world.peer = IPv4Address("TCP", "10.0.0.9", 50_000)
+    others = [world.connect() for _ in range(limits.SUBMITS_AT_ONCE // 2 + 1)]
+    for client in others:
+        client.request("POST", "/tasks/submit", BODY)
+    batch = world.connect()
+    batch.request("POST", "/tasks/batch", BATCH)
+    assert not any(client.received for client in others)
+    assert world.post("/tasks/submit", BODY).status == 429
+    world.queue.release()
+    assert {client.replies()[0].status for client in (*others, batch)} <= {200, 201}
+    assert world.site.server.submit_limit.in_progress == 0
+    world.clock.advance(TICK_S)
+
+
+def test_one_token_at_many_addresses_is_one_caller(world: World) -> None:
+    token = world.tokens.make(Role.SUBMIT, name="loud")
+    other = world.tokens.make(Role.SUBMIT, name="quiet")
+    world.queue.hold()
+    for number in range(limits.SUBMITS_AT_ONCE):
+        world.peer = IPv4Address("TCP", f"10.0.{number // 250}.{number % 250}", 50_000)
+        world.connect().request("POST", "/tasks/submit", BODY, Authorization=f"Bearer {token}")
+    loud, quiet = world.connect(), world.connect()
+    loud.request("POST", "/tasks/submit", BODY, Authorization=f"Bearer {token}")
+    assert loud.replies()[0].status == 429
+    quiet.request("POST", "/tasks/submit", BODY, Authorization=f"Bearer {other}")
+    assert not quiet.received
+    world.queue.release()
+    assert quiet.replies()[0].status == 201
     world.clock.advance(TICK_S)
 
 

@@ -320,7 +320,7 @@ class TestRefusedBeforeTheBody:
         assert [reply.status for reply in client.replies()] == [int(status), int(status), 201]
 
     def test_where_there_is_no_room_either(self, world: World) -> None:
-        world.site.server.large_body_limit.enter(world.site.server.large_body_limit.limit)
+        world.site.server.large_body_limit.enter("@127.0.0.1", world.site.server.large_body_limit.limit)
         client = world.connect()
         client.send(POST + HOST + b"Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
         (reply,) = client.replies()

@@ -16,6 +16,8 @@ from tq_node.api.http.concurrency_limit import (
 )
 
 USUAL = LimitRange(overload=10, least=20, first=40, most=1_000)
+ONE = "one"
+"""The only caller; how several share is in ``test_fair_shares``."""
 LEARNT = LatencyTarget(0.1, 4, 0.025, 1.0)
 
 
@@ -25,37 +27,37 @@ def limit(target: LatencyTarget = LatencyTarget(0.1), **limits_of_range: int) ->
 
 def enter_all(one: ConcurrencyLimit, count: int) -> list[int]:
     """Tickets of those that were let in."""
-    return [ticket for ticket in (one.enter() for _ in range(count)) if ticket is not None]
+    return [ticket for ticket in (one.enter(ONE) for _ in range(count)) if ticket is not None]
 
 
 def play(one: ConcurrencyLimit, took_s: float, *, rounds: int, offered: int) -> None:
     """So many times: so many come at once, and those that are let in take so long."""
     for _ in range(rounds):
         for ticket in enter_all(one, offered):
-            one.leave(ticket, took_s)
+            one.leave(ONE, ticket, took_s)
 
 
 def test_no_more_than_the_room_is_in_at_once() -> None:
     one = limit()
     tickets = enter_all(one, 100)
     assert len(tickets) == one.in_progress == 40
-    assert not one.has_room(1)
-    one.leave(tickets[0], 0.01)
-    assert one.enter() is not None
-    assert one.enter() is None
+    assert not one.has_room(ONE, 1)
+    one.leave(ONE, tickets[0], 0.01)
+    assert one.enter(ONE) is not None
+    assert one.enter(ONE) is None
 
 
 def test_one_that_is_larger_than_the_room_is_let_in_alone() -> None:
     one = limit()
-    assert one.has_room(500)
-    ticket = one.enter(500)
+    assert one.has_room(ONE, 500)
+    ticket = one.enter(ONE, 500)
     assert ticket is not None
-    assert not one.has_room(1)
-    assert one.enter(1) is None
-    one.leave(ticket, 0.5, 500)
+    assert not one.has_room(ONE, 1)
+    assert one.enter(ONE, 1) is None
+    one.leave(ONE, ticket, 0.5, 500)
     assert one.in_progress == 0
-    assert one.enter(1) is not None
-    assert one.enter(500) is None
+    assert one.enter(ONE, 1) is not None
+    assert one.enter(ONE, 500) is None
 
 
 def test_what_is_late_makes_room_less_down_to_the_least_where_much_is_refused() -> None:
@@ -70,7 +72,7 @@ def test_what_is_late_makes_room_less_down_to_the_least_where_much_is_refused() 
 def test_what_is_twice_as_late_leaves_half_the_room(took_s: float, room: int) -> None:
     one = limit(first=1_000)
     for ticket in enter_all(one, 1_000):
-        one.leave(ticket, took_s)
+        one.leave(ONE, ticket, took_s)
     assert one.limit == room
 
 
@@ -99,7 +101,7 @@ def test_what_was_not_done_says_nothing() -> None:
     one = limit()
     for _ in range(50):
         for _ in enter_all(one, 400):
-            one.abandon()
+            one.abandon(ONE)
     assert (one.limit, one.in_progress) == (40, 0)
 
 
@@ -110,7 +112,7 @@ def test_a_steady_overload_settles_where_it_is_in_time() -> None:
     for _ in range(200):
         tickets = enter_all(one, 5_000)
         for ticket in tickets:
-            one.leave(ticket, 0.002 * len(tickets))
+            one.leave(ONE, ticket, 0.002 * len(tickets))
         rooms.append(one.limit)
     assert 20 <= min(rooms[50:]) <= max(rooms[50:]) <= 80
 
@@ -138,12 +140,12 @@ class TestAlone:
 
     def test_who_got_company_was_not_alone(self) -> None:
         one = self.one()
-        first = one.enter()
+        first = one.enter(ONE)
         for _ in range(UNLOADED_MAX + 1):
-            assert one.enter() is not None
-            one.abandon()
+            assert one.enter(ONE) is not None
+            one.abandon(ONE)
         assert first is not None
-        one.leave(first, 0.5)
+        one.leave(ONE, first, 0.5)
         assert one.target_s == 0.1
 
     def test_overload_does_not_pass_for_being_alone(self) -> None:
@@ -159,5 +161,5 @@ def test_the_node_s_own_gates() -> None:
     submits, large = submit_limit(), large_body_limit()
     assert submits.range.most == limits.REQUESTS_IN_FLIGHT_MAX
     assert len(enter_all(submits, 10_000)) == limits.SUBMITS_AT_ONCE
-    assert large.enter(limits.BODY_BYTES_MAX) is not None
-    assert large.enter(limits.LARGE_BODY_BYTES) is None
+    assert large.enter(ONE, limits.BODY_BYTES_MAX) is not None
+    assert large.enter(ONE, limits.LARGE_BODY_BYTES) is None

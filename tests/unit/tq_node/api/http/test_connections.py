@@ -9,6 +9,7 @@ from twisted.internet.address import IPv4Address
 
 from tests.unit.tq_node.api.talk import Connection, World
 from tq_node import limits
+from tq_node.api.http.connections import address_of
 from tq_node.api.settings import connections_max
 
 PROBE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -189,3 +190,20 @@ class TestRoom:
     )
     def test_the_bound_fits_the_process(self, descriptors: int, bound: int) -> None:
         assert connections_max(descriptors) == bound
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("10.0.0.1", "@10.0.0.1"),
+        ("::1", "@::/64"),
+        ("2001:db8:1:2:3:4:5:6", "@2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::9", "@2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "@fe80::/64"),
+        ("::ffff:10.0.0.1", "@10.0.0.1"),
+        ("", "@"),
+        ("not:an:address", "@not:an:address"),
+    ],
+)
+def test_whom_an_address_stands_for(host: str, address: str) -> None:
+    assert address_of(host) == address
