@@ -99,7 +99,9 @@ class TestImage:
                 put(PROJECT / name, source / name)
         for cache in source.rglob("__pycache__"):
             shutil.rmtree(cache)
-        path = f"{Path(sys.executable).resolve().parent}:/usr/local/bin:/usr/bin:/bin"
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "python").symlink_to(Path(sys.executable).resolve())  # Debian's own has no such name
+        path = f"{tmp_path / 'bin'}:/usr/local/bin:/usr/bin:/bin"
         environment = {"PATH": path, "HOME": str(tmp_path), "TQ_HANDLERS": "simulated"} | {
             name: value for name, value in os.environ.items() if name.startswith("PIP_")
         }
