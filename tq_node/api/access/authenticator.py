@@ -84,8 +84,8 @@ class Authenticator:
         return Denied(f"the role {role} is missing; {caller.name} has {_listed(caller.roles)}")
 
     def identified(self, authorization: bytes | None) -> Caller:
-        """Who was found last for this header, for the record of a refusal."""
-        return self._callers.get(authorization, ANONYMOUS)
+        """Who sends this header, as last found by ``caller_of``, whatever it may."""
+        return self._callers.get(authorization, ANONYMOUS) if self._is_checked else UNCHECKED
 
     def forget(self) -> None:
         """Look at the tokens again with the next request: they have just changed."""

@@ -15,7 +15,6 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tq_node import limits
-from tq_node.api.access.access import Caller
 from tq_node.api.http.connections import address_of, host_of
 from tq_node.api.http.exchange import request_id_of
 from tq_node.api.http.fast_path import FastRequest, NoRequest, PlainRequest
@@ -313,17 +312,11 @@ class ApiChannel(http.HTTPChannel):
 
     def _admit(self, request: ApiRequest, target: bytes) -> TaskQueueError | None:
         """Note who calls; returns why it may not, if so."""
-        routing = self.routing
-        authorization = request.getHeader(b"authorization")
-        caller = routing.authenticator.caller_of(authorization, routing.access_of(self._command, target))
-        if isinstance(caller, Caller):
-            request.caller = caller
-            request.who = caller.name or self.address
-            return None
-        request.caller = routing.authenticator.identified(authorization)
-        request.who = self.address
-        self.server.metrics.caller_refused(getattr(caller, "reason", caller.code))
-        return caller
+        request.access = self.routing.access_of(self._command, target)
+        refusal = request.refusal_now()
+        request.caller = self.routing.authenticator.identified(request.getHeader(b"authorization"))
+        request.who = request.caller.name or self.address
+        return refusal
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
         if version != b"HTTP/1.1":

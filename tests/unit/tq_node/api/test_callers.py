@@ -210,6 +210,18 @@ def test_a_small_body_that_has_begun_is_not_put_together_for_who_may_not_send_it
     assert [reply.status for reply in connection.replies()] == [401, 200], "the connection stays of use"
 
 
+def test_a_token_that_is_revoked_while_the_body_arrives_counts_no_more(world: World) -> None:
+    token = with_token(world, Role.SUBMIT, name="gone")
+    for size, more in ((b"Content-Length: 70000", b"a" * 70_000), (b"Content-Length: 16", BODY)):
+        connection = begin(world, size + b"\r\n\r\n" + more[:10], **token)
+        world.tokens.revoke("gone")
+        connection.send(more[10:])
+        world.clock.advance(0.02)
+        assert [reply.status for reply in connection.replies()] == [401]
+        assert not world.queue.calls
+        token = with_token(world, Role.SUBMIT, name="gone")
+
+
 # --- slowed down, and counted ---
 def test_refusals_are_counted_by_reason(world: World) -> None:
     view = with_token(world, Role.VIEW)
