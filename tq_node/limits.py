@@ -213,7 +213,10 @@ HANDLED_BYTES_MAX = 128 * KIB
 
 # --- access tokens (section 12 of the contract) ---
 TOKENS_MAX = 1_000
-"""Tokens that the cluster's table keeps, and that a tokens file may hold."""
+"""Tokens that the cluster's table keeps."""
+TOKENS_OF_FILE_MAX = 100
+"""Tokens that a tokens file may hold: the first one, and those for when the table can't be had."""
+TOKENS_FILE_BYTES_MAX = 64 * KIB
 TOKEN_QUEUES_MAX = 100
 """Queues that one token may be narrowed to."""
 TOKENS_QUEUES_MAX = 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import cast
@@ -60,7 +61,7 @@ def make_site(
     :param slices: shared with the queue, if it works in slices."""
     made = _Routes(queue, settings, metrics, shutdown, reactor)
     server = ServerState(settings, metrics, reactor, slices)
-    authenticator = Authenticator(queue.token_table, reactor.seconds)
+    authenticator = Authenticator(queue.token_table, time.time)  # the reactor's seconds are no date
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     metrics.sources.http_connections = lambda: len(server.connections.open)

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from tq_node import limits
+from tq_node.cli import tokens_file as token_files
 from tq_node.cli.addresses import (
     LOOPBACK,
     Address,
@@ -92,7 +93,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     voters: int
     secret_file: Path | None
     tokens_file: Path | None
-    """Always None: this version checks no tokens, so it refuses to be given any."""
+    """Tokens that count at this node whatever the cluster's table says. None: there are none."""
+    trusts_tokens: bool
+    """Callers need a token of the table before this node has heard of one."""
     peer_cert: Path | None
     peer_key: Path | None
     peer_ca: Path | None
@@ -130,7 +133,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     def is_for_this_machine(self) -> bool:
         """Whether only this machine can reach the node, and without tokens: to try things out."""
         addresses = (self.http, self.http_compatible, self.peer)
-        return self.tokens_file is None and all(one is None or one.is_local for one in addresses)
+        return not self.asks_for_tokens and all(one is None or one.is_local for one in addresses)
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether callers need a token whatever the cluster's table says."""
+        return self.trusts_tokens or self.tokens_file is not None
 
     @property
     def pid_file(self) -> Path:
@@ -228,8 +236,12 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         sources.flag("insecure") or sources.flag(f"insecure-{side}") for side in ("http", "peers")
     )
     are_peers_protected = secret_file is not None or any(peer_files.values())
+    tokens_file, trusts_tokens = _tokens(sources, working_dir), sources.flag("tokens")
     if not (http.is_local or insecure_http):
-        raise sources.refuse("http", _http_unprotected(http, are_peers_protected))
+        if tokens_file is None and not trusts_tokens:
+            raise sources.refuse("http", _http_unprotected(http, are_peers_protected))
+        if not http.endpoint.startswith("ssl:"):
+            raise sources.refuse("http", _tokens_in_the_clear(http))
     peer = _peer(sources, http)
     if not (peer.is_local or insecure_peers or are_peers_protected):
         raise sources.refuse("peer", _peers_unprotected(peer))
@@ -239,8 +251,6 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         http_compatible = _moved(sources, "http", http, COMPATIBLE_PORT_OFFSET)
     _refuse_collisions(sources, http, peer, http_compatible)
     body_bytes_max, payload_bytes_max = _sizes(sources)
-    if sources.given("tokens-file").values:
-        raise sources.refuse("tokens-file", "this version does not check tokens yet, and would only look protected")
     data_dir = sources.maybe("data-dir", path_from(working_dir)) or working_dir / "data" / node_name
     if why := unusable(data_dir):
         raise sources.refuse("data-dir", f"{str(data_dir)!r} {why}")
@@ -248,6 +258,10 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     if snapshot_dir is not None and (why := unusable(snapshot_dir)):
         raise sources.refuse("snapshot-dir", f"{str(snapshot_dir)!r} {why}")
     join = sources.many("join", parse_address)
+    if trusts_tokens and tokens_file is None and not join and not (data_dir / STORE_FILE).exists():
+        raise sources.refuse(
+            "tokens", "needs --join or --tokens-file: who founds a cluster has no token to make the first one with"
+        )
     readmit = sources.flag("readmit")
     if readmit and not join:
         raise sources.refuse(
@@ -273,7 +287,8 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         partitions=sources.one("partitions", whole(1, limits.PARTITIONS_MAX)),
         voters=sources.one("voters", parse_voters),
         secret_file=secret_file,
-        tokens_file=None,
+        tokens_file=tokens_file,
+        trusts_tokens=trusts_tokens,
         peer_cert=peer_files["peer-cert"],
         peer_key=peer_files["peer-key"],
         peer_ca=peer_files["peer-ca"],
@@ -366,12 +381,29 @@ def _peer_credentials(sources: Sources, working_dir: Path) -> tuple[Path | None,
 _NO_PEER_CREDENTIALS = "the peers have neither --secret-file nor --peer-cert, --peer-key and --peer-ca"
 
 
+def _tokens(sources: Sources, working_dir: Path) -> Path | None:
+    path = sources.maybe("tokens-file", readable_file(working_dir))
+    if path is not None:
+        try:
+            token_files.read(path)
+        except (OSError, token_files.BadTokensFile) as why:
+            raise sources.refuse("tokens-file", str(why)) from None
+    return path
+
+
 def _http_unprotected(http: Listen, are_peers_protected: bool) -> str:
-    """The refusal to serve HTTP beyond loopback without access tokens, which this version lacks."""
+    """The refusal to serve HTTP beyond loopback to whoever comes."""
     also = "" if are_peers_protected else f", and {_NO_PEER_CREDENTIALS}"
     return (
-        f"{http.host or http.endpoint} is not loopback, and this version has no access tokens for the HTTP side yet{also}: "
-        "say --insecure-http to serve whoever can reach it"
+        f"{http.host or http.endpoint} is not loopback, and the HTTP side asks for no access tokens{also}: give "
+        "--tokens-file, or --tokens where the cluster's table has them, or say --insecure-http to serve whoever can reach it"
+    )
+
+
+def _tokens_in_the_clear(http: Listen) -> str:
+    return (
+        f"{http.host or http.endpoint} is not loopback, and tokens would go there in plain text: give --http-cert and "
+        "--http-key, or say --insecure-http where something in front of it does TLS"
     )
 
 

@@ -21,8 +21,10 @@ from twisted.logger import Logger
 from tq_node.api.assembly import make_site
 from tq_node.api.http.site import ApiSite
 from tq_node.api.settings import ApiSettings, connections_max
+from tq_node.cli import tokens_file
 from tq_node.cli.config import NodeSettings
 from tq_node.cli.options import version
+from tq_node.cli.tokens_file import BadTokensFile
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.facade import ReadyNote
@@ -32,7 +34,10 @@ from tq_node.node.rereading import Rereading
 from tq_node.node.systemd import Notifier
 from tq_node.observe.loop_monitor import LoopMonitor
 from tq_node.observe.metrics import Metrics
+from tq_node.reread_files import RereadFiles
+from tq_node.runtime.bootstrap.credentials import BadCredentials
 from tq_node.runtime.clock import Clock
+from tq_node.runtime.routing.access_tokens import FileTokens
 from tq_node.runtime.routing.admin import ClusterAdmin
 from tq_node.runtime.routing.cluster_queue import ClusterQueue
 from tq_node.runtime.routing.node import Node, NodeHooks
@@ -42,6 +47,7 @@ from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local
 from tq_node.store.private import replace, secure_directory
 from tq_node.store.readmit import FAILED_MARK, set_store_aside, why_failed
 from tq_node.store.sqlite.store import SqliteStore, open_store
+from tq_node.tokens import TokenEntry
 from tq_node.work.lease import WorkersLock
 from tq_node.work.process_environment import Bounds, ProcessEnvironment, environment_for
 from tq_node.work.registry import Registry
@@ -105,6 +111,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
     metrics = Metrics(version=version(), node=settings.node_name, labels_max=settings.metrics_labels)
     credentials = Credentials.of(settings)
     rereading = Rereading(_notes_of(settings))
+    tokens = _tokens_of(settings)
     _look_around(settings, registry, rereading.standing)
     _look_for_failure(settings)
     with ExitStack() as undo:
@@ -145,6 +152,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 no_handler_after_ms=settings.no_handler_after_ms,
                 draw=random.random,
                 secret_for_joiners=identity.secret_for_joiners,
+                file_tokens=FileTokens(settings.asks_for_tokens, () if tokens is None else tokens.value),
                 notes=rereading.notes,
             ),
             partial(make_plane, settings, store, clock, identity),
@@ -156,6 +164,9 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 on_broken=ends.promise_broken,
             ),
         )
+        if tokens is not None:
+            tokens.on_change.append(lambda value: node.state.tokens.tell_file(FileTokens(True, value)))
+            rereading.add(tokens)
         member = Member(settings, store, clock, identity, node.state.plane, birth)
         admin = ClusterAdmin(node.state, clock, ends.shutdown_asked)
         queue = ClusterQueue(node.state, node.work, admin, clock)
@@ -237,16 +248,26 @@ def _look_around(settings: NodeSettings, registry: Registry, notes: Sequence[Rea
         _log.warn("{note}", note=note.detail, event=note.code)
 
 
+def _tokens_of(settings: NodeSettings) -> RereadFiles[tuple[TokenEntry, ...]] | None:
+    path = settings.tokens_file
+    if path is None:
+        return None
+    try:
+        return RereadFiles("--tokens-file", [path], partial(tokens_file.read, path))
+    except (BadTokensFile, OSError) as why:  # as it is now: the settings were read a moment ago
+        raise BadCredentials(f"--tokens-file: {why}") from None
+
+
 def _notes_of(settings: NodeSettings) -> tuple[ReadyNote, ...]:
-    said = (
-        ("insecure_http", settings.insecure_http, "--insecure-http", settings.http_public),
-        ("insecure_peers", settings.insecure_peers, "--insecure-peers", settings.peer_public),
-    )
-    return tuple(
-        ReadyNote(code, f"{option}: whoever reaches {address} may do whatever a node can do, without credentials")
-        for code, is_said, option, address in said
-        if is_said
-    )
+    anybody = "whoever reaches {} may do whatever a node can do, without credentials"
+    in_the_clear = "tokens go to {} in plain text, unless something in front of it does TLS"
+    notes = []
+    if settings.insecure_http:
+        about = in_the_clear if settings.asks_for_tokens else anybody
+        notes.append(ReadyNote("insecure_http", f"--insecure-http: {about.format(settings.http_public)}"))
+    if settings.insecure_peers:
+        notes.append(ReadyNote("insecure_peers", f"--insecure-peers: {anybody.format(settings.peer_public)}"))
+    return tuple(notes)
 
 
 def _look_for_failure(settings: NodeSettings) -> None:

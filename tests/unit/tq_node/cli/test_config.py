@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -19,6 +20,14 @@ from tq_node.cli.config import BIRTH_GUARD_VARIABLE, STORE_FILE, BadOption, Node
 from tq_node.cli.option_table import BY_NAME, OPTIONS, OptionRow
 from tq_node.direct_sends import DirectReactor
 from tq_node.node.process import tcp_reactor
+
+
+def tokens_file(folder: Path) -> Path:
+    path = folder / "tokens.toml"
+    path.write_text(f'[[token]]\nname = "ops"\nhash = "sha256:{"ab" * 32}"\nroles = ["admin"]\n')
+    path.chmod(0o600)
+    return path
+
 
 HERE = Path("/somewhere/else")
 
@@ -257,8 +266,23 @@ class TestRefusals:
         assert "is not a directory" in refusal(data_dir=str(tmp_path / "file"))
         assert "is not a directory" in refusal(data_dir=str(tmp_path / "file" / "below"))
 
-    def test_what_this_version_does_not_do_yet(self) -> None:
-        assert "does not check tokens yet" in refusal(tokens_file="/some/file")
+    def test_a_tokens_file_that_can_not_be_used(self, tmp_path: Path) -> None:
+        assert refusal(tokens_file="/some/file").startswith(
+            "--tokens-file: '/some/file' is not a file that can be read"
+        )
+        path = tokens_file(tmp_path)
+        path.chmod(0o644)
+        assert refusal(tokens_file=str(path)).startswith(f"--tokens-file: {path}: its mode is 0644")
+        path.chmod(0o600)
+        path.write_text("token = 1")
+        assert refusal(tokens_file=str(path)).startswith(f"--tokens-file: {path}: ")
+
+    def test_tokens_without_one_to_make_the_first_with(self, tmp_path: Path) -> None:
+        assert refusal("tokens", data_dir=str(tmp_path / "new")).startswith("--tokens: needs --join or --tokens-file")
+        assert loaded("tokens", join="127.0.0.1:8081").trusts_tokens
+        assert loaded("tokens", tokens_file=str(tokens_file(tmp_path))).trusts_tokens
+        (tmp_path / config.STORE_FILE).touch()
+        assert loaded("tokens", data_dir=str(tmp_path)).trusts_tokens, "its table may have some"
 
     def test_a_store_is_set_aside_only_where_others_have_its_tasks(self) -> None:
         assert refusal("readmit").startswith("--readmit: needs --join")
@@ -371,11 +395,30 @@ class TestAddresses:
         file = tmp_path / "file"
         file.touch()
         neither = "the peers have neither --secret-file nor --peer-cert, --peer-key and --peer-ca"
-        assert "no access tokens" in refusal(http="10.0.0.1:8080")
+        assert "asks for no access tokens" in refusal(http="10.0.0.1:8080")
         assert neither in refusal(http="10.0.0.1:8080")
         assert neither not in refusal(http="10.0.0.1:8080", secret_file=str(file))
         assert neither in refusal(peer="10.0.0.1:9080")
         assert "tokens" not in refusal(peer="10.0.0.1:9080")
+
+    @pytest.mark.parametrize("ask", ["tokens_file", "tokens"])
+    def test_tokens_go_where_somebody_may_listen_only_by_tls(self, ask: str, tmp_path: Path) -> None:
+        given: dict[str, Any] = {
+            "secret_file": str(tokens_file(tmp_path)),
+            "http": "10.0.0.1:8080",
+            "join": "10.0.0.2:8080",
+        }
+        flags = ["tokens"] if ask == "tokens" else []
+        if ask == "tokens_file":
+            given["tokens_file"] = str(tokens_file(tmp_path))
+        assert "tokens would go there in plain text" in refusal(*flags, **given)
+        assert loaded("insecure-http", *flags, **given).asks_for_tokens
+        assert loaded(*flags, **given | {"http": "127.0.0.1:8080"}).asks_for_tokens
+
+    def test_a_node_that_asks_for_tokens_is_not_one_to_try_things_out(self, tmp_path: Path) -> None:
+        assert loaded().is_for_this_machine
+        assert not loaded(tokens_file=str(tokens_file(tmp_path))).is_for_this_machine
+        assert not loaded("tokens", join="127.0.0.1:8081").is_for_this_machine
 
     def test_peers_with_a_secret_or_certificates_may_be_anywhere(self, tmp_path: Path) -> None:
         file = str(tmp_path / "file")
