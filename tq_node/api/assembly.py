@@ -54,14 +54,16 @@ def make_site(
     shutdown: Callable[[], None],
     reactor: IReactorTime,
     slices: Slices | None = None,
+    now_s: Callable[[], float] = time.time,
 ) -> ApiSite:
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
-    :param slices: shared with the queue, if it works in slices."""
+    :param slices: shared with the queue, if it works in slices.
+    :param now_s: wall clock, by which tokens expire; the reactor's is none."""
     made = _Routes(queue, settings, metrics, shutdown, reactor)
     server = ServerState(settings, metrics, reactor, slices)
-    authenticator = Authenticator(queue.token_table, time.time)  # the reactor's seconds are no date
+    authenticator = Authenticator(queue.token_table, now_s)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     metrics.sources.http_connections = lambda: len(server.connections.open)

@@ -140,6 +140,7 @@ class World:
             self.metrics,
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
+            now_s=self.clock.seconds,
             slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
         )
         self.tokens.on_change = self.site.routing.authenticator.forget
