@@ -12,14 +12,15 @@ from pathlib import Path
 
 from tests.support.harness import PROJECT
 
-SHARED = {"types", "tokens", "errors", "limits", "encoding", "beats", "slices", "observe"}
+SHARED = {"types", "tokens", "audit", "errors", "limits", "encoding", "beats", "slices", "observe"}
 """Values and small tools that nearly every room imports: they would hide the rest."""
 
 PAGE = """# The rooms
 
 Printed by `python -m tests.rooms`; `tests/test_rooms.py` looks that it is still true. An arrow
 points to what a room imports. Left out: arrows that a longer way replaces, and what nearly
-everybody imports ({shared}).
+everybody imports
+({shared}).
 What each room is: [ARCHITECTURE](../../ARCHITECTURE.md).
 
 ```mermaid

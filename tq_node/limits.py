@@ -337,6 +337,32 @@ REFUSAL_BYTES = 16 * KIB
 REREAD_S = 0.5
 """Between two looks whether certificates, keys, secrets or tokens have changed; counts at once."""
 
+# --- the audit log (store/audit_log.py) ---
+AUDIT_FILE_BYTES = 64 * MIB
+"""Default of ``--audit-size``: a file that would be larger is put aside, and a new one begun."""
+AUDIT_FILE_BYTES_MIN = 64 * KIB
+AUDIT_FILES_KEPT = 16
+"""Default of ``--audit-kept``: with one more put aside the oldest is deleted."""
+AUDIT_FILES_KEPT_MAX = 100_000
+AUDIT_PATH_CHARS_MAX = 200
+AUDIT_WHAT_CHARS_MAX = 4_000
+"""Of ids and names in one line; those of a batch go on in a next one."""
+AUDIT_HAND_OVER_MS = 10
+"""What happens within this time is handed to the writing thread at once: it seldom wakes."""
+AUDIT_SYNC_MS = 1_000
+"""Lines are durable after this time; written, so that they outlive the process, before."""
+AUDIT_RETRY_MS = 1_000
+"""After a failed write (a full disk) the next try."""
+AUDIT_HELD_BYTES_MAX = 8 * MIB
+"""Of lines that are not written yet; later ones are lost, counted, and the next line says so."""
+AUDIT_REFUSALS_PER_S = 100
+"""Lines of refusals of one second; the rest of it is one line with their number: who floods a node
+with refused requests can't push what others did out of the files that are kept."""
+AUDIT_PAGE_BYTES_MAX = 1 * MIB
+"""Bytes of lines in one answer of ``GET /audit``."""
+AUDIT_READS_MAX = 8
+"""Pages that are asked for at the same time; more are refused as busy."""
+
 # --- partitions ---
 PARTITIONS_DEFAULT = 64
 PARTITIONS_MAX = 1_024

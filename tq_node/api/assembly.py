@@ -11,9 +11,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from tq_node.api import openapi
 from tq_node.api.access.authenticator import Authenticator
+from tq_node.api.audit import AuditLog, AuditRoutes
 from tq_node.api.cluster import ClusterRoutes
 from tq_node.api.events import EventRoutes
 from tq_node.api.health import HealthRoutes
+from tq_node.api.http.audit_trail import AuditTrail
 from tq_node.api.http.routing import Routing
 from tq_node.api.http.server_state import ServerState
 from tq_node.api.http.site import ApiSite
@@ -29,6 +31,10 @@ from tq_node.slices import Slices
 _ALWAYS_SERVED = frozenset({b"/health", b"/livez", b"/ready", b"/readyz", b"/metrics"})
 
 
+def _wall_us() -> int:
+    return time.time_ns() // 1_000
+
+
 class _Routes:
     def __init__(
         self,
@@ -37,12 +43,14 @@ class _Routes:
         metrics: Metrics,
         shutdown: Callable[[], None],
         reactor: IReactorTime,
+        audit: AuditLog | None,
     ) -> None:
         self.tasks = TaskRoutes(queue, settings)
         self.events = EventRoutes(queue, settings, metrics, reactor)
         self.cluster = ClusterRoutes(queue, shutdown)
         self.health = HealthRoutes(queue, Exposition(metrics), settings, _document)
-        groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.health)
+        self.audit = AuditRoutes(queue, audit)
+        groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.audit, self.health)
         self.routes = [route for group in groups for route in group.routes()]
 
 
@@ -54,18 +62,23 @@ def make_site(
     shutdown: Callable[[], None],
     reactor: IReactorTime,
     slices: Slices | None = None,
-    now_s: Callable[[], float] = time.time,
+    audit: AuditLog | None = None,
+    wall_us: Callable[[], int] = _wall_us,
 ) -> ApiSite:
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
     :param slices: shared with the queue, if it works in slices.
-    :param now_s: wall clock, by which tokens expire; the reactor's is none."""
-    made = _Routes(queue, settings, metrics, shutdown, reactor)
+    :param audit: None: the node keeps no audit log.
+    :param wall_us: calendar time, for its lines."""
+    made = _Routes(queue, settings, metrics, shutdown, reactor, audit)
     server = ServerState(settings, metrics, reactor, slices)
-    authenticator = Authenticator(queue.token_table, now_s)
+    authenticator = Authenticator(queue.token_table, time.time)  # the reactor's seconds are no date
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
+    if audit is not None:
+        server.audit = AuditTrail(audit, reactor, wall_us)
+        site.on_close(server.audit.close)
     metrics.sources.http_connections = lambda: len(server.connections.open)
     metrics.sources.paused_queues = queue.paused_queues
     return site
@@ -80,4 +93,4 @@ def _document(version: str) -> bytes:
 def documented_routes() -> list[Route]:
     """The route table for the OpenAPI document; its handlers can't be called."""
     nothing = cast("TaskQueue", None)
-    return _Routes(nothing, ApiSettings(), Metrics(), lambda: None, cast("IReactorTime", None)).routes
+    return _Routes(nothing, ApiSettings(), Metrics(), lambda: None, cast("IReactorTime", None), None).routes

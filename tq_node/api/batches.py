@@ -80,14 +80,14 @@ async def answer_batch(
     :param items: as sent: a submission, or why it was refused before.
     :param results: of the submissions among ``items``, in order."""
     pieces: list[bytes] = []
-    accepted_count = 0
+    accepted_ids: list[str] = []
     next_result = iter(results)
     for place, item in enumerate(items):
         if pace.is_over():
             await pace.turn()
         outcome = next(next_result) if isinstance(item, Submission) else item
         if isinstance(outcome, Accepted):
-            accepted_count += 1
+            accepted_ids.append(outcome.task_id)
             pieces.append(f'{{"task_id":"{outcome.task_id}","status":"{STATE_LABELS[outcome.state]}"}}'.encode("ascii"))
             continue
         if hides_outcome(outcome) and isinstance(item, Submission) and has_own_id(item):
@@ -96,10 +96,14 @@ async def answer_batch(
         if error.field is not None and isinstance(item, Submission):
             error.field = f"/tasks/{place}{error.field}"  # the queue knows the task, not its place
         pieces.append(b'{"error":%b}' % _encode(error))
+    accepted_count, refused_count = len(accepted_ids), len(items) - len(accepted_ids)
+    if refused_count:
+        accepted_ids.append(f"({refused_count} refused)")
+    request.changed = accepted_ids
     request.answer(
         200,
         b'{"success":true,"accepted":%d,"rejected":%d,"results":[%b]}'
-        % (accepted_count, len(items) - accepted_count, b",".join(pieces)),
+        % (accepted_count, refused_count, b",".join(pieces)),
     )
 
 

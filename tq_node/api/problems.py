@@ -57,6 +57,12 @@ class NoSuchRoute(TaskQueueError):
     status, code, title = 404, "not_found", "No such page"
 
 
+class NoAuditLog(TaskQueueError):
+    """The node was started without ``--audit-log``."""
+
+    status, code, title = 404, "no_audit_log", "No audit log"
+
+
 class WrongMethod(TaskQueueError):
     """The path has a route, but not for this method."""
 
@@ -96,6 +102,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.NoSuchNode,
     errors.NoSuchPartition,
     errors.NoSuchToken,
+    NoAuditLog,
     WrongMethod,
     errors.IdConflict,
     errors.IdTooOld,

@@ -107,13 +107,19 @@ class TaskRoutes:
         if len(body) > limits.LARGE_BODY_BYTES:
             return Deferred.fromCoroutine(self._submit_large(request, body, key))
         submission = self._bodies.submission(body, key)
-        return self._queue.submit(submission).addCallbacks(
+        submitted = self._queue.submit(submission)
+        if request.server.audit is not None and submission.id is not None:
+            request.changed = (submission.id,)  # should it come to no answer, or be refused
+        return submitted.addCallbacks(
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
     async def _submit_large(self, request: Exchange, body: bytes, key: str | None) -> None:
         submission = await self._bodies.large_submission(body, key, request.server.slices.pace(request.route))
-        await self._queue.submit(submission).addCallbacks(
+        submitted = self._queue.submit(submission)
+        if submission.id is not None:
+            request.changed = (submission.id,)
+        await submitted.addCallbacks(
             _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
@@ -390,6 +396,8 @@ class TaskRoutes:
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
     # Ids and names hold nothing that JSON or a URL would escape; the state is one of six words.
     task_id = accepted.task_id
+    if request.server.audit is not None:
+        request.changed = (task_id,)
     status = STATE_LABELS[accepted.state]
     body = f'{{"success":true,"task_id":"{task_id}","status":"{status}","node":"{accepted.node}"}}'.encode()
     if accepted.created:

@@ -116,6 +116,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_dir: Path
     """Folder for this node's snapshots alone; may not exist yet."""
     snapshots_kept: int
+    audit_log: Path | None
+    """None: no audit log is kept."""
+    audit_file_bytes: int
+    audit_files_kept: int
     copy_rate_bytes_s: int
     """0: no bound."""
     metrics_labels: int
@@ -303,6 +307,9 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         payload_bytes_max=payload_bytes_max,
         disk_free_bytes_min=sources.one("min-free-disk", size(limits.DISK_FLOOR_BYTES, 2**60)),
         snapshot_dir=data_dir if snapshot_dir is None else snapshot_dir / node_name,
+        audit_log=sources.maybe("audit-log", path_from(working_dir)),
+        audit_file_bytes=sources.one("audit-size", size(limits.AUDIT_FILE_BYTES_MIN, 2**50)),
+        audit_files_kept=sources.one("audit-kept", whole(1, limits.AUDIT_FILES_KEPT_MAX)),
         snapshots_kept=sources.one("snapshots-kept", whole(1, limits.SNAPSHOTS_KEPT_MAX)),
         copy_rate_bytes_s=sources.one("copy-rate", rate(limits.COPY_RATE_BYTES_S_MIN, 2**40)),
         metrics_labels=sources.one("metrics-labels", whole(1, limits.METRICS_LABELS_MAX)),

@@ -44,6 +44,8 @@ from tq_node.runtime.routing.node import Node, NodeHooks
 from tq_node.runtime.routing.node_state import ClusterQueueSettings
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
+from tq_node.store.audit_files import AuditLocked
+from tq_node.store.audit_log import AuditLog
 from tq_node.store.private import replace, secure_directory
 from tq_node.store.readmit import FAILED_MARK, set_store_aside, why_failed
 from tq_node.store.sqlite.store import SqliteStore, open_store
@@ -59,6 +61,10 @@ _log = Logger(namespace="taskqueue.node")
 
 class StoreFailed(Exception):
     """One line: what became of the store, and what the operator can do."""
+
+
+class AuditLogUnusable(Exception):
+    """One line that names the option."""
 
 
 class NodeEnds(Protocol):
@@ -98,6 +104,7 @@ class NodeParts:
     notifier: Notifier
     rereading: Rereading
     site: ApiSite
+    audit: AuditLog | None
     ports: Sequence[IListeningPort]
 
 
@@ -107,6 +114,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
     :raises DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed: the store can't be opened.
     :raises WrongName, IsCopy, NoSecret, NeverJoined, BadCredentials: directory or credentials
         are another's.
+    :raises AuditLogUnusable: its file can't be opened, or another process writes it.
     :raises PeerPortTaken, CannotListenError, TooFewFiles, OSError: of the surroundings."""
     metrics = Metrics(version=version(), node=settings.node_name, labels_max=settings.metrics_labels)
     credentials = Credentials.of(settings)
@@ -118,6 +126,10 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         store = open_store(settings.data_dir, reactor=reactor, on_broken=ends.store_broken, on_commit=metrics.committed)
         undo.callback(store.close)
         clock = Clock(reactor)
+        audit = _open_audit_log(settings, reactor, clock)
+        if audit is not None:
+            undo.callback(audit.close)
+            metrics.sources.audit_lines, metrics.sources.audit_lines_lost = audit.lines_written, audit.lines_lost
         identity = identify(settings, credentials, store.meta(), clock.wall_us(), os.urandom, registry.announced.kind)
         for files in credentials.follow(identity.local):
             rereading.add(files)
@@ -153,7 +165,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 draw=random.random,
                 secret_for_joiners=identity.secret_for_joiners,
                 file_tokens=FileTokens(settings.asks_for_tokens, () if tokens is None else tokens.value),
-                notes=rereading.notes,
+                notes=lambda: (*rereading.notes(), *_audit_notes(audit)),
             ),
             partial(make_plane, settings, store, clock, identity),
             NodeHooks(
@@ -217,6 +229,8 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
             shutdown=ends.shutdown_asked,
             reactor=reactor,
             slices=clock.slices,
+            audit=audit,
+            wall_us=clock.wall_us,
         )
         ports = []
         for listen in (settings.http, settings.http_compatible):
@@ -229,7 +243,9 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         replace(settings.pid_file, f"{os.getpid()}\n")
         notifier = Notifier.from_environment(os.environ, clock, queue, settings.stop_timeout_ms / 1000)
         undo.pop_all()
-    return NodeParts(clock, store, lock, member, node, queue, worker, loop_monitor, notifier, rereading, site, ports)
+    return NodeParts(
+        clock, store, lock, member, node, queue, worker, loop_monitor, notifier, rereading, site, audit, ports
+    )
 
 
 def _look_around(settings: NodeSettings, registry: Registry, notes: Sequence[ReadyNote]) -> None:
@@ -268,6 +284,25 @@ def _notes_of(settings: NodeSettings) -> tuple[ReadyNote, ...]:
     if settings.insecure_peers:
         notes.append(ReadyNote("insecure_peers", f"--insecure-peers: {anybody.format(settings.peer_public)}"))
     return tuple(notes)
+
+
+def _open_audit_log(settings: NodeSettings, reactor: Any, clock: Clock) -> AuditLog | None:
+    if settings.audit_log is None:
+        return None
+    try:
+        return AuditLog(
+            settings.audit_log, settings.node_name, reactor, clock.wall_us,
+            bytes_max=settings.audit_file_bytes, kept=settings.audit_files_kept,
+        )  # fmt: skip
+    except (AuditLocked, OSError) as why:
+        raise AuditLogUnusable(f"--audit-log: {why}") from None
+
+
+def _audit_notes(audit: AuditLog | None) -> Sequence[ReadyNote]:
+    if audit is None or not audit.failing:
+        return ()
+    said = f"--audit-log: it can't be written ({audit.failing}), and {audit.lines_lost()} lines are lost so far"
+    return (ReadyNote("audit_log_failing", said),)
 
 
 def _look_for_failure(settings: NodeSettings) -> None:

@@ -21,7 +21,7 @@ from tq_node.cluster.commands import UnreadableCommand
 from tq_node.cluster.map import UnreadableMap
 from tq_node.cluster.refusals import Refusal
 from tq_node.errors import StoreBroken
-from tq_node.node.build import NodeParts, StoreFailed, build
+from tq_node.node.build import AuditLogUnusable, NodeParts, StoreFailed, build
 from tq_node.node.member import PeerPortTaken
 from tq_node.node.process import (
     EXIT_DISK_FULL,
@@ -116,7 +116,7 @@ class NodeService(Service):
             parts = build(self._settings, self._registry, self._reactor, self._umask, self)
         except (
             HandlerError, DirectoryLocked, SchemaTooNew, StoreBroken, StoreFailed, WrongName, IsCopy, NoSecret, NeverJoined,
-            BadCredentials, PeerPortTaken, CannotListenError, TooFewFiles, OSError,
+            BadCredentials, AuditLogUnusable, PeerPortTaken, CannotListenError, TooFewFiles, OSError,
         ) as why:  # fmt: skip
             self._refuse_start(_named(why))
         self._parts = parts
@@ -196,6 +196,8 @@ class NodeService(Service):
             await cast("Deferred[object]", port.stopListening() or _done())
         await parts.node.stop()
         await parts.site.close(SITE_CLOSE_S)
+        if parts.audit is not None:
+            await parts.audit.close()
         await parts.member.stop()
         parts.loop_monitor.stopService()
         parts.rereading.stop()

@@ -176,10 +176,14 @@ class Exposition:
                 ("taskqueue_partitions_offline", "Partitions without a primary.", offline),
             ):  # fmt: skip
                 yield f"{start(name, 'gauge', text)}{head(name)}{count}\n"
-        if sources.copied_bytes is not None:
-            name = "taskqueue_copied_bytes"
-            text = start(name, "counter", "Bytes sent to copies that were made or caught up.")
-            yield f"{text}{head(f'{name}_total')}{sources.copied_bytes()}\n"
+        for name, text, source in (
+            ("taskqueue_copied_bytes", "Bytes sent to copies that were made or caught up.", sources.copied_bytes),
+            ("taskqueue_audit_lines", "Lines of the audit log.", sources.audit_lines),
+            ("taskqueue_audit_lines_lost",
+             "Lines that the audit log lacks, for it could not be written.", sources.audit_lines_lost),
+        ):  # fmt: skip
+            if source is not None:
+                yield f"{start(name, 'counter', text)}{head(f'{name}_total')}{source()}\n"
         for name, text, source in (
             ("taskqueue_leader", "1 while this node leads the cluster.", sources.is_leader),
             ("taskqueue_ready", "1 while /ready answers 200.", sources.is_ready),

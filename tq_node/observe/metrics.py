@@ -91,6 +91,8 @@ class Sources(msgspec.Struct):
     """By reason."""
     copy_bytes_left: Callable[[], int] | None = None
     copied_bytes: Callable[[], int] | None = None
+    audit_lines: Callable[[], int] | None = None
+    audit_lines_lost: Callable[[], int] | None = None
     is_leader: Callable[[], bool] | None = None
     is_ready: Callable[[], bool] | None = None
     nodes: Callable[[], Mapping[str, int]] | None = None

@@ -35,6 +35,8 @@ class Exchange(Protocol):
     """Who asks."""
     who: str
     """The name of the caller's token, or its address: what it may have at once counts by this."""
+    changed: Sequence[str]
+    """Ids and names of what it changes, for the audit log; empty: its query says them."""
     gone: bool
     """The client has hung up: an answer would reach nobody."""
     request_id: bytes
@@ -43,6 +45,11 @@ class Exchange(Protocol):
     """The body is JSON, and no header says more. False: the headers are to be looked at."""
     task_id: str | None
     """The query is this id, which is one, and nothing else. None: the query is to be looked at."""
+
+    @property
+    def client_host(self) -> str:
+        """Address of the client; empty: it came by no network."""
+        ...
 
     @property
     def method(self) -> bytes: ...

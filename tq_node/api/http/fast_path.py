@@ -175,6 +175,8 @@ class FastChannel(Protocol):
     """A connection as a ``FastRequest`` sees it."""
 
     server: ServerState
+    host: str
+    """Address of the client."""
 
     def write(self, data: bytes) -> None:
         """Send bytes of an answer."""
@@ -212,6 +214,7 @@ class FastRequest(RequestLifecycle):
         self._held_bytes = len(plain.body)
         self._in_flight = True
         self.finished = False
+        self.changed = ()
         self._call = None
         self._limit = server.submit_limit
         self._ticket = ticket
@@ -220,6 +223,10 @@ class FastRequest(RequestLifecycle):
         server.in_flight += 1
         server.bodies_held_bytes += self._held_bytes
         server.metrics.doing = self.route
+
+    @property
+    def client_host(self) -> str:
+        return self._channel.host
 
     @property
     def method(self) -> bytes:

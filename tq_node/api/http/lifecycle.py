@@ -7,11 +7,13 @@ back the place in flight, the body's bytes and the ticket of the concurrency lim
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from tq_node.api.http.audit_trail import HUNG_UP
 from tq_node.api.http.concurrency_limit import ConcurrencyLimit
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.http.server_state import ServerState
@@ -22,12 +24,14 @@ from tq_node.api.routes import Handler
 class RequestLifecycle:
     """Base of ``ApiRequest`` and ``FastRequest``, which are both an ``Exchange``."""
 
-    __slots__ = ("_call", "_cost", "_held_bytes", "_in_flight", "_limit", "_started_s", "_ticket", "gone")
+    __slots__ = ("_call", "_cost", "_held_bytes", "_in_flight", "_limit", "_started_s", "_ticket", "changed", "gone")
 
     server: ServerState
     who: str
     route: str
     gone: bool
+    changed: Sequence[str]
+    """As in ``Exchange``."""
     finished: int
     """Whether the answer has been written."""
     _started_s: float
@@ -68,12 +72,18 @@ class RequestLifecycle:
         """The answer is written: count it, and give back what the request took."""
         latency_s = time.perf_counter() - self._started_s
         self.server.metrics.http(self.route, code, latency_s)
+        audit = self.server.audit
+        if audit is not None:
+            audit.ended(cast("Exchange", self), code)
         # An error is not the work: its latency would pass for speed.
         self._release(latency_s if code < 300 or code == 504 else None)
 
     def _hang_up(self) -> None:
         """The client is gone: give back what the request took, and cancel its handler."""
         self.gone = True
+        audit = self.server.audit
+        if audit is not None and self._in_flight:
+            audit.ended(cast("Exchange", self), HUNG_UP)
         call = self._call
         self._release(None)
         if call is not None:

@@ -17,6 +17,7 @@ from klein.interfaces import IKleinRequest
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from twisted.web import server
+from twisted.web.http import parse_qs
 from werkzeug.routing import MapAdapter
 from zope.interface import implementer
 
@@ -51,8 +52,10 @@ class RequestChannel(Protocol):
     """It has one of the places for health probes."""
     persistent: bool
     """Another request may follow."""
+    _command: bytes
+    """Method of the request that is being read; of ``twisted.web``, ..."""
     _path: bytes
-    """Target of the request that is being read; of ``twisted.web``."""
+    """... as is its target."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -104,6 +107,8 @@ class ApiRequest(RequestLifecycle, server.Request):
         super().__init__(channel, *args, **kw)
         self.server = channel.server
         self.gone = self._in_flight = False
+        self.client_host = channel.host
+        self.changed = ()
         self._held_bytes = self._cost = 0
         self._limit = self._ticket = self._call = None
         self._started_s = 0.0
@@ -194,9 +199,24 @@ class ApiRequest(RequestLifecycle, server.Request):
         self.content = BytesIO()
         channel, server = self.channel, self.server
         channel.persistent = False
-        channel.refuse(error, self.request_id or request_id_of(self.getHeader(b"x-request-id")))
+        request_id = self.request_id or request_id_of(self.getHeader(b"x-request-id"))
+        channel.refuse(error, request_id)
         server.metrics.http(channel.routing.name_of(channel._path), error.status, 0.0)
+        self._audit_refusal(error)
         self._linger = server.reactor.callLater(server.settings.linger_s, channel.loseConnection)
+
+    def _audit_refusal(self, error: TaskQueueError) -> None:
+        """Hand a request to the audit log that is refused before it is whole."""
+        audit = self.server.audit
+        if audit is None:
+            return
+        if not self.request_id:
+            # The head has been read; twisted.web sets these when the body is whole.
+            self.method = self.channel._command
+            self.path, _, query = self.channel._path.partition(b"?")
+            self.args = parse_qs(query)
+            self.request_id = request_id_of(self.getHeader(b"x-request-id"))
+        audit.ended(self, error.status)
 
     def body(self) -> bytes:
         body: bytes = self.content.getvalue()
@@ -313,6 +333,8 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     def connectionLost(self, reason: Failure) -> None:
         self.gone = True
+        if self.refusal is not None and not self.finished and not self._refused:
+            self._audit_refusal(self.refusal)  # which it does not wait for
         super().connectionLost(reason)
         self._hang_up()
         if self._linger is not None and self._linger.active():

@@ -8,6 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
 from tq_node import limits
+from tq_node.api.http.audit_trail import AuditTrail
 from tq_node.api.http.concurrency_limit import large_body_limit, list_limit, long_list_limit, submit_limit
 from tq_node.api.http.connections import Connections
 from tq_node.api.http.load_shedding import LoadShedder
@@ -45,6 +46,8 @@ class ServerState:
         """Requests that wait for a task to end (``wait=``)."""
         self.bodies_held_bytes = 0
         """Bytes of bodies that are being received, or whose request is not answered."""
+        self.audit: AuditTrail | None = None
+        """None: the node keeps no audit log."""
         self.closing = False
         """No connection is accepted any more, and each one closes after its answer."""
         self._date = b""

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from tests.support.memory_queue import MemoryQueue
 from tests.support.memory_tokens import MemoryTokens
 from tq_node.api import ApiSettings, make_site
+from tq_node.api.audit import AuditLog
 from tq_node.api.http.load_shedding import TICK_S
 from tq_node.observe.metrics import Metrics
 from tq_node.slices import Slices
@@ -125,7 +126,7 @@ class Connection:
 class World:
     """``peer`` is where the next connections come from."""
 
-    def __init__(self, *, nodes: Sequence[str] | None = None, **settings: Any) -> None:
+    def __init__(self, *, nodes: Sequence[str] | None = None, audit: AuditLog | None = None, **settings: Any) -> None:
         """:param nodes: the cluster's names, ``node-1`` among them: it is the one that is asked."""
         self.clock = Clock()
         self.clock.advance(NOW_S)
@@ -140,8 +141,9 @@ class World:
             self.metrics,
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
-            now_s=self.clock.seconds,
             slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
+            audit=audit,
+            wall_us=lambda: round(self.clock.seconds() * 1_000_000),
         )
         self.tokens.on_change = self.site.routing.authenticator.forget
 

@@ -296,6 +296,8 @@ def test_the_node_s_own_numbers(metrics: Metrics) -> None:
     metrics.sources.moves_waiting = lambda: {"waiting_for_turn": 5}
     metrics.sources.copy_bytes_left = lambda: 7_000
     metrics.sources.copied_bytes = lambda: 9_000
+    metrics.sources.audit_lines = lambda: 30
+    metrics.sources.audit_lines_lost = lambda: 2
     metrics.sources.paused_queues = lambda: ["mail"]
     metrics.sources.is_leader = lambda: True
     metrics.sources.is_ready = lambda: False
@@ -316,6 +318,7 @@ def test_the_node_s_own_numbers(metrics: Metrics) -> None:
     assert told["taskqueue_moves", "stage=finishing"] == 0
     assert told["taskqueue_moves_waiting", "reason=waiting_for_turn"] == 5
     assert (told["taskqueue_copy_bytes_left",], told["taskqueue_copied_bytes_total",]) == (7_000, 9_000)
+    assert (told["taskqueue_audit_lines_total",], told["taskqueue_audit_lines_lost_total",]) == (30, 2)
     assert told["taskqueue_queue_paused", "queue=mail"] == 1
     assert told["taskqueue_queue_oldest_ready_age_seconds", "queue=mail"] == 7.5
     assert ("process_cpu_seconds_total",) in told
