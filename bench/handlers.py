@@ -7,7 +7,7 @@ import time
 from tq_node import Context, task
 
 
-@task("noop-async")
+@task("noop-async", run="reactor")
 async def noop_async(payload: object, context: Context) -> int:
     """Do nothing, in the node's reactor."""
     return 1
@@ -19,7 +19,7 @@ def noop_process(payload: object, context: Context) -> int:
     return 1
 
 
-@task("first-line-async")
+@task("first-line-async", run="reactor")
 async def first_line_async(payload: object, context: Context) -> int:
     """Return CLOCK_MONOTONIC of the first line, in ns, in the reactor; the client on this machine reads the same clock."""
     return time.monotonic_ns()

@@ -39,7 +39,9 @@ ANSWER_S = 15
 WAIT_S_MAX = 24 * 3600
 
 
-@task("webhook", timeout=30, max_attempts=12, backoff={"kind": "exponential", "base": 5, "cap": 6 * 3600})
+@task(
+    "webhook", timeout=30, max_attempts=12, backoff={"kind": "exponential", "base": 5, "cap": 6 * 3600}, run="reactor"
+)
 async def call_webhook(payload: Any, context: Context) -> dict[str, int]:
     try:
         url = DecodedURL.from_text(payload["url"]).to_uri()

@@ -180,6 +180,8 @@ CHILD_OUTPUT_BYTES_PER_ATTEMPT_MAX = 1 * MIB
 CHILD_TASKS_MAX = 100_000
 """Tasks after which a worker process is replaced, so that a leak in a handler stays bounded."""
 CHILD_IDLE_S_MAX = 60.0
+LOOP_ATTEMPTS = 16
+"""Attempts in each worker process with an event loop from which on another one is started."""
 CHILD_AHEAD_MAX = 16
 """Tasks queued in a worker process, no more than it ends in ``CHILD_AHEAD_MS``."""
 CHILD_AHEAD_MS = 5

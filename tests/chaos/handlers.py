@@ -20,14 +20,14 @@ def _note(context: Context, word: str) -> None:
         ledger.write(f"{context.task_id} {context.attempt} {epoch}.{sequence} {word} {time.monotonic_ns()}\n".encode())
 
 
-@task("noop")
+@task("noop", run="reactor")
 async def noop(payload: Any, context: Context) -> None:
     """Nothing, in the reactor."""
     _note(context, "began")
     _note(context, "ended")
 
 
-@task("work-async")
+@task("work-async", run="reactor")
 async def work_async(payload: float, context: Context) -> None:
     """So many seconds, in the reactor."""
     _note(context, "began")
@@ -43,7 +43,7 @@ def work_process(payload: float, context: Context) -> None:
     _note(context, "ended")
 
 
-@task("flaky-async", max_attempts=20, backoff=0.05)
+@task("flaky-async", max_attempts=20, backoff=0.05, run="reactor")
 async def flaky_async(payload: Any, context: Context) -> None:
     """Every first attempt fails."""
     _note(context, "began")
@@ -52,7 +52,7 @@ async def flaky_async(payload: Any, context: Context) -> None:
     _note(context, "ended")
 
 
-@task("fails", max_attempts=1)
+@task("fails", max_attempts=1, run="reactor")
 async def fails(payload: Any, context: Context) -> None:
     """For good."""
     _note(context, "began")

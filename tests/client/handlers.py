@@ -8,19 +8,19 @@ from tests.support import in_reactor
 from tq_node import Context, Reject, task
 
 
-@task("echo")
+@task("echo", run="reactor")
 async def echo(payload: Any, context: Context) -> Any:
     """Gives back what it gets."""
     return payload
 
 
-@task("refuse")
+@task("refuse", run="reactor")
 async def refuse(payload: Any, context: Context) -> None:
     """Fails for good at its first attempt."""
     raise Reject(f"not {payload}")
 
 
-@task("slow")
+@task("slow", run="reactor")
 async def slow(payload: float, context: Context) -> str:
     """Takes so many seconds."""
     context.progress(0.5, "half")

@@ -22,21 +22,21 @@ DEADLINE_S = 30.0
 SHOP = """
 from tq_node import task
 
-@task("charge_card", max_attempts=7)
+@task("charge_card", max_attempts=7, run="reactor")
 async def charge_card(payload, context):
     return f"charged {payload}"
 """
 OLD = """
 from tq_node import task
 
-@task("a")
+@task("a", run="reactor")
 async def a(payload, context):
     return "a"
 """
 NEW = (
     OLD
     + """
-@task("b")
+@task("b", run="reactor")
 async def b(payload, context):
     return "b"
 """
@@ -242,7 +242,9 @@ class TestRollingDeploy:
         assert all("waiting_for" not in task for task in found)
 
     def test_a_handler_for_all_takes_all(self, make_cluster: MakeCluster, home: Path) -> None:
-        (home / "every.py").write_text("from tq_node import task\n@task('*')\nasync def every(p, c): return 'taken'\n")
+        (home / "every.py").write_text(
+            "from tq_node import task\n@task('*', run='reactor')\nasync def every(p, c): return 'taken'\n"
+        )
         cluster = make_cluster(
             ("node-1", "node-2"),
             home=home,

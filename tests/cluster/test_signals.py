@@ -24,15 +24,15 @@ from tq_node import task
 def quick(payload, context):
     return payload
 
-@task("deferred", max_attempts=1)
+@task("deferred", max_attempts=1, run="reactor")
 async def deferred(payload, context):
     await deferToThread(time.sleep, 1_000)
 
-@task("thread", max_attempts=1)
+@task("thread", max_attempts=1, run="reactor")
 async def thread(payload, context):
     threading.Thread(target=time.sleep, args=(1_000,)).start()
 
-@task("stuck", max_attempts=1)
+@task("stuck", max_attempts=1, run="reactor")
 async def stuck(payload, context):
     time.sleep(1_000)
 """

@@ -23,14 +23,14 @@ def in_ledger(context: Context, word: str) -> None:
             ledger.write(f"{context.task_id} {context.attempt} {token} {word} {os.getpid()}\n".encode())
 
 
-@task("flaky-async", max_attempts=20, backoff=0.05)
+@task("flaky-async", max_attempts=20, backoff=0.05, run="reactor")
 async def flaky_async(payload: Any, context: Context) -> None:
     """Fails every first attempt, in the reactor: a worker process would cost more than the test wants to spend."""
     if context.attempt == 1:
         raise ValueError("the first attempt always fails")
 
 
-@task("slow-async")
+@task("slow-async", run="reactor")
 async def slow_async(payload: float, context: Context) -> int:
     """Some time in the reactor; the result is the node's process. Says in the ledger that it began and that it got to its end."""
     in_ledger(context, "began")

@@ -20,7 +20,7 @@ def _ran(context: Context) -> dict[str, Any]:
     return line
 
 
-@task("noop")
+@task("noop", run="reactor")
 async def noop(payload: Any, context: Context) -> None:
     """Nothing, in the reactor."""
 
@@ -38,7 +38,7 @@ def work(payload: float, context: Context) -> dict[str, Any]:
     return line
 
 
-@task("work-async")
+@task("work-async", run="reactor")
 async def work_async(payload: float, context: Context) -> dict[str, Any]:
     """Some time in the reactor."""
     line = _ran(context)
@@ -55,7 +55,7 @@ def flaky(payload: float, context: Context) -> dict[str, Any]:
     return line
 
 
-@task("when")
+@task("when", run="reactor")
 async def when(payload: Any, context: Context) -> int:
     """The monotonic time of the first line, nanoseconds."""
     return time.monotonic_ns()

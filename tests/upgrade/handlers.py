@@ -6,6 +6,7 @@ Copied to where the nodes run, so that it belongs to no release. ``TEST_HELD_S``
 from __future__ import annotations
 
 import os
+from inspect import signature
 from types import FunctionType
 from typing import Any
 
@@ -14,6 +15,8 @@ from twisted.internet import task as twisted_task
 
 from tq_node import Context, Reject, task
 
+IN_REACTOR: dict[str, Any] = {"run": "reactor"} if "run" in signature(task).parameters else {}
+"""An older release runs every ``async def`` there, and knows no such option."""
 HELD_S = float(os.environ.get("TEST_HELD_S", "0"))
 
 
@@ -24,7 +27,7 @@ def _scrubbed(function: Any) -> Any:
     return function
 
 
-@task("quick")
+@task("quick", **IN_REACTOR)
 async def quick(payload: Any, context: Context) -> Any:
     """The result is the payload."""
     return payload
@@ -36,7 +39,7 @@ def apart(payload: Any, context: Context) -> Any:
     return payload
 
 
-@task("talks")
+@task("talks", **IN_REACTOR)
 async def talks(payload: Any, context: Context) -> str:
     """Leaves progress and lines behind."""
     context.progress(0.5, "half of it")
@@ -45,7 +48,7 @@ async def talks(payload: Any, context: Context) -> str:
     return "said"
 
 
-@task("held")
+@task("held", **IN_REACTOR)
 async def held(payload: Any, context: Context) -> str:
     """Is still running when the recording ends."""
     context.progress(0.25)
@@ -53,7 +56,7 @@ async def held(payload: Any, context: Context) -> str:
     return "let go"
 
 
-@task("brief")
+@task("brief", **IN_REACTOR)
 async def brief(payload: float, context: Context) -> str:
     """So many seconds, telling how far it is; a negative number: and fails then."""
     for step in range(10):
@@ -64,14 +67,14 @@ async def brief(payload: float, context: Context) -> str:
     return "done"
 
 
-@task("fails", max_attempts=2, backoff=0.05)
+@task("fails", max_attempts=2, backoff=0.05, **IN_REACTOR)
 @_scrubbed
 async def fails(payload: Any, context: Context) -> None:
     """Always."""
     raise ValueError(f"attempt {context.attempt} fails")
 
 
-@task("flaky", max_attempts=3, backoff=0.05)
+@task("flaky", max_attempts=3, backoff=0.05, **IN_REACTOR)
 @_scrubbed
 async def flaky(payload: Any, context: Context) -> str:
     """At its first attempt."""
@@ -80,7 +83,7 @@ async def flaky(payload: Any, context: Context) -> str:
     return "at last"
 
 
-@task("refused")
+@task("refused", **IN_REACTOR)
 async def refused(payload: Any, context: Context) -> None:
     """For good."""
     raise Reject("never again")

@@ -2,9 +2,10 @@
 finishes.
 
 How it is driven: ``worker.WorkerService`` claims as many tasks as there are free slots and makes an
-``Attempt`` of each. An ``async def`` handler runs in the node (``async_attempt``); a ``def``
-handler runs in a process of the ``pool`` (``process_attempt``, ``process``, and ``child`` inside
-the process). What a handler says goes through a ``ProgressBuffer``; its end is passed on by
+``Attempt`` of each. A ``def`` handler runs alone in a process of the ``pool`` (``process_attempt``,
+``process``, and ``child`` inside the process); an ``async def`` among others on the event loop of a
+process of the ``loop_pool`` (``loop_attempt``, ``loop_process``, ``loop_child``), or, where it says
+``run="reactor"``, in the node (``reactor_attempt``). What a handler says goes through a ``ProgressBuffer``; its end is passed on by
 ``completer`` until the queue is known to have kept it.
 
 What always holds: an attempt ends exactly once. Its handler does not outlive its lease: a worker

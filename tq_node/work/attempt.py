@@ -148,3 +148,14 @@ class Attempt(ABC):
             self._note_timer.cancel()
             self._note_timer = None
         self._host.ended(self, outcome if self._forced is None else self._forced, self._take_notes())
+
+
+class SharedAttempt(Attempt):
+    """An attempt among many in one process: its slot is counted, for no process stands for it."""
+
+    __slots__ = ("has_slot",)
+
+    def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
+        super().__init__(host, claim, handler, lease_until)
+        self.has_slot = False
+        """Whether it occupies a slot; set by the host."""

@@ -9,7 +9,6 @@ code and also when it wakes up late from a SIGSTOP."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import inspect
 import os
@@ -20,83 +19,27 @@ import termios
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextvars import copy_context
 from typing import NoReturn
 
 from tq_node import limits
 from tq_node.types import TaskError, Token
 from tq_node.work import protocol
-from tq_node.work.descendants import become_subreaper, children, has_children, kill_below
-from tq_node.work.handler_modules import load_handlers
-from tq_node.work.handlers import WILDCARD, Context, Handler, HandlerError, context_of
-from tq_node.work.process_environment import Surroundings, bind, loosen_memory
+from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process
+from tq_node.work.descendants import children, has_children, kill_below
+from tq_node.work.handlers import WILDCARD, Context, Handler, context_of
+from tq_node.work.process_environment import Surroundings, loosen_memory
 from tq_node.work.progress_buffer import ProgressBuffer
 from tq_node.work.protocol import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
 from tq_node.work.results import BadResult, decode_payload, describe, encode_result, make_error
 
-_PR_SET_PDEATHSIG = 1
 _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
-_OUTLIVED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _READ_BYTES = 65_536
 _NO_BYTES = bytes(4)
 NOT_ASYNC = "is no `async def`, and returned what must be awaited: what a decorator makes must be an `async def` too"
 _FLUSH_INTERVAL_S = 0.05
 """Least time between two notes to the node, also bounded there: chatty handlers fill the pipe."""
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the node dies; exit at once if it has died already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # Had it died before the call, no signal would ever come.
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
-def set_up_process() -> None:
-    """Own session, so that a kill reaches what a handler starts; our descriptors stay ours."""
-    os.setsid()
-    for fd in _open_fds():
-        if fd > max(_OWN_FDS):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-    for fd in _OWN_FDS:
-        os.set_inheritable(fd, False)
-    os.register_at_fork(after_in_child=_forget_node)
-    become_subreaper()
-    # One pipe for both keeps their order.
-    os.dup2(1, 2)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # The node decides when a worker process ends, also where a supervisor sends SIGTERM to the
-    # whole control group. A function rather than SIG_IGN, which programs started by a handler would
-    # inherit.
-    for number in _OUTLIVED:
-        signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    # When memory runs out, a handler has to go rather than the node.
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")
-
-
-def _open_fds() -> Iterable[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
-        return range(4096)
-
-
-def _forget_node() -> None:
-    """In a handler's fork: close the node's descriptors, so that it neither reports nor locks."""
-    for fd in _OWN_FDS:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    with contextlib.suppress(ValueError):  # it was not the main thread that forked
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in _OUTLIVED[1:]:
-            signal.signal(number, signal.SIG_DFL)
 
 
 class Child:
@@ -118,7 +61,7 @@ class Child:
         """When the control thread sends the collected notes; None: nothing is due."""
         self._flushed_at = 0.0
         self._wake_read, self._wake_write = os.pipe()
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: Mapping[str, Handler] = {}
         self._memory_bytes: int | None = None
         self._spare: set[int] = set()
         """Child processes started by handler modules: they serve all tasks and outlive each."""
@@ -131,27 +74,11 @@ class Child:
         start = self._read_long()
         if not isinstance(start, protocol.Start):
             return 1
-        sys.path[:] = start.path
-        if start.umask is not None:
-            os.umask(start.umask)
-        os.environ.pop("PYTHONPATH", None)
-        if start.pythonpath is not None:
-            os.environ["PYTHONPATH"] = start.pythonpath
-        try:
-            bind(start.bounds)
-            self._handlers = load_handlers(start.modules)
-        except HandlerError as why:
-            loosen_memory()
-            memory_bytes = start.bounds.memory_bytes
-            under = "" if memory_bytes is None else f" (under --worker-memory, {memory_bytes} bytes)"
-            self._report(protocol.Broken(f"{why}{under}"))
+        loaded = load(start)
+        if isinstance(loaded, protocol.Broken):
+            self._report(loaded)
             return 1
-        except (MemoryError, OSError, ValueError) as why:
-            loosen_memory()
-            self._report(
-                protocol.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}")
-            )
-            return 1
+        self._handlers = loaded
         self._memory_bytes = start.bounds.memory_bytes
         self._spare = children() if has_children() else set()
         self._surroundings = Surroundings()
@@ -370,16 +297,8 @@ def _has_unread_output() -> bool:
 
 def main() -> NoReturn:
     die_with_parent(int(sys.argv[1]))
-    set_up_process()
-    code = Child().main()
-    # What the module has started goes with its process.
-    if has_children():
-        kill_below(within_s=limits.CHILD_LEFTOVERS_S)
-    # The interpreter's exit waits for threads that handlers left; nobody waits for them here.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(code)
+    set_up_process(_OWN_FDS)
+    leave(Child().main())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every worker process imports this module: it needs only the standard library and
 
 from __future__ import annotations
 
+import enum
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +22,17 @@ WILDCARD = "*"
 _NO_TOKEN = Token(0, 0)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class RunIn(enum.StrEnum):
+    """Where a handler runs, as ``@task(run=…)`` says it."""
+
+    PROCESS = "process"
+    """A ``def``, alone in a worker process, which can be killed."""
+    ASYNCIO = "asyncio"
+    """An ``async def``, among many on the event loop of a worker process."""
+    REACTOR = "reactor"
+    """An ``async def`` that awaits Deferreds, in the node's own reactor; it must not block."""
 
 
 class HandlerError(ValueError):
@@ -175,7 +187,7 @@ class Handler:
 
     type: str
     function: Callable[[Any, Context], Any]
-    is_async: bool
+    run: RunIn
     where: str
     queue: str | None = None
     max_attempts: int | None = None
@@ -194,14 +206,17 @@ def task(
     max_attempts: int | None = None,
     backoff: float | Mapping[str, Any] | None = None,
     queue: str | None = None,
+    run: str | None = None,
 ) -> Callable[[Function], Function]:
     """Declare a ``def`` or ``async def`` of ``(payload, context)`` as the handler of a task type.
 
-    A ``def`` runs in a worker process that can be killed; an ``async def`` runs in the node's
-    reactor, awaits Deferreds and coroutines, and must not block. The function itself is returned
-    unchanged. The options are defaults for tasks that don't say otherwise when they are submitted.
+    A ``def`` runs alone in a worker process; an ``async def`` among many on the event loop of one.
+    Both can be killed. The function itself is returned unchanged. The options are defaults for
+    tasks that don't say otherwise when they are submitted.
 
     :param task_type: 1 to 100 characters, or ``"*"`` for every type without a handler of its own.
+    :param run: ``"reactor"`` for an ``async def`` that awaits Deferreds: it runs in the node itself
+        and must not block. ``"process"`` and ``"asyncio"`` say what is so anyway.
     :param timeout: seconds for one attempt.
     :param backoff: seconds (constant), or ``{"kind": "exponential|linear|constant", "base": 1,
         "cap": 3600, "jitter": True}``.
@@ -214,7 +229,7 @@ def task(
             handler = Handler(
                 type=_task_type(task_type),
                 function=function,
-                is_async=_is_async(function),
+                run=_run_in(run, _is_async(function)),
                 where=where,
                 queue=_queue(queue),
                 max_attempts=_max_attempts(max_attempts),
@@ -245,6 +260,23 @@ def _is_async(function: Callable[..., Any]) -> bool:
             "(one that runs the coroutine by itself has no __wrapped__)"
         )
     return False
+
+
+def _run_in(asked: str | None, is_async: bool) -> RunIn:
+    """Where the handler runs; raises ``ValueError``: it can't run there."""
+    if asked is None:
+        return RunIn.ASYNCIO if is_async else RunIn.PROCESS
+    if asked == "thread":
+        raise ValueError("run='thread' is not offered: a thread can't be ended when its time is up; say run='process'")
+    if asked not in list(RunIn):
+        raise ValueError(f"run is 'process', 'asyncio' or 'reactor', not {asked!r}")
+    found = RunIn(asked)
+    if is_async is (found is RunIn.PROCESS):
+        raise ValueError(
+            "an `async def` runs in 'asyncio' or 'reactor', not 'process'" if is_async
+            else f"a `def` would block all others in {asked!r}: it runs in 'process', or becomes an `async def`"
+        )  # fmt: skip
+    return found
 
 
 def _check_signature(function: Callable[..., Any]) -> None:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorProcess, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-import tq_node
 from tq_node import limits
 from tq_node.facade import ReadyNote
-from tq_node.work import protocol
 from tq_node.work.attempt import CANCEL_GRACE_S, LEASE_EXPIRED
-from tq_node.work.descendants import MARK, TreeKiller
 from tq_node.work.prefetch import Prefetch
 from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
-from tq_node.work.process_environment import ProcessEnvironment, environment_for
+from tq_node.work.process_environment import ProcessEnvironment
+from tq_node.work.spawning import Spawner, hide_high_descriptors
 
 _log = Logger()
 _BACKOFF_S = 0.25
@@ -61,20 +53,13 @@ class ProcessPool:
     ) -> None:
         """:param modules: handler modules that each process loads.
         :param reactor: for timers and processes."""
-        self._start = protocol.Start(
-            modules, tuple(sys.path), os.environ.get("PYTHONPATH"), environment.umask, environment.bounds
-        )
-        variables = environment.variables
-        self._environment = dict(environment_for(os.environ, ()) if variables is None else variables)
-        self._killer = TreeKiller()
+        self._spawner = Spawner("tq_node.work.child", modules, environment, reactor)
         self._size = size
         self.limit = size
         """How many processes may run tasks; lowered while ``async def`` handlers take slots."""
         self._prefetch = prefetch
         self._spares = min(limits.CHILD_SPARES, size)
-        self._reactor: IReactorProcess = reactor
         self._clock: IReactorTime = reactor
-        self._lock_fd = environment.lock_fd
         self._monotonic = monotonic
         self._waiting: deque[ProcessAttempt] = deque()
         self._send_call: IDelayedCall | None = None
@@ -91,7 +76,11 @@ class ProcessPool:
         self._backoff: IDelayedCall | None = None
         self._running = False
         self._stopped: Deferred[None] | None = None
-        self.started_total = 0
+
+    @property
+    def started_total(self) -> int:
+        """How many were ever started."""
+        return self._spawner.started_total
 
     @property
     def processes(self) -> int:
@@ -136,7 +125,7 @@ class ProcessPool:
         if self._running:
             return
         self._running = True
-        _hide_high_descriptors()
+        hide_high_descriptors()
         self._balance()
 
     def renew(self) -> None:
@@ -335,38 +324,24 @@ class ProcessPool:
                 break
 
     def _spawn(self) -> bool:
-        root = str(Path(tq_node.__file__).resolve().parent.parent)
-        mark = f"{os.getpid()}:{self.started_total}"
-        environment = {**self._environment, MARK: mark}
-        # For the process to find this package; it restores the variable before any handler.
-        environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [self._start.pythonpath])])
+        spawner = self._spawner
+        mark = spawner.mark()
         try:
-            process = WorkerProcess(self, self._start, self._killer, mark)
+            process = WorkerProcess(self, spawner.start, spawner.killer, mark)
         except OSError as why:
             self._start_failed(f"a worker process can't be started: {why}")
             return False
         # Known before it is started: it may be dead before spawnProcess returns.
         self._all.add(process)
         self._timers[process] = self._clock.callLater(limits.CHILD_START_MS_MAX / 1000, self._start_timed_out, process)
-        arguments = [sys.executable, "-P", "-m", "tq_node.work.child", str(os.getpid())]
         try:
-            with open(os.devnull, "rb") as null:
-                child_fds: dict[int, str | int] = {
-                    0: null.fileno(), 1: "r", 2: "r",
-                    protocol.RUN_FD: "w", protocol.REPORT_FD: "r", protocol.CONTROL_FD: "w",
-                    protocol.LOCK_FD: null.fileno() if self._lock_fd is None else self._lock_fd,
-                    protocol.TASK_FD: process.task_socket.fileno(),
-                }  # fmt: skip
-                self._reactor.spawnProcess(process, sys.executable, arguments, environment, None, childFDs=child_fds)
+            spawner.spawn(process, mark, process.task_socket.fileno())
         except OSError as why:
-            if why.errno == errno.EBADF:
-                _hide_high_descriptors()
             self._all.discard(process)
             process.task_socket.close()
             self._timers.pop(process).cancel()
             self._start_failed(f"a worker process can't be started: {why}")
             return False
-        self.started_total += 1
         return True
 
     def _start_timed_out(self, process: WorkerProcess) -> None:
@@ -396,18 +371,3 @@ class ProcessPool:
     def _retire(self, process: WorkerProcess) -> None:
         process.retire()
         process.changed_s = self._clock.seconds()
-
-
-def _hide_high_descriptors() -> None:
-    """Keep what is above RLIMIT_NOFILE (inherited, or opened before that was lowered) from worker
-    processes. ``posix_spawn`` would be asked to close each descriptor that is inheritable, and
-    refuses those."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    try:
-        fds = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
-        return
-    for fd in fds:
-        if fd >= most:
-            with contextlib.suppress(OSError):
-                os.set_inheritable(fd, False)

@@ -333,7 +333,7 @@ class WorkerProcess(ProcessProtocol):
         if self._tasks or self._had_task:
             # It may have died by itself: what its task started in own sessions is orphaned.
             self._killer.kill_marked(self._mark)
-        why = _describe_exit(self.pid, reason)
+        why = describe_exit(self.pid, reason)
         remaining, self._tasks = self._tasks, deque()
         if remaining:
             remaining[0].attempt.output_received(self._output.finish())
@@ -341,7 +341,7 @@ class WorkerProcess(ProcessProtocol):
             if is_unread and not self._is_outcome_forced():
                 one.attempt.returned()
             else:
-                one.attempt.process_died(self._forced_outcome or _outcome_of(why, reason))
+                one.attempt.process_died(self._forced_outcome or outcome_of(why, reason))
         _give_back(taken)
         detail = self._why_broken or "; ".join([why, *self._idle_lines[-3:]])
         self._owner.process_died(self, detail, started=self._is_loaded, idle=not (remaining or taken or self._had_task))
@@ -514,7 +514,7 @@ def _give_back(taken: list[_AssignedTask]) -> None:
         one.attempt.returned()
 
 
-def _describe_exit(pid: int, reason: Failure) -> str:
+def describe_exit(pid: int, reason: Failure) -> str:
     """How the process ended, for people."""
     error = reason.value
     if isinstance(error, ProcessTerminated) and error.signal is not None:
@@ -526,7 +526,7 @@ def _describe_exit(pid: int, reason: Failure) -> str:
     return f"worker process {pid} exited with code {getattr(error, 'exitCode', 0) or 0}"
 
 
-def _outcome_of(why: str, reason: Failure) -> Outcome:
+def outcome_of(why: str, reason: Failure) -> Outcome:
     """The outcome of the attempt that ran in it: SIGALRM is its lease timer, else a failure."""
     if getattr(reason.value, "signal", None) == signal.SIGALRM:
         return LEASE_EXPIRED

@@ -145,9 +145,17 @@ class Failed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=14):
     printed: bool = False
 
 
+class Lapsed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=17):
+    """Worker to node: an attempt's lease was about to end; its handler was cancelled, and ended."""
+
+    serial: int
+
+
 ToWorker = Start | Run
 ToWorkerControl = Lease | Cancel
-FromWorker = Hello | Broken | Said | Renewed | Done | NotBegun | Failed
+ToLoop = Start | Run | Lease | Cancel
+"""To a worker process with an event loop, all through ``RUN_FD``: so they arrive in order."""
+FromWorker = Hello | Broken | Said | Renewed | Done | NotBegun | Failed | Lapsed
 Frame = TypeVar("Frame")
 
 

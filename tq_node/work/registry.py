@@ -15,7 +15,7 @@ from tq_node.facade import TypeDefaults
 from tq_node.types import Announced, HandledType, HandlerKind
 from tq_node.work import handlers
 from tq_node.work.handler_modules import load_handlers
-from tq_node.work.handlers import WILDCARD, Handler, HandlerError
+from tq_node.work.handlers import WILDCARD, Handler, HandlerError, RunIn
 
 SIMULATED = "tq_node.work.simulated"
 """What ``--handlers simulated`` names; it stands in where none is named and that is no harm."""
@@ -107,10 +107,14 @@ class Registry:
         """What this node announces to the others."""
         return self._announced if self._stands_in else _NOTHING
 
+    def has(self, run: RunIn) -> bool:
+        """Whether any handler runs there."""
+        return any(handler.run is run for handler in self._handlers.values())
+
     @property
     def needs_processes(self) -> bool:
-        """Whether any handler is a ``def``."""
-        return any(not handler.is_async for handler in self._handlers.values())
+        """Whether any handler runs in a worker process."""
+        return self.has(RunIn.PROCESS) or self.has(RunIn.ASYNCIO)
 
     def resolve(self, task_type: str) -> Handler | None:
         return self._handlers.get(task_type, self._wildcard) if self._stands_in else None

@@ -27,25 +27,25 @@ def clock() -> IReactorTime:
     return cast("IReactorTime", reactor)
 
 
-@task("email")
+@task("email", run="reactor")
 async def email(payload: Any, context: Context) -> str:
     await _work(1.0, context)
     return f"Email sent: {shown(payload)}"
 
 
-@task("image")
+@task("image", run="reactor")
 async def image(payload: Any, context: Context) -> str:
     await _work(3.0, context)
     return f"Image processed: {shown(payload)}"
 
 
-@task("report")
+@task("report", run="reactor")
 async def report(payload: Any, context: Context) -> str:
     await _work(5.0, context)
     return f"Report generated: {shown(payload)}"
 
 
-@task(WILDCARD)
+@task(WILDCARD, run="reactor")
 async def anything(payload: Any, context: Context) -> str:
     await _work(2.0, context)
     return f"Task completed: {shown(payload)}"

@@ -4,7 +4,7 @@ Dispatch is by events: a hint of the queue, or a slot that is free again, leads 
 next turn of the reactor. A slot is free when the handler has ended, not when that is committed, so
 that a completion and the next claim share a commit. While worker processes end tasks faster than
 claims are committed, some are held ahead of the slots (``prefetch``); they wait in the pool, and
-those of ``async def`` handlers that come among them in ``_async_queue``."""
+those of ``async def`` handlers that come among them in ``_shared_queue``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
 from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcome, ReadyNote, Released, TaskQueue
 from tq_node.types import Announced, Token
-from tq_node.work.async_attempt import AsyncAttempt
-from tq_node.work.attempt import CANCELLED, Attempt, failed
+from tq_node.work.attempt import CANCELLED, Attempt, SharedAttempt, failed
 from tq_node.work.completer import Completer
 from tq_node.work.failure_log import FailureLog, printable
 from tq_node.work.handler_output import unwrap_streams, wrap_streams
 from tq_node.work.handler_reload import HandlerReload
+from tq_node.work.handlers import Handler, RunIn
 from tq_node.work.lease import renew_leases
+from tq_node.work.loop_attempt import LoopAttempt
+from tq_node.work.loop_pool import LoopPool
 from tq_node.work.pool import ProcessPool
 from tq_node.work.prefetch import Prefetch
 from tq_node.work.process_attempt import ProcessAttempt
+from tq_node.work.reactor_attempt import ReactorAttempt
 from tq_node.work.registry import Registry
 from tq_node.work.settings import WorkerSettings
 
@@ -78,12 +81,13 @@ class WorkerService(Service):
             reactor=self.clock,
             monotonic=monotonic,
         )
+        self.loops = LoopPool(registry.modules, settings.environment, size=concurrency, reactor=self.clock)
         self._attempts: dict[tuple[str, Token], Attempt] = {}
         self._claiming = 0
         """Slots that claims in flight have asked for."""
-        self._async_queue: deque[AsyncAttempt] = deque()
-        """Prefetched ``async def`` attempts not begun. (Those of ``def`` wait in the pool.)"""
-        self._async_running = 0
+        self._shared_queue: deque[SharedAttempt] = deque()
+        """Prefetched attempts of ``async def`` handlers. (Those of ``def`` wait in the pool.)"""
+        self._shared_running = 0
         self._is_starting = False
         self._overdue_call: IDelayedCall | None = None
         self.completer = Completer(
@@ -110,14 +114,19 @@ class WorkerService(Service):
         self._stopping = False
         self._queue.attach(self)
         wrap_streams()
-        if self._registry.needs_processes:
-            self.pool.start()
+        self._start_pools()
         for work, interval_s in ((self._safety_net, limits.SAFETY_NET_S), (self._renew, limits.LEASE_RENEW_MS / 1000)):
             loop = LoopingCall(_guarded, work)
             loop.clock = self.clock
             loop.start(interval_s, now=False).addErrback(_unexpected)
             self._loops.append(loop)
         self._schedule()
+
+    def _start_pools(self) -> None:
+        if self._registry.has(RunIn.PROCESS):
+            self.pool.start()
+        if self._registry.has(RunIn.ASYNCIO):
+            self.loops.start()
 
     def stopService(self) -> Deferred[None]:
         """Claim nothing more, give the handlers ``stop_timeout_s``, then kill them and release
@@ -141,7 +150,7 @@ class WorkerService(Service):
 
     @property
     def notes(self) -> Sequence[ReadyNote]:
-        return self.pool.notes
+        return self.pool.notes or self.loops.notes
 
     @property
     def announced(self) -> Announced:
@@ -159,12 +168,12 @@ class WorkerService(Service):
         return self._reload.reload()
 
     def _handlers_reloaded(self) -> None:
-        for waiting in [*self._async_queue, *self.pool.waiting]:
+        for waiting in [*self._shared_queue, *self.pool.waiting]:
             waiting.release()  # to be claimed anew, by whoever has a handler for it now
         if self.running and not self._stopping:
-            if self._registry.needs_processes:
-                self.pool.start()
+            self._start_pools()
             self.pool.renew()
+            self.loops.renew()
         self._handlers_changed()
 
     def _handlers_changed(self) -> None:
@@ -245,26 +254,29 @@ class WorkerService(Service):
         if granted_ms <= 0:
             self.completer.finish(claim, Released(), None)
             return
-        lease_until = now + granted_ms / 1000
-        if not handler.is_async:
-            attempt = ProcessAttempt(self, claim, handler, lease_until, self.pool)
-            attempt.claimed_at = now
-            self._attempts[claim.task_id, claim.token] = attempt
+        attempt = self._attempt_of(claim, handler, now + granted_ms / 1000)
+        attempt.claimed_at = now
+        self._attempts[claim.task_id, claim.token] = attempt
+        if not isinstance(attempt, SharedAttempt):
             self._start(attempt)
             return
-        in_node = AsyncAttempt(self, claim, handler, lease_until)
-        in_node.claimed_at = now
-        self._attempts[claim.task_id, claim.token] = in_node
-        self.prefetch.stop()  # it is for processes alone: what runs in the node would only stand in line
+        self.prefetch.stop()  # it is for processes with one task each: others would only stand in line
         if len(self._attempts) <= self._concurrency:
-            self._start_in_node(in_node)
+            self._start_shared(attempt)
         else:
-            self._async_queue.append(in_node)
+            self._shared_queue.append(attempt)
 
-    def _start_in_node(self, attempt: AsyncAttempt) -> None:
+    def _attempt_of(self, claim: Claim, handler: Handler, lease_until: float) -> Attempt:
+        if handler.run is RunIn.PROCESS:
+            return ProcessAttempt(self, claim, handler, lease_until, self.pool)
+        if handler.run is RunIn.ASYNCIO:
+            return LoopAttempt(self, claim, handler, lease_until, self.loops)
+        return ReactorAttempt(self, claim, handler, lease_until)
+
+    def _start_shared(self, attempt: SharedAttempt) -> None:
         attempt.has_slot = True
-        self._async_running += 1
-        self.pool.limit = self._concurrency - self._async_running
+        self._shared_running += 1
+        self.pool.limit = self._concurrency - self._shared_running
         self._start(attempt)
 
     def _start(self, attempt: Attempt) -> None:
@@ -284,7 +296,7 @@ class WorkerService(Service):
         self.pool.check_long_tasks(_CHECK_S)
         ahead = len(self._attempts) - self._concurrency
         waiting: list[Attempt] = sorted(
-            [*self._async_queue, *self.pool.waiting], key=lambda attempt: attempt.claimed_at
+            [*self._shared_queue, *self.pool.waiting], key=lambda attempt: attempt.claimed_at
         )
         due = self._monotonic() - limits.CLAIMS_AHEAD_WAIT_MS / 1000
         overdue = min(ahead, sum(attempt.claimed_at < due for attempt in waiting))
@@ -300,10 +312,10 @@ class WorkerService(Service):
             return  # one that ends at once leads back here; the loop below goes on
         self._is_starting = True
         while (
-            self._async_queue
-            and len(self._attempts) - len(self._async_queue) - len(self.pool.waiting) < self._concurrency
+            self._shared_queue
+            and len(self._attempts) - len(self._shared_queue) - len(self.pool.waiting) < self._concurrency
         ):
-            self._start_in_node(self._async_queue.popleft())
+            self._start_shared(self._shared_queue.popleft())
         self._is_starting = False
 
     # --- attempt.Host ---
@@ -334,9 +346,9 @@ class WorkerService(Service):
     def ended(self, attempt: Attempt, outcome: Outcome, notes: Notes | None) -> None:
         claim = attempt.claim
         self._attempts.pop((claim.task_id, claim.token), None)
-        if isinstance(attempt, AsyncAttempt):
-            self._left_node(attempt)
-        if self._async_queue:
+        if isinstance(attempt, SharedAttempt):
+            self._left_slot(attempt)
+        if self._shared_queue:
             self._next_in_line()
         self.pool.feed()
         if notes is not None and self._echo:
@@ -349,12 +361,12 @@ class WorkerService(Service):
         if self._changed is not None:
             self._notify()
 
-    def _left_node(self, attempt: AsyncAttempt) -> None:
+    def _left_slot(self, attempt: SharedAttempt) -> None:
         if attempt.has_slot:
-            self._async_running -= 1
-            self.pool.limit = self._concurrency - self._async_running
+            self._shared_running -= 1
+            self.pool.limit = self._concurrency - self._shared_running
         else:
-            self._async_queue.remove(attempt)
+            self._shared_queue.remove(attempt)
 
     def _end_committed(self) -> None:
         """The end of an attempt is committed."""
@@ -375,7 +387,8 @@ class WorkerService(Service):
     # --- stopping ---
     async def _drain(self) -> None:
         self.pool.close()
-        for waiting in list(self._async_queue):
+        self.loops.close()
+        for waiting in list(self._shared_queue):
             waiting.release()
         if self._overdue_call is not None:
             self._overdue_call.cancel()
@@ -388,6 +401,7 @@ class WorkerService(Service):
             loop.stop()
         self._loops.clear()
         await self.pool.stop()
+        await self.loops.stop()
         if not await self._until(lambda: not self._claiming and not self.completer.count, _STOP_COMMIT_S):
             _log.info(
                 "stopped with {finishing} ends of attempts and {asked} claims not yet confirmed",

@@ -16,6 +16,7 @@ from twisted.internet.task import Clock, deferLater
 
 from tests.support.fake_queue import FakeQueue
 from tq_node.facade import Claim, Outcome, TaskQueue
+from tq_node.work.handlers import RunIn
 from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.registry import Registry
@@ -32,9 +33,11 @@ SAMPLES = "tests.unit.tq_node.work.sample_handlers"
 class Rig:
     """A started service, its queue, and waiting with a deadline."""
 
-    def __init__(self, *, reactor: Any = None, monotonic: Callable[[], float] = monotonic, **options: Any) -> None:
+    def __init__(
+        self, module: str = SAMPLES, *, reactor: Any = None, monotonic: Callable[[], float] = monotonic, **options: Any
+    ) -> None:
         self.queue = FakeQueue()
-        self.registry = Registry.load([SAMPLES])
+        self.registry = Registry.load([module])
         settings = WorkerSettings(**{"stop_timeout_s": 0.0, "concurrency": 4} | options)
         self.worker = WorkerService(
             cast("TaskQueue", self.queue), self.registry, settings, reactor=reactor, monotonic=monotonic
@@ -110,8 +113,8 @@ def rigs() -> Iterator[Any]:
     """Makes rigs with real worker processes and stops them at the end; nothing may be left of them."""
     made: list[Rig] = []
 
-    def make(**options: Any) -> Rig:
-        made.append(Rig(**options).start())
+    def make(module: str = SAMPLES, **options: Any) -> Rig:
+        made.append(Rig(module, **options).start())
         return made[-1]
 
     yield make
@@ -119,7 +122,7 @@ def rigs() -> Iterator[Any]:
         pids = [process.pid for process in rig.worker.pool._all]
         if rig.worker.running:
             pytest_twisted.blockon(within(ensureDeferred(_stop(rig))))
-        assert rig.worker.pool.processes == 0
+        assert rig.worker.pool.processes == rig.worker.loops.processes == 0
         assert [pid for pid in pids if os.path.exists(f"/proc/{pid}")] == []
 
 
@@ -139,7 +142,7 @@ class ClockRig(Rig):
         self.clock = Clock()
         super().__init__(reactor=self.clock, monotonic=self.clock.seconds, **options)
         self.worker._registry = Registry(
-            {name: handler for name, handler in self.registry._handlers.items() if handler.is_async}, ()
+            {name: handler for name, handler in self.registry._handlers.items() if handler.run is RunIn.REACTOR}, ()
         )
 
     def turn(self) -> None:

@@ -328,17 +328,17 @@ def _deferred() -> Deferred[Any]:
     return waiting[-1]
 
 
-@task("a_echo")
+@task("a_echo", run="reactor")
 async def a_echo(payload: Any, context: Context) -> Any:
     return payload
 
 
-@task("a_about")
+@task("a_about", run="reactor")
 async def a_about(payload: Any, context: Context) -> dict[str, Any]:
     return {"task_id": context.task_id, "attempt": context.attempt, "deadline": context.deadline}
 
 
-@task("a_wait")
+@task("a_wait", run="reactor")
 async def a_wait(payload: Any, context: Context) -> Any:
     context.log("before")
     context.progress(0.25, "waiting")
@@ -348,7 +348,7 @@ async def a_wait(payload: Any, context: Context) -> Any:
     return value
 
 
-@task("a_listen")
+@task("a_listen", run="reactor")
 async def a_listen(payload: Any, context: Context) -> str:
     deferred = _deferred()
     try:
@@ -358,7 +358,7 @@ async def a_listen(payload: Any, context: Context) -> str:
     return "never"
 
 
-@task("a_stubborn")
+@task("a_stubborn", run="reactor")
 async def a_stubborn(payload: Any, context: Context) -> None:
     while True:
         deferred = _deferred()
@@ -368,44 +368,44 @@ async def a_stubborn(payload: Any, context: Context) -> None:
             context.log("not yet")
 
 
-@task("a_raise")
+@task("a_raise", run="reactor")
 async def a_raise(payload: Any, context: Context) -> None:
     raise ValueError(f"no good: {payload}")
 
 
-@task("a_retry")
+@task("a_retry", run="reactor")
 async def a_retry(payload: Any, context: Context) -> None:
     raise Retry(payload)
 
 
-@task("a_reject")
+@task("a_reject", run="reactor")
 async def a_reject(payload: Any, context: Context) -> None:
     raise Reject("never")
 
 
-@task("a_exit")
+@task("a_exit", run="reactor")
 async def a_exit(payload: Any, context: Context) -> None:
     sys.exit(payload)
 
 
-@task("a_asyncio")
+@task("a_asyncio", run="reactor")
 async def a_asyncio(payload: Any, context: Context) -> None:
     import asyncio
 
     await asyncio.sleep(0)
 
 
-@task("a_big_result")
+@task("a_big_result", run="reactor")
 async def a_big_result(payload: int, context: Context) -> str:
     return "x" * payload
 
 
-@task("a_not_json")
+@task("a_not_json", run="reactor")
 async def a_not_json(payload: Any, context: Context) -> Any:
     return {1, 2}
 
 
-@task("a_log")
+@task("a_log", run="reactor")
 async def a_log(payload: Any, context: Context) -> None:
     for number in range(payload):
         context.log(f"line {number}")
@@ -419,7 +419,7 @@ def says(payload: Any, context: Context) -> None:
     print("unfinished", end="")
 
 
-@task("a_say")
+@task("a_say", run="reactor")
 async def a_says(payload: Any, context: Context) -> None:
     print("printed", payload)
     print("to stderr", file=sys.stderr)
@@ -427,7 +427,7 @@ async def a_says(payload: Any, context: Context) -> None:
     print("unfinished", end="")
 
 
-@task("a_say_twice")
+@task("a_say_twice", run="reactor")
 async def a_says_twice(payload: Any, context: Context) -> None:
     print(payload, "before")
     deferred = _deferred()
@@ -452,7 +452,7 @@ def tells(payload: Any, context: Context) -> dict[str, Any]:
     return told(context)
 
 
-@task("a_told")
+@task("a_told", run="reactor")
 async def a_tells(payload: Any, context: Context) -> dict[str, Any]:
     return told(context)
 

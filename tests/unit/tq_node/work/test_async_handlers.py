@@ -15,8 +15,8 @@ from tests.unit.tq_node.work.conftest import ClockRig
 from tq_node import Context, Retry, limits
 from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome
 from tq_node.types import Token
-from tq_node.work.async_attempt import AsyncAttempt
-from tq_node.work.handlers import Handler
+from tq_node.work.handlers import Handler, RunIn
+from tq_node.work.reactor_attempt import ReactorAttempt
 
 
 def failure(rig: ClockRig, claim: Claim) -> AttemptFailed:
@@ -157,10 +157,10 @@ class Host:
         self.outcomes.append(outcome)
 
 
-def start(function: Any, payload: object = None) -> tuple[AsyncAttempt, Host]:
+def start(function: Any, payload: object = None) -> tuple[ReactorAttempt, Host]:
     host = Host()
     claim = Claim("t", "x", msgspec.json.encode(payload), 0, 1, Token(1, 1), None)
-    attempt = AsyncAttempt(host, claim, Handler("x", function, is_async=True, where="here"), 0.0)
+    attempt = ReactorAttempt(host, claim, Handler("x", function, run=RunIn.REACTOR, where="here"), 0.0)
     attempt.start()
     return attempt, host
 
@@ -201,8 +201,8 @@ def test_retry_refuses_what_is_no_delay() -> None:
 def test_a_payload_that_is_no_json_fails_the_attempt() -> None:
     host = Host()
     claim = Claim("t", "x", b"{", 0, 1, Token(1, 1), None)
-    handler = Handler("x", sample_handlers.a_echo, is_async=True, where="here")
-    AsyncAttempt(host, claim, handler, 0.0).start()
+    handler = Handler("x", sample_handlers.a_echo, run=RunIn.REACTOR, where="here")
+    ReactorAttempt(host, claim, handler, 0.0).start()
     (outcome,) = host.outcomes
     assert isinstance(outcome, AttemptFailed)
     assert outcome.error.type == "JSONDecodeError"

@@ -16,7 +16,7 @@ from tq_node import Context, limits, task
 from tq_node.facade import TypeDefaults
 from tq_node.types import Announced, Backoff, HandledType, HandlerKind, Token
 from tq_node.work import handlers
-from tq_node.work.handlers import HandlerError
+from tq_node.work.handlers import HandlerError, RunIn
 from tq_node.work.registry import SIMULATED, Registry
 
 
@@ -49,7 +49,7 @@ def test_the_options_of_a_type() -> None:
     assert registry.defaults("raise") == TypeDefaults()
     handler = registry.resolve("echo")
     assert handler is not None
-    assert not handler.is_async
+    assert handler.run is RunIn.PROCESS
     assert handler.function is sample_handlers.echo
     assert registry.resolve("unheard of") is None
     assert registry.defaults("unheard of") == TypeDefaults()
@@ -303,8 +303,8 @@ def test_what_runs_its_coroutine_by_itself_and_what_is_async_in_another_way(fold
         "partial = task('partial')(functools.partial(three, 1))\n",
     )
     registry = Registry.load(["fine"])
-    kinds = {name: registry.resolve(name).is_async for name in ("def", "object", "partial")}  # type: ignore[union-attr]
-    assert kinds == {"def": False, "object": True, "partial": True}
+    kinds = {name: registry.resolve(name).run for name in ("def", "object", "partial")}  # type: ignore[union-attr]
+    assert kinds == {"def": RunIn.PROCESS, "object": RunIn.ASYNCIO, "partial": RunIn.ASYNCIO}
 
 
 def test_a_context_can_be_made_and_looked_at_in_a_test() -> None:

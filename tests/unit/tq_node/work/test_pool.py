@@ -132,7 +132,7 @@ def break_starts(rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str) -> str:
     """From here on no process starts. Returns what the note says of it."""
     pool = rig.worker.pool
     if kind == "module":
-        pool._start = msgspec.structs.replace(pool._start, modules=("no_such_module",))
+        pool._spawner.start = msgspec.structs.replace(pool._spawner.start, modules=("no_such_module",))
         return "module no_such_module can't be imported"
     if kind == "slow":
         monkeypatch.setattr(limits, "CHILD_START_MS_MAX", 1)
@@ -151,7 +151,7 @@ async def test_where_no_process_starts_no_attempt_is_spent_and_nothing_is_claime
     pool = rig.worker.pool
     await rig.settled()
     assert rig.worker.notes == ()
-    start, python = pool._start, sys.executable
+    start, python = pool._spawner.start, sys.executable
     with monkeypatch.context() as broken:
         # What the next processes need breaks in the meantime.
         says = break_starts(rig, broken, kind)
@@ -172,7 +172,7 @@ async def test_where_no_process_starts_no_attempt_is_spent_and_nothing_is_claime
         assert len(rig.queue.claim_limits) == asked
         assert pool.started_total < 20
     # And it comes back by itself, with all its slots once a process has been of use.
-    pool._start = start
+    pool._spawner.start = start
     assert sys.executable == python
     assert await rig.outcome(waits) == Completed(b"1")
     await until(lambda: rig.worker.slots_free == 4, "all slots are back")

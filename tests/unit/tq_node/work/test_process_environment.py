@@ -119,8 +119,8 @@ def test_what_is_the_nodes_own_is_given_to_nobody() -> None:
 @asynchronous
 async def test_children_that_the_module_has_started_live_on(rigs: Any) -> None:
     rig = rigs(concurrency=1)
-    rig.worker.pool._start = msgspec.structs.replace(
-        rig.worker.pool._start, modules=("tests.unit.tq_node.work.servant_handlers",)
+    rig.worker.pool._spawner.start = msgspec.structs.replace(
+        rig.worker.pool._spawner.start, modules=("tests.unit.tq_node.work.servant_handlers",)
     )
     for process in list(rig.worker.pool._all):
         process.kill()

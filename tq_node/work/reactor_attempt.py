@@ -1,4 +1,4 @@
-"""Where an ``async def`` handler runs: in the reactor, driven step by step.
+"""Runs an ``async def`` handler with ``run="reactor"`` in the node, step by step.
 
 A handler that never waits ends within ``start``, without a Deferred. One that waits goes on when
 its Deferred fires, always in the same context (``contextvars``). Nothing here can stop a handler
@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.facade import AttemptFailed, Claim, Completed, Outcome
-from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Attempt, Host
+from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Host, SharedAttempt
 from tq_node.work.handler_output import HandlerOutput
 from tq_node.work.handlers import Context, Handler, context_of
 from tq_node.work.results import decode_payload, describe, encode_result
@@ -24,10 +24,10 @@ from tq_node.work.results import decode_payload, describe, encode_result
 _log = Logger()
 
 
-class AsyncAttempt(Attempt):
-    """An attempt of an ``async def`` handler."""
+class ReactorAttempt(SharedAttempt):
+    """An attempt of an ``async def`` handler with ``run="reactor"``."""
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_output", "_variables", "has_slot")
+    __slots__ = ("_awaited", "_context", "_coroutine", "_output", "_variables")
 
     def __init__(self, host: Host, claim: Claim, handler: Handler, lease_until: float) -> None:
         super().__init__(host, claim, handler, lease_until)
@@ -36,8 +36,6 @@ class AsyncAttempt(Attempt):
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._variables: Variables = copy_context()
         self._output = HandlerOutput(self.progress_buffer)
-        self.has_slot = False
-        """Whether it occupies a slot; set by the host."""
 
     def start(self) -> None:
         claim = self.claim
@@ -113,11 +111,12 @@ class AsyncAttempt(Attempt):
                 return
             except BaseException as error:  # whatever a handler raises costs its attempt only
                 self._coroutine = None
-                self._end(AttemptFailed(*describe(error)))
+                self._end(AttemptFailed(*describe(_hinted(error))))
                 return
             if not isinstance(awaited, Deferred):
+                name = type(awaited).__qualname__
                 value = Failure(
-                    TypeError(f"an async handler awaits Deferreds and coroutines, not {type(awaited).__qualname__}")
+                    TypeError(f"a handler with run='reactor' awaits Deferreds, not {name}: say run='asyncio' for that")
                 )
                 continue
             if awaited.called and not awaited.paused and not isinstance(awaited.result, Deferred):
@@ -141,6 +140,14 @@ class AsyncAttempt(Attempt):
         except Exception as error:  # BadResult, or what an object of the handler raises
             outcome = AttemptFailed(*describe(error))
         self._end(outcome)
+
+
+def _hinted(error: BaseException) -> BaseException:
+    """The error, but in words of ours where the handler asked for an asyncio loop."""
+    if isinstance(error, RuntimeError) and str(error) == "no running event loop":
+        text = "a handler with run='reactor' has no asyncio event loop: say run='asyncio' for that"
+        return RuntimeError(text).with_traceback(error.__traceback__)
+    return error
 
 
 def _take(deferred: Deferred[Any]) -> Any:
