@@ -5,8 +5,8 @@ How it is driven: ``worker.WorkerService`` claims as many tasks as there are fre
 ``Attempt`` of each. A ``def`` handler runs alone in a process of the ``pool`` (``process_attempt``,
 ``process``, and ``child`` inside the process); an ``async def`` among others on the event loop of a
 process of the ``loop_pool`` (``loop_attempt``, ``loop_process``, ``loop_child``), or, where it says
-``run="reactor"``, in the node (``reactor_attempt``). What a handler says goes through a ``ProgressBuffer``; its end is passed on by
-``completer`` until the queue is known to have kept it.
+``run="reactor"``, in the node (``reactor_attempt``). What a handler says goes through a
+``ProgressBuffer``; its end is passed on by ``completer`` until the queue is known to have kept it.
 
 What always holds: an attempt ends exactly once. Its handler does not outlive its lease: a worker
 process is killed by a timer of its own, whatever the node does.
