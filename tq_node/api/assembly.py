@@ -64,16 +64,18 @@ def make_site(
     slices: Slices | None = None,
     audit: AuditLog | None = None,
     wall_us: Callable[[], int] = _wall_us,
+    now_s: Callable[[], float] = time.time,
 ) -> ApiSite:
     """The site that serves the whole API, on any number of ports. End it with ``ApiSite.close``.
 
     :param shutdown: ends this node in order; called for ``POST /cluster/shutdown``.
     :param slices: shared with the queue, if it works in slices.
     :param audit: None: the node keeps no audit log.
-    :param wall_us: calendar time, for its lines."""
+    :param wall_us: calendar time in microseconds, for its lines.
+    :param now_s: wall clock, by which tokens expire; the reactor's is none."""
     made = _Routes(queue, settings, metrics, shutdown, reactor, audit)
     server = ServerState(settings, metrics, reactor, slices)
-    authenticator = Authenticator(queue.token_table, time.time)  # the reactor's seconds are no date
+    authenticator = Authenticator(queue.token_table, now_s)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     if audit is not None:

@@ -141,6 +141,7 @@ class World:
             self.metrics,
             shutdown=lambda: self.shutdowns.append(self.clock.seconds()),
             reactor=self.clock,
+            now_s=self.clock.seconds,
             slices=Slices(self.clock, now_s=self.clock.seconds),  # never cut: in virtual time nothing takes any
             audit=audit,
             wall_us=lambda: round(self.clock.seconds() * 1_000_000),

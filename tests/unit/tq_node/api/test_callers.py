@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.address import IPv4Address
 
@@ -82,6 +84,13 @@ def test_a_revoked_token_on_an_open_connection(world: World) -> None:
     assert [reply.status for reply in connection.replies()] == [201, 401]
 
 
+def told(reply: Reply) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """An answer without what differs each time: its date, and the id that it may have been given."""
+    passing = {"date", "x-request-id", "content-length"}
+    headers = {name: value for name, value in reply.headers.items() if name not in passing}
+    return reply.status, headers, {**reply.json, "request_id": ""}
+
+
 def test_both_ways_in_refuse_alike() -> None:
     seen: list[list[tuple[int, dict[str, str], Any]]] = []
     for fast_path in (False, True):
@@ -92,7 +101,7 @@ def test_both_ways_in_refuse_alike() -> None:
             for method, path, body in (("POST", "/tasks/submit", BODY), ("GET", "/tasks/status?id=a", None))
             for headers in ({}, {"Authorization": "Basic eDp5"}, {"Authorization": bearer(token_of(99))}, view)
         ]
-        seen.append([(reply.status, reply.headers, reply.json) for reply in replies])
+        seen.append([told(reply) for reply in replies])
         world.close()
     assert seen[0] == seen[1]
     assert [status for status, _, _ in seen[0]] == [401, 401, 401, 403, 401, 401, 401, 404]
@@ -262,3 +271,40 @@ def test_who_hangs_up_while_it_waits_is_forgotten(world: World) -> None:
         world.clock.advance(0.02)
     assert world.get("/tasks/list").status == 401
     world.clock.advance(1)
+
+
+# --- both ways in, whatever is sent ---
+HEADER_BYTES = st.binary(max_size=80).filter(lambda data: not set(data) & set(b"\r\n"))
+NEARLY = st.builds(
+    lambda scheme, gap, token, rest: scheme + gap + token + rest,
+    st.sampled_from([b"Bearer", b"bearer", b"Basic", b"Bearer Bearer", b"", b"\xff"]),
+    st.sampled_from([b" ", b"", b"\t", b"  ", b":", b"="]),
+    st.sampled_from([token_of(1).encode(), token_of(2).encode(), token_of(1).encode()[:-1], b"tq_", b""]),
+    st.sampled_from([b"", b" ", b"\t", b"\x00", b",", b"\xc2\xa0", b"x"]),
+)
+
+
+@given(st.lists(HEADER_BYTES | NEARLY, min_size=1, max_size=2), st.sampled_from(["Authorization", "authorization"]))
+def test_whatever_is_shown_both_ways_in_say_the_same(values: list[bytes], name: str) -> None:
+    answers = []
+    for fast_path in (False, True):
+        world = World(fast_path=fast_path)
+        assert world.tokens.make(Role.SUBMIT) == token_of(1)
+        lines = b"".join(b"%b: %b\r\n" % (name.encode(), value) for value in values)
+        connection = world.connect()
+        connection.send(HEAD_ONLY + b"X-Request-Id: r\r\nContent-Length: 16\r\n" + lines + b"\r\n" + BODY)
+        world.clock.advance(0.02)
+        (reply,) = connection.replies()
+        answers.append(told(reply))
+        world.close()
+    assert answers[0] == answers[1]
+    status = answers[0][0]
+    shown = values[0].strip(b" \t").split(b" ")
+    is_right = (
+        len(values) == 1
+        and shown[0].lower() == b"bearer"
+        and shown[-1] == token_of(1).encode()
+        and not any(shown[1:-1])
+    )
+    assert status == (201 if is_right else 400 if len(values) > 1 else status)
+    assert is_right or status in (400, 401)
