@@ -99,6 +99,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     peer_cert: Path | None
     peer_key: Path | None
     peer_ca: Path | None
+    http_cert: Path | None
+    """HTTPS at the HTTP address, as ``http_key``; None: plain HTTP."""
+    http_key: Path | None
+    http_client_ca: Path | None
+    """Clients must show a certificate of this authority."""
+    ca: Path | None
+    """Whom the node trusts where it is a client; None: the system's authorities."""
     buffered_sends: bool
     """TCP connections are Twisted's own, not ``direct_sends``."""
     insecure_http: bool
@@ -143,6 +150,16 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     def asks_for_tokens(self) -> bool:
         """Whether callers need a token whatever the cluster's table says."""
         return self.trusts_tokens or self.tokens_file is not None
+
+    @property
+    def http_tls(self) -> bool:
+        """Whether clients reach this node by HTTPS."""
+        return self.http_cert is not None or self.http.endpoint.startswith("ssl:")
+
+    @property
+    def http_registered(self) -> str:
+        """The HTTP address as the cluster shows it: with ``https://`` where it is so."""
+        return f"https://{self.http_public}" if self.http_tls else str(self.http_public)
 
     @property
     def pid_file(self) -> Path:
@@ -236,6 +253,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     node_name = NodeName(sources.one("node-id", parse_node_name))
     http = sources.one("http", parse_listen)
     secret_file, peer_files = _peer_credentials(sources, working_dir)
+    http_files = _http_files(sources, working_dir, http)
     insecure_http, insecure_peers = (
         sources.flag("insecure") or sources.flag(f"insecure-{side}") for side in ("http", "peers")
     )
@@ -296,6 +314,10 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         peer_cert=peer_files["peer-cert"],
         peer_key=peer_files["peer-key"],
         peer_ca=peer_files["peer-ca"],
+        http_cert=http_files["http-cert"],
+        http_key=http_files["http-key"],
+        http_client_ca=http_files["http-client-ca"],
+        ca=sources.maybe("ca", readable_file(working_dir)),
         buffered_sends=sources.flag("buffered-sends"),
         insecure_http=insecure_http,
         insecure_peers=insecure_peers,
@@ -383,6 +405,19 @@ def _peer_credentials(sources: Sources, working_dir: Path) -> tuple[Path | None,
             if path is None:
                 raise sources.refuse(name, "is missing: --peer-cert, --peer-key and --peer-ca go together")
     return sources.maybe("secret-file", readable_file(working_dir)), peer_files
+
+
+def _http_files(sources: Sources, working_dir: Path, http: Listen) -> dict[str, Path | None]:
+    """The files of HTTPS, not yet read."""
+    names = ("http-cert", "http-key", "http-client-ca")
+    files = {name: sources.maybe(name, readable_file(working_dir)) for name in names}
+    if any(files.values()):
+        for name in ("http-cert", "http-key"):
+            if files[name] is None:
+                raise sources.refuse(name, "is missing: HTTPS needs --http-cert and --http-key")
+        if http.endpoint.startswith("ssl:"):
+            raise sources.refuse("http", "'ssl:' does HTTPS of its own: give an address, or leave --http-cert out")
+    return files
 
 
 _NO_PEER_CREDENTIALS = "the peers have neither --secret-file nor --peer-cert, --peer-key and --peer-ca"

@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
+from zope.interface import implementer
 
 from tq_node import limits
 from tq_node.api.http.connections import address_of, host_of
@@ -44,6 +45,7 @@ PIPELINED_BYTES_MAX = 16_384
 """Bytes read of the requests behind a fast one before it is answered."""
 
 
+@implementer(IHandshakeListener)
 class ApiChannel(http.HTTPChannel):
     """One client's connection, a ``Connection`` of ``Connections``."""
 
@@ -68,6 +70,8 @@ class ApiChannel(http.HTTPChannel):
     host = ""
     address = ""
     """Stands for the caller where it shows no token; no name of a token is like it."""
+    is_secure = False
+    """TLS is below."""
     last_active = 0
     """``Connections.activity`` when the last request was whole."""
     only_probes = False
@@ -97,8 +101,20 @@ class ApiChannel(http.HTTPChannel):
         self.only_probes = connections.is_full
         self._is_between_requests = not self.only_probes
         connections.add(self)
+        self.is_secure = ISSLTransport.providedBy(self.transport)
         self.transport.bufferSize = limits.UNSENT_UNCOUNTED_BYTES
         super().connectionMade()
+        if self.is_secure:
+            self._note_arrival(0, has_head=False)
+
+    def handshakeCompleted(self) -> None:
+        """TLS has begun: from now on the connection may be idle, as one without."""
+        self.server.connections.arriving.discard(self)
+        self.resetTimeout()
+
+    def refuse_plain_http(self) -> None:
+        """Say in plain HTTP, which the client speaks, that the port is for HTTPS; and close."""
+        self._refuse_and_end(Malformed("this port is for HTTPS, and what came is no TLS: ask https://"), None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._idle_call is not None:
@@ -298,7 +314,9 @@ class ApiChannel(http.HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         request: ApiRequest = self.requests[-1]
-        head = self.routing.heads.judge(self._command, self._path, self._version, request.requestHeaders)
+        head = self.routing.heads.judge(
+            self._command, self._path, self._version, request.requestHeaders, self.is_secure
+        )
         self._path = head.target
         request.fields = head.fields
         request.authority = head.authority

@@ -48,6 +48,8 @@ class RequestChannel(Protocol):
     server: ServerState
     routing: Routing
     host: str
+    is_secure: bool
+    """TLS is below."""
     only_probes: bool
     """It has one of the places for health probes."""
     persistent: bool
@@ -124,7 +126,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         return self.fields.get(key)
 
     def isSecure(self) -> bool:
-        return False  # TLS ends before this server, where there is any
+        return self.channel.is_secure
 
     def parseCookies(self) -> None:
         """Nothing here reads cookies."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
+from typing import NamedTuple
 
 import msgspec
 from twisted.web.http_headers import Headers
@@ -51,6 +52,13 @@ class Head(msgspec.Struct, frozen=True):
     authority: bytes | None
     refusal: TaskQueueError | None
     fields: Mapping[bytes, bytes]
+
+
+class _Asked(NamedTuple):
+    """What a request is for: ``HOST[:PORT]``, None where it does not say, by TLS or not."""
+
+    authority: bytes | None
+    is_secure: bool
 
 
 class KnownHosts:
@@ -112,8 +120,9 @@ class HeadRules:
             if route.bodies:
                 self._takes_ndjson[path] = NDJSON in route.bodies
 
-    def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers) -> Head:
-        """Judge one head. ``headers``: as sent; folded and malformed lines were refused before."""
+    def judge(self, method: bytes, target: bytes, version: bytes, headers: Headers, is_secure: bool = False) -> Head:
+        """Judge one head. ``headers``: as sent; folded and malformed lines were refused before.
+        ``is_secure``: it came by TLS."""
         fields: dict[bytes, bytes] = {}
         twice = None
         for name, values in headers.getAllRawHeaders():
@@ -133,19 +142,21 @@ class HeadRules:
             return Head(target, None, Malformed("the request's target holds what no address can"), fields)
         if not target.startswith(b"/") and target != b"*" and not isinstance(refusal, Malformed):
             try:
-                target, authority = _origin_form(method, target)
+                target, authority = _origin_form(method, target, b"https" if is_secure else b"http")
             except TaskQueueError as why:
                 return Head(target, None, why, fields)
             refusal = self.hosts.refusal(authority)
-        return Head(target, authority, refusal or self._refusal(method, target, version, authority, fields), fields)
+        if refusal is None:
+            refusal = self._refusal(method, target, version, fields, _Asked(authority, is_secure))
+        return Head(target, authority, refusal, fields)
 
     def _refusal(
-        self, method: bytes, target: bytes, version: bytes, authority: bytes | None, fields: Mapping[bytes, bytes]
+        self, method: bytes, target: bytes, version: bytes, fields: Mapping[bytes, bytes], asked: _Asked
     ) -> TaskQueueError | None:
         if b"transfer-encoding" in fields and version == b"HTTP/1.0":
             return Malformed("Transfer-Encoding: not in HTTP/1.0")
         is_from_page = b"origin" in fields or b"sec-fetch-site" in fields
-        if is_from_page and method not in _SAFE and not _is_from_here(authority, fields):
+        if is_from_page and method not in _SAFE and not _is_from_here(asked, fields):
             return CrossOrigin("a POST that a page of another site has sent is refused")
         path = target.partition(b"?")[0]
         methods = self._methods.get(path)
@@ -178,18 +189,20 @@ class HeadRules:
         return None
 
 
-def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
+def _origin_form(method: bytes, target: bytes, spoken: bytes) -> tuple[bytes, bytes]:
     """Path and query of a target that is a whole address, and its host, which counts instead of
     ``Host`` (RFC 9112, 3.2.2).
 
+    :param spoken: scheme of the connection.
     :raises Malformed: it is none.
-    :raises Misdirected: of another protocol, HTTPS too: nothing here has deciphered it."""
+    :raises Misdirected: of another protocol; ``https:`` too, where nothing here has deciphered
+        it."""
     match = _absolute(target)
     if match is None:
         raise Malformed("the request's target is neither a path nor an address")
     scheme, host, rest = match.groups()
-    if scheme.lower() != b"http":
-        raise Misdirected("this node answers for http: addresses only")
+    if scheme.lower() != spoken:
+        raise Misdirected(f"this node answers for {spoken.decode('ascii')}: addresses only here")
     if not host:
         raise Malformed("the request's target names no host")
     if rest.startswith(b"/"):
@@ -197,11 +210,18 @@ def _origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     return b"*" if method == b"OPTIONS" and not rest else b"/" + rest, host
 
 
-def _is_from_here(authority: bytes | None, fields: Mapping[bytes, bytes]) -> bool:
+def _is_from_here(asked: _Asked, fields: Mapping[bytes, bytes]) -> bool:
     """Whether no browser says that a page of another site sent this. A page may send a form, or a
     body without a type, to any address it likes, so also to a node on its reader's machine; every
-    browser then says ``Origin``, and newer ones ``Sec-Fetch-Site``. Scripts never do."""
+    browser then says ``Origin``, and newer ones ``Sec-Fetch-Site``. Scripts never do.
+
+    By TLS a page that came without is of another site: whoever is on the way could have made it.
+    Without TLS here, a proxy in front may have ended it."""
     if fields.get(b"sec-fetch-site", b"none").lower() not in (b"same-origin", b"none"):
         return False
     origin = fields.get(b"origin")
-    return origin is None or (authority is not None and origin.lower().partition(b"://")[2] == authority.lower())
+    if origin is None:
+        return True
+    scheme, _, host = origin.lower().partition(b"://")
+    is_same_host = asked.authority is not None and host == asked.authority.lower()
+    return is_same_host and (scheme == b"https" or not asked.is_secure)

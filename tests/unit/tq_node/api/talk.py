@@ -111,16 +111,21 @@ class Connection:
 
     def replies(self) -> list[Reply]:
         """Every complete answer so far."""
-        rest, replies = self.received, []
-        while rest:
-            head, _, rest = rest.partition(b"\r\n\r\n")
-            first, *lines = head.decode("latin-1").split("\r\n")
-            status = int(first.split(" ")[1])
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-            length = int(headers.get("content-length", "0"))
-            body, rest = rest[:length], rest[length:]
-            replies.append(Reply(status, headers, body))
-        return replies
+        return replies_in(self.received)
+
+
+def replies_in(rest: bytes) -> list[Reply]:
+    """The complete answers that these bytes are."""
+    replies = []
+    while rest:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        status = int(first.split(" ")[1])
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        body, rest = rest[:length], rest[length:]
+        replies.append(Reply(status, headers, body))
+    return replies
 
 
 class World:

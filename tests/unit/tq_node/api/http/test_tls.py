@@ -1,0 +1,381 @@
+"""HTTPS in memory: the real site and OpenSSL at both ends, a ``Clock`` and no sockets."""
+
+from __future__ import annotations
+
+import ssl
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from OpenSSL import SSL
+from twisted.internet.task import Clock
+
+from tests.support.certificates import HOSTS, make_ca, put, trusting
+from tests.unit.tq_node.api.talk import Reply, Transport, World, replies_in
+from tq_node import limits
+from tq_node.api.http.tls import HttpsFactory, TlsConnection, read_context
+from tq_node.reread_files import RereadFiles
+
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SUBMIT = b'POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{"type":"a"}'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ca(tmp_path_factory.mktemp("ca"), f"node-1={HOSTS}", f"node-2={HOSTS}", "client")
+
+
+class Https(World):
+    """A site behind TLS; ``place`` holds its files."""
+
+    def __init__(self, folder: Path, place: Path, *, asks_clients: bool = False) -> None:
+        super().__init__()
+        self.folder, self.place = folder, place
+        self.authority = folder / "ca.crt" if asks_clients else None
+        self.put("node-1")
+        self.files = RereadFiles("--http-cert", [place / "tls.crt", place / "tls.key"], self.read)
+        self.factory = HttpsFactory(self.files, self.site)
+
+    def put(self, name: str) -> None:
+        put(self.folder, name, self.place)
+
+    def read(self) -> SSL.Context:
+        return read_context(self.place / "tls.crt", self.place / "tls.key", self.authority)
+
+    def close(self) -> None:
+        for channel in list(self.site.server.connections.open):
+            channel.transport.hang_up()  # type: ignore[attr-defined]  # an ApiChannel has one
+        self.clock.advance(0)
+        super().close()
+
+    def dial(self, context: ssl.SSLContext | None = None) -> Client:
+        """A client who has said hello, and got no answer yet."""
+        return Client(self, context or trusting(self.folder))
+
+    def greeted(self, context: ssl.SSLContext | None = None) -> Client:
+        client = self.dial(context)
+        client.shake_hands()
+        return client
+
+
+class Socket(Transport):
+    """As a socket's, its end is told in a later turn."""
+
+    def __init__(self, world: Https) -> None:
+        super().__init__(peerAddress=world.peer)
+        self._clock = world.clock
+
+    def hang_up(self) -> None:
+        self._clock.callLater(0, super().hang_up)
+
+
+def turn(clock: Clock) -> None:
+    """One turn of a reactor: what is asked for in it comes in the next."""
+    for call in [call for call in clock.calls if call.getTime() <= clock.seconds()]:
+        clock.calls.remove(call)
+        call.called = 1
+        call.func(*call.args, **call.kw)
+
+
+class Client:
+    def __init__(self, world: Https, context: ssl.SSLContext) -> None:
+        self.world = world
+        protocol = world.factory.buildProtocol(world.peer)
+        assert isinstance(protocol, TlsConnection)
+        self.protocol = protocol
+        self.transport = Socket(world)
+        self.transport.protocol = protocol
+        protocol.makeConnection(self.transport)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+
+    def flush(self) -> None:
+        said = self.outgoing.read()
+        if said and not self.transport.lost:
+            self.protocol.dataReceived(said)
+
+    def fetch(self) -> bool:
+        """Take what the server has sent; False: nothing."""
+        value = self.transport.value()
+        self.transport.clear()
+        self.incoming.write(value)
+        return bool(value)
+
+    def hello(self) -> None:
+        with pytest.raises(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.flush()
+
+    def shake_hands(self) -> None:
+        for _ in range(10):
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flush()
+                self.world.clock.advance(0)
+                self.fetch()
+            else:
+                self.flush()
+                self.world.clock.advance(0)
+                return
+        raise AssertionError("no end of the handshake")
+
+    def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        self.flush()
+
+    def received(self) -> bytes:
+        self.fetch()
+        parts = []
+        while True:
+            try:
+                part = self.tls.read(65_536)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                part = b""
+            if not part:
+                self.has_ended = True
+                break
+            parts.append(part)
+        return b"".join(parts)
+
+    has_ended = False
+    """The server has said that nothing follows."""
+
+    def replies(self) -> list[Reply]:
+        return replies_in(self.received())
+
+
+@pytest.fixture
+def https(folder: Path, tmp_path: Path) -> Iterator[Https]:
+    world = Https(folder, tmp_path)
+    yield world
+    world.close()
+
+
+# --- requests ---
+@pytest.mark.parametrize("request_", [GET, SUBMIT], ids=["long", "hot"])
+def test_requests_are_answered_inside_the_call_that_brings_them(https: Https, request_: bytes) -> None:
+    client = https.greeted()
+    for _ in range(2):
+        client.send(request_)
+        (reply,) = client.replies()
+        assert reply.status in (200, 201)
+
+
+def test_a_long_answer_is_whole(https: Https) -> None:
+    client = https.greeted()
+    client.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    (reply,) = client.replies()
+    assert len(reply.body) > 2**15
+    assert reply.json["openapi"]
+
+
+def test_a_request_may_name_the_scheme_that_it_came_by_and_no_other(https: Https) -> None:
+    client = https.greeted()
+    for scheme, status in ((b"https", 200), (b"http", 421)):
+        client.send(b"GET %b://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n" % scheme)
+        (reply,) = client.replies()
+        assert reply.status == status
+
+
+@pytest.mark.parametrize(("origin", "status"), [(b"https://localhost:8080", 201), (b"http://localhost:8080", 403)])
+def test_a_page_that_came_without_tls_is_of_another_site(https: Https, origin: bytes, status: int) -> None:
+    client = https.greeted()
+    client.send(SUBMIT.replace(b"Host: localhost", b"Host: localhost:8080\r\nOrigin: %b" % origin))
+    (reply,) = client.replies()
+    assert reply.status == status
+
+
+def test_http_1_1_is_agreed_on_and_nothing_else(https: Https) -> None:
+    context = trusting(https.folder)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    assert https.greeted(context).tls.selected_alpn_protocol() == "http/1.1"
+    context.set_alpn_protocols(["h2"])
+    assert https.greeted(context).tls.selected_alpn_protocol() is None
+
+
+@pytest.mark.parametrize(("version", "is_taken"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
+def test_tls_1_2_or_later(https: Https, version: str, is_taken: bool) -> None:
+    context = trusting(https.folder)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    if is_taken:
+        assert https.greeted(context).tls.version() == version.replace("_", ".")
+    else:
+        with pytest.raises(ssl.SSLError):
+            https.greeted(context)
+
+
+# --- who is let in ---
+def test_with_an_authority_for_clients_only_its_certificates_get_in(folder: Path, tmp_path: Path) -> None:
+    world = Https(folder, tmp_path, asks_clients=True)
+    known = world.greeted(trusting(folder, "client"))
+    known.send(GET)
+    assert known.replies()[0].status == 200
+    unknown = world.greeted()  # with TLS 1.3 a client only learns it from what follows
+    unknown.send(GET)
+    with pytest.raises(ssl.SSLError, match="certificate"):
+        unknown.received()
+    assert unknown.transport.lost
+    world.close()
+
+
+# --- the wrong protocol ---
+@pytest.mark.parametrize("said", [GET, b"G", b"\x80\x2e\x01\x00\x02"])
+def test_who_speaks_no_tls_is_told_so_in_plain_http(https: Https, said: bytes) -> None:
+    client = https.dial()
+    client.protocol.dataReceived(said)
+    client.protocol.dataReceived(GET)
+    (reply,) = replies_in(client.transport.value())
+    assert reply.status == 400
+    assert reply.code == "malformed"
+    assert "https://" in reply.json["detail"]
+    assert reply.headers["connection"] == "close"
+    assert client.transport.is_half_closed
+    https.clock.advance(10.0)
+    assert client.transport.lost
+
+
+def test_noise_ends_the_connection_alone(https: Https) -> None:
+    client, other = https.dial(), https.greeted()
+    client.protocol.dataReceived(b"\x16" * 100)
+    https.clock.advance(0)
+    assert client.transport.lost
+    other.send(GET)
+    assert other.replies()[0].status == 200
+
+
+# --- certificates that change ---
+def serial(client: Client) -> object:
+    certificate = client.tls.getpeercert()
+    assert certificate is not None
+    return certificate["serialNumber"]
+
+
+def test_a_changed_certificate_is_shown_to_new_connections_and_open_ones_go_on(https: Https) -> None:
+    before = https.greeted()
+    https.put("node-2")
+    https.files.look()
+    after = https.greeted()
+    assert serial(after) != serial(before)
+    for client in (before, after):
+        client.send(SUBMIT)
+        assert client.replies()[0].status == 201
+
+
+def test_a_broken_certificate_changes_nothing_and_says_so(https: Https) -> None:
+    before = serial(https.greeted())
+    (https.place / "tls.crt").write_text("no certificate")
+    https.files.look()
+    https.files.look()
+    assert serial(https.greeted()) == before
+    assert "holds no certificate" in str(https.files.trouble)
+
+
+# --- bounds ---
+def test_one_handshake_a_turn(https: Https) -> None:
+    clients = [https.dial() for _ in range(5)]
+    for client in clients:
+        client.hello()
+    assert not any(client.transport.value() for client in clients)
+    for number in range(1, 6):
+        turn(https.clock)
+        assert sum(bool(client.transport.value()) for client in clients) == number
+
+
+def test_who_hangs_up_while_others_have_their_turn_is_forgotten(https: Https) -> None:
+    clients = [https.dial() for _ in range(3)]
+    for client in clients:
+        client.hello()
+    Transport.hang_up(clients[0].transport)
+    turn(https.clock)
+    turn(https.clock)
+    assert [len(client.transport.value()) > 500 for client in clients] == [False, True, True], "one gets an alert at most"
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"])
+def test_a_handshake_ends_within_ten_seconds(https: Https, said: bytes) -> None:
+    slow, done = https.dial(), https.greeted()
+    if said:
+        slow.protocol.dataReceived(said)
+    for _ in range(int(limits.HTTP_HEAD_S) + 2):
+        https.clock.advance(1.0)
+    assert slow.transport.aborted
+    assert not done.transport.lost
+    done.send(GET)
+    assert done.replies()[0].status == 200
+
+
+def test_who_says_nothing_after_the_handshake_is_idle(https: Https) -> None:
+    client = https.greeted()
+    https.clock.pump([1.0] * (limits.HTTP_IDLE_S - 1))
+    assert not client.transport.lost
+    https.clock.pump([1.0] * 3)
+    assert client.transport.lost
+
+
+def test_a_head_that_stops_is_reset(https: Https) -> None:
+    client = https.greeted()
+    client.send(GET[:-2])
+    https.clock.pump([1.0] * (int(limits.HTTP_HEAD_S) + 2))
+    assert client.transport.aborted
+
+
+@pytest.mark.parametrize("how", ["close", "http/1.0"])
+def test_an_end_is_an_end_though_the_client_never_says_his(https: Https, how: str) -> None:
+    client = https.greeted()
+    client.send(GET.replace(b"1.1", b"1.0") if how == "http/1.0" else GET[:-2] + b"Connection: close\r\n\r\n")
+    (reply,) = client.replies()
+    https.clock.advance(0)
+    assert (reply.status, client.has_ended, client.transport.lost) == (200, True, True)
+
+
+def test_a_refused_body_is_answered_before_the_end(https: Https) -> None:
+    client = https.greeted()
+    client.send(b"POST /tasks/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n")
+    (reply,) = client.replies()
+    assert reply.status == 413
+    client.send(b"x" * 1_000)  # read, and dropped
+    https.clock.advance(10.0)
+    https.clock.advance(0)
+    assert client.transport.lost
+
+
+def test_what_is_malformed_is_answered_and_the_write_side_ends(https: Https) -> None:
+    client = https.greeted()
+    client.send(b"NONSENSE\r\n\r\n")
+    assert client.replies()[0].status == 400
+    assert client.has_ended
+    assert client.transport.is_half_closed
+    https.clock.advance(10.0)
+    assert client.transport.lost
+
+
+def test_what_the_socket_does_not_take_is_counted_and_nothing_more_is_read(https: Https) -> None:
+    client = https.greeted()
+    write, producer = client.transport.write, client.transport.producer
+    assert producer is not None, "the channel learns from the socket when to pause"
+
+    def full(data: bytes) -> None:
+        write(data)
+        producer.pauseProducing()
+
+    client.transport.write = full  # type: ignore[method-assign]
+    client.send(GET * 2)
+    first = client.received()
+    assert len(replies_in(first)) == 1
+    assert https.site.server.connections.unsent_bytes > limits.UNSENT_UNCOUNTED_BYTES
+    client.transport.write = write  # type: ignore[method-assign]
+    producer.resumeProducing()
+    assert https.site.server.connections.unsent_bytes == 0
+    assert len(client.replies()) == 1
+
+
+def test_a_full_site_takes_no_more(https: Https) -> None:
+    https.site.server.closing = True
+    assert https.factory.buildProtocol(https.peer) is None
