@@ -270,7 +270,7 @@ def _cluster_out(view: ClusterView, paused_queues: Iterable[str]) -> ClusterOut:
         nodes=[
             NodeOut(
                 id=node.name,
-                ip=node.http,
+                ip=node.http.removeprefix("https://"),
                 name=node.name,
                 status=node.status,
                 voter=node.voter,

@@ -157,9 +157,13 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.http_cert is not None or self.http.endpoint.startswith("ssl:")
 
     @property
+    def http_url(self) -> str:
+        return f"{'https' if self.http_tls else 'http'}://{self.http_public}"
+
+    @property
     def http_registered(self) -> str:
         """The HTTP address as the cluster shows it: with ``https://`` where it is so."""
-        return f"https://{self.http_public}" if self.http_tls else str(self.http_public)
+        return self.http_url if self.http_tls else str(self.http_public)
 
     @property
     def pid_file(self) -> Path:

@@ -28,6 +28,7 @@ from tq_node.cli.tokens_file import BadTokensFile
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
 from tq_node.facade import ReadyNote
+from tq_node.node.https import https_files, secured
 from tq_node.node.member import Birth, Credentials, Member, NodeIdentity, PeerPortTaken, identify, make_plane
 from tq_node.node.process import check_files, check_free, listen_now, tcp_reactor, with_backlog
 from tq_node.node.rereading import Rereading
@@ -118,6 +119,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
     :raises PeerPortTaken, CannotListenError, TooFewFiles, OSError: of the surroundings."""
     metrics = Metrics(version=version(), node=settings.node_name, labels_max=settings.metrics_labels)
     credentials = Credentials.of(settings)
+    certificates = https_files(settings)
     rereading = Rereading(_notes_of(settings))
     tokens = _tokens_of(settings)
     _look_around(settings, registry, rereading.standing)
@@ -232,11 +234,12 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
             audit=audit,
             wall_us=clock.wall_us,
         )
+        served = secured(site, certificates, rereading)
         ports = []
         for listen in (settings.http, settings.http_compatible):
             if listen is not None:
                 endpoint = serverFromString(tcp_reactor(reactor, settings), with_backlog(listen.endpoint))
-                ports.append(listen_now(endpoint.listen(site)))
+                ports.append(listen_now(endpoint.listen(served)))
                 undo.callback(ports[-1].stopListening)
         member.listen()
         undo.callback(member.stop_listening)

@@ -184,7 +184,7 @@ def identify(
     registration = Registration(
         formatted.node_id,
         settings.node_name,
-        str(settings.http_public),
+        settings.http_registered,
         str(settings.peer_public),
         incarnation,
         random_bytes(_NONCE_BYTES).hex(),

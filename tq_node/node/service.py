@@ -146,8 +146,7 @@ class NodeService(Service):
             return
         calm_the_collector()
         _log.info(
-            "node {node} is ready: http://{http}", node=self._settings.node_name,
-            http=str(self._settings.http_public), event="node_ready",
+            "node {node} is ready: {http}", node=self._settings.node_name, http=self._settings.http_url, event="node_ready",
         )  # fmt: skip
 
     def _failed_to_start(self, why: Failure) -> None:

@@ -1,8 +1,8 @@
 """HTTPS: TLS around the channel of each connection, with the certificate that counts at the moment.
 
 The bounds of plain connections hold here too: who is slow with the handshake is reset as with a
-head, answers are sent inside ``write``, what waits to be sent is counted, and an end is an end, also
-for who never says his own. Of handshakes, which are the dearest thing that anybody may ask for, one
+head, answers are sent inside ``write``, what waits to be sent is counted, and an end is an end,
+also for who never says his own. Of handshakes, the dearest thing that a stranger may ask for, one
 is done a turn of the reactor.
 
 Needs ``pyOpenSSL``; imported only where certificates are given."""
@@ -18,7 +18,6 @@ from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
     IOpenSSLServerConnectionCreator,
-    IProtocol,
     IPushProducer,
     ISSLTransport,
     ITCPTransport,
@@ -57,7 +56,7 @@ def _choose(connection: SSL.Connection, offered: list[bytes]) -> Any:
 
 @implementer(IOpenSSLServerConnectionCreator)
 class _Connections:
-    """Makes OpenSSL's connections. Those that are open keep the certificate that they began with."""
+    """Makes OpenSSL's connections; open ones keep the certificate that they began with."""
 
     def __init__(self, files: RereadFiles[SSL.Context]) -> None:
         self._files = files
@@ -162,6 +161,6 @@ class HttpsFactory(TLSMemoryBIOFactory):
         super().__init__(_Connections(files), False, site, reactor)
         self.handshakes = Slices(reactor, on_slice=site.server.metrics.note_doing)
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:  # type: ignore[override]  # None: none is taken
+    def buildProtocol(self, addr: IAddress) -> TlsConnection | None:  # type: ignore[override]  # None: it is refused
         channel = self.wrappedFactory.buildProtocol(addr)
         return None if channel is None else self.protocol(self, channel)

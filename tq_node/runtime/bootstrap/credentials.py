@@ -55,7 +55,7 @@ def read_secrets(path: Path, *, insecure: bool = False) -> tuple[bytes, ...]:
             raise BadCredentials(
                 f"--secret-file: {str(path)!r} holds {len(secret)} bytes; a secret has at least {bounds.SECRET_BYTES_MIN}"
             )
-    _refuse_exposed("--secret-file", path, mode, insecure=insecure)
+    refuse_exposed("--secret-file", path, mode, insecure=insecure)
     return tuple(dict.fromkeys(secrets))
 
 
@@ -72,7 +72,7 @@ def _lines(content: bytes) -> tuple[bytes, ...]:
     return tuple(line for line in content.replace(b"\r\n", b"\n").split(b"\n") if line)
 
 
-def _refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
+def refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> None:
     """Refuse a file that others can read or the group write; 0640 (a service's group) is fine."""
     if not mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         return
@@ -98,7 +98,7 @@ def peer_tls(certificate: Path, key: Path, authority: Path, *, insecure: bool = 
     from tq_node.wire.tls import PeerTLS
 
     try:
-        _refuse_exposed("--peer-key", key, stat.S_IMODE(key.stat().st_mode), insecure=insecure)
+        refuse_exposed("--peer-key", key, stat.S_IMODE(key.stat().st_mode), insecure=insecure)
         return PeerTLS(certificate, key, authority)
     except OSError as why:
         raise BadCredentials(f"--peer-key: {str(key)!r}: {why.strerror}") from None

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from tests.support.certificates import HOSTS, make_ca, put, trusting
 from tests.unit.tq_node.api.talk import Reply, Transport, World, replies_in
 from tq_node import limits
-from tq_node.api.http.tls import HttpsFactory, TlsConnection, read_context
+from tq_node.api.http.tls import HttpsFactory, read_context
 from tq_node.reread_files import RereadFiles
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -82,7 +82,7 @@ class Client:
     def __init__(self, world: Https, context: ssl.SSLContext) -> None:
         self.world = world
         protocol = world.factory.buildProtocol(world.peer)
-        assert isinstance(protocol, TlsConnection)
+        assert protocol is not None
         self.protocol = protocol
         self.transport = Socket(world)
         self.transport.protocol = protocol
@@ -295,7 +295,9 @@ def test_who_hangs_up_while_others_have_their_turn_is_forgotten(https: Https) ->
     Transport.hang_up(clients[0].transport)
     turn(https.clock)
     turn(https.clock)
-    assert [len(client.transport.value()) > 500 for client in clients] == [False, True, True], "one gets an alert at most"
+    assert [len(client.transport.value()) > 500 for client in clients] == [False, True, True], (
+        "one gets an alert at most"
+    )
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"])
