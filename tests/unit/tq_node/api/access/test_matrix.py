@@ -5,12 +5,11 @@ A route that the table lacks fails here, and so does any right of the product th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 
+from tests.support.access_matrix import BAD, EXPIRED, GROUP_OF, MATRIX, NOBODY, ROLES, expected, request_of, verdict
 from tests.support.memory_tokens import token_of
 from tests.unit.tq_node.api.talk import NOW_S, World
 from tq_node.api.access import access as product
@@ -18,71 +17,6 @@ from tq_node.api.access.access import Access, Caller
 from tq_node.api.assembly import documented_routes
 from tq_node.tokens import Role
 
-NOBODY, BAD, EXPIRED = "nobody", "bad", "expired"
-ROLES = ("view", "read", "submit", "work", "operate", "admin")
-MATRIX = {
-    # group of routes: who may (the rest gets 403), and the role that the refusal names
-    "open to all": ("nobody bad expired view read submit work operate admin", ""),
-    "counts, lists, cluster": ("view read operate admin", "view"),
-    "one task, events": ("view read submit operate admin", "view"),
-    "submits": ("submit work operate admin", "submit"),
-    "cancel": ("submit operate admin", "submit"),
-    "changes of tasks, queues, workers": ("operate admin", "operate"),
-    "changes of the cluster": ("admin", "admin"),
-}
-ROUTES = {
-    "open to all": """
-        GET /
-        GET /health
-        GET /livez
-        GET /ready
-        GET /readyz
-        GET /openapi.json
-        GET /problems/{code}
-        POST /cluster/join
-    """,
-    "counts, lists, cluster": """
-        GET /tasks/list
-        GET /tasks/dead
-        GET /tasks/stats
-        GET /handlers
-        GET /cluster
-        GET /cluster/partitions
-        GET /metrics
-    """,
-    "one task, events": """
-        GET /tasks/status
-        GET /tasks/events
-    """,
-    "submits": """
-        POST /tasks/submit
-        POST /tasks/batch
-    """,
-    "cancel": """
-        POST /tasks/cancel
-    """,
-    "changes of tasks, queues, workers": """
-        POST /tasks/retry
-        POST /tasks/purge
-        POST /tasks/pause
-        POST /tasks/resume
-        POST /workers/reload
-    """,
-    "changes of the cluster": """
-        POST /cluster/drain
-        POST /cluster/undrain
-        POST /cluster/remove
-        POST /cluster/rebalance
-        POST /cluster/shutdown
-        POST /cluster/snapshot
-        POST /cluster/unsafe-recover
-    """,
-}
-GROUP_OF = {
-    (method, path): group
-    for group, lines in ROUTES.items()
-    for method, path in (line.split() for line in lines.split("\n") if line.strip())
-}
 SCOPES: tuple[tuple[str, ...] | None, ...] = (None, ("mail",))
 """Queues of a token."""
 
@@ -93,13 +27,6 @@ def operations() -> list[tuple[str, str]]:
     paths = world.get("/openapi.json").json["paths"]
     world.close()
     return [(method.upper(), path) for path, methods in paths.items() for method in methods]
-
-
-def expected(operation: tuple[str, str], who: str) -> str:
-    allowed, missing = MATRIX[GROUP_OF[operation]]
-    if who in allowed.split():
-        return "let in"
-    return f"403 {missing}" if who in ROLES else "401"
 
 
 class Callers:
@@ -121,20 +48,11 @@ def shown(token: str) -> dict[str, str]:
 
 
 def answer_to(world: World, operation: tuple[str, str], headers: dict[str, str]) -> str:
-    """What a request is told: ``let in``, whatever the handler says, ``401``, or ``403`` with the missing role."""
-    method, path = operation
     connection = world.connect()
-    target = path.replace("{code}", "busy") + ("?id=a" if path == "/tasks/status" else "")
-    connection.request(method, target, b'{"type":"a"}' if method == "POST" else None, **headers)
+    connection.send(request_of(operation, "".join(f"{name}: {value}\r\n" for name, value in headers.items())))
     world.clock.advance(0.02)
-    head, _, body = connection.received.partition(b"\r\n\r\n")
     connection.transport.hang_up()
-    status = int(head.split(b" ")[1])
-    if status == 401:
-        assert b"WWW-Authenticate: Bearer" in head
-        return "401"
-    missing = re.match(r"the role (\w+) is missing", msgspec.json.decode(body)["detail"]) if status == 403 else None
-    return f"403 {missing[1]}" if missing else "let in"
+    return verdict(connection.received)
 
 
 def test_the_table_has_every_operation_and_no_other() -> None:

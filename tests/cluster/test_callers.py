@@ -1,0 +1,88 @@
+"""The matrix of who may call what, asked of a real node over real sockets, at both ways in."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.access_matrix import BAD, EXPIRED, GROUP_OF, NOBODY, ROLES, expected, request_of, verdict
+from tests.support.harness import HTTP_S, NodeProcess, Nodes
+from tests.support.memory_tokens import token_of
+from tq_node.cli.tokens_file import written
+from tq_node.tokens import Role, TokenEntry, hash_of
+
+pytestmark = pytest.mark.cluster
+
+PLAIN = ""
+LONG = "X-Long-Way: 1\r\n"
+"""A header that the fast path leaves to ``twisted.web``."""
+AT_ONCE = 200
+
+
+def tokens_file(directory: Path) -> tuple[Path, dict[str, str]]:
+    """A file with a token of each role, and one that has expired; the header line of each caller."""
+    tokens = {role: token_of(number) for number, role in enumerate(ROLES, 1)} | {EXPIRED: token_of(99)}
+    entries = [TokenEntry(role, hash_of(tokens[role]), (Role(role),)) for role in ROLES]
+    entries.append(
+        TokenEntry(EXPIRED, hash_of(tokens[EXPIRED]), (Role.ADMIN,), expires_us=int(time.time() - 60) * 10**6)
+    )
+    path = directory / "tokens.toml"
+    path.touch(mode=0o600)
+    path.write_text("\n".join(map(written, entries)))
+    shown = tokens | {BAD: token_of(100)}
+    return path, {who: f"Authorization: Bearer {token}\r\n" for who, token in shown.items()} | {NOBODY: ""}
+
+
+def answers(node: NodeProcess, requests: list[bytes]) -> list[bytes]:
+    """To requests that are all under way together, each on a connection of its own."""
+    connections = [socket.create_connection(("127.0.0.1", node.http_port), HTTP_S) for _ in requests]
+    try:
+        for connection, request in zip(connections, requests, strict=True):
+            connection.sendall(request)
+        return [answer_on(connection) for connection in connections]
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def answer_on(connection: socket.socket) -> bytes:
+    """The answer up to where its length, if it says one, is there."""
+    received = b""
+    while True:
+        head, end, body = received.partition(b"\r\n\r\n")
+        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:")), 0)
+        if end and len(body) >= length:
+            return received
+        more = connection.recv(65_536)
+        assert more, received
+        received += more
+
+
+def test_every_cell_at_both_ways_in(nodes: Nodes, tmp_path: Path) -> None:
+    path, shown = tokens_file(tmp_path)
+    node = nodes.start("--tokens-file", str(path))
+    paths = node.get("/openapi.json").json["paths"]
+    operations = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    assert sorted(operations) == sorted(GROUP_OF)
+    cells = [(operation, who, way) for operation in operations for who in shown for way in (PLAIN, LONG)]
+    wrong = []
+    for first in range(0, len(cells), AT_ONCE):
+        some = cells[first : first + AT_ONCE]
+        told = answers(node, [request_of(operation, way + shown[who]) for operation, who, way in some])
+        wrong += [
+            (cell, verdict(answer))
+            for cell, answer in zip(some, told, strict=True)
+            if verdict(answer) != expected(cell[0], cell[1])
+        ]
+    print(f"{len(cells)} cells")
+    assert not wrong
+    assert len(cells) == len(GROUP_OF) * (len(ROLES) + 3) * 2 >= 550
+    assert node.terminate() == 0
+    kept = [path for path in nodes.directory.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".sqlite3" for path in kept)
+    for path in kept:
+        content = path.read_bytes()
+        assert not [who for who, line in shown.items() if line and line.split()[2].encode() in content], path
