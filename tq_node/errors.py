@@ -146,9 +146,16 @@ class Unauthorized(TaskQueueError):
 
     status, code, title = 401, "unauthorized", "A valid token is needed"
 
-    def __init__(self, detail: str = "", *, reason: str = "unknown") -> None:
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        reason: str = "unknown",
+        task_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         """:param reason: one of a few words for metrics; ``missing``: none was shown."""
-        super().__init__(detail)
+        super().__init__(detail, task_id=task_id, retry_after_s=retry_after_s)
         self.reason = reason
 
 

@@ -249,6 +249,13 @@ class Worker(Protocol):
         """The attempt no longer holds its task (cancelled): stop its handler."""
 
 
+JOIN_SCHEME = "TaskQueue-Secret"
+"""The scheme of ``Authorization`` by which a joiner proves the cluster's secret."""
+CHALLENGE_BYTES = 40
+PROOF_BYTES = 32
+"""Of what a joiner proves the cluster's secret with; see ``TaskQueue.peers_for``."""
+
+
 class Invitation(msgspec.Struct, frozen=True):
     """What a joiner needs: ``peer``, where to register, and ``secret`` in hexadecimal."""
 
@@ -367,6 +374,16 @@ class TaskQueue(Protocol):
         """Hand the cluster's generated secret to a joiner that the caller has found on loopback.
 
         :raises Denied: operators keep this cluster's secret in a file.
+        :raises NotReady: not in a cluster yet."""
+
+    def challenge(self) -> str:
+        """What a joiner may prove over that it knows the cluster's secret, in hexadecimal; empty:
+        the cluster has none. Says nothing of the cluster."""
+
+    def peers_for(self, challenge: bytes, proof: bytes) -> Sequence[str]:
+        """Peer addresses of the members, for a joiner that has proven the secret, the leader first.
+
+        :raises Unauthorized: not proven.
         :raises NotReady: not in a cluster yet."""
 
     # --- access tokens ---

@@ -37,7 +37,8 @@ class View(NamedTuple):
 
 
 class Cluster:
-    """:param guard_s: empty for the birth guard as it is. :param links: peers talk through a proxy per directed link."""
+    """:param guard_s: empty for the birth guard as it is. :param links: peers talk through a proxy per directed link.
+    :param by_peer_port: who joins is given the founder's peer port, not its HTTP one."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Cluster:
         own_options: Callable[[str], Sequence[str]] = lambda name: (),
         guard_s: str = SHORT_GUARD_S,
         links: bool = False,
+        by_peer_port: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.nodes = nodes
@@ -60,6 +62,7 @@ class Cluster:
         self.links: Links | None = None
         self._options = options
         self._own_options = own_options
+        self._join_offset = PEER_OFFSET if by_peer_port else 0
         self._environment = {"TQ_TEST_BIRTH_GUARD_S": guard_s} if guard_s else {}
         self._environment |= environment or {}
         for name in names:
@@ -87,7 +90,7 @@ class Cluster:
 
     def command(self, name: str) -> list[str]:
         """What an operator types for this name, now and ever again."""
-        joins = [] if name == self.founder else ["--join", f"localhost:{self.ports[self.founder]}"]
+        joins = [] if name == self.founder else ["--join", f"localhost:{self.ports[self.founder] + self._join_offset}"]
         return ["--node-id", name, *joins, *self._options, *self._own_options(name)]
 
     def environment(self, name: str) -> dict[str, str]:

@@ -45,6 +45,9 @@ class _Everything(Resource):
     def render(self, request: Request) -> bytes | int:
         asked = f"{request.method.decode()} {request.path.decode()}"
         self._site.asked.append(asked)
+        self._site.shown.append(request.getHeader("authorization") or "")
+        for name, value in self._site.headers.get(asked, {}).items():
+            request.setHeader(name, value)
         answer = self._site.answers.get(asked, lambda: problem(404, "not_found"))()
         if isinstance(answer, int):
             return NOT_DONE_YET
@@ -58,7 +61,11 @@ class MemberSite:
 
     def __init__(self) -> None:
         self.answers: dict[str, Callable[[], Answer]] = {}
+        self.headers: dict[str, dict[str, str]] = {}
+        """Of the answers, as ``answers``."""
         self.asked: list[str] = []
+        self.shown: list[str] = []
+        """What ``Authorization`` said, request by request."""
         self._open = WrappingFactory(Site(_Everything(self)))
         self._open.noisy = False
         self._port: IListeningPort = the_reactor.listenTCP(0, self._open, interface="127.0.0.1")

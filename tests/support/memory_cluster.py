@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tq_node.errors import ClusterRefused, LastNode, NoController, NoSuchNode, NoSuchPartition, NotReady
-from tq_node.facade import Invitation
+from tq_node.errors import ClusterRefused, LastNode, NoController, NoSuchNode, NoSuchPartition, NotReady, Unauthorized
+from tq_node.facade import CHALLENGE_BYTES, Invitation
+from tq_node.runtime.join_proof import proof
 from tq_node.types import ClusterNode, ClusterView, PartitionView
 from tq_node.wire.errors import PeerUnreachable
 
 CLUSTER_ID = "f" * 32
 SECRET = "5ec4e7" * 10
+CHALLENGE = "c4" * CHALLENGE_BYTES
 REPLICATION_FACTOR = 3
 VOTERS = 3
 _replace = msgspec.structs.replace
@@ -83,6 +85,11 @@ class MemoryCluster:
         if self.invitation is None:
             raise NotReady("the node is not in a cluster yet")
         return self.invitation
+
+    def peers_for(self, challenge: bytes, given: bytes) -> list[str]:
+        if challenge.hex() != CHALLENGE or given != proof(bytes.fromhex(SECRET), challenge):
+            raise Unauthorized("the cluster secret differs", reason="secret")
+        return [node.peer for node in self.nodes]
 
     def drain(self, name: str) -> None:
         node = self._node(name)

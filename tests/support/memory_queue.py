@@ -18,7 +18,7 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 
-from tests.support.memory_cluster import MemoryCluster
+from tests.support.memory_cluster import CHALLENGE, MemoryCluster
 from tests.support.memory_events import MemoryEvents
 from tq_node import limits
 from tq_node.errors import (
@@ -420,6 +420,12 @@ class MemoryQueue:
 
     def invite(self) -> Invitation:
         return self._answer_now("invite", self.members.invite)
+
+    def challenge(self) -> str:
+        return self._answer_now("challenge", lambda: CHALLENGE)
+
+    def peers_for(self, challenge: bytes, proof: bytes) -> Sequence[str]:
+        return self._answer_now("peers_for", lambda: self.members.peers_for(challenge, proof))
 
     def token_table(self) -> TokenTable:
         return self.tokens

@@ -15,6 +15,7 @@ from tq_node.api.http.concurrency_limit import TOO_MANY
 from tq_node.api.http.exchange import Exchange, head_of, whole_head
 from tq_node.api.http.server_state import ServerState
 from tq_node.errors import TaskQueueError
+from tq_node.facade import JOIN_SCHEME
 from tq_node.observe.log import EventLog
 
 _log = EventLog("taskqueue.api")
@@ -71,6 +72,14 @@ class WrongMethod(TaskQueueError):
     def __init__(self, detail: str, allowed: list[str]) -> None:
         super().__init__(detail)
         self.allowed = allowed
+
+
+class JoinDenied(errors.Denied):
+    """``challenge``: over which the caller may prove the cluster's secret instead."""
+
+    def __init__(self, detail: str, challenge: str) -> None:
+        super().__init__(detail)
+        self.challenge = challenge
 
 
 class SubmitNotConfirmed(errors.NotConfirmed):
@@ -256,6 +265,8 @@ def headers_of(error: TaskQueueError) -> bytes:
     """Header lines for the error (``Allow`` and the like), each with its line end."""
     if isinstance(error, errors.Unauthorized):
         return _CHALLENGE if error.reason == "missing" else _CHALLENGE_INVALID
+    if isinstance(error, JoinDenied):
+        return f'WWW-Authenticate: {JOIN_SCHEME} challenge="{error.challenge}"\r\n'.encode("ascii")
     if isinstance(error, WrongMethod):
         return b"Allow: %b\r\n" % ", ".join(error.allowed).encode("latin-1")
     if error.retry_after_s is not None:

@@ -340,12 +340,15 @@ class Member:
         identity = self.identity
         settings = JoinSettings(
             [str(address) for address in self._settings.join],
-            own=self._settings.http_own,
+            own=(*self._settings.http_own, self._settings.peer_public),
             secret=lambda: identity.credentials.secret or identity.secret,
             belongs_to=None if identity.belonging is None else identity.belonging.cluster_id,
         )
         inviter = Inviter(
-            self._clock.reactor, needs_secret=identity.secret is None and identity.credentials.tls is None
+            self._clock.reactor,
+            needs_secret=identity.secret is None and identity.credentials.tls is None,
+            secret=settings.secret,
+            may_dial=identity.secret is not None or identity.credentials.tls is not None,
         )
         steps = JoinSteps(inviter, self.plane.pool.dial, self._joins)
         self._joiner = Joiner(self._clock, settings, steps, identity.local, identity.registration)

@@ -42,6 +42,12 @@ class MalformedBox(WireRefusal):
     code, title = "malformed_box", "Malformed box"
 
 
+class SpeaksHttp(WireRefusal):
+    """An HTTP request came to the peer port, as of a joiner that does not know which port it is."""
+
+    code, title, closes, is_ordinary = "speaks_http", "An HTTP request at the peer port", True, True
+
+
 class UnknownCommand(WireRefusal):
     code, title = "unknown_command", "Unknown command"
 

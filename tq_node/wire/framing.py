@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 
 from tq_node.wire import bounds
 from tq_node.wire.bounds import WireLimits
-from tq_node.wire.errors import BoxTooLarge, MalformedBox
+from tq_node.wire.errors import BoxTooLarge, MalformedBox, SpeaksHttp
 
 Box = dict[bytes, bytes]
 """A plain dict: ``amp.AmpBox`` re-validates every key."""
 END = b"\0\0"
+_HTTP = (b"GET ", b"POST", b"HEAD")
 
 
 class BoxParser:
@@ -66,6 +67,8 @@ class BoxParser:
                     yield box, size
                     continue
                 if length > bounds.KEY_BYTES_MAX:
+                    if data[position : position + 4] in _HTTP and not self._box:
+                        raise SpeaksHttp("an HTTP request came to the peer port")
                     raise MalformedBox(f"a key of {length} bytes")
                 if len(self._box) >= self.caps.box_keys_max:
                     raise BoxTooLarge(f"more than {self.caps.box_keys_max} keys")

@@ -99,9 +99,13 @@ class LocalIdentity(msgspec.Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         """:raises ValueError: the secret is too short to be one."""
-        secrets = self.other_secrets if self.secret is None else (self.secret, *self.other_secrets)
-        if any(len(secret) < bounds.SECRET_BYTES_MIN for secret in secrets):
+        if any(len(secret) < bounds.SECRET_BYTES_MIN for secret in self.secrets):
             raise ValueError(f"a secret has at least {bounds.SECRET_BYTES_MIN} bytes")
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Those accepted of peers, the one that is shown first."""
+        return self.other_secrets if self.secret is None else (self.secret, *self.other_secrets)
 
     def join(self, cluster: str, secret: bytes | None) -> None:
         """:raises ValueError: the secret is too short to be one."""

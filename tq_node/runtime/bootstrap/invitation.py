@@ -1,10 +1,14 @@
 """What a joiner asks a member over HTTP: the cluster, where to register, on loopback its secret.
 
 It asks ``GET /cluster`` and ``POST /cluster/join``, and trusts neither answer: that the member
-belongs to the cluster and knows its secret is proven when its peer address is dialled."""
+belongs to the cluster and knows its secret is proven when its peer address is dialled. A member
+that asks for a token tells a joiner that proves the secret where the peers are. An address where no
+HTTP is spoken is dialled as a peer's."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -14,13 +18,18 @@ from twisted.internet.error import ConnectError
 from twisted.internet.error import ConnectionRefusedError as PortRefused
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from twisted.web._newclient import ParseError, ResponseNeverReceived
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
 from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
 
+from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME
+from tq_node.runtime.join_proof import proof
 from tq_node.wire import bounds
 
 T = TypeVar("T")
 
+_challenge_in = re.compile(rf'{JOIN_SCHEME} challenge="([0-9a-f]{{{2 * CHALLENGE_BYTES}}})"').fullmatch
 REQUEST_S_MAX = 2.0
 """Bound of each request, from dialling to the last byte of its answer."""
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
@@ -49,8 +58,13 @@ class Denied(JoinRefused):
     """The member does not hand over its secret; a member on this node's own machine may."""
 
 
+class SpeaksNoHttp(NotInvited):
+    """Whoever listens there does not answer in HTTP."""
+
+
 class Invited(msgspec.Struct, frozen=True):
-    """A member's answers. ``secret`` None: not asked. ``peers`` to register at, likeliest first."""
+    """A member's answers. ``cluster_id`` empty: the handshake will say it. ``secret`` None: not
+    asked. ``peers`` to register at, likeliest first. ``names``: of members, if they were told."""
 
     cluster_id: str
     secret: bytes | None
@@ -83,9 +97,12 @@ class _ClusterAnswer(msgspec.Struct):
 
 
 class _JoinAnswer(msgspec.Struct):
-    cluster_id: _Id
-    secret: Annotated[str, Meta(max_length=SECRET_HEX_CHARS_MAX)]
+    """``cluster_id`` and ``secret`` are empty where only the ``peers`` are told."""
+
+    cluster_id: _Id = ""
+    secret: Annotated[str, Meta(max_length=SECRET_HEX_CHARS_MAX)] = ""
     peer: _Address = ""
+    peers: list[_Address] = []
 
 
 class _Problem(msgspec.Struct):
@@ -104,22 +121,50 @@ class _QuietPool(HTTPConnectionPool):
 
 
 class Inviter:
-    """Asks members for their cluster; with ``needs_secret`` for its secret too."""
+    """Asks members for their cluster; with ``needs_secret`` for its secret too.
 
-    def __init__(self, reactor: Any, *, needs_secret: bool) -> None:
+    :param secret: the node's own, now; None: it has none, or none yet.
+    :param may_dial: the node has what a handshake needs, so an address may be a peer's."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        needs_secret: bool,
+        secret: Callable[[], bytes | None] = lambda: None,
+        may_dial: bool = False,
+    ) -> None:
         from treq.client import HTTPClient  # here: only a node that joins pays for loading it
 
         self._reactor = reactor
         self._needs_secret = needs_secret
+        self._secret = secret
+        self._may_dial = may_dial
+        self._peers: set[str] = set()
+        """Addresses where no HTTP was spoken the last time."""
         pool = _QuietPool(reactor, persistent=False)
         self._client = HTTPClient(Agent(reactor, connectTimeout=REQUEST_S_MAX, pool=pool))
 
     async def ask(self, address: str) -> Invited:
-        """Ask the member at the HTTP address ``HOST:PORT``. May be cancelled; nothing is left open.
+        """Ask the member at ``HOST:PORT``, an HTTP address or a peer's. May be cancelled; nothing
+        is left open.
 
         :raises NotInvited: no answer, an unusable one, or no member.
         :raises Denied: no secret for this node."""
-        status, body = await self._request("GET", address, "/cluster")
+        if address in self._peers:
+            self._peers.remove(address)  # if that fails, HTTP has the next turn: it may have been away
+            return _by_handshake([address])
+        try:
+            status, body, _ = await self._request("GET", address, "/cluster")
+        except SpeaksNoHttp:
+            if not self._may_dial:
+                raise NotInvited(
+                    "speaks no HTTP; a peer port does for a node with --secret-file or certificates only"
+                ) from None
+            self._peers.add(address)
+            return _by_handshake([address])
+        if status == 401:
+            return await self._ask_without_token(address)
         if status != 200:
             raise NotInvited(_said(status, body))
         cluster = _decoded(body, _ClusterAnswer).cluster
@@ -137,16 +182,39 @@ class Inviter:
         known = tuple(dict.fromkeys(peer for peer in peers if peer))
         return Invited(cluster.id, secret, known, frozenset(node.name for node in nodes))
 
+    async def _ask_without_token(self, address: str) -> Invited:
+        """Ask a member that asks for a token."""
+        if self._needs_secret:
+            handed = await self._secret_from(address)
+            return Invited(handed.cluster_id, _secret(handed.secret), (handed.peer,), frozenset())
+        secret = self._secret()
+        if secret is None:
+            raise NotInvited("asks for a token: name its peer port, where certificates are enough")
+        status, body, challenge = await self._request("POST", address, "/cluster/join")
+        if status == 403 and challenge is not None:
+            shown = f'{JOIN_SCHEME} challenge="{challenge.hex()}", proof="{proof(secret, challenge).hex()}"'
+            status, body, _ = await self._request("POST", address, "/cluster/join", authorization=shown)
+        if status != 200:
+            raise NotInvited(_said(status, body))
+        told = _decoded(body, _JoinAnswer)
+        return _by_handshake([peer for peer in (told.peer, *told.peers) if peer])
+
     async def _secret_from(self, address: str) -> _JoinAnswer:
-        status, body = await self._request("POST", address, "/cluster/join")
+        status, body, _ = await self._request("POST", address, "/cluster/join")
         if status == 403 and _problem(body).code == "denied":
             raise Denied(f"--join {address}: {_said(status, body)}")
         if status != 200:
             raise NotInvited(_said(status, body))
-        return _decoded(body, _JoinAnswer)
+        handed = _decoded(body, _JoinAnswer)
+        if not handed.cluster_id:
+            raise NotInvited("its answer can't be read: no cluster in it")
+        return handed
 
-    async def _request(self, method: str, address: str, path: str) -> tuple[int, bytes]:
-        asking = Deferred.fromCoroutine(self._exchange(method, f"http://{address}{path}"))
+    async def _request(
+        self, method: str, address: str, path: str, *, authorization: str | None = None
+    ) -> tuple[int, bytes, bytes | None]:
+        """Status and body of the answer, and the challenge in it."""
+        asking = Deferred.fromCoroutine(self._exchange(method, f"http://{address}{path}", authorization))
         overdue = False
 
         def give_up() -> None:
@@ -160,16 +228,20 @@ class Inviter:
         except NotInvited:
             raise
         except Exception as why:
+            if not overdue and isinstance(why, ResponseNeverReceived | ParseError):
+                raise SpeaksNoHttp(_reason(why)) from None
             raise NotInvited(f"no answer within {REQUEST_S_MAX:g} s" if overdue else _reason(why)) from None
         finally:
             if timer.active():
                 timer.cancel()
 
-    async def _exchange(self, method: str, url: str) -> tuple[int, bytes]:
-        response = await self._client.request(method, url, allow_redirects=False)
+    async def _exchange(self, method: str, url: str, authorization: str | None) -> tuple[int, bytes, bytes | None]:
+        headers = None if authorization is None else Headers({"Authorization": [authorization]})
+        response = await self._client.request(method, url, allow_redirects=False, headers=headers)
         body = _Body()
         response.deliverBody(body)
-        return response.code, await body.whole
+        said = response.headers.getRawHeaders("www-authenticate", [])
+        return response.code, await body.whole, _challenge(said)
 
 
 class _Body(Protocol):
@@ -208,6 +280,17 @@ def _decoded(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
         raise NotInvited(f"its answer can't be read: {_one_line(str(why))}") from None
+
+
+def _by_handshake(peers: Sequence[str]) -> Invited:
+    """Where to dial; the handshake says the rest."""
+    return Invited("", None, tuple(dict.fromkeys(peers)), frozenset())
+
+
+def _challenge(said: Sequence[str]) -> bytes | None:
+    """The challenge in the ``WWW-Authenticate`` headers of an answer."""
+    matches = [match for line in said if (match := _challenge_in(line)) is not None]
+    return bytes.fromhex(matches[0][1]) if matches else None
 
 
 def _problem(body: bytes) -> _Problem:

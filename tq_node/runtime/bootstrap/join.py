@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError as PortRefused
 from twisted.logger import Logger
@@ -66,9 +67,9 @@ class JoinSettings:
     """Whom a joiner asks, and what its directory and files say already."""
 
     addresses: Sequence[str]
-    """HTTP addresses of members, ``HOST:PORT``."""
+    """Addresses of members, ``HOST:PORT``, for HTTP or peers."""
     own: Sequence[str] = ()
-    """HTTP addresses of the joining node, which are not asked."""
+    """Addresses of the joining node, which are not asked."""
     secret: Callable[[], bytes | None] = lambda: None
     """From a file or an earlier try; None: the invitation's, or none needed with certificates."""
     belongs_to: str | None = None
@@ -113,6 +114,8 @@ class Joiner:
         self._dice = dice if dice is not None else random.Random()  # noqa: S311 (jitter)
         self._kept: Invited | None = None
         self._is_name_taken = self._is_taken_said = False
+        self._taken_until_ms = 0
+        """When a member that names no members is asked again whether the name is free."""
         self._reasons: dict[str, str] = {}
         self._said_ms: int | None = None
         self._work: Deferred[Welcomed] | None = None
@@ -163,23 +166,31 @@ class Joiner:
 
     async def _accept(self, address: str, invited: Invited) -> Welcomed:
         """:raises NotInvited, JoinRefused:"""
-        if self._belongs_to not in (None, invited.cluster_id):
-            raise NotInvited(f"is in cluster {invited.cluster_id}, and this directory belongs to {self._belongs_to}")
+        self._check_cluster(invited.cluster_id)
+        if self._is_name_taken and not invited.names and self._clock.now_ms() < self._taken_until_ms:
+            raise NotInvited(self._taken())  # it does not say who its members are
         if self._is_name_taken and self._registration.name in invited.names:
             raise NotInvited(self._taken())  # as it was: no need for one more entry in the cluster's log
         before = self._local.cluster, self._local.secret
-        self._local.join(invited.cluster_id, self._secret() or invited.secret)
+        cluster_id = invited.cluster_id or self._belongs_to
+        if cluster_id:
+            self._local.join(cluster_id, self._secret() or invited.secret)
         try:
             welcome = await self._register(invited)
         except BaseException:
             if self._kept is None:
-                self._local.cluster, self._local.secret = before
+                self._local.cluster, self._local.secret = before[0], self._secret() or before[1]
             raise
         _log.info(
             "node {node} is a member of cluster {cluster}, through {address}",
-            node=self._registration.name, cluster=invited.cluster_id, address=address, event="joined",
+            node=self._registration.name, cluster=self._belongs_to, address=address, event="joined",
         )  # fmt: skip
         return welcome
+
+    def _check_cluster(self, cluster_id: str) -> None:
+        """:raises NotInvited: this directory belongs to another cluster."""
+        if cluster_id and self._belongs_to not in (None, cluster_id):
+            raise NotInvited(f"is in cluster {cluster_id}, and this directory belongs to {self._belongs_to}")
 
     async def _register(self, invited: Invited) -> Welcomed:
         """Register with the first that accepts; raises ``NotInvited`` if none, ``JoinRefused``."""
@@ -198,6 +209,10 @@ class Joiner:
             try:
                 if connection.is_newborn:
                     raise NotInvited("founds its cluster and is not ready yet")
+                if not invited.cluster_id:
+                    self._check_cluster(connection.cluster)
+                    self._local.cluster = connection.cluster
+                    invited = msgspec.structs.replace(invited, cluster_id=connection.cluster)
                 await self._keep_once(invited)
                 self._is_name_taken = False  # it may have gone; and an answer that gets lost must not leave this behind
                 body = encode_command(RegisterNode(invited.cluster_id, self._registration))
@@ -246,6 +261,7 @@ class Joiner:
     def _refused(self, refusal: Refusal) -> Exception:
         if refusal is Refusal.NAME_TAKEN:
             self._is_name_taken = True
+            self._taken_until_ms = self._clock.now_ms() + round(SAID_EVERY_S * 1000)
             if not self._is_taken_said:
                 self._is_taken_said, self._said_ms = True, None  # the operator is waited for: say it at once
             return NotInvited(self._taken())

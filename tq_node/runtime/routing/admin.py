@@ -16,7 +16,6 @@ from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.views import STATUSES, Group, count_moves, count_short, show_cluster, show_partitions
 from tq_node.errors import (
     ClusterRefused,
-    Denied,
     LastNode,
     NoSuchNode,
     NoSuchPartition,
@@ -25,7 +24,7 @@ from tq_node.errors import (
     TaskQueueError,
     Upgrading,
 )
-from tq_node.facade import Invitation, NotReadyReason, ReadyNote
+from tq_node.facade import NotReadyReason, ReadyNote
 from tq_node.limits import CLUSTER_NAME
 from tq_node.raft.lost_log import Claim
 from tq_node.runtime import peer_calls as calls
@@ -162,21 +161,6 @@ class ClusterAdmin:
             return ()
         reason = _disagreement(core.claim, core.log.last_index, self._map)
         return (ReadyNote(reason.code, reason.detail),)
-
-    # --- joining ---
-    def invite(self) -> Invitation:
-        """See ``facade.TaskQueue.invite``."""
-        reasons = [reason for reason in self.not_ready() if reason.code != "not_active"]
-        if reasons:
-            raise NotReady(reasons[0].detail)
-        secret = self._state.settings.secret_for_joiners()
-        if secret is None and self._plane.has_certificates:
-            raise Denied(
-                "this cluster uses certificates: give --peer-cert, --peer-key and --peer-ca to the node that joins"
-            )
-        if secret is None:
-            raise Denied("the secret of this cluster is kept in a file: give --secret-file to the node that joins")
-        return Invitation(self._map.cluster_id, secret.hex(), self._plane.membership.registration.peer)
 
     # --- orders ---
     def drain(self, node: str, by: str = "") -> Deferred[None]:

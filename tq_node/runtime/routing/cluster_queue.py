@@ -18,6 +18,7 @@ from tq_node.runtime.clock import Clock
 from tq_node.runtime.routing.admin import ClusterAdmin
 from tq_node.runtime.routing.cluster_events import ClusterEvents, LocalEvents
 from tq_node.runtime.routing.failover_retry import FailoverRetry
+from tq_node.runtime.routing.invitations import Invitations
 from tq_node.runtime.routing.node_state import NodeState
 from tq_node.runtime.routing.node_work import NodeWork
 from tq_node.runtime.routing.scatter import Covered, Entry, all_pages, all_stats, submit_to_all
@@ -54,7 +55,8 @@ class ClusterQueue:
 
         self.cluster = admin.cluster
         self.partition_views = admin.partition_views
-        self.invite = admin.invite
+        invitations = Invitations(state, clock, admin.not_ready)
+        self.invite, self.challenge, self.peers_for = invitations.invite, invitations.challenge, invitations.peers_for
         self.drain, self.undrain, self.remove = admin.drain, admin.undrain, admin.remove
         self.rebalance, self.unsafe_recover = admin.rebalance, admin.unsafe_recover
         self.pause, self.resume, self.paused_queues = admin.pause, admin.resume, admin.paused_queues

@@ -10,11 +10,13 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from tests.support.memory_cluster import CLUSTER_ID, SECRET
+from tests.support.memory_cluster import CHALLENGE, CLUSTER_ID, SECRET
 from tests.unit.tq_node.api.talk import Reply, World
 from tq_node import errors
 from tq_node.api.cluster import JoinAnswer
 from tq_node.api.http import local_only
+from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME, PROOF_BYTES
+from tq_node.runtime.join_proof import proof
 
 JOIN = "/cluster/join"
 
@@ -193,3 +195,84 @@ def test_another_user_of_this_machine_is_a_stranger(monkeypatch: pytest.MonkeyPa
         assert world.post(JOIN).status == 200, "where the kernel tells nobody, the address has to do"
     finally:
         world.close()
+
+
+# --- who proves the secret ---
+STRANGER = IPv4Address("TCP", "192.168.1.5", 1)
+OFFERED = f'{JOIN_SCHEME} challenge="{CHALLENGE}"'
+PROOF = proof(bytes.fromhex(SECRET), bytes.fromhex(CHALLENGE)).hex()
+
+
+def shown(challenge: str = CHALLENGE, proof: str = PROOF) -> str:
+    return f'{JOIN_SCHEME} challenge="{challenge}", proof="{proof}"'
+
+
+def test_a_stranger_is_given_a_challenge_and_learns_nothing_else(world: World) -> None:
+    world.peer = STRANGER
+    reply = world.post(JOIN)
+    assert is_denied(world, reply)
+    assert reply.headers["www-authenticate"] == OFFERED
+    assert not any(word.encode() in reply.body for word in (CLUSTER_ID, SECRET, "9080", "node-"))
+
+
+def test_a_node_without_a_secret_gives_no_challenge(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.peer = STRANGER
+    monkeypatch.setattr(world.queue, "challenge", lambda: "")
+    assert "www-authenticate" not in world.post(JOIN).headers
+
+
+def test_a_member_whose_secret_is_in_a_file_gives_one_on_loopback_too(world: World) -> None:
+    world.queue.fail_next("invite", errors.Denied("the secret of this cluster is in a file"))
+    assert world.post(JOIN).headers["www-authenticate"] == OFFERED
+
+
+def test_who_proves_the_secret_learns_the_peers_and_nothing_else(three: World, logged: list[str]) -> None:
+    three.peer = STRANGER
+    reply = three.post(JOIN, Authorization=shown())
+    assert (reply.status, reply.body) == (
+        200,
+        b'{"success":true,"peers":["127.0.0.1:9080","127.0.0.1:9081","127.0.0.1:9082"]}',
+    )
+    assert "invite" not in three.queue.calls
+    assert not any(PROOF in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        shown(proof="00" * PROOF_BYTES),
+        shown(challenge="00" * CHALLENGE_BYTES),
+        shown(proof=PROOF[:-2]),
+        shown(proof=PROOF.upper()),
+        shown(proof=""),
+        shown() + ", more",
+        JOIN_SCHEME,
+        f"{JOIN_SCHEME} {PROOF}",
+        f"{JOIN_SCHEME}x",
+    ],
+)
+def test_what_proves_nothing(world: World, authorization: str) -> None:
+    """On loopback, too: who shows a proof is judged by it."""
+    for peer in (STRANGER, IPv4Address("TCP", "127.0.0.1", 1)):
+        world.peer = peer
+        reply = world.post(JOIN, Authorization=authorization)
+        assert (reply.status, reply.code) == (401, "unauthorized")
+        assert not any(word.encode() in reply.body for word in (CLUSTER_ID, SECRET, "9080"))
+    assert "invite" not in world.queue.calls
+
+
+def test_wrong_proofs_come_at_the_pace_of_wrong_tokens(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.peer = STRANGER
+    held: list[object] = []
+    monkeypatch.setattr(world.site.server.refused_callers, "refuse", held.append)
+    client = world.connect()
+    client.send(f"POST {JOIN} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {JOIN_SCHEME}\r\n\r\n".encode())
+    assert len(held) == 1
+    assert client.received == b""
+
+
+def test_two_authorizations_are_none(world: World) -> None:
+    client = world.connect()
+    both = f"Authorization: {shown()}\r\n" * 2
+    client.send(f"POST {JOIN} HTTP/1.1\r\nHost: localhost\r\n{both}Content-Length: 0\r\n\r\n".encode())
+    assert b"9080" not in client.received

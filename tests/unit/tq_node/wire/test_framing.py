@@ -14,7 +14,7 @@ from tests.support.wires import raw_box
 from tq_node.limits import MIB
 from tq_node.wire import bounds
 from tq_node.wire.bounds import PEER, UNAUTHENTICATED, WireLimits
-from tq_node.wire.errors import BoxTooLarge, MalformedBox
+from tq_node.wire.errors import BoxTooLarge, MalformedBox, SpeaksHttp
 from tq_node.wire.framing import BoxParser, cut, serialize
 
 BOXES = st.dictionaries(st.binary(min_size=1, max_size=255), st.binary(max_size=2_000), min_size=1, max_size=60)
@@ -132,13 +132,21 @@ def test_a_value_that_comes_byte_by_byte_is_not_copied_each_time() -> None:
         b"\0\0",  # an empty box
         b"\1\0" + bytes(256),  # a key of 256 bytes
         b"\xff\xff",
-        b"GET / HTTP/1.1\r\n\r\n",
         raw_box({b"a": b"1"})[:-2] + raw_box({b"a": b"2"}),  # a key that comes twice
     ],
 )
 def test_what_is_not_amp_is_refused(data: bytes) -> None:
     with pytest.raises(MalformedBox):
         parsed(BoxParser(PEER), data)
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"POST /cluster/join HTTP/1.1\r\n", b"HEAD"])
+def test_http_is_known_by_its_first_bytes(data: bytes) -> None:
+    """A joiner that was given the peer port asks so; that is no reason for a warning."""
+    with pytest.raises(SpeaksHttp):
+        parsed(BoxParser(PEER), data)
+    with pytest.raises(MalformedBox):
+        parsed(BoxParser(PEER), raw_box({b"a": b"1"})[:-2] + data)
 
 
 def test_we_send_nothing_that_a_peer_would_not_take() -> None:

@@ -21,11 +21,13 @@ from tests.support.wires import run_until
 from tq_node.cluster.commands import RegisterNode, Registration, decode
 from tq_node.cluster.refusals import Refusal, Refused
 from tq_node.errors import NoController, NotReady
+from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME
 from tq_node.runtime.bootstrap import invitation, join
 from tq_node.runtime.bootstrap.invitation import ANSWER_BYTES_MAX, Denied, Invited, Inviter, JoinRefused, NotInvited
 from tq_node.runtime.bootstrap.join import Joiner, JoinSettings, JoinSteps, refusal_line
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.registration import WELCOMES, Outcome, Welcomed
+from tq_node.runtime.join_proof import proof
 from tq_node.types import NodeId, NodeName
 from tq_node.wire.connector import DialledPeer
 from tq_node.wire.errors import NotAMember, Removed, StaleSession, Unproven, WrongCluster, WrongSecret
@@ -86,7 +88,6 @@ DEEP = b"[" * 200_000
     ("answer", "why"),
     [
         (problem(503, "not_ready", "starting\nup"), "starting up"),
-        (problem(401, "unauthorized"), "unauthorized"),
         ((500, b"<html>"), "it answers with status 500"),
         ((302, b""), "it answers with status 302"),
         ((200, b""), "can't be read"),
@@ -175,6 +176,88 @@ async def test_somebody_who_speaks_another_protocol() -> None:
     await port.stopListening()
 
 
+# --- a member that asks for a token, and addresses of peers ---
+CHALLENGE = b"\xc4" * CHALLENGE_BYTES
+OFFER = {"WWW-Authenticate": f'{JOIN_SCHEME} challenge="{CHALLENGE.hex()}"'}
+OWN = b"from a file, sixteen"
+
+
+def asks_for_a_token(site: MemberSite, told: Answer) -> None:
+    site.answers["GET /cluster"] = lambda: problem(401, "unauthorized", "a token is needed")
+    site.headers["POST /cluster/join"] = OFFER
+    answers = iter((problem(403, "denied", "the secret is in a file"), told))
+    site.answers["POST /cluster/join"] = lambda: next(answers)
+
+
+@deferred
+async def test_a_member_that_asks_for_a_token_is_shown_that_the_secret_is_known(site: MemberSite) -> None:
+    asks_for_a_token(site, (200, b'{"success":true,"peers":["127.0.0.1:9002","127.0.0.1:9001"]}'))
+    invited = await Inviter(the_reactor, needs_secret=False, secret=lambda: OWN, may_dial=True).ask(site.address)
+    assert invited == Invited("", None, ("127.0.0.1:9002", "127.0.0.1:9001"), frozenset())
+    assert site.asked == ["GET /cluster", "POST /cluster/join", "POST /cluster/join"]
+    assert site.shown[-1] == f'{JOIN_SCHEME} challenge="{CHALLENGE.hex()}", proof="{proof(OWN, CHALLENGE).hex()}"'
+    assert OWN.hex() not in "".join(site.shown)
+    await closed(site)
+
+
+@deferred
+async def test_a_proof_that_is_refused_is_said(site: MemberSite) -> None:
+    asks_for_a_token(site, problem(401, "unauthorized", "the cluster secret differs (--secret-file)"))
+    with pytest.raises(NotInvited, match="the cluster secret differs"):
+        await Inviter(the_reactor, needs_secret=False, secret=lambda: OWN, may_dial=True).ask(site.address)
+    await closed(site)
+
+
+@deferred
+async def test_on_its_own_machine_it_is_handed_the_secret_without_a_token(site: MemberSite) -> None:
+    site.answers["GET /cluster"] = lambda: problem(401, "unauthorized")
+    invited = await Inviter(the_reactor, needs_secret=True).ask(site.address)
+    assert invited == Invited(CLUSTER, SECRET, ("127.0.0.1:9001",), frozenset())
+    await closed(site)
+
+
+@deferred
+async def test_certificates_alone_are_not_enough_for_a_member_that_asks_for_a_token(site: MemberSite) -> None:
+    site.answers["GET /cluster"] = lambda: problem(401, "unauthorized")
+    with pytest.raises(NotInvited, match="name its peer port"):
+        await Inviter(the_reactor, needs_secret=False, may_dial=True).ask(site.address)
+    await closed(site)
+
+
+@pytest.mark.parametrize("said", ["", "Bearer", f"{JOIN_SCHEME} challenge=", f'{JOIN_SCHEME} challenge="{"c4" * 999}"'])
+@deferred
+async def test_a_challenge_that_is_none_is_not_answered(site: MemberSite, said: str) -> None:
+    asks_for_a_token(site, (200, b"{}"))
+    site.headers["POST /cluster/join"] = {"WWW-Authenticate": said}
+    with pytest.raises(NotInvited, match="in a file"):
+        await Inviter(the_reactor, needs_secret=False, secret=lambda: OWN, may_dial=True).ask(site.address)
+    assert site.shown[-1] == ""
+    await closed(site)
+
+
+@deferred
+async def test_an_address_where_no_http_is_spoken_is_a_peer_s_every_other_time() -> None:
+    from twisted.internet.protocol import Factory, Protocol
+
+    asked: list[bytes] = []
+
+    class Silent(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            assert self.transport is not None
+            asked.append(data[:4])
+            self.transport.abortConnection()  # type: ignore[attr-defined]
+
+    port = the_reactor.listenTCP(0, Factory.forProtocol(Silent), interface="127.0.0.1")
+    address = f"127.0.0.1:{port.getHost().port}"
+    inviter = Inviter(the_reactor, needs_secret=False, may_dial=True)
+    by_handshake = Invited("", None, (address,), frozenset())
+    assert [await inviter.ask(address) for _ in range(4)] == [by_handshake] * 4
+    assert asked == [b"GET "] * 2, "what was down for a moment may be an HTTP side after all"
+    with pytest.raises(NotInvited, match="speaks no HTTP"):
+        await Inviter(the_reactor, needs_secret=True).ask(address)
+    await port.stopListening()
+
+
 async def closed(site: MemberSite) -> None:
     """Everything that was opened goes by itself."""
     for _ in range(200):
@@ -207,6 +290,7 @@ class Connection:
     def __init__(self, answer: Welcomed | Exception, *, is_newborn: bool = False) -> None:
         self.answer = answer
         self.is_newborn = is_newborn
+        self.cluster = CLUSTER
         self.is_closed = False
         self.commands: list[Any] = []
 
@@ -327,6 +411,36 @@ def test_it_proves_itself_keeps_its_cluster_and_registers(started: Callable[...,
     assert connection.is_closed
     assert connection.commands == [RegisterNode(CLUSTER, ME)]
     assert (one.local.cluster, one.local.secret) == (CLUSTER, SECRET)
+
+
+def test_the_handshake_says_the_cluster_where_nobody_else_does(started: Callable[..., Joining]) -> None:
+    one = started(Asked(a=Invited("", None, ("p1",), frozenset())), secret=lambda: b"from a file, sixteen")
+    one.local.secret = b"from a file, sixteen"
+    one.run()
+    assert one.results == [WELCOME]
+    assert one.dialled == [("p1", None, b"from a file, sixteen")]
+    assert [kept.cluster_id for kept in one.kept] == [CLUSTER]
+    (connection,) = one.peers["p1"]
+    assert isinstance(connection, Connection)
+    assert connection.commands == [RegisterNode(CLUSTER, ME)]
+    assert one.local.cluster == CLUSTER
+
+
+def test_a_directory_of_another_cluster_does_not_take_the_handshake_s_word(started: Callable[..., Joining]) -> None:
+    one = started(Asked(a=Invited("", None, ("p1",), frozenset())), belongs_to="d" * 32).run(1.0)
+    one.joiner.stop()
+    assert not one.kept
+    assert f"is in cluster {CLUSTER}" in one.waits[0]
+
+
+def test_a_taken_name_is_asked_for_again_at_a_slow_pace_where_members_are_not_told(
+    started: Callable[..., Joining],
+) -> None:
+    one = started(Asked(a=Invited("", None, ("p1",), frozenset())))
+    one.peers["p1"] = [Connection(refused(Refusal.NAME_TAKEN))]
+    one.run(25.0)
+    one.joiner.stop()
+    assert len(one.dialled) == 3, "each one is an entry in the cluster's log"
 
 
 def test_its_own_secret_goes_before_what_is_handed_over(started: Callable[..., Joining]) -> None:
