@@ -8,10 +8,11 @@ from bench.cluster import Cluster
 from bench.context import Context, noop
 from bench.peers.base import Peer
 from bench.processes import Failed
-from bench.samples import Kind
+from bench.samples import OURS, Kind
 from bench.submits import fill
 
 ASYNC = Kind("drain", "async handlers", "tasks/s")
+ASYNCIO = Kind("drain", "asyncio handlers, in processes", "tasks/s")
 PROCESS = Kind("drain", "process handlers", "tasks/s")
 _WARM_UP_TASKS = 1_000
 _WARM_UPS_MAX = 20
@@ -20,14 +21,15 @@ _WARM_UPS_MAX = 20
 def drain(context: Context) -> None:
     """Drain ours and each peer once."""
     context.book.note(
-        f"drain: --concurrency {context.async_slots} for async handlers, {context.process_slots} (worker processes) for process "
-        f"handlers, on each node"
+        f"drain: --concurrency {context.async_slots} for async and asyncio handlers, {context.process_slots} (worker processes) for "
+        f"process handlers, on each node"
     )
     for kind, task_type, count, slots in (
         (ASYNC, "noop-async", context.sizes.drain_async, context.async_slots),
+        (ASYNCIO, "noop-asyncio", context.sizes.drain_async, context.async_slots),
         (PROCESS, "noop-process", context.sizes.drain_process, context.process_slots),
     ):
-        for system in context.trees:
+        for system in context.trees if kind is not ASYNCIO else (OURS,):
             with context.cluster("drain", concurrency=slots, system=system) as cluster:
                 warm = warm_up(cluster, task_type, slots if kind is PROCESS else 0)
                 seconds, cpu_s = drain_once(cluster, count, noop(task_type), before=warm)
