@@ -21,8 +21,8 @@ _WARM_UPS_MAX = 20
 def drain(context: Context) -> None:
     """Drain ours and each peer once."""
     context.book.note(
-        f"drain: --concurrency {context.async_slots} for async and asyncio handlers, {context.process_slots} (worker processes) for "
-        f"process handlers, on each node"
+        f"drain: --concurrency {context.async_slots} for async and asyncio handlers, {context.process_slots} (worker processes) "
+        f"for process handlers, on each node"
     )
     for kind, task_type, count, slots in (
         (ASYNC, "noop-async", context.sizes.drain_async, context.async_slots),
