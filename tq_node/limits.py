@@ -91,6 +91,8 @@ EVENT_TURN_BYTES = 512 * KIB
 """So much of all streams is made in one turn of the reactor: 2 to 4 ms of CPU, with the sending."""
 EVENT_CACHED_SHARE = 4
 """A piece that was made for another stream already counts for its length by this."""
+EVENT_PASSED_BYTES = 32
+"""An event that is not the stream's to know counts for so much of what is made."""
 EVENT_CLIENT_BACKLOG_MAX = 5_000
 EVENT_COMMENT_S = 15.0
 STATUS_WAITERS_MAX = 10_000

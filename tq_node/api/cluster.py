@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from tq_node import errors
 from tq_node.api.access.access import Access
+from tq_node.api.access.scope import its_queues
 from tq_node.api.http.local_only import require_loopback
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import JoinDenied, PeerUnreachable
@@ -112,7 +113,8 @@ class ClusterRoutes:
     # --- views ---
     def cluster(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
-        request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster(), self._queue.paused_queues()))))
+        paused = its_queues(request.caller, self._queue.paused_queues())
+        request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster(), paused))))
 
     def partitions(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
@@ -155,28 +157,29 @@ class ClusterRoutes:
     # --- changes ---
     def drain(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
-        return self._queue.drain(node).addCallback(_answer_begun, request, node)
+        return self._queue.drain(node, request.caller.name).addCallback(_answer_begun, request, node)
 
     def undrain(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
-        return self._queue.undrain(node).addCallback(_answer_begun, request, node)
+        return self._queue.undrain(node, request.caller.name).addCallback(_answer_begun, request, node)
 
     def remove(self, request: ApiRequest) -> Deferred[None]:
         node = read_query(request, NodeParameters).node
-        return self._queue.remove(node).addCallback(_answer_begun, request, node)
+        return self._queue.remove(node, request.caller.name).addCallback(_answer_begun, request, node)
 
     def rebalance(self, request: ApiRequest) -> Deferred[None]:
         read_query(request, NoParameters)
-        return self._queue.rebalance().addCallback(_answer_begun, request, self._queue.node_name)
+        return self._queue.rebalance(request.caller.name).addCallback(_answer_begun, request, self._queue.node_name)
 
     def unsafe_recover(self, request: ApiRequest) -> Deferred[None]:
         sent = read_query(request, RecoverParameters)
-        return self._queue.unsafe_recover(sent.partition, sent.node).addCallback(_answer_begun, request, sent.node)
+        recovered = self._queue.unsafe_recover(sent.partition, sent.node, request.caller.name)
+        return recovered.addCallback(_answer_begun, request, sent.node)
 
     def shutdown(self, request: ApiRequest) -> Deferred[None] | None:
         node = read_query(request, NodeParameters).node
         if node != self._queue.node_name:
-            return self._queue.shutdown(node).addCallback(_answer_begun, request, node)
+            return self._queue.shutdown(node, request.caller.name).addCallback(_answer_begun, request, node)
         _answer_begun(None, request, node)
         # In a later turn, so that the answer is in the socket before the site begins to close.
         request.server.reactor.callLater(0.0, self._shutdown)

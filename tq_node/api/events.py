@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from tq_node import errors, limits
-from tq_node.api.access.access import Access
+from tq_node.api.access.access import Access, Caller
 from tq_node.api.event_turns import EventTurns
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import ScopeParameters, read_query
@@ -24,6 +24,7 @@ from tq_node.api.routes import Answer, Route
 from tq_node.api.settings import ApiSettings
 from tq_node.facade import EventBatch, Subscription, TaskQueue
 from tq_node.observe.metrics import Metrics
+from tq_node.tokens import Asker
 
 EVENT_STREAM = "text/event-stream"
 RECONNECT_MS = 2_000
@@ -60,7 +61,11 @@ class EventRoutes:
             request.start_stream(EVENT_STREAM.encode("ascii"))
             request.finish()
             return None
-        stream = _Stream(self, self._renderers[cluster], request, self._settings)
+        renderer = self._renderers[cluster]
+        asker = request.caller.to_see
+        if asker is not None:  # what it is shown is shown to nobody else
+            renderer = _Renderer(self._queue, cluster=cluster, asker=asker)
+        stream = _Stream(self, renderer, request, self._settings)
         # Before the head is sent, so that a refusal can be the answer.
         stream.subscribe(self._queue, after_id)
         request.start_stream(EVENT_STREAM.encode("ascii"))
@@ -101,34 +106,42 @@ class EventRoutes:
 
 
 class _Renderer:
-    """Renders one scope's events; caches the last piece: most streams ask for the same one next."""
+    """Renders one scope's events; caches the last piece: most streams ask for the same one next.
 
-    def __init__(self, queue: TaskQueue, *, cluster: bool) -> None:
+    :param asker: whose stream it is, told of what it may know of; None: of everything."""
+
+    def __init__(self, queue: TaskQueue, *, cluster: bool, asker: Asker | None = None) -> None:
         self._queue = queue
         self.cluster = cluster
+        self._asker = asker
         self._last: tuple[EventBatch, int] | None = None
         self._last_piece = b""
         self._last_end = 0
 
-    def render(self, batch: EventBatch, start: int) -> tuple[bytes, int, bool]:
+    def render(self, batch: EventBatch, start: int) -> tuple[bytes, int, int]:
         """About ``EVENT_CHUNK_BYTES`` of a batch from event ``start`` on, where to continue, and
-        whether it was rendered before."""
+        what it has cost, in rendered bytes."""
         last = self._last
-        is_cached = last is not None and last[0] is batch and last[1] == start
-        if not is_cached:
-            pieces = [_RESET] if batch.reset and not start else []
-            size, end = 0, start
-            primary_of = self._primaries() if self.cluster and batch.transitions else None
-            me = self._queue.node_name
-            while end < len(batch.transitions) and size < limits.EVENT_CHUNK_BYTES:
-                change = batch.transitions[end]
-                node = me if primary_of is None else primary_of.get(change.partition)
-                data = _encode(event_data(change, node))
-                pieces.append(b"id: %d\nevent: task\ndata: %b\n\n" % (batch.first_id + end, data))
-                size += len(data)
-                end += 1
-            self._last, self._last_piece, self._last_end = (batch, start), b"".join(pieces), end
-        return self._last_piece, self._last_end, is_cached
+        if last is not None and last[0] is batch and last[1] == start:
+            return self._last_piece, self._last_end, len(self._last_piece) // limits.EVENT_CACHED_SHARE
+        pieces = [_RESET] if batch.reset and not start else []
+        size, end = 0, start
+        primary_of: dict[int, str | None] | None = None
+        me, asker = self._queue.node_name, self._asker
+        while end < len(batch.transitions) and size < limits.EVENT_CHUNK_BYTES:
+            change = batch.transitions[end]
+            end += 1
+            if asker is not None and not asker.may_know(change.queue, change.made_by):
+                size += limits.EVENT_PASSED_BYTES
+                continue
+            if primary_of is None and self.cluster:
+                primary_of = self._primaries()
+            node = me if primary_of is None else primary_of.get(change.partition)
+            data = _encode(event_data(change, node))
+            pieces.append(b"id: %d\nevent: task\ndata: %b\n\n" % (batch.first_id + end - 1, data))
+            size += len(data)
+        self._last, self._last_piece, self._last_end = (batch, start), b"".join(pieces), end
+        return self._last_piece, end, max(size, len(self._last_piece))
 
     def _primaries(self) -> dict[int, str | None]:
         """Each partition's primary now: an event does not say which node it came from."""
@@ -195,6 +208,16 @@ class _Stream:
         else:
             self._turns.enter(self)
 
+    def _is_refused(self) -> bool:
+        """End the stream if its token has expired, was revoked, or can't be judged any more."""
+        request = self._request
+        authenticator = request.channel.routing.authenticator
+        caller = authenticator.caller_of(request.getHeader(b"authorization"), Access.READ_OWN)
+        if isinstance(caller, Caller):
+            return False
+        self.end()
+        return True
+
     @property
     def has_more(self) -> bool:
         """Part of ``TurnTaker``."""
@@ -202,10 +225,10 @@ class _Stream:
 
     def write_piece(self) -> int:
         """Part of ``TurnTaker``: write a piece of the first batch of the backlog."""
-        if not self.has_more:
+        if not self.has_more or self._is_refused():
             return 0
         batch = self._backlog[0]
-        piece, end, is_cached = self._renderer.render(batch, self._start)
+        piece, end, cost = self._renderer.render(batch, self._start)
         self._backlog_events -= end - self._start
         self._start = end
         if end >= len(batch.transitions):
@@ -213,10 +236,10 @@ class _Stream:
             self._start = 0
         if piece:
             self._request.write(piece)
-        return len(piece) // limits.EVENT_CACHED_SHARE if is_cached else len(piece)
+        return cost
 
     def _comment(self) -> None:
-        if not self._paused:
+        if not self._paused and not self._is_refused():
             self._request.write(b": %b\n\n" % self._request.server.date())
 
     def pauseProducing(self) -> None:

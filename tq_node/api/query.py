@@ -14,6 +14,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tq_node import limits
+from tq_node.api.access.access import Caller
+from tq_node.api.access.scope import narrowed
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.names import NAME_PATTERN, is_shown
 from tq_node.api.requests import TASK_ID_PATTERN
@@ -178,6 +180,14 @@ def only_dead(query: ListQuery) -> ListQuery | None:
     if query.states is not None and (State.FAILED in query.states) is query.states_not:
         return None
     return msgspec.structs.replace(query, states=frozenset({int(State.FAILED)}), states_not=False)
+
+
+def only_its_queues(query: ListQuery, caller: Caller) -> ListQuery | None:
+    """The query, narrowed to queues of which the caller may know; None if it names none of them."""
+    if caller.queues is None:
+        return query
+    queues, inverse = narrowed(caller, query.queues, query.queues_not)
+    return msgspec.structs.replace(query, queues=queues, queues_not=inverse) if queues else None
 
 
 def write_cursor(place: tuple[int, str] | None, query: ListQuery) -> str | None:

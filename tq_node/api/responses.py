@@ -82,11 +82,11 @@ class TaskOut(msgspec.Struct):
 
     ``version`` rises by one with each change. Only on a task that has not ended: ``waiting_for``,
     what holds it up. Only in a local read: ``age``, how old the copy may be. Only in lists:
-    ``role``, whether this node's copy is the primary's."""
+    ``role``, whether this node's copy is the primary's. A caller that may look and not read (role
+    ``view``) gets no ``payload``, ``result``, log and note, and errors without message."""
 
     id: str
     type: str
-    payload: msgspec.Raw
     status: str
     queue: str
     priority: int
@@ -101,6 +101,7 @@ class TaskOut(msgspec.Struct):
     backoff: BackoffOut
     log: list[LogLineOut]
     attempts: list[AttemptOut]
+    payload: msgspec.Raw | UnsetType = UNSET
     started_at: str | UnsetType = UNSET
     completed_at: str | UnsetType = UNSET
     result: msgspec.Raw | UnsetType = UNSET
@@ -207,7 +208,6 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
     out = TaskOut(
         spec.id,
         spec.type,
-        msgspec.Raw(spec.payload),
         STATE_LABELS[row.state],
         spec.queue,
         spec.priority,
@@ -222,6 +222,7 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
         _DEFAULT_BACKOFF_OUT if backoff == _DEFAULT_BACKOFF else _backoff_out(backoff),
         [LogLineOut(time_text(line.at_us), line.line) for line in row.log] if row.log else [],
         [_attempt_out(attempt) for attempt in row.attempts] if row.attempts else [],
+        msgspec.Raw(spec.payload) if spec.payload else UNSET,
     )
     if row.started_us is not None:
         out.started_at = time_text(row.started_us)

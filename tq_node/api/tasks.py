@@ -12,7 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import errors, limits
-from tq_node.api.access.access import Access
+from tq_node.api.access.access import UNCHECKED, Access
+from tq_node.api.access.redaction import shown
+from tq_node.api.access.scope import must_be_its_queue
 from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
 from tq_node.api.http.concurrency_limit import TOO_MANY_READS
 from tq_node.api.http.exchange import Exchange
@@ -26,6 +28,7 @@ from tq_node.api.query import (
     StatusParameters,
     TaskParameters,
     only_dead,
+    only_its_queues,
     read_query,
     to_list_query,
     write_cursor,
@@ -44,6 +47,7 @@ from tq_node.api.responses import (
 )
 from tq_node.api.routes import Answer, Route
 from tq_node.api.settings import ApiSettings
+from tq_node.api.signing import sign, sign_all
 from tq_node.errors import NotJson, OutcomeUnknown
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
 from tq_node.types import STATE_LABELS, TaskRow
@@ -107,6 +111,8 @@ class TaskRoutes:
         if len(body) > limits.LARGE_BODY_BYTES:
             return Deferred.fromCoroutine(self._submit_large(request, body, key))
         submission = self._bodies.submission(body, key)
+        if request.caller is not UNCHECKED:
+            sign(submission, request.caller, self._queue)
         submitted = self._queue.submit(submission)
         if request.server.audit is not None and submission.id is not None:
             request.changed = (submission.id,)  # should it come to no answer, or be refused
@@ -116,6 +122,8 @@ class TaskRoutes:
 
     async def _submit_large(self, request: Exchange, body: bytes, key: str | None) -> None:
         submission = await self._bodies.large_submission(body, key, request.server.slices.pace(request.route))
+        if request.caller is not UNCHECKED:
+            sign(submission, request.caller, self._queue)
         submitted = self._queue.submit(submission)
         if submission.id is not None:
             request.changed = (submission.id,)
@@ -133,6 +141,8 @@ class TaskRoutes:
         pace = request.server.slices.pace(request.route)
         items = await (self._bodies.lines(body, pace) if ndjson else self._bodies.batch(body, pace))
         del body
+        if request.caller is not UNCHECKED:
+            await sign_all(items, request.caller, self._queue, pace)
         results = await submit_parts(self._queue, [item for item in items if isinstance(item, Submission)], pace)
         await answer_batch(results, request, items, pace)
 
@@ -140,11 +150,12 @@ class TaskRoutes:
     def status(self, request: Exchange) -> Deferred[None]:
         task_id = request.task_id
         if task_id is not None:
-            return self._queue.get(task_id).addCallback(self._answer_task, request)
+            return self._queue.get(task_id, asker=request.caller.to_see).addCallback(self._answer_task, request)
         sent = read_query(request, StatusParameters)
         if sent.wait > 0.0:
             return self._wait(request, sent)
-        return self._queue.get(sent.id, local=sent.consistency == "local").addCallback(self._answer_task, request)
+        found = self._queue.get(sent.id, local=sent.consistency == "local", asker=request.caller.to_see)
+        return found.addCallback(self._answer_task, request)
 
     def _wait(self, request: Exchange, sent: StatusParameters) -> Deferred[None]:
         server = request.server
@@ -159,7 +170,8 @@ class TaskRoutes:
             server.waiting -= 1
             return result
 
-        waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local")
+        asker = request.caller.to_see
+        waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local", asker=asker)
         return waiting.addBoth(stop_waiting).addCallback(self._answer_task, request)
 
     def _answer_task(self, read: Read, request: Exchange) -> Deferred[None] | None:
@@ -170,33 +182,35 @@ class TaskRoutes:
         return request.server.slices.turn(request.route).addCallback(lambda _: self._send_task(read, request))
 
     def _send_task(self, read: Read, request: Exchange) -> None:
-        out = task_out(read.row, read.node, self._queue.waiting_for)
+        caller = request.caller
+        row = read.row if caller.sees_payloads else shown(read.row, caller)
+        out = task_out(row, read.node, self._queue.waiting_for)
         if read.age_s is not None:
             out.age = read.age_s
         request.answer(200, _encode(out))
 
     def cancel(self, request: Exchange) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
-        return self._queue.cancel(task_id).addCallbacks(
+        return self._queue.cancel(task_id, request.caller.to_change).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
     def retry(self, request: Exchange) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
-        return self._queue.retry(task_id).addCallbacks(
+        return self._queue.retry(task_id, request.caller.to_change).addCallbacks(
             _answer_change, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
     def purge(self, request: Exchange) -> Deferred[None]:
         task_id = read_query(request, TaskParameters).id
-        return self._queue.purge(task_id).addCallbacks(
+        return self._queue.purge(task_id, request.caller.to_change).addCallbacks(
             _answer_purge, _name_task, callbackArgs=(request,), errbackArgs=(task_id,)
         )
 
     # --- many tasks ---
     async def list_tasks(self, request: Exchange) -> None:
-        query = to_list_query(read_query(request, ListParameters))
-        await self._list(request, query, query)
+        asked = to_list_query(read_query(request, ListParameters))
+        await self._list(request, asked, asked)
 
     async def dead(self, request: Exchange) -> None:
         asked = to_list_query(read_query(request, ListParameters))
@@ -207,6 +221,7 @@ class TaskRoutes:
 
         :param query: finds the tasks; None: no task can match.
         :raises Busy: there is no room for another list."""
+        query = None if query is None else only_its_queues(query, request.caller)
         server = request.server
         is_long = asked.limit > limits.LIST_LIMIT_DEFAULT
         limit, cost = (server.long_list_limit, asked.limit) if is_long else (server.list_limit, 1)
@@ -224,11 +239,12 @@ class TaskRoutes:
 
     async def _answer_list(self, request: Exchange, query: ListQuery, page: TaskPage) -> None:
         pace = request.server.slices.pace(request.route)
+        caller = request.caller
         pieces: list[bytes] = []
         for listed in page.tasks:
             if pace.is_over():
                 await pace.turn()
-            out = task_out(listed.row, listed.node, self._queue.waiting_for)
+            out = task_out(shown(listed.row, caller), listed.node, self._queue.waiting_for)
             out.role = listed.role
             pieces.append(_encode(out))
         rest = _encode(
@@ -245,7 +261,8 @@ class TaskRoutes:
 
     def stats(self, request: Exchange) -> Deferred[None]:
         cluster = read_query(request, ScopeParameters).scope == "cluster"
-        return self._queue.stats(cluster=cluster).addCallback(self._answer_stats, request, cluster)
+        counted = self._queue.stats(cluster=cluster, queues=request.caller.queues)
+        return counted.addCallback(self._answer_stats, request, cluster)
 
     def _answer_stats(self, stats: Stats, request: Exchange, cluster: bool) -> None:
         every_copy = [mine + copied for mine, copied in zip(stats.primary, stats.replica, strict=True)]
@@ -262,12 +279,18 @@ class TaskRoutes:
 
     # --- queues ---
     def pause(self, request: Exchange) -> Deferred[None]:
-        queue = read_query(request, PauseParameters).queue
-        return self._queue.pause(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "paused"))
+        queue, caller = read_query(request, PauseParameters).queue, request.caller
+        must_be_its_queue(caller, queue)
+        return self._queue.pause(queue, caller.name).addCallback(
+            _answer_queue, request, QueueDone(True, queue, "paused")
+        )
 
     def resume(self, request: Exchange) -> Deferred[None]:
-        queue = read_query(request, QueueParameters).queue
-        return self._queue.resume(queue).addCallback(_answer_queue, request, QueueDone(True, queue, "active"))
+        queue, caller = read_query(request, QueueParameters).queue, request.caller
+        must_be_its_queue(caller, queue)
+        return self._queue.resume(queue, caller.name).addCallback(
+            _answer_queue, request, QueueDone(True, queue, "active")
+        )
 
     # --- the route table ---
     def routes(self) -> list[Route]:

@@ -6,7 +6,7 @@ import enum
 
 import msgspec
 
-from tq_node.tokens import Quotas, Role
+from tq_node.tokens import Asker, Quotas, Role
 
 
 class Access(enum.Enum):
@@ -58,20 +58,30 @@ class Caller(msgspec.Struct, frozen=True):
     quotas: Quotas = Quotas()
     expires_us: int | None = None
 
-    @property
-    def sees_payloads(self) -> bool:
-        """Whether payloads, results, logs and messages of errors of others' tasks are shown."""
-        return Access.READ in self.may
+    # --- what follows from these: worked out once, for each request looks at it ---
+    sees_payloads: bool = False
+    """Whether payloads, results, logs and messages of errors of others' tasks are shown."""
+    sees_others: bool = False
+    """Whether it may know of tasks that its token did not submit."""
+    changes_others: bool = False
+    """Whether it may change tasks that its token did not submit."""
+    to_see: Asker | None = None
+    """Who asks to see a task; None: one that may know of all."""
+    to_change: Asker | None = None
+    """Who asks for the change of a task; None where nobody had to prove who it is."""
 
-    @property
-    def sees_others(self) -> bool:
-        """Whether it may know of tasks that its token did not submit."""
-        return Access.LOOK in self.may
-
-    @property
-    def changes_others(self) -> bool:
-        """Whether it may change tasks that its token did not submit."""
-        return Access.OPERATE in self.may
+    def __post_init__(self) -> None:
+        queues = None if self.queues is None else tuple(sorted(self.queues))
+        sees_others, changes_others = Access.LOOK in self.may, Access.OPERATE in self.may
+        sees, changes = Asker(self.name, queues, not sees_others), Asker(self.name, queues, not changes_others)
+        for field, value in (
+            ("sees_payloads", Access.READ in self.may),
+            ("sees_others", sees_others),
+            ("changes_others", changes_others),
+            ("to_see", sees if sees.is_restricted else None),
+            ("to_change", changes if changes.is_restricted or self.name else None),
+        ):
+            msgspec.structs.force_setattr(self, field, value)
 
 
 UNCHECKED = Caller("", frozenset({Role.ADMIN}), _ALL)
