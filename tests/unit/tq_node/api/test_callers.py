@@ -13,6 +13,7 @@ from twisted.internet.address import IPv4Address
 from tests.support.memory_tokens import token_of
 from tests.unit.tq_node.api.talk import Connection, Reply, World
 from tq_node import limits
+from tq_node.api.http.load_shedding import TICK_S
 from tq_node.tokens import Role
 
 BODY = b'{"type":"email"}'
@@ -159,6 +160,49 @@ def test_a_token_in_the_address_is_never_taken(world: World, path: str, name: st
 def test_a_token_in_the_host_s_place_is_never_taken(world: World) -> None:
     token = world.tokens.make(Role.ADMIN)
     assert world.get(f"http://x:{token}@localhost/tasks/list").status in (400, 401)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/tasks/list/", "//tasks/list", "/./tasks/list", "/tasks//list", "/tasks/list;a=b", "/TASKS/LIST",
+        "/tasks/%6cist", "/%74asks/list", "/tasks%2flist", "/tasks/list%00", "/tasks/list%20", "/tasks/list?", "/tasks/list?a",
+        "/health/../tasks/list", "/problems/../tasks/list", "/problems/%2e%2e/tasks/list", "/problems//tasks/list",
+        "/problems/x?/../tasks/list", "/health/tasks/list", "/health;/../tasks/list", "http://localhost/tasks/list",
+        "http://localhost//tasks/list", "http://localhost/health/../tasks/list", "HTTP://LOCALHOST/tasks/list",
+    ],
+)  # fmt: skip
+def test_no_spelling_of_an_address_leads_past_the_door(world: World, target: str) -> None:
+    world.tokens.make(Role.ADMIN)
+    reply = world.get(target)
+    assert reply.status in (400, 401, 404)
+    assert not world.queue.calls
+
+
+@pytest.mark.parametrize("name", ["X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Prefix", "X-HTTP-Method-Override"])
+def test_no_header_leads_past_the_door(world: World, name: str) -> None:
+    world.tokens.make(Role.ADMIN)
+    assert world.get("/tasks/list", **{name.replace("-", "_"): "/health"}).status == 401
+    assert world.get("/health", **{name.replace("-", "_"): "/tasks/list"}).json["status"] == "ok"
+
+
+def test_each_request_of_a_connection_shows_its_own_token(world: World) -> None:
+    token = with_token(world, Role.ADMIN)
+    connection = world.connect()
+    connection.request("POST", "/tasks/submit", BODY, **token)
+    connection.request("POST", "/tasks/submit", BODY)
+    connection.request("GET", "/tasks/stats", None, **token)
+    connection.request("GET", "/tasks/stats")
+    world.clock.advance(TICK_S)
+    assert [reply.status for reply in connection.replies()] == [201, 401, 200, 401]
+
+
+def test_a_token_behind_the_body_is_none(world: World) -> None:
+    token = world.tokens.make(Role.ADMIN)
+    chunks = b"10\r\n" + BODY + b"\r\n0\r\nAuthorization: Bearer " + token.encode() + b"\r\n\r\n"
+    connection = begin(world, b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+    assert b" 401 " in connection.received
+    assert not world.queue.calls
 
 
 @pytest.mark.parametrize("lines", ["{0}{0}", "{0}{1}", "{1}{0}"])
