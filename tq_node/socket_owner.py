@@ -1,4 +1,4 @@
-"""Which user here holds the other end of a loopback connection, as the kernel says (Linux).
+"""Which user holds the other end of a connection on this machine, as the kernel says (Linux).
 
 A loopback address may be another user's process, or a proxy, ``ssh -L`` or browser that speaks for
 somebody else. Whoever has the node's own user id can read its store anyway."""
@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
+
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = "01"
 """The only state that counts: a socket closed on its own side may be shown as root's."""
+_CREDENTIALS = struct.Struct("iII")
+"""Process, user and group, as ``SO_PEERCRED`` gives them: of when the connection was dialled."""
 _MAPPED = b"\x00" * 10 + b"\xff\xff"
 
 
@@ -50,9 +55,25 @@ def owner_of(theirs: tuple[str, int], ours: tuple[str, int]) -> int | None:
     return None
 
 
+def dialler_of(handle: socket.socket) -> int | None:
+    """User id of the process that dialled a Unix socket; None: the kernel doesn't say."""
+    try:
+        said = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(said)[1])
+    except (OSError, AttributeError, struct.error):
+        return None
+
+
 def is_own_users(transport: Any) -> bool | None:
-    """Whether the other end is this process's user or root; None: unknown (not TCP, not Linux)."""
+    """Whether the other end is this process's user or root; None: unknown (not Linux)."""
     there, here = transport.getPeer(), transport.getHost()
+    if isinstance(there, UNIXAddress):
+        uid = dialler_of(transport.socket) if hasattr(transport, "socket") else None
+        return None if uid is None else uid in _trusted()
     if not (hasattr(there, "port") and hasattr(here, "port") and _TABLES[0].exists()):
         return None
-    return owner_of((there.host, there.port), (here.host, here.port)) in (0, os.geteuid())
+    return owner_of((there.host, there.port), (here.host, here.port)) in _trusted()
+
+
+def _trusted() -> tuple[int, int]:
+    return 0, os.geteuid()

@@ -6,14 +6,24 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
 
+from tq_node.direct_sends import DirectReactor
 from tq_node.socket_owner import is_own_users, owner_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel says it on Linux only")
+Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
+deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
+the_reactor: Any = reactor
 NOBODY = 65_534
 DIAL = (
     "import encodings.idna, os, socket, sys; os.setuid({uid}); "
@@ -79,6 +89,45 @@ def test_that_of_another_user(listening: socket.socket, monkeypatch: pytest.Monk
                 assert is_own_users(Transport(accepted)) is True, "root may, and so may the node's own user"
                 monkeypatch.undo()
             other.communicate()
+
+
+# --- Unix sockets ---
+DIAL_UNIX = (
+    "import os, socket, sys; os.setuid({uid}); s = socket.socket(socket.AF_UNIX); s.connect({path!r}); sys.stdin.read()"
+)
+
+
+class Accepting(Factory):
+    """Takes connections of a Unix socket, as the HTTP side does."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.accepted: Deferred[Any] = Deferred()
+
+    def buildProtocol(self, addr: object) -> Protocol:
+        made = Protocol()
+        made.connectionMade = lambda: self.accepted.callback(made.transport)  # type: ignore[method-assign]
+        return made
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize(("uid", "expected"), [(NOBODY, False), (0, True)])
+@deferred
+async def test_a_unix_socket_tells_who_dialled_it(uid: int, expected: bool) -> None:
+    """Twisted makes it for everybody (0666): the folder alone, or this, keeps others out."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path, factory = f"{folder}/http", Accepting()
+        port = DirectReactor(the_reactor).listenUNIX(path, factory, mode=0o666)
+        code = DIAL_UNIX.format(uid=uid, path=path)
+        with subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE) as other:
+            transport = await factory.accepted.addTimeout(20, the_reactor)
+            assert is_own_users(transport) is expected
+            transport.abortConnection() if hasattr(transport, "abortConnection") else transport.loseConnection()
+            assert other.stdin is not None
+            other.stdin.close()
+        await port.stopListening()
 
 
 def test_what_is_no_connection_of_this_machine() -> None:

@@ -27,8 +27,8 @@ def require_loopback(request: ApiRequest) -> None:
     - A web page whose name resolves to 127.0.0.1 (DNS rebinding) sends from the reader's browser;
       so the host must be a loopback name.
     - A proxy on this machine forwards requests from anywhere; most add a header that says so.
-    - Another user of this machine may send, or forward (``ssh -L``); if the kernel says whose the
-      connection is, it must be the node's user or root.
+    - Another user of this machine may send, or forward (``ssh -L``); the kernel must say that the
+      connection is of the node's user or root: of a Unix socket too, which others may reach.
 
     :raises Denied: one of these does not hold."""
     if not _is_loopback(request.getClientAddress()):
@@ -37,7 +37,7 @@ def require_loopback(request: ApiRequest) -> None:
         raise Denied("the cluster's secret is not handed over through a proxy")
     if request.authority is None or _loopback_host(request.authority) is None:
         raise Denied("the cluster's secret is handed over to who asks localhost, 127.0.0.1 or [::1] by that name only")
-    if is_own_users(request.transport) is False:
+    if not is_own_users(request.transport):
         raise Denied(
             "the cluster's secret is handed over to the user that runs this node, and to root; run both nodes as one user, "
             "or give both the same --secret-file"

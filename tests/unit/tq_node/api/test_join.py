@@ -192,7 +192,7 @@ def test_another_user_of_this_machine_is_a_stranger(monkeypatch: pytest.MonkeyPa
         assert (reply.status, reply.code) == (403, "denied")
         assert SECRET not in reply.body.decode()
         monkeypatch.setattr(local_only, "is_own_users", lambda transport: None)
-        assert world.post(JOIN).status == 200, "where the kernel tells nobody, the address has to do"
+        assert is_denied(world, world.post(JOIN)), "where the kernel tells nobody, nobody is told"
     finally:
         world.close()
 
