@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -82,7 +83,7 @@ def encode(record: AuditRecord, node: str, prev: str) -> bytes:
             record.host,
             _shown(record.method),
             _shown(record.path),
-            _hide_tokens("tq_…", record.what),
+            _without_tokens(record.what),
             record.outcome,
             node,
             prev,
@@ -105,7 +106,13 @@ def hash_of(line: bytes) -> str:
 
 def instant(at_us: int) -> str:
     """RFC 3339 in UTC with microseconds: as text in the order of time."""
-    return (_EPOCH + timedelta(0, 0, at_us)).isoformat(timespec="microseconds") + "Z"
+    seconds, us = divmod(at_us, 1_000_000)
+    return f"{_whole_second(seconds)}.{us:06}Z"
+
+
+@lru_cache(maxsize=4)
+def _whole_second(seconds: int) -> str:
+    return (_EPOCH + timedelta(0, seconds)).isoformat()
 
 
 def forgotten(name: str, last: str) -> str:
@@ -114,7 +121,11 @@ def forgotten(name: str, last: str) -> str:
 
 
 def _shown(raw: bytes) -> str:
-    return _hide_tokens("tq_…", raw.decode("latin-1"))
+    return _without_tokens(raw.decode("latin-1"))
+
+
+def _without_tokens(text: str) -> str:
+    return _hide_tokens("tq_…", text) if "tq_" in text else text
 
 
 class Page(NamedTuple):

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 PARTITIONS = 64
 AN_HOUR_US = 3_600_000_000
 LOOK_US = 1_000
+LINES_A_WRITE = 20
+"""Of the audit log: two thousand requests a second."""
 SETTLED_US = 150_000
 WHOLE_US_MAX = LOAD_US_MAX = 60_000_000
 PAYLOAD = b'{"to":"user@example.com"}'
@@ -185,8 +187,10 @@ class Writer:
 
 
 # --- HTTP: real bytes through the real site, a queue that answers at once ---
-def requests(what: str, hot: bool, by_socket: bool = False, with_token: bool = False) -> Callable[[Counts, int], None]:
-    """``with_token``: the node has tokens, and the request shows one."""
+def requests(
+    what: str, hot: bool, by_socket: bool = False, with_token: bool = False, audited: bool = False
+) -> Callable[[Counts, int], None]:
+    """``with_token``: the node has tokens, and the request shows one. ``audited``: it keeps an audit log."""
 
     def measure(counts: Counts, units: int) -> None:
         from twisted.internet.defer import succeed
@@ -198,7 +202,8 @@ def requests(what: str, hot: bool, by_socket: bool = False, with_token: bool = F
         # A door that measures how long its answers take, and a Date that changes, would make two runs differ.
         time.time = lambda: 1_700_000_000.0
         time.perf_counter = partial(next, itertools.count(0.0, 0.000_1))
-        world = World(fast_path=hot)
+        more: dict[str, Any] = {"audit": AuditLog()} if audited else {}  # older trees know none
+        world = World(fast_path=hot, **more)
         task_id = world.submit()
         body = b'{"type":"email","payload":%b}' % PAYLOAD
         token = b""
@@ -239,6 +244,26 @@ def requests(what: str, hot: bool, by_socket: bool = False, with_token: bool = F
     return measure
 
 
+class AuditLog:
+    """What the threads of an audit log do, in one: a switch between them would count differently each time."""
+
+    def __init__(self) -> None:
+        from tq_node.store.audit_files import AuditFiles
+
+        path = Path(tempfile.mkdtemp(prefix="tq")) / "audit"
+        self._files = AuditFiles(path, "node-1", bytes_max=1_000_000_000, kept=1)
+        self._pending: list[Any] = []
+
+    def write(self, record: Any) -> None:
+        self._pending.append(record)
+        if len(self._pending) == LINES_A_WRITE:
+            self._files.append(self._pending)
+            self._pending = []
+
+    def read(self, *_: object) -> Any:
+        raise NotImplementedError
+
+
 def asked_by_socket(site: Any, sent: bytes) -> Callable[[], None]:
     """Asks over loopback, through a reactor that this process turns itself; its client is a bare socket."""
     from twisted.internet import reactor
@@ -277,15 +302,16 @@ PARTS: dict[str, tuple[Callable[[Counts, int], None], int]] = {
     "request, submit by Klein": (requests("submit", hot=False), 100),
 }
 """What is measured, and how many units of it."""
-WITH_TOKEN: dict[str, tuple[Callable[[Counts, int], None], int]] = {
+BESIDE: dict[str, tuple[Callable[[Counts, int], None], int]] = {
     "request, submit, with a token": (requests("submit", hot=True, with_token=True), 200),
+    "request, submit, audited": (requests("submit", hot=True, audited=True), 200),
     "request, status, with a token": (requests("status", hot=True, with_token=True), 200),
 }
-"""Set beside the same parts without, by a test; no baseline has them."""
+"""Set beside the same parts without, by tests; no baseline has them."""
 
 
 def main(name: str) -> None:
-    measure, units = (PARTS | WITH_TOKEN)[name]
+    measure, units = (PARTS | BESIDE)[name]
     counts: Counts = Nothing()
     if "--without" not in sys.argv:
         from counter import Counter  # type: ignore[import-not-found]  # beside this file, whatever tree is measured
