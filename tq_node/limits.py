@@ -226,6 +226,7 @@ TOKEN_QUEUES_MAX = 100
 TOKENS_QUEUES_MAX = 10_000
 """Names of queues in all tokens of the table, which each node keeps, and a joiner gets whole."""
 TOKEN_QUOTA_MAX = 2**31
+TOKEN_EXPIRES_S_MAX = 100 * 365 * 86_400
 TOKENS_FRESH_MS = 2_000
 """So long a table of tokens counts after the moment at which a majority confirmed it."""
 TOKENS_CONFIRM_S = 0.5

@@ -24,10 +24,10 @@ _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
 
 class Role(enum.StrEnum):
-    """What a token may do (section 12 of the contract); a token has one or several.
+    """What a token may do (section 12 of the contract); a token has one or several."""
 
-    Names are part of the on-disk format. A further one needs a feature level of its own: a node
-    that does not know a role can't read the table (F44)."""
+    # Names are part of the on-disk format. A further one needs a feature level of its own: a node
+    # that does not know a role can't read the table (F44).
 
     VIEW = "view"
     """See lists, stats, cluster and events, without what tasks carry: payloads, results, logs."""
@@ -98,7 +98,8 @@ class Asker(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return self.queues is None or queue in self.queues
 
 
-is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+is_name = re.compile(NAME_PATTERN).fullmatch
 """The match if a text may be the name of a token: it stands in logs, lists and rows."""
 
 

@@ -66,6 +66,9 @@ ROUTES = {
     """,
     "tokens, audit log": """
         GET /audit
+        POST /tokens/put
+        GET /tokens/list
+        POST /tokens/revoke
     """,
 }
 GROUP_OF = {

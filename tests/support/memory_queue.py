@@ -446,11 +446,11 @@ class MemoryQueue:
 
         return self._order("revoke_token", by, work)
 
-    def set_tokens(self, *entries: TokenEntry, of_file: tuple[TokenEntry, ...] = (), is_fresh: bool = True) -> None:
+    def set_tokens(self, *entries: TokenEntry) -> None:
         """From the first one on tokens are checked, as in a cluster."""
-        self.tokens = TokenTable(
-            tuple(sorted(entries, key=lambda entry: entry.name)), is_fresh, True, self.tokens.version + 1, of_file
-        )
+        known = self.tokens
+        in_order = tuple(sorted(entries, key=lambda entry: entry.name))
+        self.tokens = _replace(known, tokens=in_order, is_checked=True, is_fresh=True, version=known.version + 1)
 
     def drain(self, node: str, by: str = "") -> Deferred[None]:
         return self._order("drain", by, lambda: self.members.drain(node))

@@ -22,6 +22,7 @@ from tq_node.api.http.site import ApiSite
 from tq_node.api.routes import Route
 from tq_node.api.settings import ApiSettings
 from tq_node.api.tasks import TaskRoutes
+from tq_node.api.tokens import TokenRoutes
 from tq_node.api.workers import WorkerRoutes
 from tq_node.facade import TaskQueue
 from tq_node.observe.exposition import Exposition
@@ -50,7 +51,15 @@ class _Routes:
         self.cluster = ClusterRoutes(queue, shutdown)
         self.health = HealthRoutes(queue, Exposition(metrics), settings, _document)
         self.audit = AuditRoutes(queue, audit)
-        groups = (self.tasks, self.events, WorkerRoutes(queue), self.cluster, self.audit, self.health)
+        groups = (
+            self.tasks,
+            self.events,
+            WorkerRoutes(queue),
+            self.cluster,
+            self.audit,
+            TokenRoutes(queue),
+            self.health,
+        )
         self.routes = [route for group in groups for route in group.routes()]
 
 
@@ -75,6 +84,7 @@ def make_site(
     :param now_s: wall clock, by which tokens expire; the reactor's is none."""
     made = _Routes(queue, settings, metrics, shutdown, reactor, audit)
     server = ServerState(settings, metrics, reactor, slices)
+    server.now_s = now_s
     authenticator = Authenticator(queue.token_table, now_s)
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)

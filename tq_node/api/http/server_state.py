@@ -48,6 +48,8 @@ class ServerState:
         """Bytes of bodies that are being received, or whose request is not answered."""
         self.audit: AuditTrail | None = None
         """None: the node keeps no audit log."""
+        self.now_s = time.time
+        """Wall clock."""
         self.closing = False
         """No connection is accepted any more, and each one closes after its answer."""
         self._date = b""
