@@ -6,11 +6,13 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.access_matrix import BAD, EXPIRED, GROUP_OF, NOBODY, ROLES, expected, request_of, verdict
 from tests.support.harness import HTTP_S, NodeProcess, Nodes
 from tests.support.memory_tokens import token_of
+from tq_node.audit import AuditLine, Chain, findings_of
 from tq_node.cli.tokens_file import written
 from tq_node.tokens import Role, TokenEntry, hash_of
 
@@ -61,17 +63,30 @@ def answer_on(connection: socket.socket) -> bytes:
         received += more
 
 
+def refused_in(log: Path) -> int:
+    """Refusals that an audit log holds, after a look that it is whole."""
+    chain = Chain()
+    lines = log.read_bytes().splitlines()
+    assert not list(findings_of(chain, (("", line) for line in lines)))
+    said = [msgspec.json.decode(line, type=AuditLine) for line in lines]
+    counted = sum(int(one.what.split()[0]) for one in said if one.outcome == 0)  # beyond those of a second with lines
+    return counted + sum(one.outcome in (401, 403, 421) for one in said)
+
+
 def test_every_cell_at_both_ways_in(nodes: Nodes, tmp_path: Path) -> None:
     path, shown = tokens_file(tmp_path)
-    node = nodes.start("--tokens-file", str(path))
+    log = tmp_path / "audit"
+    node = nodes.start("--tokens-file", str(path), "--audit-log", str(log))
     paths = node.get("/openapi.json").json["paths"]
     operations = [(method.upper(), path) for path, methods in paths.items() for method in methods]
     assert sorted(operations) == sorted(GROUP_OF)
     cells = [(operation, who, way) for operation in operations for who in shown for way in (PLAIN, LONG)]
     wrong = []
+    refused = 0
     for first in range(0, len(cells), AT_ONCE):
         some = cells[first : first + AT_ONCE]
         told = answers(node, [request_of(operation, way + shown[who]) for operation, who, way in some])
+        refused += sum(answer.split(b" ", 2)[1] in (b"401", b"403", b"421") for answer in told)
         wrong += [
             (cell, verdict(answer))
             for cell, answer in zip(some, told, strict=True)
@@ -81,6 +96,7 @@ def test_every_cell_at_both_ways_in(nodes: Nodes, tmp_path: Path) -> None:
     assert not wrong
     assert len(cells) == len(GROUP_OF) * (len(ROLES) + 3) * 2 >= 550
     assert node.terminate() == 0
+    assert refused_in(log) == refused > 200
     kept = [path for path in nodes.directory.rglob("*") if path.is_file()]
     assert any(path.suffix == ".sqlite3" for path in kept)
     for path in kept:

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.problems import SubmitNotConfirmed, item_error
-from tq_node.errors import OutcomeUnknown, TaskQueueError
+from tq_node.errors import Denied, OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, Submission, TaskQueue
 from tq_node.slices import Pace
 from tq_node.types import STATE_LABELS
@@ -81,6 +81,7 @@ async def answer_batch(
     :param results: of the submissions among ``items``, in order."""
     pieces: list[bytes] = []
     accepted_ids: list[str] = []
+    denied_count = 0
     next_result = iter(results)
     for place, item in enumerate(items):
         if pace.is_over():
@@ -92,14 +93,16 @@ async def answer_batch(
             continue
         if hides_outcome(outcome) and isinstance(item, Submission) and has_own_id(item):
             outcome = SubmitNotConfirmed(outcome.detail, task_id=item.id)
+        denied_count += isinstance(outcome, Denied)
         error = item_error(outcome)
         if error.field is not None and isinstance(item, Submission):
             error.field = f"/tasks/{place}{error.field}"  # the queue knows the task, not its place
         pieces.append(b'{"error":%b}' % _encode(error))
     accepted_count, refused_count = len(accepted_ids), len(items) - len(accepted_ids)
-    if refused_count:
-        accepted_ids.append(f"({refused_count} refused)")
     request.changed = accepted_ids
+    if refused_count:
+        denied = f", {denied_count} of them denied" if denied_count else ""
+        request.changed = [*accepted_ids, f"({refused_count} refused{denied})"]
     request.answer(
         200,
         b'{"success":true,"accepted":%d,"rejected":%d,"results":[%b]}'
