@@ -131,6 +131,7 @@ class TokenRoutes:
         read_query(request, NoParameters)
         token = encode(self._random_bytes(SECRET_BYTES))
         entry = self._entry(_sent(request), request, hash_of(token))
+        request.changed = _granted(entry)
         _refuse_wider(entry, request)
         known = next((known for known in self._queue.token_table().tokens if known.name == entry.name), None)
         if known is not None:
@@ -257,6 +258,12 @@ def _is_within(entry: TokenEntry, request: Exchange) -> bool:
     """Whether the token gives nothing beyond the queues that the caller's token is narrowed to."""
     own = request.caller.queues
     return own is None or (entry.queues is not None and own.issuperset(entry.queues))
+
+
+def _granted(entry: TokenEntry) -> tuple[str, ...]:
+    """What the audit log says of a token: its name, roles and queues."""
+    queues = () if entry.queues is None else (f"queues={','.join(entry.queues)}",)
+    return (entry.name, f"roles={','.join(entry.roles)}", *queues)
 
 
 def _refuse_wider(entry: TokenEntry, request: Exchange) -> None:
