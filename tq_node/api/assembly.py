@@ -86,6 +86,7 @@ def make_site(
     server = ServerState(settings, metrics, reactor, slices)
     server.now_s = now_s
     authenticator = Authenticator(queue.token_table, now_s)
+    server.tokens_changed = authenticator.forget
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     if audit is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
@@ -50,6 +51,8 @@ class ServerState:
         """None: the node keeps no audit log."""
         self.now_s = time.time
         """Wall clock."""
+        self.tokens_changed: Callable[[], None] = lambda: None
+        """Called before a change of the tokens is answered: the next request is judged by it."""
         self.closing = False
         """No connection is accepted any more, and each one closes after its answer."""
         self._date = b""
