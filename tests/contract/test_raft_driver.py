@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from tq_node.raft.messages import Change, ChangeKind, Configuration, Message, SoftState
@@ -168,5 +168,28 @@ async def test_snapshots_cut_the_log_and_bring_in_who_comes_late(
     await group.until(lambda: again.core.is_leader)
     await again.propose(b"end")
     await group.until(lambda: all(m.said == [*expected, b"end"] for m in group.machines.values()))
+    await group.stop_all()
+    assert not group.broken
+
+
+@deferred
+async def test_a_read_that_was_given_up_is_kept_nowhere(tmp_path: Path) -> None:
+    """Question and answer may be lost, and then nobody but who asked can end it."""
+    group = Group(tmp_path)
+    leader = await group.start("a", founds=True)
+    await group.until(lambda: leader.core.is_leader)
+    follower = await group.start("b")
+    await leader.propose_change(Change(ChangeKind.ADD_LEARNER, NodeId("b")))
+    await group.until(lambda: follower.core.leader == NodeId("a"))
+    assert await follower.read_index() == follower.applied_index
+    del group.drivers[NodeId("a")]
+    asked = [follower.read_index() for _ in range(3)]
+    assert len(follower._reads) == 3
+    for one in asked:
+        one.cancel()
+        one.addErrback(lambda why: why.trap(CancelledError) and None)
+    assert follower._reads == {}
+    group.drivers[NodeId("a")] = leader
+    assert await follower.read_index() == follower.applied_index
     await group.stop_all()
     assert not group.broken

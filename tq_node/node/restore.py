@@ -31,7 +31,7 @@ from tq_node.cluster.map import EMPTY, UnreadableMap
 from tq_node.cluster.records import ClusterMap
 from tq_node.errors import StoreBroken
 from tq_node.raft.messages import EntryKind, Snapshot
-from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED
+from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, token_values
 from tq_node.runtime.bootstrap.identity import (
     Belonging,
     Birth,
@@ -42,6 +42,7 @@ from tq_node.runtime.bootstrap.identity import (
     new_node,
     next_start,
 )
+from tq_node.runtime.control.control_plane import TOKENS_SEEN
 from tq_node.runtime.control.raft_driver import SNAPSHOT
 from tq_node.store.api import Batch, Install, PartitionLog, StagedChunk, Store
 from tq_node.store.lock import DirectoryLocked, sync_directory
@@ -88,6 +89,10 @@ class Source(msgspec.Struct):
     @property
     def has_seen_handlers(self) -> bool:
         return self.table.handlers_seen or HANDLERS_SEEN in self.store.meta()
+
+    @property
+    def has_seen_tokens(self) -> bool:
+        return self.table.tokens_seen or TOKENS_SEEN in self.store.meta()
 
     def is_in_sync(self, partition: int) -> bool:
         """Has this copy all that was acknowledged by its snapshot, as far as its node knew?"""
@@ -140,7 +145,8 @@ async def restore(
             if newest.table.is_founded:
                 promised.append(newest.table.partitions[partition].epoch)
             await _copy(source, partition, target, max(promised) + EPOCHS_ABOVE)
-        belonging = await _name(target, newest, node_name, keeps_secret=keeps_secret)
+        checks_tokens = any(source.has_seen_tokens for source in sources)
+        belonging = await _name(target, newest, node_name, keeps_secret=keeps_secret, checks_tokens=checks_tokens)
         rows = sum(size.rows for size in target.sizes().values())
         while opened:
             await opened.pop().close()
@@ -153,9 +159,12 @@ async def restore(
         while opened:
             await opened.pop().close()
         shutil.rmtree(work, ignore_errors=True)
+    tokens = (
+        f", as do {len(newest.table.tokens)} access tokens, also such as were revoked since" if checks_tokens else ""
+    )
     return (
-        f"{rows} tasks in {len(chosen)} partitions are in {data_dir}, the first node of cluster {belonging.cluster_id}; "
-        f"start it with --node-id {node_name} --data-dir {data_dir}"
+        f"{rows} tasks in {len(chosen)} partitions are in {data_dir}, the first node of cluster {belonging.cluster_id}"
+        f"{tokens}; start it with --node-id {node_name} --data-dir {data_dir}"
     )
 
 
@@ -265,7 +274,9 @@ async def _copy(source: Source, partition: int, target: Store, promised: int) ->
         sequence = entries[-1].sequence + 1
 
 
-async def _name(target: Store, old: Source, node_name: NodeName, *, keeps_secret: bool) -> Belonging:
+async def _name(
+    target: Store, old: Source, node_name: NodeName, *, keeps_secret: bool, checks_tokens: bool
+) -> Belonging:
     """Make the store that of a founder whose first start is yet to come: it writes the first table,
     above all epochs (R6). It is past the birth guard: an older cluster that calls at its address is
     the very one that it replaces."""
@@ -285,6 +296,8 @@ async def _name(target: Store, old: Source, node_name: NodeName, *, keeps_secret
     values[PAUSED] = msgspec.json.encode(old.paused)
     if old.has_seen_handlers:
         values[HANDLERS_SEEN] = b"1"
+    if checks_tokens:
+        values |= token_values(old.table.tokens)
     await target.commit(Batch(meta=values | belonging_values(belonging)))
     return belonging
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -11,8 +11,10 @@ from tq_node.cluster.map import EMPTY, apply, encode
 from tq_node.cluster.records import ClusterSettings
 from tq_node.limits import CLUSTER_NAME
 from tq_node.runtime.bootstrap.identity import Belonging
+from tq_node.runtime.control.control_plane import TOKENS_SEEN
 from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, founding_values
 from tq_node.store.api import Store
+from tq_node.tokens import TokenEntry
 from tq_node.types import Epoch
 
 PAUSED = "paused_queues"
@@ -20,6 +22,17 @@ PAUSED = "paused_queues"
 
 HANDLERS_SEEN = "handlers_seen"
 """There where ``node.restore`` found that a node of the old cluster had handlers of its own."""
+
+TOKENS = "restored_tokens"
+"""The access tokens of the old cluster, where ``node.restore`` leaves them."""
+_encode_tokens = msgspec.msgpack.Encoder().encode
+_decode_tokens = msgspec.msgpack.Decoder(tuple[TokenEntry, ...]).decode
+
+
+def token_values(tokens: Sequence[TokenEntry]) -> dict[str, bytes | None]:
+    """What a store that is to found a cluster holds of access tokens: from its first moment on they
+    are checked."""
+    return {TOKENS: _encode_tokens(tokens), TOKENS_SEEN: b"1"}
 
 
 def is_founded(meta: Mapping[str, bytes]) -> bool:
@@ -48,5 +61,7 @@ async def first_table(
         partitions=tuple(partitions),
         paused_queues=tuple(sorted(paused)),
         handlers_seen=born.map.handlers_seen or HANDLERS_SEEN in store.meta(),
+        tokens=_decode_tokens(store.meta().get(TOKENS, _encode_tokens(()))),
+        tokens_seen=TOKENS_SEEN in store.meta(),
     )
-    return {**founding_values(registration.node_id, encode(table)), PAUSED: None, HANDLERS_SEEN: None}
+    return {**founding_values(registration.node_id, encode(table)), PAUSED: None, HANDLERS_SEEN: None, TOKENS: None}

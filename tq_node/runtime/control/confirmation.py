@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import TaskQueueError
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.raft_driver import RaftDriver
+
+_log = Logger(namespace="taskqueue.control")
 
 
 class Confirmation:
@@ -68,4 +71,5 @@ class Confirmation:
 
 
 def _refused(why: Failure) -> None:
-    why.trap(TaskQueueError, CancelledError)  # there is no leader for now, or it is of no use any more
+    if not why.check(TaskQueueError, CancelledError):  # no leader for now, or of no use any more
+        _log.failure("the map could not be confirmed", failure=why, event="confirm_failed")

@@ -14,11 +14,11 @@ from twisted.internet.defer import Deferred
 
 from tests.support.stores import SqliteKind, birth, record
 from tq_node.cluster import map as tables
-from tq_node.cluster.commands import Registration
-from tq_node.cluster.records import FEATURE_LEVEL_MAX
+from tq_node.cluster.commands import FoundCluster, Registration
+from tq_node.cluster.records import FEATURE_LEVEL_MAX, ClusterSettings
 from tq_node.node import restore
 from tq_node.node.restore import EPOCHS_ABOVE, Refused
-from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, first_table
+from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, TOKENS, first_table
 from tq_node.runtime.bootstrap.identity import (
     Belonging,
     Birth,
@@ -29,9 +29,11 @@ from tq_node.runtime.bootstrap.identity import (
     new_node,
     next_start,
 )
-from tq_node.runtime.control.raft_driver import SNAPSHOT
+from tq_node.runtime.control.control_plane import TOKENS_SEEN
+from tq_node.runtime.control.raft_driver import SNAPSHOT, founding_values
 from tq_node.store.api import Batch, Store, Tombstone
 from tq_node.store.sqlite.open_database import DATABASE_NAME
+from tq_node.tokens import Quotas, Role, TokenEntry
 from tq_node.types import HandlerKind, NodeId, NodeName
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
@@ -172,4 +174,34 @@ async def test_that_there_were_real_handlers_is_not_forgotten(tmp_path: Path, se
     assert raw is not None
     assert tables.decode(restore._decode_table(raw).data).handlers_seen is seen
     assert values[HANDLERS_SEEN] is None, "the table keeps it from now on"
+    await kind.close()
+
+
+@pytest.mark.parametrize("tokens", [(TokenEntry("ops", b"h" * 32, (Role.ADMIN,), ("q",), 7, Quotas(waits=1)),), ()])
+@deferred
+async def test_access_tokens_come_along_and_stay_asked_for(tmp_path: Path, tokens: tuple[TokenEntry, ...]) -> None:
+    """Else a restored cluster would be open to everybody."""
+    old = Registration(NodeId("0" * 32), NodeName("old"), "h", "p", 1, "n", 1, FEATURE_LEVEL_MAX, HandlerKind.NONE)
+    settings = ClusterSettings(4, 3, 99, 3)
+    table = tables.apply(tables.EMPTY, 1, FoundCluster("old-cluster", "taskqueue", settings, old)).map
+    table = msgspec.structs.replace(table, tokens=tokens, tokens_seen=True)
+    raft = founding_values(old.node_id, tables.encode(table))
+    path = await snapshot(tmp_path, "old", Batch(meta=meta("old") | raft), NEWER)
+    kind, store = await restored(tmp_path, path, incomplete=True)
+    assert TOKENS_SEEN in store.meta(), "before the first map is read"
+    belonging = belonging_in(store.meta())
+    assert belonging is not None
+    founder = msgspec.structs.replace(old, node_id=NodeId("1" * 32), name=NodeName("first"))
+    values = await first_table(store, belonging, founder, 3)
+    raw = values[SNAPSHOT]
+    assert raw is not None
+    made = tables.decode(restore._decode_table(raw).data)
+    assert (made.tokens, made.tokens_seen, values[TOKENS]) == (tokens, True, None)
+    await kind.close()
+
+
+@deferred
+async def test_where_there_were_none_none_is_asked_for(tmp_path: Path) -> None:
+    kind, store = await restored(tmp_path, await snapshot(tmp_path, "a", STALE, Batch(meta=meta("a"))))
+    assert TOKENS_SEEN not in store.meta()
     await kind.close()
