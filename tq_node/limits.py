@@ -324,11 +324,15 @@ LONG_READ_ROWS_AT_ONCE = 2 * LIST_LIMIT_MAX
 READ_WAIT_MS = 1_000
 """In time is a list that takes so long, on average."""
 FAIR_CALLERS_MAX = 10_000
-"""Callers whose shares of a limit are kept; ..."""
+"""Callers for whom it is kept what was finished, while others are refused; ..."""
 BACKLOGGED_CALLERS_MAX = 2_000
 """... of them, those that compete for it because they were refused lately."""
 BACKLOGGED_S = 2.0
 """So long, if they do not come again: longer than ``RETRY_AFTER_S``."""
+QUOTA_RETRY_AFTER_S_MAX = 60.0
+"""The longest ``Retry-After`` of a token over its quota of requests."""
+QUOTA_BUCKETS_MAX = 2 * TOKENS_MAX
+"""Tokens whose requests are counted at once."""
 REFUSALS_PER_S = 500
 """Requests a second that are refused at once for want of room; later ones wait for it, ..."""
 REFUSAL_WAIT_MS_MAX = 1_000
@@ -393,7 +397,7 @@ assert ENTRY_BYTES_MAX < COMMIT_BYTES_AIM <= UNCOMMITTED_BYTES_FREE < UNCOMMITTE
 assert BODY_BYTES_MAX < LARGE_AT_ONCE_BYTES_MAX, "the longest body is let in with others"
 assert LARGE_BODY_BYTES < LARGE_AT_ONCE_BYTES_LEAST <= LARGE_AT_ONCE_BYTES < LARGE_AT_ONCE_BYTES_MAX
 assert SUBMITS_AT_ONCE_LEAST <= SUBMITS_AT_ONCE_MIN <= SUBMITS_AT_ONCE <= REQUESTS_IN_FLIGHT_MAX
-assert BACKLOGGED_CALLERS_MAX + REQUESTS_IN_FLIGHT_MAX < FAIR_CALLERS_MAX, "some can always be forgotten"
+assert 2 * BACKLOGGED_CALLERS_MAX < FAIR_CALLERS_MAX, "when it is full most of it can be forgotten"
 assert RETRY_AFTER_S < BACKLOGGED_S
 assert RESULT_BYTES_MAX < CHILD_FRAME_BYTES_MAX
 assert LEASE_RENEW_MS * 3 < LEASE_MS - LEASE_MARGIN_MS, "a lease survives two lost renewals"

@@ -61,13 +61,22 @@ class EventRoutes:
             request.start_stream(EVENT_STREAM.encode("ascii"))
             request.finish()
             return None
+        quotas = request.server.quotas
+        over = quotas.hold("streams", request.caller)
+        if over is not None:
+            self._metrics.over_quota(over.quota)
+            raise over
         renderer = self._renderers[cluster]
         asker = request.caller.to_see
         if asker is not None:  # what it is shown is shown to nobody else
             renderer = _Renderer(self._queue, cluster=cluster, asker=asker)
         stream = _Stream(self, renderer, request, self._settings)
         # Before the head is sent, so that a refusal can be the answer.
-        stream.subscribe(self._queue, after_id)
+        try:
+            stream.subscribe(self._queue, after_id)
+        except BaseException:
+            quotas.give_back("streams", request.caller)
+            raise
         request.start_stream(EVENT_STREAM.encode("ascii"))
         self._streams.add(stream)
         stream.begin(too_old)
@@ -78,6 +87,7 @@ class EventRoutes:
 
     def remove(self, stream: _Stream) -> None:
         self.turns.leave(stream)
+        stream.quotas.give_back("streams", stream.caller)
         self._streams.discard(stream)
         if not self._streams:
             for renderer in self._renderers:
@@ -170,6 +180,7 @@ class _Stream:
         self._has_begun = False
         self.is_waiting = False
         self.host = request.channel.host
+        self.quotas, self.caller = request.server.quotas, request.caller
         self._paused = False
         self._stopped = False
         self._subscription: Subscription | None = None

@@ -14,6 +14,7 @@ from tq_node import errors
 from tq_node.api.http.concurrency_limit import TOO_MANY
 from tq_node.api.http.exchange import Exchange, head_of, whole_head
 from tq_node.api.http.server_state import ServerState
+from tq_node.api.http.token_quotas import OverQuota
 from tq_node.errors import TaskQueueError
 from tq_node.facade import JOIN_SCHEME
 from tq_node.observe.log import EventLog
@@ -130,6 +131,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.MissingField,
     errors.InvalidField,
     errors.Busy,
+    OverQuota,
     Unexpected,
     errors.NotPrimary,
     errors.NotActive,
@@ -269,8 +271,9 @@ def headers_of(error: TaskQueueError) -> bytes:
         return f'WWW-Authenticate: {JOIN_SCHEME} challenge="{error.challenge}"\r\n'.encode("ascii")
     if isinstance(error, WrongMethod):
         return b"Allow: %b\r\n" % ", ".join(error.allowed).encode("latin-1")
+    quota = error.headers if isinstance(error, OverQuota) else b""
     if error.retry_after_s is not None:
-        return b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after_s))
+        return b"%bRetry-After: %d\r\n" % (quota, max(1, math.ceil(error.retry_after_s)))
     return b""
 
 

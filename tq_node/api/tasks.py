@@ -161,6 +161,11 @@ class TaskRoutes:
         server = request.server
         if server.waiting >= self._waiting_max:
             raise errors.Busy("too many requests wait for tasks")
+        caller = request.caller
+        over = server.quotas.hold("waits", caller)
+        if over is not None:
+            server.metrics.over_quota(over.quota)
+            raise over
         # A waiting request holds next to nothing, so it takes no place of requests in flight.
         server.waiting += 1
         request.leave_flight()
@@ -168,6 +173,7 @@ class TaskRoutes:
 
         def stop_waiting(result: Read | Failure) -> Read | Failure:
             server.waiting -= 1
+            server.quotas.give_back("waits", caller)
             return result
 
         asker = request.caller.to_see

@@ -136,6 +136,8 @@ class Exposition:
         yield number_block("taskqueue_leases_lost_total", "reason", list(metrics.leases_lost.items()))
         yield start("taskqueue_callers_refused", "counter", "Requests without a token that would do, by reason.")
         yield number_block("taskqueue_callers_refused_total", "reason", list(metrics.callers_refused.items()))
+        yield start("taskqueue_over_quota", "counter", "Requests refused for a quota of their token, by quota.")
+        yield number_block("taskqueue_over_quota_total", "quota", list(metrics.over_quotas.items()))
         name = "taskqueue_http_request_duration_seconds"
         yield start(name, "histogram", "From request read to answer written.")
         for (route, code), histogram in list(metrics.http_s.items()):

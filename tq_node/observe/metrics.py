@@ -131,6 +131,7 @@ class Metrics:
         """How often something was counted under a name that was cut."""
         self.leases_lost: dict[str, int] = {}
         self.callers_refused: dict[str, int] = {}
+        self.over_quotas: dict[str, int] = {}
         self.http_s: dict[tuple[str, int], Histogram] = {}
         self.sync_s = Histogram(SYNC_BUCKETS_S)
         self.commit_entries = Histogram(COUNT_BUCKETS)
@@ -198,6 +199,10 @@ class Metrics:
 
     def note_doing(self, what: str) -> None:
         self.doing = what
+
+    def over_quota(self, quota: str) -> None:
+        """``quota`` is a name of one, never data."""
+        self.over_quotas[quota] = self.over_quotas.get(quota, 0) + 1
 
     def caller_refused(self, reason: str) -> None:
         """``reason`` is one of a few fixed words, never data."""

@@ -16,6 +16,7 @@ from twisted.web import http
 from zope.interface import implementer
 
 from tq_node import limits
+from tq_node.api.access.access import UNCHECKED, Caller
 from tq_node.api.http.connections import address_of, host_of
 from tq_node.api.http.exchange import request_id_of
 from tq_node.api.http.fast_path import FastRequest, NoRequest, PlainRequest
@@ -24,6 +25,7 @@ from tq_node.api.http.request import ApiRequest
 from tq_node.api.http.request_head import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
 from tq_node.api.http.routing import Routing
 from tq_node.api.http.server_state import ServerState
+from tq_node.api.http.token_quotas import OverQuota
 from tq_node.api.problems import closing_answer, refused_submit_answer
 from tq_node.errors import Busy, Malformed, TaskQueueError
 
@@ -72,6 +74,12 @@ class ApiChannel(http.HTTPChannel):
     """Stands for the caller where it shows no token; no name of a token is like it."""
     is_secure = False
     """TLS is below."""
+    caller = UNCHECKED
+    """Who made the last request that was within its quotas: the connection counts as its."""
+    _uncounted_caller: Caller | None = UNCHECKED
+    """``caller``, unless its requests are counted."""
+    who = ""
+    """As in ``Exchange``, of ``caller``."""
     last_active = 0
     """``Connections.activity`` when the last request was whole."""
     only_probes = False
@@ -97,7 +105,7 @@ class ApiChannel(http.HTTPChannel):
     def connectionMade(self) -> None:
         connections = self.server.connections
         self.host = host_of(self.transport.getPeer())
-        self.address = address_of(self.host)
+        self.address = self.who = address_of(self.host)
         self.only_probes = connections.is_full
         self._is_between_requests = not self.only_probes
         connections.add(self)
@@ -127,6 +135,8 @@ class ApiChannel(http.HTTPChannel):
         self._take_begun()
         super().connectionLost(reason)
         self.server.connections.remove(self)
+        self.server.quotas.give_back("connections", self.caller)
+        self.caller = UNCHECKED
 
     # --- the fast path ---
     def dataReceived(self, data: bytes) -> None:
@@ -142,19 +152,22 @@ class ApiChannel(http.HTTPChannel):
             data = self._take_begun() + data
         server = self.server
         plain = self.routing.fast_path.read(data)
-        if isinstance(plain, PlainRequest) and server.has_room(len(plain.body)):
+        if (
+            isinstance(plain, PlainRequest)
+            and server.has_room(len(plain.body))
+            and (plain.caller is self._uncounted_caller or self._over_quota(plain.caller) is None)
+        ):
             connections = server.connections
             connections.activity = self.last_active = connections.activity + 1
             if connections.arriving:
                 connections.arriving.discard(self)
-            who = plain.caller.name or self.address
             ticket = None
             if plain.task_id is None:
-                ticket = server.submit_limit.enter(who)
+                ticket = server.submit_limit.enter(self.who)
                 if ticket is None:
                     self._refuse_submit(plain)
                     return
-            self._fast = request = FastRequest(self, plain, who, ticket)
+            self._fast = request = FastRequest(self, plain, ticket)
             self.requests.append(request)
             request.call(plain.route.handler)
         elif plain is NoRequest.INCOMPLETE and server.has_room(body_bytes := len(data) - data.index(b"\r\n\r\n") - 4):
@@ -334,7 +347,26 @@ class ApiChannel(http.HTTPChannel):
         refusal = request.refusal_now()
         request.caller = self.routing.authenticator.identified(request.getHeader(b"authorization"))
         request.who = request.caller.name or self.address
+        if refusal is None and target.partition(b"?")[0] not in self.routing.always_served:
+            over = self._over_quota(request.caller)
+            if over is not None:
+                self.server.metrics.over_quota(over.quota)
+            return over
         return refusal
+
+    def _over_quota(self, caller: Caller) -> OverQuota | None:
+        """Count a request, and whose the connection is; returns why that is too much, if it is."""
+        quotas = self.server.quotas
+        if caller is not self.caller:
+            if caller.name != self.caller.name:
+                over = quotas.hold("connections", caller)
+                if over is not None:
+                    return over
+                quotas.give_back("connections", self.caller)
+            self.caller = caller
+            self._uncounted_caller = caller if caller.quotas.requests is None else None
+            self.who = caller.name or self.address
+        return quotas.take_request(caller)
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
         if version != b"HTTP/1.1":

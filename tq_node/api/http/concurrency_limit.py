@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from tq_node import limits
-from tq_node.api.http.fair_shares import FairShares, Share
+from tq_node.api.http.fair_shares import FairShares
 from tq_node.errors import Busy
 
 TOO_MANY = Busy("the node works on as many tasks as it can take in time")
@@ -66,6 +66,8 @@ class ConcurrencyLimit:
 
     __slots__ = (
         "_answered",
+        "_backlogged",
+        "_held",
         "_latency_sum_s",
         "_now_s",
         "_refused",
@@ -99,55 +101,53 @@ class ConcurrencyLimit:
         self._latency_sum_s = 0.0
         self._refused = 0
         self._shares = FairShares(limit_range.unit)
+        self._held, self._backlogged = self._shares.held, self._shares.backlogged
         self._now_s = now_s
 
     def has_room(self, caller: str, cost: int) -> bool:
         """Whether ``enter`` would admit a request of this cost now."""
-        if self.in_progress + cost <= self.limit or not self.in_progress:
-            return True
-        shares = self._shares
-        return self._may_exceed(shares.of.get(caller) or shares.add(caller), cost)
+        return self.in_progress + cost <= self.limit or not self.in_progress or self._may_exceed(caller, cost)
 
     def note_refused(self, caller: str, cost: int) -> None:
         """A request was refused because ``has_room`` was False."""
-        shares = self._shares
-        shares.refused(shares.of.get(caller) or shares.add(caller), cost, self._now_s())
+        self._shares.refused(caller, cost, self._now_s())
 
     def enter(self, caller: str, cost: int = 1) -> int | None:
         """Admit a request; the ticket for ``leave``. None: it is refused, nothing to give back."""
-        shares = self._shares
-        share = shares.of.get(caller) or shares.add(caller)
         in_progress = self.in_progress + cost
-        if in_progress > self.limit and self.in_progress and not self._may_exceed(share, cost):
+        if in_progress > self.limit and self.in_progress and not self._may_exceed(caller, cost):
             self._refused += 1
-            shares.refused(share, cost, self._now_s())
+            self._shares.refused(caller, cost, self._now_s())
             return None
-        if not share.held and share.refused_s is None:
-            shares.present += 1
-        share.held += cost
+        held = self._held
+        held[caller] = held[caller] + cost if caller in held else cost
+        if self._backlogged:
+            self._shares.entered(caller, cost)
         is_loaded = self.in_progress > UNLOADED_MAX
         self.in_progress = in_progress
         self.admitted += 1
         # A ticket is the count of admissions from which on others count as company.
         return self.admitted - UNLOADED_MAX - 1 if is_loaded else self.admitted
 
-    def _may_exceed(self, share: Share, cost: int) -> bool:
+    def _may_exceed(self, caller: str, cost: int) -> bool:
         """Whether a caller below its share is admitted without room."""
         limit, in_progress = self.limit, self.in_progress
         # Callers that all come for the first time share nothing yet, so this has a bound, too.
         has_bound = in_progress <= limit or in_progress + cost <= max(2 * limit, self.range.least)
-        return has_bound and self._shares.is_below(share, cost, limit)
+        return has_bound and self._shares.is_below(caller, cost, limit)
 
     def leave(self, caller: str, ticket: int, latency_s: float, cost: int = 1) -> None:
         """A request is answered: its cost is free again, and its latency may move the limit."""
         self.in_progress -= cost
-        shares = self._shares
-        share = shares.of[caller]
-        share.held -= cost
-        if not share.held and share.refused_s is None:
-            shares.present -= 1
-        if shares.backlogged:
-            shares.count(share, cost, self.limit)
+        held = self._held
+        left = held[caller] - cost
+        if left:
+            held[caller] = left
+        else:
+            del held[caller]
+        if self._backlogged:
+            self._shares.left(caller)
+            self._shares.count(caller, cost, self.limit)
         is_unloaded = self.admitted - ticket <= UNLOADED_MAX
         if is_unloaded and not self._refused and self.limit >= self.range.least:
             self._measure_unloaded(latency_s)
@@ -161,11 +161,14 @@ class ConcurrencyLimit:
         """A request ends without the work: refused for its content, or its client is gone. Its
         latency says nothing of the node's speed, so only its cost is given back."""
         self.in_progress -= cost
-        shares = self._shares
-        share = shares.of[caller]
-        share.held -= cost
-        if not share.held and share.refused_s is None:
-            shares.present -= 1
+        held = self._held
+        left = held[caller] - cost
+        if left:
+            held[caller] = left
+        else:
+            del held[caller]
+        if self._backlogged:
+            self._shares.left(caller)
 
     def _measure_unloaded(self, latency_s: float) -> None:
         if self._unloaded_s:
@@ -196,7 +199,7 @@ class ConcurrencyLimit:
         self._round_left = in_progress if in_progress > least else least  # noqa: FURB136
         self._answered = self._refused = 0
         self._latency_sum_s = 0.0
-        if self._shares.backlogged:
+        if self._backlogged:
             self._shares.expire(self._now_s())
 
 

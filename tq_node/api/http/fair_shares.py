@@ -14,113 +14,120 @@ from __future__ import annotations
 from tq_node import limits
 
 
-class Share:
-    """What one caller has of a limit."""
+class Account:
+    """What was finished and refused of one caller."""
 
-    __slots__ = ("finished", "held", "refused_s", "wanted")
+    __slots__ = ("finished", "refused_s", "wanted")
 
     def __init__(self, finished: float) -> None:
-        self.held = 0
-        """Summed cost of its requests in progress."""
         self.finished = finished
         """Summed cost of its finished requests, on the scale of the virtual time."""
-        self.refused_s: float | None = None
-        """When it was refused last; None: it is not backlogged."""
+        self.refused_s = 0.0
+        """When it was refused last, if it is backlogged."""
         self.wanted = 0
         """Cost of the request that was refused last."""
 
 
 class FairShares:
-    """The shares of all callers of one limit. Whoever owns the limit keeps ``held`` and
-    ``present``.
+    """The shares of all callers of one limit. Whoever owns the limit keeps ``held``, and calls
+    ``entered`` and ``left`` while anybody is backlogged.
 
     :param unit: a caller not seen of late is below its share with so much, whatever ``N``."""
 
-    __slots__ = ("_uncounted", "_unit", "backlogged", "of", "present", "virtual_time")
+    __slots__ = ("_accounts", "_idle", "_uncounted", "_unit", "_virtual_time", "backlogged", "held")
 
     def __init__(self, unit: int) -> None:
         self._unit = unit
-        self.of: dict[str, Share] = {}
-        """By caller: of all that hold something or are backlogged, and of some others."""
-        self.present = 0
-        """Callers that hold something or are backlogged."""
-        self.virtual_time = 0.0
-        self.backlogged: dict[Share, None] = {}
-        """Who was refused longest ago stands first. While there is any, what is finished has to be
-        counted."""
+        self.held: dict[str, int] = {}
+        """Summed cost of the requests in progress, by caller; of nobody who has none."""
+        self.backlogged: dict[str, Account] = {}
+        """Who was refused longest ago stands first."""
+        self._idle = 0
+        """Backlogged callers with nothing in progress."""
+        self._accounts: dict[str, Account] = {}
+        """Of the backlogged, and of others for whom something was finished since somebody is."""
+        self._virtual_time = 0.0
         self._uncounted = 0
         """Requests finished since it was looked who lags too far behind."""
 
-    def add(self, caller: str) -> Share:
-        """The share of a caller that has none yet."""
-        if len(self.of) >= limits.FAIR_CALLERS_MAX:
-            self._forget_absent()
-        share = self.of[caller] = Share(self.virtual_time - self._unit)
-        return share
-
-    def is_below(self, share: Share, cost: int, limit: int) -> bool:
-        """Whether the caller is below its share, a request included that finds no room."""
-        is_present = share.held or share.refused_s is not None
-        callers = self.present if is_present else self.present + 1
+    def is_below(self, caller: str, cost: int, limit: int) -> bool:
+        """Whether a caller is below its share, a request included that finds no room."""
+        held = self.held.get(caller, 0)
+        callers = self._present() + (not held and caller not in self.backlogged)
+        account = self._accounts.get(caller)
+        lead = -self._unit if account is None else self._lead(account, limit)
         # Who is alone has the whole limit, and there is no room in it.
-        return callers > 1 and self._lead(share, limit) + share.held + cost <= limit / callers
+        return callers > 1 and lead + held + cost <= limit / callers
 
-    def refused(self, share: Share, cost: int, now_s: float) -> None:
-        """A request of the caller was refused: it is backlogged."""
+    def refused(self, caller: str, cost: int, now_s: float) -> None:
+        """A request of a caller was refused: it is backlogged."""
         backlogged = self.backlogged
-        if share.refused_s is not None:
-            del backlogged[share]
-        elif len(backlogged) >= limits.BACKLOGGED_CALLERS_MAX:
-            return
-        elif not share.held:
-            self.present += 1
-        backlogged[share] = None
-        share.refused_s, share.wanted = now_s, cost
+        account = backlogged.pop(caller, None)
+        if account is None:
+            if len(backlogged) >= limits.BACKLOGGED_CALLERS_MAX:
+                return
+            account = self._accounts.get(caller) or self._open(caller)
+            self._idle += caller not in self.held
+        backlogged[caller] = account
+        account.refused_s, account.wanted = now_s, cost
         self.expire(now_s)
 
-    def count(self, share: Share, cost: int, limit: int) -> None:
-        """A request is finished while somebody is backlogged; it is no longer ``held``."""
-        share.finished = self.virtual_time + self._lead(share, limit) + cost
-        if share.refused_s is None:
-            return
+    def entered(self, caller: str, cost: int) -> None:
+        """A request was admitted; ``held`` counts it."""
+        if self.held[caller] == cost and caller in self.backlogged:
+            self._idle -= 1
+
+    def left(self, caller: str) -> None:
+        """A request has ended; ``held`` no longer counts it."""
+        if caller not in self.held and caller in self.backlogged:
+            self._idle += 1
+
+    def count(self, caller: str, cost: int, limit: int) -> None:
+        """The request that has just left was finished."""
+        account = self._accounts.get(caller) or self._open(caller)
+        account.finished = self._virtual_time + self._lead(account, limit) + cost
         backlogged = self.backlogged
-        self.virtual_time += cost / len(backlogged)
+        if caller not in backlogged:
+            return
+        self._virtual_time += cost / len(backlogged)
         self._uncounted += 1
         if self._uncounted > len(backlogged):
             self._uncounted = 0
-            for one in list(backlogged):
-                if self.virtual_time - one.finished >= max(limit, one.wanted):
+            for name, one in list(backlogged.items()):
+                if self._virtual_time - one.finished >= max(limit, one.wanted):
                     # Whatever it asks is admitted: it does not compete, and others share its part.
-                    self._end(one)
+                    self._end(name)
 
     def expire(self, now_s: float) -> None:
         """Who was not refused again for ``BACKLOGGED_S`` is backlogged no more."""
         backlogged = self.backlogged
         while backlogged:
             longest = next(iter(backlogged))
-            assert longest.refused_s is not None
-            if now_s - longest.refused_s < limits.BACKLOGGED_S:
+            if now_s - backlogged[longest].refused_s < limits.BACKLOGGED_S:
                 return
             self._end(longest)
 
-    def _end(self, share: Share) -> None:
-        del self.backlogged[share]
-        share.refused_s = None
-        if not share.held:
-            self.present -= 1
+    def _end(self, caller: str) -> None:
+        del self.backlogged[caller]
+        self._idle -= caller not in self.held
         if not self.backlogged:
-            self._forget_absent()
+            self._accounts.clear()
 
-    def _lead(self, share: Share, limit: int) -> float:
+    def _present(self) -> int:
+        """Callers that hold something or are backlogged."""
+        return len(self.held) + self._idle
+
+    def _lead(self, account: Account, limit: int) -> float:
         """How much more was finished for it than for the others, negative if less.
 
         Not more than a share, else who had luck once would have to wait for long; and not less than
         a whole limit, or what it takes to admit the request that was refused."""
-        lead = share.finished - self.virtual_time
-        lead_max, lag_max = max(self._unit, limit / max(1, self.present)), max(limit, share.wanted)
+        lead = account.finished - self._virtual_time
+        lead_max, lag_max = max(self._unit, limit / max(1, self._present())), max(limit, account.wanted)
         return min(max(lead, -lag_max), lead_max)
 
-    def _forget_absent(self) -> None:
-        for caller, share in list(self.of.items()):
-            if not share.held and share.refused_s is None:
-                del self.of[caller]
+    def _open(self, caller: str) -> Account:
+        if len(self._accounts) >= limits.FAIR_CALLERS_MAX:
+            self._accounts = dict(self.backlogged)
+        account = self._accounts[caller] = Account(self._virtual_time - self._unit)
+        return account

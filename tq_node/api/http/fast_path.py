@@ -177,6 +177,7 @@ class FastChannel(Protocol):
     server: ServerState
     host: str
     """Address of the client."""
+    who: str
 
     def write(self, data: bytes) -> None:
         """Send bytes of an answer."""
@@ -190,7 +191,6 @@ class FastChannel(Protocol):
 class FastRequest(RequestLifecycle):
     """One plain request from its head to its answer: an ``Exchange``.
 
-    :param who: as in ``Exchange``.
     :param ticket: of the limit of submits; None: it is no submit."""
 
     __slots__ = (
@@ -198,14 +198,14 @@ class FastRequest(RequestLifecycle):
         "who",
     )  # fmt: skip
 
-    def __init__(self, channel: FastChannel, plain: PlainRequest, who: str, ticket: int | None) -> None:
+    def __init__(self, channel: FastChannel, plain: PlainRequest, ticket: int | None) -> None:
         self.server = server = channel.server
         head = plain.head
         self._headers = headers = head.headers
         self.is_plain_json = head.is_plain_json
         self.task_id = plain.task_id
         self.caller = plain.caller
-        self.who = who
+        self.who = channel.who
         self.gone = False
         self.route = plain.route.path
         self.request_id = request_id_of(headers.get(b"x-request-id"))

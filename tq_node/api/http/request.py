@@ -29,6 +29,7 @@ from tq_node.api.http.exchange import JSON, SERVER, request_id_of, whole_head
 from tq_node.api.http.lifecycle import RequestLifecycle
 from tq_node.api.http.routing import Routing
 from tq_node.api.http.server_state import ServerState
+from tq_node.api.http.token_quotas import OverQuota
 from tq_node.api.problems import answer_error
 from tq_node.errors import BodyTooLarge, Busy, Denied, TaskQueueError, Unauthorized
 
@@ -250,6 +251,10 @@ class ApiRequest(RequestLifecycle, server.Request):
         if refusal is not None:
             if isinstance(refusal, Unauthorized | Denied):
                 server.refused_callers.refuse(lambda: answer_error(self, refusal))
+            elif isinstance(refusal, OverQuota):
+                if refusal.quota == "connections":
+                    channel.persistent = False
+                server.shedder.refuse(lambda: answer_error(self, refusal))
             else:
                 answer_error(self, refusal)
             return

@@ -13,6 +13,7 @@ from tq_node.api.http.audit_trail import AuditTrail
 from tq_node.api.http.concurrency_limit import large_body_limit, list_limit, long_list_limit, submit_limit
 from tq_node.api.http.connections import Connections
 from tq_node.api.http.load_shedding import LoadShedder
+from tq_node.api.http.token_quotas import TokenQuotas
 from tq_node.api.settings import ApiSettings
 from tq_node.observe.metrics import Metrics
 from tq_node.slices import Slices
@@ -37,6 +38,7 @@ class ServerState:
         self.shedder = LoadShedder(reactor)
         self.refused_callers = LoadShedder(reactor, limits.REFUSED_CALLERS_PER_S)
         """Refuses those without a token that would do, apart: they wait for one another."""
+        self.quotas = TokenQuotas(reactor.seconds)
         self.submit_limit = submit_limit(reactor.seconds)
         self.large_body_limit = large_body_limit(reactor.seconds)
         self.list_limit = list_limit(reactor.seconds)

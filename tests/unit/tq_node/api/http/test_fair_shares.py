@@ -154,15 +154,16 @@ def test_a_giant_that_was_refused_has_its_turn() -> None:
 def test_who_was_refused_competes_for_a_while_only() -> None:
     now_s = 0.0
     shares = FairShares(1)
-    one, other = shares.add("one"), shares.add("other")
-    shares.refused(one, 1, now_s)
-    shares.refused(other, 1, now_s + limits.BACKLOGGED_S / 2)
-    assert list(shares.backlogged) == [one, other]
-    shares.expire(now_s + limits.BACKLOGGED_S)
-    assert list(shares.backlogged) == [other]
-    assert (shares.present, set(shares.of)) == (1, {"one", "other"})
-    shares.expire(now_s + 2 * limits.BACKLOGGED_S)
-    assert (shares.present, shares.of) == (0, {}), "nothing is kept of who is gone"
+    shares.refused("one", 1, now_s)
+    shares.refused("other", 1, now_s + limits.BACKLOGGED_S / 2)
+    assert list(shares.backlogged) == ["one", "other"]
+    shares.refused("one", 1, now_s + limits.BACKLOGGED_S / 2)
+    assert list(shares.backlogged) == ["other", "one"]
+    shares.refused("third", 1, now_s + limits.BACKLOGGED_S * 1.5)
+    assert list(shares.backlogged) == ["third"]
+    assert set(shares._accounts) == {"one", "other", "third"}
+    shares.expire(now_s + limits.BACKLOGGED_S * 3)
+    assert (shares._idle, shares._accounts) == (0, {}), "nothing is kept of who is gone"
 
 
 def test_what_is_kept_of_callers_has_a_bound() -> None:
@@ -170,7 +171,7 @@ def test_what_is_kept_of_callers_has_a_bound() -> None:
     for number in range(limits.FAIR_CALLERS_MAX * 2):
         one.enter(f"caller-{number}")
     assert one.in_progress == 2
-    assert len(one._shares.of) <= limits.FAIR_CALLERS_MAX
+    assert len(one._shares._accounts) <= limits.FAIR_CALLERS_MAX
     assert len(one._shares.backlogged) == limits.BACKLOGGED_CALLERS_MAX
 
 
@@ -196,7 +197,7 @@ def test_counts_hold_and_so_does_the_bound(steps: list[tuple[str, int, int]], li
             before, of = one.in_progress, Counter[str]()
             for name, _, some in held:
                 of[name] += some
-            present = {name for name, share in one._shares.of.items() if share.refused_s is not None} | {*of, caller}
+            present = {*one._shares.backlogged, *of, caller}
             has_lead = bool(one._shares.backlogged)
             had_room = one.has_room(caller, cost)
             ticket = one.enter(caller, cost)
@@ -213,8 +214,10 @@ def test_counts_hold_and_so_does_the_bound(steps: list[tuple[str, int, int]], li
             else:
                 one.abandon(name, given)
         shares = one._shares
-        assert one.in_progress == sum(some for _, _, some in held) == sum(share.held for share in shares.of.values())
-        assert shares.present == sum(share.held > 0 or share.refused_s is not None for share in shares.of.values()), (
-            "present are those that hold something or are backlogged"
-        )
-        assert set(shares.backlogged) == {share for share in shares.of.values() if share.refused_s is not None}
+        of = Counter[str]()
+        for name, _, some in held:
+            of[name] += some
+        assert one.in_progress == of.total()
+        assert shares.held == dict(of)
+        assert shares._idle == len(shares.backlogged.keys() - of.keys())
+        assert shares.backlogged.items() <= shares._accounts.items()
