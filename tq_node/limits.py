@@ -372,6 +372,13 @@ AUDIT_PAGE_BYTES_MAX = 1 * MIB
 AUDIT_READS_MAX = 8
 """Pages that are asked for at the same time; more are refused as busy."""
 
+# --- who may join (cluster/rules_joining.py) ---
+INVITATIONS_MAX = 100
+"""Invitations that nobody has taken yet, over the cluster."""
+INVITATION_S = 3_600
+CERTIFICATES_OF_NODE_MAX = 4
+"""Last certificates that the cluster map keeps of each node."""
+
 # --- partitions ---
 PARTITIONS_DEFAULT = 64
 PARTITIONS_MAX = 1_024

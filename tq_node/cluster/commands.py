@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings
+from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings, InvitationEntry
 from tq_node.tokens import TokenEntry
 from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
@@ -248,6 +248,29 @@ class RevokeToken(Command, frozen=True, tag=38):
     by: str = ""
 
 
+# --- who may join ---
+class PutInvitation(Command, frozen=True, tag=39):
+    """Keep an invitation for one node. ``now_us``: the proposer's wall clock; expired ones go."""
+
+    entry: InvitationEntry
+    now_us: int
+    by: str = ""
+
+
+class TakeInvitation(Command, frozen=True, tag=40):
+    """Use an invitation up: of two entries that do, one is refused."""
+
+    hash: bytes
+    now_us: int
+
+
+class NoteCertificate(Command, frozen=True, tag=41):
+    """A node has shown this certificate, by its SHA-256: refused once the node is removed."""
+
+    node_id: NodeId
+    certificate: bytes
+
+
 AnyCommand = (
     FoundCluster
     | RegisterNode
@@ -273,10 +296,22 @@ AnyCommand = (
     | NoteHandlers
     | PutToken
     | RevokeToken
+    | PutInvitation
+    | TakeInvitation
+    | NoteCertificate
 )
 
 Order = (
-    DrainNode | UndrainNode | RemoveNode | UnsafeRecover | PauseQueue | ResumeQueue | Rebalance | PutToken | RevokeToken
+    DrainNode
+    | UndrainNode
+    | RemoveNode
+    | UnsafeRecover
+    | PauseQueue
+    | ResumeQueue
+    | Rebalance
+    | PutToken
+    | RevokeToken
+    | PutInvitation
 )
 """What an operator asks for."""
 
@@ -284,6 +319,9 @@ FEATURE_LEVEL_OF: dict[type[Command], int] = {
     NoteHandlers: HANDLERS_LEVEL,
     PutToken: ACCESS_LEVEL,
     RevokeToken: ACCESS_LEVEL,
+    PutInvitation: ACCESS_LEVEL,
+    TakeInvitation: ACCESS_LEVEL,
+    NoteCertificate: ACCESS_LEVEL,
 }
 """Kinds that need more than the first feature level; not proposed before the cluster map has it."""
 
@@ -319,6 +357,8 @@ def sentence_of(order: Order) -> str:
             return f"keep token {entry.name!r} with roles {', '.join(entry.roles)}"
         case RevokeToken(name):
             return f"end token {name!r}"
+        case PutInvitation():
+            return "invite a node"
     return "spread the partitions evenly"
 
 

@@ -47,6 +47,7 @@ from tq_node.cluster.records import (
     PartitionEntry,
 )
 from tq_node.cluster.refusals import Refusal
+from tq_node.cluster.rules_joining import JOINING_RULES
 from tq_node.cluster.rules_moves import MOVE_RULES
 from tq_node.cluster.rules_nodes import NODE_RULES, entry_of
 from tq_node.cluster.rules_partitions import PARTITION_RULES
@@ -206,6 +207,7 @@ RULES: dict[type, Callable[[MapEdit, Any], None]] = {
     **PARTITION_RULES,
     **MOVE_RULES,
     **TOKEN_RULES,
+    **JOINING_RULES,
     PauseQueue: _pause,
     ResumeQueue: _resume,
     Rebalance: _rebalance,

@@ -115,6 +115,16 @@ class PartitionEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, for
         return tuple(node for node in self.copies if node in wanted)
 
 
+class InvitationEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """An invitation that nobody has taken yet. ``hash``: SHA-256 of the whole."""
+
+    hash: bytes
+    expires_us: int
+    """Wall clock."""
+    created_by: str = ""
+    """Name of the token that asked for it; empty: nobody had to prove anything."""
+
+
 class ClusterSettings(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Fixed when the cluster is born. ``seed`` is that of ``placement.partition_of``."""
 
@@ -148,6 +158,11 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """In order of names."""
     tokens_seen: bool = False
     """A token has been put: callers are checked from then on. Never taken back."""
+    invitations: tuple[InvitationEntry, ...] = ()
+    """In the order in which they were put."""
+    certificates: dict[NodeId, tuple[bytes, ...]] = {}
+    """SHA-256 of the last certificates that each node has shown, the latest last; in order of ids.
+    Those of a removed node are kept, for they are refused for ever."""
 
     @property
     def is_founded(self) -> bool:
@@ -155,6 +170,12 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     def members(self) -> list[NodeEntry]:
         return [node for node in self.nodes.values() if node.is_member]
+
+    def removed_owner(self, certificate: bytes) -> NodeEntry | None:
+        """The removed node whose certificate has this SHA-256. None: nobody's, or a member's, too:
+        several nodes may share one."""
+        owners = [self.nodes[node_id] for node_id, shown in self.certificates.items() if certificate in shown]
+        return owners[0] if owners and not any(node.is_member for node in owners) else None
 
     def node_named(self, name: str) -> NodeEntry | None:
         return next((node for node in self.nodes.values() if node.is_member and node.name == name), None)
@@ -165,6 +186,8 @@ FIELD_LEVELS = {
     "handlers_since": HANDLERS_LEVEL,
     "tokens": ACCESS_LEVEL,
     "tokens_seen": ACCESS_LEVEL,
+    "invitations": ACCESS_LEVEL,
+    "certificates": ACCESS_LEVEL,
 }
 """Fields after the first feature level, at the end; not written below their level (F44)."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from tq_node import limits
 from tq_node.cluster.commands import Registration
-from tq_node.cluster.records import ClusterMap, NodeEntry, PartitionEntry
+from tq_node.cluster.records import ClusterMap, InvitationEntry, NodeEntry, PartitionEntry
 from tq_node.tokens import HASH_BYTES, Quotas, TokenEntry, is_name
 from tq_node.types import NodeId
 
@@ -66,6 +66,8 @@ def is_map_sound(cluster_map: ClusterMap) -> bool:
         and all(_is_partition_sound(entry, cluster_map) for entry in cluster_map.partitions)
         and _are_tokens_sound(cluster_map.tokens)
         and (cluster_map.tokens_seen or not cluster_map.tokens)
+        and _are_invitations_sound(cluster_map.invitations)
+        and _are_certificates_sound(cluster_map)
     )
 
 
@@ -101,6 +103,33 @@ def _are_tokens_sound(tokens: Sequence[TokenEntry]) -> bool:
         and all(map(is_token_sound, tokens))
         and all(one.name < later.name for one, later in pairwise(tokens))
         and len({token.hash for token in tokens}) == len(tokens)
+    )
+
+
+# --- who may join ---
+def is_invitation_sound(entry: InvitationEntry) -> bool:
+    """Whether the entry can be one of an invitation."""
+    return (
+        len(entry.hash) == HASH_BYTES
+        and _are_numbers(entry.expires_us)
+        and (not entry.created_by or is_name(entry.created_by) is not None)
+    )
+
+
+def _are_invitations_sound(invitations: Sequence[InvitationEntry]) -> bool:
+    return (
+        len(invitations) <= limits.INVITATIONS_MAX
+        and all(map(is_invitation_sound, invitations))
+        and len({entry.hash for entry in invitations}) == len(invitations)
+    )
+
+
+def _are_certificates_sound(cluster_map: ClusterMap) -> bool:
+    return all(
+        node_id in cluster_map.nodes
+        and 1 <= len(set(shown)) == len(shown) <= limits.CERTIFICATES_OF_NODE_MAX
+        and all(len(certificate) == HASH_BYTES for certificate in shown)
+        for node_id, shown in cluster_map.certificates.items()
     )
 
 

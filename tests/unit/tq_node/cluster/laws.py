@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from tq_node import limits
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import Applied, ClusterMap, NodeChanged, PartitionChanged, PartitionEntry, TokensChanged
 from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, NodeStatus
@@ -80,6 +81,7 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
     need(after.feature_level >= before.feature_level, "F44: the feature level is never lowered")
     check_handlers(before, command, applied)
     check_tokens(before, command, applied)
+    check_joining(before, command, applied)
     told_nodes = {change.node_id: change for change in applied.changes if isinstance(change, NodeChanged)}
     told = {change.partition: change for change in applied.changes if isinstance(change, PartitionChanged)}
     for node_id, node in after.nodes.items():
@@ -122,6 +124,27 @@ def check_tokens(before: ClusterMap, command: c.AnyCommand, applied: Applied) ->
         need(command.name not in now, "a token that was revoked is gone")
     else:
         need(not told, "nothing else changes a token")
+
+
+def check_joining(before: ClusterMap, command: c.AnyCommand, applied: Applied) -> None:
+    after = applied.map
+    need(len(after.invitations) <= limits.INVITATIONS_MAX, "invitations are few")
+    need(
+        after.feature_level >= ACCESS_LEVEL or not (after.invitations or after.certificates),
+        "F44: what older releases can't keep is not kept",
+    )
+    if isinstance(command, c.TakeInvitation) and not applied.refused:
+        taken = [one for one in before.invitations if one.hash == command.hash]
+        need(len(taken) == 1 and taken[0].expires_us > command.now_us, "who comes in was invited, in time")
+        need(taken[0] not in after.invitations, "and nobody else is by that invitation")
+    elif not isinstance(command, c.PutInvitation):
+        need(after.invitations == before.invitations, "nothing else changes an invitation")
+    need(set(after.certificates) <= set(after.nodes), "certificates are of nodes")
+    for node_id, shown in before.certificates.items():
+        need(
+            set(shown) <= set(after.certificates[node_id]) or before.nodes[node_id].is_member,
+            "certificates of a removed node are never forgotten",
+        )
 
 
 def check_handlers(before: ClusterMap, command: c.AnyCommand, applied: Applied) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from tests.unit.tq_node.cluster.tables import CLUSTER_ID, Table, later_release, nid, registration, replace
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import ClusterMap, PartitionEntry, decode, digest, encode
+from tq_node.cluster.records import InvitationEntry
 from tq_node.tokens import Role, TokenEntry
 from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
@@ -62,6 +63,9 @@ class RandomTable:
             self.put_token,
             self.revoke_token,
             self.revoke_token,
+            self.put_invitation,
+            self.take_invitation,
+            self.note_certificate,
         ]
 
     def run(self, steps: int) -> None:
@@ -269,3 +273,18 @@ class RandomTable:
     def revoke_token(self) -> c.AnyCommand:
         known = [token.name for token in self.table.map.tokens]
         return c.RevokeToken(self.often(self.pick(known) if known else "a", "a", "x"))
+
+    # --- who may join ---
+    def put_invitation(self) -> c.AnyCommand:
+        now_us = self.rng.randrange(100)
+        return c.PutInvitation(InvitationEntry(self.hash(), now_us + self.often(20, 0)), now_us)
+
+    def take_invitation(self) -> c.AnyCommand:
+        known = [one.hash for one in self.table.map.invitations]
+        return c.TakeInvitation(self.pick(known) if known else self.hash(), self.rng.randrange(100))
+
+    def note_certificate(self) -> c.AnyCommand:
+        return c.NoteCertificate(self.anybody(), self.hash())
+
+    def hash(self) -> bytes:
+        return bytes((self.rng.randrange(8),)) * self.often(32, 31)

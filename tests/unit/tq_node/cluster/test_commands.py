@@ -10,7 +10,7 @@ import pytest
 from tests.unit.tq_node.cluster.tables import CLUSTER_ID, registration
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import RULES
-from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings
+from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings, InvitationEntry
 from tq_node.tokens import Quotas, Role, TokenEntry
 from tq_node.types import Epoch, NodeId, PartitionId
 
@@ -41,8 +41,13 @@ EVERY: list[tuple[int, c.AnyCommand]] = [
     (36, c.NoteHandlers()),
     (37, c.PutToken(TokenEntry("ops", b"h" * 32, (Role.VIEW, Role.WORK), ("q",), 7, Quotas(0.5, 2), 5, "first"))),
     (38, c.RevokeToken("ops")),
+    (39, c.PutInvitation(InvitationEntry(b"h" * 32, 9, "ops"), 8)),
+    (40, c.TakeInvitation(b"h" * 32, 8)),
+    (41, c.NoteCertificate(A, b"h" * 32)),
 ]
-LEVELS: dict[type, int] = {c.NoteHandlers: 2, c.PutToken: 3, c.RevokeToken: 3}
+LEVELS: dict[type, int] = {c.NoteHandlers: 2} | dict.fromkeys(
+    (c.PutToken, c.RevokeToken, c.PutInvitation, c.TakeInvitation, c.NoteCertificate), 3
+)
 """Of the kinds that came after the first release."""
 
 
@@ -90,6 +95,7 @@ ORDERS: dict[str, c.Order] = {
     "spread the partitions evenly": c.Rebalance(),
     "keep token 'ops' with roles view, work": c.PutToken(TokenEntry("ops", b"h" * 32, (Role.VIEW, Role.WORK))),
     "end token 'ops'": c.RevokeToken("ops"),
+    "invite a node": c.PutInvitation(InvitationEntry(b"h" * 32, 9), 8),
 }
 
 
