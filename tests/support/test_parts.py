@@ -34,6 +34,12 @@ def test_every_folder_that_a_part_names_is_there() -> None:
         assert all((PROJECT / name).exists() for name in named), part
 
 
+def test_no_part_ignores_what_it_names() -> None:
+    """pytest collects what its command line names, whatever it says about ignoring that."""
+    for part in (*parts.QUICK, *parts.LONG):
+        assert not {f"--ignore={word}" for word in part.command} & set(part.command), part.name
+
+
 def test_what_one_part_ignores_another_runs() -> None:
     by_name = {part.name: part for part in parts.QUICK}
     ignored = {word.removeprefix("--ignore=") for word in by_name["rest"].command if word.startswith("--ignore=")}
