@@ -178,8 +178,8 @@ def test_an_empty_data_directory_is_one_without_the_store_s_file() -> None:
 
 
 COLLABORATORS_MAX = 6
-MORE_COLLABORATORS = {"Context"}
-"""What handlers of users are given: each field may be given alone, to test a handler."""
+MORE_COLLABORATORS = {"AsyncQueue", "Context", "Queue"}
+"""What users are given or make themselves: each field may be given alone, and none is a part of ours."""
 
 
 def test_a_constructor_takes_at_most_six_collaborators() -> None:

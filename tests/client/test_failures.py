@@ -25,6 +25,7 @@ from tq_node.client import (
     limits,
 )
 from tq_node.client.addresses import parse_addresses
+from tq_node.client.credentials import Credentials, Token
 from tq_node.client.roster import Roster
 
 SHORT_S = 1.5
@@ -277,21 +278,25 @@ class TestDiscovery:
         run(story())
 
     @pytest.mark.parametrize(
-        ("token", "tls", "context", "is_learnt"),
+        ("token", "tls", "context", "is_given", "is_learnt"),
         [
-            (None, False, None, True),
-            ("s3cret", False, None, False),
-            ("s3cret", True, ssl.create_default_context(), True),
-            ("s3cret", False, ssl.create_default_context(), False),
-            ("s3cret", True, ssl._create_unverified_context(), False),
+            (None, False, None, False, True),
+            (None, True, ssl.create_default_context(), False, True),
+            (None, True, None, False, False),
+            ("s3cret", False, None, False, False),
+            ("s3cret", True, ssl.create_default_context(), True, True),
+            ("s3cret", True, ssl.create_default_context(), False, False),
+            ("s3cret", False, ssl.create_default_context(), True, False),
+            ("s3cret", True, ssl._create_unverified_context(), True, False),
         ],
     )
-    def test_a_token_goes_to_learnt_addresses_by_checked_tls_alone(
-        self, token: str | None, tls: bool, context: ssl.SSLContext | None, is_learnt: bool
+    def test_a_token_goes_to_learnt_addresses_by_tls_of_the_given_authority_alone(
+        self, token: str | None, tls: bool, context: ssl.SSLContext | None, is_given: bool, is_learnt: bool
     ) -> None:
         async def story() -> None:
             loop = asyncio.get_running_loop()
-            roster = Roster(loop, parse_addresses("127.0.0.1:1", tls=tls), token=token, tls=context, discover=False)
+            credentials = Credentials(None if token is None else Token(token), context, has_authority=is_given)
+            roster = Roster(loop, parse_addresses("127.0.0.1:1", tls=tls), credentials=credentials, discover=False)
             body = json.dumps({"cluster": {"nodes": [{"services": {"http": "127.0.0.1:2"}}]}}).encode()
             roster._apply_members(body, tls=tls)
             assert roster.addresses == ["127.0.0.1:1", *(["127.0.0.1:2"] if is_learnt else [])]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -65,14 +66,17 @@ class AsyncQueue:
         addresses: str | Iterable[str] = "localhost:8080",
         *,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         tls: ssl.SSLContext | bool = False,
+        ca: str | os.PathLike[str] | None = None,
         deadline: float = limits.DEADLINE_S,
         batching: bool = True,
         discover: bool = True,
     ) -> None:
         self._settings = make_settings(
-            addresses, token=token, tls=tls, deadline=deadline, batching=batching, discover=discover
-        )
+            addresses, token=token, token_file=token_file, tls=tls, ca=ca, deadline=deadline, batching=batching,
+            discover=discover,
+        )  # fmt: skip
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tq_node.client import limits
 from tq_node.client.addresses import Address, parse_addresses
 from tq_node.client.batching import Accepted, Batcher, BatchSettings, Submit
 from tq_node.client.calls import Trials, call, pause_after
+from tq_node.client.credentials import Credentials, credentials_of
 from tq_node.client.errors import (
     UNREADABLE,
     AlreadyFinal,
@@ -80,8 +82,7 @@ class Settings:
     """Validated settings of a client."""
 
     addresses: tuple[Address, ...]
-    token: str | None
-    tls: ssl.SSLContext | None
+    credentials: Credentials
     deadline_s: float
     batch: BatchSettings
     discover: bool
@@ -95,18 +96,18 @@ def make_settings(
     deadline: float,
     batching: bool,
     discover: bool,
+    token_file: str | os.PathLike[str] | None = None,
+    ca: str | os.PathLike[str] | None = None,
 ) -> Settings:
     """Validate the arguments of a queue; raises ``ValueError``: bad address, token or deadline."""
     parsed = tuple(parse_addresses(addresses, tls=tls is not False))
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError("a token has no spaces, and no letters but ASCII")
     if not deadline > 0:
         raise ValueError(f"deadline {deadline!r}: seconds, above 0")
-    context = tls if isinstance(tls, ssl.SSLContext) else None
-    if context is None and any(address.tls for address in parsed):
-        context = ssl.create_default_context()
+    credentials = credentials_of(
+        token=token, token_file=token_file, tls=tls, ca=ca, is_tls_used=any(address.tls for address in parsed)
+    )
     batch = BatchSettings() if batching else BatchSettings(tasks_max=1, in_flight_max=limits.SINGLES_MAX)
-    return Settings(parsed, token, context, float(deadline), batch, discover)
+    return Settings(parsed, credentials, float(deadline), batch, discover)
 
 
 def named(task: NewTask) -> tuple[str, bytes]:
@@ -128,7 +129,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self.roster = Roster(
-            self._loop, settings.addresses, token=settings.token, tls=settings.tls, discover=settings.discover
+            self._loop, settings.addresses, credentials=settings.credentials, discover=settings.discover
         )
         self.batcher = Batcher(self._loop, self.roster, settings.batch)
 

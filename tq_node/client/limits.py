@@ -53,6 +53,10 @@ HEAD_BYTES_MAX = 64 * KIB
 ANSWER_BYTES_MAX = 256 * MIB
 """A page of a list is some 4 MiB and one task more; past this it is no answer of a node."""
 
+# --- tokens ---
+TOKEN_LOOK_S = 1.0
+"""Between two looks whether the file of a token has changed."""
+
 # --- batches ---
 GATHER_S = 0.005
 """How long a submit waits for others in its batch while a request is in flight; else not."""

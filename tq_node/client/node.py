@@ -10,6 +10,7 @@ from collections import deque
 from tq_node.client import limits
 from tq_node.client.addresses import Address
 from tq_node.client.connection import Connection, Lost, in_words
+from tq_node.client.credentials import Credentials
 from tq_node.client.reading import Answer
 
 
@@ -124,9 +125,8 @@ class Node:
         self,
         loop: asyncio.AbstractEventLoop,
         address: Address,
+        credentials: Credentials,
         *,
-        token: str | None,
-        tls: ssl.SSLContext | None,
         is_up: bool = True,
     ) -> None:
         self.loop = loop
@@ -136,15 +136,14 @@ class Node:
         """It left the cluster, or the client was closed."""
         self.not_before_s = 0.0
         """Loop time until which it has asked for a pause."""
-        self._tls = tls
+        self._tls = credentials.tls
+        self._token = credentials.token
         self._down_s = limits.DOWN_S
         self._probe: asyncio.Task[None] | None = None
         self._short = Lane(self, limits.CONNECTIONS_MAX)
         self._long = Lane(self, limits.WAITING_CONNECTIONS_MAX)
-        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._bare_head = f"Host: {address}\r\n".encode("latin-1")
         """For probes, which need no token."""
-        self._head = self._bare_head + authorization.encode("latin-1")
         if not is_up:
             self._schedule_probe(0.0)
 
@@ -159,12 +158,13 @@ class Node:
         self, method: bytes, path: bytes, body: bytes | None, timeout_s: float, *, waits: bool = False
     ) -> Answer:
         """The answer to a request; the outcome sets ``is_up``; raises ``Lost`` without one."""
+        head = self._bare_head if self._token is None else self._bare_head + self._token.header()
         if body is None:
             length = b"Content-Length: 0\r\n" if method == b"POST" else b""
-            request = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, path, self._head, length)
+            request = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, path, head, length)
         else:
             request = b"%b %b HTTP/1.1\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-                method, path, self._head, len(body), body,
+                method, path, head, len(body), body,
             )  # fmt: skip
         lane = self._long if waits else self._short
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterable
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from tq_node.client import limits
 from tq_node.client.addresses import Address, BadAddress, parse_addresses
 from tq_node.client.connection import Lost
+from tq_node.client.credentials import Credentials
 from tq_node.client.errors import UNREADABLE
 from tq_node.client.node import Node
 
@@ -41,21 +41,19 @@ class Roster:
     """Known nodes, asked in turn.
 
     :param discover: ask nodes for the members of the cluster, and use those, too.
-    :param token: sent to the configured addresses, and to discovered ones only by TLS with a
-        verified certificate: whatever answers at a configured address could name any other."""
+    :param credentials: the token is sent to the configured addresses, and to discovered ones only
+        as ``Credentials.may_learn`` allows."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         addresses: Iterable[Address],
         *,
-        token: str | None,
-        tls: ssl.SSLContext | None,
+        credentials: Credentials,
         discover: bool,
     ) -> None:
         self._loop = loop
-        self._token = token
-        self._tls = tls
+        self._credentials = credentials
         self._discover = discover
         self._configured: dict[str, Node] = {}
         self._discovered: dict[str, Node] = {}
@@ -112,7 +110,7 @@ class Roster:
 
     # --- discovery ---
     def _node(self, address: Address, *, is_up: bool = True) -> Node:
-        return Node(self._loop, address, token=self._token, tls=self._tls, is_up=is_up)
+        return Node(self._loop, address, self._credentials, is_up=is_up)
 
     async def _discover_members(self) -> None:
         try:
@@ -130,17 +128,6 @@ class Roster:
         finally:
             self._discovering = None
 
-    def _may_use(self, address: Address) -> bool:
-        """Whether a discovered node may be used: always without a token, else if it may get it."""
-        if self._token is None:
-            return True
-        return (
-            address.tls
-            and self._tls is not None
-            and self._tls.verify_mode is ssl.CERT_REQUIRED
-            and self._tls.check_hostname
-        )
-
     def _apply_members(self, body: bytes, *, tls: bool) -> None:
         try:
             members = _decode(body).cluster.nodes[: limits.NODES_MAX]
@@ -154,7 +141,7 @@ class Roster:
                 (address,) = parse_addresses([member.services.http], tls=tls)
             except (BadAddress, ValueError):
                 continue
-            if self._may_use(address):
+            if self._credentials.may_learn(tls=address.tls):
                 wanted[address.place] = address
         for place in [place for place in self._discovered if place not in wanted]:
             self._discovered.pop(place).close(at_once=False)

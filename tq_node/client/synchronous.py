@@ -69,8 +69,11 @@ class Queue:
     :param addresses: of one node at least: ``"localhost:8080,8081,8082"``, or a list of strings.
         The other nodes are discovered.
     :param token: sent as ``Authorization: Bearer`` to these addresses, and to discovered ones only
-        by TLS with a verified certificate.
+        by TLS, where the authority that was given vouches for them.
+    :param token_file: holds the token, and is read again when it changes. Neither: ``TQ_TOKEN``.
     :param tls: True for HTTPS to all, or a context; ``https://`` before an address: to that one.
+    :param ca: file of the authority that nodes' certificates are of. Without: ``TQ_CA``, else the
+        system's.
     :param deadline: seconds that a call may take, unless the call says otherwise.
     :param batching: send what is submitted at the same time as one request.
     :param discover: ask the nodes for the members of the cluster.
@@ -81,14 +84,17 @@ class Queue:
         addresses: str | Iterable[str] = "localhost:8080",
         *,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         tls: ssl.SSLContext | bool = False,
+        ca: str | os.PathLike[str] | None = None,
         deadline: float = limits.DEADLINE_S,
         batching: bool = True,
         discover: bool = True,
     ) -> None:
         self._settings = make_settings(
-            addresses, token=token, tls=tls, deadline=deadline, batching=batching, discover=discover
-        )
+            addresses, token=token, token_file=token_file, tls=tls, ca=ca, deadline=deadline, batching=batching,
+            discover=discover,
+        )  # fmt: skip
         self._is_closed = False
         self._begin_afresh()
         _queues.add(self)
