@@ -84,13 +84,9 @@ def test_members_that_say_https_are_asked_by_https_and_get_the_token_where_the_a
                 async with queue:
                     await queue.submit("email")
                     await until(lambda: list(queue.addresses) == [given.address, *named])
-                    await until(lambda: bool(other.requests))  # it was probed, and is up
-                    for _ in range(10):
+                    while len(other.requests) < 3:  # it has to be probed first; ``run`` has a deadline
                         await queue.submit("email")
-                shown = [request.headers.get("authorization") for request in other.requests]
-                assert shown[0] is None, "a probe shows nothing"
-                assert len(shown) > 3
-                assert set(shown[1:]) == {"bearer s3cret"}
+                assert {request.headers.get("authorization") for request in other.requests} == {"bearer s3cret"}
                 assert not thief.requests, "nothing is said to whom the authority does not know"
 
     run(story())
