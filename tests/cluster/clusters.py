@@ -38,7 +38,8 @@ class View(NamedTuple):
 
 class Cluster:
     """:param guard_s: empty for the birth guard as it is. :param links: peers talk through a proxy per directed link.
-    :param by_peer_port: who joins is given the founder's peer port, not its HTTP one."""
+    :param by_peer_port: who joins is given the founder's peer port, not its HTTP one.
+    :param token: what the tests show with each request."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Cluster:
         guard_s: str = SHORT_GUARD_S,
         links: bool = False,
         by_peer_port: bool = False,
+        token: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.nodes = nodes
@@ -61,6 +63,7 @@ class Cluster:
         self.history: list[NodeProcess] = []
         self.links: Links | None = None
         self._options = options
+        self._token = token
         self._own_options = own_options
         self._join_offset = PEER_OFFSET if by_peer_port else 0
         self._environment = {"TQ_TEST_BIRTH_GUARD_S": guard_s} if guard_s else {}
@@ -109,6 +112,7 @@ class Cluster:
                 *self.command(name), *extra, http_port=self.port(name), cwd=self.home,
                 environment=self.environment(name), wait=False,
             )  # fmt: skip
+            process.token = self._token
             self.processes[name] = process
             self.history.append(process)
 

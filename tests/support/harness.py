@@ -133,6 +133,8 @@ class NodeHttp:
 
     def __init__(self, http_port: int) -> None:
         self.http_port = http_port
+        self.token = ""
+        """Shown with each request, where one is given."""
 
     def request(
         self,
@@ -148,7 +150,8 @@ class NodeHttp:
         sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", port or self.http_port, timeout=deadline_s)
         try:
-            connection.request(method, path, sent, dict(headers or {}))
+            shown = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            connection.request(method, path, sent, shown | dict(headers or {}))
             response = connection.getresponse()
             return Answer(
                 response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()

@@ -17,22 +17,25 @@ import pytest
 from tests.upgrade import describe
 from tests.upgrade.frozen import Frozen, Unreadable
 from tests.upgrade.taps import Said, boxes
-from tests.upgrade.versions import Recorded, last_recorded, line_of, said_in
+from tests.upgrade.versions import Recorded, every_recorded, last_recorded, line_of, said_in
 from tests.upgrade.wire_rules import breaks
 from tq_node.cluster import commands as table
+from tq_node.cluster.records import ACCESS_LEVEL
 from tq_node.partition.entries import (
     LogEntry,
     _Body,
     decode_effects,
+    encode_spec,
 )
 from tq_node.raft import messages as raft
 from tq_node.runtime import peer_calls
 from tq_node.runtime.bootstrap.credentials import read_secrets
 from tq_node.runtime.replication.replicator import messages_in
-from tq_node.types import NodeId, TaskSpec
+from tq_node.types import Backoff, NodeId, TaskId, TaskSpec
 from tq_node.wire import bounds, codec, commands, errors, handshake
 from tq_node.wire.handshake import INTRODUCTIONS
 
+BEFORE_ACCESS = [one for one in every_recorded() if one.description["features"][1] < ACCESS_LEVEL]
 LATER = 99
 """A feature level of a release to come."""
 COMMANDS = {kind.commandName.decode(): kind for kind in vars(commands).values() if hasattr(kind, "commandName")}
@@ -305,6 +308,17 @@ def test_a_later_introduction_is_read_without_what_is_new_in_it(recorded: Record
     strange = INTRODUCTIONS.decode(hello[:1] + msgspec.msgpack.encode(only_later))
     with pytest.raises(errors.NoCommonProtocol, match=f"speaks protocols {bounds.PROTOCOL_MAX + 1} to"):
         handshake.identity(strange, "there")
+
+
+@pytest.mark.parametrize("recorded", BEFORE_ACCESS, ids=repr)
+def test_a_tasks_maker_and_who_gave_an_order_are_skipped_by_who_knows_neither(recorded: Recorded) -> None:
+    frozen = recorded.frozen()
+    spec = TaskSpec(TaskId("a"), "t", b"1", "q", 5, 3, None, Backoff(), {"a": "b"}, 7, b"hash")
+    nobodys = frozen.decode("spec", encode_spec(spec))
+    assert frozen.decode("spec", encode_spec(msgspec.structs.replace(spec, made_by="ann"))) == nobodys
+    assert nobodys.content_hash == b"hash"
+    order = frozen.decode("command", table.encode(table.PauseQueue("q", "ann")))
+    assert (order.queue, len(order.__struct_fields__)) == ("q", 1)
 
 
 def test_lines_of_a_transcript_are_what_was_said(recorded: Recorded) -> None:
