@@ -83,10 +83,9 @@ def make_site(
     :param wall_us: calendar time in microseconds, for its lines.
     :param now_s: wall clock, by which tokens expire; the reactor's is none."""
     made = _Routes(queue, settings, metrics, shutdown, reactor, audit)
-    server = ServerState(settings, metrics, reactor, slices)
-    server.now_s = now_s
     authenticator = Authenticator(queue.token_table, now_s)
-    server.tokens_changed = authenticator.forget
+    server = ServerState(settings, metrics, authenticator, reactor, slices)
+    server.now_s = now_s
     site = ApiSite(server, Routing(made.routes, _ALWAYS_SERVED, settings, authenticator))
     site.on_close(made.events.close)
     if audit is not None:

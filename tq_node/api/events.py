@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from tq_node import errors, limits
-from tq_node.api.access.access import Access, Caller
+from tq_node.api.access.access import Access
 from tq_node.api.event_turns import EventTurns
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import ScopeParameters, read_query
@@ -221,10 +221,7 @@ class _Stream:
 
     def _is_refused(self) -> bool:
         """End the stream if its token has expired, was revoked, or can't be judged any more."""
-        request = self._request
-        authenticator = request.channel.routing.authenticator
-        caller = authenticator.caller_of(request.getHeader(b"authorization"), Access.READ_OWN)
-        if isinstance(caller, Caller):
+        if self._request.refusal_now() is None:
             return False
         self.end()
         return True

@@ -176,9 +176,15 @@ class TaskRoutes:
             server.quotas.give_back("waits", caller)
             return result
 
+        def still_may(read: Read) -> Read:
+            refusal = request.refusal_now()
+            if refusal is not None:  # the token has expired, or was revoked, meanwhile
+                raise refusal
+            return read
+
         asker = request.caller.to_see
         waiting = self._queue.get(sent.id, wait_s=sent.wait, local=sent.consistency == "local", asker=asker)
-        return waiting.addBoth(stop_waiting).addCallback(self._answer_task, request)
+        return waiting.addBoth(stop_waiting).addCallback(still_may).addCallback(self._answer_task, request)
 
     def _answer_task(self, read: Read, request: Exchange) -> Deferred[None] | None:
         """Answer with a long task in a slice of its own: its many askers are answered at once."""

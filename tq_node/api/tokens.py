@@ -138,7 +138,7 @@ class TokenRoutes:
             _refuse_wider(known, request)
 
         def made(_: None) -> None:
-            request.server.tokens_changed()
+            request.server.authenticator.forget()
             self._look_for_admin(request)
             request.answer(200, _encode(TokenMade(True, entry.name, token)))
 
@@ -180,7 +180,7 @@ class TokenRoutes:
             raise NoSuchToken(f"token {name} is in this node's tokens file: take it out there")
 
         def ended(_: None) -> None:
-            request.server.tokens_changed()
+            request.server.authenticator.forget()
             self._look_for_admin(request)
             request.answer(200, _encode(TokenEnded(True, name)))
 

@@ -345,7 +345,7 @@ class ApiChannel(http.HTTPChannel):
         """Note who calls; returns why it may not, if so."""
         request.access = self.routing.access_of(self._command, target)
         refusal = request.refusal_now()
-        request.caller = self.routing.authenticator.identified(request.getHeader(b"authorization"))
+        request.caller = self.server.authenticator.identified(request.getHeader(b"authorization"))
         request.who = request.caller.name or self.address
         if refusal is None and target.partition(b"?")[0] not in self.routing.always_served:
             over = self._over_quota(request.caller)

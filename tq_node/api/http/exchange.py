@@ -12,6 +12,7 @@ from typing import Protocol
 from tq_node import limits
 from tq_node.api.access.access import Caller
 from tq_node.api.http.server_state import ServerState
+from tq_node.errors import TaskQueueError
 
 JSON = b"application/json"
 SERVER = b"taskqueue"
@@ -68,6 +69,10 @@ class Exchange(Protocol):
 
     def getHeader(self, key: bytes) -> bytes | None:
         """The last header of that name, which is given in lower case."""
+        ...
+
+    def refusal_now(self) -> TaskQueueError | None:
+        """Why the caller may not make this request, by the tokens as they are now; None: it may."""
         ...
 
     def leave_flight(self) -> None:

@@ -204,6 +204,7 @@ class FastRequest(RequestLifecycle):
         self._headers = headers = head.headers
         self.is_plain_json = head.is_plain_json
         self.task_id = plain.task_id
+        self.access = plain.route.access
         self.caller = plain.caller
         self.who = channel.who
         self.gone = False

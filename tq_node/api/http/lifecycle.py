@@ -13,20 +13,35 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from tq_node.api.access.access import Access, Caller
 from tq_node.api.http.audit_trail import HUNG_UP
 from tq_node.api.http.concurrency_limit import ConcurrencyLimit
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.http.server_state import ServerState
 from tq_node.api.problems import answer_failure
 from tq_node.api.routes import Handler
+from tq_node.errors import TaskQueueError
 
 
 class RequestLifecycle:
     """Base of ``ApiRequest`` and ``FastRequest``, which are both an ``Exchange``."""
 
-    __slots__ = ("_call", "_cost", "_held_bytes", "_in_flight", "_limit", "_started_s", "_ticket", "changed", "gone")
+    __slots__ = (
+        "_call",
+        "_cost",
+        "_held_bytes",
+        "_in_flight",
+        "_limit",
+        "_started_s",
+        "_ticket",
+        "access",
+        "changed",
+        "gone",
+    )
 
     server: ServerState
+    access: Access
+    """What its route asks of the caller."""
     who: str
     route: str
     gone: bool
@@ -61,6 +76,15 @@ class RequestLifecycle:
     def processingFailed(self, reason: Failure) -> None:
         """Answer with the error that the handler raised. Klein calls this, too."""
         answer_failure(cast("Exchange", self), reason)
+
+    def refusal_now(self) -> TaskQueueError | None:
+        """Why the caller may not make this request, by the tokens as they are now; None: it may."""
+        server = self.server
+        found = server.authenticator.caller_of(cast("Exchange", self).getHeader(b"authorization"), self.access)
+        if isinstance(found, Caller):
+            return None
+        server.metrics.caller_refused(getattr(found, "reason", found.code))
+        return found
 
     def leave_flight(self) -> None:
         """Stop counting as in flight: for what waits on purpose, under another bound."""

@@ -22,7 +22,7 @@ from werkzeug.routing import MapAdapter
 from zope.interface import implementer
 
 from tq_node import limits
-from tq_node.api.access.access import Access, Caller
+from tq_node.api.access.access import Access
 from tq_node.api.access.authenticator import ANONYMOUS
 from tq_node.api.http.concurrency_limit import TOO_LARGE, TOO_MANY
 from tq_node.api.http.exchange import JSON, SERVER, request_id_of, whole_head
@@ -88,7 +88,6 @@ class ApiRequest(RequestLifecycle, server.Request):
     is_plain_json = False
     task_id: str | None = None
     access = Access.ADMIN
-    """What its route asks of the caller."""
     caller = ANONYMOUS
     who = ""
     fields: Mapping[bytes, bytes] = {}
@@ -131,14 +130,6 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     def parseCookies(self) -> None:
         """Nothing here reads cookies."""
-
-    def refusal_now(self) -> TaskQueueError | None:
-        """Why the caller may not make this request, by the tokens as they are now."""
-        found = self.channel.routing.authenticator.caller_of(self.getHeader(b"authorization"), self.access)
-        if isinstance(found, Caller):
-            return None
-        self.server.metrics.caller_refused(getattr(found, "reason", found.code))
-        return found
 
     # --- the body, as it arrives ---
     def gotLength(self, length: int | None) -> None:

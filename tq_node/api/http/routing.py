@@ -26,7 +26,6 @@ class Routing:
         settings: ApiSettings,
         authenticator: Authenticator,
     ) -> None:
-        self.authenticator = authenticator
         self._access = {(route.method.encode("ascii"), route.path.encode("ascii")): route.access for route in routes}
         self._access |= {(b"HEAD", path): access for (method, path), access in self._access.items() if method == b"GET"}
         hosts = KnownHosts(settings.host_names)

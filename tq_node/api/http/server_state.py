@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
 from tq_node import limits
+from tq_node.api.access.authenticator import Authenticator
 from tq_node.api.http.audit_trail import AuditTrail
 from tq_node.api.http.concurrency_limit import large_body_limit, list_limit, long_list_limit, submit_limit
 from tq_node.api.http.connections import Connections
@@ -27,10 +27,16 @@ class ServerState:
     :param slices: shared with the rooms below: a turn of the reactor runs one slice of all."""
 
     def __init__(
-        self, settings: ApiSettings, metrics: Metrics, reactor: IReactorTime, slices: Slices | None = None
+        self,
+        settings: ApiSettings,
+        metrics: Metrics,
+        authenticator: Authenticator,
+        reactor: IReactorTime,
+        slices: Slices | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.authenticator = authenticator
         self.reactor = reactor
         self.slices = Slices(reactor) if slices is None else slices
         self.slices.on_slice = metrics.note_doing
@@ -53,8 +59,6 @@ class ServerState:
         """None: the node keeps no audit log."""
         self.now_s = time.time
         """Wall clock."""
-        self.tokens_changed: Callable[[], None] = lambda: None
-        """Called before a change of the tokens is answered: the next request is judged by it."""
         self.closing = False
         """No connection is accepted any more, and each one closes after its answer."""
         self._date = b""

@@ -151,7 +151,7 @@ class World:
             audit=audit,
             wall_us=lambda: round(self.clock.seconds() * 1_000_000),
         )
-        self.tokens.on_change = self.site.routing.authenticator.forget
+        self.tokens.on_change = self.site.server.authenticator.forget
 
     def connect(self) -> Connection:
         return Connection(self)

@@ -275,6 +275,19 @@ def test_a_token_that_is_revoked_while_the_body_arrives_counts_no_more(world: Wo
         token = with_token(world, Role.SUBMIT, name="gone")
 
 
+def test_a_wait_tells_nothing_to_a_token_that_was_revoked_meanwhile(world: World) -> None:
+    kept, gone = (with_token(world, Role.READ, name=name) for name in ("kept", "gone"))
+    task_id = world.post("/tasks/submit", BODY, **with_token(world, Role.SUBMIT)).json["task_id"]
+    waiting = [world.connect() for _ in range(2)]
+    for connection, token in zip(waiting, (kept, gone), strict=True):
+        connection.request("GET", f"/tasks/status?id={task_id}&wait=60", None, **token)
+    world.tokens.revoke("gone")
+    world.queue.start_task(task_id)
+    world.queue.finish_task(task_id)
+    assert [reply.status for connection in waiting for reply in connection.replies()] == [200, 401]
+    assert world.site.server.waiting == 0
+
+
 # --- slowed down, and counted ---
 def test_refusals_are_counted_by_reason(world: World) -> None:
     view = with_token(world, Role.VIEW)

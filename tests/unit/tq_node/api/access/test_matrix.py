@@ -124,7 +124,7 @@ class Judged:
             access = routing.access_of(method.encode(), path.replace("{code}", "busy").encode())
             for who, headers in self._callers:
                 header = headers["Authorization"].encode() if headers else None
-                is_let_in = isinstance(routing.authenticator.caller_of(header, access), Caller)
+                is_let_in = isinstance(self.world.site.server.authenticator.caller_of(header, access), Caller)
                 if is_let_in != (who in MATRIX[group][0].split()):
                     wrong.append((operation, who))
         return wrong
