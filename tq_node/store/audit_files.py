@@ -68,7 +68,7 @@ class AuditFiles:
             return self.append(records)  # into a new file, which has room for one at least
         data = b"\n".join([*lines, b""])
         if os.fstat(fd).st_size != self._size:
-            os.ftruncate(fd, self._size)  # what is left of one that failed
+            os.ftruncate(fd, self._size)  # what is left of a line that was not written whole
         written = 0
         try:
             while written < len(data):
@@ -115,8 +115,8 @@ class AuditFiles:
             self.said.append(audit.forgotten(path.name, last))
 
     def _recovered(self, fd: int) -> str:
-        """Go on from what is there: cut off a line that was not written whole. Returns the hash of
-        the last line."""
+        """Go on from what is there; a line that was not written whole is cut off by the next one.
+        Returns the hash of the last line."""
         size = os.fstat(fd).st_size
         tail = os.pread(fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
         whole = tail.rfind(b"\n") + 1
@@ -124,8 +124,7 @@ class AuditFiles:
         if self._size != size:
             if self._size and not whole:
                 raise OSError(f"{self._path} ends with a line that is too long for an audit log")
-            os.ftruncate(fd, self._size)
-            self.said.append(f"the last line had not been written whole: {size - self._size} bytes were cut off")
+            self.said.append(f"the last line had not been written whole: {size - self._size} bytes are cut off")
         if whole:
             return audit.hash_of(tail[:whole].rstrip(b"\n").rpartition(b"\n")[2])
         numbers = rotated_numbers(self._path)

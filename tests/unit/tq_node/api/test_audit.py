@@ -223,6 +223,21 @@ def test_each_refusal_is_a_line(audited: Audited) -> None:
     ]
 
 
+def test_of_a_query_only_what_says_which_task_queue_or_node_is_written(audited: Audited) -> None:
+    audited.world.get("/tasks/list?queue=mail&q=very+private&access_token=secret&id=a%0Ab")
+    assert audited.new() == [("", "GET", "/tasks/list", "queue=mail&id=a\nb", 401)]
+
+
+def test_a_request_for_another_host_is_a_refusal(tmp_path: Path) -> None:
+    log = AuditNow(tmp_path)
+    world = World(audit=log)
+    assert world.get("/tasks/list", Host="rebound.example").status == 421
+    assert [(line.method, line.outcome) for line in log.lines] == [("GET", 421)]
+    world.site.server.audit.close()  # type: ignore[union-attr]
+    world.close()
+    log.close()
+
+
 @pytest.mark.parametrize("length", [100_000, 5])
 def test_a_refusal_is_a_line_though_the_client_does_not_wait_for_it(audited: Audited, length: int) -> None:
     client = audited.world.connect()
