@@ -30,6 +30,11 @@ def page() -> str:
     parts = [HEAD]
     for kind in (client.Queue, client.Task):
         parts += _class(kind)
+    configure = client.configure
+    said = inspect.signature(configure)
+    bare = [one.replace(annotation=inspect.Parameter.empty) for one in said.parameters.values()]
+    said = said.replace(parameters=bare, return_annotation=inspect.Signature.empty)
+    parts.append(f"## `configure`\n\n```\nconfigure{said}\n```\n\n{_text(configure)}")
     parts.append("## Values\n\nFrozen; fields are named as in the [HTTP API](http-api.md).\n")
     parts += [_struct(kind) for kind in _of(msgspec.Struct)]
     parts.append("## Errors\n\nAll have `detail`, `code`, `status` (of HTTP), `field`, `task_id` and `request_id`.\n")
@@ -41,7 +46,8 @@ def page() -> str:
 
 def _of(base: type) -> list[Any]:
     """In the order of the code."""
-    kinds = [kind for name in client.__all__ if issubclass(kind := getattr(client, name), base)]
+    named = [getattr(client, name) for name in client.__all__]
+    kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, base)]
     return sorted(kinds, key=lambda kind: (kind.__module__, _tree(kind).lineno))
 
 

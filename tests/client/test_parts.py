@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
-from tq_node import errors
+from tq_node import Context, errors, task
 from tq_node.api.problems import PROBLEM_KINDS
-from tq_node.client import BadAddress, InvalidTask, NotFound, OutcomeUnknown, Refused, TaskQueueError, Unavailable
+from tq_node.client import (
+    BadAddress,
+    InvalidTask,
+    NewTask,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    TaskQueueError,
+    Unavailable,
+)
 from tq_node.client.addresses import parse_addresses
 from tq_node.client.calls import is_definite, is_worth_another
-from tq_node.client.engine import make_settings
+from tq_node.client.engine import make_settings, named
 from tq_node.client.errors import error_in
 from tq_node.client.ids import new_id
 from tq_node.runtime.tasks.id_allocator import made_at_us
+from tq_node.work import handlers
 
 
 class TestAddresses:
@@ -135,3 +147,24 @@ class TestErrors:
             "r",
             "d",
         )
+
+
+def test_mistakes_that_many_make_are_told_what_to_write_instead() -> None:
+    @task("greet")
+    def greet(payload: str, context: Context) -> None: ...
+
+    def wrong(**fields: Any) -> str:
+        with pytest.raises(TypeError) as refused:
+            named(NewTask(**{"type": "greet"} | fields))
+        return str(refused.value)
+
+    assert wrong(type=greet) == "a task's type is its name: submit('greet', …), or greet.submit(…)"
+    assert wrong(type=len) == "a task's type is its name, a str, not len: what @task('name') declares"
+    assert (
+        wrong(delay=timedelta(minutes=1))
+        == "delay is a number of seconds, not a timedelta: say delay=….total_seconds()"
+    )
+    assert "timeout is a number of seconds" in wrong(timeout=timedelta(minutes=1))
+    assert "without a zone" in wrong(run_at=datetime(2026, 12, 1))  # noqa: DTZ001 (what is refused)
+    assert "a set has no order" in wrong(payload={1})
+    handlers.declared.pop()

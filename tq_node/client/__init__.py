@@ -16,6 +16,7 @@ It imports nothing of the node, only the standard library and msgspec."""
 
 from tq_node.client.addresses import BadAddress
 from tq_node.client.asynchronous import AsyncQueue, AsyncTask
+from tq_node.client.default import configure
 from tq_node.client.errors import (
     AlreadyFinal,
     BatchRefused,
@@ -86,4 +87,5 @@ __all__ = [
     "Unavailable",
     "Unreachable",
     "WaitsFor",
+    "configure",
 ]

@@ -8,6 +8,7 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TypeVar, cast
 from urllib.parse import quote, urlencode
 
@@ -114,12 +115,31 @@ def named(task: NewTask) -> tuple[str, bytes]:
     """The task's id, made if it has none, and its JSON, sent unchanged at each try: other bytes
     would be other content.
 
-    :raises TypeError: the payload has no clear form in JSON."""
+    :raises TypeError: the payload has no clear form in JSON, or a field is of another type."""
+    if why := _misunderstood(task):
+        raise TypeError(why)
     encoding.check(task.payload)
     if task.id is None:
         task = msgspec.structs.replace(task, id=new_id())
     assert task.id is not None
     return task.id, encoding.encode_checked(task)
+
+
+def _misunderstood(task: NewTask) -> str | None:
+    """What to write instead, for mistakes that many make; None: it is none of them."""
+    given: object = task.type
+    if not isinstance(given, str):
+        name = getattr(given, "__name__", None) or repr(given)
+        declared = getattr(given, "task_type", None)
+        if declared is None:
+            return f"a task's type is its name, a str, not {name}: what @task('name') declares"
+        return f"a task's type is its name: submit({declared!r}, …), or {name}.submit(…)"
+    for field, value in (("delay", task.delay), ("timeout", task.timeout)):
+        if isinstance(value, timedelta):
+            return f"{field} is a number of seconds, not a timedelta: say {field}=….total_seconds()"
+    if isinstance(task.run_at, datetime) and task.run_at.tzinfo is None:
+        return "run_at: a datetime without a zone is no instant: give it a tzinfo"
+    return None
 
 
 class Engine:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 import threading
@@ -175,8 +176,19 @@ class Queue:
         :raises TooManyWaiting: this client holds too many already.
         :raises TypeError: the payload has no clear JSON form (a set, bytes, a naive datetime)."""
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
+        return self.submit_new(task, deadline)
+
+    def submit_new(self, task: NewTask, deadline: float | None = None) -> Task:
+        """As ``submit``, of a task whose fields are put together already."""
         task_id, body = named(task)
         accepted = self._open().submit(task_id, body, deadline)
+        return Task(self, accepted.task_id, accepted.status)
+
+    async def submit_new_async(self, task: NewTask, deadline: float | None = None) -> Task:
+        """As ``submit_new``, from an asyncio loop, which goes on meanwhile."""
+        task_id, body = named(task)
+        thread = self._open()
+        accepted = await asyncio.wrap_future(thread.begin(thread.engine.submit(task_id, body, deadline)))
         return Task(self, accepted.task_id, accepted.status)
 
     def submit_many(self, tasks: Iterable[NewTask], *, deadline: float | None = None) -> Sequence[Task]:

@@ -29,10 +29,11 @@ from tq_node.work import protocol
 from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process
 from tq_node.work.descendants import children, has_children, kill_below
 from tq_node.work.handlers import WILDCARD, Context, Handler, context_of
+from tq_node.work.payloads import payload_of
 from tq_node.work.process_environment import Surroundings, loosen_memory
 from tq_node.work.progress_buffer import ProgressBuffer
 from tq_node.work.protocol import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD, TASK_FD
-from tq_node.work.results import BadResult, decode_payload, describe, encode_result, make_error
+from tq_node.work.results import BadResult, describe, encode_result, make_error
 
 _OWN_FDS = (RUN_FD, REPORT_FD, CONTROL_FD, LOCK_FD, TASK_FD)
 _READ_BYTES = 65_536
@@ -250,7 +251,7 @@ class Child:
 
 
 def _call(handler: Handler, payload: bytes, context: Context) -> bytes:
-    result = handler.function(decode_payload(payload), context)
+    result = handler.function(payload_of(handler, payload), context)
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()

@@ -25,10 +25,11 @@ from tq_node.work import protocol
 from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process
 from tq_node.work.handler_output import HandlerOutput, wrap_streams
 from tq_node.work.handlers import WILDCARD, Context, Handler, context_of
+from tq_node.work.payloads import payload_of
 from tq_node.work.process_environment import loosen_memory
 from tq_node.work.progress_buffer import ProgressBuffer
 from tq_node.work.protocol import CONTROL_FD, LOCK_FD, REPORT_FD, RUN_FD
-from tq_node.work.results import BadResult, decode_payload, describe, encode_result
+from tq_node.work.results import BadResult, describe, encode_result
 
 _READ_BYTES = 65_536
 _FLUSH_S = 0.05
@@ -133,7 +134,7 @@ class LoopChild:
             handler = self._handlers.get(run.task_type) or self._handlers.get(WILDCARD)
             if handler is None:
                 raise BadResult("no_handler", f"the worker process has no handler for {run.task_type!r}", final=False)
-            payload = decode_payload(run.payload)
+            payload = payload_of(handler, run.payload)
             return encode_result(await running.output.begin(handler.function, payload, running.context))
         except (SystemExit, KeyboardInterrupt) as error:
             raise _HandlerLeft from error

@@ -19,7 +19,8 @@ from tq_node.facade import AttemptFailed, Claim, Completed, Outcome
 from tq_node.work.attempt import CANCEL_GRACE_S, CANCELLED, Host, SharedAttempt
 from tq_node.work.handler_output import HandlerOutput
 from tq_node.work.handlers import Context, Handler, context_of
-from tq_node.work.results import decode_payload, describe, encode_result
+from tq_node.work.payloads import payload_of
+from tq_node.work.results import describe, encode_result
 
 _log = Logger()
 
@@ -41,7 +42,7 @@ class ReactorAttempt(SharedAttempt):
         claim = self.claim
         self._context = context_of(claim, claim.task_type, claim.token, self._begin_timeout(), self.progress_buffer)
         try:
-            payload = decode_payload(claim.payload)
+            payload = payload_of(self.handler, claim.payload)
             self._coroutine = self._variables.run(self._output.begin, self.handler.function, payload, self._context)
         except BaseException as error:  # a payload that is no JSON, or a decorator around the handler
             self._end(AttemptFailed(*describe(error, own_frames=2)))
