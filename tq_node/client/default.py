@@ -42,7 +42,7 @@ def configure(addresses: str | Iterable[str] | None = None, **options: Any) -> N
     """Set where task functions submit; an earlier default queue is closed.
 
     :param addresses: as ``Queue``'s; None: those in ``TQ_URL``, else ``localhost:8080``.
-    :param options: as ``Queue``'s; without ``token`` the one in ``TQ_TOKEN``.
+    :param options: as ``Queue``'s.
     :raises ValueError: an argument does not fit."""
     queue = _opened(addresses, options)
     with _default.lock:
@@ -75,6 +75,4 @@ def using(queue: Submits) -> Iterator[None]:
 
 def _opened(addresses: str | Iterable[str] | None, options: dict[str, Any]) -> Queue:
     where = addresses if addresses is not None else os.environ.get("TQ_URL") or "localhost:8080"
-    if "token" not in options and (token := os.environ.get("TQ_TOKEN")):
-        options = options | {"token": token}
     return Queue(where, **options)
