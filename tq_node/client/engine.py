@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -127,7 +127,7 @@ def named(task: NewTask) -> tuple[str, bytes]:
 
 def _misunderstood(task: NewTask) -> str | None:
     """What to write instead, for mistakes that many make; None: it is none of them."""
-    given: object = task.type
+    given: Any = task.type
     if not isinstance(given, str):
         name = getattr(given, "__name__", None) or repr(given)
         declared = getattr(given, "task_type", None)
