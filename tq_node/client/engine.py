@@ -134,7 +134,8 @@ def _misunderstood(task: NewTask) -> str | None:
         if declared is None:
             return f"a task's type is its name, a str, not {name}: what @task('name') declares"
         return f"a task's type is its name: submit({declared!r}, …), or {name}.submit(…)"
-    for field, value in (("delay", task.delay), ("timeout", task.timeout)):
+    spans: dict[str, Any] = {"delay": task.delay, "timeout": task.timeout}
+    for field, value in spans.items():
         if isinstance(value, timedelta):
             return f"{field} is a number of seconds, not a timedelta: say {field}=….total_seconds()"
     if isinstance(task.run_at, datetime) and task.run_at.tzinfo is None:
