@@ -14,7 +14,43 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, PKey
-from twisted.internet.ssl import Certificate, CertificateOptions, TLSVersion, trustRootFromCertificates
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    PrivateCertificate,
+    TLSVersion,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+from twisted.internet.ssl import KeyPair as TwistedKeyPair
+from twisted.web.iweb import IPolicyForHTTPS
+from zope.interface import implementer
+
+
+@implementer(IPolicyForHTTPS)
+class AskingPolicy:
+    """Whom a node believes where it is the client of another one's HTTPS, and what it shows.
+
+    The files are read for each connection: what has changed counts.
+
+    :param authority: whose certificates are believed; None: those of the system's authorities.
+    :param shown: certificate and key; None: nothing is shown."""
+
+    def __init__(self, authority: Path | None, shown: tuple[Path, Path] | None) -> None:
+        self._authority = authority
+        self._shown = shown
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
+        """:raises ValueError: a file is unfit."""
+        roots = None if self._authority is None else _trusting(read_certificates(self._authority))
+        shown = None
+        if self._shown is not None:
+            pair = read_pair(*self._shown)
+            shown = PrivateCertificate.fromCertificateAndKeyPair(
+                Certificate(pair.certificate), TwistedKeyPair(pair.key)
+            )
+        return optionsForClientTLS(hostname.decode("ascii"), trustRoot=roots, clientCertificate=shown)
 
 
 class KeyPair(NamedTuple):
@@ -54,9 +90,7 @@ def make_context(pair: KeyPair | None, authorities: list[x509.Certificate] | Non
         privateKey=None if pair is None else pair.key,
         certificate=None if pair is None else pair.certificate,
         extraCertChain=None if pair is None else pair.links,
-        trustRoot=None
-        if authorities is None
-        else trustRootFromCertificates([Certificate(X509.from_cryptography(root)) for root in authorities]),
+        trustRoot=None if authorities is None else _trusting(authorities),
         raiseMinimumTo=minimum,
     )
     with warnings.catch_warnings():
@@ -64,6 +98,10 @@ def make_context(pair: KeyPair | None, authorities: list[x509.Certificate] | Non
         warnings.simplefilter("ignore", DeprecationWarning)
         context: SSL.Context = options.getContext()
     return context
+
+
+def _trusting(authorities: list[x509.Certificate]) -> Any:
+    return trustRootFromCertificates([Certificate(X509.from_cryptography(root)) for root in authorities])
 
 
 def _private_key(path: Path) -> Any:

@@ -8,20 +8,21 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from tq_tui import version
 from tq_tui.addresses import BadAddress, parse_addresses
 
 EPILOGUE = """\
-ADDRESS is HOST:PORT; several as localhost:8080,8081,8082 or apart. Other nodes are learnt from them.
+ADDRESS is HOST:PORT or https://HOST:PORT; several as localhost:8080,8081,8082 or apart. Other nodes are learnt from them.
 
   tq-tui                            localhost:8080
   tq-tui localhost:8080,8081,8082   three nodes of this machine
   tq-tui --once || echo trouble     exit status 0 healthy, 1 degraded, 2 no quorum or unreachable
 
 Keys: 1-6 screens, ? help, n submit, K kill, / filter, : palette, q quit.
-Environment: TQ_URL for ADDRESS, TQ_TOKEN for Authorization: Bearer, NO_COLOR.
+Environment: TQ_URL for ADDRESS, TQ_TOKEN for Authorization: Bearer, TQ_CA for --ca, NO_COLOR.
 """
 
 
@@ -47,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--timeout", type=float, default=3.0, metavar="SECONDS", help="of --once and --json (default: 3)"
     )
+    options.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token to show; never in an address")
+    options.add_argument(
+        "--ca", type=Path, metavar="FILE", help="authority of the nodes' certificates (default: the system's)"
+    )
     options.add_argument("--readonly", action="store_true", help="hide everything that changes something")
     options.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
     options.add_argument("--version", action="store_true", help="print the version, and exit")
@@ -65,9 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadAddress as why:
         print(f"tq-tui: {why}", file=sys.stderr)  # noqa: T201
         return USAGE_STATUS
+    from tq_tui.client.credentials import BadCredentials, Credentials
     from tq_tui.client.http import HttpCluster
 
-    client = HttpCluster(token=os.environ.get("TQ_TOKEN") or None, given=addresses)
+    authority = chosen.ca or (Path(os.environ["TQ_CA"]) if os.environ.get("TQ_CA") else None)
+    token = None if chosen.token_file else os.environ.get("TQ_TOKEN") or None
+    try:
+        shown = Credentials(token=token, token_file=chosen.token_file, ca=authority, given=addresses)
+    except BadCredentials as why:
+        print(f"tq-tui: {why}", file=sys.stderr)  # noqa: T201
+        return USAGE_STATUS
+    client = HttpCluster(shown)
     if chosen.once or chosen.json:
         from tq_tui.report import print_once
 

@@ -160,4 +160,5 @@ def log(task: Task) -> list[Line]:
 
 
 def status_curl(address: str, task_id: str) -> str:
-    return f"curl {quoted(f'http://{address}/tasks/status?id={task_id}')}"
+    base = address if "://" in address else f"http://{address}"
+    return f"curl {quoted(f'{base}/tasks/status?id={task_id}')}"

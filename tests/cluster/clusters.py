@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import ssl
 import threading
 import time
 from collections import Counter, defaultdict
@@ -39,7 +40,8 @@ class View(NamedTuple):
 class Cluster:
     """:param guard_s: empty for the birth guard as it is. :param links: peers talk through a proxy per directed link.
     :param by_peer_port: who joins is given the founder's peer port, not its HTTP one.
-    :param token: what the tests show with each request."""
+    :param token: what the tests show with each request.
+    :param tls: nodes are asked by HTTPS, also by who joins."""
 
     def __init__(
         self,
@@ -54,7 +56,9 @@ class Cluster:
         by_peer_port: bool = False,
         token: str = "",
         environment: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.nodes = nodes
         self.home = home or nodes.directory / "home"
         self.home.mkdir(exist_ok=True)
@@ -93,7 +97,8 @@ class Cluster:
 
     def command(self, name: str) -> list[str]:
         """What an operator types for this name, now and ever again."""
-        joins = [] if name == self.founder else ["--join", f"localhost:{self.ports[self.founder] + self._join_offset}"]
+        founder = f"localhost:{self.ports[self.founder] + self._join_offset}"
+        joins = [] if name == self.founder else ["--join", founder if self._tls is None else f"https://{founder}"]
         return ["--node-id", name, *joins, *self._options, *self._own_options(name)]
 
     def environment(self, name: str) -> dict[str, str]:
@@ -113,6 +118,7 @@ class Cluster:
                 environment=self.environment(name), wait=False,
             )  # fmt: skip
             process.token = self._token
+            process.tls = self._tls
             self.processes[name] = process
             self.history.append(process)
 

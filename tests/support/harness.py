@@ -14,6 +14,7 @@ import random
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -131,6 +132,9 @@ def group_members(group: int) -> list[int]:
 class NodeHttp:
     """A node as its clients see it."""
 
+    tls: ssl.SSLContext | None = None
+    """For HTTPS."""
+
     def __init__(self, http_port: int) -> None:
         self.http_port = http_port
         self.token = ""
@@ -148,7 +152,12 @@ class NodeHttp:
     ) -> Answer:
         """``body`` that is not bytes is sent as JSON. :raises OSError: nobody listens, or the connection broke."""
         sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.http_port, timeout=deadline_s)
+        there = port or self.http_port
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", there, timeout=deadline_s)
+            if self.tls is None
+            else http.client.HTTPSConnection("127.0.0.1", there, timeout=deadline_s, context=self.tls)
+        )
         try:
             shown = {"Authorization": f"Bearer {self.token}"} if self.token else {}
             connection.request(method, path, sent, shown | dict(headers or {}))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from tq_tui.client import http
+from tests.howto.conftest import make_certificate
+from tq_tui.__main__ import USAGE_STATUS, main
+from tq_tui.client import credentials, http
 from tq_tui.client.api import Refused, Unreachable
+from tq_tui.client.credentials import Credentials
 from tq_tui.client.exposition import read_metrics
 from tq_tui.client.http import HttpCluster
 from tq_tui.client.shallow import CUT, is_deep, shallow
@@ -20,7 +25,7 @@ Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
+async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server that answers each request's head with what the handler writes, and then closes. Gives its address."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,7 +36,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -130,7 +135,7 @@ async def test_a_token_goes_along_and_is_not_written_down() -> None:
         await writer.drain()
 
     async with serving(answer) as address:
-        client = HttpCluster(token="s3cret", given=[address])
+        client = HttpCluster(Credentials(token="s3cret", given=[address]))
         client.on_call = lambda call: curls.append(call.curl)
         await client.at(address).pause("slow queue")
         await client.close()
@@ -140,7 +145,7 @@ async def test_a_token_goes_along_and_is_not_written_down() -> None:
     assert "queue=slow+queue" in curls[0]
 
 
-async def test_a_token_goes_to_given_addresses_and_to_others_by_https_alone() -> None:
+async def test_a_token_goes_to_given_addresses_and_to_others_only_where_the_authority_vouches(tmp_path: Path) -> None:
     heads: list[bytes] = []
 
     async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
@@ -149,11 +154,58 @@ async def test_a_token_goes_to_given_addresses_and_to_others_by_https_alone() ->
         await writer.drain()
 
     async with serving(answer) as address:
-        client = HttpCluster(token="s3cret", given=["localhost:1"])
+        client = HttpCluster(Credentials(token="s3cret", given=["localhost:1"]))
         await client.at(address).pause("q")
         await client.close()
     assert b"Authorization" not in heads[0]
-    assert client.token_for("https://learnt.example.org:8080") == client.token_for("localhost:1") == "s3cret"
+    authority = make_certificate(tmp_path / "node.pem")
+    for ca, learnt in ((None, None), (authority, "s3cret")):
+        shown = Credentials(token="s3cret", given=["localhost:1"], ca=ca)
+        assert shown.token_for("localhost:1") == "s3cret"
+        assert shown.token_for("https://learnt.example.org:8080") == learnt
+        assert shown.token_for("learnt.example.org:8080") is None
+
+
+async def test_https_is_asked_where_the_authority_vouches_and_not_else(tmp_path: Path) -> None:
+    authority = make_certificate(tmp_path / "node.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority)
+
+    async def answer(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answered(b'{"success":true}'))
+        await writer.drain()
+
+    async with serving(answer, tls=context) as address:
+        client = HttpCluster(Credentials(ca=authority))
+        assert (await client.at(f"https://{address}").pause("q")).success
+        await client.close()
+        doubtful = HttpCluster()
+        with pytest.raises(Unreachable, match="certificate"):
+            await doubtful.at(f"https://{address}").pause("q")
+        await doubtful.close()
+
+
+def test_a_token_of_a_file_changes_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "LOOK_S", 0.0)
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    shown = Credentials(token_file=file, given=["localhost:1"])
+    assert shown.token_for("localhost:1") == "first"
+    for text, token in (("second\n", "second"), ("two words", "second"), (None, "second"), ("third", "third")):
+        if text is None:
+            file.unlink()
+        else:
+            (tmp_path / "new").write_text(text)
+            (tmp_path / "new").replace(file)
+        assert shown.token_for("localhost:1") == token
+
+
+@pytest.mark.parametrize("option", ["--token-file", "--ca"])
+def test_an_unfit_file_is_said_in_one_line(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--once", option, str(tmp_path / "none")]) == USAGE_STATUS
+    said = capsys.readouterr().err
+    assert said.startswith(f"tq-tui: {option}: ")
+    assert said.count("\n") == 1
 
 
 def test_metrics_are_read_and_the_rest_is_skipped() -> None:

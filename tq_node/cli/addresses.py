@@ -26,14 +26,17 @@ _FORMS = "is none of PORT, :PORT, HOST:PORT, [IPv6]:PORT or a Twisted endpoint s
 
 
 class Address(msgspec.Struct, frozen=True):
-    """A host and a port as others dial it. ``port`` None: unknowable, of an endpoint without."""
+    """A host and a port as others dial it. ``port`` None: unknowable, of an endpoint without.
+    ``is_tls``: by HTTPS, as ``https://`` before it says."""
 
     host: str
     port: int | None
+    is_tls: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port is None else f"{host}:{self.port}"
+        place = host if self.port is None else f"{host}:{self.port}"
+        return f"https://{place}" if self.is_tls else place
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -113,6 +116,14 @@ def parse_address(text: str) -> Address:
         raise ValueError(_bracket_hint(text) or "is none of HOST:PORT, [IPv6]:PORT, :PORT or PORT")
     host = parse_host(match["v6"] if match["v6"] is not None else match["host"] or LOOPBACK)
     return Address(host, _port(match["port"]))
+
+
+def parse_member(text: str) -> Address:
+    """As ``parse_address``, or ``https://HOST:PORT``; ``http://`` says what is so without."""
+    scheme, marker, place = text.rpartition("://")
+    if marker and scheme not in ("http", "https"):
+        raise ValueError("is neither https:// nor http://")
+    return msgspec.structs.replace(parse_address(place.removesuffix("/")), is_tls=scheme == "https")
 
 
 def unix_address(listen: Listen, working_dir: Path) -> str | None:

@@ -19,10 +19,10 @@ from tq_node.cli.addresses import (
     LOOPBACK,
     Address,
     Listen,
-    parse_address,
     parse_advertised,
     parse_host,
     parse_listen,
+    parse_member,
     unix_address,
 )
 from tq_node.cli.option_table import BY_NAME
@@ -266,7 +266,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     if not (http.is_local or insecure_http):
         if tokens_file is None and not trusts_tokens:
             raise sources.refuse("http", _http_unprotected(http, are_peers_protected))
-        if not http.endpoint.startswith("ssl:"):
+        if http_files["http-cert"] is None and not http.endpoint.startswith("ssl:"):
             raise sources.refuse("http", _tokens_in_the_clear(http))
     peer = _peer(sources, http)
     if not (peer.is_local or insecure_peers or are_peers_protected):
@@ -283,7 +283,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     snapshot_dir = sources.maybe("snapshot-dir", path_from(working_dir))
     if snapshot_dir is not None and (why := unusable(snapshot_dir)):
         raise sources.refuse("snapshot-dir", f"{str(snapshot_dir)!r} {why}")
-    join = sources.many("join", parse_address)
+    join = sources.many("join", parse_member)
     if trusts_tokens and tokens_file is None and not join and not (data_dir / STORE_FILE).exists():
         raise sources.refuse(
             "tokens", "needs --join or --tokens-file: who founds a cluster has no token to make the first one with"

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IProtocolFactory
+from twisted.web.iweb import IPolicyForHTTPS
 
 from tq_node.api.http.site import ApiSite
 from tq_node.cli.config import NodeSettings
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def https_files(settings: NodeSettings) -> RereadFiles[SSL.Context] | None:
     """The files of ``--http-cert``, ``--http-key`` and ``--http-client-ca``; None: not given.
 
-    :raises BadCredentials: one of them can't be used."""
+    :raises BadCredentials: one of them, or that of ``--ca``, can't be used."""
+    _check_authority(settings)
     certificate, key, authority = settings.http_cert, settings.http_key, settings.http_client_ca
     if certificate is None or key is None:
         return None
@@ -42,6 +44,29 @@ def https_files(settings: NodeSettings) -> RereadFiles[SSL.Context] | None:
     except ValueError as why:
         line = " ".join(str(why).split())
         raise BadCredentials(f"{_option(line, settings)}: {line}") from None
+
+
+def asking_policy(settings: NodeSettings) -> IPolicyForHTTPS | None:
+    """How this node asks others by HTTPS; None: it asks none. It shows the certificate that it
+    shows to its own clients, else the one for its peers."""
+    if not any(address.is_tls for address in settings.join):
+        return None
+    from tq_node.certificates import AskingPolicy
+
+    shown = (settings.http_cert, settings.http_key) if settings.http_cert else (settings.peer_cert, settings.peer_key)
+    certificate, key = shown
+    return AskingPolicy(settings.ca, None if certificate is None or key is None else (certificate, key))
+
+
+def _check_authority(settings: NodeSettings) -> None:
+    if settings.ca is None:
+        return
+    from tq_node.certificates import read_certificates
+
+    try:
+        read_certificates(settings.ca)
+    except ValueError as why:
+        raise BadCredentials(" ".join(f"--ca: {why}".split())) from None
 
 
 def _option(why: str, settings: NodeSettings) -> str:

@@ -18,6 +18,7 @@ from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN
 from tq_node.cluster.refusals import Refusal
 from tq_node.errors import TaskQueueError
 from tq_node.facade import NotReadyReason
+from tq_node.node.https import asking_policy
 from tq_node.node.process import listen_now, tcp_reactor, with_backlog
 from tq_node.node.rereading import Reread
 from tq_node.reread_files import RereadFiles
@@ -349,6 +350,7 @@ class Member:
             needs_secret=identity.secret is None and identity.credentials.tls is None,
             secret=settings.secret,
             may_dial=identity.secret is not None or identity.credentials.tls is not None,
+            https=asking_policy(self._settings),
         )
         steps = JoinSteps(inviter, self.plane.pool.dial, self._joins)
         self._joiner = Joiner(self._clock, settings, steps, identity.local, identity.registration)

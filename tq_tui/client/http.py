@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from tq_tui.client.api import Call, NodeClient, Refused, Unreachable
+from tq_tui.client.credentials import Credentials
 from tq_tui.client.exposition import read_metrics
 from tq_tui.client.models import (
     ClusterInfo,
@@ -60,17 +61,11 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class HttpCluster:
-    """A ``ClusterClient``.
+    """A ``ClusterClient``."""
 
-    :param token: for ``Authorization: Bearer``; sent to the ``given`` addresses, to others by HTTPS
-        only: whoever answers at a given one may name any other."""
-
-    def __init__(
-        self, *, token: str | None = None, given: Sequence[str] = (), clock: Callable[[], float] = time.time
-    ) -> None:
-        self._given = frozenset(given)
+    def __init__(self, credentials: Credentials | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self.on_call: Callable[[Call], None] | None = None
-        self.token = token
+        self.credentials = Credentials() if credentials is None else credentials
         self.clock = clock
         self._nodes: dict[str, HttpNode] = {}
 
@@ -78,9 +73,6 @@ class HttpCluster:
         if address not in self._nodes:
             self._nodes[address] = HttpNode(self, address)
         return self._nodes[address]
-
-    def token_for(self, address: str) -> str | None:
-        return self.token if address in self._given or address.startswith("https://") else None
 
     async def close(self) -> None:
         nodes, self._nodes = self._nodes, {}
@@ -92,7 +84,7 @@ class HttpNode:
 
     def __init__(self, owner: HttpCluster, address: str) -> None:
         self._owner = owner
-        self._token = owner.token_for(address)
+        self._address = address
         self._base = address.rstrip("/") if "://" in address else f"http://{address}"
         self._session: aiohttp.ClientSession | None = None
         self._last_event_id = ""
@@ -125,7 +117,9 @@ class HttpNode:
 
     async def events(self) -> AsyncIterator[Sequence[Event]]:
         aiohttp, session = await self._ready()
-        headers = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
+        headers = self._shown()
+        if self._last_event_id:
+            headers["Last-Event-ID"] = self._last_event_id
         patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         try:
             async with session.get(f"{self._base}/tasks/events", headers=headers, timeout=patience) as response:
@@ -227,13 +221,15 @@ class HttpNode:
             if self._owner.on_call is not None:
                 took_s = time.monotonic() - began_s
                 self._owner.on_call(
-                    Call(method, url, body, status, error, took_s, at_s, authorized=self._token is not None)
+                    Call(method, url, body, status, error, took_s, at_s, authorized=bool(self._shown()))
                 )
 
     async def _send(self, method: str, url: str, body: str | None, deadline_s: float) -> tuple[int, bytes]:
         aiohttp, session = await self._ready()
         patience = aiohttp.ClientTimeout(total=deadline_s, sock_connect=CONNECT_S)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = self._shown()
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         try:
             async with session.request(method, url, data=body, headers=headers, timeout=patience) as response:
                 return response.status, await response.read()
@@ -242,15 +238,18 @@ class HttpNode:
         except (aiohttp.ClientError, OSError, TimeoutError) as why:
             raise Unreachable(_in_words(why), sent=True) from why
 
+    def _shown(self) -> dict[str, str]:
+        token = self._owner.credentials.token_for(self._address)
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
     async def _ready(self) -> tuple[Any, aiohttp.ClientSession]:
         if "aiohttp" not in sys.modules:
             await asyncio.to_thread(importlib.import_module, "aiohttp")
         aiohttp = importlib.import_module("aiohttp")  # waits for another thread that is still at it
         if self._session is None:
-            token = self._token
+            tls = self._owner.credentials.tls
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
-                headers={"Authorization": f"Bearer {token}"} if token else None,
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ssl=True if tls is None else tls),
                 # The address is what the operator said: no proxy of the environment, no cookies.
                 trust_env=False,
                 cookie_jar=aiohttp.DummyCookieJar(),

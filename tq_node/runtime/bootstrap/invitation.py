@@ -19,9 +19,16 @@ from twisted.internet.error import ConnectionRefusedError as PortRefused
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web._newclient import ParseError, ResponseNeverReceived
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
+from twisted.web.client import (
+    Agent,
+    BrowserLikePolicyForHTTPS,
+    HTTPConnectionPool,
+    ResponseDone,
+    _HTTP11ClientFactory,
+)
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IPolicyForHTTPS
 
 from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME
 from tq_node.runtime.join_proof import proof
@@ -124,7 +131,9 @@ class Inviter:
     """Asks members for their cluster; with ``needs_secret`` for its secret too.
 
     :param secret: the node's own, now; None: it has none, or none yet.
-    :param may_dial: the node has what a handshake needs, so an address may be a peer's."""
+    :param may_dial: the node has what a handshake needs, so an address may be a peer's.
+    :param https: whom the node believes at ``https://`` addresses; None: the system's authorities
+        decide."""
 
     def __init__(
         self,
@@ -133,6 +142,7 @@ class Inviter:
         needs_secret: bool,
         secret: Callable[[], bytes | None] = lambda: None,
         may_dial: bool = False,
+        https: IPolicyForHTTPS | None = None,
     ) -> None:
         from treq.client import HTTPClient  # here: only a node that joins pays for loading it
 
@@ -143,11 +153,13 @@ class Inviter:
         self._peers: set[str] = set()
         """Addresses where no HTTP was spoken the last time."""
         pool = _QuietPool(reactor, persistent=False)
-        self._client = HTTPClient(Agent(reactor, connectTimeout=REQUEST_S_MAX, pool=pool))
+        self._client = HTTPClient(
+            Agent(reactor, https or BrowserLikePolicyForHTTPS(), connectTimeout=REQUEST_S_MAX, pool=pool)
+        )
 
     async def ask(self, address: str) -> Invited:
-        """Ask the member at ``HOST:PORT``, an HTTP address or a peer's. May be cancelled; nothing
-        is left open.
+        """Ask the member at ``HOST:PORT``, an HTTP address or a peer's, or ``https://HOST:PORT``.
+        May be cancelled; nothing is left open.
 
         :raises NotInvited: no answer, an unusable one, or no member.
         :raises Denied: no secret for this node."""
@@ -214,7 +226,9 @@ class Inviter:
         self, method: str, address: str, path: str, *, authorization: str | None = None
     ) -> tuple[int, bytes, bytes | None]:
         """Status and body of the answer, and the challenge in it."""
-        asking = Deferred.fromCoroutine(self._exchange(method, f"http://{address}{path}", authorization))
+        is_https = address.startswith("https://")
+        url = f"{address}{path}" if is_https else f"http://{address}{path}"
+        asking = Deferred.fromCoroutine(self._exchange(method, url, authorization))
         overdue = False
 
         def give_up() -> None:
@@ -228,7 +242,7 @@ class Inviter:
         except NotInvited:
             raise
         except Exception as why:
-            if not overdue and isinstance(why, ResponseNeverReceived | ParseError):
+            if not (overdue or is_https) and isinstance(why, ResponseNeverReceived | ParseError):
                 raise SpeaksNoHttp(_reason(why)) from None
             raise NotInvited(f"no answer within {REQUEST_S_MAX:g} s" if overdue else _reason(why)) from None
         finally:
@@ -323,6 +337,8 @@ def _reason(why: Exception) -> str:
         return _one_line(str(why)) or type(why).__name__
     reasons = getattr(why, "reasons", None)  # of a request that failed under way
     cause = reasons[0].value if reasons else why
+    if type(cause).__module__ == "OpenSSL.SSL" and cause.args and isinstance(cause.args[0], list):
+        return _one_line("TLS: " + "; ".join(str(error[-1]) for error in cause.args[0]))
     return _one_line(f"{type(cause).__name__}: {cause}")
 
 

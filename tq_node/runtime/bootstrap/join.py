@@ -301,5 +301,5 @@ def _named(why: Exception) -> str:
 
 
 def _spelled(address: str) -> str:
-    host, _, port = address.rpartition(":")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     return f"{'127.0.0.1' if host in ('localhost', '') else host.lower()}:{port}"

@@ -8,6 +8,7 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
@@ -656,3 +657,41 @@ def test_the_reference_page_has_every_option_in_order() -> None:
         assert metavar == option.metavar
         assert variables == ", ".join(f"`{variable}`" for variable in option.environment)
         assert option.default is None or default == f"`{option.default}`"
+
+
+class TestHttps:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> str:
+        made = tmp_path / "file.pem"
+        made.write_text("not looked into here")
+        return str(made)
+
+    def test_the_files_go_together(self, file: str) -> None:
+        assert not loaded().http_tls
+        settings = loaded(http_cert=file, http_key=file)
+        assert settings.http_tls
+        assert settings.http_registered == settings.http_url == "https://127.0.0.1:8080"
+        assert loaded().http_registered == "127.0.0.1:8080"
+        assert "--http-key: is missing" in refusal(http_cert=file)
+        assert "--http-cert: is missing" in refusal(http_key=file)
+        assert "--http-cert: is missing" in refusal(http_client_ca=file)
+
+    def test_an_endpoint_with_tls_of_its_own_takes_none(self, file: str) -> None:
+        endpoint = f"ssl:8443:privateKey={file}:certKey={file}:interface=127.0.0.1"
+        with mock.patch("tq_node.cli.addresses.serverFromString"):
+            assert loaded(http=endpoint).http_tls
+            assert "'ssl:' does HTTPS of its own" in refusal(http=endpoint, http_cert=file, http_key=file)
+
+    def test_members_by_https(self) -> None:
+        settings = loaded(join="https://one.example.org:8080,http://two:8081,:8082")
+        assert [str(address) for address in settings.join] == [
+            "https://one.example.org:8080", "two:8081", "127.0.0.1:8082",
+        ]  # fmt: skip
+        assert "is neither https:// nor http://" in refusal(join="ftp://one:1")
+
+    def test_tokens_may_go_beyond_loopback_by_it(self, file: str, tmp_path: Path) -> None:
+        open_to_all: dict[str, object] = {
+            "http": "192.0.2.1:8080", "tokens_file": str(tokens_file(tmp_path)), "secret_file": file,
+        }  # fmt: skip
+        assert "in plain text" in refusal(**open_to_all)
+        assert loaded(**open_to_all, http_cert=file, http_key=file).http_tls  # type: ignore[arg-type]
