@@ -25,6 +25,7 @@ class Known:
         "content",
         "done",
         "is_acknowledged",
+        "made_by",
         "may_exist",
         "retries",
         "rev",
@@ -35,6 +36,8 @@ class Known:
         self.is_acknowledged = self.may_exist = False
         self.content: bytes | None = None
         """Of the submit that was accepted."""
+        self.made_by = ""
+        """The token that submits it."""
         self.rev = 0
         """The newest that anybody has heard."""
         self.cancels = 0
@@ -151,6 +154,7 @@ class Checkers:
         need(first == seen, "a revision is one state, and what is read is committed (P5)", row.id, row.rev)
         known = self.known(row.id)
         need(known.may_exist, "what is read was submitted", row.id)
+        need(row.spec.made_by == known.made_by, "a task keeps the name of its token", row.id, row.spec.made_by)
         if not is_strong:
             return
         self.strong_reads += 1

@@ -20,6 +20,7 @@ from tq_node.errors import (
     TaskQueueError,
 )
 from tq_node.facade import Accepted, Claim, Completed, ListQuery, Read, Stats, Submission, TaskPage
+from tq_node.tokens import Asker
 from tq_node.types import Backoff, TaskRow
 
 if TYPE_CHECKING:
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
 ANSWER_US_MAX = 40 * SECOND_US
 """Waits for commits, forwarded calls, and both one after the other."""
 OWN_IDS = 14
+MAKERS = ("", "ann", "bob")
+"""The tokens that submit; whoever has none is not checked."""
+NOBODYS = Asker("eve", own_only=True)
+"""A token of which no task is."""
+
+
+def maker_of(task_id: str) -> str:
+    """Of an id of the clients' own: always the same, for another's could not be submitted again."""
+    number = task_id.removeprefix("own-")
+    return MAKERS[int(number) % len(MAKERS)] if number.isdigit() else ""
+
+
+def must_be_its_own(asker: Asker | None, row: TaskRow) -> None:
+    if asker is not None and row.spec.made_by != asker.name:
+        raise Violation(f"{asker.name} was told of {row.id}, which {row.spec.made_by or 'nobody'} has submitted")
 
 
 class Call:
@@ -129,10 +145,13 @@ class Clients:
 
     def _submission(self, task_id: str | None = None, content: bytes = b"") -> Submission:
         r = self._random
+        # Which tokens ask is not drawn: what seeds have found before they find still.
+        made_by = MAKERS[self._serial % len(MAKERS)] if task_id is None else maker_of(task_id)
         return Submission(
             type="email", payload=b'"%d"' % r.randrange(1000), id=task_id, priority=r.randrange(10),
             delay_us=r.choice([None, None, None, 0, 2_000_000]), max_attempts=r.randint(1, 3),
             queue=r.choice([None, "mail"]), content_hash=content, backoff=Backoff(base_ms=200, cap_ms=2_000),
+            made_by=made_by, own_only=bool(made_by),
         )  # fmt: skip
 
     def _own(self) -> tuple[str, bytes]:
@@ -164,7 +183,8 @@ class Clients:
 
     def _may_exist(self, submission: Submission) -> None:
         assert submission.id is not None
-        self._world.checkers.known(submission.id).may_exist = True
+        known = self._world.checkers.known(submission.id)
+        known.may_exist, known.made_by = True, submission.made_by
 
     def _does_not_exist(self, submission: Submission) -> None:
         """A made id was submitted once: a definite refusal is the end of it (P4)."""
@@ -207,6 +227,11 @@ class Clients:
         names = list(tasks)
         return names[max(0, len(names) - 1 - int(self._random.expovariate(0.05)))]
 
+    def _asker(self, task_id: str) -> Asker | None:
+        """Whoever may see all, the task's own token, or one that may not know of it."""
+        made_by = self._world.checkers.known(task_id).made_by or maker_of(task_id)
+        return (None, Asker(made_by, own_only=True) if made_by else None, NOBODYS, None)[self._serial % 4]
+
     def read(self, node: SimulatedNode) -> None:
         self._read(node, "read", 0.0)
 
@@ -217,45 +242,49 @@ class Clients:
         task_id, checkers = self._some_task(), self._world.checkers
         known = checkers.known(task_id)
         floor, done = known.rev, known.done
+        asker = self._asker(task_id)
 
         def hear(read: Read) -> None:
+            must_be_its_own(asker, read.row)
             checkers.heard_row(read.row, floor, is_strong=True)
             if done is not None and not read.row.state.is_final:
                 raise Violation(f"{task_id} was completed and is read as {read.row.state.label} (I13)")
 
         def refused(error: Exception) -> None:
-            if isinstance(error, NoSuchTask):
+            if isinstance(error, NoSuchTask) and asker is not NOBODYS:
                 checkers.heard_absence(task_id, floor)
 
-        answer = node.queue.get(task_id, wait_s=wait_s)
+        answer = node.queue.get(task_id, wait_s=wait_s, asker=asker)
         self.call(kind, node, answer, hear, NoSuchTask, refused=refused, wait_s=wait_s)
 
     def read_local(self, node: SimulatedNode) -> None:
         task_id, checkers = self._some_task(), self._world.checkers
-        floor = checkers.known(task_id).rev
+        floor, asker = checkers.known(task_id).rev, self._asker(task_id)
 
         def hear(read: Read) -> None:
+            must_be_its_own(asker, read.row)
             checkers.heard_row(read.row, floor, is_strong=False)
 
-        self.call("local", node, node.queue.get(task_id, local=True), hear, NoSuchTask)
+        self.call("local", node, node.queue.get(task_id, local=True, asker=asker), hear, NoSuchTask)
 
     def cancel(self, node: SimulatedNode) -> None:
         task_id = self._some_task()
-        known = self._world.checkers.known(task_id)
+        known, asker = self._world.checkers.known(task_id), self._asker(task_id)
         known.cancels += 1
 
         def refused(error: Exception) -> None:
             known.cancels -= 1
-            if isinstance(error, NoSuchTask):
+            if isinstance(error, NoSuchTask) and asker is not NOBODYS:
                 self._world.checkers.heard_absence(task_id, floor)
 
         def hear(row: TaskRow) -> None:
+            must_be_its_own(asker, row)
             self._hearing(floor)(row)
             if self._random.random() < 0.3 and node.is_up and not node.is_stopping:
                 self._retry(node, task_id)  # while the attempt that was stopped may still be ending
 
         floor = known.rev
-        self.call("cancel", node, node.queue.cancel(task_id), hear, AlreadyFinal, NoSuchTask, refused=refused)
+        self.call("cancel", node, node.queue.cancel(task_id, asker), hear, AlreadyFinal, NoSuchTask, refused=refused)
 
     def retry(self, node: SimulatedNode) -> None:
         self._retry(node, self._some_task())

@@ -17,6 +17,7 @@ from tq_node import limits
 from tq_node.errors import OutcomeUnknown
 from tq_node.facade import Claim, Read
 from tq_node.node import member
+from tq_node.partition import entries
 from tq_node.partition.core import PartitionCore
 from tq_node.partition.lifecycle import Complete, transition
 from tq_node.partition.ready_queue import ReadySet
@@ -41,7 +42,8 @@ from tq_node.runtime.tasks.reads import TaskReads
 from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
 from tq_node.runtime.tasks.task_table import RowCache, TaskTable
 from tq_node.store.api import Batch
-from tq_node.types import State, TaskRow
+from tq_node.tokens import Asker
+from tq_node.types import State, TaskRow, TaskSpec
 
 BASES = (0, 5_000)
 SEEDS_DEFAULT = 20
@@ -207,8 +209,18 @@ def _keeps_lease(self: PartitionCore[Any], now_ms: int) -> int:
     return now_ms + self._settings.lease_ms
 
 
-def _reads_uncommitted(self: TaskReads, slot: Any, task_id: str, wait_s: float, age_s: float | None) -> Any:
+def _reads_uncommitted(
+    self: TaskReads, slot: Any, task_id: str, wait_s: float, age_s: float | None, asker: Asker | None
+) -> Any:
+    runtime_table.must_know(asker, slot.row, task_id)
     return succeed(Read(slot.row, self._settings.node_name, age_s))
+
+
+def _encodes_no_maker(spec: TaskSpec) -> bytes:
+    return _encode_spec(msgspec.structs.replace(spec, made_by=""))
+
+
+_encode_spec = entries.encode_spec
 
 
 def _skips_restores(self: ClusterMachine, log_index: int, data: bytes) -> None:
@@ -268,6 +280,8 @@ MUTATIONS = (
     Mutation("a strong read asks nobody", "7", ((ReadIndex, "when_confirmed", always(None)),), stale),
     Mutation("who waits is not answered at a step-down", "R12", ((CommitWaiters, "abandon", _tells_nobody),), failover),
     Mutation("an end awaited is not answered at a step-down", "R12", ((TaskReads, "stepped_down", always(None)),), failover),
+    Mutation("whoever asks is answered", "P5", ((Asker, "may_know", always(True)),), swarm),
+    Mutation("whose a task is is not written down", "3", ((entries, "encode_spec", _encodes_no_maker),), failover),
     Mutation("forwarded calls are sent again", "9, F29", ((PeerClient, "_send", _sends_again),), leases),
     # --- what a primary has in memory ---
     Mutation("rows stay in memory after a step-down", "R12", ((RowCache, "drop_partition", always(None)),), failover),
