@@ -5,6 +5,7 @@ certificates are given."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,38 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError) as why:
         raise ValueError(f"{path}: holds no certificate (PEM): {why}") from None
+
+
+Serial = tuple[bytes, int]
+"""The issuer's name, in DER, and the number that it gave a certificate."""
+_CRL = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+
+
+def serial_of(certificate: x509.Certificate) -> Serial:
+    return certificate.issuer.public_bytes(), certificate.serial_number
+
+
+def read_revoked(path: Path, authorities: list[x509.Certificate]) -> frozenset[Serial]:
+    """What the lists in a file revoke, each signed by one of the authorities.
+
+    :raises ValueError: there is none in the file, or one is nobody's."""
+    try:
+        lists = [x509.load_pem_x509_crl(pem) for pem in _CRL.findall(path.read_bytes())]
+        for one in lists:
+            if not any(one.issuer == root.subject and _has_signed(root, one) for root in authorities):
+                raise ValueError(f"no authority of the peers has signed the list of {one.issuer.rfc4514_string()}")
+    except (OSError, ValueError, UnsupportedAlgorithm) as why:
+        raise ValueError(f"{path}: can't be used as a list of revoked certificates (PEM): {why}") from None
+    if not lists:
+        raise ValueError(f"{path}: holds no list of revoked certificates (PEM)")
+    return frozenset((one.issuer.public_bytes(), revoked.serial_number) for one in lists for revoked in one)
+
+
+def _has_signed(authority: x509.Certificate, revoked: x509.CertificateRevocationList) -> bool:
+    try:
+        return revoked.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except TypeError:  # a key that signs no lists
+        return False
 
 
 def make_context(pair: KeyPair | None, authorities: list[x509.Certificate] | None, minimum: TLSVersion) -> SSL.Context:

@@ -27,8 +27,8 @@ async_fixture: Callable[..., Callable[[Any], Any]] = pytest_twisted.async_yield_
 
 
 class Three:
-    def __init__(self, directory: Path) -> None:
-        self.nodes = [PlaneNode(directory, f"node-{number}") for number in (1, 2, 3)]
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.nodes = [PlaneNode(directory, f"node-{number}", **options) for number in (1, 2, 3)]
         self.up: list[PlaneNode] = []
 
     async def form(self) -> None:

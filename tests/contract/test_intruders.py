@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from twisted.internet.defer import Deferred
 from tests.contract.test_control_plane import Three
 from tests.support.intruder import Intruder
 from tests.support.planes import CLUSTER, SECRET, PlaneNode, pause, until
-from tq_node.cluster.commands import FoundCluster, NodeDown, PauseQueue, RegisterNode, Registration
+from tests.support.wire_kinds import make_cluster_ca, peer_tls
+from tq_node.cluster.commands import FoundCluster, NodeDown, PauseQueue, RegisterNode, Registration, RemoveNode
 from tq_node.cluster.commands import encode as encode_command
-from tq_node.cluster.records import ClusterSettings
+from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings
 from tq_node.errors import NotReady, TaskQueueError
 from tq_node.raft.messages import Append, AppendReply, Entry, EntryKind, Heartbeat, SnapshotChunk, Vote
 from tq_node.types import NodeId, NodeName
 from tq_node.wire.codec import CALLS, ForwardedCall
 from tq_node.wire.commands import Confirm, Data, Evidence, Forward, Lane, Propose, Register
 from tq_node.wire.commands import Heartbeat as Beat
-from tq_node.wire.errors import MalformedBox, WrongNode
+from tq_node.wire.errors import MalformedBox, WrongCertificate, WrongNode
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -245,3 +247,43 @@ async def test_a_name_and_its_id_belong_together(scene: Scene) -> None:
                     await intruder.dial(victim.address, lane)
     await scene.three.start(gone)
     await until(scene.three.is_whole)
+
+
+# --- with certificates ---
+@deferred
+async def test_the_certificate_of_a_removed_node_lets_nobody_in(tmp_path: Path) -> None:
+    """Whoever has taken its key comes under a new id, and its old name: registering is open to those who prove themselves."""
+    folder = tmp_path / "ca"
+    assert make_cluster_ca(folder, "node-1", "node-2", "node-3").returncode == 0
+    again = tmp_path / "again"
+    again.mkdir()
+    for file in ("ca.crt", "ca.key"):
+        (again / file).write_bytes((folder / file).read_bytes())
+    assert make_cluster_ca(again, "node-2", "node-3").returncode == 0
+    three = Three(tmp_path / "nodes", tls=functools.partial(peer_tls, folder), feature_level=ACCESS_LEVEL)
+    await three.form()
+    digests = {node.node_id: node.plane.membership.shown.own() for node in three.nodes}
+    await until(lambda: all(node.plane.map.certificates.keys() == digests.keys() for node in three.up))
+    assert {node_id: shown[-1] for node_id, shown in three.nodes[0].plane.map.certificates.items()} == digests
+    gone = next(node for node in reversed(three.up) if not node.plane.consensus.core.is_leader)
+    await three.stop(gone)
+    await until(lambda: three.is_down_everywhere(gone.node_id))
+    at = three.up[0].plane
+    thief = Intruder(CLUSTER, SECRET, gone.name, NOBODY, tls=peer_tls(folder, gone.name))
+    for node in three.up:
+        (await thief.dial(node.address, Lane.BULK)).close()  # the name is taken, but it is no stranger
+    await at.membership.propose(RemoveNode(gone.node_id, at.membership.session_of(gone.node_id)))
+    await until(lambda: all(not node.plane.map.nodes[gone.node_id].is_member for node in three.up))
+    for node in three.up:
+        for lane in Lane:
+            with pytest.raises(WrongCertificate, match=f"that of node {gone.name}, which was removed"):
+                await thief.dial(node.address, lane)
+    await thief.stop()
+    renewed = Intruder(CLUSTER, SECRET, gone.name, NOBODY, tls=peer_tls(again, gone.name))
+    for node in three.up:
+        (await renewed.dial(node.address, Lane.CONSENSUS)).close()
+    await renewed.stop()
+    for node in list(three.up):
+        await three.stop(node)
+    for node in three.nodes:
+        assert node.outside.failures == []

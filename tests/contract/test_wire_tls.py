@@ -7,12 +7,15 @@ import ssl
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -23,7 +26,8 @@ from twisted.internet.defer import Deferred
 
 from tests.support.wire_kinds import TcpWire, TlsWire, make_cluster_ca, peer_tls
 from tests.support.wires import WireNode, clean
-from tq_node.wire.commands import Register
+from tq_node.wire.authentication import Shown
+from tq_node.wire.commands import Lane, Register
 from tq_node.wire.errors import WrongCertificate, WrongSecret
 from tq_node.wire.tls import PeerTLS
 
@@ -176,7 +180,7 @@ def test_the_names_of_a_certificate_that_has_none(folders: tuple[Path, Path]) ->
         def getPeerCertificate(self) -> object:
             return self.certificate
 
-    assert PeerTLS.names_of(Transport(None)) == frozenset()
+    assert PeerTLS.shown_by(Transport(None)) == Shown()
 
 
 # --- deploy/make-cluster-ca ---
@@ -214,3 +218,112 @@ def test_the_script_overwrites_nothing_and_says_what_is_wrong(tmp_path: Path) ->
     done = make_cluster_ca(folder, "node-2")
     assert done.returncode == 1
     assert "only one of" in done.stderr
+
+
+# --- files that change, certificates that were revoked ---
+def reissued(folder: Path, name: str, into: Path) -> tuple[Path, Path, Path]:
+    """Certificate, key and authority of a node in files of its own, which a test may replace."""
+    into.mkdir(exist_ok=True)
+    for source, target in ((f"{name}.crt", "crt"), (f"{name}.key", "key"), ("ca.crt", "ca")):
+        (into / target).write_bytes((folder / source).read_bytes())
+    return into / "crt", into / "key", into / "ca"
+
+
+def revoke(folder: Path, into: Path, *names: str, signed_in: Path | None = None) -> Path:
+    """A list that revokes these nodes' certificates, out of date since yesterday."""
+    signer = signed_in or folder
+    key: Any = load_pem_private_key((signer / "ca.key").read_bytes(), None)
+    issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()).subject
+    now = datetime.now(UTC)
+    made = x509.CertificateRevocationListBuilder(issuer, now - timedelta(2), now - timedelta(1))
+    for name in names:
+        number = x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes()).serial_number
+        made = made.add_revoked_certificate(x509.RevokedCertificateBuilder(number, now - timedelta(2)).build())
+    into.write_bytes(
+        made.sign(key, SHA256() if not isinstance(key, Ed25519PrivateKey) else None).public_bytes(Encoding.PEM)
+    )
+    return into
+
+
+class OwnTls(TlsWire):
+    """A node with a ``PeerTLS`` of the test's making."""
+
+    def __init__(self, made: PeerTLS) -> None:
+        super().__init__(Path())
+        self.made = made
+
+    def tls(self, name: str) -> PeerTLS:
+        return self.made
+
+
+@deferred
+async def test_changed_files_count_for_new_connections_and_end_none(
+    house: House, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ours, theirs = folders
+    both = tmp_path / "both"
+    both.write_bytes((ours / "ca.crt").read_bytes() + (theirs / "ca.crt").read_bytes())
+    a_files, b_files = reissued(ours, "a", tmp_path / "a"), reissued(ours, "b", tmp_path / "b")
+    a_tls, b_tls = PeerTLS(*a_files[:2], both), PeerTLS(*b_files[:2], both)
+    a, b = await house.node("a", OwnTls(a_tls)), await house.node("b", OwnTls(b_tls))
+    await a.meet(b)
+    before = b_tls.own_digest
+    b_tls.follow(PeerTLS(theirs / "b.crt", theirs / "b.key", both))
+    assert b_tls.own_digest != before
+    assert await a.wire.wait(a.pool.ask(b.node_id, Register, b"said")) == b"said"
+    assert not a.handler.seen("lost")
+    a_tls.follow(PeerTLS(*a_files[:2], theirs / "ca.crt"))
+    a.pool.hang_up(b.node_id, "so that it dials again")
+    await a.wire.until(lambda: len(a.handler.seen("up")) == 4, "both lanes anew")
+    connection = a.pool.connection(b.node_id, Lane.BULK)
+    assert connection is not None
+    assert PeerTLS.shown_by(connection.transport).digest == b_tls.own_digest
+
+
+@pytest.mark.parametrize("revoked", ["a", "b"])
+@deferred
+async def test_who_shows_a_revoked_certificate_is_refused_by_either_end(
+    house: House, folders: tuple[Path, Path], tmp_path: Path, revoked: str
+) -> None:
+    ours, _ = folders
+    crl = revoke(ours, tmp_path / "crl", revoked)
+    wires = {
+        name: TlsWire(ours) if name == revoked else OwnTls(PeerTLS(*reissued(ours, name, tmp_path / name), crl))
+        for name in "ab"
+    }
+    a, b = await house.node("a", wires["a"]), await house.node("b", wires["b"])
+    await refusals(a, b)
+    assert not b.handler.greetings, "nothing is said before both are known"
+
+
+@deferred
+async def test_an_open_connection_is_cut_off_once_its_certificate_is_revoked(
+    house: House, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ours, _ = folders
+    files = reissued(ours, "b", tmp_path / "b")
+    tls = PeerTLS(*files)
+    a, b = await house.node("a"), await house.node("b", OwnTls(tls))
+    await a.meet(b)
+    await b.meet(a)
+    tls.follow(PeerTLS(*files, revoke(ours, tmp_path / "crl")))
+    assert await a.wire.wait(a.pool.ask(b.node_id, Register, b"said")) == b"said"
+    tls.follow(PeerTLS(*files, revoke(ours, tmp_path / "crl", "a")))
+    await a.wire.until(lambda: a.handler.seen("lost"), "the end of what a dialled")
+    await a.wire.until(lambda: b.handler.seen("lost"), "the end of what b dialled")
+    assert "revoked" in b.handler.seen("lost")[0][5]
+    assert not b.listener.peers
+
+
+def test_a_list_that_can_not_be_used_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    ours, theirs = folders
+    files = (ours / "a.crt", ours / "a.key", ours / "ca.crt")
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    broken = tmp_path / "broken"
+    broken.write_bytes(revoke(ours, tmp_path / "good", "a").read_bytes().replace(b"M", b"N"))
+    for bad in (empty, broken, tmp_path / "gone", revoke(theirs, tmp_path / "theirs", "a"),
+                revoke(ours, tmp_path / "forged", "a", signed_in=theirs)):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{bad}: .* of revoked certificates"):
+            PeerTLS(*files, bad)
+    PeerTLS(*files, tmp_path / "good")

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from tq_node.errors import TaskQueueError
 from tq_node.raft.messages import Append, AppendReply, Entry, EntryKind, Heartbeat, Message, Vote
 from tq_node.types import NodeId, NodeName
-from tq_node.wire.authentication import Authentication
+from tq_node.wire.authentication import TLS, Authentication
 from tq_node.wire.codec import CALLS, ForwardedCall, encode_messages
 from tq_node.wire.commands import Confirm, Data, Evidence, Forward, Lane, Propose, Raft, Register
 from tq_node.wire.commands import Heartbeat as Beat
@@ -24,7 +24,16 @@ the_reactor: Any = reactor
 class Intruder:
     """:param name, node_id: whom it says to be."""
 
-    def __init__(self, cluster: str, secret: bytes, name: str, node_id: str, *, incarnation: int = 1) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        secret: bytes,
+        name: str,
+        node_id: str,
+        *,
+        incarnation: int = 1,
+        tls: TLS | None = None,
+    ) -> None:
         self.local = LocalIdentity(
             node_id=NodeId(node_id),
             name=NodeName(name),
@@ -34,7 +43,7 @@ class Intruder:
         )
         self._dialling = Connector(
             the_reactor,
-            Authentication(self.local, Sessions()),
+            Authentication(self.local, Sessions(), tls),
             lambda address, s: client_endpoint(the_reactor, address, s),
         )
 

@@ -33,6 +33,7 @@ from tq_node.wire.endpoints import client_endpoint
 from tq_node.wire.handshake import LocalIdentity, Sessions
 from tq_node.wire.listener import PeerListener
 from tq_node.wire.pool import PeerPool
+from tq_node.wire.tls import PeerTLS
 
 SECRET = b"a secret of at least thirty-two bytes, for tests"
 CLUSTER = "c" * 32
@@ -52,9 +53,15 @@ class Watched(Outside):
 
 
 class PlaneNode:
-    """One node: its directory survives ``stop`` and ``kill``."""
+    """One node: its directory survives ``stop`` and ``kill``.
 
-    def __init__(self, directory: Path, name: str) -> None:
+    :param tls: makes what it shows and believes, of its name."""
+
+    def __init__(
+        self, directory: Path, name: str, *, tls: Callable[[str], PeerTLS] | None = None, feature_level: int = 1
+    ) -> None:
+        self.tls = None if tls is None else tls(name)
+        self.feature_level = feature_level
         self.directory = directory / name
         self.name = name
         self.node_id = NodeId(f"{name:0>32}")
@@ -70,7 +77,8 @@ class PlaneNode:
 
     def registration(self) -> Registration:
         nonce = f"{self.name}-{self.incarnation}"
-        return Registration(self.node_id, NodeName(self.name), "", self.address, self.incarnation, nonce, 1, 1)
+        level = self.feature_level
+        return Registration(self.node_id, NodeName(self.name), "", self.address, self.incarnation, nonce, 1, level)
 
     async def start(self, *, founds: bool = False, partitions: int = 16, name: str | None = None) -> None:
         self.incarnation += 1
@@ -87,15 +95,17 @@ class PlaneNode:
             cluster=CLUSTER,
             secret=SECRET,
         )
-        authentication = Authentication(local, Sessions())
+        authentication = Authentication(local, Sessions(), self.tls)
         connector = Connector(
             the_reactor, authentication, lambda address, seconds: client_endpoint(the_reactor, address, seconds)
         )
+        tls: Any = self.tls
         endpoint = TCP4ServerEndpoint(the_reactor, self.port, interface="127.0.0.1")
         transport = Transport(
             lambda plane: PeerPool(connector, plane, random.Random(self.port)),
             lambda plane: PeerListener(the_reactor, endpoint, authentication, plane),
-            has_certificates=False,
+            has_certificates=self.tls is not None,
+            own_certificate=bytes if self.tls is None else lambda: tls.own_digest,
         )
         self.plane = ControlPlane(
             Clock(the_reactor),

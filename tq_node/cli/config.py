@@ -99,6 +99,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     peer_cert: Path | None
     peer_key: Path | None
     peer_ca: Path | None
+    peer_crl: Path | None
     http_cert: Path | None
     """HTTPS at the HTTP address, as ``http_key``; None: plain HTTP."""
     http_key: Path | None
@@ -318,6 +319,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         peer_cert=peer_files["peer-cert"],
         peer_key=peer_files["peer-key"],
         peer_ca=peer_files["peer-ca"],
+        peer_crl=_peer_crl(sources, working_dir, peer_files["peer-ca"]),
         http_cert=http_files["http-cert"],
         http_key=http_files["http-key"],
         http_client_ca=http_files["http-client-ca"],
@@ -422,6 +424,13 @@ def _http_files(sources: Sources, working_dir: Path, http: Listen) -> dict[str, 
         if http.endpoint.startswith("ssl:"):
             raise sources.refuse("http", "'ssl:' does HTTPS of its own: give an address, or leave --http-cert out")
     return files
+
+
+def _peer_crl(sources: Sources, working_dir: Path, authority: Path | None) -> Path | None:
+    revoked = sources.maybe("peer-crl", readable_file(working_dir))
+    if revoked is not None and authority is None:
+        raise sources.refuse("peer-crl", "goes with --peer-cert, --peer-key and --peer-ca")
+    return revoked
 
 
 _NO_PEER_CREDENTIALS = "the peers have neither --secret-file nor --peer-cert, --peer-key and --peer-ca"

@@ -65,6 +65,7 @@ OPTIONS: tuple[OptionRow, ...] = (
     OptionRow("peer-cert", "FILE", "Certificate of this node towards its peers."),
     OptionRow("peer-key", "FILE", "Private key of that certificate."),
     OptionRow("peer-ca", "FILE", "Authority that signed the certificates of the peers."),
+    OptionRow("peer-crl", "FILE", "List of certificates that the authority has revoked."),
     OptionRow("retention", "TIME", "How long a task that has ended is kept: 24h, 90m, 30s.", "24h"),
     OptionRow("dedupe-window", "TIME", "How long after that its id is remembered.", "24h"),
     OptionRow("stop-timeout", "TIME",

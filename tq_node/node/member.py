@@ -81,13 +81,16 @@ class Credentials:
 
     @classmethod
     def of(cls, settings: NodeSettings) -> Credentials:
-        """Read the files of ``--secret-file``, ``--peer-cert``, ``--peer-key`` and ``--peer-ca``.
+        """Read the files of ``--secret-file``, ``--peer-cert``, ``--peer-key``, ``--peer-ca`` and
+        ``--peer-crl``.
 
         :raises BadCredentials: one of them can't be used."""
         file, insecure = settings.secret_file, settings.insecure_peers
         return cls(
             None if file is None else reread_secrets(file, insecure=insecure),
-            reread_certificates(settings.peer_cert, settings.peer_key, settings.peer_ca, insecure=insecure),
+            reread_certificates(
+                settings.peer_cert, settings.peer_key, settings.peer_ca, settings.peer_crl, insecure=insecure
+            ),
         )
 
     @property
@@ -284,6 +287,7 @@ def make_plane(
         lambda plane: PeerPool(connector, plane, random.Random()),  # noqa: S311 (jitter)
         lambda plane: PeerListener(reactor, endpoint, authentication, plane),
         has_certificates=tls is not None,
+        own_certificate=bytes if tls is None else lambda: tls.own_digest,
     )
     return ControlPlane(clock, store, ThisRun(local, identity.registration, identity.seed), transport, outside)
 

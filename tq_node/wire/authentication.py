@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
 
@@ -14,15 +14,25 @@ from tq_node.wire.commands import Lane
 from tq_node.wire.errors import NotAMember
 from tq_node.wire.handshake import INTRODUCTIONS, LocalIdentity, Sessions
 
-Names = Callable[[Any], frozenset[str]]
-"""From a transport to the names in its peer's certificate."""
+
+class Shown(NamedTuple):
+    """The certificate that a peer has shown: the names in it, its SHA-256, its issuer's name and
+    number. All empty: none."""
+
+    names: frozenset[str] = frozenset()
+    digest: bytes = b""
+    serial: tuple[bytes, int] = (b"", 0)
 
 
 class TLS(Protocol):
     """``tls.PeerTLS``, whose module needs OpenSSL; a node without certificates does not."""
 
-    @property
-    def names_of(self) -> Names: ...
+    on_change: list[Callable[[], None]]
+    """Called when ``is_revoked`` may say something else."""
+
+    def shown_by(self, transport: Any) -> Shown: ...
+
+    def is_revoked(self, shown: Shown) -> bool: ...
 
     def server_factory(self, factory: IProtocolFactory, clock: Any) -> IProtocolFactory: ...
 
@@ -37,10 +47,6 @@ class Authentication:
     sessions: Sessions
     tls: TLS | None = None
     """None: the secret alone proves who is there."""
-
-    @property
-    def names(self) -> Names | None:
-        return None if self.tls is None else self.tls.names_of
 
     def key(self) -> bytes:
         """The key of this node's own proofs; raises ``NotAMember`` if there is neither secret nor

@@ -224,6 +224,8 @@ class Connector:
         self.reactor = reactor
         self.local, self.sessions = authentication.local, authentication.sessions
         self._authentication = authentication
+        if authentication.tls is not None:
+            authentication.tls.on_change.append(self._look_at_certificates)
         self._endpoint_of = endpoint_of
         self._open: dict[DialledPeer, None] = {}
         """In the order in which they were made, so that a run of the simulator can be repeated."""
@@ -276,6 +278,10 @@ class Connector:
         connection = DialledPeer(self.reactor, self._authentication, target, lane, self._gone)
         self._open[connection] = None
         return connection
+
+    def _look_at_certificates(self) -> None:
+        for connection in list(self._open):
+            connection.look_at_certificate()
 
     async def close_all(self) -> None:
         """End every connection, and wait until each is gone."""

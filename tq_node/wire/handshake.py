@@ -74,6 +74,8 @@ class PeerIdentity(msgspec.Struct, frozen=True):
     features_min: int
     features_max: int
     address: str
+    certificate: bytes = b""
+    """SHA-256 of the one that it has shown to a listener; empty: none was asked for."""
 
     @property
     def order(self) -> tuple[int, int]:

@@ -62,6 +62,8 @@ class PeerListener:
         self._acceptor = Acceptor(reactor, authentication.sessions)
         self._factory = AcceptingFactory(reactor, authentication, handler, self._acceptor, self._gone)
         tls = authentication.tls
+        if tls is not None:
+            tls.on_change.append(self._look_at_certificates)
         self._outer: IProtocolFactory = self._factory if tls is None else tls.server_factory(self._factory, reactor)
         self._port: IListeningPort | None = None
         self._emptied: Deferred[None] | None = None
@@ -98,6 +100,10 @@ class PeerListener:
     def refusals(self) -> dict[str, int]:
         """Connections that ended before they were authenticated, by the code of the reason."""
         return dict(self._acceptor.refusals)
+
+    def _look_at_certificates(self) -> None:
+        for connection in list(self._factory.connections):
+            connection.look_at_certificate()
 
     def _gone(self) -> None:
         if self._emptied is not None and not self._factory.connections:

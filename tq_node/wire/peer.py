@@ -18,7 +18,7 @@ from tq_node.socket_owner import is_own_users
 from tq_node.wire import bounds, handshake
 from tq_node.wire.acceptor import Acceptor
 from tq_node.wire.amp import BoundedAMP, Responder
-from tq_node.wire.authentication import Authentication
+from tq_node.wire.authentication import Authentication, Shown
 from tq_node.wire.codec import CALLS, RESULTS, ForwardedResult, decode_messages
 from tq_node.wire.commands import (
     Confirm,
@@ -64,7 +64,9 @@ class PeerConnection(BoundedAMP):
         self.peer: PeerIdentity | None = None
         self.address = ""
         self._authentication = authentication
-        self._names = authentication.names
+        self._tls = authentication.tls
+        self._shown = Shown()
+        """The certificate of the other end, once its name was checked."""
         self._hellos = (b"", b"")
         """Both introductions as they were sent, the dialler's first."""
         self._key = b""
@@ -97,8 +99,20 @@ class PeerConnection(BoundedAMP):
 
     def _check_name(self, name: str) -> None:
         """:raises WrongCertificate: TLS is on, and the certificate names somebody else."""
-        if self._names is not None and name not in (names := self._names(self.transport)):
-            raise WrongCertificate(f"the certificate is for {', '.join(sorted(names)) or 'nobody'}, not for {name}")
+        if self._tls is None:
+            return
+        self._shown = shown = self._tls.shown_by(self.transport)
+        if name not in shown.names:
+            raise WrongCertificate(
+                f"the certificate is for {', '.join(sorted(shown.names)) or 'nobody'}, not for {name}"
+            )
+        if self._tls.is_revoked(shown):
+            raise WrongCertificate(f"the certificate of {name} was revoked")
+
+    def look_at_certificate(self) -> None:
+        """End the connection if the other end's certificate was revoked."""
+        if self._tls is not None and self._tls.is_revoked(self._shown):
+            self.give_up(WrongCertificate("the certificate was revoked"))
 
     def _check_not_me(self, theirs: Introduction) -> None:
         if theirs.node_id == self.local.node_id:
@@ -142,7 +156,7 @@ class AcceptedPeer(PeerConnection):
 
     # --- handshake ---
     def _greet(self, cluster: str, name: str, address: str, dialler: str) -> dict[str, Any]:
-        is_certified = self._names is not None and dialler in self._names(self.transport)
+        is_certified = self._tls is not None and dialler in self._tls.shown_by(self.transport).names
         greeting = Greeting(
             cluster, name, address, dialler, self.address, is_certified, lambda: is_own_users(self.transport)
         )
@@ -176,7 +190,7 @@ class AcceptedPeer(PeerConnection):
         self._key = handshake.proven_key(self._authentication.keys(), handshake.DIALLER, *self._hellos, proof)
         self._check_name(peer.name)
         self.serve()  # nothing until this is answered
-        return self._let_in(self._key, peer)
+        return self._let_in(self._key, msgspec.structs.replace(peer, certificate=self._shown.digest))
 
     async def _let_in(self, key: bytes, peer: PeerIdentity) -> dict[str, Any]:
         try:

@@ -83,33 +83,43 @@ def refuse_exposed(option: str, path: Path, mode: int, *, insecure: bool) -> Non
 
 
 def reread_certificates(
-    certificate: Path | None, key: Path | None, authority: Path | None, *, insecure: bool = False
+    certificate: Path | None,
+    key: Path | None,
+    authority: Path | None,
+    revoked: Path | None = None,
+    *,
+    insecure: bool = False,
 ) -> RereadFiles[PeerTLS] | None:
     """``peer_tls``, read again whenever a file has changed; None: no certificates were given."""
     if certificate is None or key is None or authority is None:
         return None
-    read = partial(peer_tls, certificate, key, authority, insecure=insecure)
-    return RereadFiles("--peer-cert", [certificate, key, authority], read)
+    read = partial(peer_tls, certificate, key, authority, revoked, insecure=insecure)
+    paths = [certificate, key, authority, *([] if revoked is None else [revoked])]
+    return RereadFiles("--peer-cert", paths, read)
 
 
-def peer_tls(certificate: Path, key: Path, authority: Path, *, insecure: bool = False) -> PeerTLS:
-    """Mutual TLS between nodes, from ``--peer-cert``, ``--peer-key`` and ``--peer-ca``; raises
-    ``BadCredentials`` if a file is not what it should be."""
+def peer_tls(
+    certificate: Path, key: Path, authority: Path, revoked: Path | None = None, *, insecure: bool = False
+) -> PeerTLS:
+    """Mutual TLS between nodes, from ``--peer-cert``, ``--peer-key``, ``--peer-ca`` and
+    ``--peer-crl``; raises ``BadCredentials`` if a file is not what it should be."""
     from tq_node.wire.tls import PeerTLS
 
     try:
         refuse_exposed("--peer-key", key, stat.S_IMODE(key.stat().st_mode), insecure=insecure)
-        return PeerTLS(certificate, key, authority)
+        return PeerTLS(certificate, key, authority, revoked)
     except OSError as why:
         raise BadCredentials(f"--peer-key: {str(key)!r}: {why.strerror}") from None
     except BadCredentials:
         raise
     except ValueError as why:
-        raise BadCredentials(" ".join(f"{_option(str(why), certificate, authority)}: {why}".split())) from None
+        raise BadCredentials(" ".join(f"{_option(str(why), certificate, authority, revoked)}: {why}".split())) from None
 
 
-def _option(why: str, certificate: Path, authority: Path) -> str:
+def _option(why: str, certificate: Path, authority: Path, revoked: Path | None) -> str:
     """The option whose file ``PeerTLS`` complains of; one file may be given for two options."""
+    if "of revoked certificates" in why and why.startswith(f"{revoked}: "):
+        return "--peer-crl"
     if "holds no private key" in why or "is not the key of" in why:
         return "--peer-key"
     return "--peer-ca" if certificate != authority and why.startswith(f"{authority}: ") else "--peer-cert"

@@ -35,7 +35,7 @@ from tq_node.types import NodeId
 from tq_node.wire import bounds
 from tq_node.wire.codec import ForwardedCall, ForwardedResult
 from tq_node.wire.commands import Lane
-from tq_node.wire.errors import MalformedBox, Removed, StaleSession, Starting, WrongNode
+from tq_node.wire.errors import MalformedBox, Removed, StaleSession, Starting, WrongCertificate, WrongNode
 from tq_node.wire.handler import Answer, Greeting, Welcome
 from tq_node.wire.handshake import LocalIdentity, PeerIdentity
 from tq_node.wire.listener import PeerListener
@@ -104,6 +104,8 @@ class Transport(NamedTuple):
     pool_of: Callable[[ControlPlane], PeerPool]
     listener_of: Callable[[ControlPlane], PeerListener]
     has_certificates: bool
+    own_certificate: Callable[[], bytes] = bytes
+    """SHA-256 of the one that this node shows now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class ControlPlane:
         )
         self.listener = transport.listener_of(self)
         self.has_certificates = transport.has_certificates
+        self.membership.shown.own = transport.own_certificate
         self._is_started = False
         self._outside = outside
         self._clock = clock
@@ -250,6 +253,11 @@ class ControlPlane:
         if not self._is_started:
             raise Starting(f"node {self.local.name} is starting")
         self._refuse_removed(peer)
+        owner = self.map.removed_owner(peer.certificate) if peer.certificate else None
+        if owner is not None:
+            raise WrongCertificate(
+                f"the certificate was that of node {owner.name}, which was removed: node {peer.name} needs one of its own"
+            )
         entry = self.map.nodes.get(peer.node_id)
         if entry is not None and entry.name != peer.name:
             raise WrongNode(f"the node with id {peer.node_id} is {entry.name}, not {peer.name}")
@@ -279,6 +287,8 @@ class ControlPlane:
             raise Removed(f"node {peer.name} was removed from this cluster; its id is never used again")
 
     def let_in(self, peer: PeerIdentity) -> None:
+        if self._is_member(peer.node_id):
+            self.membership.shown.seen(peer.node_id, peer.certificate)
         if peer.lane is Lane.BULK:
             # Open in the next turn. What came over an older one may be lost: streams begin anew.
             self._clock.call_later(0, self._bulk_open, peer.node_id)

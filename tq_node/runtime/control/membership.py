@@ -38,6 +38,7 @@ from tq_node.runtime.control.registration import (
     check_registration,
     check_whole,
 )
+from tq_node.runtime.control.shown_certificates import ShownCertificates
 from tq_node.types import Announced, NodeId, NodeName
 from tq_node.wire import commands as wire
 from tq_node.wire.codec import Codec
@@ -155,6 +156,7 @@ class Membership:
         self._planned_ms = 0
         self.registrar = Registrar(self, log.raft, pool, outside.refused)
         self._pauses: set[IDelayedCall] = set()
+        self.shown = ShownCertificates(local.node_id)
 
     # --- life ---
     def start(self) -> None:
@@ -475,6 +477,9 @@ class Membership:
             is_calm = not decision.commands and decision.voter_change is None
             self._rested, self._rested_view = self.map if is_calm else None, looked_at
         self._carry_out(decision)
+        certificate = self.shown.unnoted(self.map)
+        if certificate is not None and certificate not in self._pending.values():
+            self._propose_decided(certificate)
 
     def _view(self) -> RaftView:
         core = self._raft.core
@@ -484,12 +489,15 @@ class Membership:
 
     def _carry_out(self, decision: Decision) -> None:
         for command in decision.commands:
-            self._pending_serial += 1
-            serial = self._pending_serial
-            self._pending[serial] = command
-            self._raft.propose(commands.encode(command)).addBoth(self._settled, serial)
+            self._propose_decided(command)
         if decision.voter_change is not None:
             self._grant(decision.voter_change)
+
+    def _propose_decided(self, command: AnyCommand) -> None:
+        self._pending_serial += 1
+        serial = self._pending_serial
+        self._pending[serial] = command
+        self._raft.propose(commands.encode(command)).addBoth(self._settled, serial)
 
     def _settled(self, result: object, serial: int) -> None:
         self._pending.pop(serial, None)

@@ -428,6 +428,15 @@ class TestAddresses:
         assert loaded(peer="10.0.0.1:9080", peer_cert=file, peer_key=file, peer_ca=file).peer.host == "10.0.0.1"
         assert refusal(http="10.0.0.1:8080", secret_file=file).startswith("--http: 10.0.0.1 is not loopback")
 
+    def test_a_list_of_revoked_certificates_goes_with_an_authority(self, tmp_path: Path) -> None:
+        file = tmp_path / "file"
+        file.touch()
+        given = dict.fromkeys(("peer_cert", "peer_key", "peer_ca"), str(file))
+        assert loaded(peer_crl=str(file), **given).peer_crl == file
+        assert loaded(**given).peer_crl is None
+        assert refusal(peer_crl=str(file)).startswith("--peer-crl: goes with --peer-cert")
+        assert refusal(peer_crl=str(tmp_path / "gone"), **given).startswith("--peer-crl: ")
+
     def test_peers_may_meet_at_a_socket_in_the_file_system(self) -> None:
         settings = loaded(peer="unix:run/peers\\:1")
         assert settings.peer.endpoint == "unix:run/peers\\:1"

@@ -156,6 +156,11 @@ def test_a_file_that_does_not_do_is_named_with_its_option(
     assert "\n" not in line
 
 
+def test_a_list_of_revoked_certificates_that_is_none_is_named_with_its_option(folder: Path) -> None:
+    with pytest.raises(BadCredentials, match=r"^--peer-crl: .*/a.crt: holds no list"):
+        peer_tls(folder / "a.crt", folder / "a.key", folder / "ca.crt", folder / "a.crt")
+
+
 def test_a_private_key_that_others_can_read_is_refused_unless_insecure(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "a.key"
     key.write_bytes((folder / "a.key").read_bytes())
