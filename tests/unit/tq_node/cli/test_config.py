@@ -431,7 +431,7 @@ class TestAddresses:
     def test_a_list_of_revoked_certificates_goes_with_an_authority(self, tmp_path: Path) -> None:
         file = tmp_path / "file"
         file.touch()
-        given = dict.fromkeys(("peer_cert", "peer_key", "peer_ca"), str(file))
+        given: dict[str, Any] = dict.fromkeys(("peer_cert", "peer_key", "peer_ca"), str(file))
         assert loaded(peer_crl=str(file), **given).peer_crl == file
         assert loaded(**given).peer_crl is None
         assert refusal(peer_crl=str(file)).startswith("--peer-crl: goes with --peer-cert")
