@@ -18,7 +18,7 @@ from tq_node.api.json_pointer import refusal
 from tq_node.api.names import refuse_unshown
 from tq_node.api.problems import PeerUnreachable
 from tq_node.api.query import NoParameters, read_query
-from tq_node.api.requests import QueueText
+from tq_node.api.requests import QueueText, Whole
 from tq_node.api.responses import time_text
 from tq_node.api.routes import Answer, Route
 from tq_node.errors import BodyTooLarge, Denied, InvalidField, NoSuchToken
@@ -31,7 +31,8 @@ _BODY_BYTES_MAX = limits.LARGE_BODY_BYTES
 """The longest that is valid has half of it."""
 
 TokenName = Annotated[str, Meta(pattern=f"^{NAME_PATTERN}$")]
-_Bound = Annotated[int, Meta(ge=0, le=limits.TOKEN_QUOTA_MAX)]
+_UNIQUE = {"uniqueItems": True}
+_Bound = Annotated[Whole, Meta(ge=0, le=limits.TOKEN_QUOTA_MAX)]
 
 
 class QuotaFields(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
@@ -51,10 +52,15 @@ class PutTokenRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A token to be made. One that has its name ends with it."""
 
     name: TokenName
-    roles: Annotated[list[Role], Meta(min_length=1, max_length=len(Role))]
+    roles: Annotated[list[Role], Meta(min_length=1, max_length=len(Role), extra_json_schema=_UNIQUE)]
     queues: (
         Annotated[
-            list[QueueText], Meta(max_length=limits.TOKEN_QUEUES_MAX, description="only their tasks; not given: any")
+            list[QueueText],
+            Meta(
+                max_length=limits.TOKEN_QUEUES_MAX,
+                description="only their tasks; not given: any",
+                extra_json_schema=_UNIQUE,
+            ),
         ]
         | None
     ) = None
@@ -158,7 +164,7 @@ class TokenRoutes:
             tuple(role for role in Role if role in sent.roles),
             None if sent.queues is None else tuple(sent.queues),
             None if sent.expires_in is None else now_us + round(sent.expires_in * 1e6),
-            Quotas() if sent.quotas is None else Quotas(**msgspec.structs.asdict(sent.quotas)),
+            _quotas(sent.quotas),
             now_us,
             request.caller.name,
         )
@@ -248,6 +254,14 @@ def _sent(request: Exchange) -> PutTokenRequest:
         return _decode(body)
     except (ValueError, RecursionError) as why:
         raise refusal(body, PutTokenRequest, why) from None
+
+
+def _quotas(sent: QuotaFields | None) -> Quotas:
+    if sent is None:
+        return Quotas()
+    bounds = msgspec.structs.asdict(sent)
+    requests = bounds.pop("requests")
+    return Quotas(requests, **{name: None if value is None else int(value) for name, value in bounds.items()})
 
 
 def _refuse_doubles(field: str, values: list[Any]) -> None:

@@ -84,6 +84,12 @@ class TestPut:
         assert world.post("/tokens/put", again, **bearer(made.json["token"])).status == 200
         assert kept(world)[0].quotas == Quotas()
 
+    def test_a_whole_number_may_be_written_with_a_point(self, world: World) -> None:
+        assert put(world, quotas={"waits": 3.0, "requests": 0.5}).status == 200
+        quotas = kept(world)[0].quotas
+        assert (quotas.waits, quotas.requests) == (3, 0.5)
+        assert type(quotas.waits) is int
+
     @pytest.mark.parametrize(
         ("fields", "code", "field"),
         [
