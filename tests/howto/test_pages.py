@@ -15,6 +15,7 @@ PAGES = {
     "make-a-report": "reports",
     "import-data": "etl",
     "call-a-webhook": "webhooks",
+    "report-errors": "sentry",
 }
 
 

@@ -29,6 +29,7 @@ from tq_node.work import protocol
 from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process
 from tq_node.work.descendants import children, has_children, kill_below
 from tq_node.work.handlers import WILDCARD, Context, Handler, context_of
+from tq_node.work.middleware import Middleware
 from tq_node.work.payloads import payload_of
 from tq_node.work.process_environment import Surroundings, loosen_memory
 from tq_node.work.progress_buffer import ProgressBuffer
@@ -63,6 +64,7 @@ class Child:
         self._flushed_at = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._handlers: Mapping[str, Handler] = {}
+        self._middleware = Middleware()
         self._memory_bytes: int | None = None
         self._spare: set[int] = set()
         """Child processes started by handler modules: they serve all tasks and outlive each."""
@@ -79,7 +81,7 @@ class Child:
         if isinstance(loaded, protocol.Broken):
             self._report(loaded)
             return 1
-        self._handlers = loaded
+        self._handlers, self._middleware = loaded
         self._memory_bytes = start.bounds.memory_bytes
         self._spare = children() if has_children() else set()
         self._surroundings = Surroundings()
@@ -124,7 +126,7 @@ class Child:
         try:
             handler = self._handler_of(run.task_type)
             # Context variables that an earlier task has set are not there.
-            result = self._variables.copy().run(_call, handler, run.payload, context)
+            result = self._variables.copy().run(self._call, handler, run.payload, context)
         except BaseException as error:  # whatever a handler raises costs its attempt only
             go_on = isinstance(error, Exception)
             # The interpreter raises SystemError where it finds no memory for a frame.
@@ -155,6 +157,21 @@ class Child:
         else:
             self._report(protocol.Failed(run.serial, *failed, leaving=not go_on, ran_us=ran_us, printed=printed))
         return go_on
+
+    def _call(self, handler: Handler, payload: bytes, context: Context) -> bytes:
+        self._middleware.before(context)
+        try:
+            result = handler.function(payload_of(handler, payload), context)
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise BadResult("handler_not_async", f"the handler of {handler.where} {NOT_ASYNC}", final=True)
+            encoded = encode_result(result)
+        except BaseException as error:
+            self._middleware.error(context, error)
+            raise
+        self._middleware.after(context, result)
+        return encoded
 
     def _clean_up(self) -> bool:
         """Restore the process after a task. False: something remains, it must be replaced."""
@@ -248,15 +265,6 @@ class Child:
             serial, progress_buffer, self._flush_at = self._serial, self._progress_buffer, None
         if serial is not None and progress_buffer is not None:
             self._report_notes(serial, progress_buffer)
-
-
-def _call(handler: Handler, payload: bytes, context: Context) -> bytes:
-    result = handler.function(payload_of(handler, payload), context)
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
-        raise BadResult("handler_not_async", f"the handler of {handler.where} {NOT_ASYNC}", final=True)
-    return encode_result(result)
 
 
 def _out_of_memory(error: Exception, memory_bytes: int | None) -> tuple[TaskError, int | None, bool]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tq_node import limits
 from tq_node.work import protocol
 from tq_node.work.descendants import become_subreaper, has_children, kill_below
 from tq_node.work.handler_modules import load_handlers
 from tq_node.work.handlers import Handler, HandlerError
+from tq_node.work.middleware import Middleware
 from tq_node.work.process_environment import bind, loosen_memory
 
 _PR_SET_PDEATHSIG = 1
@@ -79,8 +81,15 @@ def _forget_node() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def load(start: protocol.Start) -> Mapping[str, Handler] | protocol.Broken:
-    """Load the handlers that the node asks for, under the bounds it sets; ``Broken``: why not."""
+class Loaded(NamedTuple):
+    """What a worker process works with."""
+
+    handlers: Mapping[str, Handler]
+    middleware: Middleware
+
+
+def load(start: protocol.Start) -> Loaded | protocol.Broken:
+    """Load what the node asks for, under the bounds that it sets; ``Broken``: why that failed."""
     sys.path[:] = start.path
     if start.umask is not None:
         os.umask(start.umask)
@@ -89,7 +98,10 @@ def load(start: protocol.Start) -> Mapping[str, Handler] | protocol.Broken:
         os.environ["PYTHONPATH"] = start.pythonpath
     try:
         bind(start.bounds)
-        return load_handlers(start.modules)
+        handlers = load_handlers(start.modules)
+        middleware = Middleware(start.middleware)
+        _keep_logging()
+        return Loaded(handlers, middleware)
     except HandlerError as why:
         loosen_memory()
         memory_bytes = start.bounds.memory_bytes
@@ -98,6 +110,28 @@ def load(start: protocol.Start) -> Mapping[str, Handler] | protocol.Broken:
     except (MemoryError, OSError, ValueError) as why:
         loosen_memory()
         return protocol.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}")
+    except Exception as why:
+        notes = "".join(f" {note}" for note in getattr(why, "__notes__", ()))
+        return protocol.Broken(f"{type(why).__name__}: {why}{notes}")
+
+
+class _ToTask(logging.Handler):
+    """Writes records where the handler's own prints go: to the log of its task."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
+
+
+def _keep_logging() -> None:
+    """Keep what is logged from INFO on, unless the modules have configured ``logging``."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_ToTask())
+        if root.level == logging.WARNING:
+            root.setLevel(logging.INFO)
 
 
 def leave(code: int) -> NoReturn:

@@ -1,4 +1,5 @@
-"""Logs failed attempts, as many as one can read; not as warnings: the node is well."""
+"""Logs failed attempts with their tracebacks, as many as one can read; not as warnings: the node is
+well."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ _BURST = 20
 _RATE_S = 2.0
 """Lines a second, over longer times."""
 _MESSAGE_CHARS_MAX = 300
+_TRACEBACK_LINES_MAX = 20
+"""Of a failure's traceback, its end."""
 
 
 class FailureLog:
@@ -32,6 +35,9 @@ class FailureLog:
             error_type=printable(error.type), message=printable(error.message[:_MESSAGE_CHARS_MAX]),
             event="attempt_failed",
         )  # fmt: skip
+        # Without its first line, by which logs are searched for failures of the node itself.
+        for line in (error.traceback or "").splitlines()[1:-1][-_TRACEBACK_LINES_MAX:]:
+            _log.info("{task_id} | {line}", task_id=claim.task_id, line=printable(line), event="attempt_traceback")
 
     def look(self) -> None:
         """To be called now and then: say how many lines were left out."""

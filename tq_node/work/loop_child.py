@@ -15,14 +15,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import NoReturn
 
 from tq_node.types import Token
 from tq_node.work import protocol
-from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process
+from tq_node.work.child_setup import Loaded, die_with_parent, leave, load, set_up_process
 from tq_node.work.handler_output import HandlerOutput, wrap_streams
 from tq_node.work.handlers import WILDCARD, Context, Handler, context_of
 from tq_node.work.payloads import payload_of
@@ -69,8 +69,8 @@ class _Running:
 class LoopChild:
     """A worker process with an event loop. All but ``main`` runs in the loop's thread."""
 
-    def __init__(self, handlers: Mapping[str, Handler], loop: asyncio.AbstractEventLoop) -> None:
-        self._handlers = handlers
+    def __init__(self, loaded: Loaded, loop: asyncio.AbstractEventLoop) -> None:
+        self._handlers, self._middleware = loaded
         self._loop = loop
         self._thread = threading.get_ident()
         self._pid = os.getpid()
@@ -134,10 +134,22 @@ class LoopChild:
             handler = self._handlers.get(run.task_type) or self._handlers.get(WILDCARD)
             if handler is None:
                 raise BadResult("no_handler", f"the worker process has no handler for {run.task_type!r}", final=False)
-            payload = payload_of(handler, run.payload)
-            return encode_result(await running.output.begin(handler.function, payload, running.context))
+            encoded: bytes = await running.output.begin(self._call, handler, run.payload, running.context)
         except (SystemExit, KeyboardInterrupt) as error:
             raise _HandlerLeft from error
+        else:
+            return encoded
+
+    async def _call(self, handler: Handler, payload: bytes, context: Context) -> bytes:
+        self._middleware.before(context)
+        try:
+            result = await handler.function(payload_of(handler, payload), context)
+            encoded = encode_result(result)
+        except BaseException as error:
+            self._middleware.error(context, error)
+            raise
+        self._middleware.after(context, result)
+        return encoded
 
     def _end(self, running: _Running, task: asyncio.Task[bytes]) -> None:
         """Report an attempt that has ended, with all that it said before."""
@@ -167,7 +179,7 @@ class LoopChild:
         if isinstance(error, RuntimeError) and str(error).startswith(_BAD_YIELD):
             error = TypeError("a handler with run='asyncio' can't await a Deferred: say run='reactor' for that")
         shown = error.__cause__ if isinstance(error, _HandlerLeft) and error.__cause__ is not None else error
-        found, retry_in_ms, final = describe(shown)
+        found, retry_in_ms, final = describe(shown, own_frames=2)
         self.report(protocol.Failed(serial, found, retry_in_ms, final, leaving=leaves, ran_us=ran_us))
         self._is_leaving = self._is_leaving or leaves
 
@@ -263,8 +275,8 @@ def _read_start() -> protocol.Start | None:
     return None
 
 
-async def _serve(handlers: Mapping[str, Handler]) -> None:
-    child = LoopChild(handlers, asyncio.get_running_loop())
+async def _serve(loaded: Loaded) -> None:
+    child = LoopChild(loaded, asyncio.get_running_loop())
     child.report(protocol.Hello(os.getpid()))
     await child.serve()
 

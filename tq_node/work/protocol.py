@@ -41,6 +41,8 @@ class Start(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=0):
     pythonpath: str | None
     umask: int | None = None
     bounds: Bounds = Bounds()
+    middleware: tuple[str, ...] = ()
+    """See ``middleware.found``."""
 
 
 class Run(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):

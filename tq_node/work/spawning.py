@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.protocol import ProcessProtocol
 
 import tq_node
-from tq_node.work import protocol
+from tq_node.work import middleware, protocol
 from tq_node.work.descendants import MARK, TreeKiller
 from tq_node.work.process_environment import ProcessEnvironment, environment_for
 
@@ -29,8 +29,9 @@ class Spawner:
     ) -> None:
         self.killer = TreeKiller()
         self.start = protocol.Start(
-            modules, tuple(sys.path), os.environ.get("PYTHONPATH"), environment.umask, environment.bounds
-        )
+            modules, tuple(sys.path), os.environ.get("PYTHONPATH"), environment.umask, environment.bounds,
+            middleware.found(),
+        )  # fmt: skip
         """The first frame of each process."""
         self.started_total = 0
         variables = environment.variables
