@@ -17,6 +17,8 @@ PAGES = {
     "call-a-webhook": "webhooks",
     "report-errors": "sentry",
 }
+NOT_WHOLE = {"sealed"}
+"""Of these the page shows a part: ``test_encrypt_payloads`` looks at it."""
 
 
 @pytest.mark.parametrize(("name", "module"), PAGES.items())
@@ -29,7 +31,7 @@ def test_the_page_shows_the_module_word_for_word(name: str, module: str) -> None
 
 def test_each_example_has_its_page() -> None:
     modules = {path.stem for path in (PROJECT / "examples").glob("*.py")} - {"__init__"}
-    assert modules == set(PAGES.values())
+    assert modules == set(PAGES.values()) | NOT_WHOLE
 
 
 @pytest.mark.parametrize("name", PAGES)

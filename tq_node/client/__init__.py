@@ -16,6 +16,7 @@ It imports nothing of the node, only the standard library and msgspec."""
 
 from tq_node.client.addresses import BadAddress
 from tq_node.client.asynchronous import AsyncQueue, AsyncTask
+from tq_node.client.codec import Codec, Undecoded
 from tq_node.client.default import configure
 from tq_node.client.errors import (
     AlreadyFinal,
@@ -29,6 +30,7 @@ from tq_node.client.errors import (
     Incomplete,
     InvalidTask,
     NoResult,
+    NotDecoded,
     NotFinal,
     NotFinished,
     NotFound,
@@ -57,6 +59,7 @@ __all__ = [
     "BatchRefused",
     "Busy",
     "Closed",
+    "Codec",
     "Conflict",
     "Denied",
     "Failure",
@@ -67,6 +70,7 @@ __all__ = [
     "LogLine",
     "NewTask",
     "NoResult",
+    "NotDecoded",
     "NotFinal",
     "NotFinished",
     "NotFound",
@@ -85,6 +89,7 @@ __all__ = [
     "TaskQueueError",
     "TooManyWaiting",
     "Unavailable",
+    "Undecoded",
     "Unreachable",
     "WaitsFor",
     "configure",

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from tq_node.client import limits
 from tq_node.client.batching import Accepted
+from tq_node.client.codec import Codec
 from tq_node.client.engine import Engine, chunks, handles_of, list_filters, make_settings, named
 from tq_node.client.errors import Closed, TaskQueueError
 from tq_node.client.models import Backoff, NewTask, Stats, TaskInfo
@@ -72,10 +73,11 @@ class AsyncQueue:
         deadline: float = limits.DEADLINE_S,
         batching: bool = True,
         discover: bool = True,
+        codec: Codec | None = None,
     ) -> None:
         self._settings = make_settings(
             addresses, token=token, token_file=token_file, tls=tls, ca=ca, deadline=deadline, batching=batching,
-            discover=discover,
+            discover=discover, codec=codec,
         )  # fmt: skip
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -133,7 +135,7 @@ class AsyncQueue:
         """Submit a task, as ``Queue.submit``. On return every in-sync copy has it on disk."""
         engine = self._open()
         task = NewTask(type, payload, queue, priority, delay, run_at, id, max_attempts, timeout, backoff, tags)
-        task_id, body = named(task)
+        task_id, body = named(task, self._settings.codec)
         accepted = await engine.submit(task_id, body, deadline)
         return AsyncTask(self, accepted.task_id, accepted.status)
 
@@ -143,7 +145,7 @@ class AsyncQueue:
         outcomes: list[Accepted | TaskQueueError] = []
         handed: deque[asyncio.Task[list[Accepted | TaskQueueError]]] = deque()
         try:
-            for chunk in chunks(tasks):
+            for chunk in chunks(tasks, self._settings.codec):
                 if len(handed) >= limits.CHUNKS_MAX:
                     outcomes += await handed[0]
                     handed.popleft()

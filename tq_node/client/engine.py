@@ -19,12 +19,14 @@ from tq_node.client import limits
 from tq_node.client.addresses import Address, parse_addresses
 from tq_node.client.batching import Accepted, Batcher, BatchSettings, Submit
 from tq_node.client.calls import Trials, call, pause_after
+from tq_node.client.codec import Codec, Undecoded, decoded, place_of
 from tq_node.client.credentials import Credentials, credentials_of
 from tq_node.client.errors import (
     UNREADABLE,
     AlreadyFinal,
     BatchRefused,
     Incomplete,
+    NotDecoded,
     NotFinished,
     NotRetryable,
     NotUnderstood,
@@ -87,6 +89,7 @@ class Settings:
     deadline_s: float
     batch: BatchSettings
     discover: bool
+    codec: Codec | None = None
 
 
 def make_settings(
@@ -99,6 +102,7 @@ def make_settings(
     discover: bool,
     token_file: str | os.PathLike[str] | None = None,
     ca: str | os.PathLike[str] | None = None,
+    codec: Codec | None = None,
 ) -> Settings:
     """Validate the arguments of a queue; raises ``ValueError``: bad address, token or deadline."""
     parsed = tuple(parse_addresses(addresses, tls=tls is not False))
@@ -108,21 +112,22 @@ def make_settings(
         token=token, token_file=token_file, tls=tls, ca=ca, is_tls_used=any(address.tls for address in parsed)
     )
     batch = BatchSettings() if batching else BatchSettings(tasks_max=1, in_flight_max=limits.SINGLES_MAX)
-    return Settings(parsed, credentials, float(deadline), batch, discover)
+    return Settings(parsed, credentials, float(deadline), batch, discover, codec)
 
 
-def named(task: NewTask) -> tuple[str, bytes]:
+def named(task: NewTask, codec: Codec | None = None) -> tuple[str, bytes]:
     """The task's id, made if it has none, and its JSON, sent unchanged at each try: other bytes
     would be other content.
 
     :raises TypeError: the payload has no clear form in JSON, or a field is of another type."""
     if why := _misunderstood(task):
         raise TypeError(why)
-    encoding.check(task.payload)
-    if task.id is None:
-        task = msgspec.structs.replace(task, id=new_id())
-    assert task.id is not None
-    return task.id, encoding.encode_checked(task)
+    task_id = new_id() if task.id is None else task.id
+    payload = task.payload if codec is None else codec.encode(task.payload, place_of("payload", task_id))
+    encoding.check(payload)
+    if task.id is None or codec is not None:
+        task = msgspec.structs.replace(task, id=task_id, payload=payload)
+    return task_id, encoding.encode_checked(task)
 
 
 def _misunderstood(task: NewTask) -> str | None:
@@ -212,7 +217,8 @@ class Engine:
     async def get(self, task_id: str, deadline: float | None = None) -> TaskInfo:
         path = f"/tasks/status?id={quote(task_id, safe='')}".encode()
         trials = Trials(changes=False, task_id=task_id)
-        return _read(_task, await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials), task_id)
+        body = await call(self.roster, b"GET", path, end_s=self._end_s(deadline), trials=trials)
+        return decoded(self._settings.codec, _read(_task, body, task_id))
 
     async def wait(self, task_id: str, timeout: float | None) -> TaskInfo:
         """The task, once it has ended; raises ``NotFinished`` after ``timeout`` s (None: never)."""
@@ -230,8 +236,9 @@ class Engine:
             )  # fmt: skip
             task = _read(_task, body, task_id)
             if task.is_final:
-                return task
+                return decoded(self._settings.codec, task)
             if end_s is not None and self._loop.time() >= end_s:
+                task = decoded(self._settings.codec, task)
                 raise NotFinished(f"{task_id} is {task.status} after {timeout:g} s", task=task)
 
     async def result(self, task_id: str, timeout: float | None) -> object:
@@ -298,7 +305,8 @@ class Engine:
             return _read(_page, await call(self.roster, b"GET", path, end_s=end_s, trials=Trials(changes=False)))
 
         found = await self._complete(ask, partial=partial, deadline=deadline)
-        return found.tasks, found.next
+        codec = self._settings.codec
+        return [decoded(codec, task) for task in found.tasks], found.next
 
     async def _complete(
         self, ask: Callable[[float], Awaitable[Gathered]], *, partial: bool, deadline: float | None
@@ -363,23 +371,26 @@ def _incomplete(missing: frozenset[str], unled: tuple[int, ...]) -> Incomplete:
 
 
 def result_of(task: TaskInfo) -> object:
-    """The result of an ended task; raises ``TaskFailed`` or ``TaskCancelled`` if it has none."""
+    """The result of an ended task; raises ``TaskFailed`` or ``TaskCancelled`` if it has none,
+    ``NotDecoded`` if it has one that the codec can't decode."""
     if task.status == "failed":
         why = f"{task.error.type}: {task.error.message}" if task.error else "failed"
         raise TaskFailed(f"{task.id}: {why}", task=task)
     if task.status == "cancelled":
         raise TaskCancelled(f"{task.id} was cancelled", task=task)
+    if isinstance(task.result, Undecoded):
+        raise NotDecoded(f"{task.id}: {task.result.why}", task=task)
     return task.result
 
 
-def chunks(tasks: Iterable[NewTask]) -> Iterator[list[tuple[str, bytes]]]:
+def chunks(tasks: Iterable[NewTask], codec: Codec | None = None) -> Iterator[list[tuple[str, bytes]]]:
     """Ids and JSON of tasks, a list a batch; raises ``TypeError``: no JSON, or no ``NewTask``."""
     chunk: list[tuple[str, bytes]] = []
     size = 0
     for task in tasks:
         if not isinstance(task, NewTask):
             raise TypeError(f"submit_many takes NewTask, not {type(task).__name__}")
-        task_id, body = named(task)
+        task_id, body = named(task, codec)
         if chunk and (len(chunk) >= limits.BATCH_TASKS_MAX or size + len(body) > limits.BATCH_BYTES_MAX):
             yield chunk
             chunk, size = [], 0

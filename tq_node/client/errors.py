@@ -175,7 +175,7 @@ class NotFinished(TaskQueueError, TimeoutError):
 
 
 class NoResult(TaskQueueError):
-    """The task has ended without a result; ``task`` is its final state."""
+    """The task has ended without a result to return; ``task`` is its final state."""
 
     def __init__(self, detail: str = "", *, task: TaskInfo | None = None) -> None:
         super().__init__(detail, task_id=task.id if task else None)
@@ -192,6 +192,12 @@ class TaskCancelled(NoResult):
     """The task was cancelled."""
 
     code = "task_cancelled"
+
+
+class NotDecoded(NoResult):
+    """The task completed, and the codec can't decode its result."""
+
+    code = "not_decoded"
 
 
 class BatchRefused(TaskQueueError):

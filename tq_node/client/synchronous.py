@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from tq_node.client import limits
 from tq_node.client.batching import Accepted
+from tq_node.client.codec import Codec
 from tq_node.client.engine import chunks, handles_of, list_filters, make_settings, named
 from tq_node.client.errors import Closed, TaskQueueError
 from tq_node.client.models import Backoff, NewTask, Stats, TaskInfo
@@ -78,6 +79,8 @@ class Queue:
     :param deadline: seconds that a call may take, unless the call says otherwise.
     :param batching: send what is submitted at the same time as one request.
     :param discover: ask the nodes for the members of the cluster.
+    :param codec: encodes each payload before it is sent, and decodes payloads and results of tasks
+        that are read; what it can't decode is an ``Undecoded``. None: they are sent as they are.
     :raises ValueError: an argument does not fit."""
 
     def __init__(
@@ -91,10 +94,11 @@ class Queue:
         deadline: float = limits.DEADLINE_S,
         batching: bool = True,
         discover: bool = True,
+        codec: Codec | None = None,
     ) -> None:
         self._settings = make_settings(
             addresses, token=token, token_file=token_file, tls=tls, ca=ca, deadline=deadline, batching=batching,
-            discover=discover,
+            discover=discover, codec=codec,
         )  # fmt: skip
         self._is_closed = False
         self._begin_afresh()
@@ -180,13 +184,13 @@ class Queue:
 
     def submit_new(self, task: NewTask, deadline: float | None = None) -> Task:
         """As ``submit``, of a task whose fields are put together already."""
-        task_id, body = named(task)
+        task_id, body = named(task, self._settings.codec)
         accepted = self._open().submit(task_id, body, deadline)
         return Task(self, accepted.task_id, accepted.status)
 
     async def submit_new_async(self, task: NewTask, deadline: float | None = None) -> Task:
         """As ``submit_new``, from an asyncio loop, which goes on meanwhile."""
-        task_id, body = named(task)
+        task_id, body = named(task, self._settings.codec)
         thread = self._open()
         accepted = await asyncio.wrap_future(thread.begin(thread.engine.submit(task_id, body, deadline)))
         return Task(self, accepted.task_id, accepted.status)
@@ -201,7 +205,7 @@ class Queue:
         answered: list[Accepted | TaskQueueError]
         handed: deque[Future[list[Accepted | TaskQueueError]]] = deque()
         try:
-            for chunk in chunks(tasks):
+            for chunk in chunks(tasks, self._settings.codec):
                 if len(handed) >= limits.CHUNKS_MAX:
                     answered = thread.result(handed[0])
                     outcomes += answered
@@ -238,6 +242,7 @@ class Queue:
 
         :raises TaskFailed: it failed for good; ``error.task`` has every attempt.
         :raises TaskCancelled: somebody cancelled it.
+        :raises NotDecoded: the codec can't decode it.
         :raises NotFinished: not yet, after ``timeout`` seconds."""
         thread = self._open()
         return thread.run(thread.engine.result(task_id, timeout))
