@@ -244,6 +244,48 @@ def requests(
     return measure
 
 
+def requests_by_tls(counts: Counts, units: int) -> None:
+    """As "request, submit", by TLS, without what its client does: it has written all requests before."""
+    from twisted.internet.defer import succeed
+
+    from tests.support.certificates import HOSTS, make_ca
+    from tests.unit.tq_node.api.tls_talk import Https
+    from tq_node.facade import Accepted
+    from tq_node.types import State
+
+    time.time = lambda: 1_700_000_000.0
+    time.perf_counter = partial(next, itertools.count(0.0, 0.000_1))
+    place = Path(tempfile.mkdtemp(prefix="tq"))
+    world = Https(make_ca(place / "ca", f"node-1={HOSTS}"), place)
+    body = b'{"type":"email","payload":%b}' % PAYLOAD
+    sent = (
+        b"POST /tasks/submit HTTP/1.1\r\nHost: localhost:8080\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    numbers = itertools.count()
+    world.queue.submit = lambda submission: succeed(  # type: ignore[method-assign]
+        Accepted(f"task-{next(numbers):032x}", State.PENDING, "node-1", True)
+    )
+    client = world.greeted()
+    records = []
+    for _ in range(2 * units):
+        client.tls.write(sent)
+        records.append(client.outgoing.read())
+    client.transport.clear()
+    for number, record in enumerate(records):
+        if number == units:
+            counts.start()
+        client.protocol.dataReceived(record)
+        if not client.transport.value():
+            world.clock.advance(0)
+        assert client.transport.value()
+        if number < units:
+            client.fetch()
+        else:
+            client.transport.clear()
+    counts.stop()
+
+
 class AuditLog:
     """What the threads of an audit log do, in one: a switch between them would count differently each time."""
 
@@ -304,6 +346,7 @@ PARTS: dict[str, tuple[Callable[[Counts, int], None], int]] = {
 """What is measured, and how many units of it."""
 BESIDE: dict[str, tuple[Callable[[Counts, int], None], int]] = {
     "request, submit, with a token": (requests("submit", hot=True, with_token=True), 200),
+    "request, submit, by TLS": (requests_by_tls, 200),
     "request, submit, audited": (requests("submit", hot=True, audited=True), 200),
     "request, status, with a token": (requests("status", hot=True, with_token=True), 200),
 }

@@ -36,6 +36,12 @@ from tq_node.slices import Slices
 
 _HANDSHAKE_RECORD = 0x16
 """First byte of whoever speaks TLS (RFC 8446, section 5.1)."""
+_DATA_RECORD = 0x17
+_HEAD_BYTES = 5
+_RECORD_BYTES_MAX = 2**14
+"""Of what a record carries."""
+_RECORD_BYTES_MORE = 512
+"""More than it takes to carry that."""
 _HTTP_1_1 = b"http/1.1"
 
 
@@ -52,6 +58,39 @@ def read_context(certificate: Path, key: Path, client_authority: Path | None) ->
 
 def _choose(connection: SSL.Connection, offered: list[bytes]) -> Any:
     return _HTTP_1_1 if _HTTP_1_1 in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+class _Boundaries:
+    """Where records of TLS end in what arrives (RFC 8446, section 5.1)."""
+
+    __slots__ = ("_head", "_left")
+
+    def __init__(self) -> None:
+        self._head = b""
+        """Of a record, as far as it is there; empty within one."""
+        self._left = 0
+        """Bytes of the record that are still to come."""
+
+    def is_one_record(self, data: bytes) -> bool:
+        """Go on by ``data``; whether that is one record of the client's bytes, from its first byte
+        to its last."""
+        if not (self._left or self._head) and len(data) > _HEAD_BYTES and data[0] == _DATA_RECORD:
+            size = _HEAD_BYTES + (data[3] << 8 | data[4])
+            if size == len(data):
+                return True
+        self._go_on(data)
+        return False
+
+    def _go_on(self, data: bytes) -> None:
+        data = self._head + data
+        self._head = b""
+        at = self._left
+        while at + _HEAD_BYTES <= len(data):
+            at += _HEAD_BYTES + (data[at + 3] << 8 | data[at + 4])
+        if at <= len(data):
+            self._head, self._left = data[at:], 0
+        else:
+            self._left = at - len(data)
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -79,6 +118,10 @@ class TlsConnection(TLSMemoryBIOProtocol):
     """Of a handshake, while others have their turn."""
     _turn: Deferred[None] | None = None
 
+    def __init__(self, factory: HttpsFactory, channel: ApiChannel) -> None:
+        super().__init__(factory, channel)
+        self._boundaries = _Boundaries()
+
     @property
     def bufferSize(self) -> int:
         """How much is read at once, and may wait to be sent before the channel has to pause."""
@@ -96,7 +139,10 @@ class TlsConnection(TLSMemoryBIOProtocol):
     # --- the beginning ---
     def dataReceived(self, data: bytes) -> None:
         if self._handshakeDone:
-            super().dataReceived(data)
+            if self._boundaries.is_one_record(data) and not self._appSendBuffer:
+                self._read_one(data)
+            else:
+                super().dataReceived(data)
         elif self._is_plain:
             return
         elif not self._has_begun and data[0] != _HANDSHAKE_RECORD:
@@ -113,6 +159,7 @@ class TlsConnection(TLSMemoryBIOProtocol):
     def _go_on(self, _: None) -> None:
         self._turn = None
         held, self._held = self._held, b""
+        self._boundaries.is_one_record(held)
         super().dataReceived(held)
         if not self.transport.disconnecting:
             self.transport.resumeProducing()
@@ -122,12 +169,39 @@ class TlsConnection(TLSMemoryBIOProtocol):
             self._turn.cancel()
         super().connectionLost(reason)
 
+    def _read_one(self, data: bytes) -> None:
+        """As the inherited one, for a record that comes alone, as nearly all requests do: what is
+        behind it need not be looked for, and nothing has to be sent for it."""
+        tls = self._tlsConnection
+        tls.bio_write(data)
+        try:
+            said = tls.recv(_RECORD_BYTES_MAX)
+        except SSL.WantReadError:
+            self._flushSendBIO()  # not the client's bytes, but of TLS itself
+        except SSL.ZeroReturnError:
+            self._shutdownTLS()
+            self._tlsShutdownFinished(None)
+        except SSL.Error:
+            self._tlsShutdownFinished(Failure())
+        else:
+            if not self._aborted:
+                self.wrappedProtocol.dataReceived(said)
+
     # --- what is sent ---
     def write(self, data: bytes) -> None:
         if self._is_plain:
             self.transport.write(data)
-        else:
+        elif len(data) > _RECORD_BYTES_MAX or self._appSendBuffer or self.disconnecting or self._lostTLSConnection:
             super().write(data)
+        elif data:
+            # As the inherited one, for what fits into one record.
+            tls = self._tlsConnection
+            try:
+                tls.send(data)
+            except SSL.Error:  # more of the handshake has to come first, or it is over
+                super().write(data)
+            else:
+                self.transport.write(tls.bio_read(len(data) + _RECORD_BYTES_MORE))
 
     # --- the end ---
     def loseConnection(self) -> None:

@@ -1,21 +1,20 @@
-"""HTTPS in memory: the real site and OpenSSL at both ends, a ``Clock`` and no sockets."""
+"""HTTPS: the bounds of plain HTTP, certificates that change, and who is let in."""
 
 from __future__ import annotations
 
+import random
 import ssl
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from OpenSSL import SSL
-from twisted.internet.task import Clock
 
-from tests.support.certificates import HOSTS, make_ca, put, trusting
-from tests.unit.tq_node.api.talk import Reply, Transport, World, replies_in
+from tests.support.certificates import HOSTS, make_ca, trusting
+from tests.unit.tq_node.api.talk import Transport, replies_in
+from tests.unit.tq_node.api.tls_talk import Client, Https, turn
 from tq_node import limits
-from tq_node.api.http.tls import HttpsFactory, read_context
-from tq_node.reread_files import RereadFiles
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SUBMIT = b'POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{"type":"a"}'
@@ -24,128 +23,6 @@ SUBMIT = b'POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_ca(tmp_path_factory.mktemp("ca"), f"node-1={HOSTS}", f"node-2={HOSTS}", "client")
-
-
-class Https(World):
-    """A site behind TLS; ``place`` holds its files."""
-
-    def __init__(self, folder: Path, place: Path, *, asks_clients: bool = False) -> None:
-        super().__init__()
-        self.folder, self.place = folder, place
-        self.authority = folder / "ca.crt" if asks_clients else None
-        self.put("node-1")
-        self.files = RereadFiles("--http-cert", [place / "tls.crt", place / "tls.key"], self.read)
-        self.factory = HttpsFactory(self.files, self.site)
-
-    def put(self, name: str) -> None:
-        put(self.folder, name, self.place)
-
-    def read(self) -> SSL.Context:
-        return read_context(self.place / "tls.crt", self.place / "tls.key", self.authority)
-
-    def close(self) -> None:
-        for channel in list(self.site.server.connections.open):
-            channel.transport.hang_up()  # type: ignore[attr-defined]  # an ApiChannel has one
-        self.clock.advance(0)
-        super().close()
-
-    def dial(self, context: ssl.SSLContext | None = None) -> Client:
-        """A client who has said hello, and got no answer yet."""
-        return Client(self, context or trusting(self.folder))
-
-    def greeted(self, context: ssl.SSLContext | None = None) -> Client:
-        client = self.dial(context)
-        client.shake_hands()
-        return client
-
-
-class Socket(Transport):
-    """As a socket's, its end is told in a later turn."""
-
-    def __init__(self, world: Https) -> None:
-        super().__init__(peerAddress=world.peer)
-        self._clock = world.clock
-
-    def hang_up(self) -> None:
-        self._clock.callLater(0, super().hang_up)
-
-
-def turn(clock: Clock) -> None:
-    """One turn of a reactor: what is asked for in it comes in the next."""
-    for call in [call for call in clock.calls if call.getTime() <= clock.seconds()]:
-        clock.calls.remove(call)
-        call.called = 1
-        call.func(*call.args, **call.kw)
-
-
-class Client:
-    def __init__(self, world: Https, context: ssl.SSLContext) -> None:
-        self.world = world
-        protocol = world.factory.buildProtocol(world.peer)
-        assert protocol is not None
-        self.protocol = protocol
-        self.transport = Socket(world)
-        self.transport.protocol = protocol
-        protocol.makeConnection(self.transport)
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
-
-    def flush(self) -> None:
-        said = self.outgoing.read()
-        if said and not self.transport.lost:
-            self.protocol.dataReceived(said)
-
-    def fetch(self) -> bool:
-        """Take what the server has sent; False: nothing."""
-        value = self.transport.value()
-        self.transport.clear()
-        self.incoming.write(value)
-        return bool(value)
-
-    def hello(self) -> None:
-        with pytest.raises(ssl.SSLWantReadError):
-            self.tls.do_handshake()
-        self.flush()
-
-    def shake_hands(self) -> None:
-        for _ in range(10):
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self.flush()
-                self.world.clock.advance(0)
-                self.fetch()
-            else:
-                self.flush()
-                self.world.clock.advance(0)
-                return
-        raise AssertionError("no end of the handshake")
-
-    def send(self, data: bytes) -> None:
-        self.tls.write(data)
-        self.flush()
-
-    def received(self) -> bytes:
-        self.fetch()
-        parts = []
-        while True:
-            try:
-                part = self.tls.read(65_536)
-            except ssl.SSLWantReadError:
-                break
-            except ssl.SSLZeroReturnError:
-                part = b""
-            if not part:
-                self.has_ended = True
-                break
-            parts.append(part)
-        return b"".join(parts)
-
-    has_ended = False
-    """The server has said that nothing follows."""
-
-    def replies(self) -> list[Reply]:
-        return replies_in(self.received())
 
 
 @pytest.fixture
@@ -381,3 +258,53 @@ def test_what_the_socket_does_not_take_is_counted_and_nothing_more_is_read(https
 def test_a_full_site_takes_no_more(https: Https) -> None:
     https.site.server.closing = True
     assert https.factory.buildProtocol(https.peer) is None
+
+
+# --- records ---
+@pytest.mark.parametrize("seed", range(20))
+def test_requests_are_read_however_their_records_are_cut(https: Https, seed: int) -> None:
+    """Records come alone, several at once, and in pieces; each request is answered once."""
+    dice = random.Random(seed)
+    client = https.greeted()
+    ids = [f"task-{number}" for number in range(30)]
+    said = b""
+    for task_id in ids:
+        body = b'{"type":"a","id":"%b","payload":"%b"}' % (task_id.encode(), b"x" * dice.choice([0, 10, 20_000]))
+        client.tls.write(
+            b"POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        said += client.outgoing.read()
+        if dice.random() < 0.5:
+            https.clock.advance(0)
+            client.protocol.dataReceived(said)
+            said = b""
+        while said and dice.random() < 0.5:
+            cut = dice.randint(1, len(said))
+            client.protocol.dataReceived(said[:cut])
+            said = said[cut:]
+    if said:
+        client.protocol.dataReceived(said)
+    https.clock.advance(0)
+    assert [reply.json["task_id"] for reply in client.replies()] == ids
+
+
+def test_a_client_that_says_its_end_is_gone(https: Https) -> None:
+    client = https.greeted()
+    client.send(GET)
+    assert client.replies()[0].status == 200
+    with suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    client.flush()
+    https.clock.advance(0)
+    assert client.transport.lost
+
+
+def test_a_record_that_was_changed_on_the_way_ends_the_connection_and_is_no_request(https: Https) -> None:
+    client = https.greeted()
+    client.tls.write(SUBMIT)
+    record = bytearray(client.outgoing.read())
+    record[-1] ^= 1
+    client.protocol.dataReceived(bytes(record))
+    https.clock.advance(0)
+    assert client.transport.lost
+    assert https.get("/tasks/stats").json["stats"]["total"] == 0
