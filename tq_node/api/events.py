@@ -220,8 +220,10 @@ class _Stream:
             self._turns.enter(self)
 
     def _is_refused(self) -> bool:
-        """End the stream if its token has expired, was revoked, or can't be judged any more."""
-        if self._request.refusal_now() is None:
+        """End the stream if its token has expired, was revoked, can't be judged any more, or may
+        know of other tasks now: who comes back is told of those."""
+        request, asker = self._request, self.caller.to_see
+        if request.refusal_now() is None and request.caller.to_see == asker:
             return False
         self.end()
         return True

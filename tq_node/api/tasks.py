@@ -180,6 +180,9 @@ class TaskRoutes:
             refusal = request.refusal_now()
             if refusal is not None:  # the token has expired, or was revoked, meanwhile
                 raise refusal
+            asker, spec = request.caller.to_see, read.row.spec
+            if asker is not None and not asker.may_know(spec.queue, spec.made_by):
+                raise errors.NoSuchTask("no task has this id", task_id=spec.id)
             return read
 
         asker = request.caller.to_see

@@ -72,7 +72,8 @@ class Exchange(Protocol):
         ...
 
     def refusal_now(self) -> TaskQueueError | None:
-        """Why the caller may not make this request, by the tokens as they are now; None: it may."""
+        """Why the caller may not make this request, by the tokens as they are now; None: it may,
+        and ``caller`` says what its token allows now."""
         ...
 
     def leave_flight(self) -> None:

@@ -78,10 +78,11 @@ class RequestLifecycle:
         answer_failure(cast("Exchange", self), reason)
 
     def refusal_now(self) -> TaskQueueError | None:
-        """Why the caller may not make this request, by the tokens as they are now; None: it may."""
-        server = self.server
-        found = server.authenticator.caller_of(cast("Exchange", self).getHeader(b"authorization"), self.access)
+        """See ``Exchange.refusal_now``."""
+        server, request = self.server, cast("Exchange", self)
+        found = server.authenticator.caller_of(request.getHeader(b"authorization"), self.access)
         if isinstance(found, Caller):
+            request.caller = found
             return None
         server.metrics.caller_refused(getattr(found, "reason", found.code))
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.unit.tq_node.api.talk import Reply, World
@@ -295,6 +296,54 @@ def test_the_stream_of_a_token_that_is_valid_no_more_ends_without_an_event_too(w
     world.clock.pump([15.0])
     assert world.queue.watchers == 0
     assert client.received.endswith(b"0\r\n\r\n")
+
+
+def narrowed(world: World, name: str, **fields: Any) -> None:
+    """The same token, as its file may say it anew, knows of less from now on."""
+    entries = world.tokens.table.tokens
+    world.tokens.set(
+        tokens=tuple(msgspec.structs.replace(one, **fields) if one.name == name else one for one in entries)
+    )
+    world.clock.advance(limits.TOKENS_LOOK_S)
+
+
+def test_the_stream_of_a_token_that_knows_of_less_now_ends(world: World) -> None:
+    reader = holder(world, Role.READ, name="reader")
+    client = opened(world, **reader)
+    operator = holder(world, Role.OPERATE)
+    narrowed(world, "reader", queues=("mail",))
+    submitted(world, operator, queue="shop")
+    assert blocks(client) == [b"retry: 2000"]
+    assert client.received.endswith(b"0\r\n\r\n")
+    again = opened(world, **reader)
+    submitted(world, operator, id="mail", queue="mail")
+    assert [data(block)["task_id"] for block in blocks(again)[1:]] == ["mail"]
+    again.transport.hang_up()
+
+
+def test_who_waits_is_answered_as_its_token_may_know_in_the_end(world: World) -> None:
+    reader = holder(world, Role.READ, name="reader")
+    task_id = submitted(world, holder(world, Role.OPERATE), queue="shop", payload="s3cret-payload")
+    client = world.connect()
+    client.request("GET", f"/tasks/status?id={task_id}&wait=30", None, **reader)
+    narrowed(world, "reader", roles=(Role.VIEW,))
+    world.queue.start_task(task_id)
+    world.queue.finish_task(task_id)
+    (seen,) = client.replies()
+    assert (seen.json["status"], "payload" in seen.json) == ("completed", False)
+    client.transport.hang_up()
+
+
+def test_who_waits_for_a_task_that_it_may_know_of_no_more_hears_that_there_is_none(world: World) -> None:
+    reader = holder(world, Role.READ, name="reader")
+    task_id = submitted(world, holder(world, Role.OPERATE), queue="shop")
+    client = world.connect()
+    client.request("GET", f"/tasks/status?id={task_id}&wait=30", None, **reader)
+    narrowed(world, "reader", queues=("mail",))
+    world.queue.start_task(task_id)
+    world.queue.finish_task(task_id)
+    assert (client.replies()[0].status, client.replies()[0].code) == (404, "not_found")
+    client.transport.hang_up()
 
 
 # --- orders ---
