@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ class Node:
     :param traced: count its syncs.
     :param extra: more options for the command line (``--join``, …).
     :param tree: the checkout whose program it runs.
+    :param tls: it is asked by HTTPS.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Node:
         traced: bool = False,
         extra: tuple[str, ...] = (),
         tree: Path = ROOT,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.name = name
         self.directory = directory / name
         self.directory.mkdir(parents=True)
@@ -115,7 +119,11 @@ class Node:
             self._hang_up()
         self._used = time.monotonic()
         if self._connection is None:
-            self._connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+            self._connection = (
+                http.client.HTTPConnection(HOST, self.port, timeout=60)
+                if self._tls is None
+                else http.client.HTTPSConnection(HOST, self.port, timeout=60, context=self._tls)
+            )
         try:
             headers = {} if body is None else {"Content-Type": "application/json"}
             self._connection.request(method, path, None if body is None else json.dumps(body), headers)
