@@ -346,6 +346,9 @@ REFUSAL_BYTES = 16 * KIB
 REREAD_S = 0.5
 """Between two looks whether certificates, keys, secrets or tokens have changed; counts at once."""
 
+REDACT_CHARS_MAX = 100
+"""Of one name or pattern of ``--redact``."""
+
 # --- the audit log (store/audit_log.py) ---
 AUDIT_FILE_BYTES = 64 * MIB
 """Default of ``--audit-size``: a file that would be larger is put aside, and a new one begun."""

@@ -28,6 +28,8 @@ class ApiSettings(msgspec.Struct, frozen=True):
     """How long a refused body is still read and discarded, so that its sender sees the answer."""
     host_names: frozenset[str] | None = frozenset({"localhost"})
     """Host names that requests may use, besides any IP address; None: any name."""
+    redact: tuple[str, ...] = ()
+    """Names of fields whose values lists don't show, or patterns."""
     open_metrics: bool = False
     """``/metrics`` asks nothing of its caller."""
     fast_path: bool = True

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from tq_node import errors, limits
 from tq_node.api.access.access import UNCHECKED, Access
+from tq_node.api.access.field_rules import FieldRules
 from tq_node.api.access.redaction import shown
 from tq_node.api.access.scope import must_be_its_queue
 from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
@@ -94,6 +95,7 @@ class TaskRoutes:
 
     def __init__(self, queue: TaskQueue, settings: ApiSettings) -> None:
         self._queue = queue
+        self._rules = FieldRules(settings.redact)
         self._bodies = Bodies(settings.payload_bytes_max)
         self._waiting_max = settings.waiting_requests_max
 
@@ -259,7 +261,8 @@ class TaskRoutes:
         for listed in page.tasks:
             if pace.is_over():
                 await pace.turn()
-            out = task_out(shown(listed.row, caller), listed.node, self._queue.waiting_for)
+            row = self._rules.shown(shown(listed.row, caller))
+            out = task_out(row, listed.node, self._queue.waiting_for)
             out.role = listed.role
             pieces.append(_encode(out))
         rest = _encode(

@@ -28,6 +28,7 @@ from tq_node.cli.addresses import (
 from tq_node.cli.option_table import BY_NAME
 from tq_node.cli.parse import (
     duration,
+    parse_field_pattern,
     parse_flag,
     parse_module,
     parse_node_name,
@@ -124,6 +125,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_dir: Path
     """Folder for this node's snapshots alone; may not exist yet."""
     snapshots_kept: int
+    redact: tuple[str, ...]
+    """Names of fields, or patterns, whose values lists don't show."""
     audit_log: Path | None
     """None: no audit log is kept."""
     audit_file_bytes: int
@@ -335,6 +338,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         payload_bytes_max=payload_bytes_max,
         disk_free_bytes_min=sources.one("min-free-disk", size(limits.DISK_FLOOR_BYTES, 2**60)),
         snapshot_dir=data_dir if snapshot_dir is None else snapshot_dir / node_name,
+        redact=sources.many("redact", parse_field_pattern),
         audit_log=sources.maybe("audit-log", path_from(working_dir)),
         audit_file_bytes=sources.one("audit-size", size(limits.AUDIT_FILE_BYTES_MIN, 2**50)),
         audit_files_kept=sources.one("audit-kept", whole(1, limits.AUDIT_FILES_KEPT_MAX)),

@@ -54,6 +54,7 @@ OPTIONS: tuple[OptionRow, ...] = (
     OptionRow("secret-file", "FILE", "Shared secret of the peers."),
     OptionRow("tokens-file", "FILE", "Access tokens that count at this node, beside those of the cluster's table."),
     OptionRow("tokens", "", "Ask for a token from the first moment on; for a node that joins a cluster that has some."),
+    OptionRow("redact", "NAME", "Fields of payloads and results that lists don't show; patterns such as *token*.", many=True),
     OptionRow("audit-log", "FILE", "A line of JSON for each change and each refusal. [default: none]"),
     OptionRow("audit-size", "SIZE", "At which size that file is put aside and a new one begun.", "64MiB"),
     OptionRow("audit-kept", "N",

@@ -37,6 +37,15 @@ def parse_variable(text: str) -> str:
     return text
 
 
+def parse_field_pattern(text: str) -> str:
+    """The name of a field of payloads, or a pattern."""
+    if not text.isprintable() or len(text) > limits.REDACT_CHARS_MAX:
+        raise ValueError(
+            f"is not the name of a field, nor a pattern such as *token*, of up to {limits.REDACT_CHARS_MAX}"
+        )
+    return text
+
+
 def parse_flag(text: str) -> bool:
     if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
         raise ValueError("is neither true nor false")
