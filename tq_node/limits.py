@@ -348,6 +348,9 @@ REREAD_S = 0.5
 
 REDACT_CHARS_MAX = 100
 """Of one name or pattern of ``--redact``."""
+REDACT_BYTES_MAX = 256 * KIB
+"""Of a payload or result that is looked through for such fields, in one piece; a longer one that
+may have some is hidden as a whole."""
 
 # --- the audit log (store/audit_log.py) ---
 AUDIT_FILE_BYTES = 64 * MIB

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from tq_node import limits
 from tq_node.types import TaskRow
 
 HIDDEN = "[redacted]"
@@ -47,6 +48,8 @@ class FieldRules:
         """The JSON, the same object if nothing in it is hidden."""
         if not self._may_name(value):
             return value
+        if len(value) > limits.REDACT_BYTES_MAX:
+            return _HIDDEN_JSON
         try:
             return msgspec.json.encode(self._without(msgspec.json.decode(value)))
         except (msgspec.MsgspecError, RecursionError):

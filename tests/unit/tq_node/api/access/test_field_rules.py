@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.tq_node.api.talk import World
+from tq_node import limits
 from tq_node.api.access.field_rules import HIDDEN, FieldRules
 from tq_node.types import Backoff, State, TaskError, TaskId, TaskRow, TaskSpec
 
@@ -63,6 +64,12 @@ def test_a_payload_that_is_not_shown_at_all_stays_so() -> None:
 def test_what_is_nested_too_deep_to_be_looked_at_is_hidden_as_a_whole() -> None:
     deep = b'{"password":' * 100_000 + b"1" + b"}" * 100_000
     assert RULES.shown(task_row(deep, None)).spec.payload == msgspec.json.encode(HIDDEN)
+
+
+def test_a_long_value_is_hidden_as_a_whole_if_it_may_have_such_a_field() -> None:
+    long = "x" * limits.REDACT_BYTES_MAX
+    assert hidden(RULES, {"note": long}) == ({"note": long}, None)
+    assert hidden(RULES, {"note": long, "password": 1}) == (HIDDEN, None)
 
 
 NAMES = st.text(st.sampled_from("ab*?[]!-_tT"), max_size=6)
