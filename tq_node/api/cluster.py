@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from tq_node import errors
 from tq_node.api.access.access import Access
@@ -19,6 +20,7 @@ from tq_node.api.routes import Answer, Route
 from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME, PROOF_BYTES, TaskQueue
 from tq_node.types import ClusterView, PartitionView
 
+_log = Logger(namespace="taskqueue.http")
 _encode = msgspec.json.Encoder().encode
 _PROOF_FORM = f'{JOIN_SCHEME} challenge="...", proof="..."'
 _proof = re.compile(
@@ -181,6 +183,8 @@ class ClusterRoutes:
         if node != self._queue.node_name:
             return self._queue.shutdown(node, request.caller.name).addCallback(_answer_begun, request, node)
         _answer_begun(None, request, node)
+        if request.caller.name:
+            _log.info("told to stop by token {by}", by=request.caller.name, event="ordered")
         # In a later turn, so that the answer is in the socket before the site begins to close.
         request.server.reactor.callLater(0.0, self._shutdown)
         return None

@@ -12,11 +12,11 @@ the node stops (F44)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
-from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings, InvitationEntry
+from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings, InvitationEntry, NodeEntry
 from tq_node.tokens import TokenEntry
 from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
 
@@ -338,17 +338,21 @@ def ordered_by(order: Order, by: str, feature_level: int) -> Order:
     return msgspec.structs.replace(order, by=by) if by and feature_level >= ACCESS_LEVEL else order
 
 
-def sentence_of(order: Order) -> str:
-    """The order in words, without who gave it."""
+def sentence_of(order: Order, nodes: Mapping[NodeId, NodeEntry]) -> str:
+    """The order in words, without who gave it. ``nodes``: the cluster map's, for their names."""
+
+    def named(node_id: NodeId) -> str:
+        return nodes[node_id].name if node_id in nodes else node_id
+
     match order:
         case DrainNode(node_id, then_remove):
-            return f"{'remove' if then_remove else 'drain'} node {node_id}"
+            return f"{'remove' if then_remove else 'drain'} node {named(node_id)}"
         case UndrainNode(node_id):
-            return f"let node {node_id} stay"
+            return f"let node {named(node_id)} stay"
         case RemoveNode(node_id):
-            return f"remove node {node_id}"
+            return f"remove node {named(node_id)}"
         case UnsafeRecover(partition, node_id=node_id):
-            return f"recover partition {partition} from node {node_id}, whatever it lacks"
+            return f"recover partition {partition} from node {named(node_id)}, whatever it lacks"
         case PauseQueue(queue):
             return f"pause queue {queue!r}"
         case ResumeQueue(queue):

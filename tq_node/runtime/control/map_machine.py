@@ -38,7 +38,7 @@ class ClusterMachine(StateMachine):
         if isinstance(command, commands.Order) and command.by and not applied.refused:
             _log.info(
                 "token {by} ordered, by entry {index}: {order}",
-                by=command.by, index=log_index, order=commands.sentence_of(command), event="order_applied",
+                by=command.by, index=log_index, order=commands.sentence_of(command, self.map.nodes), event="order_applied",
             )  # fmt: skip
         self._outcomes[log_index] = applied.refused
         if len(self._outcomes) > _OUTCOMES_KEPT:

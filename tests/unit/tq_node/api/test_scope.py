@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from twisted.logger import capturedLogs
 
 from tests.unit.tq_node.api.talk import Reply, World
 from tests.unit.tq_node.api.test_callers import with_token
@@ -363,3 +364,10 @@ def test_an_order_is_given_in_the_name_of_its_token(three: World, path: str, ord
     admin = holder(three, Role.ADMIN, name="chief")
     three.post(path, **admin)
     assert list(three.queue.orders) == [(order, ""), (order, "chief")]
+
+
+def test_a_node_that_is_told_to_stop_says_by_whom(three: World) -> None:
+    admin = holder(three, Role.ADMIN, name="chief")
+    with capturedLogs() as logged:
+        assert three.post("/cluster/shutdown?node=node-1", **admin).status == 202
+    assert [event["by"] for event in logged if event.get("event") == "ordered"] == ["chief"]

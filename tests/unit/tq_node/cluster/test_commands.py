@@ -11,6 +11,7 @@ from tests.unit.tq_node.cluster.tables import CLUSTER_ID, registration
 from tq_node.cluster import commands as c
 from tq_node.cluster.map import RULES
 from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings, InvitationEntry
+from tq_node.cluster.rules_nodes import entry_of
 from tq_node.tokens import Quotas, Role, TokenEntry
 from tq_node.types import Epoch, NodeId, PartitionId
 
@@ -85,9 +86,9 @@ def test_f44_fields_that_a_later_release_adds_are_skipped() -> None:
 
 
 ORDERS: dict[str, c.Order] = {
-    "drain node " + A: c.DrainNode(A),
-    "remove node " + A: c.DrainNode(A, then_remove=True),
-    "let node " + A + " stay": c.UndrainNode(A),
+    "drain node node-1": c.DrainNode(A),
+    "remove node node-1": c.DrainNode(A, then_remove=True),
+    "let node node-1 stay": c.UndrainNode(A),
     "remove node " + B: c.RemoveNode(B, 7),
     "recover partition 3 from node " + B + ", whatever it lacks": c.UnsafeRecover(PartitionId(3), Epoch(1), 1, B),
     "pause queue 'mail'": c.PauseQueue("mail"),
@@ -102,7 +103,7 @@ ORDERS: dict[str, c.Order] = {
 @pytest.mark.parametrize("words", ORDERS)
 def test_f44_an_order_names_who_gave_it_from_the_access_level_on(words: str) -> None:
     order = ORDERS[words]
-    assert c.sentence_of(order) == words
+    assert c.sentence_of(order, {A: entry_of(registration(1, node_id=A), 1)}) == words
     assert c.ordered_by(order, "ann", ACCESS_LEVEL - 1) is order
     assert c.ordered_by(order, "", ACCESS_LEVEL) is order
     named = c.ordered_by(order, "ann", ACCESS_LEVEL)

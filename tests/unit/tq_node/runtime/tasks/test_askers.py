@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from tests.support.node_world import NodeWorld
@@ -161,3 +162,16 @@ def test_an_event_says_whose_task_it_is_to_nodes_that_know_of_it(world: NodeWorl
     assert [len(change) for change in older.transitions] == [8, 8], "what an earlier release expects, to the value"
     nameless = [change._replace(made_by="") for change in told.transitions]
     assert calls.events_of(older) == EventBatch(first, nameless)
+
+
+@pytest.mark.parametrize("by", ["", "chief"])
+def test_a_node_that_another_tells_to_stop_says_by_whom(world: NodeWorld, by: str) -> None:
+    told: list[str] = []
+    server = PeerServer(
+        handlers_of(lambda: world.queue, world.queue.claims._clock, lambda _: None, lambda: told.append("stop"))
+    )
+    order = calls.SHUTDOWN.call.encode(calls.Shutdown(by) if by else calls.NOTHING)
+    with capturedLogs() as logged:
+        (answered,) = answer(world, server.serve([ForwardedCall(calls.SHUTDOWN.name, order)]))
+    assert (answered.error, told) == ("", ["stop"])
+    assert [event["by"] for event in logged if event.get("event") == "ordered"] == [by] * bool(by)
