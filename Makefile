@@ -19,7 +19,7 @@ INSTALL := PIP_CONSTRAINT=$(PINS) PIP_BUILD_CONSTRAINT=$(PINS) $(BIN)/python $(P
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make run [HTTP=8080]   three nodes, fifteen tasks, one node killed and back; up until Ctrl-C'
+	@echo 'make run [HTTP=8080]   three nodes, fifteen tasks, one node killed and back; up until Ctrl-C; TLS=1: by HTTPS'
 	@echo 'make test              lint, types, import rules, all tests, coverage of the pure cores'
 	@echo 'make chaos             forty scenarios of harm to real nodes under load, and a line that sums them up'
 	@echo 'make long              the tests that are too long for make test: mutation tables, many seeds, every kill'
@@ -52,7 +52,7 @@ $(VENV)/.dev-stamp: setup.cfg pyproject.toml $(PINS) | $(BIN)/python
 
 # --- commands ---
 run: $(VENV)/.run-stamp
-	@exec $(BIN)/python -m tq_node.demo --http $(HTTP)
+	@exec $(BIN)/python -m tq_node.demo --http $(HTTP) $(if $(TLS),--tls)
 
 # Lint, types and all tests but the long ones, beside one another; ends with a table of what each part took. PARTS='pure lint': only these.
 PARTS ?=

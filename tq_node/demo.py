@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -79,21 +80,30 @@ def main(arguments: list[str] | None = None) -> int:
         help="HTTP port of the first node; the others have the next two, peers talk on these + 1000 [default: 8080]",
     )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="stop at the end of the demonstration")
+    parser.add_argument(
+        "--tls", action="store_true", help="by HTTPS, and TLS between peers, with certificates made for this run"
+    )
     said = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
-        with own_foreground(), scratch_directory() as directory, running(said.http, directory) as nodes:
-            demonstrate(nodes)
-            if not said.once:
-                say(what_to_try(nodes))
-                stay_up(nodes)
+        with own_foreground(), scratch_directory() as directory:
+            folder = make_certificates(directory / "certificates") if said.tls else None
+            present(said.http, directory, folder, is_once=said.once)
     except Stopped:
         say("\nStopped.")
     except (Failed, OSError, http.client.HTTPException) as why:
         print(f"taskqueue: {why}", file=sys.stderr)
         return 1
     return 0
+
+
+def present(first_port: int, directory: Path, folder: Path | None, *, is_once: bool) -> None:
+    with running(first_port, directory, folder) as nodes:
+        demonstrate(nodes)
+        if not is_once:
+            say(what_to_try(nodes))
+            stay_up(nodes)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -145,19 +155,46 @@ def scratch_directory() -> Iterator[Path]:
             parent.rmdir()  # only if nothing else is in it
 
 
+def make_certificates(folder: Path) -> Path:
+    """Make an authority, and a certificate of each node, as an operator would."""
+    script = Path(__file__).parents[1] / "deploy" / "make-cluster-ca"
+    if not script.exists():
+        raise Failed("--tls needs deploy/make-cluster-ca, which comes with the source: run it from a checkout")
+    nodes = [f"node-{number + 1}=localhost,{HOST}" for number in range(NODES)]
+    say(f"deploy/make-cluster-ca {os.path.relpath(folder)} {' '.join(nodes)}")
+    made = subprocess.run(
+        [sys.executable, str(script), str(folder), *nodes], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        raise Failed(made.stderr.strip())
+    return folder
+
+
 # --- nodes ---
 class Node:
-    """One ``twistd`` on loopback, with the command that a person would type in ``directory``."""
+    """One ``twistd`` on loopback, with the command that a person would type in ``directory``.
 
-    def __init__(self, number: int, port: int, first_port: int, directory: Path) -> None:
+    :param folder: of certificates; None: plain HTTP."""
+
+    def __init__(self, number: int, port: int, first_port: int, directory: Path, folder: Path | None) -> None:
         self.name = f"node-{number}"
         self.port = port
-        self.url = f"http://{HOST}:{port}"
+        scheme, self._tls, certificates = "http", None, list[str]()
+        if folder is not None:
+            scheme, self._tls = "https", ssl.create_default_context(cafile=folder / "ca.crt")
+            files = {kind: f"{os.path.relpath(folder, directory)}/{self.name}.{kind}" for kind in ("crt", "key")}
+            authority = f"{os.path.relpath(folder, directory)}/ca.crt"
+            for side in ("http", "peer"):
+                certificates += [f"--{side}-cert", files["crt"], f"--{side}-key", files["key"]]
+            certificates += ["--peer-ca", authority, "--ca", authority]
+        self.authority = None if folder is None else folder / "ca.crt"
+        self.url = f"{scheme}://{HOST}:{port}"
         self.log = directory / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._directory = directory
-        joins = [] if port == first_port else ["--join", f"localhost:{first_port}"]
-        self.arguments = ["-n", "taskqueue", "--node-id", self.name, "--http", str(port), *joins]
+        first = f"localhost:{first_port}" if folder is None else f"https://localhost:{first_port}"
+        joins = [] if port == first_port else ["--join", first]
+        self.arguments = ["-n", "taskqueue", "--node-id", self.name, "--http", str(port), *joins, *certificates]
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TQ_")}
@@ -205,7 +242,11 @@ class Node:
 
     def ask(self, method: str, path: str, body: object = None, *, deadline_s: float = 10.0) -> tuple[int, Any]:
         """Send a request; its status and JSON; raises ``OSError`` if there is no answer."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=deadline_s)
+        connection = (
+            http.client.HTTPConnection(HOST, self.port, timeout=deadline_s)
+            if self._tls is None
+            else http.client.HTTPSConnection(HOST, self.port, timeout=deadline_s, context=self._tls)
+        )
         try:
             connection.request(method, path, None if body is None else json.dumps(body).encode())
             response = connection.getresponse()
@@ -224,9 +265,9 @@ class Node:
 
 
 @contextlib.contextmanager
-def running(first_port: int, directory: Path) -> Iterator[list[Node]]:
+def running(first_port: int, directory: Path, folder: Path | None) -> Iterator[list[Node]]:
     """Start three nodes, wait until each has all copies, and stop them in order at the end."""
-    nodes = [Node(number + 1, first_port + number, first_port, directory) for number in range(NODES)]
+    nodes = [Node(number + 1, first_port + number, first_port, directory, folder) for number in range(NODES)]
     for node in nodes:
         refuse_taken(node.port, first_port)
     for node in nodes:
@@ -397,6 +438,7 @@ def is_completed(node: Node, task_id: str) -> bool:
 def what_to_try(nodes: Sequence[Node]) -> str:
     first, last = nodes[0], nodes[-1]
     pages = "\n".join(f"  {node.name}  {node.url}  pid {node.pid:<8} {os.path.relpath(node.log)}" for node in nodes)
+    curl = "curl" if first.authority is None else f"curl --cacert {os.path.relpath(first.authority)}"
     return f"""
 The nodes stay up. Their pages, processes and logs:
 
@@ -404,13 +446,13 @@ The nodes stay up. Their pages, processes and logs:
 
 In another terminal, at any of them:
 
-  curl -d '{{"type":"report","payload":"Q3","priority":9}}' {last.url}/tasks/submit
-  curl '{first.url}/tasks/status?id=ID&wait=10'
-  curl '{first.url}/tasks/list?scope=cluster&limit=5'
-  curl {first.url}/tasks/stats
-  curl {first.url}/cluster
-  curl -N '{first.url}/tasks/events?scope=cluster'
-  curl {first.url}/metrics
+  {curl} -d '{{"type":"report","payload":"Q3","priority":9}}' {last.url}/tasks/submit
+  {curl} '{first.url}/tasks/status?id=ID&wait=10'
+  {curl} '{first.url}/tasks/list?scope=cluster&limit=5'
+  {curl} {first.url}/tasks/stats
+  {curl} {first.url}/cluster
+  {curl} -N '{first.url}/tasks/events?scope=cluster'
+  {curl} {first.url}/metrics
   kill -9 {last.pid}
 
 One that is killed is started again after {BACK_AFTER_S:g} s. Ctrl-C stops them all."""

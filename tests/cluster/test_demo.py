@@ -84,9 +84,10 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"it never said {words!r}:\n{shown}")
 
 
-def test_the_whole_demonstration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), pytest.param(("--tls",), marks=pytest.mark.long)], ids=["plain", "tls"])
+def test_the_whole_demonstration(tmp_path: Path, more: tuple[str, ...]) -> None:
     port = first_port()
-    done = run(str(port), "--once", cwd=tmp_path)
+    done = run(str(port), "--once", *more, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     shown = done.stdout
     assert "15 tasks on 3 nodes: 45 copies" in shown
