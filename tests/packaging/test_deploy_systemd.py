@@ -95,6 +95,7 @@ def test_times_and_codes_are_those_of_the_node() -> None:
     assert process.EXIT_SOFTWARE not in prevented
     assert service["ExecStart"] == [f"{INSTALLED} -n taskqueue --node-id %i"]
     assert service["StateDirectory"] == ["taskqueue/%i"]
+    assert service["LogsDirectory"] == ["taskqueue/%i"]
     assert "TQ_DATA_DIR=/var/lib/taskqueue/%i" in service["Environment"]
     assert settings_of(SOCKET)["FileDescriptorName"] == ["http"]
 

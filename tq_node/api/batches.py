@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeGuard
+from collections.abc import Iterator, Sequence
+from typing import TypeGuard, overload
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -18,6 +18,27 @@ from tq_node.slices import Pace
 from tq_node.types import STATE_LABELS
 
 _encode = msgspec.json.Encoder().encode
+
+
+class TaskIds(Sequence[str]):
+    """Ids of tasks as they are when somebody looks: most get one only when they are submitted."""
+
+    def __init__(self, submissions: Sequence[Submission]) -> None:
+        self._submissions = submissions
+
+    def __len__(self) -> int:
+        return len(self._submissions)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        if isinstance(place, slice):
+            return TaskIds(self._submissions[place])
+        return self._submissions[place].id or "-"
 
 
 async def submit_parts(queue: TaskQueue, good: list[Submission], pace: Pace) -> list[Accepted | TaskQueueError]:

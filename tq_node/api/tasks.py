@@ -16,7 +16,7 @@ from tq_node.api.access.access import UNCHECKED, Access
 from tq_node.api.access.field_rules import FieldRules
 from tq_node.api.access.redaction import shown
 from tq_node.api.access.scope import must_be_its_queue
-from tq_node.api.batches import answer_batch, has_own_id, hides_outcome, submit_parts
+from tq_node.api.batches import TaskIds, answer_batch, has_own_id, hides_outcome, submit_parts
 from tq_node.api.http.concurrency_limit import TOO_MANY_READS
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.http.media import JSON_TYPE, NDJSON, refuse_encoded, takes_lines
@@ -145,7 +145,9 @@ class TaskRoutes:
         del body
         if request.caller is not UNCHECKED:
             await sign_all(items, request.caller, self._queue, pace)
-        results = await submit_parts(self._queue, [item for item in items if isinstance(item, Submission)], pace)
+        good = [item for item in items if isinstance(item, Submission)]
+        request.changed = TaskIds(good)  # should it come to no answer
+        results = await submit_parts(self._queue, good, pace)
         await answer_batch(results, request, items, pace)
 
     # --- one task ---

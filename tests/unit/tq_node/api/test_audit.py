@@ -173,11 +173,16 @@ def test_a_client_that_hangs_up_before_the_answer_leaves_a_line(audited: Audited
     assert client.received == b""
     client.transport.hang_up()
     client = audited.world.connect()
+    client.request("POST", "/tasks/batch", b'{"type":"x","id":"b-1"}\n{"type":"x"}', **audited.token(Role.SUBMIT),
+                   Content_Type="application/x-ndjson")  # fmt: skip
+    client.transport.hang_up()
+    client = audited.world.connect()
     client.request("POST", "/tasks/cancel?id=t-1", None, **audited.token(Role.ADMIN))
     client.transport.hang_up()
     audited.world.queue.release()
     assert audited.new() == [
-        ("the-submit", "POST", "/tasks/submit", "t-1", 499), ("the-admin", "POST", "/tasks/cancel", "id=t-1", 499)
+        ("the-submit", "POST", "/tasks/submit", "t-1", 499), ("the-submit", "POST", "/tasks/batch", "b-1 -", 499),
+        ("the-admin", "POST", "/tasks/cancel", "id=t-1", 499),
     ]  # fmt: skip
 
 
