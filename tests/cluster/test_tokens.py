@@ -194,6 +194,7 @@ def test_one_that_reaches_no_majority_takes_none_of_the_table_but_its_own(cluste
         assert over_s < CUT_OFF_S + SLACK_S
         answer = cluster["node-3"].get("/cluster", headers=bearer(ops))
         assert (answer.status, answer.json["code"], "retry-after" in answer.headers) == (503, "not_ready", True)
+        assert "tokens_stale" in _notes(cluster)
         assert ask(cluster, "node-3", GLASS) == 200, "the file's counts all the same"
         assert ask(cluster, "node-3", token_of(99)) in (401, 503), "what it can't know it does not take"
         until(lambda: ask(cluster, "node-1", ops) == 200, what="the majority has a leader")
@@ -204,6 +205,7 @@ def test_one_that_reaches_no_majority_takes_none_of_the_table_but_its_own(cluste
         until(lambda: cut["node-3"].newest == 401, what="but not what was revoked")
     assert not [at_s for at_s, status in cut["node-3"].heard if status == 200 and at_s > healed_s]
     assert nobody["node-3"].statuses() == {401}
+    assert "tokens_stale" not in _notes(cluster)
     cluster.wait_whole()
 
 
@@ -253,8 +255,12 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(cluster: Cluste
 
 
 def _file_note(cluster: Cluster) -> str:
-    notes = cluster["node-3"].get("/ready").json["notes"]
-    return next((note["detail"] for note in notes if note["code"] == "files_unusable"), "")
+    return _notes(cluster).get("files_unusable", "")
+
+
+def _notes(cluster: Cluster) -> dict[str, str]:
+    """Of node-3."""
+    return {note["code"]: note["detail"] for note in cluster["node-3"].get("/ready").json["notes"]}
 
 
 def test_a_command_makes_lists_and_ends_them(cluster: Cluster, ops: str, tmp_path: Path) -> None:
@@ -272,6 +278,24 @@ def test_a_command_makes_lists_and_ends_them(cluster: Cluster, ops: str, tmp_pat
 def tool(*arguments: str) -> str:
     command = [sys.executable, "-m", "tq_node.cli.token_tool", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_one_that_joins_with_tokens_asks_before_it_knows_the_table(cluster: Cluster, ops: str) -> None:
+    newcomer = cluster.nodes.start(
+        *("--node-id", "node-4", "--tokens", "--join", f"localhost:{cluster.ports['node-1']}"),
+        cwd=cluster.home,
+        wait=False,
+    )
+    cluster.ports["node-4"] = newcomer.http_port
+    try:
+        with asking(cluster, ["node-4"], "") as nobody, asking(cluster, ["node-4"], ops) as known:
+            until(lambda: known["node-4"].newest == 200, deadline_s=30, what="it has joined")
+        assert nobody["node-4"].statuses() <= {0, 401} == nobody["node-4"].statuses() | {0}
+        assert known["node-4"].statuses() <= {0, 503, 200}
+    finally:
+        newcomer.close()
+        del cluster.ports["node-4"]
+    assert cluster["node-1"].post("/cluster/remove?node=node-4", headers=bearer(ops)).status == 202
 
 
 def test_all_started_again_ask_from_the_first_moment_on_also_without_any_token_left(cluster: Cluster, ops: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.replicated import HARM, NAMES, compare_at_rest, every_task, kill_all, wait_copies, wait_quiet
-from tests.support.harness import PROJECT, Nodes
+from tests.support.harness import PROJECT, Nodes, until
 from tests.support.history import assert_sound
 from tests.support.load import loading, summary
 from tests.upgrade.versions import Recorded, VersionedCluster, checkout, every_recorded
@@ -56,6 +56,11 @@ def _runs_today(cluster: VersionedCluster, name: str) -> bool:
     return path.split(":")[-1] == str(PROJECT)
 
 
+def _first_token(cluster: VersionedCluster) -> dict[str, str]:
+    made = cluster["node-2"].post("/tokens/put", {"name": "first", "roles": ["admin"]})
+    return {"Authorization": f"Bearer {made.json['token']}"} if made.status == 200 else {}
+
+
 def test_an_earlier_release_becomes_this_one_node_by_node(recorded: Recorded, cluster: VersionedCluster) -> None:
     old = dict(cluster.trees)
     goes_back = recorded.manifest["schema"] == load_steps()[-1].version
@@ -84,6 +89,8 @@ def test_an_earlier_release_becomes_this_one_node_by_node(recorded: Recorded, cl
         leaves_last = cluster.leader()
         order = [name for name in NAMES if name != leaves_last]
         restart(order[0], None)
+        too_early = cluster[order[0]].post("/tokens/put", {"name": "early", "roles": ["admin"]})
+        assert (too_early.status, too_early.json["code"]) == (503, "upgrading")
         if goes_back:  # as long as the schema is the same, a node may also become the old one again
             restart(order[0], old[order[0]])
             restart(order[0], None)
@@ -98,6 +105,9 @@ def test_an_earlier_release_becomes_this_one_node_by_node(recorded: Recorded, cl
     assert len(load.history.acknowledged) > 100
     assert_sound(load.history, {task_id: task for task_id, task in shown[0].items() if task_id not in waiting})
     assert shown[1] == shown[2] == shown[0]
+    made = until(lambda: _first_token(cluster), what="the level is raised, and the first token made")
+    assert [cluster[name].get("/cluster").status for name in NAMES] == [401] * 3
+    assert [cluster[name].get("/cluster", headers=made).status for name in NAMES] == [200] * 3
     print(f"\nrolling upgrade: {', '.join(took)}; {summary(load.history)}")
     kill_all(cluster)
     compare_at_rest(cluster)

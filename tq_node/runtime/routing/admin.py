@@ -156,11 +156,15 @@ class ClusterAdmin:
 
     def notes(self) -> Sequence[ReadyNote]:
         """What an operator should see, though the node can serve."""
-        core = self._plane.core
-        if core.claim is None or core.claim.binds:
-            return ()
-        reason = _disagreement(core.claim, core.log.last_index, self._map)
-        return (ReadyNote(reason.code, reason.detail),)
+        core, notes = self._plane.core, []
+        if core.claim is not None and not core.claim.binds:
+            reason = _disagreement(core.claim, core.log.last_index, self._map)
+            notes.append(ReadyNote(reason.code, reason.detail))
+        if self._plane.tokens_seen and not self._state.tokens.confirmation.is_confirmed():
+            notes.append(
+                ReadyNote("tokens_stale", "no majority confirms the access tokens: those of the table get 503")
+            )
+        return notes
 
     # --- orders ---
     def drain(self, node: str, by: str = "") -> Deferred[None]:
