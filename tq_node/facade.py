@@ -251,17 +251,21 @@ class Worker(Protocol):
 
 JOIN_SCHEME = "TaskQueue-Secret"
 """The scheme of ``Authorization`` by which a joiner proves the cluster's secret."""
+INVITATION_SCHEME = "TaskQueue-Invitation"
+"""The one by which it shows an invitation."""
 CHALLENGE_BYTES = 40
 PROOF_BYTES = 32
 """Of what a joiner proves the cluster's secret with; see ``TaskQueue.peers_for``."""
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """What a joiner needs: ``peer``, where to register, and ``secret`` in hexadecimal."""
+    """What a joiner needs: ``peer``, where to register, and ``secret`` in hexadecimal; empty:
+    certificates stand for it. ``peers``: the other members."""
 
     cluster_id: str
     secret: str
     peer: str
+    peers: Sequence[str] = ()
 
 
 class NotReadyReason(msgspec.Struct, frozen=True):
@@ -385,6 +389,20 @@ class TaskQueue(Protocol):
 
         :raises Unauthorized: not proven.
         :raises NotReady: not in a cluster yet."""
+
+    def put_invitation(self, hash_: bytes, by: str = "") -> Deferred[int]:
+        """Keep an invitation for one node, by its SHA-256; fires as ``put_token``, with the wall
+        clock's microsecond at which it ends.
+
+        :raises ClusterRefused, Upgrading, NotReady, NoController, OutcomeUnknown:"""
+        ...
+
+    def take_invitation(self, hash_: bytes) -> Deferred[Invitation]:
+        """Use an invitation up: of two callers one gets what a joiner needs.
+
+        :raises Unauthorized: there is none such, no more or not yet here.
+        :raises NotReady, NoController, OutcomeUnknown:"""
+        ...
 
     # --- access tokens ---
     def token_table(self) -> TokenTable:

@@ -56,6 +56,7 @@ ROUTES = {
         POST /workers/reload
     """,
     "changes of the cluster": """
+        POST /cluster/invite
         POST /cluster/drain
         POST /cluster/undrain
         POST /cluster/remove

@@ -17,6 +17,7 @@ from tq_node.wire.errors import PeerUnreachable
 
 CLUSTER_ID = "f" * 32
 SECRET = "5ec4e7" * 10
+INVITED_UNTIL_US = 1_800_000_000_000_000
 CHALLENGE = "c4" * CHALLENGE_BYTES
 REPLICATION_FACTOR = 3
 VOTERS = 3
@@ -36,6 +37,8 @@ class MemoryCluster:
         self.leader: str | None = names[0]
         self.term = 1
         self.invitation: Invitation | None = Invitation(CLUSTER_ID, SECRET, self._node(me).peer)
+        self.invitations: set[bytes] = set()
+        """Open ones, by their hash."""
         self.told_to_stop: list[str] = []
         self._leaving: set[str] = set()
         self.partitions = [
@@ -85,6 +88,17 @@ class MemoryCluster:
         if self.invitation is None:
             raise NotReady("the node is not in a cluster yet")
         return self.invitation
+
+    def put_invitation(self, hash_: bytes) -> int:
+        self._need_leader()
+        self.invitations.add(hash_)
+        return INVITED_UNTIL_US
+
+    def take_invitation(self, hash_: bytes) -> Invitation:
+        if hash_ not in self.invitations:
+            raise Unauthorized("this invitation is unknown here, was used, or has expired", reason="invitation")
+        self.invitations.remove(hash_)
+        return msgspec.structs.replace(self.invite(), peers=[node.peer for node in self.nodes if node.name != self.me])
 
     def peers_for(self, challenge: bytes, given: bytes) -> list[str]:
         if challenge.hex() != CHALLENGE or given != proof(bytes.fromhex(SECRET), challenge):

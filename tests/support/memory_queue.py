@@ -381,7 +381,7 @@ class MemoryQueue:
         return self._answer("stats", work)
 
     # --- queues, node, cluster ---
-    def _order(self, order: str, by: str, work: Callable[[], Any]) -> Deferred[None]:
+    def _order(self, order: str, by: str, work: Callable[[], Any]) -> Deferred[Any]:
         self.orders.append((order, by))
         return self._answer(order, work)
 
@@ -426,6 +426,12 @@ class MemoryQueue:
 
     def peers_for(self, challenge: bytes, proof: bytes) -> Sequence[str]:
         return self._answer_now("peers_for", lambda: self.members.peers_for(challenge, proof))
+
+    def put_invitation(self, hash_: bytes, by: str = "") -> Deferred[int]:
+        return self._order("put_invitation", by, lambda: self.members.put_invitation(hash_))
+
+    def take_invitation(self, hash_: bytes) -> Deferred[Invitation]:
+        return self._answer("take_invitation", lambda: self.members.take_invitation(hash_))
 
     def token_table(self) -> TokenTable:
         return self.tokens

@@ -81,6 +81,7 @@ GET /cluster : nodes
 GET /cluster/partitions : partitions
 POST /workers/reload : handlers
 POST /cluster/join : nodes
+POST /cluster/invite : nodes
 POST /cluster/drain : nodes
 POST /cluster/undrain : nodes
 POST /cluster/remove : nodes

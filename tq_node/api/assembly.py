@@ -19,6 +19,7 @@ from tq_node.api.http.audit_trail import AuditTrail
 from tq_node.api.http.routing import Routing
 from tq_node.api.http.server_state import ServerState
 from tq_node.api.http.site import ApiSite
+from tq_node.api.joining import JoinRoutes
 from tq_node.api.routes import Route
 from tq_node.api.settings import ApiSettings
 from tq_node.api.tasks import TaskRoutes
@@ -57,6 +58,7 @@ class _Routes:
             WorkerRoutes(queue),
             self.cluster,
             self.audit,
+            JoinRoutes(queue),
             TokenRoutes(queue),
             self.health,
         )

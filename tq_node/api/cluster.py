@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -12,21 +11,15 @@ from twisted.logger import Logger
 from tq_node import errors
 from tq_node.api.access.access import Access
 from tq_node.api.access.scope import its_queues
-from tq_node.api.http.local_only import require_loopback
 from tq_node.api.http.request import ApiRequest
-from tq_node.api.problems import JoinDenied, PeerUnreachable
+from tq_node.api.problems import PeerUnreachable
 from tq_node.api.query import NodeParameters, NoParameters, RecoverParameters, read_query
 from tq_node.api.routes import Answer, Route
-from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME, PROOF_BYTES, TaskQueue
+from tq_node.facade import TaskQueue
 from tq_node.types import ClusterView, PartitionView
 
 _log = Logger(namespace="taskqueue.http")
 _encode = msgspec.json.Encoder().encode
-_PROOF_FORM = f'{JOIN_SCHEME} challenge="...", proof="..."'
-_proof = re.compile(
-    JOIN_SCHEME.encode()
-    + rb' challenge="([0-9a-f]{%d})", proof="([0-9a-f]{%d})"' % (2 * CHALLENGE_BYTES, 2 * PROOF_BYTES)
-).fullmatch
 
 
 class NodeServices(msgspec.Struct):
@@ -70,21 +63,6 @@ class PartitionsAnswer(msgspec.Struct):
     partitions: list[PartitionView]
 
 
-class JoinAnswer(msgspec.Struct, omit_defaults=True):
-    """To join: the ``secret`` in hexadecimal, and the ``peer`` (``HOST:PORT``) to register at; or,
-    for whoever has proven the secret, the ``peers`` alone, the leader first."""
-
-    success: bool
-    cluster_id: str = ""
-    secret: str = ""
-    peer: str = ""
-    peers: Sequence[str] = ()
-
-    def __repr__(self) -> str:
-        """Excludes the secret: this could end up in a log."""
-        return f"JoinAnswer({self.cluster_id!r}, peer={self.peer!r})"
-
-
 class NodeDone(msgspec.Struct):
     """``node`` is the node in the request, else the node that answers."""
 
@@ -121,40 +99,6 @@ class ClusterRoutes:
     def partitions(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
         request.answer(200, _encode(PartitionsAnswer(list(self._queue.partition_views()))))
-
-    # --- joining ---
-    def join(self, request: ApiRequest) -> Deferred[None] | None:
-        """Hand the secret over on loopback; tell who proves to know it where the peers are."""
-        shown = request.getHeader(b"authorization")
-        if shown is not None and shown.startswith(JOIN_SCHEME.encode()):
-            return self._tell_peers(request, shown)
-        # Before anything else of an unauthorized request is read.
-        try:
-            require_loopback(request)
-            read_query(request, NoParameters)
-            invitation = self._queue.invite()
-        except errors.Denied as why:
-            challenge = self._queue.challenge()
-            raise JoinDenied(why.detail, challenge) if challenge else why from None
-        answer = JoinAnswer(True, invitation.cluster_id, invitation.secret, invitation.peer)
-        request.answer(200, _encode(answer))
-        return None
-
-    def _tell_peers(self, request: ApiRequest, shown: bytes) -> Deferred[None] | None:
-        """Refusals come at the pace of those of wrong tokens."""
-        try:
-            match = _proof(shown)
-            if match is None:
-                raise errors.Unauthorized(f"not of the form {_PROOF_FORM}", reason="malformed")
-            read_query(request, NoParameters)
-            peers = self._queue.peers_for(bytes.fromhex(match[1].decode()), bytes.fromhex(match[2].decode()))
-        except errors.Unauthorized as refusal:
-            why = refusal
-            refused: Deferred[None] = Deferred()
-            request.server.refused_callers.refuse(lambda: None if refused.called else refused.errback(why))
-            return refused
-        request.answer(200, _encode(JoinAnswer(True, peers=peers)))
-        return None
 
     # --- changes ---
     def drain(self, request: ApiRequest) -> Deferred[None]:
@@ -217,16 +161,6 @@ class ClusterRoutes:
                 self.partitions,
                 "Where each partition is",
                 {200: Answer("all partitions", PartitionsAnswer)},
-            ),
-            Route(
-                "POST",
-                "/cluster/join",
-                Access.OPEN,
-                self.join,
-                "Hand the cluster's secret to a node on the same machine; tell who proves it where the peers are",
-                {200: Answer("what a node needs to know to join", JoinAnswer)},
-                errors=(errors.Denied, errors.Unauthorized, errors.NotReady, errors.Draining),
-                headers={"Authorization": {"type": "string", "description": f"`{_PROOF_FORM}`, both in hexadecimal"}},
             ),
             Route(
                 "POST",

@@ -33,6 +33,10 @@ class Address(msgspec.Struct, frozen=True):
     port: int | None
     is_tls: bool = False
 
+    @property
+    def is_loopback(self) -> bool:
+        return _is_loopback(self.host)
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         place = host if self.port is None else f"{host}:{self.port}"
@@ -64,12 +68,7 @@ class Listen(msgspec.Struct, frozen=True):
         """Whether only this machine can connect: loopback, or a socket in the file system."""
         if self.host is None:
             return self.endpoint.startswith("unix:")
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
 
     def collides_with(self, other: Listen) -> bool:
         """Whether the two can't be bound at once."""
@@ -168,6 +167,13 @@ def _bracket_hint(text: str) -> str | None:
     if host.count(":") >= 2:
         return f"looks like IPv6, which needs brackets: [{host}]:{port}"
     return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _is_unspecified(host: str) -> bool:

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from tq_node import limits
+from tq_node.cli import invitation_file
 from tq_node.cli import tokens_file as token_files
 from tq_node.cli.addresses import (
     LOOPBACK,
@@ -73,6 +74,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Host that others use to reach this node."""
     http_names: tuple[str, ...]
     """More host names under which clients may ask this node."""
+    invitation: Path | None
+    """Shown where this node has no secret to join with; may be gone once it has joined."""
     join: tuple[Address, ...]
     """Members to ask, maybe this node too. With them an empty node never founds a cluster."""
     data_dir: Path
@@ -287,7 +290,8 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
     snapshot_dir = sources.maybe("snapshot-dir", path_from(working_dir))
     if snapshot_dir is not None and (why := unusable(snapshot_dir)):
         raise sources.refuse("snapshot-dir", f"{str(snapshot_dir)!r} {why}")
-    join = sources.many("join", parse_member)
+    invitation = sources.maybe("invitation", path_from(working_dir))
+    join = _join(sources, invitation, insecure_http)
     if trusts_tokens and tokens_file is None and not join and not (data_dir / STORE_FILE).exists():
         raise sources.refuse(
             "tokens", "needs --join or --tokens-file: who founds a cluster has no token to make the first one with"
@@ -305,6 +309,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         advertise=advertised.host,
         http_names=sources.many("http-name", parse_host),
         join=join,
+        invitation=invitation,
         data_dir=data_dir,
         working_dir=working_dir,
         handlers=sources.many("handlers", parse_module),
@@ -428,6 +433,25 @@ def _http_files(sources: Sources, working_dir: Path, http: Listen) -> dict[str, 
         if http.endpoint.startswith("ssl:"):
             raise sources.refuse("http", "'ssl:' does HTTPS of its own: give an address, or leave --http-cert out")
     return files
+
+
+def _join(sources: Sources, invitation: Path | None, insecure_http: bool) -> tuple[Address, ...]:
+    """Whom to ask: ``--join``, else those in the invitation."""
+    join = sources.many("join", parse_member)
+    if invitation is None:
+        return join
+    try:
+        addresses = join or tuple(parse_member(text) for text in invitation_file.read(invitation).join)
+    except ValueError as why:
+        raise sources.refuse("invitation", str(why)) from None
+    if not addresses:
+        raise sources.refuse("invitation", f"{str(invitation)!r} names nobody to ask: give --join too")
+    for address in addresses:
+        if not (address.is_tls or address.is_loopback or insecure_http):
+            raise sources.refuse(
+                "invitation", f"would be shown to {address} in plain text: name it as https://, or say --insecure-http"
+            )
+    return addresses
 
 
 def _peer_crl(sources: Sources, working_dir: Path, authority: Path | None) -> Path | None:

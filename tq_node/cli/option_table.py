@@ -32,6 +32,7 @@ OPTIONS: tuple[OptionRow, ...] = (
               "PORT, :PORT, HOST:PORT or a Twisted endpoint string; no host means 127.0.0.1.", "8080", ("HTTP_ADDR",)),
     OptionRow("peer", "ADDRESS", "Where other nodes connect; in the same forms. [default: HTTP port + 1000]"),
     OptionRow("join", "ADDRESS", "HTTP or peer address of any member; may be given several times.", None, ("JOIN_ADDR",), True),
+    OptionRow("invitation", "FILE", "Joins by it, once, in place of a secret: what tq-token invite has written."),
     OptionRow("advertise", "HOST", "Host name that other nodes and clients use. [default: the host bound]"),
     OptionRow("http-name", "NAME",
               "Another host name that clients use; may be given several times. Requests for other names are refused.",

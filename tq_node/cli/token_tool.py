@@ -1,4 +1,4 @@
-"""``tq-token new|list|revoke``: makes, shows and ends access tokens, of a file or of a cluster.
+"""``tq-token new|list|revoke|invite``: makes, shows and ends access tokens; invites nodes.
 
 ``new`` prints the token and nothing else, once: keep it where only its owner reads. Exit code: 0
 done, 1 refused or not reached, 2 used wrongly."""
@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -21,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from tq_node import limits
-from tq_node.cli import tokens_file
+from tq_node.cli import invitation_file, tokens_file
 from tq_node.cli.parse import duration
 from tq_node.tokens import SECRET_BYTES, TOKEN_CHARS, Quotas, Role, TokenEntry, encode, hash_of, is_name, is_well_formed
 
@@ -55,6 +56,11 @@ class _Listed(msgspec.Struct):
 
 class _Made(msgspec.Struct):
     token: str
+
+
+class _Invited(msgspec.Struct):
+    invitation: str
+    expires_at: str
 
 
 class _Ended(msgspec.Struct):
@@ -111,6 +117,19 @@ def _list(_: argparse.Namespace, place: Place) -> None:
 
 def _revoke(given: argparse.Namespace, place: Place) -> None:
     place.end(given.name)
+
+
+def _invite(given: argparse.Namespace, place: Place) -> None:
+    """Print the file for ``--invitation``; where that is a file, its owner alone reads it."""
+    assert isinstance(place, ClusterPlace)
+    with suppress(OSError, ValueError):
+        fd = sys.stdout.fileno()
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.fchmod(fd, 0o600)
+    made = place.invitation()
+    join = [url.removeprefix("http://").removesuffix("/") for url in given.join or [given.url]]
+    sys.stdout.write(invitation_file.text_of(made.invitation, join, made.expires_at))
+    sys.stdout.flush()
 
 
 # --- where tokens are kept ---
@@ -182,6 +201,10 @@ class ClusterPlace(Place):
 
     def end(self, name: str) -> None:
         self._ask("POST", f"/tokens/revoke?name={quote(name, safe='')}", _Ended)
+
+    def invitation(self) -> _Invited:
+        """For one node, kept there."""
+        return self._ask("POST", "/cluster/invite", _Invited)
 
     def _ask(self, method: str, path: str, kind: type[S], body: object = None) -> S:
         sent = None if body is None else msgspec.json.encode(body)
@@ -276,6 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "list", _list, "show the tokens, without themselves")
     revoke = _command(commands, "revoke", _revoke, "end a token")
     revoke.add_argument("name", metavar="NAME")
+    invite = _command(commands, "invite", _invite, "print a file for --invitation: one node may join, once, in an hour")
+    invite.add_argument("--join", action="append", type=_typed(_url), metavar="URL",
+                        help="whom the node that joins asks; several times: any of them [default: --url]")  # fmt: skip
     return parser
 
 
@@ -285,7 +311,10 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
     parser.set_defaults(run=run)
     place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--file", type=Path, help="a file for --tokens-file of nodes")
+    if run is _invite:
+        parser.set_defaults(file=None)
+    else:
+        place.add_argument("--file", type=Path, help="a file for --tokens-file of nodes")
     place.add_argument("--url", type=_typed(_url), help="a node of the cluster: https://HOST:PORT or http://HOST:PORT")
     parser.add_argument("--token-file", type=Path, metavar="FILE",
                         help=f"the token to show to the node [default: ${TOKEN_VARIABLE}]")  # fmt: skip

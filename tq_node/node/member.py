@@ -12,6 +12,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
+from tq_node.cli import invitation_file
 from tq_node.cli.config import NodeSettings
 from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN
@@ -353,6 +354,7 @@ class Member:
             self._clock.reactor,
             needs_secret=identity.secret is None and identity.credentials.tls is None,
             secret=settings.secret,
+            invitation=self._invitation(),
             may_dial=identity.secret is not None or identity.credentials.tls is not None,
             https=asking_policy(self._settings),
         )
@@ -366,6 +368,18 @@ class Member:
             raise
         if welcome is not None:
             self.plane.membership.welcomed(welcome)
+
+    def _invitation(self) -> str | None:
+        """What ``--invitation`` holds, where it is needed.
+
+        :raises JoinRefused: it can't be used."""
+        path = self._settings.invitation
+        if path is None or self.identity.secret is not None:
+            return None
+        try:
+            return invitation_file.read(path).invitation
+        except invitation_file.BadInvitation as why:
+            raise JoinRefused(f"--invitation: {why}") from None
 
     async def _joins(self, invited: Invited) -> None:
         await self._store.commit(Batch(meta=joined(invited.cluster_id, invited.secret, self._clock.wall_us())))

@@ -30,7 +30,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IPolicyForHTTPS
 
-from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME
+from tq_node.facade import CHALLENGE_BYTES, INVITATION_SCHEME, JOIN_SCHEME
 from tq_node.runtime.join_proof import proof
 from tq_node.wire import bounds
 
@@ -131,6 +131,7 @@ class Inviter:
     """Asks members for their cluster; with ``needs_secret`` for its secret too.
 
     :param secret: the node's own, now; None: it has none, or none yet.
+    :param invitation: shown while the node has no secret; its answer is kept, for it counts once.
     :param may_dial: the node has what a handshake needs, so an address may be a peer's.
     :param https: whom the node believes at ``https://`` addresses; None: the system's authorities
         decide."""
@@ -141,6 +142,7 @@ class Inviter:
         *,
         needs_secret: bool,
         secret: Callable[[], bytes | None] = lambda: None,
+        invitation: str | None = None,
         may_dial: bool = False,
         https: IPolicyForHTTPS | None = None,
     ) -> None:
@@ -149,6 +151,9 @@ class Inviter:
         self._reactor = reactor
         self._needs_secret = needs_secret
         self._secret = secret
+        self._invitation = invitation
+        self._invited: Invited | None = None
+        """What the invitation was answered with."""
         self._may_dial = may_dial
         self._peers: set[str] = set()
         """Addresses where no HTTP was spoken the last time."""
@@ -163,6 +168,10 @@ class Inviter:
 
         :raises NotInvited: no answer, an unusable one, or no member.
         :raises Denied: no secret for this node."""
+        if self._invitation is not None and self._secret() is None:
+            if self._invited is None:
+                self._invited = await self._use(self._invitation, address)
+            return self._invited
         if address in self._peers:
             self._peers.remove(address)  # if that fails, HTTP has the next turn: it may have been away
             return _by_handshake([address])
@@ -193,6 +202,21 @@ class Inviter:
             peers.insert(0, handed.peer)
         known = tuple(dict.fromkeys(peer for peer in peers if peer))
         return Invited(cluster.id, secret, known, frozenset(node.name for node in nodes))
+
+    async def _use(self, invitation: str, address: str) -> Invited:
+        """Show the invitation; it is used up by then, whatever becomes of the answer."""
+        shown = f"{INVITATION_SCHEME} {invitation}"
+        status, body, _ = await self._request("POST", address, "/cluster/join", authorization=shown)
+        if status in (401, 403):
+            raise Denied(f"--invitation: {address}: {_said(status, body)}")
+        if status != 200:
+            raise NotInvited(_said(status, body))
+        handed = _decoded(body, _JoinAnswer)
+        if not handed.cluster_id:
+            raise NotInvited("its answer can't be read: no cluster in it")
+        secret = _secret(handed.secret) if handed.secret else None
+        peers = tuple(dict.fromkeys(peer for peer in (handed.peer, *handed.peers) if peer))
+        return Invited(handed.cluster_id, secret, peers, frozenset())
 
     async def _ask_without_token(self, address: str) -> Invited:
         """Ask a member that asks for a token."""

@@ -9,7 +9,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from tq_node import limits
 from tq_node.cluster import admin_requests
-from tq_node.cluster.commands import Order, PauseQueue, PutToken, Rebalance, ResumeQueue, RevokeToken, ordered_by
+from tq_node.cluster.commands import (
+    Order,
+    PauseQueue,
+    PutInvitation,
+    PutToken,
+    Rebalance,
+    ResumeQueue,
+    RevokeToken,
+    ordered_by,
+)
 from tq_node.cluster.liveness import Liveness
 from tq_node.cluster.records import ClusterMap
 from tq_node.cluster.refusals import Refusal
@@ -217,6 +226,10 @@ class ClusterAdmin:
         # The first token counts here at once: its caller will come back with it.
         await self._until(self._state.tokens.confirmation.is_confirmed)
 
+    def order_everywhere(self, order: Order, by: str) -> Deferred[None]:
+        """Have the map changed; fires once all nodes up know, or after a second."""
+        return Deferred.fromCoroutine(self._everywhere(order, by))
+
     def shutdown(self, node: str, by: str = "") -> Deferred[None]:
         known = self._map.node_named(node)
         if node == self._state.node_name:
@@ -286,6 +299,8 @@ def _disagreement(claim: Claim, last_index: int, table: ClusterMap) -> NotReadyR
 
 def as_error(refusal: Refusal, order: Order | None = None) -> TaskQueueError:
     """The table's word as the error of whoever asked."""
+    if isinstance(order, PutInvitation) and refusal is Refusal.TOO_MANY:
+        return ClusterRefused(f"{limits.INVITATIONS_MAX} invitations are open already: each ends after an hour")
     if isinstance(order, PutToken | RevokeToken) and refusal in _OF_TOKENS:
         kind, detail = _OF_TOKENS[refusal]
         return kind(detail)

@@ -55,8 +55,9 @@ class ClusterQueue:
 
         self.cluster = admin.cluster
         self.partition_views = admin.partition_views
-        invitations = Invitations(state, clock, admin.not_ready)
+        invitations = Invitations(state, clock, admin)
         self.invite, self.challenge, self.peers_for = invitations.invite, invitations.challenge, invitations.peers_for
+        self.put_invitation, self.take_invitation = invitations.put_invitation, invitations.take_invitation
         self.drain, self.undrain, self.remove = admin.drain, admin.undrain, admin.remove
         self.rebalance, self.unsafe_recover = admin.rebalance, admin.unsafe_recover
         self.pause, self.resume, self.paused_queues = admin.pause, admin.resume, admin.paused_queues

@@ -10,13 +10,14 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from tests.support.memory_cluster import CHALLENGE, CLUSTER_ID, SECRET
+from tests.support.memory_cluster import CHALLENGE, CLUSTER_ID, INVITED_UNTIL_US, SECRET
 from tests.unit.tq_node.api.talk import Reply, World
 from tq_node import errors
-from tq_node.api.cluster import JoinAnswer
 from tq_node.api.http import local_only
-from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME, PROOF_BYTES
+from tq_node.api.joining import InvitedAnswer, JoinAnswer
+from tq_node.facade import CHALLENGE_BYTES, INVITATION_SCHEME, JOIN_SCHEME, PROOF_BYTES
 from tq_node.runtime.join_proof import proof
+from tq_node.tokens import Role, hash_of, is_well_formed
 
 JOIN = "/cluster/join"
 
@@ -276,3 +277,59 @@ def test_two_authorizations_are_none(world: World) -> None:
     both = f"Authorization: {shown()}\r\n" * 2
     client.send(f"POST {JOIN} HTTP/1.1\r\nHost: localhost\r\n{both}Content-Length: 0\r\n\r\n".encode())
     assert b"9080" not in client.received
+
+
+# --- who was invited ---
+INVITE = "/cluster/invite"
+
+
+def invited(world: World) -> str:
+    reply = world.post(INVITE)
+    assert reply.status == 200
+    return str(reply.json["invitation"])
+
+
+def test_an_invitation_is_told_once_and_kept_as_its_hash(world: World, logged: list[str]) -> None:
+    reply = world.post(INVITE)
+    assert reply.json.keys() == {"success", "invitation", "expires_at"}
+    assert reply.json["expires_at"].startswith("2027-01-15T08:00:00")
+    assert is_well_formed(reply.json["invitation"])
+    assert world.queue.members.invitations == {hash_of(reply.json["invitation"])}
+    assert not any(reply.json["invitation"] in line for line in logged)
+    assert reply.json["invitation"] not in repr(InvitedAnswer(True, reply.json["invitation"], ""))
+    assert world.post(INVITE).json["invitation"] != reply.json["invitation"]
+
+
+def test_who_was_invited_gets_all_that_it_needs_and_nobody_after_it(three: World, logged: list[str]) -> None:
+    three.peer = STRANGER
+    invitation = invited(three)
+    reply = three.post(JOIN, Authorization=f"{INVITATION_SCHEME} {invitation}")
+    assert reply.json == {
+        "success": True,
+        "cluster_id": CLUSTER_ID,
+        "secret": SECRET,
+        "peer": "127.0.0.1:9080",
+        "peers": ["127.0.0.1:9081", "127.0.0.1:9082"],
+    }
+    again = three.post(JOIN, Authorization=f"{INVITATION_SCHEME} {invitation}")
+    assert (again.status, again.code) == (401, "unauthorized")
+    assert SECRET.encode() not in again.body
+    assert not any(invitation in line or SECRET in line for line in logged)
+
+
+@pytest.mark.parametrize("shown", ["", " ", " x", " tq_" + "0" * 49, "x"])
+def test_what_is_no_invitation_is_not_even_looked_for(world: World, shown: str) -> None:
+    world.peer = STRANGER
+    reply = world.post(JOIN, Authorization=f"{INVITATION_SCHEME}{shown}")
+    assert (reply.status, reply.code) == (401, "unauthorized")
+    assert "take_invitation" not in world.queue.calls
+
+
+def test_an_access_token_is_no_invitation_and_the_other_way_round(world: World) -> None:
+    token = world.tokens.make(Role.ADMIN)
+    reply = world.post(JOIN, Authorization=f"{INVITATION_SCHEME} {token}")
+    assert (reply.status, reply.code) == (401, "unauthorized")
+    invitation = str(world.post(INVITE, Authorization=f"Bearer {token}").json["invitation"])
+    assert world.post(INVITE, Authorization=f"Bearer {invitation}").status == 401
+    assert world.queue.orders[-1][0] == "put_invitation"
+    assert INVITED_UNTIL_US

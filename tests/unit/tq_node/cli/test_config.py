@@ -15,12 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tq_node import limits
-from tq_node.cli import config
+from tq_node.cli import config, invitation_file
 from tq_node.cli.addresses import Address, Listen
 from tq_node.cli.config import BIRTH_GUARD_VARIABLE, STORE_FILE, BadOption, NodeSettings, load
 from tq_node.cli.option_table import BY_NAME, OPTIONS, OptionRow
 from tq_node.direct_sends import DirectReactor
 from tq_node.node.process import tcp_reactor
+from tq_node.tokens import encode
 
 
 def tokens_file(folder: Path) -> Path:
@@ -427,6 +428,35 @@ class TestAddresses:
         assert loaded(peer="10.0.0.1:9080", secret_file=file).peer.host == "10.0.0.1"
         assert loaded(peer="10.0.0.1:9080", peer_cert=file, peer_key=file, peer_ca=file).peer.host == "10.0.0.1"
         assert refusal(http="10.0.0.1:8080", secret_file=file).startswith("--http: 10.0.0.1 is not loopback")
+
+    def test_an_invitation_says_whom_to_ask(self, tmp_path: Path) -> None:
+        file = tmp_path / "invitation"
+
+        def put(content: str, mode: int = 0o600) -> dict[str, Any]:
+            file.write_text(content)
+            file.chmod(mode)
+            return {"invitation": str(file)}
+
+        good = invitation_file.text_of(
+            encode(bytes(32)), ["https://node-1:8080", "localhost:8081"], "2030-01-01T00:00:00Z"
+        )
+        settings = loaded(**put(good))
+        assert settings.invitation == file
+        assert [str(address) for address in settings.join] == ["https://node-1:8080", "localhost:8081"]
+        assert [str(address) for address in loaded(join="localhost:1", **put(good)).join] == ["localhost:1"]
+        for content, mode, why in (
+            (good, 0o644, "chmod 600"),
+            ("", 0o600, "no invitation"),
+            (good.replace("tq_0", "tq_1"), 0o600, "its letters"),
+            (good.replace('"https://node-1:8080", "localhost:8081"', ""), 0o600, "names nobody"),
+            (good.replace("https://", ""), 0o600, "node-1:8080 in plain text"),
+        ):
+            assert refusal(**put(content, mode)).startswith("--invitation: ")
+            assert why in refusal(**put(content, mode))
+        assert loaded("insecure-http", **put(good.replace("https://", ""))).join
+        file.unlink()
+        assert "No such file" in refusal(invitation=str(file))
+        assert loaded(join="localhost:1", invitation=str(file)).join, "it has joined; the file was for that"
 
     def test_a_list_of_revoked_certificates_goes_with_an_authority(self, tmp_path: Path) -> None:
         file = tmp_path / "file"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.memory_tokens import token_of
-from tq_node.cli import tokens_file
+from tq_node.cli import invitation_file, tokens_file
 from tq_node.cli.token_tool import main
 from tq_node.tokens import Quotas, Role, TokenEntry, hash_of, is_well_formed
 
@@ -260,6 +260,37 @@ class TestCluster:
     def test_a_token_in_plain_text_beyond_this_machine_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         run("list", "--url", "http://tq.invalid:8080")
         assert "tokens go there in plain text" in capsys.readouterr().err
+
+
+class TestInvite:
+    def test_what_it_prints_is_a_file_for_the_option(
+        self, node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        invitation = token_of(9)
+        said = {"success": True, "invitation": invitation, "expires_at": "2030-01-01T00:00:00Z"}
+        Node.answer = 200, json.dumps(said).encode()
+        assert run("invite", "--url", node, environment={"TQ_TOKEN": ADMIN}) == 0
+        file = tmp_path / "invitation"
+        file.write_text(capsys.readouterr().out)
+        file.chmod(0o600)
+        assert invitation_file.read(file).invitation == invitation
+        assert invitation_file.read(file).join == [node.removeprefix("http://")]
+        assert run("invite", "--url", node, "--join", "https://a:1", "--join", "https://b:2") == 0
+        file.write_text(capsys.readouterr().out)
+        assert invitation_file.read(file).join == ["https://a:1", "https://b:2"]
+        assert Node.asked[0][:2] == ("POST", "/cluster/invite")
+        assert Node.asked[0][2]["Authorization"] == f"Bearer {ADMIN}"
+
+    def test_a_file_that_the_shell_has_made_is_made_private_first(self, node: str, tmp_path: Path) -> None:
+        Node.answer = 403, b'{"code":"denied","detail":"the role admin is missing"}'
+        file = tmp_path / "invitation"
+        command = [sys.executable, "-m", "tq_node.cli.token_tool", "invite", "--url", node]
+        with file.open("wb") as out:
+            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "the role admin is missing" in done.stderr
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert file.read_bytes() == b""
 
 
 class TestCommandLine:

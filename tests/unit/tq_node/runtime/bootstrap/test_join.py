@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, cast
@@ -21,13 +22,14 @@ from tests.support.wires import run_until
 from tq_node.cluster.commands import RegisterNode, Registration, decode
 from tq_node.cluster.refusals import Refusal, Refused
 from tq_node.errors import NoController, NotReady
-from tq_node.facade import CHALLENGE_BYTES, JOIN_SCHEME
+from tq_node.facade import CHALLENGE_BYTES, INVITATION_SCHEME, JOIN_SCHEME
 from tq_node.runtime.bootstrap import invitation, join
 from tq_node.runtime.bootstrap.invitation import ANSWER_BYTES_MAX, Denied, Invited, Inviter, JoinRefused, NotInvited
 from tq_node.runtime.bootstrap.join import Joiner, JoinSettings, JoinSteps, refusal_line
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.registration import WELCOMES, Outcome, Welcomed
 from tq_node.runtime.join_proof import proof
+from tq_node.tokens import encode
 from tq_node.types import NodeId, NodeName
 from tq_node.wire.connector import DialledPeer
 from tq_node.wire.errors import NotAMember, Removed, StaleSession, Unproven, WrongCluster, WrongSecret
@@ -232,6 +234,40 @@ async def test_a_challenge_that_is_none_is_not_answered(site: MemberSite, said: 
     with pytest.raises(NotInvited, match="in a file"):
         await Inviter(the_reactor, needs_secret=False, secret=lambda: OWN, may_dial=True).ask(site.address)
     assert site.shown[-1] == ""
+    await closed(site)
+
+
+# --- with an invitation ---
+INVITATION = encode(bytes(range(32)))
+
+
+@deferred
+async def test_an_invitation_is_shown_once_and_its_answer_kept(site: MemberSite) -> None:
+    said = {"success": True, "cluster_id": CLUSTER, "secret": SECRET.hex(), "peer": "127.0.0.1:9001", "peers": ["p2"]}
+    site.answers["POST /cluster/join"] = lambda: (200, json.dumps(said).encode())
+    inviter = Inviter(the_reactor, needs_secret=True, invitation=INVITATION)
+    wanted = Invited(CLUSTER, SECRET, ("127.0.0.1:9001", "p2"), frozenset())
+    assert [await inviter.ask(site.address) for _ in range(3)] == [wanted] * 3
+    assert site.asked == ["POST /cluster/join"]
+    assert site.shown == [f"{INVITATION_SCHEME} {INVITATION}"]
+    await closed(site)
+
+
+@deferred
+async def test_who_has_the_secret_already_shows_no_invitation(site: MemberSite) -> None:
+    await Inviter(the_reactor, needs_secret=False, secret=lambda: OWN, invitation=INVITATION).ask(site.address)
+    assert site.shown == [""]
+    await closed(site)
+
+
+@deferred
+async def test_an_invitation_that_was_used_ends_the_joiner_in_one_line(site: MemberSite) -> None:
+    site.answers["POST /cluster/join"] = lambda: problem(401, "unauthorized", "it was used")
+    with pytest.raises(Denied, match=r"^--invitation: .*it was used$"):
+        await Inviter(the_reactor, needs_secret=True, invitation=INVITATION).ask(site.address)
+    site.answers["POST /cluster/join"] = lambda: problem(503, "no_controller", "later")
+    with pytest.raises(NotInvited, match="later"):
+        await Inviter(the_reactor, needs_secret=True, invitation=INVITATION).ask(site.address)
     await closed(site)
 
 
