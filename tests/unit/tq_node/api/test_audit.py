@@ -77,6 +77,7 @@ ORDERS: dict[str, tuple[str, Any, str]] = {
     "/tasks/pause": ("?queue=mail", None, "queue=mail"),
     "/tasks/resume": ("?queue=mail", None, "queue=mail"),
     "/cluster/join": ("", None, ""),
+    "/cluster/invite": ("", None, "invitation"),
     "/cluster/drain": ("?node=node-2", None, "node=node-2"),
     "/cluster/undrain": ("?node=node-2", None, "node=node-2"),
     "/cluster/remove": ("?node=node-2", None, "node=node-2"),
