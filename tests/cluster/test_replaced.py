@@ -17,7 +17,8 @@ import pytest
 
 from tests.cluster.clusters import PEER_OFFSET, Cluster
 from tests.cluster.replicated import wait_settled
-from tests.cluster.test_peer_tls import NAMES, make_ca
+from tests.cluster.test_peer_tls import NAMES, certificates, make_ca
+from tests.contract.test_wire_tls import revoke
 from tests.support.harness import until
 from tq_node.wire import bounds
 
@@ -153,3 +154,27 @@ def test_no_call_fails(make_cluster: MakeCluster, tmp_path: Path, is_short: bool
     until(lambda: b"files_unusable" in cluster["node-2"].get("/ready").body, what="it is said of the broken file")
     cluster.stop()
     cluster.assert_logs_are_clean("the changed file is not used|refused a connection")
+
+
+def test_a_certificate_that_is_revoked_while_all_run_cuts_its_node_off(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    folder = make_ca(tmp_path / "ca", *NAMES)
+    crl = revoke(folder, tmp_path / "crl")
+
+    def options(name: str) -> list[str]:
+        return [*certificates(folder, name), "--peer-crl", str(crl)]
+
+    cluster = make_cluster(own_options=options)
+    cluster.start()
+    cluster.wait_whole()
+    cluster.wait_ready()
+    revoke(folder, tmp_path / "next", "node-3")
+    os.replace(tmp_path / "next", crl)
+    cluster.wait(
+        lambda view: view.statuses["node-3"] == "down" and view.leader in ("node-1", "node-2"),
+        names=("node-1", "node-2"),
+        what="node-3 is cut off",
+    )
+    assert cluster["node-1"].submit("email")
+    cluster.stop()

@@ -17,8 +17,9 @@ from tq_node.cluster.commands import Order
 from tq_node.cluster.map import ClusterMap
 from tq_node.cluster.records import ACCESS_LEVEL
 from tq_node.errors import ClusterRefused, TaskQueueError, Unauthorized
-from tq_node.facade import Invitation, NotReadyReason
+from tq_node.facade import CHALLENGE_BYTES, Invitation, NotReadyReason
 from tq_node.runtime.clock import Clock, WallClock
+from tq_node.runtime.join_proof import proof
 from tq_node.runtime.routing.invitations import Invitations
 from tq_node.runtime.routing.node_state import NodeState
 
@@ -109,3 +110,38 @@ async def test_there_are_not_too_many(doors: list[Door]) -> None:
         await doors[0].made.put_invitation(number.to_bytes(32, "big"))
     with pytest.raises(ClusterRefused):
         await doors[0].made.put_invitation(b"m" * 32)
+
+
+# --- who proves the secret ---
+@deferred
+async def test_a_proof_counts_at_the_member_that_gave_the_challenge(doors: list[Door]) -> None:
+    one, other = doors[0], doors[1]
+    challenge = bytes.fromhex(one.made.challenge())
+    for wrong in (
+        (challenge, proof(b"guessed guessed guessed", challenge)),
+        (challenge, b""),
+        (bytes.fromhex(other.made.challenge()), proof(SECRET, bytes.fromhex(other.made.challenge()))),
+        (bytes(CHALLENGE_BYTES), proof(SECRET, bytes(CHALLENGE_BYTES))),
+    ):
+        with pytest.raises(Unauthorized):
+            one.made.peers_for(*wrong)
+    leader = one.plane.map.nodes[one.plane.core.leader or one.plane.local.node_id]
+    peers = one.made.peers_for(challenge, proof(SECRET, challenge))
+    assert peers[0] == leader.peer
+    assert set(peers) == {node.peer for node in one.map.members()}
+
+
+@deferred
+async def test_either_secret_proves_while_one_replaces_the_other(doors: list[Door]) -> None:
+    new = b"the secret that takes its place"
+    door = doors[0]
+    door.plane.local.hold((new, SECRET))
+    for secret in (new, SECRET):
+        challenge = bytes.fromhex(door.made.challenge())
+        assert door.made.peers_for(challenge, proof(secret, challenge))
+    door.plane.local.hold((new,))
+    challenge = bytes.fromhex(door.made.challenge())
+    with pytest.raises(Unauthorized, match="differs"):
+        door.made.peers_for(challenge, proof(SECRET, challenge))
+    door.plane.local.secret = None
+    assert door.made.challenge() == ""

@@ -171,7 +171,7 @@ class DialledPeer(PeerConnection):
     async def _ping_round(self) -> None:
         if not self._authentication.is_shown(self._key):
             await self._renew()
-        elif not self._is_proven():
+        if not self._is_proven():
             await self.ping()
         self._calls_begun = self._calls.begun
         if self.is_open():

@@ -128,3 +128,18 @@ async def test_a_new_secret_that_the_other_end_lacks_waits_for_as_long_as_the_ol
     holds(a, NEW)
     await wire.until(lambda: not a.pool.is_connected(b.node_id, Lane.CONSENSUS), "the end")
     assert "does not know the secret" in a.handler.seen("lost")[0][5]
+
+
+@deferred
+async def test_a_listener_that_only_says_that_it_knows_the_new_secret_is_found_out(
+    house: House, wire: MemoryWire
+) -> None:
+    """It was let in by the old one, and answers the proof with whatever it likes."""
+    a, b = await pair(house)
+    for connection in list(b.listener._factory.connections):
+        replies = {**connection._served}
+        replies[b"Renew"] = replies[b"Renew"]._replace(respond=lambda proof: {"proof": proof})
+        connection._served = replies
+    holds(a, NEW, SECRET)
+    await wire.until(lambda: a.handler.seen("lost"), "the end")
+    assert "differs" in a.handler.seen("lost")[0][5]
