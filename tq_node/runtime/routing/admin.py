@@ -17,6 +17,7 @@ from tq_node.cluster.commands import (
     Rebalance,
     ResumeQueue,
     RevokeToken,
+    feature_level_of,
     ordered_by,
 )
 from tq_node.cluster.liveness import Liveness
@@ -278,6 +279,8 @@ class ClusterAdmin:
     async def _proposed(self, order: Order, by: str) -> int:
         if not self._plane.membership.is_registered:
             raise NotReady("the node is not, or not yet, a member of a cluster")
+        if feature_level_of(order) > self._map.feature_level:  # a leader of an earlier release could not read it
+            raise as_error(Refusal.FEATURE_LEVEL)
         try:
             outcome = await self._plane.membership.propose(ordered_by(order, by, self._map.feature_level))
         except TableRefused as why:
