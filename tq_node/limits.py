@@ -247,6 +247,9 @@ DESCRIPTORS_KEPT = 256
 """Descriptors that are not for clients: the store's, peers', workers' ..."""
 DESCRIPTORS_PER_CONNECTION = 1.2
 """... and a fifth beside each connection, for connections that are ending."""
+ANONYMOUS_BODY_BYTES_MAX = 4 * KIB
+"""Body of a request without a token where tokens are checked: routes open to all read none, and
+what may be held of all bodies together is for those who may send them."""
 HTTP_HEAD_S = 10.0
 """A request's head must be whole within this time; ..."""
 HTTP_BODY_BYTES_S_MIN = 1 * KIB

@@ -102,6 +102,8 @@ class ApiRequest(RequestLifecycle, server.Request):
     _discards = False
     """No room for the body: it is discarded as it arrives, and the request refused at its end."""
     _announced_bytes = 0
+    _body_bytes_max = 0
+    """Of its caller: who shows no token where one is needed has nothing to send."""
     _is_stream = False
     _linger: IDelayedCall | None = None
 
@@ -133,7 +135,9 @@ class ApiRequest(RequestLifecycle, server.Request):
 
     # --- the body, as it arrives ---
     def gotLength(self, length: int | None) -> None:
-        body_bytes_max = self.server.settings.body_bytes_max
+        body_bytes_max = self._body_bytes_max = (
+            limits.ANONYMOUS_BODY_BYTES_MAX if self.caller is ANONYMOUS else self.server.settings.body_bytes_max
+        )
         self.content = BytesIO()
         self._announced_bytes = length or 0
         refusal = self.refusal
@@ -177,8 +181,8 @@ class ApiRequest(RequestLifecycle, server.Request):
             return
         self._held_bytes += size
         server.bodies_held_bytes += size
-        if self._held_bytes > settings.body_bytes_max:
-            self._refuse(BodyTooLarge(f"a body over {settings.body_bytes_max} bytes"))
+        if self._held_bytes > self._body_bytes_max:
+            self._refuse(BodyTooLarge(f"a body over {self._body_bytes_max} bytes"))
         elif server.bodies_held_bytes > settings.bodies_held_bytes_max:
             self._refuse(Busy("too many bodies at once"))
         else:

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from tests.support.memory_cluster import CHALLENGE, CLUSTER_ID, INVITED_UNTIL_US, SECRET
 from tests.unit.tq_node.api.talk import Reply, World
-from tq_node import errors
+from tq_node import errors, limits
 from tq_node.api.http import local_only
 from tq_node.api.joining import InvitedAnswer, JoinAnswer
 from tq_node.facade import CHALLENGE_BYTES, INVITATION_SCHEME, JOIN_SCHEME, PROOF_BYTES
@@ -270,6 +270,21 @@ def test_wrong_proofs_come_at_the_pace_of_wrong_tokens(world: World, monkeypatch
     client.send(f"POST {JOIN} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {JOIN_SCHEME}\r\n\r\n".encode())
     assert len(held) == 1
     assert client.received == b""
+
+
+@pytest.mark.parametrize("path", [JOIN, "/health"])
+@pytest.mark.parametrize("more", ["Content-Length: {}", "Transfer-Encoding: chunked"])
+def test_no_body_is_held_for_a_stranger_where_tokens_are_asked_for(world: World, path: str, more: str) -> None:
+    """Five of them would have taken all that may be held of bodies, and nobody else could have sent a batch."""
+    size = limits.ANONYMOUS_BODY_BYTES_MAX + 1
+    head = f"{'GET' if path == '/health' else 'POST'} {path} HTTP/1.1\r\nHost: localhost\r\n{more.format(size)}\r\n\r\n"
+    body = b"%x\r\n" % size + b"a" * size if "chunked" in more else b"a" * size
+    token = {"Authorization": f"Bearer {world.tokens.make(Role.ADMIN)}"}
+    client = world.connect()
+    client.send(head.encode() + body)
+    assert b" 413 " in client.received
+    assert world.site.server.bodies_held_bytes == 0
+    assert world.call("GET" if path == "/health" else "POST", path, b"a" * size, **token).status in (200, 403)
 
 
 def test_two_authorizations_are_none(world: World) -> None:
