@@ -19,7 +19,7 @@ MakeCluster = Callable[..., Cluster]
 NAMES = ("node-1", "node-2")
 
 
-@pytest.mark.parametrize("by", ["secret", "certificates"])
+@pytest.mark.parametrize("by", ["secret", pytest.param("certificates", marks=pytest.mark.long)])
 def test_a_peer_port_is_enough(make_cluster: MakeCluster, tmp_path: Path, by: str) -> None:
     secret = tmp_path / "secret"
     secret.write_text("a secret of these nodes, by hand\n")

@@ -18,7 +18,7 @@ import pytest
 from tests.cluster.clusters import PEER_OFFSET, Cluster
 from tests.cluster.replicated import wait_settled
 from tests.cluster.test_peer_tls import NAMES, certificates, make_ca
-from tests.contract.test_wire_tls import revoke
+from tests.support.certificates import revoke
 from tests.support.harness import until
 from tq_node.wire import bounds
 
@@ -156,6 +156,7 @@ def test_no_call_fails(make_cluster: MakeCluster, tmp_path: Path, is_short: bool
     cluster.assert_logs_are_clean("the changed file is not used|refused a connection")
 
 
+@pytest.mark.long
 def test_a_certificate_that_is_revoked_while_all_run_cuts_its_node_off(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

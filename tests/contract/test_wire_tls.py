@@ -7,15 +7,12 @@ import ssl
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -24,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from twisted.internet.defer import Deferred
 
+from tests.support.certificates import revoke
 from tests.support.wire_kinds import TcpWire, TlsWire, make_cluster_ca, peer_tls
 from tests.support.wires import WireNode, clean
 from tq_node.wire.authentication import Shown
@@ -227,22 +225,6 @@ def reissued(folder: Path, name: str, into: Path) -> tuple[Path, Path, Path]:
     for source, target in ((f"{name}.crt", "crt"), (f"{name}.key", "key"), ("ca.crt", "ca")):
         (into / target).write_bytes((folder / source).read_bytes())
     return into / "crt", into / "key", into / "ca"
-
-
-def revoke(folder: Path, into: Path, *names: str, signed_in: Path | None = None) -> Path:
-    """A list that revokes these nodes' certificates, out of date since yesterday."""
-    signer = signed_in or folder
-    key: Any = load_pem_private_key((signer / "ca.key").read_bytes(), None)
-    issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()).subject
-    now = datetime.now(UTC)
-    made = x509.CertificateRevocationListBuilder(issuer, now - timedelta(2), now - timedelta(1))
-    for name in names:
-        number = x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes()).serial_number
-        made = made.add_revoked_certificate(x509.RevokedCertificateBuilder(number, now - timedelta(2)).build())
-    into.write_bytes(
-        made.sign(key, SHA256() if not isinstance(key, Ed25519PrivateKey) else None).public_bytes(Encoding.PEM)
-    )
-    return into
 
 
 class OwnTls(TlsWire):

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from twisted.logger import LogEvent, globalLogPublisher
 
+from tests.support.certificates import revoke
 from tests.support.wire_kinds import make_cluster_ca
+from tq_node.certificates import serial_of
 from tq_node.runtime.bootstrap.credentials import (
     SECRET_BYTES_MAX,
     BadCredentials,
@@ -19,6 +22,7 @@ from tq_node.runtime.bootstrap.credentials import (
     reread_secrets,
 )
 from tq_node.wire import bounds
+from tq_node.wire.authentication import Shown
 
 SECRET = b"a secret of some bytes"
 OTHER = b"the secret that takes its place"
@@ -159,6 +163,23 @@ def test_a_file_that_does_not_do_is_named_with_its_option(
 def test_a_list_of_revoked_certificates_that_is_none_is_named_with_its_option(folder: Path) -> None:
     with pytest.raises(BadCredentials, match=r"^--peer-crl: .*/a.crt: holds no list"):
         peer_tls(folder / "a.crt", folder / "a.key", folder / "ca.crt", folder / "a.crt")
+
+
+def test_a_list_that_changes_counts_for_who_is_connected_already(folder: Path, tmp_path: Path) -> None:
+    crl = revoke(folder, tmp_path / "crl")
+    reread = reread_certificates(folder / "a.crt", folder / "a.key", folder / "ca.crt", crl)
+    assert reread is not None
+    in_use = reread.value
+    reread.on_change.append(in_use.follow)
+    told: list[bool] = []
+    certificate = x509.load_pem_x509_certificate((folder / "b.crt").read_bytes())
+    shown = Shown(serial=serial_of(certificate))
+    in_use.on_change.append(lambda: told.append(in_use.is_revoked(shown)))
+    assert not in_use.is_revoked(shown)
+    revoke(folder, tmp_path / "next", "b")
+    (tmp_path / "next").replace(crl)
+    reread.look()
+    assert told == [True]
 
 
 def test_a_private_key_that_others_can_read_is_refused_unless_insecure(folder: Path, tmp_path: Path) -> None:
