@@ -6,7 +6,13 @@ import os
 import ssl
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from tests.support.harness import PROJECT
 
@@ -47,7 +53,5 @@ def revoke(folder: Path, into: Path, *names: str, signed_in: Path | None = None)
     for name in names:
         number = x509.load_pem_x509_certificate((folder / f"{name}.crt").read_bytes()).serial_number
         made = made.add_revoked_certificate(x509.RevokedCertificateBuilder(number, now - timedelta(2)).build())
-    into.write_bytes(
-        made.sign(key, SHA256() if not isinstance(key, Ed25519PrivateKey) else None).public_bytes(Encoding.PEM)
-    )
+    into.write_bytes(made.sign(key, SHA256()).public_bytes(Encoding.PEM))
     return into
