@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from tq_node import audit, errors, limits
 from tq_node.api.access.access import Access
+from tq_node.api.access.scope import must_be_for_all_queues
 from tq_node.api.http.audit_trail import AuditSink
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import NoAuditLog
@@ -62,6 +63,7 @@ class AuditRoutes:
         self._log = log
 
     def lines(self, request: ApiRequest) -> Deferred[None]:
+        must_be_for_all_queues(request.caller, "the audit log")
         sent = read_query(request, AuditParameters)
         if self._log is None:
             raise NoAuditLog(f"{self._queue.node_name} keeps no audit log: it was started without --audit-log")
@@ -92,7 +94,7 @@ class AuditRoutes:
                 "What was changed and refused at this node, and who asked for it",
                 {200: Answer("a page of lines, the oldest first", AuditAnswer)},
                 query=AuditParameters,
-                errors=(NoAuditLog, errors.Busy),
+                errors=(errors.Denied, NoAuditLog, errors.Busy),
             )
         ]
 

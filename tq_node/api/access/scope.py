@@ -17,6 +17,12 @@ def must_be_its_queue(caller: Caller, queue: str) -> None:
         raise Denied(f"the token {caller.name} is for {_listed(caller.queues)}, not for queue {queue!r}")
 
 
+def must_be_for_all_queues(caller: Caller, what: str) -> None:
+    """Check that the caller may know of every queue, which ``what`` tells of; raises ``Denied``."""
+    if caller.queues is not None:
+        raise Denied(f"{what} tells of all queues; the token {caller.name} is for {_listed(caller.queues)}")
+
+
 def narrowed(caller: Caller, queues: frozenset[str] | None, inverse: bool) -> tuple[frozenset[str] | None, bool]:
     """A filter of queues, cut down to those that the caller may know of.
 

@@ -335,6 +335,13 @@ def test_only_an_admin_reads_the_log(audited: Audited, role: Role) -> None:
     assert audited.world.get("/audit", **audited.token(role)).status == 403
 
 
+def test_an_admin_of_some_queues_does_not_read_what_was_done_in_others(audited: Audited) -> None:
+    token = audited.world.tokens.make(Role.ADMIN, name="mail-admin", queues=("mail",))
+    reply = audited.world.get("/audit", Authorization=f"Bearer {token}")
+    assert (reply.status, reply.code) == (403, "denied")
+    assert "the audit log tells of all queues" in reply.json["detail"]
+
+
 def test_a_node_without_a_log_says_so(world: World) -> None:
     reply = world.get("/audit")
     assert (reply.status, reply.code) == (404, "no_audit_log")
