@@ -230,7 +230,8 @@ class Clients:
     def _asker(self, task_id: str) -> Asker | None:
         """Whoever may see all, the task's own token, or one that may not know of it."""
         made_by = self._world.checkers.known(task_id).made_by or maker_of(task_id)
-        return (None, Asker(made_by, own_only=True) if made_by else None, NOBODYS, None)[self._serial % 4]
+        own = Asker(made_by, own_only=True) if made_by else None
+        return (None, own, None, own, None, NOBODYS, None, own)[self._serial % 8]
 
     def read(self, node: SimulatedNode) -> None:
         self._read(node, "read", 0.0)

@@ -347,6 +347,23 @@ def test_who_waits_for_a_task_that_it_may_know_of_no_more_hears_that_there_is_no
     client.transport.hang_up()
 
 
+def test_what_a_stream_passes_over_counts_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "EVENT_CHUNK_BYTES", 10 * limits.EVENT_PASSED_BYTES)
+    monkeypatch.setattr(limits, "EVENT_TURN_BYTES", 30 * limits.EVENT_PASSED_BYTES)
+    world = World()
+    operator, ann = holder(world, Role.OPERATE), holder(world, Role.SUBMIT, name="ann")
+    submitted(world, operator)
+    for _ in range(100):
+        submitted(world, operator)
+    submitted(world, ann, id="mine")
+    client = opened(world, Last_Event_ID="1", **ann)
+    assert blocks(client) == [b"retry: 2000"], "a hundred of others are more than a turn allows"
+    world.clock.pump([0.0] * 5)
+    assert [data(block)["task_id"] for block in blocks(client)[1:]] == ["mine"]
+    client.transport.hang_up()
+    world.close()
+
+
 # --- orders ---
 @pytest.mark.parametrize(
     ("path", "order"),
