@@ -53,8 +53,8 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
 
     ``payload`` is compact JSON. ``id`` None: the node makes one; ``made``: it has just done so.
     ``delay_us`` and ``run_at_us`` exclude one another. ``content_hash`` covers the fields as sent,
-    without the id. ``made_by``: the token that asks, by name; ``own_only``: it may not know of a
-    task of that id which another token submitted."""
+    without the id. ``made_by``: the token that asks, by name. It may not know of a task of that id
+    which another token submitted (``own_only``), or in another queue (``queue_only``)."""
 
     type: _Type
     payload: bytes
@@ -71,6 +71,7 @@ class Submission(msgspec.Struct, gc=False, array_like=True):
     made: bool = False
     made_by: str = ""
     own_only: bool = False
+    queue_only: bool = False
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False, array_like=True):

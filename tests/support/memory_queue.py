@@ -185,7 +185,9 @@ class MemoryQueue:
             row = self.rows[task_id]
             if row.spec.content_hash != sent.content_hash:
                 raise IdConflict("another task has this id", task_id=task_id)
-            if sent.own_only and row.spec.made_by != sent.made_by:
+            if (sent.own_only and row.spec.made_by != sent.made_by) or (
+                sent.queue_only and row.spec.queue != sent.queue
+            ):
                 raise IdConflict("another token's task has this id", task_id=task_id)
             return Accepted(task_id, row.state, self._name, False)
         elif task_id in self.purged:

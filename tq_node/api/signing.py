@@ -20,6 +20,7 @@ def sign(submission: Submission, caller: Caller, queue: TaskQueue) -> None:
     if caller.queues is not None:
         if submission.queue is None:
             submission.queue = queue.queue_of(submission.type)
+        submission.queue_only = True
         must_be_its_queue(caller, submission.queue)
 
 

@@ -202,15 +202,18 @@ class Submitter:
 
     def _repeat(self, submission: Submission, task_id: str, found: Slot | Tombstone) -> tuple[Accepted, Slot]:
         """The id is known: equal content is the same task, other content a conflict (section 9).
-        Another token's task is one too, for a caller that may not know of it."""
+        So is a task that the caller may not know of."""
         if isinstance(found, Tombstone) or found.row is None:
             if found.content_hash != submission.content_hash:
                 raise IdConflict("a task with this id and other content has been here", task_id=task_id)
             raise TaskPurged("the task has ended and its retention is over", task_id=task_id)
         if found.row.spec.content_hash != submission.content_hash:
             raise IdConflict("a task with this id and other content exists", task_id=task_id)
-        if submission.own_only and found.row.spec.made_by != submission.made_by:
-            raise IdConflict("a task with this id exists that another token submitted", task_id=task_id)
+        spec = found.row.spec
+        if (submission.own_only and spec.made_by != submission.made_by) or (
+            submission.queue_only and spec.queue != submission.queue
+        ):
+            raise IdConflict("a task with this id exists that this token may not know of", task_id=task_id)
         return Accepted(task_id, State(found.row.state), self._settings.node_name, False), found
 
     def queue_of(self, task_type: str) -> str:

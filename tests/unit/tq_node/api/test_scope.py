@@ -179,6 +179,17 @@ def test_a_token_submits_to_its_queues_alone(world: World) -> None:
     assert len(world.queue.rows) == 2
 
 
+def test_the_id_of_a_task_in_another_queue_is_a_conflict(world: World) -> None:
+    """The content is the same: neither names a queue, and the handlers said another one then."""
+    world.queue.queues_of_types["invoice"] = "mail"
+    free = world.submit(id="one", type="invoice")
+    assert world.queue.rows[free].spec.queue == "default"
+    token = holder(world, Role.OPERATE, queues=("mail",))
+    assert world.post("/tasks/submit", {"type": "invoice", "id": "one"}, **token).code == "id_conflict"
+    assert submitted(world, token, type="invoice", id="two")
+    assert world.post("/tasks/submit", {"type": "invoice", "id": "two"}, **token).status == 200
+
+
 def test_a_foreign_item_of_a_batch_is_refused_by_itself(world: World) -> None:
     token = holder(world, Role.SUBMIT, queues=("mail",))
     tasks = [{"type": "email", "queue": queue} for queue in ("mail", "shop", "mail")]

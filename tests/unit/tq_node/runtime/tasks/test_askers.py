@@ -134,6 +134,13 @@ def test_the_id_of_another_tokens_task_is_taken(world: NodeWorld) -> None:
     assert not submit(world, "a", made_by="operator").created, "who sees all tasks is answered as ever"
 
 
+def test_the_id_of_a_task_in_another_queue_is_taken(world: NodeWorld) -> None:
+    submit(world, "a", "shop")
+    assert type(submit(world, "a", "mail", queue_only=True)) is IdConflict
+    assert not submit(world, "a", "shop", queue_only=True).created
+    assert not submit(world, "a", "mail").created, "what the content was is not the queue's to say"
+
+
 def test_tasks_are_counted_by_queue(world: NodeWorld) -> None:
     for number in range(12):
         submit(world, f"t{number}", ("mail", "news", "shop")[number % 3])
