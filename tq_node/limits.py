@@ -254,6 +254,11 @@ HTTP_HEAD_S = 10.0
 """A request's head must be whole within this time; ..."""
 HTTP_BODY_BYTES_S_MIN = 1 * KIB
 """... and its body must come at this rate, from then on."""
+HANDSHAKES_BEGUN_MAX = 500
+"""Of TLS, begun and not ended yet, each some 50 KiB; past it the one begun longest ago is reset.
+Who means it takes one round trip."""
+TLS_CLOSED_MANY = 500
+"""After so many fewer connections by TLS the memory of theirs is given back to the system."""
 UNSENT_UNCOUNTED_BYTES = 16 * KIB
 """Uncounted unsent bytes of each connection; with more than these no further request is taken."""
 UNSENT_BYTES_MAX = 64 * MIB

@@ -1,4 +1,5 @@
-"""``python -m tests.attacks [NAME…]``: all attacks, or those whose name contains one of the words, each against fresh nodes."""
+"""``python -m tests.attacks [--tls] [NAME…]``: all attacks, or those whose name contains one of the words, each against fresh
+nodes; with ``--tls`` all by HTTPS."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from tests.attacks.harness import HEADING, all_attacks, measure, row
 def main(words: list[str]) -> int:
     print(HEADING, flush=True)
     failed = 0
+    by_tls = "--tls" in words
+    words = [word for word in words if word != "--tls"]
     for attack in all_attacks():
         if words and not any(word in attack.name for word in words):
             continue
         try:
-            found = measure(attack)
+            found = measure(attack, by_tls=by_tls)
         except AssertionError as why:
             failed += 1
             print(f"{attack.name:58} FAILED: {why}", flush=True)

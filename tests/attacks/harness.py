@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import tests.attacks
 from tests.cluster.clusters import Cluster
+from tests.support.certificates import HOSTS, make_ca, trusting
 from tests.support.harness import NodeProcess, Nodes, until
 
 HELD_MS_MAX = 100
@@ -32,24 +34,28 @@ _held_max = re.compile(r"^taskqueue_reactor_held_max_seconds ([0-9.e+-]+)$", re.
 
 
 class Stage:
-    """What an attack plays on: ready nodes, the first of which is measured."""
+    """What an attack plays on: ready nodes, the first of which is measured. ``tls``: they speak HTTPS."""
 
-    def __init__(self, nodes: list[NodeProcess]) -> None:
+    def __init__(self, nodes: list[NodeProcess], tls: ssl.SSLContext | None = None) -> None:
         self.nodes = nodes
+        self.tls = tls
         self._sockets: list[socket.socket] = []
 
     @property
     def node(self) -> NodeProcess:
         return self.nodes[0]
 
-    def connect(self, *, timeout_s: float = 30.0, receive_buffer: int = 0) -> socket.socket:
-        """A bare connection to the node, closed at the end of the attack. ``receive_buffer``: a small one fills soon."""
+    def connect(self, *, timeout_s: float = 30.0, receive_buffer: int = 0, by_tls: bool = True) -> socket.socket:
+        """A connection to the node, closed at the end of the attack; bare, but for TLS where the node speaks it.
+        ``receive_buffer``: a small one fills soon."""
         connection = socket.socket()
         self._sockets.append(connection)
         if receive_buffer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         connection.settimeout(timeout_s)
         connection.connect(("127.0.0.1", self.node.http_port))
+        if self.tls is not None and by_tls:
+            connection = self._sockets[-1] = self.tls.wrap_socket(connection, server_hostname="localhost")
         return connection
 
     def close(self) -> None:
@@ -66,6 +72,8 @@ class Attack(NamedTuple):
     prepare: Callable[[Stage], object] | None = None
     is_long: bool = False
     """It runs with ``make long`` and by hand, not with each change."""
+    by_tls_only: bool = False
+    """It is one on TLS itself."""
 
 
 class Measured(NamedTuple):
@@ -105,6 +113,7 @@ def attack(
     options: Sequence[str] = (),
     prepare: Callable[[Stage], object] | None = None,
     is_long: bool = False,
+    by_tls_only: bool = False,
 ) -> Callable[[Callable[[Stage], object]], Attack]:
     """Mark a function as an attack. ``name`` begins with the id of the fault; ``options`` are the nodes'.
 
@@ -113,7 +122,7 @@ def attack(
 
     def mark(run: Callable[[Stage], object]) -> Attack:
         assert name not in _known, f"two attacks are named {name}"
-        _known[name] = Attack(name, run, nodes, tuple(options), prepare, is_long)
+        _known[name] = Attack(name, run, nodes, tuple(options), prepare, is_long, by_tls_only)
         return _known[name]
 
     return mark
@@ -170,17 +179,25 @@ def held_ms(node: NodeProcess) -> float:
 
 
 @contextlib.contextmanager
-def _stage(attack: Attack, directory: Path) -> Iterator[Stage]:
+def _stage(attack: Attack, directory: Path, *, by_tls: bool) -> Iterator[Stage]:
     nodes = Nodes(directory)
-    cluster = None
+    cluster = tls = None
+    options = attack.options
+    if by_tls:
+        folder = make_ca(directory / "ca", f"node={HOSTS}")
+        tls = trusting(folder)
+        files = ("--http-cert", "node.crt"), ("--http-key", "node.key"), ("--ca", "ca.crt")
+        options = (*options, *(word for option, file in files for word in (option, str(folder / file))))
     try:
         if attack.nodes == 1:
-            stage = Stage([nodes.start(*attack.options)])
+            node = nodes.start(*options, wait=False)
+            node.tls = tls
+            stage = Stage([node.wait_ready()], tls)
         else:
             names = [f"node-{number}" for number in range(1, attack.nodes + 1)]
-            cluster = Cluster(nodes, names, options=attack.options)
+            cluster = Cluster(nodes, names, options=options, tls=tls)
             cluster.start()
-            stage = Stage([cluster[name].wait_ready() for name in names])
+            stage = Stage([cluster[name].wait_ready() for name in names], tls)
         try:
             yield stage
         finally:
@@ -191,12 +208,15 @@ def _stage(attack: Attack, directory: Path) -> Iterator[Stage]:
             cluster.close()
 
 
-def measure(attack: Attack, directory: Path | None = None) -> Measured:
-    """Run it. :raises AssertionError: the attack itself found fault, a probe failed, or a node ended."""
+def measure(attack: Attack, directory: Path | None = None, *, by_tls: bool = False) -> Measured:
+    """Run it, against nodes that speak HTTPS where ``by_tls``.
+
+    :raises AssertionError: the attack itself found fault, a probe failed, or a node ended.
+    """
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="attack-") as made:
-            return measure(attack, Path(made))
-    with _stage(attack, directory) as stage:
+            return measure(attack, Path(made), by_tls=by_tls)
+    with _stage(attack, directory, by_tls=by_tls or attack.by_tls_only) as stage:
         if attack.prepare is not None:
             attack.prepare(stage)
         for _ in range(20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ def unread(stage: Stage, connections: int, request: Callable[[], bytes], count: 
     for _ in range(connections):
         connection = stage.connect(receive_buffer=SMALL)
         connection.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
             connection.send(request() * count)
     hold_open(stage, seconds)
 

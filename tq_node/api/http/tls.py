@@ -9,6 +9,8 @@ Needs ``pyOpenSSL``; imported only where certificates are given."""
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from tq_node import limits
 from tq_node.api.http.channel import ApiChannel
 from tq_node.api.http.site import ApiSite
 from tq_node.certificates import make_context, read_certificates, read_pair
@@ -37,6 +40,8 @@ from tq_node.slices import Slices
 _HANDSHAKE_RECORD = 0x16
 """First byte of whoever speaks TLS (RFC 8446, section 5.1)."""
 _DATA_RECORD = 0x17
+_TLS_MAJOR = 3
+"""Second byte of every record, of each version."""
 _HEAD_BYTES = 5
 _RECORD_BYTES_MAX = 2**14
 """Of what a record carries."""
@@ -93,6 +98,14 @@ class _Boundaries:
             self._left = at - len(data)
 
 
+def _has_record(data: bytes) -> bool:
+    """Whether the first record is whole, or none that could become so."""
+    if len(data) < _HEAD_BYTES:
+        return False
+    size = data[3] << 8 | data[4]
+    return len(data) >= _HEAD_BYTES + size or size > _RECORD_BYTES_MAX + _RECORD_BYTES_MORE or data[1] != _TLS_MAJOR
+
+
 @implementer(IOpenSSLServerConnectionCreator)
 class _Connections:
     """Makes OpenSSL's connections; open ones keep the certificate that they began with."""
@@ -114,6 +127,8 @@ class TlsConnection(TLSMemoryBIOProtocol):
     _has_begun = False
     _is_plain = False
     """The client speaks no TLS, and is told so in plain HTTP."""
+    _is_answered = False
+    """The client's hello was, which is most of the work of a handshake."""
     _held = b""
     """Of a handshake, while others have their turn."""
     _turn: Deferred[None] | None = None
@@ -151,23 +166,51 @@ class TlsConnection(TLSMemoryBIOProtocol):
         else:
             self._has_begun = True
             self._held += data
-            if self._turn is None:
+            if self._is_answered:
+                self._shake_hands()  # its end is cheap, and who waits with it would be taken for one who left
+            elif self._turn is None and _has_record(self._held):
                 self.transport.pauseProducing()
                 self._turn = self.factory.handshakes.turn("TLS handshake")
-                self._turn.addCallbacks(self._go_on, lambda _: None)
+                self._turn.addCallbacks(self._have_turn, lambda _: None)
 
-    def _go_on(self, _: None) -> None:
+    def _checkHandshakeStatus(self) -> None:
+        # Inherited, and called with the connection too, when a server has nothing to say yet: that
+        # would take buffers for whoever never says anything.
+        if self._has_begun:
+            super()._checkHandshakeStatus()
+
+    def _have_turn(self, _: None) -> None:
         self._turn = None
+        self._shake_hands()
+        if not self.transport.disconnecting:
+            self.transport.resumeProducing()
+
+    def _shake_hands(self) -> None:
         held, self._held = self._held, b""
         self._boundaries.is_one_record(held)
         super().dataReceived(held)
-        if not self.transport.disconnecting:
-            self.transport.resumeProducing()
+        if self._handshakeDone:
+            self.factory.ended(self)
+        elif not self._lostTLSConnection:
+            self.factory.begun(self)
+
+    def _flushSendBIO(self) -> None:
+        try:
+            said = self._tlsConnection.bio_read(2 * _RECORD_BYTES_MAX)
+        except SSL.WantReadError:
+            return  # there is nothing
+        self._is_answered = True
+        self.transport.write(said)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._turn is not None:
             self._turn.cancel()
+        self.factory.ended(self)
+        # Else the inherited one reads on, for the error that this is: its traceback would hold
+        # itself, and all of the connection, until the collector comes by, which it seldom does.
+        self._lostTLSConnection = True
         super().connectionLost(reason)
+        self._producer = None  # it is the channel, whose transport this is
 
     def _read_one(self, data: bytes) -> None:
         """As the inherited one, for a record that comes alone, as nearly all requests do: what is
@@ -224,6 +267,13 @@ class TlsConnection(TLSMemoryBIOProtocol):
         self.transport.loseWriteConnection()
 
 
+def give_memory_back() -> None:
+    """Have the C library give the system what OpenSSL has freed: the small blocks of many
+    connections lie among others, and it keeps all of them by itself."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class HttpsFactory(TLSMemoryBIOFactory):
     """Wraps the channels of a site; may listen on several ports at once."""
 
@@ -234,7 +284,36 @@ class HttpsFactory(TLSMemoryBIOFactory):
         reactor = site.server.reactor
         super().__init__(_Connections(files), False, site, reactor)
         self.handshakes = Slices(reactor, on_slice=site.server.metrics.note_doing)
+        self._reactor = reactor
+        self._begun: dict[TlsConnection, None] = {}
+        """Handshakes that have begun and not ended, in order."""
+        self._most = 0
+        """Connections at once since memory was last given back."""
 
     def buildProtocol(self, addr: IAddress) -> TlsConnection | None:  # type: ignore[override]  # None: it is refused
         channel = self.wrappedFactory.buildProtocol(addr)
         return None if channel is None else self.protocol(self, channel)
+
+    # --- handshakes ---
+    def begun(self, connection: TlsConnection) -> None:
+        """One goes on, and has taken buffers. May be called again."""
+        self._begun.setdefault(connection)
+        if len(self._begun) > limits.HANDSHAKES_BEGUN_MAX:
+            oldest = next(iter(self._begun))
+            del self._begun[oldest]
+            oldest.abortConnection()
+
+    def ended(self, connection: TlsConnection) -> None:
+        """One is done, or its connection is lost. May be called again."""
+        self._begun.pop(connection, None)
+
+    # --- memory ---
+    def registerProtocol(self, p: TlsConnection) -> None:
+        super().registerProtocol(p)
+        self._most = max(self._most, len(self.protocols))
+
+    def unregisterProtocol(self, p: TlsConnection) -> None:
+        super().unregisterProtocol(p)
+        if self._most - len(self.protocols) >= limits.TLS_CLOSED_MANY:
+            self._most = len(self.protocols)
+            self._reactor.callLater(0.0, give_memory_back)

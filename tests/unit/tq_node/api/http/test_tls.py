@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import ssl
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.support.certificates import HOSTS, make_ca, trusting
 from tests.unit.tq_node.api.talk import Transport, replies_in
 from tests.unit.tq_node.api.tls_talk import Client, Https, turn
 from tq_node import limits
+from tq_node.api.http import tls
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SUBMIT = b'POST /tasks/submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{"type":"a"}'
@@ -165,6 +169,26 @@ def test_one_handshake_a_turn(https: Https) -> None:
         assert sum(bool(client.transport.value()) for client in clients) == number
 
 
+def test_a_hello_in_pieces_has_its_turn_once_it_is_whole(https: Https) -> None:
+    clients = [https.dial() for _ in range(3)]
+    for client in clients:
+        with suppress(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        said = client.outgoing.read()
+        for at in range(0, len(said), 100):
+            assert not client.transport.value()
+            client.protocol.dataReceived(said[at : at + 100])
+            assert len(https.factory.handshakes) == clients.index(client) + (at + 100 >= len(said))
+    for number in range(1, 4):
+        turn(https.clock)
+        assert sum(bool(client.transport.value()) for client in clients) == number
+    for client in clients:
+        client.fetch()
+        client.shake_hands()
+        client.send(GET)
+        assert client.replies()[0].status == 200
+
+
 def test_who_hangs_up_while_others_have_their_turn_is_forgotten(https: Https) -> None:
     clients = [https.dial() for _ in range(3)]
     for client in clients:
@@ -258,6 +282,56 @@ def test_what_the_socket_does_not_take_is_counted_and_nothing_more_is_read(https
 def test_a_full_site_takes_no_more(https: Https) -> None:
     https.site.server.closing = True
     assert https.factory.buildProtocol(https.peer) is None
+
+
+def test_of_too_many_handshakes_that_are_left_the_oldest_are_reset(https: Https) -> None:
+    done = https.greeted()
+    with mock.patch.object(limits, "HANDSHAKES_BEGUN_MAX", 3):
+        clients = [https.dial() for _ in range(5)]
+        for client in clients:
+            client.hello()
+            https.clock.advance(0)
+    assert [client.transport.aborted for client in clients] == [True, True, False, False, False]
+    clients[2].fetch()
+    clients[2].shake_hands()
+    for client in (done, clients[2]):
+        client.send(GET)
+        assert client.replies()[0].status == 200
+
+
+def test_what_ends_is_forgotten_at_once_and_waits_for_no_collector(https: Https) -> None:
+    """Of OpenSSL's memory, some 30 KiB a connection, the collector knows nothing: it would come too late."""
+
+    def gone(client: Client) -> weakref.ref[object]:
+        kept = weakref.ref[object](client.protocol._tlsConnection)
+        client.transport.hang_up()
+        https.clock.advance(0)
+        client.transport.protocol = client.transport.producer = None
+        return kept
+
+    half = https.dial()
+    half.hello()
+    https.clock.advance(0)
+    asked = https.greeted()
+    asked.send(GET)
+    assert asked.replies()
+    gc.collect()
+    gc.disable()
+    try:
+        assert [gone(client)() for client in (https.dial(), half, asked)] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_memory_is_given_back_once_many_have_closed(https: Https) -> None:
+    with mock.patch.object(limits, "TLS_CLOSED_MANY", 3), mock.patch.object(tls, "give_memory_back") as given:
+        clients = [https.dial() for _ in range(4)]
+        for number, client in enumerate(clients):
+            client.transport.hang_up()
+            https.clock.advance(0)
+            assert given.called == (number >= 2)
+        assert given.call_count == 1
+    tls.give_memory_back()
 
 
 # --- records ---
