@@ -312,6 +312,13 @@ class TokenTable(msgspec.Struct, frozen=True):
     """Of this node's tokens file: they count, fresh or not."""
 
 
+class OpenOfMaker(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Tasks of one token that have not ended, and the queues that they are of."""
+
+    tasks: _Number
+    queues: Annotated[tuple[_Queue, ...], Meta(max_length=limits.QUEUES_MAX)]
+
+
 class TaskQueue(Protocol):
     """The whole cluster's queue. Any Deferred may fail with a ``TaskQueueError``, named or not."""
 
@@ -332,6 +339,10 @@ class TaskQueue(Protocol):
 
     def queue_of(self, task_type: str) -> str:
         """The queue of a task of this type that names none, as this node's handlers have it."""
+
+    def open_of(self, maker: str) -> OpenOfMaker:
+        """What a token has open in the cluster; what other nodes have of it is as of the last
+        seconds, and none of it where nobody has asked of late."""
 
     def get(
         self, task_id: str, *, wait_s: float = 0.0, local: bool = False, asker: Asker | None = None

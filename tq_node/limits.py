@@ -337,6 +337,14 @@ BACKLOGGED_CALLERS_MAX = 2_000
 """... of them, those that compete for it because they were refused lately."""
 BACKLOGGED_S = 2.0
 """So long, if they do not come again: longer than ``RETRY_AFTER_S``."""
+OPEN_TASKS_ASK_S = 1.0
+"""So often nodes ask one another what tokens with such quotas have open, ..."""
+OPEN_TASKS_WANTED_S = 60.0
+"""... for so long after the last submit of one."""
+OPEN_TASKS_TOLD_S = 4.0
+"""What a node has said counts for so long."""
+OPEN_MAKERS_MAX = TOKENS_MAX
+"""Tokens that are asked for at once."""
 QUOTA_RETRY_AFTER_S_MAX = 60.0
 """The longest ``Retry-After`` of a token over its quota of requests."""
 QUOTA_BUCKETS_MAX = 2 * TOKENS_MAX

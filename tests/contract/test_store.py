@@ -16,10 +16,12 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests.support.stores import MemoryKind, SqliteKind, StoreKind, birth, change, group_writer, record
 from tq_node.errors import Divergence, StoreBroken
+from tq_node.partition.entries import decode_spec, encode_spec
 from tq_node.store.api import (
     Batch,
     ConsensusRecord,
     ConsensusWrite,
+    MadeRow,
     OpenRow,
     PartitionLog,
     RowDelete,
@@ -32,7 +34,7 @@ from tq_node.store.api import (
 )
 from tq_node.store.sqlite.open_database import connect_writer
 from tq_node.store.sqlite.paging import page
-from tq_node.types import State
+from tq_node.types import Backoff, State, TaskId, TaskSpec
 
 Test = Callable[..., Coroutine[Deferred[Any], Any, None]]
 deferred: Callable[[Test], Test] = pytest_twisted.ensureDeferred
@@ -351,6 +353,35 @@ async def test_open_rows_come_in_pages_by_state_and_id(store: Store) -> None:
         after = (part[-1].state, part[-1].id)
     expected = sorted((row for row in rows if row.state < 3), key=lambda row: (row.state, row.id))
     assert found == [OpenRow(r.id, r.partition, r.state, r.queue, r.priority, r.run_at_us, r.type) for r in expected]
+
+
+@deferred
+async def test_who_made_what_is_open_comes_in_the_same_pages(store: Store) -> None:
+    def spec(number: int) -> bytes:
+        # Long ones lie in a place of their own; who made nothing has no such value.
+        payload = b'"%b"' % (b"x" * (20_000 if number % 5 == 0 else 5))
+        made_by = ("", "ann", "a-name-of-fifty-characters-" + "x" * 23)[number % 3]
+        return encode_spec(
+            TaskSpec(TaskId(f"t{number:03}"), "email", payload, "q", 5, 1, 0, Backoff(), None, 50, b"hash", made_by)
+        )
+
+    rows = [
+        birth(f"t{n:03}", state=list(State)[n % 6], partition=n % 4, queue=f"q{n % 3}", spec=spec(n)) for n in range(60)
+    ]
+    await store.commit(Batch(rows=rows))
+    for partitions in (None, [1, 2]):
+        found: list[MadeRow] = []
+        after = None
+        while part := await store.open_makers(after, 7, partitions):
+            assert len(part) <= 7
+            found += part
+            after = (part[-1].state, part[-1].id)
+        mine = [row for row in rows if row.state < 3 and (partitions is None or row.partition in partitions)]
+        assert found == [
+            MadeRow(r.id, r.partition, r.state, r.queue, decode_spec(r.spec or b"").made_by)
+            for r in sorted(mine, key=lambda row: (row.state, row.id))
+        ]
+        assert {row.made_by[:3] for row in found} == {"", "ann", "a-n"}
 
 
 @deferred

@@ -42,6 +42,7 @@ from tq_node.facade import (
     NodeHandlers,
     Notes,
     NotReadyReason,
+    OpenOfMaker,
     Outcome,
     Read,
     ReadyNote,
@@ -268,6 +269,10 @@ class MemoryQueue:
     # --- one task ---
     def queue_of(self, task_type: str) -> str:
         return self.queues_of_types.get(task_type, "default")
+
+    def open_of(self, maker: str) -> OpenOfMaker:
+        queues = [row.spec.queue for row in self.rows.values() if row.spec.made_by == maker and not row.state.is_final]
+        return OpenOfMaker(len(queues), tuple(set(queues)))
 
     def get(
         self, task_id: str, *, wait_s: float = 0.0, local: bool = False, asker: Asker | None = None

@@ -156,7 +156,7 @@ class NodeWorld:
             defaults_of=lambda task_type: TypeDefaults(),
             node_id=ME, node_name="node-1", incarnation=self.incarnation,
             seed=7, partition_count=self.partitions, born_us=START_US, retention_ms=600_000, dedupe_window_ms=self.dedupe_ms,
-            random_bytes=self.random.randbytes, draw=self.random.random,
+            random_bytes=self.random.randbytes, draw=self.random.random, counts_makers=lambda: True,
         )  # fmt: skip
         clock = self.clock
 

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.api.http.exchange import Exchange
+from tq_node.api.http.token_quotas import OverQuota
 from tq_node.api.problems import SubmitNotConfirmed, item_error
 from tq_node.errors import Denied, OutcomeUnknown, TaskQueueError
 from tq_node.facade import Accepted, Submission, TaskQueue
@@ -115,6 +116,8 @@ async def answer_batch(
         if hides_outcome(outcome) and isinstance(item, Submission) and has_own_id(item):
             outcome = SubmitNotConfirmed(outcome.detail, task_id=item.id)
         denied_count += isinstance(outcome, Denied)
+        if isinstance(outcome, OverQuota):
+            request.server.metrics.over_quota(outcome.quota)
         error = item_error(outcome)
         if error.field is not None and isinstance(item, Submission):
             error.field = f"/tasks/{place}{error.field}"  # the queue knows the task, not its place

@@ -64,7 +64,6 @@ class EventRoutes:
         quotas = request.server.quotas
         over = quotas.hold("streams", request.caller)
         if over is not None:
-            self._metrics.over_quota(over.quota)
             raise over
         renderer = self._renderers[cluster]
         asker = request.caller.to_see

@@ -198,6 +198,8 @@ def item_error(error: TaskQueueError) -> ItemError:
 def answer_error(request: Exchange, error: TaskQueueError) -> None:
     """Answer the request with the error. Does nothing if the client is gone."""
     error = public_error(error, changes=request.method not in _READS)
+    if isinstance(error, OverQuota):
+        request.server.metrics.over_quota(error.quota)
     request.answer(
         error.status,
         _encode(problem_of(error, request.request_id.decode("ascii"))),
@@ -217,6 +219,8 @@ def refused_submit_answer(server: ServerState, request_id: bytes) -> bytes:
 def closing_answer(server: ServerState, error: TaskQueueError, request_id: bytes) -> bytes:
     """The bytes of a whole answer with ``Connection: close``, for what can't become a request."""
     body = _encode(problem_of(error, request_id.decode("ascii")))
+    if isinstance(error, OverQuota):
+        server.metrics.over_quota(error.quota)
     return b"%bDate: %b\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n%bConnection: close\r\n\r\n%b" % (
         head_of(error.status, PROBLEM),
         server.date(),

@@ -168,7 +168,6 @@ class TaskRoutes:
         caller = request.caller
         over = server.quotas.hold("waits", caller)
         if over is not None:
-            server.metrics.over_quota(over.quota)
             raise over
         # A waiting request holds next to nothing, so it takes no place of requests in flight.
         server.waiting += 1

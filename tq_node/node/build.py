@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import random
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +154,11 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 workers_are_gone=lambda: workers_gone or _prove_alone(lock),
             )
             return await open_local_queue(
-                store, clock, _queue_settings(settings, registry, identity, cluster), metrics, hooks
+                store,
+                clock,
+                _queue_settings(settings, registry, identity, cluster, lambda: node.state.tokens.table().is_checked),
+                metrics,
+                hooks,
             )
 
         node = Node(
@@ -327,7 +331,11 @@ def _look_for_failure(settings: NodeSettings) -> None:
 
 
 def _queue_settings(
-    settings: NodeSettings, registry: Registry, identity: NodeIdentity, cluster: ClusterSettings
+    settings: NodeSettings,
+    registry: Registry,
+    identity: NodeIdentity,
+    cluster: ClusterSettings,
+    counts_makers: Callable[[], bool],
 ) -> QueueSettings:
     return QueueSettings(
         node_id=identity.registration.node_id,
@@ -344,6 +352,7 @@ def _queue_settings(
         snapshots_kept=settings.snapshots_kept,
         defaults_of=registry.defaults,
         declared_queues=registry.queues,
+        counts_makers=counts_makers,
         random_bytes=os.urandom,
         draw=random.random,
     )

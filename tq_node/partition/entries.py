@@ -159,6 +159,14 @@ def encode_spec(spec: TaskSpec) -> bytes:
     )
 
 
+def maker_of(spec: bytes) -> str:
+    """``made_by`` of an encoded spec; empty also where it can't be decoded."""
+    try:
+        return decode_spec(spec).made_by
+    except msgspec.MsgspecError:
+        return ""
+
+
 def encode_body(row: TaskRow) -> bytes:
     # A tuple encodes like the array-like struct and saves making one.
     return _encode(

@@ -22,6 +22,7 @@ from tq_node.facade import (
     ListedTask,
     ListQuery,
     Notes,
+    OpenOfMaker,
     Outcome,
     Read,
     Stats,
@@ -71,6 +72,12 @@ class QueueStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Of which queues the primaries' tasks are to be counted."""
 
     queues: tuple[str, ...]
+
+
+class OpenOf(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What these tokens have open, of tasks that the called node leads."""
+
+    makers: Annotated[list[str], Meta(max_length=limits.OPEN_MAKERS_MAX)]
 
 
 class Shutdown(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -231,6 +238,7 @@ EVENTS = PeerCall("events", EventsAfter, EarlierEvents, is_read=True, is_routed=
 EVENTS_WITH_MAKERS = PeerCall("events_with_makers", EventsAfter, EventBatch, is_read=True, is_routed=False)
 STATS = PeerCall("stats", Nothing, Stats, is_read=True, is_routed=False)
 QUEUE_STATS = PeerCall("queue_stats", QueueStats, Stats, is_read=True, is_routed=False)
+OPEN_OF = PeerCall("open_of", OpenOf, list[OpenOfMaker], is_read=True, is_routed=False)
 SHUTDOWN = PeerCall("shutdown", Shutdown, Nothing, is_routed=False)
 _ALL = (
     SUBMIT,
@@ -253,6 +261,7 @@ _ALL = (
     EVENTS_WITH_MAKERS,
     STATS,
     QUEUE_STATS,
+    OPEN_OF,
     SHUTDOWN,
 )
 KINDS = {kind.name: kind for kind in _ALL}

@@ -32,6 +32,8 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The defaults that ``@task`` gives for a type."""
     declared_queues: Callable[[], frozenset[str]] = frozenset
     """Queues that ``@task`` names: open to tasks however many other queues there are."""
+    counts_makers: Callable[[], bool] = lambda: False
+    """Whether callers need tokens: then it is counted what each has open."""
     random_bytes: Callable[[int], bytes]
     """For the ids that the node makes."""
     draw: Callable[[], float]

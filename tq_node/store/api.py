@@ -155,6 +155,16 @@ class OpenRow(msgspec.Struct, frozen=True, gc=False):
     type: str
 
 
+class MadeRow(msgspec.Struct, frozen=True, gc=False):
+    """Who submitted a task that has not ended: the name of a token, empty where it was none."""
+
+    id: str
+    partition: int
+    state: int
+    queue: str
+    made_by: str
+
+
 class PartitionLog(msgspec.Struct, frozen=True):
     """The durable state of one partition. ``epochs``: (epoch, first_sequence), ascending; the
     first covers ``log_start`` - 1: a replica's last record from which it can follow (R15)."""
@@ -306,6 +316,11 @@ class Store(Protocol):
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
     ) -> Deferred[list[OpenRow]]:
         """Rows not final behind ``after``, by (state, id); fewer than ``limit`` only at the end."""
+
+    def open_makers(
+        self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[MadeRow]]:
+        """Who submitted the rows of ``open_rows``, in the same order."""
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
         """Final rows whose ``ended_us`` is below ``us``, oldest first."""

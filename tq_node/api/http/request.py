@@ -242,7 +242,7 @@ class ApiRequest(RequestLifecycle, server.Request):
             answer_error(self, Busy("too many requests at once"))
             return
         # A body may take its time, and the token may have been revoked meanwhile.
-        refusal = self.refusal or self.refusal_now()
+        refusal = self.refusal or (self.refusal_now() if self._held_bytes else None)
         if refusal is not None:
             if isinstance(refusal, Unauthorized | Denied):
                 server.refused_callers.refuse(lambda: answer_error(self, refusal))

@@ -119,6 +119,11 @@ def _too_many_requests(name: str, rate: float, wait_s: float) -> OverQuota:
     )
 
 
+def too_many_open(quota: str, name: str, most: int, what: str) -> OverQuota:
+    """The refusal of a submit of a token that has as many open as it may have."""
+    return OverQuota(f"the token {name} may have {most} {what}", quota=quota, most=f"q={most}", left="r=0")
+
+
 def _too_many_held(what: Held, name: str, quota: int) -> OverQuota:
     return OverQuota(
         f"the token {name} may have {quota} {what} at once at a node",

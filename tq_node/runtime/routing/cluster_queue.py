@@ -62,6 +62,7 @@ class ClusterQueue:
         self.rebalance, self.unsafe_recover = admin.rebalance, admin.unsafe_recover
         self.pause, self.resume, self.paused_queues = admin.pause, admin.resume, admin.paused_queues
         self.token_table = state.tokens.table
+        self.open_of = state.open_tasks.of
         self.put_token, self.revoke_token = admin.put_token, admin.revoke_token
         self.shutdown = admin.shutdown
         self.not_ready = admin.not_ready
@@ -106,6 +107,8 @@ class ClusterQueue:
             return fail(why)
         if primary == self._state.node_id:
             return local.submitter.submit(submission)
+        if submission.made_by:
+            self._state.open_tasks.sent(submission.made_by, 1)
         return self._state.client.call(primary, calls.SUBMIT, submission, submission.id)
 
     def _not_accepted(self, why: Failure, submission: Submission, begun_ms: int) -> Any:
@@ -143,6 +146,9 @@ class ClusterQueue:
                 results[index] = why
         if len(groups.get(self._state.node_id, ())) == len(submissions):
             return local.submitter.submit_many(submissions, has_more=has_more)
+        if submissions[0].made_by:
+            away = len(submissions) - len(groups.get(self._state.node_id, ()))
+            self._state.open_tasks.sent(submissions[0].made_by, away)
         return submit_to_all(local, self._state.client, submissions, groups, results)
 
     # --- one task ---

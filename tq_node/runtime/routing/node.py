@@ -95,6 +95,7 @@ class Node(Outside):
         self.refuse_work()
         self._stopped = True
         self.state.tokens.stop()
+        self.state.open_tasks.stop()
         if self._opening is not None:
             await self._opening
         await self.work.stop()

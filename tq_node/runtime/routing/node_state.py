@@ -13,6 +13,7 @@ from tq_node.facade import NotReadyReason, ReadyNote
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.control_plane import ControlPlane
 from tq_node.runtime.routing.access_tokens import AccessTokens, FileTokens
+from tq_node.runtime.routing.open_tasks import OpenTasks
 from tq_node.runtime.routing.peer_client import PeerClient
 from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.types import NodeId
@@ -55,6 +56,7 @@ class NodeState:
         self.plane = plane
         self.client = PeerClient(plane.pool, clock, self.name_of)
         self.tokens = AccessTokens(plane, clock, settings.file_tokens)
+        self.open_tasks = OpenTasks(self, clock)
         self.guard = guard
         self.local: LocalQueue | None = None
         self.is_stopping = False

@@ -90,6 +90,7 @@ def handlers_of(
         calls.EVENTS_WITH_MAKERS.name: events,
         calls.STATS.name: lambda _: local().reads.stats(),
         calls.QUEUE_STATS.name: lambda asked: local().reads.stats_of(asked.queues),
+        calls.OPEN_OF.name: lambda asked: [local().table.made.of(maker) for maker in asked.makers],
         calls.SHUTDOWN.name: shutdown,
     }
 

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.tasks.claims import Claims
-from tq_node.runtime.tasks.recovery import recover_rows
+from tq_node.runtime.tasks.recovery import recover_makers, recover_rows
 from tq_node.runtime.tasks.task_table import TaskTable
 from tq_node.store.api import Store
 
@@ -31,6 +31,9 @@ class ActivationHost(Protocol):
 
     def workers_are_gone(self) -> bool:
         """Whether earlier starts' worker processes are gone; else they keep tasks for one lease."""
+
+    def counts_makers(self) -> bool:
+        """Whether to count what each token has open."""
 
     def serving(self, partition: int) -> None:
         """The partition is about to be served."""
@@ -100,6 +103,7 @@ class Activation:
     async def _serve(self, fresh: dict[int, int]) -> None:
         await self._replicas.settle()
         found = await recover_rows(self._store, list(fresh), self._table.ready.like())
+        makers = await recover_makers(self._store, list(fresh)) if self._host.counts_makers() else {}
         # From here on nothing is awaited: what was read is what is there.
         table = self._table
         for partition, epoch in fresh.items():
@@ -109,7 +113,7 @@ class Activation:
                 continue
             del self._fresh[partition]
             self._host.serving(partition)
-            table.lead(partition, epoch, found.counts[partition])
+            table.lead(partition, epoch, found.counts[partition], makers.get(partition, {}))
         self._host.served()
         table.ready.absorb(found.ready)
         table.due.absorb(found.due)

@@ -187,6 +187,9 @@ class LocalQueue:
     def workers_are_gone(self) -> bool:
         return self._hooks.workers_are_gone()
 
+    def counts_makers(self) -> bool:
+        return self._settings.counts_makers()
+
     def serving(self, partition: int) -> None:
         # What is refused as too old depends on the committed horizon, maybe another primary's.
         self._horizons.pop(partition, None)

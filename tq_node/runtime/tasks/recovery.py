@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from typing import cast
 
 import msgspec
 
@@ -16,6 +17,7 @@ from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.partition.replica_log import Stored, Tail
 from tq_node.partition.settings import Budget
 from tq_node.runtime.replication.ports import Replicas
+from tq_node.runtime.tasks.open_by_maker import Makers
 from tq_node.store.api import PartitionLog, Store
 from tq_node.types import Change, NodeId, State
 
@@ -97,6 +99,21 @@ async def recover_rows(store: Store, partitions: Collection[int], ready: ReadySe
     for partition, queue, state, rows in [*ended, *((*key, rows) for key, rows in opened.counts.items())]:
         found[partition].setdefault(queue, [0] * len(State))[state] += rows
     return RecoveredRows(found, ready, due, opened.running)
+
+
+async def recover_makers(store: Store, partitions: Collection[int]) -> dict[int, Makers]:
+    """Count the tasks that have not ended by the token that submitted them. Each one's submitted
+    part is read, so it is done only where tokens are asked for."""
+    found: dict[int, Counter[tuple[str, str]]] = {partition: Counter() for partition in partitions}
+    after: tuple[int, str] | None = None
+    while True:
+        rows = await store.open_makers(after, OPEN_ROWS_CHUNK, partitions)
+        for row in rows:
+            if row.made_by:
+                found[row.partition][row.made_by, row.queue] += 1
+        if len(rows) < OPEN_ROWS_CHUNK:
+            return cast("dict[int, Makers]", found)
+        after = (rows[-1].state, rows[-1].id)
 
 
 class OpenTasks(msgspec.Struct):

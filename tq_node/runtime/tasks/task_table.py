@@ -23,6 +23,7 @@ from tq_node.partition.ready_queue import DueSet, ReadySet
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.driver import ReplicaDriver
 from tq_node.runtime.settings import QueueSettings
+from tq_node.runtime.tasks.open_by_maker import Makers, OpenByMaker
 from tq_node.runtime.tasks.recovery import Counts, load_ready
 from tq_node.store.api import Store, StoredRow, Tombstone
 from tq_node.tokens import Asker
@@ -211,6 +212,7 @@ class TaskTable:
         """``open_tasks`` by queue, never 0."""
         self._open_in: dict[int, dict[str, int]] = {}
         """``open_tasks`` by partition and queue, never 0."""
+        self.made = OpenByMaker()
         self._store = store
         self.partition_of: Callable[[str], int] = partial(
             partition_of, seed=settings.seed, partition_count=settings.partition_count
@@ -227,8 +229,11 @@ class TaskTable:
         """Waiters by id and epoch of the read's begin: an earlier epoch's rows may be outdated."""
 
     # --- leading ---
-    def lead(self, partition: int, epoch: int, counts: Counts) -> None:
-        """Take up a partition that is active here; its stored rows show all that is committed."""
+    def lead(self, partition: int, epoch: int, counts: Counts, makers: Makers | None = None) -> None:
+        """Take up a partition that is active here; its stored rows show all that is committed.
+
+        :param makers: of the open tasks among them; None: nobody needs a token."""
+        self.made.lead(partition, makers or {})
         self.leading[partition] = epoch
         self.partition_counts[partition] = counts
         self._open_in[partition] = {}
@@ -241,6 +246,7 @@ class TaskTable:
     def leave(self, partition: int) -> Counts:
         """Forget a partition that is not led here any more (R12); returns its counts."""
         del self.leading[partition]
+        self.made.leave(partition)
         self.rows.drop_partition(partition)
         self.ready.drop_partition(partition)
         self.due.drop_partition(partition)
@@ -278,6 +284,8 @@ class TaskTable:
         # has its claim in the same append.
         self.enqueue(row)
         self._open(row.partition, spec.queue, 1)
+        if spec.made_by:
+            self.made.add(row.partition, spec.made_by, spec.queue, 1)
         put = put_born(row)
         news = Transition(
             spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us, spec.made_by
@@ -335,10 +343,11 @@ class TaskTable:
                 ),
                 after,
             )
-            if after.state.is_final:
-                self._open(after.partition, spec.queue, -1)
-            elif before.state.is_final:
-                self._open(after.partition, spec.queue, 1)
+            more = before.state.is_final - after.state.is_final
+            if more:
+                self._open(after.partition, spec.queue, more)
+                if spec.made_by:
+                    self.made.add(after.partition, spec.made_by, spec.queue, more)
             if after.state < State.PROCESSING:
                 self.enqueue(after)
         self.rows.must_be_resident(spec.id, slot)

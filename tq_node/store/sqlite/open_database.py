@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tq_node.errors import StoreBroken
+from tq_node.partition.entries import maker_of
 from tq_node.store.checksums import epoch_crc, meta_crc, partition_crc, slot_crc
 from tq_node.store.lock import sync_directory
 from tq_node.store.partition_state import Extent, LogState
@@ -53,6 +54,7 @@ def connect(database: Path, *, cache_kib: int, read_only: bool = False) -> sqlit
     connection.execute(f"PRAGMA cache_size = -{cache_kib}")
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA cell_size_check = ON")
+    connection.create_function("made_by", 1, maker_of, deterministic=True)
     return connection
 
 

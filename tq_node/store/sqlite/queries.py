@@ -16,7 +16,7 @@ import msgspec
 from tq_node import limits
 from tq_node.errors import StoreBroken
 from tq_node.partition.entries import Entry, is_intact
-from tq_node.store.api import ConsensusRecord, OpenRow, StoredRow, Tombstone
+from tq_node.store.api import ConsensusRecord, MadeRow, OpenRow, StoredRow, Tombstone
 from tq_node.store.checksums import consensus_crc, tombstone_crc
 from tq_node.store.snapshots import RowParts, require_intact
 from tq_node.store.sqlite.generations import PARTITION_MASK
@@ -32,6 +32,7 @@ _decode_tombstones = msgspec.json.Decoder(list[_TombstoneColumns]).decode
 _decode_records = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 _decode_counts = msgspec.json.Decoder(list[tuple[int, str, int, int]]).decode
 _decode_open = msgspec.json.Decoder(list[tuple[str, int, int, str, int, int, str]]).decode
+_decode_makers = msgspec.json.Decoder(list[tuple[str, int, int, str, str]]).decode
 _decode_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_oldest = msgspec.json.Decoder(list[tuple[str, int]]).decode
 
@@ -72,6 +73,14 @@ _COUNTS_LAST = (
 _OPEN = (
     f"SELECT json_group_array(json_array(id, partition & {PARTITION_MASK}, state, queue, priority, run_at_us, type)) FROM "
     "(SELECT id, partition, state, queue, priority, run_at_us, type FROM tasks INDEXED BY tasks_state "
+    f"WHERE state < 3 AND (state, id) > (:state, :id) AND {WANTED} ORDER BY state, id LIMIT :rows)"
+)
+# Only the specs that name a token have a twelfth value, which their first byte says.
+_MAKERS = (
+    f"SELECT json_group_array(json_array(id, partition & {PARTITION_MASK}, state, queue, "
+    "CASE WHEN substr(spec, 1, 1) > x'9b' THEN made_by(spec) ELSE '' END)) FROM "
+    "(SELECT id, partition, state, queue, "
+    "coalesce(spec, (SELECT spec FROM specs WHERE specs.num = tasks.num)) AS spec FROM tasks INDEXED BY tasks_state "
     f"WHERE state < 3 AND (state, id) > (:state, :id) AND {WANTED} ORDER BY state, id LIMIT :rows)"
 )
 _ENDED = (
@@ -248,6 +257,15 @@ def open_rows(
     bound = {"state": state, "id": task_id, "rows": limit, "partitions": listed(partitions)}
     (text,) = _one(connection, _OPEN, bound)
     return [OpenRow(*row) for row in _decode_open(text)]
+
+
+def open_makers(
+    connection: sqlite3.Connection, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
+) -> list[MadeRow]:
+    state, task_id = after or (-1, "")
+    bound = {"state": state, "id": task_id, "rows": limit, "partitions": listed(partitions)}
+    (text,) = _one(connection, _MAKERS, bound)
+    return [MadeRow(*row) for row in _decode_makers(text)]
 
 
 def ended_before(

@@ -28,6 +28,7 @@ from tq_node.partition.entries import Entry
 from tq_node.store.api import (
     Batch,
     ConsensusRecord,
+    MadeRow,
     OpenRow,
     PartitionLog,
     PartitionSize,
@@ -182,6 +183,11 @@ class SqliteStore:
         self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
     ) -> Deferred[list[OpenRow]]:
         return self._scan(queries.open_rows, after, limit, partitions)
+
+    def open_makers(
+        self, after: tuple[int, str] | None, limit: int, partitions: Collection[int] | None = None
+    ) -> Deferred[list[MadeRow]]:
+        return self._scan(queries.open_makers, after, limit, partitions)
 
     def ended_before(self, us: int, limit: int, partitions: Collection[int] | None = None) -> Deferred[list[StoredRow]]:
         return self._scan(queries.ended_before, us, limit, partitions)

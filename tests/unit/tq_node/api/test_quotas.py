@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,3 +206,43 @@ def test_who_comes_again_when_told_is_served(rate: float) -> None:
     assert refusal.retry_after_s is not None
     now_s += refusal.retry_after_s * 1.000001
     assert quotas.take_request(one) is None
+
+
+class TestOpenTasks:
+    def submit(self, world: World, token: str, **fields: Any) -> Reply:
+        return world.post("/tasks/submit", {"type": "a", **fields}, Authorization=f"Bearer {token}")
+
+    def test_so_many_that_have_not_ended(self, world: World, token: str) -> None:
+        few = limited(world, open_tasks=2)
+        made = [self.submit(world, few).json["task_id"] for _ in range(2)]
+        refused = self.submit(world, few)
+        assert (refused.status, refused.code, refused.headers["retry-after"]) == (429, "busy", "1")
+        assert (refused.headers["ratelimit-policy"], refused.headers["ratelimit"]) == (
+            '"open_tasks";q=2',
+            '"open_tasks";r=0',
+        )
+        assert world.metrics.over_quotas == {"open_tasks": 1}
+        assert self.submit(world, token).status == 201, "others may"
+        world.queue.start_task(made[0])
+        assert self.submit(world, few).status == 429
+        world.queue.finish_task(made[0])
+        assert self.submit(world, few).status == 201
+
+    def test_a_batch_item_by_item(self, world: World, token: str) -> None:
+        few = limited(world, open_tasks=2)
+        reply = world.post("/tasks/batch", {"tasks": [{"type": "a"}] * 4}, Authorization=f"Bearer {few}")
+        assert reply.status == 200
+        assert [item.get("error", {}).get("code") for item in reply.json["results"]] == [None, None, "busy", "busy"]
+        assert world.metrics.over_quotas == {"open_tasks": 2}
+
+    def test_a_long_submit_too(self, world: World, token: str) -> None:
+        few = limited(world, open_tasks=0)
+        assert self.submit(world, few, payload="x" * (limits.LARGE_BODY_BYTES + 1)).status == 429
+
+    def test_queues_that_have_some(self, world: World, token: str) -> None:
+        few = limited(world, queues=2)
+        assert [self.submit(world, few, queue=queue).status for queue in ("a", "b", "a", "c")] == [201, 201, 201, 429]
+        items = [{"type": "a", "queue": queue} for queue in ("b", "c", "a", "d")]
+        reply = world.post("/tasks/batch", {"tasks": items}, Authorization=f"Bearer {few}")
+        assert ["error" in item for item in reply.json["results"]] == [False, True, False, True]
+        assert self.submit(world, token, queue="c").status == 201

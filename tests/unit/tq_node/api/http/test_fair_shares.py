@@ -39,6 +39,7 @@ def fixed(limit: int, least: int = 64) -> Callable[[Callable[[], float]], Concur
     def make(now_s: Callable[[], float]) -> ConcurrencyLimit:
         one = Unmoved(limit_range, LatencyTarget(1e9), now_s)
         one.limit = limit
+        one._most_in_progress = max(2 * limit, least)
         return one
 
     return make
@@ -122,6 +123,27 @@ def test_one_alone_has_the_whole_limit_and_no_more() -> None:
     out = play(fixed(64), callers("a", 1, FLOOD))
     assert out.in_progress_max == 64
     assert out.admitted.total() > 0.98 * SERVED_PER_S * 6
+
+
+def test_who_is_quiet_is_admitted_while_the_limit_falls_far_at_once() -> None:
+    """More than twice the new limit is in progress then. However many come, there is a bound, which the rounds don't raise."""
+    limit_range = LimitRange(overload=16, least=64, first=1_000, most=1_000)
+    one = ConcurrencyLimit(limit_range, LatencyTarget(0.1), now_s=lambda: 0.0)
+    tickets = [ticket for _ in range(1_000) if (ticket := one.enter("loud")) is not None]
+    over = bound = 0
+    while tickets:
+        one.leave("loud", tickets.pop(), 5.0)
+        assert one.enter("loud") is None or one.in_progress <= one.limit
+        over += one.in_progress > 2 * one.limit
+        quiet = one.enter("quiet")
+        assert quiet is not None
+        one.leave("quiet", quiet, 5.0)
+        bound = one._most_in_progress
+        assert one.in_progress < bound <= 2_000
+    assert over > 100
+    assert one.limit <= 64
+    while one.enter(f"newcomer-{one.admitted}") is not None:
+        assert one.in_progress <= bound
 
 
 def test_a_thousand_with_one_connection_each_do_not_pass_the_bound() -> None:
