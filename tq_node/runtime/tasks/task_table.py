@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -30,6 +30,9 @@ from tq_node.tokens import Asker
 from tq_node.types import Change, State, TaskRow, TaskSpec, Transition
 
 _STATES = len(State)
+_transition = cast("Callable[[tuple[object, ...]], Transition]", partial(tuple.__new__, Transition))
+"""Makes a ``Transition`` of its values: one is made for each change of state, and its constructor
+would be a call of Python."""
 _STALE_ENTRIES_MAX = 10_000
 OTHER_QUEUES = ""
 """Name under which queues are counted whose own names are not kept; no queue has it."""
@@ -287,8 +290,8 @@ class TaskTable:
         if spec.made_by:
             self.made.add(row.partition, spec.made_by, spec.queue, 1)
         put = put_born(row)
-        news = Transition(
-            spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us, spec.made_by
+        news = _transition(
+            (spec.id, spec.type, spec.queue, None, row.state, 0, row.partition, spec.created_us, spec.made_by)
         )
         sequence = self.driver.propose(row.partition, put, put_size(put), (news, row))
         slot = Slot(row.partition, row, sequence, body_bytes=len(put.body))
@@ -330,16 +333,18 @@ class TaskTable:
         news = None
         if before.state is not after.state:
             news = (
-                Transition(
-                    spec.id,
-                    spec.type,
-                    spec.queue,
-                    before.state,
-                    after.state,
-                    after.attempt,
-                    after.partition,
-                    at_us,
-                    spec.made_by,
+                _transition(
+                    (
+                        spec.id,
+                        spec.type,
+                        spec.queue,
+                        before.state,
+                        after.state,
+                        after.attempt,
+                        after.partition,
+                        at_us,
+                        spec.made_by,
+                    )
                 ),
                 after,
             )
