@@ -34,7 +34,7 @@ VOLUME /data
 EXPOSE 8080
 # Whether the process lives. That it can serve is another question (/ready), and no reason to restart it.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('TQ_HTTP', '8080').rpartition(':')[2] + '/health', timeout=2).read()"]
+    CMD ["python", "-c", "import os, ssl, urllib.request; certificate = os.environ.get('TQ_HTTP_CERT'); tls = ssl._create_unverified_context() if certificate else None; certificate and tls.load_cert_chain(certificate, os.environ['TQ_HTTP_KEY']); urllib.request.urlopen(('https' if certificate else 'http') + '://127.0.0.1:' + os.environ.get('TQ_HTTP', '8080').rpartition(':')[2] + '/health', timeout=2, context=tls).read()"]
 STOPSIGNAL SIGTERM
 # The node is process 1 and gets the signals itself: no shell, and no init, stands between.
 ENTRYPOINT ["twistd", "-n", "taskqueue"]

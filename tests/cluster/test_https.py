@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import pytest
 
 from tests.cluster.clusters import Cluster
 from tests.support.certificates import HOSTS, make_ca, put, trusting
-from tests.support.harness import clean_environment, until
+from tests.support.harness import PROJECT, clean_environment, free_port, until
 from tq_node.client import Queue
 
 pytestmark = pytest.mark.cluster
 NAMES = ("node-1", "node-2", "node-3")
 NEXT = ("next-1", "next-2", "next-3")
+(_check,) = re.findall(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", (PROJECT / "Dockerfile").read_text(), re.MULTILINE)
+HEALTH_CHECK = json.loads(_check)
 MakeCluster = Callable[..., Cluster]
 
 
@@ -99,6 +102,18 @@ def test_certificates_change_under_load_and_nobody_notices(cluster: Cluster, fol
     for name in NAMES:
         assert told[name]["services"]["http"] == f"https://127.0.0.1:{ports[name]}"
         assert told[name]["ip"] == f"127.0.0.1:{ports[name]}"
+
+    page = cluster["node-1"].get("/").body.decode()
+    assert f"  https://127.0.0.1:{ports['node-1']}/tasks/submit" in page
+    for name, code in (("node-2", 0), ("nobody", 1)):
+        environment = {
+            "TQ_HTTP": str(ports.get(name) or free_port()),
+            "TQ_HTTP_CERT": str(tmp_path / "node-2" / "tls.crt"), "TQ_HTTP_KEY": str(tmp_path / "node-2" / "tls.key"),
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *HEALTH_CHECK[1:]], env=environment, capture_output=True, timeout=30, check=False
+        )
+        assert done.returncode == code, done
 
     # The console, and who speaks plain HTTP.
     seen = console("--json", "--ca", str(folder / "ca.crt"), f"https://localhost:{ports['node-1']}")

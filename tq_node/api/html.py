@@ -65,6 +65,7 @@ def home(node: str, version: str, cluster: ClusterView | None, reasons: Sequence
     else:
         nodes = _nodes(cluster)
         address = next((one.http for one in cluster.nodes if one.name == node), "localhost:8080")
+    base = address if address.startswith("https://") else f"http://{address}"
     calls = "\n".join(
         f'<tr><td><a href="{path}"><code>{path}</code></a></td><td>{text}</td></tr>' for path, text in _CALLS
     )
@@ -78,7 +79,7 @@ def home(node: str, version: str, cluster: ClusterView | None, reasons: Sequence
 <h2>Submit</h2>
 <pre>curl -H 'Content-Type: application/json' \\
   -d '{{"type":"email","payload":"user@example.com"}}' \\
-  http://{escape(address)}/tasks/submit</pre>"""
+  {escape(base)}/tasks/submit</pre>"""
     return _FRAME.format(title=escape(f"{node}, taskqueue"), body=body).encode("utf-8")
 
 
