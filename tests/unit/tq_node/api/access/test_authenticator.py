@@ -200,10 +200,14 @@ def test_the_table_is_looked_at_once_in_a_while_however_many_ask(door: Door) -> 
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_a_token_expires_to_the_microsecond_though_remembered(door: Door, in_file: bool) -> None:
-    at_us = int(START_S * 1e6) + 50_000
+@pytest.mark.parametrize("looks", [0.4, 1.4, 3.0])
+def test_a_token_expires_to_the_microsecond_though_remembered(door: Door, in_file: bool, looks: float) -> None:
+    """Before the next look at the table, and behind it."""
+    at_us = int((START_S + looks * limits.TOKENS_LOOK_S) * 1e6)
     token = door.tokens.make(Role.VIEW, expires_us=at_us, in_file=in_file)
-    assert isinstance(door.show(token), Caller)
+    while door.now_s * 1e6 < at_us - 1:
+        assert isinstance(door.show(token), Caller)
+        door.later()
     door.now_s = (at_us - 1) / 1e6
     assert isinstance(door.show(token), Caller)
     door.now_s = at_us / 1e6
@@ -302,6 +306,11 @@ def test_who_is_refused_for_its_role_is_known_by_name(door: Door) -> None:
     assert isinstance(door.ask(header, Access.ADMIN), Denied)
     assert door.authenticator.identified(header).name == "reporter"
     assert door.authenticator.identified(b"Bearer x") is ANONYMOUS
+
+
+def test_where_nobody_is_asked_everybody_is_unchecked(door: Door) -> None:
+    assert door.authenticator.caller_of(b"Bearer x", Access.ADMIN) is UNCHECKED
+    assert door.authenticator.identified(b"Bearer x") is UNCHECKED
 
 
 @given(st.binary(max_size=200))
