@@ -58,6 +58,8 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
 
 
 PURE_FILES = files_of(*(f"tq_node/{room}" for room in PURE_ROOMS))
+PURE_BESIDES = [*files_of("tq_node/api/access"), PROJECT / "tq_node/tokens.py"]
+"""Parts of rooms that are not pure themselves: who may call what depends on nothing but what is handed in."""
 
 
 def test_a_pure_package_has_no_clock_disk_network_or_dice() -> None:
@@ -79,6 +81,19 @@ def test_a_pure_package_has_no_clock_disk_network_or_dice() -> None:
             part.func.id for part in ast.walk(tree) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)
         }
         assert not called & BUILTINS_WITH_EFFECTS, relative(path)
+
+
+def test_who_may_is_judged_without_a_clock_disk_network_or_dice() -> None:
+    allowed = ("types", "tokens", "errors", "limits")
+    for path in PURE_BESIDES:
+        for name in imports_of(ast.parse(path.read_text())):
+            top = name.partition(".")[0]
+            assert top not in FORBIDDEN, f"{relative(path)} imports {name}"
+            if top == "tq_node":
+                is_own = name.startswith("tq_node.api.access")
+                assert is_own or name == "tq_node" or name.split(".")[1] in allowed, f"{relative(path)} imports {name}"
+            else:
+                assert top in sys.stdlib_module_names or top in PURE_THIRD_PARTY, f"{relative(path)} imports {name}"
 
 
 def test_there_are_pure_packages() -> None:
