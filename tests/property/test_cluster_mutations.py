@@ -26,6 +26,8 @@ from tq_node.cluster import (
     rules_moves,
     rules_nodes,
     rules_partitions,
+    rules_tokens,
+    soundness,
     voters,
 )
 from tq_node.cluster.liveness import Liveness
@@ -96,7 +98,17 @@ def off(owner: Any, name: str, value: Any) -> Patch:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, returns(value) if not callable(value) else value)
         if not isinstance(owner, type):
-            for module in (primary_choice, map, rules_moves, planner, rules_nodes, rules_partitions, liveness, voters):
+            for module in (
+                primary_choice,
+                map,
+                rules_moves,
+                planner,
+                rules_nodes,
+                rules_partitions,
+                rules_tokens,
+                liveness,
+                voters,
+            ):
                 if module is not owner and hasattr(module, name):
                     monkeypatch.setattr(module, name, getattr(owner, name))
 
@@ -112,6 +124,35 @@ def _stirred(self: placement._Layout, node: Any) -> list[int]:
     for partition in sorted(self.held[node])[:2]:
         self.relocate(partition, node, self.find_place)
     return sorted(self.held[node])
+
+
+def rule(kind: type[c.Command], instead: Callable[[map_edit.MapEdit, Any], None]) -> Patch:
+    """Replace the rule of a kind of command."""
+    return lambda monkeypatch: monkeypatch.setitem(map.RULES, kind, instead)
+
+
+def _put_beside(edit: map_edit.MapEdit, command: c.PutToken) -> None:
+    tokens = (*edit.before.tokens, command.entry)
+    edit.set(tokens=tuple(sorted(tokens, key=lambda token: token.name)), tokens_seen=True)
+    edit.note_token(command.entry.name)
+
+
+def _put_last(edit: map_edit.MapEdit, command: c.PutToken) -> None:
+    rules_tokens.put(edit, command)
+    others = tuple(token for token in edit.before.tokens if token.name != command.entry.name)
+    if not edit.refused and command.entry not in edit.before.tokens:
+        edit.set(tokens=(*others, command.entry))
+
+
+def _revoke_and_forget(edit: map_edit.MapEdit, command: c.RevokeToken) -> None:
+    rules_tokens.revoke(edit, command)
+    if not edit.refused:
+        edit.set(tokens_seen=len(edit.before.tokens) > 1)
+
+
+def _below_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {kind: level for kind, level in c.FEATURE_LEVEL_OF.items() if kind is not c.PutToken}
+    monkeypatch.setattr(c, "FEATURE_LEVEL_OF", kinds)
 
 
 MUTATIONS: dict[str, tuple[World, Patch]] = {
@@ -274,6 +315,15 @@ MUTATIONS: dict[str, tuple[World, Patch]] = {
     "voters: who leaves keeps the vote": (voters_are_sound, off(voters._Group, "must_go", False)),
     "voters: an even number is kept": (voters_are_sound, off(voters, "_settle_even", None)),
     "voters: a leader does not hand over": (voters_are_sound, off(voters, "_transfer", None)),
+    # --- access tokens ---
+    "tokens: any token": (entries, off(soundness, "is_token_sound", True)),
+    "tokens: two have one hash": (entries, off(rules_tokens, "is_hash_taken", False)),
+    "tokens: a second put stands beside the first": (entries, rule(c.PutToken, _put_beside)),
+    "tokens: in any order": (entries, rule(c.PutToken, _put_last)),
+    "tokens: a revoked one stays": (entries, rule(c.RevokeToken, lambda edit, command: None)),
+    "tokens: the last revocation turns checking off": (entries, rule(c.RevokeToken, _revoke_and_forget)),
+    "tokens: their changes are not told": (entries, off(map_edit.MapEdit, "note_token", None)),
+    "F44: tokens are kept below their level": (entries, _below_its_level),
     # --- the table itself ---
     "F44: the feature level rises too early": (entries, off(map, "is_supported_by_all", True)),
     "F44: a level that this code cannot apply": (later, off(map, "can_apply", True)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tq_node.cluster.commands import PutToken, RevokeToken
 from tq_node.cluster.map_edit import MapEdit
 from tq_node.cluster.refusals import Refusal
 from tq_node.cluster.soundness import are_tokens_few, is_token_sound
+from tq_node.tokens import TokenEntry
 
 
 def put(edit: MapEdit, command: PutToken) -> None:
@@ -17,13 +18,18 @@ def put(edit: MapEdit, command: PutToken) -> None:
     entry = command.entry
     others = tuple(token for token in edit.before.tokens if token.name != entry.name)
     tokens = tuple(sorted((*others, entry), key=lambda token: token.name))
-    if not is_token_sound(entry) or any(token.hash == entry.hash for token in others):
+    if not is_token_sound(entry) or is_hash_taken(others, entry):
         edit.refuse(Refusal.BAD_SETTINGS)
     elif not are_tokens_few(tokens):
         edit.refuse(Refusal.TOO_MANY)
     elif tokens != edit.before.tokens:
         edit.set(tokens=tokens, tokens_seen=True)
         edit.note_token(entry.name)
+
+
+def is_hash_taken(others: Sequence[TokenEntry], entry: TokenEntry) -> bool:
+    """Whether another name has the same token: a caller that shows it would be either of them."""
+    return any(token.hash == entry.hash for token in others)
 
 
 def revoke(edit: MapEdit, command: RevokeToken) -> None:

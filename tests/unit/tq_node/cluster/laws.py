@@ -74,13 +74,13 @@ def check_step(before: ClusterMap, index: int, command: c.AnyCommand, applied: A
     """Laws of one entry. The table before it is lawful."""
     after = applied.map
     check_batch(before, command, applied)
+    check_tokens(before, command, applied)
     if not applied.changes and after == before:
         need(after is before, "what changes nothing shares everything")
         return
     need(after.map_version == index, "map_version is the index of the last change")
     need(after.feature_level >= before.feature_level, "F44: the feature level is never lowered")
     check_handlers(before, command, applied)
-    check_tokens(before, command, applied)
     check_joining(before, command, applied)
     told_nodes = {change.node_id: change for change in applied.changes if isinstance(change, NodeChanged)}
     told = {change.partition: change for change in applied.changes if isinstance(change, PartitionChanged)}
@@ -111,6 +111,8 @@ def check_tokens(before: ClusterMap, command: c.AnyCommand, applied: Applied) ->
     names = [token.name for token in after.tokens]
     need(names == sorted(set(names)), "each token once, in order")
     need(len({token.hash for token in after.tokens}) == len(names), "each hash once")
+    need(all(name[0].isalnum() for name in names), "a token has a name that can be shown")
+    need(all(len(token.hash) == 32 and token.roles for token in after.tokens), "a token has a hash and a role")
     need(after.tokens_seen or not (names or before.tokens_seen), "that there were tokens is never forgotten")
     need(
         after.feature_level >= ACCESS_LEVEL or not after.tokens_seen, "F44: what older releases can't keep is not kept"
@@ -121,7 +123,7 @@ def check_tokens(before: ClusterMap, command: c.AnyCommand, applied: Applied) ->
     if isinstance(command, c.PutToken):
         need(not told or now[command.entry.name] == command.entry, "a token is kept as it was put")
     elif isinstance(command, c.RevokeToken):
-        need(command.name not in now, "a token that was revoked is gone")
+        need(bool(applied.refused) or command.name not in now, "a token that was revoked is gone")
     else:
         need(not told, "nothing else changes a token")
 

@@ -266,7 +266,7 @@ class RandomTable:
 
     # --- tokens ---
     def put_token(self) -> c.AnyCommand:
-        hash_ = bytes((self.rng.randrange(256),)) * self.often(32, 31)
+        hash_ = bytes((self.rng.randrange(8),)) * self.often(32, 31)
         roles = tuple(self.rng.sample(list(Role), self.often(1, 0, 2)))
         return c.PutToken(TokenEntry(self.pick(["a", "b", "c", "d", "-"]), hash_, roles))
 
