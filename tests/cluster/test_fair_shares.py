@@ -17,8 +17,8 @@ SECONDS = 4.0
 
 
 def test_a_quiet_one_is_never_refused_beside_a_flood(nodes: Nodes) -> None:
-    """It asks one thing at a time, so it is below its share. Printed is what it takes. That shares are kept shows in memory
-    (``test_admission``): a real node is rarely full when the quiet one asks."""
+    """It asks one thing at a time, so it is below its share. Printed is what it takes. ``test_token_quotas`` shows that shares
+    are kept: here the node is rarely full when the quiet one asks."""
     node = nodes.start("--partitions", "8")
     address = f"127.0.0.1:{node.http_port}"
 

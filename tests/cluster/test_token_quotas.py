@@ -1,8 +1,12 @@
-"""How many tasks and queues a token may have open, in a cluster of three: known to all, and found again after a death."""
+"""What tokens may have in a cluster of three: how many tasks and queues open, known to all and found again after a death; and a
+place in the queue beside another's flood."""
 
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 
 from tests.cluster.clusters import Cluster
 from tests.cluster.replicated import MakeCluster, started
-from tests.support.harness import Answer, until
+from tests.support.harness import PROJECT, Answer, clean_environment, until
 from tests.support.memory_tokens import token_of
 from tq_node import limits
 from tq_node.cli.tokens_file import written
@@ -18,7 +22,7 @@ from tq_node.tokens import Quotas, Role, TokenEntry, hash_of
 
 pytestmark = pytest.mark.cluster
 
-CHIEF, ANN = token_of(1), token_of(2)
+CHIEF, ANN, LOUD = (token_of(number) for number in (1, 2, 3))
 NAMES = ("node-1", "node-2", "node-3")
 MOST = 12
 QUEUES = 2
@@ -32,6 +36,7 @@ def cluster(make_cluster: MakeCluster, tmp_path: Path) -> Cluster:
         path.touch(mode=0o600)
     entries = [
         TokenEntry("chief", hash_of(CHIEF), (Role.ADMIN,)),
+        TokenEntry("loud", hash_of(LOUD), (Role.SUBMIT,)),
         TokenEntry("ann", hash_of(ANN), (Role.SUBMIT,), quotas=Quotas(open_tasks=MOST, queues=QUEUES)),
     ]
     tokens.write_text("\n".join(map(written, entries)))
@@ -96,3 +101,41 @@ def test_all_nodes_keep_to_a_token_s_quota_of_open_tasks(cluster: Cluster) -> No
     until(
         lambda: all_refuse(cluster, names, f"may have {QUEUES} queues", "third"), deadline_s=20, what="not a third one"
     )
+
+
+CONNECTIONS = limits.SUBMITS_AT_ONCE + 200
+QUIET = 6
+
+
+def refusals(cluster: Cluster, node: str) -> int:
+    """Of submits, for want of room."""
+    lines = cluster[node].get("/metrics").body.decode().splitlines()
+    name = 'taskqueue_http_request_duration_seconds_count{route="/tasks/submit",code="429"}'
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(name))
+
+
+def test_one_token_s_flood_leaves_another_its_share(cluster: Cluster) -> None:
+    """A replica stands still, so that nothing is committed: what the node lets in at once is taken by one, who is refused more.
+    Another one is let in all the same, and answered when there are commits again."""
+    address = f"127.0.0.1:{cluster['node-1'].http_port}"
+    loud = [sys.executable, "-m", "tests.support.loud", address, "127.0.0.1", str(CONNECTIONS), "0.5", "3", LOUD]
+    process = subprocess.Popen(loud, cwd=PROJECT, env=clean_environment(), stdout=subprocess.DEVNULL)
+    statuses: list[int] = []
+
+    def ask(number: int) -> None:
+        statuses.append(submit(cluster, "node-1", f"quiet-{number}").status)
+
+    quiet = [threading.Thread(target=ask, args=(number,)) for number in range(QUIET)]
+    try:
+        cluster["node-3"].stop()
+        before = refusals(cluster, "node-1")
+        until(lambda: refusals(cluster, "node-1") > before, deadline_s=20, what="the node is full")
+        for thread in quiet:
+            thread.start()
+        time.sleep(0.3)  # they are at the gate while nothing moves
+    finally:
+        cluster["node-3"].cont()
+    for thread in quiet:
+        thread.join(60)
+    assert statuses == [201] * QUIET
+    assert process.wait(60) == 0
