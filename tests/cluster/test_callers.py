@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.support.access_matrix import BAD, EXPIRED, GROUP_OF, NOBODY, ROLES, expected, request_of, verdict
+from tests.support.access_matrix import BAD, EXPIRED, GROUP_OF, NOBODY, ROLES, UNSURE, expected, request_of, verdict
 from tests.support.harness import HTTP_S, NodeProcess, Nodes
 from tests.support.memory_tokens import token_of
 from tq_node.audit import AuditLine, Chain, findings_of
@@ -22,6 +22,7 @@ PLAIN = ""
 LONG = "X-Long-Way: 1\r\n"
 """A header that the fast path leaves to ``twisted.web``."""
 AT_ONCE = 200
+JUDGED_S = 120.0
 
 
 def tokens_file(directory: Path) -> tuple[Path, dict[str, str]]:
@@ -83,15 +84,19 @@ def test_every_cell_at_both_ways_in(nodes: Nodes, tmp_path: Path) -> None:
     cells = [(operation, who, way) for operation in operations for who in shown for way in (PLAIN, LONG)]
     wrong = []
     refused = 0
-    for first in range(0, len(cells), AT_ONCE):
-        some = cells[first : first + AT_ONCE]
+    left, give_up_s = list(cells), time.monotonic() + JUDGED_S
+    while left:
+        some, left = left[:AT_ONCE], left[AT_ONCE:]
         told = answers(node, [request_of(operation, way + shown[who]) for operation, who, way in some])
         refused += sum(answer.split(b" ", 2)[1] in (b"401", b"403", b"421") for answer in told)
-        wrong += [
-            (cell, verdict(answer))
-            for cell, answer in zip(some, told, strict=True)
-            if verdict(answer) != expected(cell[0], cell[1])
-        ]
+        for cell, answer in zip(some, told, strict=True):
+            found = verdict(answer)
+            if found == UNSURE and cell[1] == BAD:
+                # Its table is not confirmed, on a busy machine: no node knows then that a token was never made.
+                assert time.monotonic() < give_up_s
+                left.append(cell)
+            elif found != expected(cell[0], cell[1]):
+                wrong.append((cell, found))
     print(f"{len(cells)} cells")
     assert not wrong
     assert len(cells) == len(GROUP_OF) * (len(ROLES) + 3) * 2 >= 550

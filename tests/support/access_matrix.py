@@ -86,13 +86,19 @@ def expected(operation: tuple[str, str], who: str) -> str:
     return f"403 {missing}" if who in ROLES else "401"
 
 
+UNSURE = "503"
+
+
 def verdict(answer: bytes) -> str:
-    """What an answer says of its caller: ``let in``, whatever the handler says, ``401``, or ``403`` with the missing role."""
+    """What an answer says of its caller: ``let in``, whatever the handler says, ``401``, ``403`` with the missing role, or
+    ``UNSURE``, of a token that the node can't judge by now."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
     if status == 401:
         assert b"WWW-Authenticate: Bearer" in head
         return "401"
+    if status == 503 and b"whether the token is still valid" in body:
+        return UNSURE
     missing = re.search(rb'"detail":"the role (\w+) is missing', body) if status == 403 else None
     return f"403 {missing[1].decode()}" if missing else "let in"
 
