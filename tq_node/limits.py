@@ -345,6 +345,8 @@ OPEN_TASKS_TOLD_S = 4.0
 """What a node has said counts for so long."""
 OPEN_MAKERS_MAX = TOKENS_MAX
 """Tokens that are asked for at once."""
+CENSUS_S = 0.25
+"""So often it is looked, at most, which caller has how much of what all share."""
 QUOTA_RETRY_AFTER_S_MAX = 60.0
 """The longest ``Retry-After`` of a token over its quota of requests."""
 QUOTA_BUCKETS_MAX = 2 * TOKENS_MAX

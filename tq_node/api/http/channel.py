@@ -20,6 +20,7 @@ from tq_node.api.access.access import UNCHECKED, Caller
 from tq_node.api.http.connections import address_of, host_of
 from tq_node.api.http.exchange import request_id_of
 from tq_node.api.http.fast_path import FastRequest, NoRequest, PlainRequest
+from tq_node.api.http.lifecycle import RequestLifecycle
 from tq_node.api.http.load_shedding import QueuedRefusal
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.http.request_head import HEAD_BYTES_MAX, LENGTH_DIGITS_MAX
@@ -267,6 +268,17 @@ class ApiChannel(http.HTTPChannel):
         return now_s - self._send_position_s >= limits.UNSENT_STALL_S
 
     # --- a request that arrives piece by piece ---
+    @property
+    def in_flight(self) -> int:
+        """Requests whose handler was called and that are not answered."""
+        return sum(isinstance(one, RequestLifecycle) and one.in_flight for one in self.requests)
+
+    @property
+    def body_bytes(self) -> int:
+        """Of the bodies of its requests."""
+        bodies = sum(one.held_bytes for one in self.requests if isinstance(one, RequestLifecycle))
+        return bodies + self._begun_body_bytes
+
     @property
     def is_idle(self) -> bool:
         """No handler works for it."""

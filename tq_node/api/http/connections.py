@@ -27,10 +27,21 @@ class Connection(Protocol):
     """One client's connection as ``Connections`` sees it."""
 
     host: str
+    who: str
     last_active: int
     """``Connections.activity`` at its last request."""
     unsent_bytes: int
     """Given to the transport since it last was empty."""
+
+    @property
+    def in_flight(self) -> int:
+        """As in ``census.Held``."""
+        ...
+
+    @property
+    def body_bytes(self) -> int:
+        """As in ``census.Held``."""
+        ...
 
     @property
     def is_idle(self) -> bool:

@@ -63,6 +63,16 @@ class RequestLifecycle:
     _call: Deferred[None] | None
     """What the handler returned; None before, and after the answer."""
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether it counts in ``ServerState.in_flight``."""
+        return self._in_flight
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts in ``ServerState.bodies_held_bytes``."""
+        return self._held_bytes
+
     def call(self, handler: Handler) -> None:
         """Call the handler. What it raises is the answer; a hang-up cancels what it returned."""
         try:

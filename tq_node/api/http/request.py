@@ -183,7 +183,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         server.bodies_held_bytes += size
         if self._held_bytes > self._body_bytes_max:
             self._refuse(BodyTooLarge(f"a body over {self._body_bytes_max} bytes"))
-        elif server.bodies_held_bytes > settings.bodies_held_bytes_max:
+        elif server.bodies_held_bytes > settings.bodies_held_bytes_max and not server.holds_more(self.who, size):
             self._refuse(Busy("too many bodies at once"))
         else:
             self.content.write(data)
@@ -238,7 +238,11 @@ class ApiRequest(RequestLifecycle, server.Request):
             channel.persistent = False
             answer_error(self, Busy("the node has as many connections as it can take"))
             return
-        if server.in_flight >= server.settings.requests_in_flight_max and path not in routing.always_served:
+        if (
+            server.in_flight >= server.settings.requests_in_flight_max
+            and path not in routing.always_served
+            and not server.takes_one_more(self.who)
+        ):
             answer_error(self, Busy("too many requests at once"))
             return
         # A body may take its time, and the token may have been revoked meanwhile.

@@ -10,6 +10,7 @@ from twisted.web.http import datetimeToString
 from tq_node import limits
 from tq_node.api.access.authenticator import Authenticator
 from tq_node.api.http.audit_trail import AuditTrail
+from tq_node.api.http.census import Census
 from tq_node.api.http.concurrency_limit import large_body_limit, list_limit, long_list_limit, submit_limit
 from tq_node.api.http.connections import Connections
 from tq_node.api.http.load_shedding import LoadShedder
@@ -61,6 +62,9 @@ class ServerState:
         """Wall clock."""
         self.closing = False
         """No connection is accepted any more, and each one closes after its answer."""
+        of_all, now_s = self.connections.open, reactor.seconds
+        self._requests_of = Census(of_all, lambda one: one.in_flight, settings.requests_in_flight_max, now_s)
+        self._bodies_of = Census(of_all, lambda one: one.body_bytes, settings.bodies_held_bytes_max, now_s)
         self._date = b""
         self._date_s = -1
 
@@ -72,6 +76,15 @@ class ServerState:
             and self.bodies_held_bytes + body_bytes <= settings.bodies_held_bytes_max
             and body_bytes <= settings.body_bytes_max
         )
+
+    def takes_one_more(self, who: str) -> bool:
+        """Whether a caller's request is called although there is no room in flight."""
+        return self._requests_of.takes(who, 1, self.in_flight + 1)
+
+    def holds_more(self, who: str, size: int) -> bool:
+        """Whether ``size`` bytes of a caller's body are kept although there is no room for them;
+        they are counted already."""
+        return self._bodies_of.takes(who, size, self.bodies_held_bytes)
 
     def date(self) -> bytes:
         """The value of the ``Date`` header, made once a second."""
