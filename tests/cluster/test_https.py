@@ -19,14 +19,17 @@ import pytest
 
 from tests.cluster.clusters import Cluster
 from tests.support.certificates import HOSTS, make_ca, put, trusting
-from tests.support.harness import PROJECT, clean_environment, free_port, until
+from tests.support.harness import PROJECT, NodeProcess, clean_environment, free_port, until
+from tq_node.cli.tokens_file import written
 from tq_node.client import Queue
+from tq_node.tokens import Role, TokenEntry, encode, hash_of
 
 pytestmark = pytest.mark.cluster
 NAMES = ("node-1", "node-2", "node-3")
 NEXT = ("next-1", "next-2", "next-3")
 (_check,) = re.findall(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", (PROJECT / "Dockerfile").read_text(), re.MULTILINE)
 HEALTH_CHECK = json.loads(_check)
+TOKENS = {name: encode(bytes([number]) * 32) for number, name in enumerate(("tests", "first", "second"))}
 MakeCluster = Callable[..., Cluster]
 
 
@@ -39,15 +42,34 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+def tell_tokens(path: Path, *names: str) -> None:
+    """Have the nodes' file hold these tokens and no others."""
+    new = path.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text("\n".join(written(TokenEntry(name, hash_of(TOKENS[name]), (Role.ADMIN,))) for name in names))
+    os.replace(new, path)
+
+
 @pytest.fixture
-def cluster(make_cluster: MakeCluster, folder: Path, tmp_path: Path) -> Cluster:
+def tokens(tmp_path: Path) -> Path:
+    tell_tokens(tmp_path / "tokens.toml", "tests", "first", "second")
+    return tmp_path / "tokens.toml"
+
+
+@pytest.fixture
+def cluster(make_cluster: MakeCluster, folder: Path, tokens: Path, tmp_path: Path) -> Cluster:
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    secret.write_bytes(b"a secret of these three nodes alone")
+
     def options(name: str) -> list[str]:
         place = tmp_path / name
         return [
             "--http-cert", str(place / "tls.crt"), "--http-key", str(place / "tls.key"), "--ca", str(folder / "ca.crt"),
+            "--tokens-file", str(tokens), "--secret-file", str(secret),
         ]  # fmt: skip
 
-    made = make_cluster(own_options=options, tls=trusting(folder))
+    made = make_cluster(own_options=options, tls=trusting(folder), token=TOKENS["tests"])
     made.start()
     made.wait_whole()
     made.wait_ready()
@@ -64,6 +86,10 @@ def shown(port: int, folder: Path) -> object:
         return certificate["serialNumber"]
 
 
+def shows(node: NodeProcess, token: str) -> int:
+    return node.get("/tasks/stats", headers={"Authorization": f"Bearer {TOKENS[token]}"}).status
+
+
 def console(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tq_tui", *arguments], env=clean_environment(), capture_output=True, text=True, timeout=60,
@@ -74,9 +100,9 @@ def console(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Load(threading.Thread):
     """Submits, one after another, to all nodes, until told to end; remembers what failed."""
 
-    def __init__(self, port: int, folder: Path) -> None:
+    def __init__(self, port: int, folder: Path, token_file: Path) -> None:
         super().__init__(daemon=True)
-        self.queue = Queue(f"https://localhost:{port}", ca=folder / "ca.crt")
+        self.queue = Queue(f"https://localhost:{port}", ca=folder / "ca.crt", token_file=token_file)
         self.over = threading.Event()
         self.failed: list[BaseException] = []
         self.done = 0
@@ -95,7 +121,11 @@ class Load(threading.Thread):
         self.join(30)
 
 
-def test_certificates_change_under_load_and_nobody_notices(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+def test_certificates_and_tokens_change_under_load_and_nobody_notices(
+    cluster: Cluster, folder: Path, tokens: Path, tmp_path: Path
+) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKENS["first"])
     # What /cluster says is what clients go by.
     ports = cluster.ports
     told = {one["name"]: one for one in cluster["node-1"].get("/cluster").json["cluster"]["nodes"]}
@@ -116,8 +146,9 @@ def test_certificates_change_under_load_and_nobody_notices(cluster: Cluster, fol
         assert done.returncode == code, done
 
     # The console, and who speaks plain HTTP.
-    seen = console("--json", "--ca", str(folder / "ca.crt"), f"https://localhost:{ports['node-1']}")
-    assert seen.returncode == 0, seen
+    shown_by = ("--ca", str(folder / "ca.crt"), "--token-file", str(token_file), f"https://localhost:{ports['node-1']}")
+    until(lambda: console("--once", *shown_by).returncode == 0, deadline_s=60, what="healthy")
+    seen = console("--json", *shown_by)
     assert {one["name"] for one in json.loads(seen.stdout)["nodes"]} == set(NAMES)
     doubtful = console("--once", f"https://localhost:{ports['node-1']}")
     assert doubtful.returncode == 2, "no authority of the system knows this certificate"
@@ -128,7 +159,7 @@ def test_certificates_change_under_load_and_nobody_notices(cluster: Cluster, fol
     plain.close()
 
     # Certificates of all nodes change, one is broken on the way, while calls go on.
-    load = Load(ports["node-1"], folder)
+    load = Load(ports["node-1"], folder, token_file)
     load.start()
     until(lambda: load.done > 20 and len(load.queue.addresses) == 3, what="the others are learnt")
     opened = http.client.HTTPSConnection("127.0.0.1", ports["node-3"], timeout=5, context=trusting(folder))
@@ -144,10 +175,19 @@ def test_certificates_change_under_load_and_nobody_notices(cluster: Cluster, fol
         put(folder, NEXT[number], tmp_path / name)
         until(lambda port=ports[name], old=before: shown(port, folder) != old, what="the new one")  # type: ignore[misc]
         assert time.monotonic() - changed_s < 2.0
-        assert cluster[name].get("/ready").json["notes"] == []
+        assert "files_unusable" not in cluster[name].get("/ready").body.decode()
     opened.request("GET", "/health")
     assert opened.getresponse().status == 200
     opened.close()
+    # The token changes: the clients' file first, then what the nodes know.
+    (tmp_path / "new").write_text(TOKENS["second"])
+    os.replace(tmp_path / "new", token_file)
+    so_far, began_s = load.done, time.monotonic()
+    until(lambda: load.done > so_far + 20 and time.monotonic() - began_s > 1.5, what="the client has looked")
+    tell_tokens(tokens, "tests", "second")
+    for name in NAMES:
+        until(lambda name=name: shows(cluster[name], "first") == 401, what="the first one is not known any more")  # type: ignore[misc]
+        assert shows(cluster[name], "second") == 200
     so_far = load.done
     until(lambda: load.done > so_far + 20, what="calls go on")
     load.end()
@@ -157,7 +197,7 @@ def test_certificates_change_under_load_and_nobody_notices(cluster: Cluster, fol
     cluster.stop("node-3")
     cluster.start("node-3")
     cluster.wait_whole()
-    cluster.assert_logs_are_clean(allow="files_unusable|the changed file is not used")
+    cluster.assert_logs_are_clean(allow="the changed file is not used|has no handlers|the reactor was blocked for")
 
 
 def test_a_joiner_asks_only_whom_its_authority_vouches_for(cluster: Cluster, folder: Path, tmp_path: Path) -> None:

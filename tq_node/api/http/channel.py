@@ -116,6 +116,13 @@ class ApiChannel(http.HTTPChannel):
         if self.is_secure:
             self._note_arrival(0, has_head=False)
 
+    def note_handshake(self, *, is_due: bool) -> None:
+        """The handshake waits for the client from now on, or for this node."""
+        if is_due:
+            self._note_arrival(0, has_head=False)
+        else:
+            self.server.connections.arriving.discard(self)
+
     def handshakeCompleted(self) -> None:
         """TLS has begun: from now on the connection may be idle, as one without."""
         self.server.connections.arriving.discard(self)

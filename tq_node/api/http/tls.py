@@ -2,25 +2,28 @@
 
 The bounds of plain connections hold here too: who is slow with the handshake is reset as with a
 head, answers are sent inside ``write``, what waits to be sent is counted, and an end is an end,
-also for who never says his own. Of handshakes, the dearest thing that a stranger may ask for, one
-is done a turn of the reactor.
+also for who never says his own. Of handshakes, the dearest thing that a stranger may ask for, some
+are done a turn of the reactor.
 
 Needs ``pyOpenSSL``; imported only where certificates are given."""
 
 from __future__ import annotations
 
 import ctypes
+import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
     IOpenSSLServerConnectionCreator,
     IPushProducer,
+    IReactorTime,
     ISSLTransport,
     ITCPTransport,
 )
@@ -34,8 +37,8 @@ from tq_node import limits
 from tq_node.api.http.channel import ApiChannel
 from tq_node.api.http.site import ApiSite
 from tq_node.certificates import make_context, read_certificates, read_pair
+from tq_node.observe.metrics import Metrics
 from tq_node.reread_files import RereadFiles
-from tq_node.slices import Slices
 
 _HANDSHAKE_RECORD = 0x16
 """First byte of whoever speaks TLS (RFC 8446, section 5.1)."""
@@ -131,7 +134,8 @@ class TlsConnection(TLSMemoryBIOProtocol):
     """The client's hello was, which is most of the work of a handshake."""
     _held = b""
     """Of a handshake, while others have their turn."""
-    _turn: Deferred[None] | None = None
+    _waits = False
+    """It is among ``Handshakes``."""
 
     def __init__(self, factory: HttpsFactory, channel: ApiChannel) -> None:
         super().__init__(factory, channel)
@@ -168,10 +172,11 @@ class TlsConnection(TLSMemoryBIOProtocol):
             self._held += data
             if self._is_answered:
                 self._shake_hands()  # its end is cheap, and who waits with it would be taken for one who left
-            elif self._turn is None and _has_record(self._held):
+            elif not self._waits and _has_record(self._held):
+                self._waits = True
                 self.transport.pauseProducing()
-                self._turn = self.factory.handshakes.turn("TLS handshake")
-                self._turn.addCallbacks(self._have_turn, lambda _: None)
+                self.wrappedProtocol.note_handshake(is_due=False)
+                self.factory.handshakes.add(self)
 
     def _checkHandshakeStatus(self) -> None:
         # Inherited, and called with the connection too, when a server has nothing to say yet: that
@@ -179,8 +184,12 @@ class TlsConnection(TLSMemoryBIOProtocol):
         if self._has_begun:
             super()._checkHandshakeStatus()
 
-    def _have_turn(self, _: None) -> None:
-        self._turn = None
+    def have_turn(self) -> None:
+        """Answer the client's hello, unless it is gone."""
+        if not self._waits:
+            return
+        self._waits = False
+        self.wrappedProtocol.note_handshake(is_due=True)
         self._shake_hands()
         if not self.transport.disconnecting:
             self.transport.resumeProducing()
@@ -203,8 +212,7 @@ class TlsConnection(TLSMemoryBIOProtocol):
         self.transport.write(said)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
+        self._waits = False
         self.factory.ended(self)
         # Else the inherited one reads on, for the error that this is: its traceback would hold
         # itself, and all of the connection, until the collector comes by, which it seldom does.
@@ -274,6 +282,37 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+class Handshakes:
+    """Those that wait for their turn: some milliseconds of them each turn of the reactor, but one
+    at least, so that a thousand hellos at once hold nobody up."""
+
+    def __init__(self, reactor: IReactorTime, metrics: Metrics, now_s: Callable[[], float] = time.perf_counter) -> None:
+        self._reactor = reactor
+        self._metrics = metrics
+        self._waiting: deque[TlsConnection] = deque()
+        self.now_s = now_s
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, connection: TlsConnection) -> None:
+        """Call its ``have_turn`` in a later turn."""
+        if not self._waiting:
+            self._reactor.callLater(0.0, self._run)
+        self._waiting.append(connection)
+
+    def _run(self) -> None:
+        self._metrics.note_doing("TLS handshake")
+        until_s = self.now_s() + limits.SLICE_MS / 1000
+        while True:
+            self._waiting.popleft().have_turn()
+            if not self._waiting:
+                return
+            if self.now_s() >= until_s:
+                break
+        self._reactor.callLater(0.0, self._run)
+
+
 class HttpsFactory(TLSMemoryBIOFactory):
     """Wraps the channels of a site; may listen on several ports at once."""
 
@@ -283,7 +322,7 @@ class HttpsFactory(TLSMemoryBIOFactory):
     def __init__(self, files: RereadFiles[SSL.Context], site: ApiSite) -> None:
         reactor = site.server.reactor
         super().__init__(_Connections(files), False, site, reactor)
-        self.handshakes = Slices(reactor, on_slice=site.server.metrics.note_doing)
+        self.handshakes = Handshakes(reactor, site.server.metrics)
         self._reactor = reactor
         self._begun: dict[TlsConnection, None] = {}
         """Handshakes that have begun and not ended, in order."""

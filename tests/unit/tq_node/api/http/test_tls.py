@@ -7,8 +7,10 @@ import random
 import ssl
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -34,6 +36,11 @@ def https(folder: Path, tmp_path: Path) -> Iterator[Https]:
     world = Https(folder, tmp_path)
     yield world
     world.close()
+
+
+def ticking(step_s: float) -> Callable[[], float]:
+    """A clock that goes on with each look."""
+    return partial(next, count(0.0, step_s))
 
 
 # --- requests ---
@@ -159,14 +166,39 @@ def test_a_broken_certificate_changes_nothing_and_says_so(https: Https) -> None:
 
 
 # --- bounds ---
-def test_one_handshake_a_turn(https: Https) -> None:
+def test_some_milliseconds_of_handshakes_a_turn(https: Https) -> None:
+    https.factory.handshakes.now_s = ticking(limits.SLICE_MS / 2000)
     clients = [https.dial() for _ in range(5)]
     for client in clients:
         client.hello()
     assert not any(client.transport.value() for client in clients)
-    for number in range(1, 6):
+    for number in (2, 4, 5):
         turn(https.clock)
         assert sum(bool(client.transport.value()) for client in clients) == number
+
+
+def test_one_handshake_a_turn_however_long_it_takes(https: Https) -> None:
+    https.factory.handshakes.now_s = ticking(1.0)
+    clients = [https.dial() for _ in range(3)]
+    for client in clients:
+        client.hello()
+    for number in range(1, 4):
+        turn(https.clock)
+        assert sum(bool(client.transport.value()) for client in clients) == number
+
+
+def test_who_waits_for_the_node_is_not_slow(https: Https) -> None:
+    client = https.dial()
+    with mock.patch.object(https.factory.handshakes, "_run"):  # it does not come to it
+        client.hello()
+        for _ in range(int(limits.HTTP_HEAD_S) + 3):
+            https.clock.advance(1.0)
+    assert not client.transport.lost
+    https.factory.handshakes._run()
+    client.fetch()
+    client.shake_hands()
+    client.send(GET)
+    assert client.replies()[0].status == 200
 
 
 def test_a_hello_in_pieces_has_its_turn_once_it_is_whole(https: Https) -> None:
@@ -179,9 +211,7 @@ def test_a_hello_in_pieces_has_its_turn_once_it_is_whole(https: Https) -> None:
             assert not client.transport.value()
             client.protocol.dataReceived(said[at : at + 100])
             assert len(https.factory.handshakes) == clients.index(client) + (at + 100 >= len(said))
-    for number in range(1, 4):
-        turn(https.clock)
-        assert sum(bool(client.transport.value()) for client in clients) == number
+    turn(https.clock)
     for client in clients:
         client.fetch()
         client.shake_hands()
@@ -194,7 +224,6 @@ def test_who_hangs_up_while_others_have_their_turn_is_forgotten(https: Https) ->
     for client in clients:
         client.hello()
     Transport.hang_up(clients[0].transport)
-    turn(https.clock)
     turn(https.clock)
     assert [len(client.transport.value()) > 500 for client in clients] == [False, True, True], (
         "one gets an alert at most"
