@@ -187,7 +187,7 @@ def _content(path: Path) -> str:
     """:raises FileNotFoundError: there is no such file.
     :raises BadTokensFile: it can't be read, or others may change it."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             _refuse_others(path, os.fstat(file.fileno()))
             content = file.read(limits.TOKENS_FILE_BYTES_MAX + 1)
     except FileNotFoundError:
@@ -200,6 +200,11 @@ def _content(path: Path) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise BadTokensFile(f"{path}: not UTF-8") from None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe in its place would have whoever opens it wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _refuse_others(path: Path, found: os.stat_result) -> None:

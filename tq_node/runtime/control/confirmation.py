@@ -61,8 +61,7 @@ class Confirmation:
         self._timer.restart(limits.TOKENS_CONFIRM_S if self.is_confirmed() else limits.TOKENS_CONFIRM_AGAIN_S)
 
     def _answered(self, _: int, asked_ms: int) -> None:
-        if self._is_running:
-            self.until_ms = max(self.until_ms, asked_ms + limits.TOKENS_FRESH_MS)
+        self.until_ms = max(self.until_ms, asked_ms + limits.TOKENS_FRESH_MS)
 
     def _give_up(self, *, asked_until_ms: int) -> None:
         for asked, asked_ms in list(self._asked.items()):

@@ -93,6 +93,9 @@ quotas = {{ requests = 2.5, open_tasks = 7 }}
             tokens_file.read(tmp_path / "none")
         with pytest.raises(BadTokensFile):
             tokens_file.read(tmp_path)
+        os.mkfifo(tmp_path / "pipe", 0o600)
+        with pytest.raises(BadTokensFile, match="no plain file"):
+            tokens_file.read(tmp_path / "pipe")
 
     @pytest.mark.parametrize(
         ("text", "why"),
@@ -112,6 +115,7 @@ quotas = {{ requests = 2.5, open_tasks = 7 }}
             (ONE.replace("abab", ""), "not sha256: and 64 digits"),
             (ONE + ONE, "there twice"),
             (ONE + ONE.replace("ops", "other"), "there twice"),
+            (ONE + ONE.replace("abab", "cdcd"), "there twice"),
             (ONE + 'queues = [""]', "its queues"),
             (ONE + 'queues = ["a", "a"]', "its queues"),
             (ONE + f'queues = ["{"q" * 101}"]', "its queues"),
@@ -174,6 +178,13 @@ class TestWriting:
         assert path.read_text().startswith(f"# mine\n{ONE.rstrip()}\n\n[[token]]")
         assert [one.name for one in tokens_file.read(path)] == ["ops", "new"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+    def test_not_more_than_it_may_hold(self, path: Path) -> None:
+        path.write_text("".join(tokens_file.written(entry(f"n{n}")) for n in range(limits.TOKENS_OF_FILE_MAX)))
+        before = path.read_text()
+        with pytest.raises(BadTokensFile, match="at most 100"):
+            tokens_file.with_token(path, entry())
+        assert path.read_text() == before
 
     def test_not_under_a_name_that_is_there(self, path: Path) -> None:
         before = path.read_text()

@@ -60,8 +60,6 @@ class RandomTable:
             self.unsafe_recover,
             self.the_cluster,
             self.put_token,
-            self.put_token,
-            self.revoke_token,
             self.revoke_token,
             self.put_invitation,
             self.take_invitation,

@@ -122,6 +122,20 @@ def test_slow_answers_confirm_as_long_as_they_come(world: World, delay_s: float)
     assert world.confirmed_for(10) >= 10 - TICK_S
 
 
+def test_an_answer_that_was_overtaken_takes_nothing_back(world: World) -> None:
+    world.raft.delay_s = 0.8
+    world.confirmation.start()
+    world.run(0.05)
+    world.raft.delay_s = 0.0
+    world.run(0.6)
+    assert world.confirmation.is_confirmed()
+    world.raft.has_leader = False
+    began_s = world.clock.seconds()
+    assert (
+        world.confirmed_for(4) > FRESH_S - limits.TOKENS_CONFIRM_S - (world.clock.seconds() - began_s - 4) - 2 * TICK_S
+    )
+
+
 def test_lost_questions_pile_up_nowhere(world: World) -> None:
     world.raft.delay_s = None
     world.confirmation.start()
