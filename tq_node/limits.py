@@ -258,7 +258,11 @@ HANDSHAKES_BEGUN_MAX = 500
 """Of TLS, begun and not ended yet, each some 50 KiB; past it the one begun longest ago is reset.
 Who means it takes one round trip."""
 TLS_CLOSED_MANY = 500
-"""After so many fewer connections by TLS the memory of theirs is given back to the system."""
+"""After so many fewer connections by TLS the memory of theirs is given back to the system, ..."""
+TLS_UNSENT_MANY_BYTES = 16 * MIB
+"""... and after so much that they have not sent when they closed, ..."""
+TLS_FREE_S = 1.0
+"""... a moment later, when all that belongs together has closed."""
 UNSENT_UNCOUNTED_BYTES = 16 * KIB
 """Uncounted unsent bytes of each connection; with more than these no further request is taken."""
 UNSENT_BYTES_MAX = 64 * MIB

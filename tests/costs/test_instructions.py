@@ -13,6 +13,7 @@ from bench.instructions.__main__ import BASELINE, main
 
 GROWTH_MAX = 1.03
 """Two in a hundred, and one that runs on another day or below another path differ by."""
+TLS_GROWTH_MAX = 1.8
 OTHER_BUILDS_GROWTH_MAX = 1.5
 """Where the interpreter or a library is another one than the baseline's: only a slip by half shows."""
 
@@ -70,3 +71,12 @@ def test_what_is_no_table_is_refused_in_one_line(
         pytest.skip(measuring.missing() or "")
     assert main(["--compare", str(file)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@needs_callgrind
+@pytest.mark.long
+def test_a_submit_by_tls() -> None:
+    """Of the HTTP side alone; a whole submit is several times that."""
+    plain, by_tls = (measuring.measure(part) for part in ("request, submit", "request, submit, by TLS"))
+    print(f"\n{plain:,.0f} instructions, {by_tls:,.0f} by TLS")
+    assert by_tls < plain * TLS_GROWTH_MAX

@@ -328,6 +328,8 @@ class HttpsFactory(TLSMemoryBIOFactory):
         """Handshakes that have begun and not ended, in order."""
         self._most = 0
         """Connections at once since memory was last given back."""
+        self._unsent_bytes = 0
+        """What those that closed since then have not sent."""
 
     def buildProtocol(self, addr: IAddress) -> TlsConnection | None:  # type: ignore[override]  # None: it is refused
         channel = self.wrappedFactory.buildProtocol(addr)
@@ -353,6 +355,9 @@ class HttpsFactory(TLSMemoryBIOFactory):
 
     def unregisterProtocol(self, p: TlsConnection) -> None:
         super().unregisterProtocol(p)
-        if self._most - len(self.protocols) >= limits.TLS_CLOSED_MANY:
-            self._most = len(self.protocols)
-            self._reactor.callLater(0.0, give_memory_back)
+        # In records, which are small blocks; without TLS it is as large as the answers are.
+        self._unsent_bytes += getattr(p.transport, "_tempDataLen", 0) + len(getattr(p.transport, "dataBuffer", b""))
+        has_many = self._most - len(self.protocols) >= limits.TLS_CLOSED_MANY
+        if has_many or self._unsent_bytes >= limits.TLS_UNSENT_MANY_BYTES:
+            self._most, self._unsent_bytes = len(self.protocols), 0
+            self._reactor.callLater(limits.TLS_FREE_S, give_memory_back)

@@ -358,9 +358,21 @@ def test_memory_is_given_back_once_many_have_closed(https: Https) -> None:
         for number, client in enumerate(clients):
             client.transport.hang_up()
             https.clock.advance(0)
+            https.clock.advance(limits.TLS_FREE_S)
             assert given.called == (number >= 2)
         assert given.call_count == 1
     tls.give_memory_back()
+
+
+def test_memory_is_given_back_once_much_was_not_sent(https: Https) -> None:
+    with mock.patch.object(tls, "give_memory_back") as given:
+        for number in range(2):
+            client = https.dial()
+            client.transport.dataBuffer = bytes(limits.TLS_UNSENT_MANY_BYTES // 2)  # type: ignore[attr-defined]
+            client.transport.hang_up()
+            https.clock.advance(0)
+            https.clock.advance(limits.TLS_FREE_S)
+            assert given.called == (number == 1)
 
 
 # --- records ---
