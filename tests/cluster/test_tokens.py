@@ -155,6 +155,12 @@ def test_a_token_put_again_ends_the_earlier_one(cluster: Cluster, ops: str) -> N
     revoke(cluster, "node-3", ops, "twice")
 
 
+def test_what_the_table_refuses_is_said_as_what_it_is(cluster: Cluster, ops: str) -> None:
+    for name in NAMES:  # also by one that asks the leader
+        answer = cluster[name].post("/tokens/revoke?name=nobody", headers=bearer(ops))
+        assert (answer.status, answer.json["code"], answer.json["title"]) == (404, "not_found", "No such token")
+
+
 def test_a_token_ends_by_itself(cluster: Cluster, ops: str) -> None:
     token = put(cluster, "node-1", ops, "brief", "view", expires_in=1.5)
     made_s = time.monotonic()
@@ -261,6 +267,20 @@ def _file_note(cluster: Cluster) -> str:
 def _notes(cluster: Cluster) -> dict[str, str]:
     """Of node-3."""
     return {note["code"]: note["detail"] for note in cluster["node-3"].get("/ready").json["notes"]}
+
+
+def test_no_call_fails_while_other_tokens_come_and_go(cluster: Cluster, ops: str, glass_file: Path) -> None:
+    with asking(cluster, NAMES, ops) as by_table, asking(cluster, ["node-3"], GLASS) as by_file:
+        for turn in range(3):
+            with_token(glass_file, TokenEntry("other", hash_of(token_of(20 + turn)), (Role.VIEW,)))
+            put(cluster, NAMES[turn], ops, "other", "view")
+            until(lambda: ask(cluster, "node-3", token_of(20 + turn)) == 200, what="the file counts")  # noqa: B023
+            without_token(glass_file, "other")
+            revoke(cluster, NAMES[turn - 1], ops, "other")
+    calls = [len(one.heard) for one in (*by_table.values(), *by_file.values())]
+    print(f"{sum(calls)} calls, by threads: {calls}")
+    assert {status for one in (*by_table.values(), *by_file.values()) for status in one.statuses()} == {200}
+    assert min(calls) > 30
 
 
 def test_a_command_makes_lists_and_ends_them(cluster: Cluster, ops: str, tmp_path: Path) -> None:
