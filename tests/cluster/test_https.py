@@ -21,7 +21,7 @@ from tests.cluster.clusters import Cluster
 from tests.support.certificates import HOSTS, make_ca, put, trusting
 from tests.support.harness import PROJECT, NodeProcess, clean_environment, free_port, until
 from tq_node.cli.tokens_file import written
-from tq_node.client import Queue
+from tq_node.client import Queue, TaskQueueError
 from tq_node.tokens import Role, TokenEntry, encode, hash_of
 
 pytestmark = pytest.mark.cluster
@@ -212,3 +212,25 @@ def test_a_joiner_asks_only_whom_its_authority_vouches_for(cluster: Cluster, fol
         until(lambda said=said: said in stranger.log("node-4"), what=said, deadline_s=20)  # type: ignore[misc]
         stranger.stop("node-4")
     stranger.close()
+
+
+@pytest.mark.long
+def test_nodes_that_serve_known_clients_alone_let_in_a_joiner_with_a_certificate(
+    make_cluster: MakeCluster, folder: Path, tmp_path: Path
+) -> None:
+    """It shows the one that it has for its own clients. Who has none gets no answer, by the client library neither."""
+    authority = str(folder / "ca.crt")
+
+    def options(name: str) -> list[str]:
+        files = (("--http-cert", "tls.crt"), ("--http-key", "tls.key"))
+        own = [word for option, file in files for word in (option, str(tmp_path / name / file))]
+        return [*own, "--http-client-ca", authority, "--ca", authority]
+
+    made = make_cluster(("node-1", "node-2"), own_options=options, tls=trusting(folder, "next-1"))
+    made.start()
+    made.wait_whole(voters=1, members=("node-1", "node-2"))
+    address = f"https://localhost:{made.ports['node-1']}"
+    with Queue(address, tls=trusting(folder, "next-2"), discover=False) as known:
+        known.submit("email")
+    with Queue(address, ca=authority, discover=False, deadline=2.0) as unknown, pytest.raises(TaskQueueError):
+        unknown.submit("email")
