@@ -107,3 +107,12 @@ def test_every_cell_at_both_ways_in(nodes: Nodes, tmp_path: Path) -> None:
     for path in kept:
         content = path.read_bytes()
         assert not [who for who, line in shown.items() if line and line.split()[2].encode() in content], path
+
+
+def test_open_metrics_are_open_and_nothing_else_is(nodes: Nodes, tmp_path: Path) -> None:
+    path, _ = tokens_file(tmp_path)
+    node = nodes.start("--tokens-file", str(path), "--open-metrics")
+    assert node.get("/metrics").status == 200
+    for closed in ("/tasks/list", "/tasks/status?id=a", "/cluster", "/audit", "/tokens/list"):
+        assert node.get(closed).status == 401
+    assert node.terminate() == 0
