@@ -86,7 +86,7 @@ def begun(path: Path) -> Counter[str]:
 
 
 @asynchronous
-async def test_short_tasks_share_commits(rigs: Any) -> None:
+async def test_short_tasks_share_commits(rigs: Any, no_look: None) -> None:
     rig = rigs(concurrency=SLOTS)
     await until(lambda: rig.worker.pool.idle == SLOTS, "the processes are there")
     commits = await commits_of(rig, 400)
