@@ -18,8 +18,11 @@ import pytest
 from tests.cluster.clusters import PEER_OFFSET, Cluster
 from tests.cluster.replicated import wait_settled
 from tests.cluster.test_peer_tls import NAMES, certificates, make_ca
-from tests.support.certificates import revoke
+from tests.support.certificates import HOSTS, revoke
 from tests.support.harness import until
+from tests.support.memory_tokens import token_of
+from tq_node.cli.tokens_file import written
+from tq_node.tokens import Role, TokenEntry, hash_of
 from tq_node.wire import bounds
 
 pytestmark = pytest.mark.cluster
@@ -29,16 +32,21 @@ TAKEN = "the changed file counts from now on"
 
 
 class Calls:
-    """What a few callers asked all nodes, one call after the other; ``failed``: what was not answered with success."""
+    """What a few callers asked all nodes, one call after the other; ``failed``: what was not answered with success.
 
-    def __init__(self, ports: dict[str, int]) -> None:
+    :param tls: ask by HTTPS. :param token: what to show, asked for before each call.
+    """
+
+    def __init__(
+        self, ports: dict[str, int], tls: ssl.SSLContext | None = None, token: Callable[[], str] | None = None
+    ) -> None:
         self.done = 0
         self.failed: list[str] = []
-        self._ports = ports
+        self._ports, self._tls, self._token = ports, tls, token
         self._over = threading.Event()
 
     def ask(self, name: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._ports[name], timeout=20)
+        connection = self._connection(self._ports[name])
         for number in itertools.count():
             if self._over.is_set():
                 break
@@ -49,7 +57,8 @@ class Calls:
                 ("GET", "/tasks/list?limit=5", None),
             ):
                 try:
-                    connection.request(method, path, body)
+                    shown = {} if self._token is None else {"Authorization": f"Bearer {self._token()}"}
+                    connection.request(method, path, body, shown)
                     answer = connection.getresponse()
                     said = answer.read()
                 except (OSError, http.client.HTTPException) as why:
@@ -61,6 +70,11 @@ class Calls:
                 self.done += 1
             time.sleep(0.05)
         connection.close()
+
+    def _connection(self, port: int) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=self._tls)
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -154,6 +168,86 @@ def test_no_call_fails(make_cluster: MakeCluster, tmp_path: Path, is_short: bool
     until(lambda: b"files_unusable" in cluster["node-2"].get("/ready").body, what="it is said of the broken file")
     cluster.stop()
     cluster.assert_logs_are_clean("the changed file is not used|refused a connection")
+
+
+@pytest.mark.long
+def test_no_call_fails_by_https_while_all_that_is_shown_changes(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    """Certificates of both ports, their authority, the secret, tokens of the table and of the file; no client tries again."""
+    hosts = [f"{name}={HOSTS}" for name in NAMES]
+    old, new = make_ca(tmp_path / "old", *hosts), make_ca(tmp_path / "new", *hosts)
+    both = tmp_path / "both"
+    both.write_bytes((old / "ca.crt").read_bytes() + (new / "ca.crt").read_bytes())
+    files, glass = {name: tmp_path / name for name in NAMES}, [token_of(21), token_of(22)]
+
+    def tokens(*shown: str) -> bytes:
+        return "\n".join(
+            written(TokenEntry(f"glass-{one[-4:]}", hash_of(one), (Role.ADMIN,))) for one in shown
+        ).encode()
+
+    def options(name: str) -> list[str]:
+        home = files[name]
+        return [
+            "--secret-file", str(home / "secret"), "--peer-cert", str(home / "crt"), "--peer-key", str(home / "key"),
+            "--peer-ca", str(home / "ca"), "--http-cert", str(home / "crt"), "--http-key", str(home / "key"),
+            "--ca", str(both), "--tokens-file", str(home / "tokens"),
+        ]  # fmt: skip
+
+    def change(secret: bytes, folder: Path, authority: Path, shown: bytes) -> None:
+        for name, home in files.items():
+            for kind, content in (
+                ("secret", secret), ("ca", authority.read_bytes()), ("tokens", shown),
+                ("crt", (folder / f"{name}.crt").read_bytes()), ("key", (folder / f"{name}.key").read_bytes()),
+            ):  # fmt: skip
+                put(home / kind, content)
+
+    for home in files.values():
+        home.mkdir()
+    first, second = b"the secret that was in use so far\n", b"the secret that takes its place\n"
+    change(first, old, old / "ca.crt", tokens(glass[0]))
+    trusted = ssl.create_default_context(cafile=str(both))
+    cluster = make_cluster(own_options=options, tls=trusted, token=glass[0])
+    cluster.start()
+    view = cluster.wait_whole()
+    cluster.wait_ready()
+    wait_settled(cluster)
+
+    def made(name: str) -> str:
+        answer = cluster["node-1"].post("/tokens/put", {"name": name, "roles": ["operate"]})
+        token = answer.json["token"]
+        assert isinstance(token, str)
+        return token
+
+    def said(option: str, times: int) -> Callable[[], bool]:
+        return lambda: all(cluster.log(name).count(f"{option}: {TAKEN}") >= times for name in NAMES)
+
+    shown = [made("caller-0")]
+    calls = Calls(cluster.ports, trusted, lambda: shown[-1])
+    with calls.going_on():
+        for step, changed in enumerate((
+            (first + second, old, both, tokens(*glass)),
+            (second + first, new, both, tokens(*glass)),
+            (second, new, new / "ca.crt", tokens(glass[1])),
+        ), 1):  # fmt: skip
+            if step == 3:
+                for process in cluster.processes.values():
+                    process.token = glass[1]
+            change(*changed)
+            for option, times in (("--secret-file", step), ("--peer-cert", step), ("--http-cert", int(step > 1))):
+                until(said(option, times), what=f"{option} of step {step} is taken up")
+            shown.append(made(f"caller-{step}"))
+            time.sleep(bounds.BULK_PING_S + 1.0)
+            assert cluster["node-2"].post(f"/tokens/revoke?name=caller-{step - 1}").status == 200
+        so_far = calls.done
+        until(lambda: calls.done > so_far + 30, what="calls go on")
+    print(f"\n  {calls.done} calls by HTTPS, {len(calls.failed)} failed")
+    assert calls.failed == []
+    assert calls.done > 100
+    assert cluster.wait_whole() == view, "nobody was away"
+    for port in cluster.ports.values():
+        for at in (port, port + PEER_OFFSET):
+            assert shown_to(new / "ca.crt", at)
+            assert not shown_to(old / "ca.crt", at)
+    cluster.stop()
 
 
 @pytest.mark.long

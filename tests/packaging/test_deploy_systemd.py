@@ -22,6 +22,7 @@ from tq_node.node.systemd import READY_WAIT_S
 
 UNITS = DEPLOY / "systemd"
 SERVICE, SOCKET = "taskqueue@.service", "taskqueue@.socket"
+CREDENTIALS = "credentials.conf"
 EXPOSURE_MAX = 2.0
 INSTALLED = "/opt/taskqueue/venv/bin/twistd"
 
@@ -50,6 +51,29 @@ def settings_of(name: str) -> dict[str, list[str]]:
         if equals and not line.startswith("#"):
             found.setdefault(key, []).append(value)
     return found
+
+
+@pytest.mark.parametrize("verb", [["verify", "--man=no"], ["security", "--offline=yes", "--no-pager"]])
+def test_with_credentials_it_is_understood_and_as_tight(units: Path, verb: list[str]) -> None:
+    dropped = units / f"{SERVICE}.d"
+    dropped.mkdir()
+    (dropped / CREDENTIALS).write_text((UNITS / CREDENTIALS).read_text())
+    done = subprocess.run(
+        [tool("systemd-analyze"), *verb, units / SERVICE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert (verb[0] == "verify") is (found is None)
+    assert found is None or float(found[1]) < EXPOSURE_MAX
+
+
+def test_each_credential_is_given_to_the_node_and_nothing_else() -> None:
+    settings = settings_of(CREDENTIALS)
+    loaded = dict(line.split(":") for line in settings["LoadCredential"])
+    assert loaded == {name: f"/etc/taskqueue/%i/{name}" for name in loaded}
+    given = dict(word.split("=") for line in settings["Environment"] for word in line.split())
+    assert set(given.values()) == {f"%d/{name}" for name in loaded}
+    assert given.keys() <= {variable for option in OPTIONS for variable in option.environment}
 
 
 def seconds(text: str) -> float:
@@ -103,8 +127,8 @@ def test_times_and_codes_are_those_of_the_node() -> None:
 def test_the_example_of_an_environment_file_is_one(tmp_path: Path) -> None:
     text = (UNITS / "node.env.example").read_text()
     assert config.load({}, environment_file(text), tmp_path).http.port == 8080
-    for name in ("ca.crt", "node-1.crt", "node-1.key", "secret"):
-        (tmp_path / name).touch()
+    for name in ("ca.crt", "node-1.crt", "node-1.key", "secret", "tokens.toml"):
+        (tmp_path / name).touch(mode=0o600)
     # Each line that is commented out says something, too.
     all_of_it = re.sub(r"^#(TQ_)", r"\1", text, flags=re.MULTILINE)
     all_of_it = re.sub(r"/etc/taskqueue/(tls/)?", f"{tmp_path}/", all_of_it)

@@ -32,6 +32,7 @@ TIMEOUT_S = 30.0
 """Longer than a node takes for any answer here."""
 ANSWER_BYTES_MAX = 16 * limits.MIB
 TOKEN_VARIABLE = "TQ_TOKEN"  # noqa: S105 (the name of a variable)
+CA_VARIABLE = "TQ_CA"
 
 
 class Failed(Exception):
@@ -229,7 +230,8 @@ class ClusterPlace(Place):
         url = urlsplit(self._given.url)
         host, port = url.hostname or "", url.port
         if url.scheme == "https":
-            context = ssl.create_default_context(cafile=self._given.ca)
+            cafile = self._given.ca or self._environment.get(CA_VARIABLE) or None
+            context = ssl.create_default_context(cafile=cafile)
             if self._given.cert is not None:
                 context.load_cert_chain(self._given.cert, self._given.key)
             return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
@@ -318,7 +320,8 @@ def _command(
     place.add_argument("--url", type=_typed(_url), help="a node of the cluster: https://HOST:PORT or http://HOST:PORT")
     parser.add_argument("--token-file", type=Path, metavar="FILE",
                         help=f"the token to show to the node [default: ${TOKEN_VARIABLE}]")  # fmt: skip
-    parser.add_argument("--ca", metavar="FILE", help="who vouches for the node's certificate [default: the system's]")
+    parser.add_argument("--ca", metavar="FILE",
+                        help=f"who vouches for the node's certificate [default: ${CA_VARIABLE}, else the system's]")  # fmt: skip
     parser.add_argument("--cert", metavar="FILE", help="certificate to show to the node")
     parser.add_argument("--key", metavar="FILE", help="its private key [default: in the same file]")
     return parser

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
+import ssl
 import stat
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import HOSTS, make_ca
 from tests.support.memory_tokens import token_of
 from tq_node.cli import invitation_file, tokens_file
 from tq_node.cli.token_tool import main
@@ -151,16 +154,24 @@ class Node(http.server.BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None: ...
 
 
-@pytest.fixture
-def node() -> Iterator[str]:
+@contextlib.contextmanager
+def serving() -> Iterator[http.server.ThreadingHTTPServer]:
     Node.asked, Node.answer = [], (200, b"{}")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Node)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def node() -> Iterator[str]:
+    with serving() as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 class TestCluster:
@@ -199,6 +210,22 @@ class TestCluster:
         assert run("list", "--url", node, environment={"TQ_TOKEN": ADMIN}) == 0
         assert run("list", "--url", node, environment={"TQ_TOKEN": ""}) == 0
         assert [asked[2].get("Authorization") for asked in Node.asked] == [f"Bearer {ADMIN}", None]
+
+    def test_whom_to_believe_may_be_in_the_environment(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """As for clients and the console."""
+        folder = make_ca(tmp_path / "ca", f"x={HOSTS}")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "x.crt", folder / "x.key")
+        with serving() as server:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            url = f"https://localhost:{server.server_port}"
+            Node.answer = (200, b'{"tokens":[]}')
+            assert run("list", "--url", url, environment={"TQ_CA": str(folder / "ca.crt")}) == 0
+            assert run("list", "--url", url, "--ca", str(folder / "ca.crt"), environment={"TQ_CA": "/nowhere"}) == 0
+            assert run("list", "--url", url, environment={"TQ_CA": ""}) == 1
+        assert "certificate verify failed" in capsys.readouterr().err
 
     def test_a_list_of_it(self, node: str, capsys: pytest.CaptureFixture[str]) -> None:
         token: dict[str, Any] = {
