@@ -185,6 +185,45 @@ def test_what_is_revoked_or_expired_counts_for_less_than_a_second_more(typed: Ma
         assert max(late_s for late_s, _ in last.values()) < KNOWN_S
 
 
+def test_a_command_that_fails_is_seen_to_fail(typed: Machines) -> None:
+    for where in ("desk", "node-1"):
+        assert [typed.type(where, command).code for command in ("false", "(exit 7)", "true", "echo a; ! true")] == [
+            1,
+            7,
+            0,
+            1,
+        ]
+
+
+def test_what_is_secret_lies_nowhere_else_and_others_get_nowhere(typed: Machines) -> None:
+    """Tokens, as shown, and the secret: not in stores, logs, journals; files of nodes: not for another user of the machine."""
+    tokens = said(typed, "desk", "cat *.token").split()
+    assert len(tokens) >= 5
+    secret = said(typed, "node-1", "cat /etc/taskqueue/node-1/secret").strip()
+    assert re.fullmatch("[0-9a-f]{64}", secret)
+    for name in typed.names:
+        said(typed, name, "{ journalctl --output=cat; cat /var/log/taskqueue/*/*; } > /root/logs")
+        for needle in (*tokens, secret):
+            done = typed.type(
+                name, f"grep --recursive --text --files-with-matches {needle} /root/logs /var/lib/taskqueue"
+            )
+            assert (done.code, done.said) == (1, ""), "found"
+        assert said(typed, name, "grep --count '\"outcome\":401' /root/logs") != "0", "it is looked at the right ones"
+        node = said(typed, name, "systemctl show --property=MainPID --value taskqueue@$HOSTNAME")
+        for path in (
+            "/etc/taskqueue/$HOSTNAME/secret", "/run/credentials/taskqueue@$HOSTNAME.service/tls.key",
+            "/var/lib/taskqueue/$HOSTNAME/taskqueue.sqlite3", "/var/log/taskqueue/$HOSTNAME/audit.jsonl", f"/proc/{node}/environ",
+        ):  # fmt: skip
+            said(typed, name, f"head -c 1 {path}")
+            refused = typed.type(name, f"setpriv --reuid=nobody --regid=nogroup --clear-groups head -c 1 {path}")
+            assert "Permission denied" in refused.said, (path, refused)
+    for number in (1, 2, 3):
+        assert typed.type("desk", f"curl -sS -k -m 1 {URL}{number}:9080").code == 28, "the firewall drops it"
+        refused = typed.type("node-2", f"curl -sS -k -m 5 {URL}{number}:9080")
+        assert refused.code in (35, 56), refused
+        assert "alert" in refused.said, "no peer without a certificate"
+
+
 LOAD = """
 import itertools, threading
 from tq_node.client import Queue

@@ -76,7 +76,7 @@ class Shell:
         """Run it to its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{command}\necho; echo '{self._mark}' $?\n")
+        self._process.stdin.write(f"{command}\nstatus=$?; echo; echo '{self._mark}' $status; (exit $status)\n")
         self._process.stdin.flush()
         said: list[str] = []
         for line in self._process.stdout:
