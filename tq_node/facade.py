@@ -218,6 +218,63 @@ class Lost(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
 Outcome = Completed | AttemptFailed | Released | Lost
 
 
+class WorkerAsk(msgspec.Struct, frozen=True, array_like=True):
+    """What a remote worker claims by. ``types`` None: any. ``queues``: (name, weight), served in
+    this order or, where ``is_weighted``, in turn by weight; None: all."""
+
+    worker: Annotated[str, Meta(min_length=1, max_length=limits.WORKER_CHARS_MAX)]
+    lease_ms: Annotated[int, Meta(ge=1, le=limits.WORKER_LEASE_MS_MAX)]
+    claim_id: Annotated[str, Meta(max_length=limits.CLAIM_ID_CHARS_MAX)] = ""
+    """The same one again gets the same claims; empty: each asks anew."""
+    types: tuple[_Type, ...] | None = None
+    queues: tuple[tuple[_Queue, int], ...] | None = None
+    is_weighted: bool = False
+
+
+class WorkerGrant(msgspec.Struct, frozen=True):
+    """The answer to a ``WorkerAsk``. ``state``: run, quiet or stop, as operators want it.
+    ``waited_s``: how long the node held the request before it asked for these claims: leases count
+    from so long after the request was sent."""
+
+    state: str
+    claims: Sequence[Claim]
+    waited_s: float = 0.0
+
+
+class HeldAttempt(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """An attempt that a remote worker says it runs."""
+
+    task_id: _Id
+    partition: _Partition
+    attempt: _Number
+    token: Token
+
+
+class Extended(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What became of one ``HeldAttempt``. ``lease_ms`` 0: it does not hold its task any more, for
+    the task was cancelled (``is_cancelled``) or another attempt has it, or it has ended."""
+
+    lease_ms: int
+    is_cancelled: bool = False
+
+
+class WorkerSeen(msgspec.Struct, frozen=True, array_like=True):
+    """A remote worker as one node knows it: by its latest claim there, or by what it holds."""
+
+    worker: str
+    state: str = "run"
+    slots: int = 0
+    busy: int = 0
+    """Attempts of partitions led at that node."""
+    types: tuple[str, ...] | None = None
+    queues: tuple[str, ...] | None = None
+    version: str = ""
+    seen_us: int = 0
+    """When it last claimed there, wall clock; 0: not lately."""
+    node: str = ""
+    """Where it last claimed."""
+
+
 class Worker(Protocol):
     """What runs tasks, as the queue sees it: questions, and notifications that may not raise."""
 
@@ -319,7 +376,30 @@ class OpenOfMaker(msgspec.Struct, frozen=True, gc=False, array_like=True):
     queues: Annotated[tuple[_Queue, ...], Meta(max_length=limits.QUEUES_MAX)]
 
 
-class TaskQueue(Protocol):
+class WorkQueue(Protocol):
+    """What a worker asks of the queue, of its own node or of a cluster somewhere else."""
+
+    def attach(self, worker: Worker) -> None: ...
+
+    def handlers_changed(self) -> None:
+        """Take note that the worker's types have changed."""
+
+    def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
+        """Claim up to ``limit`` due tasks, the highest rank first; fires once the claims are
+        committed. From this node's partitions; where they have none, from a node that has more than
+        it can start. Fires empty where there is no work, or the node is not ready or stopping."""
+
+    def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
+        """End the attempt; fires once committed; raises ``StaleAttempt``: the token is outdated."""
+
+    def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
+        """Keep progress and log lines with the task; raises ``StaleAttempt`` as ``finish`` does."""
+
+    def lease_ms(self, claim: Claim) -> int:
+        """Milliseconds until the attempt's lease expires unless renewed; 0: nobody confirmed it."""
+
+
+class TaskQueue(WorkQueue, Protocol):
     """The whole cluster's queue. Any Deferred may fail with a ``TaskQueueError``, named or not."""
 
     @property
@@ -474,22 +554,21 @@ class TaskQueue(Protocol):
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
         """Reload this node's handlers; raises ``HandlersUnusable`` and keeps the earlier ones."""
 
-    # --- for work/ ---
-    def attach(self, worker: Worker) -> None: ...
+    # --- for remote workers, by api/ ---
+    def claim_for(
+        self, ask: WorkerAsk, limit: int, wait_s: float, *, slots: int = 0, version: str = ""
+    ) -> Deferred[WorkerGrant]:
+        """Claim up to ``limit`` tasks of the whole cluster for a remote worker; fires once claims
+        are committed, and empty after ``wait_s``, or earlier where the worker should extend now.
 
-    def handlers_changed(self) -> None:
-        """Take note that the worker's types have changed."""
+        :raises Upgrading: not every node knows remote workers; next three too.
+        :raises NotReady, Draining, Busy:"""
 
-    def claim(self, limit: int) -> Deferred[Sequence[Claim]]:
-        """Claim up to ``limit`` due tasks, the highest rank first; fires once the claims are
-        committed. From this node's partitions; where they have none, from a node that has more than
-        it can start. Fires empty where there is no work, or the node is not ready or stopping."""
+    def extend(self, worker: str, held: Sequence[HeldAttempt]) -> Deferred[Sequence[Extended | TaskQueueError]]:
+        """Extend leases; one result each, in order. An error says that nobody could be asked."""
 
-    def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        """End the attempt; fires once committed; raises ``StaleAttempt``: the token is outdated."""
+    def remote_workers(self) -> Deferred[Sequence[WorkerSeen]]:
+        """The remote workers that any node which answers knows, in order of names."""
 
-    def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
-        """Keep progress and log lines with the task; raises ``StaleAttempt`` as ``finish`` does."""
-
-    def lease_ms(self, claim: Claim) -> int:
-        """Milliseconds until the attempt's lease expires unless renewed; 0: nobody confirmed it."""
+    def order_worker(self, worker: str, state: str) -> Deferred[None]:
+        """Have a remote worker be told ``run``, ``quiet`` or ``stop`` with its next answer."""

@@ -150,6 +150,24 @@ SAFETY_NET_S = 2.0
 LEASE_MS = 15_000
 LEASE_MARGIN_MS = 1_000
 LEASE_RENEW_MS = 4_000
+WORKER_CHARS_MAX = 100
+"""Of a remote worker's name."""
+CLAIM_ID_CHARS_MAX = 100
+WORKER_LEASE_MS_MIN = 5_000
+WORKER_LEASE_MS_MAX = 300_000
+WORKER_CLAIMS_MAX = 1_000
+"""Of one request; and attempts in one of ``/work/extend`` or ``/work/finish``."""
+WORKER_WAIT_S_MAX = 60
+WORKER_POLL_S = 30.0
+"""So long ``tq-worker`` has a node hold its request for work."""
+WORKER_WAITS_MAX = 5_000
+"""Requests of remote workers that wait for work at one node."""
+WORKERS_KNOWN_MAX = 10_000
+"""Remote workers that a node remembers; the one not seen for longest makes room."""
+WORKER_FORGOTTEN_S = 300.0
+"""After so long without a claim a remote worker is not shown any more, nor are its types."""
+WORKER_LOOK_S = 0.5
+"""How often leases and timeouts of remote workers' attempts, and their waits, are looked at."""
 HELP_OFFER_MS = 100
 """After tasks have been ready this long without a free slot, peers are sent an offer."""
 HELP_OFFER_AGAIN_MS = 500

@@ -111,6 +111,14 @@ class LogLine(msgspec.Struct, frozen=True, gc=False, array_like=True):
     line: str
 
 
+class WorkerLease(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a remote worker was granted with a claim, kept with it for failovers."""
+
+    lease_ms: int
+    claim_id: str = ""
+    """The worker's name of that request; empty: it gave none."""
+
+
 class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A task's present row: the fixed part and what changes.
 
@@ -136,6 +144,8 @@ class TaskRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
     log: tuple[LogLine, ...] = ()
     log_dropped: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
+    lease: WorkerLease | None = None
+    """Of the latest claim; None: a node's own worker has made it. From feature level 4 on."""
 
     @property
     def id(self) -> TaskId:

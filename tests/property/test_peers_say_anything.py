@@ -19,7 +19,7 @@ from twisted.internet.task import Clock as VirtualClock
 
 from tests.support.any_value import anything
 from tests.support.model_store.store import MemoryStore
-from tests.support.node_world import ME, NodeWorld
+from tests.support.node_world import ME, Nobody, NodeWorld
 from tq_node.cluster.commands import FoundCluster, PauseQueue, RegisterNode, Registration
 from tq_node.cluster.commands import encode as encode_command
 from tq_node.cluster.map import EMPTY, apply
@@ -297,7 +297,7 @@ def send_calls(kind: PeerCall, data: st.DataObject) -> None:
     row = next(iter(world.acknowledged), "t")
     decoder: Any = getattr(kind.call._decode, "__self__")  # noqa: B009 (a bound method of msgspec's)
     values = anything(decoder.type, partition=st.integers(-1, 5), task_id=st.just(row), limit=st.integers(0, 3))
-    serving = PeerServer(handlers_of(lambda: world.queue, world.queue._clock, lambda offer: None, lambda: None))
+    serving = PeerServer(handlers_of(lambda: world.queue, world.queue._clock, lambda offer: None, lambda: None, Nobody))
     for value in data.draw(st.lists(values, max_size=4)):
         answers: list[Any] = []
         serving.serve([ForwardedCall(kind.name, b"\x01" + _encode(value))]).addBoth(answers.append)

@@ -14,6 +14,7 @@ MATRIX = {
     "submits": ("submit work operate admin", "submit"),
     "cancel": ("submit operate admin", "submit"),
     "changes of tasks, queues, workers": ("operate admin", "operate"),
+    "the worker API": ("work operate admin", "work"),
     "changes of the cluster": ("admin", "admin"),
     "tokens, audit log": ("admin", "admin"),
 }
@@ -33,6 +34,7 @@ ROUTES = {
         GET /tasks/dead
         GET /tasks/stats
         GET /handlers
+        GET /workers
         GET /cluster
         GET /cluster/partitions
         GET /metrics
@@ -54,6 +56,14 @@ ROUTES = {
         POST /tasks/pause
         POST /tasks/resume
         POST /workers/reload
+        POST /workers/quiet
+        POST /workers/stop
+        POST /workers/resume
+    """,
+    "the worker API": """
+        POST /work/claim
+        POST /work/extend
+        POST /work/finish
     """,
     "changes of the cluster": """
         POST /cluster/invite

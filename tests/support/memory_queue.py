@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from tests.support.memory_cluster import CHALLENGE, MemoryCluster
@@ -28,6 +28,7 @@ from tq_node.errors import (
     NoSuchToken,
     NotFinal,
     NotRetryable,
+    StaleAttempt,
     TaskPurged,
     TaskQueueError,
 )
@@ -35,7 +36,9 @@ from tq_node.facade import (
     Accepted,
     Claim,
     EventBatch,
+    Extended,
     HandlersReloaded,
+    HeldAttempt,
     Invitation,
     ListedTask,
     ListQuery,
@@ -52,6 +55,9 @@ from tq_node.facade import (
     TaskPage,
     TokenTable,
     Worker,
+    WorkerAsk,
+    WorkerGrant,
+    WorkerSeen,
 )
 from tq_node.tokens import Asker, TokenEntry
 from tq_node.types import (
@@ -522,13 +528,27 @@ class MemoryQueue:
         raise NotImplementedError
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        raise NotImplementedError
+        return fail(StaleAttempt(task_id=claim.task_id))
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
-        raise NotImplementedError
+        return fail(StaleAttempt(task_id=claim.task_id))
 
     def lease_ms(self, claim: Claim) -> int:
         raise NotImplementedError
+
+    def claim_for(
+        self, ask: WorkerAsk, limit: int, wait_s: float, *, slots: int = 0, version: str = ""
+    ) -> Deferred[WorkerGrant]:
+        return succeed(WorkerGrant("run", ()))
+
+    def extend(self, worker: str, held: Sequence[HeldAttempt]) -> Deferred[Sequence[Extended | TaskQueueError]]:
+        return succeed([Extended(0) for _ in held])
+
+    def remote_workers(self) -> Deferred[Sequence[WorkerSeen]]:
+        return succeed([])
+
+    def order_worker(self, worker: str, state: str) -> Deferred[None]:
+        return succeed(None)
 
     def _now_us(self) -> int:
         return int(self._reactor.seconds() * 1_000_000)

@@ -47,11 +47,13 @@ from tq_node.facade import (
     Submission,
     TaskPage,
     TypeDefaults,
+    WorkerSeen,
 )
 from tq_node.observe.metrics import Metrics
 from tq_node.partition.effects import Step
 from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, WallClock
+from tq_node.runtime.peer_calls import WorkerOrder
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
 from tq_node.store.api import StoredRow, Tombstone
@@ -119,6 +121,15 @@ class NoPeers:
     def ask_controller(self, steps: Sequence[Step]) -> None: ...
 
 
+class Nobody:
+    """No remote worker speaks to the node."""
+
+    def ordered(self, order: WorkerOrder) -> None: ...
+
+    def seen_here(self) -> Sequence[WorkerSeen]:
+        return ()
+
+
 class NodeWorld:
     """See the module's docstring. ``partitions`` few, so that tasks meet in one log."""
 
@@ -167,6 +178,7 @@ class NodeWorld:
         hooks = QueueHooks(
             surroundings=NoPeers(),
             stop_elsewhere=lambda *attempt: None,
+            tell_worker=lambda worker: None,
             on_disk_floor=lambda: None,
             on_broken=self.broke,
             workers_are_gone=lambda: True,

@@ -80,6 +80,13 @@ GET /metrics : counts of all queues by name, for whoever runs the node
 GET /cluster : nodes
 GET /cluster/partitions : partitions
 POST /workers/reload : handlers
+GET /workers : workers, not tasks
+POST /workers/quiet : a worker, whatever it takes
+POST /workers/stop : as quiet
+POST /workers/resume : as quiet
+POST /work/claim : see test_work: gives none of other queues
+POST /work/extend : as claim
+POST /work/finish : as claim
 POST /cluster/join : nodes
 POST /cluster/invite : nodes
 POST /cluster/drain : nodes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
+from pathlib import Path
 
 from tests.cluster.replicated import NAMES, wait_copies, wait_ended
 from tests.support.harness import until
@@ -57,11 +58,23 @@ def live(cluster: VersionedCluster) -> None:
     # Attempts that are released; an order that travels; then the leader's own hand-over.
     for number in range(8):
         _done(cluster, other, "/tasks/submit", 201, {"id": f"released-{number}", "type": "held"})
+    _replace_secret(cluster)
     leader = cluster.leader()
     other, third = (name for name in NAMES if name != leader)
     _done(cluster, other, f"/cluster/shutdown?node={third}", 202)
     assert cluster[third].wait() == 0
     cluster.stop(leader, other)
+
+
+def _replace_secret(cluster: VersionedCluster) -> None:
+    """Open connections are proven anew; the last thing before the end, so that no other is proven by the new secret."""
+    if "--secret-file" not in cluster._options:
+        return
+    file = Path(cluster._options[cluster._options.index("--secret-file") + 1])
+    old, new = file.read_text(), "what they prove that they know from now on, the last of it\n"
+    for content in (old + new, new + old):
+        file.write_text(content)
+        time.sleep(2)  # each node looks every half a second; nothing outside shows that it has
 
 
 def whole(cluster: VersionedCluster) -> None:

@@ -24,6 +24,7 @@ from tq_node.api.routes import Route
 from tq_node.api.settings import ApiSettings
 from tq_node.api.tasks import TaskRoutes
 from tq_node.api.tokens import TokenRoutes
+from tq_node.api.work import WorkRoutes
 from tq_node.api.workers import WorkerRoutes
 from tq_node.facade import TaskQueue
 from tq_node.observe.exposition import Exposition
@@ -56,6 +57,7 @@ class _Routes:
             self.tasks,
             self.events,
             WorkerRoutes(queue),
+            WorkRoutes(queue),
             self.cluster,
             self.audit,
             JoinRoutes(queue),

@@ -124,8 +124,10 @@ class Payloads:
     encoded again: whitespace goes, of equal keys in an object the last stays, bad UTF-8 and numbers
     that no double holds are refused."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, field: str = "payload") -> None:
+        """:param field: its name, for what is refused."""
         self._bytes_max = bytes_max
+        self._field = field
 
     def parse(self, raw: msgspec.Raw, at: str) -> tuple[object, bytes]:
         """The value and its compact JSON.
@@ -139,31 +141,31 @@ class Payloads:
         if size > self._bytes_max:
             raise self._too_large(size)
         if size > _VALUES_UNCOUNTED_BYTES:
-            _check_count(bytes(raw), at)
+            _check_count(bytes(raw), at, self._field)
         try:
             value = _decode_value(raw)
         except msgspec.ValidationError as why:
-            raise InvalidField(f"payload: {str(why)[:200].lower()}", field=at + "/payload") from None
+            raise InvalidField(f"{self._field}: {str(why)[:200].lower()}", field=f"{at}/{self._field}") from None
         except RecursionError:
-            raise _too_deep(at) from None
+            raise _too_deep(at, self._field) from None
         except ValueError as why:
-            raise Malformed(f"payload: {str(why)[:200]}") from None
+            raise Malformed(f"{self._field}: {str(why)[:200]}") from None
         encoded = _encode_value(value)
         size = len(encoded)
         if size >= 19 and (
             encoded.translate(_DIGITS_TO_ZEROS).find(_LONG_NUMBER) >= 0
             or (size > _SHALLOW_BYTES and encoded.count(b"[") + encoded.count(b"{") > limits.JSON_DEPTH_MAX)
         ):
-            _check_shape(value, at)
+            _check_shape(value, at, self._field)
         if size > self._bytes_max:
             raise self._too_large(size)
         return value, encoded
 
     def _too_large(self, size: int) -> PayloadTooLarge:
-        return PayloadTooLarge(f"a payload of {size} bytes; at most {self._bytes_max} are allowed")
+        return PayloadTooLarge(f"a {self._field} of {size} bytes; at most {self._bytes_max} are allowed")
 
 
-def _check_count(raw: bytes, at: str) -> None:
+def _check_count(raw: bytes, at: str, field: str) -> None:
     """Refuse a payload of too many values before it is decoded, which is what would cost. Each
     element but the first of its container stands behind a comma. Strings may hold commas, too: if
     that could matter, they are removed first."""
@@ -175,11 +177,11 @@ def _check_count(raw: bytes, at: str) -> None:
         values += bare.count(b"[") + bare.count(b"{") - len(_empty_container.findall(bare))
     if values > limits.PAYLOAD_VALUES_MAX:
         raise InvalidField(
-            f"payload: {values} values; at most {limits.PAYLOAD_VALUES_MAX} are allowed", field=at + "/payload"
+            f"{field}: {values} values; at most {limits.PAYLOAD_VALUES_MAX} are allowed", field=f"{at}/{field}"
         )
 
 
-def _check_shape(value: object, at: str) -> None:
+def _check_shape(value: object, at: str, field: str) -> None:
     """Refuse integers beyond 64 bits and deep nesting. No recursion: the input sets the depth."""
     level: list[object] = [value]
     depth = 0
@@ -195,15 +197,15 @@ def _check_shape(value: object, at: str) -> None:
                 containers = True
                 deeper.extend(item)  # type: ignore[arg-type]  # its type was just looked at
             elif kind is int and not _INT_MIN <= item <= _INT_MAX:  # type: ignore[operator]  # as above
-                raise InvalidField("payload: an integer beyond 64 bits", field=at + "/payload")
+                raise InvalidField(f"{field}: an integer beyond 64 bits", field=f"{at}/{field}")
         depth += containers
         if depth > limits.JSON_DEPTH_MAX:
-            raise _too_deep(at)
+            raise _too_deep(at, field)
         level = deeper
 
 
-def _too_deep(at: str) -> InvalidField:
-    return InvalidField(f"payload: nested deeper than {limits.JSON_DEPTH_MAX} levels", field=at + "/payload")
+def _too_deep(at: str, field: str) -> InvalidField:
+    return InvalidField(f"{field}: nested deeper than {limits.JSON_DEPTH_MAX} levels", field=f"{at}/{field}")
 
 
 # --- from bodies to submissions ---

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from twisted.internet.defer import Deferred
 
-from tq_node import errors
+from tq_node import errors, limits
 from tq_node.api.access.access import Access
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import NoParameters, read_query
-from tq_node.api.responses import BackoffOut, seconds
+from tq_node.api.responses import BackoffOut, seconds, time_text
 from tq_node.api.routes import Answer, Route
-from tq_node.facade import HandlersReloaded, NodeHandlers, TaskQueue
+from tq_node.facade import HandlersReloaded, NodeHandlers, TaskQueue, WorkerSeen
 from tq_node.types import HandledType, HandlerKind
 
 _encode = msgspec.json.Encoder().encode
@@ -56,9 +57,61 @@ class ReloadDone(msgspec.Struct):
     removed: list[str]
 
 
+class WorkerOut(msgspec.Struct, omit_defaults=True):
+    """A worker: a node's own, under the node's name, or a remote one. ``types``, ``queues`` null:
+    any."""
+
+    worker: str
+    node: str
+    slots: int
+    busy: int
+    types: list[str] | None
+    queues: list[str] | None
+    version: str
+    state: str
+    last_seen: str | UnsetType = UNSET
+
+
+class WorkersAnswer(msgspec.Struct):
+    workers: list[WorkerOut]
+
+
+class WorkerDone(msgspec.Struct):
+    success: bool
+    worker: str
+    state: str
+
+
+class WorkerParameters(msgspec.Struct, forbid_unknown_fields=True):
+    worker: Annotated[str, Meta(min_length=1, max_length=limits.WORKER_CHARS_MAX)]
+
+
 class WorkerRoutes:
     def __init__(self, queue: TaskQueue) -> None:
         self._queue = queue
+
+    def workers(self, request: ApiRequest) -> Deferred[None]:
+        read_query(request, NoParameters)
+
+        def answer(seen: Sequence[WorkerSeen]) -> None:
+            request.answer(200, _encode(WorkersAnswer([_worker_out(one) for one in seen])))
+
+        return self._queue.remote_workers().addCallback(answer)
+
+    def quiet(self, request: ApiRequest) -> Deferred[None]:
+        return self._order(request, "quiet")
+
+    def stop(self, request: ApiRequest) -> Deferred[None]:
+        return self._order(request, "stop")
+
+    def resume(self, request: ApiRequest) -> Deferred[None]:
+        return self._order(request, "run")
+
+    def _order(self, request: ApiRequest, state: str) -> Deferred[None]:
+        worker = read_query(request, WorkerParameters).worker
+        done = WorkerDone(True, worker, state)
+        ordered = self._queue.order_worker(worker, state)
+        return ordered.addCallback(lambda _: request.answer(200, _encode(done)))
 
     def handlers(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
@@ -86,6 +139,32 @@ class WorkerRoutes:
                 errors=(errors.Upgrading,),
             ),
             Route(
+                "GET",
+                "/workers",
+                Access.LOOK,
+                self.workers,
+                "The remote workers of the whole cluster",
+                {200: Answer("by name", WorkersAnswer)},
+                errors=(errors.Upgrading, errors.NotReady),
+            ),
+            *(
+                Route(
+                    "POST",
+                    f"/workers/{order}",
+                    Access.OPERATE,
+                    handler,
+                    summary,
+                    {200: Answer("it will be told", WorkerDone)},
+                    query=WorkerParameters,
+                    errors=(errors.Upgrading,),
+                )
+                for order, handler, summary in (
+                    ("quiet", self.quiet, "Give a remote worker nothing more; what it runs may end"),
+                    ("stop", self.stop, "Have a remote worker end in order"),
+                    ("resume", self.resume, "Give a remote worker tasks again"),
+                )
+            ),
+            Route(
                 "POST",
                 "/workers/reload",
                 Access.OPERATE,
@@ -95,6 +174,20 @@ class WorkerRoutes:
                 errors=(errors.HandlersUnusable, errors.NotReady),
             ),
         ]
+
+
+def _worker_out(seen: WorkerSeen) -> WorkerOut:
+    return WorkerOut(
+        seen.worker,
+        seen.node,
+        seen.slots,
+        seen.busy,
+        None if seen.types is None else list(seen.types),
+        None if seen.queues is None else list(seen.queues),
+        seen.version,
+        seen.state,
+        time_text(seen.seen_us) if seen.seen_us else UNSET,
+    )
 
 
 def handlers_out(shown: Iterable[NodeHandlers]) -> list[HandlerOut]:

@@ -99,6 +99,7 @@ async def call(
     trials: Trials,
     attempt_s: float = limits.ATTEMPT_S,
     waits: bool = False,
+    body: bytes | None = None,
 ) -> bytes:
     """The body of a successful answer, from the first node that gives one.
 
@@ -123,7 +124,7 @@ async def call(
             raise trials.verdict()
         stale = False
         try:
-            answer = await node.ask(method, path, None, min(left_s, attempt_s), waits=waits)
+            answer = await node.ask(method, path, body, min(left_s, attempt_s), waits=waits)
         except Lost as why:
             trials.note_lost(why)
             roster.note_lost()

@@ -16,8 +16,10 @@ from tq_node.tokens import TokenEntry
 from tq_node.types import Epoch, NodeId, NodeName
 
 FEATURE_LEVEL_MIN = 1
-FEATURE_LEVEL_MAX = 3
+FEATURE_LEVEL_MAX = 4
 """What this code can apply. A cluster map of a higher level is refused: the node stops."""
+WORKERS_LEVEL = 4
+"""From this level on remote workers may claim: claims keep their leases."""
 HANDLERS_LEVEL = 2
 """From this level on nodes say which handlers they have, and the cluster map keeps that one has."""
 ACCESS_LEVEL = 3

@@ -149,6 +149,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
             hooks = QueueHooks(
                 surroundings=node.state.plane,
                 stop_elsewhere=node.stop_elsewhere,
+                tell_worker=node.tell_worker,
                 on_disk_floor=ends.disk_full,
                 on_broken=ends.promise_broken,
                 workers_are_gone=lambda: workers_gone or _prove_alone(lock),

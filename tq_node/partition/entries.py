@@ -13,7 +13,19 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskId, TaskRow, TaskSpec, Token
+from tq_node.types import (
+    AttemptRecord,
+    Backoff,
+    LogLine,
+    Progress,
+    State,
+    TaskError,
+    TaskId,
+    TaskRow,
+    TaskSpec,
+    Token,
+    WorkerLease,
+)
 
 _Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """What a column holds: 64 bits, signed. More would fail the write, and with it the store (R18)."""
@@ -131,6 +143,7 @@ class _Body(msgspec.Struct, frozen=True, gc=False, array_like=True):
     log: tuple[LogLine, ...]
     log_dropped: int
     attempts: tuple[AttemptRecord, ...]
+    lease: WorkerLease | None = None
 
 
 _decode_body = msgspec.msgpack.Decoder(_Body).decode
@@ -168,23 +181,23 @@ def maker_of(spec: bytes) -> str:
 
 
 def encode_body(row: TaskRow) -> bytes:
+    """Without ``lease`` where there is none: then the bytes are those of before feature level 4."""
     # A tuple encodes like the array-like struct and saves making one.
-    return _encode(
-        (
-            row.attempt,
-            row.failures,
-            row.losses,
-            row.token,
-            row.worker,
-            row.started_us,
-            row.result,
-            row.error,
-            row.progress,
-            row.log,
-            row.log_dropped,
-            row.attempts,
-        )
+    body = (
+        row.attempt,
+        row.failures,
+        row.losses,
+        row.token,
+        row.worker,
+        row.started_us,
+        row.result,
+        row.error,
+        row.progress,
+        row.log,
+        row.log_dropped,
+        row.attempts,
     )
+    return _encode(body if row.lease is None else (*body, row.lease))
 
 
 def decode_row(
@@ -211,6 +224,7 @@ def decode_row(
         rest.log,
         rest.log_dropped,
         rest.attempts,
+        rest.lease,
     )
 
 

@@ -24,7 +24,18 @@ from msgspec.structs import replace
 from tq_node import limits
 from tq_node.errors import AlreadyFinal, NotRetryable, StaleAttempt
 from tq_node.partition.backoff import backoff_delay_ms
-from tq_node.types import AttemptRecord, Backoff, LogLine, Progress, State, TaskError, TaskRow, TaskSpec, Token
+from tq_node.types import (
+    AttemptRecord,
+    Backoff,
+    LogLine,
+    Progress,
+    State,
+    TaskError,
+    TaskRow,
+    TaskSpec,
+    Token,
+    WorkerLease,
+)
 
 LOST_BACKOFF = Backoff()
 """Lost attempts wait whatever the task says: one that kills its node must not loop fast (F31)."""
@@ -37,11 +48,13 @@ class Due(msgspec.Struct, frozen=True, gc=False):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An attempt starts on ``node``. ``token`` is the place of the entry with this claim."""
+    """An attempt starts on ``node``. ``token`` is the place of the entry with this claim; ``lease``
+    that of a remote worker, whose name ``node`` is then."""
 
     at_us: int
     token: Token
     node: str
+    lease: WorkerLease | None = None
 
 
 class Note(msgspec.Struct, frozen=True, gc=False):
@@ -142,6 +155,7 @@ def _claim(row: TaskRow, event: Claim) -> TaskRow:
         started_us=event.at_us,
         progress=None,
         error=None,
+        lease=event.lease,
     )
 
 

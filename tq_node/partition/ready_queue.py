@@ -32,7 +32,7 @@ _UNKNOWN = ""
 """In place of a type that nobody is known to name: no task has it."""
 _HEADS_MAX = 50_000
 """A line that is asked for nothing collects stale heads; past this, asking makes them anew."""
-_LINES_MAX = 8
+_LINES_MAX = 32
 """Lines of other workers that are kept, besides this node's own."""
 
 
@@ -89,14 +89,15 @@ class _Line:
     one that is its heap's first entry counts. ``heads`` None: to be made anew when they are asked
     for."""
 
-    __slots__ = ("heads", "types")
+    __slots__ = ("heads", "queues", "types")
 
-    def __init__(self, types: Collection[str] | None) -> None:
+    def __init__(self, types: Collection[str] | None, queues: Collection[str] | None = None) -> None:
         self.types = types
+        self.queues = queues
         self.heads: list[tuple[bytes, Lane, int]] | None = None
 
     def takes(self, lane: Lane) -> bool:
-        return self.types is None or lane[1] in self.types
+        return (self.types is None or lane[1] in self.types) and (self.queues is None or lane[0] in self.queues)
 
 
 class ReadySet:
@@ -164,7 +165,7 @@ class ReadySet:
         """It is its heap's first entry now, and its queue is not paused."""
         for line in self._lines:
             heads = line.heads
-            if heads is not None and (line.types is None or lane[1] in line.types):
+            if heads is not None and line.takes(lane):
                 if len(heads) < _HEADS_MAX:
                     heapq.heappush(heads, (key, lane, partition))
                 else:
@@ -181,9 +182,9 @@ class ReadySet:
         self._forget_heads()
 
     # --- taking out ---
-    def pop_for(self, types: Collection[str] | None) -> tuple[str, int] | None:
-        """Like ``pop``, for a worker of another node that takes ``types``; None: any."""
-        return self.pop(self._line_of(types))
+    def pop_for(self, types: Collection[str] | None, queues: Collection[str] | None = None) -> tuple[str, int] | None:
+        """Like ``pop``, for a worker elsewhere that takes these types and queues; None: any."""
+        return self.pop(self._line_of(types, queues))
 
     def pop(self, line: _Line | None = None) -> tuple[str, int] | None:
         """The least (task_id, partition) that this node's worker may start; None if none."""
@@ -217,13 +218,13 @@ class ReadySet:
         heapq.heapify(heads)
         return heads
 
-    def _line_of(self, types: Collection[str] | None) -> _Line:
+    def _line_of(self, types: Collection[str] | None, queues: Collection[str] | None) -> _Line:
         for place in range(1, len(self._lines)):
-            if self._lines[place].types == types:
+            if (self._lines[place].types, self._lines[place].queues) == (types, queues):
                 line = self._lines.pop(place)
                 break
         else:
-            line = _Line(types)
+            line = _Line(types, queues)
             if len(self._lines) > _LINES_MAX:
                 del self._lines[1]
         self._lines.append(line)
@@ -247,9 +248,9 @@ class ReadySet:
         """Types that wait in a queue not paused; empty text: some that no worker names."""
         return {kind for queue, kind in self._lanes if queue not in self._paused}
 
-    def waiting_for(self, types: Collection[str] | None) -> tuple[int, int]:
+    def waiting_for(self, types: Collection[str] | None, queues: Collection[str] | None = None) -> tuple[int, int]:
         """How many entries ``pop_for`` may come to, and how many of them ``pop`` may, too."""
-        line, own = _Line(types), self._own
+        line, own = _Line(types, queues), self._own
         all_of_them = shared = 0
         for lane, heaps in self._lanes.items():
             if lane[0] not in self._paused and line.takes(lane):

@@ -19,6 +19,8 @@ from tq_node.facade import (
     Accepted,
     Claim,
     EventBatch,
+    Extended,
+    HeldAttempt,
     ListedTask,
     ListQuery,
     Notes,
@@ -28,6 +30,8 @@ from tq_node.facade import (
     Stats,
     Submission,
     TaskPage,
+    WorkerAsk,
+    WorkerSeen,
 )
 from tq_node.tokens import Asker
 from tq_node.types import NodeId, State, TaskId, TaskRow, Token, Transition
@@ -133,6 +137,36 @@ class ClaimGrant(msgspec.Struct, frozen=True, gc=False, array_like=True):
     backlog: int
 
 
+class ClaimFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A remote worker of the node that asks wants up to ``limit`` claims."""
+
+    ask: WorkerAsk
+    limit: Annotated[int, Meta(ge=0, le=limits.WORKER_CLAIMS_MAX)]
+
+
+class ClaimedBefore(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What the request of this id was granted to a remote worker, of partitions led there."""
+
+    worker: str
+    claim_id: str
+
+
+class Extend(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Attempts of one partition that a remote worker runs."""
+
+    partition: Annotated[int, Meta(ge=0, lt=limits.PARTITIONS_MAX)]
+    worker: str
+    held: Annotated[list[HeldAttempt], Meta(max_length=limits.WORKER_CLAIMS_MAX)]
+
+
+class WorkerOrder(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """For a remote worker that may wait at the node that is called: answer it now. ``state``: what
+    to tell it from now on; empty: as before."""
+
+    worker: str
+    state: str = ""
+
+
 class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """``after_id`` -1: from now on."""
 
@@ -231,6 +265,11 @@ NOTE = PeerCall("note", Note, Nothing)
 RENEW = PeerCall("renew", Renew, list[bool])
 STOP = PeerCall("stop", Stop, Nothing, is_routed=False)
 OFFER = PeerCall("offer", WorkOffer, Nothing, is_routed=False)
+CLAIM_FOR = PeerCall("claim_for", ClaimFor, ClaimGrant, is_routed=False)
+CLAIMED_BEFORE = PeerCall("claimed_before", ClaimedBefore, list[Claim], is_read=True, is_routed=False)
+EXTEND = PeerCall("extend", Extend, list[Extended])
+WORKER_ORDER = PeerCall("worker_order", WorkerOrder, Nothing, is_routed=False)
+REMOTE_WORKERS = PeerCall("remote_workers", Nothing, list[WorkerSeen], is_read=True, is_routed=False)
 CLAIM = PeerCall("claim", ClaimRequest, ClaimGrant, is_routed=False)
 LISTED: Codec[ListedTask] = Codec(ListedTask)
 LIST = PeerCall("list", ListQuery, TaskPage, read_as=EncodedPage, is_read=True, is_routed=False)
@@ -256,6 +295,11 @@ _ALL = (
     STOP,
     OFFER,
     CLAIM,
+    CLAIM_FOR,
+    CLAIMED_BEFORE,
+    EXTEND,
+    WORKER_ORDER,
+    REMOTE_WORKERS,
     LIST,
     EVENTS,
     EVENTS_WITH_MAKERS,

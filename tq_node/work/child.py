@@ -26,7 +26,7 @@ from typing import NoReturn
 from tq_node import limits
 from tq_node.types import TaskError, Token
 from tq_node.work import protocol
-from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process
+from tq_node.work.child_setup import die_with_parent, leave, load, set_up_process, too_little
 from tq_node.work.descendants import children, has_children, kill_below
 from tq_node.work.handlers import WILDCARD, Context, Handler, context_of
 from tq_node.work.middleware import Middleware
@@ -86,7 +86,11 @@ class Child:
         self._spare = children() if has_children() else set()
         self._surroundings = Surroundings()
         self._variables = copy_context()
-        threading.Thread(target=self._control, name="taskqueue-control", daemon=True).start()
+        try:
+            threading.Thread(target=self._control, name="taskqueue-control", daemon=True).start()
+        except RuntimeError as why:  # no memory for its stack
+            self._report(too_little(why))
+            return 1
         self._report(protocol.Hello(os.getpid()))
         while data := os.read(TASK_FD, _READ_BYTES):
             # Taken, so it is ours alone to run or to turn back.

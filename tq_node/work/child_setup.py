@@ -108,11 +108,16 @@ def load(start: protocol.Start) -> Loaded | protocol.Broken:
         under = "" if memory_bytes is None else f" (under --worker-memory, {memory_bytes} bytes)"
         return protocol.Broken(f"{why}{under}")
     except (MemoryError, OSError, ValueError) as why:
-        loosen_memory()
-        return protocol.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}")
+        return too_little(why)
     except Exception as why:
         notes = "".join(f" {note}" for note in getattr(why, "__notes__", ()))
         return protocol.Broken(f"{type(why).__name__}: {why}{notes}")
+
+
+def too_little(why: Exception) -> protocol.Broken:
+    """What to say where not even the process's own needs find memory."""
+    loosen_memory()
+    return protocol.Broken(f"--worker-memory can't be kept, or is too little: {type(why).__name__} {why}")
 
 
 class _ToTask(logging.Handler):

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import Claim, Notes, Outcome, TaskQueue
+from tq_node.facade import Claim, Notes, Outcome, WorkQueue
 from tq_node.types import Token
 
 _log = Logger()
@@ -24,7 +24,7 @@ class Completer:
     :param on_finished: called as each is through."""
 
     def __init__(
-        self, queue: TaskQueue, clock: IReactorTime, *, in_flight_max: int, on_finished: Callable[[], None]
+        self, queue: WorkQueue, clock: IReactorTime, *, in_flight_max: int, on_finished: Callable[[], None]
     ) -> None:
         self.count = 0
         """Ends in flight."""

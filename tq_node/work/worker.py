@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcome, ReadyNote, Released, TaskQueue
+from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcome, ReadyNote, Released, WorkQueue
 from tq_node.types import Announced, Token
 from tq_node.work.attempt import CANCELLED, Attempt, SharedAttempt, failed
 from tq_node.work.completer import Completer
@@ -55,7 +55,7 @@ class WorkerService(Service):
 
     def __init__(
         self,
-        queue: TaskQueue,
+        queue: WorkQueue,
         registry: Registry,
         settings: WorkerSettings = DEFAULT_SETTINGS,
         *,

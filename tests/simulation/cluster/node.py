@@ -185,6 +185,7 @@ class SimulatedNode:
             QueueHooks(
                 surroundings=self.node.state.plane,
                 stop_elsewhere=self.node.stop_elsewhere,
+                tell_worker=self.node.tell_worker,
                 on_disk_floor=lambda: None,
                 on_broken=broken,
                 workers_are_gone=lambda: not self.world.checkers.runs_at(self.host),

@@ -21,7 +21,7 @@ HUNG_UP = 499
 """Outcome of a request whose client was gone before the answer: it may have been done."""
 _UNTRIED = frozenset({400, 405, 413, 415, 422, 429, 503})
 """Answers that say that the request is none, or can be sent again: nothing was looked at."""
-_NAMING = frozenset({b"id", b"node", b"queue", b"type", b"name", b"partition", b"action"})
+_NAMING = frozenset({b"id", b"node", b"queue", b"type", b"name", b"partition", b"action", b"worker"})
 """Parameters that say what a request is about. Others may hold what is nobody's business."""
 _SECOND_S = 1.0
 

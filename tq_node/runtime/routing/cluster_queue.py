@@ -71,6 +71,8 @@ class ClusterQueue:
         self.handlers, self.reload_handlers = work.shown_handlers, work.reload_handlers
         self.waiting_for = work.handlers.waiting_for
         self.claim, self.finish, self.note, self.lease_ms = work.claim, work.finish, work.note, work.lease_ms
+        self.claim_for, self.extend = work.remote.claim_for, work.remote.extend
+        self.remote_workers, self.order_worker = work.remote.workers, work.remote.order
 
     # --- submitting ---
     def submit(self, submission: Submission) -> Deferred[Accepted]:

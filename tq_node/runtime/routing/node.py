@@ -67,7 +67,9 @@ class Node(Outside):
         self.work = NodeWork(self.state, clock)
         self._clock = clock
         self._hooks = hooks
-        self._server = PeerServer(handlers_of(self.state.must_serve, clock, self.work.offered, hooks.on_shutdown))
+        self._server = PeerServer(
+            handlers_of(self.state.must_serve, clock, self.work.offered, hooks.on_shutdown, lambda: self.work.remote)
+        )
         self._stopped = False
         self._connected: set[NodeId] = set()
         self._opening: Deferred[None] | None = None
@@ -206,6 +208,10 @@ class Node(Outside):
         self, peer: PeerIdentity, forwarded: list[ForwardedCall], within_ms: int
     ) -> Answer[list[ForwardedResult]]:
         return self._server.serve(forwarded)
+
+    def tell_worker(self, worker: str) -> None:
+        """Have a remote worker extend its leases now, wherever it waits."""
+        self.work.remote.tell(worker)
 
     def stop_elsewhere(self, node_name: str, task_id: str, token: Token) -> None:
         node = self.state.map.node_named(node_name)

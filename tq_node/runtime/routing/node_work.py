@@ -7,7 +7,7 @@ partition, which may have changed since the claim (section 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock, Loop
 from tq_node.runtime.routing.lease_renewal import LeaseRenewer
 from tq_node.runtime.routing.node_state import NodeState
+from tq_node.runtime.routing.remote_workers import RemoteWorkers
 from tq_node.runtime.routing.work_offers import WorkOffers
 from tq_node.runtime.routing.work_stealing import WorkStealer
 from tq_node.runtime.tasks.handler_map import HandlerMap
@@ -49,6 +50,7 @@ class NodeWork:
         self._state = state
         self._clock = clock
         self.worker: Worker | None = None
+        self.remote = RemoteWorkers(state, clock, self.handlers_changed)
         self._shared: _Shared | None = None
 
     # --- life ---
@@ -65,6 +67,7 @@ class NodeWork:
             loops.append(clock.every(GIVE_UP_LOOK_S, give_up, "looking for tasks without a handler"))
         loops.append(clock.every(limits.LEASE_RENEW_MS / 1000, leases.round, "renewing leases"))
         self._shared = _Shared(leases, offers, stealer, loops)
+        self.remote.begin(local, stealer)
         if self.worker is not None:
             local.claims.attach(self.worker)
         self._follow_takers(local)
@@ -74,9 +77,11 @@ class NodeWork:
         if self._shared is not None:
             self._shared.offers.stop()
             self._shared.stealer.stop()
+        self.remote.refuse()
 
     async def stop(self) -> None:
         """Leases of attempts that run here are renewed no more."""
+        await self.remote.stop()
         if self._shared is not None:
             for loop in self._shared.loops:
                 loop.stop()
@@ -93,7 +98,7 @@ class NodeWork:
     def handlers_changed(self) -> None:
         """See ``facade.TaskQueue.handlers_changed``."""
         if self.worker is not None:
-            self._state.plane.membership.announce(self.worker.announced)
+            self._state.plane.membership.announce(self.remote.announced_with(self.worker.announced))
         self.follow_handlers()
 
     def follow_handlers(self) -> None:
@@ -102,11 +107,16 @@ class NodeWork:
         if worker is None or not state.map.is_founded:
             return
         announced = state.plane.membership.liveness.handlers
-        worker.stand_in(self.handlers.may_stand_in(state.map, announced))
+        worker.stand_in(self.handlers.may_stand_in(state.map, announced) and self.remote.types == frozenset())
         if state.plane.membership.is_registered:
             self.handlers.log(worker.announced.kind)
-        if self.handlers.follow(state.map, announced, worker.types) and state.local is not None:
+        if self.handlers.follow(state.map, announced, self._types_here(worker)) and state.local is not None:
             self._follow_takers(state.local)
+
+    def _types_here(self, worker: Worker) -> Collection[str] | None:
+        """What this node's worker and remote ones at this node take; None: any."""
+        own, remote = worker.types, self.remote.types
+        return None if own is None or remote is None else remote.union(own)
 
     def _follow_takers(self, local: LocalQueue) -> None:
         own = () if self.worker is None else self.worker.types
@@ -124,6 +134,7 @@ class NodeWork:
         if cluster_map.feature_level < HANDLERS_LEVEL:
             raise Upgrading("handlers: not every node of the cluster says yet which ones it has")
         own = Announced(HandlerKind.NONE) if self.worker is None else self.worker.announced
+        own = self.remote.announced_with(own)
         return self.handlers.shown(cluster_map, self._state.plane.membership.liveness.handlers, own)
 
     def notes(self) -> Sequence[ReadyNote]:
@@ -163,6 +174,10 @@ class NodeWork:
         """A node that is drained, or stops, begins nothing more."""
         me = self._state.map.nodes.get(self._state.node_id)
         return not self._state.is_stopping and me is not None and me.is_up and not me.is_draining
+
+    def wake_waiting(self) -> None:
+        """A peer has work: remote workers may wait for it here."""
+        self.remote.wake()
 
     def give_back(self, claims: Sequence[Claim]) -> None:
         """Give claims back to their primary: they are not run here."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import TaskQueueError
-from tq_node.facade import LIST_SORTS, EventBatch, ListQuery, Submission, TaskPage
+from tq_node.facade import LIST_SORTS, EventBatch, ListQuery, Submission, TaskPage, WorkerSeen
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.peer_calls import KINDS, NOTHING, Nothing, refused
@@ -24,11 +24,22 @@ Handlers = dict[str, Callable[[Any], Any]]
 """For each kind, by name, what does it: may raise, and may answer later."""
 
 
+class Workers(Protocol):
+    """The remote workers that speak to this node."""
+
+    def ordered(self, order: calls.WorkerOrder) -> None:
+        """Answer a worker that waits here, and tell it what operators want of it."""
+
+    def seen_here(self) -> Sequence[WorkerSeen]:
+        """Those that this node knows."""
+
+
 def handlers_of(
     local: Callable[[], LocalQueue],
     clock: Clock,
     on_offer: Callable[[calls.WorkOffer], None],
     on_shutdown: Callable[[], None],
+    workers: Callable[[], Workers],
 ) -> Handlers:
     """:param local: the queue of this node; raises ``NotReady`` where there is none yet."""
 
@@ -54,6 +65,15 @@ def handlers_of(
         types = None if ask.types is None else frozenset(ask.types)
         claimed = local().claims.lend(ask.limit, ask.node_name, types)
         return claimed.addCallback(lambda claims: calls.ClaimGrant(list(claims), local().claims.backlog(types)))
+
+    def claim_for(asked: calls.ClaimFor) -> Deferred[calls.ClaimGrant]:
+        types = None if asked.ask.types is None else frozenset(asked.ask.types)
+        claimed = local().claims.claim_for(asked.ask, asked.limit)
+        return claimed.addCallback(lambda claims: calls.ClaimGrant(list(claims), local().claims.backlog(types)))
+
+    def worker_order(order: calls.WorkerOrder) -> Nothing:
+        workers().ordered(order)
+        return NOTHING
 
     def list_(query: ListQuery) -> Deferred[TaskPage]:
         if query.sort not in LIST_SORTS:
@@ -85,6 +105,11 @@ def handlers_of(
         calls.STOP.name: stop,
         calls.OFFER.name: offer,
         calls.CLAIM.name: claim,
+        calls.CLAIM_FOR.name: claim_for,
+        calls.CLAIMED_BEFORE.name: lambda asked: local().claims.of_workers.claimed_before(asked.worker, asked.claim_id),
+        calls.EXTEND.name: lambda asked: local().extend(asked.partition, asked.worker, asked.held),
+        calls.WORKER_ORDER.name: worker_order,
+        calls.REMOTE_WORKERS.name: lambda _: list(workers().seen_here()),
         calls.LIST.name: list_,
         calls.EVENTS.name: lambda question: events(question).addCallback(calls.earlier_events),
         calls.EVENTS_WITH_MAKERS.name: events,

@@ -25,7 +25,7 @@ offer is forgotten after ``HELP_OFFER_MS_MAX``: a backlog that others have taken
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -35,7 +35,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import TaskQueueError
-from tq_node.facade import Claim, Worker
+from tq_node.facade import Claim, Worker, WorkerAsk
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.routing.lease_renewal import LeaseRenewer
@@ -76,6 +76,9 @@ class Claimant(Protocol):
     def give_back(self, claims: Claims) -> None:
         """Give claims back to their primary: they are not run here."""
 
+    def wake_waiting(self) -> None:
+        """A peer has work: remote workers may wait for it here."""
+
 
 class WorkStealer:
     """See the module's docstring."""
@@ -98,17 +101,42 @@ class WorkStealer:
 
     def offered(self, offer: calls.WorkOffer) -> None:
         """Note a peer's ready tasks beyond what it can start; wake the worker if a slot is free."""
-        worker = self._claimant.worker
-        if worker is None or self._stopped or not self._claimant.may_help:
+        if self._stopped:
             return
         loaded = self._loaded.setdefault(offer.node, _Loaded())
         loaded.backlog, loaded.offered_ms = offer.backlog, self._clock.now_ms()
-        if worker.slots_free > 0 and self._clock.now_ms() >= loaded.quiet_until_ms:
+        if self._clock.now_ms() < loaded.quiet_until_ms:
+            return
+        self._claimant.wake_waiting()
+        worker = self._claimant.worker
+        if worker is not None and self._claimant.may_help and worker.slots_free > 0:
             worker.wake()
 
     def fill(self, own: Deferred[Claims], limit: int) -> Deferred[Claims]:
         """Return ``own``, claims of this node; if it has none, claims of the most loaded peer."""
         return own.addCallback(self._found, limit) if self._loaded else own
+
+    def claim_for(self, ask: WorkerAsk, limit: int) -> Deferred[Claims] | None:
+        """Claims for a remote worker at the most loaded peer, empty if it has none; None: there is
+        no peer to ask."""
+        node = None if self._stopped else self._most_loaded()
+        if node is None:
+            return None
+        loaded = self._loaded[node]
+        loaded.is_asked = True
+        question = calls.ClaimFor(ask, limit)
+        answer: Deferred[Any] = self._client.call_alone(node, calls.CLAIM_FOR, question, calls.CALL_S)
+
+        def lent(grant: calls.ClaimGrant) -> Claims:
+            self._settle(loaded, len(grant.claims), grant.backlog)
+            return grant.claims
+
+        def refused(why: Failure) -> Claims:
+            self._settle(loaded, 0, loaded.backlog)
+            why.trap(TaskQueueError)
+            return ()
+
+        return answer.addCallbacks(lent, refused)
 
     def forget(self, node: NodeId) -> None:
         """Drop a peer's offer: it is gone, and another node leads its partitions by then."""
@@ -182,8 +210,10 @@ class WorkStealer:
             loaded.quiet_until_ms = now_ms + pause_ms
         was_refused_slot, self._was_refused_slot = self._was_refused_slot, False
         worker = self._claimant.worker
-        if was_refused_slot and claims and backlog > 0 and worker is not None:
-            worker.wake()
+        if claims and backlog > 0:
+            self._claimant.wake_waiting()
+            if was_refused_slot and worker is not None:
+                worker.wake()
 
     def _take(self, out: Deferred[Claims], claims: Claims, asked_ms: int) -> None:
         """Answer the waiting claim with what may still begin here, and give back the rest. Since

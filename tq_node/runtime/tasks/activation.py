@@ -118,6 +118,7 @@ class Activation:
         table.ready.absorb(found.ready)
         table.due.absorb(found.due)
         if not self._stopped:
+            self._claims.of_workers.adopt(found.running).addErrback(self._not_lost)
             self._lose_inherited(found.running)
             self._claims.find_due()
             self._claims.wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
@@ -14,8 +14,9 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.errors import NotPrimary, StaleAttempt, TaskQueueError
-from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker
+from tq_node.facade import AttemptFailed, Claim, Completed, Lost, Notes, Outcome, Released, Worker, WorkerAsk
 from tq_node.partition.lifecycle import Complete, Due, Event, Fail, Lose, Note, Release
+from tq_node.partition.ready_queue import ReadySet
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.settings import QueueSettings
@@ -23,7 +24,8 @@ from tq_node.runtime.tasks.handler_timeout import HandlerTimeout
 from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
 from tq_node.runtime.tasks.submit import NodeStatus
 from tq_node.runtime.tasks.task_table import Elsewhere, Found, Slot, TaskTable, existing
-from tq_node.types import State, TaskRow, Token
+from tq_node.runtime.tasks.worker_attempts import WorkerAttempts, claim_of
+from tq_node.types import State, TaskRow, Token, WorkerLease
 
 _log = Logger(namespace="taskqueue.running")
 _LETTER_BYTES = 4
@@ -37,11 +39,18 @@ SET_BACK_MAX = 64
 
 
 class _ClaimRound(msgspec.Struct):
-    """One round of claiming, for the worker of ``node``."""
+    """One round of claiming, for the worker of ``node``, or for a remote one of that name."""
 
     node: str
     is_lent: bool = False
-    """That worker is another node's."""
+    """That worker is not this node's."""
+    lease: WorkerLease | None = None
+    """Of a remote worker; None: it is a node's."""
+    queues: Sequence[tuple[str, ...] | None] = (None,)
+    """Of which queues, one after the other; None: of all."""
+    is_weighted: bool = False
+    """Each task begins with the next of ``queues``, in turn."""
+    turn: int = 0
     types: Collection[str] | None = None
     """What the worker runs; None: any."""
     payload_bytes_left: int = sys.maxsize
@@ -55,8 +64,35 @@ class _ClaimRound(msgspec.Struct):
     unfit: list[TaskRow] = []
     """Tasks that the round met and that are not for this worker."""
 
+    def pop(self, ready: ReadySet) -> tuple[str, int] | None:
+        """The next task of the first of the queues that has one."""
+        if not self.is_lent:
+            return ready.pop()
+        first = self.turn % len(self.queues) if self.is_weighted else 0
+        self.turn += 1
+        for queues in (*self.queues[first:], *self.queues[:first]):
+            if (found := ready.pop_for(self.types, queues)) is not None:
+                return found
+        return None
+
     def takes(self, pending: TaskRow) -> bool:
         return self.payload_bytes_left > 0 and (self.types is None or pending.spec.type in self.types)
+
+
+def _turns(ask: WorkerAsk) -> Sequence[tuple[str, ...] | None]:
+    """The queues in the order in which a remote worker wants them served."""
+    if ask.queues is None:
+        return (None,)
+    if not ask.is_weighted:
+        return [(queue,) for queue, _ in ask.queues]
+    return [(queue,) for queue, weight in ask.queues for _ in range(weight)]
+
+
+class RemoteDemand(Protocol):
+    """Remote workers that wait for work at this node (``routing.remote_workers``)."""
+
+    def wake(self) -> None:
+        """There may be something for one of them. Called for each task, so it must be cheap."""
 
 
 class Claims:
@@ -81,6 +117,8 @@ class Claims:
         """Tasks met while their partition took no claims; the next safety net puts them back."""
         self.giving_up = HandlerTimeout(table, clock)
         self.remote = RemoteAttempts(table, clock, settings, self._claims)
+        self.of_workers = WorkerAttempts(table, clock, settings, self.end_elsewhere)
+        self._waiting: RemoteDemand | None = None
         self._stopped = False
         self._put_back_call: IDelayedCall | None = None
         self._due_call: IDelayedCall | None = None
@@ -94,9 +132,16 @@ class Claims:
     def attach(self, worker: Worker) -> None:
         self._worker = worker
 
+    def attach_waiting(self, waiting: RemoteDemand) -> None:
+        """Remote workers that wait for work at this node."""
+        self._waiting = waiting
+
     def wake(self) -> None:
-        if self._worker is not None and self._status.is_active:
-            self._worker.wake()
+        if self._status.is_active:
+            if self._worker is not None:
+                self._worker.wake()
+            if self._waiting is not None:
+                self._waiting.wake()
 
     # --- due ---
     def schedule_due(self) -> None:
@@ -154,6 +199,10 @@ class Claims:
         waiting, shared = self._table.ready.waiting_for(types)
         return waiting - min(own, shared)
 
+    def ready_for(self, types: Collection[str] | None, queues: Collection[str] | None) -> int:
+        """Ready tasks of these types and queues; None: of any."""
+        return self._table.ready.waiting_for(types, queues)[0]
+
     def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
         """Claim for the worker of another node what this one's own has no slots for (section 8).
 
@@ -163,7 +212,18 @@ class Claims:
         if types is not None and self._table.know(types):
             self._rebuild_heaps()
         limit = min(limit, limits.HELP_CLAIMS_MAX, self.backlog(types))
-        return self._take(limit, _ClaimRound(node, True, types, limits.HELP_BYTES_MAX))
+        return self._take(limit, _ClaimRound(node, True, types=types, payload_bytes_left=limits.HELP_BYTES_MAX))
+
+    def claim_for(self, ask: WorkerAsk, limit: int) -> Deferred[Sequence[Claim]]:
+        """Claim for a remote worker; as with ``lend``, the claim's commit confirms its lease."""
+        types = None if ask.types is None else frozenset(ask.types)
+        if types is not None and self._table.know(types):
+            self._rebuild_heaps()
+        round_ = _ClaimRound(
+            ask.worker, True, WorkerLease(ask.lease_ms, ask.claim_id), _turns(ask), ask.is_weighted,
+            types=types, payload_bytes_left=limits.HELP_BYTES_MAX,
+        )  # fmt: skip
+        return self._take(min(limit, limits.WORKER_CLAIMS_MAX), round_)
 
     def _take(self, limit: int, round_: _ClaimRound) -> Deferred[Sequence[Claim]]:
         if not self._status.is_active or self._status.is_stopping or limit <= 0:
@@ -188,7 +248,7 @@ class Claims:
                 break
             if len(round_.unfit) >= SET_BACK_MAX:
                 break
-            next_one = ready.pop_for(round_.types) if round_.is_lent else ready.pop()
+            next_one = round_.pop(ready)
             if next_one is None:
                 break
             slot = find(next_one[0])
@@ -227,21 +287,21 @@ class Claims:
         if not round_.takes(pending):
             round_.unfit.append(pending)
             return
-        row = self._table.claim(slot, round_.node, now_us)
+        row = self._table.claim(slot, round_.node, now_us, round_.lease)
         if row is None:
             return
         spec = row.spec
         assert row.token is not None
-        claim = Claim(
-            spec.id, spec.type, spec.payload, row.partition, row.attempt, row.token, spec.timeout_ms, spec.queue,
-            spec.max_attempts, row.failures, spec.created_us, spec.tags,
-        )  # fmt: skip
+        claim = claim_of(row)
         round_.claims.append(claim)
         if round_.is_lent:
             round_.payload_bytes_left -= len(spec.payload)
             if spec.tags:
                 round_.payload_bytes_left -= _LETTER_BYTES * sum(map(len, (*spec.tags, *spec.tags.values())))
-            self.remote.grant(spec.id, row.token)
+            if round_.lease is None:
+                self.remote.grant(spec.id, row.token)
+            else:
+                self.of_workers.grant(row)
         else:
             self._claims[spec.id] = claim
         round_.places[slot.partition] = slot.sequence
@@ -324,14 +384,17 @@ class Claims:
             self._ended(claim)
 
     def _is_held(self, claim: Claim) -> bool:
-        """Whether this node's worker still holds the claim, or another node's does."""
-        return self._claims.get(claim.task_id) is claim or self.remote.has_granted(claim.task_id, claim.token)
+        """Whether this node's worker still holds the claim, or one elsewhere does."""
+        task_id, token = claim.task_id, claim.token
+        is_elsewhere = self.remote.has_granted(task_id, token) or self.of_workers.holds(task_id, token)
+        return self._claims.get(task_id) is claim or is_elsewhere
 
     def _forget(self, claim: Claim) -> None:
         held = self._claims.get(claim.task_id)
         if held is not None and held.token == claim.token:
             del self._claims[claim.task_id]
         self.remote.ended(claim.task_id, claim.token)
+        self.of_workers.ended(claim.task_id, claim.token)
 
     # --- what a worker reports ---
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
@@ -415,12 +478,13 @@ class Claims:
         committed: Deferred[Any] | None = self._table.committed_wait(slot, wait)
         return succeed(None) if committed is None else committed
 
-    def end_elsewhere(self, task_id: str, token: Token) -> None:
-        """An attempt at another node no longer holds its task: nothing starts beside it until it
-        has ended, or its lease has."""
+    def end_elsewhere(self, task_id: str, token: Token, lease_ms: int = limits.LEASE_MS) -> None:
+        """An attempt elsewhere no longer holds its task: nothing starts beside it until it has
+        ended, or its lease has, in ``lease_ms`` at the latest."""
         self._ending[task_id] = token
-        self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + limits.LEASE_MS)
+        self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + lease_ms)
         self.remote.ended(task_id, token)
+        self.of_workers.ended(task_id, token)
 
     def stop_attempt(self, task_id: str, token: Token) -> None:
         """Tell the worker that the attempt no longer holds its task."""
@@ -455,7 +519,7 @@ class Claims:
                 self._end_of(task_id, token)
         self.remote.lose_overdue(now_ms)
         self._enqueue_set_back()
-        if self._table.ready.has_any:
+        if self._table.ready.has_any or self._waiting is not None:
             self.wake()
         if self._table.has_stale_entries:
             self._rebuild_heaps()

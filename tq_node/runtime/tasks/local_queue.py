@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.cluster.views import Progress
 from tq_node.errors import AlreadyFinal, Draining, NoSuchTask, NotFinal, NotRetryable
-from tq_node.facade import NotReadyReason
+from tq_node.facade import Extended, HeldAttempt, NotReadyReason
 from tq_node.observe.metrics import Metrics
 from tq_node.partition.lifecycle import Cancel, Retry
 from tq_node.partition.record import Record
@@ -58,6 +58,8 @@ class QueueHooks(msgspec.Struct, frozen=True, kw_only=True):
     """A promise is broken: the process must end at once (R20)."""
     stop_elsewhere: Callable[[str, str, Token], None]
     """Tell the named node that its attempt (task id, token) lost the task; nobody waits for it."""
+    tell_worker: Callable[[str], None]
+    """Have the remote worker of this name extend its leases now: it has lost one."""
     workers_are_gone: Callable[[], bool]
     """Whether no worker process of an earlier start of this node lives (see ``Activation``)."""
 
@@ -124,6 +126,7 @@ class LocalQueue:
         self._every(LOOK_S, self.replication.look, "the look at all partitions")
         self._every(ROUND_S, self.replication.read_index.begin, "a ping round")
         self._every(1.0, self.table.driver.give_up_overdue, "looking for overdue callers")
+        self.claims.of_workers.begin()
         self._every(limits.DISK_CHECK_S, self._check_disk, "the disk check")
         self._every(limits.PURGE_EVERY_S, self._retention.round, "the purge")
 
@@ -142,6 +145,7 @@ class LocalQueue:
         """Flush all that was accepted; the store stays open. The second time does nothing."""
         self.refuse_work()
         self.claims.stop()
+        await self.claims.of_workers.stop()
         self.reads.stop()
         for loop in self._loops:
             loop.stop()
@@ -282,7 +286,10 @@ class LocalQueue:
         now_us = self._clock.wall_us()
         self.table.change(slot, Cancel(now_us), now_us)
         if before.state is State.PROCESSING and before.token is not None:
-            if before.worker in (None, self._settings.node_name):
+            if before.lease is not None:
+                self.claims.end_elsewhere(before.spec.id, before.token, before.lease.lease_ms)
+                self._hooks.tell_worker(before.worker or "")
+            elif before.worker in (None, self._settings.node_name):
                 self.claims.stop_attempt(before.spec.id, before.token)
             else:
                 self.claims.end_elsewhere(before.spec.id, before.token)
@@ -373,6 +380,16 @@ class LocalQueue:
         """Fail what has waited so long for a handler."""
         if not self.is_stopping:
             self.claims.giving_up.round(handling, after_us)
+
+    def extend(self, partition: int, worker: str, held: Sequence[HeldAttempt]) -> Deferred[list[Extended]]:
+        """Extend leases of a remote worker's attempts (``WorkerAttempts``)."""
+
+        def extended() -> Deferred[list[Extended]]:
+            self.table.must_lead(partition)
+            confirmed = self.replication.read_index.when_confirmed(partition)
+            return self.claims.of_workers.extend(worker, held, confirmed)
+
+        return maybeDeferred(extended)
 
     def leads(self, partition: int) -> bool:
         """Whether it is led here and served."""

@@ -123,6 +123,8 @@ class RemoteAttempts:
             before = slot.row
             if before.token is None or task_id in self._claims or node not in (None, before.worker):
                 continue
+            if before.lease is not None:
+                continue  # a remote worker's: ``WorkerAttempts`` has adopted it
             token, until_ms = self._renewed.get(task_id, (None, 0))
             if token == before.token and self._clock.now_ms() < until_ms:
                 kept.append(task_id)

@@ -27,7 +27,7 @@ from tq_node.runtime.tasks.open_by_maker import Makers, OpenByMaker
 from tq_node.runtime.tasks.recovery import Counts, load_ready
 from tq_node.store.api import Store, StoredRow, Tombstone
 from tq_node.tokens import Asker
-from tq_node.types import Change, State, TaskRow, TaskSpec, Transition
+from tq_node.types import Change, State, TaskRow, TaskSpec, Transition, WorkerLease
 
 _STATES = len(State)
 _transition = cast("Callable[[tuple[object, ...]], Transition]", partial(tuple.__new__, Transition))
@@ -309,18 +309,20 @@ class TaskTable:
         put = put_changed(before, after)
         return self._propose(slot, before, after, put, put_size(put), at_us)
 
-    def claim(self, slot: Slot, node: str, at_us: int) -> TaskRow | None:
-        """Propose a claim of a pending task, its token the entry's place; None: not pending."""
+    def claim(self, slot: Slot, node: str, at_us: int, lease: WorkerLease | None = None) -> TaskRow | None:
+        """Propose a claim of a pending task, its token the entry's place; None: not pending.
+
+        :param lease: that of the remote worker ``node``; None: it is a node's own."""
         before = slot.row
         if before is None or before.state is not State.PENDING:
             return None
         log = self.driver.cores[slot.partition]
-        after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
+        after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node, lease))
         put = put_changed(before, after)
         size = put_size(put)
         if not log.will_share_entry(size):
             log.close_open()
-            after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node))
+            after = transition(before, Claim(at_us, log.claim_token(slot.claimed), node, lease))
             put = put_changed(before, after)
             size = put_size(put)
         sequence = self._propose(slot, before, after, put, size, at_us)

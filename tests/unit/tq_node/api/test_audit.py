@@ -86,6 +86,16 @@ ORDERS: dict[str, tuple[str, Any, str]] = {
     "/cluster/snapshot": ("", None, ""),
     "/cluster/unsafe-recover": ("?partition=1&node=node-2", None, "partition=1&node=node-2"),
     "/workers/reload": ("", None, ""),
+    "/workers/quiet": ("?worker=w-1", None, "worker=w-1"),
+    "/workers/stop": ("?worker=w-1", None, "worker=w-1"),
+    "/workers/resume": ("?worker=w-1", None, "worker=w-1"),
+    "/work/claim": ("", {"worker": "w-1", "wait": 0}, ""),
+    "/work/extend": ("", {"worker": "w-1", "claims": [{"task_id": "own-1", "token": "lAABAQE"}]}, "own-1"),
+    "/work/finish": (
+        "",
+        {"worker": "w-1", "claims": [{"task_id": "own-1", "token": "lAABAQE", "outcome": "released"}]},
+        "own-1",
+    ),
     "/tokens/put": ("", {"name": "deploy", "roles": ["submit"], "queues": ["mail"]}, "deploy roles=submit queues=mail"),
     "/tokens/revoke": ("?name=the-view", None, "name=the-view"),
 }

@@ -17,7 +17,8 @@ from tq_node.types import LogLine, Progress, TaskError
 FOREIGN = "f0reign"
 """In all that the foreign tasks are made of: ids, queue, payload, results, logs."""
 VALUES = {
-    "id": f"{FOREIGN}-done", "queue": f"{FOREIGN}-queue", "node": "node-2", "partition": "0", "name": "nobody", "since": "0",
+    "id": f"{FOREIGN}-done", "queue": f"{FOREIGN}-queue", "node": "node-2", "partition": "0", "name": "nobody",
+    "worker": "w-1", "since": "0",
     "code": "busy",
 }  # fmt: skip
 """For each parameter that an operation asks for: the foreign task, wherever it could be meant."""

@@ -105,6 +105,7 @@ class Rig:
         self.primary: NodeId | None = ONE
         self.given_back: list[Claim] = []
         self.may_help = True
+        self.waiting_woken = 0
         self.renewing = LeaseRenewer(local, forwarding, clock, lambda _: self.primary)
         self.types: dict[NodeId, frozenset[str]] = {}
         self.lending = WorkOffers(local, forwarding, clock, lambda: self.peers, self.types.get)
@@ -112,6 +113,9 @@ class Rig:
 
     def give_back(self, claims: Sequence[Claim]) -> None:
         self.given_back += claims
+
+    def wake_waiting(self) -> None:
+        self.waiting_woken += 1
 
     def ask(self, own: Sequence[Claim] = (), limit: int = 4) -> list[Sequence[Claim]]:
         got: list[Sequence[Claim]] = []

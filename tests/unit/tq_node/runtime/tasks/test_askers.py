@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
-from tests.support.node_world import NodeWorld
+from tests.support.node_world import Nobody, NodeWorld
 from tq_node.errors import IdConflict, NoSuchTask, NotFinal, NotRetryable, TaskPurged
 from tq_node.facade import Accepted, EventBatch, Read, Submission
 from tq_node.runtime import peer_calls as calls
@@ -159,7 +159,9 @@ def test_an_event_says_whose_task_it_is_to_nodes_that_know_of_it(world: NodeWorl
     submit(world, "a")
     answer(world, world.queue.cancel("a"))
     world.until(lambda: world.queue.events.next_id == first + 2, "both are told")
-    server = PeerServer(handlers_of(lambda: world.queue, world.queue.claims._clock, lambda _: None, lambda: None))
+    server = PeerServer(
+        handlers_of(lambda: world.queue, world.queue.claims._clock, lambda _: None, lambda: None, Nobody)
+    )
     body = calls.EVENTS.call.encode(calls.EventsAfter(first - 1, 1.0))
     asked = [ForwardedCall(kind.name, body) for kind in (calls.EVENTS_WITH_MAKERS, calls.EVENTS)]
     whole, earlier = answer(world, server.serve(asked))
@@ -175,7 +177,7 @@ def test_an_event_says_whose_task_it_is_to_nodes_that_know_of_it(world: NodeWorl
 def test_a_node_that_another_tells_to_stop_says_by_whom(world: NodeWorld, by: str) -> None:
     told: list[str] = []
     server = PeerServer(
-        handlers_of(lambda: world.queue, world.queue.claims._clock, lambda _: None, lambda: told.append("stop"))
+        handlers_of(lambda: world.queue, world.queue.claims._clock, lambda _: None, lambda: told.append("stop"), Nobody)
     )
     order = calls.SHUTDOWN.call.encode(calls.Shutdown(by) if by else calls.NOTHING)
     with capturedLogs() as logged:

@@ -1,0 +1,438 @@
+"""Remote workers that speak to this node, their *gateway*: which wait for work, and what operators
+want of them.
+
+Theory of operation. A remote worker may ask any node, and another one each time, so a gateway keeps
+nothing that matters: claims and leases are the primaries' (``tasks.worker_attempts``).
+
+1. *Claim.* A request waits in a line, one for each set of types and queues. Where there is work of
+   partitions led here the first in line gets a share of it, so that all that wait get some; else a
+   node is asked that has offered work (``WorkStealer.claim_for``), as for this node's own worker.
+2. *Again.* A request may be repeated, by its claim id, at another node too: all nodes are asked
+   what that id was granted before anything is claimed for it, and those leases are extended.
+3. *Extend and end* go to the primary of each task's partition.
+4. *Orders* (quiet, stop) and the news that an attempt was cancelled go to all nodes: the worker
+   waits at one of them, and is answered at once.
+
+What is announced of this node's handlers includes the types of the remote workers that were here
+lately, so that work is offered to it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from tq_node import limits
+from tq_node.cluster.handlers import ANY
+from tq_node.cluster.records import WORKERS_LEVEL
+from tq_node.errors import Busy, Draining, NotPrimary, TaskQueueError, Upgrading
+from tq_node.facade import Claim, Extended, HeldAttempt, Released, WorkerAsk, WorkerGrant, WorkerSeen
+from tq_node.runtime import peer_calls as calls
+from tq_node.runtime.clock import Clock, Loop
+from tq_node.runtime.routing.node_state import NodeState
+from tq_node.runtime.routing.work_stealing import WorkStealer
+from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.types import Announced, HandledType, HandlerKind, NodeId
+
+_log = Logger(namespace="taskqueue.running")
+RUN = "run"
+STATES = (RUN, "quiet", "stop")
+Kind = tuple[tuple[str, ...] | None, tuple[tuple[str, int], ...] | None]
+"""Types and queues of a request."""
+
+
+class _Wait(msgspec.Struct, eq=False):
+    """A request for work that waits."""
+
+    ask: WorkerAsk
+    limit: int
+    until_ms: int
+    """When it is answered empty, monotonic."""
+    answer: Deferred[Sequence[Claim]]
+    asked_ms: int = 0
+    """When work was last asked for on its behalf, monotonic."""
+    is_asking: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return self.ask.types, self.ask.queues
+
+
+class RemoteWorkers:
+    """See the module.
+
+    :param changed: the types of the remote workers here may have changed."""
+
+    def __init__(self, state: NodeState, clock: Clock, changed: Callable[[], None]) -> None:
+        self._state = state
+        self._clock = clock
+        self._changed = changed
+        self._lines: dict[Kind, OrderedDict[str, _Wait]] = {}
+        """Waiting requests by worker, the first in line first."""
+        self._known: OrderedDict[str, WorkerSeen] = OrderedDict()
+        """Workers by name, the one not seen for longest first."""
+        self._orders: OrderedDict[str, str] = OrderedDict()
+        self._stealer: WorkStealer | None = None
+        self._dispatch_call: IDelayedCall | None = None
+        self._loop: Loop | None = None
+        self._types: frozenset[str] | None = frozenset()
+        self._has_stopped = False
+
+    # --- life ---
+    def begin(self, local: LocalQueue, stealer: WorkStealer) -> None:
+        """The queue of this node is open."""
+        self._stealer = stealer
+        local.claims.attach_waiting(self)
+        self._loop = self._clock.every(limits.WORKER_LOOK_S, self._look, "looking at waiting workers")
+
+    def refuse(self) -> None:
+        """Answer all that wait, with nothing; who asks from now on hears that the node stops."""
+        self._has_stopped = True
+        for wait in self._waits():
+            self._finish(wait, ())
+
+    async def stop(self) -> None:
+        """Look at nothing any more."""
+        self.refuse()
+        if self._dispatch_call is not None:
+            self._dispatch_call.cancel()
+            self._dispatch_call = None
+        if self._loop is not None:
+            self._loop.stop()
+            await self._loop.ended
+
+    # --- claiming ---
+    def claim_for(
+        self, ask: WorkerAsk, limit: int, wait_s: float, *, slots: int = 0, version: str = ""
+    ) -> Deferred[WorkerGrant]:
+        """See ``facade.TaskQueue.claim_for``."""
+        try:
+            self._must_know_workers()
+            self._state.must_serve()
+        except TaskQueueError as why:
+            return fail(why)
+        if self._has_stopped or self._state.is_stopping:
+            return fail(Draining())
+        if sum(map(len, self._lines.values())) >= limits.WORKER_WAITS_MAX:
+            return fail(Busy("too many workers wait for work"))
+        self._seen(ask, slots, version)
+        begun_ms = self._clock.now_ms()
+        return Deferred.fromCoroutine(self._claim_for(ask, limit, begun_ms + int(wait_s * 1000), begun_ms))
+
+    async def _claim_for(self, ask: WorkerAsk, limit: int, until_ms: int, begun_ms: int) -> WorkerGrant:
+        if ask.claim_id:
+            claims = await self._claimed_before(ask)
+            if claims:
+                return WorkerGrant(self._state_of(ask.worker), claims)
+        wait = _Wait(ask, limit, until_ms, Deferred(), begun_ms)
+        line = self._lines.get(wait.kind)
+        if line is not None and ask.worker in line:
+            self._finish(line[ask.worker], ())  # it asks again: nobody reads that answer
+        self._lines.setdefault(wait.kind, OrderedDict())[ask.worker] = wait
+        self.wake()
+        if until_ms <= begun_ms:
+            # Nobody waits for what may come: one look, and what it finds.
+            self._clock.call_later(0, self._give_up, wait)
+        try:
+            granted = await wait.answer
+        except CancelledError:
+            self._leave(wait)
+            raise
+        return WorkerGrant(self._state_of(ask.worker), granted, (wait.asked_ms - begun_ms) / 1000)
+
+    def _give_up(self, wait: _Wait) -> None:
+        if not wait.is_asking:
+            self._finish(wait, ())
+
+    def wake(self) -> None:
+        """See ``claims.RemoteDemand``."""
+        if self._dispatch_call is None and self._lines and not self._has_stopped:
+            self._dispatch_call = self._clock.call_later(0, self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._dispatch_call = None
+        local = self._state.local
+        if local is None or self._has_stopped:
+            return
+        for (types, queues), line in list(self._lines.items()):
+            named = None if queues is None else frozenset(queue for queue, _ in queues)
+            ready = local.claims.ready_for(None if types is None else frozenset(types), named)
+            waiting = [wait for wait in line.values() if not wait.is_asking and self._may_work(wait)]
+            for place, wait in enumerate(waiting):
+                if ready <= 0:
+                    self._steal(waiting[place:])
+                    break
+                share = min(wait.limit, max(1, -(-ready // (len(waiting) - place))))
+                ready -= share
+                self._ask(wait, local.claims.claim_for(wait.ask, share))
+
+    def _may_work(self, wait: _Wait) -> bool:
+        return self._state_of(wait.ask.worker) == RUN
+
+    def _steal(self, waiting: Sequence[_Wait]) -> None:
+        """Ask nodes that have offered work, each for one of those that wait."""
+        for wait in waiting:
+            asked = None if self._stealer is None else self._stealer.claim_for(wait.ask, wait.limit)
+            if asked is None:
+                return
+            self._ask(wait, asked)
+
+    def _ask(self, wait: _Wait, claims: Deferred[Sequence[Claim]]) -> None:
+        wait.is_asking, wait.asked_ms = True, self._clock.now_ms()
+        claims.addCallbacks(self._claimed, self._not_claimed, (wait,), {}, (wait,)).addErrback(_bug)
+
+    def _claimed(self, claims: Sequence[Claim], wait: _Wait) -> None:
+        wait.is_asking = False
+        if claims and wait.answer.called:
+            # Nobody waits any more. With a claim id the worker may ask for them yet.
+            if not wait.ask.claim_id:
+                self._give_back(claims)
+        elif claims:
+            self._finish(wait, claims)
+        elif self._has_stopped or self._clock.now_ms() >= wait.until_ms:
+            self._finish(wait, ())
+
+    def _not_claimed(self, why: Failure, wait: _Wait) -> None:
+        self._claimed((), wait)
+        why.trap(TaskQueueError, CancelledError)
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            local = self._state.local
+            if local is not None and local.leads(claim.partition):
+                local.claims.finish(claim, Released()).addErrback(lambda _: None)
+            # Elsewhere its lease is over soon.
+
+    def _finish(self, wait: _Wait, claims: Sequence[Claim]) -> None:
+        self._leave(wait)
+        if not wait.answer.called:
+            wait.answer.callback(claims)
+
+    def _leave(self, wait: _Wait) -> None:
+        line = self._lines.get(wait.kind)
+        if line is not None and line.get(wait.ask.worker) is wait:
+            del line[wait.ask.worker]
+            if not line:
+                del self._lines[wait.kind]
+
+    def _waits(self) -> list[_Wait]:
+        return [wait for line in self._lines.values() for wait in line.values()]
+
+    def _look(self) -> None:
+        now_ms = self._clock.now_ms()
+        for wait in self._waits():
+            if now_ms >= wait.until_ms and not wait.is_asking:
+                self._finish(wait, ())
+        self._forget(self._clock.wall_us() - int(limits.WORKER_FORGOTTEN_S * 1_000_000))
+
+    # --- the same claim id again ---
+    async def _claimed_before(self, ask: WorkerAsk) -> list[Claim]:
+        """What the id was granted at any node, with leases extended from now on."""
+        local = self._state.must_serve()
+        question = calls.ClaimedBefore(ask.worker, ask.claim_id)
+        asked: list[Deferred[Any]] = [local.claims.of_workers.claimed_before(ask.worker, ask.claim_id)]
+        for node, _ in self._others_up():
+            asked.append(self._state.client.call(node, calls.CLAIMED_BEFORE, question).addErrback(lambda _: []))
+        found: list[Claim] = [claim for claims in await gatherResults(asked) for claim in claims]
+        if not found:
+            return found
+        held = [HeldAttempt(claim.task_id, claim.partition, claim.attempt, claim.token) for claim in found]
+        extended = await self.extend(ask.worker, held)
+        return [
+            claim
+            for claim, result in zip(found, extended, strict=True)
+            if isinstance(result, Extended) and result.lease_ms > 0
+        ]
+
+    def _others_up(self) -> list[tuple[NodeId, str]]:
+        return [(node, name) for node, name in self._state.others() if self._state.map.nodes[node].is_up]
+
+    # --- extending ---
+    def extend(self, worker: str, held: Sequence[HeldAttempt]) -> Deferred[Sequence[Extended | TaskQueueError]]:
+        """See ``facade.TaskQueue.extend``."""
+        try:
+            self._must_know_workers()
+            self._state.must_serve()
+        except TaskQueueError as why:
+            return fail(why)
+        if worker in self._known:
+            self._known.move_to_end(worker)
+        results: list[Extended | TaskQueueError] = [NotPrimary("the task's partition has no primary for now")] * len(
+            held
+        )
+        places: dict[int, list[int]] = {}
+        for place, one in enumerate(held):
+            # By the id, whatever its token says: one that is forged must not spoil those of others.
+            places.setdefault(self._state.partition_of(one.task_id), []).append(place)
+        asked = [self._extend_of(worker, number, held, of_it, results) for number, of_it in places.items()]
+        return gatherResults(asked).addCallback(lambda _: results)
+
+    def _extend_of(
+        self,
+        worker: str,
+        partition: int,
+        held: Sequence[HeldAttempt],
+        places: Sequence[int],
+        results: list[Extended | TaskQueueError],
+    ) -> Deferred[None]:
+        """Extend the attempts of one partition, and note the outcome of each."""
+        mine = [held[place] for place in places]
+
+        def extended(found: Sequence[Extended]) -> None:
+            for place, result in zip(places, found, strict=True):
+                results[place] = result
+
+        def refused(why: Failure) -> None:
+            error = why.value
+            if not isinstance(error, TaskQueueError):
+                why.raiseException()
+            for place in places:
+                results[place] = calls.for_task(error, held[place].task_id)
+
+        try:
+            done = self._extend_at_primary(worker, partition, mine)
+        except TaskQueueError as why:
+            done = fail(why)
+        return done.addCallbacks(extended, refused)
+
+    def _extend_at_primary(self, worker: str, partition: int, held: list[HeldAttempt]) -> Deferred[list[Extended]]:
+        """:raises TaskQueueError: there is nobody to ask."""
+        local = self._state.must_serve()
+        primary = self._state.primary_of(held[0].task_id, partition)
+        if primary == self._state.node_id:
+            return local.extend(partition, worker, held)
+        return self._state.client.call(primary, calls.EXTEND, calls.Extend(partition, worker, held))
+
+    # --- orders, and who there is ---
+    def order(self, worker: str, state: str) -> Deferred[None]:
+        """See ``facade.TaskQueue.order_worker``."""
+        try:
+            self._must_know_workers()
+        except TaskQueueError as why:
+            return fail(why)
+        return self.tell(worker, state)
+
+    def tell(self, worker: str, state: str = "") -> Deferred[None]:
+        """Have a worker that waits at any node be answered, and be told ``state`` from now on."""
+        order = calls.WorkerOrder(worker, state)
+        self.ordered(order)
+        told = [
+            self._state.client.call(node, calls.WORKER_ORDER, order).addErrback(lambda _: None)
+            for node, _ in self._others_up()
+        ]
+        return gatherResults(told).addCallback(lambda _: None)
+
+    def ordered(self, order: calls.WorkerOrder) -> None:
+        """Take an order of another node's, or of this one."""
+        if order.state in STATES:
+            self._orders.pop(order.worker, None)
+            if order.state != RUN:
+                self._orders[order.worker] = order.state
+                if len(self._orders) > limits.WORKERS_KNOWN_MAX:
+                    self._orders.popitem(last=False)
+        for line in list(self._lines.values()):
+            wait = line.get(order.worker)
+            if wait is not None and not wait.is_asking:
+                self._finish(wait, ())
+
+    def workers(self) -> Deferred[Sequence[WorkerSeen]]:
+        """See ``facade.TaskQueue.remote_workers``."""
+        try:
+            self._must_know_workers()
+            own = self.seen_here()
+        except TaskQueueError as why:
+            return fail(why)
+        asked: list[Deferred[Sequence[WorkerSeen]]] = [succeed(own)]
+        for node, _ in self._others_up():
+            asked.append(self._state.client.call(node, calls.REMOTE_WORKERS, calls.NOTHING).addErrback(lambda _: ()))
+        return gatherResults(asked).addCallback(_merged)
+
+    def seen_here(self) -> Sequence[WorkerSeen]:
+        """The remote workers that this node knows."""
+        counts = self._state.must_serve().claims.of_workers.counts()
+        known = {
+            name: msgspec.structs.replace(seen, state=self._state_of(name), busy=counts.pop(name, 0))
+            for name, seen in self._known.items()
+        }
+        return [*known.values(), *(WorkerSeen(name, self._state_of(name), busy=busy) for name, busy in counts.items())]
+
+    def _state_of(self, worker: str) -> str:
+        return self._orders.get(worker, RUN)
+
+    def _seen(self, ask: WorkerAsk, slots: int, version: str) -> None:
+        queues = None if ask.queues is None else tuple(queue for queue, _ in ask.queues)
+        self._known[ask.worker] = WorkerSeen(
+            ask.worker, RUN, slots, 0, ask.types, queues, version, self._clock.wall_us(), self._state.node_name
+        )
+        self._known.move_to_end(ask.worker)
+        if len(self._known) > limits.WORKERS_KNOWN_MAX:
+            self._known.popitem(last=False)
+        if not self._takes_all_of(ask):
+            self._follow_types()
+
+    def _takes_all_of(self, ask: WorkerAsk) -> bool:
+        return self._types is None or (ask.types is not None and self._types.issuperset(ask.types))
+
+    def _forget(self, before_us: int) -> None:
+        forgotten = [name for name, seen in self._known.items() if seen.seen_us < before_us]
+        waiting = {wait.ask.worker for wait in self._waits()}
+        for name in forgotten:
+            if name not in waiting:
+                del self._known[name]
+        if forgotten:
+            self._follow_types()
+
+    # --- their types ---
+    def _follow_types(self) -> None:
+        types: set[str] = set()
+        takes_any = False
+        for seen in self._known.values():
+            takes_any = takes_any or seen.types is None
+            types.update(seen.types or ())
+        now = None if takes_any else frozenset(sorted(types)[: limits.HANDLED_TYPES_MAX])
+        if now != self._types:
+            self._types = now
+            self._changed()
+
+    @property
+    def types(self) -> frozenset[str] | None:
+        """Types that remote workers here take; None: any."""
+        return self._types
+
+    def announced_with(self, own: Announced) -> Announced:
+        """The handlers of this node's own worker, and the types of remote ones."""
+        if self._types is not None and not self._types:
+            return own
+        more = (ANY,) if self._types is None else sorted(self._types)
+        # Stand-ins run nothing where a remote worker has handlers.
+        kept = own.handled if own.kind is HandlerKind.OWN else ()
+        known = {handled.type for handled in kept}
+        handled = (*kept, *(HandledType(name) for name in more if name not in known))
+        return Announced(HandlerKind.OWN, handled[: limits.HANDLED_TYPES_MAX])
+
+    def _must_know_workers(self) -> None:
+        if self._state.map.feature_level < WORKERS_LEVEL:
+            raise Upgrading("workers: not every node of the cluster knows remote workers yet")
+
+
+def _merged(seen: Sequence[Sequence[WorkerSeen]]) -> Sequence[WorkerSeen]:
+    """Each worker once: as the node knows it that saw it last, with all that it holds."""
+    merged: dict[str, WorkerSeen] = {}
+    for one in (worker for of_node in seen for worker in of_node):
+        known = merged.get(one.worker)
+        if known is None:
+            merged[one.worker] = one
+            continue
+        newer = one if one.seen_us > known.seen_us else known
+        merged[one.worker] = msgspec.structs.replace(newer, busy=one.busy + known.busy)
+    return [merged[name] for name in sorted(merged)]
+
+
+def _bug(why: Failure) -> None:
+    _log.failure("claims for a remote worker failed", failure=why, event="claim_for_failed")
