@@ -26,6 +26,7 @@ from tq_node.cluster.map import EMPTY, apply
 from tq_node.cluster.map import encode as encode_table
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.soundness import is_map_sound
+from tq_node.facade import Submission
 from tq_node.partition.entries import (
     Effect,
     LogEntry,
@@ -54,12 +55,12 @@ from tq_node.raft.messages import (
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.control.map_machine import ClusterMachine
 from tq_node.runtime.control.raft_driver import HARD_STATE, SNAPSHOT, RaftDriver, RaftOutputs
-from tq_node.runtime.peer_calls import KINDS, PeerCall
+from tq_node.runtime.peer_calls import KINDS, SUBMIT, SUBMIT_MANY, PeerCall
 from tq_node.runtime.replication.read_index import WORDS
 from tq_node.runtime.replication.replicator import _joined
 from tq_node.runtime.routing.peer_server import PeerServer, handlers_of
 from tq_node.store.api import Batch
-from tq_node.types import NodeId, NodeName
+from tq_node.types import NodeId, NodeName, TaskId
 from tq_node.wire.codec import ForwardedCall, decode_messages, encode_messages
 from tq_node.wire.errors import MalformedBox
 
@@ -320,6 +321,25 @@ def test_of_calls(kind: PeerCall, data: st.DataObject) -> None:
 @given(kind=some_kind, data=st.data())
 def test_of_many_calls(kind: PeerCall, data: st.DataObject) -> None:
     send_calls(kind, data)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "in a batch"])
+def test_an_id_that_a_peer_says_is_new_is_looked_for(at_once: bool) -> None:
+    """A second row of one id would break the store. Any failure that is logged fails the test."""
+    world = NodeWorld(1)
+    settle(world)
+    serving = PeerServer(handlers_of(lambda: world.queue, world.queue._clock, lambda offer: None, lambda: None, Nobody))
+    said = Submission("echo", b"1", TaskId("mine"), made=True)
+    bodies = [[said, said]] if at_once else [said, said]
+    kind = SUBMIT_MANY if at_once else SUBMIT
+    answers: list[Any] = []
+    for body in bodies:
+        serving.serve([ForwardedCall(kind.name, b"\x01" + _encode(body))]).addCallback(answers.extend)
+        settle(world)
+    accepted = [kind.result.decode(answer.body) for answer in answers]
+    items = [item.accepted for item in accepted[0]] if at_once else accepted
+    assert [item.created for item in items] == [True, False]
+    assert world.faults == []
 
 
 def _stored_numbers(world: NodeWorld) -> Iterator[int]:

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.errors import TaskQueueError
-from tq_node.facade import LIST_SORTS, EventBatch, ListQuery, Submission, TaskPage, WorkerSeen
+from tq_node.facade import LIST_SORTS, Accepted, EventBatch, ListQuery, Submission, TaskPage, WorkerSeen
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.peer_calls import KINDS, NOTHING, Nothing, refused
@@ -41,9 +41,18 @@ def handlers_of(
     on_shutdown: Callable[[], None],
     workers: Callable[[], Workers],
 ) -> Handlers:
-    """:param local: the queue of this node; raises ``NotReady`` where there is none yet."""
+    """:param local: the queue of this node; raises ``NotReady`` where there is none yet.
+
+    An id that a peer says it has just made is looked for all the same: a second row of one id would
+    break the store."""
+
+    def submit(submission: Submission) -> Deferred[Accepted]:
+        submission.made = False
+        return local().submitter.submit(submission)
 
     def submit_many(submissions: list[Submission]) -> Deferred[list[calls.Item]]:
+        for submission in submissions:
+            submission.made = False
         done = local().submitter.submit_many(submissions)
         return done.addCallback(lambda results: [calls.item_of(result) for result in results])
 
@@ -90,7 +99,7 @@ def handlers_of(
         return NOTHING
 
     return {
-        calls.SUBMIT.name: lambda submission: local().submitter.submit(submission),  # noqa: PLW0108 (may raise)
+        calls.SUBMIT.name: submit,
         calls.SUBMIT_MANY.name: submit_many,
         calls.GET.name: lambda get: local().reads.get(get.task_id, wait_s=get.wait_s, asker=get.asker),
         calls.CANCEL.name: lambda task_id: local().cancel(task_id),
