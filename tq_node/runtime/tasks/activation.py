@@ -66,6 +66,7 @@ class Activation:
         """Serve the partition no more: this node leads it no more."""
         if partition in self._table.leading:
             self._table.leave(partition)
+            self._claims.of_workers.left(partition)
         self._fresh.pop(partition, None)
 
     def activated(self, partition: int, epoch: int) -> None:

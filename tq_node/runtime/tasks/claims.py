@@ -24,7 +24,7 @@ from tq_node.runtime.tasks.handler_timeout import HandlerTimeout
 from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
 from tq_node.runtime.tasks.submit import NodeStatus
 from tq_node.runtime.tasks.task_table import Elsewhere, Found, Slot, TaskTable, existing
-from tq_node.runtime.tasks.worker_attempts import WorkerAttempts, claim_of
+from tq_node.runtime.tasks.worker_attempts import TIMEOUT, WorkerAttempts, claim_of
 from tq_node.types import State, TaskRow, Token, WorkerLease
 
 _log = Logger(namespace="taskqueue.running")
@@ -111,6 +111,9 @@ class Claims:
         other starts beside it (I12)."""
         self._ending_elsewhere: dict[str, tuple[Token, int]] = {}
         """Those of ``_ending`` at other nodes, each with its lease's latest end (monotonic ms)."""
+        self._seen_to: dict[tuple[int, int], set[str]] = {}
+        """Tasks that lost their attempt under this primary, by partition and epoch: ``_ending``
+        knows when it has ended. Kept for the longest lease after the promise."""
         self._set_aside: set[str] = set()
         """Tasks met while an earlier attempt of theirs was ending; put back once it has ended."""
         self._set_back: list[TaskRow] = []
@@ -334,12 +337,22 @@ class Claims:
         self._table.load(cold).addCallbacks(loaded, done.errback)
 
     def _may_be_ending(self, pending: TaskRow) -> bool:
-        """Cancelled under an earlier primary, and tried again: only that one knew whether the
-        handler still runs. Until then its lease may last (section 8)."""
-        if not pending.attempts or pending.attempts[-1].outcome != "cancelled":
+        """Ended under an earlier primary though its handler may still run, and to be tried again:
+        only that one knew. Until then its lease may last, whose length the row keeps (section
+        8)."""
+        place = pending.partition, self._table.leading[pending.partition]
+        if not pending.attempts or pending.spec.id in self._seen_to.get(place, ()):
+            return False
+        last, lease = pending.attempts[-1], pending.lease
+        timed_out = lease is not None and last.error is not None and last.error.type == TIMEOUT
+        if last.outcome != "cancelled" and not timed_out:
             return False
         over_ms = self._table.driver.cores[pending.partition].requeue_at_ms
-        return over_ms is None or self._clock.now_ms() < over_ms
+        if over_ms is None:
+            return True
+        if lease is not None:
+            over_ms += lease.lease_ms - limits.LEASE_MS
+        return self._clock.now_ms() < over_ms
 
     def _when_claimed(
         self, claims: list[Claim], places: dict[int, int], out: Deferred[Sequence[Claim]] | None = None
@@ -481,10 +494,28 @@ class Claims:
     def end_elsewhere(self, task_id: str, token: Token, lease_ms: int = limits.LEASE_MS) -> None:
         """An attempt elsewhere no longer holds its task: nothing starts beside it until it has
         ended, or its lease has, in ``lease_ms`` at the latest."""
-        self._ending[task_id] = token
+        self._see_to(task_id, token)
         self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + lease_ms)
         self.remote.ended(task_id, token)
         self.of_workers.ended(task_id, token)
+
+    def _see_to(self, task_id: str, token: Token) -> None:
+        """Let nothing of the task start until this attempt has ended."""
+        self._ending[task_id] = token
+        partition = self._table.partition_of(task_id)
+        epoch = self._table.leading.get(partition)
+        if epoch is not None and self._asks_for_earlier(partition, self._clock.now_ms()):
+            self._seen_to.setdefault((partition, epoch), set()).add(task_id)
+
+    def _asks_for_earlier(self, partition: int, now_ms: int) -> bool:
+        """Whether an attempt of an earlier primary may still run."""
+        over_ms = self._table.driver.cores[partition].requeue_at_ms
+        return over_ms is None or now_ms < over_ms + limits.WORKER_LEASE_MS_MAX - limits.LEASE_MS
+
+    def _forget_seen_to(self, now_ms: int) -> None:
+        for partition, epoch in list(self._seen_to):
+            if self._table.leading.get(partition) != epoch or not self._asks_for_earlier(partition, now_ms):
+                del self._seen_to[partition, epoch]
 
     def stop_attempt(self, task_id: str, token: Token) -> None:
         """Tell the worker that the attempt no longer holds its task."""
@@ -492,7 +523,7 @@ class Claims:
         if self._worker is not None:
             if held is not None and held.token == token:
                 del self._claims[task_id]
-                self._ending[task_id] = token
+                self._see_to(task_id, token)
             self._worker.stop_attempt(task_id, token)
 
     # --- attempts that run elsewhere (section 8) ---
@@ -518,6 +549,7 @@ class Claims:
             if now_ms >= until_ms:
                 self._end_of(task_id, token)
         self.remote.lose_overdue(now_ms)
+        self._forget_seen_to(now_ms)
         self._enqueue_set_back()
         if self._table.ready.has_any or self._waiting is not None:
             self.wake()

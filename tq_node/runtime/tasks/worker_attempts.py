@@ -10,8 +10,9 @@ an attempt whose lease or timeout is over; its worker stops it by itself a margi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TypeVar, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -23,11 +24,18 @@ from tq_node.errors import NotPrimary, StaleAttempt
 from tq_node.facade import Claim, Extended, HeldAttempt
 from tq_node.partition.lifecycle import Event, Fail, Lose
 from tq_node.runtime.clock import Clock, Loop
+from tq_node.runtime.deadlines import Deadlines
+from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.task_table import Elsewhere, Found, Slot, TaskTable
 from tq_node.types import State, TaskError, TaskRow, Token
 
 _log = Logger(namespace="taskqueue.running")
+K = TypeVar("K", int, str)
+TIMEOUT = "timeout"
+"""Type of the error of an attempt that outran its timeout."""
+ADOPT_CHUNK = 1_000
+"""Rows of running tasks that are read at a time."""
 
 
 class _Held(msgspec.Struct, gc=False):
@@ -42,8 +50,13 @@ class _Held(msgspec.Struct, gc=False):
     partition: int
     epoch: int
     """In which this node leads its partition."""
-    times_out_us: int | None
-    """Wall clock; None: it has no timeout."""
+    times_out_ms: int | None
+    """Monotonic; None: it has no timeout."""
+
+    @property
+    def due_ms(self) -> int:
+        """When it is to be looked at."""
+        return self.until_ms if self.times_out_ms is None else min(self.until_ms, self.times_out_ms)
 
 
 class WorkerAttempts:
@@ -60,9 +73,14 @@ class WorkerAttempts:
         self._settings = settings
         self._end = end
         self._held: dict[str, _Held] = {}
-        """By task id."""
+        """By task id, of partitions led here in their present epochs."""
         self._of_worker: dict[str, dict[str, None]] = {}
         """Task ids by worker, in the order of their claims."""
+        self._in: dict[int, dict[str, None]] = {}
+        """Task ids by partition."""
+        self._due: Deadlines[str] = Deadlines()
+        self._adopting = 0
+        """Reads of inherited attempts under way."""
         self._loop: Loop | None = None
 
     def begin(self) -> None:
@@ -77,39 +95,61 @@ class WorkerAttempts:
 
     # --- what is held ---
     def grant(self, row: TaskRow) -> None:
-        """Book a claim for a remote worker; it asked earlier, so its lease begins by now."""
+        """Book a claim for a remote worker; it asked earlier, so its lease begins by now. Its
+        timeout is told by the wall clock once, and from then on by time that passes."""
         assert row.lease is not None
         assert row.token is not None
-        epoch = self._table.leading[row.partition]
-        times_out_us = None
+        now_ms, times_out_ms = self._clock.now_ms(), None
         if row.spec.timeout_ms is not None:
-            times_out_us = (row.started_us or self._clock.wall_us()) + row.spec.timeout_ms * 1000
+            ran_ms = 0 if row.started_us is None else (self._clock.wall_us() - row.started_us) // 1000
+            times_out_ms = now_ms + row.spec.timeout_ms - max(0, ran_ms)
         worker = row.worker or ""
         self._drop(row.id)
-        self._held[row.id] = _Held(
+        held = self._held[row.id] = _Held(
             row.token,
             worker,
             row.lease.claim_id,
             row.lease.lease_ms,
-            self._clock.now_ms() + row.lease.lease_ms,
+            now_ms + row.lease.lease_ms,
             row.partition,
-            epoch,
-            times_out_us,
+            self._table.leading[row.partition],
+            times_out_ms,
         )
         self._of_worker.setdefault(worker, {})[row.id] = None
+        self._in.setdefault(row.partition, {})[row.id] = None
+        self._due.set(row.id, held.due_ms)
 
-    def adopt(self, task_ids: Iterable[str]) -> Deferred[None]:
+    def adopt(self, task_ids: Sequence[str]) -> Deferred[None]:
         """Take over the attempts of remote workers among these, which an earlier primary granted or
         extended: each gets its whole lease anew."""
-        return self._table.load(task_ids).addCallback(self._adopt_found)
+        return Deferred.fromCoroutine(self._adopt(task_ids))
 
-    def _adopt_found(self, found: dict[str, Found]) -> None:
-        for slot in found.values():
-            row = slot.row if isinstance(slot, Slot) else None
-            if row is None or row.state is not State.PROCESSING or row.lease is None:
-                continue
-            if row.id not in self._held and row.partition in self._table.leading:
-                self.grant(row)
+    async def _adopt(self, task_ids: Sequence[str]) -> None:
+        self._adopting += 1
+        try:
+            for first in range(0, len(task_ids), ADOPT_CHUNK):
+                found = await self._table.load(task_ids[first : first + ADOPT_CHUNK])
+                for slot in found.values():
+                    if isinstance(slot, Slot) and slot.row is not None:
+                        self._known(slot.row)
+        finally:
+            self._adopting -= 1
+
+    def _known(self, row: TaskRow) -> _Held | None:
+        """The booking of the attempt that holds this task, of a partition led here; None: no remote
+        worker's does. One that was inherited and not booked yet is booked now."""
+        if row.state is not State.PROCESSING or row.lease is None:
+            return None
+        held = self._held.get(row.id)
+        if held is None or held.token != row.token or held.epoch != self._table.leading[row.partition]:
+            self.grant(row)
+        return self._held[row.id]
+
+    def left(self, partition: int) -> None:
+        """Forget a partition that is not led here any more: whoever leads it next adopts its
+        attempts, and if that is this node, too."""
+        for task_id in list(self._in.get(partition, ())):
+            self._drop(task_id)
 
     def ended(self, task_id: str, token: Token) -> None:
         """Forget an attempt that holds its task no more."""
@@ -121,33 +161,51 @@ class WorkerAttempts:
         held = self._held.get(task_id)
         return held is not None and held.token == token
 
-    def left_ms(self, task_id: str) -> int:
-        """How long the attempt that holds this task may still run, in ms."""
-        held = self._held.get(task_id)
-        return 0 if held is None else max(0, held.until_ms - self._clock.now_ms())
-
     def counts(self) -> dict[str, int]:
         """Attempts by worker."""
         return {worker: len(task_ids) for worker, task_ids in self._of_worker.items()}
 
+    @property
+    def books(self) -> int:
+        """Bookings of every kind, none of which outlives its attempt."""
+        return len(self._held) + len(self._of_worker) + len(self._in) + len(self._due)
+
     def _drop(self, task_id: str) -> None:
         held = self._held.pop(task_id, None)
         if held is not None:
-            of_worker = self._of_worker[held.worker]
-            del of_worker[task_id]
-            if not of_worker:
-                del self._of_worker[held.worker]
+            self._due.discard(task_id)
+            _take_out(self._of_worker, held.worker, task_id)
+            _take_out(self._in, held.partition, task_id)
 
     # --- asked again ---
+    def known_of(self) -> list[tuple[int, int]]:
+        """(partition, epoch) of those whose attempts are all booked here."""
+        return [] if self._adopting else list(self._table.leading.items())
+
     def claimed_before(self, worker: str, claim_id: str) -> Deferred[list[Claim]]:
-        """The attempts that a worker was granted by the request of this id and that hold still."""
+        """The attempts that a worker was granted by the request of this id and that hold still:
+        told once they are committed, for else they may never have been."""
+        return Deferred.fromCoroutine(self._claimed_before(worker, claim_id))
+
+    async def _claimed_before(self, worker: str, claim_id: str) -> list[Claim]:
         wanted = [task_id for task_id in self._of_worker.get(worker, ()) if self._held[task_id].claim_id == claim_id]
+        if not wanted:
+            return []
+        slots = [slot for slot in (await self._table.load(wanted)).values() if isinstance(slot, Slot)]
+        claims = [claim_of(slot.row) for slot in slots if slot.row is not None and self._is_claimed(slot.row, claim_id)]
+        places = {slot.partition: slot.sequence for slot in sorted(slots, key=attrgetter("sequence"))}
+        open_places = [
+            (partition, sequence)
+            for partition, sequence in places.items()
+            if sequence > self._table.driver.cores[partition].log.committed
+        ]
+        if open_places:
+            wait = Wait(None, self._clock.now_ms(), len(open_places))
+            await self._table.driver.when_committed(wait, open_places)
+        return [claim for claim in claims if self.holds(claim.task_id, claim.token)]
 
-        def claims(found: dict[str, Found]) -> list[Claim]:
-            rows = [slot.row for slot in found.values() if isinstance(slot, Slot) and slot.row is not None]
-            return [claim_of(row) for row in rows if row.id in self._held and row.token == self._held[row.id].token]
-
-        return self._table.load(wanted).addCallback(claims)
+    def _is_claimed(self, row: TaskRow, claim_id: str) -> bool:
+        return row.lease is not None and row.lease.claim_id == claim_id and row.state is State.PROCESSING
 
     # --- extended ---
     def extend(
@@ -172,8 +230,8 @@ class WorkerAttempts:
             if isinstance(slot, Elsewhere):
                 raise NotPrimary("this node does not lead the task's partition", task_id=one.task_id)
             row = slot.row if isinstance(slot, Slot) else None
-            known = self._held.get(one.task_id)
-            if row is not None and row.state is State.PROCESSING and row.token == one.token and known is not None:
+            known = None if row is None or row.token != one.token else self._known(row)
+            if known is not None:
                 known.until_ms = now_ms + known.lease_ms
                 results.append(Extended(known.lease_ms))
             else:
@@ -182,45 +240,52 @@ class WorkerAttempts:
 
     # --- over ---
     def _look(self) -> None:
-        now_ms, now_us = self._clock.now_ms(), self._clock.wall_us()
-        leading = self._table.leading
-        over: dict[str, tuple[Token, bool]] = {}
-        for task_id, held in list(self._held.items()):
-            if leading.get(held.partition) != held.epoch:
-                self._drop(task_id)  # whoever leads it now has adopted it
-            elif now_ms >= held.until_ms:
-                over[task_id] = held.token, False
-            elif held.times_out_us is not None and now_us >= held.times_out_us:
-                over[task_id] = held.token, True
+        now_ms = self._clock.now_ms()
+        over: dict[str, Token] = {}
+        for task_id in self._due.pop_due(now_ms):
+            held = self._held[task_id]
+            if now_ms < held.due_ms:
+                self._due.set(task_id, held.due_ms)  # extended since
+            else:
+                over[task_id] = held.token
         if over:
             self._table.load(over).addCallback(self._end_found, over).addErrback(_not_loaded)
 
-    def _end_found(self, found: dict[str, Found], over: dict[str, tuple[Token, bool]]) -> None:
-        now_us, lost = self._clock.wall_us(), 0
-        for task_id, (token, has_timed_out) in over.items():
+    def _end_found(self, found: dict[str, Found], over: dict[str, Token]) -> None:
+        now_ms, now_us, lost = self._clock.now_ms(), self._clock.wall_us(), 0
+        for task_id, token in over.items():
             slot, held = found[task_id], self._held.get(task_id)
             if held is None or held.token != token:
                 continue
-            if not has_timed_out and self._clock.now_ms() < held.until_ms:
-                continue  # extended while the row was read
-            left_ms = self.left_ms(task_id)
-            if isinstance(slot, Slot) and slot.row is not None and slot.row.token == token:
-                event: Event = Lose(now_us, token, self._settings.draw())
-                if has_timed_out:
-                    event = Fail(now_us, token, _timed_out(slot.row), None, final=False, draw=self._settings.draw())
-                    self._end(task_id, token, left_ms)
-                else:
-                    lost += 1
-                with contextlib.suppress(StaleAttempt):
-                    self._table.change(slot, event, now_us)
-            self.ended(task_id, token)
+            if now_ms < held.due_ms:
+                self._due.set(task_id, held.due_ms)  # extended while the row was read
+                continue
+            self._drop(task_id)
+            if not isinstance(slot, Slot) or slot.row is None or slot.row.token != token:
+                continue
+            left_ms = held.until_ms - now_ms
+            event: Event = Lose(now_us, token, self._settings.draw())
+            if left_ms > 0:
+                event = Fail(now_us, token, _timed_out(slot.row), None, final=False, draw=self._settings.draw())
+                self._end(task_id, token, left_ms)
+            else:
+                lost += 1
+            with contextlib.suppress(StaleAttempt):
+                self._table.change(slot, event, now_us)
         if lost:
             _log.info("{count} attempts of remote workers are lost: not extended", count=lost, event="attempts_lost")
 
 
+def _take_out(book: dict[K, dict[str, None]], key: K, task_id: str) -> None:
+    task_ids = book[key]
+    del task_ids[task_id]
+    if not task_ids:
+        del book[key]
+
+
 def _timed_out(row: TaskRow) -> TaskError:
     timeout_s = (row.spec.timeout_ms or 0) / 1000
-    return TaskError("timeout", f"the attempt ran longer than its timeout of {timeout_s:g} s")
+    return TaskError(TIMEOUT, f"the attempt ran longer than its timeout of {timeout_s:g} s")
 
 
 def _was_cancelled(row: TaskRow, worker: str, held: HeldAttempt) -> bool:
