@@ -168,8 +168,24 @@ WORKER_FORGOTTEN_S = 300.0
 """After so long without a claim a remote worker is not shown any more, nor are its types."""
 WORKER_LOOK_S = 0.5
 """How often leases and timeouts of remote workers' attempts, and their waits, are looked at."""
+WORKER_ANSWER_S = 10.0
+"""So much later than it asked a worker is answered empty, though a claim is under way for it."""
+WORKER_AGAIN_S = 5.0
+"""So long a request with a claim id waits for partitions without a primary: what it was granted of
+them may be asked for again."""
+WORKER_AGAIN_LOOK_S = 0.1
+WORKER_LINES_AT_ONCE = 32
+"""Sets of types and queues that workers at one node wait for, before they are looked at less
+often."""
+WORKER_LINE_S = 20e-6
+"""For each of them, once there are more: so long after a task came they are looked at."""
+WORKER_MISS_MS = 50
+"""Pause after a node had tasks of a worker's types and none of its queues: twice this at first,
+then doubled up to ``HELP_QUIET_MS_MAX``."""
 HELP_OFFER_MS = 100
 """After tasks have been ready this long without a free slot, peers are sent an offer."""
+HELP_OFFER_APART_MS = 10
+"""Tasks for which this node has no handler are offered at once, so often at most."""
 HELP_OFFER_AGAIN_MS = 500
 """How often the offer is repeated while tasks still wait."""
 HELP_OFFER_MS_MAX = 2_000

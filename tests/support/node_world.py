@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock as VirtualClock
 from twisted.python.failure import Failure
 
@@ -53,7 +53,7 @@ from tq_node.observe.metrics import Metrics
 from tq_node.partition.effects import Step
 from tq_node.partition.record import Record
 from tq_node.runtime.clock import Clock, WallClock
-from tq_node.runtime.peer_calls import WorkerOrder
+from tq_node.runtime.peer_calls import ClaimsBefore, WorkerOrder
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
 from tq_node.store.api import StoredRow, Tombstone
@@ -125,6 +125,9 @@ class Nobody:
     """No remote worker speaks to the node."""
 
     def ordered(self, order: WorkerOrder) -> None: ...
+
+    def claimed_here(self, worker: str, claim_id: str) -> Deferred[ClaimsBefore]:
+        return succeed(ClaimsBefore([], []))
 
     def seen_here(self) -> Sequence[WorkerSeen]:
         return ()

@@ -116,6 +116,8 @@ class ReadySet:
         self._own = _Line(own)
         self._lines = [self._own]
         """After this node's line, those of other workers that ask, the latest to ask last."""
+        self.has_foreign = False
+        """Something was pushed that this node's worker does not take; whoever reads it resets it."""
         self.is_misplaced = False
         """The unknown types' lane may hold tasks of types known by now: read them anew."""
 
@@ -155,6 +157,9 @@ class ReadySet:
     ) -> None:
         key = _pack(rank_us(run_at_us, priority), partition) + task_id.encode()
         lane = queue, task_type if task_type in self._known else _UNKNOWN
+        own = self._own.types
+        if own is not None and task_type not in own:
+            self.has_foreign = True
         heaps = self._lanes.get(lane)
         if heaps is None:
             heaps = self._lanes[lane] = _Heaps()

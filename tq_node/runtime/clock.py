@@ -82,6 +82,12 @@ class Clock:
     def call_later(self, seconds: float, call: Callable[..., Any], *args: Any) -> IDelayedCall:
         return self.reactor.callLater(seconds, call, *args)
 
+    def pause(self, seconds: float) -> Deferred[None]:
+        """Fire after so long; may be cancelled."""
+        passed: Deferred[None] = Deferred(lambda _: call.cancel())
+        call = self.reactor.callLater(seconds, passed.callback, None)
+        return passed
+
     def timer(self, call: Callable[[], object]) -> Timer:
         """Return a timer for ``call``, not started."""
         return Timer(self.reactor, call)

@@ -145,10 +145,18 @@ class ClaimFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class ClaimedBefore(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What the request of this id was granted to a remote worker, of partitions led there."""
+    """What the request of this id was granted to a remote worker, of partitions led there or by way
+    of there. If it still waits there, it is answered empty."""
 
     worker: str
     claim_id: str
+
+
+class ClaimsBefore(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a node knows of. ``led``: (partition, epoch) of those that it answers for."""
+
+    claims: list[Claim]
+    led: list[tuple[int, int]]
 
 
 class Extend(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -161,10 +169,12 @@ class Extend(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 class WorkerOrder(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """For a remote worker that may wait at the node that is called: answer it now. ``state``: what
-    to tell it from now on; empty: as before."""
+    to tell it from now on; empty: as before. Of two orders the one given later holds."""
 
     worker: str
     state: str = ""
+    at_us: int = 0
+    """When it was given, wall clock."""
 
 
 class EventsAfter(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -266,7 +276,7 @@ RENEW = PeerCall("renew", Renew, list[bool])
 STOP = PeerCall("stop", Stop, Nothing, is_routed=False)
 OFFER = PeerCall("offer", WorkOffer, Nothing, is_routed=False)
 CLAIM_FOR = PeerCall("claim_for", ClaimFor, ClaimGrant, is_routed=False)
-CLAIMED_BEFORE = PeerCall("claimed_before", ClaimedBefore, list[Claim], is_read=True, is_routed=False)
+CLAIMED_BEFORE = PeerCall("claimed_before", ClaimedBefore, ClaimsBefore, is_read=True, is_routed=False)
 EXTEND = PeerCall("extend", Extend, list[Extended])
 WORKER_ORDER = PeerCall("worker_order", WorkerOrder, Nothing, is_routed=False)
 REMOTE_WORKERS = PeerCall("remote_workers", Nothing, list[WorkerSeen], is_read=True, is_routed=False)

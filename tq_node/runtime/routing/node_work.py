@@ -67,7 +67,7 @@ class NodeWork:
             loops.append(clock.every(GIVE_UP_LOOK_S, give_up, "looking for tasks without a handler"))
         loops.append(clock.every(limits.LEASE_RENEW_MS / 1000, leases.round, "renewing leases"))
         self._shared = _Shared(leases, offers, stealer, loops)
-        self.remote.begin(local, stealer)
+        self.remote.begin(local, stealer, self.give_back)
         if self.worker is not None:
             local.claims.attach(self.worker)
         self._follow_takers(local)
@@ -156,6 +156,7 @@ class NodeWork:
         """It may run another release than before."""
         if self._shared is not None:
             self._shared.offers.connected(node)
+        self.remote.connected(node)
 
     def peer_lost(self, node: NodeId) -> None:
         """What it had offered is another node's by then."""

@@ -30,6 +30,9 @@ class Workers(Protocol):
     def ordered(self, order: calls.WorkerOrder) -> None:
         """Answer a worker that waits here, and tell it what operators want of it."""
 
+    def claimed_here(self, worker: str, claim_id: str) -> Deferred[calls.ClaimsBefore]:
+        """What the request of this id was granted; one that waits here is over."""
+
     def seen_here(self) -> Sequence[WorkerSeen]:
         """Those that this node knows."""
 
@@ -115,7 +118,7 @@ def handlers_of(
         calls.OFFER.name: offer,
         calls.CLAIM.name: claim,
         calls.CLAIM_FOR.name: claim_for,
-        calls.CLAIMED_BEFORE.name: lambda asked: local().claims.of_workers.claimed_before(asked.worker, asked.claim_id),
+        calls.CLAIMED_BEFORE.name: lambda asked: workers().claimed_here(asked.worker, asked.claim_id),
         calls.EXTEND.name: lambda asked: local().extend(asked.partition, asked.worker, asked.held),
         calls.WORKER_ORDER.name: worker_order,
         calls.REMOTE_WORKERS.name: lambda _: list(workers().seen_here()),

@@ -32,13 +32,15 @@ from tq_node import limits
 from tq_node.cluster.handlers import ANY
 from tq_node.cluster.records import WORKERS_LEVEL
 from tq_node.errors import Busy, Draining, NotPrimary, TaskQueueError, Upgrading
-from tq_node.facade import Claim, Extended, HeldAttempt, Released, WorkerAsk, WorkerGrant, WorkerSeen
+from tq_node.facade import Claim, Extended, HeldAttempt, WorkerAsk, WorkerGrant, WorkerSeen
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock, Loop
+from tq_node.runtime.deadlines import Deadlines
 from tq_node.runtime.routing.node_state import NodeState
+from tq_node.runtime.routing.scatter import Covered, Entry
 from tq_node.runtime.routing.work_stealing import WorkStealer
 from tq_node.runtime.tasks.local_queue import LocalQueue
-from tq_node.types import Announced, HandledType, HandlerKind, NodeId
+from tq_node.types import Announced, HandledType, HandlerKind, NodeId, Token
 
 _log = Logger(namespace="taskqueue.running")
 RUN = "run"
@@ -55,13 +57,26 @@ class _Wait(msgspec.Struct, eq=False):
     until_ms: int
     """When it is answered empty, monotonic."""
     answer: Deferred[Sequence[Claim]]
-    asked_ms: int = 0
+    asked_ms: int
     """When work was last asked for on its behalf, monotonic."""
     is_asking: bool = False
+    is_gone: bool = False
+    """Whoever sent it has gone without an answer."""
+    looks: int = 0
+    """How often it had been looked for work when it last asked for some."""
+    is_overdue: bool = False
+    is_called: bool = False
+    """It is to be answered as soon as nothing is asked on its behalf."""
+    heirs: list[Deferred[Sequence[Claim]]] = []
+    """Repeats of the request: they get what it is still granted."""
 
     @property
     def kind(self) -> Kind:
         return self.ask.types, self.ask.queues
+
+    @property
+    def id(self) -> tuple[str, str]:
+        return self.ask.worker, self.ask.claim_id
 
 
 class RemoteWorkers:
@@ -73,29 +88,50 @@ class RemoteWorkers:
         self._state = state
         self._clock = clock
         self._changed = changed
-        self._lines: dict[Kind, OrderedDict[str, _Wait]] = {}
-        """Waiting requests by worker, the first in line first."""
+        self._lines: OrderedDict[Kind, OrderedDict[_Wait, None]] = OrderedDict()
+        """Those that wait and for whom nothing is asked now, the first in line first; the line that
+        was served last is the last one."""
+        self._waits: dict[str, dict[_Wait, None]] = {}
+        """All that wait, by worker."""
+        self._ids: dict[tuple[str, str], _Wait] = {}
+        """Requests by worker and claim id, from when they come until they are answered."""
+        self._until: Deadlines[_Wait] = Deadlines()
+        self._requests = 0
+        """How many are not answered yet."""
+        self._looks = 0
+        """How often it was looked for work, for any of them."""
         self._known: OrderedDict[str, WorkerSeen] = OrderedDict()
         """Workers by name, the one not seen for longest first."""
-        self._orders: OrderedDict[str, str] = OrderedDict()
+        self._orders: OrderedDict[str, calls.WorkerOrder] = OrderedDict()
+        """The latest by worker."""
         self._stealer: WorkStealer | None = None
+        self._give_back: Callable[[Sequence[Claim]], None] = lambda _: None
         self._dispatch_call: IDelayedCall | None = None
         self._loop: Loop | None = None
         self._types: frozenset[str] | None = frozenset()
         self._has_stopped = False
 
     # --- life ---
-    def begin(self, local: LocalQueue, stealer: WorkStealer) -> None:
-        """The queue of this node is open."""
+    def begin(self, local: LocalQueue, stealer: WorkStealer, give_back: Callable[[Sequence[Claim]], None]) -> None:
+        """The queue of this node is open. ``give_back``: claims that nobody runs, to their
+        primaries."""
         self._stealer = stealer
+        self._give_back = give_back
         local.claims.attach_waiting(self)
         self._loop = self._clock.every(limits.WORKER_LOOK_S, self._look, "looking at waiting workers")
+
+    def connected(self, node: NodeId) -> None:
+        """It may have been started anew, and know no orders."""
+        if self._state.map.feature_level >= WORKERS_LEVEL:
+            for order in self._orders.values():
+                self._state.client.call(node, calls.WORKER_ORDER, order).addErrback(lambda _: None)
 
     def refuse(self) -> None:
         """Answer all that wait, with nothing; who asks from now on hears that the node stops."""
         self._has_stopped = True
-        for wait in self._waits():
-            self._finish(wait, ())
+        for waits in list(self._waits.values()):
+            for wait in list(waits):
+                self._finish(wait, ())
 
     async def stop(self) -> None:
         """Look at nothing any more."""
@@ -119,95 +155,131 @@ class RemoteWorkers:
             return fail(why)
         if self._has_stopped or self._state.is_stopping:
             return fail(Draining())
-        if sum(map(len, self._lines.values())) >= limits.WORKER_WAITS_MAX:
+        if self._requests >= limits.WORKER_WAITS_MAX:
             return fail(Busy("too many workers wait for work"))
         self._seen(ask, slots, version)
         begun_ms = self._clock.now_ms()
-        return Deferred.fromCoroutine(self._claim_for(ask, limit, begun_ms + int(wait_s * 1000), begun_ms))
+        wait = _Wait(ask, limit, begun_ms + int(wait_s * 1000), Deferred(), begun_ms)
+        return Deferred.fromCoroutine(self._claim_for(wait, begun_ms))
 
-    async def _claim_for(self, ask: WorkerAsk, limit: int, until_ms: int, begun_ms: int) -> WorkerGrant:
-        if ask.claim_id:
-            claims = await self._claimed_before(ask)
-            if claims:
-                return WorkerGrant(self._state_of(ask.worker), claims)
-        wait = _Wait(ask, limit, until_ms, Deferred(), begun_ms)
-        line = self._lines.get(wait.kind)
-        if line is not None and ask.worker in line:
-            self._finish(line[ask.worker], ())  # it asks again: nobody reads that answer
-        self._lines.setdefault(wait.kind, OrderedDict())[ask.worker] = wait
-        self.wake()
-        if until_ms <= begun_ms:
-            # Nobody waits for what may come: one look, and what it finds.
-            self._clock.call_later(0, self._give_up, wait)
+    async def _claim_for(self, wait: _Wait, begun_ms: int) -> WorkerGrant:
+        self._requests += 1
         try:
+            earlier = self._withdrawn(wait.id)  # nobody reads its answer
+            self._ids[wait.id] = wait
+            self._waits.setdefault(wait.ask.worker, {})[wait] = None
+            if wait.ask.claim_id:
+                claims = await self._claimed_before(wait.ask, earlier)
+                if claims:
+                    return WorkerGrant(self._state_of(wait.ask.worker), claims)
+            if not wait.answer.called:
+                self._begin_to_wait(wait)
             granted = await wait.answer
         except CancelledError:
-            self._leave(wait)
+            wait.is_gone = True
             raise
-        return WorkerGrant(self._state_of(ask.worker), granted, (wait.asked_ms - begun_ms) / 1000)
+        finally:
+            self._requests -= 1
+            self._leave(wait)
+        return WorkerGrant(self._state_of(wait.ask.worker), granted, (wait.asked_ms - begun_ms) / 1000)
+
+    def _begin_to_wait(self, wait: _Wait) -> None:
+        self._until.set(wait, wait.until_ms)
+        self._stand_in_line(wait)
+        self.wake()
+        if wait.until_ms <= self._clock.now_ms():
+            # Nobody waits for what may come: one look, and what it finds.
+            self._clock.call_later(0, self._give_up, wait)
 
     def _give_up(self, wait: _Wait) -> None:
         if not wait.is_asking:
             self._finish(wait, ())
 
+    def _stand_in_line(self, wait: _Wait, *, is_first: bool = False) -> None:
+        if self._state_of(wait.ask.worker) == RUN:
+            line = self._lines.setdefault(wait.kind, OrderedDict())
+            line[wait] = None
+            if is_first:
+                line.move_to_end(wait, last=False)
+
+    def _leave_line(self, wait: _Wait) -> None:
+        line = self._lines.get(wait.kind)
+        if line is not None and wait in line:
+            del line[wait]
+            if not line:
+                del self._lines[wait.kind]
+
     def wake(self) -> None:
         """See ``claims.RemoteDemand``."""
-        if self._dispatch_call is None and self._lines and not self._has_stopped:
-            self._dispatch_call = self._clock.call_later(0, self._dispatch)
+        if self._dispatch_call is None and self._waits and not self._has_stopped:
+            lines = len(self._lines)
+            after_s = lines * limits.WORKER_LINE_S if lines > limits.WORKER_LINES_AT_ONCE else 0
+            self._dispatch_call = self._clock.call_later(after_s, self._dispatch)
 
     def _dispatch(self) -> None:
+        """Give what is ready here to those that wait, as many as there are tasks for."""
         self._dispatch_call = None
+        self._looks += 1
         local = self._state.local
         if local is None or self._has_stopped:
             return
-        for (types, queues), line in list(self._lines.items()):
+        for kind in list(self._lines):
+            types, queues = kind
             named = None if queues is None else frozenset(queue for queue, _ in queues)
             ready = local.claims.ready_for(None if types is None else frozenset(types), named)
-            waiting = [wait for wait in line.values() if not wait.is_asking and self._may_work(wait)]
-            for place, wait in enumerate(waiting):
-                if ready <= 0:
-                    self._steal(waiting[place:])
-                    break
-                share = min(wait.limit, max(1, -(-ready // (len(waiting) - place))))
+            shares: list[tuple[_Wait, int]] = []
+            line = self._lines[kind]
+            while ready > 0 and line:
+                wait = next(iter(line))
+                share = min(wait.limit, max(1, -(-ready // len(line))))
                 ready -= share
+                shares.append((wait, share))
+                del line[wait]
+            if not line:
+                del self._lines[kind]
+            elif shares:
+                self._lines.move_to_end(kind)
+            for wait, share in shares:
                 self._ask(wait, local.claims.claim_for(wait.ask, share))
+        self._steal()
 
-    def _may_work(self, wait: _Wait) -> bool:
-        return self._state_of(wait.ask.worker) == RUN
-
-    def _steal(self, waiting: Sequence[_Wait]) -> None:
-        """Ask nodes that have offered work, each for one of those that wait."""
-        for wait in waiting:
-            asked = None if self._stealer is None else self._stealer.claim_for(wait.ask, wait.limit)
-            if asked is None:
-                return
-            self._ask(wait, asked)
+    def _steal(self) -> None:
+        """Ask nodes that have offered work, each for one of those that still wait."""
+        if self._stealer is None:
+            return
+        for kind in list(self._lines):
+            while kind in self._lines:
+                wait = next(iter(self._lines[kind]))
+                asked = self._stealer.claim_for(wait.ask, wait.limit)
+                if asked is None:
+                    break
+                self._leave_line(wait)
+                self._ask(wait, asked)
 
     def _ask(self, wait: _Wait, claims: Deferred[Sequence[Claim]]) -> None:
-        wait.is_asking, wait.asked_ms = True, self._clock.now_ms()
+        wait.is_asking, wait.asked_ms, wait.looks = True, self._clock.now_ms(), self._looks
         claims.addCallbacks(self._claimed, self._not_claimed, (wait,), {}, (wait,)).addErrback(_bug)
 
     def _claimed(self, claims: Sequence[Claim], wait: _Wait) -> None:
         wait.is_asking = False
-        if claims and wait.answer.called:
-            # Nobody waits any more. With a claim id the worker may ask for them yet.
-            if not wait.ask.claim_id:
+        heirs, wait.heirs = wait.heirs, []
+        for heir in heirs:
+            heir.callback(claims)
+        if wait.answer.called:
+            self._leave(wait)
+            # Who has gone may come again for them, with its claim id.
+            if claims and not heirs and not (wait.is_gone and wait.ask.claim_id):
                 self._give_back(claims)
-        elif claims:
+        elif claims or wait.is_called or self._clock.now_ms() >= wait.until_ms:
             self._finish(wait, claims)
-        elif self._has_stopped or self._clock.now_ms() >= wait.until_ms:
-            self._finish(wait, ())
+        else:
+            self._stand_in_line(wait, is_first=True)
+            if self._looks > wait.looks:
+                self.wake()  # something came meanwhile, and this one was not thought of
 
     def _not_claimed(self, why: Failure, wait: _Wait) -> None:
         self._claimed((), wait)
         why.trap(TaskQueueError, CancelledError)
-
-    def _give_back(self, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            local = self._state.local
-            if local is not None and local.leads(claim.partition):
-                local.claims.finish(claim, Released()).addErrback(lambda _: None)
-            # Elsewhere its lease is over soon.
 
     def _finish(self, wait: _Wait, claims: Sequence[Claim]) -> None:
         self._leave(wait)
@@ -215,40 +287,86 @@ class RemoteWorkers:
             wait.answer.callback(claims)
 
     def _leave(self, wait: _Wait) -> None:
-        line = self._lines.get(wait.kind)
-        if line is not None and line.get(wait.ask.worker) is wait:
-            del line[wait.ask.worker]
-            if not line:
-                del self._lines[wait.kind]
-
-    def _waits(self) -> list[_Wait]:
-        return [wait for line in self._lines.values() for wait in line.values()]
+        """Forget a request that is answered, or gone."""
+        if self._ids.get(wait.id) is wait and not wait.is_asking:
+            del self._ids[wait.id]
+        self._until.discard(wait)
+        self._leave_line(wait)
+        waits = self._waits.get(wait.ask.worker)
+        if waits is not None and waits.pop(wait, self) is None and not waits:
+            del self._waits[wait.ask.worker]
 
     def _look(self) -> None:
         now_ms = self._clock.now_ms()
-        for wait in self._waits():
-            if now_ms >= wait.until_ms and not wait.is_asking:
+        for wait in self._until.pop_due(now_ms):
+            if wait.is_asking and not wait.is_overdue:
+                wait.is_overdue = True
+                self._until.set(wait, now_ms + int(limits.WORKER_ANSWER_S * 1000))
+            else:
                 self._finish(wait, ())
         self._forget(self._clock.wall_us() - int(limits.WORKER_FORGOTTEN_S * 1_000_000))
 
     # --- the same claim id again ---
-    async def _claimed_before(self, ask: WorkerAsk) -> list[Claim]:
-        """What the id was granted at any node, with leases extended from now on."""
-        local = self._state.must_serve()
+    async def _claimed_before(self, ask: WorkerAsk, earlier: Deferred[Sequence[Claim]]) -> list[Claim]:
+        """What the id was granted at any node, with leases extended from now on. A partition that
+        nobody answers for is waited for."""
+        found: dict[tuple[str, Token], Claim] = {_key(claim): claim for claim in await earlier}
         question = calls.ClaimedBefore(ask.worker, ask.claim_id)
-        asked: list[Deferred[Any]] = [local.claims.of_workers.claimed_before(ask.worker, ask.claim_id)]
-        for node, _ in self._others_up():
-            asked.append(self._state.client.call(node, calls.CLAIMED_BEFORE, question).addErrback(lambda _: []))
-        found: list[Claim] = [claim for claims in await gatherResults(asked) for claim in claims]
-        if not found:
-            return found
-        held = [HeldAttempt(claim.task_id, claim.partition, claim.attempt, claim.token) for claim in found]
-        extended = await self.extend(ask.worker, held)
+        give_up_ms = self._clock.now_ms() + int(limits.WORKER_AGAIN_S * 1000)
+        while True:
+            covered = Covered(self._entries)
+            local = self._state.must_serve()
+            asked: list[tuple[NodeId, Deferred[Any]]] = [(self._state.node_id, _booked(local, question))]
+            for node, _ in self._others_up():
+                asked.append((node, self._state.client.call(node, calls.CLAIMED_BEFORE, question)))
+            for _, answer in asked:
+                answer.addErrback(_is_refused)
+            for node, answer in asked:
+                known: calls.ClaimsBefore | None = await answer
+                if known is not None:
+                    covered.add(known.led, node)
+                    found.update((_key(claim), claim) for claim in known.claims)
+            if not covered.missing() or self._clock.now_ms() >= give_up_ms or self._has_stopped:
+                break
+            await self._clock.pause(limits.WORKER_AGAIN_LOOK_S)
+        return await self._extended(ask.worker, list(found.values()))
+
+    def _entries(self) -> Sequence[Entry]:
+        return [(entry.primary, int(entry.epoch)) for entry in self._state.map.partitions]
+
+    async def _extended(self, worker: str, claims: list[Claim]) -> list[Claim]:
+        """Those of the claims that hold still, their leases extended."""
+        if not claims:
+            return claims
+        held = [HeldAttempt(claim.task_id, claim.partition, claim.attempt, claim.token) for claim in claims]
+        extended = await self.extend(worker, held)
         return [
             claim
-            for claim, result in zip(found, extended, strict=True)
+            for claim, result in zip(claims, extended, strict=True)
             if isinstance(result, Extended) and result.lease_ms > 0
         ]
+
+    def claimed_here(self, worker: str, claim_id: str) -> Deferred[calls.ClaimsBefore]:
+        """See ``peer_server.Workers``."""
+        return Deferred.fromCoroutine(self._claimed_here(calls.ClaimedBefore(worker, claim_id)))
+
+    async def _claimed_here(self, asked: calls.ClaimedBefore) -> calls.ClaimsBefore:
+        claims = await self._withdrawn((asked.worker, asked.claim_id))
+        known = await _booked(self._state.must_serve(), asked)
+        return calls.ClaimsBefore([*claims, *known.claims], known.led)
+
+    def _withdrawn(self, id_: tuple[str, str]) -> Deferred[Sequence[Claim]]:
+        """Answer a request that has been sent again, maybe at another node; returns what is being
+        claimed for it."""
+        wait = self._ids.pop(id_, None)
+        if wait is None:
+            return succeed(())
+        claims: Deferred[Sequence[Claim]] = succeed(())
+        if wait.is_asking and wait.ask.claim_id:
+            claims = Deferred()
+            wait.heirs.append(claims)
+        self._finish(wait, ())
+        return claims
 
     def _others_up(self) -> list[tuple[NodeId, str]]:
         return [(node, name) for node, name in self._state.others() if self._state.map.nodes[node].is_up]
@@ -261,7 +379,9 @@ class RemoteWorkers:
             self._state.must_serve()
         except TaskQueueError as why:
             return fail(why)
-        if worker in self._known:
+        seen = self._known.get(worker)
+        if seen is not None:
+            self._known[worker] = msgspec.structs.replace(seen, seen_us=self._clock.wall_us())
             self._known.move_to_end(worker)
         results: list[Extended | TaskQueueError] = [NotPrimary("the task's partition has no primary for now")] * len(
             held
@@ -320,7 +440,7 @@ class RemoteWorkers:
 
     def tell(self, worker: str, state: str = "") -> Deferred[None]:
         """Have a worker that waits at any node be answered, and be told ``state`` from now on."""
-        order = calls.WorkerOrder(worker, state)
+        order = calls.WorkerOrder(worker, state, self._clock.wall_us())
         self.ordered(order)
         told = [
             self._state.client.call(node, calls.WORKER_ORDER, order).addErrback(lambda _: None)
@@ -331,14 +451,17 @@ class RemoteWorkers:
     def ordered(self, order: calls.WorkerOrder) -> None:
         """Take an order of another node's, or of this one."""
         if order.state in STATES:
-            self._orders.pop(order.worker, None)
-            if order.state != RUN:
-                self._orders[order.worker] = order.state
-                if len(self._orders) > limits.WORKERS_KNOWN_MAX:
-                    self._orders.popitem(last=False)
-        for line in list(self._lines.values()):
-            wait = line.get(order.worker)
-            if wait is not None and not wait.is_asking:
+            known = self._orders.get(order.worker)
+            if known is not None and known.at_us >= order.at_us:
+                return
+            self._orders[order.worker] = order
+            self._orders.move_to_end(order.worker)
+            if len(self._orders) > limits.WORKERS_KNOWN_MAX:
+                self._orders.popitem(last=False)
+        for wait in list(self._waits.get(order.worker, ())):
+            if wait.is_asking:
+                wait.is_called = True
+            else:
                 self._finish(wait, ())
 
     def workers(self) -> Deferred[Sequence[WorkerSeen]]:
@@ -363,7 +486,8 @@ class RemoteWorkers:
         return [*known.values(), *(WorkerSeen(name, self._state_of(name), busy=busy) for name, busy in counts.items())]
 
     def _state_of(self, worker: str) -> str:
-        return self._orders.get(worker, RUN)
+        order = self._orders.get(worker)
+        return RUN if order is None else order.state
 
     def _seen(self, ask: WorkerAsk, slots: int, version: str) -> None:
         queues = None if ask.queues is None else tuple(queue for queue, _ in ask.queues)
@@ -380,11 +504,14 @@ class RemoteWorkers:
         return self._types is None or (ask.types is not None and self._types.issuperset(ask.types))
 
     def _forget(self, before_us: int) -> None:
-        forgotten = [name for name, seen in self._known.items() if seen.seen_us < before_us]
-        waiting = {wait.ask.worker for wait in self._waits()}
+        forgotten = []
+        for name, seen in self._known.items():
+            if seen.seen_us >= before_us:
+                break
+            if name not in self._waits:
+                forgotten.append(name)
         for name in forgotten:
-            if name not in waiting:
-                del self._known[name]
+            del self._known[name]
         if forgotten:
             self._follow_types()
 
@@ -432,6 +559,23 @@ def _merged(seen: Sequence[Sequence[WorkerSeen]]) -> Sequence[WorkerSeen]:
         newer = one if one.seen_us > known.seen_us else known
         merged[one.worker] = msgspec.structs.replace(newer, busy=one.busy + known.busy)
     return [merged[name] for name in sorted(merged)]
+
+
+def _key(claim: Claim) -> tuple[str, Token]:
+    return claim.task_id, claim.token
+
+
+def _booked(local: LocalQueue, asked: calls.ClaimedBefore) -> Deferred[calls.ClaimsBefore]:
+    """What was granted of partitions led here."""
+    attempts = local.claims.of_workers
+    led = attempts.known_of()
+    found = attempts.claimed_before(asked.worker, asked.claim_id)
+    return found.addCallback(lambda claims: calls.ClaimsBefore(claims, led))
+
+
+def _is_refused(why: Failure) -> None:
+    """It is asked again, or its partitions are led by another node soon."""
+    why.trap(TaskQueueError)
 
 
 def _bug(why: Failure) -> None:

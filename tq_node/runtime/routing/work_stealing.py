@@ -47,6 +47,17 @@ _log = Logger(namespace="taskqueue.running")
 Claims = Sequence[Claim]
 
 
+class _Asked(msgspec.Struct):
+    """What a peer was asked for on behalf of remote workers with the same types and queues."""
+
+    tasks: int = 0
+    """Asked for and not answered yet."""
+    misses: int = 0
+    """Answers in a row without a task, though there were some of their types: of other queues."""
+    quiet_until_ms: int = 0
+    """Not asked before then; monotonic."""
+
+
 class _Loaded(msgspec.Struct):
     """A peer that has offered work."""
 
@@ -59,7 +70,9 @@ class _Loaded(msgspec.Struct):
     quiet_until_ms: int = 0
     """Not asked before then; monotonic."""
     is_asked: bool = False
-    """A request is on its way."""
+    """A request for this node's own worker is on its way."""
+    kinds: dict[object, _Asked] = {}
+    """Of remote workers, by types and queues."""
 
 
 class Claimant(Protocol):
@@ -105,9 +118,9 @@ class WorkStealer:
             return
         loaded = self._loaded.setdefault(offer.node, _Loaded())
         loaded.backlog, loaded.offered_ms = offer.backlog, self._clock.now_ms()
+        self._claimant.wake_waiting()
         if self._clock.now_ms() < loaded.quiet_until_ms:
             return
-        self._claimant.wake_waiting()
         worker = self._claimant.worker
         if worker is not None and self._claimant.may_help and worker.slots_free > 0:
             worker.wake()
@@ -118,25 +131,54 @@ class WorkStealer:
 
     def claim_for(self, ask: WorkerAsk, limit: int) -> Deferred[Claims] | None:
         """Claims for a remote worker at the most loaded peer, empty if it has none; None: there is
-        no peer to ask."""
-        node = None if self._stopped else self._most_loaded()
+        no peer to ask. Several may be asked for at a time, for no more tasks than there are."""
+        kind = ask.types, ask.queues
+        node = None if self._stopped else self._most_loaded_for(kind)
         if node is None:
             return None
         loaded = self._loaded[node]
-        loaded.is_asked = True
+        asked = loaded.kinds.setdefault(kind, _Asked())
+        asked.tasks += limit
         question = calls.ClaimFor(ask, limit)
         answer: Deferred[Any] = self._client.call_alone(node, calls.CLAIM_FOR, question, calls.CALL_S)
 
         def lent(grant: calls.ClaimGrant) -> Claims:
-            self._settle(loaded, len(grant.claims), grant.backlog)
+            asked.tasks -= limit
+            self._settle_for(loaded, asked, len(grant.claims), grant.backlog)
             return grant.claims
 
         def refused(why: Failure) -> Claims:
-            self._settle(loaded, 0, loaded.backlog)
+            asked.tasks -= limit
+            self._settle_for(loaded, asked, 0, loaded.backlog)
             why.trap(TaskQueueError)
             return ()
 
         return answer.addCallbacks(lent, refused)
+
+    def _most_loaded_for(self, kind: object) -> NodeId | None:
+        now_ms = self._clock.now_ms()
+        best, most = None, 0
+        for node, loaded in self._loaded.items():
+            asked = loaded.kinds.get(kind)
+            backlog = loaded.backlog if asked is None else loaded.backlog - asked.tasks
+            is_heard = now_ms - loaded.offered_ms <= limits.HELP_OFFER_MS_MAX
+            if backlog > most and is_heard and (asked is None or now_ms >= asked.quiet_until_ms):
+                best, most = node, backlog
+        return best
+
+    def _settle_for(self, loaded: _Loaded, asked: _Asked, claims: int, backlog: int) -> None:
+        """Note an answer. One without a task that says that there are none needs no pause: others
+        were faster, and the next offer is news."""
+        now_ms = self._clock.now_ms()
+        loaded.backlog = backlog
+        if claims:
+            loaded.offered_ms, asked.misses = now_ms, 0
+            if backlog > 0:
+                self._claimant.wake_waiting()
+        elif backlog > 0 and now_ms >= asked.quiet_until_ms:
+            asked.misses += 1
+            pause_ms = min(limits.WORKER_MISS_MS << min(asked.misses, 10), limits.HELP_QUIET_MS_MAX)
+            asked.quiet_until_ms = now_ms + pause_ms
 
     def forget(self, node: NodeId) -> None:
         """Drop a peer's offer: it is gone, and another node leads its partitions by then."""
