@@ -174,6 +174,8 @@ WORKER_AGAIN_S = 5.0
 """So long a request with a claim id waits for partitions without a primary: what it was granted of
 them may be asked for again."""
 WORKER_AGAIN_LOOK_S = 0.1
+WORKER_STOP_WAIT_S = 1.0
+"""So long a request of a worker waits that is to stop."""
 WORKER_LINES_AT_ONCE = 32
 """Sets of types and queues that workers at one node wait for, before they are looked at less
 often."""

@@ -117,7 +117,7 @@ class ReadySet:
         self._lines = [self._own]
         """After this node's line, those of other workers that ask, the latest to ask last."""
         self.has_foreign = False
-        """Something was pushed that this node's worker does not take; whoever reads it resets it."""
+        """Something was pushed that this node's worker doesn't take; who reads it resets it."""
         self.is_misplaced = False
         """The unknown types' lane may hold tasks of types known by now: read them anew."""
 

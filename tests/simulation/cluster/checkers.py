@@ -63,6 +63,10 @@ class Checkers:
         self.answers = self.starts_seen = self.strong_reads = 0
         self.helped = 0
         """Attempts that began at another node than their primary's."""
+        self.remote = 0
+        """Attempts of remote workers."""
+        self.claimed_again = 0
+        """Claims that they got when they asked again."""
 
     def known(self, task_id: str) -> Known:
         found = self.tasks.get(task_id)
@@ -88,11 +92,16 @@ class Checkers:
 
     # --- workers ---
     def claimed(self, node: SimulatedNode, claim: Claim) -> None:
+        self.claimed_by(node.name, claim)
+
+    def claimed_by(self, name: str, claim: Claim) -> None:
+        """By a node's worker, or a remote one."""
         known = self.need_known(claim)
         need(claim.token > known.started, "tokens only grow (I10)", claim.task_id, claim.token, known.started)
         known.started = claim.token
         self.starts_seen += 1
-        self._world.trace.add(f"{self._world.time.now_us} claim {claim.task_id} {claim.token} {node.name}")
+        self.remote += name.startswith("w")
+        self._world.trace.add(f"{self._world.time.now_us} claim {claim.task_id} {claim.token} {name}")
 
     def need_known(self, claim: Claim) -> Known:
         known = self.known(claim.task_id)
@@ -230,6 +239,9 @@ class Checkers:
             "set back": running._set_back,
             "renewed": running.remote._renewed,
             "lent": running.remote._granted,
+            "of workers": running.of_workers.books,
+            "requests of workers": [node.node.work.remote._requests, len(node.node.work.remote._until)],
+            "waits of workers": [node.node.work.remote._ids, node.node.work.remote._waits],
             "waits": [waiting for waiters in copies._waiters for waiting in waiters._waiting],
             "uncommitted": [
                 (core.partition, core.uncommitted_bytes)
@@ -245,7 +257,7 @@ class Checkers:
             "proposals": [p for p in plane.consensus._proposals.values() if not p.deferred.called],
             "raft reads": [*plane.consensus._reads, *plane.consensus._served],
         }
-        left = {name: book for name, book in books.items() if book}
+        left = {name: book for name, book in books.items() if (any(book) if isinstance(book, list) else book)}
         need(not left, f"nothing is left in the books of {node.name} (I15)", left)
 
 

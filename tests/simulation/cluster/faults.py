@@ -42,6 +42,8 @@ class Faults(CommonFaults, frozen=True):
     nodes: int = 0
     """0: drawn."""
     small: dict[str, Any] = {}
+    remote: int = 0
+    """Remote workers; with trouble of their own."""
 
     @classmethod
     def swarm(cls, source: random.Random) -> Faults:
@@ -50,6 +52,7 @@ class Faults(CommonFaults, frozen=True):
             every_us=source.choice((1_000_000, 2_000_000, 3_500_000)),
             reset_odds=source.choice((0.0, 0.0, 0.0002, 0.002)),
             run_us=source.choice(((5_000, 400_000), (2_000, 50_000), (200_000, 1_500_000))),
+            remote=source.choice((0, 0, 2, 3)),
         )
 
 

@@ -22,6 +22,7 @@ from tests.simulation.cluster.clients import Clients
 from tests.simulation.cluster.faults import Faults, faults_for, small_bounds
 from tests.simulation.cluster.net import Net
 from tests.simulation.cluster.node import SimulatedNode, composition
+from tests.simulation.cluster.remote import RemoteWorker
 from tests.simulation.cluster.time import NodeReactor, Timeline
 from tests.simulation.families import Violation, replayable
 from tests.support.world import MS_US, SECOND_US, Trace, rng
@@ -59,6 +60,7 @@ class ClusterWorld:
         self.clients = Clients(self)
         partitions = shape.choice((4, 5, 8))
         self.nodes = [SimulatedNode(self, index, partitions, 3) for index in range(self.node_count)]
+        self.remote = [RemoteWorker(self, index) for index in range(self.faults.remote)]
 
     def rng(self, concern: str, number: int = 0) -> random.Random:
         return rng(self.seed, f"whole {concern} {number}")
@@ -90,6 +92,9 @@ class ClusterWorld:
         until_us = self.time.now_us + for_us
         self._work(until_us)
         self.time.after(SECOND_US, self._trouble, until_us)
+        for worker in self.remote:
+            worker.start()
+            self.time.after(SECOND_US, worker.trouble, until_us)
         self.time.run_until(until_us)
         self._raise_failures()
 
@@ -112,6 +117,8 @@ class ClusterWorld:
         self.net.reset_odds = 0.0
         self.net.slow.clear()
         self.net.whole_again()
+        for worker in self.remote:
+            worker.heal()
         for node in self.nodes:
             node.disk.heal()
             self._go_on(node)
@@ -122,7 +129,9 @@ class ClusterWorld:
 
     def settle(self) -> None:
         """What is under way arrives: rows are written, commits are told."""
-        self.time.run_until(self.time.now_us + 3 * SECOND_US + int(self.small["lease_ms"]) * MS_US)
+        if self.remote:
+            self.is_working = False
+        self.time.run_until(self.time.now_us + 3 * SECOND_US + 2 * int(self.small["lease_ms"]) * MS_US)
         self._raise_failures()
         self.clients.look_for_unanswered()
         if self.clients.open:
@@ -160,6 +169,7 @@ class ClusterWorld:
     def _is_quiet(self) -> bool:
         return (
             not self.clients.open
+            and not any(worker.held for worker in self.remote)
             and self._is_whole()
             and all(
                 node.local is not None
@@ -334,7 +344,7 @@ class ClusterWorld:
         return (
             f"seed {self.seed}: {self.node_count} nodes, {self.time.now_us / SECOND_US:.1f} virtual s, {self.time.events} "
             f"events, {self.net.connections} connections, {len(checkers.tasks)} tasks, {checkers.starts_seen} claims, "
-            f"{checkers.helped} by helpers, "
+            f"{checkers.helped} by helpers, {checkers.remote} remote, {checkers.claimed_again} asked for again, "
             f"{checkers.answers} answers, {checkers.strong_reads} strong reads, {sum(node.runs for node in self.nodes)} runs, "
             f"trace {self.trace.hash:08x}"
         )

@@ -43,8 +43,8 @@ from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.types import Announced, HandledType, HandlerKind, NodeId, Token
 
 _log = Logger(namespace="taskqueue.running")
-RUN = "run"
-STATES = (RUN, "quiet", "stop")
+RUN, STOP = "run", "stop"
+STATES = (RUN, "quiet", STOP)
 Kind = tuple[tuple[str, ...] | None, tuple[tuple[str, int], ...] | None]
 """Types and queues of a request."""
 
@@ -159,6 +159,8 @@ class RemoteWorkers:
             return fail(Busy("too many workers wait for work"))
         self._seen(ask, slots, version)
         begun_ms = self._clock.now_ms()
+        if self._state_of(ask.worker) == STOP:
+            wait_s = min(wait_s, limits.WORKER_STOP_WAIT_S)  # it is to hear of it soon
         wait = _Wait(ask, limit, begun_ms + int(wait_s * 1000), Deferred(), begun_ms)
         return Deferred.fromCoroutine(self._claim_for(wait, begun_ms))
 

@@ -13,7 +13,8 @@ from twisted.internet.task import Clock as VirtualClock
 from tests.support.workers import AnyType
 from tq_node import limits
 from tq_node.errors import NotPrimary
-from tq_node.facade import Claim
+from tq_node.facade import Claim, WorkerAsk
+from tq_node.partition.ready_queue import ReadySet
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.peer_calls import PeerCall
@@ -53,7 +54,8 @@ class Local:
     node_id, node_name = ME, "me"
 
     def __init__(self) -> None:
-        self.claims = self
+        self.claims = self.table = self
+        self.ready = ReadySet()
         self.waiting = 0
         self.held: list[Claim] = []
         self.paused: set[str] = set()
@@ -378,3 +380,73 @@ def test_what_no_longer_runs_here_leaves_no_trace(rig: Rig) -> None:
     rig.renewing.granted([gone], 0)
     rig.renewing.round()
     assert rig.renewing.lease_ms(gone) == 0
+
+
+# --- for remote workers ---
+ANY, MAIL = WorkerAsk("w-1", 15_000), WorkerAsk("w-2", 15_000, queues=(("mail", 1),))
+
+
+def test_what_no_handler_here_takes_is_offered_at_once(rig: Rig) -> None:
+    rig.local.ready.set_own({"email"})
+    rig.local.waiting = 1
+    rig.local.ready.push("a", 1, "default", 0, 0, "email")
+    rig.lending.noticed()
+    rig.time.advance(0)
+    assert rig.calls.made == [], "a slot may come free meanwhile"
+    rig.local.ready.push("b", 1, "default", 0, 0, "far")
+    rig.lending.noticed()
+    rig.time.advance(0)
+    offers = rig.calls.take()
+    assert [(node, kind) for node, kind, _, _ in offers] == [(ONE, "offer"), (TWO, "offer")]
+    rig.local.ready.push("c", 1, "default", 0, 0, "far")
+    rig.lending.noticed()
+    rig.time.advance(limits.HELP_OFFER_APART_MS / 1000)
+    assert rig.calls.made == [], "they have not answered yet"
+    offers[0][3].callback(calls.NOTHING)
+    rig.time.advance(limits.HELP_OFFER_APART_MS / 1000)
+    assert [node for node, *_ in rig.calls.take()] == [ONE], "and are told once they have"
+    rig.lending.stop()
+    assert rig.time.getDelayedCalls() == []
+
+
+def test_as_many_are_asked_for_at_a_time_as_there_are(rig: Rig) -> None:
+    assert rig.helping.claim_for(ANY, 4) is None
+    rig.offer(backlog=9)
+    asked = [rig.helping.claim_for(ANY, 4) for _ in range(4)]
+    assert [one is None for one in asked] == [False, False, False, True]
+    rig.calls.take()[0][3].callback(calls.ClaimGrant([claim("a")], 5))
+    assert rig.waiting_woken == 2, "there is more"
+    assert rig.helping.claim_for(ANY, 4) is None, "8 are asked for"
+    assert rig.helping.claim_for(MAIL, 4) is not None, "of all queues; who wants these is not asked for yet"
+
+
+def test_who_was_faster_is_no_reason_to_pause(rig: Rig) -> None:
+    rig.offer(backlog=1)
+    rig.helping.claim_for(ANY, 4)
+    rig.answer([], backlog=0)
+    assert rig.helping.claim_for(ANY, 4) is None
+    rig.offer(backlog=1)
+    assert rig.helping.claim_for(ANY, 4) is not None
+
+
+def test_a_node_whose_tasks_are_of_other_queues_is_asked_ever_less_often(rig: Rig) -> None:
+    asked = 0
+    for _ in range(1_000):
+        rig.offer(backlog=5)
+        if rig.helping.claim_for(MAIL, 4) is not None:
+            rig.answer([], backlog=5)
+            asked += 1
+        assert rig.helping.claim_for(ANY, 5) is not None, "others' queues are no reason"
+        rig.answer([claim("a")], backlog=5)
+        rig.time.advance(0.02)
+    assert 5 < asked < 15
+
+
+def test_a_node_that_is_gone_is_not_asked_over_and_over(rig: Rig) -> None:
+    rig.offer(backlog=5)
+    rig.helping.claim_for(ANY, 4)
+    ((_, _, _, out),) = rig.calls.take()
+    out.errback(PeerUnreachable())
+    assert rig.helping.claim_for(ANY, 4) is None
+    rig.time.advance(limits.HELP_OFFER_MS_MAX / 1000 + 1)
+    assert rig.helping.claim_for(ANY, 4) is None, "its offer is old"
