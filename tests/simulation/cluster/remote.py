@@ -307,7 +307,7 @@ class RemoteWorker:
 
         self._ask(
             "end", ask, heard, again, StaleAttempt, NoSuchTask, TaskPurged,
-            refused=lambda _: self.held.pop(process.key, None),
+            refused=lambda _: heard(_GONE),
         )  # fmt: skip
 
 
