@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 
 from tests.support.memory_cluster import CHALLENGE, MemoryCluster
@@ -34,7 +34,9 @@ from tq_node.errors import (
 )
 from tq_node.facade import (
     Accepted,
+    AttemptFailed,
     Claim,
+    Completed,
     EventBatch,
     Extended,
     HandlersReloaded,
@@ -110,6 +112,8 @@ class MemoryQueue:
         self.node_handlers: list[NodeHandlers] = []
         self.tokens = TokenTable()
         self.waits: dict[str, list[WaitsFor]] = {}
+        self.workers: dict[str, WorkerSeen] = {}
+        self.worker_orders: dict[str, str] = {}
         self.calls: deque[str] = deque(maxlen=1_000)
         self.orders: deque[tuple[str, str]] = deque(maxlen=1_000)
         """What was ordered, and by which token."""
@@ -528,10 +532,31 @@ class MemoryQueue:
         raise NotImplementedError
 
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
-        return fail(StaleAttempt(task_id=claim.task_id))
+        def work() -> None:
+            self._attempt(claim.task_id, claim.token)
+            if notes is not None:
+                self.note_task(claim.task_id, notes.progress or Progress(0), notes.lines, notes.dropped)
+            if isinstance(outcome, Completed):
+                self.finish_task(claim.task_id, outcome.result)
+            elif isinstance(outcome, AttemptFailed):
+                self.fail_task(claim.task_id, outcome.error)
+            else:
+                self._move(self.rows[claim.task_id], State.PENDING, token=None, worker=None)
+
+        return self._answer("finish", work)
 
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
-        return fail(StaleAttempt(task_id=claim.task_id))
+        def work() -> None:
+            self._attempt(claim.task_id, claim.token)
+            self.note_task(claim.task_id, notes.progress or Progress(0), notes.lines, notes.dropped)
+
+        return self._answer("note", work)
+
+    def _attempt(self, task_id: str, token: Token) -> TaskRow:
+        row = self.rows.get(task_id)
+        if row is None or row.state is not State.PROCESSING or row.token != token:
+            raise StaleAttempt(task_id=task_id)
+        return row
 
     def lease_ms(self, claim: Claim) -> int:
         raise NotImplementedError
@@ -539,16 +564,44 @@ class MemoryQueue:
     def claim_for(
         self, ask: WorkerAsk, limit: int, wait_s: float, *, slots: int = 0, version: str = ""
     ) -> Deferred[WorkerGrant]:
-        return succeed(WorkerGrant("run", ()))
+        """Answers at once, whatever ``wait_s`` says."""
+        queues = None if ask.queues is None else {name for name, _ in ask.queues}
+
+        def is_wanted(row: TaskRow) -> bool:
+            is_of_queue = queues is None or row.spec.queue in queues
+            return row.state is State.PENDING and is_of_queue and (ask.types is None or row.spec.type in ask.types)
+
+        def work() -> WorkerGrant:
+            self.workers[ask.worker] = WorkerSeen(ask.worker, slots=slots, types=ask.types, version=version)
+            state = self.worker_orders.get(ask.worker, "run")
+            wanted = [row.id for row in self.rows.values() if is_wanted(row)] if state == "run" else []
+            for task_id in wanted[:limit]:
+                self.start_task(task_id)
+            return WorkerGrant(state, [_claim_of(self.rows[task_id]) for task_id in wanted[:limit]])
+
+        return self._answer("claim_for", work)
 
     def extend(self, worker: str, held: Sequence[HeldAttempt]) -> Deferred[Sequence[Extended | TaskQueueError]]:
-        return succeed([Extended(0) for _ in held])
+        def one(attempt: HeldAttempt) -> Extended:
+            row = self.rows.get(attempt.task_id)
+            holds = row is not None and row.state is State.PROCESSING and row.token == attempt.token
+            return Extended(15_000 if holds else 0, row is not None and row.state is State.CANCELLED)
+
+        return self._answer("extend", lambda: [one(attempt) for attempt in held])
 
     def remote_workers(self) -> Deferred[Sequence[WorkerSeen]]:
-        return succeed([])
+        return self._answer("remote_workers", lambda: list(self.workers.values()))
 
     def order_worker(self, worker: str, state: str) -> Deferred[None]:
-        return succeed(None)
+        return self._answer("order_worker", lambda: self.worker_orders.update({worker: state}))
 
     def _now_us(self) -> int:
         return int(self._reactor.seconds() * 1_000_000)
+
+
+def _claim_of(row: TaskRow) -> Claim:
+    assert row.token is not None
+    return Claim(
+        row.id, row.spec.type, row.spec.payload, row.partition, row.attempt, row.token, row.spec.timeout_ms, row.spec.queue,
+        row.spec.max_attempts, 0, row.spec.created_us, row.spec.tags,
+    )  # fmt: skip

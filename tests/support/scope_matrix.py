@@ -1,8 +1,8 @@
 """What a token may do with whose tasks, written down by hand: role x operation x whose task x queues of the token.
 
 ``whole``, ``redacted``: it sees the task so; ``done``: the change is made; ``404``: the task is as one that never was;
-``403``: refused by role or, where the caller names the queue, by scope. ``own``: the token made it; the tokens with queues
-have ``mail``.
+``409``: so an attempt is that never was; ``403``: refused by role or, where the caller names the queue, by scope. ``own``:
+the token made it; the tokens with queues have ``mail``.
 """
 
 from __future__ import annotations
@@ -66,6 +66,18 @@ POST /tasks/pause         mail   -      sms    403       403    403     403   40
 POST /tasks/resume        any    -      mail   403       403    403     403   done     done
 POST /tasks/resume        mail   -      mail   403       403    403     403   done     done
 POST /tasks/resume        mail   -      sms    403       403    403     403   403      403
+POST /work/claim          any    other  mail   403       403    403     done  done     done
+POST /work/claim          mail   own    mail   403       403    403     done  done     done
+POST /work/claim          mail   other  mail   403       403    403     done  done     done
+POST /work/claim          mail   other  sms    403       403    403     403   403      403
+POST /work/extend         any    other  mail   403       403    403     done  done     done
+POST /work/extend         mail   other  mail   403       403    403     done  done     done
+POST /work/extend         mail   own    sms    403       403    403     409   409      409
+POST /work/extend         mail   other  sms    403       403    403     409   409      409
+POST /work/finish         any    other  mail   403       403    403     done  done     done
+POST /work/finish         mail   other  mail   403       403    403     done  done     done
+POST /work/finish         mail   own    sms    403       403    403     409   409      409
+POST /work/finish         mail   other  sms    403       403    403     409   409      409
 """
 WITHOUT = """
 GET / : no task
@@ -76,17 +88,14 @@ GET /readyz : no task
 GET /openapi.json : no task
 GET /problems/{code} : no task
 GET /handlers : types, not tasks
+GET /workers : workers, not tasks
 GET /metrics : counts of all queues by name, for whoever runs the node
 GET /cluster : nodes
 GET /cluster/partitions : partitions
 POST /workers/reload : handlers
-GET /workers : workers, not tasks
-POST /workers/quiet : a worker, whatever it takes
-POST /workers/stop : as quiet
-POST /workers/resume : as quiet
-POST /work/claim : see test_work: gives none of other queues
-POST /work/extend : as claim
-POST /work/finish : as claim
+POST /workers/quiet : workers
+POST /workers/stop : workers
+POST /workers/resume : workers
 POST /cluster/join : nodes
 POST /cluster/invite : nodes
 POST /cluster/drain : nodes

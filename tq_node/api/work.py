@@ -194,6 +194,7 @@ class WorkRoutes:
 
     # --- claim ---
     def claim(self, request: Exchange) -> Deferred[None]:
+        request.changed = None  # until it has brought something
         sent = _sent(request, ClaimRequest)
         refuse_unshown("worker", sent.worker, "")
         for field, names in (("types", sent.types), ("queues", sent.queues)):
@@ -216,12 +217,13 @@ class WorkRoutes:
         return granted.addCallback(self._answer_claims, request, ask.lease_ms)
 
     def _answer_claims(self, grant: WorkerGrant, request: Exchange, lease_ms: int) -> None:
-        request.changed = [claim.task_id for claim in grant.claims]
+        request.changed = [claim.task_id for claim in grant.claims] or None
         claims = [_claim_out(claim, lease_ms) for claim in grant.claims]
         request.answer(200, _encode(ClaimAnswer(_state(grant.state), claims, round(grant.waited_s, 3))))
 
     # --- extend ---
     async def extend(self, request: Exchange) -> None:
+        request.changed = None  # a lease is no change
         sent = _sent(request, ExtendRequest)
         refuse_unshown("worker", sent.worker, "")
         pace = request.server.slices.pace(request.route)
@@ -240,7 +242,6 @@ class WorkRoutes:
             if pace.is_over():
                 await pace.turn()
             results[place] = _extend_result(outcome, one)
-        request.changed = [one.task_id for _, one in held]
         request.answer(200, _encode(ExtendAnswer(results)))
 
     def _note(self, item: ExtendItem, held: HeldAttempt) -> Deferred[Any] | None:
@@ -274,7 +275,7 @@ class WorkRoutes:
         for (place, _), refused in zip(ready, await gatherResults(finished), strict=True):
             done = FinishResult(success=True)
             results[place] = done if refused is None else FinishResult(error=item_error(refused))
-        request.changed = [held.task_id for _, held in ready]
+        request.changed = [held.task_id for _, held in ready] or None
         request.answer(200, _encode({"results": results}))
 
     def _outcome(self, item: FinishItem, place: int) -> Outcome:

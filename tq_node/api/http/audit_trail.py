@@ -37,7 +37,7 @@ class Audited(Protocol):
 
     route: str
     caller: Caller
-    changed: Sequence[str]
+    changed: Sequence[str] | None
     request_id: bytes
 
     @property
@@ -76,7 +76,12 @@ class AuditTrail:
             self._refused += 1
             if self._refused <= limits.AUDIT_REFUSALS_PER_S or self._is_closed:
                 self._record(request, outcome, _named(request))
-        elif request.method == b"POST" and request.route != "other" and outcome not in _UNTRIED:
+        elif (
+            request.method == b"POST"
+            and request.changed is not None
+            and request.route != "other"
+            and outcome not in _UNTRIED
+        ):
             for what in _lines(request.changed) if request.changed else (_named(request),):
                 self._record(request, outcome, what)
 

@@ -36,8 +36,9 @@ class Exchange(Protocol):
     """Who asks."""
     who: str
     """The name of the caller's token, or its address: what it may have at once counts by this."""
-    changed: Sequence[str]
-    """Ids and names of what it changes, for the audit log; empty: its query says them."""
+    changed: Sequence[str] | None
+    """Ids and names of what it changes, for the audit log; empty: its query says them. None: it
+    changes nothing, though it is a POST."""
     gone: bool
     """The client has hung up: an answer would reach nobody."""
     request_id: bytes

@@ -11,15 +11,15 @@ import pytest
 
 from tests.unit.tq_node.api.talk import World
 from tests.unit.tq_node.api.test_scope import holder
+from tq_node import attempt_token
 from tq_node.tokens import Role
-from tq_node.types import LogLine, Progress, TaskError
+from tq_node.types import LogLine, Progress, TaskError, Token
 
 FOREIGN = "f0reign"
 """In all that the foreign tasks are made of: ids, queue, payload, results, logs."""
 VALUES = {
-    "id": f"{FOREIGN}-done", "queue": f"{FOREIGN}-queue", "node": "node-2", "partition": "0", "name": "nobody",
-    "worker": "w-1", "since": "0",
-    "code": "busy",
+    "id": f"{FOREIGN}-done", "queue": f"{FOREIGN}-queue", "node": "node-2", "partition": "0", "name": "nobody", "since": "0",
+    "code": "busy", "worker": "w-1",
 }  # fmt: skip
 """For each parameter that an operation asks for: the foreign task, wherever it could be meant."""
 NOT_BY_TASK = {("GET", "/metrics"), ("GET", "/audit"), ("POST", "/tokens/put"), ("GET", "/tokens/list")}
@@ -65,9 +65,13 @@ def targets(path: str, said: dict[str, Any]) -> Iterator[str]:
                 yield f"{path}?{urlencode(asked | more)}" if asked or more else path
 
 
+HELD = {"task_id": f"{FOREIGN}-done", "token": attempt_token.text_of(0, 1, Token(1, 1))}
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/tasks/submit": [{"type": "a", "id": f"{FOREIGN}-open"}, {"type": "a", "queue": f"{FOREIGN}-queue"}],
     "/tasks/batch": [{"tasks": [{"type": "a", "queue": f"{FOREIGN}-queue"}, {"type": "a", "id": f"{FOREIGN}-done"}]}],
+    "/work/claim": [{"worker": "w-1", "wait": 0}, {"worker": "w-1", "wait": 0, "queues": [f"{FOREIGN}-queue"]}],
+    "/work/extend": [{"worker": "w-1", "claims": [HELD | {"progress": 0.1, "log": ["x"]}]}],
+    "/work/finish": [{"worker": "w-1", "claims": [HELD | {"outcome": "completed"}]}],
 }
 OF_ITS_OWN: list[dict[str, Any]] = [{"type": "a", "id": f"{FOREIGN}-open"}]
 """Who has no queues may submit to any."""

@@ -10,6 +10,7 @@ from tests.support.scope_matrix import COVERED, ROLES, ROWS, Row
 from tests.unit.tq_node.api.access.test_matrix import operations
 from tests.unit.tq_node.api.talk import Reply, World
 from tests.unit.tq_node.api.test_callers import with_token
+from tq_node import attempt_token
 from tq_node.api.access import access as product
 from tq_node.api.access.access import Access
 from tq_node.facade import Submission
@@ -17,7 +18,10 @@ from tq_node.tokens import Role
 from tq_node.types import TaskError
 
 SECRET = "s3cret"
-STATE_FOR = {"/tasks/retry": "failed", "/tasks/purge": "failed", "/tasks/dead": "failed"}
+STATE_FOR = {
+    "/tasks/retry": "failed", "/tasks/purge": "failed", "/tasks/dead": "failed", "/work/extend": "processing",
+    "/work/finish": "processing",
+}  # fmt: skip
 """Others are asked of a pending task, and those that wait of one that completes meanwhile."""
 
 
@@ -44,6 +48,8 @@ class Asked:
         if STATE_FOR.get(row.path) == "failed":
             queue.start_task(task_id)
             queue.fail_task(task_id, TaskError("ValueError", SECRET, SECRET))
+        elif STATE_FOR.get(row.path) == "processing":
+            queue.start_task(task_id)
         return task_id
 
     def answer(self, row: Row, role: str) -> str:
@@ -67,6 +73,14 @@ class Asked:
                 return world.post(row.path, fields, **token)
             case "/tasks/batch":
                 return world.post(row.path, {"tasks": [fields]}, **token)
+            case "/work/claim":
+                return world.post(row.path, {"worker": "w", "queues": [row.queue], "wait": 0}, **token)
+            case "/work/extend" | "/work/finish":
+                held = world.queue.rows[task_id]
+                assert held.token is not None
+                named = {"task_id": task_id, "token": attempt_token.text_of(held.partition, held.attempt, held.token)}
+                said = {"progress": 0.5} if row.path == "/work/extend" else {"outcome": "completed", "result": 1}
+                return world.post(row.path, {"worker": "w", "claims": [named | said]}, **token)
             case "/tasks/list" | "/tasks/dead" | "/tasks/stats":
                 return world.get(row.path, **token)
             case "/tasks/pause" | "/tasks/resume":
@@ -102,6 +116,10 @@ class Asked:
 def is_done(row: Row, reply: Reply) -> bool:
     if row.path == "/tasks/batch":
         return reply.status == 200 and reply.json["accepted"] == 1
+    if row.path == "/work/claim":
+        return reply.status == 200 and len(reply.json["claims"]) == 1
+    if row.path.startswith("/work/"):
+        return reply.status == 200 and "error" not in reply.json["results"][0]
     return reply.status in (200, 201)
 
 
@@ -109,6 +127,8 @@ def told(row: Row, reply: Reply) -> str:
     """The answer in a word of the table."""
     match row.path:
         case "/tasks/batch" if reply.status == 200 and reply.json["rejected"]:
+            return str(reply.json["results"][0]["error"]["status"])
+        case "/work/extend" | "/work/finish" if reply.status == 200 and "error" in reply.json["results"][0]:
             return str(reply.json["results"][0]["error"]["status"])
         case "/tasks/list" | "/tasks/dead" if reply.status == 200 and not reply.json["tasks"]:
             return "404"
