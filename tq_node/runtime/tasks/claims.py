@@ -203,7 +203,10 @@ class Claims:
         return waiting - min(own, shared)
 
     def ready_for(self, types: Collection[str] | None, queues: Collection[str] | None) -> int:
-        """Ready tasks of these types and queues; None: of any."""
+        """Ready tasks of these types and queues; None: of any. Of types that nobody has named yet:
+        none for now, and who waits is woken once their tasks have been found."""
+        if types is not None and self._table.know(types):
+            self._rebuild_heaps()
         return self._table.ready.waiting_for(types, queues)[0]
 
     def lend(self, limit: int, node: str, types: Collection[str] | None) -> Deferred[Sequence[Claim]]:
