@@ -13,13 +13,13 @@ WHOLE, WORKER = "tq-node", "tq-node-worker"
 
 
 def version() -> str:
-    """Of whichever is installed; ``unknown``: none, as in a checkout."""
+    """Of whichever is installed; ``not installed``: none, as in a checkout."""
     for name in (WHOLE, WORKER):
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return "unknown"
+    return "not installed"
 
 
 def both_are_installed() -> bool:

@@ -62,7 +62,9 @@ def test_one_that_asks_for_tokens_passes_it(nodes: Nodes, tmp_path: Path) -> Non
     tokens.write_text(written(TokenEntry("kit", hash_of(token_of(1)), (Role.WORK, Role.OPERATE))))
     shown.write_text(token_of(1) + "\n")
     node = nodes.start("--tokens-file", str(tokens), *IDLE)
-    ran = kit("--token-file", str(shown), "--only", "token", "--only", "completed", f"http://127.0.0.1:{node.http_port}")
+    ran = kit(
+        "--token-file", str(shown), "--only", "token", "--only", "completed", f"http://127.0.0.1:{node.http_port}"
+    )
     assert ran.returncode == 0, ran.stdout
     assert {"no-token", "a-token-that-there-is-not"} <= {line.split()[1] for line in ran.stdout.splitlines()}
     assert "not ok" not in ran.stdout

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tq_node.audit import LINE_BYTES_MAX, Chain, Finding, findings_of
+from tq_node.distributions import refuse_both
 
 WHOLE, BROKEN, UNKNOWN = 0, 1, 2
 FINDINGS_MAX = 100
@@ -129,6 +130,7 @@ def _hash(text: str) -> str:
 
 def command() -> None:
     """The console script."""
+    refuse_both("tq-audit")
     sys.exit(main())
 
 

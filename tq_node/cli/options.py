@@ -8,7 +8,6 @@ import platform
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +15,7 @@ from twisted import copyright as twisted_copyright
 from twisted.logger import Logger
 from twisted.python import usage
 
+from tq_node import distributions
 from tq_node.cli.config import BadOption, NodeSettings, load
 from tq_node.cli.option_table import OPTIONS, OptionRow
 
@@ -37,13 +37,6 @@ def refuse(line: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def version() -> str:
-    try:
-        return metadata.version("tq-node")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 class Options(usage.Options):
     """``parseOptions`` fills ``settings``. Whatever is wrong ends the process by ``refuse``."""
 
@@ -54,6 +47,7 @@ class Options(usage.Options):
         super().__init__()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
+        distributions.refuse_both("taskqueue")
         arguments = list(sys.argv[1:] if options is None else options)
         try:
             self._refuse_abbreviated(arguments)
@@ -126,7 +120,9 @@ class Options(usage.Options):
 
     def opt_version(self) -> NoReturn:
         """Print the version and exit."""
-        print(f"taskqueue {version()} (Python {platform.python_version()}, Twisted {twisted_copyright.version})")
+        print(
+            f"taskqueue {distributions.version()} (Python {platform.python_version()}, Twisted {twisted_copyright.version})"
+        )
         raise SystemExit(0)
 
     def opt_help(self) -> NoReturn:

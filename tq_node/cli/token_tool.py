@@ -24,6 +24,7 @@ import msgspec
 from tq_node import limits
 from tq_node.cli import invitation_file, tokens_file
 from tq_node.cli.parse import duration
+from tq_node.distributions import refuse_both
 from tq_node.tokens import SECRET_BYTES, TOKEN_CHARS, Quotas, Role, TokenEntry, encode, hash_of, is_name, is_well_formed
 
 T = TypeVar("T")
@@ -370,6 +371,7 @@ def _url(text: str) -> str:
 
 def command() -> None:
     """The console script."""
+    refuse_both("tq-token")
     sys.exit(main())
 
 

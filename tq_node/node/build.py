@@ -23,10 +23,10 @@ from tq_node.api.http.site import ApiSite
 from tq_node.api.settings import ApiSettings, connections_max
 from tq_node.cli import tokens_file
 from tq_node.cli.config import NodeSettings
-from tq_node.cli.options import version
 from tq_node.cli.tokens_file import BadTokensFile
 from tq_node.cluster.records import ClusterSettings
 from tq_node.cluster.refusals import Refusal
+from tq_node.distributions import version
 from tq_node.facade import ReadyNote
 from tq_node.node.https import https_files, secured
 from tq_node.node.member import Birth, Credentials, Member, NodeIdentity, PeerPortTaken, identify, make_plane

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
+from tq_node.distributions import refuse_both
 from tq_node.errors import TaskQueueError
 from tq_node.remote_worker.options import WorkerOptions, read_options
 from tq_node.remote_worker.remote_queue import RemoteQueue
@@ -145,4 +146,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> None:
     """Entry point of ``tq-worker``."""
+    refuse_both("tq-worker")
     sys.exit(main())

@@ -6,12 +6,11 @@ import argparse
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any, NoReturn
 
 import msgspec
 
-from tq_node import limits
+from tq_node import distributions, limits
 from tq_node.cli.parse import duration, parse_module, size
 from tq_node.client.addresses import BadAddress
 from tq_node.client.engine import Settings, make_settings
@@ -115,15 +114,8 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--ca", default=None, metavar="FILE", help="authority of the nodes' certificates")
     add("--code-version", dest="version_of_code", default=said("CODE_VERSION", ""), metavar="TEXT",
         help="shown to operators")  # fmt: skip
-    add("--version", action="version", version=f"tq-worker {_version()}")
+    add("--version", action="version", version=f"tq-worker {distributions.version()}")
     return parser
-
-
-def _version() -> str:
-    try:
-        return metadata.version("tq-node")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _module(name: str) -> str:

@@ -38,7 +38,7 @@ AGAIN_FIRST_S, AGAIN_S_MAX = 0.2, 5.0
 """Pause after a request that no node answered: doubled from the first to the last."""
 GATHER_S = 0.002
 """So long ends of attempts wait for others that share their request, while none is under way."""
-STALE = frozenset({"stale_attempt", "no_such_task", "task_purged"})
+STALE = frozenset({"stale_attempt", "not_found", "task_purged"})
 
 
 class _Held(msgspec.Struct, gc=False):
