@@ -50,6 +50,7 @@ def worker_wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def built(source: Path, out: Path, kind: str) -> Path:
+    out.mkdir(exist_ok=True)
     run(sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", out, source / "deploy/worker", cwd=out)
     (made,) = out.iterdir()
     return made
