@@ -71,7 +71,7 @@ def test_the_example_of_an_environment_file_is_one(tmp_path: Path, monkeypatch: 
     assert options.memory_bytes == 1 << 30
     # Each of its lines is an option: as another value it is refused, or makes another.
     for name in environment:
-        assert f"`{name}`" in (PROJECT / "docs/reference/options.md").read_text(), name
+        assert f"`{name}`" in (PROJECT / "docs/reference/tq-worker.md").read_text(), name
 
 
 def test_the_compose_service_runs_it(tmp_path: Path) -> None:

@@ -158,6 +158,20 @@ def a_text_that_is_no_token(probe: Probe) -> None:
 
 
 @case
+def the_token_of_another_task(probe: Probe) -> None:
+    """The token of another task is stale, and costs neither its attempt."""
+    for _ in range(2):
+        probe.submit()
+    one, other = probe.claim(2, lease=20)
+    crossed = one | {"token": other["token"]}
+    if one["token"] == other["token"]:
+        return  # a server whose tokens mean something together with the task alone
+    _is_stale(probe.extend([crossed]))
+    _is_stale(probe.finish([crossed]))
+    equal(probe.extend([one, other]), [{"lease": 20}] * 2, "results of extending them as they are")
+
+
+@case
 def a_timeout_ends_the_attempt(probe: Probe) -> None:
     """An attempt that outruns its task's timeout is ended by the server, and its end refused."""
     task = probe.submit(timeout=1, max_attempts=1)

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from tq_node import limits
 from tq_node.cluster.records import HANDLERS_LEVEL
-from tq_node.errors import NotReady, TaskQueueError, Upgrading
+from tq_node.errors import NotReady, StaleAttempt, TaskQueueError, Upgrading
 from tq_node.facade import Claim, HandlersReloaded, NodeHandlers, Notes, Outcome, ReadyNote, Released, Worker
 from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.clock import Clock, Loop
@@ -198,7 +198,7 @@ class NodeWork:
     def finish(self, claim: Claim, outcome: Outcome, notes: Notes | None = None) -> Deferred[None]:
         """As ``TaskQueue.finish``, also at another node, if that is the primary now (section 8)."""
         try:
-            local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id, claim.partition)
+            local, primary = self._state.must_serve(), self._primary_of(claim)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:
@@ -219,13 +219,19 @@ class NodeWork:
     def note(self, claim: Claim, notes: Notes) -> Deferred[None]:
         """See ``facade.TaskQueue.note``."""
         try:
-            local, primary = self._state.must_serve(), self._state.primary_of(claim.task_id, claim.partition)
+            local, primary = self._state.must_serve(), self._primary_of(claim)
         except TaskQueueError as why:
             return fail(why)
         if primary == self._state.node_id:
             return local.claims.note(claim, notes)
         report = calls.Note(_without_payload(claim), notes)
         return self._state.client.call(primary, calls.NOTE, report, claim.task_id).addCallback(lambda _: None)
+
+    def _primary_of(self, claim: Claim) -> NodeId:
+        """:raises StaleAttempt: the task lives elsewhere: a worker took another task's token."""
+        if claim.partition != self._state.partition_of(claim.task_id):
+            raise StaleAttempt("the token is of another task", task_id=claim.task_id)
+        return self._state.primary_of(claim.task_id, claim.partition)
 
     def lease_ms(self, claim: Claim) -> int:
         """See ``facade.TaskQueue.lease_ms``."""

@@ -390,8 +390,10 @@ class RemoteWorkers:
         )
         places: dict[int, list[int]] = {}
         for place, one in enumerate(held):
-            # By the id, whatever its token says: one that is forged must not spoil those of others.
-            places.setdefault(self._state.partition_of(one.task_id), []).append(place)
+            if one.partition == self._state.partition_of(one.task_id):
+                places.setdefault(one.partition, []).append(place)
+            else:
+                results[place] = Extended(0)  # the token is of another task
         asked = [self._extend_of(worker, number, held, of_it, results) for number, of_it in places.items()]
         return gatherResults(asked).addCallback(lambda _: results)
 
