@@ -52,7 +52,9 @@ def test_three_nodes_pass_it(cluster: Cluster) -> None:
     assert [line.split() for line in lines] == [["ok", one.name] for one in without]
     assert {skipped.split()[0], other.split()[0]} == {"skip"}
     assert last == f"{len(without)} of {len(without)} cases passed, 2 skipped"
-    assert "conformance-" not in cluster["node-1"].get("/tasks/list?scope=cluster&status=pending,processing").text
+    assert (
+        "conformance-" not in cluster["node-1"].get("/tasks/list?scope=cluster&status=pending,processing").body.decode()
+    )
 
 
 def test_one_that_asks_for_tokens_passes_it(nodes: Nodes, tmp_path: Path) -> None:

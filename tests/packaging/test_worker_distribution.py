@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 import tarfile
@@ -162,7 +161,9 @@ def test_a_node_in_one_environment_a_worker_and_a_client_in_others(
         for number, command in enumerate(commands):
             with (tmp_path / f"{number}.log").open("wb") as log:
                 running.append(
-                    subprocess.Popen(list(map(os.fspath, command)), cwd=tmp_path, env=outside(), stdout=log, stderr=log)
+                    subprocess.Popen(
+                        [str(part) for part in command], cwd=tmp_path, env=outside(), stdout=log, stderr=log
+                    )
                 )
         http = NodeHttp(port)
         until(lambda: http.is_ready, deadline_s=DONE_S, what="the node is ready")

@@ -78,7 +78,7 @@ class Server:
             content = answer.read(ANSWER_BYTES_MAX)
             return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, content)
         except (OSError, http.client.HTTPException) as why:
-            raise Unanswered(f"{method} {path} at {host}:{port}: {why or type(why).__name__}") from None
+            raise Unanswered(f"{method} {path} at {host}:{port}: {str(why) or type(why).__name__}") from None
         finally:
             connection.close()
 

@@ -11,8 +11,8 @@ CLAIM, EXTEND, FINISH = "/work/claim", "/work/extend", "/work/finish"
 @case
 def a_request_without_a_worker(probe: Probe) -> None:
     """Who does not say which worker it is, is refused."""
-    for path, more in ((CLAIM, {}), (EXTEND, {"claims": []}), (FINISH, {"claims": []})):
-        _is_refused(probe.post(path, more), 422, "missing_field", "/worker")
+    for path, body in ((CLAIM, b"{}"), (EXTEND, b'{"claims":[]}'), (FINISH, b'{"claims":[]}')):
+        _is_refused(probe.post(path, body), 422, "missing_field", "/worker")
 
 
 @case

@@ -45,7 +45,7 @@ class RequestLifecycle:
     who: str
     route: str
     gone: bool
-    changed: Sequence[str]
+    changed: Sequence[str] | None
     """As in ``Exchange``."""
     finished: int
     """Whether the answer has been written."""
