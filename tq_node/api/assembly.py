@@ -48,7 +48,7 @@ class _Routes:
         reactor: IReactorTime,
         audit: AuditLog | None,
     ) -> None:
-        self.tasks = TaskRoutes(queue, settings)
+        self.tasks = TaskRoutes(queue, settings, is_audited=audit is not None)
         self.events = EventRoutes(queue, settings, metrics, reactor)
         self.cluster = ClusterRoutes(queue, shutdown)
         self.health = HealthRoutes(queue, Exposition(metrics), settings, _document)

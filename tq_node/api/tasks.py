@@ -93,8 +93,10 @@ _BODY_ERRORS = (
 class TaskRoutes:
     """Routes below ``/tasks``, but ``/tasks/events``."""
 
-    def __init__(self, queue: TaskQueue, settings: ApiSettings) -> None:
+    def __init__(self, queue: TaskQueue, settings: ApiSettings, *, is_audited: bool = False) -> None:
         self._queue = queue
+        self._is_audited = is_audited
+        self._answer_submit = _answer_audited_submit if is_audited else _answer_submit
         self._rules = FieldRules(settings.redact)
         self._bodies = Bodies(settings.payload_bytes_max)
         self._waiting_max = settings.waiting_requests_max
@@ -116,10 +118,10 @@ class TaskRoutes:
         if request.caller is not UNCHECKED:
             sign(submission, request.caller, self._queue)
         submitted = self._queue.submit(submission)
-        if request.server.audit is not None and submission.id is not None:
+        if self._is_audited and submission.id is not None:
             request.changed = (submission.id,)  # should it come to no answer, or be refused
         return submitted.addCallbacks(
-            _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
+            self._answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
     async def _submit_large(self, request: Exchange, body: bytes, key: str | None) -> None:
@@ -130,7 +132,7 @@ class TaskRoutes:
         if submission.id is not None:
             request.changed = (submission.id,)
         await submitted.addCallbacks(
-            _answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
+            self._answer_submit, _explain_submit, callbackArgs=(request,), errbackArgs=(submission,)
         )
 
     async def batch(self, request: Exchange) -> None:
@@ -194,14 +196,16 @@ class TaskRoutes:
 
     def _answer_task(self, read: Read, request: Exchange) -> Deferred[None] | None:
         """Answer with a long task in a slice of its own: its many askers are answered at once."""
-        if len(read.row.spec.payload) + len(read.row.result or b"") <= limits.LARGE_BODY_BYTES:
+        row = read.row
+        if len(row.spec.payload) + (0 if row.result is None else len(row.result)) <= limits.LARGE_BODY_BYTES:
             self._send_task(read, request)
             return None
         return request.server.slices.turn(request.route).addCallback(lambda _: self._send_task(read, request))
 
     def _send_task(self, read: Read, request: Exchange) -> None:
-        caller = request.caller
-        row = read.row if caller.sees_payloads else shown(read.row, caller)
+        row = read.row
+        if not request.caller.sees_payloads:
+            row = shown(row, request.caller)
         out = task_out(row, read.node, self._queue.waiting_for)
         if read.age_s is not None:
             out.age = read.age_s
@@ -438,14 +442,17 @@ class TaskRoutes:
 def _answer_submit(accepted: Accepted, request: Exchange) -> None:
     # Ids and names hold nothing that JSON or a URL would escape; the state is one of six words.
     task_id = accepted.task_id
-    if request.server.audit is not None:
-        request.changed = (task_id,)
     status = STATE_LABELS[accepted.state]
     body = f'{{"success":true,"task_id":"{task_id}","status":"{status}","node":"{accepted.node}"}}'.encode()
     if accepted.created:
         request.answer(201, body, extra=f"Location: /tasks/status?id={task_id}\r\n".encode())
     else:
         request.answer(200, body, extra=b"Idempotency-Replayed: true\r\n")
+
+
+def _answer_audited_submit(accepted: Accepted, request: Exchange) -> None:
+    request.changed = (accepted.task_id,)
+    _answer_submit(accepted, request)
 
 
 def _explain_submit(failure: Failure, submission: Submission) -> Failure:

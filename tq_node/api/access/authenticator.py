@@ -50,30 +50,31 @@ class Authenticator:
     def __init__(self, table: Callable[[], TokenTable], now_s: Callable[[], float]) -> None:
         """:param now_s: wall clock."""
         self._table = table
-        self._now_s = now_s
+        self.now_s = now_s
         self._seen: TokenTable | None = None
         """What ``_entries`` was made from."""
         self._entries: dict[bytes, TokenEntry] = {}
         """Valid tokens by hash; of the table only while it is fresh."""
         self._is_checked = True
         self._is_fresh = False
-        self._callers: dict[bytes | None, Caller] = {}
-        """Callers found, by header."""
-        # Both ends of the time for which ``_callers`` holds: a clock that is set back ends it, too.
-        self._from_s = self._until_s = 0.0
+        self.callers: dict[bytes | None, Caller] = {}
+        """Callers found, by header, in the time from ``from_s`` until ``until_s``. A hot request is
+        looked up here without a call."""
+        # Both ends of the time for which they hold: a clock that is set back ends it, too.
+        self.from_s = self.until_s = 0.0
 
     def caller_of(self, authorization: bytes | None, access: Access) -> Caller | TaskQueueError:
         """The caller that sends this header, if it may do what is asked; else the refusal.
 
         ``Unauthorized``: no valid token. ``Denied``: none of its roles allows it. ``NotReady``: it
         may be a token of the table, which is not proven fresh."""
-        now_s = self._now_s()
-        if not self._from_s <= now_s < self._until_s:
+        now_s = self.now_s()
+        if not self.from_s <= now_s < self.until_s:
             self._look(now_s)
-        caller = self._callers.get(authorization)
+        caller = self.callers.get(authorization)
         if caller is None:
             if not self._is_checked:
-                return UNCHECKED
+                return self._remember(authorization, UNCHECKED)
             found = self._find(authorization, now_s)
             if isinstance(found, TaskQueueError):
                 return ANONYMOUS if access is Access.OPEN else found
@@ -85,11 +86,11 @@ class Authenticator:
 
     def identified(self, authorization: bytes | None) -> Caller:
         """Who sends this header, as last found by ``caller_of``, whatever it may."""
-        return self._callers.get(authorization, ANONYMOUS) if self._is_checked else UNCHECKED
+        return self.callers.get(authorization, ANONYMOUS) if self._is_checked else UNCHECKED
 
     def forget(self) -> None:
         """Look at the tokens again with the next request: they have just changed."""
-        self._until_s = self._from_s
+        self.until_s = self.from_s
 
     def _look(self, now_s: float) -> None:
         """Take up what has changed in the tokens, and drop every caller whose time is over."""
@@ -100,14 +101,14 @@ class Authenticator:
             self._is_checked = table.is_checked
             of_table = table.tokens if table.is_fresh else ()
             self._entries = {entry.hash: entry for entry in (*of_table, *table.of_file)}
-            self._callers.clear()
-        self._from_s, self._until_s = now_s, now_s + limits.TOKENS_LOOK_S
-        for authorization, caller in list(self._callers.items()):
+            self.callers.clear()
+        self.from_s, self.until_s = now_s, now_s + limits.TOKENS_LOOK_S
+        for authorization, caller in list(self.callers.items()):
             if caller.expires_us is not None:
                 if caller.expires_us <= now_s * 1e6:
-                    del self._callers[authorization]
+                    del self.callers[authorization]
                 else:
-                    self._until_s = min(self._until_s, caller.expires_us / 1e6)
+                    self.until_s = min(self.until_s, caller.expires_us / 1e6)
 
     def _find(self, authorization: bytes | None, now_s: float) -> Caller | TaskQueueError:
         if authorization is None:
@@ -132,10 +133,13 @@ class Authenticator:
         if caller.expires_us is not None:
             if caller.expires_us <= now_s * 1e6:
                 return Unauthorized("the token has expired", reason="expired")
-            self._until_s = min(self._until_s, caller.expires_us / 1e6)
-        if len(self._callers) >= limits.CALLERS_CACHED_MAX:
-            self._callers.clear()
-        self._callers[authorization] = caller
+            self.until_s = min(self.until_s, caller.expires_us / 1e6)
+        return self._remember(authorization, caller)
+
+    def _remember(self, authorization: bytes | None, caller: Caller) -> Caller:
+        if len(self.callers) >= limits.CALLERS_CACHED_MAX:
+            self.callers.clear()
+        self.callers[authorization] = caller
         return caller
 
 

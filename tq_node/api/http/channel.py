@@ -162,7 +162,10 @@ class ApiChannel(http.HTTPChannel):
         plain = self.routing.fast_path.read(data)
         if (
             isinstance(plain, PlainRequest)
-            and server.has_room(len(plain.body))
+            and (
+                (server.in_flight < server.calm_in_flight and server.bodies_held_bytes <= server.calm_bytes)
+                or server.has_room(len(plain.body))
+            )
             and (plain.caller is self._uncounted_caller or self._over_quota(plain.caller) is None)
         ):
             connections = server.connections
@@ -215,10 +218,11 @@ class ApiChannel(http.HTTPChannel):
         """The fast request is answered: read what arrived behind it."""
         self._fast = None
         self.requests.clear()
-        if self.server.closing:
+        server = self.server
+        if server.closing:
             self.loseConnection()
             return
-        self.resetTimeout()
+        self._idle_since_s = server.reactor.seconds()  # as resetTimeout does
         if self._pipelined and not self._waitingForTransport:
             pipelined, self._pipelined = self._pipelined, b""
             self._networkProducer.resumeProducing()

@@ -71,6 +71,7 @@ class ConcurrencyLimit:
         "_latency_sum_s",
         "_most_in_progress",
         "_now_s",
+        "_only",
         "_refused",
         "_round_left",
         "_shares",
@@ -105,6 +106,9 @@ class ConcurrencyLimit:
         self._most_in_progress = 2 * limit_range.first
         """With those that are below their shares."""
         self._held, self._backlogged = self._shares.held, self._shares.backlogged
+        self._only: str | None = ""
+        """Whose all in progress is, where nobody else has any and nobody is backlogged: it counts
+        in ``in_progress`` alone. None: it counts by caller, in ``_held``."""
         self._now_s = now_s
 
     def has_room(self, caller: str, cost: int) -> bool:
@@ -113,6 +117,7 @@ class ConcurrencyLimit:
 
     def note_refused(self, caller: str, cost: int) -> None:
         """A request was refused because ``has_room`` was False."""
+        self._count_by_caller()
         self._shares.refused(caller, cost, self._now_s())
 
     def enter(self, caller: str, cost: int = 1) -> int | None:
@@ -122,26 +127,41 @@ class ConcurrencyLimit:
             self._refused += 1
             self._shares.refused(caller, cost, self._now_s())
             return None
-        held = self._held
-        held[caller] = held[caller] + cost if caller in held else cost
-        if self._backlogged:
-            self._shares.entered(caller, cost)
+        if caller != self._only:
+            self._enter_beside(caller, cost)
         is_loaded = self.in_progress > UNLOADED_MAX
         self.in_progress = in_progress
         self.admitted += 1
         # A ticket is the count of admissions from which on others count as company.
         return self.admitted - UNLOADED_MAX - 1 if is_loaded else self.admitted
 
-    def _may_exceed(self, caller: str, cost: int) -> bool:
-        """Whether a caller below its share is admitted without room."""
-        limit, in_progress = self.limit, self.in_progress
-        # Callers that all come for the first time share nothing yet, so this has a bound, too.
-        is_bounded = in_progress <= limit or in_progress + cost <= self._most_in_progress
-        return is_bounded and self._shares.is_below(caller, cost, limit)
+    def held(self) -> dict[str, int]:
+        """Summed cost of the requests in progress, by caller."""
+        if self._only is None:
+            return dict(self._held)
+        return {self._only: self.in_progress} if self.in_progress else {}
 
-    def leave(self, caller: str, ticket: int, latency_s: float, cost: int = 1) -> None:
-        """A request is answered: its cost is free again, and its latency may move the limit."""
-        self.in_progress -= cost
+    def _enter_beside(self, caller: str, cost: int) -> None:
+        """Note who enters, where it is not the only one."""
+        if self._only is not None:
+            if not self.in_progress:
+                self._only = caller
+                return
+            self._count_by_caller()
+        held = self._held
+        held[caller] = held[caller] + cost if caller in held else cost
+        if self._backlogged:
+            self._shares.entered(caller, cost)
+
+    def _count_by_caller(self) -> None:
+        """From now on ``_held`` is kept."""
+        if self._only is not None:
+            if self.in_progress:
+                self._held[self._only] = self.in_progress
+            self._only = None
+
+    def _leave_others(self, caller: str, cost: int) -> None:
+        """Note who leaves, where ``_held`` is kept; ``in_progress`` no longer counts it."""
         held = self._held
         left = held[caller] - cost
         if left:
@@ -150,7 +170,24 @@ class ConcurrencyLimit:
             del held[caller]
         if self._backlogged:
             self._shares.left(caller)
-            self._shares.count(caller, cost, self.limit)
+        elif not held:
+            self._only = caller
+
+    def _may_exceed(self, caller: str, cost: int) -> bool:
+        """Whether a caller below its share is admitted without room."""
+        self._count_by_caller()
+        limit, in_progress = self.limit, self.in_progress
+        # Callers that all come for the first time share nothing yet, so this has a bound, too.
+        is_bounded = in_progress <= limit or in_progress + cost <= self._most_in_progress
+        return is_bounded and self._shares.is_below(caller, cost, limit)
+
+    def leave(self, caller: str, ticket: int, latency_s: float, cost: int = 1) -> None:
+        """A request is answered: its cost is free again, and its latency may move the limit."""
+        self.in_progress -= cost
+        if self._only is None:
+            self._leave_others(caller, cost)
+            if self._backlogged:
+                self._shares.count(caller, cost, self.limit)
         is_unloaded = self.admitted - ticket <= UNLOADED_MAX
         if is_unloaded and not self._refused and self.limit >= self.range.least:
             self._measure_unloaded(latency_s)
@@ -164,24 +201,17 @@ class ConcurrencyLimit:
         """A request ends without the work: refused for its content, or its client is gone. Its
         latency says nothing of the node's speed, so only its cost is given back."""
         self.in_progress -= cost
-        held = self._held
-        left = held[caller] - cost
-        if left:
-            held[caller] = left
-        else:
-            del held[caller]
-        if self._backlogged:
-            self._shares.left(caller)
+        if self._only is None:
+            self._leave_others(caller, cost)
 
     def _measure_unloaded(self, latency_s: float) -> None:
-        if self._unloaded_s:
-            self._unloaded_s += (latency_s - self._unloaded_s) * _UNLOADED_WEIGHT
-        else:
-            self._unloaded_s = latency_s
+        unloaded_s = self._unloaded_s
+        unloaded_s = unloaded_s + (latency_s - unloaded_s) * _UNLOADED_WEIGHT if unloaded_s else latency_s
+        self._unloaded_s = unloaded_s
         target = self._target
         if target.multiple:
             # Without min and max, of which each takes as long as the rest.
-            wanted_s, least_s, most_s = self._unloaded_s * target.multiple, target.least_s, target.most_s
+            wanted_s, least_s, most_s = unloaded_s * target.multiple, target.least_s, target.most_s
             self.target_s = least_s if wanted_s < least_s else most_s if wanted_s > most_s else wanted_s  # noqa: FURB136
 
     def _adjust(self) -> None:
@@ -198,15 +228,25 @@ class ConcurrencyLimit:
             # After an overload the first limit comes back by itself, ready for a burst.
             self.limit = min(self.range.most, int(self.limit * _GROW) + 1)
         in_progress, least = self.in_progress, self.range.least
-        # A limit that falls far at once leaves room above what is still in progress.
-        falling = min(self._most_in_progress, in_progress + self.limit)
-        self._most_in_progress = max(2 * self.limit, least, falling)
+        most = 2 * self.limit
+        if self._most_in_progress != most:
+            # A limit that falls far at once leaves room above what is still in progress.
+            falling = min(self._most_in_progress, in_progress + self.limit)
+            self._most_in_progress = max(most, least, falling)
         # As above: with one in flight, a round is one request.
         self._round_left = in_progress if in_progress > least else least  # noqa: FURB136
         self._answered = self._refused = 0
         self._latency_sum_s = 0.0
+        if self._only is None:
+            self._look_who_is_there()
+
+    def _look_who_is_there(self) -> None:
+        """Stop counting by caller where only one is left."""
         if self._backlogged:
             self._shares.expire(self._now_s())
+        if not self._backlogged and len(self._held) == 1:
+            (self._only,) = self._held
+            self._held.clear()
 
 
 def submit_limit(now_s: Callable[[], float] = time.monotonic) -> ConcurrencyLimit:

@@ -126,9 +126,18 @@ class FastPath:
         head = self._heads.get(lines) or self._parse(lines)
         if head is None:
             return NoRequest.NOT_PLAIN
-        caller = self._authenticator.caller_of(head.authorization, route.access)
-        if not isinstance(caller, Caller):
-            return NoRequest.NOT_PLAIN
+        authenticator = self._authenticator
+        now_s = authenticator.now_s
+        caller = authenticator.callers.get(head.authorization)
+        if (
+            caller is None
+            or route.access not in caller.may
+            or not authenticator.from_s <= now_s() < authenticator.until_s
+        ):
+            found = authenticator.caller_of(head.authorization, route.access)
+            if not isinstance(found, Caller):
+                return NoRequest.NOT_PLAIN
+            caller = found
         length = head.length
         if length is None or task_id is not None:
             is_read = length is None and task_id is not None and len(data) == head_end + 4

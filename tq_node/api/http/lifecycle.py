@@ -103,29 +103,19 @@ class RequestLifecycle:
             self._in_flight = False
             self.server.in_flight -= 1
 
-    def _end(self, code: int) -> None:
-        """The answer is written: count it, and give back what the request took."""
-        latency_s = time.perf_counter() - self._started_s
-        self.server.metrics.http(self.route, code, latency_s)
-        audit = self.server.audit
-        if audit is not None:
-            audit.ended(cast("Exchange", self), code)
-        # An error is not the work: its latency would pass for speed.
-        self._release(latency_s if code < 300 or code == 504 else None)
+    def _end(self, code: int | None) -> None:
+        """The request is over: count its answer, and give back what it took, once.
 
-    def _hang_up(self) -> None:
-        """The client is gone: give back what the request took, and cancel its handler."""
-        self.gone = True
-        audit = self.server.audit
-        if audit is not None and self._in_flight:
-            audit.ended(cast("Exchange", self), HUNG_UP)
-        call = self._call
-        self._release(None)
-        if call is not None:
-            call.cancel()
-
-    def _release(self, latency_s: float | None) -> None:
-        """Give back what the request took, once. ``latency_s`` None: the work was not done."""
+        :param code: of the answer; None: it has none, or one that is counted elsewhere."""
+        server = self.server
+        latency_s = None
+        if code is not None:
+            took_s = time.perf_counter() - self._started_s
+            server.metrics.http(self.route, code, took_s)
+            if server.audit is not None:
+                server.audit.ended(cast("Exchange", self), code)
+            if code < 300 or code == 504:  # an error is not the work: its latency would pass for speed
+                latency_s = took_s
         ticket = self._ticket
         if ticket is not None:
             limit = self._limit
@@ -137,7 +127,18 @@ class RequestLifecycle:
                 limit.leave(self.who, ticket, latency_s, self._cost)
         if self._in_flight:
             self._in_flight = False
-            self.server.in_flight -= 1
-        self.server.bodies_held_bytes -= self._held_bytes
+            server.in_flight -= 1
+        server.bodies_held_bytes -= self._held_bytes
         self._held_bytes = 0
         self._call = None
+
+    def _hang_up(self) -> None:
+        """The client is gone: give back what the request took, and cancel its handler."""
+        self.gone = True
+        audit = self.server.audit
+        if audit is not None and self._in_flight:
+            audit.ended(cast("Exchange", self), HUNG_UP)
+        call = self._call
+        self._end(None)
+        if call is not None:
+            call.cancel()

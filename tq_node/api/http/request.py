@@ -192,7 +192,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         """Answer before the whole body is there, discard for ``linger_s`` what still arrives, then
         close. To close at once would reset the connection, and the sender would never see the
         answer."""
-        self._release(None)
+        self._end(None)
         self._refused = True
         self.content = BytesIO()
         channel, server = self.channel, self.server
@@ -332,7 +332,7 @@ class ApiRequest(RequestLifecycle, server.Request):
         if self.gone or self.finished:
             return
         if self._is_stream:
-            self._release(None)
+            self._end(None)
         else:
             self._end(self.code)
         super().finish()

@@ -50,6 +50,11 @@ class ServerState:
         self.large_body_limit = large_body_limit(reactor.seconds)
         self.list_limit = list_limit(reactor.seconds)
         self.long_list_limit = long_list_limit(reactor.seconds)
+        self.calm_in_flight = settings.requests_in_flight_max
+        """With fewer requests in flight, ..."""
+        takes_all = settings.body_bytes_max >= limits.LARGE_BODY_BYTES
+        self.calm_bytes = settings.bodies_held_bytes_max - limits.LARGE_BODY_BYTES if takes_all else -1
+        """... and at most so many bytes of bodies, there is room for any fast request."""
         self.in_flight = 0
         """Requests whose handler was called and that are not answered, without ``waiting`` ones."""
         self.waiting = 0
@@ -66,7 +71,7 @@ class ServerState:
         self._requests_of = Census(of_all, lambda one: one.in_flight, settings.requests_in_flight_max, now_s)
         self._bodies_of = Census(of_all, lambda one: one.body_bytes, settings.bodies_held_bytes_max, now_s)
         self._date = b""
-        self._date_s = -1
+        self._date_from_s = self._date_until_s = 0.0
 
     def has_room(self, body_bytes: int) -> bool:
         """Whether the counts allow one more request with a body of that size."""
@@ -88,8 +93,10 @@ class ServerState:
 
     def date(self) -> bytes:
         """The value of the ``Date`` header, made once a second."""
-        now_s = int(time.time())
-        if now_s != self._date_s:
-            self._date_s = now_s
-            self._date = datetimeToString(now_s)
+        now_s = time.time()
+        if not self._date_from_s <= now_s < self._date_until_s:
+            second = int(now_s)
+            # Numbers of one kind: to compare those of two takes longer than all the rest.
+            self._date_from_s, self._date_until_s = float(second), second + 1.0
+            self._date = datetimeToString(second)
         return self._date

@@ -290,14 +290,14 @@ def test_what_is_remembered_is_bounded(door: Door) -> None:
     token = door.tokens.make(Role.VIEW)
     for spaces in range(1, 3 * limits.CALLERS_CACHED_MAX):
         assert isinstance(door.ask(b"Bearer" + b" " * spaces + token.encode()), Caller)
-    assert len(door.authenticator._callers) <= limits.CALLERS_CACHED_MAX
+    assert len(door.authenticator.callers) <= limits.CALLERS_CACHED_MAX
 
 
 def test_what_is_refused_is_not_remembered(door: Door) -> None:
     door.tokens.make(Role.VIEW)
     for number in range(1_000, 1_100):
         door.show(token_of(number))
-    assert not door.authenticator._callers
+    assert not door.authenticator.callers
 
 
 def test_who_is_refused_for_its_role_is_known_by_name(door: Door) -> None:

@@ -240,6 +240,11 @@ def test_counts_hold_and_so_does_the_bound(steps: list[tuple[str, int, int]], li
         for name, _, some in held:
             of[name] += some
         assert one.in_progress == of.total()
-        assert shares.held == dict(of)
+        assert one.held() == dict(of)
+        if one._only is None:
+            assert shares.held == dict(of)
+        else:
+            assert not shares.held, "nothing is counted by caller where there is but one"
+            assert not shares.backlogged
         assert shares._idle == len(shares.backlogged.keys() - of.keys())
         assert shares.backlogged.items() <= shares._accounts.items()
