@@ -45,6 +45,7 @@ async def say(payload: str, context: Context) -> None:
 
 @task("l_cancelled")
 async def cancelled(payload: Any, context: Context) -> None:
+    context.log("begun")
     try:
         await asyncio.sleep(60)
     except asyncio.CancelledError:

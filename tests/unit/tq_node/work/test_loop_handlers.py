@@ -96,14 +96,13 @@ async def test_context_variables_of_one_are_not_those_of_another(rig: Rig) -> No
 
 @asynchronous
 async def test_a_cancelled_one_gets_a_cancelled_error_and_the_others_go_on(rig: Rig) -> None:
-    beside = rig.queue.put("l_sleep", 0.6)
+    beside = rig.queue.put("l_sleep", 3.0)
     claim = rig.queue.put("l_cancelled")
-    process = await loop_of(rig)
-    await until(lambda: process.load == 2, "both run")
+    await within(rig.queue.when(lambda: lines(rig, claim.task_id) == ["begun"]))
     rig.worker.stop_attempt(claim.task_id, claim.token)
     outcome = failed(await rig.outcome(claim))
     assert outcome.error.type == "cancelled"
-    assert lines(rig, claim.task_id) == ["cancelled: True"]
+    assert lines(rig, claim.task_id) == ["begun", "cancelled: True"]
     assert isinstance(await rig.outcome(beside), Completed)
 
 
