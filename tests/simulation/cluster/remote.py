@@ -142,13 +142,14 @@ class RemoteWorker:
         serial, world = self._serial, self.world
         self._requests[serial] = lost
         node = self._random.choice(world.nodes)
+        run = node.runs
         answer: list[Deferred[Any]] = []
 
         def pass_by(call: Callable[..., None], *arguments: Any) -> None:
             if not self.is_cut:
                 self._in_worker(self._delay(), self._read, serial, call, *arguments)
 
-        def arrive(run: int) -> None:
+        def arrive() -> None:
             if not (node.is_up and node.runs == run) or self.is_cut or node.is_stopping:
                 return
             answer.append(ask(node).addErrback(_is_gone))
@@ -160,16 +161,16 @@ class RemoteWorker:
 
         def out_of_patience() -> None:
             if self._requests.pop(serial, None) is not None:
-                if self._random.random() < 0.7 and node.is_up:
+                if self._random.random() < 0.7 and node.is_up and node.runs == run:
                     node.reactor.soon(self._delay(), SOCKET, hang_up)
                 lost()
 
         def hang_up() -> None:
-            if answer and not answer[0].called:
+            if answer and not answer[0].called and node.runs == run:
                 answer[0].cancel()
 
         if node.is_up:
-            node.reactor.soon(self._delay(), SOCKET, arrive, node.runs)
+            node.reactor.soon(self._delay(), SOCKET, arrive)
         self._in_worker(int(wait_s * SECOND_US) + PATIENCE_US, out_of_patience)
 
     def _delay(self) -> int:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
@@ -43,6 +43,7 @@ from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.types import Announced, HandledType, HandlerKind, NodeId, Token
 
 _log = Logger(namespace="taskqueue.running")
+T = TypeVar("T")
 RUN, STOP = "run", "stop"
 STATES = (RUN, "quiet", STOP)
 Kind = tuple[tuple[str, ...] | None, tuple[tuple[str, int], ...] | None]
@@ -395,7 +396,7 @@ class RemoteWorkers:
             else:
                 results[place] = Extended(0)  # the token is of another task
         asked = [self._extend_of(worker, number, held, of_it, results) for number, of_it in places.items()]
-        return gatherResults(asked).addCallback(lambda _: results)
+        return _all_of(asked).addCallback(lambda _: results)
 
     def _extend_of(
         self,
@@ -450,7 +451,7 @@ class RemoteWorkers:
             self._state.client.call(node, calls.WORKER_ORDER, order).addErrback(lambda _: None)
             for node, _ in self._others_up()
         ]
-        return gatherResults(told).addCallback(lambda _: None)
+        return _all_of(told).addCallback(lambda _: None)
 
     def ordered(self, order: calls.WorkerOrder) -> None:
         """Take an order of another node's, or of this one."""
@@ -478,7 +479,7 @@ class RemoteWorkers:
         asked: list[Deferred[Sequence[WorkerSeen]]] = [succeed(own)]
         for node, _ in self._others_up():
             asked.append(self._state.client.call(node, calls.REMOTE_WORKERS, calls.NOTHING).addErrback(lambda _: ()))
-        return gatherResults(asked).addCallback(_merged)
+        return _all_of(asked).addCallback(_merged)
 
     def seen_here(self) -> Sequence[WorkerSeen]:
         """The remote workers that this node knows."""
@@ -563,6 +564,13 @@ def _merged(seen: Sequence[Sequence[WorkerSeen]]) -> Sequence[WorkerSeen]:
         newer = one if one.seen_us > known.seen_us else known
         merged[one.worker] = msgspec.structs.replace(newer, busy=one.busy + known.busy)
     return [merged[name] for name in sorted(merged)]
+
+
+def _all_of(parts: Sequence[Deferred[T]]) -> Deferred[list[T]]:
+    """The results of parts that don't fail. A caller that goes away cancels none of them."""
+    done: Deferred[list[T]] = Deferred()
+    gatherResults(parts).addCallbacks(done.callback, lambda why: done.errback(why.value.subFailure))
+    return done
 
 
 def _key(claim: Claim) -> tuple[str, Token]:

@@ -143,7 +143,7 @@ def claim(task_id: str) -> Claim:
     return Claim(task_id, "email", b"1", 0, 1, Token(1, 7), None)
 
 
-def before(*claims: Claim, led: bool = True) -> calls.ClaimsBefore:
+def before(*claims: Claim) -> calls.ClaimsBefore:
     return calls.ClaimsBefore(list(claims), [])
 
 
@@ -337,6 +337,18 @@ def test_two_requests_of_a_worker_with_ids_of_their_own_both_wait(rig: Rig) -> N
     assert (first, second) == ([], [])
     rig.come(2)
     assert (len(first), len(second)) == (1, 1)
+
+
+def test_who_goes_while_leases_are_extended_leaves_no_failure(rig: Rig) -> None:
+    """Found by the simulator: what was asked at several primaries was cancelled, and failed."""
+    held = HeldAttempt("a", 0, 1, Token(1, 7))
+    extending: Deferred[Any] = Deferred()
+    rig.local.extend = lambda partition, worker, held: extending  # type: ignore[method-assign]
+    heard: list[Any] = []
+    asked = rig.workers.extend("w", [held]).addErrback(lambda why: heard.append(why.type))
+    asked.cancel()
+    assert heard == [CancelledError]
+    extending.callback([Extended(LEASE_MS)])
 
 
 # --- orders ---
