@@ -41,6 +41,7 @@ from tq_node.runtime.tasks.claims import Claims
 from tq_node.runtime.tasks.reads import TaskReads
 from tq_node.runtime.tasks.remote_attempts import RemoteAttempts
 from tq_node.runtime.tasks.task_table import RowCache, TaskTable
+from tq_node.runtime.tasks.worker_attempts import WorkerAttempts
 from tq_node.store.api import Batch
 from tq_node.tokens import Asker
 from tq_node.types import State, TaskRow, TaskSpec
@@ -99,6 +100,15 @@ HELPED = Faults(
     cut_us=(3_000_000, 9_000_000),
     nodes=3,
 )
+REMOTE = Faults(
+    actions=("crash", "crash_primary", "isolate", "pause_primary", "step_down", "restart", "cut_one_way"),
+    every_us=2_000_000,
+    work_every_us=25_000,
+    run_us=(200_000, 4_000_000),
+    nodes=3,
+    remote=3,
+)
+remote = pressed(REMOTE)
 swarm, failover, leases, restarts = pressed(), pressed(FAILOVER), pressed(LEASES), pressed(RESTARTS)
 writes, snapshots, cancels = pressed(WRITES), pressed(SNAPSHOTS), pressed(CANCELS)
 uncommitted, stale, holds, helped = pressed(UNCOMMITTED), pressed(STALE), pressed(HOLDS), pressed(HELPED)
@@ -260,6 +270,24 @@ def _reversed(self: PeerBox) -> None:
     _outgoing_send(self)
 
 
+def _extends_at_once(self: WorkerAttempts, worker: str, held: Any, confirmed: Deferred[None] | None) -> Any:
+    if confirmed is not None:
+        confirmed.addErrback(lambda _: None)
+    return _extend(self, worker, held, None)
+
+
+_extend = WorkerAttempts.extend
+
+
+def _adopts_none(self: WorkerAttempts, task_ids: Any) -> Deferred[None]:
+    return succeed(None)
+
+
+def _waits_for_no_handler(self: Claims, task_id: str, token: Any, lease_ms: int = 0) -> None:
+    self.remote.ended(task_id, token)
+    self.of_workers.ended(task_id, token)
+
+
 MUTATIONS = (
     # --- the disk before the word ---
     Mutation("messages of partitions leave before the disk", "R6, R16", ((PartitionCore, "ready", _all_at_once),), writes),
@@ -302,6 +330,12 @@ MUTATIONS = (
     Mutation("a stale token ends a task", "8, F30", ((runtime_table, "transition", _any_token),), helped),
     Mutation("what was lent is never lost", "8, P6", ((RemoteAttempts, "lose_overdue", always(None)),), helped),
     Mutation("what was lent is lost by an old lease", "8", ((RemoteAttempts, "lose_overdue", _loses_by_old_leases),), helped),
+    # --- remote workers ---
+    Mutation("inherited attempts of workers are not adopted", "L4, P6", ((WorkerAttempts, "adopt", _adopts_none),), remote),
+    Mutation("workers' leases never end", "L5, P6", ((WorkerAttempts, "_look", always(None)),), remote),
+    Mutation("a remote handler is not waited for", "L6, I12", ((Claims, "end_elsewhere", _waits_for_no_handler),), remote),
+    Mutation("new heaps lack what is proposed", "F32", ((RowCache, "proposed", always([])),), remote),
+    Mutation("leases are extended without a round", "L3", ((WorkerAttempts, "extend", _extends_at_once),), remote),
     # --- peers ---
     Mutation("streams go on over a new connection", "R14, F42", ((ReplicaDriver, "connected", always(None)),), swarm),
     Mutation("what could not be sent is forgotten", "R14", ((Replication, "_unsent", always(None)),), swarm),
@@ -320,6 +354,7 @@ EXPLAINED = {
     "looks of an older epoch are believed": "a read from the disk must span two changes of primary",
     "no ping rounds by themselves": "strong reads and activations begin rounds, too, and here they come all the time",
     "messages to peers go out of order": "a box seldom holds two of one partition, and a gap asks for a new ``Sync``",
+    "leases are extended without a round": "a worker asks any node, so that the deposed primary must be the one it asks",
     "renewals are granted without a round": "the attempt's node must still hear a primary that the leader does not",
     "what was lent is lost by an old lease": "the partition must go and come back between two looks; its unit test sees it",
 }

@@ -57,7 +57,7 @@ class RemoteWorker:
         self._run = 0
         self._serial = 0
         self._unread: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        self.is_paused = self.is_cut = False
+        self.is_paused = self.is_cut = self.is_dead = False
         self.held: dict[tuple[str, Token], Process] = {}
         """Attempts that run, or whose end no node has taken yet."""
         self._requests: dict[int, Callable[[], None]] = {}
@@ -67,6 +67,7 @@ class RemoteWorker:
     # --- life ---
     def start(self) -> None:
         self._run += 1
+        self.is_dead = False
         self._poll()
         self._in_worker(self._extend_us(), self._extend)
 
@@ -96,6 +97,9 @@ class RemoteWorker:
 
     def _die(self) -> None:
         """Its handlers go with it, but for a few that run on to their lease's end."""
+        if self.is_dead:
+            return
+        self.is_dead = True
         for process in self.held.values():
             if self._random.random() >= 0.2 and not process.is_over:
                 self._over(process)

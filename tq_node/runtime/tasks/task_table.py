@@ -83,6 +83,10 @@ class RowCache:
         slot = self._slots.get(task_id)
         return slot.row.spec if slot is not None and slot.row is not None else None
 
+    def proposed(self) -> list[TaskRow]:
+        """Rows of changes that the store may not show yet."""
+        return [slot.row for slot in self._slots.values() if slot.sequence and slot.row is not None]
+
     def pin(self, task_id: str) -> None:
         """Keep the row until ``unpin``, while others are read that are needed with it."""
         self._pins[task_id] = self._pins.get(task_id, 0) + 1
@@ -406,10 +410,11 @@ class TaskTable:
         return self.ready.is_misplaced
 
     async def rebuild_heaps(self) -> None:
-        """Build the heaps anew from the rows; what is enqueued meanwhile goes into both."""
+        """Build the heaps anew from the rows; what is enqueued meanwhile goes into both, so does
+        what was proposed before and is not in the store yet."""
         if self._enqueued_since is not None:
             return
-        self._enqueued_since = []
+        self._enqueued_since = self.rows.proposed()
         try:
             while True:
                 led = dict(self.leading)
