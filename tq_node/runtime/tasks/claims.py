@@ -494,11 +494,14 @@ class Claims:
         committed: Deferred[Any] | None = self._table.committed_wait(slot, wait)
         return succeed(None) if committed is None else committed
 
-    def end_elsewhere(self, task_id: str, token: Token, lease_ms: int = limits.LEASE_MS) -> None:
+    def end_elsewhere(self, task_id: str, token: Token, lease_ms: int | None = None) -> None:
         """An attempt elsewhere no longer holds its task: nothing starts beside it until it has
         ended, or its lease has, in ``lease_ms`` at the latest."""
         self._see_to(task_id, token)
-        self._ending_elsewhere[task_id] = (token, self._clock.now_ms() + lease_ms)
+        self._ending_elsewhere[task_id] = (
+            token,
+            self._clock.now_ms() + (limits.LEASE_MS if lease_ms is None else lease_ms),
+        )
         self.remote.ended(task_id, token)
         self.of_workers.ended(task_id, token)
 
