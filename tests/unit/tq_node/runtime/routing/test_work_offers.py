@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from tests.support.node_world import NodeWorld
 from tq_node import limits
 from tq_node.errors import StaleAttempt
-from tq_node.facade import Claim, Completed, Submission
+from tq_node.facade import Claim, Completed, Released, Submission
 from tq_node.types import State, TaskRow
 
 HELPER = "node-2"
@@ -140,6 +140,24 @@ def test_a_worker_that_nobody_knows_gets_its_types_too(helped: Helped) -> None:
     assert helped.lend(types=["email"]) == []
     helped.world.until(lambda: helped.world.queue.claims.backlog(["email"]) == 1, "it is found")
     assert [claim.task_id for claim in helped.lend(types=["email"])] == ["c"]
+
+
+def test_what_is_given_back_while_its_type_becomes_known_is_found(helped: Helped) -> None:
+    """The heaps are built from committed rows: one on its way to be committed is taken along."""
+    helped.submit("a", task_type="picture")
+    (claim,) = helped.lend()
+    released = helped.world.queue.claims.finish(claim, Released())
+    helped.world.queue.follow_handlers(("email",), {"email", "picture"})
+    helped.result(released)
+    helped.world.until(lambda: not helped.world.queue.table.ready.is_misplaced, "they are read anew")
+    assert [claim.task_id for claim in helped.lend(types=["picture"])] == ["a"]
+
+
+def test_a_remote_worker_s_type_is_looked_for_when_it_asks(helped: Helped) -> None:
+    helped.submit("a", task_type="picture")
+    claims = helped.world.queue.claims
+    assert claims.ready_for({"picture"}, None) == 0, "among the unknown"
+    helped.world.until(lambda: claims.ready_for({"picture"}, None) == 1, "it is found")
 
 
 def test_a_worker_claims_nothing_that_it_can_not_run(helped: Helped) -> None:
