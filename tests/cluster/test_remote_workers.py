@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.cluster.clusters import Cluster
 from tests.cluster.replicated import NAMES, MakeCluster, started
-from tests.support.harness import until
+from tests.support.harness import Nodes, until
 
 pytestmark = pytest.mark.cluster
 NO_HANDLERS = ("--handlers", "tests.support.cluster_handlers", "--concurrency", "1")
 LEASE_S = 5
 
 
-@pytest.fixture
-def cluster(make_cluster: MakeCluster) -> Cluster:
-    return started(make_cluster, more=("--concurrency", "1"))
+_number = itertools.count(1)
+_far = ["far"]
+
+
+def far() -> str:
+    """The type of this test's tasks, for which no node has a handler: what others left is not given to it."""
+    return _far[0]
+
+
+@pytest.fixture(autouse=True)
+def own_type() -> None:
+    _far[0] = f"far-{next(_number)}"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for all tests here that hurt none of them."""
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    made = Cluster(nodes, options=NO_HANDLERS)
+    made.start()
+    made.wait_whole()
+    made.wait_ready()
+    yield made
+    made.close()
+    nodes.close()
 
 
 def claim(cluster: Cluster, node: str, worker: str = "w-1", **fields: Any) -> Any:
-    body = {"worker": worker, "types": ["far"], "wait": 5, "lease": LEASE_S, "limit": 8, **fields}
+    body = {"worker": worker, "types": [far()], "wait": 5, "lease": LEASE_S, "limit": 8, **fields}
     answer = cluster[node].post("/work/claim", body, deadline_s=body["wait"] + 20)
     assert answer.status == 200, answer
     return answer.json
@@ -59,7 +83,7 @@ def claim_all(cluster: Cluster, node: str, count: int, **fields: Any) -> list[di
 
 
 def test_one_node_gives_the_work_of_all(cluster: Cluster) -> None:
-    tasks = [cluster[name].submit("far", number) for number, name in enumerate(NAMES * 4)]
+    tasks = [cluster[name].submit(far(), number) for number, name in enumerate(NAMES * 4)]
     claims = claim_all(cluster, "node-2", 12)
     assert sorted(one["task_id"] for one in claims) == sorted(tasks)
     assert {one["attempt"] for one in claims} == {1}
@@ -80,10 +104,14 @@ def test_who_waits_is_answered_when_work_comes_anywhere(cluster: Cluster) -> Non
     ]
     for thread in threads:
         thread.start()
-    until(lambda: len(cluster["node-1"].get("/workers").json["workers"]) == 3, what="three workers wait")
+
+    def waiting() -> set[str]:
+        return {one["worker"] for one in cluster["node-1"].get("/workers").json["workers"]}
+
+    until(lambda: {f"w-{name}" for name in NAMES} <= waiting(), what="three workers wait")
     began_s = time.monotonic()
     for number in range(9):
-        cluster["node-1"].submit("far", number)
+        cluster["node-1"].submit(far(), number)
     for thread in threads:
         thread.join(30)
     assert time.monotonic() - began_s < 10
@@ -92,7 +120,7 @@ def test_who_waits_is_answered_when_work_comes_anywhere(cluster: Cluster) -> Non
 
 
 def test_a_cancelled_attempt_is_told_by_an_early_answer_and_with_the_next_extend(cluster: Cluster) -> None:
-    task = cluster["node-1"].submit("far")
+    task = cluster["node-1"].submit(far())
     claims = claim_all(cluster, "node-2", 1)
     early: list[Any] = []
     waiting = threading.Thread(target=lambda: early.append(claim(cluster, "node-3", wait=30)))
@@ -109,7 +137,7 @@ def test_a_cancelled_attempt_is_told_by_an_early_answer_and_with_the_next_extend
 
 
 def test_a_silent_worker_loses_its_attempts_and_a_late_finish_is_refused(cluster: Cluster) -> None:
-    task = cluster["node-3"].submit("far", max_attempts=2)
+    task = cluster["node-3"].submit(far(), max_attempts=2)
     first = claim_all(cluster, "node-1", 1)
     began_s = time.monotonic()
     second = claim_all(cluster, "node-2", 1, worker="w-2", wait=20)
@@ -122,7 +150,7 @@ def test_a_silent_worker_loses_its_attempts_and_a_late_finish_is_refused(cluster
 
 
 def test_the_primary_ends_what_outruns_its_timeout(cluster: Cluster) -> None:
-    task = cluster["node-1"].submit("far", timeout=1, max_attempts=1)
+    task = cluster["node-1"].submit(far(), timeout=1, max_attempts=1)
     claims = claim_all(cluster, "node-2", 1)
     assert claims[0]["timeout"] == 1
     ended = cluster["node-1"].status(task, wait_s=10)
@@ -132,7 +160,7 @@ def test_the_primary_ends_what_outruns_its_timeout(cluster: Cluster) -> None:
 
 def test_the_same_claim_id_gives_the_same_claims_at_any_node(cluster: Cluster) -> None:
     for number in range(4):
-        cluster["node-1"].submit("far", number)
+        cluster["node-1"].submit(far(), number)
     first = claim(cluster, "node-1", claim_id="c-1", limit=3)["claims"]
     assert first
     for name in ("node-2", "node-3", "node-1"):
@@ -143,8 +171,10 @@ def test_the_same_claim_id_gives_the_same_claims_at_any_node(cluster: Cluster) -
     }
 
 
-def test_an_attempt_outlives_its_gateway_and_its_primary(cluster: Cluster) -> None:
-    tasks = [cluster["node-1"].submit("far", number) for number in range(6)]
+@pytest.mark.long
+def test_an_attempt_outlives_its_gateway_and_its_primary(make_cluster: MakeCluster) -> None:
+    cluster = started(make_cluster, handlers=NO_HANDLERS)
+    tasks = [cluster["node-1"].submit(far(), number) for number in range(6)]
     claims = claim_all(cluster, "node-3", 6, lease=10)
     cluster["node-3"].kill9()
     until(lambda: all("lease" in one for one in extend(cluster, "node-1", claims)), deadline_s=10, what="leases go on")
@@ -157,7 +187,7 @@ def test_an_attempt_outlives_its_gateway_and_its_primary(cluster: Cluster) -> No
 
 def test_operators_quiet_and_stop_a_worker(cluster: Cluster) -> None:
     assert cluster["node-1"].post("/workers/quiet?worker=w-1").status == 200
-    cluster["node-2"].submit("far")
+    cluster["node-2"].submit(far())
     assert claim(cluster, "node-3", wait=1) == {"state": "quiet", "claims": [], "waited": pytest.approx(0, abs=2)}
     assert cluster["node-2"].post("/workers/stop?worker=w-1").status == 200
     assert claim(cluster, "node-1", wait=0)["state"] == "stop"
@@ -168,7 +198,7 @@ def test_operators_quiet_and_stop_a_worker(cluster: Cluster) -> None:
 def test_queues_are_served_in_their_order_and_by_weight(cluster: Cluster) -> None:
     for number in range(12):
         for queue in ("slow", "fast"):
-            cluster["node-1"].submit("far", number, id=f"{queue}-{number}", queue=queue)
+            cluster["node-1"].submit(far(), number, id=f"{queue}-{number}", queue=queue)
     first = claim(cluster, "node-1", queues=["fast", "slow"], limit=2)["claims"]
     assert {one["queue"] for one in first} == {"fast"}
     only = claim_all(cluster, "node-2", 6, queues=["slow"], limit=6)
@@ -177,7 +207,7 @@ def test_queues_are_served_in_their_order_and_by_weight(cluster: Cluster) -> Non
 
 def test_what_is_wrong_is_named_and_costs_the_others_nothing(cluster: Cluster) -> None:
     node = cluster["node-1"]
-    node.submit("far")
+    node.submit(far())
     claims = claim_all(cluster, "node-2", 1)
     body = {"worker": "w-1", "claims": [*named(claims), {"task_id": "x", "token": claims[0]["token"]}]}
     body["claims"].append({"task_id": claims[0]["task_id"], "token": "no token"})  # type: ignore[attr-defined]

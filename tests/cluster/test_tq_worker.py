@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.clusters import Cluster
-from tests.cluster.replicated import MakeCluster, started
-from tests.support.harness import PROJECT, clean_environment, free_port, until
+from tests.cluster.replicated import HANDLERS, MakeCluster, started
+from tests.support.harness import PROJECT, Nodes, clean_environment, free_port, until
+from tq_node.remote_worker.options import read_options
 
 pytestmark = pytest.mark.cluster
 SHOP = """
@@ -44,6 +45,8 @@ def work(payload, context):
         time.sleep(0.1)
 """
 DEADLINE_S = 20.0
+IDLE = (*HANDLERS, "--concurrency", "1")
+"""Nodes with other handlers than the workers."""
 
 
 class TqWorker:
@@ -101,9 +104,17 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def cluster(make_cluster: MakeCluster) -> Cluster:
-    return started(make_cluster, more=("--concurrency", "1"))
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for all tests here that hurt none of them."""
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    made = Cluster(nodes, options=IDLE)
+    made.start()
+    made.wait_whole()
+    made.wait_ready()
+    yield made
+    made.close()
+    nodes.close()
 
 
 def test_it_runs_handlers_of_both_kinds_and_ends_in_order(
@@ -136,6 +147,7 @@ def test_what_it_can_not_end_in_time_is_given_back(cluster: Cluster, home: Path,
     assert workers[0].end() == 0
     row = cluster["node-2"].status(task)
     assert (row["status"], [one["outcome"] for one in row["attempts"]]) == ("pending", ["released"])
+    assert cluster["node-1"].post(f"/tasks/cancel?id={task}").status == 200
 
 
 def test_a_cancel_reaches_the_handler(cluster: Cluster, home: Path, workers: list[TqWorker]) -> None:
@@ -146,6 +158,7 @@ def test_a_cancel_reaches_the_handler(cluster: Cluster, home: Path, workers: lis
     until(lambda: "taskqueue_worker_running 0" in workers[0].page("metrics"), deadline_s=DEADLINE_S, what="it is ended")
 
 
+@pytest.mark.long
 def test_killed_it_loses_nothing_and_another_goes_on(cluster: Cluster, home: Path, workers: list[TqWorker]) -> None:
     workers.append(TqWorker(home, cluster, "--lease", "5").connected())
     tasks = [cluster["node-1"].submit("nap", 1) for _ in range(4)]
@@ -161,7 +174,9 @@ def test_killed_it_loses_nothing_and_another_goes_on(cluster: Cluster, home: Pat
         assert [one["outcome"] for one in ended["attempts"]] == ["lost", "completed"]
 
 
-def test_it_goes_on_at_another_node(cluster: Cluster, home: Path, workers: list[TqWorker]) -> None:
+@pytest.mark.long
+def test_it_goes_on_at_another_node(make_cluster: MakeCluster, home: Path, workers: list[TqWorker]) -> None:
+    cluster = started(make_cluster, more=("--concurrency", "1"))
     workers.append(TqWorker(home, cluster).connected())
     tasks = [cluster["node-1"].submit("nap", 3) for _ in range(4)]
     until(
@@ -177,8 +192,8 @@ def test_it_goes_on_at_another_node(cluster: Cluster, home: Path, workers: list[
 
 
 def test_operators_stop_it(cluster: Cluster, home: Path, workers: list[TqWorker]) -> None:
-    workers.append(TqWorker(home, cluster).connected())
-    assert cluster["node-1"].post("/workers/stop?worker=w-1").status == 200
+    workers.append(TqWorker(home, cluster, name="w-stopped").connected())
+    assert cluster["node-1"].post("/workers/stop?worker=w-stopped").status == 200
     assert workers[0].process.wait(20) == 0
 
 
@@ -194,7 +209,6 @@ def test_watch_loads_changed_handlers(cluster: Cluster, home: Path, workers: lis
     ("options", "says"),
     [
         ([], "--handlers is missing"),
-        (["--handlers", "no_such_module"], "no_such_module can't be imported"),
         (["--handlers", "shop", "--queues", "a:0,b:1"], "has no weight from 1 to 100"),
         (["--handlers", "shop", "--concurrency", "0"], "is not from 1 to"),
         (["--handlers", "shop", "--lease", "1"], "from 5 to 300"),
@@ -204,18 +218,19 @@ def test_watch_loads_changed_handlers(cluster: Cluster, home: Path, workers: lis
         (["--handlers", "shop", "host:port:more"], "host:port:more"),
     ],
 )
-def test_wrong_options_are_one_line(home: Path, options: list[str], says: str) -> None:
-    command = [sys.executable, "-m", "tq_node.remote_worker", *options]
-    ended = subprocess.run(
-        command,
-        cwd=home,
-        env=clean_environment(PYTHONPATH=str(PROJECT)),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert says in ended.stderr
+def test_wrong_options_are_one_line(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_options(options, {})
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert says in said
+    assert (said.startswith("tq-worker: "), said.count("\n")) == (True, 1)
+
+
+def test_a_module_that_can_not_be_loaded_is_one_line(home: Path) -> None:
+    command = [sys.executable, "-m", "tq_node.remote_worker", "--handlers", "no_such_module"]
+    environment = clean_environment(PYTHONPATH=str(PROJECT))
+    ended = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended
     assert ended.stderr.startswith("tq-worker: ")
-    assert ended.stderr.count("\n") == 1
+    assert "no_such_module can't be imported" in ended.stderr
