@@ -228,7 +228,9 @@ class RemoteQueue:
             limit = max(1, min(self._wanted, BATCH_MAX))
             sent_s = self._monotonic()
             try:
-                answer = await self._api.claim(self._said, claim_id, limit, limits.WORKER_POLL_S)
+                # The first one does not wait: it says whether a node answers at all.
+                wait_s = limits.WORKER_POLL_S if self.is_connected else 0
+                answer = await self._api.claim(self._said, claim_id, limit, wait_s)
             except client_errors.TaskQueueError as why:
                 failures += 1
                 self._not_answered(why, failures)
