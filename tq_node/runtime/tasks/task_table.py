@@ -6,7 +6,7 @@ updates row and heap. The rest of ``runtime`` decides *which* change."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Protocol, cast
 
@@ -83,9 +83,11 @@ class RowCache:
         slot = self._slots.get(task_id)
         return slot.row.spec if slot is not None and slot.row is not None else None
 
-    def proposed(self) -> list[TaskRow]:
-        """Rows of changes that the store may not show yet."""
-        return [slot.row for slot in self._slots.values() if slot.sequence and slot.row is not None]
+    def proposed(self) -> Iterator[tuple[TaskRow, int]]:
+        """Rows of changes that the store may not show yet, each with its newest change's entry."""
+        for slot in self._slots.values():
+            if slot.sequence and slot.row is not None:
+                yield slot.row, slot.sequence
 
     def pin(self, task_id: str) -> None:
         """Keep the row until ``unpin``, while others are read that are needed with it."""
@@ -411,10 +413,15 @@ class TaskTable:
 
     async def rebuild_heaps(self) -> None:
         """Build the heaps anew from the rows; what is enqueued meanwhile goes into both, so does
-        what was proposed before and is not in the store yet."""
+        what was proposed before and is not committed yet: the store will show the rest."""
         if self._enqueued_since is not None:
             return
-        self._enqueued_since = self.rows.proposed()
+        cores = self.driver.cores
+        self._enqueued_since = [
+            row
+            for row, sequence in self.rows.proposed()
+            if row.partition in self.leading and sequence > cores[row.partition].log.committed
+        ]
         try:
             while True:
                 led = dict(self.leading)
