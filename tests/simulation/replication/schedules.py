@@ -7,7 +7,7 @@ from tests.simulation.replication.faults import Faults
 from tests.simulation.replication.node import DataNode
 from tests.simulation.replication.world import PARTITIONS, ReplicationWorld
 from tests.support.world import MS_US, SECOND_US
-from tq_node.cluster.commands import UnsafeRecover
+from tq_node.cluster.commands import DrainNode, UnsafeRecover
 from tq_node.types import NodeId, PartitionId
 
 
@@ -47,6 +47,9 @@ def run_recovery(seed: int) -> None:
     world = quiet(seed, 5)
     entry = world.table.map.partitions[0]
     assert entry.primary is not None
+    for spare in world.nodes:
+        if spare not in entry.copies:
+            world.table.commit(DrainNode(spare))  # it counts for the table's majority, and takes no lost copy's place
     lagging = next(node for node in entry.isr if node != entry.primary)
     cut_pair(world, entry.primary, lagging)
     world.run(6 * SECOND_US)
@@ -70,9 +73,13 @@ def run_recovery(seed: int) -> None:
     need([recovery.epoch for recovery in recoveries] == [entry.epoch + 1], "the recovery is recorded:", recoveries)
     world.run(4 * SECOND_US)
     for node in lost:
+        need(history.has_abandoned(node.store.partition(0)), "the world brings back another history:", node.me)
         world.restart(node)
-    world.run(15 * SECOND_US)
-    for copy in world.table.map.partitions[0].copies:
+        world.run(2 * SECOND_US)  # it learns of the recovery; two that have not could go on with the lost history
+    world.run(11 * SECOND_US)
+    copies = world.table.map.partitions[0].copies
+    need({node.me for node in lost} <= {*copies}, "the world makes copies of another history copies again:", copies)
+    for copy in copies:
         abandoned = history.has_abandoned(world.nodes[copy].store.partition(0))
         need(not abandoned, "a copy of another history starts from nothing:", copy)
     world.heal()
