@@ -231,7 +231,6 @@ class RemoteWorker:
             self.held[process.key] = process
             self.world.checkers.claimed_by(self.name, claim)
             self.world.checkers.starts(process)
-            self.world.clients.claims.append(claim)
             self.world.time.at(until_us, self._lease_ends, process)
             self.world.time.after(self.world.run_us(), self._ends, process, self._outcome())
 
