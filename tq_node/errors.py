@@ -101,6 +101,10 @@ class NoSuchToken(TaskQueueError):
     status, code, title = 404, "not_found", "No such token"
 
 
+class NoSuchType(TaskQueueError):
+    status, code, title = 404, "not_found", "Nothing is known of the type"
+
+
 class TaskPurged(TaskQueueError):
     status, code, title = 410, "task_purged", "Task purged"
 

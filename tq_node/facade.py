@@ -19,8 +19,10 @@ from tq_node.types import (
     Announced,
     Backoff,
     ClusterView,
+    HandledType,
     LogLine,
     PartitionView,
+    PauseEntry,
     Progress,
     State,
     TaskError,
@@ -113,6 +115,8 @@ class ListQuery(msgspec.Struct, frozen=True, array_like=True):
     cursor: tuple[_TimeUs, str] | None = None
     limit: Annotated[int, Meta(ge=0, le=2 * limits.LIST_LIMIT_MAX)] = 1000
     cluster: bool = False
+    waiting: tuple[str, str] | None = None
+    """Kind and name of what the tasks wait for; an empty name: any."""
 
 
 class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -121,6 +125,8 @@ class ListedTask(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """primary or replica"""
     node: str
     """name of the primary"""
+    waits: tuple[WaitsFor, ...] = ()
+    """Why it doesn't run yet, as the node knows that has listed it."""
 
 
 class TaskPage(msgspec.Struct, frozen=True, array_like=True):
@@ -145,11 +151,13 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A task as read. ``age_s``: the row's greatest age in seconds; None: a strong read, fresh."""
+    """A task as read. ``age_s``: the row's greatest age in seconds; None: a strong read, fresh.
+    ``waits``: why it doesn't run yet, as the node knows that has read it."""
 
     row: TaskRow
     node: str
     age_s: float | None = None
+    waits: tuple[WaitsFor, ...] = ()
 
 
 class EventBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -369,6 +377,14 @@ class TokenTable(msgspec.Struct, frozen=True):
     """Of this node's tokens file: they count, fresh or not."""
 
 
+class TypeTable(msgspec.Struct, frozen=True):
+    """Defaults of types in the cluster map, in order of types, apart from those of nodes' handlers:
+    as operators put them, and as remote workers announced them. The former go before all others."""
+
+    put: tuple[HandledType, ...] = ()
+    announced: tuple[HandledType, ...] = ()
+
+
 class OpenOfMaker(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Tasks of one token that have not ended, and the queues that they are of."""
 
@@ -418,7 +434,7 @@ class TaskQueue(WorkQueue, Protocol):
         ``has_more`` together with those of the caller's next call, in one of the next turns."""
 
     def queue_of(self, task_type: str) -> str:
-        """The queue of a task of this type that names none, as this node's handlers have it."""
+        """The queue of a task of this type that names none."""
 
     def open_of(self, maker: str) -> OpenOfMaker:
         """What a token has open in the cluster; what other nodes have of it is as of the last
@@ -447,12 +463,34 @@ class TaskQueue(WorkQueue, Protocol):
         """Forget an ended task, as retention would; returns it as it was; raises ``NotFinal``."""
         ...
 
-    def pause(self, queue: str, by: str = "") -> Deferred[None]:
-        """Start no more tasks of a queue. ``by``: name of the token that asks, for the record."""
+    def pause(self, entry: PauseEntry) -> Deferred[None]:
+        """Start no more tasks of a queue or a type, until it is resumed or ``until_us`` is over.
+        ``by``: name of the token that asks, for the record; ``since_us`` is set here.
 
-    def resume(self, queue: str, by: str = "") -> Deferred[None]: ...
+        :raises Upgrading: some node knows pauses of queues alone, without more."""
+
+    def resume(self, target: str, name: str, by: str = "") -> Deferred[None]:
+        """Start tasks of a queue or a type again."""
 
     def paused_queues(self) -> frozenset[str]: ...
+
+    def pauses(self) -> Sequence[PauseEntry]:
+        """What is paused now: queues first, in order of names."""
+
+    # --- types ---
+    def type_table(self) -> TypeTable: ...
+
+    def put_type(self, entry: HandledType, by: str = "") -> Deferred[None]:
+        """Set the defaults of a type's tasks, in place of those put before; fires once all nodes up
+        know, or after a second.
+
+        :raises ClusterRefused, Upgrading, NotReady, NoController, OutcomeUnknown: next two, too"""
+
+    def delete_type(self, task_type: str, by: str = "") -> Deferred[None]:
+        """Forget what was put and announced of a type; also raises ``NoSuchType``."""
+
+    def announce_types(self, types: tuple[HandledType, ...], by: str = "") -> Deferred[None]:
+        """Keep the defaults that a remote worker's handlers have; what was put goes before them."""
 
     def watch(
         self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
@@ -547,9 +585,6 @@ class TaskQueue(WorkQueue, Protocol):
 
     def handlers(self) -> Sequence[NodeHandlers]:
         """The handlers of all nodes up; raises ``Upgrading`` if one's release does not say."""
-
-    def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
-        """Why a task that has not ended does not run, as this node knows."""
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
         """Reload this node's handlers; raises ``HandlersUnusable`` and keeps the earlier ones."""

@@ -250,6 +250,12 @@ HANDLED_TYPES_MAX = 1_000
 """Task types that a node may have handlers for; it announces all of them to the others."""
 HANDLED_BYTES_MAX = 128 * KIB
 """Encoded size of such an announcement, with the defaults of each type."""
+TYPE_SETTINGS_MAX = 1_000
+"""Types whose defaults operators set, and types whose defaults remote workers announced, each."""
+WAITS_FOR_SLOT_US = 200_000
+"""A task that is ready for so long, and nothing else holds it back, is said to wait for a slot."""
+PAUSE_REASON_CHARS_MAX = 200
+PAUSED_TYPES_MAX = 1_000
 
 # --- access tokens (section 12 of the contract) ---
 TOKENS_MAX = 1_000

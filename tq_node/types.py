@@ -162,7 +162,8 @@ class HandlerKind(enum.IntEnum):
 
 
 class HandledType(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A type with a handler at a node, and the defaults of its ``@task``; None: no default."""
+    """A task type and the defaults of its tasks, as a handler's ``@task`` or an operator has them;
+    None: no default."""
 
     type: str
     queue: str | None = None
@@ -178,11 +179,36 @@ class Announced(msgspec.Struct, frozen=True, array_like=True):
     handled: tuple[HandledType, ...] = ()
 
 
+class PauseEntry(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
+    """A type that is paused, or what is known of a paused queue. Times by the wall clock."""
+
+    target: str
+    """``queue`` or ``type``."""
+    name: str
+    reason: str = ""
+    since_us: int = 0
+    until_us: int | None = None
+    """When it goes on by itself; None: once somebody resumes it."""
+    by: str = ""
+    """Name of the token that asked for it; empty: nobody had to prove anything."""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.target, self.name
+
+
+WAIT_KINDS = ("time", "queue_paused", "type_paused", "no_handler", "draining", "copies", "slots")
+"""What a task may wait for, in the order in which it is told."""
+
+
 class WaitsFor(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """Why a task doesn't run: ``kind`` is a stable word, ``since_us`` the node's wall clock."""
+    """Why a task doesn't run. ``kind``: one of ``WAIT_KINDS``; ``name``: of the queue
+    or the type. ``until_us``: when that is over by itself. Times by the primary's wall clock."""
 
     kind: str
     since_us: int
+    name: str = ""
+    until_us: int | None = None
 
 
 class Transition(NamedTuple):

@@ -7,7 +7,7 @@ import textwrap
 from tq_tui import format as f
 from tq_tui.charts import Line, filled
 from tq_tui.client.api import quoted
-from tq_tui.client.models import Task
+from tq_tui.client.models import Task, WaitsFor
 from tq_tui.state.cluster_view import ClusterView
 
 
@@ -47,13 +47,22 @@ def _why_scheduled(task: Task, now_s: float) -> str:
     return f"Was submitted for later: {due}, at {f.moment(task.run_at)}."
 
 
+def _until(reason: WaitsFor | None) -> str:
+    return "" if reason is None or reason.until is None else f" until {f.moment(reason.until)}"
+
+
 def _why_pending(task: Task, view: ClusterView) -> str:
-    if task.queue in view.paused:
-        return f"Queue {task.queue} is paused; P lets it go on."
+    reasons = {reason.kind: reason for reason in task.waiting_for}
+    if task.queue in view.paused or "queue_paused" in reasons:
+        return f"Queue {task.queue} is paused{_until(reasons.get('queue_paused'))}; P lets it go on."
+    if "type_paused" in reasons:
+        return f"Type {task.type!r} is paused{_until(reasons['type_paused'])}."
+    if "copies" in reasons:
+        return f"Too few copies of its partition {task.partition} are in sync to begin it."
     entry = next((entry for entry in view.partitions if entry.partition == task.partition), None)
     if entry is not None and (entry.primary is None or entry.state != "active"):
         return f"Its partition {task.partition} is {entry.state}: no node leads it just now."
-    if any(reason.kind == "no_handler" for reason in task.waiting_for):
+    if "no_handler" in reasons:
         return f"No node that is up has a handler for {task.type!r}: it runs once one comes."
     node = view.named(task.node or "")
     if node is not None and not node.is_up:

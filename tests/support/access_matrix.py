@@ -35,6 +35,7 @@ ROUTES = {
         GET /tasks/stats
         GET /handlers
         GET /workers
+        GET /types/list
         GET /cluster
         GET /cluster/partitions
         GET /metrics
@@ -56,6 +57,8 @@ ROUTES = {
         POST /tasks/pause
         POST /tasks/resume
         POST /workers/reload
+        POST /types/put
+        POST /types/delete
         POST /workers/quiet
         POST /workers/stop
         POST /workers/resume
@@ -64,6 +67,7 @@ ROUTES = {
         POST /work/claim
         POST /work/extend
         POST /work/finish
+        POST /workers/announce
     """,
     "changes of the cluster": """
         POST /cluster/invite

@@ -26,6 +26,7 @@ from tq_node.errors import (
     IdConflict,
     NoSuchTask,
     NoSuchToken,
+    NoSuchType,
     NotFinal,
     NotRetryable,
     StaleAttempt,
@@ -56,6 +57,7 @@ from tq_node.facade import (
     Subscription,
     TaskPage,
     TokenTable,
+    TypeTable,
     Worker,
     WorkerAsk,
     WorkerGrant,
@@ -66,8 +68,10 @@ from tq_node.types import (
     AttemptRecord,
     Backoff,
     ClusterView,
+    HandledType,
     LogLine,
     PartitionView,
+    PauseEntry,
     Progress,
     State,
     TaskError,
@@ -105,6 +109,8 @@ class MemoryQueue:
         self.unled: set[int] = set()
         """Partitions that nobody answers for."""
         self.paused: set[str] = set()
+        self.paused_with: list[PauseEntry] = []
+        self.types = TypeTable()
         self.reasons: list[NotReadyReason] = []
         self.queues_of_types: dict[str, str] = {}
         """What handlers say of types."""
@@ -290,7 +296,7 @@ class MemoryQueue:
         def work() -> Any:
             row = self._row(task_id, asker)
             if wait_s <= 0.0 or row.state.is_final:
-                return Read(row, self._name, 0.0 if local else None)
+                return Read(row, self._name, 0.0 if local else None, tuple(self.waits.get(row.id, ())))
             return self._wait(task_id, wait_s)
 
         return self._answer("get", work)
@@ -377,7 +383,15 @@ class MemoryQueue:
             value = {"id": 0, "created_at": row.spec.created_us, "run_at": row.run_at_us, "priority": row.spec.priority}
             return value[query.sort], row.id
 
-        rows = sorted((row for row in self.rows.values() if matches(row)), key=place, reverse=query.descending)
+        def waits(row: TaskRow) -> bool:
+            if query.waiting is None:
+                return True
+            kind, name = query.waiting
+            return any(one.kind == kind and name in ("", one.name) for one in self.waits.get(row.id, ()))
+
+        rows = sorted(
+            (row for row in self.rows.values() if matches(row) and waits(row)), key=place, reverse=query.descending
+        )
         after = query.cursor
         if after is not None:
             rows = [row for row in rows if (place(row) < after if query.descending else place(row) > after)]
@@ -385,7 +399,8 @@ class MemoryQueue:
         more = place(page[-1]) if len(rows) > len(page) else None
         missing = self.members.missing() if query.cluster else []
         unled = sorted(self.unled) if query.cluster else []
-        return TaskPage([ListedTask(row, "primary", self._name) for row in page], more, missing, unled)
+        listed = [ListedTask(row, "primary", self._name, tuple(self.waits.get(row.id, ()))) for row in page]
+        return TaskPage(listed, more, missing, unled)
 
     def stats(self, *, cluster: bool = False, queues: Collection[str] | None = None) -> Deferred[Stats]:
         def work() -> Stats:
@@ -402,14 +417,53 @@ class MemoryQueue:
         self.orders.append((order, by))
         return self._answer(order, work)
 
-    def pause(self, queue: str, by: str = "") -> Deferred[None]:
-        return self._order("pause", by, lambda: self.paused.add(queue))
-
-    def resume(self, queue: str, by: str = "") -> Deferred[None]:
-        return self._order("resume", by, lambda: self.paused.discard(queue))
-
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self.paused)
+
+    def pause(self, entry: PauseEntry) -> Deferred[None]:
+        def work() -> None:
+            if entry.target == "queue":
+                self.paused.add(entry.name)
+            self.paused_with.append(entry)
+
+        return self._order("pause", entry.by, work)
+
+    def resume(self, target: str, name: str, by: str = "") -> Deferred[None]:
+        def work() -> None:
+            if target == "queue":
+                self.paused.discard(name)
+            self.paused_with = [one for one in self.paused_with if one.place != (target, name)]
+
+        return self._order("resume", by, work)
+
+    def pauses(self) -> Sequence[PauseEntry]:
+        known = {one.place for one in self.paused_with}
+        return [*(PauseEntry("queue", name) for name in self.paused if ("queue", name) not in known), *self.paused_with]
+
+    def type_table(self) -> TypeTable:
+        return self._answer_now("type_table", lambda: self.types)
+
+    def put_type(self, entry: HandledType, by: str = "") -> Deferred[None]:
+        def work() -> None:
+            others = [known for known in self.types.put if known.type != entry.type]
+            self.types = _replace(self.types, put=(*others, entry))
+
+        return self._order("put_type", by, work)
+
+    def delete_type(self, task_type: str, by: str = "") -> Deferred[None]:
+        def work() -> None:
+            left = tuple(known for known in self.types.put if known.type != task_type)
+            if left == self.types.put:
+                raise NoSuchType
+            self.types = _replace(self.types, put=left)
+
+        return self._order("delete_type", by, work)
+
+    def announce_types(self, types: tuple[HandledType, ...], by: str = "") -> Deferred[None]:
+        def work() -> None:
+            self.types = _replace(self.types, announced=types)
+
+        return self._order("announce_types", by, work)
 
     def watch(
         self, observer: Callable[[EventBatch], None], *, after_id: int | None = None, cluster: bool = False
@@ -498,9 +552,6 @@ class MemoryQueue:
 
     def handlers(self) -> Sequence[NodeHandlers]:
         return self._answer_now("handlers", lambda: self.node_handlers)
-
-    def waiting_for(self, row: TaskRow) -> Sequence[WaitsFor]:
-        return self.waits.get(row.id, ())
 
     def reload_handlers(self) -> Deferred[HandlersReloaded]:
         return self._answer("reload_handlers", lambda: HandlersReloaded(["email"], ["email"], []))

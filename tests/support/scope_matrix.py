@@ -96,6 +96,10 @@ POST /workers/reload : handlers
 POST /workers/quiet : workers
 POST /workers/stop : workers
 POST /workers/resume : workers
+GET /types/list : types, without those of other queues
+POST /types/put : types, for tokens of all queues alone
+POST /types/delete : as put
+POST /workers/announce : types, none into another queue
 POST /cluster/join : nodes
 POST /cluster/invite : nodes
 POST /cluster/drain : nodes

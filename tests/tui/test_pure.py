@@ -257,6 +257,11 @@ def test_why_it_waits() -> None:
     assert "no node leads it" in task_view.why(waiting("pending"), offline)
     unhandled = task_view.why(waiting("pending", waiting_for=(WaitsFor("no_handler"),)), view)
     assert unhandled == "No node that is up has a handler for 'email': it runs once one comes."
+    held = WaitsFor("type_paused", None, "email", due)
+    assert "Type 'email' is paused until" in task_view.why(waiting("pending", waiting_for=(held,)), view)
+    assert "Too few copies" in task_view.why(waiting("pending", waiting_for=(WaitsFor("copies"),)), view)
+    stopped = task_view.why(waiting("pending", waiting_for=(WaitsFor("queue_paused"),)), view)
+    assert stopped == "Queue default is paused; P lets it go on."
     lost = task_view.why(waiting("failed", error=TaskError("attempts_lost", "")), view)
     assert "three attempts were lost" in lost
     assert "No node has a handler" in task_view.why(waiting("failed", error=TaskError("no_handler", "")), view)

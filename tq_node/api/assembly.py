@@ -24,6 +24,7 @@ from tq_node.api.routes import Route
 from tq_node.api.settings import ApiSettings
 from tq_node.api.tasks import TaskRoutes
 from tq_node.api.tokens import TokenRoutes
+from tq_node.api.types import TypeRoutes
 from tq_node.api.work import WorkRoutes
 from tq_node.api.workers import WorkerRoutes
 from tq_node.facade import TaskQueue
@@ -61,6 +62,7 @@ class _Routes:
             self.cluster,
             self.audit,
             JoinRoutes(queue),
+            TypeRoutes(queue),
             TokenRoutes(queue),
             self.health,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -10,13 +10,13 @@ from twisted.logger import Logger
 
 from tq_node import errors
 from tq_node.api.access.access import Access
-from tq_node.api.access.scope import its_queues
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.problems import PeerUnreachable
 from tq_node.api.query import NodeParameters, NoParameters, RecoverParameters, read_query
+from tq_node.api.responses import PauseOut, pause_out
 from tq_node.api.routes import Answer, Route
 from tq_node.facade import TaskQueue
-from tq_node.types import ClusterView, PartitionView
+from tq_node.types import ClusterView, PartitionView, PauseEntry
 
 _log = Logger(namespace="taskqueue.http")
 _encode = msgspec.json.Encoder().encode
@@ -53,6 +53,8 @@ class ClusterOut(msgspec.Struct):
     term: int
     config: ClusterConfig
     paused_queues: list[str]
+    paused: list[PauseOut]
+    """Queues first, then types; what is known of each."""
 
 
 class ClusterAnswer(msgspec.Struct):
@@ -93,8 +95,9 @@ class ClusterRoutes:
     # --- views ---
     def cluster(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
-        paused = its_queues(request.caller, self._queue.paused_queues())
-        request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster(), paused))))
+        own = request.caller.queues
+        pauses = [one for one in self._queue.pauses() if own is None or one.target != "queue" or one.name in own]
+        request.answer(200, _encode(ClusterAnswer(_cluster_out(self._queue.cluster(), pauses))))
 
     def partitions(self, request: ApiRequest) -> None:
         read_query(request, NoParameters)
@@ -237,7 +240,7 @@ def _answer_begun(_: None, request: ApiRequest, node: str) -> None:
     request.answer(202, _encode(NodeDone(True, node)))
 
 
-def _cluster_out(view: ClusterView, paused_queues: Iterable[str]) -> ClusterOut:
+def _cluster_out(view: ClusterView, pauses: Sequence[PauseEntry]) -> ClusterOut:
     # Scripts count nodes by the text `"id":"node-`: no other key `id` may hold a node's name.
     return ClusterOut(
         id=view.cluster_id,
@@ -256,5 +259,6 @@ def _cluster_out(view: ClusterView, paused_queues: Iterable[str]) -> ClusterOut:
         leader=view.leader,
         term=view.term,
         config=ClusterConfig(view.partition_count, view.replication_factor),
-        paused_queues=sorted(paused_queues),
+        paused_queues=sorted(one.name for one in pauses if one.target == "queue"),
+        paused=[pause_out(one) for one in pauses],
     )

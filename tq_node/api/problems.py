@@ -112,6 +112,7 @@ PROBLEM_KINDS: tuple[type[TaskQueueError], ...] = (
     errors.NoSuchNode,
     errors.NoSuchPartition,
     errors.NoSuchToken,
+    errors.NoSuchType,
     NoAuditLog,
     WrongMethod,
     errors.IdConflict,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -18,10 +19,10 @@ from tq_node.api.access.access import Caller
 from tq_node.api.access.scope import narrowed
 from tq_node.api.http.exchange import Exchange
 from tq_node.api.names import NAME_PATTERN, is_shown
-from tq_node.api.requests import TASK_ID_PATTERN
+from tq_node.api.requests import RUN_AT_S_MAX, TASK_ID_PATTERN
 from tq_node.errors import BadParameter
 from tq_node.facade import ListQuery
-from tq_node.types import STATE_LABELS, STATE_OF_LABEL, State
+from tq_node.types import STATE_LABELS, STATE_OF_LABEL, WAIT_KINDS, State
 
 P = TypeVar("P", bound=msgspec.Struct)
 
@@ -35,6 +36,9 @@ TaskIdParam = Annotated[str, Meta(pattern=TASK_ID_PATTERN)]
 QueueParam = Annotated[str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX)]
 NodeParam = Annotated[str, Meta(min_length=1, max_length=63, description="a node's name")]
 Scope = Annotated[Literal["node", "cluster"], Meta(description="cluster: each task once, from all nodes")]
+
+
+_WAITING_FOR = f"^(({'|'.join(WAIT_KINDS)})(:.*)?)?$"
 
 
 class NoParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,26 +76,89 @@ class ListParameters(msgspec.Struct, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=limits.LIST_LIMIT_MAX)] = limits.LIST_LIMIT_DEFAULT
     cursor: Annotated[str, Meta(description="`next` of the page before, with the same parameters")] | UnsetType = UNSET
     scope: Scope = "node"
+    waiting_for: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_WAITING_FOR,
+                description="`kind` or `kind:name`: tasks that wait for that; a page may be short while `next` stands",
+                examples=["no_handler", "queue_paused:mail"],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class ScopeParameters(msgspec.Struct, forbid_unknown_fields=True):
     scope: Scope = "node"
 
 
-class QueueParameters(msgspec.Struct, forbid_unknown_fields=True):
-    queue: QueueParam
+class ResumeParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """A queue or a type, not both."""
+
+    queue: QueueParam | UnsetType = UNSET
+    type: Annotated[str, Meta(min_length=1, max_length=limits.TASK_TYPE_CHARS_MAX)] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if (self.queue is UNSET) is (self.type is UNSET):
+            raise ValueError("queue: is required, or type in its place")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """``queue`` or ``type``, and its name."""
+        return ("type", self.type) if self.queue is UNSET else ("queue", self.queue)  # type: ignore[return-value]
 
 
 class PauseParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """``QueueParameters`` that refuse control characters; a queue paused under some can resume."""
+    """A queue or a type. Control characters are refused; what is paused under some can resume."""
 
-    queue: Annotated[
-        str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
-    ]
+    queue: (
+        Annotated[
+            str, Meta(min_length=1, max_length=limits.QUEUE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
+        ]
+        | UnsetType
+    ) = UNSET
+    type: (
+        Annotated[
+            str, Meta(min_length=1, max_length=limits.TASK_TYPE_CHARS_MAX, extra_json_schema={"pattern": NAME_PATTERN})
+        ]
+        | UnsetType
+    ) = UNSET
+    reason: Annotated[
+        str,
+        Meta(
+            max_length=limits.PAUSE_REASON_CHARS_MAX,
+            extra_json_schema={"pattern": NAME_PATTERN},
+            description="for people",
+        ),
+    ] = ""
+    until: (
+        Annotated[datetime, Meta(tz=True, description="RFC 3339, or Unix seconds; goes on by itself then")]
+        | Annotated[float, Meta(ge=0, le=RUN_AT_S_MAX)]
+        | UnsetType
+    ) = UNSET
 
     def __post_init__(self) -> None:
-        if not is_shown(self.queue):
-            raise ValueError("queue: control characters and marks of direction are not allowed")
+        if (self.queue is UNSET) is (self.type is UNSET):
+            raise ValueError("queue: is required, or type in its place")
+        for name in ("queue", "type", "reason"):
+            text = getattr(self, name)
+            if text is not UNSET and not is_shown(text):
+                raise ValueError(f"{name}: control characters and marks of direction are not allowed")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """``queue`` or ``type``, and its name."""
+        return ("type", self.type) if self.queue is UNSET else ("queue", self.queue)  # type: ignore[return-value]
+
+    def until_us(self, now_us: int) -> int | None:
+        """When it ends, wall clock; None: not by itself; raises ``BadParameter``: it has ended."""
+        if self.until is UNSET:
+            return None
+        until_s = self.until.timestamp() if isinstance(self.until, datetime) else self.until
+        if until_s * 1e6 <= now_us:
+            raise BadParameter("until: this time is over")
+        return round(until_s * 1e6)
 
 
 class NodeParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -172,7 +239,15 @@ def to_list_query(sent: ListParameters) -> ListQuery:
         cursor=_read_cursor(sent.cursor, sent.sort) if sent.cursor else None,
         limit=sent.limit,
         cluster=sent.scope == "cluster",
+        waiting=_waiting(sent.waiting_for),
     )
+
+
+def _waiting(text: str | UnsetType) -> tuple[str, str] | None:
+    if not text:
+        return None
+    kind, _, name = text.partition(":")
+    return kind, name
 
 
 def only_dead(query: ListQuery) -> ListQuery | None:

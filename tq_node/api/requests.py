@@ -333,7 +333,7 @@ class Bodies:
             run_at_us,
             None if task.max_attempts is None else int(task.max_attempts),
             timeout_ms,
-            None if backoff is None else _backoff(backoff),
+            None if backoff is None else backoff_of(backoff),
             task.tags,
             # Also for ids made here: a client told one as "outcome unknown" may send it again (P4).
             content_hash(task, value),
@@ -393,7 +393,8 @@ def _instant_us(run_at: datetime | float, at: str) -> int:
     return math.floor(run_at * 1_000_000) if run_at > 0 else 0
 
 
-def _backoff(sent: BackoffRequest | float) -> Backoff:
+def backoff_of(sent: BackoffRequest | float) -> Backoff:
+    """The back-off that a request means."""
     if isinstance(sent, BackoffRequest):
         return Backoff(sent.kind, round(sent.base * 1_000), round(sent.cap * 1_000), sent.jitter)
     # A plain number is meant to the letter: no jitter, and no cap that would cut it.

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from tq_node.api.problems import ItemError
-from tq_node.types import STATE_LABELS, AttemptRecord, Backoff, State, TaskError, TaskRow, Transition, WaitsFor
+from tq_node.types import (
+    STATE_LABELS,
+    AttemptRecord,
+    Backoff,
+    PauseEntry,
+    State,
+    TaskError,
+    TaskRow,
+    Transition,
+    WaitsFor,
+)
 
 
 class Submitted(msgspec.Struct):
@@ -68,12 +78,16 @@ class LogLineOut(msgspec.Struct):
     line: str
 
 
-class WaitsForOut(msgspec.Struct):
-    """``kind`` ``no_handler``: no node that is up has a handler for the type. ``since``: as the
-    node that answers knows it."""
+class WaitsForOut(msgspec.Struct, omit_defaults=True):
+    """``kind``: ``time`` (its time has not come), ``queue_paused``, ``type_paused``, ``no_handler``
+    (no worker has one for its type), ``draining`` (its partition is handed over), ``copies`` (too
+    few are in sync to begin it), ``slots`` (all are busy). ``name``: of the queue or type.
+    ``since`` is as the primary knows; ``until``: when that is over by itself."""
 
     kind: str
     since: str
+    name: str | UnsetType = UNSET
+    until: str | UnsetType = UNSET
 
 
 class TaskOut(msgspec.Struct):
@@ -154,12 +168,40 @@ class TaskDone(msgspec.Struct):
     status: str
 
 
-class QueueDone(msgspec.Struct):
-    """``status`` is ``paused`` or ``active``."""
+class PauseDone(msgspec.Struct, omit_defaults=True):
+    """``queue`` or ``type``, as asked. ``status`` is ``paused`` or ``active``."""
 
     success: bool
-    queue: str
     status: str
+    queue: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
+class PauseOut(msgspec.Struct, omit_defaults=True):
+    """A queue or a type of which nothing starts. ``until``: when it goes on by itself."""
+
+    queue: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    since: str | UnsetType = UNSET
+    until: str | UnsetType = UNSET
+
+
+def pause_out(entry: PauseEntry) -> PauseOut:
+    out = PauseOut(queue=entry.name) if entry.target == "queue" else PauseOut(type=entry.name)
+    if entry.reason:
+        out.reason = entry.reason
+    if entry.since_us:
+        out.since = time_text(entry.since_us)
+    if entry.until_us is not None:
+        out.until = time_text(entry.until_us)
+    return out
+
+
+def pause_done(place: tuple[str, str], status: str) -> PauseDone:
+    """What is answered of a queue's or a type's pause or resumption."""
+    target, name = place
+    return PauseDone(True, status, **{target: name})
 
 
 class EventData(msgspec.Struct, rename={"from_": "from"}):
@@ -197,11 +239,10 @@ def _backoff_out(backoff: Backoff) -> BackoffOut:
 
 _DEFAULT_BACKOFF = Backoff()
 _DEFAULT_BACKOFF_OUT = _backoff_out(_DEFAULT_BACKOFF)
-_PROCESSING = int(State.PROCESSING)
 
 
-def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[WaitsFor]]) -> TaskOut:
-    """The body of a task. ``node``: its primary's name. ``waiting_for``: why it doesn't run yet."""
+def task_out(row: TaskRow, node: str, waits: Sequence[WaitsFor]) -> TaskOut:
+    """The body of a task. ``node``: its primary's name. ``waits``: why it doesn't run yet."""
     spec = row.spec
     backoff = spec.backoff
     created_at = time_text(spec.created_us)
@@ -240,8 +281,17 @@ def task_out(row: TaskRow, node: str, waiting_for: Callable[[TaskRow], Sequence[
         out.progress = ProgressOut(row.progress.fraction, UNSET if row.progress.note is None else row.progress.note)
     if row.log_dropped:
         out.log_dropped = row.log_dropped
-    if row.state < _PROCESSING and (reasons := waiting_for(row)):
-        out.waiting_for = [WaitsForOut(reason.kind, time_text(reason.since_us)) for reason in reasons]
+    if waits:
+        out.waiting_for = [_waits_out(reason) for reason in waits]
+    return out
+
+
+def _waits_out(reason: WaitsFor) -> WaitsForOut:
+    out = WaitsForOut(reason.kind, time_text(reason.since_us))
+    if reason.name:
+        out.name = reason.name
+    if reason.until_us is not None:
+        out.until = time_text(reason.until_us)
     return out
 
 

@@ -12,10 +12,10 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from tq_node import errors, limits
-from tq_node.api.access.access import UNCHECKED, Access
+from tq_node.api.access.access import UNCHECKED, Access, Caller
 from tq_node.api.access.field_rules import FieldRules
 from tq_node.api.access.redaction import shown
-from tq_node.api.access.scope import must_be_its_queue
+from tq_node.api.access.scope import must_be_for_all_queues, must_be_its_queue
 from tq_node.api.batches import TaskIds, answer_batch, has_own_id, hides_outcome, submit_parts
 from tq_node.api.http.concurrency_limit import TOO_MANY_READS
 from tq_node.api.http.exchange import Exchange
@@ -24,7 +24,7 @@ from tq_node.api.problems import PeerUnreachable, SubmitNotConfirmed
 from tq_node.api.query import (
     ListParameters,
     PauseParameters,
-    QueueParameters,
+    ResumeParameters,
     ScopeParameters,
     StatusParameters,
     TaskParameters,
@@ -38,11 +38,12 @@ from tq_node.api.requests import IDEMPOTENCY_KEY_SCHEMA, BatchRequest, Bodies, S
 from tq_node.api.responses import (
     BatchAnswer,
     ListAnswer,
-    QueueDone,
+    PauseDone,
     StatsAnswer,
     Submitted,
     TaskDone,
     TaskOut,
+    pause_done,
     state_counts,
     task_out,
 )
@@ -51,7 +52,7 @@ from tq_node.api.settings import ApiSettings
 from tq_node.api.signing import sign, sign_all
 from tq_node.errors import NotJson, OutcomeUnknown
 from tq_node.facade import Accepted, ListQuery, Read, Stats, Submission, TaskPage, TaskQueue
-from tq_node.types import STATE_LABELS, TaskRow
+from tq_node.types import STATE_LABELS, PauseEntry, TaskRow
 
 PURGED = "purged"
 """``status`` of a task that is purged and has no state any more."""
@@ -206,7 +207,7 @@ class TaskRoutes:
         row = read.row
         if not request.caller.sees_payloads:
             row = shown(row, request.caller)
-        out = task_out(row, read.node, self._queue.waiting_for)
+        out = task_out(row, read.node, read.waits)
         if read.age_s is not None:
             out.age = read.age_s
         request.answer(200, _encode(out))
@@ -267,7 +268,7 @@ class TaskRoutes:
             if pace.is_over():
                 await pace.turn()
             row = self._rules.shown(shown(listed.row, caller))
-            out = task_out(row, listed.node, self._queue.waiting_for)
+            out = task_out(row, listed.node, listed.waits)
             out.role = listed.role
             pieces.append(_encode(out))
         rest = _encode(
@@ -302,18 +303,17 @@ class TaskRoutes:
 
     # --- queues ---
     def pause(self, request: Exchange) -> Deferred[None]:
-        queue, caller = read_query(request, PauseParameters).queue, request.caller
-        must_be_its_queue(caller, queue)
-        return self._queue.pause(queue, caller.name).addCallback(
-            _answer_queue, request, QueueDone(True, queue, "paused")
-        )
+        sent, caller = read_query(request, PauseParameters), request.caller
+        target, name = sent.place
+        _must_be_its_own(caller, sent.place)
+        entry = PauseEntry(target, name, sent.reason, until_us=sent.until_us(_now_us(request)), by=caller.name)
+        return self._queue.pause(entry).addCallback(_answer_pause, request, pause_done(sent.place, "paused"))
 
     def resume(self, request: Exchange) -> Deferred[None]:
-        queue, caller = read_query(request, QueueParameters).queue, request.caller
-        must_be_its_queue(caller, queue)
-        return self._queue.resume(queue, caller.name).addCallback(
-            _answer_queue, request, QueueDone(True, queue, "active")
-        )
+        sent, caller = read_query(request, ResumeParameters), request.caller
+        _must_be_its_own(caller, sent.place)
+        resumed = self._queue.resume(*sent.place, caller.name)
+        return resumed.addCallback(_answer_pause, request, pause_done(sent.place, "active"))
 
     # --- the route table ---
     def routes(self) -> list[Route]:
@@ -421,20 +421,20 @@ class TaskRoutes:
                 "/tasks/pause",
                 Access.OPERATE,
                 self.pause,
-                "Start no more tasks of a queue, on any node",
-                {200: Answer("committed", QueueDone)},
+                "Start no more tasks of a queue or a type, on any node",
+                {200: Answer("committed", PauseDone)},
                 query=PauseParameters,
-                errors=(errors.ClusterRefused, *_WRITE_ERRORS),
+                errors=(errors.ClusterRefused, errors.Upgrading, *_WRITE_ERRORS),
             ),
             Route(
                 "POST",
                 "/tasks/resume",
                 Access.OPERATE,
                 self.resume,
-                "Start tasks of a queue again",
-                {200: Answer("committed", QueueDone)},
-                query=QueueParameters,
-                errors=_WRITE_ERRORS,
+                "Start tasks of a queue or a type again",
+                {200: Answer("committed", PauseDone)},
+                query=ResumeParameters,
+                errors=(errors.Upgrading, *_WRITE_ERRORS),
             ),
         ]
 
@@ -479,5 +479,18 @@ def _answer_purge(row: TaskRow, request: Exchange) -> None:
     request.answer(200, _encode(TaskDone(True, row.id, PURGED)))
 
 
-def _answer_queue(_: None, request: Exchange, done: QueueDone) -> None:
+def _answer_pause(_: None, request: Exchange, done: PauseDone) -> None:
     request.answer(200, _encode(done))
+
+
+def _must_be_its_own(caller: Caller, place: tuple[str, str]) -> None:
+    """Check that the caller may pause it; raises ``Denied``: a type has tasks in all queues."""
+    target, name = place
+    if target == "queue":
+        must_be_its_queue(caller, name)
+    else:
+        must_be_for_all_queues(caller, "the pause of a type")
+
+
+def _now_us(request: Exchange) -> int:
+    return int(request.server.now_s() * 1e6)

@@ -314,7 +314,7 @@ def load(command_line: Mapping[str, Sequence[str]], environment: Mapping[str, st
         working_dir=working_dir,
         handlers=sources.many("handlers", parse_module),
         no_handler_after_ms=sources.one("no-handler-after", unless("never", duration(1, 10 * YEAR_S))),
-        concurrency=sources.one("concurrency", whole(1, CONCURRENCY_MAX)),
+        concurrency=sources.one("concurrency", whole(0, CONCURRENCY_MAX)),
         worker_memory_bytes=sources.maybe("worker-memory", size(limits.WORKER_MEMORY_BYTES_MIN, 2**50)),
         worker_env=sources.many("worker-env", parse_variable),
         echo_handlers=sources.flag("echo-handlers"),

@@ -72,10 +72,13 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 class WaitsFor(msgspec.Struct, frozen=True):
-    """Why a task does not run yet. ``kind``: ``no_handler``, no node has one for its type."""
+    """Why a task does not run yet. ``kind`` is a stable word, as ``no_handler`` or ``type_paused``;
+    ``name``: of the queue or type; ``until``: when that is over by itself."""
 
     kind: str
     since: datetime | None = None
+    name: str = ""
+    until: datetime | None = None
 
 
 class TaskInfo(msgspec.Struct, frozen=True):

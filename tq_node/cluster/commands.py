@@ -16,9 +16,16 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from tq_node.cluster.records import ACCESS_LEVEL, HANDLERS_LEVEL, ClusterSettings, InvitationEntry, NodeEntry
+from tq_node.cluster.records import (
+    ACCESS_LEVEL,
+    HANDLERS_LEVEL,
+    WORKERS_LEVEL,
+    ClusterSettings,
+    InvitationEntry,
+    NodeEntry,
+)
 from tq_node.tokens import TokenEntry
-from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
+from tq_node.types import Epoch, HandledType, HandlerKind, NodeId, NodeName, PartitionId, PauseEntry
 
 FORMAT = 1
 
@@ -271,6 +278,44 @@ class NoteCertificate(Command, frozen=True, tag=41):
     certificate: bytes
 
 
+# --- types of tasks, pauses ---
+class PutType(Command, frozen=True, tag=44):
+    """Set the defaults of a type's tasks, in place of all that an operator set before."""
+
+    entry: HandledType
+    by: str = ""
+
+
+class DeleteType(Command, frozen=True, tag=45):
+    """Forget what operators set of a type and what workers announced of it."""
+
+    task_type: str
+    by: str = ""
+
+
+class AnnounceTypes(Command, frozen=True, tag=46):
+    """A remote worker says which defaults its handlers have; the latest word on a type counts."""
+
+    types: tuple[HandledType, ...]
+    by: str = ""
+
+
+class Pause(Command, frozen=True, tag=47):
+    """Start nothing more of a queue or a type. Of pauses that were over by then nothing is kept."""
+
+    entry: PauseEntry
+    by: str = ""
+
+
+class Resume(Command, frozen=True, tag=48):
+    """Take back ``Pause`` and ``PauseQueue``. ``now_us``: the proposer's wall clock."""
+
+    target: str
+    name: str
+    now_us: int
+    by: str = ""
+
+
 AnyCommand = (
     FoundCluster
     | RegisterNode
@@ -299,6 +344,11 @@ AnyCommand = (
     | PutInvitation
     | TakeInvitation
     | NoteCertificate
+    | PutType
+    | DeleteType
+    | AnnounceTypes
+    | Pause
+    | Resume
 )
 
 Order = (
@@ -312,6 +362,11 @@ Order = (
     | PutToken
     | RevokeToken
     | PutInvitation
+    | PutType
+    | DeleteType
+    | AnnounceTypes
+    | Pause
+    | Resume
 )
 """What an operator asks for."""
 
@@ -322,6 +377,11 @@ FEATURE_LEVEL_OF: dict[type[Command], int] = {
     PutInvitation: ACCESS_LEVEL,
     TakeInvitation: ACCESS_LEVEL,
     NoteCertificate: ACCESS_LEVEL,
+    PutType: WORKERS_LEVEL,
+    DeleteType: WORKERS_LEVEL,
+    AnnounceTypes: WORKERS_LEVEL,
+    Pause: WORKERS_LEVEL,
+    Resume: WORKERS_LEVEL,
 }
 """Kinds that need more than the first feature level; not proposed before the cluster map has it."""
 
@@ -361,6 +421,16 @@ def sentence_of(order: Order, nodes: Mapping[NodeId, NodeEntry]) -> str:
             return f"keep token {entry.name!r} with roles {', '.join(entry.roles)}"
         case RevokeToken(name):
             return f"end token {name!r}"
+        case PutType(entry):
+            return f"set defaults of type {entry.type!r}"
+        case DeleteType(task_type):
+            return f"forget the defaults of type {task_type!r}"
+        case AnnounceTypes(types):
+            return f"take the defaults of {len(types)} types as a worker has them"
+        case Pause(entry):
+            return f"pause {entry.target} {entry.name!r}"
+        case Resume(target, name):
+            return f"resume {target} {name!r}"
         case PutInvitation():
             return "invite a node"
     return "spread the partitions evenly"

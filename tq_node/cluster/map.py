@@ -20,11 +20,9 @@ from tq_node.cluster.commands import (
     FoundCluster,
     NoteHandlers,
     NoteThreeVoters,
-    PauseQueue,
     RaiseFeatureLevel,
     Rebalance,
     RebalanceDone,
-    ResumeQueue,
     feature_level_of,
 )
 from tq_node.cluster.map_edit import (
@@ -35,6 +33,7 @@ from tq_node.cluster.map_edit import (
     PartitionChanged,
     QueueChanged,
     TokensChanged,
+    TypeChanged,
 )
 from tq_node.cluster.records import (
     EMPTY,
@@ -51,7 +50,9 @@ from tq_node.cluster.rules_joining import JOINING_RULES
 from tq_node.cluster.rules_moves import MOVE_RULES
 from tq_node.cluster.rules_nodes import NODE_RULES, entry_of
 from tq_node.cluster.rules_partitions import PARTITION_RULES
+from tq_node.cluster.rules_pauses import PAUSE_RULES
 from tq_node.cluster.rules_tokens import TOKEN_RULES
+from tq_node.cluster.rules_types import TYPE_RULES
 from tq_node.types import Epoch, HandlerKind
 
 FORMAT = 1
@@ -143,24 +144,6 @@ def _found(edit: MapEdit, command: FoundCluster) -> Applied:
 
 
 # --- the cluster itself ---
-def _pause(edit: MapEdit, command: PauseQueue) -> None:
-    paused = edit.before.paused_queues
-    if command.queue in paused:
-        return
-    if len(paused) >= limits.QUEUES_MAX or not 1 <= len(command.queue) <= limits.QUEUE_CHARS_MAX:
-        edit.refuse(Refusal.TOO_MANY)
-        return
-    edit.set(paused_queues=tuple(sorted((*paused, command.queue))))
-    edit.note_queue(command.queue, is_paused=True)
-
-
-def _resume(edit: MapEdit, command: ResumeQueue) -> None:
-    paused = edit.before.paused_queues
-    if command.queue in paused:
-        edit.set(paused_queues=tuple(queue for queue in paused if queue != command.queue))
-        edit.note_queue(command.queue, is_paused=False)
-
-
 def _rebalance(edit: MapEdit, _: Rebalance) -> None:
     edit.set(rebalance=edit.index)
 
@@ -208,8 +191,8 @@ RULES: dict[type, Callable[[MapEdit, Any], None]] = {
     **MOVE_RULES,
     **TOKEN_RULES,
     **JOINING_RULES,
-    PauseQueue: _pause,
-    ResumeQueue: _resume,
+    **PAUSE_RULES,
+    **TYPE_RULES,
     Rebalance: _rebalance,
     RebalanceDone: _rebalance_done,
     RaiseFeatureLevel: _raise_feature_level,
@@ -262,6 +245,7 @@ __all__ = [
     "PartitionEntry",
     "QueueChanged",
     "TokensChanged",
+    "TypeChanged",
     "UnreadableMap",
     "apply",
     "decode",

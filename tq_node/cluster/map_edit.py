@@ -31,13 +31,19 @@ class QueueChanged(msgspec.Struct, frozen=True):
     is_paused: bool
 
 
+class TypeChanged(msgspec.Struct, frozen=True):
+    """The defaults of a type changed, or it was paused or resumed."""
+
+    type: str
+
+
 class TokensChanged(msgspec.Struct, frozen=True):
     """An access token came, changed or ended."""
 
     name: str
 
 
-Change = NodeChanged | PartitionChanged | QueueChanged | TokensChanged
+Change = NodeChanged | PartitionChanged | QueueChanged | TokensChanged | TypeChanged
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -131,6 +137,9 @@ class MapEdit:
 
     def note_queue(self, queue: str, *, is_paused: bool) -> None:
         self._others.append(QueueChanged(queue, is_paused))
+
+    def note_type(self, task_type: str) -> None:
+        self._others.append(TypeChanged(task_type))
 
     def note_token(self, name: str) -> None:
         self._others.append(TokensChanged(name))

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from tq_node.tokens import TokenEntry
-from tq_node.types import Epoch, NodeId, NodeName
+from tq_node.types import Epoch, HandledType, NodeId, NodeName, PauseEntry
 
 FEATURE_LEVEL_MIN = 1
 FEATURE_LEVEL_MAX = 4
 """What this code can apply. A cluster map of a higher level is refused: the node stops."""
 WORKERS_LEVEL = 4
-"""From this level on remote workers may claim: claims keep their leases."""
+"""From this level on remote workers may claim: claims keep their leases. The cluster map keeps
+settings of types, and who paused a queue or a type, why and until when."""
 HANDLERS_LEVEL = 2
 """From this level on nodes say which handlers they have, and the cluster map keeps that one has."""
 ACCESS_LEVEL = 3
@@ -165,6 +166,12 @@ class ClusterMap(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     certificates: dict[NodeId, tuple[bytes, ...]] = {}
     """SHA-256 of the last certificates that each node has shown, the latest last; in order of ids.
     Those of a removed node are kept, for they are refused for ever."""
+    type_settings: tuple[HandledType, ...] = ()
+    """As operators put them, in order of types."""
+    announced_types: tuple[HandledType, ...] = ()
+    """As remote workers announced them, in order of types."""
+    pauses: tuple[PauseEntry, ...] = ()
+    """Of types, and of queues in ``paused_queues`` of which more is known; in order of places."""
 
     @property
     def is_founded(self) -> bool:
@@ -190,6 +197,9 @@ FIELD_LEVELS = {
     "tokens_seen": ACCESS_LEVEL,
     "invitations": ACCESS_LEVEL,
     "certificates": ACCESS_LEVEL,
+    "type_settings": WORKERS_LEVEL,
+    "announced_types": WORKERS_LEVEL,
+    "pauses": WORKERS_LEVEL,
 }
 """Fields after the first feature level, at the end; not written below their level (F44)."""
 

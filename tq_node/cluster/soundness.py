@@ -17,7 +17,7 @@ from tq_node import limits
 from tq_node.cluster.commands import Registration
 from tq_node.cluster.records import ClusterMap, InvitationEntry, NodeEntry, PartitionEntry
 from tq_node.tokens import HASH_BYTES, Quotas, TokenEntry, is_name
-from tq_node.types import NodeId
+from tq_node.types import Backoff, HandledType, NodeId, PauseEntry
 
 NUMBER_MAX = 2**62
 """No epoch, version, session or incarnation is greater; each fits into 64 signed bits."""
@@ -68,6 +68,9 @@ def is_map_sound(cluster_map: ClusterMap) -> bool:
         and (cluster_map.tokens_seen or not cluster_map.tokens)
         and _are_invitations_sound(cluster_map.invitations)
         and _are_certificates_sound(cluster_map)
+        and _are_types_sound(cluster_map.type_settings)
+        and _are_types_sound(cluster_map.announced_types)
+        and _are_pauses_sound(cluster_map)
     )
 
 
@@ -130,6 +133,54 @@ def _are_certificates_sound(cluster_map: ClusterMap) -> bool:
         and 1 <= len(set(shown)) == len(shown) <= limits.CERTIFICATES_OF_NODE_MAX
         and all(len(certificate) == HASH_BYTES for certificate in shown)
         for node_id, shown in cluster_map.certificates.items()
+    )
+
+
+# --- types and pauses ---
+def is_type_sound(entry: HandledType) -> bool:
+    """Whether the entry can be settings of a type."""
+    attempts, timeout_ms = entry.max_attempts, entry.timeout_ms
+    return (
+        1 <= len(entry.type) <= limits.TASK_TYPE_CHARS_MAX
+        and (entry.queue is None or 1 <= len(entry.queue) <= limits.QUEUE_CHARS_MAX)
+        and (attempts is None or 1 <= attempts <= limits.MAX_ATTEMPTS_MAX)
+        and (timeout_ms is None or 0 <= timeout_ms <= limits.TIMEOUT_S_MAX * 1_000)
+        and (entry.backoff is None or _is_backoff_sound(entry.backoff))
+    )
+
+
+def _is_backoff_sound(backoff: Backoff) -> bool:
+    return len(backoff.kind) <= ID_CHARS_MAX and all(
+        0 <= milliseconds <= limits.BACKOFF_S_MAX * 1_000 for milliseconds in (backoff.base_ms, backoff.cap_ms)
+    )
+
+
+def _are_types_sound(types: Sequence[HandledType]) -> bool:
+    return (
+        len(types) <= limits.TYPE_SETTINGS_MAX
+        and all(map(is_type_sound, types))
+        and all(one.type < later.type for one, later in pairwise(types))
+    )
+
+
+def is_pause_sound(entry: PauseEntry) -> bool:
+    """Whether the entry can be one of a pause."""
+    chars_max = {"queue": limits.QUEUE_CHARS_MAX, "type": limits.TASK_TYPE_CHARS_MAX}.get(entry.target, 0)
+    return (
+        1 <= len(entry.name) <= chars_max
+        and len(entry.reason) <= limits.PAUSE_REASON_CHARS_MAX
+        and _are_numbers(entry.since_us, entry.until_us or 0)
+        and (not entry.by or is_name(entry.by) is not None)
+    )
+
+
+def _are_pauses_sound(cluster_map: ClusterMap) -> bool:
+    pauses = cluster_map.pauses
+    return (
+        len(pauses) <= limits.QUEUES_MAX + limits.PAUSED_TYPES_MAX
+        and all(map(is_pause_sound, pauses))
+        and all(one.place < later.place for one, later in pairwise(pauses))
+        and {one.name for one in pauses if one.target == "queue"} <= set(cluster_map.paused_queues)
     )
 
 

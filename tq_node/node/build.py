@@ -45,6 +45,7 @@ from tq_node.runtime.routing.node import Node, NodeHooks
 from tq_node.runtime.routing.node_state import ClusterQueueSettings
 from tq_node.runtime.settings import QueueSettings
 from tq_node.runtime.tasks.local_queue import LocalQueue, QueueHooks, open_local_queue
+from tq_node.runtime.tasks.type_defaults import TypeDefaultsTable
 from tq_node.store.audit_files import AuditLocked
 from tq_node.store.audit_log import AuditLog
 from tq_node.store.private import replace, secure_directory
@@ -157,7 +158,9 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
             return await open_local_queue(
                 store,
                 clock,
-                _queue_settings(settings, registry, identity, cluster, lambda: node.state.tokens.table().is_checked),
+                _queue_settings(
+                    settings, node.work.defaults, identity, cluster, lambda: node.state.tokens.table().is_checked
+                ),
                 metrics,
                 hooks,
             )
@@ -168,6 +171,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
                 node_id=identity.registration.node_id,
                 node_name=settings.node_name,
                 open_local=open_local,
+                declared=registry.declared,
                 no_handler_after_ms=settings.no_handler_after_ms,
                 draw=random.random,
                 secret_for_joiners=identity.secret_for_joiners,
@@ -214,6 +218,7 @@ def build(settings: NodeSettings, registry: Registry, reactor: Any, umask: int, 
         sources.store_bytes = store.bytes_on_disk
         sources.uncommitted_bytes = admin.uncommitted_bytes
         sources.moves = admin.moves
+        sources.waiting = node.work.waiting
         sources.moves_waiting = admin.moves_waiting
         sources.copy_bytes_left = admin.copy_bytes_left
         sources.copied_bytes = admin.copied_bytes
@@ -333,7 +338,7 @@ def _look_for_failure(settings: NodeSettings) -> None:
 
 def _queue_settings(
     settings: NodeSettings,
-    registry: Registry,
+    defaults: TypeDefaultsTable,
     identity: NodeIdentity,
     cluster: ClusterSettings,
     counts_makers: Callable[[], bool],
@@ -351,8 +356,8 @@ def _queue_settings(
         copy_rate_bytes_s=settings.copy_rate_bytes_s,
         snapshot_dir=str(settings.snapshot_dir),
         snapshots_kept=settings.snapshots_kept,
-        defaults_of=registry.defaults,
-        declared_queues=registry.queues,
+        defaults_of=defaults.of,
+        declared_queues=lambda: defaults.queues,
         counts_makers=counts_makers,
         random_bytes=os.urandom,
         draw=random.random,

@@ -3,10 +3,10 @@
     python -m tq_node.restore --node-id node-1 [--data-dir DIR] SNAPSHOT [SNAPSHOT ...]
 
 A SNAPSHOT is what ``POST /cluster/snapshot`` of a node wrote; give those of all nodes. Of each
-partition the copy that holds most is taken; tasks, states and paused queues are those of the old
-cluster, and so are the numbers that place an id in a partition. Cluster id, node id and secret
-are new: nodes of the old cluster, should one still live, are strangers to it. Start the node with
-the same --node-id and --data-dir, then the others, on empty directories, with --join."""
+partition the copy that holds most is taken; tasks, states, pauses and defaults of types are those
+of the old cluster, and so are the numbers that place an id in a partition. Cluster id, node id and
+secret are new: nodes of the old cluster, should one still live, are strangers to it. Start the node
+with the same --node-id and --data-dir, then the others, on empty directories, with --join."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tq_node.cluster.map import EMPTY, UnreadableMap
 from tq_node.cluster.records import ClusterMap
 from tq_node.errors import StoreBroken
 from tq_node.raft.messages import EntryKind, Snapshot
-from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, token_values
+from tq_node.runtime.bootstrap.found import HANDLERS_SEEN, PAUSED, token_values, type_values
 from tq_node.runtime.bootstrap.identity import (
     Belonging,
     Birth,
@@ -294,6 +294,7 @@ async def _name(
     )
     _, values = next_start({}, new_node(node_name, os.urandom))
     values[PAUSED] = msgspec.json.encode(old.paused)
+    values |= type_values(old.table)
     if old.has_seen_handlers:
         values[HANDLERS_SEEN] = b"1"
     if checks_tokens:

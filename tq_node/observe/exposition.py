@@ -164,6 +164,8 @@ class Exposition:
         for name, text, label, counts in (
             ("taskqueue_workers", "Places to run a task, by state.", "state", sources.workers),
             ("taskqueue_moves", "Partitions led here that move, by what comes next.", "stage", sources.moves),
+            ("taskqueue_tasks_waiting",
+             "Tasks that wait, by what for; one that waits for two things counts in both.", "reason", sources.waiting),
             ("taskqueue_moves_waiting",
              "Partitions that should move and do not, known at the leader.", "reason", sources.moves_waiting),
             ("taskqueue_nodes", "Members of the cluster by status, as this node sees them.", "status", sources.nodes),

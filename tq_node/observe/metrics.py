@@ -80,6 +80,8 @@ class Sources(msgspec.Struct):
     task_counts: Callable[[], Iterable[tuple[str, Sequence[int]]]] | None = None
     """Tasks by state (in its order) of a queue, by partition led here; ``""``: several queues."""
     paused_queues: Callable[[], Iterable[str]] | None = None
+    waiting: Callable[[], Mapping[str, int]] | None = None
+    """Tasks that wait, by what for."""
     workers: Callable[[], Mapping[str, int]] | None = None
     disk_free_bytes: Callable[[], int] | None = None
     store_bytes: Callable[[], int] | None = None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from tq_node import limits
 
@@ -104,14 +104,15 @@ class ReadySet:
     """Pending tasks by rank, in a lane for each queue and type; types that no worker is known to
     name share one.
 
-    A lane that may not be taken from costs nothing, however much lies in it: of a paused queue, or
-    of a type that the worker which asks has no handler for. ``own`` is what this node's worker
-    takes; ``pop_for`` asks for those of other nodes."""
+    A lane that may not be taken from costs nothing, however much lies in it: of a paused queue or
+    type, or of a type that the worker which asks has no handler for. ``own`` is what this node's
+    worker takes; ``pop_for`` asks for those of other nodes."""
 
     def __init__(self, own: Collection[str] | None = None, known: Collection[str] = frozenset()) -> None:
         """``own``: types, None: any. ``known``: those that get a lane of their own."""
         self._lanes: dict[Lane, _Heaps] = {}
         self._paused: set[str] = set()
+        self._paused_types: frozenset[str] = frozenset()
         self._known = frozenset(known)
         self._own = _Line(own)
         self._lines = [self._own]
@@ -163,7 +164,7 @@ class ReadySet:
         heaps = self._lanes.get(lane)
         if heaps is None:
             heaps = self._lanes[lane] = _Heaps()
-        if heaps.push(partition, key) and queue not in self._paused:
+        if heaps.push(partition, key) and queue not in self._paused and lane[1] not in self._paused_types:
             self._show(key, lane, partition)
 
     def _show(self, key: bytes, lane: Lane, partition: int) -> None:
@@ -201,7 +202,7 @@ class ReadySet:
         while heads:
             key, lane, partition = heapq.heappop(heads)
             heaps = self._lanes.get(lane)
-            if heaps is None or lane[0] in self._paused:
+            if heaps is None or lane[0] in self._paused or lane[1] in self._paused_types:
                 continue
             left = heaps.pop(partition, key)
             if left is None:
@@ -217,7 +218,7 @@ class ReadySet:
         line.heads = heads = [
             (heap[0], lane, partition)
             for lane, heaps in self._lanes.items()
-            if lane[0] not in self._paused and line.takes(lane)
+            if not self._is_held(lane) and line.takes(lane)
             for partition, heap in heaps.of.items()
         ]
         heapq.heapify(heads)
@@ -240,8 +241,11 @@ class ReadySet:
             line.heads = None
 
     # --- looking ---
-    def is_paused(self, queue: str) -> bool:
-        return queue in self._paused
+    def is_paused(self, queue: str, task_type: str = "") -> bool:
+        return queue in self._paused or task_type in self._paused_types
+
+    def _is_held(self, lane: Lane) -> bool:
+        return lane[0] in self._paused or lane[1] in self._paused_types
 
     @property
     def has_any(self) -> bool:
@@ -250,18 +254,24 @@ class ReadySet:
         return bool(self._make_heads(self._own) if heads is None else heads)
 
     def kinds(self) -> set[str]:
-        """Types that wait in a queue not paused; empty text: some that no worker names."""
-        return {kind for queue, kind in self._lanes if queue not in self._paused}
+        """Types that wait, nothing of them paused; empty text: some that no worker names."""
+        return {lane[1] for lane in self._lanes if not self._is_held(lane)}
 
     def waiting_for(self, types: Collection[str] | None, queues: Collection[str] | None = None) -> tuple[int, int]:
         """How many entries ``pop_for`` may come to, and how many of them ``pop`` may, too."""
         line, own = _Line(types, queues), self._own
         all_of_them = shared = 0
         for lane, heaps in self._lanes.items():
-            if lane[0] not in self._paused and line.takes(lane):
+            if not self._is_held(lane) and line.takes(lane):
                 all_of_them += heaps.count
                 shared += heaps.count if own.takes(lane) else 0
         return all_of_them, shared
+
+    def sizes(self, partitions: Collection[int]) -> Iterator[tuple[Lane, int, dict[int, int]]]:
+        """Each lane with the number of its entries, and how many of them each of ``partitions``
+        has."""
+        for lane, heaps in self._lanes.items():
+            yield lane, heaps.count, {number: len(heaps.of[number]) for number in partitions if number in heaps.of}
 
     # --- queues and partitions ---
     def pause(self, queue: str) -> None:
@@ -269,6 +279,11 @@ class ReadySet:
 
     def resume(self, queue: str) -> None:
         self._paused.discard(queue)
+        self._forget_heads()
+
+    def pause_types(self, types: Collection[str]) -> None:
+        """Hold these types and no others; each must be among the known ones, for its own lanes."""
+        self._paused_types = frozenset(types)
         self._forget_heads()
 
     def absorb(self, other: ReadySet) -> None:

@@ -14,6 +14,7 @@ from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 
 from tq_node.distributions import refuse_both
 from tq_node.errors import TaskQueueError
+from tq_node.remote_worker.announcement import Announcement
 from tq_node.remote_worker.options import WorkerOptions, read_options
 from tq_node.remote_worker.remote_queue import RemoteQueue
 from tq_node.remote_worker.status_page import StatusSite
@@ -42,7 +43,9 @@ class RemoteWorker:
         said = Worker(
             options.name, options.lease_s, registry.takes, options.queues, options.concurrency, options.version or None
         )
-        self.queue = RemoteQueue(WorkApi(options.settings, loop), said, reactor, self._ordered)
+        api = WorkApi(options.settings, loop)
+        self.queue = RemoteQueue(api, said, reactor, self._ordered)
+        self._announcement = Announcement(api, options.name)
         environment = ProcessEnvironment(variables=environment_for(os.environ, ()), bounds=Bounds(options.memory_bytes))
         self.service = WorkerService(
             self.queue,
@@ -62,6 +65,7 @@ class RemoteWorker:
         options = self._options
         self.queue.begin()
         self.service.startService()
+        self._announcement.say(self._registry.declared())
         if options.status_port is not None:
             host, port = options.status_port
             site = StatusSite(lambda: self.queue.is_connected, self._numbers)
@@ -84,6 +88,7 @@ class RemoteWorker:
         _log.info("worker {name} stops", name=self._options.name, event="worker_stops")
         if self._watching is not None:
             self._watching.stop()
+        self._announcement.stop()
         self.queue.stop_claiming()
         return Deferred.fromCoroutine(self._stop())
 
@@ -97,7 +102,8 @@ class RemoteWorker:
 
     def _look(self, watch: Watch) -> None:
         if watch.has_changed():
-            self.service.reload_handlers().addErrback(
+            reloaded = self.service.reload_handlers()
+            reloaded.addCallback(lambda _: self._announcement.say(self._registry.declared())).addErrback(
                 lambda why: (
                     _log.warn(
                         "the handlers are those of before: {why}", why=why.getErrorMessage(), event="reload_failed"

@@ -107,6 +107,10 @@ class WorkApi:
         """End attempts; one result each."""
         return _results(await self._post(b"/work/finish", {"worker": worker, "claims": claims}, FINISH_S)).results
 
+    async def announce(self, worker: str, types: Sequence[dict[str, Any]]) -> None:
+        """Say which defaults the worker's handlers have."""
+        await self._post(b"/workers/announce", {"worker": worker, "types": types}, FINISH_S)
+
     async def _post(self, path: bytes, body: dict[str, Any], within_s: float, *, waits: bool = False) -> bytes:
         # Each of these is safe to send again, so a lost answer is no unknown outcome.
         trials = Trials(changes=False)

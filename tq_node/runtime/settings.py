@@ -29,9 +29,9 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_dir: str = ""
     snapshots_kept: int = limits.SNAPSHOTS_KEPT
     defaults_of: Callable[[str], TypeDefaults]
-    """The defaults that ``@task`` gives for a type."""
+    """The defaults of a type's tasks."""
     declared_queues: Callable[[], frozenset[str]] = frozenset
-    """Queues that ``@task`` names: open to tasks however many other queues there are."""
+    """Queues that handlers or operators name: open to tasks however many others there are."""
     counts_makers: Callable[[], bool] = lambda: False
     """Whether callers need tokens: then it is counted what each has open."""
     random_bytes: Callable[[int], bytes]

@@ -176,9 +176,10 @@ def _codes() -> dict[type[TaskQueueError], str]:
     found = [*vars(errors).values(), *globals().values()]
     kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, TaskQueueError)]
     codes = {kind: kind.code for kind in kinds if kind not in (TaskQueueError, FieldError)}
-    codes[errors.NoSuchNode] = "no_such_node"  # HTTP says ``not_found`` of four things
+    codes[errors.NoSuchNode] = "no_such_node"  # HTTP says ``not_found`` of five things
     codes[errors.NoSuchPartition] = "no_such_partition"
     codes[errors.NoSuchToken] = "no_such_token"
+    codes[errors.NoSuchType] = "no_such_type"
     return codes
 
 

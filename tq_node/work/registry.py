@@ -11,7 +11,6 @@ from typing import NamedTuple
 import msgspec
 
 from tq_node import limits
-from tq_node.facade import TypeDefaults
 from tq_node.types import Announced, HandledType, HandlerKind
 from tq_node.work import handlers
 from tq_node.work.handler_modules import load_handlers
@@ -64,11 +63,6 @@ class Registry:
         self._handlers = dict(loaded.handlers)
         self._announced = loaded.announced
         self._wildcard = self._handlers.get(WILDCARD)
-        self._defaults = {
-            handler.type: TypeDefaults(handler.queue, handler.max_attempts, handler.timeout_ms, handler.backoff)
-            for handler in self._handlers.values()
-        }
-        self._wildcard_defaults = self._defaults.get(WILDCARD, TypeDefaults())
 
     def _loaded(self, found: Mapping[str, Handler]) -> Loaded:
         """The handlers found, with their announcement; raises ``HandlerError``: too many."""
@@ -119,13 +113,9 @@ class Registry:
     def resolve(self, task_type: str) -> Handler | None:
         return self._handlers.get(task_type, self._wildcard) if self._stands_in else None
 
-    def queues(self) -> frozenset[str]:
-        """Queues that a ``@task`` names."""
-        return frozenset(handler.queue for handler in self._handlers.values() if handler.queue is not None)
-
-    def defaults(self, task_type: str) -> TypeDefaults:
-        """Defaults that ``@task`` of the type, or else of ``"*"``, declares."""
-        return self._defaults.get(task_type, self._wildcard_defaults)
+    def declared(self) -> tuple[HandledType, ...]:
+        """All types with what their ``@task`` declares, also of handlers that only stand by."""
+        return self._announced.handled
 
     def stand_in(self, may: bool) -> bool:
         """Let the stand-in handlers run tasks, or not. Returns whether that changes anything."""

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.errors import StaleAttempt, TaskQueueError
 from tq_node.facade import AttemptFailed, Claim, HandlersReloaded, Notes, Outcome, ReadyNote, Released, WorkQueue
-from tq_node.types import Announced, Token
+from tq_node.types import Announced, HandlerKind, Token
 from tq_node.work.attempt import CANCELLED, Attempt, SharedAttempt, failed
 from tq_node.work.completer import Completer
 from tq_node.work.failure_log import FailureLog, printable
@@ -43,13 +43,16 @@ from tq_node.work.settings import WorkerSettings
 _log = Logger()
 DEFAULT_SETTINGS = WorkerSettings()
 _CHECK_S = limits.CLAIMS_AHEAD_WAIT_MS / 1000 / 4
+_NOTHING = Announced(HandlerKind.NONE)
+_RUNS_NONE = ReadyNote("no_workers", "--concurrency 0: this node keeps tasks and runs none")
 _STOP_COMMIT_S = 5.0
 """How long a stop waits for claims and completions under way, once no handler runs."""
 
 
 class WorkerService(Service):
     """Implements ``facade.Worker``. Never runs more attempts than ``concurrency``, and never holds
-    and asks for more claims than that and ``Prefetch.claims`` together."""
+    and asks for more claims than that and ``Prefetch.claims`` together. With a ``concurrency`` of 0
+    it starts no process, announces no handlers and claims nothing."""
 
     name = "worker"
 
@@ -123,6 +126,8 @@ class WorkerService(Service):
         self._schedule()
 
     def _start_pools(self) -> None:
+        if not self._concurrency:
+            return
         if self._registry.has(RunIn.PROCESS):
             self.pool.start()
         if self._registry.has(RunIn.ASYNCIO):
@@ -146,15 +151,15 @@ class WorkerService(Service):
 
     @property
     def types(self) -> tuple[str, ...] | None:
-        return self._registry.takes
+        return self._registry.takes if self._concurrency else ()
 
     @property
     def notes(self) -> Sequence[ReadyNote]:
-        return self.pool.notes or self.loops.notes
+        return self.pool.notes or self.loops.notes if self._concurrency else (_RUNS_NONE,)
 
     @property
     def announced(self) -> Announced:
-        return self._registry.announced
+        return self._registry.announced if self._concurrency else _NOTHING
 
     def stand_in(self, may: bool) -> None:
         if self._registry.stand_in(may):

@@ -164,6 +164,8 @@ class WaitsFor(msgspec.Struct, frozen=True):
 
     kind: str
     since: datetime | None = None
+    name: str = ""
+    until: datetime | None = None
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,12 +10,13 @@ from twisted.internet.defer import Deferred, fail, succeed
 from tq_node import limits
 from tq_node.cluster import admin_requests
 from tq_node.cluster.commands import (
+    AnnounceTypes,
+    DeleteType,
     Order,
-    PauseQueue,
     PutInvitation,
     PutToken,
+    PutType,
     Rebalance,
-    ResumeQueue,
     RevokeToken,
     feature_level_of,
     ordered_by,
@@ -30,6 +31,7 @@ from tq_node.errors import (
     NoSuchNode,
     NoSuchPartition,
     NoSuchToken,
+    NoSuchType,
     NotReady,
     TaskQueueError,
     Upgrading,
@@ -53,7 +55,7 @@ _SENTENCES = {
     Refusal.LAST_COPY: "the node has the only copy of some partitions: see unsafe-recover",
     Refusal.NOT_NEEDED: "nothing needs to be done: the partition has a primary and all its copies are there",
     Refusal.NOT_UP: "that node is down",
-    Refusal.TOO_MANY: "too many queues are paused already",
+    Refusal.TOO_MANY: "too many queues or types are paused already",
 }
 _OF_TOKENS: dict[Refusal, tuple[type[TaskQueueError], str]] = {
     Refusal.BAD_SETTINGS: (ClusterRefused, "no token can be like that"),
@@ -64,6 +66,11 @@ _OF_TOKENS: dict[Refusal, tuple[type[TaskQueueError], str]] = {
     Refusal.NOT_NEEDED: (NoSuchToken, ""),
 }
 """What a refusal says of orders about tokens."""
+_OF_TYPES: dict[Refusal, tuple[type[TaskQueueError], str]] = {
+    Refusal.BAD_SETTINGS: (ClusterRefused, "no type can have such defaults"),
+    Refusal.TOO_MANY: (ClusterRefused, f"defaults of {limits.TYPE_SETTINGS_MAX} types are kept already: delete some"),
+    Refusal.NOT_NEEDED: (NoSuchType, "no defaults of it were put or announced"),
+}
 
 
 class ClusterAdmin:
@@ -194,25 +201,6 @@ class ClusterAdmin:
     def rebalance(self, by: str = "") -> Deferred[None]:
         return self._propose(Rebalance(), by)
 
-    def pause(self, queue: str, by: str = "") -> Deferred[None]:
-        """Start nothing more of a queue. The last places are for queues that are in use: names that
-        nobody works with must not take away from operators what they need in an emergency."""
-        paused = self._map.paused_queues
-        if len(paused) >= limits.PAUSED_UNUSED_MAX and queue not in paused and not self._uses(queue):
-            return fail(
-                ClusterRefused(f"{len(paused)} queues are paused already, and {queue!r} has no open task at this node")
-            )
-        return Deferred.fromCoroutine(self._everywhere(PauseQueue(queue), by))
-
-    def resume(self, queue: str, by: str = "") -> Deferred[None]:
-        return Deferred.fromCoroutine(self._everywhere(ResumeQueue(queue), by))
-
-    def paused_queues(self) -> frozenset[str]:
-        return frozenset(self._map.paused_queues)
-
-    def _uses(self, queue: str) -> bool:
-        return self._state.local is not None and self._state.local.submitter.uses(queue)
-
     # --- access tokens ---
     def put_token(self, entry: TokenEntry) -> Deferred[None]:
         """See ``facade.TaskQueue.put_token``."""
@@ -306,6 +294,9 @@ def as_error(refusal: Refusal, order: Order | None = None) -> TaskQueueError:
         return ClusterRefused(f"{limits.INVITATIONS_MAX} invitations are open already: each ends after an hour")
     if isinstance(order, PutToken | RevokeToken) and refusal in _OF_TOKENS:
         kind, detail = _OF_TOKENS[refusal]
+        return kind(detail)
+    if isinstance(order, PutType | DeleteType | AnnounceTypes) and refusal in _OF_TYPES:
+        kind, detail = _OF_TYPES[refusal]
         return kind(detail)
     sentence = _SENTENCES.get(refusal, str(refusal).replace("_", " "))
     if refusal is Refusal.NO_SUCH_NODE:

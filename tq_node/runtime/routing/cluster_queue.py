@@ -10,7 +10,7 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
-from tq_node.cluster.records import ACCESS_LEVEL
+from tq_node.cluster.records import ACCESS_LEVEL, WORKERS_LEVEL
 from tq_node.errors import NotPrimary, TaskQueueError, Upgrading
 from tq_node.facade import Accepted, EventBatch, ListQuery, Read, ReadyNote, Stats, Submission, Subscription, TaskPage
 from tq_node.runtime import peer_calls as calls
@@ -22,6 +22,7 @@ from tq_node.runtime.routing.invitations import Invitations
 from tq_node.runtime.routing.node_state import NodeState
 from tq_node.runtime.routing.node_work import NodeWork
 from tq_node.runtime.routing.scatter import Covered, Entry, all_pages, all_stats, submit_to_all
+from tq_node.runtime.routing.type_orders import TypeOrders
 from tq_node.runtime.tasks.local_queue import LocalQueue
 from tq_node.tokens import Asker
 from tq_node.types import NodeId, TaskRow
@@ -60,7 +61,11 @@ class ClusterQueue:
         self.put_invitation, self.take_invitation = invitations.put_invitation, invitations.take_invitation
         self.drain, self.undrain, self.remove = admin.drain, admin.undrain, admin.remove
         self.rebalance, self.unsafe_recover = admin.rebalance, admin.unsafe_recover
-        self.pause, self.resume, self.paused_queues = admin.pause, admin.resume, admin.paused_queues
+        types = TypeOrders(state, clock, admin)
+        self.pause, self.resume, self.paused_queues = types.pause, types.resume, types.paused_queues
+        self.pauses = types.pauses
+        self.type_table, self.announce_types = types.type_table, types.announce_types
+        self.put_type, self.delete_type = types.put_type, types.delete_type
         self.token_table = state.tokens.table
         self.open_of = state.open_tasks.of
         self.put_token, self.revoke_token = admin.put_token, admin.revoke_token
@@ -69,7 +74,6 @@ class ClusterQueue:
 
         self.attach, self.handlers_changed = work.attach, work.handlers_changed
         self.handlers, self.reload_handlers = work.shown_handlers, work.reload_handlers
-        self.waiting_for = work.handlers.waiting_for
         self.claim, self.finish, self.note, self.lease_ms = work.claim, work.finish, work.note, work.lease_ms
         self.claim_for, self.extend = work.remote.claim_for, work.remote.extend
         self.remote_workers, self.order_worker = work.remote.workers, work.remote.order
@@ -220,6 +224,8 @@ class ClusterQueue:
     # --- many tasks ---
     def list(self, query: ListQuery) -> Deferred[TaskPage]:
         """See ``facade.TaskQueue.list``."""
+        if query.waiting is not None and self._state.map.feature_level < WORKERS_LEVEL:
+            return fail(Upgrading("waiting_for: not every node of the cluster can look for that yet"))
         if not query.cluster:
             return maybeDeferred(lambda: self._state.must_serve().reads.list(query))
         # Each task once: what a node has as primary.

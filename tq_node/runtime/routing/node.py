@@ -11,11 +11,13 @@ from typing import cast
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from tq_node.cluster.liveness import Health
 from tq_node.cluster.map import Change
+from tq_node.cluster.pauses import paused
 from tq_node.cluster.refusals import Refusal
 from tq_node.facade import NotReadyReason
 from tq_node.partition.effects import ProposeStepDown
@@ -36,6 +38,8 @@ _log = Logger(namespace="taskqueue.cluster")
 TRANSFER_MS = 2_000
 """How long a node that stops waits for others to take over what it leads."""
 TRANSFER_LOOK_S = 0.05
+PAUSES_LOOK_S = 60.0
+"""How often it is looked whether a pause is over: the wall clock may be set meanwhile."""
 
 
 class NodeHooks(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +76,7 @@ class Node(Outside):
         )
         self._stopped = False
         self._connected: set[NodeId] = set()
+        self._pauses_call: IDelayedCall | None = None
         self._opening: Deferred[None] | None = None
         """Fires once the queue is open, or has failed to open."""
 
@@ -96,6 +101,9 @@ class Node(Outside):
         """Flush what was accepted; store and control plane stay open."""
         self.refuse_work()
         self._stopped = True
+        if self._pauses_call is not None:
+            self._pauses_call.cancel()
+            self._pauses_call = None
         self.state.tokens.stop()
         self.state.open_tasks.stop()
         if self._opening is not None:
@@ -145,7 +153,24 @@ class Node(Outside):
         registered = self.state.plane.membership.is_registered
         names = {node.node_id: node.name for node in cluster_map.nodes.values()}
         local.follow(records_of(cluster_map, self.state.node_id, may_lead=registered), names)
-        local.set_paused(cluster_map.paused_queues)
+        self._follow_pauses(local)
+
+    def _follow_pauses(self, local: LocalQueue) -> None:
+        """Hold what is paused now, and look again when the first of it is over."""
+        if self._pauses_call is not None:
+            self._pauses_call.cancel()
+            self._pauses_call = None
+        now_us = self._clock.wall_us()
+        now = paused(self.state.map, now_us)
+        local.set_paused(now.queues.keys(), now.types.keys())
+        if now.next_end_us is not None:
+            wait_s = min(PAUSES_LOOK_S, (now.next_end_us - now_us) / 1e6)
+            self._pauses_call = self._clock.call_later(wait_s, self._pause_over)
+
+    def _pause_over(self) -> None:
+        self._pauses_call = None
+        if self.state.local is not None and not self._stopped:
+            self._follow_pauses(self.state.local)
 
     def handlers_heard(self) -> None:
         self.work.follow_handlers()

@@ -16,7 +16,7 @@ from tq_node.runtime.routing.access_tokens import AccessTokens, FileTokens
 from tq_node.runtime.routing.open_tasks import OpenTasks
 from tq_node.runtime.routing.peer_client import PeerClient
 from tq_node.runtime.tasks.local_queue import LocalQueue
-from tq_node.types import NodeId
+from tq_node.types import HandledType, NodeId
 
 
 class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,8 @@ class ClusterQueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str
     open_local: Callable[[ClusterSettings], Awaitable[LocalQueue]]
     """Opens the queue of this node, once it is known how the cluster was born."""
+    declared: Callable[[], tuple[HandledType, ...]] = tuple
+    """Types of this node's handlers with their defaults, whether or not it runs tasks."""
     no_handler_after_ms: int | None = None
     """How long a task may wait for a handler before it fails; None: for ever."""
     draw: Callable[[], float] = lambda: 0.5

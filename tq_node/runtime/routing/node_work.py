@@ -7,7 +7,7 @@ partition, which may have changed since the claim (section 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from tq_node import limits
-from tq_node.cluster.records import HANDLERS_LEVEL
+from tq_node.cluster.pauses import Paused, paused
+from tq_node.cluster.records import HANDLERS_LEVEL, ClusterMap
 from tq_node.errors import NotReady, StaleAttempt, TaskQueueError, Upgrading
 from tq_node.facade import Claim, HandlersReloaded, NodeHandlers, Notes, Outcome, ReadyNote, Released, Worker
 from tq_node.runtime import peer_calls as calls
@@ -28,6 +29,8 @@ from tq_node.runtime.routing.work_offers import WorkOffers
 from tq_node.runtime.routing.work_stealing import WorkStealer
 from tq_node.runtime.tasks.handler_map import HandlerMap
 from tq_node.runtime.tasks.local_queue import LocalQueue
+from tq_node.runtime.tasks.type_defaults import TypeDefaultsTable
+from tq_node.runtime.tasks.wait_reasons import WaitReasons
 from tq_node.types import Announced, HandlerKind, NodeId
 
 GIVE_UP_LOOK_S = 1.0
@@ -47,11 +50,14 @@ class NodeWork:
 
     def __init__(self, state: NodeState, clock: Clock) -> None:
         self.handlers = HandlerMap(state.node_id, clock)
+        self.defaults = TypeDefaultsTable()
         self._state = state
         self._clock = clock
         self.worker: Worker | None = None
         self.remote = RemoteWorkers(state, clock, self.handlers_changed)
         self._shared: _Shared | None = None
+        self.reasons: WaitReasons | None = None
+        self._paused_seen: tuple[ClusterMap | None, Paused] = (None, Paused())
 
     # --- life ---
     def begin(self, local: LocalQueue) -> None:
@@ -68,6 +74,8 @@ class NodeWork:
         loops.append(clock.every(limits.LEASE_RENEW_MS / 1000, leases.round, "renewing leases"))
         self._shared = _Shared(leases, offers, stealer, loops)
         self.remote.begin(local, stealer, self.give_back)
+        self.reasons = WaitReasons(local, self.handlers, clock, self._paused, self._has_slot)
+        local.reads.waits = self.reasons
         if self.worker is not None:
             local.claims.attach(self.worker)
         self._follow_takers(local)
@@ -104,12 +112,20 @@ class NodeWork:
     def follow_handlers(self) -> None:
         """Who takes what may have changed: by the map, another node's word, or the worker here."""
         worker, state = self.worker, self._state
-        if worker is None or not state.map.is_founded:
+        if not state.map.is_founded:
             return
         announced = state.plane.membership.liveness.handlers
+        self.defaults.follow(
+            state.map.type_settings,
+            state.settings.declared(),
+            [announced[node].handled for node, _ in sorted(state.others(), key=_name) if node in announced],
+            state.map.announced_types,
+        )
+        if worker is None:
+            return
         worker.stand_in(self.handlers.may_stand_in(state.map, announced) and self.remote.types == frozenset())
         if state.plane.membership.is_registered:
-            self.handlers.log(worker.announced.kind)
+            self.handlers.log(worker)
         if self.handlers.follow(state.map, announced, self._types_here(worker)) and state.local is not None:
             self._follow_takers(state.local)
 
@@ -162,6 +178,26 @@ class NodeWork:
         """What it had offered is another node's by then."""
         if self._shared is not None:
             self._shared.stealer.forget(node)
+
+    # --- why tasks wait ---
+    def _paused(self) -> Paused:
+        cluster_map, now_us = self._state.map, self._clock.wall_us()
+        seen_map, now = self._paused_seen
+        if seen_map is not cluster_map or (now.next_end_us is not None and now.next_end_us <= now_us):
+            now = paused(cluster_map, now_us)
+            self._paused_seen = cluster_map, now
+        return now
+
+    def _has_slot(self, queue: str, task_type: str) -> bool:
+        """Whether a worker at this node could begin such a task now; of others it is not known."""
+        worker = self.worker
+        is_here = worker is not None and worker.slots_free > 0
+        takes = is_here and worker is not None and (worker.types is None or task_type in worker.types)
+        return takes or self.remote.is_waited_for(queue, task_type)
+
+    def waiting(self) -> Mapping[str, int]:
+        """About how many tasks led here wait for what; for metrics."""
+        return {} if self.reasons is None else self.reasons.counts()
 
     def _able_peers(self) -> Sequence[NodeId]:
         return sorted(
@@ -236,6 +272,10 @@ class NodeWork:
     def lease_ms(self, claim: Claim) -> int:
         """See ``facade.TaskQueue.lease_ms``."""
         return 0 if self._shared is None else self._shared.leases.lease_ms(claim)
+
+
+def _name(node: tuple[NodeId, str]) -> str:
+    return node[1]
 
 
 def _without_payload(claim: Claim) -> Claim:

@@ -259,6 +259,13 @@ class RemoteWorkers:
                 self._leave_line(wait)
                 self._ask(wait, asked)
 
+    def is_waited_for(self, queue: str, task_type: str) -> bool:
+        """Whether a worker waits here that takes such a task."""
+        return any(
+            (types is None or task_type in types) and (queues is None or any(name == queue for name, _ in queues))
+            for types, queues in self._lines
+        )
+
     def _ask(self, wait: _Wait, claims: Deferred[Sequence[Claim]]) -> None:
         wait.is_asking, wait.asked_ms, wait.looks = True, self._clock.now_ms(), self._looks
         claims.addCallbacks(self._claimed, self._not_claimed, (wait,), {}, (wait,)).addErrback(_bug)

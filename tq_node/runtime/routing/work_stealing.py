@@ -261,12 +261,13 @@ class WorkStealer:
         """Answer the waiting claim with what may still begin here, and give back the rest. Since
         the request left, the wait may be over, a partition may have come here, a queue been paused,
         this node drained."""
-        paused = self._local.paused_queues()
+        paused, paused_types = self._local.paused_queues(), self._local.paused_types()
         may_begin = out in self._waits and self._claimant.may_help
         taken: list[Claim] = []
         left: list[Claim] = []
         for claim in claims:
-            fits = may_begin and not self._local.leads(claim.partition) and claim.queue not in paused
+            is_held = claim.queue in paused or claim.task_type in paused_types
+            fits = may_begin and not self._local.leads(claim.partition) and not is_held
             (taken if fits else left).append(claim)
         self._leases.granted(taken, asked_ms)
         self._local.claims.hold(taken)

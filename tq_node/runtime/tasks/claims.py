@@ -277,8 +277,8 @@ class Claims:
         if pending.spec.id in self._ending:
             self._set_aside.add(pending.spec.id)
             return
-        if self._table.ready.is_paused(pending.spec.queue):
-            self._table.enqueue(pending)  # paused while its row was being read
+        if self._table.ready.is_paused(pending.spec.queue, pending.spec.type):
+            self._table.enqueue(pending)  # paused while its row was being read, or its heap made anew
             return
         if slot.partition in self._table.refusals:
             self._set_back.append(pending)  # no claims while it is handed over, or can't commit
@@ -569,6 +569,12 @@ class Claims:
         """See ``LocalQueue.follow_handlers``."""
         self._table.follow_handlers(own, known)
         if self._table.ready.is_misplaced:
+            self._rebuild_heaps()
+        self.wake()
+
+    def pause_types(self) -> None:
+        """The types that are paused are others than before."""
+        if self._table.pause_types():
             self._rebuild_heaps()
         self.wake()
 

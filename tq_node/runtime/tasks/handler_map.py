@@ -9,9 +9,8 @@ from twisted.logger import Logger
 from tq_node.cluster.handlers import Takers, may_simulate, takers
 from tq_node.cluster.records import ClusterMap
 from tq_node.facade import NodeHandlers, ReadyNote, Worker
-from tq_node.partition.waiting import Surroundings, waiting_for
 from tq_node.runtime.clock import Clock
-from tq_node.types import Announced, HandlerKind, NodeId, TaskRow, WaitsFor
+from tq_node.types import Announced, HandlerKind, NodeId
 
 LOST_TYPES_MAX = 10_000
 """Types whose last handler has gone, each with when; others are shown as having had none."""
@@ -33,7 +32,6 @@ class HandlerMap:
         self._any_lost_us = 0
         self._since_us = 0
         """From when on this node knows who takes what."""
-        self._around = Surroundings(self.without_handler_us)
 
     def may_stand_in(self, table: ClusterMap, announced: Mapping[NodeId, Announced]) -> bool:
         """Whether simulated handlers that nobody asked for may run tasks here."""
@@ -83,21 +81,21 @@ class HandlerMap:
         without_us = self.without_handler_us(task_type)
         return 0 if without_us is None else now_us - max(without_us, since_us, self._since_us)
 
-    def waiting_for(self, row: TaskRow) -> tuple[WaitsFor, ...]:
-        """Why a task does not run."""
-        return waiting_for(row, self._around)
-
     # --- what operators see ---
     def notes(self, worker: Worker) -> tuple[ReadyNote, ...]:
-        return (ReadyNote(NO_HANDLERS, _NONE_HERE),) if worker.announced.kind is HandlerKind.NONE else ()
+        is_asked_for = worker.notes  # with ``--concurrency 0`` the worker says so itself
+        is_without = worker.announced.kind is HandlerKind.NONE and not is_asked_for
+        return (ReadyNote(NO_HANDLERS, _NONE_HERE),) if is_without else ()
 
-    def log(self, kind: HandlerKind) -> None:
+    def log(self, worker: Worker) -> None:
         """In the log, where it is something else than before."""
+        kind = worker.announced.kind
         if kind is self._logged:
             return
         self._logged = kind
         if kind is HandlerKind.NONE:
-            _log.warn(_NONE_HERE, event=NO_HANDLERS)
+            for note in (*worker.notes, *self.notes(worker)):
+                _log.warn("{note}", note=note.detail, event=note.code)
         elif kind is HandlerKind.SIMULATED:
             _log.info("simulated handlers run the tasks of this node", event="simulated_handlers")
 

@@ -104,6 +104,7 @@ class LocalQueue:
         self._metrics = metrics
         self._hooks = hooks
         self._paused: set[str] = set()
+        self._paused_types: frozenset[str] = frozenset()
         self._committed_horizons = recovered.unapplied.horizons
         self._horizons: dict[int, int] = {}
         """By partition led here: ids made before this time are refused as too old."""
@@ -303,8 +304,11 @@ class LocalQueue:
         assert slot.row is not None
         return slot.row
 
-    def set_paused(self, queues: Collection[str]) -> None:
-        """These queues, and no others, are paused: nothing of them starts."""
+    def set_paused(self, queues: Collection[str], types: Collection[str] = ()) -> None:
+        """These queues and types, and no others, are paused: nothing of them starts."""
+        if self._paused_types != frozenset(types):
+            self._paused_types = frozenset(types)
+            self.claims.pause_types()
         for queue in self._paused.difference(queues):
             self._paused.discard(queue)
             self.table.ready.resume(queue)
@@ -315,6 +319,9 @@ class LocalQueue:
 
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self._paused)
+
+    def paused_types(self) -> frozenset[str]:
+        return self._paused_types
 
     def progress(self) -> dict[int, Progress]:
         """How far the partitions are that this node leads, or is about to."""

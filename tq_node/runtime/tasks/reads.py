@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from tq_node import limits
 from tq_node.errors import Busy, NoSuchTask, NotConfirmed, NotPrimary, NotReady, TaskPurged
 from tq_node.facade import ListedTask, ListQuery, Read, Stats, TaskPage
+from tq_node.partition.waiting import matches
 from tq_node.runtime.clock import Clock
 from tq_node.runtime.replication.commit_waiters import Wait
 from tq_node.runtime.replication.replicator import Replication
@@ -20,7 +21,7 @@ from tq_node.runtime.tasks.submit import NodeStatus
 from tq_node.runtime.tasks.task_table import PURGED_DETAIL, Found, Slot, TaskTable, existing, must_know, purged, row_of
 from tq_node.store.api import RowPage, RowQuery, Store, StoredRow, Tombstone
 from tq_node.tokens import Asker
-from tq_node.types import State, Transition
+from tq_node.types import State, TaskRow, Transition, WaitsFor
 
 
 class _Watch:
@@ -32,6 +33,14 @@ class _Watch:
         self.deferred = deferred
         self.call = call
         self.asker = asker
+
+
+class Waits(Protocol):
+    """Why tasks wait (``wait_reasons``)."""
+
+    def of(self, row: TaskRow) -> tuple[WaitsFor, ...]: ...
+
+    def narrowed(self, query: ListQuery) -> ListQuery | None: ...
 
 
 class TaskReads:
@@ -52,6 +61,8 @@ class TaskReads:
         self._settings = settings
         self._status = status
         self._replication = replication
+        self.waits: Waits | None = None
+        """None before the node knows who has handlers."""
         self.watches: dict[str, list[_Watch]] = {}
         self._watch_count = 0
 
@@ -108,7 +119,7 @@ class TaskReads:
             one = stored.get(task_id)
             row = None if one is None or isinstance(one, Tombstone) else row_of(one)
             if row is not None and (asker is None or asker.may_know(row.spec.queue, row.spec.made_by)):
-                return Read(row, node, age_s)
+                return Read(row, node, age_s, self._waits_of(row))
             if isinstance(one, Tombstone) and (asker is None or not asker.is_restricted):
                 raise TaskPurged(PURGED_DETAIL, task_id=task_id)
             raise NoSuchTask("this copy knows no task with this id", task_id=task_id)
@@ -125,7 +136,7 @@ class TaskReads:
             must_know(asker, row, task_id)
         if wait_s > 0 and not row.state.is_final and not self._status.is_stopping:
             return self._watch(task_id, wait_s, age_s, asker)
-        read = Read(row, self._settings.node_name, age_s)
+        read = Read(row, self._settings.node_name, age_s, self._waits_of(row))
         # Proposed, uncommitted changes are waited for: what is read is never uncommitted (P5).
         committed = self._table.committed_wait(slot, Wait(read, self._clock.now_ms(), 1, task_id, late=NotConfirmed))
         return succeed(read) if committed is None else cast("Deferred[Read]", committed)
@@ -194,8 +205,10 @@ class TaskReads:
             raise NotReady("the node is starting")
         await self._table.driver.settle()
         partitions, led = self._wanted(query), list(self._table.leading.items())
-        if not partitions:
+        narrowed = query if query.waiting is None or self.waits is None else self.waits.narrowed(query)
+        if not partitions or narrowed is None:
             return TaskPage([], None, led=led)
+        query = narrowed
         page: RowPage = await self._store.page(
             RowQuery(
                 states=query.states,
@@ -220,8 +233,14 @@ class TaskReads:
             if pace.is_over():
                 await pace.turn()
             role = "primary" if stored.partition in self._table.leading else "replica"
-            listed.append(ListedTask(row_of(stored), role, self._replication.primary_name(stored.partition)))
+            row = row_of(stored)
+            waits = self._waits_of(row)
+            if query.waiting is None or matches(waits, *query.waiting):
+                listed.append(ListedTask(row, role, self._replication.primary_name(stored.partition), waits))
         return TaskPage(listed, page.next, led=led)
+
+    def _waits_of(self, row: TaskRow) -> tuple[WaitsFor, ...]:
+        return () if self.waits is None or row.state >= State.PROCESSING else self.waits.of(row)
 
     def _wanted(self, query: ListQuery) -> frozenset[int]:
         """The partitions whose copy here the query is about."""

@@ -191,6 +191,9 @@ class TableHost(Protocol):
     def paused_queues(self) -> Collection[str]:
         """The queues of which nothing may start."""
 
+    def paused_types(self) -> Collection[str]:
+        """The types of which nothing may start."""
+
 
 class TaskTable:
     """Rows, heaps and counts of partitions led here. ``refusals``: why one takes no work now."""
@@ -229,6 +232,7 @@ class TaskTable:
         self._on_ready = host.wake
         self._on_due = host.schedule_due
         self._paused_queues = host.paused_queues
+        self._paused_types = host.paused_types
         self._named: frozenset[str] = frozenset()
         self._asked: frozenset[str] = frozenset()
         """Types with own lanes: ``_named`` by nodes' announcements, ``_asked`` by claims alone."""
@@ -400,7 +404,17 @@ class TaskTable:
         """Set the types of this node's worker (None: any) and those known in the cluster."""
         self.ready.set_own(own)
         self._named = frozenset(known)
-        self.ready.set_known(self._named | self._asked)
+        self._set_known()
+
+    def pause_types(self) -> bool:
+        """Hold the types that the host says. Returns whether ``rebuild_heaps`` is due, as in
+        ``know``: until then what waits among the unknown types may start."""
+        self._set_known()
+        self.ready.pause_types(self._paused_types())
+        return self.ready.is_misplaced
+
+    def _set_known(self) -> None:
+        self.ready.set_known(self._named.union(self._asked, self._paused_types()))
 
     def know(self, types: Collection[str]) -> bool:
         """Give types lanes that a worker asks for before its node announces them. Returns whether
@@ -408,7 +422,7 @@ class TaskTable:
         new = frozenset(types) - self._named - self._asked
         if new and len(self._asked) + len(new) <= _ASKED_TYPES_MAX:
             self._asked |= new
-            self.ready.set_known(self._named | self._asked)
+            self._set_known()
         return self.ready.is_misplaced
 
     async def rebuild_heaps(self) -> None:
@@ -433,6 +447,7 @@ class TaskTable:
                     break
             for queue in self._paused_queues():
                 ready.pause(queue)
+            ready.pause_types(self._paused_types())
             since = self._enqueued_since
         finally:
             self._enqueued_since = None

@@ -95,6 +95,9 @@ ORDERS: dict[str, tuple[str, Any, str]] = {
     "/workers/resume": ("?worker=w-1", None, "worker=w-1"),
     "/work/claim": ("", {"worker": "w-1", "wait": 0}, "t-1"),
     "/work/finish": ("", {"worker": "w-1", "claims": [CLAIM | {"outcome": "completed"}]}, "t-1"),
+    "/workers/announce": ("", {"worker": "w-1", "types": [{"type": "email", "queue": "mail"}]}, "w-1 email"),
+    "/types/put": ("", {"type": "email", "max_attempts": 2}, "email"),
+    "/types/delete": ("?type=email", None, "type=email"),
     "/tokens/put": ("", {"name": "deploy", "roles": ["submit"], "queues": ["mail"]}, "deploy roles=submit queues=mail"),
     "/tokens/revoke": ("?name=the-view", None, "name=the-view"),
 }
@@ -109,6 +112,8 @@ def test_every_route_that_changes_something_has_a_row_here() -> None:
 def test_each_change_is_a_line_with_who_asked_for_it(audited: Audited, path: str) -> None:
     query, body, what = ORDERS[path]
     assert audited.post("/tasks/submit", BODY) == 201
+    if path == "/types/delete":
+        audited.post("/types/put", {"type": "email"})
     if path == "/tasks/purge":
         audited.post("/tasks/cancel?id=t-1")
     if path == "/tasks/retry":

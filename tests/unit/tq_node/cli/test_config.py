@@ -147,7 +147,7 @@ class TestPrecedence:
 
 class TestRefusals:
     def test_names_the_option(self) -> None:
-        assert refusal(concurrency="many") == "--concurrency: 'many' is not a whole number from 1 to 4096"
+        assert refusal(concurrency="many") == "--concurrency: 'many' is not a whole number from 0 to 4096"
 
     def test_names_the_variable(self) -> None:
         assert refusal(environment={"HTTP_ADDR": "port"}).startswith("--http (HTTP_ADDR): 'port' is none of PORT, ")
@@ -194,7 +194,7 @@ class TestRefusals:
             {"node_id": "ä"},
             {"node_id": "a\n"},
             {"node_id": ""},
-            {"concurrency": "0"},
+            {"concurrency": "4097"},
             {"concurrency": "-1"},
             {"concurrency": "1_0"},
             {"concurrency": "²"},

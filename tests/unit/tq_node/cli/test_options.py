@@ -102,7 +102,7 @@ def test_one_line_exit_code_one_nothing_on_disk(
         (["--config", "nowhere.toml"], {}, "--config"),
         (["--data-dir", "/dev/null/below"], {}, "--data-dir"),
         ([], {"HTTP_ADDR": "nonsense"}, "--http (HTTP_ADDR)"),
-        ([], {"TQ_CONCURRENCY": "0"}, "--concurrency (TQ_CONCURRENCY)"),
+        ([], {"TQ_CONCURRENCY": "-1"}, "--concurrency (TQ_CONCURRENCY)"),
     ],
 )
 def test_one_line_that_names_what_is_wrong(

@@ -13,7 +13,7 @@ from tq_node.cluster.map import RULES
 from tq_node.cluster.records import ACCESS_LEVEL, ClusterSettings, InvitationEntry
 from tq_node.cluster.rules_nodes import entry_of
 from tq_node.tokens import Quotas, Role, TokenEntry
-from tq_node.types import Epoch, NodeId, PartitionId
+from tq_node.types import Backoff, Epoch, HandledType, NodeId, PartitionId, PauseEntry
 
 A, B = NodeId("a" * 32), NodeId("b" * 32)
 P, E = PartitionId(3), Epoch(7)
@@ -45,10 +45,17 @@ EVERY: list[tuple[int, c.AnyCommand]] = [
     (39, c.PutInvitation(InvitationEntry(b"h" * 32, 9, "ops"), 8)),
     (40, c.TakeInvitation(b"h" * 32, 8)),
     (41, c.NoteCertificate(A, b"h" * 32)),
+    (44, c.PutType(HandledType("email", "mail", 7, 500, Backoff("fixed", 1, 2, False)))),
+    (45, c.DeleteType("email")),
+    (46, c.AnnounceTypes((HandledType("email"), HandledType("image", "big")))),
+    (47, c.Pause(PauseEntry("type", "email", "it bounces", 5, 9, "ann"))),
+    (48, c.Resume("queue", "mail", 9)),
 ]
-LEVELS: dict[type, int] = {c.NoteHandlers: 2} | dict.fromkeys(
-    (c.PutToken, c.RevokeToken, c.PutInvitation, c.TakeInvitation, c.NoteCertificate), 3
-)
+LEVELS: dict[type, int] = {
+    c.NoteHandlers: 2,
+    **dict.fromkeys((c.PutToken, c.RevokeToken, c.PutInvitation, c.TakeInvitation, c.NoteCertificate), 3),
+    **dict.fromkeys((c.PutType, c.DeleteType, c.AnnounceTypes, c.Pause, c.Resume), 4),
+}
 """Of the kinds that came after the first release."""
 
 
@@ -96,6 +103,11 @@ ORDERS: dict[str, c.Order] = {
     "spread the partitions evenly": c.Rebalance(),
     "keep token 'ops' with roles view, work": c.PutToken(TokenEntry("ops", b"h" * 32, (Role.VIEW, Role.WORK))),
     "end token 'ops'": c.RevokeToken("ops"),
+    "set defaults of type 'email'": c.PutType(HandledType("email")),
+    "forget the defaults of type 'email'": c.DeleteType("email"),
+    "take the defaults of 1 types as a worker has them": c.AnnounceTypes((HandledType("email"),)),
+    "pause type 'email'": c.Pause(PauseEntry("type", "email")),
+    "resume type 'email'": c.Resume("type", "email", 9),
     "invite a node": c.PutInvitation(InvitationEntry(b"h" * 32, 9), 8),
 }
 

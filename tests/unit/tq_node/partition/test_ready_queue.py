@@ -248,3 +248,31 @@ class TestLanes:
                 assert fitting[popped[0]] == min(fitting.values())
                 del left[popped[0]]
         assert len(ready) == len(left)
+
+
+class TestPausedTypes:
+    def ready(self) -> ReadySet:
+        made = ReadySet(None, known={"a", "b"})
+        for number, kind in enumerate("abc"):
+            made.push(f"{kind}-{number}", number, "q", 5, number, kind)
+        return made
+
+    def test_nothing_of_them_is_found_and_the_others_pass_by(self) -> None:
+        made = self.ready()
+        made.pause_types({"a"})
+        assert made.pop() == ("b-1", 1)
+        made.push("a-9", 3, "q", 9, 0, "a")
+        assert (made.pop(), made.pop(), made.kinds()) == (("c-2", 2), None, set())
+        assert (made.is_paused("q", "a"), made.is_paused("q", "b"), made.is_paused("q")) == (True, False, False)
+        assert made.waiting_for(None) == (0, 0)
+        made.pause_types(())
+        assert [made.pop(), made.pop()] == [("a-9", 3), ("a-0", 0)]
+
+    def test_sizes_of_lanes_and_of_some_partitions(self) -> None:
+        made = self.ready()
+        made.push("a-9", 3, "q", 5, 9, "a")
+        assert {lane: (size, parts) for lane, size, parts in made.sizes({3, 2})} == {
+            ("q", "a"): (2, {3: 1}),
+            ("q", "b"): (1, {}),
+            ("q", ""): (1, {2: 1}),
+        }

@@ -13,7 +13,6 @@ import tq_node
 from tests.unit.tq_node.work import sample_handlers
 from tests.unit.tq_node.work.conftest import SAMPLES
 from tq_node import Context, limits, task
-from tq_node.facade import TypeDefaults
 from tq_node.types import Announced, Backoff, HandledType, HandlerKind, Token
 from tq_node.work import handlers
 from tq_node.work.handlers import HandlerError, RunIn
@@ -45,14 +44,15 @@ def refusal(*modules: str) -> str:
 
 def test_the_options_of_a_type() -> None:
     registry = Registry.load([SAMPLES])
-    assert registry.defaults("echo") == TypeDefaults("bulk", 5, 30_000, Backoff("constant", 2000, 2000, jitter=False))
-    assert registry.defaults("raise") == TypeDefaults()
+    declared = {one.type: one for one in registry.declared()}
+    assert declared["echo"] == HandledType("echo", "bulk", 5, 30_000, Backoff("constant", 2000, 2000, jitter=False))
+    assert declared["raise"] == HandledType("raise")
     handler = registry.resolve("echo")
     assert handler is not None
     assert handler.run is RunIn.PROCESS
     assert handler.function is sample_handlers.echo
     assert registry.resolve("unheard of") is None
-    assert registry.defaults("unheard of") == TypeDefaults()
+    assert "unheard of" not in declared
     assert registry.needs_processes
 
 
@@ -128,7 +128,7 @@ class TestLoadingAnew:
         assert now is not None
         assert kept is not None
         assert (kept.function(None, Context()), now.function(None, Context())) == ("first", "second")
-        assert registry.defaults("a").max_attempts == 7
+        assert [one.max_attempts for one in registry.declared()] == [7, None]
 
     def test_a_handler_that_is_gone_is_gone(self, folder: Path) -> None:
         write(folder / "mine.py", "@task('a')\ndef a(p, c): ...\n@task('b')\ndef b(p, c): ...")
@@ -171,16 +171,6 @@ class TestLoadingAnew:
         registry.take(registry.load_anew())
         assert sys.modules[SIMULATED] is before
         assert registry.resolve("email") is not None
-
-
-def test_the_defaults_of_the_wildcard_hold_for_what_it_takes(folder: Path) -> None:
-    write(
-        folder / "wild.py",
-        "@task('*', max_attempts=7)\ndef any(payload, context): ...\n@task('own')\ndef own(p, c): ...",
-    )
-    registry = Registry.load(["wild"])
-    assert registry.defaults("x").max_attempts == 7
-    assert registry.defaults("own").max_attempts is None
 
 
 def test_modules_are_found_in_the_working_directory_last(folder: Path) -> None:

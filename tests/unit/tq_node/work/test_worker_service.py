@@ -13,6 +13,7 @@ from tests.unit.tq_node.work.conftest import ClockRig, asynchronous, until, with
 from tq_node import limits
 from tq_node.errors import Busy, NoSuchTask, OutcomeUnknown, StaleAttempt
 from tq_node.facade import Claim, Completed, Released
+from tq_node.types import Announced, HandlerKind
 
 
 def test_hints_within_a_turn_lead_to_one_claim(clock_rig: ClockRig) -> None:
@@ -243,3 +244,14 @@ async def test_start_and_stop_at_once(rigs: Any) -> None:
     assert rig.worker.pool.processes == 0
     rig.worker.startService()
     assert (await rig.run("echo", 1))[1] == Completed(b"1")
+
+
+def test_with_no_slots_it_starts_claims_and_announces_nothing(rigs: Any) -> None:
+    rig = rigs(concurrency=0)
+    worker = rig.worker
+    rig.queue.put("a_echo", 1)
+    worker.wake()
+    worker._schedule()
+    assert (worker.types, worker.announced, worker.slots_free) == ((), Announced(HandlerKind.NONE), 0)
+    assert [note.code for note in worker.notes] == ["no_workers"]
+    assert (rig.queue.claim_limits, worker.pool.processes, worker.loops.processes) == ([], 0, 0)

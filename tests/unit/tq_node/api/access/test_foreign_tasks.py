@@ -19,7 +19,7 @@ FOREIGN = "f0reign"
 """In all that the foreign tasks are made of: ids, queue, payload, results, logs."""
 VALUES = {
     "id": f"{FOREIGN}-done", "queue": f"{FOREIGN}-queue", "node": "node-2", "partition": "0", "name": "nobody", "since": "0",
-    "code": "busy", "worker": "w-1",
+    "code": "busy", "worker": "w-1", "type": "email",
 }  # fmt: skip
 """For each parameter that an operation asks for: the foreign task, wherever it could be meant."""
 NOT_BY_TASK = {("GET", "/metrics"), ("GET", "/audit"), ("POST", "/tokens/put"), ("GET", "/tokens/list")}

@@ -26,7 +26,7 @@ from tq_node.runtime import peer_calls as calls
 from tq_node.runtime.control.registration import Outcome
 from tq_node.runtime.routing.cluster_queue import ClusterQueue
 from tq_node.tokens import Asker
-from tq_node.types import NodeId, State
+from tq_node.types import NodeId, PauseEntry, State
 
 BORN_US_MAX = WAIT_US = 60_000_000
 LOOK_US = 1_000
@@ -149,7 +149,7 @@ def test_counts_of_queues_are_those_of_all_primaries(three: Three) -> None:
 
 
 def test_a_change_is_made_where_the_asker_may(three: Three) -> None:
-    three.answer(three.queues[0].pause("news"))  # what is retried shall not run
+    three.answer(three.queues[0].pause(PauseEntry("queue", "news")))  # what is retried shall not run
     for number, (asker, made_by) in enumerate(((ANN, "ann"), (SHOP, "bob"), (OPERATOR, ""), (None, "ann"))):
         queue, task_id = three.queues[number % 3], f"changed-{number}"
         three.submit(task_id, queue="news", made_by=made_by)
@@ -184,10 +184,10 @@ def ordered(three: Three) -> list[str]:
 
 
 def test_each_node_says_who_ordered_what_it_applies(three: Three) -> None:
-    three.answer(three.queues[1].pause("mail", "chief"))
-    three.answer(three.queues[2].resume("mail", "deputy"))
-    three.answer(three.queues[0].pause("nobody's"))
-    three.answer(three.queues[0].resume("nobody's"))
+    three.answer(three.queues[1].pause(PauseEntry("queue", "mail", by="chief")))
+    three.answer(three.queues[2].resume("queue", "mail", "deputy"))
+    three.answer(three.queues[0].pause(PauseEntry("queue", "nobody's")))
+    three.answer(three.queues[0].resume("queue", "nobody's"))
     three.until(lambda: len(ordered(three)) >= 6)
     said = [line.partition(", by entry ")[0] + line.partition(":")[2] for line in ordered(three)]
     assert (
@@ -251,6 +251,6 @@ def test_below_the_access_level_an_order_names_nobody(upgrading: Three, monkeypa
         return await real(command)
 
     monkeypatch.setattr(membership, "propose", propose)
-    upgrading.answer(upgrading.queues[0].pause("mail", "chief"))
+    upgrading.answer(upgrading.queues[0].pause(PauseEntry("queue", "mail", by="chief")))
     assert proposed == [PauseQueue("mail")]
     assert ordered(upgrading) == []

@@ -72,6 +72,9 @@ class Local:
     def lease_ms(self, partition: int) -> int:
         return 5_000
 
+    def paused_types(self) -> frozenset[str]:
+        return frozenset()
+
     def paused_queues(self) -> frozenset[str]:
         return frozenset(self.paused)
 
