@@ -59,6 +59,8 @@ def fill(cluster: Cluster) -> Counter[str]:
     """Tasks in all states. What is processing goes on for longer than the test."""
     node = cluster["node-1"]
     assert node.post("/tasks/pause?queue=halted").status == 200
+    assert node.post("/tasks/pause?type=held&reason=why").status == 200
+    assert node.post("/types/put", {"type": "noop", "max_attempts": 9}).status == 200
     asked: list[dict[str, object]] = [
         {"id": f"done-{n}", "type": "noop", "payload": {"n": n}, "tags": {"n": str(n)}} for n in range(60)
     ]
@@ -129,6 +131,13 @@ def test_three_nodes_become_one_and_three_again(make_cluster: MakeCluster, tmp_p
     again = {"id": "done-1", "type": "noop", "payload": {"n": 1}, "tags": {"n": "1"}}
     assert node.post("/tasks/submit", again).status == 200
     assert node.post("/tasks/submit", {"id": "done-1", "type": "noop", "payload": 2}).status == 409
+
+    assert [one["type"] for one in node.get("/types/list").json["types"]] == ["noop"]
+    paused = node.get("/cluster").json["cluster"]["paused"]
+    assert [(one.get("queue"), one.get("type"), one.get("reason")) for one in paused] == [
+        ("halted", None, None),
+        (None, "held", "why"),
+    ]
 
     new.start("node-2", "node-3")
     new.wait_whole()

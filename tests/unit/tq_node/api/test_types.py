@@ -125,7 +125,7 @@ def test_tasks_say_why_they_wait_and_are_found_by_it(world: World) -> None:
     assert "waiting_for" not in world.get(f"/tasks/status?id={third}").json
 
     def found(asked: str) -> list[str]:
-        return [one["task_id"] for one in world.get(f"/tasks/list?waiting_for={asked}").json["tasks"]]
+        return [one["id"] for one in world.get(f"/tasks/list?waiting_for={asked}").json["tasks"]]
 
     assert found("no_handler") == found("no_handler:a") == [first]
     assert found("queue_paused:mail") == found("slots") == [second]
