@@ -11,7 +11,7 @@ from tq_node.cluster import commands as c
 from tq_node.cluster.map import ClusterMap, PartitionEntry, decode, digest, encode
 from tq_node.cluster.records import InvitationEntry
 from tq_node.tokens import Role, TokenEntry
-from tq_node.types import Epoch, HandlerKind, NodeId, NodeName, PartitionId
+from tq_node.types import Epoch, HandledType, HandlerKind, NodeId, NodeName, PartitionId, PauseEntry
 
 NUMBERS = 8
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class RandomTable:
         factor = rng.choice([1, 2, 3, 3, 3, 5])
         nodes = rng.randint(1, 6)
         self.table = Table(
-            nodes, partitions=rng.randint(1, 4), factor=factor, voters=rng.choice([1, 3, 5]), level=rng.choice([1, 3])
+            nodes, partitions=rng.randint(1, 4), factor=factor, voters=rng.choice([1, 3, 5]), level=rng.choice([1, 4])
         )
         for partition in range(len(self.table.map.partitions)):
             copies = rng.sample(range(1, nodes + 1), rng.randint(1, min(nodes, factor)))
@@ -63,6 +63,8 @@ class RandomTable:
             self.revoke_token,
             self.put_invitation,
             self.take_invitation,
+            self.of_types,
+            self.of_pauses,
             self.note_certificate,
         ]
 
@@ -156,7 +158,7 @@ class RandomTable:
         node = registration(
             number,
             incarnation,
-            feature_level_max=self.often(3, 1, 2),
+            feature_level_max=self.often(4, 1, 2, 3),
             handlers=HandlerKind((number + incarnation) % len(HandlerKind)),
         )
         if self.rng.random() < 0.1:
@@ -261,6 +263,23 @@ class RandomTable:
             c.FoundCluster(CLUSTER_ID, "again", self.table.map.settings, registration(9)),
         ]
         return self.pick(options)
+
+    # --- types and pauses ---
+    def of_types(self) -> c.AnyCommand:
+        name = self.pick(["a", "b", "c"])
+        entry = HandledType(name, max_attempts=self.often(self.rng.randrange(1, 5), 0))
+        known = [one.type for one in (*self.table.map.type_settings, *self.table.map.announced_types)]
+        forgotten = self.pick(known) if known else name
+        orders: list[c.AnyCommand] = [c.PutType(entry), c.AnnounceTypes((entry,)), c.DeleteType(forgotten)]
+        return self.pick(orders)
+
+    def of_pauses(self) -> c.AnyCommand:
+        now_us = self.rng.randrange(100)
+        entry = PauseEntry(self.pick(["queue", "type"]), self.often(self.pick(["q", "r"]), ""), since_us=now_us)
+        known = [one.place for one in self.table.map.pauses]
+        target, name = self.pick(known) if known else entry.place
+        orders: list[c.AnyCommand] = [c.Pause(entry), c.Resume(target, name, now_us)]
+        return self.pick(orders)
 
     # --- tokens ---
     def put_token(self) -> c.AnyCommand:
