@@ -121,7 +121,9 @@ class RemoteAttempts:
                 self._granted.pop(task_id, None)
                 continue
             before = slot.row
-            if before.token is None or task_id in self._claims or node not in (None, before.worker):
+            own = self._claims.get(task_id)
+            is_own = own is not None and own.token == before.token  # one that holds it no more is still held there
+            if before.token is None or is_own or node not in (None, before.worker):
                 continue
             if before.lease is not None:
                 continue  # a remote worker's: ``WorkerAttempts`` has adopted it
