@@ -60,6 +60,13 @@ def kinds(task: dict[str, Any]) -> list[str]:
     return [reason["kind"] for reason in task.get("waiting_for", [])]
 
 
+def are_without(node: NodeHttp) -> bool:
+    """Whether all thirty tasks of type ``b`` wait for a handler; they must be pending."""
+    listed = node.get("/tasks/list?scope=cluster&type=b").json["tasks"]
+    assert [task["status"] for task in listed] == ["pending"] * 30
+    return all(kinds(task) == ["no_handler"] for task in listed)
+
+
 def whole(cluster: Cluster) -> None:
     cluster.wait_whole(voters=3 if len(cluster.running) > 2 else 1)
     cluster.wait_ready()
@@ -229,9 +236,8 @@ class TestRollingDeploy:
         others = [cluster[name].submit("a") for name in cluster.ports]
         assert [task["result"] for task in settled(cluster["node-1"], *others)] == ["a"] * 2, "others pass by"
         for name in cluster.ports:
-            listed = cluster[name].get("/tasks/list?scope=cluster&type=b").json["tasks"]
-            assert len(listed) == 30
-            assert all(task["status"] == "pending" and kinds(task) == ["no_handler"] for task in listed)
+            # Nodes hear of each other's handlers by and by: until then such a task waits for nothing that is known.
+            until(partial(are_without, cluster[name]), deadline_s=DEADLINE_S, what=f"{name} says why they wait")
         deployed.add("node-2")
         assert cluster["node-2"].terminate() == 0
         cluster.start("node-2")
