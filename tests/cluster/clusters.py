@@ -333,3 +333,18 @@ def whole_cluster(directory: Path, *arguments: Any, **options: Any) -> Iterator[
     finally:
         cluster.close()
         nodes.close()
+
+
+@contextlib.contextmanager
+def shared_cluster(made_in: Path, *options: str) -> Iterator[Cluster]:
+    """Three whole nodes for all tests of a file that hurt none of them."""
+    nodes = Nodes(made_in)
+    cluster = Cluster(nodes, options=options)
+    try:
+        cluster.start()
+        cluster.wait_whole()
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.close()
+        nodes.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.clusters import Cluster
+from tests.cluster.clusters import Cluster, shared_cluster
 from tests.support.harness import PROJECT, Nodes, clean_environment
 from tests.support.memory_tokens import token_of
 from tq_node.cli.tokens_file import written
@@ -32,14 +32,8 @@ def kit(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    made = Cluster(nodes, options=IDLE)
-    made.start()
-    made.wait_whole()
-    made.wait_ready()
-    yield made
-    made.close()
-    nodes.close()
+    with shared_cluster(tmp_path_factory.mktemp("nodes"), *IDLE) as made:
+        yield made
 
 
 def test_three_nodes_pass_it(cluster: Cluster) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.clusters import Cluster
+from tests.cluster.clusters import Cluster, shared_cluster
 from tests.cluster.replicated import NAMES, MakeCluster, started
-from tests.support.harness import Nodes, until
+from tests.support.harness import until
 
 pytestmark = pytest.mark.cluster
 NO_HANDLERS = ("--handlers", "tests.support.cluster_handlers", "--concurrency", "1")
@@ -35,15 +35,8 @@ def own_type() -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three nodes for all tests here that hurt none of them."""
-    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    made = Cluster(nodes, options=NO_HANDLERS)
-    made.start()
-    made.wait_whole()
-    made.wait_ready()
-    yield made
-    made.close()
-    nodes.close()
+    with shared_cluster(tmp_path_factory.mktemp("nodes"), *NO_HANDLERS) as made:
+        yield made
 
 
 def claim(cluster: Cluster, node: str, worker: str = "w-1", **fields: Any) -> Any:

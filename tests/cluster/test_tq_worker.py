@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.clusters import Cluster
+from tests.cluster.clusters import Cluster, shared_cluster
 from tests.cluster.replicated import HANDLERS, MakeCluster, started
-from tests.support.harness import PROJECT, Nodes, clean_environment, free_port, until
+from tests.support.harness import PROJECT, clean_environment, free_port, until
 from tq_node.remote_worker.options import read_options
 
 pytestmark = pytest.mark.cluster
@@ -106,15 +106,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three nodes for all tests here that hurt none of them."""
-    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    made = Cluster(nodes, options=IDLE)
-    made.start()
-    made.wait_whole()
-    made.wait_ready()
-    yield made
-    made.close()
-    nodes.close()
+    with shared_cluster(tmp_path_factory.mktemp("nodes"), *IDLE) as made:
+        yield made
 
 
 def test_it_runs_handlers_of_both_kinds_and_ends_in_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -13,6 +14,7 @@ from tq_node.types import (
     STATE_LABELS,
     AttemptRecord,
     Backoff,
+    HandledType,
     PauseEntry,
     State,
     TaskError,
@@ -328,3 +330,17 @@ def event_data(change: Transition, node: str | None) -> EventData:
         change.partition,
         time_text(change.at_us),
     )
+
+
+def defaults_of(handled: HandledType) -> dict[str, Any]:
+    """Return the fields of an answer that give a type's defaults; what is not given is left out."""
+    out: dict[str, Any] = {}
+    if handled.queue is not None:
+        out["queue"] = handled.queue
+    if handled.max_attempts is not None:
+        out["max_attempts"] = handled.max_attempts
+    if handled.timeout_ms is not None:
+        out["timeout"] = seconds(handled.timeout_ms)
+    if (backoff := handled.backoff) is not None:
+        out["backoff"] = BackoffOut(backoff.kind, seconds(backoff.base_ms), seconds(backoff.cap_ms), backoff.jitter)
+    return out

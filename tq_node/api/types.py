@@ -18,7 +18,7 @@ from tq_node.api.names import refuse_unshown
 from tq_node.api.problems import PeerUnreachable
 from tq_node.api.query import NoParameters, read_query
 from tq_node.api.requests import BackoffRequest, BackoffSeconds, QueueText, TypeText, Whole, backoff_of
-from tq_node.api.responses import BackoffOut, seconds
+from tq_node.api.responses import BackoffOut, defaults_of
 from tq_node.api.routes import Answer, Route
 from tq_node.errors import InvalidField
 from tq_node.facade import TaskQueue
@@ -109,7 +109,7 @@ class TypeRoutes:
         read_query(request, NoParameters)
         table = self._queue.type_table()
         shown = [
-            _out(entry, set_by)
+            TypeOut(entry.type, set_by, **defaults_of(entry))
             for entries, set_by in ((table.put, "operator"), (table.announced, "worker"))
             for entry in entries
             if _may_see(request.caller, entry)
@@ -211,16 +211,3 @@ def _entry(sent: TypeFields, at: str) -> HandledType:
 
 def _may_see(caller: Caller, entry: HandledType) -> bool:
     return caller.queues is None or entry.queue is None or entry.queue in caller.queues
-
-
-def _out(entry: HandledType, set_by: str) -> TypeOut:
-    out = TypeOut(entry.type, set_by)
-    if entry.queue is not None:
-        out.queue = entry.queue
-    if entry.max_attempts is not None:
-        out.max_attempts = entry.max_attempts
-    if entry.timeout_ms is not None:
-        out.timeout = seconds(entry.timeout_ms)
-    if (backoff := entry.backoff) is not None:
-        out.backoff = BackoffOut(backoff.kind, seconds(backoff.base_ms), seconds(backoff.cap_ms), backoff.jitter)
-    return out

@@ -13,7 +13,7 @@ from tq_node import errors, limits
 from tq_node.api.access.access import Access
 from tq_node.api.http.request import ApiRequest
 from tq_node.api.query import NoParameters, read_query
-from tq_node.api.responses import BackoffOut, seconds, time_text
+from tq_node.api.responses import BackoffOut, defaults_of, time_text
 from tq_node.api.routes import Answer, Route
 from tq_node.facade import HandlersReloaded, NodeHandlers, TaskQueue, WorkerSeen
 from tq_node.types import HandledType, HandlerKind
@@ -196,17 +196,7 @@ def handlers_out(shown: Iterable[NodeHandlers]) -> list[HandlerOut]:
         for handled in one.announced.handled:
             nodes.setdefault((handled, one.announced.kind is HandlerKind.SIMULATED), []).append(one.node)
     ordered = sorted(nodes.items(), key=lambda item: (item[0][0].type, item[1]))
-    return [HandlerOut(handled.type, names, simulated, _defaults(handled)) for (handled, simulated), names in ordered]
-
-
-def _defaults(handled: HandledType) -> HandlerDefaults:
-    out = HandlerDefaults()
-    if handled.queue is not None:
-        out.queue = handled.queue
-    if handled.max_attempts is not None:
-        out.max_attempts = handled.max_attempts
-    if handled.timeout_ms is not None:
-        out.timeout = seconds(handled.timeout_ms)
-    if (backoff := handled.backoff) is not None:
-        out.backoff = BackoffOut(backoff.kind, seconds(backoff.base_ms), seconds(backoff.cap_ms), backoff.jitter)
-    return out
+    return [
+        HandlerOut(handled.type, names, simulated, HandlerDefaults(**defaults_of(handled)))
+        for (handled, simulated), names in ordered
+    ]
