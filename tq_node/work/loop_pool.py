@@ -17,10 +17,9 @@ from tq_node.work.loop_process import LoopProcess
 from tq_node.work.process import Phase
 from tq_node.work.process_environment import ProcessEnvironment
 from tq_node.work.spawning import Spawner, hide_high_descriptors
+from tq_node.work.start_failures import StartFailures
 
 _log = Logger()
-_BACKOFF_S = 0.25
-_BACKOFF_S_MAX = 5.0
 
 
 class LoopPool:
@@ -39,9 +38,7 @@ class LoopPool:
         self._waiting: deque[LoopAttempt] = deque()
         self._timers: dict[LoopProcess, IDelayedCall] = {}
         """While a process starts."""
-        self._failures = 0
-        self._why_failed = ""
-        self._backoff: IDelayedCall | None = None
+        self._failures = StartFailures(self._clock, self._balance)
         self._running = False
         self._stopped: Deferred[None] | None = None
 
@@ -52,9 +49,9 @@ class LoopPool:
     @property
     def notes(self) -> tuple[ReadyNote, ...]:
         """For ``/ready``."""
-        if self._failures < limits.CHILD_START_FAILURES_MAX or self._ready():
+        if not self._failures.are_too_many or self._ready():
             return ()
-        return (ReadyNote("no_workers", f"worker processes don't start, so nothing is claimed: {self._why_failed}"),)
+        return (self._failures.note,)
 
     def start(self) -> None:
         """Start the first process; a second call does nothing."""
@@ -78,9 +75,7 @@ class LoopPool:
     def stop(self) -> Deferred[None]:
         """Kill all processes; fires when they are gone. The attempts must have ended before."""
         self._running = False
-        if self._backoff is not None:
-            self._backoff.cancel()
-            self._backoff = None
+        self._failures.stop()
         for process in list(self._all):
             process.kill("")
         if not self._all:
@@ -90,7 +85,7 @@ class LoopPool:
 
     # --- for attempts ---
     def submit(self, attempt: LoopAttempt) -> None:
-        if not self._running or (self._failures >= limits.CHILD_START_FAILURES_MAX and not self._ready()):
+        if not self._running or (self._failures.are_too_many and not self._ready()):
             attempt.release()
             return
         self._waiting.append(attempt)
@@ -106,7 +101,7 @@ class LoopPool:
         timer = self._timers.pop(process, None)
         if timer is not None:
             timer.cancel()
-        self._failures = 0
+        self._failures.forget()
         self._send()
         self._balance()
 
@@ -137,7 +132,7 @@ class LoopPool:
 
     def _balance(self) -> None:
         """Start a process if there is none, or if all that there are have enough to do."""
-        if not self._running or self._backoff is not None:
+        if not self._running or self._failures.is_waiting:
             return
         usable = [process for process in self._all if process.phase in (Phase.BUSY, Phase.STARTING)]
         attempts = len(self._waiting) + sum(process.load for process in usable)
@@ -163,19 +158,7 @@ class LoopPool:
 
     def _start_failed(self, why: str) -> None:
         """Log it, space out the next start, give back what waits once it has happened too often."""
-        self._failures += 1
-        self._why_failed = why
-        delay_s = min(_BACKOFF_S * 2 ** min(self._failures - 1, 10), _BACKOFF_S_MAX)
-        _log.error(
-            "worker process could not start: {why}; next try in {delay_s} s",
-            why=why, delay_s=delay_s, failures=self._failures, event="worker_start_failed",
-        )  # fmt: skip
-        if self._backoff is None:
-            self._backoff = self._clock.callLater(delay_s, self._end_backoff)
-        if self._failures >= limits.CHILD_START_FAILURES_MAX:
+        self._failures.add(why)
+        if self._failures.are_too_many:
             for attempt in list(self._waiting):
                 attempt.release()
-
-    def _end_backoff(self) -> None:
-        self._backoff = None
-        self._balance()

@@ -45,7 +45,7 @@ def _type_of(function: Callable[..., Any]) -> Any:
     if isinstance(said, str):
         names = getattr(plain, "__globals__", None) or vars(sys.modules[plain.__module__])
         try:
-            said = eval(said, names)  # noqa: S307 (the annotation of the application's own handler)
+            said = eval(said, names)  # noqa: S307 (its own handler's annotation; get_type_hints fails on any other)
         except (NameError, AttributeError, TypeError):  # imported for the type checker only
             return None
     return said if _holds_objects(said) else None

@@ -19,10 +19,9 @@ from tq_node.work.process import Phase, WorkerProcess
 from tq_node.work.process_attempt import ProcessAttempt
 from tq_node.work.process_environment import ProcessEnvironment
 from tq_node.work.spawning import Spawner, hide_high_descriptors
+from tq_node.work.start_failures import StartFailures
 
 _log = Logger()
-_BACKOFF_S = 0.25
-_BACKOFF_S_MAX = 5.0
 _STARTING_MAX = 4
 """The most processes that start at once: more would not be ready sooner, but block the reactor."""
 _STEADY_S = 5.0
@@ -70,10 +69,8 @@ class ProcessPool:
         self._outdated: set[WorkerProcess] = set()
         """Those started before ``renew``: they finish their tasks and are retired."""
         self._timers: dict[WorkerProcess, IDelayedCall] = {}
-        self._failures = 0
+        self._failures = StartFailures(self._clock, self._balance)
         """Failed starts since a process last ran a task."""
-        self._why_failed = ""
-        self._backoff: IDelayedCall | None = None
         self._running = False
         self._stopped: Deferred[None] | None = None
 
@@ -104,16 +101,16 @@ class ProcessPool:
     @property
     def slots(self) -> int:
         """How many attempts can run: ``size``; if starts fail, as many as there are processes."""
-        if self._failures < limits.CHILD_START_FAILURES_MAX:
+        if not self._failures.are_too_many:
             return self._size
         return sum(process.phase in (Phase.IDLE, Phase.BUSY) for process in self._all)
 
     @property
     def notes(self) -> tuple[ReadyNote, ...]:
         """For ``/ready``."""
-        if self._failures < limits.CHILD_START_FAILURES_MAX or self.slots > 0:
+        if not self._failures.are_too_many or self.slots > 0:
             return ()
-        return (ReadyNote("no_workers", f"worker processes don't start, so nothing is claimed: {self._why_failed}"),)
+        return (self._failures.note,)
 
     @property
     def is_deep(self) -> bool:
@@ -147,9 +144,7 @@ class ProcessPool:
     def stop(self) -> Deferred[None]:
         """Kill all processes; fires when they are gone. The attempts must have ended before."""
         self._running = False
-        if self._backoff is not None:
-            self._backoff.cancel()
-            self._backoff = None
+        self._failures.stop()
         if self._send_call is not None:
             self._send_call.cancel()
             self._send_call = None
@@ -161,7 +156,7 @@ class ProcessPool:
         return self._stopped
 
     def submit(self, attempt: ProcessAttempt) -> None:
-        if not self._running or (self._failures and self.slots == 0):
+        if not self._running or (self._failures.count and self.slots == 0):
             attempt.release()
             return
         self._waiting.append(attempt)
@@ -188,8 +183,13 @@ class ProcessPool:
         """Every few seconds: retire processes idle for long, kill those overdue to end."""
         now = self._clock.seconds()
         now_monotonic = self._monotonic()
-        if self._failures and self._backoff is None and self._idle and now - self._idle[-1].changed_s > _STEADY_S:
-            self._failures = 0
+        if (
+            self._failures.count
+            and not self._failures.is_waiting
+            and self._idle
+            and now - self._idle[-1].changed_s > _STEADY_S
+        ):
+            self._failures.forget()
         while len(self._idle) > self._spares and now - self._idle[0].changed_s > limits.CHILD_IDLE_S_MAX:
             self._retire(self._idle.pop(0))
         for process in list(self._all):
@@ -220,7 +220,7 @@ class ProcessPool:
             timer.cancel()
         elif process.tasks:
             # It has run a task, which says more than that it could start.
-            self._failures = 0
+            self._failures.forget()
         if not self._running:
             process.kill()
         elif process.tasks >= limits.CHILD_TASKS_MAX or process in self._outdated:
@@ -306,7 +306,7 @@ class ProcessPool:
 
     def _balance(self) -> None:
         """Start missing processes: one for each waiting attempt, and the spares."""
-        if not self._running or self._backoff is not None:
+        if not self._running or self._failures.is_waiting:
             return
         # An idle process needs no look at the others: the spares are there, and nobody waits.
         if not self._waiting and len(self._idle) >= self._spares:
@@ -320,7 +320,7 @@ class ProcessPool:
         wanted = min(self._size, busy + len(self._waiting) + self._spares)
         missing = wanted - starting - busy - len(self._idle)
         for _ in range(min(missing, _STARTING_MAX - starting)):
-            if self._backoff is not None or not self._spawn():
+            if self._failures.is_waiting or not self._spawn():
                 break
 
     def _spawn(self) -> bool:
@@ -351,22 +351,10 @@ class ProcessPool:
     def _start_failed(self, why: str) -> None:
         """Log it, space out the next start, and give back what waits once that has happened too
         often in a row. Nothing is wrong with the tasks, so it costs them no attempt."""
-        self._failures += 1
-        self._why_failed = why
-        delay_s = min(_BACKOFF_S * 2 ** min(self._failures - 1, 10), _BACKOFF_S_MAX)
-        _log.error(
-            "worker process could not start: {why}; next try in {delay_s} s",
-            why=why, delay_s=delay_s, failures=self._failures, event="worker_start_failed",
-        )  # fmt: skip
-        if self._backoff is None:
-            self._backoff = self._clock.callLater(delay_s, self._end_backoff)
-        if self._failures >= limits.CHILD_START_FAILURES_MAX:
+        self._failures.add(why)
+        if self._failures.are_too_many:
             for attempt in list(self._waiting):
                 attempt.release()
-
-    def _end_backoff(self) -> None:
-        self._backoff = None
-        self._balance()
 
     def _retire(self, process: WorkerProcess) -> None:
         process.retire()

@@ -330,8 +330,8 @@ async def test_where_no_process_can_be_had_what_is_ahead_is_given_back(
 ) -> None:
     """And not failed, which would cost each of them an attempt."""
     rig = await primed(rigs)
-    monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", AN_HOUR_S)
-    monkeypatch.setattr("tq_node.work.pool._BACKOFF_S_MAX", AN_HOUR_S)
+    monkeypatch.setattr("tq_node.work.start_failures._BACKOFF_S", AN_HOUR_S)
+    monkeypatch.setattr("tq_node.work.start_failures._BACKOFF_S_MAX", AN_HOUR_S)
     monkeypatch.setattr("sys.executable", "/no/such/python")
     for process in list(rig.worker.pool._all):
         process.kill()

@@ -115,7 +115,7 @@ async def test_processes_that_die_unused_are_not_replaced_without_end(
         for process in list(pool._all):
             process.kill()
         await until(lambda: pool.processes == 0 or pool.idle == 0, "none is")
-    await until(lambda: pool._failures >= 3, "it is counted")
+    await until(lambda: pool._failures.count >= 3, "it is counted")
     assert pool.started_total <= 8
 
 
@@ -146,7 +146,7 @@ def break_starts(rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str) -> str:
 async def test_where_no_process_starts_no_attempt_is_spent_and_nothing_is_claimed(
     rigs: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", 0.05)
+    monkeypatch.setattr("tq_node.work.start_failures._BACKOFF_S", 0.05)
     rig = rigs()
     pool = rig.worker.pool
     await rig.settled()
@@ -181,13 +181,13 @@ async def test_where_no_process_starts_no_attempt_is_spent_and_nothing_is_claime
 
 @asynchronous
 async def test_what_runs_goes_on_where_no_further_process_starts(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", 0.01)
+    monkeypatch.setattr("tq_node.work.start_failures._BACKOFF_S", 0.01)
     rig = rigs(concurrency=3)
     await rig.settled()
     monkeypatch.setattr("sys.executable", "/no/such/python")
     long = rig.queue.put("listen")
     await rig.running(long)
-    await until(lambda: rig.worker.pool._failures >= limits.CHILD_START_FAILURES_MAX, "it is known")
+    await until(lambda: rig.worker.pool._failures.count >= limits.CHILD_START_FAILURES_MAX, "it is known")
     assert rig.worker.pool.slots == limits.CHILD_SPARES
     assert rig.worker.notes == ()
     rig.worker.stop_attempt(long.task_id, long.token)

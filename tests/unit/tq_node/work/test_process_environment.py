@@ -84,7 +84,7 @@ async def test_a_handler_that_wants_more_memory_than_it_may_have_fails(rigs: Any
 
 @asynchronous
 async def test_modules_that_need_more_than_the_bound_are_named(rigs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tq_node.work.pool._BACKOFF_S", 0.05)
+    monkeypatch.setattr("tq_node.work.start_failures._BACKOFF_S", 0.05)
     rig = rigs(concurrency=1, environment=ProcessEnvironment(bounds=Bounds(memory_bytes=1 << 20)))
     await until(lambda: bool(rig.worker.notes), "it has given up")
     assert "--worker-memory" in rig.worker.notes[0].detail
